@@ -1,0 +1,81 @@
+"""Typed settings of the data path. Defaults are the published ones of stages 2 and 3 unless a comment says otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ImageConfig:
+    """Tiling of still pictures (published: 378-pixel crops of 27 x 27 patches, 4 patches of overlap margin)."""
+
+    crop_size: int = 378  # pixels; must equal the vision encoder's image size
+    patch_size: int = 14
+    margin: int = 4  # patches cut from each inner edge of a tile
+    max_crops: int = 8  # tiles of a picture, the global view not counted
+    high_res_max_crops: int = 24
+    p_high_res: float = 0.0  # chance that a single picture may use high_res_max_crops
+    max_images: int = 5
+    max_multi_image_crops: int = 8
+    pool: int = 2  # pooling window side, patches
+
+
+@dataclass
+class VideoConfig:
+    """Frame sampling, layout and timestamps of videos."""
+
+    max_frames: int = 128  # 384 in the long-context stage
+    max_fps: float = 2.0
+    pool: int = 3
+    time_mode: Literal["per-frame-compact", "per-frame", "numbered-frames", "none"] = "per-frame-compact"
+    per_frame_markers: bool = True  # a start and end token round each frame, as in the published checkpoints
+    frame_tokens: bool = False  # <frame_start>/<frame_end> instead of <im_start>/<im_end>
+    subtitle_mode: str = "frame_1"  # frame_N, all, truncate_N, ignore
+    max_subtitle_tokens: int | None = None
+
+
+@dataclass
+class TextFormatConfig:
+    """How annotations become prompts and answers, and how answers are weighted."""
+
+    prompt_templates: Literal["none", "uber_model_v2"] = "uber_model_v2"  # stage 1: none
+    system_prompt: Literal["style_and_length_v2", "demo_or_style_v2"] = "demo_or_style_v2"
+    point_format: Literal["html-v1", "html-v2"] = "html-v2"  # stage 1: html-v1
+    root_length_weight: bool = True  # multiply by weight_scale / sqrt(loss tokens of the branch); stage 1: False
+    root_branches_weight: bool = True  # divide by sqrt(branches kept); stage 1: False
+    weight_scale: float = 2.0  # the released code's 2; the paper writes 4
+
+
+@dataclass
+class SourceConfig:
+    """One data set of the mixture: a folder of shards with a manifest, its share, and its overrides."""
+
+    path: str = ""
+    rate: float = 1.0
+    weight: float | None = None  # flat loss weight that replaces the generic one
+    p_high_res: float | None = None
+
+
+@dataclass
+class PackingConfig:
+    """Two budgets at once: tokens and crops."""
+
+    sequence_length: int = 16384
+    max_crops: int = 128  # per pack
+    buffer_size: int = 48
+    crop_value: float = 30.0  # worth of one crop in tokens when the packer chooses
+
+
+@dataclass
+class DataConfig:
+    """Everything between shards on disk and a batch."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    tokenizer: str = "tiny"  # "tiny" (shipped) or a folder with tokenizer.json
+    image: ImageConfig = field(default_factory=ImageConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    text: TextFormatConfig = field(default_factory=TextFormatConfig)
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    num_workers: int = 0
+    seed: int = 50189

@@ -1,0 +1,62 @@
+"""The two values that flow through `data/`: an `Example` (one record, tokenised) and a `Pack` (a batch row's worth).
+
+Shape legend: T tokens of one example, S tokens of a pack, C crops, P patches per crop, D_p values per patch,
+N pooled visual tokens, K pooling window slots, U indivisible vision units, B packs in a micro-batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+ROOT_BRANCH = -1  # branch id of tokens that every branch of their example may see (and of plain examples)
+PAD_EXAMPLE = -1  # example id of padding
+PAD_TOKEN = -1  # input id and label of padding; never a row of the embedding table
+
+
+@dataclass(slots=True)
+class Example:
+    """One record as the model will see it: a message tree flattened into shifted token arrays, and its crops."""
+
+    input_ids: np.ndarray  # int64 [T]
+    labels: np.ndarray  # int64 [T], already shifted: labels[t] is what follows input_ids[t]
+    loss_weights: np.ndarray  # float32 [T], 0 where nothing is learned
+    position_ids: np.ndarray  # int64 [T]; every branch restarts where the root ends
+    branch_ids: np.ndarray  # int64 [T]; ROOT_BRANCH, or the branch's number
+    visual: np.ndarray  # bool [T]; tokens that attend to each other in both directions
+    crops: np.ndarray  # uint8 [C, P, D_p]
+    pooling: np.ndarray  # int64 [N, K]; patch index crop*P + patch, -1 for an empty slot; row n feeds n-th <im_patch>
+    unit_crops: np.ndarray  # int64 [U]; crops per indivisible unit (an image with its tiles, or one video frame)
+    unit_rows: np.ndarray  # int64 [U]; pooling rows per unit
+    key: str = ""  # "shard-name:record-key", for messages
+    info: dict[str, Any] = field(default_factory=dict)  # what the preview shows: frame times, texts, tilings
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def num_crops(self) -> int:
+        return int(self.crops.shape[0])
+
+
+@dataclass(slots=True)
+class Batch:
+    """A micro-batch of packs, as numpy arrays. Token arrays are padded to S; crops are never padded."""
+
+    input_ids: np.ndarray  # int64 [B, S], PAD_TOKEN where padded
+    labels: np.ndarray  # int64 [B, S], PAD_TOKEN where padded
+    loss_weights: np.ndarray  # float32 [B, S], 0 where padded
+    position_ids: np.ndarray  # int64 [B, S], 0 where padded
+    example_ids: np.ndarray  # int64 [B, S], 0.. within a pack, PAD_EXAMPLE where padded
+    branch_ids: np.ndarray  # int64 [B, S]
+    visual: np.ndarray  # bool [B, S]
+    crops: np.ndarray  # uint8 [C, P, D_p], all packs' crops in order
+    pooling: np.ndarray  # int64 [N, K], patch indices into the flattened [C * P] axis
+    pooled_positions: np.ndarray  # int64 [N], flattened b * S + s of the <im_patch> that row n is added to
+    unit_crops: np.ndarray  # int64 [U]
+    unit_rows: np.ndarray  # int64 [U]
+    keys: list[list[str]] = field(default_factory=list)  # per pack, the keys of its examples
+    state: dict[str, Any] = field(default_factory=dict)  # loader state after this batch (JSON values only)

@@ -1,0 +1,181 @@
+"""What a Molmo2 is made of: typed sizes, and the presets `tiny`, `4b`, `8b`, `o7b`.
+
+No torch here: configs are read by the command line, the planner and the converters before any model exists.
+Sizes follow the published checkpoints (https://huggingface.co/allenai/Molmo2-8B and its siblings).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+EXTRA_VOCAB_SIZE = 128  # rows after the base vocabulary; the visual special tokens live in the first of them
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """SigLIP2-style vision transformer over flattened patches; no class token, no final norm."""
+
+    image_size: int = 378  # crop side, pixels
+    patch_size: int = 14
+    hidden_size: int = 1152
+    num_heads: int = 16
+    ffn_size: int = 4304
+    num_layers: int = 27  # depth of the source checkpoint; blocks after the deepest feature layer are not built
+    feature_layers: tuple[int, ...] = (-3, -9)  # block outputs to concatenate, counted on num_layers, in this order
+    layernorm_eps: float = 1e-6
+    float32_attention: bool = False  # compute attention in fp32 whatever the parameter dtype
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of a crop."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def patch_dim(self) -> int:
+        return self.patch_size**2 * 3
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def feature_indices(self) -> tuple[int, ...]:
+        """0-based blocks whose outputs are the features, in concatenation order (published: 24, 18)."""
+        return tuple(i if i >= 0 else self.num_layers + i for i in self.feature_layers)
+
+    @property
+    def num_built_layers(self) -> int:
+        """Blocks that are really built (published: 25 of 27)."""
+        return max(self.feature_indices) + 1
+
+    @property
+    def feature_size(self) -> int:
+        return self.hidden_size * len(self.feature_layers)
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """Masked-mean-query attention pooling, then a SwiGLU projector into the language model's width."""
+
+    hidden_size: int = 1152
+    num_heads: int = 16
+    ffn_size: int = 12288
+    float32_attention: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN rotary scaling of OLMo 3, on `layers` only (all other layers keep plain rotary)."""
+
+    layers: tuple[int, ...]
+    factor: float = 8.0
+    attention_factor: float = 1.2079441541679836
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    original_max_position: int = 8192
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The language model. `qwen3`: pre-norm, per-head QK-norm. `olmo3`: post-norm, full-width QK-norm."""
+
+    family: Literal["qwen3", "olmo3"] = "qwen3"
+    hidden_size: int = 4096
+    num_layers: int = 36
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    ffn_size: int = 12288
+    vocab_size: int = 151936  # base rows; logits have exactly this many columns
+    tie_embeddings: bool = False
+    rotary_base: float = 1_000_000.0
+    yarn: YarnConfig | None = None
+    max_position: int = 36864
+    rmsnorm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+
+@dataclass(frozen=True)
+class Molmo2Config:
+    """A whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one example."""
+
+    name: str = "8b"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    extra_vocab_size: int = EXTRA_VOCAB_SIZE
+    visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
+
+
+def _tiny() -> Molmo2Config:
+    return Molmo2Config(
+        name="tiny",
+        vision=VisionConfig(
+            image_size=126, hidden_size=96, num_heads=4, ffn_size=256, num_layers=5, feature_layers=(-2, -4)
+        ),
+        connector=ConnectorConfig(hidden_size=96, num_heads=4, ffn_size=512),
+        text=TextConfig(
+            hidden_size=192,
+            num_layers=4,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            ffn_size=512,
+            vocab_size=1024,
+            tie_embeddings=True,
+            rotary_base=10_000.0,
+            max_position=4096,
+        ),
+    )
+
+
+def _qwen3_4b() -> Molmo2Config:
+    return Molmo2Config(
+        name="4b",
+        connector=ConnectorConfig(ffn_size=9728),
+        text=TextConfig(hidden_size=2560, ffn_size=9728, tie_embeddings=True, rotary_base=5_000_000.0),
+    )
+
+
+def _qwen3_8b() -> Molmo2Config:
+    return Molmo2Config(name="8b")
+
+
+def _olmo3_7b() -> Molmo2Config:
+    return Molmo2Config(
+        name="o7b",
+        connector=ConnectorConfig(ffn_size=11008),
+        text=TextConfig(
+            family="olmo3",
+            num_layers=32,
+            num_kv_heads=32,
+            ffn_size=11008,
+            vocab_size=100278,
+            rotary_base=500_000.0,
+            max_position=65536,
+            yarn=YarnConfig(layers=tuple(range(3, 32, 4))),
+        ),
+    )
+
+
+PRESETS = {"tiny": _tiny, "4b": _qwen3_4b, "8b": _qwen3_8b, "o7b": _olmo3_7b}
+
+
+def preset(name: str, **overrides: object) -> Molmo2Config:
+    """The named preset, top-level fields replaced by `overrides`.
+
+    Raises:
+        ValueError: no such preset; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown model preset {name!r}; known presets: {', '.join(PRESETS)}")
+    return replace(PRESETS[name](), **overrides)  # type: ignore[arg-type]
