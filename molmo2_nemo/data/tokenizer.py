@@ -1,0 +1,237 @@
+"""Text tokens and the visual special tokens, over a `tokenizer.json` of any byte-level model.
+
+The base vocabulary ends where the extra embedding rows begin. Extra special tokens are added in one fixed order, so that
+token number `vocab_size + i` is always `EXTRA_SPECIAL_TOKENS[i]`; a tokenizer shorter than the embedding table is first
+filled up with dummy entries.
+
+What a person wrote can never become a special token: `encode` reads `<im_patch>` or `<|im_end|>` in a text as the
+characters they are. Only `encode_chat` (trusted scaffolding) and `user_turn` make chat tokens, and visual tokens are made
+from ids by `image.py` and `video.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+ASSETS = Path(__file__).parent / "assets"
+SHIPPED = {"tiny": ASSETS / "tiny_tokenizer"}
+
+# Ids start at the height of the base embedding table, in this order (ids of the published checkpoints depend on it).
+EXTRA_SPECIAL_TOKENS = (
+    "<im_start>",
+    "<im_end>",
+    "<im_patch>",
+    "<im_col>",
+    "<low_res_im_start>",
+    "<|image|>",
+    "<im_low>",
+    "<frame_start>",
+    "<frame_end>",
+    "<|video|>",
+    "<|points|>",
+    "<|token_index|>",
+    "<|vit_index|>",
+    "<|vit_loc|>",
+)
+DUMMY_TOKEN = "|<EXTRA_TOKENS_{}>|"
+CHAT_START, CHAT_END = "<|im_start|>", "<|im_end|>"
+_CHAT_SPLIT = re.compile(f"({re.escape(CHAT_START)}|{re.escape(CHAT_END)})")
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids of the visual special tokens. `im_start` is `<im_start>` (a picture), not the chat token `<|im_start|>`."""
+
+    im_start: int
+    im_end: int
+    im_patch: int
+    im_col: int
+    low_res_im_start: int
+    image: int
+    im_low: int
+    frame_start: int
+    frame_end: int
+    video: int
+
+    @classmethod
+    def at(cls, base: int) -> SpecialIds:
+        names = ("im_start", "im_end", "im_patch", "im_col", "low_res_im_start")
+        names += ("image", "im_low", "frame_start", "frame_end", "video")
+        return cls(**{name: base + i for i, name in enumerate(names)})
+
+    @property
+    def visual(self) -> frozenset[int]:
+        """The eight ids whose positions attend to each other in both directions; placeholders are not among them."""
+        return frozenset(
+            (
+                self.im_patch,
+                self.im_col,
+                self.im_start,
+                self.low_res_im_start,
+                self.frame_start,
+                self.im_end,
+                self.frame_end,
+                self.im_low,
+            )
+        )
+
+
+class Molmo2Tokenizer:
+    """A tokenizer whose extra special tokens sit exactly behind the base vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer, config: dict[str, Any], *, vocab_size: int | None = None, name: str = ""):
+        """Args: `vocab_size` is the number of base embedding rows; by default what the tokenizer itself has.
+
+        Raises:
+            ValueError: more entries than embedding rows, extra tokens at other ids, or no end-of-text token.
+        """
+        self.name = name
+        self.config = dict(config)
+        self.vocab_size = _add_extra_tokens(tokenizer, vocab_size, name)
+        self.special = SpecialIds.at(self.vocab_size)
+        self.visual_ids = self.special.visual
+        self._special_aware = tokenizer
+        self._plain = Tokenizer.from_str(tokenizer.to_str())  # a second one, as the switch is not per call
+        self._plain.encode_special_tokens = True
+        self.chat_start_id = self._required(CHAT_START)
+        self.chat_end_id = self._required(CHAT_END)
+        eos = _token_text(config.get("eos_token")) or CHAT_END
+        bos = _token_text(config.get("bos_token")) or eos  # Qwen has none: its sequences start with EOS
+        self.eos_id = self._required(eos)
+        self.bos_id = self._required(bos)
+        # Scaffolding of the chat format, encoded once.
+        self._newline = self.encode("\n")
+        self._assistant = [self.chat_end_id, *self._newline, self.chat_start_id, *self.encode("assistant\n")]
+
+    @classmethod
+    def load(cls, name: str | Path, *, vocab_size: int | None = None) -> Molmo2Tokenizer:
+        """Open "tiny", or a folder with `tokenizer.json` (and normally `tokenizer_config.json`).
+
+        The number of base rows is `vocab_size` if given, else what a `config.json` in the folder says, else the
+        tokenizer's own size.
+
+        Raises:
+            ValueError: no such tokenizer, or a file that is not one.
+        """
+        folder = SHIPPED.get(str(name), Path(name))
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            known = ", ".join(repr(n) for n in SHIPPED)
+            raise ValueError(f"no tokenizer at {folder}: expected {path.name} there, or one of the names {known}")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+        config = _read_json(folder / "tokenizer_config.json")
+        if vocab_size is None:
+            model = _read_json(folder / "config.json")
+            vocab_size = model.get("text_config", model).get("vocab_size")
+        return cls(tokenizer, config, vocab_size=vocab_size, name=str(name))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; special strings inside it stay text.
+
+        Raises:
+            ValueError: the text holds lone surrogates, which no tokenizer can read.
+        """
+        try:
+            return self._plain.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:
+            raise ValueError(f"text is not valid Unicode: {text[:40]!r}...") from error
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Token ids of trusted scaffolding: `<|im_start|>` and `<|im_end|>` become the chat tokens, nothing else."""
+        ids: list[int] = []
+        for piece in _CHAT_SPLIT.split(text):
+            if piece == CHAT_START:
+                ids.append(self.chat_start_id)
+            elif piece == CHAT_END:
+                ids.append(self.chat_end_id)
+            elif piece:
+                ids.extend(self.encode(piece))
+        return ids
+
+    def user_turn(self, text: str, *, first: bool) -> list[int]:
+        """A user's turn and the opening of the assistant's, in the `qwen3` chat format; `text` stays plain text.
+
+        Later turns open with a second `<|im_end|>` (the first is the EOS of the answer before it), as in training.
+        """
+        lead = [] if first else [self.chat_end_id, *self._newline]
+        return [*lead, self.chat_start_id, *self.encode("user\n" + text), *self._assistant]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Text of token ids; special tokens are written out unless `skip_special`. Padding (negative) is left out."""
+        return self._special_aware.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
+
+    def token(self, token_id: int) -> str:
+        """The vocabulary entry of one id, for messages and previews ("" if there is none)."""
+        return self._special_aware.id_to_token(int(token_id)) or ""
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json` and `tokenizer_config.json` with the extra tokens, as a Hugging Face folder has them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._special_aware.save(str(folder / "tokenizer.json"))
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.config}
+        config["eos_token"] = self.token(self.eos_id)
+        config["additional_special_tokens"] = list(EXTRA_SPECIAL_TOKENS)
+        config.pop("added_tokens_decoder", None)  # it lists the tokens before ours; tokenizer.json has them all
+        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def _required(self, token: str) -> int:
+        token_id = self._special_aware.token_to_id(token)
+        if token_id is None:
+            raise ValueError(
+                f"tokenizer {self.name!r} has no token {token!r}; Molmo2 needs the chat tokens {CHAT_START} and "
+                f"{CHAT_END} and the eos_token that tokenizer_config.json names"
+            )
+        return token_id
+
+
+def _add_extra_tokens(tokenizer: Tokenizer, vocab_size: int | None, name: str) -> int:
+    """Fill `tokenizer` up to `vocab_size` and append the extra special tokens; returns the base size."""
+    present = tokenizer.token_to_id(EXTRA_SPECIAL_TOKENS[0])
+    if present is None:
+        entries = tokenizer.get_vocab_size(with_added_tokens=True)
+        base = entries if vocab_size is None else vocab_size
+        if entries > base:
+            raise ValueError(
+                f"tokenizer {name!r} has {entries} entries but the model only {base} base embedding rows; "
+                "use the model's own tokenizer"
+            )
+        dummies = [DUMMY_TOKEN.format(i) for i in range(base - entries)]
+        new = [*dummies, *EXTRA_SPECIAL_TOKENS]
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in new])
+    else:
+        base = present
+        if vocab_size is not None and vocab_size != base:
+            raise ValueError(
+                f"tokenizer {name!r} was saved with its extra tokens at {base}, but the model has {vocab_size} base rows"
+            )
+    for i, token in enumerate(EXTRA_SPECIAL_TOKENS):
+        if tokenizer.token_to_id(token) != base + i:
+            found = tokenizer.token_to_id(token)
+            raise ValueError(f"tokenizer {name!r}: {token} has id {found}, expected {base + i}; its ids have gaps")
+    return base
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def _token_text(entry: Any) -> str | None:
+    """The string of a special-token entry, which may be a string, a dict with "content", or absent."""
+    return entry.get("content") if isinstance(entry, dict) else entry
