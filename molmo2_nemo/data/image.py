@@ -1,0 +1,266 @@
+"""Still pictures: bytes -> RGB -> tiles and a global view -> patches, pooling windows, visual tokens.
+
+A picture is stretched to a canvas of rows x cols overlapping tiles and, separately, to one global view. The patches of
+the canvas form one grid (each from the tile that owns it), which is pooled in pool x pool windows; each window is one
+`<im_patch>` token. Facts: Molmo2's released image preprocessor; transformers' Molmo2 image processor agrees with it.
+
+Shape legend: C crops, P patches per crop, D_p values per patch, N pooled visual tokens, K slots of a pooling window.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.nn import functional as F
+
+from molmo2_nemo.data.config import ImageConfig
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+
+MAX_PIXELS = 64_000_000  # of one encoded picture; decoding needs about 16 bytes for each
+# Only formats that decode in-process from bytes: none that start a program (EPS) or read other files.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+
+
+@dataclass(slots=True)
+class VisualInput:
+    """The visual root of an example: its crops and the tokens that stand for them."""
+
+    token_ids: list[int]
+    crops: np.ndarray  # uint8 [C, P, D_p]
+    pooling: np.ndarray  # int64 [N, K], patch index crop * P + patch or -1
+    unit_crops: list[int]  # crops per indivisible unit: one picture with its tiles, or one video frame
+    unit_rows: list[int]  # pooling rows per unit
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TileGeometry:
+    """Sizes that follow from an `ImageConfig`."""
+
+    crop: int  # pixels
+    patch: int  # pixels
+    margin: int  # patches
+    pool: int  # patches
+
+    @classmethod
+    def of(cls, config: ImageConfig) -> TileGeometry:
+        geometry = cls(config.crop_size, config.patch_size, config.margin, config.pool)
+        if geometry.crop % geometry.patch or geometry.window_patches <= 0:
+            raise ValueError(
+                f"image.crop_size {config.crop_size}, patch_size {config.patch_size} and margin {config.margin} do not "
+                "fit: crop_size must be a multiple of patch_size and hold more than two margins"
+            )
+        return geometry
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of a crop."""
+        return self.crop // self.patch
+
+    @property
+    def window_patches(self) -> int:
+        return self.grid - 2 * self.margin
+
+    @property
+    def window(self) -> int:
+        """Step between tiles, pixels."""
+        return self.window_patches * self.patch
+
+    @property
+    def overlap(self) -> int:
+        """Both margins together, pixels."""
+        return 2 * self.margin * self.patch
+
+    def canvas(self, tiling: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels of the stretched picture."""
+        return tiling[0] * self.window + self.overlap, tiling[1] * self.window + self.overlap
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Pixels of an encoded picture, turned upright: uint8 [H, W, 3].
+
+    Transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
+
+    Raises:
+        ValueError: not a picture, cut short, or more than `max_pixels`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ValueError(f"picture of {width} x {height} pixels; at most {max_pixels} pixels are read")
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"picture too large to read, at most {max_pixels} pixels: {error}") from error
+    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
+        # What Pillow raises for broken files depends on the format and on where it breaks.
+        start = data[:8].hex() or "nothing"
+        raise ValueError(f"cannot read picture of {len(data)} bytes (starts with {start}): {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as Pillow converts it, except that deep grey keeps its tones instead of clipping to white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = values.max(initial=0)
+        scale = 1.0 if top <= 255 else 255.0 / (65535.0 if top <= 65535 else top)
+        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Stretch uint8 [H, W, 3] to uint8 [height, width, 3]: bilinear in fp32 without antialiasing, rounded half to even.
+
+    The same numbers as torchvision's `Resize([height, width], BILINEAR, antialias=False)` on a uint8 tensor.
+    """
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0).float()
+    out = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
+    return out.round_().clamp_(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
+    """Rows and columns of tiles for a picture of height x width pixels, the overlap already taken off.
+
+    The smallest enlargement wins; if every canvas is smaller than the picture, the one that shrinks it least.
+    """
+    candidates = [(i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops // i + 1)]
+    candidates.sort(key=lambda tiling: (tiling[0] * tiling[1], tiling[0]))
+    canvas = np.array(candidates, dtype=np.float32) * np.float32(window)
+    scale = np.min(canvas / np.array([height, width], dtype=np.float32), axis=1)
+    if np.all(scale < 1):
+        return candidates[int(np.argmax(scale))]
+    return candidates[int(np.argmin(np.where(scale < 1, np.float32(np.inf), scale)))]
+
+
+def patchify(crops: np.ndarray, patch: int) -> np.ndarray:
+    """uint8 [C, side, side, 3] -> uint8 [C, P, patch * patch * 3]; a patch is (row, column, channel), channel fastest."""
+    count, height, width, channels = crops.shape
+    split = crops.reshape(count, height // patch, patch, width // patch, patch, channels)
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 2, 4, 5)).reshape(
+        count, (height // patch) * (width // patch), patch * patch * channels
+    )
+
+
+def pool_windows(ids: np.ndarray, pool: int) -> np.ndarray:
+    """Group a grid of patch ids [rows, cols] into windows: int64 [ceil(rows/pool), ceil(cols/pool), pool * pool].
+
+    A grid that does not divide is padded with -1, the odd one at the bottom and right.
+    """
+    pads = [(-size) % pool for size in ids.shape]
+    padded = np.pad(ids, [(pad // 2, pad - pad // 2) for pad in pads], constant_values=-1)
+    rows, cols = padded.shape[0] // pool, padded.shape[1] // pool
+    return padded.reshape(rows, pool, cols, pool).transpose(0, 2, 1, 3).reshape(rows, cols, pool * pool)
+
+
+def tile_patch_ids(tiling: tuple[int, int], geometry: TileGeometry, first_crop: int) -> np.ndarray:
+    """Flat patch ids of the stitched picture: int64 [rows * window + overlap, cols * window + overlap] in patches.
+
+    Where tiles overlap, each keeps its inside: `margin` patches are cut from every edge it shares with a neighbour.
+    """
+    window, margin, grid = geometry.window_patches, geometry.margin, geometry.grid
+    y, x = (np.arange(count * window + 2 * margin) for count in tiling)
+    row, col = (np.clip((v - margin) // window, 0, n - 1) for v, n in zip((y, x), tiling, strict=True))
+    crop = first_crop + row[:, None] * tiling[1] + col[None, :]
+    inside = (y - row * window)[:, None] * grid + (x - col * window)[None, :]
+    return crop * grid * grid + inside
+
+
+def encode_image(
+    pixels: np.ndarray, config: ImageConfig, tokenizer: Molmo2Tokenizer, *, max_crops: int, first_crop: int = 0
+) -> VisualInput:
+    """One picture, uint8 [H, W, 3], as crops (global view first, then tiles row by row) and tokens.
+
+    `first_crop` is the number of crops before this picture; pooling ids count from the example's first crop.
+    """
+    geometry, special = TileGeometry.of(config), tokenizer.special
+    height, width = pixels.shape[:2]
+    tiling = select_tiling(
+        max(height - geometry.overlap, 1), max(width - geometry.overlap, 1), geometry.window, max_crops
+    )
+    side, step = geometry.crop, geometry.window
+    canvas = resize(pixels, *geometry.canvas(tiling))
+    views = [resize(pixels, side, side)]
+    for row in range(tiling[0]):
+        for col in range(tiling[1]):
+            views.append(canvas[row * step : row * step + side, col * step : col * step + side])
+
+    patches = geometry.grid**2
+    overview = np.arange(patches).reshape(geometry.grid, geometry.grid) + first_crop * patches
+    low = pool_windows(overview, geometry.pool)
+    high = pool_windows(tile_patch_ids(tiling, geometry, first_crop + 1), geometry.pool)
+    low_tokens = low.shape[0] * low.shape[1]
+    one_row = [special.im_patch] * high.shape[1] + [special.im_col]
+    tokens = [special.low_res_im_start, *[special.im_patch] * low_tokens, special.im_end]
+    tokens += [special.im_start, *one_row * high.shape[0], special.im_end]
+    pooling = np.concatenate([low.reshape(low_tokens, -1), high.reshape(-1, high.shape[-1])]).astype(np.int64)
+    return VisualInput(
+        token_ids=tokens,
+        crops=patchify(np.stack(views), geometry.patch),
+        pooling=pooling,
+        unit_crops=[len(views)],
+        unit_rows=[len(pooling)],
+        info={"size": [width, height], "tiling": list(tiling), "token_grid": list(high.shape[:2])},
+    )
+
+
+def encode_images(
+    images: Sequence[np.ndarray],
+    config: ImageConfig,
+    tokenizer: Molmo2Tokenizer,
+    *,
+    high_res: bool = False,
+) -> VisualInput:
+    """All pictures of an example, in order. More than one: each is announced by the text `Image N`.
+
+    Pictures beyond `config.max_images` are left out (as in training of the released model); `info["ignored"]` counts
+    them. `high_res` allows a single picture `high_res_max_crops` tiles.
+    """
+    if not images:
+        raise ValueError("no pictures given")
+    used = images[: config.max_images]
+    max_crops = config.max_crops if len(used) == 1 else config.max_multi_image_crops
+    if high_res and len(used) == 1:
+        max_crops = config.high_res_max_crops
+    parts: list[VisualInput] = []
+    tokens: list[int] = []
+    crops = 0
+    for number, pixels in enumerate(used, start=1):
+        part = encode_image(pixels, config, tokenizer, max_crops=max_crops, first_crop=crops)
+        if len(used) > 1:
+            tokens += tokenizer.encode(f"Image {number}")
+        tokens += part.token_ids
+        crops += len(part.crops)
+        parts.append(part)
+    return VisualInput(
+        token_ids=tokens,
+        crops=np.concatenate([part.crops for part in parts]),
+        pooling=np.concatenate([part.pooling for part in parts]),
+        unit_crops=[math.prod(part.info["tiling"]) + 1 for part in parts],
+        unit_rows=[len(part.pooling) for part in parts],
+        info={"images": [part.info for part in parts], "ignored": len(images) - len(used)},
+    )
+
+
+def no_visual(config: ImageConfig) -> VisualInput:
+    """The root of a text-only example: no crops, no tokens."""
+    geometry = TileGeometry.of(config)
+    return VisualInput(
+        token_ids=[],
+        crops=np.zeros((0, geometry.grid**2, geometry.patch**2 * 3), np.uint8),
+        pooling=np.zeros((0, geometry.pool**2), np.int64),
+        unit_crops=[],
+        unit_rows=[],
+    )
