@@ -1,0 +1,387 @@
+"""Videos: which moments to look at, decoding just those frames, and their tokens with timestamps and subtitles.
+
+Times are seconds from the start of the clip. Every frame is one stretched crop (no tiles, no global view) whose patches
+are pooled in pool x pool windows. A file is first scanned without decoding (packet times only), so that the duration is
+that of the content, whatever the header says, and every wanted frame is reached by the shortest way: on from where the
+decoder is, or by a jump to the key frame before it. Beyond the stretched crops at most two decoded frames are held.
+
+Shape legend: C frames (= crops), P patches per frame, D_p values per patch, N pooled tokens, K slots of a window.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import av
+import numpy as np
+from av.error import FFmpegError
+
+from molmo2_nemo.data.config import ImageConfig, VideoConfig
+from molmo2_nemo.data.image import MAX_PIXELS, TileGeometry, VisualInput, patchify, pool_windows, resize
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+
+MAX_SECONDS = 6 * 3600.0
+MAX_PACKETS = 3_000_000  # of the video stream
+SEEK_GAP = 8  # frames; decoding fewer than this on is cheaper than a jump
+EDGE = 1e-6  # seconds a requested time is kept away from both ends of the stream
+# Containers that hold their own media. Playlists and other formats that name further files are not opened.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,gif"
+
+
+class SubtitleLike(Protocol):
+    """One subtitle: seconds from the start of the clip, and what is said."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
+class TimeSampler:
+    """Moments to look at in a clip of a given duration.
+
+    `uniform_last_frame`: every 1/max_fps seconds and the end itself, or, if that is more than `max_frames`, that many
+    evenly from start to end. `fps`: the largest of the ascending `candidate_fps` with which `max_frames` frames still
+    span the clip (the first, cutting the clip, if none does).
+    """
+
+    max_frames: int
+    max_fps: float = 2.0
+    mode: str = "uniform_last_frame"
+    candidate_fps: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def of(cls, config: VideoConfig, sampling: Mapping[str, Any], video_fps: float) -> TimeSampler:
+        """Settings of the run, overridden by a record's `sampling`.
+
+        Keys: `mode` (or `frame_sample_mode`), `candidate_sampling_fps`, `sampling_fps`, `max_fps`, `max_frames`. Without
+        candidates, `fps` tries the multiples of `sampling_fps` up to 10 that divide the video's own rate.
+        """
+        mode = str(sampling.get("mode", sampling.get("frame_sample_mode", "uniform_last_frame")))
+        wanted = sampling.get("candidate_sampling_fps")
+        if not wanted:
+            step = int(sampling.get("sampling_fps") or 1)
+            own = round(video_fps)
+            wanted = [rate for rate in range(step, 11, step) if own % rate == 0] or [step]
+        frames = min(int(sampling.get("max_frames", config.max_frames)), config.max_frames)
+        rates = tuple(sorted(float(rate) for rate in wanted))
+        return cls(frames, float(sampling.get("max_fps", config.max_fps)), mode, rates)
+
+    def __call__(self, duration: float) -> np.ndarray:
+        """Seconds from the clip's start: float64 [n], 1 <= n <= max_frames."""
+        if self.max_frames < 1 or self.max_fps <= 0 or min(self.candidate_fps) <= 0:
+            raise ValueError(f"video sampling needs max_frames >= 1 and rates > 0, got {self}")
+        if self.mode == "uniform_last_frame":
+            if (self.max_frames - 1) / self.max_fps < duration:
+                return np.linspace(0, duration, self.max_frames, endpoint=True, dtype=np.float64)
+            return np.concatenate([np.arange(0, duration, 1 / self.max_fps), [duration]]).astype(np.float64)
+        if self.mode == "fps":
+            rate = self.candidate_fps[0]
+            for candidate in self.candidate_fps:
+                if self.max_frames / candidate < duration:
+                    break
+                rate = candidate
+            times = np.arange(self.max_frames, dtype=np.float64) / rate
+            return times[times < duration] if duration > 0 else times[:1]
+        raise ValueError(f"unknown video sampling mode {self.mode!r}; known: uniform_last_frame, fps")
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """What a scan of a stream's packets tells, in presentation order."""
+
+    pts: np.ndarray  # int64 [frames], stream time base
+    keys: np.ndarray  # int64 [key frames], their pts
+    key_dts: np.ndarray  # int64 [key frames]
+    tick: float  # seconds of one unit of pts
+    end: float  # seconds on the stream's clock where the last frame stops being shown
+
+    @property
+    def begin(self) -> float:
+        return float(self.pts[0] * self.tick)
+
+    @property
+    def duration(self) -> float:
+        return self.end - self.begin
+
+    @property
+    def fps(self) -> float:
+        return len(self.pts) / self.duration if self.duration > 0 else 1.0
+
+    def frame_at(self, seconds: np.ndarray) -> np.ndarray:
+        """Numbers of the frames shown at times on the stream's clock: int64 [n]."""
+        inside = np.maximum(np.minimum(seconds, self.end - EDGE), self.begin + EDGE)
+        return np.clip(np.searchsorted(self.pts * self.tick, inside, side="right") - 1, 0, len(self.pts) - 1)
+
+
+@contextmanager
+def _opened(source: bytes | str | Path) -> Iterator[tuple[Any, Any]]:
+    """The container and its first video stream; every error of the library leaves as ValueError."""
+    file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    name = f"video of {len(source)} bytes" if isinstance(source, bytes) else f"video {source}"
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    try:
+        with av.open(file, container_options=options, metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise ValueError(f"{name} has no picture stream")
+            stream = container.streams.video[0]
+            size = stream.codec_context.width, stream.codec_context.height
+            if size[0] * size[1] > MAX_PIXELS:
+                raise ValueError(f"{name} has frames of {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are read")
+            stream.codec_context.thread_count = 1  # threads would decode frames ahead that nobody asked for
+            yield container, stream
+    except (FFmpegError, OSError, EOFError, OverflowError) as error:
+        raise ValueError(f"cannot read {name}: {error}") from error
+
+
+def scan(container: Any, stream: Any) -> VideoIndex:
+    """Read the packet times of a stream without decoding.
+
+    Raises:
+        ValueError: no frames, or more than `MAX_SECONDS` or `MAX_PACKETS`.
+    """
+    rows: list[tuple[int, int, int]] = []  # pts, duration, dts of a key frame or -1 << 62
+    none = -(1 << 62)
+    for packet in container.demux(stream):
+        pts = packet.pts if packet.pts is not None else packet.dts
+        if pts is None or not packet.size or packet.is_discard:
+            continue
+        dts = packet.dts if packet.dts is not None else pts
+        rows.append((pts, packet.duration or 0, dts if packet.is_keyframe else none))
+        if len(rows) > MAX_PACKETS:
+            raise ValueError(f"video has more than {MAX_PACKETS} frames")
+    if not rows:
+        raise ValueError("video has no frames")
+    table = np.array(sorted(rows), dtype=np.int64)
+    pts = np.unique(table[:, 0])
+    last = int(table[-1, 1]) or (int(pts[-1] - pts[-2]) if len(pts) > 1 else 0)
+    is_key = table[:, 2] != none
+    if not is_key.any():
+        is_key[0] = True
+    tick = float(stream.time_base)
+    index = VideoIndex(pts, table[is_key, 0], np.maximum(table[is_key, 2], -(1 << 60)), tick, (pts[-1] + last) * tick)
+    if index.duration > MAX_SECONDS:
+        raise ValueError(f"video lasts {index.duration:.0f} s; at most {MAX_SECONDS:.0f} s are read")
+    return index
+
+
+class _FrameReader:
+    """Walks forward through a stream and jumps where that saves decoding. Holds two frames at most."""
+
+    def __init__(self, container: Any, stream: Any, index: VideoIndex) -> None:
+        self._container, self._stream, self._index = container, stream, index
+        self._frames: Iterator[Any] = iter(())
+        self._last: Any = None
+        self._before: Any = None
+        self.decoded = 0
+
+    def at(self, number: int) -> Any:
+        """The decoded frame with this number; numbers must not go down from call to call."""
+        target = int(self._index.pts[number])
+        self._jump_if_worth_it(target)
+        while self._last is None or self._last.pts < target:
+            if not self._step():
+                break
+        if self._last is None:
+            raise ValueError("no frame of the video could be decoded")
+        # A frame that the decoder left out is replaced by the one shown before it.
+        return self._before if self._last.pts > target and self._before is not None else self._last
+
+    def _step(self) -> bool:
+        for frame in self._frames:
+            if frame.pts is None:
+                frame.pts = frame.dts
+            if frame.pts is not None:
+                self._before, self._last = self._last, frame
+                self.decoded += 1
+                return True
+        return False
+
+    def _jump_if_worth_it(self, target: int) -> None:
+        index = self._index
+        key = max(int(np.searchsorted(index.keys, target, side="right")) - 1, 0)
+        if self._last is not None:
+            here = int(np.searchsorted(index.pts, self._last.pts))
+            if index.keys[key] <= self._last.pts or int(np.searchsorted(index.pts, index.keys[key])) - here < SEEK_GAP:
+                return
+        # Containers differ in which of a key frame's times they search by; some then land on the key frame after it.
+        for timestamp in (index.keys[key], index.key_dts[key], min(index.key_dts[0], index.pts[0])):
+            self._seek(int(timestamp))
+            if self._step() and self._last.pts <= target:
+                return
+
+    def _seek(self, timestamp: int) -> None:
+        try:
+            self._container.seek(timestamp, stream=self._stream, backward=True)
+        except FFmpegError:  # some containers cannot find their very first frame by its time
+            self._container.seek(int(self._index.pts[0]), stream=self._stream, backward=True, any_frame=True)
+        self._last = self._before = None
+        self._frames = self._container.decode(self._stream)
+
+
+@dataclass(slots=True)
+class SampledVideo:
+    """The frames a model will see, stretched to crops."""
+
+    frames: np.ndarray  # uint8 [C, side, side, 3]
+    times: np.ndarray  # float64 [C], requested seconds from the clip's start
+    size: tuple[int, int]  # width and height of the upright picture, pixels
+    duration: float  # seconds of the clip
+    fps: float  # of the file, averaged
+    decoded: int  # frames decoded to get these
+
+
+def read_video(
+    source: bytes | str | Path,
+    config: VideoConfig,
+    *,
+    side: int,
+    clip: tuple[float, float] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> SampledVideo:
+    """Decode the sampled frames of a video, or of its `clip` (seconds), each stretched to side x side pixels.
+
+    Raises:
+        ValueError: not a video, broken, too large, or a clip that lies outside it.
+    """
+    with _opened(source) as (container, stream):
+        index = scan(container, stream)
+        start, end = 0.0, index.duration
+        if clip is not None:
+            start, end = float(clip[0]), min(float(clip[1]), index.duration)
+            if not 0 <= start <= end or (start == end and index.duration > 0):
+                raise ValueError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
+        times = TimeSampler.of(config, sampling or {}, index.fps)(end - start)
+        numbers = index.frame_at(times + start + index.begin)
+        reader = _FrameReader(container, stream, index)
+        frames = np.empty((len(times), side, side, 3), np.uint8)
+        size = (0, 0)
+        for i, number in enumerate(numbers):
+            if i and number == numbers[i - 1]:
+                frames[i] = frames[i - 1]
+                continue
+            pixels = _upright(reader.at(int(number)))
+            size = (pixels.shape[1], pixels.shape[0])
+            frames[i] = resize(pixels, side, side)
+        return SampledVideo(frames, times, size, end - start, index.fps, reader.decoded)
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """RGB pixels of a decoded frame with the file's rotation applied: uint8 [H, W, 3]."""
+    if frame.width * frame.height > MAX_PIXELS:
+        raise ValueError(f"video frame of {frame.width} x {frame.height} pixels; at most {MAX_PIXELS} are read")
+    pixels = frame.to_ndarray(format="rgb24")
+    quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
+    return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
+
+
+def timestamp_text(number: int, seconds: float, mode: str) -> str:
+    """What precedes frame `number` (from 0) in the token sequence.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    if mode == "per-frame-compact":
+        return f"{seconds:.1f} " if number == 0 else f" {seconds:.1f} "
+    if mode == "per-frame":
+        return f"time {seconds:.2f}"
+    if mode == "numbered-frames":
+        return f"{number}:"
+    if mode == "none":
+        return ""
+    raise ValueError(
+        f"unknown video.time_mode {mode!r}; known: per-frame-compact, per-frame, numbered-frames, none"
+    )
+
+
+def subtitle_text(subtitles: Sequence[SubtitleLike], times: np.ndarray, mode: str) -> str:
+    """The subtitle block that follows the frames: a header and one line per kept entry ("" if there is none).
+
+    `frame_N` keeps what is said within N seconds of a sampled frame.
+    """
+    if not subtitles or mode == "ignore":
+        return ""
+    near = re.fullmatch(r"frame(?:_(\d+(?:\.\d+)?))?", mode)
+    if not near and mode != "all" and not re.fullmatch(r"truncate_\d+", mode):
+        raise ValueError(f"unknown video.subtitle_mode {mode!r}; known: frame_N, all, truncate_N, ignore")
+    lines = ["subtitle\n"]
+    for entry in subtitles:
+        if near:
+            reach = float(near.group(1) or 1)
+            if not np.any((entry.end >= times - reach) & (entry.start <= times + reach)):
+                continue
+        lines.append(f"{entry.start:.1f} - {entry.end:.1f} {entry.text}\n")
+    return "".join(lines)
+
+
+def subtitle_ids(
+    subtitles: Sequence[SubtitleLike], times: np.ndarray, config: VideoConfig, tokenizer: Molmo2Tokenizer
+) -> list[int]:
+    """Token ids of the subtitle block, cut to the configured length."""
+    text = subtitle_text(subtitles, times, config.subtitle_mode)
+    ids = tokenizer.encode(text) if text else []
+    limits = [config.max_subtitle_tokens]
+    if config.subtitle_mode.startswith("truncate_"):
+        limits.append(int(config.subtitle_mode.removeprefix("truncate_")))
+    for limit in limits:
+        ids = ids if limit is None else ids[:limit]
+    return ids
+
+
+def video_token_ids(
+    times: np.ndarray, tokens_per_frame: int, config: VideoConfig, tokenizer: Molmo2Tokenizer
+) -> list[int]:
+    """Timestamps, markers and patches of all frames in one of the layouts of the reference.
+
+    `per_frame_markers`: time, start, patches, end for every frame; else one start and one end round the whole video.
+    """
+    special = tokenizer.special
+    start, end = (
+        (special.frame_start, special.frame_end) if config.frame_tokens else (special.im_start, special.im_end)
+    )
+    patches = [special.im_patch] * tokens_per_frame
+    ids: list[int] = [] if config.per_frame_markers else [start]
+    for number, seconds in enumerate(times):
+        text = timestamp_text(number, float(seconds), config.time_mode)
+        ids += tokenizer.encode(text) if text else []
+        ids += [start, *patches, end] if config.per_frame_markers else patches
+    return ids if config.per_frame_markers else [*ids, end]
+
+
+def encode_video(
+    video: SampledVideo,
+    image: ImageConfig,
+    config: VideoConfig,
+    tokenizer: Molmo2Tokenizer,
+    *,
+    subtitles: Sequence[SubtitleLike] = (),
+) -> VisualInput:
+    """Sampled frames as crops and tokens, subtitles behind them."""
+    geometry = TileGeometry.of(image)
+    patches = geometry.grid**2
+    first = pool_windows(np.arange(patches).reshape(geometry.grid, geometry.grid), config.pool)
+    first = first.reshape(-1, config.pool**2)
+    count, rows = len(video.frames), len(first)
+    offsets = (np.arange(count) * patches)[:, None, None]
+    pooling = np.where(first < 0, -1, first + offsets).reshape(count * rows, -1).astype(np.int64)
+    return VisualInput(
+        token_ids=video_token_ids(video.times, rows, config, tokenizer)
+        + subtitle_ids(subtitles, video.times, config, tokenizer),
+        crops=patchify(video.frames, geometry.patch),
+        pooling=pooling,
+        unit_crops=[1] * count,
+        unit_rows=[rows] * count,
+        info={
+            "frame_times": [float(t) for t in video.times],
+            "size": list(video.size),
+            "duration": video.duration,
+            "fps": video.fps,
+            "decoded_frames": video.decoded,
+        },
+    )
