@@ -1,0 +1,92 @@
+"""The `core_attention` module that Molmo2's layer specs name: rotary, context parallelism, then a kernel.
+
+Megatron hands over q, k and v of this rank's tokens after QK-norm. Rotary is applied here, in fp32 and by the position
+ids that travel with the pack, so that a layer can have its own table (YaRN on some of OLMo 3's layers) and so that
+packed and branched positions are right under any sharding.
+
+Shape legend: S tokens of the pack, T tokens of this context rank, B packs, N query heads, G key heads, H head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from molmo2_nemo.attention.blocks import block_attention
+from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.ulysses import gather_heads, gather_sequence, replicate_kv
+
+
+@dataclass
+class PackDescription(PackedSeqParams):
+    """What attention must know about a micro-batch. It rides Megatron's `packed_seq_params` argument, which reaches
+    every layer and survives activation recompute."""
+
+    qkv_format: str = "sbhd"
+    mask: TokenMask = None  # type: ignore[assignment]  # all S tokens, on every context rank
+    rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # table name -> cos, sin [T, B, 1, H] fp32
+    response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the halves of the head dimension, in fp32. x: [T, B, N, H]; cos, sin: [T, B, 1, H]."""
+    x32 = x.float()
+    first, second = x32.chunk(2, dim=-1)
+    return (x32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+class TreeAttention(torch.nn.Module):
+    """Attention over packs of message trees. Signature of Megatron's `core_attention`."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: Any = None,
+        attention_type: str = "self",
+        cp_comm_type: str | None = None,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        rotary_by_layer: dict[int, str] | None = None,
+        float32: bool = False,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        self.scale = softmax_scale or config.kv_channels**-0.5
+        self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
+        self.float32 = float32
+        if pg_collection is None:
+            pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp"])
+        self.cp_group = pg_collection.cp
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: Any = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackDescription | None = None,
+    ) -> Tensor:
+        """query [T, B, N, H], key and value [T, B, G, H] of this rank -> [T, B, N * H]."""
+        assert isinstance(packed_seq_params, PackDescription), "Molmo2's attention needs the pack's description"
+        cos, sin = packed_seq_params.rotary[self.table]
+        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        dtype = query.dtype
+        if self.float32:
+            query, key, value = query.float(), key.float(), value.float()
+        context = self.cp_group.size()
+        if context > 1:
+            key, value = (replicate_kv(t, context, query.shape[2]) for t in (key, value))
+            query, key, value = (gather_sequence(t, self.cp_group) for t in (query, key, value))
+        out = block_attention(query, key, value, packed_seq_params.mask, self.scale)
+        if context > 1:
+            out = gather_heads(out, self.cp_group)
+        return out.to(dtype).flatten(2)

@@ -1,0 +1,74 @@
+"""Who may look at whom, defined once.
+
+A pack is described by a few integers per token, never by a matrix. `may_attend` is the whole rule (DESIGN 4.3; Molmo2
+paper section on message trees):
+
+    same example
+    and (the key is in the root, or key and query are in one branch)
+    and (the key is not later than the query, or both are visual tokens)
+
+Shape legend: B packs, S tokens; Q and K are any slices of S.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROOT_BRANCH = -1  # same value as molmo2_nemo.data.example.ROOT_BRANCH; attention does not import data
+
+
+@dataclass
+class TokenMask:
+    """Per-token description of a micro-batch, enough to evaluate `may_attend` anywhere.
+
+    Padding is an example of its own (id -1): it attends to itself, so no softmax row is empty, and nobody else sees it.
+    """
+
+    example_ids: Tensor  # int64 [B, S]
+    branch_ids: Tensor  # int64 [B, S], ROOT_BRANCH in the root
+    visual_block: Tensor  # int64 [B, S], 0 for text, else the running number of the picture or frame
+    visual_attention: str = "image_tokens"  # or "within_image", "none"
+
+    @property
+    def size(self) -> int:
+        return self.example_ids.shape[1]
+
+    def rows(self, start: int, stop: int, key_start: int = 0, key_stop: int | None = None) -> Tensor:
+        """The mask of queries start..stop over keys key_start..key_stop, bool [B, Q, K]; True where allowed."""
+        key_stop = self.size if key_stop is None else key_stop
+        index = torch.arange(self.size, device=self.example_ids.device)
+        q = tuple(t[:, start:stop, None] for t in (self.example_ids, self.branch_ids, self.visual_block))
+        k = tuple(t[:, None, key_start:key_stop] for t in (self.example_ids, self.branch_ids, self.visual_block))
+        return may_attend(q, k, index[start:stop, None], index[None, key_start:key_stop], self.visual_attention)
+
+
+def may_attend(
+    q: tuple[Tensor, Tensor, Tensor],
+    k: tuple[Tensor, Tensor, Tensor],
+    q_index: Tensor,
+    k_index: Tensor,
+    visual_attention: str = "image_tokens",
+) -> Tensor:
+    """The mask rule on broadcastable token descriptions.
+
+    Args:
+        q, k: (example id, branch id, visual block) of queries and keys.
+        q_index, k_index: their places in the pack.
+        visual_attention: "image_tokens" (every visual token of an example sees every other), "within_image" (only keys
+            of the same or an earlier picture), or "none" (plain causal).
+
+    Returns:
+        bool, broadcast shape; True where the query may look at the key.
+    """
+    q_example, q_branch, q_block = q
+    k_example, k_branch, k_block = k
+    visible = k_index <= q_index
+    if visual_attention != "none":
+        both = (q_block > 0) & (k_block > 0)
+        if visual_attention == "within_image":
+            both = both & (k_block <= q_block)
+        visible = visible | both
+    return (q_example == k_example) & ((k_branch == ROOT_BRANCH) | (k_branch == q_branch)) & visible

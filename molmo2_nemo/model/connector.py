@@ -1,0 +1,57 @@
+"""From patch features to visual tokens: attention pooling over small windows, then a projector.
+
+A visual token is a window of patches (2 x 2 in pictures, 3 x 3 in video). Its query is the mean of the window's valid
+patches; keys and values are the patches themselves. A SwiGLU projects the result to the language model's width.
+
+Shape legend: C crops, P patches per crop, F feature width, N visual tokens, K window slots, D language model width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.vision import Attention
+
+
+class Connector(nn.Module):
+    """features [C, P, F] and windows [N, K] -> visual tokens [N, D]."""
+
+    def __init__(self, config: Molmo2Config, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        c = config.connector
+        self.pooling = Attention(config.vision.feature_size, c.hidden_size, c.num_heads, c.float32_attention, dtype)
+        self.projector = Projector(c.hidden_size, c.ffn_size, config.text.hidden_size, dtype)
+
+    def forward(self, features: Tensor, windows: Tensor) -> Tensor:
+        """Pool and project.
+
+        Args:
+            features: [C, P, F].
+            windows: int64 [N, K], indices into the flattened C * P axis; -1 marks an empty slot. Every row has at least
+                one valid slot.
+
+        Returns:
+            [N, D] in the order of the rows.
+        """
+        valid = windows >= 0  # [N, K]
+        patches = features.flatten(0, 1)[windows.clamp(min=0)] * valid[..., None]  # [N, K, F]
+        count = valid.sum(1, keepdim=True).clamp(min=1).to(patches.dtype)
+        query = (patches.sum(1) / count)[:, None]  # [N, 1, F]
+        pooled = self.pooling(query, patches, mask=valid)[:, 0]
+        return self.projector(pooled)
+
+
+class Projector(nn.Module):
+    """SwiGLU without biases, [N, in] -> [N, out]."""
+
+    def __init__(self, in_size: int, ffn_size: int, out_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(in_size, ffn_size, bias=False, dtype=dtype)
+        self.up_proj = nn.Linear(in_size, ffn_size, bias=False, dtype=dtype)
+        self.down_proj = nn.Linear(ffn_size, out_size, bias=False, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

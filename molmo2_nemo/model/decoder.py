@@ -1,0 +1,269 @@
+"""The language model as Megatron layer specs: Qwen 3 and OLMo 3.
+
+Layers are Megatron-core `TransformerLayer`s; what differs between the families is in the specs below:
+
+    qwen3   x + attention(norm(x)), x + mlp(norm(x));   QK-norm per head
+    olmo3   x + norm(attention(x)), x + norm(mlp(x));   QK-norm over the whole projection
+
+With Transformer Engine installed (GPU) the linear layers are its own; otherwise Megatron's. Norms are ours in both
+cases: a plain RMSNorm whose weight takes part in sequence parallelism.
+
+Shape legend: T tokens of this rank, B packs, D width, N heads, H head size.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.extensions.transformer_engine import HAVE_TE
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import LocalSpecProvider
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+
+from molmo2_nemo.attention.core import PackDescription, TreeAttention
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.rotary import table_of_layer
+
+
+def transformer_config(model: Molmo2Config, **overrides: Any) -> TransformerConfig:
+    """Megatron's settings for the decoder; `overrides` carries dtype, parallel sizes, dropout and recompute."""
+    text = model.text
+    settings: dict[str, Any] = dict(
+        num_layers=text.num_layers,
+        hidden_size=text.hidden_size,
+        num_attention_heads=text.num_heads,
+        num_query_groups=text.num_kv_heads,
+        kv_channels=text.head_dim,
+        ffn_hidden_size=text.ffn_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=text.rmsnorm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        # For per-head norms (one weight, many heads) Megatron sums their gradients over the tensor-parallel group; the
+        # full-width norm's weight is sharded and must not be summed.
+        qk_layernorm=text.family == "qwen3",
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        init_method_std=text.initializer_range,
+        calculate_per_token_loss=True,
+        # On CPU torch.compile'd fusions cost more than they save, and fused gradient accumulation needs Apex.
+        bias_dropout_fusion=torch.cuda.is_available(),
+        bias_activation_fusion=False,
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        perform_initialization=False,  # model/init.py fills every parameter, the same under any layout
+    )
+    settings.update(overrides)
+    return TransformerConfig(**settings)
+
+
+def decoder_spec(
+    model: Molmo2Config, config: TransformerConfig, num_layers: int, response_dropout: float = 0.0
+) -> TransformerBlockSubmodules:
+    """Specs of `num_layers` layers (those of this pipeline stage) and the final norm."""
+    layer = layer_spec(model, response_dropout)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+
+
+def layer_spec(model: Molmo2Config, response_dropout: float = 0.0) -> ModuleSpec:
+    """One decoder layer of the model's family."""
+    text = model.text
+    post_norm = text.family == "olmo3"
+    column, row = _linear_classes(post_norm)
+    qk_norm = {"qwen3": (RMSNorm, RMSNorm), "olmo3": (_full_width(text.num_heads), _full_width(text.num_kv_heads))}
+    q_norm, k_norm = qk_norm[text.family]
+    block_norm = IdentityOp if post_norm else RMSNorm
+    return ModuleSpec(
+        module=Molmo2Layer,
+        params={"response_dropout": response_dropout},
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=block_norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=column,
+                    core_attention=functools.partial(TreeAttention, rotary_by_layer=table_of_layer(text)),
+                    linear_proj=row,
+                    q_layernorm=q_norm,
+                    k_layernorm=k_norm,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,  # Molmo2Layer puts its own in its place
+            pre_mlp_layernorm=block_norm,
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _linear_classes(post_norm: bool) -> tuple[type, type]:
+    if HAVE_TE and torch.cuda.is_available():
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+        return TEColumnParallelLinear, _with_post_norm(TERowParallelLinear) if post_norm else TERowParallelLinear
+    local = LocalSpecProvider()
+    row = local.row_parallel_linear()
+    return local.column_parallel_linear(), _with_post_norm(row) if post_norm else row
+
+
+class Molmo2Layer(TransformerLayer):
+    """Megatron's layer with Molmo2's residual dropout.
+
+    Stage 1 drops residuals of response tokens only, stages 2 and 3 of all tokens; both act on the attention output and
+    on the MLP output, after OLMo 3's post-norm.
+    """
+
+    def __init__(self, *args: Any, response_dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.response_dropout = response_dropout
+        self.self_attn_bda = self._bias_dropout_add
+        self.mlp_bda = self._bias_dropout_add
+        self._response: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        pack = kwargs.get("packed_seq_params")
+        self._response = pack.response if isinstance(pack, PackDescription) else None
+        return super().forward(*args, **kwargs)
+
+    def _bias_dropout_add(self, training: bool, fused: bool) -> Any:
+        response, response_dropout = self._response, self.response_dropout
+
+        def bias_dropout_add(x_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
+            x = x_with_bias[0] if x_with_bias[1] is None else x_with_bias[0] + x_with_bias[1]
+            if training and response_dropout and response is not None:
+                keep = 1 - torch.where(response, response_dropout, dropout).to(x.dtype).expand_as(x)
+                x = x * torch.bernoulli(keep) / keep
+            elif training and dropout:
+                x = F.dropout(x, dropout)
+            return residual + x
+
+        return bias_dropout_add
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in fp32, back to x's dtype, times the weight. Last dimension; any leading shape.
+
+    Signature as Megatron's norm builders expect (`config`, `hidden_size`, `eps`).
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        # its gradient on a sequence shard is partial: Megatron sums it over the tensor-parallel group
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+
+
+class FullWidthRMSNorm(nn.Module):
+    """OLMo 3's QK-norm: one RMS over all heads of the projection, [T, B, N / TP, H] on this rank.
+
+    The sum of squares is added up over the tensor-parallel group, forward and backward; the weight [N * H / TP] is
+    sharded with the heads.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, heads: int) -> None:
+        super().__init__()
+        self.eps = eps
+        self.group = parallel_state.get_tensor_model_parallel_group()
+        self.width = heads * hidden_size
+        self.weight = nn.Parameter(torch.ones(self.width // self.group.size(), dtype=config.params_dtype))
+        self.weight.tensor_model_parallel = True  # type: ignore[attr-defined]
+        self.weight.partition_dim = 0  # type: ignore[attr-defined]
+        self.weight.partition_stride = 1  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        squares = x32.square().sum((-2, -1), keepdim=True)
+        if self.group.size() > 1:
+            squares = _SumOverGroup.apply(squares, self.group)
+        normed = x32 * torch.rsqrt(squares / self.width + self.eps)
+        return normed.to(x.dtype) * self.weight.view(x.shape[-2:])
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> ShardedStateDict:
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            {"weight": 0},
+            sharded_offsets,
+            tp_group=self.group,
+            dp_cp_group=(metadata or {}).get("dp_cp_group")
+            or parallel_state.get_data_parallel_group(with_context_parallel=True),
+        )
+
+
+class _SumOverGroup(torch.autograd.Function):
+    """All-reduce in both directions: every rank's loss depends on every rank's squares."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        x = x.clone()
+        torch.distributed.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        grad = grad.clone()
+        torch.distributed.all_reduce(grad, group=ctx.group)
+        return grad, None
+
+
+def _full_width(heads: int) -> ModuleSpec:
+    return ModuleSpec(module=FullWidthRMSNorm, params={"heads": heads})
+
+
+@functools.cache
+def _with_post_norm(row_linear: type) -> type:
+    """The row-parallel linear layer followed by an RMSNorm of its (reduced) output: OLMo 3's block norms."""
+
+    class PostNormRowParallelLinear(row_linear):  # type: ignore[misc, valid-type]
+        def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
+            super().__init__(input_size, output_size, config=config, **kwargs)
+            self.post_norm = RMSNorm(config, output_size, config.layernorm_epsilon)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+            out, bias = super().forward(x)
+            return self.post_norm(out), bias
+
+        def sharded_state_dict(
+            self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+        ) -> ShardedStateDict:
+            state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+            norm_key = f"{prefix}post_norm.weight"
+            state.pop(norm_key, None)
+            state.update(
+                make_sharded_tensors_for_checkpoint(
+                    {"post_norm.weight": self.post_norm.weight},
+                    prefix,
+                    {},
+                    sharded_offsets,
+                    tp_group=parallel_state.get_tensor_model_parallel_group(),
+                    dp_cp_group=(metadata or {}).get("dp_cp_group")
+                    or parallel_state.get_data_parallel_group(with_context_parallel=True),
+                )
+            )
+            return state
+
+    PostNormRowParallelLinear.__name__ = f"PostNorm{row_linear.__name__}"
+    return PostNormRowParallelLinear
+

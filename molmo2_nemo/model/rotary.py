@@ -1,0 +1,67 @@
+"""Rotary tables, indexed by position ids: plain, and YaRN for the layers of OLMo 3 that use it.
+
+A table is asked for the positions of this rank's tokens only, so it is right for packed, branched and sharded
+sequences alike. Angles are computed in fp32 (float64 for the frequencies).
+
+Shape legend: B packs, T tokens of this rank, H head size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from molmo2_nemo.model.config import TextConfig, YarnConfig
+
+
+def inverse_frequencies(text: TextConfig) -> Tensor:
+    """Plain rotary: base^(-2j / H) for j < H / 2, fp32 [H / 2]."""
+    exponent = torch.arange(0, text.head_dim, 2, dtype=torch.int64).float() / text.head_dim
+    return 1.0 / (text.rotary_base**exponent)
+
+
+def yarn_inverse_frequencies(text: TextConfig, yarn: YarnConfig) -> Tensor:
+    """YaRN (arXiv 2309.00071): high frequencies kept, low ones divided by `factor`, a linear ramp between.
+
+    The ramp's ends are the dimensions that turn beta_fast and beta_slow times over the original context, rounded
+    outwards (Olmo 3: 18 and 35 of 64).
+    """
+
+    def dimension(turns: float) -> float:
+        wave = yarn.original_max_position / (turns * 2 * math.pi)
+        return text.head_dim * math.log(wave) / (2 * math.log(text.rotary_base))
+
+    low = max(math.floor(dimension(yarn.beta_fast)), 0)
+    high = min(math.ceil(dimension(yarn.beta_slow)), text.head_dim - 1)
+    slots = torch.arange(text.head_dim // 2, dtype=torch.float32)
+    ramp = ((slots - low) / max(high - low, 1e-3)).clamp(0, 1)
+    plain = inverse_frequencies(text)
+    return plain / yarn.factor * ramp + plain * (1 - ramp)
+
+
+def rotary_tables(text: TextConfig, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """cos and sin for every table the model uses.
+
+    Args:
+        position_ids: int64 [B, T].
+
+    Returns:
+        table name ("plain", "yarn") -> (cos, sin), each fp32 [T, B, 1, H].
+    """
+    tables = {"plain": _table(inverse_frequencies(text), position_ids, 1.0)}
+    if text.yarn is not None:
+        tables["yarn"] = _table(yarn_inverse_frequencies(text, text.yarn), position_ids, text.yarn.attention_factor)
+    return tables
+
+
+def _table(inverse: Tensor, position_ids: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    angles = position_ids.T.float()[..., None] * inverse.to(position_ids.device)  # [T, B, H / 2]
+    angles = torch.cat((angles, angles), dim=-1)[:, :, None]
+    return angles.cos() * factor, angles.sin() * factor
+
+
+def table_of_layer(text: TextConfig) -> dict[int, str]:
+    """0-based layer -> name of its table; layers left out use "plain"."""
+    return {layer: "yarn" for layer in text.yarn.layers} if text.yarn else {}
