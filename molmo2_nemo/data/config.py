@@ -64,7 +64,9 @@ class PackingConfig:
     sequence_length: int = 16384
     max_crops: int = 128  # per pack
     buffer_size: int = 48
-    crop_value: float = 30.0  # worth of one crop in tokens when the packer chooses
+    crop_value: float = 30.0  # worth of one crop in tokens when the knapsack chooses
+    mode: Literal["balanced", "knapsack"] = "balanced"  # knapsack: as published, without an age rule
+    max_wait: int | None = None  # packs after which an example is forced into the next one; default: buffer_size
 
 
 @dataclass
@@ -77,5 +79,8 @@ class DataConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     text: TextFormatConfig = field(default_factory=TextFormatConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
-    num_workers: int = 0
+    num_workers: int = 0  # processes that decode; the batches do not depend on it
+    prefetch: int = 4  # examples each of them holds ready
     seed: int = 50189
+    max_bad_in_a_row: int = 100  # unusable records after which the run stops
+    quarantine: str | None = None  # JSON-lines file that gets the shard, key and cause of every skipped record

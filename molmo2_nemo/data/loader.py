@@ -1,0 +1,395 @@
+"""The stream of batches of one data-parallel rank: read, build, pack, collate, and resume to the bit.
+
+Example n of the global stream belongs to data-parallel rank n % dp_size. Worker processes only read and build examples;
+packing happens in the consuming process, in stream order, so the batches are the same for any number of workers. What
+has to be saved is therefore small: how far the rank has read, and the numbers of the examples that wait in the packer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import numpy as np
+
+from molmo2_nemo.data.collate import check_example, collate
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import Batch, Example
+from molmo2_nemo.data.mixture import Mixture, example_rng, normalised_rates
+from molmo2_nemo.data.packing import Item, Packer
+from molmo2_nemo.data.record import BadRecord, DataError, Record, parse_record
+from molmo2_nemo.data.shards import ShardDataset, ShardError
+
+STATE_VERSION = 1
+QUARANTINE_KEPT = 1000  # skipped records remembered in memory
+
+
+class Builder(Protocol):
+    """What the loader needs of `data/build.py`."""
+
+    def build(self, record: Record, rng: np.random.Generator, **options: Any) -> Example: ...
+
+
+class TooManyBadRecords(DataError):
+    """The run stops because record after record cannot be used."""
+
+
+@dataclass(slots=True)
+class Skipped:
+    """A record that could not be used; travels in place of its example."""
+
+    key: str
+    cause: str
+    detail: str
+
+
+class ExampleReader:
+    """Map-style data set: number in the global stream -> `Example` or `Skipped`. Runs in workers."""
+
+    def __init__(self, config: DataConfig, builder: Builder, im_patch_id: int):
+        self.config, self.builder, self.im_patch_id = config, builder, im_patch_id
+        rates = normalised_rates(config.sources)
+        self.datasets = {name: ShardDataset(config.sources[name].path, name) for name in rates}
+        self.mixture = Mixture(config.seed, rates, {name: len(d) for name, d in self.datasets.items()})
+        self.rates = rates
+
+    def identity(self) -> dict[str, Any]:
+        """What fixes the order of the stream; a saved state is only good for the same."""
+        return {
+            "seed": self.config.seed,
+            "sources": {
+                n: [self.datasets[n].fingerprint, len(self.datasets[n]), rate] for n, rate in self.rates.items()
+            },
+        }
+
+    def __getitem__(self, n: int) -> Example | Skipped:
+        """Raises ShardError when a shard itself fails; everything about one record becomes `Skipped`."""
+        place = self.mixture.place(n)
+        dataset = self.datasets[place.source]
+        key = f"{place.source}[{place.index}]"
+        source = self.config.sources[place.source]
+        packing = self.config.packing
+        try:
+            key, members = dataset.read(place.index)
+            record = parse_record(key, members)
+            example = self.builder.build(
+                record,
+                example_rng(self.config.seed, place),
+                weight=source.weight,
+                p_high_res=source.p_high_res,
+                max_tokens=packing.sequence_length,
+            )
+            example.key = key
+            check_example(example, self.im_patch_id)
+            self._check_size(example)
+            return example
+        except ShardError:
+            raise
+        except BadRecord as error:
+            return Skipped(key, error.cause, error.detail)
+        except Exception as error:  # hostile media raise anything; a fault of ours shows as many in a row
+            return Skipped(key, type(error).__name__, str(error)[:500])
+
+    def _check_size(self, example: Example) -> None:
+        packing = self.config.packing
+        if example.num_tokens > packing.sequence_length or example.num_crops > packing.max_crops:
+            raise BadRecord(
+                example.key,
+                "too long",
+                f"{example.num_tokens} tokens and {example.num_crops} crops; a pack holds "
+                f"{packing.sequence_length} and {packing.max_crops}",
+            )
+        if not (example.loss_weights > 0).any():
+            raise BadRecord(example.key, "no loss", "no token of it has a loss weight above 0")
+
+
+class PackStream:
+    """Infinite iterable over `Batch` for one data-parallel rank.
+
+    Args:
+        config: data settings; `sources` name folders of shards with a manifest.
+        micro_batch_size: packs per batch.
+        dp_rank, dp_size: this data-parallel rank and their number. All ranks of one tensor-, pipeline- or
+            context-parallel group pass the same and get the same batches.
+        builder, im_patch_id: default to `ExampleBuilder` with the configured tokenizer.
+    Raises:
+        DataError: a source without usable shards, wrong rates, wrong budgets. All of that before the first batch.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        micro_batch_size: int,
+        dp_rank: int,
+        dp_size: int,
+        builder: Builder | None = None,
+        im_patch_id: int | None = None,
+    ):
+        if micro_batch_size < 1 or not 0 <= dp_rank < dp_size:
+            raise DataError(f"micro batch of {micro_batch_size} packs, rank {dp_rank} of {dp_size}: out of range")
+        if builder is None or im_patch_id is None:
+            builder, im_patch_id = default_builder(config)
+        self.config = config
+        self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size
+        self.reader = ExampleReader(config, builder, im_patch_id)
+        self.skipped: Counter[str] = Counter()  # cause -> records skipped since the start of the run
+        self.quarantined: deque[Skipped] = deque(maxlen=QUARANTINE_KEPT)
+        self._new_packer()
+        self._position = dp_rank  # next number of the stream this rank reads
+        self._backlog: list[int] = []  # numbers to read before that (after a change of dp_size)
+        self._bad_in_a_row = 0
+        self._restore: dict[str, Any] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Continue where the stream stands; one iterator at a time."""
+        source = _examples(self.reader, self._numbers_ahead(), self.config.num_workers, self.config.prefetch)
+        try:
+            self._fill_packer()
+            packs: list[list[Example]] = []
+            for n, result in source:
+                pack = self._take(n, result)
+                if pack is None:
+                    continue
+                packs.append([item.payload for item in pack])
+                if len(packs) == self.micro_batch_size:
+                    batch = collate(
+                        packs,
+                        sequence_length=self.config.packing.sequence_length,
+                        im_patch_id=self.reader.im_patch_id,
+                    )
+                    batch.state = self.state()
+                    yield batch
+                    packs = []
+        finally:
+            source.close()
+
+    def state(self) -> dict[str, Any]:
+        """JSON values that `load_states` takes; also attached to every batch."""
+        return {
+            "version": STATE_VERSION,
+            "identity": self.reader.identity(),
+            "dp_rank": self.dp_rank,
+            "dp_size": self.dp_size,
+            "position": self._position,
+            "backlog": list(self._backlog),
+            "packer": self.packer.state(),
+            "skipped": dict(sorted(self.skipped.items())),
+            "bad_in_a_row": self._bad_in_a_row,
+        }
+
+    def load_states(self, states: list[dict[str, Any]]) -> None:
+        """Continue a saved run. Call before iterating.
+
+        Args:
+            states: the state after the last batch used, of every data-parallel rank of the saved run, in any order;
+                repetitions (from the ranks of one context-parallel group) are fine.
+        Raises:
+            DataError: a rank is missing, states disagree, or the data are not those of the saved run.
+        """
+        by_rank = merge_states(states)
+        size = len(by_rank)
+        self._check_identity(by_rank[0]["identity"])
+        if size == self.dp_size:
+            own = by_rank[self.dp_rank]
+            self._position = own["position"]
+            self._backlog = list(own["backlog"])
+            self.skipped = Counter(own["skipped"])
+            self._bad_in_a_row = own["bad_in_a_row"]
+            self._restore = own["packer"]
+            return
+        left, start = unread(by_rank)
+        self._backlog = left[self.dp_rank :: self.dp_size]
+        self._position = start + (self.dp_rank - start) % self.dp_size
+        self.skipped = Counter()
+        if self.dp_rank == 0:  # the counts of the whole run stay whole
+            for state in by_rank:
+                self.skipped.update(state["skipped"])
+        self._bad_in_a_row = 0
+        self._restore = None
+        self._new_packer()
+
+    def _new_packer(self) -> None:
+        packing = self.config.packing
+        self.packer = Packer(
+            packing.sequence_length,
+            packing.max_crops,
+            buffer_size=packing.buffer_size,
+            crop_value=packing.crop_value,
+            mode=packing.mode,
+            max_wait=packing.max_wait,
+        )
+
+    def _numbers_ahead(self) -> Iterator[int]:
+        """Numbers of the stream from the current position on; workers run ahead on this, the state does not."""
+        yield from list(self._backlog)
+        n = self._position
+        while True:
+            yield n
+            n += self.dp_size
+
+    def _take(self, n: int, result: Example | Skipped) -> list[Item] | None:
+        if self._backlog:
+            expected = self._backlog.pop(0)
+        else:
+            expected, self._position = self._position, self._position + self.dp_size
+        assert n == expected, "examples arrive in the order they were asked for"
+        if isinstance(result, Skipped):
+            self._skip(result)
+            return None
+        self._bad_in_a_row = 0
+        return self.packer.add(Item(n, result.num_tokens, result.num_crops, result))
+
+    def _skip(self, bad: Skipped) -> None:
+        self.skipped[bad.cause] += 1
+        self.quarantined.append(bad)
+        if self.config.quarantine:
+            line = {"record": bad.key, "cause": bad.cause, "detail": bad.detail}
+            os.makedirs(os.path.dirname(self.config.quarantine) or ".", exist_ok=True)
+            with open(self.config.quarantine, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= self.config.max_bad_in_a_row:
+            causes = ", ".join(f"{cause}: {count}" for cause, count in self.skipped.most_common(5))
+            raise TooManyBadRecords(
+                f"{self._bad_in_a_row} records in a row could not be used; the last: record {bad.key}: {bad.detail}. "
+                f"Skipped so far: {causes}. Repair the data or raise data.max_bad_in_a_row."
+            )
+
+    def _fill_packer(self) -> None:
+        """Build the examples that waited in the packer when the state was saved."""
+        if self._restore is None:
+            return
+        saved, self._restore = self._restore, None
+        numbers = [int(number) for number, _ in saved["waiting"]]
+        examples = dict(_examples(self.reader, iter(numbers), self.config.num_workers, self.config.prefetch))
+
+        def rebuild(n: int) -> Item:
+            example = examples[n]
+            if isinstance(example, Skipped):
+                raise DataError(
+                    f"record {example.key} was read before the restart and cannot be read now ({example.detail}); "
+                    "the data changed since the checkpoint"
+                )
+            return Item(n, example.num_tokens, example.num_crops, example)
+
+        self.packer.restore(saved, rebuild)
+
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        own = json.loads(json.dumps(self.reader.identity()))
+        if saved == own:
+            return
+        if saved.get("seed") != own["seed"]:
+            raise DataError(
+                f"the saved run used data.seed={saved.get('seed')}, this one {own['seed']}; use the saved one"
+            )
+        before, now = saved["sources"], own["sources"]
+        for name in sorted(set(before) | set(now)):
+            if before.get(name) != now.get(name):
+                raise DataError(
+                    f"data set {name!r} is not the one of the saved run (fingerprint, records, rate: then "
+                    f"{before.get(name)}, now {now.get(name)}); restore it, or start a new run from the weights"
+                )
+
+
+def default_builder(config: DataConfig) -> tuple[Builder, int]:
+    """`ExampleBuilder` with the configured tokenizer, and the id of <im_patch>."""
+    from molmo2_nemo.data.build import ExampleBuilder
+    from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+
+    tokenizer = Molmo2Tokenizer.load(config.tokenizer)
+    return ExampleBuilder(config, tokenizer), tokenizer.special.im_patch
+
+
+def merge_states(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Check the saved states and order them by data-parallel rank, one each."""
+    if not states:
+        raise DataError("the checkpoint holds no state of the data stream")
+    by_rank: dict[int, dict[str, Any]] = {}
+    for state in states:
+        if state.get("version") != STATE_VERSION:
+            raise DataError(f"data state of version {state.get('version')!r}; this program reads {STATE_VERSION}")
+        rank = state["dp_rank"]
+        if by_rank.setdefault(rank, state) != state:
+            raise DataError(f"two different data states of data-parallel rank {rank}; the checkpoint is inconsistent")
+    size = states[0]["dp_size"]
+    if any(s["dp_size"] != size or s["identity"] != states[0]["identity"] for s in states):
+        raise DataError("the data states come from different runs (their dp_size, seed or data sets differ)")
+    if sorted(by_rank) != list(range(size)):
+        missing = sorted(set(range(size)) - set(by_rank))
+        raise DataError(f"the checkpoint lacks the data state of data-parallel rank {missing[0]} of {size}")
+    return [by_rank[rank] for rank in range(size)]
+
+
+def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
+    """Numbers below `start` that no batch used yet, ascending, and `start`: nobody has read from there on."""
+    size = len(by_rank)
+    start = max(state["position"] for state in by_rank)
+    left: set[int] = set()
+    for state in by_rank:
+        left.update(state["backlog"])
+        left.update(number for number, _ in state["packer"]["waiting"])
+        left.update(range(state["position"], start, size))
+    return sorted(left), start
+
+
+def _examples(
+    reader: ExampleReader, numbers: Iterator[int], num_workers: int, prefetch: int
+) -> Iterator[tuple[int, Example | Skipped]]:
+    """(n, result) in the order of `numbers`; with workers, they run ahead by `num_workers * prefetch` examples."""
+    if num_workers == 0:
+        for n in numbers:
+            yield n, reader[n]
+        return
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(
+        _Shipped(reader),  # type: ignore[arg-type]
+        sampler=numbers,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch,
+        collate_fn=_same,
+    )
+    iterator = iter(loader)
+    try:
+        for n, shipped in iterator:
+            yield n, _unship(shipped)
+    finally:
+        iterator._shutdown_workers()  # a generator that is closed must not leave processes behind
+
+
+class _Shipped:
+    """The reader as workers run it: big arrays leave through shared memory, which needs tensors."""
+
+    def __init__(self, reader: ExampleReader):
+        self.reader = reader
+
+    def __getitem__(self, n: int) -> tuple[int, Any]:
+        import torch
+
+        try:
+            result = self.reader[n]
+        except ShardError as error:
+            return n, error
+        if isinstance(result, Skipped):
+            return n, result
+        values = {f.name: getattr(result, f.name) for f in fields(result)}
+        values["crops"] = torch.from_numpy(np.ascontiguousarray(result.crops))
+        return n, values
+
+
+def _unship(shipped: Any) -> Example | Skipped:
+    if isinstance(shipped, ShardError):
+        raise shipped
+    if isinstance(shipped, Skipped):
+        return shipped
+    return Example(**{**shipped, "crops": shipped["crops"].numpy()})
+
+
+def _same(value: Callable | Any) -> Any:
+    return value

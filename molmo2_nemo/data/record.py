@@ -1,0 +1,282 @@
+"""The sample record: one visual input and its annotations, as one group of shard members says it.
+
+A record is the member `<key>.json` and the media members it names by suffix (`<key>.0.jpg`, `<key>.mp4`). Nothing here
+decodes media or executes anything: JSON is parsed strictly, members are looked up by name, and members that could carry
+code (pickles and their relatives) make the record unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+VIDEO_SUFFIXES = frozenset({"mp4", "m4v", "webm", "mkv", "mov", "avi"})
+# What common loaders would unpickle or import when they see the name.
+UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "joblib", "dill", "npy", "npz", "so", "py"})
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_MEDIA_BYTES = 4 * 2**30  # of one member
+
+RECORD_KEYS = frozenset({"images", "video", "subtitles", "clip", "sampling", "weight", "annotations"})
+
+
+class DataError(ValueError):
+    """Something about the data a user gave is wrong; the message names the place."""
+
+
+class BadRecord(DataError):
+    """One record cannot be used. `cause` is a short, countable reason; `key` is "shard:key"."""
+
+    def __init__(self, key: str, cause: str, detail: str):
+        super().__init__(f"record {key}: {detail}")
+        self.key, self.cause, self.detail = key, cause, detail
+
+    def __reduce__(self):  # keeps the three arguments when the error crosses a process boundary
+        return type(self), (self.key, self.cause, self.detail)
+
+
+@dataclass(slots=True)
+class Subtitle:
+    """One subtitle line; seconds from the start of the clip."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(slots=True)
+class Record:
+    """Parsed and checked content of one record. Media stay encoded."""
+
+    key: str  # "shard:key", for messages
+    images: list[bytes] = field(default_factory=list)
+    video: bytes | None = None
+    subtitles: list[Subtitle] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    clip: tuple[float, float] | None = None  # seconds of the video
+    sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling
+    weight: float | None = None  # flat loss weight of every answer
+
+
+def parse_record(key: str, members: Mapping[str, bytes]) -> Record:
+    """Check and assemble one record.
+
+    Args:
+        key: "shard:key", used in messages.
+        members: suffix (lower case, without the leading dot) -> bytes of every member of the group.
+    Raises:
+        BadRecord: with `cause` one of `unsafe member`, `no json`, `bad json`, `bad record`, `missing member`.
+    """
+    for suffix in members:
+        if suffix.rsplit(".", 1)[-1] in UNSAFE_SUFFIXES:
+            raise BadRecord(
+                key, "unsafe member", f"member .{suffix} may carry code and is refused; store media and JSON only"
+            )
+    data = load_json(key, members)
+    unknown = sorted(set(data) - RECORD_KEYS)
+    if unknown:
+        raise BadRecord(key, "bad record", f"unknown field {unknown[0]!r}; known are {', '.join(sorted(RECORD_KEYS))}")
+    names = _string_list(key, data.get("images", []), "images")
+    video = data.get("video")
+    if video is not None and not isinstance(video, str):
+        raise BadRecord(key, "bad record", f"video must be the suffix of a member such as 'mp4', not {_show(video)}")
+    if names and video is not None:
+        raise BadRecord(key, "bad record", "a record holds either images or one video, this one names both")
+    weight = data.get("weight")
+    if weight is not None and not (_is_number(weight) and weight >= 0):
+        raise BadRecord(key, "bad record", f"weight must be a finite number >= 0, not {_show(weight)}")
+    sampling = data.get("sampling", {})
+    if not isinstance(sampling, dict):
+        raise BadRecord(key, "bad record", f"sampling must be an object, not {_show(sampling)}")
+    return Record(
+        key=key,
+        images=[_media(key, members, name, "picture", IMAGE_SUFFIXES) for name in names],
+        video=None if video is None else _media(key, members, video, "video", VIDEO_SUFFIXES),
+        subtitles=_subtitles(key, data.get("subtitles", [])),
+        annotations=_annotations(key, data.get("annotations"), len(names), video is not None),
+        clip=_clip(key, data.get("clip")),
+        sampling=sampling,
+        weight=None if weight is None else float(weight),
+    )
+
+
+def load_json(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+    """The object in the `json` member: UTF-8, no NaN or Infinity, no duplicate names, bounded size and depth."""
+    raw = members.get("json")
+    if raw is None:
+        seen = ", ".join("." + s for s in sorted(members)[:8]) or "nothing"
+        raise BadRecord(key, "no json", f"has no .json member (it holds {seen})")
+    if len(raw) > MAX_JSON_BYTES:
+        raise BadRecord(key, "bad json", f".json is {len(raw)} bytes, more than the {MAX_JSON_BYTES} allowed")
+    try:
+        data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    except UnicodeDecodeError as error:
+        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise BadRecord(key, "bad json", ".json is nested too deeply") from None
+    except ValueError as error:
+        raise BadRecord(key, "bad json", f".json cannot be parsed: {error}") from None
+    if not isinstance(data, dict):
+        raise BadRecord(key, "bad json", f".json must hold an object, not {_show(data)}")
+    return data
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} appears twice in one object")
+    return result
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int too large for a float
+        return False
+
+
+def _string_list(key: str, value: Any, what: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        raise BadRecord(key, "bad record", f"{what} must be a list of strings, not {_show(value)}")
+    return value
+
+
+def _media(key: str, members: Mapping[str, bytes], suffix: str, what: str, allowed: frozenset[str]) -> bytes:
+    name = suffix.lower()
+    if name.rsplit(".", 1)[-1] not in allowed:
+        kinds = ", ".join(sorted(allowed))
+        raise BadRecord(key, "bad record", f"{what} member .{_show(suffix)[1:-1]} is of no known type ({kinds})")
+    data = members.get(name)
+    if data is None:
+        seen = ", ".join("." + s for s in sorted(members)[:8])
+        raise BadRecord(key, "missing member", f"its {what} .{suffix} is missing from the shard (it holds {seen})")
+    if not data:
+        raise BadRecord(key, "missing member", f"its {what} .{suffix} is empty (0 bytes)")
+    return data
+
+
+def _subtitles(key: str, value: Any) -> list[Subtitle]:
+    if not isinstance(value, list):
+        raise BadRecord(key, "bad record", f"subtitles must be a list, not {_show(value)}")
+    lines = []
+    for i, line in enumerate(value):
+        ok = isinstance(line, dict) and isinstance(line.get("text"), str)
+        if not ok or not _is_number(line.get("start")) or not _is_number(line.get("end")):
+            raise BadRecord(key, "bad record", f"subtitle {i} must be {{start, end, text}}, not {_show(line)}")
+        if not 0 <= line["start"] <= line["end"]:
+            raise BadRecord(
+                key, "bad record", f"subtitle {i} must have 0 <= start <= end, not {line['start']} - {line['end']}"
+            )
+        lines.append(Subtitle(float(line["start"]), float(line["end"]), line["text"]))
+    return lines
+
+
+def _clip(key: str, value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or not all(_is_number(v) for v in value):
+        raise BadRecord(key, "bad record", f"clip must be [start, end] in seconds, not {_show(value)}")
+    if not 0 <= value[0] < value[1]:
+        raise BadRecord(key, "bad record", f"clip must have 0 <= start < end, not {_show(value)}")
+    return float(value[0]), float(value[1])
+
+
+def _annotations(key: str, value: Any, num_images: int, has_video: bool) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise BadRecord(key, "bad record", f"annotations must be a list with at least one entry, not {_show(value)}")
+    for i, annotation in enumerate(value):
+        where = f"annotation {i}"
+        if not isinstance(annotation, dict) or not isinstance(annotation.get("style"), str):
+            raise BadRecord(key, "bad record", f"{where} must be an object with a style, not {_show(annotation)}")
+        try:
+            check_annotation(annotation, num_images, has_video)
+        except ValueError as error:
+            raise BadRecord(key, "bad record", f"{where} ({annotation['style']}): {error}") from None
+    return value
+
+
+def check_annotation(annotation: dict[str, Any], num_images: int, has_video: bool) -> None:
+    """Check the fields that are present against their type.
+
+    Raises:
+        ValueError: what is wrong, without naming the record (the caller does).
+    """
+    for name in ("text", "question", "answer", "label", "explanation", "prompt"):
+        if name in annotation and not isinstance(annotation[name], str):
+            raise ValueError(f"{name} must be a string, not {_show(annotation[name])}")
+    if "options" in annotation or "answer_idx" in annotation:
+        _check_options(annotation)
+    if "messages" in annotation:
+        messages = annotation["messages"]
+        if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(m, str) for m in messages):
+            raise ValueError(f"messages must be a list of at least two strings, not {_show(messages)}")
+        if len(messages) % 2:
+            raise ValueError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
+    if "points" in annotation:
+        style, points = annotation["style"], annotation["points"]
+        if "track" in style or "ground" in style:
+            _check_track(points)
+        elif style.startswith("video_"):
+            times = annotation.get("timestamps")
+            if not isinstance(times, list) or not all(_is_number(t) and t >= 0 for t in times):
+                raise ValueError(f"timestamps must be a list of seconds, not {_show(times)}")
+            _check_groups(points, len(times), "timestamp")
+            if not has_video:
+                raise ValueError("points in a video, but the record names no video")
+        elif style.startswith("multi_image"):
+            _check_groups(points, num_images, "picture")
+        else:
+            _check_points(points)
+
+
+def _check_options(annotation: dict[str, Any]) -> None:
+    options, index = annotation.get("options"), annotation.get("answer_idx")
+    if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
+        raise ValueError(f"options must be a list of strings, not {_show(options)}")
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options):
+        raise ValueError(f"answer_idx must be 0..{len(options) - 1} for {len(options)} options, not {_show(index)}")
+
+
+def _check_points(points: Any) -> None:
+    if not isinstance(points, list):
+        raise DataError(f"points must be a list of [x, y], not {_show(points)}")
+    for point in points:
+        if not isinstance(point, list) or len(point) != 2 or not all(_is_number(v) for v in point):
+            raise DataError(f"a point must be [x, y] with finite numbers, not {_show(point)}")
+
+
+def _check_groups(points: Any, count: int, what: str) -> None:
+    if not isinstance(points, list) or len(points) != count:
+        got = len(points) if isinstance(points, list) else _show(points)
+        raise DataError(f"points must hold one list of points per {what}: {count} expected, got {got}")
+    for group in points:
+        _check_points(group)
+
+
+def _check_track(points: Any) -> None:
+    if not isinstance(points, list):
+        raise DataError(f"points of a track must be a list of frames, not {_show(points)}")
+    for frame in points:
+        ok = isinstance(frame, dict) and _is_number(frame.get("time")) and isinstance(frame.get("points"), dict)
+        if not ok:
+            raise DataError(f"a frame of a track must be {{time, points: {{id: {{point}}}}}}, not {_show(frame)}")
+        for entry in frame["points"].values():
+            if not isinstance(entry, dict):
+                raise DataError(f"a tracked point must be {{point: [x, y], occluded}}, not {_show(entry)}")
+            _check_points([entry.get("point")])

@@ -1,0 +1,456 @@
+"""Webdataset shards with a manifest: written whole or not at all, read at random without unpacking anything.
+
+A data set is a folder of plain webdataset tars, one `<shard>.index.json` per tar (key -> members with their offsets), and
+`manifest.json`, written last. The reader takes record i by offset with `pread`, so the order of training is whatever the
+mixture wants, resume costs nothing, and workers share no state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.data.record import MAX_MEDIA_BYTES, BadRecord, DataError
+
+MANIFEST = "manifest.json"
+FORMAT = "molmo2-shards"
+VERSION = 1
+BLOCK = 512  # bytes of a tar header
+MAX_INDEX_BYTES = 2**30
+OPEN_FILES = 16
+OPEN_INDEXES = 64
+
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
+SUFFIX_PATTERN = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
+
+
+class ShardError(DataError):
+    """A data set cannot be opened, read or written as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where one member's bytes lie in its tar."""
+
+    suffix: str
+    offset: int  # of the data; the 512-byte header lies right before it
+    size: int
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Tar member name -> (key, suffix) at the first dot of the base name, as webdataset does; suffix in lower case."""
+    folder, _, base = name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if not dot or not suffix:
+        raise ValueError(f"member {name!r} has no suffix; records are <key>.json and <key>.<media suffix>")
+    return (f"{folder}/{stem}" if folder else stem), suffix.lower()
+
+
+def check_header(header: bytes) -> tarfile.TarInfo:
+    """Parse one tar header and refuse everything but a plain file under a plain relative name.
+
+    Raises:
+        ValueError: damaged header, link, device, folder, absolute path, `..`, or a name that is not plain ASCII.
+    """
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    except UnicodeDecodeError:
+        raise ValueError("a member name is not plain ASCII") from None
+    except tarfile.HeaderError as error:
+        raise ValueError(f"damaged tar header ({error})") from None
+    name = info.name
+    if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        kind = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.DIRTYPE: "a folder"}
+        raise ValueError(f"member {name!r} is {kind.get(info.type, 'not a plain file')}; only plain files are read")
+    if not name.isascii() or not name.isprintable() or "\\" in name:
+        raise ValueError(f"member {name!r} has a name that is not plain ASCII")
+    if name.startswith("/") or any(part in ("..", ".", "") for part in name.split("/")):
+        raise ValueError(f"member {name!r} has an absolute or climbing path")
+    return info
+
+
+def index_tar(path: Path) -> list[tuple[str, list[Member]]]:
+    """Scan a webdataset tar once: its records in order, with the offsets of their members.
+
+    Raises:
+        ShardError: hostile or damaged content, a cut file, duplicate names, or a compressed tar.
+    """
+    size = path.stat().st_size
+    records: OrderedDict[str, list[Member]] = OrderedDict()
+    last_key = None
+    with path.open("rb") as file:
+        for header, offset in _headers(path, file, size):
+            try:
+                info = check_header(header)
+                key, suffix = split_name(info.name)
+            except ValueError as error:
+                raise ShardError(f"shard {path}: {error}") from None
+            if offset + info.size > size:
+                raise ShardError(
+                    f"shard {path} is cut off: member {info.name!r} ends at byte {offset + info.size}, "
+                    f"the file has {size}. Copy or write it again."
+                )
+            if key != last_key and key in records:
+                raise ShardError(f"shard {path}: the key {key!r} appears twice (members of a record must be adjacent)")
+            members = records.setdefault(key, [])
+            if any(m.suffix == suffix for m in members):
+                raise ShardError(f"shard {path}: the member {info.name!r} appears twice")
+            members.append(Member(suffix, offset, info.size))
+            last_key = key
+    if not records:
+        raise ShardError(f"shard {path} holds no record")
+    return list(records.items())
+
+
+def _headers(path: Path, file: Any, size: int) -> Iterator[tuple[bytes, int]]:
+    """Headers of real members with the offset of their data; extended headers (PAX) are stepped over."""
+    position = 0
+    while position + BLOCK <= size:
+        file.seek(position)
+        header = file.read(BLOCK)
+        if header.count(0) == BLOCK:
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise ShardError(
+                f"shard {path}: no tar header at byte {position} ({error}); shards are plain, uncompressed tars"
+            ) from None
+        if info.size < 0:
+            raise ShardError(f"shard {path}: negative size at byte {position}")
+        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+            raise ShardError(f"shard {path}: a member name is longer than 100 characters; use shorter keys")
+        if info.type not in (tarfile.XHDTYPE, tarfile.XGLTYPE):
+            yield header, position + BLOCK
+        elif b"path=" in file.read(min(info.size, 65536)):
+            raise ShardError(f"shard {path}: a member name needs an extended header; use short ASCII keys")
+        position += BLOCK + -(-info.size // BLOCK) * BLOCK
+    raise ShardError(f"shard {path} is cut off: the end-of-archive mark is missing. Copy or write it again.")
+
+
+def write_shards(
+    out: str | Path,
+    records: Iterable[tuple[str, dict[str, bytes]]],
+    *,
+    name: str | None = None,
+    records_per_shard: int = 1000,
+    bytes_per_shard: int = 2 * 10**9,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a data set atomically: into a temporary folder beside `out`, renamed when complete.
+
+    Args:
+        records: (key, suffix -> bytes), keys unique, each with a `json` member.
+    Returns:
+        The manifest.
+    Raises:
+        ShardError: `out` exists (without `overwrite`), a bad key or suffix, no record at all.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise ShardError(f"{out} exists already; remove it or write elsewhere")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise ShardError(f"{out} exists and is not a data set of ours (no {MANIFEST}); it is not overwritten")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
+    try:
+        work.chmod(0o755)  # mkdtemp makes it private
+        _write_tars(work, records, name or out.name, records_per_shard, bytes_per_shard)
+        manifest = write_manifest(work, name or out.name)
+        _replace_folder(work, out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _write_tars(work: Path, records: Iterable[tuple[str, dict[str, bytes]]], name: str, count: int, size: int) -> None:
+    from webdataset import ShardWriter  # slow to import, and only writers need it
+
+    opened: list[Any] = []
+
+    def opener(filename: str) -> Any:
+        opened.append((work / filename).open("wb"))
+        return opened[-1]
+
+    def finish(_: str) -> None:
+        file = opened.pop()
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+
+    stem = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    seen: set[str] = set()
+    options: dict[str, Any] = {"opener": opener, "post": finish, "verbose": 0, "encoder": False, "mtime": 0}
+    with ShardWriter(f"{stem}-%06d.tar", maxcount=count, maxsize=size, **options) as writer:
+        for key, members in records:
+            _check_names(key, members)
+            if key in seen:
+                raise ShardError(f"the key {key!r} is given twice; keys must be unique in a data set")
+            seen.add(key)
+            writer.write({"__key__": key, **members})
+    if not seen:
+        raise ShardError(f"no record to write for data set {name!r}")
+
+
+def _check_names(key: str, members: dict[str, bytes]) -> None:
+    if not KEY_PATTERN.fullmatch(key) or "//" in key or key.endswith("/"):
+        raise ShardError(f"key {key!r} may hold only letters, digits, '_', '-' and inner '/'")
+    if "json" not in members:
+        raise ShardError(f"record {key!r} has no json member")
+    for suffix in members:
+        if not SUFFIX_PATTERN.fullmatch(suffix):
+            raise ShardError(f"record {key!r}: the suffix {suffix!r} may hold only a-z, 0-9, '_' and dots between")
+        if len(key) + 1 + len(suffix) > 99:
+            raise ShardError(f"record {key!r}: the member name {key}.{suffix} is longer than 99 characters")
+
+
+def write_manifest(folder: Path, name: str) -> dict[str, Any]:
+    """Index every `*.tar` of `folder` and write the manifest last. Also makes a foreign webdataset readable here."""
+    shards = []
+    for tar in sorted(folder.glob("*.tar")):
+        records = index_tar(tar)
+        text = json.dumps([[key, [[m.suffix, m.offset, m.size] for m in members]] for key, members in records])
+        index = tar.with_suffix(".index.json")
+        _write_atomic(index, text.encode())
+        shards.append(
+            {
+                "name": tar.name,
+                "bytes": tar.stat().st_size,
+                "sha256": _sha256(tar),
+                "records": len(records),
+                "index": index.name,
+                "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            }
+        )
+    if not shards:
+        raise ShardError(f"no shards (*.tar) in {folder}")
+    total = sum(s["records"] for s in shards)
+    manifest = {"format": FORMAT, "version": VERSION, "name": name, "records": total, "shards": shards}
+    _write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+def _write_atomic(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _replace_folder(work: Path, out: Path) -> None:
+    if not out.exists():
+        os.rename(work, out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    os.rename(out, old / "data")
+    os.rename(work, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class ShardDataset:
+    """Random access to the records of one data set.
+
+    Everything that can be known before training is checked here: the folder, the manifest, and that every shard is
+    there with the size it was written with (a cut or missing shard ends in one message).
+
+    Raises:
+        ShardError: see above.
+    """
+
+    def __init__(self, path: str | Path, name: str | None = None):
+        self.path = Path(path)
+        manifest = _read_manifest(self.path, name)
+        self.name: str = name or str(manifest["name"])
+        self.shards: list[dict[str, Any]] = manifest["shards"]
+        self.starts: list[int] = []  # first record of each shard
+        total, digest = 0, hashlib.sha256()
+        for shard in self.shards:
+            _check_shard(self.path, shard)
+            self.starts.append(total)
+            total += shard["records"]
+            digest.update(f"{shard['name']} {shard['records']} {shard['sha256']}\n".encode())
+        self.length = total
+        self.fingerprint = digest.hexdigest()[:16]  # same data set, same order of records
+        self._files: OrderedDict[int, Any] = OrderedDict()
+        self._indexes: OrderedDict[int, list[Any]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getstate__(self) -> dict[str, Any]:  # workers open their own files
+        return {**self.__dict__, "_files": OrderedDict(), "_indexes": OrderedDict()}
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Record number -> (shard number, number inside the shard)."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"record {index} of data set {self.name!r}, which has {self.length}")
+        low, high = 0, len(self.starts)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.starts[middle] <= index else (low, middle)
+        return low, index - self.starts[low]
+
+    def read(self, index: int) -> tuple[str, dict[str, bytes]]:
+        """Record number -> ("shard:key", suffix -> bytes).
+
+        Raises:
+            ShardError: the shard vanished or differs from its index.
+            BadRecord: a member larger than allowed.
+        """
+        number, inner = self.locate(index)
+        shard = self.path / self.shards[number]["name"]
+        key, members = self._index(number)[inner]
+        label = f"{shard.name}:{key}"
+        file = self._file(number)
+        result = {}
+        for suffix, offset, size in members:
+            if size > MAX_MEDIA_BYTES:
+                raise BadRecord(label, "too large", f"member .{suffix} has {size} bytes; {MAX_MEDIA_BYTES} are allowed")
+            data = self._pread(file, shard, offset - BLOCK, BLOCK + size)
+            try:
+                info = check_header(data[:BLOCK])
+                found = split_name(info.name)
+            except ValueError as error:
+                raise ShardError(f"shard {shard}: {error}; it changed after its manifest was written") from None
+            if found != (key, suffix) or info.size != size:
+                raise ShardError(
+                    f"shard {shard} does not match its index: {key}.{suffix} expected at byte {offset}, "
+                    f"{info.name!r} found. Index the folder again: python -m data_prep.index {self.path}"
+                )
+            result[suffix] = data[BLOCK:]
+        return label, result
+
+    def verify(self) -> None:
+        """Read every shard and compare its SHA-256 with the manifest (slow; not done when training starts)."""
+        for shard in self.shards:
+            found = _sha256(self.path / shard["name"])
+            if found != shard["sha256"]:
+                raise ShardError(f"shard {self.path / shard['name']} is damaged: its SHA-256 is not the manifest's")
+
+    def close(self) -> None:
+        """Close the cached files; they open again when read."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _file(self, number: int) -> Any:
+        return _cached(self._files, number, OPEN_FILES, self._open, lambda file: file.close())
+
+    def _open(self, number: int) -> Any:
+        path = self.path / self.shards[number]["name"]
+        try:
+            return path.open("rb", buffering=0)
+        except OSError as error:
+            raise ShardError(f"shard {path} cannot be opened: {error.strerror}") from None
+
+    def _index(self, number: int) -> list[Any]:
+        return _cached(self._indexes, number, OPEN_INDEXES, self._load_index, lambda _: None)
+
+    def _load_index(self, number: int) -> list[Any]:
+        shard = self.shards[number]
+        path = self.path / shard["index"]
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise ShardError(f"index {path} cannot be read: {error.strerror}") from None
+        if hashlib.sha256(raw).hexdigest() != shard["index_sha256"]:
+            raise ShardError(f"index {path} is not the one the manifest was written with; index the folder again")
+        return json.loads(raw)
+
+    @staticmethod
+    def _pread(file: Any, shard: Path, offset: int, size: int) -> bytes:
+        parts, left = [], size
+        while left > 0:  # one call returns at most 2 GiB
+            try:
+                part = os.pread(file.fileno(), left, offset + size - left)
+            except OSError as error:
+                raise ShardError(f"shard {shard} cannot be read: {error.strerror}") from None
+            if not part:
+                raise ShardError(f"shard {shard} is cut off: it ends before byte {offset + size}. Copy it again.")
+            parts.append(part)
+            left -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _cached(
+    cache: OrderedDict[int, Any], key: int, limit: int, load: Callable[[int], Any], drop: Callable[[Any], None]
+) -> Any:
+    """Least recently used cache with a bound."""
+    if key in cache:
+        cache.move_to_end(key)
+        return cache[key]
+    value = cache[key] = load(key)
+    while len(cache) > limit:
+        drop(cache.popitem(last=False)[1])
+    return value
+
+
+def _read_manifest(folder: Path, name: str | None) -> dict[str, Any]:
+    label = f"data set {name!r}" if name else "data set"
+    if not folder.is_dir():
+        raise ShardError(f"{label}: no folder at {folder}. Give the folder that holds the shards and {MANIFEST}.")
+    path = folder / MANIFEST
+    if not path.is_file():
+        if any(folder.glob("*.tar")):
+            raise ShardError(
+                f"{label}: {folder} holds shards but no {MANIFEST} (a write that did not finish, or a foreign "
+                f"webdataset). Index it with: python -m data_prep.index {folder}"
+            )
+        raise ShardError(f"{label}: no shards at {folder} (no {MANIFEST} and no *.tar)")
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise ShardError(f"{path} is larger than {MAX_INDEX_BYTES} bytes")
+    try:
+        manifest = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{path} cannot be parsed: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ShardError(f"{path} is not a {FORMAT} manifest")
+    if manifest.get("version") != VERSION:
+        raise ShardError(f"{path} has version {manifest.get('version')!r}; this program reads version {VERSION}")
+    shards = manifest.get("shards")
+    if not isinstance(shards, list) or not shards:
+        raise ShardError(f"{path} lists no shards")
+    fields = {"name": str, "bytes": int, "sha256": str, "records": int, "index": str, "index_sha256": str}
+    for shard in shards:
+        bad = not isinstance(shard, dict) or [f for f, kind in fields.items() if not isinstance(shard.get(f), kind)]
+        if bad or shard["records"] < 1:
+            raise ShardError(f"{path} has a damaged shard entry: {str(shard)[:120]}")
+        for entry in (shard["name"], shard["index"]):
+            if Path(entry).name != entry or entry in (".", ".."):
+                raise ShardError(f"{path} names {entry!r}, which is not a plain file name in its own folder")
+    return manifest
+
+
+def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
+    path = folder / shard["name"]
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise ShardError(f"shard {path} is missing; the manifest lists it with {shard['records']} records") from None
+    if size != shard["bytes"]:
+        state = "cut off" if size < shard["bytes"] else "changed"
+        raise ShardError(
+            f"shard {path} is {state}: it has {size} bytes, the manifest says {shard['bytes']}. Copy or write it again."
+        )
+    if not (folder / shard["index"]).is_file():
+        raise ShardError(f"index {folder / shard['index']} is missing; python -m data_prep.index {folder} rebuilds it")
