@@ -1,0 +1,276 @@
+"""One Molmo2, three sets of weight names: ours (canonical), transformers' native ones (>= 5), the remote code's.
+
+A `Rule` ties a few canonical tensors to the few external tensors that hold the same numbers, in both directions. A
+conversion walks the rules one after another, so never more than one rule's tensors are in memory.
+
+Legend: d text width, N query heads, G key/value heads, H head dim, F feed-forward width, V base vocabulary.
+Canonical layouts that differ from the external ones:
+    linear_qkv [G * (N/G + 2) * H, d]   per key/value group: its query heads, its key head, its value head (Megatron's)
+    linear_fc1 [2 * F, d]               rows [gate ; up]; the remote code's ff_proj has [up ; gate]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from molmo2_nemo.model.config import Molmo2Config, TextConfig
+
+Format = Literal["native", "remote"]
+FORMATS: tuple[Format, ...] = ("native", "remote")
+
+Kind = Literal["copy", "qkv_split", "qkv_rows", "gate_up_split", "up_gate_rows", "embedding_rows", "embedding"]
+
+
+class ConversionError(ValueError):
+    """A checkpoint or model folder that cannot be converted; the message names the file or tensor."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The same numbers under canonical and under external names.
+
+    `head` is the external name of the output head where the head is tied: written as a copy of the base embedding, and
+    checked to be one when read.
+    """
+
+    kind: Kind
+    canonical: tuple[str, ...]
+    external: tuple[str, ...]
+    head: str | None = None
+
+
+def canonical_shapes(config: Molmo2Config) -> dict[str, tuple[int, ...]]:
+    """Every canonical parameter of the whole model and its shape, in the order of the forward pass."""
+    vision, connector, text = config.vision, config.connector, config.text
+    d, width = text.hidden_size, vision.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {}
+    linear(shapes, "vision.patch_embedding", width, vision.patch_dim)
+    shapes["vision.position_embedding"] = (vision.num_patches, width)
+    for i in range(vision.num_built_layers):
+        block = f"vision.blocks.{i}"
+        for norm in ("norm1", "norm2"):
+            shapes[f"{block}.{norm}.weight"] = shapes[f"{block}.{norm}.bias"] = (width,)
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            linear(shapes, f"{block}.attention.{name}", width, width)
+        linear(shapes, f"{block}.mlp.fc1", vision.ffn_size, width)
+        linear(shapes, f"{block}.mlp.fc2", width, vision.ffn_size)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        linear(shapes, f"connector.pooling.{name}", connector.hidden_size, vision.feature_size)
+    linear(shapes, "connector.pooling.o_proj", connector.hidden_size, connector.hidden_size)
+    for name in ("gate_proj", "up_proj"):
+        shapes[f"connector.projector.{name}.weight"] = (connector.ffn_size, connector.hidden_size)
+    shapes["connector.projector.down_proj.weight"] = (d, connector.ffn_size)
+    shapes["embedding.base.weight"] = (text.vocab_size, d)
+    shapes["embedding.extra.weight"] = (config.extra_vocab_size, d)
+    for i in range(text.num_layers):
+        shapes |= layer_shapes(text, i)
+    shapes["decoder.final_layernorm.weight"] = (d,)
+    if not text.tie_embeddings:
+        shapes["output_layer.weight"] = (text.vocab_size, d)
+    return shapes
+
+
+def linear(shapes: dict[str, tuple[int, ...]], name: str, out_size: int, in_size: int) -> None:
+    """Add the weight and bias of one biased linear map."""
+    shapes[f"{name}.weight"] = (out_size, in_size)
+    shapes[f"{name}.bias"] = (out_size,)
+
+
+def layer_shapes(text: TextConfig, i: int) -> dict[str, tuple[int, ...]]:
+    """Canonical parameters of decoder layer `i`."""
+    d, heads, groups, head = text.hidden_size, text.num_heads, text.num_kv_heads, text.head_dim
+    layer = f"decoder.layers.{i}"
+    full_width = text.family == "olmo3"
+    return {
+        f"{layer}.{norm_names(text)[0]}": (d,),
+        f"{layer}.self_attention.linear_qkv.weight": ((heads + 2 * groups) * head, d),
+        f"{layer}.self_attention.q_layernorm.weight": (heads * head if full_width else head,),
+        f"{layer}.self_attention.k_layernorm.weight": (groups * head if full_width else head,),
+        f"{layer}.self_attention.linear_proj.weight": (d, heads * head),
+        f"{layer}.{norm_names(text)[1]}": (d,),
+        f"{layer}.mlp.linear_fc1.weight": (2 * text.ffn_size, d),
+        f"{layer}.mlp.linear_fc2.weight": (d, text.ffn_size),
+    }
+
+
+def norm_names(text: TextConfig) -> tuple[str, str]:
+    """Names, within a layer, of the attention branch's norm and of the MLP branch's norm."""
+    if text.family == "olmo3":  # post-norm: the norm belongs to the branch's last linear map
+        return "self_attention.linear_proj.post_norm.weight", "mlp.linear_fc2.post_norm.weight"
+    return "input_layernorm.weight", "pre_mlp_layernorm.weight"
+
+
+def rules(config: Molmo2Config, target: Format) -> Iterator[Rule]:
+    """All rules between the canonical names and those of one external format."""
+    if target not in FORMATS:
+        raise ConversionError(f"unknown format {target!r}; known formats: {', '.join(FORMATS)}")
+    native = target == "native"
+    yield from vision_rules(config, native)
+    yield from embedding_rules(config, native)
+    for i in range(config.text.num_layers):
+        yield from layer_rules(config.text, i, native)
+    final = "model.language_model.norm.weight" if native else "model.transformer.ln_f.weight"
+    yield Rule("copy", ("decoder.final_layernorm.weight",), (final,))
+
+
+def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
+    """Vision encoder and connector: pure renaming."""
+    tower = "model.vision_tower" if native else "model.vision_backbone.image_vit"
+    parts = ("weight", "bias")
+    projections = {p: p if native else f"w{p[0]}" for p in ("q_proj", "k_proj", "v_proj", "o_proj")}
+
+    for part in parts:
+        yield Rule("copy", (f"vision.patch_embedding.{part}",), (f"{tower}.patch_embedding.{part}",))
+    yield Rule("copy", ("vision.position_embedding",), (f"{tower}.positional_embedding",))
+    if native:
+        names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+        attention, blocks = "self_attn", f"{tower}.layers"
+    else:
+        names = {"norm1": "attention_norm", "norm2": "ffn_norm", "mlp.fc1": "feed_forward.w1"}
+        names["mlp.fc2"] = "feed_forward.w2"
+        attention, blocks = "attention", f"{tower}.transformer.resblocks"
+    names |= {f"attention.{ours}": f"{attention}.{theirs}" for ours, theirs in projections.items()}
+    for i in range(config.vision.num_built_layers):
+        for ours, theirs in names.items():
+            for part in parts:
+                yield Rule("copy", (f"vision.blocks.{i}.{ours}.{part}",), (f"{blocks}.{i}.{theirs}.{part}",))
+
+    connector = "model.multi_modal_projector" if native else "model.vision_backbone"
+    for ours, theirs in projections.items():
+        for part in parts:
+            external = f"{connector}.image_pooling_2d.{theirs}.{part}"
+            yield Rule("copy", (f"connector.pooling.{ours}.{part}",), (external,))
+    for ours, remote in (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")):
+        external = f"{connector}.image_projector.{ours if native else remote}.weight"
+        yield Rule("copy", (f"connector.projector.{ours}.weight",), (external,))
+
+
+def embedding_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
+    """Embedding tables and the head."""
+    head = "lm_head.weight"
+    tied = head if config.text.tie_embeddings else None
+    base, extra = "embedding.base.weight", "embedding.extra.weight"
+    if native:
+        yield Rule("embedding_rows", (base, extra), ("model.language_model.embed_tokens.weight",), head=tied)
+    else:
+        yield Rule("embedding", (base,), ("model.transformer.wte.embedding",), head=tied)
+        yield Rule("copy", (extra,), ("model.transformer.wte.new_embedding",))
+    if not config.text.tie_embeddings:
+        yield Rule("copy", ("output_layer.weight",), (head,))
+
+
+def layer_rules(text: TextConfig, i: int, native: bool) -> Iterator[Rule]:
+    """One decoder layer."""
+    ours = f"decoder.layers.{i}"
+    theirs = f"model.language_model.layers.{i}" if native else f"model.transformer.blocks.{i}"
+    norms = ("input_layernorm", "post_attention_layernorm") if native else ("attn_norm", "ff_norm")
+    for name, external in zip(norm_names(text), norms, strict=True):
+        yield Rule("copy", (f"{ours}.{name}",), (f"{theirs}.{external}.weight",))
+    qkv, fc1 = f"{ours}.self_attention.linear_qkv.weight", f"{ours}.mlp.linear_fc1.weight"
+    if native:
+        yield Rule("qkv_split", (qkv,), tuple(f"{theirs}.self_attn.{p}_proj.weight" for p in "qkv"))
+        yield Rule("gate_up_split", (fc1,), tuple(f"{theirs}.mlp.{p}_proj.weight" for p in ("gate", "up")))
+        proj, fc2 = "self_attn.o_proj", "mlp.down_proj"
+    else:
+        yield Rule("qkv_rows", (qkv,), (f"{theirs}.self_attn.att_proj.weight",))
+        yield Rule("up_gate_rows", (fc1,), (f"{theirs}.mlp.ff_proj.weight",))
+        proj, fc2 = "self_attn.attn_out", "mlp.ff_out"
+    for norm in ("q", "k"):
+        canonical = f"{ours}.self_attention.{norm}_layernorm.weight"
+        yield Rule("copy", (canonical,), (f"{theirs}.self_attn.{norm}_norm.weight",))
+    yield Rule("copy", (f"{ours}.self_attention.linear_proj.weight",), (f"{theirs}.{proj}.weight",))
+    yield Rule("copy", (f"{ours}.mlp.linear_fc2.weight",), (f"{theirs}.{fc2}.weight",))
+
+
+def external_shapes(config: Molmo2Config, target: Format) -> dict[str, tuple[int, ...]]:
+    """Every tensor of an external format and its shape, the tied copy of the head included."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    ours = canonical_shapes(config)
+    text = config.text
+    for rule in rules(config, target):
+        first = ours[rule.canonical[0]]
+        if rule.kind == "qkv_split":
+            widths = (text.num_heads, text.num_kv_heads, text.num_kv_heads)
+            for name, heads in zip(rule.external, widths, strict=True):
+                shapes[name] = (heads * text.head_dim, *first[1:])
+        elif rule.kind == "gate_up_split":
+            for name in rule.external:
+                shapes[name] = (text.ffn_size, *first[1:])
+        else:  # one external tensor: the canonical rows together
+            rows = sum(ours[name][0] for name in rule.canonical)
+            shapes[rule.external[0]] = (rows, *first[1:])
+        if rule.head:
+            shapes[rule.head] = first
+    return shapes
+
+
+def to_external(rule: Rule, tensors: list[Tensor], config: Molmo2Config) -> dict[str, Tensor]:
+    """External tensors of one rule from its canonical ones (in the order of `rule.canonical`)."""
+    first = tensors[0]
+    if rule.kind == "qkv_split":
+        parts: tuple[Tensor, ...] = split_qkv(first, config.text)
+    elif rule.kind == "qkv_rows":
+        parts = (torch.cat(split_qkv(first, config.text)),)
+    elif rule.kind == "gate_up_split":
+        parts = first.chunk(2)
+    elif rule.kind == "up_gate_rows":
+        parts = (torch.cat(first.chunk(2)[::-1]),)
+    elif rule.kind == "embedding_rows":
+        parts = (torch.cat(tensors),)
+    else:
+        parts = (first,)
+    external = dict(zip(rule.external, parts, strict=True))
+    if rule.head:
+        external[rule.head] = first
+    return external
+
+
+def to_canonical(rule: Rule, tensors: dict[str, Tensor], config: Molmo2Config) -> dict[str, Tensor]:
+    """Canonical tensors of one rule from its external ones. A tied head may be absent.
+
+    Raises:
+        ConversionError: the head of a tied model is not a copy of the base embedding.
+    """
+    parts = [tensors[name] for name in rule.external]
+    first = parts[0]
+    if rule.kind == "qkv_split":
+        ours = [join_qkv(first, parts[1], parts[2], config.text)]
+    elif rule.kind == "qkv_rows":
+        groups, heads, head = config.text.num_kv_heads, config.text.num_heads, config.text.head_dim
+        q, k, v = first.split([heads * head, groups * head, groups * head])
+        ours = [join_qkv(q, k, v, config.text)]
+    elif rule.kind == "gate_up_split":
+        ours = [torch.cat(parts)]
+    elif rule.kind == "up_gate_rows":
+        ours = [torch.cat(first.chunk(2)[::-1])]
+    elif rule.kind == "embedding_rows":
+        ours = list(first.split([config.text.vocab_size, config.extra_vocab_size]))
+    else:
+        ours = parts
+    if rule.head and rule.head in tensors and not torch.equal(tensors[rule.head], ours[0]):
+        raise ConversionError(
+            f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {config.name!r} ties its "
+            "head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
+        )
+    return dict(zip(rule.canonical, ours, strict=True))
+
+
+def split_qkv(qkv: Tensor, text: TextConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Megatron's interleaved [G * (N/G + 2) * H, d] into query [N*H, d], key [G*H, d] and value [G*H, d]."""
+    per_group = text.num_heads // text.num_kv_heads
+    grouped = qkv.view(text.num_kv_heads, per_group + 2, text.head_dim, -1)
+    q, k, v = grouped.split([per_group, 1, 1], dim=1)
+    width = qkv.shape[-1]
+    return q.reshape(-1, width), k.reshape(-1, width), v.reshape(-1, width)
+
+
+def join_qkv(q: Tensor, k: Tensor, v: Tensor, text: TextConfig) -> Tensor:
+    """The inverse of `split_qkv`."""
+    width = q.shape[-1]
+    grouped = [part.reshape(text.num_kv_heads, -1, text.head_dim, width) for part in (q, k, v)]
+    return torch.cat(grouped, dim=1).reshape(-1, width)

@@ -1,0 +1,183 @@
+"""config.json in both formats against the presets, and refusal of what is not a supported Molmo2."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
+from molmo2_nemo.convert.names import FORMATS, ConversionError, Format
+from molmo2_nemo.model.config import PRESETS, preset
+
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+
+# Values of the published 4B's config.json, as the hub has them.
+PUBLISHED_4B: dict[str, Any] = {
+    "model_type": "molmo2",
+    "image_start_token_id": 151936,
+    "image_end_token_id": 151937,
+    "image_patch_id": 151938,
+    "image_high_res_id": 151938,
+    "image_col_id": 151939,
+    "low_res_image_start_token_id": 151940,
+    "image_low_res_id": 151942,
+    "frame_start_token_id": 151943,
+    "frame_end_token_id": 151944,
+    "use_frame_special_tokens": False,
+    "tie_word_embeddings": False,
+    "vit_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 72,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-06,
+        "image_default_input_size": [378, 378],
+        "image_patch_size": 14,
+        "image_num_pos": 729,
+        "float32_attention": True,
+    },
+    "adapter_config": {
+        "vit_layers": [-3, -9],
+        "pooling_attention_mask": True,
+        "hidden_size": 1152,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 72,
+        "hidden_act": "silu",
+        "intermediate_size": 9728,
+        "text_hidden_size": 2560,
+    },
+    "text_config": {
+        "model_type": "molmo2_text",
+        "hidden_size": 2560,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "additional_vocab_size": 128,
+        "qkv_bias": False,
+        "num_hidden_layers": 36,
+        "intermediate_size": 9728,
+        "hidden_act": "silu",
+        "max_position_embeddings": 36864,
+        "rope_theta": 5000000.0,
+        "rope_scaling": None,
+        "rope_scaling_layers": None,
+        "use_qk_norm": True,
+        "qk_norm_type": "qwen3",
+        "layer_norm_eps": 1e-06,
+        "norm_after": False,
+        "initializer_range": 0.02,
+    },
+}
+
+
+def altered(section: str, **values: Any) -> dict[str, Any]:
+    """The published 4B's config with some values of one section replaced."""
+    return PUBLISHED_4B | {section: PUBLISHED_4B[section] | values}
+
+
+def test_published_4b_is_recognised_as_the_preset() -> None:
+    assert parse_config(PUBLISHED_4B) == (preset("4b"), "remote")
+
+
+def test_remote_export_writes_what_the_hub_has() -> None:
+    ours = config_json(preset("4b"), "remote", "float32")
+    for key, value in PUBLISHED_4B.items():
+        if isinstance(value, dict):
+            assert {k: ours[key][k] for k in value if k != "model_type"} == {
+                k: v for k, v in value.items() if k != "model_type"
+            }
+        else:
+            assert ours[key] == value, key
+
+
+@pytest.mark.parametrize("target", FORMATS)
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_survive_a_round_trip(name: str, target: Format) -> None:
+    data = json.loads(json.dumps(config_json(preset(name), target, "bfloat16")))
+    assert parse_config(data) == (preset(name), target)
+
+
+def test_a_longer_context_keeps_the_preset() -> None:
+    config, _ = parse_config(altered("text_config", max_position_embeddings=65536))
+    assert config.name == "4b"
+    assert config.text.max_position == 65536
+
+
+def test_fixtures_of_transformers() -> None:
+    assert read_config(FIXTURES / "tiny") == (preset("tiny"), "native")
+    olmo, _ = read_config(FIXTURES / "olmo3")
+    assert olmo.name == "custom"
+    assert (olmo.text.family, olmo.text.num_kv_heads, olmo.text.head_dim) == ("olmo3", 4, 16)
+    assert olmo.text.yarn is not None
+    assert (olmo.text.yarn.layers, olmo.text.yarn.original_max_position) == ((1, 3), 512)
+    assert olmo.vision.feature_indices == (2, 0)
+
+
+def test_native_defaults_are_filled_in() -> None:
+    """transformers leaves fields out that equal its defaults: an 8B may be almost empty."""
+    text = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}}
+    adapter = {"intermediate_size": 12288, "text_hidden_size": 4096}
+    assert parse_config({"model_type": "molmo2", "text_config": text, "adapter_config": adapter}) == (
+        preset("8b"),
+        "native",
+    )
+
+
+def test_yarn_attention_factor_has_the_formulas_default() -> None:
+    data = config_json(preset("o7b"), "native", "float32")
+    del data["text_config"]["rope_parameters"]["attention_factor"]
+    config, _ = parse_config(data)
+    assert config.text.yarn is not None
+    assert config.text.yarn.attention_factor == pytest.approx(1.2079441541679836, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"model_type": "llava"}, "model_type is 'llava', expected 'molmo2'"),
+        ({}, "model_type is None"),
+        (altered("text_config", norm_after=True), "qk_norm_type='qwen3', norm_after=True"),
+        (altered("text_config", qkv_bias=True), "text_config.attention_bias is True, expected False"),
+        (altered("text_config", rope_scaling={"rope_type": "linear", "factor": 2}), "rope_type 'linear'"),
+        (altered("text_config", rope_scaling={"rope_type": "yarn"}), "lack factor, original_max_position_embeddings"),
+        (altered("text_config", rope_theta=None), "no rope_theta"),
+        (altered("vit_config", hidden_act="gelu"), "vision.hidden_act is 'gelu'"),
+        (altered("vit_config", image_num_pos=577), "num_position_embeddings is 577, expected 729"),
+        (altered("adapter_config", text_hidden_size=4096), "text_hidden_size is 4096, expected 2560"),
+        (altered("adapter_config", vit_layers=[30]), "do not lie in 27 vision layers"),
+        (PUBLISHED_4B | {"image_patch_id": 7}, r"image_patch_id is 7, expected 151938 \(base vocabulary \+ 2\)"),
+        (PUBLISHED_4B | {"text_config": []}, "text_config is a list, expected an object"),
+    ],
+)
+def test_refusals(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConversionError, match=message):
+        parse_config(data)
+
+
+def test_missing_or_damaged_file(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="config.json does not exist"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConversionError, match=r"config.json is not valid JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(ConversionError, match=r"config.json: model_type is 'qwen3'"):
+        read_config(tmp_path)
+
+
+def test_yarn_survives_for_custom_sizes() -> None:
+    config = replace(preset("o7b"), name="custom", text=replace(preset("o7b").text, num_layers=8, num_kv_heads=8))
+    assert config.text.yarn is not None
+    config = replace(config, text=replace(config.text, yarn=replace(config.text.yarn, layers=(3, 7), factor=4.0)))
+    for target in FORMATS:
+        back, _ = parse_config(config_json(config, target, "float32"))
+        assert back.text == config.text
