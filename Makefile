@@ -1,0 +1,45 @@
+# venv  the pinned environment, in .venv            demo   the three stages on a laptop CPU, from real pictures and video
+# test  the tests, in that environment              lint   ruff and mypy
+# fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
+
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+.PHONY: venv demo test lint fixtures clean
+.DEFAULT_GOAL := demo
+
+venv: $(STAMP)
+
+# --no-deps: the pins are complete, and NeMo's metadata asks for packages (a CUDA torch among them) that a CPU run does not need.
+$(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "molmo2: python3.11 not found; install it (Debian/Ubuntu: apt install python3.11 python3.11-venv) or call make PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "molmo2: the pins are for Python 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1); call make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "molmo2: cannot make a virtual environment; install the venv module (Debian/Ubuntu: apt install python3.11-venv)" >&2; exit 2; }
+	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q || { echo "molmo2: $(VENV) has no pip; remove $(VENV), install python3.11-venv, call make venv again" >&2; exit 2; }
+	@echo "installing the pinned environment into $(VENV) (about 2.4 GB, a few minutes the first time)"
+	@$(PIP) install -q --no-deps -r requirements/cpu.txt -r requirements/dev.txt || { echo "molmo2: pip could not install the pins, see above; docs/install.md lists the usual causes" >&2; exit 2; }
+	@$(PIP) install -q --no-deps --no-build-isolation -e . || { echo "molmo2: pip could not install the package, see above" >&2; exit 2; }
+	@$(BIN)/python -c 'import torch' || { echo "molmo2: torch does not import; on Linux use a CPU wheel, see docs/install.md" >&2; exit 2; }
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/molmo2 demo $(DEMO_ARGS)
+
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+fixtures: $(STAMP)
+	@$(BIN)/python tests/fixtures/make_fixtures.py
+
+clean:
+	@rm -rf demo runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache lightning_logs nemo_experiments
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

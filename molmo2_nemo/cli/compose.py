@@ -1,0 +1,96 @@
+"""Hydra composition: `conf/` and the command line's overrides become one typed `RunConfig`.
+
+The order of the layers, later ones win: dataclass defaults, model, data, cluster, stage (published numbers), the recipe's
+changes for that stage, parallel, the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.cli.errors import UserError, nearest
+from molmo2_nemo.cli.schema import structure
+from molmo2_nemo.config import RunConfig
+
+GROUPS = ("recipe", "model", "data", "stage", "parallel", "cluster")
+STAGES = ("pretrain", "sft", "long")
+
+
+def conf_dir() -> Path:
+    """The folder of the shipped configuration: inside the installed package, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise UserError(f"the configuration folder is missing from {package}; install the package again")
+
+
+def group_choices(group: str, config_dir: str | Path | None = None) -> list[str]:
+    """Names that may stand after `group=`."""
+    folders = [conf_dir() / group] + ([Path(config_dir) / group] if config_dir else [])
+    return sorted({p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.yaml")})
+
+
+def compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> RunConfig:
+    """The run that `overrides` describe.
+
+    Args:
+        overrides: Hydra's syntax: `group=choice` and `dotted.key=value`.
+        config_dir: a folder of the user's own choices, laid out like `conf/`.
+
+    Raises:
+        UserError: an override Hydra cannot read, an unknown group, choice or key, a value of the wrong type.
+    """
+    return structure(RunConfig, _compose(_checked(overrides, config_dir), config_dir))
+
+
+def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
+    """Overrides as Hydra should see them; group choices are checked here, keys after composition by the schema."""
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder")
+    known = {f.name for f in dataclasses.fields(RunConfig)} | set(GROUPS)
+    ready = []
+    for override in overrides:
+        match = re.fullmatch(r"(\+{0,2}|~)([^=]+?)(?:=(.*))?", override, flags=re.DOTALL)
+        if not match or (match[1] != "~" and match[3] is None):
+            raise UserError(f"cannot read {override!r}; settings are written key=value, for example stage.max_steps=20")
+        prefix, key, value = match[1], match[2], match[3]
+        head = key.split(".")[0]
+        if head not in known:
+            raise UserError(f"unknown setting {key!r}; {nearest(head, known)}")
+        if key in GROUPS:
+            choices = group_choices(key, config_dir)
+            if value not in choices:
+                raise UserError(f"unknown choice {key}={value}; {nearest(str(value), choices)} ({', '.join(choices)})")
+            ready.append(override)
+        else:
+            # `++` sets or adds: the schema, not Hydra, says which keys exist, and names the nearest one.
+            ready.append(f"++{key}={value}" if prefix != "~" else override)
+    return ready
+
+
+def _compose(overrides: list[str], config_dir: str | Path | None) -> dict[str, Any]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=dataclasses.asdict(RunConfig()))
+    if config_dir:
+        overrides = [f"hydra.searchpath=['file://{Path(config_dir).resolve()}']", *overrides]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
+            composed = hydra_compose("config", overrides)
+        values = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    assert isinstance(values, dict)
+    return {str(k): v for k, v in values.items()}

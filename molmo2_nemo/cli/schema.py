@@ -1,0 +1,120 @@
+"""Between plain YAML values and the typed dataclasses of `molmo2_nemo.config`, both ways, with errors a person can act on.
+
+OmegaConf's own structured configs know no `Literal`, so the dataclasses are read here; Hydra only composes plain values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from molmo2_nemo.cli.errors import UserError, nearest
+from molmo2_nemo.config import RunConfig
+
+T = TypeVar("T")
+
+
+def structure(cls: type[T], values: Any, path: str = "") -> T:
+    """Builds the dataclass `cls` from a mapping; missing keys keep their defaults.
+
+    Raises:
+        UserError: an unknown key (names the nearest known one), a value of the wrong type or outside its choices.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{path or 'config'} must be a group of settings, not {values!r}")
+    hints = get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            dotted = f"{path}.{key}" if path else str(key)
+            close = nearest(str(key), known)
+            if close.startswith("did you mean") and path:
+                close = close.replace("'", f"'{path}.", 1)
+            raise UserError(f"unknown setting {dotted!r}; {close}")
+    made = {k: _value(hints[k], v, f"{path}.{k}" if path else k) for k, v in values.items()}
+    return cls(**made)
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotation `hint` wants it."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, path)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{path} is {value!r}; {nearest(str(value), map(str, args))} ({', '.join(map(str, args))})")
+        return value
+    if dataclasses.is_dataclass(hint):
+        return structure(hint, value, path)  # type: ignore[arg-type]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{path} must map names to settings, not {value!r}")
+        return {str(k): _value(args[1], v, f"{path}.{k}") for k, v in value.items()}
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{path} must be a list, not {value!r}")
+        return origin(_value(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    return _scalar(hint, value, path)
+
+
+def _scalar(hint: Any, value: Any, path: str) -> Any:
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 (no dot) as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+    raise UserError(f"{path} is {value!r}; expected {wanted}")
+
+
+def to_dict(cfg: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values, ready for YAML or JSON."""
+    return dataclasses.asdict(cfg)
+
+
+def to_yaml(cfg: RunConfig) -> str:
+    import yaml
+
+    return yaml.safe_dump(to_dict(cfg), sort_keys=False, default_flow_style=False)
+
+
+def load_yaml(path: str | Path) -> RunConfig:
+    """Reads a resolved configuration written by `to_yaml`.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or does not fit the schema.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"configuration file {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    return structure(RunConfig, values)
+
+
+def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested plain values as `{dotted key: value}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{path}.{key}" if path else key
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, dotted))
+        else:
+            flat[dotted] = value
+    return flat
