@@ -146,7 +146,7 @@ def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple
 
 
 def patchify(crops: np.ndarray, patch: int) -> np.ndarray:
-    """uint8 [C, side, side, 3] -> uint8 [C, P, patch * patch * 3]; a patch is (row, column, channel), channel fastest."""
+    """uint8 [C, side, side, 3] -> uint8 [C, P, D_p]; a patch is (row, column, channel), channel fastest."""
     count, height, width, channels = crops.shape
     split = crops.reshape(count, height // patch, patch, width // patch, patch, channels)
     return np.ascontiguousarray(split.transpose(0, 1, 3, 2, 4, 5)).reshape(

@@ -1,12 +1,12 @@
 """Text tokens and the visual special tokens, over a `tokenizer.json` of any byte-level model.
 
-The base vocabulary ends where the extra embedding rows begin. Extra special tokens are added in one fixed order, so that
-token number `vocab_size + i` is always `EXTRA_SPECIAL_TOKENS[i]`; a tokenizer shorter than the embedding table is first
-filled up with dummy entries.
+The base vocabulary ends where the extra embedding rows begin. Extra special tokens are added in one fixed order, so
+that token number `vocab_size + i` is always `EXTRA_SPECIAL_TOKENS[i]`; a tokenizer shorter than the embedding table is
+first filled up with dummy entries.
 
 What a person wrote can never become a special token: `encode` reads `<im_patch>` or `<|im_end|>` in a text as the
-characters they are. Only `encode_chat` (trusted scaffolding) and `user_turn` make chat tokens, and visual tokens are made
-from ids by `image.py` and `video.py`.
+characters they are. Only `encode_chat` (trusted scaffolding) and `user_turn` make chat tokens, and visual tokens are
+made from ids by `image.py` and `video.py`.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Molmo2Tokenizer:
         return self._special_aware.id_to_token(int(token_id)) or ""
 
     def save(self, folder: str | Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` with the extra tokens, as a Hugging Face folder has them."""
+        """Write `tokenizer.json` and `tokenizer_config.json`, extra tokens included, for a Hugging Face folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self._special_aware.save(str(folder / "tokenizer.json"))
@@ -214,7 +214,7 @@ def _add_extra_tokens(tokenizer: Tokenizer, vocab_size: int | None, name: str) -
         base = present
         if vocab_size is not None and vocab_size != base:
             raise ValueError(
-                f"tokenizer {name!r} was saved with its extra tokens at {base}, but the model has {vocab_size} base rows"
+                f"tokenizer {name!r} was saved with extra tokens at {base}, but the model has {vocab_size} base rows"
             )
     for i, token in enumerate(EXTRA_SPECIAL_TOKENS):
         if tokenizer.token_to_id(token) != base + i:

@@ -60,8 +60,8 @@ class TimeSampler:
     def of(cls, config: VideoConfig, sampling: Mapping[str, Any], video_fps: float) -> TimeSampler:
         """Settings of the run, overridden by a record's `sampling`.
 
-        Keys: `mode` (or `frame_sample_mode`), `candidate_sampling_fps`, `sampling_fps`, `max_fps`, `max_frames`. Without
-        candidates, `fps` tries the multiples of `sampling_fps` up to 10 that divide the video's own rate.
+        Keys: `mode` (or `frame_sample_mode`), `candidate_sampling_fps`, `sampling_fps`, `max_fps`, `max_frames`.
+        Without candidates, `fps` tries the multiples of `sampling_fps` up to 10 that divide the video's own rate.
         """
         mode = str(sampling.get("mode", sampling.get("frame_sample_mode", "uniform_last_frame")))
         wanted = sampling.get("candidate_sampling_fps")
@@ -295,9 +295,7 @@ def timestamp_text(number: int, seconds: float, mode: str) -> str:
         return f"{number}:"
     if mode == "none":
         return ""
-    raise ValueError(
-        f"unknown video.time_mode {mode!r}; known: per-frame-compact, per-frame, numbered-frames, none"
-    )
+    raise ValueError(f"unknown video.time_mode {mode!r}; known: per-frame-compact, per-frame, numbered-frames, none")
 
 
 def subtitle_text(subtitles: Sequence[SubtitleLike], times: np.ndarray, mode: str) -> str:
@@ -342,9 +340,7 @@ def video_token_ids(
     `per_frame_markers`: time, start, patches, end for every frame; else one start and one end round the whole video.
     """
     special = tokenizer.special
-    start, end = (
-        (special.frame_start, special.frame_end) if config.frame_tokens else (special.im_start, special.im_end)
-    )
+    start, end = (special.frame_start, special.frame_end) if config.frame_tokens else (special.im_start, special.im_end)
     patches = [special.im_patch] * tokens_per_frame
     ids: list[int] = [] if config.per_frame_markers else [start]
     for number, seconds in enumerate(times):

@@ -1,0 +1,218 @@
+"""A record -> an `Example`: decode the visual input, write the conversations, flatten the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
+from molmo2_nemo.data.image import TileGeometry, VisualInput, decode_image, encode_images, no_visual
+from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
+from molmo2_nemo.data.record import BadRecord, Record, Subtitle
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
+from molmo2_nemo.data.video import encode_video, read_video
+
+MAX_TEXT_CHARS = 1_000_000  # of one message; several times what the longest sequence holds
+MAX_ANNOTATIONS = 4096  # of one record
+
+
+@dataclass(slots=True)
+class _Root:
+    """The visual input and what texts may say about it."""
+
+    visual: VisualInput
+    context: VisualContext = field(default_factory=VisualContext)
+
+
+class ExampleBuilder:
+    """Builds examples with the settings of a stage. Holds no state between calls: all randomness is the caller's."""
+
+    def __init__(self, config: DataConfig, tokenizer: Molmo2Tokenizer, *, training: bool = True):
+        """Raises ValueError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`)."""
+        TileGeometry.of(config.image)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.training = training
+        self.formatter = PromptFormatter(config.text, training=training)
+
+    def build(
+        self,
+        record: Record,
+        rng: np.random.Generator,
+        *,
+        weight: float | None = None,
+        p_high_res: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Example:
+        """The training example of a record.
+
+        Args:
+            rng: decides wordings, branch order and resolution; nothing else does.
+            weight: the data set's flat loss weight; goes before the record's own.
+            p_high_res: the data set's chance of many tiles for a single picture; default `image.p_high_res`.
+            max_tokens: longest sequence; branches that do not reach it are dropped, the last one may be cut.
+        Raises:
+            BadRecord: the media or an annotation cannot be used; names the record's key.
+        """
+        cause = "bad media"
+        try:
+            root = self._root(record.images, record.video, rng, record=record, p_high_res=p_high_res)
+            cause = "bad annotation"
+            conversations = self._conversations(record.annotations, root.context, rng)
+            branches = [self._branch(turns) for turns in conversations]
+            cause = "too long"
+            tree = flatten(
+                [self.tokenizer.bos_id, *root.visual.token_ids],
+                branches,
+                eos_id=self.tokenizer.eos_id,
+                rule=self._rule(record.weight if weight is None else weight),
+                max_tokens=max_tokens,
+            )
+        except BadRecord:
+            raise
+        except ValueError as error:
+            raise BadRecord(record.key, cause, str(error)) from error
+        info = {
+            **root.visual.info,
+            "conversations": [[(turn.user, turn.answer) for turn in turns] for turns in conversations[: tree.kept]],
+            "root_tokens": 1 + len(root.visual.token_ids),
+            "branches_kept": tree.kept,
+            "branches_dropped": tree.dropped,
+            "tokens_cut": tree.cut,
+        }
+        return self._example(tree, root.visual, record.key, info)
+
+    def prompt(
+        self,
+        images: Sequence[bytes] = (),
+        video: bytes | None = None,
+        question: str = "",
+        style: str = "user_qa",
+        *,
+        options: Sequence[str] | None = None,
+        history: Sequence[tuple[str, str]] = (),
+        subtitles: Sequence[Subtitle] = (),
+        clip: tuple[float, float] | None = None,
+        sampling: dict[str, Any] | None = None,
+    ) -> Example:
+        """What the model reads before it answers `question`: labels are padding and all weights are 0.
+
+        `history` holds earlier (question, answer) exchanges, whose first opens the conversation.
+
+        Raises:
+            ValueError: media that cannot be read, or pictures and a video together.
+        """
+        rng = np.random.default_rng(0)  # only stage-1 prefixes in training mode draw from it
+        extra = Record("", subtitles=list(subtitles), clip=clip, sampling=sampling or {})
+        root = self._root(images, video, rng, record=extra, p_high_res=0.0)
+        formatter = self.formatter if not self.training else PromptFormatter(self.config.text, training=False)
+        questions = [*(asked for asked, _ in history), question]
+        questions[0] = formatter.question(questions[0], style, rng, options=options if not history else None)
+        ids = [self.tokenizer.bos_id, *root.visual.token_ids]
+        for number, text in enumerate(questions):
+            ids += self.tokenizer.user_turn(_checked_text(text), first=number == 0)
+            if number < len(history):
+                ids += [*self.tokenizer.encode(_checked_text(history[number][1])), self.tokenizer.eos_id]
+        count = len(ids)
+        tree = FlatTree(
+            input_ids=np.array(ids, dtype=np.int64),
+            labels=np.full(count, PAD_TOKEN, np.int64),
+            loss_weights=np.zeros(count, np.float32),
+            position_ids=np.arange(count),
+            branch_ids=np.full(count, ROOT_BRANCH, np.int64),
+            kept=1,
+            dropped=0,
+            cut=0,
+        )
+        info = {**root.visual.info, "conversations": [[(text, "") for text in questions]]}
+        return self._example(tree, root.visual, "", info)
+
+    # --- parts ------------------------------------------------------------------------------------------------------
+
+    def _root(
+        self,
+        images: Sequence[bytes],
+        video: bytes | None,
+        rng: np.random.Generator,
+        *,
+        record: Record,
+        p_high_res: float | None,
+    ) -> _Root:
+        config = self.config
+        if images and video is not None:
+            raise ValueError("pictures and a video in one example; Molmo2 takes either pictures or one video")
+        if video is not None:
+            sampled = read_video(
+                video, config.video, side=config.image.crop_size, clip=record.clip, sampling=record.sampling
+            )
+            visual = encode_video(sampled, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
+            return _Root(visual, VisualContext(video_size=sampled.size, frame_times=sampled.times))
+        if not images:
+            return _Root(no_visual(config.image))
+        chance = config.image.p_high_res if p_high_res is None else p_high_res
+        high_res = bool(self.training and chance > 0 and len(images) == 1 and rng.random() < chance)
+        pixels = [decode_image(data) for data in images[: config.image.max_images]]
+        visual = encode_images(pixels, config.image, self.tokenizer, high_res=high_res)
+        visual.info["ignored"] = len(images) - len(pixels)
+        return _Root(visual, VisualContext(image_sizes=tuple((p.shape[1], p.shape[0]) for p in pixels)))
+
+    def _conversations(
+        self, annotations: Sequence[dict[str, Any]], context: VisualContext, rng: np.random.Generator
+    ) -> list[list[Turn]]:
+        """One conversation per annotation, in random order."""
+        if not annotations or len(annotations) > MAX_ANNOTATIONS:
+            raise ValueError(f"a record needs 1 to {MAX_ANNOTATIONS} annotations, got {len(annotations)}")
+        conversations = [self.formatter.conversation(annotation, context, rng) for annotation in annotations]
+        order = rng.permutation(len(conversations)) if self.training and len(conversations) > 1 else None
+        return conversations if order is None else [conversations[i] for i in order]
+
+    def _branch(self, turns: Sequence[Turn]) -> Branch:
+        tokenizer = self.tokenizer
+        return Branch(
+            [
+                (
+                    tokenizer.user_turn(_checked_text(turn.user), first=number == 0),
+                    tokenizer.encode(_checked_text(turn.answer)),
+                )
+                for number, turn in enumerate(turns)
+            ]
+        )
+
+    def _rule(self, flat: float | None) -> WeightRule:
+        text = self.config.text
+        if flat is not None:
+            return WeightRule.flat(flat)
+        return WeightRule(1.0, text.root_length_weight, text.root_branches_weight, text.weight_scale)
+
+    def _example(self, tree: FlatTree, visual: VisualInput, key: str, info: dict[str, Any]) -> Example:
+        special = self.tokenizer.special
+        patches = int(np.count_nonzero(tree.input_ids == special.im_patch))
+        if patches != len(visual.pooling):
+            raise AssertionError(f"{patches} <im_patch> tokens for {len(visual.pooling)} pooling rows")
+        return Example(
+            input_ids=tree.input_ids,
+            labels=tree.labels,
+            loss_weights=tree.loss_weights,
+            position_ids=tree.position_ids,
+            branch_ids=tree.branch_ids,
+            visual=np.isin(tree.input_ids, sorted(self.tokenizer.visual_ids)),
+            crops=visual.crops,
+            pooling=visual.pooling,
+            unit_crops=np.array(visual.unit_crops, dtype=np.int64),
+            unit_rows=np.array(visual.unit_rows, dtype=np.int64),
+            key=key,
+            info=info,
+        )
+
+
+def _checked_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"a message must be text, got {type(text).__name__}")
+    if len(text) > MAX_TEXT_CHARS:
+        raise ValueError(f"a message of {len(text)} characters; at most {MAX_TEXT_CHARS} are read")
+    return text

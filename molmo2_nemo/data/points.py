@@ -1,0 +1,210 @@
+"""Points and tracks as text, both ways.
+
+    <points coords="1 1 031 625 2 156 104">red cars</points>
+    <tracks coords="0.0 1 156 208 2 469 208;0.5 1 172 208">people</tracks>
+
+A group is `FRAME IDX X Y IDX X Y ...`: the picture's number from 1, or seconds of a video; coordinates are thousandths
+of the width and height. Formats `html-v1` and `html-v2` differ only in what separates groups (TAB, semicolon).
+Points outside the picture are moved to its edge, so that everything written can be read back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SEPARATORS = {"html-v1": "\t", "html-v2": ";"}
+NONE_TEXT = "There are none."
+NO_TRACKS_TEXT = "No tracks available."
+SAME_TIME = 0.01  # seconds between an annotated and a sampled frame that are the same
+
+Point = tuple[int, int, int]  # number, x, y in thousandths
+
+
+@dataclass(frozen=True)
+class PointGroup:
+    """The points of one picture or moment. `frame` is what the text says: `1`, or seconds such as `12.2`."""
+
+    frame: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class PointTag:
+    """One `<points>` or `<tracks>` element."""
+
+    groups: tuple[PointGroup, ...]
+    label: str
+    alt: str | None = None
+    kind: str = "points"
+
+    @property
+    def count(self) -> int:
+        return sum(len(group.points) for group in self.groups)
+
+    def located(self, width: float, height: float) -> list[tuple[float, int, float, float]]:
+        """(frame number or seconds, point number, x, y) of every point, in pixels of a width x height picture."""
+        return [
+            (float(group.frame), number, x * width / 1000, y * height / 1000)
+            for group in self.groups
+            for number, x, y in group.points
+        ]
+
+
+def scale_point(point: Sequence[float], size: tuple[float, float]) -> tuple[int, int]:
+    """Thousandths of `size` (width, height), rounded half to even and kept inside the picture.
+
+    Raises:
+        ValueError: not two finite numbers, or a size that is not positive.
+    """
+    if len(point) != 2 or not all(math.isfinite(v) for v in point):
+        raise ValueError(f"a point must be two finite numbers, got {point!r}")
+    if not all(side > 0 for side in size):
+        raise ValueError(f"points need a positive scale or picture size, got {size!r}")
+    x, y = (min(max(round(1000 * value / side), 0), 1000) for value, side in zip(point, size, strict=True))
+    return x, y
+
+
+def seconds_text(seconds: float) -> str:
+    """Seconds with one decimal, as Python prints them: `0.0`, `12.2`."""
+    return str(round(float(seconds), 1))
+
+
+def number_points(groups: Iterable[tuple[str, Iterable[tuple[int, int]]]]) -> tuple[PointGroup, ...]:
+    """Number scaled points 1, 2, 3, ... through all groups, in (x, y) order inside each; empty groups vanish."""
+    numbered: list[PointGroup] = []
+    count = 0
+    for frame, points in groups:
+        ordered = sorted(points)
+        if ordered:
+            numbered.append(PointGroup(frame, tuple((count + i, x, y) for i, (x, y) in enumerate(ordered, start=1))))
+            count += len(ordered)
+    return tuple(numbered)
+
+
+def render(tag: PointTag, point_format: str) -> str:
+    """The text of a tag. A label or alternative text that would break the tag is defused.
+
+    Raises:
+        ValueError: unknown format.
+    """
+    if point_format not in SEPARATORS:
+        raise ValueError(f"unknown text.point_format {point_format!r}; known: {', '.join(SEPARATORS)}")
+    groups = SEPARATORS[point_format].join(
+        " ".join([group.frame, *(f"{number} {x:03d} {y:03d}" for number, x, y in group.points)]) for group in tag.groups
+    )
+    alt = "" if tag.alt is None else f' alt="{clean_alt(tag.alt)}"'
+    return f'<{tag.kind}{alt} coords="{groups}">{clean_label(tag.label)}</{tag.kind}>'
+
+
+def clean_label(label: str) -> str:
+    """A label that cannot close its own tag."""
+    return re.sub(r"</(points|tracks)>", r"< /\1>", label)
+
+
+def clean_alt(alt: str) -> str:
+    """An alternative text without double quotes."""
+    return alt.replace('"', "'")
+
+
+def count_text(mode: str, tag: PointTag, point_format: str) -> str:
+    """The answer of a pointing or counting task.
+
+    Modes: `point` (the tag), `point_count` (point, then the number), `count_point` (the number first), `count`.
+    """
+    if tag.count == 0:
+        return NONE_TEXT
+    if mode == "count":
+        return str(tag.count)
+    text = render(tag, point_format)
+    if mode == "point":
+        return text
+    if mode == "point_count":
+        return f"Counting the {text} shows a total of {tag.count}."
+    if mode == "count_point":
+        return f"There are {tag.count} {text}."
+    raise ValueError(f"unknown counting mode {mode!r}; known: point, point_count, count_point, count")
+
+
+_TAG = re.compile(
+    r'<(?P<kind>points|tracks)(?: alt="(?P<alt>[^"]*)")? coords="(?P<coords>[^"]*)">(?P<label>.*?)</(?P=kind)>',
+    re.DOTALL,
+)
+_GROUP = re.compile(r"(?:^|[\t:,;])\s*(\d+(?:\.\d+)?)((?:\s+\d+\s+\d{3,4}\s+\d{3,4})+)\s*(?=$|[\t:,;])")
+_POINT = re.compile(r"(\d+)\s+(\d{3,4})\s+(\d{3,4})")
+
+
+def parse(text: str) -> list[PointTag]:
+    """Every well-formed tag in a text, in order. Groups that cannot be read and points outside are left out."""
+    tags = []
+    for match in _TAG.finditer(text):
+        groups = []
+        for group in _GROUP.finditer(match["coords"]):
+            points = [tuple(int(v) for v in point.groups()) for point in _POINT.finditer(group[2])]
+            inside = tuple((number, x, y) for number, x, y in points if x <= 1000 and y <= 1000)
+            if inside:
+                groups.append(PointGroup(group[1], inside))
+        tags.append(PointTag(tuple(groups), match["label"], match["alt"], match["kind"]))
+    return tags
+
+
+# --- tracks ---------------------------------------------------------------------------------------------------------
+
+
+def _visible(frame: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    return {key: entry["point"] for key, entry in frame["points"].items() if not entry.get("occluded", False)}
+
+
+def sampled_track_frames(
+    frames: Iterable[Mapping[str, Any]], frame_times: np.ndarray, *, grid_fps: float | None
+) -> list[Mapping[str, Any]]:
+    """Annotated frames that the model sees, by time; with `grid_fps` only those at multiples of 1/grid_fps seconds."""
+    kept = []
+    for frame in sorted(frames, key=lambda f: f["time"]):
+        time = float(frame["time"])
+        seen = bool(np.any(np.abs(np.asarray(frame_times) - time) <= SAME_TIME))
+        on_grid = not grid_fps or abs(time * grid_fps - round(time * grid_fps)) / grid_fps <= SAME_TIME
+        if seen and on_grid:
+            kept.append(frame)
+    return kept
+
+
+def first_and_last(frames: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of every object only its first and its last visible point."""
+    seen: dict[str, list[int]] = {}
+    for i, frame in enumerate(frames):
+        for key in _visible(frame):
+            seen.setdefault(key, []).append(i)
+    result = []
+    for i, frame in enumerate(frames):
+        points = {k: {"point": p} for k, p in _visible(frame).items() if i in (seen[k][0], seen[k][-1])}
+        if points:
+            result.append({"time": frame["time"], "points": points})
+    return result
+
+
+def track_groups(frames: Iterable[Mapping[str, Any]], size: tuple[float, float]) -> tuple[PointGroup, ...]:
+    """Groups by time with object numbers that stay: 1, 2, ... in order of appearance, (x, y) order among newcomers."""
+    numbers: dict[str, int] = {}
+    groups = []
+    for frame in sorted(frames, key=lambda f: f["time"]):
+        scaled = {key: scale_point(point, size) for key, point in _visible(frame).items()}
+        for key in sorted(scaled, key=lambda k: (scaled[k], k)):
+            numbers.setdefault(key, len(numbers) + 1)
+        points = sorted((numbers[key], x, y) for key, (x, y) in scaled.items())
+        if points:
+            groups.append(PointGroup(seconds_text(frame["time"]), tuple(points)))
+    return tuple(groups)
+
+
+def track_text(frames: Sequence[Mapping[str, Any]], size: tuple[float, float], label: str, point_format: str) -> str:
+    """The answer of a tracking task. No frames: a sentence; frames whose every point is hidden: the empty text."""
+    if not frames:
+        return NO_TRACKS_TEXT
+    groups = track_groups(frames, size)
+    return render(PointTag(groups, label, kind="tracks"), point_format) if groups else ""
