@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -391,5 +391,5 @@ def _unship(shipped: Any) -> Example | Skipped:
     return Example(**{**shipped, "crops": shipped["crops"].numpy()})
 
 
-def _same(value: Callable | Any) -> Any:
+def _same(value: Any) -> Any:
     return value
