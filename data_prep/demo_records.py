@@ -139,12 +139,6 @@ VIDEO_TREE: list[Entry] = [
     {"style": "video_long_caption", "text": VIDEO_CAPTION},
     qa("Which animal is in the video?", "a rabbit"),
     {
-        "style": "video_multiple_choice",
-        "question": "What does the rabbit do at the end of the video?",
-        "options": ["It runs away.", "It scratches its head.", "It sleeps."],
-        "answer_idx": 1,
-    },
-    {
         "style": "video_point_count",
         "label": "raised fists of the rabbit",
         "points": [[[19.6, 13.3], [42.9, 6.7]]],
@@ -158,17 +152,28 @@ VIDEO_TREE: list[Entry] = [
         "timestamps": [0.0, 2.0],
         "point_scale": 100,
     },
-    {
+]
+END_CHOICE: Entry = {
+    "style": "video_multiple_choice",
+    "question": "What does the rabbit do at the end of the video?",
+    "options": ["It runs away.", "It scratches its head.", "It sleeps."],
+    "answer_idx": 1,
+}
+
+
+def track(frames: int) -> Entry:
+    """The rabbit's head in the first `frames` half seconds."""
+    return {
         "style": "video_point_track_per_frame",
         "label": "head of the rabbit",
         "sampling_fps": 2,
         "width": 480,
         "height": 270,
         "points": [
-            {"time": 0.5 * i, "points": {"0": {"point": [x, y], "occluded": False}}} for i, (x, y) in enumerate(HEAD)
+            {"time": 0.5 * i, "points": {"0": {"point": list(HEAD[i]), "occluded": False}}} for i in range(frames)
         ],
-    },
-]
+    }
+
 
 TEXTS: list[Entry] = [
     {"key": "text-greeting", "messages": ["Hello, who are you?", "I am a tiny Molmo2, trained on a laptop."]},
@@ -205,7 +210,13 @@ def _trees() -> list[Entry]:
 
 def sft() -> list[Entry]:
     """Message trees over pictures, several pictures together, the clip with subtitles, and text."""
-    whole = {"key": "video-rabbit", "video": "bunny.mp4", "subtitles": SUBTITLES, "annotations": VIDEO_TREE}
+    whole = {  # 3.5 s at 2 frames per second: the eight frames that the tiny stage 2 allows
+        "key": "video-rabbit",
+        "video": "bunny.mp4",
+        "clip": [0.0, 3.5],
+        "subtitles": SUBTITLES,
+        "annotations": [*VIDEO_TREE, track(8)],
+    }
     clip = {
         "key": "video-rabbit-start",
         "video": "bunny.mp4",
@@ -216,20 +227,25 @@ def sft() -> list[Entry]:
 
 
 def long() -> list[Entry]:
-    """As `sft`, with the clip sampled four times as densely and more pictures in one record."""
+    """As `sft`, with the whole clip, also sampled more densely, and another record of several pictures."""
+    whole = {
+        "key": "video-rabbit",
+        "video": "bunny.mp4",
+        "subtitles": SUBTITLES,
+        "annotations": [*VIDEO_TREE, END_CHOICE, track(len(HEAD))],
+    }
     dense = {
         "key": "video-rabbit-dense",
         "video": "bunny.mp4",
-        "subtitles": SUBTITLES,
-        "sampling": {"max_fps": 8},
-        "annotations": VIDEO_TREE,
+        "sampling": {"max_fps": 3},
+        "annotations": [{"style": "video_long_caption", "text": VIDEO_CAPTION}, END_CHOICE],
     }
     gallery = {
         "key": "several-gallery",
-        "images": ["rocket.jpg", "temple.jpg", "flower.jpg", "coins.jpg", "cat.jpg"],
+        "images": ["rocket.jpg", "temple.jpg", "coins.jpg"],
         "annotations": [
             qa("Which picture shows a rocket?", "The first picture."),
-            qa("Where is a cat?", "In the last."),
+            qa("In which picture are coins?", "In the last."),
         ],
     }
-    return [*_trees(), *SEVERAL, gallery, dense, *TEXTS]
+    return [*_trees(), *SEVERAL, gallery, whole, dense, *TEXTS]

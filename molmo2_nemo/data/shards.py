@@ -1,8 +1,8 @@
 """Webdataset shards with a manifest: written whole or not at all, read at random without unpacking anything.
 
 A data set is a folder of plain webdataset tars, one `<shard>.index.json` per tar (key -> members with their offsets),
-and `manifest.json`, written last. The reader takes record i by offset with `pread`, so the order of training is whatever
-the mixture wants, resume costs nothing, and workers share no state.
+and `manifest.json`, written last. The reader takes record i by offset with `pread`, so training may ask for records in
+any order, resume costs nothing, and workers share no state.
 """
 
 from __future__ import annotations
