@@ -23,8 +23,8 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "molmo2: cannot make a virtual environment; install the venv module (Debian/Ubuntu: apt install python3.11-venv)" >&2; exit 2; }
 	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q || { echo "molmo2: $(VENV) has no pip; remove $(VENV), install python3.11-venv, call make venv again" >&2; exit 2; }
 	@echo "installing the pinned environment into $(VENV) (about 2.4 GB, a few minutes the first time)"
-	@$(PIP) install -q --no-deps -r requirements/cpu.txt -r requirements/dev.txt || { echo "molmo2: pip could not install the pins, see above; docs/install.md lists the usual causes" >&2; exit 2; }
-	@$(PIP) install -q --no-deps --no-build-isolation -e . || { echo "molmo2: pip could not install the package, see above" >&2; exit 2; }
+	@$(PIP) install -qq --no-deps -r requirements/cpu.txt -r requirements/dev.txt || { echo "molmo2: pip could not install the pins, see above; docs/install.md lists the usual causes" >&2; exit 2; }
+	@$(PIP) install -qq --no-deps --no-build-isolation -e . || { echo "molmo2: pip could not install the package, see above" >&2; exit 2; }
 	@$(BIN)/python -c 'import torch' || { echo "molmo2: torch does not import; on Linux use a CPU wheel, see docs/install.md" >&2; exit 2; }
 	@touch $@
 

@@ -46,7 +46,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return _value(next(a for a in args if a is not type(None)), value, path)
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{path} is {value!r}; {nearest(str(value), map(str, args))} ({', '.join(map(str, args))})")
+            raise UserError(f"{path} is {value!r}; expected one of: {', '.join(map(str, args))}")
         return value
     if dataclasses.is_dataclass(hint):
         return structure(hint, value, path)  # type: ignore[arg-type]

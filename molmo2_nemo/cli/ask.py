@@ -1,0 +1,56 @@
+"""Ask a trained model about pictures or a video; the answer is decoded greedily."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from molmo2_nemo.cli.errors import UserError
+
+EXAMPLES = """\
+examples:
+  molmo2 ask demo/run --image cat.jpg "Which animal is this?"
+  molmo2 ask runs/tiny/long --video clip.mp4 --max-new-tokens 64 "What happens?"
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint, a finished stage's folder, or a run's folder (its last stage)")
+    parser.add_argument("question", help="what to ask")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
+    parser.add_argument("--video", metavar="FILE", help="a video")
+    parser.add_argument("--style", default="user_qa", help="style of the answer (default: user_qa); long_caption describes")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.cli.runs import resolve_checkpoint
+
+    for file in (*args.image, *([args.video] if args.video else [])):
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such file")
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
+    checkpoint = resolve_checkpoint(args.checkpoint)
+    print(ask(checkpoint, args.question, args.image, args.video, style=args.style, max_new_tokens=args.max_new_tokens))
+    return 0
+
+
+def ask(
+    checkpoint: Path,
+    question: str,
+    images: list[str] | None = None,
+    video: str | None = None,
+    *,
+    style: str = "user_qa",
+    max_new_tokens: int = 128,
+) -> str:
+    """The model's answer. Loads the model: seconds for `tiny`."""
+    from molmo2_nemo.cli.worker import quiet
+
+    quiet()
+    from molmo2_nemo.nemo.generate import answer
+
+    pictures = [Path(p).read_bytes() for p in images or []]
+    clip = Path(video).read_bytes() if video else None
+    return answer(checkpoint, pictures, clip, question, style=style, max_new_tokens=max_new_tokens)

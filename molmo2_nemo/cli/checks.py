@@ -1,0 +1,207 @@
+"""What can be known to be wrong before any process starts. No torch here, and all problems are listed at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from molmo2_nemo.cli.errors import UserError, nearest
+from molmo2_nemo.cli.runs import run_of_checkpoint
+from molmo2_nemo.cli.schema import load_yaml
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset
+
+
+def check(cfg: RunConfig, processes: int | None = None) -> None:
+    """Raises one error that lists everything wrong with the run.
+
+    Args:
+        processes: how many there are, where that is already known (inside a torchrun or Slurm job).
+
+    Raises:
+        UserError: each line says what was seen, what was expected, what to change.
+    """
+    problems = list(find_problems(cfg, processes))
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n  - ".join([f"{len(problems)} settings cannot work:", *problems]))
+
+
+def find_problems(cfg: RunConfig, processes: int | None = None) -> Iterator[str]:
+    """Every problem that the configuration, the shards' manifests and the starting checkpoint show."""
+    model = None
+    if cfg.model.preset in PRESETS:
+        model = preset(cfg.model.preset)
+    else:
+        yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
+    yield from _positive(cfg)
+    if min(cfg.parallel.tensor, cfg.parallel.context, cfg.parallel.pipeline, cfg.parallel.data) >= 1:
+        yield from _processes(cfg, processes)
+        if model is not None:
+            yield from _layout(cfg, model)
+        yield from _batch(cfg, processes)
+    if model is not None:
+        yield from _sizes(cfg, model)
+    yield from _sources(cfg)
+    yield from _start(cfg)
+
+
+def model_parallel_size(cfg: RunConfig) -> int:
+    """Processes that one replica of the model takes."""
+    return cfg.parallel.tensor * cfg.parallel.context * cfg.parallel.pipeline
+
+
+def wanted_processes(cfg: RunConfig) -> int:
+    """Processes of the run when nothing outside says how many there are."""
+    if cfg.cluster.devices is not None:
+        return cfg.cluster.nodes * cfg.cluster.devices
+    return model_parallel_size(cfg) * cfg.parallel.data
+
+
+def _positive(cfg: RunConfig) -> Iterator[str]:
+    values = {
+        "parallel.tensor": cfg.parallel.tensor,
+        "parallel.context": cfg.parallel.context,
+        "parallel.pipeline": cfg.parallel.pipeline,
+        "parallel.data": cfg.parallel.data,
+        "stage.max_steps": cfg.stage.max_steps,
+        "stage.global_batch_size": cfg.stage.global_batch_size,
+        "stage.micro_batch_size": cfg.stage.micro_batch_size,
+        "data.packing.sequence_length": cfg.data.packing.sequence_length,
+        "cluster.nodes": cfg.cluster.nodes,
+        "save_every": cfg.save_every,
+        "log_every": cfg.log_every,
+    }
+    for name, value in values.items():
+        if value < 1:
+            yield f"{name}={value}: must be at least 1"
+    if not cfg.stage.name or "/" in cfg.stage.name:
+        yield f"stage.name={cfg.stage.name!r}: names the run's folder, so it may not be empty or hold a slash"
+
+
+def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
+    p, replica = cfg.parallel, model_parallel_size(cfg)
+    count = wanted_processes(cfg) if processes is None else processes
+    layout = f"tensor {p.tensor} * context {p.context} * pipeline {p.pipeline} = {replica}"
+    if count < replica:
+        yield f"{layout} processes are needed for one replica but there are only {count}; use a smaller layout"
+    elif count % replica:
+        yield f"{count} processes cannot be divided into replicas of {layout}; change the layout or the process count"
+    if p.sequence and p.tensor == 1:
+        yield "parallel.sequence=true needs parallel.tensor > 1; set parallel.sequence=false or a larger parallel.tensor"
+
+
+def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
+    p, text = cfg.parallel, model.text
+    tp, name = p.tensor, f"the {model.name} model"
+    for what, size in (
+        ("query heads", text.num_heads),
+        ("key/value heads", text.num_kv_heads),
+        ("feed-forward columns", text.ffn_size),
+    ):
+        if size % tp:
+            yield f"parallel.tensor={tp} does not divide the {size} {what} of {name}; use a divisor of {size}"
+    if text.num_heads % tp == 0 and (text.num_heads // tp) % p.context:
+        yield (
+            f"parallel.context={p.context} does not divide the {text.num_heads // tp} query heads that each tensor-parallel "
+            f"rank of {name} has; tensor * context must divide {text.num_heads}"
+        )
+    elif text.num_heads % tp == 0 and text.num_kv_heads % tp == 0:
+        kv_heads = text.num_kv_heads // tp
+        if kv_heads % p.context and p.context % kv_heads:
+            yield (
+                f"parallel.context={p.context} and the {kv_heads} key/value heads of a tensor-parallel rank of {name} "
+                "must divide one another; use another parallel.context"
+            )
+    if text.num_layers % p.pipeline:
+        yield f"parallel.pipeline={p.pipeline} does not divide the {text.num_layers} layers of {name}"
+    pieces = p.context * (tp if p.sequence else 1)
+    length = cfg.data.packing.sequence_length
+    if length % pieces:
+        yield (
+            f"data.packing.sequence_length={length} is not a multiple of context{' * tensor' if p.sequence else ''} = "
+            f"{pieces}; {length // pieces * pieces or pieces} is"
+        )
+
+
+def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:
+    count = wanted_processes(cfg) if processes is None else processes
+    replicas = count // model_parallel_size(cfg)
+    whole, micro = cfg.stage.global_batch_size, cfg.stage.micro_batch_size
+    if replicas >= 1 and micro >= 1 and whole % (micro * replicas):
+        yield (
+            f"stage.global_batch_size={whole} is not a multiple of stage.micro_batch_size={micro} * {replicas} replicas; "
+            f"{-(-whole // (micro * replicas)) * micro * replicas} is"
+        )
+
+
+def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
+    data, vision = cfg.data, model.vision
+    for key, seen, expected in (
+        ("data.image.crop_size", data.image.crop_size, vision.image_size),
+        ("data.image.patch_size", data.image.patch_size, vision.patch_size),
+    ):
+        if seen != expected:
+            yield f"{key}={seen}, but the {model.name} model's vision encoder takes {expected}; set {key}={expected}"
+    length, limit = data.packing.sequence_length, model.text.max_position
+    if length > limit:
+        yield f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model"
+    for key, crops in (
+        ("data.video.max_frames", data.video.max_frames),
+        ("data.image.max_crops, with the global view,", data.image.max_crops + 1),
+    ):
+        if crops > data.packing.max_crops:
+            yield (
+                f"{key} allows {crops} crops in one example, but a pack holds data.packing.max_crops="
+                f"{data.packing.max_crops}; raise that one or lower the other"
+            )
+
+
+def _sources(cfg: RunConfig) -> Iterator[str]:
+    if not cfg.data.sources:
+        yield (
+            "data.sources is empty: nothing to train on; add folders that data_prep wrote, for example "
+            "data.sources.mine.path=/data/shards/mine"
+        )
+    for name, source in cfg.data.sources.items():
+        if not source.path:
+            yield f"data.sources.{name}.path is not set; name a folder that data_prep wrote"
+            continue
+        if source.rate < 0:
+            yield f"data.sources.{name}.rate={source.rate}: a share of the mixture cannot be negative"
+        try:
+            ShardDataset(source.path, name).close()
+        except (ValueError, OSError) as error:
+            yield f"data.sources.{name}: {error}"
+    if cfg.data.sources and not any(s.rate > 0 for s in cfg.data.sources.values()):
+        yield "every data.sources.*.rate is 0: nothing to train on; give at least one source a rate above 0"
+    tokenizer = cfg.data.tokenizer
+    if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
+        yield f'data.tokenizer={tokenizer}: neither "tiny" nor a folder with a tokenizer.json'
+
+
+def _start(cfg: RunConfig) -> Iterator[str]:
+    if cfg.init_from is None:
+        return
+    start = Path(cfg.init_from)
+    if not start.is_dir():
+        yield f"init_from={start}: no such checkpoint folder"
+        return
+    if not any(start.iterdir()):
+        yield f"init_from={start}: the folder is empty, not a checkpoint"
+        return
+    run = run_of_checkpoint(start)
+    if run is None:
+        return
+    try:
+        saved = load_yaml(run / "config.yaml").model.preset
+    except UserError as error:
+        yield f"init_from={start}: {error}"
+        return
+    if saved != cfg.model.preset:
+        yield (
+            f"init_from={start} is a checkpoint of model {saved!r}, but model.preset={cfg.model.preset}; "
+            f"use model={saved} or another checkpoint"
+        )

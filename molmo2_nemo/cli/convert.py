@@ -1,0 +1,53 @@
+"""Convert between published Hugging Face folders (safetensors) and the trainer's checkpoints, both ways."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from molmo2_nemo.cli.errors import UserError
+
+EXAMPLES = """\
+examples:
+  molmo2 convert import Molmo2-8B checkpoints/8b
+  molmo2 convert export demo/run demo/hf
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("direction", choices=["import", "export"], help="import: Hugging Face to checkpoint; export: back")
+    parser.add_argument("source", type=Path, help="folder to read")
+    parser.add_argument("target", type=Path, help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.cli.runs import resolve_checkpoint
+
+    if args.target.exists() and not args.overwrite:
+        raise UserError(f"{args.target} exists; name another folder or give --overwrite")
+    if args.direction == "import":
+        print(import_folder(args.source, args.target, overwrite=args.overwrite))
+    else:
+        print(export_checkpoint(resolve_checkpoint(args.source), args.target, overwrite=args.overwrite))
+    return 0
+
+
+def import_folder(source: Path, target: Path, *, overwrite: bool = False) -> Path:
+    """A Hugging Face folder as a checkpoint that `init_from` takes."""
+    from molmo2_nemo.cli.worker import quiet
+
+    quiet()
+    from molmo2_nemo.convert import import_hf
+
+    return Path(import_hf(source, target, overwrite=overwrite))
+
+
+def export_checkpoint(source: Path, target: Path, *, overwrite: bool = False) -> Path:
+    """A checkpoint as a Hugging Face folder, tokenizer included."""
+    from molmo2_nemo.cli.worker import quiet
+
+    quiet()
+    from molmo2_nemo.convert import export_hf
+
+    return Path(export_hf(source, target, overwrite=overwrite))

@@ -1,0 +1,50 @@
+"""Several local processes through torch's elastic launcher: `python -m molmo2_nemo.cli.elastic COUNT CONFIG`.
+
+Does what `torchrun --standalone` does, but leaves the telling of what went wrong to `launch.py`: the workers write down
+why they ended, and torch's own summary would print the same again, once per process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from molmo2_nemo.cli.errors import INTERRUPTED
+from molmo2_nemo.cli.launch import ERROR_DIR
+
+
+def main(count: int, config: str) -> int:
+    """Runs `count` workers; 0, or the exit code of the first that failed."""
+    os.environ["LOGLEVEL"] = "CRITICAL"  # read by the launcher's loggers when they are imported
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    del os.environ["LOGLEVEL"]
+    try:
+        elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.cli.worker", config)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        report = {"rank": rank, "exit_code": failure.exitcode}
+        (Path(os.environ[ERROR_DIR]) / "launcher.json").write_text(json.dumps(report))
+        return abs(failure.exitcode) or 1
+    except (SignalException, KeyboardInterrupt):
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,97 @@
+"""The `molmo2` command. Every verb is a small module here; nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError, show_error
+
+VERBS = {
+    "demo": "the whole recipe on this machine's CPU, in minutes",
+    "train": "run one stage",
+    "pipeline": "run the three stages, each from the one before; finished ones are skipped",
+    "ask": "ask a trained model about a picture or a video",
+    "convert": "Hugging Face weights to a checkpoint and back",
+    "doctor": "what is installed, what is missing, and how to get it",
+}
+
+EPILOG = """\
+a first look:   molmo2 demo
+one stage:      molmo2 train recipe=tiny stage=sft parallel.tensor=2 stage.max_steps=20
+three stages:   molmo2 pipeline recipe=tiny
+what would run: molmo2 train recipe=8b stage=long --cfg job
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="molmo2",
+        description="Train Molmo2 in three chained stages on NeMo and Megatron-core.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version())
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        module = importlib.import_module(f"molmo2_nemo.cli.{name}")
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=module.__doc__,
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
+    return parser
+
+
+def version() -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return f"molmo2_nemo {installed('molmo2_nemo')}"
+    except PackageNotFoundError:
+        return "molmo2_nemo (not installed, run from its sources)"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 1 for a fault of ours."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    unknown = [a for a in rest if a.startswith("-")]
+    if rest and (unknown or not hasattr(args, "overrides")):
+        parser.error(f"unrecognised: {' '.join(unknown or rest)}; try molmo2 {args.verb} --help")
+    if rest:  # settings that stood behind an option
+        args.overrides.extend(rest)
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 0
+    except (UserError, FileNotFoundError, PermissionError) as error:
+        show_error(error)
+        return USER_ERROR
+    except ImportError as error:
+        if (error.name or "").split(".")[0] in ("", "molmo2_nemo", "data_prep"):
+            raise
+        show_error(f"{error}; `molmo2 doctor` says what is missing and how to get it")
+        return USER_ERROR
+    except ValueError as error:
+        from molmo2_nemo.cli.worker import is_user_error
+
+        if not is_user_error(error):
+            raise
+        show_error(error)
+        return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Run the three stages, each from the weights of the one before. Finished stages are skipped, an unfinished one goes on
+from its last checkpoint: after an interruption, call the same command again.
+
+A setting holds for every stage, or for one when its name stands before a colon: sft:stage.max_steps=100."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.cli.compose import STAGES, compose
+from molmo2_nemo.cli.errors import INTERRUPTED, UserError, nearest
+from molmo2_nemo.cli.launch import launch
+from molmo2_nemo.cli.runs import changed_settings, stage_dir, summary
+from molmo2_nemo.cli.train import add_config_arguments
+from molmo2_nemo.config import RunConfig
+
+EXAMPLES = """\
+examples:
+  molmo2 pipeline recipe=tiny
+  molmo2 pipeline recipe=tiny output_dir=runs/try2 pretrain:stage.max_steps=100
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="[STAGE:]KEY=VALUE", help="settings, for example recipe=tiny")
+    add_config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    configs = compose_stages(args.overrides, args.config_dir)
+    if args.cfg:
+        from molmo2_nemo.cli.schema import to_yaml
+
+        print("---\n".join(to_yaml(cfg) for cfg in configs), end="")
+        return 0
+    return run_stages(configs)
+
+
+def compose_stages(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[RunConfig]:
+    """The three stages' configurations; `init_from` of the later ones is filled in when their turn comes.
+
+    Raises:
+        UserError: as `compose`, or a setting that is the pipeline's own.
+    """
+    common: list[str] = []
+    own: dict[str, list[str]] = {name: [] for name in STAGES}
+    for override in overrides:
+        head, colon, rest = override.partition(":")
+        if colon and "=" not in head:
+            if head not in own:
+                raise UserError(f"unknown stage {head!r} in {override!r}; {nearest(head, STAGES)}")
+            own[head].append(rest)
+        else:
+            common.append(override)
+    for override in (*common, *(o for several in own.values() for o in several)):
+        key = override.split("=")[0].lstrip("+~")
+        if key in ("stage", "stage.name"):
+            raise UserError(f"{override}: the pipeline runs all stages; for a single one call molmo2 train {override}")
+    if any(o.split("=")[0].lstrip("+") == "init_from" for o in common):
+        raise UserError("init_from: only the first stage may start elsewhere; write pretrain:init_from=...")
+    configs = []
+    for name in STAGES:
+        cfg = compose([*common, f"stage={name}", *own[name]], config_dir)
+        if name != STAGES[0] and cfg.init_from is not None:
+            raise UserError(f"{name}:init_from: each stage starts from the one before; use molmo2 train for anything else")
+        configs.append(cfg)
+    return configs
+
+
+def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] = launch) -> int:
+    """Runs what is not finished, in order; stops at the first failure and returns its exit code.
+
+    Args:
+        train: runs one stage to its end and returns an exit code; replaced in tests.
+
+    Raises:
+        UserError: a finished stage was trained with other settings, or from weights that have changed since.
+    """
+    done = [_finished(cfg) for cfg in configs]
+    _check_order(configs, done)
+    for number, cfg in enumerate(configs):
+        result = done[number]
+        place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"
+        if result is not None:
+            print(f"{place}: finished before, skipped ({stage_dir(cfg)})", flush=True)
+            continue
+        if number:
+            cfg.init_from = str(done[number - 1]["checkpoint"])  # type: ignore[index]
+        print(f"{place}: {cfg.stage.max_steps} steps on {describe_layout(cfg)}", flush=True)
+        code = train(cfg)
+        if code == INTERRUPTED:
+            print("interrupted; the same command goes on from the last checkpoint", flush=True)
+        if code:
+            return code
+        done[number] = summary(stage_dir(cfg))
+        if done[number] is None:
+            raise UserError(f"{stage_dir(cfg)} has no summary.json though the stage ended well; call the command again")
+    return 0
+
+
+def _finished(cfg: RunConfig) -> dict[str, Any] | None:
+    """The summary of a stage that is finished with these settings, None when it has to run.
+
+    Raises:
+        UserError: it is finished with others.
+    """
+    folder = stage_dir(cfg)
+    result = summary(folder)
+    if result is None:
+        return None
+    changes = changed_settings(cfg, folder)
+    if changes:
+        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise UserError(
+            f"{folder} is finished, but with other settings: {'; '.join(changes[:3])}{more}. Take the old settings, "
+            f"another output_dir=..., or remove {folder} and the stages after it to train again"
+        )
+    if not Path(result["checkpoint"]).is_dir():
+        raise UserError(
+            f"{folder}/summary.json names the checkpoint {result['checkpoint']}, which is gone; remove {folder} to train it again"
+        )
+    return result
+
+
+def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | None]) -> None:
+    """A finished stage after an unfinished one was trained from weights that no longer exist."""
+    for number, result in enumerate(done):
+        earlier = [c.stage.name for c, d in zip(configs[:number], done[:number], strict=True) if d is None]
+        if result is not None and earlier:
+            folder = stage_dir(configs[number])
+            raise UserError(f"{folder} is finished but {earlier[0]}, which it starts from, is not; remove {folder}")
+
+
+def describe_layout(cfg: RunConfig) -> str:
+    """For people: `DP2`, `TP2+SP`, `CP2`, `one process`."""
+    p = cfg.parallel
+    parts = [f"{name}{size}" for name, size in (("DP", p.data), ("TP", p.tensor)) if size > 1]
+    parts += ["SP"] if p.sequence else []
+    parts += [f"{name}{size}" for name, size in (("CP", p.context), ("PP", p.pipeline)) if size > 1]
+    return "+".join(parts) or "one process"

@@ -1,0 +1,91 @@
+"""One training process: `python -m molmo2_nemo.cli.worker CONFIG`. Trains, or writes down why it could not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from pathlib import Path
+
+from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError
+from molmo2_nemo.cli.launch import ERROR_DIR
+from molmo2_nemo.cli.schema import load_yaml
+from molmo2_nemo.config import RunConfig
+
+
+def run(cfg: RunConfig) -> int:
+    """Trains; returns the process's exit code. On failure a report lies in the folder that ERROR_DIR names."""
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        quiet()
+        from molmo2_nemo.nemo.train import train
+
+        train(cfg)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except ImportError as error:
+        # A missing package is the user's to install, a wrong name inside ours is not.
+        missing = (error.name or "").split(".")[0] not in ("", "molmo2_nemo", "data_prep")
+        text = f"{error}; `molmo2 doctor` says what is missing and how to get it"
+        return _report(rank, error, text if missing else str(error), user_error=missing)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must be able to tell
+        return _report(rank, error, str(error) or repr(error), user_error=is_user_error(error))
+    return 0
+
+
+def is_user_error(error: BaseException) -> bool:
+    """True for what our own code raises about the user's input: a ValueError or missing file from a frame of ours."""
+    if isinstance(error, UserError):
+        return True
+    if not isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
+        return False
+    if isinstance(error, OSError):
+        return True
+    # A ValueError from inside a library is a fault of ours, so only a `raise` statement of this package counts.
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    ours = str(Path(__file__).resolve().parents[1])
+    return last.filename.startswith(ours) and (last.line or "").startswith("raise")
+
+
+def quiet() -> None:
+    """Hides what the libraries say about themselves at import; MOLMO2_VERBOSE=1 shows it."""
+    if os.environ.get("MOLMO2_VERBOSE") == "1":
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for loader workers
+    for name in ("nemo_logger", "megatron", "lightning", "torch", "transformers", "root"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _report(rank: int, error: BaseException, message: str, *, user_error: bool) -> int:
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if not user_error and not isinstance(error, ValueError):
+        message = f"{type(error).__name__}: {message}"
+    report = {"rank": rank, "time": time.time(), "message": message, "traceback": text, "user_error": user_error}
+    folder = os.environ.get(ERROR_DIR)
+    if folder:
+        path = Path(folder) / f"rank{rank}.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(report))
+        part.replace(path)
+    else:
+        print(f"molmo2: error: {message}" if user_error else text, file=sys.stderr)
+    return USER_ERROR if user_error else 1
+
+
+def main(config: str) -> int:
+    code = run(load_yaml(config))
+    if code:
+        # Other ranks may sit in a collective with this one: leave at once instead of waiting for them at exit.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
