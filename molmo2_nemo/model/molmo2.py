@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
+from megatron.core.enums import ModelType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -60,6 +61,7 @@ class Molmo2Model(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.molmo2 = molmo2
+        self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
         self.z_loss, self.response_dropout = z_loss, response_dropout
         self.share_embeddings_and_output_weights = molmo2.text.tie_embeddings

@@ -1,0 +1,183 @@
+"""Molmo2 as NeMo sees it: a LightningModule on MegatronParallel, and the loss reduction over the global batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core import parallel_state
+from nemo.lightning import io
+from nemo.lightning.megatron_parallel import MegatronLossReduction
+from torch import Tensor
+
+from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.model.decoder import transformer_config
+from molmo2_nemo.model.inputs import PackInputs
+from molmo2_nemo.model.molmo2 import Molmo2Model
+
+
+class WeightedLossReduction(MegatronLossReduction):
+    """Sums of weighted losses and of weights, micro-batch by micro-batch; their quotient over the global batch.
+
+    The gradient's divisor is the same sum of weights: `take_weight_sum` hands it to the optimizer module.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._weight_sum = 0.0
+
+    def forward(self, batch: PackInputs, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        assert batch.loss_weights is not None
+        group = parallel_state.get_context_parallel_group()
+        size = batch.loss_weights.shape[1] // group.size()
+        local = batch.loss_weights[:, group.rank() * size : (group.rank() + 1) * size]
+        weight = local.clamp(min=0).sum(dtype=torch.float32)
+        self._weight_sum = self._weight_sum + weight
+        sums = torch.stack((forward_out.detach().float(), weight))
+        # Megatron adds the middle value to an integer count that Molmo2's optimizer module does not use.
+        return forward_out, torch.zeros((), dtype=torch.int, device=forward_out.device), {"sums": sums}
+
+    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
+        """Mean loss of the global batch, over micro-batches, data and context parallel ranks."""
+        total = torch.stack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(0)
+        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        return total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
+
+    def take_weight_sum(self) -> Tensor:
+        """This rank's sum of weights since the last call, fp32 [1]."""
+        taken = torch.as_tensor(self._weight_sum, dtype=torch.float32, device=torch.cuda.current_device()).reshape(1)
+        self._weight_sum = 0.0
+        return taken
+
+
+class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
+    """Molmo2 for `nemo.lightning.Trainer` with `MegatronStrategy`.
+
+    Args:
+        molmo2: a preset's name, or a whole model config.
+        optim: optimizer module; None for inference and conversion.
+        seed: fresh parameters are drawn from it, alike under every layout.
+        z_loss, dropout, response_dropout: see StageConfig.
+        trainable: which groups learn; `base_embedding` covers the base rows and a tied head.
+        recompute: "none", "selective" (attention only) or "full" (whole layers and vision blocks).
+        dtype: parameter dtype.
+    """
+
+    def __init__(
+        self,
+        molmo2: str | Molmo2Config = "tiny",
+        optim: Any = None,
+        *,
+        seed: int = 6198,
+        z_loss: float = 1e-4,
+        dropout: float = 0.0,
+        response_dropout: float = 0.0,
+        trainable: dict[str, bool] | None = None,
+        recompute: str = "none",
+        float32_attention: bool = False,
+        visual_attention: str | None = None,
+        dtype: str = "fp32",
+    ) -> None:
+        super().__init__()
+        self.molmo2 = preset(molmo2) if isinstance(molmo2, str) else molmo2
+        self.molmo2 = with_choices(self.molmo2, float32_attention, visual_attention)
+        params_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+        self.config = transformer_config(
+            self.molmo2,
+            hidden_dropout=dropout,
+            params_dtype=params_dtype,
+            pipeline_dtype=params_dtype,
+            bf16=dtype == "bf16",
+            use_cpu_initialization=not torch.cuda.is_available(),
+            **_recompute_settings(recompute),
+        )
+        self.recompute = recompute
+        self.seed, self.z_loss, self.response_dropout = seed, z_loss, response_dropout
+        self.trainable = {"vit": True, "connector": True, "llm": True, "base_embedding": False} | (trainable or {})
+        self._loss_reduction = WeightedLossReduction()
+        self.tokens_seen = 0  # non-padding tokens of this rank's packs since the last report
+        self.slots_seen = 0  # token slots, padding included
+        self.crops_seen = 0
+        self.optim = optim
+        if optim is not None:
+            optim.connect(self)
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Build this pipeline stage's part of the model (called by the strategy, on every rank)."""
+        if hasattr(self, "module"):
+            return
+        self.module = Molmo2Model(
+            self.molmo2,
+            self.config,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+            z_loss=self.z_loss,
+            response_dropout=self.response_dropout,
+            seed=self.seed,
+        )
+        if self.module.pre_process:
+            self.module.vision.recompute = self.recompute == "full"
+        freeze(self.module, self.trainable)
+
+    def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:
+        """The next micro-batch, on this rank's device. Remembers the loader's state after it, for checkpoints."""
+        batch = next(dataloader_iter)
+        if isinstance(batch, tuple):
+            batch = batch[0]
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None and hasattr(datamodule, "consumed"):
+            datamodule.consumed(batch.state)
+        self.tokens_seen += int((batch.example_ids >= 0).sum())
+        self.slots_seen += batch.example_ids.size
+        self.crops_seen += len(batch.crops)
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        return PackInputs.from_batch(batch, device)
+
+    def forward(self, inputs: PackInputs) -> Tensor:
+        return self.module(inputs)
+
+    def forward_step(self, batch: PackInputs) -> Tensor:
+        return self(batch)
+
+    def training_step(self, batch: PackInputs, batch_idx: int | None = None) -> Tensor:
+        return self.forward_step(batch)
+
+    @property
+    def training_loss_reduction(self) -> WeightedLossReduction:
+        return self._loss_reduction
+
+
+def with_choices(config: Molmo2Config, float32_attention: bool, visual_attention: str | None) -> Molmo2Config:
+    """The config with a run's choices about attention applied."""
+    from dataclasses import replace
+
+    if visual_attention is not None:
+        config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
+    if float32_attention:
+        config = replace(
+            config,
+            vision=replace(config.vision, float32_attention=True),
+            connector=replace(config.connector, float32_attention=True),
+        )
+    return config
+
+
+def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:
+    """Switch off gradients of what does not learn. Names decide, see nemo/optimizer.py `group_of`."""
+    from molmo2_nemo.nemo.optimizer import group_of
+
+    for name, parameter in model.named_parameters():
+        base = name == "embedding.base.weight" or (name == "output_layer.weight" and model.molmo2.text.tie_embeddings)
+        parameter.requires_grad_(trainable["base_embedding"] if base else trainable[group_of(name)])
+
+
+def _recompute_settings(recompute: str) -> dict[str, Any]:
+    if recompute == "none":
+        return {}
+    if recompute == "selective":
+        return {"recompute_granularity": "selective"}
+    if recompute == "full":
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    raise ValueError(f"unknown recompute mode {recompute!r}; expected none, selective or full")

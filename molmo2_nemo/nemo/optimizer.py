@@ -1,0 +1,208 @@
+"""Molmo2's optimizer on NeMo: three groups with their own rate, warm-up and clipping; weighted-mean gradients.
+
+NeMo 2.7's `MegatronOptimizerModule` calls Megatron-core with arguments that 0.16 no longer takes, clips one global norm
+and warms every group up alike; this subclass does what the published recipe says instead:
+
+  * groups `vit`, `connector` (with the 128 extra embedding rows) and `llm`, told apart by parameter names;
+  * each group's L2 norm is taken over all shards and clipped on its own;
+  * learning rate of update t (from 1): p t / W while t < W, then cosine from p to final_lr_fraction * p over the stage;
+  * gradients are divided by the sum of loss weights of the whole global batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32, get_grad_norm_fp32
+from megatron.core.optimizer.optimizer import param_is_not_shared
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
+from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
+from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
+from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
+from nemo.utils import AppState
+from torch import Tensor
+
+from molmo2_nemo.config import OptimConfig
+
+GROUPS = ("vit", "connector", "llm")
+
+
+def group_of(name: str) -> str:
+    """The optimizer group of a parameter, by its canonical (or wrapped) name."""
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    if name.startswith("vision."):
+        return "vit"
+    if name.startswith("connector.") or name == "embedding.extra.weight":
+        return "connector"
+    return "llm"
+
+
+class Molmo2Optimizer(MegatronOptimizerModule):
+    """AdamW as published, on Megatron-core's (distributed) optimizer.
+
+    Args:
+        optim: rates, warm-ups, betas and clipping.
+        max_steps: horizon of the cosine, in optimizer steps.
+        bf16: parameters are bf16 with fp32 master weights.
+        distributed: shard master weights and moments over data-parallel ranks.
+    """
+
+    def __init__(self, optim: OptimConfig, max_steps: int, *, bf16: bool = False, distributed: bool = True) -> None:
+        config = OptimizerConfig(
+            optimizer="adam",
+            lr=max(getattr(optim, g).lr for g in GROUPS),
+            weight_decay=optim.weight_decay,
+            adam_beta1=optim.beta1,
+            adam_beta2=optim.beta2,
+            adam_eps=optim.eps,
+            clip_grad=0.0,  # GroupClippingOptimizer clips; Megatron's joint clipping stays off
+            bf16=bf16,
+            params_dtype=torch.bfloat16 if bf16 else torch.float32,
+            use_distributed_optimizer=distributed,
+        )
+        super().__init__(config=config, lr_scheduler=GroupSchedule(optim, max_steps))
+        self.optim = optim
+        self.loss_weights: Any = None  # the module's WeightedLossReduction, set when it connects
+
+    def connect(self, model: Any) -> None:
+        super().connect(model)
+        self.loss_weights = model.training_loss_reduction
+
+    def optimizers(self, model: Any) -> list[torch.optim.Optimizer]:
+        overrides: dict[ParamKey, dict[str, Any]] = {}
+        for index, group in enumerate(GROUPS):
+            predicate = ParamWithNamePredicate(name=group, fn=lambda p, name, group=group: group_of(name) == group)
+            overrides[ParamKey(with_name_predicate=predicate)] = dict(
+                max_lr=getattr(self.optim, group).lr,
+                min_lr=getattr(self.optim, group).lr * self.optim.final_lr_fraction,
+                # Checkpoints match groups by lr_mult among others, so each group needs its own. Nothing multiplies by
+                # it: the schedule below sets the rates.
+                lr_mult=float(index + 1),
+                wd_mult=1.0,
+            )
+        megatron = get_megatron_optimizer(
+            self.config,
+            [chunk.module for chunk in model],
+            config_overrides=overrides,  # type: ignore[arg-type]
+            use_gloo_process_groups=AppState().use_gloo_process_groups,
+        )
+        inner = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else [megatron]
+        clipping = GroupClippingOptimizer(inner, self.optim.clip_grad)
+        for group in clipping.param_groups:
+            group["lr"] = group["initial_lr"] = group["max_lr"]
+        for optimizer in inner:
+            _materialise_adam_state(optimizer)
+        return [_NeMoOptimizer(clipping)]
+
+    def finalize_model_grads(self, model: Any, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
+        """Megatron's reductions, then division by the global batch's sum of loss weights.
+
+        Megatron counts tokens in an integer tensor; loss weights are floats, so the sum that the loss reduction kept is
+        handed over instead. Stages without a loss hand over zero: Megatron broadcasts the last stage's.
+        """
+        finalize_model_grads(model, self.loss_weights.take_weight_sum(), **kwargs)
+
+
+class GroupClippingOptimizer(ChainedOptimizer):
+    """Megatron's optimizer, each parameter group clipped to its own L2 norm.
+
+    `group_norms` holds the norms before clipping, alike on all ranks, after every step.
+    """
+
+    def __init__(self, chained_optimizers: list[MegatronOptimizer], clip_grad: float) -> None:
+        super().__init__(chained_optimizers)
+        self.clip_grad = clip_grad
+        self.group_norms: dict[str, float] = {}
+
+    @torch.no_grad()
+    def step(self) -> tuple[bool, float | None, int | None]:
+        if self.prepare_grads():
+            return False, None, None
+        squares = 0.0
+        for optimizer in self.chained_optimizers:
+            for group in optimizer.param_groups:
+                norm = self._clip(optimizer, group["params"])
+                self.group_norms[GROUPS[round(_lr_mult(group)) - 1]] = norm
+                squares += norm**2
+        if not math.isfinite(squares):
+            raise FloatingPointError(f"gradient norms are not finite: {self.group_norms}; nothing was updated")
+        return self.step_with_ready_grads(), math.sqrt(squares), None
+
+    def _clip(self, optimizer: MegatronOptimizer, parameters: list[Tensor]) -> float:
+        grads = [
+            p.grad
+            for p in parameters
+            if p.grad is not None and param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)
+        ]
+        norm = get_grad_norm_fp32(grads, grad_stats_parallel_group=optimizer.get_grad_stats_parallel_group())
+        if parameters and self.clip_grad > 0 and math.isfinite(norm):
+            clip_grad_by_total_norm_fp32(parameters, self.clip_grad, norm)
+        return float(norm)
+
+
+def _lr_mult(group: dict[str, Any]) -> float:
+    return group["lr_mult"] if "lr_mult" in group else group["pre_lr_mult"]
+
+
+def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:
+    """torch's AdamW makes its state at the first step; Megatron's checkpoint code wants it, and one `step`, before."""
+    inner = optimizer.optimizer
+    if not isinstance(inner, torch.optim.AdamW):
+        return
+    for group in inner.param_groups:
+        for p in group["params"]:
+            inner.state[p] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(p.data),
+                "exp_avg_sq": torch.zeros_like(p.data),
+            }
+
+
+class _NeMoOptimizer(McoreDistributedOptimizer):
+    """NeMo's wrapper, passing on the arguments that Megatron-core 0.16 knows."""
+
+    def sharded_state_dict(
+        self,
+        model_sharded_state_dict: dict[str, Any],
+        optimizer_state_dict: Any = None,
+        is_loading: bool = False,
+        metadata: dict[str, Any] | None = None,
+        **unused: Any,
+    ) -> dict[str, Any]:
+        return self.mcore_optimizer.sharded_state_dict(model_sharded_state_dict, is_loading, metadata=metadata)
+
+
+class GroupSchedule(LRSchedulerModule):
+    """Linear warm-up from 0 and cosine to `final_lr_fraction`, with each group's own warm-up."""
+
+    def __init__(self, optim: OptimConfig, max_steps: int) -> None:
+        super().__init__()
+        self.optim, self.max_steps = optim, max_steps
+
+    def scheduler(self, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        factors = []
+        for group in optimizer.param_groups:
+            warmup = getattr(self.optim, GROUPS[round(_lr_mult(group)) - 1]).warmup_steps
+            factors.append(
+                # LambdaLR counts from 0 before the first update; the published schedule calls that update 1
+                lambda done, warmup=warmup: lr_factor(done + 1, warmup, self.max_steps, self.optim.final_lr_fraction)
+            )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def lr_factor(t: int, warmup: int, horizon: int, final: float) -> float:
+    """Learning rate of update t (from 1) as a fraction of the peak.
+
+    t < warmup: t / warmup; then final + (1 - final) (1 + cos(pi (t - warmup) / (horizon - warmup))) / 2; final beyond.
+    """
+    if t < warmup:
+        return t / warmup
+    if t >= horizon:
+        return final
+    return final + (1 - final) * (1 + math.cos(math.pi * (t - warmup) / (horizon - warmup))) / 2
