@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from molmo2_nemo.data.record import DataError
-from molmo2_nemo.data.shards import write_manifest
+from molmo2_nemo.data.shard_writer import write_manifest
 
 
 def main(argv: list[str] | None = None) -> int:

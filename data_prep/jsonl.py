@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, DataError, load_json, parse_record
-from molmo2_nemo.data.shards import write_shards
+from molmo2_nemo.data.shard_writer import write_shards
 
 COPIED = ("subtitles", "clip", "sampling", "weight")
 KNOWN = {"key", "image", "images", "video", "caption", "question", "answer", "messages", "annotations", *COPIED}

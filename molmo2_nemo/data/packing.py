@@ -83,10 +83,11 @@ class Packer:
                 f"{self.crops}"
             )
         item.arrived = self.emitted
-        if self._is_full(item):
+        full = self._is_full(item)
+        if full and not self._overdue():  # leaves no usable room: a pack of its own at once
             self.emitted += 1
             return [item]
-        if len(self.waiting) < self.buffer_size:
+        if len(self.waiting) < self.buffer_size and not full:
             self.waiting.append(item)
             return None
         pack = self._emit()
@@ -114,8 +115,13 @@ class Packer:
             item.arrived = int(arrived)
             self.waiting.append(item)
 
+    def _overdue(self) -> bool:
+        """Whether the oldest example has waited long enough to be forced (balanced mode only)."""
+        if self.mode == "knapsack" or not self.waiting:
+            return False
+        return self.emitted - self.waiting[0].arrived >= self.max_wait
+
     def _is_full(self, item: Item) -> bool:
-        """An example that leaves no usable room makes a pack of its own at once."""
         if self.mode == "knapsack":
             grain = max(1, self.tokens // KNAPSACK_CELLS)
             return -(-item.tokens // grain) >= -(-self.tokens // grain)
@@ -134,8 +140,7 @@ class Packer:
         sizes = [(item.tokens, item.crops) for item in self.waiting]
         if self.mode == "knapsack":
             return knapsack(sizes, self.tokens, self.crops, self.crop_value)
-        overdue = self.emitted - self.waiting[0].arrived >= self.max_wait
-        return self._bits.choose(sizes, forced=0 if overdue else None)
+        return self._bits.choose(sizes, forced=0 if self._overdue() else None)
 
 
 class SubsetSums:
@@ -160,10 +165,9 @@ class SubsetSums:
         """Numbers of the examples of the next pack, ascending (so oldest first)."""
         cells = [-(-tokens // self.grain) for tokens, _ in sizes]
         alone = [i for i, t in enumerate(cells) if t > self.cells]  # rounding up may pass a budget not divisible
-        if forced in alone:
-            return [forced] if forced is not None else []
-        order = sorted(range(len(sizes)), key=lambda i: (i == forced, i), reverse=False)
-        order = [i for i in order if i != forced and i not in alone]
+        if forced is not None and forced in alone:
+            return [forced]
+        order = [i for i in range(len(sizes)) if i != forced and i not in alone]
         start = 0 if forced is None else cells[forced] * self.stride + sizes[forced][1]
         reach = [1 << start]
         for i in order:
