@@ -50,6 +50,7 @@ def launch(cfg: RunConfig) -> int:
         env = {**os.environ, ERROR_DIR: errors}
         env.setdefault("OMP_NUM_THREADS", str(cfg.cluster.threads))
         code = _run_child(command, env)
+        write_config(cfg)  # again: NeMo's logger moves what it finds in the folder into run_N/
         if code not in (0, INTERRUPTED):
             code = _explain(Path(errors), code)
     return code

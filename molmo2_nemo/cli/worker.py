@@ -57,8 +57,7 @@ def quiet() -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for loader workers
-    for name in ("nemo_logger", "megatron", "lightning", "torch", "transformers", "root"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # our own messages to a person are printed, not logged
 
 
 def _report(rank: int, error: BaseException, message: str, *, user_error: bool) -> int:
