@@ -1,0 +1,87 @@
+"""The record parser: what it accepts, and that every refusal names the record and the reason."""
+
+import json
+
+import pytest
+
+from molmo2_nemo.data.record import BadRecord, parse_record
+
+QA = {"style": "user_qa", "question": "q", "answer": "a"}
+
+
+def members(data=None, **media):
+    data = {"annotations": [QA]} if data is None else data
+    return {"json": json.dumps(data).encode(), **{k.replace("__", "."): v for k, v in media.items()}}
+
+
+def test_full_record():
+    data = {
+        "video": "mp4",
+        "subtitles": [{"start": 0, "end": 1.5, "text": "hi"}],
+        "clip": [1, 4.5],
+        "sampling": {"max_fps": 4},
+        "weight": 0.2,
+        "annotations": [QA, {"style": "video_point", "label": "x", "points": [[[1, 2]]], "timestamps": [0.5]}],
+    }
+    record = parse_record("s.tar:k", members(data, mp4=b"film"))
+    assert (record.video, record.clip, record.weight, record.images) == (b"film", (1.0, 4.5), 0.2, [])
+    assert record.subtitles[0].end == 1.5 and record.sampling == {"max_fps": 4} and len(record.annotations) == 2
+
+
+def test_images_keep_their_order_and_suffix_case_is_folded():
+    data = {"images": ["1.PNG", "0.jpg"], "annotations": [QA]}
+    record = parse_record("s:k", members(data, **{"0__jpg": b"a", "1__png": b"b"}))
+    assert record.images == [b"b", b"a"]
+
+
+BAD = {
+    "no json": ({"0.jpg": b"x"}, "no json", "no .json member"),
+    "not json": ({"json": b"{"}, "bad json", "cannot be parsed"),
+    "truncated": ({"json": members()["json"][:-3]}, "bad json", "cannot be parsed"),
+    "not utf8": ({"json": b'{"annotations": "\xff"}'}, "bad json", "not UTF-8"),
+    "nan": ({"json": b'{"weight": NaN}'}, "bad json", "NaN"),
+    "deep": ({"json": b"[" * 100_000 + b"]" * 100_000}, "bad json", "deep"),
+    "duplicate": ({"json": b'{"clip": 1, "clip": 2}'}, "bad json", "twice"),
+    "a list": ({"json": b"[]"}, "bad json", "object"),
+    "pickle": ({**members(), "pyd": b"x"}, "unsafe member", "pyd"),
+    "inner pickle": ({**members(), "a.pkl": b"x"}, "unsafe member", "a.pkl"),
+    "no picture": (members({"images": ["0.jpg"], "annotations": [QA]}), "missing member", "picture .0.jpg is missing"),
+    "empty picture": (members({"images": ["0.jpg"], "annotations": [QA]}, **{"0__jpg": b""}), "missing member", "empty"),
+    "no video": (members({"video": "mp4", "annotations": [QA]}), "missing member", "video .mp4"),
+    "odd type": (members({"images": ["0.exe"], "annotations": [QA]}, **{"0__exe": b"x"}), "bad record", "no known type"),
+    "unknown field": (members({"image": ["0.jpg"], "annotations": [QA]}), "bad record", "'image'"),
+    "no annotations": (members({"annotations": []}), "bad record", "at least one"),
+    "no style": (members({"annotations": [{"text": "x"}]}), "bad record", "style"),
+    "huge int": (members({"weight": 10**400, "annotations": [QA]}), "bad record", "weight"),
+    "clip": (members({"clip": [3, 1], "annotations": [QA]}), "bad record", "clip"),
+    "subtitle": (members({"subtitles": [{"start": 2, "end": 1, "text": ""}], "annotations": [QA]}), "bad record", "0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_refusals(name):
+    content, cause, words = BAD[name]
+    with pytest.raises(BadRecord) as caught:
+        parse_record("shard-7.tar:key9", content)
+    assert caught.value.cause == cause
+    assert words in str(caught.value) and "shard-7.tar:key9" in str(caught.value)
+
+
+ANNOTATIONS = [
+    ({"style": "a_okvqa_mc", "question": "q", "options": ["a"], "answer_idx": 1}, "answer_idx"),
+    ({"style": "a_okvqa_mc", "question": "q", "options": [], "answer_idx": 0}, "options"),
+    ({"style": "pointing", "label": "x", "points": [[1]]}, "point"),
+    ({"style": "pointing", "label": "x", "points": [[1, "2"]]}, "point"),
+    ({"style": "multi_image_pointing", "label": "x", "points": [[[1, 2]]]}, "per picture"),
+    ({"style": "video_point", "label": "x", "points": [[[1, 2]]], "timestamps": []}, "per timestamp"),
+    ({"style": "video_point_track_per_frame", "label": "x", "points": [[1, 2]]}, "track"),
+    ({"style": "text_sft", "messages": ["only one"]}, "messages"),
+    ({"style": "text_sft", "messages": ["a", "b", "c"]}, "alternate"),
+    ({"style": "user_qa", "question": 5, "answer": "a"}, "question"),
+]
+
+
+@pytest.mark.parametrize("annotation, words", ANNOTATIONS)
+def test_bad_annotations(annotation, words):
+    with pytest.raises(BadRecord, match=words):
+        parse_record("s:k", members({"annotations": [QA, annotation]}))

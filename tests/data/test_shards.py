@@ -1,0 +1,198 @@
+"""Shards: plain webdataset tars, random access equals what webdataset and tarfile read, hostile tars are refused."""
+
+import io
+import json
+import tarfile
+
+import pytest
+
+from molmo2_nemo.data.shard_writer import index_tar, write_manifest, write_shards
+from molmo2_nemo.data.shards import MANIFEST, ShardDataset, ShardError
+
+
+def records(count=7):
+    for i in range(count):
+        yield f"r/{i:03d}", {"json": json.dumps({"i": i}).encode(), "0.jpg": bytes([i]) * (i * 300), "1.png": b"p"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_shards(tmp_path / "set", records(), records_per_shard=3)
+    return tmp_path / "set"
+
+
+def test_random_access(folder):
+    data = ShardDataset(folder, "mine")
+    assert len(data) == 7 and len(data.shards) == 3
+    expected = list(records())
+    for i in (6, 0, 3, 2, 5):
+        label, members = data.read(i)
+        assert members == expected[i][1]
+        assert label == f"set-{i // 3:06d}.tar:{expected[i][0]}"
+    with pytest.raises(IndexError):
+        data.read(7)
+    data.verify()
+    data.close()
+
+
+def test_webdataset_reads_the_shards(folder):
+    import webdataset
+
+    urls = [str(p) for p in sorted(folder.glob("*.tar"))]
+    seen = {s["__key__"]: s for s in webdataset.WebDataset(urls, shardshuffle=False)}
+    assert sorted(seen) == [key for key, _ in records()]
+    for key, members in records():
+        assert {name: seen[key][name] for name in members} == members
+
+
+def test_writing_is_reproducible(folder, tmp_path):
+    write_shards(tmp_path / "again", records(), name="set", records_per_shard=3)
+    assert (tmp_path / "again" / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+    assert ShardDataset(tmp_path / "again").fingerprint == ShardDataset(folder).fingerprint
+
+
+def test_interrupted_write_leaves_nothing(tmp_path):
+    def broken():
+        yield from records(4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(tmp_path / "set", broken(), records_per_shard=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_overwrite_keeps_the_old(folder, tmp_path):
+    before = (folder / MANIFEST).read_bytes()
+    with pytest.raises(ShardError, match="exists"):
+        write_shards(folder, records(2))
+    with pytest.raises(ShardError, match="bad key!"):
+        write_shards(folder, [("bad key!", {"json": b"{}"})], overwrite=True)
+    assert (folder / MANIFEST).read_bytes() == before and list(tmp_path.iterdir()) == [folder]
+    write_shards(folder, records(2), overwrite=True)
+    assert len(ShardDataset(folder)) == 2 and list(tmp_path.iterdir()) == [folder]
+
+
+def test_foreign_folder_is_not_overwritten(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("x")
+    with pytest.raises(ShardError, match="not overwritten"):
+        write_shards(tmp_path / "home", records(), overwrite=True)
+
+
+def test_open_errors(folder, tmp_path):
+    with pytest.raises(ShardError, match="no folder"):
+        ShardDataset(tmp_path / "nowhere", "mine")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardError, match="'mine': no shards at"):
+        ShardDataset(tmp_path / "empty", "mine")
+    shard = folder / "set-000001.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ShardError, match="set-000001.tar is cut off"):
+        ShardDataset(folder)
+    shard.unlink()
+    with pytest.raises(ShardError, match="set-000001.tar is missing"):
+        ShardDataset(folder)
+    (folder / MANIFEST).unlink()
+    with pytest.raises(ShardError, match="no manifest.json.*data_prep.index"):
+        ShardDataset(folder)
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "/etc/passwd", "a/b.tar", ".."])
+def test_manifest_cannot_point_elsewhere(folder, name):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["shards"][0]["name"] = name
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match="not a plain file name"):
+        ShardDataset(folder)
+
+
+def test_changed_content_of_the_same_size(folder):
+    data = ShardDataset(folder)
+    shard = folder / "set-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[0:5] = b"other"  # the name in the first header; its checksum no longer holds
+    shard.write_bytes(content)
+    with pytest.raises(ShardError, match="changed after its manifest"):
+        data.read(0)
+    with pytest.raises(ShardError, match="SHA-256"):
+        data.verify()
+
+
+def test_cut_while_training(folder):
+    data = ShardDataset(folder)
+    shard = folder / "set-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:600])
+    with pytest.raises(ShardError, match="cut off"):
+        data.read(6)
+
+
+def tar(path, *entries, fmt=tarfile.PAX_FORMAT):
+    with tarfile.open(path, "w", format=fmt) as file:
+        for name, kind in entries:
+            info = tarfile.TarInfo(name)
+            info.mtime = 1.5  # makes PAX write an extended header
+            if kind == "file":
+                info.size = 2
+                file.addfile(info, io.BytesIO(b"{}"))
+            else:
+                info.type, info.linkname = kind, "/etc/passwd"
+                file.addfile(info)
+
+
+HOSTILE = {
+    "absolute": (("/a.json", "file"),),
+    "climbing": (("x/../../a.json", "file"),),
+    "symlink": (("a.json", "file"), ("a.jpg", tarfile.SYMTYPE)),
+    "hardlink": (("a.json", "file"), ("a.jpg", tarfile.LNKTYPE)),
+    "folder": (("a.d", tarfile.DIRTYPE),),
+    "device": (("a.json", tarfile.CHRTYPE),),
+    "duplicate": (("a.json", "file"), ("a.json", "file")),
+    "duplicate by case": (("a.json", "file"), ("a.JSON", "file")),
+    "split record": (("a.json", "file"), ("b.json", "file"), ("a.jpg", "file")),
+    "no suffix": (("a", "file"),),
+    "long name": (("a" * 300 + ".json", "file"),),
+    "odd name": (("a\u00e9.json", "file"),),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("fmt", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_hostile_tars(tmp_path, name, fmt):
+    tar(tmp_path / "x.tar", *HOSTILE[name], fmt=fmt)
+    with pytest.raises(ShardError, match="x.tar"):
+        write_manifest(tmp_path, "x")
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_foreign_tars_are_indexed(tmp_path):
+    tar(tmp_path / "x.tar", ("a.json", "file"), ("a.jpg", "file"), ("b.json", "file"))
+    write_manifest(tmp_path, "x")
+    data = ShardDataset(tmp_path)
+    assert data.read(0) == ("x.tar:a", {"json": b"{}", "jpg": b"{}"}) and data.read(1)[0] == "x.tar:b"
+
+
+@pytest.mark.parametrize("keep", [100, 513, 3000])
+def test_cut_and_compressed_tars_are_not_indexed(folder, keep):
+    path = folder / "set-000001.tar"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ShardError, match="cut off|holds no record"):
+        index_tar(path)
+    path.write_bytes(b"\x1f\x8b" + b"x" * 2000)
+    with pytest.raises(ShardError, match="uncompressed"):
+        index_tar(path)
+
+
+def test_bad_input_of_the_writer(tmp_path):
+    for bad, words in [
+        ([("a", {"0.jpg": b""})], "no json"),
+        ([("a", {"json": b"", "J P": b""})], "suffix"),
+        ([("../a", {"json": b""})], "key"),
+        ([("a.b", {"json": b""})], "key"),
+        ([("a" * 99, {"json": b""})], "longer"),
+        ([("a", {"json": b""}), ("a", {"json": b""})], "twice"),
+        ([], "no record"),
+    ]:
+        with pytest.raises(ShardError, match=words):
+            write_shards(tmp_path / "x", bad)
+    assert list(tmp_path.iterdir()) == []
