@@ -1,0 +1,256 @@
+"""The stream of batches: exact and elastic resume, workers that change nothing, bad records, early errors."""
+
+import itertools
+import json
+from collections import Counter
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from molmo2_nemo.data.config import DataConfig, PackingConfig, SourceConfig
+from molmo2_nemo.data.example import Example
+from molmo2_nemo.data.loader import PackStream, TooManyBadRecords
+from molmo2_nemo.data.record import DataError
+from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.data.shards import ShardError
+
+torch.set_num_threads(1)
+IM = 500
+
+
+class FakeBuilder:
+    """Examples whose sizes and values depend on the record, the options and the rng, as the real builder's do."""
+
+    def build(self, record, rng, *, weight=None, p_high_res=None, max_tokens=None):
+        crops = int(rng.integers(0, 4))
+        tokens = int(rng.integers(crops + 3, 60))
+        ids = rng.integers(0, 400, tokens)
+        ids[:crops] = IM
+        text = record.annotations[0]["text"]
+        if text == "too long":
+            crops, ids = 0, np.zeros(999, np.int64)
+        if text == "crash":
+            raise KeyError("a fault nobody foresaw")
+        ids[-1] = 400 + int(text) if text.isdigit() else 0
+        return Example(
+            input_ids=ids,
+            labels=ids + 1,
+            loss_weights=np.full(len(ids), weight or 1.0, np.float32),
+            position_ids=np.arange(len(ids)),
+            branch_ids=np.zeros(len(ids), np.int64),
+            visual=ids == IM,
+            crops=rng.integers(0, 255, (crops, 4, 3)).astype(np.uint8),
+            pooling=np.arange(crops * 4).reshape(crops, 4),
+            unit_crops=np.ones(crops, np.int64),
+            unit_rows=np.ones(crops, np.int64),
+        )
+
+
+def records(texts):
+    for i, text in enumerate(texts):
+        data = {"annotations": [{"style": "long_caption", "text": str(text)}]}
+        yield f"{i:04d}", {"json": json.dumps(data).encode()}
+
+
+@pytest.fixture
+def config(tmp_path):
+    write_shards(tmp_path / "one", records(range(50)), records_per_shard=20)
+    write_shards(tmp_path / "two", records(range(50, 63)), records_per_shard=20)
+    return DataConfig(
+        sources={
+            "one": SourceConfig(str(tmp_path / "one"), 0.7),
+            "two": SourceConfig(str(tmp_path / "two"), 0.3, weight=0.2),
+        },
+        packing=PackingConfig(sequence_length=128, max_crops=6, buffer_size=7),
+        max_bad_in_a_row=5,
+    )
+
+
+def stream(config, rank=0, size=1, micro=2):
+    return PackStream(config, micro_batch_size=micro, dp_rank=rank, dp_size=size, builder=FakeBuilder(), im_patch_id=IM)
+
+
+def take(source, count):
+    return list(itertools.islice(source, count))
+
+
+def same(a, b):
+    for f in fields(a):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        if isinstance(x, np.ndarray):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y, err_msg=f.name)
+        else:
+            assert x == y, f.name
+
+
+def used(batches):
+    return Counter(key for b in batches for pack in b.keys for key in pack)
+
+
+def test_batches(config):
+    batch = take(stream(config), 1)[0]
+    assert batch.input_ids.shape == (2, 128) and len(batch.keys) == 2
+    assert (batch.input_ids >= 0).mean() > 0.7
+    for b, keys in enumerate(batch.keys):
+        ids = batch.example_ids[b]
+        assert ids.max() == len(keys) - 1
+        for number, key in enumerate(keys):  # the value the record put there, and the weight of its source
+            last = np.flatnonzero(ids == number)[-1]
+            base, weight = (50, 0.2) if key.startswith("two") else (0, 1.0)
+            assert batch.input_ids[b, last] == 400 + base + int(key.split(":")[1])
+            assert batch.loss_weights[b, last] == np.float32(weight)
+
+
+@pytest.mark.parametrize("cut", [1, 4, 9])
+@pytest.mark.parametrize("rank, size", [(0, 1), (1, 2)])
+def test_resume_is_bit_identical(config, cut, rank, size):
+    others = [b.state for b in [take(stream(config, r, size), cut)[-1] for r in range(size)]]
+    whole = take(stream(config, rank, size), cut + 12)
+    states = json.loads(json.dumps(others))
+    resumed = stream(config, rank, size)
+    resumed.load_states(states[::-1] + states)  # any order, repeated by the ranks of a context-parallel group
+    for a, b in zip(whole[cut:], take(resumed, 12), strict=True):
+        same(a, b)
+
+
+def test_resume_twice_and_in_the_same_object(config):
+    whole = take(stream(config), 12)
+    again = stream(config)
+    got = take(again, 3)  # an iterator that was given up, then another one
+    got += take(again, 2)
+    third = stream(config)
+    third.load_states([json.loads(json.dumps(again.state()))])
+    got += take(third, 7)
+    for a, b in zip(whole, got, strict=True):
+        same(a, b)
+
+
+def test_workers_change_nothing(config):
+    whole = take(stream(config), 8)
+    config.num_workers = 2
+    source = stream(config)
+    got = take(source, 4)
+    for a, b in zip(whole, got, strict=False):
+        same(a, b)
+    resumed = stream(config)
+    resumed.load_states([json.loads(json.dumps(got[-1].state))])
+    for a, b in zip(whole[4:], take(resumed, 4), strict=True):
+        same(a, b)
+
+
+def numbers_of(state):
+    return state["backlog"] + [n for n, _ in state["packer"]["waiting"]]
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 1), (4, 1, 2), (1, 5, 3)])
+def test_elastic_resume_loses_and_repeats_nothing(config, sizes):
+    """Runs of different widths in a row: examples used and examples still waiting are exactly a prefix of the stream."""
+    states, seen = None, Counter()
+    for step, size in enumerate(sizes):
+        streams = [stream(config, r, size) for r in range(size)]
+        for s in streams:
+            if states:
+                s.load_states(json.loads(json.dumps(states)))
+        mixture = streams[0].reader
+        batches = [take(s, 3 + step + r % 2) for r, s in enumerate(streams)]  # ranks need not be in step
+        seen.update(used(itertools.chain(*batches)))
+        states = [b[-1].state for b in batches]
+        waiting = Counter(mixture[n].key for state in states for n in numbers_of(state))
+        end = max(state["position"] for state in states)
+        unread = Counter(mixture[n].key for state in states for n in range(state["position"], end, size))
+        assert seen + waiting + unread == Counter(mixture[n].key for n in range(end))
+
+
+def test_ranks_share_the_stream(config):
+    keys = [used(take(stream(config, r, 3), 4)) for r in range(3)]
+    reader = stream(config).reader
+    for rank in range(3):
+        mine = Counter(reader[n].key for n in range(rank, 3000, 3))
+        assert not keys[rank] - mine
+
+
+def test_states_must_fit(config, tmp_path):
+    states = [take(stream(config, r, 2), 1)[-1].state for r in range(2)]
+    fresh = stream(config)
+    with pytest.raises(DataError, match="lacks the data state of data-parallel rank 1"):
+        fresh.load_states(states[:1])
+    with pytest.raises(DataError, match="no state"):
+        fresh.load_states([])
+    with pytest.raises(DataError, match="two different data states"):
+        fresh.load_states([*states, {**states[0], "position": 98}])
+    config.seed += 1
+    with pytest.raises(DataError, match="seed"):
+        stream(config).load_states(states)
+    config.seed -= 1
+    config.sources["two"].rate = 0.9
+    with pytest.raises(DataError, match="data set 'one' is not the one of the saved run"):
+        stream(config).load_states(states)
+    config.sources["two"].rate = 0.3
+    write_shards(tmp_path / "two", records(range(1, 14)), overwrite=True)
+    with pytest.raises(DataError, match="data set 'two' is not the one"):
+        stream(config).load_states(states)
+
+
+def test_bad_records_are_skipped_and_listed(config, tmp_path):
+    texts = ["crash" if i % 4 == 1 else "too long" if i % 4 == 2 else i for i in range(40)]
+    data = list(records(texts))
+    data[0][1]["evil.pkl"] = b"cos\nsystem\n(S'false'\ntR."
+    write_shards(tmp_path / "bad", data)
+    config.sources = {"bad": SourceConfig(str(tmp_path / "bad"))}
+    config.quarantine = str(tmp_path / "run" / "quarantine.jsonl")
+    config.max_bad_in_a_row = 30
+    source = stream(config)
+    batches = take(source, 6)
+    good = {f"bad-000000.tar:{i:04d}" for i in range(3, 40) if i % 4 in (0, 3)}
+    assert set(used(batches)) <= good
+    assert set(source.skipped) == {"KeyError", "too long", "unsafe member"}
+    lines = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert len(lines) == sum(source.skipped.values()) == len(source.quarantined)
+    assert {"record", "cause", "detail"} == set(lines[0])
+    assert any("bad-000000.tar:" in line["record"] and "999 tokens" in line["detail"] for line in lines)
+    resumed = stream(config)
+    resumed.load_states([batches[2].state])
+    for a, b in zip(batches[3:], take(resumed, 3), strict=True):
+        same(a, b)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_run_stops_when_nothing_is_good(config, tmp_path, workers):
+    write_shards(tmp_path / "bad", records(["crash"] * 9))
+    config.sources = {"bad": SourceConfig(str(tmp_path / "bad"))}
+    config.num_workers = workers
+    with pytest.raises(TooManyBadRecords, match="5 records in a row.*a fault nobody foresaw.*KeyError: 5"):
+        take(stream(config), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_breaks_stops_the_run(config, workers):
+    config.num_workers = workers
+    source = stream(config)
+    for dataset in source.reader.datasets.values():
+        for shard in dataset.path.glob("*.tar"):
+            shard.write_bytes(shard.read_bytes()[:700])
+    with pytest.raises(ShardError, match="cut off"):
+        take(source, 1)
+
+
+def test_errors_before_the_first_batch(config, tmp_path):
+    config.sources["three"] = SourceConfig(str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match="'three': no folder at"):
+        stream(config)
+    config.sources["three"].rate = 0.0  # switched off: not even opened
+    stream(config)
+    config.sources = {}
+    with pytest.raises(DataError, match="data.sources is empty"):
+        stream(config)
+    with pytest.raises(DataError, match="rank 2 of 2"):
+        stream(config, 2, 2)
+
+
+def test_state_is_small_and_json(config):
+    batch = take(stream(config), 5)[-1]
+    text = json.dumps(batch.state, allow_nan=False)
+    assert json.loads(text) == batch.state and len(text) < 2000
