@@ -65,7 +65,6 @@ def transformer_config(model: Molmo2Config, **overrides: Any) -> TransformerConf
         bias_activation_fusion=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        perform_initialization=False,  # model/init.py fills every parameter, the same under any layout
     )
     settings.update(overrides)
     return TransformerConfig(**settings)

@@ -32,9 +32,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
     """
     quiet()
     platform.enable(cfg.cluster.threads)
-    import nemo.lightning as nl  # noqa: F401  (imported here so that the CPU stand-ins are in place before it)
-
-    platform.enable_megatron()
+    start_nemo()
     from molmo2_nemo.nemo.callbacks import Metrics, SeedEachStep
     from molmo2_nemo.nemo.data import PackDataModule
 
@@ -63,6 +61,15 @@ def train(cfg: RunConfig) -> dict[str, Any]:
     if trainer.is_global_zero:
         write_json(folder / "summary.json", summary)
     return summary
+
+
+def start_nemo() -> None:
+    """Import NeMo with the CPU stand-ins in place, and without NVIDIA's job telemetry (it would want settings of its
+    own, and this project sends nothing anywhere)."""
+    from nemo.lightning.callback_group import CallbackGroup
+
+    platform.enable_megatron()
+    CallbackGroup.get_instance().callbacks.clear()
 
 
 def stage_folder(cfg: RunConfig) -> Path:
@@ -99,6 +106,7 @@ def build_module(cfg: RunConfig) -> Any:
 def build_trainer(cfg: RunConfig, folder: Path, callbacks: list[Any]) -> Any:
     """NeMo's trainer on MegatronStrategy, laid out and logging as the config says."""
     import nemo.lightning as nl
+    import torch
     from lightning.pytorch.loggers import TensorBoardLogger
     from megatron.core.distributed import DistributedDataParallelConfig
     from nemo.lightning.pytorch.callbacks import ModelCheckpoint
@@ -110,6 +118,7 @@ def build_trainer(cfg: RunConfig, folder: Path, callbacks: list[Any]) -> Any:
         pipeline_model_parallel_size=parallel.pipeline,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
+        pipeline_dtype=torch.bfloat16 if cfg.cluster.precision == "bf16" else torch.float32,
         ddp=DistributedDataParallelConfig(
             grad_reduce_in_fp32=True,
             check_for_nan_in_grad=False,  # the clipping optimizer checks the norms it computes anyway
