@@ -69,8 +69,26 @@ def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[st
             ready.append(override)
         else:
             # `++` sets or adds: the schema, not Hydra, says which keys exist, and names the nearest one.
-            ready.append(f"++{key}={value}" if prefix != "~" else override)
+            ready.append(override if prefix == "~" else f"++{key}={_readable(key, value)}")
     return ready
+
+
+def _readable(key: str, value: str) -> str:
+    """The value as Hydra's grammar wants it: text that it cannot read, such as a path with `=`, is quoted.
+
+    Raises:
+        UserError: a list or mapping that is not written to its end.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(f"++{key}={value}")
+    except HydraException:
+        if value[:1] in ("[", "{", "'", '"'):
+            raise UserError(f"cannot read the value of {key}={value}; is a bracket or quote missing?") from None
+        return "'" + value.replace("'", "\\'") + "'"
+    return value
 
 
 def _compose(overrides: list[str], config_dir: str | Path | None) -> dict[str, Any]:
