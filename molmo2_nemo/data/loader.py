@@ -26,6 +26,7 @@ from molmo2_nemo.data.shards import ShardDataset, ShardError
 
 STATE_VERSION = 1
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
+COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: branches, tokens, pictures left out
 
 
 class Builder(Protocol):
@@ -139,6 +140,7 @@ class PackStream:
         self.reader = ExampleReader(config, builder, im_patch_id)
         self.skipped: Counter[str] = Counter()  # cause -> records skipped since the start of the run
         self.quarantined: deque[Skipped] = deque(maxlen=QUARANTINE_KEPT)
+        self.counts: Counter[str] = Counter()  # examples read, and what did not fit: see COUNTED
         self._new_packer()
         self._position = dp_rank  # next number of the stream this rank reads
         self._backlog: list[int] = []  # numbers to read before that (after a change of dp_size)
@@ -179,6 +181,7 @@ class PackStream:
             "backlog": list(self._backlog),
             "packer": self.packer.state(),
             "skipped": dict(sorted(self.skipped.items())),
+            "counts": dict(sorted(self.counts.items())),
             "bad_in_a_row": self._bad_in_a_row,
         }
 
@@ -198,17 +201,18 @@ class PackStream:
             own = by_rank[self.dp_rank]
             self._position = own["position"]
             self._backlog = list(own["backlog"])
-            self.skipped = Counter(own["skipped"])
+            self.skipped, self.counts = Counter(own["skipped"]), Counter(own["counts"])
             self._bad_in_a_row = own["bad_in_a_row"]
             self._restore = own["packer"]
             return
         left, start = unread(by_rank)
         self._backlog = left[self.dp_rank :: self.dp_size]
         self._position = start + (self.dp_rank - start) % self.dp_size
-        self.skipped = Counter()
+        self.skipped, self.counts = Counter(), Counter()
         if self.dp_rank == 0:  # the counts of the whole run stay whole
             for state in by_rank:
                 self.skipped.update(state["skipped"])
+                self.counts.update(state["counts"])
         self._bad_in_a_row = 0
         self._restore = None
         self._new_packer()
@@ -242,6 +246,10 @@ class PackStream:
             self._skip(result)
             return None
         self._bad_in_a_row = 0
+        self.counts["examples"] += 1
+        for name in COUNTED:
+            if result.info.get(name):
+                self.counts[name] += int(result.info[name])
         return self.packer.add(Item(n, result.num_tokens, result.num_crops, result))
 
     def _skip(self, bad: Skipped) -> None:

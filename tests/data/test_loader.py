@@ -147,7 +147,7 @@ def numbers_of(state):
 
 @pytest.mark.parametrize("sizes", [(2, 3, 1), (4, 1, 2), (1, 5, 3)])
 def test_elastic_resume_loses_and_repeats_nothing(config, sizes):
-    """Runs of different widths in a row: examples used and examples still waiting are exactly a prefix of the stream."""
+    """Runs of different widths in a row: used and waiting examples together are exactly a prefix of the stream."""
     states, seen = None, Counter()
     for step, size in enumerate(sizes):
         streams = [stream(config, r, size) for r in range(size)]
