@@ -1,0 +1,134 @@
+"""Exit codes and the one message that a failed run ends with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import types
+
+import pytest
+
+from molmo2_nemo.cli import launch, worker
+from molmo2_nemo.cli.compose import compose
+from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError
+from molmo2_nemo.cli.runs import metrics, resolve_checkpoint
+
+
+@pytest.fixture
+def run_worker(monkeypatch, tmp_path):
+    """Runs `worker.run` with a training function of the test's; returns (exit code, report or None)."""
+
+    def run(train):
+        module = types.ModuleType("molmo2_nemo.nemo.train")
+        module.train = train
+        monkeypatch.setitem(sys.modules, "molmo2_nemo.nemo.train", module)
+        monkeypatch.setattr(worker, "quiet", lambda: None)
+        monkeypatch.setenv(launch.ERROR_DIR, str(tmp_path))
+        code = worker.run(None)
+        path = tmp_path / "rank0.json"
+        return code, json.loads(path.read_text()) if path.is_file() else None
+
+    return run
+
+
+def raise_(error):
+    raise error
+
+
+def test_a_users_mistake_is_one_line(run_worker, tmp_path, capsys):
+    def mistake(_):
+        resolve_checkpoint("/absent")
+
+    code, report = run_worker(mistake)
+    assert code == USER_ERROR and report["user_error"]
+    assert launch._explain(tmp_path, code) == USER_ERROR
+    assert capsys.readouterr().err == "molmo2: error: /absent: no such checkpoint or run folder\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(run_worker, tmp_path, capsys):
+    code, report = run_worker(lambda _: raise_(KeyError("decoder")))
+    assert code == 1 and not report["user_error"]
+    assert launch._explain(tmp_path, code) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.endswith("molmo2: error: process 0 failed: KeyError: 'decoder'\n")
+
+
+def test_a_value_error_inside_a_library_is_not_the_users(run_worker):
+    import numpy as np
+
+    code, report = run_worker(lambda _: np.zeros(3).reshape(2))
+    assert code == 1 and not report["user_error"]
+
+
+def test_interrupted_and_success(run_worker):
+    assert run_worker(lambda _: raise_(KeyboardInterrupt())) == (INTERRUPTED, None)
+    assert run_worker(lambda _: {}) == (0, None)
+
+
+def test_a_missing_package_points_to_doctor(run_worker):
+    code, report = run_worker(lambda _: __import__("a_package_nobody_has"))
+    assert code == USER_ERROR and "molmo2 doctor" in report["message"]
+
+
+def _report(folder, rank, time, message, user_error):
+    report = {"rank": rank, "time": time, "message": message, "traceback": f"tb{rank}\n", "user_error": user_error}
+    (folder / f"rank{rank}.json").write_text(json.dumps(report))
+
+
+def test_the_first_failure_of_several_is_told(tmp_path, capsys):
+    _report(tmp_path, 0, 20.0, "RuntimeError: connection closed by peer", False)
+    _report(tmp_path, 1, 10.0, "ZeroDivisionError: the cause", False)
+    assert launch._explain(tmp_path, 1) == 1
+    err = capsys.readouterr().err
+    assert "process 1 failed: ZeroDivisionError: the cause" in err and "peer" not in err
+
+
+def test_a_users_mistake_wins_over_what_follows_from_it(tmp_path, capsys):
+    _report(tmp_path, 0, 10.0, "RuntimeError: connection closed by peer", False)
+    _report(tmp_path, 1, 20.0, "no such shard", True)
+    assert launch._explain(tmp_path, 1) == USER_ERROR
+    assert capsys.readouterr().err == "molmo2: error: no such shard\n"
+
+
+def test_a_killed_process_is_named(tmp_path, capsys):
+    (tmp_path / "launcher.json").write_text(json.dumps({"rank": 1, "exit_code": -signal.SIGKILL}))
+    assert launch._explain(tmp_path, 9) == 128 + signal.SIGKILL
+    assert "process 1 was ended by SIGKILL" in capsys.readouterr().err
+
+
+def test_children_end_with_their_code():
+    assert launch._run_child([sys.executable, "-c", "raise SystemExit(7)"], {}) == 7
+
+
+def test_slurm_variables_become_torchs():
+    env = {"SLURM_PROCID": "3", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "70042", "MASTER_ADDR": "n1"}
+    launch.adopt_slurm(env)
+    assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["MASTER_PORT"]) == ("3", "16", "1", "30042")
+    alone = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+    launch.adopt_slurm(alone)
+    assert "RANK" not in alone
+
+
+def test_slurm_outside_a_job_says_what_to_do(monkeypatch):
+    for name in ("SLURM_PROCID", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="start it with srun"):
+        launch.launch(compose(["recipe=8b"]))
+
+
+def test_metrics_of_a_run_that_was_cut_and_resumed(tmp_path):
+    rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 2.5}]
+    text = "\n".join(json.dumps(r) for r in rows) + '\n{"step": 3, "lo'
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert [(r["step"], r["loss"]) for r in metrics(tmp_path)] == [(1, 3.0), (2, 2.5)]
+
+
+def test_resolve_checkpoint(tmp_path):
+    checkpoint = tmp_path / "sft" / "checkpoints" / "step=3-last"
+    checkpoint.mkdir(parents=True)
+    assert resolve_checkpoint(checkpoint) == checkpoint
+    with pytest.raises(UserError, match="not finished"):
+        resolve_checkpoint(tmp_path / "sft")
+    (tmp_path / "sft" / "summary.json").write_text(json.dumps({"checkpoint": str(checkpoint)}))
+    assert resolve_checkpoint(tmp_path / "sft") == resolve_checkpoint(tmp_path) == checkpoint
