@@ -6,6 +6,7 @@ Shapes: B packs, S tokens, C crops, P patches per crop, N pooled tokens, K pooli
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patc
     return batch
 
 
-def _join_vision(examples: list[Example]) -> dict[str, np.ndarray]:
+def _join_vision(examples: list[Example]) -> dict[str, Any]:
     """Concatenate crops, pooling rows and units in the order of the tokens."""
     with_crops = [example for example in examples if example.num_crops]
     shapes = {example.crops.shape[1:] for example in with_crops}

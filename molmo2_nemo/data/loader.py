@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -32,7 +32,15 @@ COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: br
 class Builder(Protocol):
     """What the loader needs of `data/build.py`."""
 
-    def build(self, record: Record, rng: np.random.Generator, **options: Any) -> Example: ...
+    def build(
+        self,
+        record: Record,
+        rng: np.random.Generator,
+        *,
+        weight: float | None = None,
+        p_high_res: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Example: ...
 
 
 class TooManyBadRecords(DataError):
@@ -347,7 +355,7 @@ def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
 
 def _examples(
     reader: ExampleReader, numbers: Iterator[int], num_workers: int, prefetch: int
-) -> Iterator[tuple[int, Example | Skipped]]:
+) -> Generator[tuple[int, Example | Skipped], None, None]:
     """(n, result) in the order of `numbers`; with workers, they run ahead by `num_workers * prefetch` examples."""
     if num_workers == 0:
         for n in numbers:

@@ -168,7 +168,7 @@ def _check_names(key: str, members: dict[str, bytes]) -> None:
 
 def write_manifest(folder: Path, name: str) -> dict[str, Any]:
     """Index every `*.tar` of `folder` and write the manifest last. Also makes a foreign webdataset readable here."""
-    shards = []
+    shards: list[dict[str, Any]] = []
     for tar in sorted(folder.glob("*.tar")):
         records = index_tar(tar)
         text = json.dumps([[key, [[m.suffix, m.offset, m.size] for m in members]] for key, members in records])
