@@ -110,6 +110,10 @@ class Molmo2Tokenizer:
         self._newline = self.encode("\n")
         self._assistant = [self.chat_end_id, *self._newline, self.chat_start_id, *self.encode("assistant\n")]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own pickling forgets `encode_special_tokens`, and with it that user text stays text.
+        return _rebuild, (self._special_aware.to_str(), self.config, self.vocab_size, self.name)
+
     @classmethod
     def load(cls, name: str | Path, *, vocab_size: int | None = None) -> Molmo2Tokenizer:
         """Open "tiny", or a folder with `tokenizer.json` (and normally `tokenizer_config.json`).
@@ -194,6 +198,10 @@ class Molmo2Tokenizer:
                 f"{CHAT_END} and the eos_token that tokenizer_config.json names"
             )
         return token_id
+
+
+def _rebuild(text: str, config: dict[str, Any], vocab_size: int, name: str) -> Molmo2Tokenizer:
+    return Molmo2Tokenizer(Tokenizer.from_str(text), config, vocab_size=vocab_size, name=name)
 
 
 def _add_extra_tokens(tokenizer: Tokenizer, vocab_size: int | None, name: str) -> int:
