@@ -156,7 +156,7 @@ VIDEO_TREE: list[Entry] = [
 END_CHOICE: Entry = {
     "style": "video_multiple_choice",
     "question": "What does the rabbit do at the end of the video?",
-    "options": ["It runs away.", "It scratches its head.", "It sleeps."],
+    "options": ["It runs away.", "It puts a hand to its head.", "It sleeps."],
     "answer_idx": 1,
 }
 
