@@ -91,7 +91,9 @@ def test_waits_are_bounded(max_wait):
     packer = Packer(1000, 16, buffer_size=8, max_wait=max_wait)
     rng, longest = random.Random(0), 0
     for i in range(3000):
-        size = (1000, 16) if rng.random() < 0.5 or 500 < i < 900 else (rng.choice([510, 700, 30]), rng.choice([0, 9, 16]))
+        size = (
+            (1000, 16) if rng.random() < 0.5 or 500 < i < 900 else (rng.choice([510, 700, 30]), rng.choice([0, 9, 16]))
+        )
         for item in packer.add(Item(i, *size)) or []:
             longest = max(longest, packer.emitted - 1 - item.arrived)
     assert longest <= (8 if max_wait is None else max_wait) + 8
