@@ -1,4 +1,4 @@
-"""Typed settings of the data path. Defaults are the published ones of stages 2 and 3 unless a comment says otherwise."""
+"""Typed settings of the data path. Defaults are those published for stages 2 and 3 unless a comment says otherwise."""
 
 from __future__ import annotations
 
