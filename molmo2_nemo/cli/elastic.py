@@ -7,6 +7,7 @@ why they ended, and torch's own summary would print the same again, once per pro
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import uuid
@@ -18,7 +19,6 @@ from molmo2_nemo.cli.launch import ERROR_DIR
 
 def main(count: int, config: str) -> int:
     """Runs `count` workers; 0, or the exit code of the first that failed."""
-    os.environ["LOGLEVEL"] = "CRITICAL"  # read by the launcher's loggers when they are imported
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -33,7 +33,7 @@ def main(count: int, config: str) -> int:
         max_restarts=0,
         monitor_interval=0.2,
     )
-    del os.environ["LOGLEVEL"]
+    logging.disable(logging.CRITICAL)  # `launch.py` tells what went wrong
     try:
         elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.cli.worker", config)
     except ChildFailedError as error:
