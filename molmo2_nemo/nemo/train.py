@@ -236,47 +236,18 @@ def check_model(checkpoint: Path, molmo2: Any) -> None:
     """Refuse a checkpoint of another model before anything is built from it.
 
     Raises:
-        FileNotFoundError: no Megatron checkpoint there.
-        ValueError: its tensors are not this model's; names the first differences.
+        ValueError: no finished checkpoint there, or its tensors are not this model's; names the differences.
     """
-    from megatron.core import dist_checkpointing
+    from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
+    from molmo2_nemo.convert.names import ConversionError
 
-    weights = checkpoint / "weights" if (checkpoint / "weights").is_dir() else checkpoint
-    if not (weights / "metadata.json").is_file():
-        raise FileNotFoundError(f"init_from: {checkpoint} is not a Megatron checkpoint (no metadata.json in {weights})")
-    stored = dist_checkpointing.load_tensors_metadata(str(weights))
-    differences = model_differences(stored, molmo2)
-    if differences:
+    try:
+        MegatronCheckpoint(checkpoint).check(molmo2)
+    except ConversionError as error:
         raise ValueError(
-            f"init_from: {checkpoint} holds another model than preset {molmo2.name!r}: {'; '.join(differences[:3])}"
-            f"{' ...' if len(differences) > 3 else ''}. Choose the checkpoint's preset with model=..., or another "
-            "checkpoint"
-        )
-
-
-def model_differences(stored: dict[str, Any], molmo2: Any) -> list[str]:
-    """Sizes that every Molmo2 checkpoint shows, compared with a config."""
-    text, vision = molmo2.text, molmo2.vision
-    expected = {
-        "embedding.base.weight": (None, text.hidden_size),
-        "embedding.extra.weight": (molmo2.extra_vocab_size, text.hidden_size),
-        "decoder.layers.self_attention.linear_proj.weight": (
-            text.num_layers,
-            text.hidden_size,
-            text.num_heads * text.head_dim,
-        ),
-        "decoder.final_layernorm.weight": (text.hidden_size,),
-        "vision.position_embedding": (vision.num_patches, vision.hidden_size),
-        "connector.projector.down_proj.weight": (text.hidden_size, molmo2.connector.ffn_size),
-    }
-    differences = []
-    for name, shape in expected.items():
-        found = next((t for key, t in stored.items() if key.removeprefix("module.") == name), None)
-        if found is None:
-            differences.append(f"no tensor {name}")
-        elif any(want not in (None, got) for want, got in zip(shape, found.global_shape, strict=False)):
-            differences.append(f"{name} is {tuple(found.global_shape)}, expected {shape}")
-    return differences
+            f"init_from={checkpoint} cannot start a {molmo2.name!r} model: {error}. Name a checkpoint of the same model, "
+            "or choose the model it was made from"
+        ) from None
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,0 +1,148 @@
+"""Ask a trained model: greedy answers from a Megatron checkpoint, on one process.
+
+Every new token runs the whole sequence again, without a cache: right for trying out small models; a served Molmo2 is
+exported to Hugging Face format first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import Example
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.parallel import platform
+
+
+def answer(
+    checkpoint: str | Path,
+    images: list[bytes],
+    video: bytes | None,
+    question: str,
+    *,
+    style: str = "user_qa",
+    max_new_tokens: int = 128,
+) -> str:
+    """The model's greedy answer to a question about pictures or a video.
+
+    Args:
+        checkpoint: a Megatron checkpoint, written under any layout; tokenizer and image settings are those of its run.
+        images, video: encoded files; at most one of the two.
+        style: what kind of answer, as in training annotations.
+
+    Raises:
+        ValueError: not a Molmo2 checkpoint, or media that cannot be read.
+    """
+    model, builder, tokenizer = load(Path(checkpoint))
+    example = builder.prompt(images, video, question, style)
+    return tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
+
+
+def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
+    """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
+    from molmo2_nemo.convert.checkpoints import find_tokenizer, read_model_file, recognise_checkpoint, run_settings
+    from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
+
+    tensors = MegatronCheckpoint(checkpoint)
+    molmo2 = read_model_file(checkpoint) or recognise_checkpoint(tensors)
+    tensors.check(molmo2)
+    run = run_settings(checkpoint)
+    tokenizer = find_tokenizer(checkpoint, molmo2, run, None)
+    if tokenizer is None:
+        raise ValueError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
+    return build_model(molmo2, tensors), ExampleBuilder(run_data(run), tokenizer, training=False), tokenizer
+
+
+def run_data(run: dict[str, Any]) -> DataConfig:
+    """The data settings of a run's config.yaml; the published ones where there is none."""
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.merge(OmegaConf.structured(DataConfig), run.get("data") or {})
+    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+def build_model(molmo2: Any, tensors: Any) -> Any:
+    """A Molmo2Model on this process alone, filled from a checkpoint."""
+    start_single_process()
+    import torch
+
+    from molmo2_nemo.model.decoder import transformer_config
+    from molmo2_nemo.model.init import canonical_name
+    from molmo2_nemo.model.molmo2 import Molmo2Model
+
+    dtype = torch.float32 if platform.is_cpu_only() else torch.bfloat16
+    config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=platform.is_cpu_only())
+    model = Molmo2Model(molmo2, config)
+    vocab = molmo2.text.vocab_size
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            name = canonical_name(model, name)
+            rows = vocab if name in ("embedding.base.weight", "output_layer.weight") else None
+            parameter.copy_(tensors.read(name, rows))
+    return model.eval() if platform.is_cpu_only() else model.cuda().eval()
+
+
+def start_single_process() -> None:
+    """Process groups of size one, unless this process already has groups."""
+    platform.enable()
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    platform.enable_megatron()
+    if not dist.is_initialized():
+        backend = "gloo" if platform.is_cpu_only() else "nccl"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel()
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    model_parallel_cuda_manual_seed(0)
+
+
+def generate(model: Any, example: Example, tokenizer: Molmo2Tokenizer, max_new_tokens: int) -> list[int]:
+    """Greedy continuation of a prompt, up to the end-of-sequence token (left out)."""
+    import torch
+
+    from molmo2_nemo.data.collate import collate
+    from molmo2_nemo.model.inputs import PackInputs
+
+    device = "cpu" if platform.is_cpu_only() else torch.device("cuda", torch.cuda.current_device())
+    new: list[int] = []
+    with torch.no_grad():
+        while len(new) < max_new_tokens:
+            longer = extend(example, new)
+            batch = collate([[longer]], sequence_length=longer.num_tokens, im_patch_id=tokenizer.special.im_patch)
+            inputs = PackInputs.from_batch(batch, device)
+            inputs.labels = inputs.loss_weights = None
+            token = int(model(inputs)[0, -1, : model.molmo2.text.vocab_size].argmax())
+            if token == tokenizer.eos_id:
+                break
+            new.append(token)
+    return new
+
+
+def extend(example: Example, new: list[int]) -> Example:
+    """The prompt with generated tokens behind it."""
+    count = len(new)
+    following = int(example.position_ids[-1]) + 1
+
+    def grown(values: np.ndarray, tail: Any) -> np.ndarray:
+        return np.concatenate([values, np.asarray(tail, dtype=values.dtype)])
+
+    return Example(
+        input_ids=grown(example.input_ids, new),
+        labels=grown(example.labels, [-1] * count),
+        loss_weights=grown(example.loss_weights, [0.0] * count),
+        position_ids=grown(example.position_ids, range(following, following + count)),
+        branch_ids=grown(example.branch_ids, [example.branch_ids[-1]] * count),
+        visual=grown(example.visual, [False] * count),
+        crops=example.crops,
+        pooling=example.pooling,
+        unit_crops=example.unit_crops,
+        unit_rows=example.unit_rows,
+        key=example.key,
+    )
