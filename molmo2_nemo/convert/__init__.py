@@ -1,0 +1,9 @@
+"""Hugging Face <-> Megatron, both ways, safetensors only; the command line calls `import_hf` and `export_hf`."""
+
+from molmo2_nemo.convert.checkpoints import export_checkpoint, import_checkpoint
+from molmo2_nemo.convert.names import ConversionError
+
+import_hf = import_checkpoint
+export_hf = export_checkpoint
+
+__all__ = ["ConversionError", "export_checkpoint", "export_hf", "import_checkpoint", "import_hf"]

@@ -13,20 +13,26 @@ from molmo2_nemo.convert.names import ConversionError
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `target`, renamed to it on success and removed on failure.
 
+    With `overwrite`, an existing folder is replaced at the end, once the new one is complete.
+
     Raises:
-        ConversionError: `target` exists and is not an empty folder. Checked before anything is written.
+        ConversionError: `target` is a file, or (without `overwrite`) a folder that is not empty; nothing is written.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConversionError(f"{target} already exists; give the path of a folder that does not, or remove it")
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not overwrite)):
+        raise ConversionError(f"{target} already exists; name a folder that does not, remove it, or ask to overwrite")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         os.chmod(staging, 0o777 & ~current_umask())  # mkdtemp makes it private
         yield staging
+        replaced = staging.with_name(f"{staging.name}.old")
+        if target.exists():
+            os.replace(target, replaced)
         os.replace(staging, target)
+        shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise

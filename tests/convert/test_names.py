@@ -34,7 +34,8 @@ def family(name: str) -> Molmo2Config:
     """A small model of each of the three published shapes."""
     config = replace(preset("tiny"), name="custom")
     if name == "qwen3_untied":
-        return replace(config, text=replace(config.text, tie_embeddings=False))
+        # not tiny's own sizes: those mean a tied head
+        return replace(config, text=replace(config.text, tie_embeddings=False, ffn_size=448))
     if name == "olmo3":
         text = replace(config.text, family="olmo3", tie_embeddings=False, num_kv_heads=4, yarn=YarnConfig((1, 3)))
         return replace(config, text=text)

@@ -1,0 +1,264 @@
+"""Hugging Face folder -> Megatron checkpoint, and back. One process, no model, no GPU; tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from molmo2_nemo.convert.companions import write_companions
+from molmo2_nemo.convert.folders import new_folder
+from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
+from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
+from molmo2_nemo.convert.names import (
+    FORMATS,
+    ConversionError,
+    Format,
+    external_shapes,
+    rules,
+    to_canonical,
+    to_external,
+)
+from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
+from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
+from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
+from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset
+
+MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
+TOKENIZER_FOLDER = "tokenizer"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+HEAD = "lm_head.weight"
+
+
+def import_checkpoint(
+    hf_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    tie_embeddings: bool | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Convert a Molmo2 in Hugging Face format, native or remote-code, into a Megatron checkpoint.
+
+    Every layout can load the result (`init_from`). Peak memory: the tensors of one rule, at most the two embedding
+    tables and the head. `out_dir` gets `weights/`, `molmo2.json` and, if the source has one, `tokenizer/`.
+
+    Args:
+        dtype: stored type; None keeps the source's.
+        tie_embeddings: whether the head is the embedding; None means what the preset says, and for other sizes whether
+            the stored head is a copy of the base embedding.
+        overwrite: replace `out_dir` if it exists, once the new one is complete.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        ConversionError: the source is not a complete Molmo2 in safetensors; nothing is left at `out_dir`.
+    """
+    source, target = Path(hf_dir), Path(out_dir)
+    config, written_as = read_config(source)
+    folder = SafetensorsFolder(source)
+    config = with_head(config, folder, written_as, tie_embeddings)
+    optional = frozenset([HEAD] if config.text.tie_embeddings else [])
+    folder.check(external_shapes(config, written_as), optional)
+    with new_folder(target, overwrite=overwrite) as staging:
+        writer = MegatronWriter(staging / "weights", config)
+        for rule in rules(config, written_as):
+            names = [*rule.external, *([rule.head] if rule.head and rule.head in folder.tensors else [])]
+            tensors = {name: folder.read(name) for name in names}
+            for name, tensor in to_canonical(rule, tensors, config).items():
+                writer.write(name, tensor if dtype is None else tensor.to(dtype))
+        writer.finish()
+        write_model_file(staging / MODEL_FILE, config)
+        copy_tokenizer(source, staging / TOKENIZER_FOLDER)
+    return target
+
+
+def export_checkpoint(
+    ckpt_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    format: Format = "native",
+    dtype: torch.dtype | None = None,
+    config: Molmo2Config | None = None,
+    tokenizer: Molmo2Tokenizer | str | Path | None = None,
+    data: DataConfig | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> Path:
+    """Convert a Megatron checkpoint, written under any layout, into a folder for transformers and vLLM.
+
+    Peak memory: one tensor (at most the two embedding tables joined).
+
+    Args:
+        format: "native" (transformers >= 5) or "remote" (the published remote-code files' names).
+        dtype: stored type; None keeps the checkpoint's.
+        config: the model; None finds it: `molmo2.json` of an imported checkpoint, else the preset of the same sizes.
+        tokenizer: None finds it: the one imported with the checkpoint, else that of the run's config.yaml, else "tiny"
+            for the preset of that name. Without one, the folder has no tokenizer files.
+        data: image and video settings; None takes the run's, else the published ones.
+        overwrite: replace `out_dir` if it exists, once the new one is complete.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        ConversionError: not a complete checkpoint of a Molmo2; nothing is left at `out_dir`.
+    """
+    source, target = Path(ckpt_dir), Path(out_dir)
+    if format not in FORMATS:
+        raise ConversionError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    checkpoint = MegatronCheckpoint(source)
+    run = run_settings(source)
+    if config is None:
+        config = read_model_file(source) or recognise_checkpoint(checkpoint)
+    checkpoint.check(config)
+    tokenizer = find_tokenizer(source, config, run, tokenizer)
+    shapes = external_shapes(config, format)
+    dtypes = external_dtypes(checkpoint, config, format, dtype)
+    with new_folder(target, overwrite=overwrite) as staging:
+        with SafetensorsWriter(staging, shapes, dtypes, max_shard_bytes) as writer:
+            for rule in rules(config, format):
+                tensors = [checkpoint.read(name, vocabulary_rows(name, config)) for name in rule.canonical]
+                for name, tensor in to_external(rule, tensors, config).items():
+                    writer.write(name, tensor)
+        stored = str(dtypes[HEAD]).removeprefix("torch.")
+        text = json.dumps(config_json(config, format, stored), indent=2)
+        (staging / "config.json").write_text(text + "\n")
+        write_companions(staging, config, format, tokenizer, data or run_data(run))
+    return target
+
+
+def vocabulary_rows(name: str, config: Molmo2Config) -> int | None:
+    """Rows to keep of tables that are padded to the tensor-parallel size; None for other tensors."""
+    return config.text.vocab_size if name in ("embedding.base.weight", "output_layer.weight") else None
+
+
+def external_dtypes(
+    checkpoint: MegatronCheckpoint, config: Molmo2Config, target: Format, dtype: torch.dtype | None
+) -> dict[str, torch.dtype]:
+    """Stored type of every external tensor."""
+    dtypes = {}
+    for rule in rules(config, target):
+        for name in (*rule.external, *([rule.head] if rule.head else [])):
+            dtypes[name] = dtype or checkpoint.dtype(rule.canonical[0])
+    return dtypes
+
+
+def with_head(
+    config: Molmo2Config, folder: SafetensorsFolder, source: Format, tie_embeddings: bool | None
+) -> Molmo2Config:
+    """`config` with the question of the tied head answered (see `import_checkpoint`)."""
+    if tie_embeddings is None and config.name in PRESETS:
+        return config
+    if tie_embeddings is None:
+        table = "model.language_model.embed_tokens.weight" if source == "native" else "model.transformer.wte.embedding"
+        tie_embeddings = HEAD not in folder.tensors
+        rows = config.text.vocab_size
+        if not tie_embeddings and table in folder.tensors and folder.tensors[table].shape[0] >= rows:
+            tie_embeddings = torch.equal(folder.read(table)[:rows], folder.read(HEAD))
+    name = config.name if tie_embeddings == config.text.tie_embeddings else "custom"
+    return replace(config, name=name, text=replace(config.text, tie_embeddings=tie_embeddings))
+
+
+def write_model_file(path: Path, config: Molmo2Config) -> None:
+    """Remember which Molmo2 an imported checkpoint is."""
+    data = {
+        "name": config.name,
+        "tie_embeddings": config.text.tie_embeddings,
+        "visual_attention": config.visual_attention,
+        "config": config_json(config, "native", "float32"),
+    }
+    path.write_text(json.dumps(data, indent=2) + "\n")
+
+
+def read_model_file(checkpoint: Path) -> Molmo2Config | None:
+    """The model of an imported checkpoint; None where there is no such file.
+
+    Raises:
+        ConversionError: the file is damaged.
+    """
+    path = checkpoint / MODEL_FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text())
+        config, _ = parse_config(data["config"])
+        text = replace(config.text, tie_embeddings=bool(data["tie_embeddings"]))
+        return replace(config, name=data["name"], text=text, visual_attention=data["visual_attention"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path} is damaged: {error!r}") from error
+
+
+def recognise_checkpoint(checkpoint: MegatronCheckpoint) -> Molmo2Config:
+    """The preset whose tensors a checkpoint holds.
+
+    Raises:
+        ConversionError: none; tells how each differs.
+    """
+    reasons = []
+    for name in PRESETS:
+        try:
+            checkpoint.check(preset(name))
+            return preset(name)
+        except ConversionError as error:
+            reasons.append(f"  {name}: {error}")
+    raise ConversionError(f"{checkpoint.folder} is not a checkpoint of any known Molmo2:\n" + "\n".join(reasons))
+
+
+def run_settings(checkpoint: Path) -> dict[str, Any]:
+    """config.yaml of the run that a checkpoint lies in; empty where it lies in none."""
+    for folder in (checkpoint, *list(checkpoint.resolve().parents)[:3]):
+        path = folder / "config.yaml"
+        if path.is_file():
+            loaded = yaml.safe_load(path.read_text())
+            return loaded if isinstance(loaded, dict) else {}
+    return {}
+
+
+def run_data(run: dict[str, Any]) -> DataConfig | None:
+    """Image and video settings of a run; None if it is not known."""
+    data = run.get("data")
+    if not isinstance(data, dict):
+        return None
+
+    def known(kind: type, values: Any) -> dict[str, Any]:
+        names = {field.name for field in fields(kind)}
+        return {key: value for key, value in (values or {}).items() if key in names}
+
+    image = ImageConfig(**known(ImageConfig, data.get("image")))
+    return DataConfig(image=image, video=VideoConfig(**known(VideoConfig, data.get("video"))))
+
+
+def find_tokenizer(
+    checkpoint: Path, config: Molmo2Config, run: dict[str, Any], given: Molmo2Tokenizer | str | Path | None
+) -> Molmo2Tokenizer | None:
+    """The tokenizer to write beside the weights (see `export_checkpoint`)."""
+    if isinstance(given, Molmo2Tokenizer):
+        found = given
+    else:
+        imported = checkpoint / TOKENIZER_FOLDER
+        of_run = (run.get("data") or {}).get("tokenizer")
+        name = given or (imported if imported.is_dir() else of_run) or ("tiny" if config.name in SHIPPED else None)
+        if name is None:
+            return None
+        found = Molmo2Tokenizer.load(str(name), vocab_size=config.text.vocab_size)
+    if found.vocab_size != config.text.vocab_size:
+        raise ConversionError(
+            f"tokenizer {found.name!r} has {found.vocab_size} base ids, the model {config.text.vocab_size} base rows"
+        )
+    return found
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Take the tokenizer along with an imported model."""
+    present = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if present:
+        target.mkdir()
+        for file in present:
+            shutil.copyfile(file, target / file.name)

@@ -1,0 +1,149 @@
+"""The files beside the weights that transformers and vLLM expect: tokenizer, processors, chat template, generation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.convert.hf_config import HUB_REPOSITORIES
+from molmo2_nemo.convert.names import Format
+from molmo2_nemo.data.config import DataConfig, ImageConfig
+from molmo2_nemo.data.prompts import DEMO_STYLES, MC_STYLES
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.model.config import Molmo2Config
+
+# Pictures first, then the film, then subtitles, then the turns as in training: the end token of an answer is followed
+# by the one that opens the next user turn. A text part may carry a style, written before it unless it is one of STYLES.
+CHAT_TEMPLATE = """\
+{%- set plain_styles = STYLES -%}
+{%- set seen = namespace(images=0, videos=0, turns=0) -%}
+{%- for message in messages if message['content'] is not string -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{%- set seen.images = seen.images + 1 -%}
+{%- elif part['type'] == 'video' -%}{%- set seen.videos = seen.videos + 1 -%}{%- endif -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- for i in range(seen.images) -%}
+{%- if seen.images > 1 -%}{{- 'Image ' ~ (i + 1) -}}{%- endif -%}{{- '<|image|>' -}}
+{%- endfor -%}
+{{- '<|video|>' * seen.videos -}}
+{%- for message in messages -%}
+{%- set words = namespace(text='') -%}
+{%- if message['content'] is string -%}{%- set words.text = message['content'] -%}
+{%- else -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}
+{%- set prefix = part['style'] ~ ': ' if part['style'] and part['style'] not in plain_styles else '' -%}
+{%- set words.text = words.text ~ (' ' if words.text else '') ~ prefix ~ part['text'] -%}
+{%- endfor -%}
+{%- endif -%}
+{%- if message['role'] == 'subtitle' -%}{{- words.text -}}
+{%- elif message['role'] == ('user' if seen.turns % 2 == 0 else 'assistant') -%}
+{%- if message['role'] == 'user' -%}
+{%- if seen.turns -%}{{- '<|im_end|>\\n' -}}{%- endif -%}
+{{- '<|im_start|>user\\n' ~ words.text ~ '<|im_end|>\\n' -}}
+{%- else -%}
+{{- '<|im_start|>assistant\\n' ~ words.text ~ eos_token -}}
+{%- endif -%}
+{%- set seen.turns = seen.turns + 1 -%}
+{%- else -%}
+{{- raise_exception('roles must alternate user/assistant, after an optional leading subtitle') -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+
+def write_companions(
+    folder: Path,
+    config: Molmo2Config,
+    target: Format,
+    tokenizer: Molmo2Tokenizer | None,
+    data: DataConfig | None = None,
+) -> None:
+    """Write every file of a Hugging Face folder except config.json and the weights.
+
+    Args:
+        tokenizer: the model's; None leaves the tokenizer and generation files out.
+        data: image and video settings of the run; None takes the published ones, at the model's crop size.
+    """
+    if data is None:
+        data = default_data(config)
+    files = {
+        "preprocessor_config.json": image_processor_json(data.image),
+        "video_preprocessor_config.json": video_processor_json(data),
+        "processor_config.json": processor_json(data),
+    }
+    if target == "remote":
+        hub = HUB_REPOSITORIES.get(config.name, HUB_REPOSITORIES["8b"])
+        names = ("image_processing_molmo2.Molmo2ImageProcessor", "video_processing_molmo2.Molmo2VideoProcessor")
+        classes = dict(zip(("AutoImageProcessor", "AutoVideoProcessor"), names, strict=True))
+        classes["AutoProcessor"] = "processing_molmo2.Molmo2Processor"
+        for content in files.values():
+            content["auto_map"] = {auto: f"{hub}--{name}" for auto, name in classes.items()}
+    if tokenizer is not None:
+        tokenizer.save(folder)
+        files["generation_config.json"] = generation_json(tokenizer)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    styles = repr(sorted((DEMO_STYLES | MC_STYLES) | {"demo"}))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("STYLES", styles))
+
+
+def default_data(config: Molmo2Config) -> DataConfig:
+    """Published preprocessing; a smaller crop keeps the published share of its side for margins."""
+    vision = config.vision
+    margin = 4 if vision.grid >= 27 else max(1, vision.grid // 4)
+    return DataConfig(image=ImageConfig(crop_size=vision.image_size, patch_size=vision.patch_size, margin=margin))
+
+
+def shared_json(image: ImageConfig, pool: int) -> dict[str, Any]:
+    """What the image and the video processor have in common."""
+    return {
+        "processor_class": "Molmo2Processor",
+        "size": {"height": image.crop_size, "width": image.crop_size},
+        "patch_size": image.patch_size,
+        "pooling_size": [pool, pool],
+        "resample": 2,  # bilinear
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "do_convert_rgb": True,
+    }
+
+
+def image_processor_json(image: ImageConfig) -> dict[str, Any]:
+    """preprocessor_config.json."""
+    return shared_json(image, image.pool) | {
+        "image_processor_type": "Molmo2ImageProcessor",
+        "max_crops": image.max_crops,
+        "overlap_margins": [image.margin, image.margin],
+    }
+
+
+def video_processor_json(data: DataConfig) -> dict[str, Any]:
+    """video_preprocessor_config.json."""
+    return shared_json(data.image, data.video.pool) | {
+        "video_processor_type": "Molmo2VideoProcessor",
+        "num_frames": data.video.max_frames,
+        "max_fps": int(data.video.max_fps) if float(data.video.max_fps).is_integer() else data.video.max_fps,
+        "sampling_fps": 2,
+        "frame_sample_mode": "uniform_last_frame",
+        "do_sample_frames": True,
+    }
+
+
+def processor_json(data: DataConfig) -> dict[str, Any]:
+    """processor_config.json: which marks stand round and between visual tokens."""
+    return {
+        "processor_class": "Molmo2Processor",
+        "image_use_col_tokens": True,
+        "use_single_crop_col_tokens": False,
+        "use_single_crop_start_token": True,
+        "video_use_col_tokens": False,
+        "use_frame_special_tokens": data.video.frame_tokens,
+    }
+
+
+def generation_json(tokenizer: Molmo2Tokenizer) -> dict[str, Any]:
+    """generation_config.json. Padding only fills batches; where the tokenizer has no token for it, EOS does."""
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
