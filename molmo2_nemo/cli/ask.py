@@ -15,11 +15,11 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint, a finished stage's folder, or a run's folder (its last stage)")
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a finished stage or run")
     parser.add_argument("question", help="what to ask")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--video", metavar="FILE", help="a video")
-    parser.add_argument("--style", default="user_qa", help="style of the answer (default: user_qa); long_caption describes")
+    parser.add_argument("--style", default="user_qa", help="style of the answer: user_qa (default), long_caption, ...")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
 
 

@@ -90,7 +90,7 @@ def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
     elif count % replica:
         yield f"{count} processes cannot be divided into replicas of {layout}; change the layout or the process count"
     if p.sequence and p.tensor == 1:
-        yield "parallel.sequence=true needs parallel.tensor > 1; set parallel.sequence=false or a larger parallel.tensor"
+        yield "parallel.sequence=true needs parallel.tensor > 1; turn it off or raise parallel.tensor"
 
 
 def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
@@ -105,8 +105,8 @@ def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
             yield f"parallel.tensor={tp} does not divide the {size} {what} of {name}; use a divisor of {size}"
     if text.num_heads % tp == 0 and (text.num_heads // tp) % p.context:
         yield (
-            f"parallel.context={p.context} does not divide the {text.num_heads // tp} query heads that each tensor-parallel "
-            f"rank of {name} has; tensor * context must divide {text.num_heads}"
+            f"parallel.context={p.context} does not divide the {text.num_heads // tp} query heads that each "
+            f"tensor-parallel rank of {name} has; tensor * context must divide {text.num_heads}"
         )
     elif text.num_heads % tp == 0 and text.num_kv_heads % tp == 0:
         kv_heads = text.num_kv_heads // tp
@@ -132,8 +132,8 @@ def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:
     whole, micro = cfg.stage.global_batch_size, cfg.stage.micro_batch_size
     if replicas >= 1 and micro >= 1 and whole % (micro * replicas):
         yield (
-            f"stage.global_batch_size={whole} is not a multiple of stage.micro_batch_size={micro} * {replicas} replicas; "
-            f"{-(-whole // (micro * replicas)) * micro * replicas} is"
+            f"stage.global_batch_size={whole} is not a multiple of stage.micro_batch_size={micro} * {replicas} "
+            f"replicas; {-(-whole // (micro * replicas)) * micro * replicas} is"
         )
 
 

@@ -1,7 +1,7 @@
 """Hydra composition: `conf/` and the command line's overrides become one typed `RunConfig`.
 
-The order of the layers, later ones win: dataclass defaults, model, data, cluster, stage (published numbers), the recipe's
-changes for that stage, parallel, the command line.
+The layers, later ones win: dataclass defaults, model, data, cluster, stage (published numbers), the recipe's changes
+for that stage, parallel, the command line.
 """
 
 from __future__ import annotations

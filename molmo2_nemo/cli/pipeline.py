@@ -65,7 +65,9 @@ def compose_stages(overrides: Sequence[str], config_dir: str | Path | None = Non
     for name in STAGES:
         cfg = compose([*common, f"stage={name}", *own[name]], config_dir)
         if name != STAGES[0] and cfg.init_from is not None:
-            raise UserError(f"{name}:init_from: each stage starts from the one before; use molmo2 train for anything else")
+            raise UserError(
+                f"{name}:init_from: each stage starts from the one before; for anything else use molmo2 train"
+            )
         configs.append(cfg)
     return configs
 
@@ -120,7 +122,8 @@ def _finished(cfg: RunConfig) -> dict[str, Any] | None:
         )
     if not Path(result["checkpoint"]).is_dir():
         raise UserError(
-            f"{folder}/summary.json names the checkpoint {result['checkpoint']}, which is gone; remove {folder} to train it again"
+            f"{folder}/summary.json names the checkpoint {result['checkpoint']}, which is gone; "
+            f"remove {folder} to train it again"
         )
     return result
 

@@ -48,7 +48,7 @@ def summary(folder: Path) -> dict[str, Any] | None:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """One dictionary per logged step, in order; a step that was run again after a crash counts once, with its last line."""
+    """One dictionary per logged step, in order; of a step that was run again after a crash, its last line."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         return []
@@ -84,7 +84,7 @@ def run_of_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
-    """A checkpoint folder itself, or the final checkpoint of the stage (or the last finished stage of the run) at `path`.
+    """A checkpoint folder itself, or the final checkpoint of the stage (or the run's last finished stage) at `path`.
 
     Raises:
         UserError: there is no such folder, or nothing in it is finished.

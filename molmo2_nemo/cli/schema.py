@@ -1,6 +1,6 @@
-"""Between plain YAML values and the typed dataclasses of `molmo2_nemo.config`, both ways, with errors a person can act on.
+"""Between plain YAML values and the typed dataclasses of `molmo2_nemo.config`, with errors a person can act on.
 
-OmegaConf's own structured configs know no `Literal`, so the dataclasses are read here; Hydra only composes plain values.
+OmegaConf's structured configs know no `Literal`, so the dataclasses are read here; Hydra only composes plain values.
 """
 
 from __future__ import annotations

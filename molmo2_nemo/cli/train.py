@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that every verb which composes a configuration has."""
     parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
-    parser.add_argument("--config-dir", metavar="DIR", help="folder with configurations of your own, laid out like conf/")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
 
 
 def run(args: argparse.Namespace) -> int:

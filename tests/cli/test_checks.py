@@ -67,14 +67,17 @@ def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
     ],
 )
 def test_each_mistake_is_named(shards, overrides, expected):
-    assert any(expected in p for p in find_problems(tiny(shards, *overrides))), list(find_problems(tiny(shards, *overrides)))
+    problems = list(find_problems(tiny(shards, *overrides)))
+    assert any(expected in p for p in problems), problems
 
 
 def test_all_problems_are_listed_at_once(shards):
     with pytest.raises(UserError) as error:
         check(tiny(shards, "parallel.tensor=3", "data.image.crop_size=378", "data.sources.demo.path=/absent"))
     text = str(error.value)
-    assert all(word in text for word in ("parallel.tensor=3", "crop_size", "/absent")) and "settings cannot work" in text
+    assert (
+        all(word in text for word in ("parallel.tensor=3", "crop_size", "/absent")) and "settings cannot work" in text
+    )
 
 
 def test_context_larger_than_the_processes_of_a_job(shards):

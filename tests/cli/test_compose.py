@@ -47,7 +47,11 @@ def test_large_recipes_have_the_published_numbers(recipe, stage):
     assert not cfg.stage.train_base_embedding
     text = cfg.data.text
     if stage == "pretrain":
-        assert (text.prompt_templates, text.system_prompt, text.point_format) == ("none", "style_and_length_v2", "html-v1")
+        assert (text.prompt_templates, text.system_prompt, text.point_format) == (
+            "none",
+            "style_and_length_v2",
+            "html-v1",
+        )
         assert not text.root_length_weight and not text.root_branches_weight
     else:
         formats = (text.prompt_templates, text.system_prompt, text.point_format)
@@ -71,7 +75,9 @@ def test_every_choice_of_every_group_composes():
 
 
 def test_the_command_line_wins_over_the_recipe():
-    cfg = compose(["recipe=tiny", "stage=long", "parallel=tp2sp", "stage.optim.llm.lr=3e-5", "data.sources.demo.rate=0.5"])
+    cfg = compose(
+        ["recipe=tiny", "stage=long", "parallel=tp2sp", "stage.optim.llm.lr=3e-5", "data.sources.demo.rate=0.5"]
+    )
     assert (cfg.parallel.tensor, cfg.parallel.sequence, cfg.parallel.context) == (2, True, 1)
     assert cfg.stage.optim.llm.lr == 3e-5 and cfg.data.sources["demo"].rate == 0.5
 

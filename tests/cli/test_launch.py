@@ -102,7 +102,13 @@ def test_children_end_with_their_code():
 
 
 def test_slurm_variables_become_torchs():
-    env = {"SLURM_PROCID": "3", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "70042", "MASTER_ADDR": "n1"}
+    env = {
+        "SLURM_PROCID": "3",
+        "SLURM_NTASKS": "16",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "70042",
+        "MASTER_ADDR": "n1",
+    }
     launch.adopt_slurm(env)
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["MASTER_PORT"]) == ("3", "16", "1", "30042")
     alone = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
