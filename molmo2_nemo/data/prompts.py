@@ -345,7 +345,7 @@ class PromptFormatter:
         elif per_frame:
             lists = (words.TRACK, words.TRACK_NO_FPS)
         else:
-            kept, lists = first_and_last(kept), (words.GROUND, words.GROUND)
+            kept, lists = list(first_and_last(kept)), (words.GROUND, words.GROUND)
         prompt = annotation.get("question") or _fill(_pick(rng, lists[bool(hide_fps)]), **fields)
         if not self.templated:
             prompt = annotation.get("question") or fields.get("point") or label

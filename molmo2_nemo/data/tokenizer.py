@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,7 @@ class SpecialIds:
 
     @classmethod
     def at(cls, base: int) -> SpecialIds:
-        names = ("im_start", "im_end", "im_patch", "im_col", "low_res_im_start")
-        names += ("image", "im_low", "frame_start", "frame_end", "video")
+        names = [f.name for f in fields(cls)]  # declared in the order of EXTRA_SPECIAL_TOKENS
         return cls(**{name: base + i for i, name in enumerate(names)})
 
     @property
