@@ -131,6 +131,8 @@ def _opened(source: bytes | str | Path) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise ValueError(f"{name} has no picture stream")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError(f"{name} is in a format for which there is no decoder")
             size = stream.codec_context.width, stream.codec_context.height
             if size[0] * size[1] > MAX_PIXELS:
                 raise ValueError(f"{name} has frames of {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are read")

@@ -344,6 +344,31 @@ def test_sound_without_pictures():
         read_video(file.getvalue(), VideoConfig(), side=42)
 
 
+def test_unknown_codec():
+    data = make_clip(5, container="matroska")
+    assert b"V_MPEG4/ISO/AVC" in data
+    with pytest.raises(ValueError, match="no decoder"):
+        read_video(data.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"), VideoConfig(), side=42)
+
+
+def damaged(data, rng):
+    changed = bytearray(data)
+    for at in rng.integers(len(data), size=int(rng.integers(1, 30))):
+        changed[at] = rng.integers(256)
+    return bytes(changed[: rng.integers(1, len(data))] if rng.random() < 0.3 else changed)
+
+
+@pytest.mark.parametrize("container, codec", [("mp4", "libx264"), ("matroska", "libx264"), ("avi", "mpeg4")])
+def test_damaged_files_give_frames_or_one_kind_of_error(container, codec):
+    rng, whole = np.random.default_rng(0), make_clip(20, container=container, codec=codec)
+    for _ in range(60):
+        try:
+            clip = read_video(damaged(whole, rng), VideoConfig(max_frames=4), side=42)
+        except ValueError:
+            continue
+        assert 1 <= len(clip.frames) <= 4
+
+
 def test_a_stream_cut_short_uses_what_is_there():
     """A Matroska file without its last third: the duration is that of the content, not of the header."""
     whole = make_clip(90, container="matroska")
