@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from molmo2_nemo.convert.hf_config import HUB_REPOSITORIES
 from molmo2_nemo.convert.names import Format
 from molmo2_nemo.data.config import DataConfig, ImageConfig
@@ -83,7 +85,7 @@ def write_companions(
             content["auto_map"] = {auto: f"{hub}--{name}" for auto, name in classes.items()}
     if tokenizer is not None:
         tokenizer.save(folder)
-        files["generation_config.json"] = generation_json(tokenizer)
+        files["generation_config.json"] = generation_json(tokenizer, folder / "tokenizer.json")
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     styles = repr(sorted((DEMO_STYLES | MC_STYLES) | {"demo"}))
@@ -144,6 +146,13 @@ def processor_json(data: DataConfig) -> dict[str, Any]:
     }
 
 
-def generation_json(tokenizer: Molmo2Tokenizer) -> dict[str, Any]:
-    """generation_config.json. Padding only fills batches; where the tokenizer has no token for it, EOS does."""
-    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id}
+def generation_json(tokenizer: Molmo2Tokenizer, file: Path) -> dict[str, Any]:
+    """generation_config.json; `file` is the saved tokenizer.json. Without a padding token, EOS fills batches."""
+    pad = tokenizer.config.get("pad_token")
+    pad = pad.get("content") if isinstance(pad, dict) else pad
+    pad_id = Tokenizer.from_file(str(file)).token_to_id(pad) if pad else None
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id if pad_id is None else pad_id,
+    }
