@@ -123,7 +123,7 @@ class SafetensorsFolder:
         tensor = torch.empty(info.nbytes, dtype=torch.uint8)
         with info.file.open("rb") as file:
             file.seek(info.start)
-            if info.nbytes and file.readinto(memoryview(tensor.numpy())) != info.nbytes:  # type: ignore[attr-defined]
+            if info.nbytes and file.readinto(tensor.numpy()) != info.nbytes:  # type: ignore[attr-defined,arg-type]
                 raise ConversionError(f"{info.file} ended while reading {name}; it changed during the conversion")
         return tensor.view(info.dtype).view(info.shape)
 
