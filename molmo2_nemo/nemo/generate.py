@@ -59,10 +59,9 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
 
 def run_data(run: dict[str, Any]) -> DataConfig:
     """The data settings of a run's config.yaml; the published ones where there is none."""
-    from omegaconf import OmegaConf
+    from molmo2_nemo.cli.schema import structure
 
-    merged = OmegaConf.merge(OmegaConf.structured(DataConfig), run.get("data") or {})
-    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    return structure(DataConfig, run.get("data") or {})
 
 
 def build_model(molmo2: Any, tensors: Any) -> Any:

@@ -165,6 +165,7 @@ def _patch_torch_cuda() -> None:
         setattr(cuda, name, answering(0))
     for name in ("memory_reserved", "max_memory_reserved"):
         setattr(cuda, name, answering(0))
+    cuda.is_initialized = answering(True)  # NeMo asserts it before it moves loaded tensors to the current device
     cuda.memory_stats = lambda *a, **k: {}
     cuda.mem_get_info = lambda *a, **k: (0, 0)
     cuda.Stream = _Stream

@@ -1,0 +1,79 @@
+"""One loss curve, whatever the layout: the real trainer on the same real packs, five optimizer steps in fp32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.support.packs import demo_packs, tiny_run, train_on_packs
+
+TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
+
+
+@pytest.fixture(scope="module")
+def packs():
+    return demo_packs(20)
+
+
+@pytest.fixture(scope="module")
+def single(workers, packs, tmp_path_factory):
+    """The metrics of one process."""
+    return workers.run(train_on_packs, tiny_run(tmp_path_factory.mktemp("one")), packs, ranks=1, fit=True)[0]
+
+
+def test_packs_mix_everything(packs):
+    """What the layouts are compared on: text-only packs and examples, pictures, several pictures, video, trees."""
+    assert any(len(b.crops) == 0 for b in packs) or any(
+        not b.visual[b.example_ids == e].any() for b in packs for e in range(b.example_ids.max() + 1)
+    )
+    assert any((b.branch_ids >= 0).any() for b in packs)
+    assert {4, 9} <= {int((row >= 0).sum()) for b in packs for row in b.pooling}  # 2 x 2 pictures and 3 x 3 video
+    assert max(len(b.unit_crops) for b in packs) > 8
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"),
+    [
+        (2, {"data": 2}),
+        (2, {"tensor": 2}),
+        (2, {"tensor": 2, "sequence": True}),
+        (2, {"context": 2}),
+        (2, {"pipeline": 2}),
+        (4, {"tensor": 2, "sequence": True, "context": 2}),
+        (4, {"context": 4}),
+        (2, {"context": 2, "recompute": "full"}),
+        (2, {"data": 2, "distributed_optimizer": False}),
+    ],
+    ids=lambda x: "+".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else f"{x} processes",
+)
+def test_layout_follows_the_single_process(workers, packs, single, tmp_path, ranks, layout):
+    got = workers.run(train_on_packs, tiny_run(tmp_path, **layout), packs, ranks=ranks, fit=True)[0]
+    assert [m["step"] for m in got] == [1, 2, 3, 4, 5]
+    for name in TRACED:
+        np.testing.assert_allclose([m[name] for m in got], [m[name] for m in single], rtol=1e-5, err_msg=name)
+    assert got[-1]["loss"] < got[0]["loss"]
+
+
+def test_text_only_micro_batch_beside_one_with_pictures(workers, packs, tmp_path):
+    """Under DP2 one rank has no crop at all while the other has some; under CP2 whole micro-batches have none."""
+    text, pictures = text_only(packs[0]), next(b for b in packs if len(b.crops))
+    mixed = [text, pictures] * 10
+    single = workers.run(train_on_packs, tiny_run(tmp_path / "one", 2), mixed, ranks=1, fit=True)[0]
+    for name, layout in (("dp", {"data": 2}), ("cp", {"context": 2})):
+        got = workers.run(train_on_packs, tiny_run(tmp_path / name, 2, **layout), mixed, ranks=2, fit=True)[0]
+        for traced in TRACED:
+            np.testing.assert_allclose([m[traced] for m in got], [m[traced] for m in single], rtol=1e-5)
+
+
+def text_only(batch):
+    """The batch without its crops: visual tokens become text, nothing is pooled."""
+    import copy
+
+    out = copy.deepcopy(batch)
+    out.input_ids[out.visual] = 5
+    out.visual[:] = False
+    out.crops, out.pooling = out.crops[:0], out.pooling[:0]
+    out.pooled_positions, out.unit_crops, out.unit_rows = (
+        a[:0] for a in (out.pooled_positions, out.unit_crops, out.unit_rows)
+    )
+    return out

@@ -1,0 +1,114 @@
+"""Random and real micro-batches for tests of the model and of the parallel layouts."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
+from molmo2_nemo.data.example import Batch
+
+
+def demo_data(folder: Path, part: str = "sft", length: int = 768, crops: int = 24) -> DataConfig:
+    """The demo's shards with the settings of the tiny recipe."""
+    return DataConfig(
+        sources={"demo": SourceConfig(path=str(folder / part))},
+        image=ImageConfig(crop_size=126, margin=2, max_crops=4, max_multi_image_crops=2),
+        video=VideoConfig(max_frames=8),
+        packing=PackingConfig(sequence_length=length, max_crops=crops, buffer_size=8),
+    )
+
+
+@functools.cache
+def demo_packs(count: int = 20, length: int = 768) -> list[Batch]:
+    """Real packs from the demo's shards, one pack a batch: text-only, pictures, several pictures, video, trees."""
+    from data_prep.demo import build_demo
+    from molmo2_nemo.data.loader import PackStream
+
+    with tempfile.TemporaryDirectory() as folder:
+        build_demo(Path(folder))
+        stream = iter(PackStream(demo_data(Path(folder), length=length), micro_batch_size=1, dp_rank=0, dp_size=1))
+        return [next(stream) for _ in range(count)]
+
+
+class FixedPacks:
+    """A loader over ready-made packs: rank r of n takes every n-th, so all layouts see the same global batches."""
+
+    def __init__(self, packs: list[Batch], dp_rank: int, dp_size: int) -> None:
+        self.packs, self.rank, self.size, self.position = packs, dp_rank, dp_size, 0
+
+    def __iter__(self) -> Any:
+        while True:
+            batch = self.packs[(self.position * self.size + self.rank) % len(self.packs)]
+            self.position += 1
+            batch.state = {"position": self.position}
+            yield batch
+
+    def load_states(self, states: list[dict[str, Any]]) -> None:
+        self.position = states[0]["position"]
+
+
+def tiny_run(folder: Path, steps: int = 5, **parallel: Any) -> RunConfig:
+    """A run of the tiny model without dropout on ready-made packs; global batch 4, micro-batch 1."""
+    cfg = RunConfig(output_dir=str(folder), save_every=1000)
+    cfg.stage.max_steps, cfg.stage.global_batch_size, cfg.stage.micro_batch_size = steps, 4, 1
+    cfg.stage.residual_dropout, cfg.stage.train_base_embedding = 0.0, True
+    cfg.data.packing.sequence_length = 768
+    for group in (cfg.stage.optim.vit, cfg.stage.optim.connector, cfg.stage.optim.llm):
+        group.lr, group.warmup_steps = 1e-3, 2
+    for name, value in parallel.items():
+        setattr(cfg.parallel, name, value)
+    return cfg
+
+
+def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
+    """Train with the real trainer on fixed packs; the metrics of every step (rank 0 writes them, all ranks read)."""
+    from megatron.core import parallel_state
+
+    from molmo2_nemo.nemo import data
+    from molmo2_nemo.nemo.callbacks import read_metrics
+    from molmo2_nemo.nemo.train import stage_folder, train
+
+    def dataloader(self: Any) -> FixedPacks:
+        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        stream = FixedPacks(packs, rank, size)
+        if self._restored is not None:
+            stream.load_states(self._restored)
+        return stream
+
+    original = data.PackDataModule.train_dataloader
+    data.PackDataModule.train_dataloader = dataloader
+    try:
+        train(cfg)
+    finally:
+        data.PackDataModule.train_dataloader = original
+    return read_metrics(stage_folder(cfg) / "metrics.jsonl")
+
+
+def random_mask_data(rng: np.random.Generator, packs: int, size: int) -> dict[str, np.ndarray]:
+    """Random packs of random message trees: example ids, branch ids and visual blocks, int64 [packs, size]."""
+    example = np.full((packs, size), -1, np.int64)
+    branch = np.full((packs, size), -1, np.int64)
+    block = np.zeros((packs, size), np.int64)
+    for b in range(packs):
+        at, number, pictures = 0, 0, 0
+        while at < size and rng.random() < 0.93:
+            root, branches = int(rng.integers(1, size // 2)), int(rng.integers(0, 4))
+            end = min(at + root, size)
+            example[b, at:end] = number
+            for _ in range(int(rng.integers(0, 3))):  # runs of visual tokens in the root
+                pictures += 1
+                start = int(rng.integers(at, end))
+                block[b, start : min(start + int(rng.integers(1, 12)), end)] = pictures
+            at = end
+            for k in range(branches):
+                end = min(at + int(rng.integers(1, 10)), size)
+                example[b, at:end], branch[b, at:end] = number, k
+                at = end
+            number += 1
+    return {"example_ids": example, "branch_ids": branch, "visual_block": block}

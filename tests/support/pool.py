@@ -1,0 +1,119 @@
+"""A pool of warm processes for distributed tests.
+
+Importing NeMo costs about 10 seconds a process, so the pool is started once for all tests (`workers` in conftest.py)
+and each job forms a fresh process group of the size it asks for. A job is a function of a test module, called as
+`function(*args)` on every rank; what it returns must be picklable.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+SECONDS = 240  # a job that takes longer is taken for a hang
+
+
+class Pool:
+    """Processes 0..size-1; jobs on the first n of them."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes, self.processes = [], []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank), daemon=False)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *args: Any, ranks: int = 1, fit: bool = False) -> list[Any]:
+        """Results of all ranks, in order.
+
+        Args:
+            fit: leave the process group to the trainer that the job starts.
+        """
+        port = _free_port()
+        for rank in range(ranks):
+            self.pipes[rank].send((function, args, rank, ranks, port, fit))
+        results, errors = [], []
+        for rank in range(ranks):
+            if not self.pipes[rank].poll(SECONDS):
+                self.close()
+                raise TimeoutError(f"rank {rank} did not answer in {SECONDS} s: a hang? {errors}")
+            ok, value = self.pipes[rank].recv()
+            (results if ok else errors).append(value)
+        assert not errors, "\n".join(errors)
+        return results
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _serve(pipe: Any, rank: int) -> None:
+    """Warm up, then answer jobs until killed or the test process is gone."""
+    from molmo2_nemo.nemo.train import quiet, start_nemo
+    from molmo2_nemo.parallel import platform
+
+    quiet()
+    platform.enable(threads=1)
+    start_nemo()
+    while True:
+        try:
+            function, args, rank, ranks, port, fit = pipe.recv()
+        except EOFError:
+            return
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": 0}
+        os.environ.update({k: str(v) for k, v in environment.items()})
+        try:
+            if not fit:
+                _start_group(rank, ranks)
+            pipe.send((True, function(*args)))
+        except BaseException:  # noqa: BLE001 - everything goes back to the test
+            pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
+        finally:
+            reset()
+
+
+def _start_group(rank: int, ranks: int) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", rank=rank, world_size=ranks)
+
+
+def reset() -> None:
+    """Forget process groups and the singletons that Megatron and NeMo keep."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
+    from nemo.utils import AppState
+    from nemo.utils.metaclasses import Singleton
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    unset_num_microbatches_calculator()
+    Singleton._Singleton__instances.pop(AppState, None)
+
+
+def start_megatron(tensor: int = 1, context: int = 1, pipeline: int = 1) -> None:
+    """Megatron's groups over the ranks of this job."""
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    parallel_state.initialize_model_parallel(tensor, pipeline, context_parallel_size=context)
+    model_parallel_cuda_manual_seed(1)
