@@ -37,8 +37,15 @@ test: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-fixtures: $(STAMP)
-	@$(BIN)/python tests/fixtures/make_fixtures.py
+# transformers with Molmo2 of its own does not go together with NeMo 2.7: a second environment.
+fixtures: .venv-fixtures/.installed
+	@.venv-fixtures/bin/python tests/fixtures/make_fixtures.py
+
+.venv-fixtures/.installed: requirements/fixtures.txt
+	@test -n "$(PYTHON)" || { echo "molmo2: python3.11 not found; call make PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x .venv-fixtures/bin/python || $(PYTHON) -m venv .venv-fixtures
+	@.venv-fixtures/bin/python -m pip --disable-pip-version-check install -qq -r requirements/fixtures.txt
+	@touch $@
 
 clean:
 	@rm -rf demo runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache lightning_logs nemo_experiments

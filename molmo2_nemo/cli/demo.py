@@ -1,5 +1,5 @@
 """The whole recipe on this machine's CPU: shards from real pictures and a real clip, the three stages of a tiny Molmo2,
-export to Hugging Face format, two questions, a table and a picture of the loss curves. Interrupt it and call it again:
+export to Hugging Face format, three questions, a table and a picture of the loss curves. Interrupt it and call it again:
 it goes on where it was."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build_data(folder: Path) -> None:
 
 
 def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
-    """Exports the last stage, asks it two things, and shows what happened."""
+    """Exports the last stage, asks it three things, and shows what happened."""
     from molmo2_nemo.cli.ask import ask
     from molmo2_nemo.cli.convert import export_checkpoint
     from molmo2_nemo.cli.runs import metrics, stage_dir, summary
@@ -64,19 +64,20 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     print(f"exported to Hugging Face format: {exported}")
     media = demo_media()
     print("\nasked after stage 3:")
-    for name, file, question, style in QUESTIONS:
+    for file, question, style in QUESTIONS:
         video = str(media / file) if file.endswith(".mp4") else None
         images = [] if video else [str(media / file)]
-        print(f"  {name}: {question}\n    {ask(checkpoint, question, images, video, style=style)}", flush=True)
+        print(f"  {file}: {question}\n    {ask(checkpoint, question, images, video, style=style)}", flush=True)
     print()
     print_table(summaries)
     curves = plot({cfg.stage.name: metrics(stage_dir(cfg)) for cfg in configs}, folder / "losses.png")
     print(f"loss curves: {curves}\ntook {int(seconds) // 60} min {int(seconds) % 60} s")
 
 
-QUESTIONS = (
-    ("cat.jpg", "cat.jpg", "Which animal is this?", "user_qa"),
-    ("clip", "bunny.mp4", "Which animal is in the clip?", "user_qa"),
+QUESTIONS = (  # file, question, style of the answer
+    ("coffee.jpg", "Describe this image.", "long_caption"),
+    ("cat.jpg", "Describe this image.", "long_caption"),
+    ("bunny.mp4", "Which animal is in the video?", "user_qa"),
 )
 
 
