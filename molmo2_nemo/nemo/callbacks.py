@@ -49,8 +49,8 @@ class Metrics(pl.Callback):
         log_every: steps between plain lines when there is no terminal.
     """
 
-    def __init__(self, folder: Path, stage: str, log_every: int = 1) -> None:
-        self.path = folder / "metrics.jsonl"
+    def __init__(self, folder: str, stage: str, log_every: int = 1) -> None:
+        self.path = Path(folder) / "metrics.jsonl"
         self.stage, self.log_every = stage, log_every
         self.first_loss = self.last_loss = math.nan
         self.tokens = self.slots = 0

@@ -72,7 +72,8 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
 
     from molmo2_nemo.nemo import data
     from molmo2_nemo.nemo.callbacks import read_metrics
-    from molmo2_nemo.nemo.train import stage_folder, train
+    from molmo2_nemo.nemo.recipes import stage_folder
+    from molmo2_nemo.nemo.train import train
 
     def dataloader(self: Any) -> FixedPacks:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -1,0 +1,201 @@
+"""A run as NeMo-Run sees it: `stage_recipe(cfg)` is a `run.Partial` of `nemo.collections.llm.train`.
+
+There is one description of a stage, the RunConfig; the trainer, `molmo2 train` and NeMo-Run's executors (Slurm and
+others) all build their objects from this recipe. The factories that `nemo llm train --factory molmo2_8b_long` finds are
+registered in registration.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import nemo.lightning as nl
+import nemo_run as run
+import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.pytorch.loggers import TensorBoardLogger
+from megatron.core.distributed import DistributedDataParallelConfig
+from nemo.collections import llm
+
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.nemo.callbacks import Metrics, SeedEachStep
+from molmo2_nemo.nemo.checkpoints import LatestCheckpoint, Resume
+from molmo2_nemo.nemo.data import PackDataModule
+from molmo2_nemo.nemo.module import Molmo2Module
+from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
+from molmo2_nemo.parallel import platform
+
+
+def stage_recipe(cfg: RunConfig) -> run.Partial:
+    """Everything of one stage, not yet built: model, data, trainer, log and resume."""
+    folder = stage_folder(cfg)
+    return run.Partial(
+        llm.train,
+        model=model(cfg),
+        data=run.Config(
+            PackDataModule,
+            as_config(cfg.data),
+            micro_batch_size=cfg.stage.micro_batch_size,
+            global_batch_size=cfg.stage.global_batch_size,
+        ),
+        trainer=trainer(cfg, folder),
+        log=log(cfg, folder),
+        resume=resume(cfg, folder),
+    )
+
+
+def stage_folder(cfg: RunConfig) -> Path:
+    """Where a stage leaves its checkpoints, metrics and summary."""
+    return Path(cfg.output_dir) / cfg.stage.name
+
+
+def model(cfg: RunConfig) -> run.Config:
+    """The LightningModule with its optimizer."""
+    stage = cfg.stage
+    return run.Config(
+        Molmo2Module,
+        cfg.model.preset,
+        run.Config(
+            Molmo2Optimizer,
+            as_config(stage.optim),
+            stage.max_steps,
+            bf16=cfg.cluster.precision == "bf16",
+            distributed=cfg.parallel.distributed_optimizer,
+        ),
+        seed=cfg.seed,
+        z_loss=stage.z_loss,
+        dropout=stage.residual_dropout,
+        response_dropout=stage.response_residual_dropout,
+        trainable={
+            "vit": stage.train_vit,
+            "connector": stage.train_connector,
+            "llm": stage.train_llm,
+            "base_embedding": stage.train_base_embedding,
+        },
+        recompute=cfg.parallel.recompute,
+        float32_attention=cfg.model.float32_attention,
+        visual_attention=cfg.model.visual_attention,
+        dtype=cfg.cluster.precision,
+    )
+
+
+def trainer(cfg: RunConfig, folder: Path) -> run.Config:
+    """NeMo's trainer on MegatronStrategy, laid out as the config says."""
+    parallel = cfg.parallel
+    strategy = run.Config(
+        nl.MegatronStrategy,
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        pipeline_dtype=torch.bfloat16 if cfg.cluster.precision == "bf16" else torch.float32,
+        ddp=run.Config(
+            DistributedDataParallelConfig,
+            grad_reduce_in_fp32=True,
+            check_for_nan_in_grad=False,  # the clipping optimizer checks the norms it computes anyway
+            use_distributed_optimizer=parallel.distributed_optimizer,
+        ),
+        ckpt_async_save=False,
+        ckpt_optim_fully_reshardable=parallel.distributed_optimizer,
+        save_ckpt_format="torch_dist",
+        replace_progress_bar=False,
+    )
+    return run.Config(
+        nl.Trainer,
+        devices=devices_per_node(cfg),
+        num_nodes=cfg.cluster.nodes,
+        accelerator="cpu" if platform.is_cpu_only() else "gpu",
+        strategy=strategy,
+        plugins=plugins(cfg),
+        max_steps=cfg.stage.max_steps,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=cfg.log_every,
+        use_distributed_sampler=False,
+        callbacks=[
+            run.Config(SeedEachStep, cfg.seed),
+            run.Config(Metrics, str(folder), cfg.stage.name, cfg.log_every),
+        ],
+    )
+
+
+def log(cfg: RunConfig, folder: Path) -> run.Config:
+    """NeMoLogger with TensorBoard, and a checkpoint every `save_every` steps of which the last is kept."""
+    return run.Config(
+        nl.NeMoLogger,
+        name="",
+        explicit_log_dir=str(folder),
+        ckpt=run.Config(LatestCheckpoint, str(folder / "checkpoints"), cfg.save_every),
+        tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name="tb", version=""),
+        update_logger_directory=False,
+        log_global_rank_0_only=True,
+    )
+
+
+def resume(cfg: RunConfig, folder: Path) -> run.Config:
+    """Go on from this stage's checkpoint, or start from the weights of the stage before."""
+    restore = None
+    if cfg.init_from:
+        restore = run.Config(
+            nl.RestoreConfig,
+            path=str(cfg.init_from),
+            load_model_state=True,
+            load_optim_state=False,
+            load_artifacts=False,
+        )
+    return run.Config(
+        Resume,
+        restore_config=restore,
+        resume_from_directory=str(folder / "checkpoints"),
+        resume_if_exists=True,
+        resume_ignore_no_checkpoint=True,
+    )
+
+
+def devices_per_node(cfg: RunConfig) -> int:
+    """Processes on one node: what the launcher started, else what the layout needs."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if cfg.cluster.devices is not None:
+        return cfg.cluster.devices
+    parallel = cfg.parallel
+    return parallel.tensor * parallel.context * parallel.pipeline * parallel.data // cfg.cluster.nodes
+
+
+def plugins(cfg: RunConfig) -> list[run.Config]:
+    """Precision, and where ranks come from."""
+    found = []
+    if cfg.cluster.precision == "bf16":
+        found.append(run.Config(nl.MegatronMixedPrecision, precision="bf16-mixed", grad_reduce_in_fp32=True))
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        found.append(run.Config(TorchElasticEnvironment))
+    return found
+
+
+def layout_name(cfg: RunConfig) -> str:
+    """A layout in a few letters, such as "TP2+SP" or "DP2"; "1 process" when nothing is split."""
+    parallel = cfg.parallel
+    names = {"TP": parallel.tensor, "CP": parallel.context, "PP": parallel.pipeline}
+    parts = [f"{name}{size}" for name, size in names.items() if size > 1]
+    if parallel.sequence:
+        parts.insert(1, "SP")
+    model_size = parallel.tensor * parallel.context * parallel.pipeline
+    world = int(os.environ.get("WORLD_SIZE", model_size * parallel.data))
+    if world > model_size:
+        parts.append(f"DP{world // model_size}")
+    return "+".join(parts) or "1 process"
+
+
+def as_config(value: Any) -> Any:
+    """A dataclass instance as nested `run.Config`s, which NeMo-Run can print, override and ship to a cluster."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: as_config(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return run.Config(type(value), **fields)
+    if isinstance(value, dict):
+        return {k: as_config(v) for k, v in value.items()}
+    return value
