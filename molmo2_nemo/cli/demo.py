@@ -1,6 +1,6 @@
 """The whole recipe on this machine's CPU: shards from real pictures and a real clip, the three stages of a tiny Molmo2,
-export to Hugging Face format, three questions, a table and a picture of the loss curves. Interrupt it and call it again:
-it goes on where it was."""
+export to Hugging Face format, three questions, a table and a picture of the loss curves. Interrupt it, call it again,
+and it goes on where it was."""
 
 from __future__ import annotations
 

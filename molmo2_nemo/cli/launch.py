@@ -18,7 +18,7 @@ from typing import Any
 
 from molmo2_nemo.cli import checks
 from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError, show_error
-from molmo2_nemo.cli.runs import write_config
+from molmo2_nemo.cli.runs import only_run, stage_dir, write_config
 from molmo2_nemo.config import RunConfig
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # where workers leave the reason they ended for
@@ -41,12 +41,12 @@ def launch(cfg: RunConfig) -> int:
     checks.check(cfg)
     if cfg.cluster.nodes > 1:
         raise UserError(f"cluster.nodes={cfg.cluster.nodes}: start one `torchrun ... -m molmo2_nemo.cli.main` per node")
-    path = write_config(cfg)
-    count = checks.wanted_processes(cfg)
-    command = [sys.executable, "-m", "molmo2_nemo.cli.elastic", str(count), str(path)]
-    if count == 1:
-        command = [sys.executable, "-m", "molmo2_nemo.cli.worker", str(path)]
-    with tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
+    with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
+        path = write_config(cfg)
+        count = checks.wanted_processes(cfg)
+        command = [sys.executable, "-m", "molmo2_nemo.cli.elastic", str(count), str(path)]
+        if count == 1:
+            command = [sys.executable, "-m", "molmo2_nemo.cli.worker", str(path)]
         env = {**os.environ, ERROR_DIR: errors}
         env.setdefault("OMP_NUM_THREADS", str(cfg.cluster.threads))
         code = _run_child(command, env)

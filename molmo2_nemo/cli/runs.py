@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,27 @@ def write_config(cfg: RunConfig) -> Path:
     part.write_text(to_yaml(cfg))
     part.replace(path)
     return path
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder while this one lasts; the system lifts the lock of a killed process.
+
+    Raises:
+        UserError: another run is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside the folder: NeMo's logger moves the files that it finds inside.
+    with open(folder.parent / f".{folder.name}.lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is at work in {folder}; wait for it, stop it, or take another output_dir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def summary(folder: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ import pytest
 from molmo2_nemo.cli import launch, worker
 from molmo2_nemo.cli.compose import compose
 from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError
-from molmo2_nemo.cli.runs import metrics, resolve_checkpoint
+from molmo2_nemo.cli.runs import metrics, only_run, resolve_checkpoint
 
 
 @pytest.fixture
@@ -138,3 +138,11 @@ def test_resolve_checkpoint(tmp_path):
         resolve_checkpoint(tmp_path / "sft")
     (tmp_path / "sft" / "summary.json").write_text(json.dumps({"checkpoint": str(checkpoint)}))
     assert resolve_checkpoint(tmp_path / "sft") == resolve_checkpoint(tmp_path) == checkpoint
+
+
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
+    with only_run(tmp_path):
+        with pytest.raises(UserError, match="another run is at work"), only_run(tmp_path):
+            pass
+    with only_run(tmp_path):
+        pass
