@@ -265,4 +265,3 @@ def _with_post_norm(row_linear: type) -> type:
 
     PostNormRowParallelLinear.__name__ = f"PostNorm{row_linear.__name__}"
     return PostNormRowParallelLinear
-

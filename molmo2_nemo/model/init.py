@@ -1,32 +1,60 @@
-"""Fresh parameters that do not depend on the layout.
+"""Parameters from whole tensors: fresh ones, and those of a checkpoint or of another implementation.
 
-Every parameter is drawn whole from a generator seeded with (seed, its canonical name) and then cut to this rank's
-shard, so a model has the same weights on one process and under any tensor, pipeline or data parallel layout.
-Weights are N(0, 0.02) (as published for the connector and the extra rows), biases 0, norm weights 1.
+Tensors come whole, under canonical names (layers numbered over the whole model; the names of one process's model), and
+are cut to this rank's shard here. So a model has the same weights on one process and under any tensor, pipeline or data
+parallel layout. Fresh parameters are drawn from a generator seeded with (seed, canonical name): weights are
+N(0, initializer_range) (0.02 as published for the connector and the extra rows), biases 0, norm weights 1.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
+VOCABULARY = ("embedding.base.weight", "output_layer.weight")  # rows are padded to a multiple of the TP size
 
-def initialize(model: nn.Module, seed: int, std: float) -> None:
-    """Fill all parameters of this rank's part of a Molmo2Model, in place."""
-    rank = parallel_state.get_tensor_model_parallel_rank()
-    size = parallel_state.get_tensor_model_parallel_world_size()
+
+def initialize(model: nn.Module, seed: int) -> None:
+    """Fill all parameters of this rank's part of a Molmo2Model with fresh values, in place."""
+    shapes = {canonical_name(model, n): full_shape(model, n, p) for n, p in model.named_parameters()}
+    load_canonical(model, lambda name: fresh(name, shapes[name], seed, init_std(model.molmo2, name)))
+
+
+def init_std(molmo2: Any, name: str) -> float:
+    """Standard deviation of a fresh weight: each part of the model has its own `initializer_range`."""
+    if name.startswith("vision."):
+        return molmo2.vision.initializer_range
+    if name.startswith("connector."):
+        return molmo2.connector.initializer_range
+    return molmo2.text.initializer_range
+
+
+def load_canonical(model: nn.Module, read: Callable[[str], Tensor]) -> None:
+    """Fill all parameters of this rank's part of a Molmo2Model, in place, one tensor at a time.
+
+    Args:
+        read: canonical name -> the whole tensor. Vocabulary tables may bring padding rows; they are ignored.
+
+    Raises:
+        ValueError: a tensor has not the shape that the model's parameter has on one process.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            name = canonical_name(model, name)
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "norm" in name.rsplit(".", 2)[-2]:
-                parameter.fill_(1.0)
-            else:
-                parameter.copy_(_shard_of_fresh(name, parameter, seed, std, rank, size))
+            whole, shape = read(canonical_name(model, name)), full_shape(model, name, parameter)
+            if canonical_name(model, name) in VOCABULARY:
+                whole = whole[: shape[0]]
+            if tuple(whole.shape) != shape:
+                raise ValueError(
+                    f"{canonical_name(model, name)} has shape {list(whole.shape)}, but model {model.molmo2.name!r} has "
+                    f"{list(shape)} there; choose the model whose weights these are"
+                )
+            parameter.copy_(shard(model, name, parameter, whole))
 
 
 def canonical_name(model: nn.Module, name: str) -> str:
@@ -43,16 +71,42 @@ def canonical_name(model: nn.Module, name: str) -> str:
     return ".".join(parts)
 
 
-def _shard_of_fresh(name: str, parameter: Tensor, seed: int, std: float, rank: int, size: int) -> Tensor:
+def full_shape(model: Any, name: str, parameter: Tensor) -> tuple[int, ...]:
+    """Shape of a parameter on one process, without vocabulary padding."""
+    shape = list(parameter.shape)
+    if canonical_name(model, name) in VOCABULARY:
+        shape[0] = model.molmo2.text.vocab_size
+    elif (dim := shard_dim(parameter)) is not None:
+        shape[dim] *= parallel_state.get_tensor_model_parallel_world_size()
+    return tuple(shape)
+
+
+def shard_dim(parameter: Tensor) -> int | None:
+    """The dimension that tensor parallelism cuts, None for a replicated parameter."""
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return None
+    return int(parameter.partition_dim)  # type: ignore[attr-defined]
+
+
+def shard(model: nn.Module, name: str, parameter: Tensor, whole: Tensor) -> Tensor:
+    """This tensor-parallel rank's part of a whole tensor; padding rows of the vocabulary are zeros."""
+    dim = shard_dim(parameter)
+    rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()
+    if dim is None or size == 1:
+        return whole
+    if canonical_name(model, name) in VOCABULARY:
+        whole = F.pad(whole, (0, 0, 0, parameter.shape[0] * size - whole.shape[0]))
+    if "linear_fc1" in name:  # [gate; up], each cut on its own
+        return whole.unflatten(0, (2, -1)).chunk(size, dim=1)[rank].flatten(0, 1)
+    return whole.chunk(size, dim=dim)[rank]
+
+
+def fresh(name: str, shape: tuple[int, ...], seed: int, std: float) -> Tensor:
+    """The whole of one fresh parameter, fp32."""
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if "norm" in name.rsplit(".", 2)[-2]:
+        return torch.ones(shape)
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    shape = list(parameter.shape)
-    sharded = getattr(parameter, "tensor_model_parallel", False) and size > 1
-    if not sharded:
-        return torch.randn(shape, generator=generator) * std
-    dim = parameter.partition_dim  # type: ignore[attr-defined]
-    full_shape = [n * size if i == dim else n for i, n in enumerate(shape)]
-    full = torch.randn(full_shape, generator=generator) * std
-    if "linear_fc1" in name:  # [gate; up], each cut on its own
-        return full.unflatten(0, (2, -1)).chunk(size, dim=1)[rank].flatten(0, 1)
-    return full.chunk(size, dim=dim)[rank]
+    return torch.randn(shape, generator=generator) * std

@@ -3,15 +3,17 @@
     crops --VisionEncoder--> features of two depths --Connector--> visual tokens
     token ids --Embedding--> vectors  + visual tokens at <im_patch>  --decoder--> --final norm--> --head--> loss
 
-Parallel layouts. Tensor: decoder, embedding and head are sharded, vision is replicated. Sequence: the decoder's residual
-stream is sharded between its linear layers. Context: tokens are cut into contiguous shards, crops are dealt to ranks
-(parallel/crops.py), attention trades tokens for heads (attention/ulysses.py). Pipeline: vision and embedding live on the
-first stage, head and loss on the last.
+Parallel layouts. Tensor: decoder, embedding and head are sharded, vision is replicated. Sequence: the decoder's
+residual stream is sharded between its linear layers. Context: tokens are cut into contiguous shards, crops are dealt to
+ranks (parallel/crops.py), attention trades tokens for heads (attention/ulysses.py). Pipeline: vision and embedding live
+on the first stage, head and loss on the last.
 
 Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D width, C crops, N visual tokens.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -46,6 +48,8 @@ class Molmo2Model(MegatronModule):
         z_loss: weight of logsumexp^2 in the loss.
         response_dropout: residual dropout of response tokens only (stage 1); config.hidden_dropout is for all others.
         seed: parameters are drawn from it, alike under every layout.
+
+    With `config.init_model_with_meta_device` (and `use_cpu_initialization`) parameters have shapes but no memory.
     """
 
     def __init__(
@@ -65,29 +69,35 @@ class Molmo2Model(MegatronModule):
         self.pre_process, self.post_process = pre_process, post_process
         self.z_loss, self.response_dropout = z_loss, response_dropout
         self.share_embeddings_and_output_weights = molmo2.text.tie_embeddings
-        if pre_process:
+        meta = config.init_model_with_meta_device
+        with torch.device("meta") if meta else contextlib.nullcontext():
+            self._build()
+        self._mark_shared_head()
+        if not meta:
+            initialize(self, seed)
+
+    def _build(self) -> None:
+        molmo2, config = self.molmo2, self.config
+        if self.pre_process:
             self.vision = VisionEncoder(molmo2.vision, config.params_dtype)
             self.connector = Connector(molmo2, config.params_dtype)
             self.embedding = Embedding(config, molmo2)
         self.decoder = TransformerBlock(
             config,
-            decoder_spec(molmo2, config, get_num_layers_to_build(config), response_dropout),
-            pre_process=pre_process,
-            post_process=post_process,
+            decoder_spec(molmo2, config, get_num_layers_to_build(config), self.response_dropout),
+            pre_process=self.pre_process,
+            post_process=self.post_process,
         )
-        if post_process and not (pre_process and molmo2.text.tie_embeddings):
+        if self.post_process and not (self.pre_process and molmo2.text.tie_embeddings):
             self.output_layer = Head(config, molmo2)
-        self._mark_shared_head()
-        if config.init_model_with_meta_device is False:
-            initialize(self, seed, molmo2.text.initializer_range)
 
     def forward(self, inputs: PackInputs) -> Tensor:
         """One micro-batch.
 
         Returns:
-            On the last pipeline stage, with labels: this rank's sum of weighted token losses, fp32 scalar (a part of the
-            sum over the context-parallel group). Without labels: logits [B, T, V_padded / TP]. On other stages: the
-            hidden states for the next one.
+            On the last pipeline stage, with labels: this rank's sum of weighted token losses, fp32 scalar (a part of
+            the sum over the context-parallel group). Without labels: logits [B, T, V / TP], see `logits`. On other
+            stages: the hidden states for the next one.
         """
         hidden = None
         if self.pre_process:
@@ -159,8 +169,13 @@ class Molmo2Model(MegatronModule):
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[T, B, D] -> [B, T, V_padded / TP]."""
-        return (hidden @ self.head_weight().T).transpose(0, 1)
+        """[T, B, D] -> [B, T, columns of this tensor-parallel rank]; all ranks' together are the V base columns.
+
+        Padding columns are cut off (the last rank has fewer), and the extra ids have none: they are never predicted.
+        """
+        weight = self.head_weight()
+        start = parallel_state.get_tensor_model_parallel_rank() * weight.shape[0]
+        return (hidden @ weight[: max(0, self.molmo2.text.vocab_size - start)].T).transpose(0, 1)
 
     def head_weight(self) -> Tensor:
         return self.embedding.base.weight if hasattr(self, "embedding") and self._tied() else self.output_layer.weight

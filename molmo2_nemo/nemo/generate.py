@@ -70,18 +70,13 @@ def build_model(molmo2: Any, tensors: Any) -> Any:
     import torch
 
     from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.init import canonical_name
+    from molmo2_nemo.model.init import load_canonical
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
     dtype = torch.float32 if platform.is_cpu_only() else torch.bfloat16
     config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=platform.is_cpu_only())
     model = Molmo2Model(molmo2, config)
-    vocab = molmo2.text.vocab_size
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            name = canonical_name(model, name)
-            rows = vocab if name in ("embedding.base.weight", "output_layer.weight") else None
-            parameter.copy_(tensors.read(name, rows))
+    load_canonical(model, tensors.read)
     return model.eval() if platform.is_cpu_only() else model.cuda().eval()
 
 
