@@ -37,9 +37,10 @@ VISION_DEFAULTS: dict[str, Any] = {"hidden_size": 1152, "intermediate_size": 430
 VISION_DEFAULTS |= {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 72, "patch_size": 14}
 VISION_DEFAULTS |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": [378, 378]}
 VISION_DEFAULTS |= {"attention_bias": True, "num_channels": 3, "num_position_embeddings": None}
+VISION_DEFAULTS |= {"initializer_range": 0.02}
 ADAPTER_DEFAULTS: dict[str, Any] = {"vision_feature_layer": [24, 18], "hidden_size": 1152, "num_attention_heads": 16}
 ADAPTER_DEFAULTS |= {"num_key_value_heads": 16, "head_dim": 72, "intermediate_size": 18944, "text_hidden_size": 3584}
-ADAPTER_DEFAULTS |= {"hidden_act": "silu", "attention_bias": True, "mlp_bias": False}
+ADAPTER_DEFAULTS |= {"hidden_act": "silu", "attention_bias": True, "mlp_bias": False, "initializer_range": 0.02}
 TEXT_DEFAULTS: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
 TEXT_DEFAULTS |= {"head_dim": 128, "vocab_size": 151936, "additional_vocab_size": 128, "attention_bias": False}
 TEXT_DEFAULTS |= {"qk_norm_type": "qwen3", "num_hidden_layers": 36, "intermediate_size": 12288, "hidden_act": "silu"}
@@ -141,6 +142,7 @@ def vision_config(part: dict[str, Any]) -> VisionConfig:
         ffn_size=part["intermediate_size"],
         num_layers=part["num_hidden_layers"],
         layernorm_eps=part["layer_norm_eps"],
+        initializer_range=part["initializer_range"],
     )
     if part["num_position_embeddings"] is not None:
         expect("vision", part, num_position_embeddings=config.num_patches)
@@ -153,7 +155,12 @@ def connector_config(part: dict[str, Any], text: dict[str, Any]) -> ConnectorCon
     expect("adapter_config", part, hidden_act="silu", num_key_value_heads=heads, head_dim=width // heads)
     expect("adapter_config", part, attention_bias=True, mlp_bias=False, pooling_attention_mask=True)
     expect("adapter_config", part, text_hidden_size=text["hidden_size"])
-    return ConnectorConfig(hidden_size=width, num_heads=heads, ffn_size=part["intermediate_size"])
+    return ConnectorConfig(
+        hidden_size=width,
+        num_heads=heads,
+        ffn_size=part["intermediate_size"],
+        initializer_range=part["initializer_range"],
+    )
 
 
 def text_config(part: dict[str, Any]) -> TextConfig:
@@ -337,7 +344,7 @@ def shared_vision_json(config: Molmo2Config) -> dict[str, Any]:
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": vision.layernorm_eps,
         "attention_dropout": 0.0,
-        "initializer_range": config.text.initializer_range,
+        "initializer_range": vision.initializer_range,
     }
 
 
@@ -353,6 +360,7 @@ def shared_adapter_json(config: Molmo2Config) -> dict[str, Any]:
         "head_dim": connector.head_dim,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
+        "initializer_range": connector.initializer_range,
     }
 
 

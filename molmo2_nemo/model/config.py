@@ -24,6 +24,7 @@ class VisionConfig:
     num_layers: int = 27  # depth of the source checkpoint; blocks after the deepest feature layer are not built
     feature_layers: tuple[int, ...] = (-3, -9)  # block outputs to concatenate, counted on num_layers, in this order
     layernorm_eps: float = 1e-6
+    initializer_range: float = 0.02
     float32_attention: bool = False  # compute attention in fp32 whatever the parameter dtype
 
     @property
@@ -65,6 +66,7 @@ class ConnectorConfig:
     hidden_size: int = 1152
     num_heads: int = 16
     ffn_size: int = 12288
+    initializer_range: float = 0.02  # as published
     float32_attention: bool = False
 
     @property
@@ -117,12 +119,19 @@ class Molmo2Config:
 
 
 def _tiny() -> Molmo2Config:
+    # Trained from scratch: at these widths weights of 0.02 would make the visual features vanish; 0.1 is 1 / sqrt(width).
     return Molmo2Config(
         name="tiny",
         vision=VisionConfig(
-            image_size=126, hidden_size=96, num_heads=4, ffn_size=256, num_layers=5, feature_layers=(-2, -4)
+            image_size=126,
+            hidden_size=96,
+            num_heads=4,
+            ffn_size=256,
+            num_layers=5,
+            feature_layers=(-2, -4),
+            initializer_range=0.1,
         ),
-        connector=ConnectorConfig(hidden_size=96, num_heads=4, ffn_size=512),
+        connector=ConnectorConfig(hidden_size=96, num_heads=4, ffn_size=512, initializer_range=0.1),
         text=TextConfig(
             hidden_size=192,
             num_layers=4,

@@ -100,6 +100,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         self.tokens_seen = 0  # non-padding tokens of this rank's packs since the last report
         self.slots_seen = 0  # token slots, padding included
         self.crops_seen = 0
+        self.model_transform = None  # NeMo's callbacks look for it (adapters); Molmo2 has none
         self.optim = optim
         if optim is not None:
             optim.connect(self)

@@ -18,6 +18,7 @@ import torch
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import param_is_not_shared
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
@@ -174,6 +175,21 @@ def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:
                 "exp_avg": torch.zeros_like(p.data),
                 "exp_avg_sq": torch.zeros_like(p.data),
             }
+    if isinstance(optimizer, DistributedOptimizer):
+        _keep_step_on_load(optimizer)
+
+
+def _keep_step_on_load(optimizer: DistributedOptimizer) -> None:
+    """The reshardable checkpoint holds moments and master weights per parameter, and `step` once, elsewhere; Megatron's
+    loader would look for it among the former."""
+    load = optimizer._set_main_param_and_optimizer_states
+
+    def load_keeping_step(parameter: Tensor, tensors: dict[str, Tensor]) -> None:
+        group, order = optimizer.model_param_group_index_map[parameter]
+        state = optimizer.optimizer.state[optimizer.optimizer.param_groups[group]["params"][order]]
+        load(parameter, {"step": state["step"], **tensors})
+
+    optimizer._set_main_param_and_optimizer_states = load_keeping_step
 
 
 class _NeMoOptimizer(McoreDistributedOptimizer):

@@ -125,11 +125,14 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
 
 
 def log(cfg: RunConfig, folder: Path) -> run.Config:
-    """NeMoLogger with TensorBoard, and a checkpoint every `save_every` steps of which the last is kept."""
+    """NeMoLogger with TensorBoard, and a checkpoint every `save_every` steps of which the last is kept.
+
+    NeMo's own logs get a folder of their own: on resume it moves whatever files it finds there into run_0, run_1, ...
+    """
     return run.Config(
         nl.NeMoLogger,
         name="",
-        explicit_log_dir=str(folder),
+        explicit_log_dir=str(folder / "logs"),
         ckpt=run.Config(LatestCheckpoint, str(folder / "checkpoints"), cfg.save_every),
         tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name="tb", version=""),
         update_logger_directory=False,

@@ -8,6 +8,7 @@ What is changed, once per process:
   * functions of `torch.cuda` that would raise get CPU answers (device 0, streams that do nothing, zero memory use, the
     CPU's random generator);
   * Megatron's CUDA random-state tracker reads and writes the CPU generator;
+  * checkpoints are written by the training process itself instead of by forks of it;
   * `.cuda()` of tensors and modules returns them as they are;
   * a `TorchFunctionMode` maps `device="cuda"`/device 0 to the CPU and drops `pin_memory`. The mode is re-entered round
     backward passes, because the autograd engine runs below the call that switched it off.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -63,7 +65,31 @@ def enable_megatron() -> None:
 
     megatron_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     megatron_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
-    # the rerun machine and timers ask for a CUDA tensor on the current device; device 0 is mapped by the mode
+    _write_checkpoints_in_process()
+
+
+def _write_checkpoints_in_process() -> None:
+    """Megatron forks processes to write a checkpoint. On CPU the training process has gloo's and OpenMP's threads, a fork
+    of which can hang for ever on a lock that some thread held; here the files are written one after another instead."""
+    from megatron.core.dist_checkpointing.strategies import filesystem_async as writer
+
+    def write_all(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: queue.Queue) -> None:
+        written: dict[int, Any] = {}
+        for index, bucket in enumerate(buckets):
+            answer: queue.Queue = queue.Queue()
+            count: queue.Queue = queue.Queue()
+            count.put(index)
+            writer.FileSystemWriterAsync.write_preloaded_data(
+                transforms, index, bucket, answer, count, True, use_msc=use_msc
+            )
+            _, written[index] = answer.get()
+            if isinstance(written[index], Exception):
+                results.put(written[index])
+                return
+        results.put(written)
+
+    writer.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(write_all)
+    writer._results_queue = queue.Queue()
 
 
 @contextlib.contextmanager

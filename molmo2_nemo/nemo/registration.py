@@ -1,0 +1,80 @@
+"""What `pip install` makes known to NeMo: this module is the package's `nemo_run.cli` entry point.
+
+Importing it registers
+  * the importer and exporter of `Molmo2Module` for "hf", so `llm.import_ckpt` and `llm.export_ckpt` know Molmo2;
+  * NeMo-Run factories of `llm.train` for every preset and stage: `nemo llm train --factory molmo2_8b_long`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nemo_run as run
+from nemo.collections import llm
+from nemo.lightning import io
+
+from molmo2_nemo.model.config import PRESETS
+from molmo2_nemo.nemo.module import Molmo2Module
+
+STAGES = ("pretrain", "sft", "long")
+
+
+@io.model_importer(Molmo2Module, "hf")
+class HFMolmo2Importer(io.ModelConnector[Any, Molmo2Module]):
+    """A Hugging Face folder (either format) -> a NeMo checkpoint, tensor by tensor."""
+
+    def init(self) -> Molmo2Module:
+        from molmo2_nemo.convert.hf_config import read_config
+
+        config, _ = read_config(Path(str(self)))
+        return Molmo2Module(config.name if config.name in PRESETS else config)
+
+    def apply(self, output_path: Path) -> Path:
+        from molmo2_nemo.convert import import_checkpoint
+
+        done = import_checkpoint(str(self), output_path, overwrite=True)
+        self.init().io_dump(done / "context", yaml_attrs=[])
+        return done
+
+
+@io.model_exporter(Molmo2Module, "hf")
+class HFMolmo2Exporter(io.ModelConnector[Molmo2Module, Any]):
+    """A NeMo checkpoint, written under any layout -> a Hugging Face folder for transformers and vLLM."""
+
+    def apply(self, output_path: Path, **options: Any) -> Path:
+        from molmo2_nemo.convert import export_checkpoint
+
+        return export_checkpoint(str(self), output_path, overwrite=True, **options)
+
+    def nemo_load(self, *args: Any, **kwargs: Any) -> Any:
+        """NeMo's export_ckpt would first load the whole model to ask whether ModelOpt has quantised it. Molmo2 streams its
+        tensors instead; this error is the answer that sends NeMo on to `apply`."""
+        raise RuntimeError("Molmo2 checkpoints are exported tensor by tensor, without loading the model")
+
+
+def stage_factory(preset: str, stage: str) -> Any:
+    """A function that makes the recipe of one preset and stage; its arguments are what a command line would change."""
+
+    def recipe(dir: str | None = None, init_from: str | None = None, overrides: list[str] | None = None) -> run.Partial:
+        from molmo2_nemo.cli.compose import compose
+        from molmo2_nemo.nemo.recipes import stage_recipe
+
+        cfg = compose([f"recipe={preset}", f"stage={stage}", *(overrides or [])])
+        cfg.output_dir = dir or cfg.output_dir
+        cfg.init_from = init_from or cfg.init_from
+        return stage_recipe(cfg)
+
+    recipe.__name__ = f"molmo2_{preset}_{stage}"
+    recipe.__doc__ = (
+        f"Molmo2 {preset}, stage {stage}, as composed from conf/.\n\n"
+        "Args:\n    dir: folder of the run.\n    init_from: checkpoint of the stage before.\n"
+        "    overrides: further settings, written as for `molmo2 train`.\n"
+    )
+    return recipe
+
+
+for _preset in PRESETS:
+    for _stage in STAGES:
+        _recipe = stage_factory(_preset, _stage)
+        globals()[_recipe.__name__] = run.cli.factory(target=llm.train, name=_recipe.__name__)(_recipe)
