@@ -1,0 +1,142 @@
+"""The chunked, vocabulary-parallel loss against torch's cross entropy and z-loss in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch.set_num_threads(1)
+
+
+def problem(seed: int, n: int, width: int, vocab: int, scale: float) -> tuple[torch.Tensor, ...]:
+    """hidden [n, D], head [V, D], labels [n], weights [n]; scale stretches the logits."""
+    g = torch.Generator().manual_seed(seed)
+    hidden, head = torch.randn(n, width, generator=g) * scale, torch.randn(vocab, width, generator=g)
+    labels = torch.randint(0, vocab, (n,), generator=g)
+    return hidden, head, labels, torch.rand(n, generator=g) * 4 + 0.01
+
+
+def oracle(
+    hidden: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, z_loss: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Loss and gradients with respect to hidden and head, float64, over all logits at once."""
+    hidden, head = hidden.double().requires_grad_(), head.double().requires_grad_()
+    logits = hidden @ head.T
+    cross_entropy = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    loss = (weights.double() * (cross_entropy + z_loss * logits.logsumexp(-1) ** 2)).sum()
+    return loss.detach(), *torch.autograd.grad(loss * 0.5, (hidden, head))
+
+
+def check(got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    for ours, theirs in zip(got, expected, strict=True):
+        scale = float(theirs.abs().max()) if theirs.numel() else 1.0
+        torch.testing.assert_close(ours.double(), theirs, rtol=2e-6, atol=3e-6 * max(scale, 1e-3))
+
+
+def run(parts: tuple[torch.Tensor, ...], z_loss: float, vocab: int, chunk: int) -> tuple[torch.Tensor, ...]:
+    """This rank's loss and gradients; parts hold its rows of the padded head."""
+    from megatron.core import parallel_state
+
+    from molmo2_nemo.model.loss import weighted_loss
+
+    hidden, head, labels, weights = parts
+    hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+    group = parallel_state.get_tensor_model_parallel_group()
+    loss = weighted_loss(hidden, head, labels, weights, z_loss, vocab, group, chunk)
+    return loss.detach(), *torch.autograd.grad(loss * 0.5, (hidden, head))
+
+
+def parallel_job(cases: list[tuple]) -> list[tuple]:
+    """Every case over the tensor-parallel group; the head padded with rows that would win if they took part."""
+    from tests.support.pool import start_megatron
+
+    size = torch.distributed.get_world_size()
+    start_megatron(tensor=size)
+    results = []
+    for (seed, n, width, vocab, scale), z_loss, chunk in cases:
+        hidden, head, labels, weights = problem(seed, n, width, vocab, scale)
+        padding = -vocab % size
+        padded = torch.cat((head, 100 * torch.ones(padding, width)))
+        mine = padded.chunk(size)[torch.distributed.get_rank()]
+        results.append(run((hidden, mine, labels, weights), z_loss, vocab, chunk))
+    return results
+
+
+def cases() -> list[tuple]:
+    rng = np.random.default_rng(0)
+    found = []
+    for seed in range(25):
+        n, width, vocab = int(rng.integers(0, 40)), int(rng.integers(1, 20)), int(rng.integers(2, 50))
+        shape = (seed, n, width, vocab, float(rng.choice([0.1, 1.0, 10.0])))
+        found.append((shape, float(rng.choice([0.0, 1e-4, 0.1])), int(rng.choice([1, 3, 7, 1024]))))
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_equals_cross_entropy_and_z_loss(workers, ranks):
+    parts = workers.run(parallel_job, cases(), ranks=ranks)
+    for i, (shape, z_loss, _) in enumerate(cases()):
+        vocab = shape[3]
+        hidden, head, labels, weights = problem(*shape)
+        expected = oracle(hidden, head, labels, weights, z_loss)
+        ours = [rank[i] for rank in parts]
+        assert all(torch.equal(o[0], ours[0][0]) for o in ours)  # every rank holds the whole loss
+        grad_head = torch.cat([o[2] for o in ours])
+        assert not grad_head[vocab:].any()  # padding learns nothing
+        check((ours[0][0], sum(o[1] for o in ours), grad_head[:vocab]), expected)
+
+
+@pytest.fixture(scope="module")
+def group():
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield dist.group.WORLD
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000), st.integers(1, 30), st.integers(2, 40), st.integers(1, 35), st.sampled_from([0.0, 1e-4, 1])
+)
+def test_chunks_do_not_matter(group, seed, n, vocab, chunk, z_loss):
+    from molmo2_nemo.model.loss import weighted_loss
+
+    hidden, head, labels, weights = problem(seed, n, 6, vocab, 1.0)
+    hidden, head = hidden.requires_grad_(), head.requires_grad_()
+    loss = weighted_loss(hidden, head, labels, weights, z_loss, vocab, group, chunk)
+    grads = torch.autograd.grad(loss * 0.5, (hidden, head))
+    check((loss.detach(), *grads), oracle(hidden.detach(), head.detach(), labels, weights, z_loss))
+
+
+@pytest.mark.parametrize("bad", [-1, 10, 137])
+def test_labels_that_cannot_be_predicted(group, bad):
+    from molmo2_nemo.model.loss import weighted_loss
+
+    hidden, head, labels, weights = problem(0, 5, 4, 10, 1.0)
+    labels[3] = bad
+    with pytest.raises(ValueError, match=rf"label {bad}, but only ids 0\.\.9 can be predicted"):
+        weighted_loss(hidden, head, labels, weights, 1e-4, 10, group)
+
+
+def test_logits_exist_for_one_chunk_at_a_time(group, monkeypatch):
+    from molmo2_nemo.model import loss as module
+
+    seen = []
+    logits = module._logits
+
+    def watched(hidden, *args):
+        seen.append(len(hidden))
+        return logits(hidden, *args)
+
+    monkeypatch.setattr(module, "_logits", watched)
+    hidden, head, labels, weights = problem(0, 20, 4, 10, 1.0)
+    module.weighted_loss(hidden.requires_grad_(), head, labels, weights, 1e-4, 10, group, 6).backward()
+    assert seen == [6, 6, 6, 2] * 2

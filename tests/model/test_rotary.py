@@ -1,0 +1,75 @@
+"""Rotary tables and their use against complex multiplication, position by position in float64."""
+
+from __future__ import annotations
+
+import cmath
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from molmo2_nemo.model.config import TextConfig, YarnConfig
+from molmo2_nemo.model.rotary import rotary_tables, yarn_inverse_frequencies
+
+torch.set_num_threads(1)
+TEXT = TextConfig(head_dim=8, rotary_base=10_000.0)
+YARN = YarnConfig(layers=(1,), factor=4.0, attention_factor=1.25, original_max_position=256)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 40_000), min_size=1, max_size=6), st.sampled_from([8, 12, 64, 128]))
+def test_plain_rotation(positions, head_dim):
+    """Dimension j and j + H / 2 are one complex number, turned by position * base^(-2j / H)."""
+    text = replace(TEXT, head_dim=head_dim)
+    check(text, "plain", positions, [text.rotary_base ** (-2 * j / head_dim) for j in range(head_dim // 2)], 1.0)
+
+
+def test_yarn_rotation():
+    text = replace(TEXT, yarn=YARN)
+    check(text, "yarn", [0, 3, 17, 255, 1000], yarn_inverse_frequencies(text, YARN).double().tolist(), 1.25)
+
+
+def check(text: TextConfig, table: str, positions: list[int], inverse: list[float], factor: float) -> None:
+    from molmo2_nemo.attention.core import apply_rotary
+
+    ids = torch.tensor([positions, [p // 2 for p in positions]])  # [B, T]: two packs with positions of their own
+    cos, sin = rotary_tables(text, ids)[table]
+    assert cos.shape == (len(positions), 2, 1, text.head_dim) and cos.dtype == torch.float32
+    x = torch.randn(len(positions), 2, 3, text.head_dim, generator=torch.Generator().manual_seed(0))
+    got = apply_rotary(x, cos, sin)
+    half = text.head_dim // 2
+    for t in range(len(positions)):
+        for b in range(2):
+            for j in range(half):
+                turn = factor * cmath.exp(1j * int(ids[b, t]) * inverse[j])
+                for head in range(3):
+                    z = complex(x[t, b, head, j], x[t, b, head, j + half]) * turn
+                    # an fp32 angle of 40,000 is good to 2e-3; small ones to 1e-6
+                    error = 1e-5 + 1e-7 * int(ids[b, t])
+                    assert abs(complex(got[t, b, head, j], got[t, b, head, j + half]) - z) <= error * abs(x).max()
+
+
+def test_yarn_keeps_high_and_stretches_low_frequencies():
+    text = TextConfig(head_dim=128, rotary_base=500_000.0)
+    yarn = YarnConfig(layers=(0,))
+    ratio = yarn_inverse_frequencies(text, yarn) / yarn_inverse_frequencies(text, replace(yarn, factor=1.0))
+    assert (ratio[:19] == 1).all()
+    torch.testing.assert_close(ratio[35:], torch.full((29,), 1 / 8))
+    assert (ratio.diff() <= 1e-7).all()
+
+
+def test_scores_depend_on_distance_only():
+    from molmo2_nemo.attention.core import apply_rotary
+
+    q, k = torch.randn(2, 1, 1, 1, 64, generator=torch.Generator().manual_seed(1))
+    text = replace(TEXT, head_dim=64)
+
+    def score(m: int, n: int) -> float:
+        turned = [apply_rotary(x, *rotary_tables(text, torch.tensor([[p]]))["plain"]) for x, p in ((q, m), (k, n))]
+        return float((turned[0] * turned[1]).sum())
+
+    assert score(7, 3) == pytest.approx(score(1007, 1003), abs=1e-3)
+    assert not math.isclose(score(7, 3), score(9, 3), abs_tol=1e-2)
