@@ -24,6 +24,7 @@ class LatestCheckpoint(ModelCheckpoint):
             save_last=True,
             save_top_k=0,
             every_n_train_steps=every,
+            save_optim_on_train_end=True,  # a kill between the last checkpoint and the summary resumes from it
             always_save_context=False,
             save_context_on_train_end=True,
         )

@@ -120,6 +120,15 @@ class GroupClippingOptimizer(ChainedOptimizer):
         self.clip_grad = clip_grad
         self.group_norms: dict[str, float] = {}
 
+    def load_state_dict(self, state_dict: Any) -> None:
+        """As Megatron's, which gives all of torch's AdamW states one and the same `step` tensor: it would then be
+        counted up once per parameter and step."""
+        super().load_state_dict(state_dict)
+        for optimizer in self.chained_optimizers:
+            for state in optimizer.optimizer.state.values():
+                if torch.is_tensor(state.get("step")):
+                    state["step"] = state["step"].clone()
+
     @torch.no_grad()
     def step(self) -> tuple[bool, float | None, int | None]:
         if self.prepare_grads():
