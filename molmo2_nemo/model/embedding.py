@@ -77,4 +77,6 @@ class Head(tensor_parallel.ColumnParallelLinear):
     ) -> ShardedStateDict:
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         state[f"{prefix}weight"].allow_shape_mismatch = True  # padding depends on the layout
+        # A tied head exists under some layouts only: no checkpoint is asked for the (empty) extra state of one.
+        state.pop(f"{prefix}_extra_state", None)
         return state
