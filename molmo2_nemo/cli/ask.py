@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from molmo2_nemo.cli.errors import UserError
+from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
 examples:

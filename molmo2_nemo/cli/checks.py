@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from molmo2_nemo.cli.errors import UserError, nearest
+from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.cli.runs import run_of_checkpoint
-from molmo2_nemo.cli.schema import load_yaml
+from molmo2_nemo.settings.schema import load_yaml
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from molmo2_nemo.cli.errors import UserError
+from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
 examples:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.errors import UserError
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.config import RunConfig
 
 EXAMPLES = """\

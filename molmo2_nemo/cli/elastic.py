@@ -13,7 +13,7 @@ import sys
 import uuid
 from pathlib import Path
 
-from molmo2_nemo.cli.errors import INTERRUPTED
+from molmo2_nemo.errors import INTERRUPTED
 from molmo2_nemo.cli.launch import ERROR_DIR
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import checks
-from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError, show_error
+from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, show_error
 from molmo2_nemo.cli.runs import only_run, stage_dir, write_config
 from molmo2_nemo.config import RunConfig
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError, show_error
+from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, show_error
 
 VERBS = {
     "demo": "the whole recipe on this machine's CPU, in minutes",

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.compose import STAGES, compose
-from molmo2_nemo.cli.errors import INTERRUPTED, UserError, nearest
+from molmo2_nemo.settings.compose import STAGES, compose
+from molmo2_nemo.errors import INTERRUPTED, UserError, nearest
 from molmo2_nemo.cli.launch import launch
 from molmo2_nemo.cli.runs import changed_settings, stage_dir, summary
 from molmo2_nemo.cli.train import add_config_arguments
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     configs = compose_stages(args.overrides, args.config_dir)
     if args.cfg:
-        from molmo2_nemo.cli.schema import to_yaml
+        from molmo2_nemo.settings.schema import to_yaml
 
         print("---\n".join(to_yaml(cfg) for cfg in configs), end="")
         return 0

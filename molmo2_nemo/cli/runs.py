@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.errors import UserError
-from molmo2_nemo.cli.schema import flatten, load_yaml, to_dict, to_yaml
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.schema import flatten, load_yaml, to_dict, to_yaml
 from molmo2_nemo.config import RunConfig
 
 # Settings that may differ between the first and a later call without making the finished work another one.

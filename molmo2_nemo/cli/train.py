@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from molmo2_nemo.cli.errors import INTERRUPTED
+from molmo2_nemo.errors import INTERRUPTED
 
 EXAMPLES = """\
 examples:
@@ -26,10 +26,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cli.compose import compose
+    from molmo2_nemo.settings.compose import compose
     from molmo2_nemo.cli.launch import launch
     from molmo2_nemo.cli.runs import resolve_checkpoint, stage_dir
-    from molmo2_nemo.cli.schema import to_yaml
+    from molmo2_nemo.settings.schema import to_yaml
 
     cfg = compose(args.overrides, args.config_dir)
     if args.cfg:

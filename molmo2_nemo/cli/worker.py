@@ -11,9 +11,9 @@ import traceback
 import warnings
 from pathlib import Path
 
-from molmo2_nemo.cli.errors import INTERRUPTED, USER_ERROR, UserError
+from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.cli.launch import ERROR_DIR
-from molmo2_nemo.cli.schema import load_yaml
+from molmo2_nemo.settings.schema import load_yaml
 from molmo2_nemo.config import RunConfig
 
 

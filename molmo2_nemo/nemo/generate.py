@@ -59,7 +59,7 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
 
 def run_data(run: dict[str, Any]) -> DataConfig:
     """The data settings of a run's config.yaml; the published ones where there is none."""
-    from molmo2_nemo.cli.schema import structure
+    from molmo2_nemo.settings.schema import structure
 
     return structure(DataConfig, run.get("data") or {})
 

@@ -57,7 +57,7 @@ def stage_factory(preset: str, stage: str) -> Any:
     """A function that makes the recipe of one preset and stage; its arguments are what a command line would change."""
 
     def recipe(dir: str | None = None, init_from: str | None = None, overrides: list[str] | None = None) -> run.Partial:
-        from molmo2_nemo.cli.compose import compose
+        from molmo2_nemo.settings.compose import compose
         from molmo2_nemo.nemo.recipes import stage_recipe
 
         cfg = compose([f"recipe={preset}", f"stage={stage}", *(overrides or [])])

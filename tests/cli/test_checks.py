@@ -8,9 +8,9 @@ import pytest
 
 from data_prep.demo import build_demo
 from molmo2_nemo.cli.checks import check, find_problems, wanted_processes
-from molmo2_nemo.cli.compose import STAGES, compose
-from molmo2_nemo.cli.errors import UserError
-from molmo2_nemo.cli.schema import to_yaml
+from molmo2_nemo.settings.compose import STAGES, compose
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.schema import to_yaml
 
 
 @pytest.fixture(scope="module")

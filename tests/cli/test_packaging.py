@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from molmo2_nemo.cli.compose import conf_dir
+from molmo2_nemo.settings.compose import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 tomllib = pytest.importorskip("tomllib")  # in the standard library from Python 3.11

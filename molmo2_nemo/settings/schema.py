@@ -10,7 +10,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from molmo2_nemo.cli.errors import UserError, nearest
+from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.config import RunConfig
 
 T = TypeVar("T")
