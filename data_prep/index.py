@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="name of the data set (default: the folder's)")
     args = parser.parse_args(argv)
     try:
-        manifest = write_manifest(args.folder, args.name or args.folder.resolve().name)
+        manifest = write_manifest(args.folder, args.name or args.folder.resolve().name, parse=True)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import (
     BLOCK,
     FORMAT,
@@ -166,11 +167,22 @@ def _check_names(key: str, members: dict[str, bytes]) -> None:
             raise ShardError(f"record {key!r}: the member name {key}.{suffix} is longer than 99 characters")
 
 
-def write_manifest(folder: Path, name: str) -> dict[str, Any]:
-    """Index every `*.tar` of `folder` and write the manifest last. Also makes a foreign webdataset readable here."""
+def write_manifest(folder: Path, name: str, *, parse: bool = False) -> dict[str, Any]:
+    """Index every `*.tar` of `folder` and write the manifest last. Also makes a foreign webdataset readable here.
+
+    Args:
+        parse: also parse every record (media are not decoded), for shards that somebody else wrote.
+
+    Raises:
+        ShardError: no shards, or a tar that is not one.
+        BadRecord: (with `parse`) a record that could never be used, such as one whose picture is not in the shard; no manifest is
+            written, so no run begins with it.
+    """
     shards: list[dict[str, Any]] = []
     for tar in sorted(folder.glob("*.tar")):
         records = index_tar(tar)
+        if parse:
+            _check_records(tar, records)
         text = json.dumps([[key, [[m.suffix, m.offset, m.size] for m in members]] for key, members in records])
         index = tar.with_suffix(".index.json")
         _write_atomic(index, text.encode())
@@ -190,6 +202,17 @@ def write_manifest(folder: Path, name: str) -> dict[str, Any]:
     manifest = {"format": FORMAT, "version": VERSION, "name": name, "records": total, "shards": shards}
     _write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
+
+
+def _check_records(tar: Path, records: list[tuple[str, list[Member]]]) -> None:
+    """Parse every record (media are not decoded)."""
+    with tar.open("rb") as file:
+        for key, members in records:
+            content = {}
+            for member in members:
+                file.seek(member.offset)
+                content[member.suffix] = file.read(member.size)
+            parse_record(f"{tar.name}:{key}", content)
 
 
 def _write_atomic(path: Path, data: bytes) -> None:
