@@ -186,6 +186,14 @@ def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:
             }
     if isinstance(optimizer, DistributedOptimizer):
         _keep_step_on_load(optimizer)
+        if not inner.state:  # a pipeline stage where nothing learns; Megatron would look for a `step` there
+            optimizer.state_dict = lambda: {"optimizer": _groups_without_parameters(inner)}
+
+
+def _groups_without_parameters(inner: torch.optim.Optimizer) -> dict[str, Any]:
+    """What Megatron keeps of an optimizer besides tensors; `step` is that of the stages that learn, on loading."""
+    groups = [{k: v for k, v in group.items() if k != "params"} | {"step": 0.0} for group in inner.param_groups]
+    return {"param_groups": groups}
 
 
 def _keep_step_on_load(optimizer: DistributedOptimizer) -> None:
