@@ -30,6 +30,13 @@ class LatestCheckpoint(ModelCheckpoint):
         )
 
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Save the last step, whatever `every` is. (NeMo's own rule leaves out a run of a single step.)"""
+        if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        super().on_train_end(trainer, pl_module)
+
+
 class Resume(nl.AutoResume):
     """NeMo's AutoResume, going on from the finished checkpoint of the highest step.
 

@@ -1,0 +1,50 @@
+"""The main job, as a user starts it: three chained stages, export, questions, table and picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from data_prep.demo_records import CAPTIONS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    done = subprocess.run(
+        [sys.executable, "-m", "molmo2_nemo.cli.main", "demo", "--dir", str(folder)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_stages_chain_over_three_layouts(demo):
+    folder, text = demo
+    summaries = [json.loads((folder / "run" / s / "summary.json").read_text()) for s in ("pretrain", "sft", "long")]
+    assert [s["layout"] for s in summaries] == ["DP2", "TP2+SP", "CP2"]
+    assert summaries[0]["last_loss"] < 0.2 * summaries[0]["first_loss"]
+    assert summaries[2]["first_loss"] < summaries[1]["first_loss"]  # the weights came along
+    assert (folder / "losses.png").read_bytes()[:4] == b"\x89PNG"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (folder / "hf").iterdir()}
+    for stage in ("pretrain", "sft", "long"):
+        assert stage in text
+
+
+def test_answers_with_a_caption_it_was_trained_on(demo):
+    """Greedy decoding of the model after stage 3, for pictures of the demo."""
+    _, text = demo
+    assert [caption for caption in CAPTIONS.values() if caption in text], text[-2000:]
+
+
+def test_calling_it_again_trains_nothing(demo):
+    folder, _ = demo
+    before = [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]
+    command = [sys.executable, "-m", "molmo2_nemo.cli.main", "demo", "--dir", str(folder)]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout.count("finished before, skipped") == 3
+    assert before == [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]

@@ -1,0 +1,90 @@
+"""Groups, schedule and clipping of the published recipe."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from molmo2_nemo.config import OptimConfig
+from molmo2_nemo.nemo.optimizer import GROUPS, group_of, lr_factor
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("vision.patch_embedding.weight", "vit"),
+        ("module.module.vision.blocks.3.norm1.bias", "vit"),
+        ("connector.pooling.q_proj.weight", "connector"),
+        ("module.embedding.extra.weight", "connector"),
+        ("embedding.base.weight", "llm"),
+        ("output_layer.weight", "llm"),
+        ("decoder.layers.0.mlp.linear_fc1.weight", "llm"),
+        ("decoder.final_layernorm.weight", "llm"),
+    ],
+)
+def test_groups(name, group):
+    assert group_of(name) == group
+
+
+def test_schedule_worked_examples():
+    """Reference: stage 3's language model (peak 1e-5, 200 of 2000 steps) and the first update of stage 1's encoder."""
+    for step, rate in ((100, 5e-6), (200, 1e-5), (1100, 5.5e-6), (2000, 1e-6), (5000, 1e-6)):
+        assert 1e-5 * lr_factor(step, 200, 2000, 0.1) == pytest.approx(rate, rel=1e-12)
+    assert 6e-6 * lr_factor(1, 2000, 32000, 0.1) == pytest.approx(3e-9)
+
+
+def test_schedule_is_continuous():
+    factors = [lr_factor(t, 7, 50, 0.1) for t in range(1, 60)]
+    assert max(abs(a - b) for a, b in zip(factors, factors[1:], strict=False)) <= 1 / 7 + 1e-12
+    assert factors[6] == 1.0 and factors[-1] == 0.1
+
+
+def step_job(clip_grad: float, distributed: bool) -> dict:
+    """One optimizer step of the real model with made-up gradients; what each group's norm was and became."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+
+    from molmo2_nemo.model.config import preset
+    from molmo2_nemo.model.decoder import transformer_config
+    from molmo2_nemo.model.molmo2 import Molmo2Model
+    from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
+    from tests.support.pool import start_megatron
+
+    start_megatron()
+    molmo2 = preset("tiny")
+    config = transformer_config(molmo2, use_cpu_initialization=True)
+    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
+    chunk = DistributedDataParallel(config, ddp, Molmo2Model(molmo2, config))
+    module = Molmo2Optimizer(OptimConfig(clip_grad=clip_grad), 100, distributed=distributed)
+    wrapped = module.optimizers([SimpleNamespace(module=chunk)])[0]
+    generator = torch.Generator().manual_seed(0)
+    squares = dict.fromkeys(GROUPS, 0.0)
+    for index, (name, parameter) in enumerate(chunk.named_parameters()):
+        parameter.main_grad.copy_(torch.randn(parameter.shape, generator=generator) * (1e-4 if index % 2 else 1e-2))
+        squares[group_of(name)] += float(parameter.main_grad.double().square().sum())
+    wrapped.step()
+    clipped = {}
+    for group in wrapped.param_groups:
+        name = GROUPS[round(group["lr_mult"]) - 1]
+        clipped[name] = math.sqrt(sum(float(p.grad.double().square().sum()) for p in group["params"]))
+    return {
+        "expected": {k: math.sqrt(v) for k, v in squares.items()},
+        "norms": wrapped.mcore_optimizer.group_norms,
+        "clipped": clipped,
+        "rates": {GROUPS[round(g["lr_mult"]) - 1]: g["lr"] for g in wrapped.param_groups},
+        "decay": [g["weight_decay"] for g in wrapped.param_groups],
+    }
+
+
+@pytest.mark.parametrize("distributed", [True, False])
+def test_each_group_is_clipped_on_its_own(workers, distributed):
+    got = workers.run(step_job, 1.0, distributed)[0]
+    for group in GROUPS:
+        assert got["norms"][group] == pytest.approx(got["expected"][group], rel=1e-6)
+        assert got["clipped"][group] == pytest.approx(min(1.0, got["expected"][group]), rel=1e-4)
+    assert min(got["expected"].values()) > 0.5  # the norms differ, and at least one is clipped
+    assert max(got["expected"].values()) > 1.0
+    assert got["rates"] == {"vit": 5e-6, "connector": 5e-6, "llm": 1e-5}
+    assert set(got["decay"]) == {0.0}

@@ -1,0 +1,65 @@
+"""What NeMo knows once the package is installed: its own import and export calls, and recipe factories."""
+
+from __future__ import annotations
+
+import filecmp
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.packs import demo_packs, tiny_run, train_on_packs
+
+
+def test_entry_point():
+    found = [e for e in entry_points(group="nemo_run.cli") if e.name == "molmo2"]
+    assert [e.value for e in found] == ["molmo2_nemo.nemo.registration"]
+
+
+def round_trip_job(checkpoint: str, folder: str) -> list[str]:
+    from nemo.collections import llm
+
+    import molmo2_nemo.nemo.registration  # noqa: F401  (what the entry point imports)
+    from molmo2_nemo.nemo.module import Molmo2Module
+
+    torch.distributed.destroy_process_group()
+    first = llm.export_ckpt(Path(checkpoint), "hf", output_path=Path(folder) / "hf")
+    nemo = llm.import_ckpt(Molmo2Module("tiny"), source=f"hf://{first}", output_path=Path(folder) / "nemo")
+    second = llm.export_ckpt(Path(nemo), "hf", output_path=Path(folder) / "again")
+    return [str(first), str(second)]
+
+
+def test_nemo_exports_imports_and_exports_the_same(workers, tmp_path):
+    cfg = tiny_run(tmp_path / "run", 1)
+    workers.run(train_on_packs, cfg, demo_packs(4), fit=True)
+    (checkpoint,) = (tmp_path / "run" / "sft" / "checkpoints").iterdir()
+    first, second = map(Path, workers.run(round_trip_job, str(checkpoint), str(tmp_path))[0])
+    assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
+    for file in first.iterdir():
+        assert filecmp.cmp(file, second / file.name, shallow=False), file.name
+
+
+def recipe_job(name: str) -> dict:
+    from molmo2_nemo.nemo import registration
+
+    recipe = getattr(registration, name)(dir="somewhere", overrides=["data.sources.demo.path=shards"])
+    return {
+        "function": recipe.__fn_or_cls__.__name__,
+        "length": recipe.data.config.packing.sequence_length,
+        "context": recipe.trainer.strategy.context_parallel_size,
+        "steps": recipe.trainer.max_steps,
+        "rates": [recipe.model.optim.optim.vit.lr, recipe.model.optim.optim.llm.lr],
+        "dropout": (recipe.model.dropout, recipe.model.response_dropout),
+        "log": recipe.log.ckpt.folder,
+    }
+
+
+@pytest.mark.parametrize("model", ["4b", "8b", "o7b"])
+def test_factories_carry_the_published_numbers(workers, model):
+    pretrain, long = (workers.run(recipe_job, f"molmo2_{model}_{stage}")[0] for stage in ("pretrain", "long"))
+    assert pretrain["function"] == long["function"] == "train"
+    assert (pretrain["length"], pretrain["rates"], pretrain["dropout"]) == (2536, [6e-6, 2e-5], (0.0, 0.1))
+    assert (long["length"], long["context"], long["steps"]) == (36864, 8, 2000)
+    assert (long["rates"], long["dropout"]) == ([5e-6, 1e-5], (0.1, 0.0))
+    assert long["log"] == "somewhere/long/checkpoints"
