@@ -54,13 +54,11 @@ class TreeAttention(torch.nn.Module):
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
         rotary_by_layer: dict[int, str] | None = None,
-        float32: bool = False,
         **unused: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
-        self.float32 = float32
         if pg_collection is None:
             pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp"])
         self.cp_group = pg_collection.cp
@@ -79,9 +77,6 @@ class TreeAttention(torch.nn.Module):
         assert isinstance(packed_seq_params, PackDescription), "Molmo2's attention needs the pack's description"
         cos, sin = packed_seq_params.rotary[self.table]
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
-        dtype = query.dtype
-        if self.float32:
-            query, key, value = query.float(), key.float(), value.float()
         context = self.cp_group.size()
         if context > 1:
             key, value = (replicate_kv(t, context, query.shape[2]) for t in (key, value))
@@ -89,4 +84,4 @@ class TreeAttention(torch.nn.Module):
         out = block_attention(query, key, value, packed_seq_params.mask, self.scale)
         if context > 1:
             out = gather_heads(out, self.cp_group)
-        return out.to(dtype).flatten(2)
+        return out.flatten(2)

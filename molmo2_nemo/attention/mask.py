@@ -12,6 +12,7 @@ Shape legend: B packs, S tokens; Q and K are any slices of S.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,14 +41,15 @@ class TokenMask:
         """The mask of queries start..stop over keys key_start..key_stop, bool [B, Q, K]; True where allowed."""
         key_stop = self.size if key_stop is None else key_stop
         index = torch.arange(self.size, device=self.example_ids.device)
-        q = tuple(t[:, start:stop, None] for t in (self.example_ids, self.branch_ids, self.visual_block))
-        k = tuple(t[:, None, key_start:key_stop] for t in (self.example_ids, self.branch_ids, self.visual_block))
+        described = torch.stack((self.example_ids, self.branch_ids, self.visual_block))
+        q = described[:, :, start:stop, None].unbind()
+        k = described[:, :, None, key_start:key_stop].unbind()
         return may_attend(q, k, index[start:stop, None], index[None, key_start:key_stop], self.visual_attention)
 
 
 def may_attend(
-    q: tuple[Tensor, Tensor, Tensor],
-    k: tuple[Tensor, Tensor, Tensor],
+    q: Sequence[Tensor],
+    k: Sequence[Tensor],
     q_index: Tensor,
     k_index: Tensor,
     visual_attention: str = "image_tokens",

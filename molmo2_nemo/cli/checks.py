@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.cli.runs import run_of_checkpoint
-from molmo2_nemo.settings.schema import load_yaml
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.data.rates import is_missing, present, weights
+from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset
+from molmo2_nemo.settings.schema import load_yaml
 
 
 def check(cfg: RunConfig, processes: int | None = None) -> None:
@@ -165,18 +167,33 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
             "data.sources is empty: nothing to train on; add folders that data_prep wrote, for example "
             "data.sources.mine.path=/data/shards/mine"
         )
-    for name, source in cfg.data.sources.items():
+    data = cfg.data
+    gone = {name for name, source in data.sources.items() if source.rate > 0 and is_missing(source)}
+    together = data.missing == "skip" or len(gone) > 3
+    if together and gone:
+        try:
+            present(data.sources, data.missing)
+        except DataError as error:
+            yield str(error)
+    for name, source in data.sources.items():
+        if source.rate < 0:
+            yield f"data.sources.{name}.rate={source.rate}: a share of the mixture cannot be negative"
+        if source.rate == 0 or (together and name in gone):
+            continue
         if not source.path:
             yield f"data.sources.{name}.path is not set; name a folder that data_prep wrote"
             continue
-        if source.rate < 0:
-            yield f"data.sources.{name}.rate={source.rate}: a share of the mixture cannot be negative"
         try:
             ShardDataset(source.path, name).close()
         except (ValueError, OSError) as error:
             yield f"data.sources.{name}: {error}"
-    if cfg.data.sources and not any(s.rate > 0 for s in cfg.data.sources.values()):
+    if data.sources and not any(s.rate > 0 for s in data.sources.values()):
         yield "every data.sources.*.rate is 0: nothing to train on; give at least one source a rate above 0"
+    elif all(s.rate >= 0 for s in data.sources.values()):
+        try:
+            weights(data.sources, data.groups, lambda *_: 1)
+        except DataError as error:
+            yield str(error)
     tokenizer = cfg.data.tokenizer
     if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
         yield f'data.tokenizer={tokenizer}: neither "tiny" nor a folder with a tokenizer.json'

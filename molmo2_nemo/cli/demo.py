@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import UserError
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
 examples:

@@ -13,8 +13,8 @@ import sys
 import uuid
 from pathlib import Path
 
-from molmo2_nemo.errors import INTERRUPTED
 from molmo2_nemo.cli.launch import ERROR_DIR
+from molmo2_nemo.errors import INTERRUPTED
 
 
 def main(count: int, config: str) -> int:

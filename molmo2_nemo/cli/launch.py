@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import checks
-from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, show_error
 from molmo2_nemo.cli.runs import only_run, stage_dir, write_config
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, show_error
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # where workers leave the reason they ended for
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.settings.compose import STAGES, compose
-from molmo2_nemo.errors import INTERRUPTED, UserError, nearest
 from molmo2_nemo.cli.launch import launch
 from molmo2_nemo.cli.runs import changed_settings, stage_dir, summary
 from molmo2_nemo.cli.train import add_config_arguments
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import INTERRUPTED, UserError, nearest
+from molmo2_nemo.settings.compose import STAGES, compose
 
 EXAMPLES = """\
 examples:

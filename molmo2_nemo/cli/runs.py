@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings.schema import flatten, load_yaml, to_dict, to_yaml
-from molmo2_nemo.config import RunConfig
 
 # Settings that may differ between the first and a later call without making the finished work another one.
 FREE = ("output_dir", "init_from", "save_every", "log_every", "cluster.", "data.num_workers", "data.prefetch")

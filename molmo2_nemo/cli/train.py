@@ -26,9 +26,9 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.settings.compose import compose
     from molmo2_nemo.cli.launch import launch
     from molmo2_nemo.cli.runs import resolve_checkpoint, stage_dir
+    from molmo2_nemo.settings.compose import compose
     from molmo2_nemo.settings.schema import to_yaml
 
     cfg = compose(args.overrides, args.config_dir)

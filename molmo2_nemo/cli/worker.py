@@ -11,10 +11,10 @@ import traceback
 import warnings
 from pathlib import Path
 
-from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.cli.launch import ERROR_DIR
-from molmo2_nemo.settings.schema import load_yaml
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
+from molmo2_nemo.settings.schema import load_yaml
 
 
 def run(cfg: RunConfig) -> int:

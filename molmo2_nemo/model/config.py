@@ -25,7 +25,9 @@ class VisionConfig:
     feature_layers: tuple[int, ...] = (-3, -9)  # block outputs to concatenate, counted on num_layers, in this order
     layernorm_eps: float = 1e-6
     initializer_range: float = 0.02
-    float32_attention: bool = False  # compute attention in fp32 whatever the parameter dtype
+    # Compute attention in fp32 whatever the parameter dtype. An option of vision and connector only: the published code
+    # has the same flag for the language model, but nothing there reads it.
+    float32_attention: bool = False
 
     @property
     def grid(self) -> int:
@@ -119,7 +121,7 @@ class Molmo2Config:
 
 
 def _tiny() -> Molmo2Config:
-    # Trained from scratch: at these widths weights of 0.02 would make the visual features vanish; 0.1 is 1 / sqrt(width).
+    # Trained from scratch: at these widths weights of 0.02 make the visual features vanish; 0.1 is about 1 / sqrt(width)
     return Molmo2Config(
         name="tiny",
         vision=VisionConfig(

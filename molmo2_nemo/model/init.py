@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from torch import Tensor, nn
+from torch import Tensor
 
 VOCABULARY = ("embedding.base.weight", "output_layer.weight")  # rows are padded to a multiple of the TP size
 
 
-def initialize(model: nn.Module, seed: int) -> None:
+def initialize(model: Any, seed: int) -> None:
     """Fill all parameters of this rank's part of a Molmo2Model with fresh values, in place."""
     shapes = {canonical_name(model, n): full_shape(model, n, p) for n, p in model.named_parameters()}
     load_canonical(model, lambda name: fresh(name, shapes[name], seed, init_std(model.molmo2, name)))
@@ -35,7 +35,7 @@ def init_std(molmo2: Any, name: str) -> float:
     return molmo2.text.initializer_range
 
 
-def load_canonical(model: nn.Module, read: Callable[[str], Tensor]) -> None:
+def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
     """Fill all parameters of this rank's part of a Molmo2Model, in place, one tensor at a time.
 
     Args:
@@ -57,7 +57,7 @@ def load_canonical(model: nn.Module, read: Callable[[str], Tensor]) -> None:
             parameter.copy_(shard(model, name, parameter, whole))
 
 
-def canonical_name(model: nn.Module, name: str) -> str:
+def canonical_name(model: Any, name: str) -> str:
     """A parameter's name with the layer's number in the whole model, not in this pipeline stage.
 
     A tied head that lives on the last pipeline stage is called what it is a copy of: the base embedding.
@@ -88,7 +88,7 @@ def shard_dim(parameter: Tensor) -> int | None:
     return int(parameter.partition_dim)  # type: ignore[attr-defined]
 
 
-def shard(model: nn.Module, name: str, parameter: Tensor, whole: Tensor) -> Tensor:
+def shard(model: Any, name: str, parameter: Tensor, whole: Tensor) -> Tensor:
     """This tensor-parallel rank's part of a whole tensor; padding rows of the vocabulary are zeros."""
     dim = shard_dim(parameter)
     rank, size = parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_tensor_model_parallel_world_size()

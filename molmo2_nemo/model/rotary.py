@@ -1,7 +1,7 @@
 """Rotary tables, indexed by position ids: plain, and YaRN for the layers of OLMo 3 that use it.
 
 A table is asked for the positions of this rank's tokens only, so it is right for packed, branched and sharded
-sequences alike. Angles are computed in fp32 (float64 for the frequencies).
+sequences alike. Frequencies and angles are fp32, as published.
 
 Shape legend: B packs, T tokens of this rank, H head size.
 """

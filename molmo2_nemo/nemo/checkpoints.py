@@ -29,7 +29,6 @@ class LatestCheckpoint(ModelCheckpoint):
             save_context_on_train_end=True,
         )
 
-
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the last step, whatever `every` is. (NeMo's own rule leaves out a run of a single step.)"""
         if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
@@ -75,6 +74,6 @@ def check_model(checkpoint: Path, molmo2: Any) -> None:
         MegatronCheckpoint(checkpoint).check(molmo2)
     except ConversionError as error:
         raise ValueError(
-            f"init_from={checkpoint} cannot start a {molmo2.name!r} model: {error}. Name a checkpoint of the same model, "
-            "or choose the model it was made from"
+            f"init_from={checkpoint} cannot start a {molmo2.name!r} model: {error}. Name a checkpoint of the same "
+            "model, or choose the model it was made from"
         ) from None

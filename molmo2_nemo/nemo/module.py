@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,7 +27,7 @@ class WeightedLossReduction(MegatronLossReduction):
 
     def __init__(self) -> None:
         super().__init__()
-        self._weight_sum = 0.0
+        self._weight_sum: float | Tensor = 0.0
 
     def forward(self, batch: PackInputs, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         assert batch.loss_weights is not None
@@ -152,8 +153,6 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
 def with_choices(config: Molmo2Config, float32_attention: bool, visual_attention: str | None) -> Molmo2Config:
     """The config with a run's choices about attention applied."""
-    from dataclasses import replace
-
     if visual_attention is not None:
         config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
     if float32_attention:

@@ -11,7 +11,9 @@ and warms every group up alike; this subclass does what the published recipe say
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -231,15 +233,18 @@ class GroupSchedule(LRSchedulerModule):
         self.optim, self.max_steps = optim, max_steps
 
     def scheduler(self, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        factors = []
+        factors: list[Callable[[int], float]] = []
         for group in optimizer.param_groups:
             warmup = getattr(self.optim, GROUPS[round(_lr_mult(group)) - 1]).warmup_steps
             factors.append(
                 # LambdaLR counts from 0 before the first update; the published schedule calls that update 1
-                lambda done, warmup=warmup: lr_factor(done + 1, warmup, self.max_steps, self.optim.final_lr_fraction)
+                functools.partial(self._factor, warmup)
             )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _factor(self, warmup: int, done: int) -> float:
+        return lr_factor(done + 1, warmup, self.max_steps, self.optim.final_lr_fraction)
 
 
 def lr_factor(t: int, warmup: int, horizon: int, final: float) -> float:

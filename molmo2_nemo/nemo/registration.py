@@ -48,8 +48,8 @@ class HFMolmo2Exporter(io.ModelConnector[Molmo2Module, Any]):
         return export_checkpoint(str(self), output_path, overwrite=True, **options)
 
     def nemo_load(self, *args: Any, **kwargs: Any) -> Any:
-        """NeMo's export_ckpt would first load the whole model to ask whether ModelOpt has quantised it. Molmo2 streams its
-        tensors instead; this error is the answer that sends NeMo on to `apply`."""
+        """NeMo's export_ckpt would first load the whole model to ask whether ModelOpt has quantised it. Molmo2 streams
+        its tensors instead; this error is the answer that sends NeMo on to `apply`."""
         raise RuntimeError("Molmo2 checkpoints are exported tensor by tensor, without loading the model")
 
 
@@ -57,8 +57,8 @@ def stage_factory(preset: str, stage: str) -> Any:
     """A function that makes the recipe of one preset and stage; its arguments are what a command line would change."""
 
     def recipe(dir: str | None = None, init_from: str | None = None, overrides: list[str] | None = None) -> run.Partial:
-        from molmo2_nemo.settings.compose import compose
         from molmo2_nemo.nemo.recipes import stage_recipe
+        from molmo2_nemo.settings.compose import compose
 
         cfg = compose([f"recipe={preset}", f"stage={stage}", *(overrides or [])])
         cfg.output_dir = dir or cfg.output_dir

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.settings.schema import structure
-from molmo2_nemo.config import RunConfig
 
 GROUPS = ("recipe", "model", "data", "stage", "parallel", "cluster")
 STAGES = ("pretrain", "sft", "long")

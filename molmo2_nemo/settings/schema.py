@@ -10,8 +10,8 @@ import types
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import UserError, nearest
 
 T = TypeVar("T")
 

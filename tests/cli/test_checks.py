@@ -8,8 +8,8 @@ import pytest
 
 from data_prep.demo import build_demo
 from molmo2_nemo.cli.checks import check, find_problems, wanted_processes
-from molmo2_nemo.settings.compose import STAGES, compose
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.compose import STAGES, compose
 from molmo2_nemo.settings.schema import to_yaml
 
 
@@ -86,7 +86,17 @@ def test_context_larger_than_the_processes_of_a_job(shards):
 
 
 def test_no_sources():
-    assert any("nothing to train on" in p for p in find_problems(compose(["recipe=8b"])))
+    assert any("nothing to train on" in p for p in find_problems(compose(["recipe=8b", "data=molmo2"])))
+
+
+def test_missing_data_sets_of_a_published_mix_are_one_problem(tmp_path):
+    recipe = ["recipe=8b", "data.tokenizer=tiny", f"data.root='{tmp_path}'"]
+    problems = list(find_problems(compose(recipe)))
+    assert len(problems) == 1 and "115 of 115 data sets have no shards: " in problems[0]
+    problems = list(find_problems(compose([*recipe, "data.missing=skip"])))
+    assert len(problems) == 1 and "nothing to train on" in problems[0]
+    problems = list(find_problems(compose([*recipe, "data.missing=skip", "data.sources.tulu4.group=nlpp"])))
+    assert any("no such group" in p for p in problems)
 
 
 def test_a_cut_shard_is_named(shards, tmp_path):

@@ -10,9 +10,9 @@ import types
 import pytest
 
 from molmo2_nemo.cli import launch, worker
-from molmo2_nemo.settings.compose import compose
-from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.cli.runs import metrics, only_run, resolve_checkpoint
+from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
+from molmo2_nemo.settings.compose import compose
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from molmo2_nemo.settings.compose import GROUPS, STAGES, compose, conf_dir, group_choices
-from molmo2_nemo.errors import UserError
-from molmo2_nemo.settings.schema import load_yaml, to_yaml
 from molmo2_nemo.config import OptimConfig, RunConfig
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.compose import GROUPS, STAGES, compose, conf_dir, group_choices
+from molmo2_nemo.settings.schema import load_yaml, to_yaml
 
 
 def test_the_example_of_the_readme():
@@ -83,7 +83,9 @@ def test_the_command_line_wins_over_the_recipe():
 
 
 def test_a_source_can_be_added():
-    cfg = compose(["recipe=8b", "data.sources.mine.path=/shards/a=b", "data.sources.mine.weight=0.2"])
+    mine = ["data.sources.mine.path=/shards/a=b", "data.sources.mine.weight=0.2"]
+    cfg = compose(["recipe=8b", "data=molmo2", *mine])
+    assert list(cfg.data.sources) == ["mine"]
     assert cfg.data.sources["mine"].path == "/shards/a=b" and cfg.data.sources["mine"].weight == 0.2
 
 
