@@ -121,7 +121,7 @@ class Molmo2Config:
 
 
 def _tiny() -> Molmo2Config:
-    # Trained from scratch: at these widths weights of 0.02 make the visual features vanish; 0.1 is about 1 / sqrt(width)
+    # Trained from scratch: at these widths weights of 0.02 make the visual features vanish; 0.1 is 1 / sqrt(96)
     return Molmo2Config(
         name="tiny",
         vision=VisionConfig(
