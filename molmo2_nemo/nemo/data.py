@@ -36,6 +36,8 @@ class PackDataModule(pl.LightningDataModule):
         super().__init__()
         self.config = config
         self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.seq_length = config.packing.sequence_length  # the three that NeMo reads from a data module
         self.data_sampler = PackSampler(
             seq_len=config.packing.sequence_length,
             micro_batch_size=micro_batch_size,

@@ -5,7 +5,7 @@ Importing it registers
   * NeMo-Run factories of `llm.train` for every preset and stage: `nemo llm train --factory molmo2_8b_long`.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: NeMo-Run's command line reads the factories' annotations as they stand.
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from nemo.lightning import io
 
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.nemo.module import Molmo2Module
+from molmo2_nemo.parallel import platform
+
+platform.enable()  # NeMo's command has imported this module: without CUDA its runs need the CPU stand-ins
+platform.enable_megatron()
 
 STAGES = ("pretrain", "sft", "long")
 
@@ -56,11 +60,12 @@ class HFMolmo2Exporter(io.ModelConnector[Molmo2Module, Any]):
 def stage_factory(preset: str, stage: str) -> Any:
     """A function that makes the recipe of one preset and stage; its arguments are what a command line would change."""
 
-    def recipe(dir: str | None = None, init_from: str | None = None, overrides: list[str] | None = None) -> run.Partial:
+    # NeMo-Run's command line reads plain strings here, no lists and no unions
+    def recipe(dir: str = "", init_from: str = "", overrides: str = "") -> run.Partial:
         from molmo2_nemo.nemo.recipes import stage_recipe
         from molmo2_nemo.settings.compose import compose
 
-        cfg = compose([f"recipe={preset}", f"stage={stage}", *(overrides or [])])
+        cfg = compose([f"recipe={preset}", f"stage={stage}", *overrides.split()])
         cfg.output_dir = dir or cfg.output_dir
         cfg.init_from = init_from or cfg.init_from
         return stage_recipe(cfg)
@@ -69,7 +74,7 @@ def stage_factory(preset: str, stage: str) -> Any:
     recipe.__doc__ = (
         f"Molmo2 {preset}, stage {stage}, as composed from conf/.\n\n"
         "Args:\n    dir: folder of the run.\n    init_from: checkpoint of the stage before.\n"
-        "    overrides: further settings, written as for `molmo2 train`.\n"
+        "    overrides: further settings, written as for `molmo2 train`, with blanks between them.\n"
     )
     return recipe
 

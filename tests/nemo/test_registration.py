@@ -43,7 +43,7 @@ def test_nemo_exports_imports_and_exports_the_same(workers, tmp_path):
 def recipe_job(name: str) -> dict:
     from molmo2_nemo.nemo import registration
 
-    recipe = getattr(registration, name)(dir="somewhere", overrides=["data.sources.demo.path=shards"])
+    recipe = getattr(registration, name)(dir="somewhere", overrides="data.sources.demo.path=shards save_every=7")
     return {
         "function": recipe.__fn_or_cls__.__name__,
         "length": recipe.data.config.packing.sequence_length,
