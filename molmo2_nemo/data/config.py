@@ -49,10 +49,16 @@ class TextFormatConfig:
 
 @dataclass
 class SourceConfig:
-    """One data set of the mixture: a folder of shards with a manifest, its share, and its overrides."""
+    """One data set of the mixture: a folder of shards with a manifest, its share, and its overrides.
+
+    Without a group, `rate` is the source's share before all are normalised. In a group it multiplies the source's size
+    when the group's rate is divided among the members; data/rates.py has the rule.
+    """
 
     path: str = ""
     rate: float = 1.0
+    group: str | None = None  # a name in data.groups
+    size_factor: float | None = None  # None: sqrt(records); 0: 1; below 1: sqrt(factor * records); else sqrt(factor)
     weight: float | None = None  # flat loss weight that replaces the generic one
     p_high_res: float | None = None
 
@@ -74,6 +80,9 @@ class DataConfig:
     """Everything between shards on disk and a batch."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
+    groups: dict[str, float] = field(default_factory=dict)  # rate of each group that sources name
+    root: str = "shards"  # folder that the paths of the published mixes start from
+    missing: Literal["error", "skip"] = "error"  # a source without shards; skip: the other rates fill the gap
     tokenizer: str = "tiny"  # "tiny" (shipped) or a folder with tokenizer.json
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)

@@ -61,7 +61,7 @@ class ExampleReader:
 
     def __init__(self, config: DataConfig, builder: Builder, im_patch_id: int):
         self.config, self.builder, self.im_patch_id = config, builder, im_patch_id
-        rates = normalised_rates(config.sources)
+        rates = normalised_rates(config.sources, config.groups, config.missing)
         self.datasets = {name: ShardDataset(config.sources[name].path, name) for name in rates}
         self.mixture = Mixture(config.seed, rates, {name: len(d) for name, d in self.datasets.items()})
         self.rates = rates

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molmo2_nemo.data.config import SourceConfig
+from molmo2_nemo.data.rates import present, weights
 from molmo2_nemo.data.record import DataError
 
 CHUNK = 1 << 14  # data set draws made at a time
@@ -67,21 +68,27 @@ def permute(index: int, size: int, key: int) -> int:
             return value
 
 
-def normalised_rates(sources: Mapping[str, SourceConfig]) -> dict[str, float]:
+def normalised_rates(
+    sources: Mapping[str, SourceConfig], groups: Mapping[str, float] | None = None, missing: str = "error"
+) -> dict[str, float]:
     """Names in alphabetical order with the share of each; sources with rate 0 are left out.
 
+    Args:
+        groups: rate of each group that sources name; see data/rates.py.
+        missing: "skip" leaves out sources without shards. Sources without a group are not looked for otherwise.
     Raises:
-        DataError: no source, a rate that is not a finite number >= 0, or nothing but zeros.
+        DataError: no source, a rate that is not a finite number >= 0, nothing but zeros, or shards of a group's
+            member that are not there.
     """
     if not sources:
         raise DataError("data.sources is empty; name at least one data set, e.g. data.sources.sft.path=demo/sft")
-    for name, source in sources.items():
-        if not math.isfinite(source.rate) or source.rate < 0:
-            raise DataError(f"data.sources.{name}.rate must be a finite number >= 0, not {source.rate}")
-    total = math.fsum(source.rate for source in sources.values())
+    if missing == "skip" or any(source.group is not None for source in sources.values()):
+        sources = present(sources, missing)
+    found = {name: weight for name, weight in weights(sources, groups or {}).items() if weight is not None}
+    total = math.fsum(found.values())
     if total <= 0:
         raise DataError("every data.sources.*.rate is 0; nothing would be drawn")
-    return {name: sources[name].rate / total for name in sorted(sources) if sources[name].rate > 0}
+    return {name: found[name] / total for name in sorted(found) if found[name] > 0}
 
 
 class Mixture:
