@@ -11,7 +11,7 @@ Online, from a bounded buffer, deterministic. Two modes share one class:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from molmo2_nemo.data.record import DataError
 
-CELLS = 1024  # token resolution of the balanced mode
+CELLS = 2048  # token resolution of the balanced mode
 KNAPSACK_CELLS = 512  # and of the published one
 
 
@@ -162,34 +162,43 @@ class SubsetSums:
         self.mask = mask
 
     def choose(self, sizes: Sequence[tuple[int, int]], forced: int | None) -> list[int]:
-        """Numbers of the examples of the next pack, ascending (so oldest first)."""
-        cells = [-(-tokens // self.grain) for tokens, _ in sizes]
-        alone = [i for i, t in enumerate(cells) if t > self.cells]  # rounding up may pass a budget not divisible
-        if forced is not None and forced in alone:
-            return [forced]
-        order = [i for i in range(len(sizes)) if i != forced and i not in alone]
+        """Numbers of the examples of the next pack, ascending (so oldest first).
+
+        Tokens are rounded to the nearest cell, so that many examples waste no more than one; the best subset is then
+        counted in tokens, and if it is over the budget the next best is taken.
+        """
+        cells = [min(self.cells, (tokens + self.grain // 2) // self.grain) for tokens, _ in sizes]
+        order = [i for i in range(len(sizes)) if i != forced]
         start = 0 if forced is None else cells[forced] * self.stride + sizes[forced][1]
         reach = [1 << start]
         for i in order:
             reach.append(reach[-1] | ((reach[-1] << (cells[i] * self.stride + sizes[i][1])) & self.mask))
-        goal = self._best(reach[-1], sizes)
-        if goal == 0:
-            return alone[:1]
-        chosen = [] if forced is None else [forced]
-        for step in range(len(order) - 1, -1, -1):  # leave an example out where possible: newer ones stay behind
-            if not (reach[step] >> goal) & 1:
-                chosen.append(order[step])
-                goal -= cells[order[step]] * self.stride + sizes[order[step]][1]
-        return sorted(chosen)
+        for goal in self._best_first(reach[-1], sizes):
+            chosen = [] if forced is None else [forced]
+            for step in range(len(order) - 1, -1, -1):  # leave an example out where possible: newer ones stay behind
+                if not (reach[step] >> goal) & 1:
+                    chosen.append(order[step])
+                    goal -= cells[order[step]] * self.stride + sizes[order[step]][1]
+            if chosen and sum(sizes[i][0] for i in chosen) <= self.tokens:
+                return sorted(chosen)
+        return [0]  # not reached by examples that fit alone, but an example must never be stuck
 
-    def _best(self, reached: int, sizes: Sequence[tuple[int, int]]) -> int:
-        """The reachable bit with the best score."""
+    def _best_first(self, reached: int, sizes: Sequence[tuple[int, int]]) -> Iterator[int]:
+        """Reachable bits by falling score; of each number of crops only the highest tokens compete."""
         width = (self.cells + 1) * self.stride
-        bits = np.frombuffer(reached.to_bytes(-(-width // 8), "little"), np.uint8)
-        at = np.flatnonzero(np.unpackbits(bits, bitorder="little"))
-        t, c = at // self.stride, at % self.stride
-        score = pack_score(t / self.cells, c / max(1, self.crops), self._demand(sizes))
-        return int(at[int(np.argmax(score))])
+        raw = np.frombuffer(reached.to_bytes(-(-width // 8), "little"), np.uint8)
+        bits = np.unpackbits(raw, count=width, bitorder="little").reshape(self.cells + 1, self.stride)
+        bits = bits[:, : self.crops + 1]
+        demand, c = self._demand(sizes), np.arange(self.crops + 1)
+        t = self.cells - np.argmax(bits[::-1], axis=0)  # [crops + 1], the highest tokens with c crops
+        score = pack_score(t / self.cells, c / max(1, self.crops), demand)
+        score[bits[t, c] == 0] = -1.0
+        while score[best := int(np.argmax(score))] >= 0:
+            yield int(t[best]) * self.stride + best
+            below = np.flatnonzero(bits[: t[best], best])
+            t[best] = below[-1] if len(below) else 0
+            step = pack_score(t[best] / self.cells, best / max(1, self.crops), demand)
+            score[best] = step if len(below) else -1.0
 
     def _demand(self, sizes: Sequence[tuple[int, int]]) -> float:
         """Crops wanted per token wanted, both in packs: > 1 means crops are the scarcer budget."""
@@ -198,7 +207,7 @@ class SubsetSums:
         return crops / max(tokens, 1e-9)
 
 
-def pack_score(t: np.ndarray, c: np.ndarray, demand: float) -> np.ndarray:
+def pack_score(t: Any, c: Any, demand: float) -> Any:
     """How good it is to fill fractions (t, c) of the budgets when the buffer wants `demand` crops per token.
 
     The scarcer budget decides; the other one is worth the share in which it is wanted, so that neither kind of example
