@@ -64,12 +64,10 @@ def group_of(name: str) -> str:
 
 
 CASES = {  # what a run sets: which parameters must not move
-    "default": ({}, {}, lambda n: n == BASE),
     "default PP2": ({}, {"pipeline": 2}, lambda n: n == BASE),
     "default TP2": ({}, {"tensor": 2, "sequence": True}, lambda n: n == BASE),
     "base rows too, PP2": ({"train_base_embedding": True}, {"pipeline": 2}, lambda n: False),
     "no vit": ({"train_vit": False}, {}, lambda n: n == BASE or group_of(n) == "vit"),
-    "no connector": ({"train_connector": False}, {}, lambda n: n == BASE or group_of(n) == "connector"),
     # the last stage has nothing that learns
     "connector only, PP2": (
         {"train_vit": False, "train_llm": False},
