@@ -40,6 +40,7 @@ lint: $(STAMP)
 # transformers with Molmo2 of its own does not go together with NeMo 2.7: a second environment.
 fixtures: .venv-fixtures/.installed
 	@.venv-fixtures/bin/python tests/fixtures/make_fixtures.py
+	@.venv-fixtures/bin/python tests/fixtures/make_processor_fixtures.py
 
 .venv-fixtures/.installed: requirements/fixtures.txt
 	@test -n "$(PYTHON)" || { echo "molmo2: python3.11 not found; call make PYTHON=/path/to/python" >&2; exit 2; }
