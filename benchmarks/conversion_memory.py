@@ -9,8 +9,8 @@ written to a temporary folder. Import and export then run in child processes of 
     plain   safetensors.torch.load_file of every shard, all tensors renamed and fused with the same rules, then saved
             (import: torch.save; export: torch.load, split, safetensors.torch.save_file)
 
-Reported is the growth of the peak resident set (VmHWM of /proc/self/status) over what the process had after its imports.
-Pages of memory-mapped files are counted while they are mapped, the page cache of read() and write() is not.
+Reported is the growth of the peak resident set (VmHWM in /proc/self/status) over what the process had after its
+imports. Pages of memory-mapped files are counted while they are mapped, the page cache of read() and write() is not.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ def plain_import(source: Path, target: Path) -> None:
     from molmo2_nemo.convert.names import rules, to_canonical
 
     config, _ = read_config(source)
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for shard in sorted(source.glob("*.safetensors")):
         tensors |= safetensors.torch.load_file(shard)
-    model = {}
+    model: dict[str, Any] = {}
     for rule in rules(config, "native"):
         model |= to_canonical(rule, {name: tensors[name] for name in rule.external}, config)
     target.mkdir()
@@ -98,7 +98,7 @@ def plain_export(source: Path, target: Path) -> None:
 
     config, _ = read_config(source)
     model = torch.load(source / "model.pt", weights_only=True)
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for rule in rules(config, "native"):
         tensors |= to_external(rule, [model[name] for name in rule.canonical], config)
     target.mkdir()
@@ -141,7 +141,7 @@ def measure(work: Path, gib: float) -> dict[str, Any]:
     rows: dict[str, dict[str, float]] = {}
     for way in WAYS:
         folders = [work / "source", work / f"{way}-import", work / f"{way}-export"]
-        for step, source, target in zip(STEPS, folders, folders[1:], strict=True):
+        for step, source, target in zip(STEPS, folders[:-1], folders[1:], strict=True):
             command = [sys.executable, __file__, "--child", step, way, str(source), str(target)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
@@ -208,8 +208,9 @@ def report(found: dict[str, Any]) -> str:
     worst = max(found["rows"][f"{step} ours"]["peak"] - found["rows"][f"{step} ours"]["before"] for step in STEPS)
     lines += [
         "",
-        f"The bound, model size + one tensor, is {bound / GIB:.2f} GiB; our worst conversion took {worst / GIB:.2f} GiB, "
-        f"{worst / largest:.1f} times the largest tensor. It does not grow with the number of layers.",
+        f"The bound, model size + one tensor, is {bound / GIB:.2f} GiB; our worst conversion took "
+        f"{worst / GIB:.2f} GiB, {worst / largest:.1f} times the largest tensor, "
+        "whatever the number of layers.",
         "",
         "Seconds are of a shared machine with warm page cache: they are no measure of speed.",
     ]

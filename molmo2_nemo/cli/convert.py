@@ -1,10 +1,13 @@
-"""Convert between published Hugging Face folders (safetensors) and the trainer's checkpoints, both ways."""
+"""Convert weights: published folders to checkpoints and back, base models to the start of stage 1. Safetensors only."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from molmo2_nemo.errors import UserError
 
@@ -12,21 +15,34 @@ EXAMPLES = """\
 examples:
   molmo2 convert import Molmo2-8B checkpoints/8b
   molmo2 convert export demo/run demo/hf
+  molmo2 convert init --llm Qwen3-8B --vit siglip2-so400m-patch14-384 checkpoints/8b-start
 """
+MODELS = ("4b", "8b", "o7b")
+DEFAULT_SEED = 6198
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("direction", choices=["import", "export"], help="Hugging Face to checkpoint, or back")
-    parser.add_argument("source", type=Path, help="folder to read")
-    parser.add_argument("target", type=Path, help="folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
-    parser.add_argument(
+    directions = parser.add_subparsers(dest="direction", metavar="import|export|init", required=True)
+    importing = directions.add_parser("import", help="a Molmo2 in Hugging Face format to a checkpoint")
+    importing.add_argument("source", type=Path, help="folder of a Molmo2, native or remote-code format (found out)")
+    exporting = directions.add_parser("export", help="a checkpoint to a folder for transformers and vLLM")
+    exporting.add_argument("source", type=Path, help="checkpoint, or a run's folder: its last finished stage")
+    exporting.add_argument(
         "--format",
         choices=["native", "remote"],
         default="native",
-        help="export: native for transformers 5 and later, remote for the published remote code's names",
+        help="native for transformers 5 and later, remote for the published remote code's names (default: native)",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="stored type (default: the source's)")
+    starting = directions.add_parser("init", help="base models to the checkpoint that stage 1 starts from")
+    starting.add_argument("--llm", type=Path, required=True, help="folder of Qwen3-4B-Instruct-2507, Qwen3-8B, ...")
+    starting.add_argument("--vit", type=Path, required=True, help="folder of siglip2-so400m-patch14-384")
+    starting.add_argument("--model", choices=MODELS, help="insist that these are this model's base models")
+    starting.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the connector and the extra rows")
+    for direction in (importing, exporting, starting):
+        direction.add_argument("target", type=Path, help="folder to write")
+        stored = "float32" if direction is starting else "the source's"
+        direction.add_argument("--dtype", choices=["float32", "bfloat16"], help=f"stored type (default: {stored})")
+        direction.add_argument("--overwrite", action="store_true", help="replace the target if it exists")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,22 +52,37 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.target} exists; name another folder or give --overwrite")
     if args.direction == "import":
         print(import_folder(args.source, args.target, dtype=args.dtype, overwrite=args.overwrite))
+    elif args.direction == "init":
+        options = {"model": args.model, "seed": args.seed, "dtype": args.dtype, "overwrite": args.overwrite}
+        print(init_folder(args.llm, args.vit, args.target, **options))
     else:
         source = resolve_checkpoint(args.source)
         print(export_checkpoint(source, args.target, format=args.format, dtype=args.dtype, overwrite=args.overwrite))
     return 0
 
 
-def import_folder(source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """A Hugging Face folder as a checkpoint that `init_from` takes."""
+@contextmanager
+def one_line() -> Iterator[Any]:
+    """Gives torch, quietly imported; what goes wrong with files or weights becomes one line for the user."""
     from molmo2_nemo.cli.worker import quiet
 
     quiet()
     import torch
 
-    from molmo2_nemo.convert import import_hf
+    from molmo2_nemo.convert import ConversionError
 
-    return import_hf(source, target, dtype=getattr(torch, dtype) if dtype else None, overwrite=overwrite)
+    try:
+        yield torch
+    except (ConversionError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def import_folder(source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
+    """A Hugging Face folder as a checkpoint that `init_from` takes."""
+    with one_line() as torch:
+        from molmo2_nemo.convert import import_hf
+
+        return import_hf(source, target, dtype=getattr(torch, dtype) if dtype else None, overwrite=overwrite)
 
 
 def export_checkpoint(
@@ -63,11 +94,32 @@ def export_checkpoint(
     overwrite: bool = False,
 ) -> Path:
     """A checkpoint as a Hugging Face folder, tokenizer included."""
-    from molmo2_nemo.cli.worker import quiet
+    with one_line() as torch:
+        from molmo2_nemo.convert import export_hf
 
-    quiet()
-    import torch
+        kind = getattr(torch, dtype) if dtype else None
+        return export_hf(source, target, format=format, dtype=kind, overwrite=overwrite)
 
-    from molmo2_nemo.convert import export_hf
 
-    return export_hf(source, target, format=format, dtype=getattr(torch, dtype) if dtype else None, overwrite=overwrite)
+def init_folder(
+    llm: Path,
+    vit: Path,
+    target: Path,
+    *,
+    model: str | None = None,
+    seed: int = DEFAULT_SEED,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Base models as the checkpoint that stage 1 starts from; prints what was left behind."""
+    with one_line() as torch:
+        from molmo2_nemo.convert import init_checkpoint
+        from molmo2_nemo.convert.checkpoints import MODEL_FILE
+        from molmo2_nemo.convert.initial import ORIGIN_FILE
+
+        kind = getattr(torch, dtype or "float32")
+        done = init_checkpoint(llm, vit, target, model=model, seed=seed, dtype=kind, overwrite=overwrite)
+        name = json.loads((done / MODEL_FILE).read_text())["name"]
+        dropped = json.loads((done / ORIGIN_FILE).read_text())["dropped"]
+        print(f"model {name}; {len(dropped)} tensors of the vision model left out on purpose, listed in {ORIGIN_FILE}")
+        return done

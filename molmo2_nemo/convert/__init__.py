@@ -1,9 +1,10 @@
-"""Hugging Face <-> Megatron, both ways, safetensors only; the command line calls `import_hf` and `export_hf`."""
+"""Hugging Face <-> Megatron, both ways, safetensors only, and the start of stage 1 from base models."""
 
 from molmo2_nemo.convert.checkpoints import export_checkpoint, import_checkpoint
+from molmo2_nemo.convert.initial import init_checkpoint
 from molmo2_nemo.convert.names import ConversionError
 
 import_hf = import_checkpoint
 export_hf = export_checkpoint
 
-__all__ = ["ConversionError", "export_checkpoint", "export_hf", "import_checkpoint", "import_hf"]
+__all__ = ["ConversionError", "export_checkpoint", "export_hf", "import_checkpoint", "import_hf", "init_checkpoint"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import fields, replace
@@ -19,6 +20,7 @@ from molmo2_nemo.convert.names import (
     FORMATS,
     ConversionError,
     Format,
+    Rule,
     external_shapes,
     rules,
     to_canonical,
@@ -69,10 +71,7 @@ def import_checkpoint(
     with new_folder(target, overwrite=overwrite) as staging:
         writer = MegatronWriter(staging / "weights", config)
         for rule in rules(config, written_as):
-            names = [*rule.external, *([rule.head] if rule.head and rule.head in folder.tensors else [])]
-            tensors = {name: folder.read(name) for name in names}
-            for name, tensor in to_canonical(rule, tensors, config).items():
-                writer.write(name, tensor if dtype is None else tensor.to(dtype))
+            import_rule(rule, folder, writer, dtype)
         writer.finish()
         write_model_file(staging / MODEL_FILE, config)
         copy_tokenizer(source, staging / TOKENIZER_FOLDER)
@@ -124,14 +123,28 @@ def export_checkpoint(
     with new_folder(target, overwrite=overwrite) as staging:
         with SafetensorsWriter(staging, shapes, dtypes, max_shard_bytes) as writer:
             for rule in rules(config, format):
-                tensors = [checkpoint.read(name, vocabulary_rows(name, config)) for name in rule.canonical]
-                for name, tensor in to_external(rule, tensors, config).items():
-                    writer.write(name, tensor)
+                export_rule(rule, checkpoint, writer, config)
         stored = str(dtypes[HEAD]).removeprefix("torch.")
         text = json.dumps(config_json(config, format, stored), indent=2)
         (staging / "config.json").write_text(text + "\n")
         write_companions(staging, config, format, tokenizer, data or run_data(run))
     return target
+
+
+def import_rule(rule: Rule, folder: SafetensorsFolder, writer: MegatronWriter, dtype: torch.dtype | None) -> None:
+    """Convert the tensors of one rule. In a function of its own, so that they are gone before the next one's come."""
+    names = [*rule.external, *([rule.head] if rule.head and rule.head in folder.tensors else [])]
+    canonical = to_canonical(rule, {name: folder.read(name) for name in names}, writer.config)
+    for name in list(canonical):
+        tensor = canonical.pop(name)
+        writer.write(name, tensor if dtype is None else tensor.to(dtype))
+
+
+def export_rule(rule: Rule, checkpoint: MegatronCheckpoint, writer: SafetensorsWriter, config: Molmo2Config) -> None:
+    """The way back of `import_rule`."""
+    tensors = [checkpoint.read(name, vocabulary_rows(name, config)) for name in rule.canonical]
+    for name, tensor in to_external(rule, tensors, config).items():
+        writer.write(name, tensor)
 
 
 def vocabulary_rows(name: str, config: Molmo2Config) -> int | None:
@@ -145,8 +158,10 @@ def external_dtypes(
     """Stored type of every external tensor."""
     dtypes = {}
     for rule in rules(config, target):
+        stored = [checkpoint.dtype(name) for name in rule.canonical]
+        # tensors joined into one may be stored in different types: none may lose bits
         for name in (*rule.external, *([rule.head] if rule.head else [])):
-            dtypes[name] = dtype or checkpoint.dtype(rule.canonical[0])
+            dtypes[name] = dtype or functools.reduce(torch.promote_types, stored)
     return dtypes
 
 
@@ -207,8 +222,8 @@ def recognise_checkpoint(checkpoint: MegatronCheckpoint) -> Molmo2Config:
             checkpoint.check(preset(name))
             return preset(name)
         except ConversionError as error:
-            reasons.append(f"  {name}: {error}")
-    raise ConversionError(f"{checkpoint.folder} is not a checkpoint of any known Molmo2:\n" + "\n".join(reasons))
+            reasons.append(f"{name}: {error}")
+    raise ConversionError(f"{checkpoint.folder} is not a checkpoint of any known Molmo2: " + "; ".join(reasons))
 
 
 def run_settings(checkpoint: Path) -> dict[str, Any]:

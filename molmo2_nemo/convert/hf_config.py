@@ -222,16 +222,24 @@ def recognise(config: Molmo2Config) -> Molmo2Config:
     """`config`, or the preset of the same sizes with `config`'s longest position."""
     for name in PRESETS:
         known = preset(name)
-        same_text = replace(config.text, max_position=known.text.max_position, tie_embeddings=known.text.tie_embeddings)
-        same_vision = (sizes(config.vision), config.connector) == (sizes(known.vision), known.connector)
-        if same_vision and same_text == known.text and config.extra_vocab_size == known.extra_vocab_size:
+        text = replace(known.text, max_position=config.text.max_position, tie_embeddings=config.text.tie_embeddings)
+        if sizes(replace(known, name=config.name, text=text)) == sizes(config):
             return replace(known, text=replace(known.text, max_position=config.text.max_position))
     return config
 
 
-def sizes(vision: VisionConfig) -> VisionConfig:
-    """`vision` with feature layers counted from the bottom and nothing above them: equal models compare equal."""
-    return replace(vision, num_layers=vision.num_built_layers, feature_layers=vision.feature_indices)
+def sizes(config: Molmo2Config) -> Molmo2Config:
+    """`config` with feature layers counted from the bottom, nothing above them, and no word on how fresh weights are
+    drawn: models of the same parameters and the same function compare equal."""
+    vision = config.vision
+    return replace(
+        config,
+        vision=replace(
+            vision, num_layers=vision.num_built_layers, feature_layers=vision.feature_indices, initializer_range=0.0
+        ),
+        connector=replace(config.connector, initializer_range=0.0),
+        text=replace(config.text, initializer_range=0.0),
+    )
 
 
 def config_json(config: Molmo2Config, target: Format, dtype: str) -> dict[str, Any]:
@@ -274,7 +282,6 @@ def native_json(config: Molmo2Config) -> dict[str, Any]:
             "vision_feature_layer": list(vision.feature_indices),
             "attention_bias": True,
             "mlp_bias": False,
-            "initializer_range": text.initializer_range,
         },
         "text_config": shared_text_json(config)
         | {
@@ -315,7 +322,6 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
             "pooling_attention_mask": True,
             "residual_dropout": 0.0,
             "image_feature_dropout": 0.0,
-            "initializer_range": text.initializer_range,
             "float32_attention": True,
         },
         "text_config": shared_text_json(config)

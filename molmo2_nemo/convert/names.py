@@ -11,7 +11,7 @@ Canonical layouts that differ from the external ones:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -189,10 +189,15 @@ def layer_rules(text: TextConfig, i: int, native: bool) -> Iterator[Rule]:
 
 def external_shapes(config: Molmo2Config, target: Format) -> dict[str, tuple[int, ...]]:
     """Every tensor of an external format and its shape, the tied copy of the head included."""
+    return rule_shapes(rules(config, target), config)
+
+
+def rule_shapes(chosen: Iterable[Rule], config: Molmo2Config) -> dict[str, tuple[int, ...]]:
+    """Every external tensor of the chosen rules and its shape, the tied copy of the head included."""
     shapes: dict[str, tuple[int, ...]] = {}
     ours = canonical_shapes(config)
     text = config.text
-    for rule in rules(config, target):
+    for rule in chosen:
         first = ours[rule.canonical[0]]
         if rule.kind == "qkv_split":
             widths = (text.num_heads, text.num_kv_heads, text.num_kv_heads)

@@ -1,0 +1,233 @@
+"""The base models a Molmo2 is made from, in Hugging Face format: a Qwen3 or OLMo 3 and the vision tower of a SigLIP.
+
+Facts of the formats (model_type, config fields, weight names) are those of Qwen3ForCausalLM, Olmo3ForCausalLM,
+SiglipModel / SiglipVisionModel and their Siglip2 siblings. `google/siglip2-so400m-patch14-384` is of the SiglipModel
+kind: its patches come from a convolution, its position table has 27 x 27 rows (384 // 14 = 27).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.convert.hf_config import TEXT_DEFAULTS, expect, text_config
+from molmo2_nemo.convert.names import ConversionError, Rule, layer_rules, vision_rules
+from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, TextConfig, VisionConfig, preset
+
+LLM_FAMILIES = {
+    "qwen3": {"qk_norm_type": "qwen3", "norm_after": False},
+    "olmo3": {"qk_norm_type": "olmo", "norm_after": True},
+}
+LLM_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+VIT_FAMILIES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
+# What transformers assumes where a SigLIP config leaves a field out.
+VIT_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+VIT_DEFAULTS |= {"num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 16}
+VIT_DEFAULTS |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_patches": 256}
+
+# Not a property of the weights: a run's choice, or Molmo2's own.
+FREE_TEXT_FIELDS = ("max_position", "initializer_range")
+FREE_VISION_FIELDS = ("feature_layers", "initializer_range", "float32_attention")
+
+
+def read_llm(folder: Path) -> TextConfig:
+    """The language model of `folder/config.json`.
+
+    OLMo 3's sliding window is not carried over: Molmo2 attends to everything in every layer, and the base model's
+    `layer_types` only says which layers' rotary embedding is scaled by YaRN (the full-attention ones).
+
+    Raises:
+        ConversionError: no config.json, another family, or a variant of it that Molmo2 cannot be made from.
+    """
+    data = read_json(folder, "language model")
+    family = data.get("model_type")
+    if family not in LLM_FAMILIES:
+        raise ConversionError(
+            f"{folder / 'config.json'}: model_type is {family!r}, expected one of {', '.join(LLM_FAMILIES)}: Molmo2 is "
+            "made from a Qwen3ForCausalLM or an Olmo3ForCausalLM"
+        )
+    missing = [name for name in LLM_FIELDS if data.get(name) is None]
+    if missing:
+        raise ConversionError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
+    part = {**TEXT_DEFAULTS, **data, **LLM_FAMILIES[family]}
+    heads = part["num_attention_heads"]
+    part["num_key_value_heads"] = data.get("num_key_value_heads") or heads
+    part["head_dim"] = data.get("head_dim") or part["hidden_size"] // heads
+    part["rope_scaling_layers"] = full_attention_layers(data) if family == "olmo3" else None
+    try:
+        if family == "qwen3":
+            expect("config", part, use_sliding_window=False)
+        config = text_config(part)
+    except ConversionError as error:
+        raise ConversionError(f"{folder / 'config.json'}: {error}") from error
+    return replace(config, tie_embeddings=bool(data.get("tie_word_embeddings", False)))
+
+
+def full_attention_layers(data: dict[str, Any]) -> list[int]:
+    """Layers of an OLMo 3 without a sliding window; by default every fourth."""
+    count = data["num_hidden_layers"]
+    kinds = data.get("layer_types") or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(count)]
+    return [i for i, kind in enumerate(kinds) if kind == "full_attention"]
+
+
+def read_vit(folder: Path) -> VisionConfig:
+    """The vision tower of `folder/config.json`: of a whole SigLIP model, or on its own.
+
+    Raises:
+        ConversionError: no config.json, another family, or a variant of it that Molmo2 cannot be made from.
+    """
+    data = read_json(folder, "vision model")
+    path, family = folder / "config.json", data.get("model_type")
+    if family not in VIT_FAMILIES:
+        raise ConversionError(
+            f"{path}: model_type is {family!r}, expected one of {', '.join(VIT_FAMILIES)}: Molmo2 is made from the "
+            "vision tower of a SigLIP 2, google/siglip2-so400m-patch14-384"
+        )
+    part = {**VIT_DEFAULTS, **(data.get("vision_config") or data)}
+    try:
+        expect("vision_config", part, hidden_act="gelu_pytorch_tanh", num_channels=3)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    patch = part["patch_size"]
+    # Siglip2's variable-resolution towers give the number of patches; the others an image side, cut to whole patches.
+    grid = math.isqrt(part["num_patches"]) if str(family).startswith("siglip2") else part["image_size"] // patch
+    if str(family).startswith("siglip2") and grid**2 != part["num_patches"]:
+        raise ConversionError(f"{path}: num_patches is {part['num_patches']}, expected a square number")
+    return VisionConfig(
+        image_size=grid * patch,
+        patch_size=patch,
+        hidden_size=part["hidden_size"],
+        num_heads=part["num_attention_heads"],
+        ffn_size=part["intermediate_size"],
+        num_layers=part["num_hidden_layers"],
+        layernorm_eps=part["layer_norm_eps"],
+    )
+
+
+def read_json(folder: Path, what: str) -> dict[str, Any]:
+    """config.json of a base model."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConversionError(f"{path} does not exist; expected the folder of a {what} in Hugging Face format")
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConversionError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConversionError(f"{path} holds a {type(data).__name__}, expected an object")
+    return data
+
+
+def combine(text: TextConfig, vision: VisionConfig, name: str | None) -> Molmo2Config:
+    """The Molmo2 made of two base models: the preset `name`, or what fits.
+
+    Args:
+        name: None takes the preset of these sizes; where there is none, a custom model of Molmo2's proportions: feature
+            layers -3 and -9, a connector of the vision tower's width and heads and the language model's MLP width.
+
+    Raises:
+        ConversionError: the base models are not those of the preset `name`; lists what differs.
+    """
+    if name is not None:
+        if name not in PRESETS:
+            raise ConversionError(f"unknown model {name!r}; known models: {', '.join(PRESETS)}")
+        wrong = differences(text, vision, preset(name))
+        if wrong:
+            raise ConversionError(f"these are not the base models of {name!r}: {'; '.join(wrong)}")
+        return preset(name)
+    for known in PRESETS:
+        if not differences(text, vision, preset(known)):
+            return preset(known)
+    custom = Molmo2Config(
+        name="custom",
+        vision=vision,
+        connector=ConnectorConfig(vision.hidden_size, vision.num_heads, text.ffn_size),
+        text=text,
+    )
+    if min(vision.feature_indices) < 0:
+        raise ConversionError(
+            f"the vision model has {vision.num_layers} blocks, expected at least {-min(vision.feature_layers)}: the "
+            "features are the outputs of the third and the ninth from its end"
+        )
+    return custom
+
+
+def differences(text: TextConfig, vision: VisionConfig, wanted: Molmo2Config) -> list[str]:
+    """What of two base models is not as in `wanted`."""
+    found = []
+    pairs = (
+        ("language model", text, wanted.text, FREE_TEXT_FIELDS),
+        ("vision model", vision, wanted.vision, FREE_VISION_FIELDS),
+    )
+    for what, ours, theirs, free in pairs:
+        for field in fields(ours):  # type: ignore[arg-type]
+            have, want = getattr(ours, field.name), getattr(theirs, field.name)
+            if field.name not in free and have != want:
+                found.append(f"the {what} has {field.name} {have}, expected {want}")
+    return found
+
+
+def llm_rules(text: TextConfig) -> Iterator[Rule]:
+    """Rules between the canonical names and those of Qwen3ForCausalLM or Olmo3ForCausalLM."""
+    head = "lm_head.weight"
+    table = Rule("embedding", ("embedding.base.weight",), ("model.embed_tokens.weight",))
+    yield replace(table, head=head) if text.tie_embeddings else table
+    if not text.tie_embeddings:
+        yield Rule("copy", ("output_layer.weight",), (head,))
+    for i in range(text.num_layers):
+        for rule in layer_rules(text, i, native=True):
+            yield replace(rule, external=tuple(llm_name(name, text) for name in rule.external))
+    yield Rule("copy", ("decoder.final_layernorm.weight",), ("model.norm.weight",))
+
+
+def llm_name(native: str, text: TextConfig) -> str:
+    """A base model's name for what Molmo2's native format calls `native`."""
+    name = native.replace("model.language_model.", "model.")
+    if text.family == "olmo3":  # its norms stand behind the branches, and are called so
+        name = name.replace("post_attention_layernorm", "post_feedforward_layernorm")
+        name = name.replace("input_layernorm", "post_attention_layernorm")
+    return name
+
+
+def vit_rules(config: Molmo2Config, prefix: str) -> Iterator[Rule]:
+    """Rules between the canonical names and those of a SigLIP vision tower, whose names begin with `prefix`."""
+    for rule in vision_rules(config, native=True):
+        if rule.canonical[0].startswith("vision."):
+            yield replace(rule, external=tuple(vit_name(name, prefix) for name in rule.external))
+
+
+def vit_name(native: str, prefix: str) -> str:
+    """SigLIP's name for what Molmo2's native format calls `native`."""
+    name = native.removeprefix("model.vision_tower.")
+    name = name.replace("positional_embedding", "position_embedding.weight")
+    stem = "encoder." if name.startswith("layers.") else "embeddings."
+    return prefix + stem + name.replace("o_proj", "out_proj")
+
+
+def vit_prefix(names: list[str]) -> str:
+    """What stands before the vision tower's own names: "vision_model." as a rule, nothing for a bare tower.
+
+    Raises:
+        ConversionError: there is no vision tower among the tensors.
+    """
+    mark = "embeddings.patch_embedding.weight"
+    found = [name.removesuffix(mark) for name in names if name.endswith(mark)]
+    if len(found) != 1 or not (found[0] == "" or found[0].endswith("vision_model.")):
+        raise ConversionError(f"no vision tower of a SigLIP: expected one tensor vision_model.{mark}")
+    return found[0]
+
+
+def dropped_vit_tensors(names: list[str], config: Molmo2Config, prefix: str) -> list[str]:
+    """Tensors of a SigLIP that Molmo2 does without: blocks above the deepest feature layer, the final norm, the pooling
+    head, and, in a whole model, the text tower and the scale and bias of the contrastive loss."""
+    whole = replace(config, vision=replace(config.vision, feature_layers=(config.vision.num_layers - 1,)))
+    kept = {name for rule in vit_rules(config, prefix) for name in rule.external}
+    upper = {name for rule in vit_rules(whole, prefix) for name in rule.external} - kept
+    upper |= {f"{prefix}post_layernorm.weight", f"{prefix}post_layernorm.bias", f"{prefix}embeddings.position_ids"}
+    other = (f"{prefix}head.", f"{prefix.removesuffix('vision_model.')}text_model.")
+    scales = {f"{prefix.removesuffix('vision_model.')}{name}" for name in ("logit_scale", "logit_bias")}
+    return [name for name in names if name in upper | scales or name.startswith(other)]

@@ -1,0 +1,124 @@
+"""The starting point of stage 1: base models in Hugging Face format -> a Megatron checkpoint of a new Molmo2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from molmo2_nemo.convert.base_models import (
+    combine,
+    dropped_vit_tensors,
+    llm_rules,
+    read_llm,
+    read_vit,
+    vit_prefix,
+    vit_rules,
+)
+from molmo2_nemo.convert.checkpoints import MODEL_FILE, TOKENIZER_FOLDER, write_model_file
+from molmo2_nemo.convert.folders import new_folder
+from molmo2_nemo.convert.megatron_io import MegatronWriter
+from molmo2_nemo.convert.names import ConversionError, Rule, canonical_shapes, rule_shapes, to_canonical
+from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.model.config import Molmo2Config
+
+HEAD = "lm_head.weight"
+ORIGIN_FILE = "origin.json"  # what the checkpoint was made from, and which tensors were left behind
+NEW_PARTS = ("connector.", "embedding.extra.")  # no base model has them
+
+
+def init_checkpoint(
+    llm_dir: str | Path,
+    vit_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    model: str | None = None,
+    seed: int = 6198,
+    dtype: torch.dtype = torch.float32,
+    overwrite: bool = False,
+) -> Path:
+    """Make the Megatron checkpoint that stage 1 starts from.
+
+    Language model and vision tower are copied; the connector and the 128 extra embedding rows are fresh: weights
+    N(0, 0.02), biases 0, drawn from (seed, name) as the trainer draws them. Peak memory: the tensors of one rule, at
+    most the embedding table in both types. `out_dir` gets `weights/`, `molmo2.json`, `origin.json` (sources, seed, the
+    tensors of the vision model that Molmo2 does without) and, if the language model has one, `tokenizer/`, extra tokens
+    included.
+
+    Args:
+        llm_dir: Qwen3ForCausalLM or Olmo3ForCausalLM.
+        vit_dir: SigLIP or its vision tower, as google/siglip2-so400m-patch14-384.
+        model: the preset these must be the base models of; None recognises it, or makes a custom model.
+        dtype: stored type. The default loses nothing of either source; stage 1 trains in it.
+        overwrite: replace `out_dir` if it exists, once the new one is complete.
+
+    Returns:
+        `out_dir`.
+
+    Raises:
+        ConversionError: a source is of another family, of other sizes than the preset, or not complete in safetensors;
+            nothing is left at `out_dir`.
+    """
+    llm, vit, target = Path(llm_dir), Path(vit_dir), Path(out_dir)
+    config = combine(read_llm(llm), read_vit(vit), model)
+    text_source = SafetensorsFolder(llm)
+    text = list(llm_rules(config.text))
+    optional = frozenset([HEAD] if config.text.tie_embeddings else [])
+    text_source.check(rule_shapes(text, config), optional)
+    vision_source, vision, dropped = open_vision(vit, config)
+    with new_folder(target, overwrite=overwrite) as staging:
+        writer = MegatronWriter(staging / "weights", config)
+        for source, chosen in ((vision_source, vision), (text_source, text)):
+            for rule in chosen:
+                write_rule(rule, source, writer, dtype)
+        write_fresh(writer, config, seed, dtype)
+        writer.finish()
+        write_model_file(staging / MODEL_FILE, config)
+        origin = {"llm": str(llm.resolve()), "vit": str(vit.resolve()), "seed": seed, "dropped": dropped}
+        (staging / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
+        if (llm / "tokenizer.json").is_file():
+            Molmo2Tokenizer.load(llm, vocab_size=config.text.vocab_size).save(staging / TOKENIZER_FOLDER)
+    return target
+
+
+def open_vision(folder: Path, config: Molmo2Config) -> tuple[SafetensorsFolder, list[Rule], list[str]]:
+    """The vision tower's tensors, checked; the rules to read it by; the names of the tensors left behind."""
+    source = SafetensorsFolder(folder)
+    try:
+        prefix = vit_prefix(list(source.tensors))
+    except ConversionError as error:
+        raise ConversionError(f"{folder}: {error}") from error
+    dropped = sorted(dropped_vit_tensors(list(source.tensors), config, prefix))
+    for name in dropped:
+        del source.tensors[name]
+    chosen = list(vit_rules(config, prefix))
+    shapes = rule_shapes(chosen, config)
+    patches = f"{prefix}embeddings.patch_embedding.weight"
+    if len(source.tensors[patches].shape) == 4:  # a convolution, [out, channel, row, column]
+        size = config.vision.patch_size
+        shapes[patches] = (config.vision.hidden_size, 3, size, size)
+    source.check(shapes)
+    return source, chosen, dropped
+
+
+def write_rule(rule: Rule, source: SafetensorsFolder, writer: MegatronWriter, dtype: torch.dtype) -> None:
+    """Convert the tensors of one rule. A convolution over patches becomes the linear map over patches whose values are
+    ordered row, column, channel."""
+    names = [*rule.external, *([rule.head] if rule.head and rule.head in source.tensors else [])]
+    tensors = {name: source.read(name) for name in names}
+    for name, tensor in tensors.items():
+        if tensor.dim() == 4:
+            tensors[name] = tensor.permute(0, 2, 3, 1).flatten(1)
+    for name, tensor in to_canonical(rule, tensors, writer.config).items():
+        writer.write(name, tensor.to(dtype))
+
+
+def write_fresh(writer: MegatronWriter, config: Molmo2Config, seed: int, dtype: torch.dtype) -> None:
+    """The parts that no base model has, drawn as the trainer draws them for a model from scratch."""
+    from molmo2_nemo.model.init import fresh, init_std  # imports Megatron
+
+    for name, shape in canonical_shapes(config).items():
+        if name.startswith(NEW_PARTS):
+            writer.write(name, fresh(name, shape, seed, init_std(config, name)).to(dtype))
