@@ -54,6 +54,14 @@ def test_layout_follows_the_single_process(workers, packs, single, tmp_path, ran
     assert got[-1]["loss"] < got[0]["loss"]
 
 
+def test_bfloat16_follows_fp32(workers, packs, single, tmp_path):
+    """Mixed precision as on GPU: bf16 parameters, fp32 master weights and gradient sums."""
+    cfg = tiny_run(tmp_path, tensor=2, sequence=True)
+    cfg.cluster.precision = "bf16"
+    got = workers.run(train_on_packs, cfg, packs, ranks=2, fit=True)[0]
+    np.testing.assert_allclose([m["loss"] for m in got], [m["loss"] for m in single], rtol=2e-2)
+
+
 def test_text_only_micro_batch_beside_one_with_pictures(workers, packs, tmp_path):
     """Under DP2 one rank has no crop at all while the other has some; under CP2 whole micro-batches have none."""
     text, pictures = text_only(packs[0]), next(b for b in packs if len(b.crops))
