@@ -47,7 +47,7 @@ class Molmo2Model(MegatronModule):
         config: Megatron's settings, from `decoder.transformer_config`.
         z_loss: weight of logsumexp^2 in the loss.
         response_dropout: residual dropout of response tokens only (stage 1); config.hidden_dropout is for all others.
-        seed: parameters are drawn from it, alike under every layout.
+        seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
 
     With `config.init_model_with_meta_device` (and `use_cpu_initialization`) parameters have shapes but no memory.
     """
@@ -61,7 +61,7 @@ class Molmo2Model(MegatronModule):
         post_process: bool = True,
         z_loss: float = 1e-4,
         response_dropout: float = 0.0,
-        seed: int = 6198,
+        seed: int | None = 6198,
     ) -> None:
         super().__init__(config=config)
         self.molmo2 = molmo2
@@ -73,7 +73,7 @@ class Molmo2Model(MegatronModule):
         with torch.device("meta") if meta else contextlib.nullcontext():
             self._build()
         self._mark_shared_head()
-        if not meta:
+        if not meta and seed is not None:
             initialize(self, seed)
 
     def _build(self) -> None:

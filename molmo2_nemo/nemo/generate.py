@@ -75,7 +75,7 @@ def build_model(molmo2: Any, tensors: Any) -> Any:
 
     dtype = torch.float32 if platform.is_cpu_only() else torch.bfloat16
     config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=platform.is_cpu_only())
-    model = Molmo2Model(molmo2, config)
+    model = Molmo2Model(molmo2, config, seed=None)
     load_canonical(model, tensors.read)
     return model.eval() if platform.is_cpu_only() else model.cuda().eval()
 
