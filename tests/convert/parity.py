@@ -21,8 +21,8 @@ CASES = ("text", "image", "multi_image", "video")
 UNITS = {"text": ([], []), "image": ([3], [18]), "multi_image": ([2, 3], [15, 18]), "video": ([1, 1, 1], [4, 4, 4])}
 
 
-def load_model(checkpoint: Path, **parallel: int) -> Any:
-    """An imported checkpoint as an fp32 Megatron model without z-loss. Needs initialised process groups."""
+def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32, **parallel: int) -> Any:
+    """An imported checkpoint as a Megatron model without z-loss. Needs initialised process groups."""
     from megatron.core import dist_checkpointing
     from megatron.core import parallel_state as ps
 
@@ -31,7 +31,7 @@ def load_model(checkpoint: Path, **parallel: int) -> Any:
 
     molmo2 = read_model_file(checkpoint)
     assert molmo2 is not None
-    config = transformer_config(molmo2, params_dtype=torch.float32, pipeline_dtype=torch.float32, **parallel)
+    config = transformer_config(molmo2, params_dtype=dtype, pipeline_dtype=dtype, **parallel)
     first, last = ps.is_pipeline_first_stage(), ps.is_pipeline_last_stage()
     model = Molmo2Model(molmo2, config, pre_process=first, post_process=last, z_loss=0.0)
     state = dist_checkpointing.load(model.sharded_state_dict(prefix="module."), str(checkpoint / "weights"))
@@ -39,12 +39,12 @@ def load_model(checkpoint: Path, **parallel: int) -> Any:
     return model.eval()
 
 
-def relayout(source: Path, target: Path, tensor: int, pipeline: int) -> None:
+def relayout(source: Path, target: Path, dtype: torch.dtype, tensor: int, pipeline: int) -> None:
     """Job: load a checkpoint into the model under one layout and save it again."""
     from megatron.core import dist_checkpointing
 
     start_megatron(tensor, pipeline=pipeline)
-    model = load_model(source, tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
+    model = load_model(source, dtype, tensor_model_parallel_size=tensor, pipeline_model_parallel_size=pipeline)
     if torch.distributed.get_rank() == 0:
         target.mkdir(parents=True)
     torch.distributed.barrier()

@@ -79,6 +79,7 @@ def test_export_of_import_is_bit_identical(tmp_path: Path, name: str, written_as
     import_checkpoint(tmp_path / "other", tmp_path / "megatron2")
     first, second = MegatronCheckpoint(tmp_path / "megatron"), MegatronCheckpoint(tmp_path / "megatron2")
     for key in canonical_shapes(config):
+        assert first.dtype(key) == second.dtype(key) == dtype, key
         assert torch.equal(first.read(key), second.read(key)), key
 
 
@@ -134,8 +135,9 @@ def test_the_folder_has_what_transformers_expects(tmp_path: Path, written_as: Fo
     assert ("auto_map" in image) == (written_as == "remote")
 
 
-def test_an_untied_fine_tune_of_a_tied_model(tmp_path: Path) -> None:
-    source = make_source(tmp_path / "hf", preset("tiny"), "native", torch.float32)
+@pytest.mark.parametrize("written_as", FORMATS)
+def test_an_untied_fine_tune_of_a_tied_model(tmp_path: Path, written_as: Format) -> None:
+    source = make_source(tmp_path / "hf", preset("tiny"), written_as, torch.float32)
     head = source["lm_head.weight"] + 1
     for file in (tmp_path / "hf").glob("*.safetensors"):
         tensors = safetensors.torch.load_file(file)
@@ -152,10 +154,11 @@ def test_an_untied_fine_tune_of_a_tied_model(tmp_path: Path) -> None:
 def test_bad_sources_write_nothing(tmp_path: Path) -> None:
     source = tmp_path / "hf"
     shutil.copytree(FIXTURES / "qwen3_untied", source)
-    tensors = load(source)
+    tensors = {name: tensor.clone() for name, tensor in load(source).items()}
 
-    def refuse(changed: dict[str, torch.Tensor], message: str) -> None:
-        safetensors.torch.save_file(changed, source / "model.safetensors")
+    def refuse(changed: dict[str, torch.Tensor] | None, message: str) -> None:
+        if changed is not None:
+            safetensors.torch.save_file(changed, source / "model.safetensors")
         with pytest.raises(ConversionError, match=message):
             import_checkpoint(source, tmp_path / "out")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
@@ -164,10 +167,26 @@ def test_bad_sources_write_nothing(tmp_path: Path) -> None:
     refuse({k: v for k, v in tensors.items() if k != name}, f"lacks tensor {name}")
     refuse(tensors | {"model.extra": torch.zeros(1)}, "has tensor model.extra")
     refuse(tensors | {name: tensors[name].T.contiguous()}, rf"{name} in \S+ has shape \[40, 64\], expected \[64, 40\]")
-    (source / "model.safetensors").unlink()
+    file, text = source / "model.safetensors", (source / "config.json").read_text()
+    safetensors.torch.save_file(tensors, file)
+    whole = file.read_bytes()
+    for family_of_config in ("llama", "molmo"):
+        (source / "config.json").write_text(json.dumps(json.loads(text) | {"model_type": family_of_config}))
+        refuse(tensors, f"config.json: model_type is '{family_of_config}', expected 'molmo2'")
+    (source / "config.json").write_text(text)
+
+    file.write_bytes(whole[:-1000])
+    refuse(None, r"model.safetensors is truncated: model\.\S+ should end at byte")
+    file.write_bytes(whole[:1000])
+    refuse(None, "its header is cut off")
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")})
+    )
+    refuse(None, "names model-00001-of-00001.safetensors, which does not exist")
+    (source / "model.safetensors.index.json").unlink()
+    file.unlink()
     torch.save(tensors, source / "pytorch_model.bin")
-    with pytest.raises(ConversionError, match="pickled weights only"):
-        import_checkpoint(source, tmp_path / "out")
+    refuse(None, "pickled weights only")
 
 
 def test_existing_targets_are_kept_unless_asked(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.convert.parity import relayout
 from tests.convert.test_checkpoints import FIXTURES, assert_same, load
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("fixture", "tensor", "pipeline"),
     [
@@ -23,10 +24,10 @@ from tests.convert.test_checkpoints import FIXTURES, assert_same, load
     ],
 )
 def test_a_change_of_layout_keeps_every_bit(
-    workers: Any, tmp_path: Path, fixture: str, tensor: int, pipeline: int
+    workers: Any, tmp_path: Path, fixture: str, tensor: int, pipeline: int, dtype: torch.dtype
 ) -> None:
-    source = import_checkpoint(FIXTURES / fixture, tmp_path / "megatron", dtype=torch.float32)
-    workers.run(relayout, source, tmp_path / "moved", tensor, pipeline, ranks=tensor * pipeline)
+    source = import_checkpoint(FIXTURES / fixture, tmp_path / "megatron", dtype=dtype)
+    workers.run(relayout, source, tmp_path / "moved", dtype, tensor, pipeline, ranks=tensor * pipeline)
     export_checkpoint(tmp_path / "moved", tmp_path / "hf", config=read_model_file(source))
-    expected = {name: value.float() for name, value in load(FIXTURES / fixture).items()}
+    expected = {name: value.to(dtype) for name, value in load(FIXTURES / fixture).items()}
     assert_same(load(tmp_path / "hf"), expected)
