@@ -14,6 +14,7 @@ VERBS = {
     "train": "run one stage",
     "pipeline": "run the three stages, each from the one before; finished ones are skipped",
     "mixture": "the data sets of a stage and the share of each",
+    "preview": "draw what the model sees: crops, frames, tokens, trees, masks",
     "ask": "ask a trained model about a picture or a video",
     "convert": "Hugging Face weights to a checkpoint and back",
     "doctor": "what is installed, what is missing, and how to get it",

@@ -1,0 +1,58 @@
+"""Draw what the model really sees: crops with pooling windows, frames, tokens, message trees, attention masks, weights.
+
+Takes a stage's mixture, a folder of shards, or one record, and writes an HTML page (self-contained, no network) and
+PNGs. Packs are those that training begins with; nothing is trained and no GPU is used."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from molmo2_nemo.errors import UserError
+
+EXAMPLES = """\
+examples:
+  molmo2 preview recipe=tiny stage=sft --packs 2
+  molmo2 preview demo/data/sft                             # a folder of shards, with recipe=tiny's settings
+  molmo2 preview /data/shards/mine recipe=8b stage=long --out /tmp/look
+  molmo2 preview demo/data/sft --record tree-cat
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="FOLDER|KEY=VALUE", help="a folder of shards, and settings such as recipe=tiny"
+    )
+    parser.add_argument("--packs", type=int, default=1, metavar="N", help="how many packs to draw (default 1)")
+    parser.add_argument("--record", metavar="KEY", help="draw this record alone; KEY or SHARD:KEY")
+    parser.add_argument("--out", default="preview", metavar="DIR", help="where the page goes (default preview/)")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
+
+
+def run(args: argparse.Namespace) -> int:
+    folders = [value for value in args.overrides if "=" not in value]
+    if len(folders) > 1:
+        raise UserError(f"one folder of shards at a time, not {len(folders)}; settings are written key=value")
+    if not 1 <= args.packs <= 100:
+        raise UserError(f"--packs {args.packs}: between 1 and 100 packs can be drawn")
+
+    from molmo2_nemo.data.config import SourceConfig
+    from molmo2_nemo.preview import collect
+    from molmo2_nemo.preview.page import write_pages
+    from molmo2_nemo.settings.compose import compose
+
+    settings = [value for value in args.overrides if "=" in value]
+    cfg = compose(settings, args.config_dir)
+    where = " ".join(settings) or "recipe=tiny"
+    if folders:
+        folder = Path(folders[0])
+        cfg.data.sources = {folder.name or "shards": SourceConfig(path=str(folder))}
+        where = f"{folder}, {where}"
+    if args.record:
+        views = [collect.record(cfg, args.record)]
+    else:
+        views = collect.packs(cfg, args.packs)
+    about = f"{where}: {cfg.data.image.crop_size}-pixel crops, stage {cfg.stage.name}, seed {cfg.data.seed}"
+    paths = write_pages(views, cfg, collect.tokenizer_of(cfg), Path(args.out), about)
+    print(f"{paths[0]}  ({len(views)} pack{'s' * (len(views) > 1)}, {len(paths) - 1} PNGs beside it)")
+    return 0

@@ -1,0 +1,174 @@
+"""What to draw: packs of a stage exactly as training would get them, or one record on its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.data.collate import collate
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
+from molmo2_nemo.data.loader import PackStream, default_builder
+from molmo2_nemo.data.mixture import Place, example_rng, normalised_rates
+from molmo2_nemo.data.record import DataError, Record, parse_record
+from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.model.inputs import visual_blocks
+
+
+@dataclass(slots=True)
+class Part:
+    """One example inside a pack."""
+
+    example: Example
+    start: int  # first token in the pack
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.example.num_tokens
+
+    @property
+    def root_tokens(self) -> int:
+        """Tokens that every branch sees. Of an example with one conversation: those before it."""
+        return int(self.example.info.get("root_tokens", self.example.num_tokens))
+
+    def branches(self) -> list[slice]:
+        """Tokens of each branch, counted from the example's first."""
+        ids = self.example.branch_ids
+        if (ids == ROOT_BRANCH).all():
+            return [slice(self.root_tokens, self.example.num_tokens)]
+        found = []
+        for branch in range(int(ids.max()) + 1):
+            where = np.flatnonzero(ids == branch)
+            if len(where):
+                found.append(slice(int(where[0]), int(where[-1]) + 1))
+        return found
+
+
+@dataclass(slots=True)
+class PackView:
+    """One pack with the examples it was made of."""
+
+    title: str
+    batch: Batch  # a single row
+    parts: list[Part]
+    budget: tuple[int, int]  # tokens and crops that a pack may hold
+    skipped: dict[str, int] = field(default_factory=dict)  # records that could not be used until here, by cause
+
+    def mask(self, vocab_size: int, visual_attention: str) -> TokenMask:
+        """The mask as the model makes it from the pack."""
+        ids, visual = torch.from_numpy(self.batch.input_ids), torch.from_numpy(self.batch.visual)
+        blocks = visual_blocks(ids, visual, vocab_size)
+        example_ids, branch_ids = torch.from_numpy(self.batch.example_ids), torch.from_numpy(self.batch.branch_ids)
+        return TokenMask(example_ids, branch_ids, blocks, visual_attention)
+
+
+class _Remember:
+    """Builds like the real builder and keeps what it built, for the parts of an example that a batch does not carry."""
+
+    def __init__(self, builder: Any) -> None:
+        self.builder = builder
+        self.built: dict[str, list[Example]] = defaultdict(list)
+
+    def build(self, record: Record, rng: np.random.Generator, **options: Any) -> Example:
+        example = self.builder.build(record, rng, **options)
+        self.built[record.key].append(example)
+        return example
+
+    def find(self, key: str, input_ids: np.ndarray) -> tuple[Example, int]:
+        """The example whose tokens `input_ids` begins with, and their number."""
+        for example in self.built[key]:
+            if np.array_equal(example.input_ids, input_ids[: example.num_tokens]):
+                return example, example.num_tokens
+        raise AssertionError(f"a pack holds an example of {key} that nobody built")
+
+
+def packs(cfg: RunConfig, count: int) -> list[PackView]:
+    """The first `count` packs of data-parallel rank 0, from the loader itself.
+
+    Raises:
+        DataError: sources that cannot be opened, or record after record that cannot be used.
+    """
+    data = cfg.data
+    data.num_workers = 0  # remembering works in this process only
+    builder, im_patch = default_builder(data)
+    memory = _Remember(builder)
+    stream = PackStream(data, micro_batch_size=1, dp_rank=0, dp_size=1, builder=memory, im_patch_id=im_patch)
+    found: list[PackView] = []
+    batches = iter(stream)
+    try:
+        while len(found) < count:
+            batch = next(batches)
+            parts, start = [], 0
+            for key in batch.keys[0]:
+                example, length = memory.find(key, batch.input_ids[0, start:])
+                parts.append(Part(example, start))
+                start += length
+            title = f"pack {len(found) + 1} of {cfg.stage.name}"
+            budget = data.packing.sequence_length, data.packing.max_crops
+            found.append(PackView(title, batch, parts, budget, dict(stream.skipped)))
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+    return found
+
+
+def record(cfg: RunConfig, key: str) -> PackView:
+    """One record as an example of epoch 0, alone in a pack that is just long enough.
+
+    Args:
+        key: "key" or "shard:key"; the first data set that has it is taken.
+    Raises:
+        DataError: no such record; BadRecord: it cannot be used (that is what training would skip it for).
+    """
+    data = cfg.data
+    for name in normalised_rates(data.sources, data.groups, data.missing):
+        dataset = ShardDataset(data.sources[name].path, name)
+        index = _find(dataset, key)
+        if index is None:
+            continue
+        label, members = dataset.read(index)
+        builder, im_patch = default_builder(data)
+        source = data.sources[name]
+        example = builder.build(
+            parse_record(label, members),
+            example_rng(data.seed, Place(name, 0, index)),
+            weight=source.weight,
+            p_high_res=source.p_high_res,
+            max_tokens=data.packing.sequence_length,
+        )
+        example.key = label
+        batch = collate([[example]], sequence_length=example.num_tokens, im_patch_id=im_patch)
+        budget = data.packing.sequence_length, data.packing.max_crops
+        return PackView(f"record {label}", batch, [Part(example, 0)], budget)
+    raise DataError(f"no record {key!r} in {', '.join(data.sources)}; keys look like {_some_key(data)!r}")
+
+
+def _find(dataset: ShardDataset, key: str) -> int | None:
+    """Number of the record in the data set, from the shards' indexes alone."""
+    shard_name, _, own = key.rpartition(":")
+    for number, shard in enumerate(dataset.shards):
+        if shard_name and shard["name"] != shard_name:
+            continue
+        for inner, (found, _) in enumerate(dataset._index(number)):
+            if found == own:
+                return dataset.starts[number] + inner
+    return None
+
+
+def _some_key(data: DataConfig) -> str:
+    for name, source in data.sources.items():
+        try:
+            return ShardDataset(source.path, name).read(0)[0]
+        except DataError:
+            continue
+    return "shard-000000.tar:key"
+
+
+def tokenizer_of(cfg: RunConfig) -> Molmo2Tokenizer:
+    return Molmo2Tokenizer.load(cfg.data.tokenizer)
