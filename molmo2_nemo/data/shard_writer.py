@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -9,6 +11,7 @@ import re
 import shutil
 import tarfile
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,6 +30,8 @@ from molmo2_nemo.data.shards import (
     split_name,
 )
 
+LOCK = ".writing"  # in a working folder, locked while its writer lives
+LEFTOVER_SECONDS = 3600.0
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
 SUFFIX_PATTERN = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
@@ -109,21 +114,77 @@ def write_shards(
         ShardError: `out` exists (without `overwrite`), a bad key or suffix, no record at all.
     """
     out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    clean_leftovers(out)
     if out.exists() and not overwrite:
         raise ShardError(f"{out} exists already; remove it or write elsewhere")
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise ShardError(f"{out} exists and is not a data set of ours (no {MANIFEST}); it is not overwritten")
-    out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
+    lock = _lock(work / LOCK)
     try:
         work.chmod(0o755)  # mkdtemp makes it private
         _write_tars(work, records, name or out.name, records_per_shard, bytes_per_shard)
         manifest = write_manifest(work, name or out.name)
+        (work / LOCK).unlink()
         _replace_folder(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    finally:
+        if lock is not None:
+            lock.close()
     return manifest
+
+
+def clean_leftovers(out: Path) -> list[Path]:
+    """Remove what killed writers of `out` left beside it; returns the folders removed.
+
+    A working folder is locked by its living writer and so is kept. One without a lock may have been made a moment ago,
+    or be complete and about to be renamed: it is kept for an hour. If a writer died between moving the old data set
+    aside and putting the new one in its place, the old one is put back.
+    """
+    removed = []
+    for old in sorted(out.parent.glob(f".{glob.escape(out.name)}.old-*")):
+        if not _idle(old):
+            continue
+        if not out.exists() and (old / "data" / MANIFEST).is_file():
+            os.rename(old / "data", out)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            removed.append(old)
+    for work in sorted(out.parent.glob(f".{glob.escape(out.name)}.tmp-*")):
+        if not work.is_dir() or work.is_symlink():
+            continue
+        if (work / LOCK).exists():
+            lock = _lock(work / LOCK)
+            if lock is None:
+                continue
+            lock.close()
+        elif not _idle(work):
+            continue
+        shutil.rmtree(work, ignore_errors=True)
+        removed.append(work)
+    return removed
+
+
+def _idle(folder: Path) -> bool:
+    """Nobody changed the folder for an hour."""
+    try:
+        return time.time() - folder.stat().st_mtime > LEFTOVER_SECONDS
+    except OSError:
+        return False
+
+
+def _lock(path: Path) -> Any | None:
+    """An open file that holds the lock until it is closed or its process ends; None if another process has it."""
+    file = path.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 def _write_tars(work: Path, records: Iterable[tuple[str, dict[str, bytes]]], name: str, count: int, size: int) -> None:

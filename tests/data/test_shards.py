@@ -2,11 +2,14 @@
 
 import io
 import json
+import multiprocessing
+import os
 import tarfile
+import time
 
 import pytest
 
-from molmo2_nemo.data.shard_writer import index_tar, write_manifest, write_shards
+from molmo2_nemo.data.shard_writer import clean_leftovers, index_tar, write_manifest, write_shards
 from molmo2_nemo.data.shards import MANIFEST, ShardDataset, ShardError
 
 
@@ -196,3 +199,45 @@ def test_bad_input_of_the_writer(tmp_path):
         with pytest.raises(ShardError, match=words):
             write_shards(tmp_path / "x", bad)
     assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(out, pipe):
+    """Write a data set, and stop in the middle of it."""
+
+    def records():
+        yield "a", {"json": b"{}"}
+        pipe.send("begun")
+        time.sleep(60)
+
+    write_shards(out, records())
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
+    """A living writer's folder stays; once it is killed, the next writer of the same data set removes it."""
+    out = tmp_path / "set"
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=interrupted, args=(out, theirs))
+    process.start()
+    assert ours.recv() == "begun"
+    folders = list(tmp_path.glob(".set.tmp-*"))
+    assert len(folders) == 1 and clean_leftovers(out) == [] and folders[0].is_dir()
+    (tmp_path / ".set.tmp-new").mkdir()  # not locked yet: perhaps about to be
+    (tmp_path / ".set2.tmp-other").mkdir()
+    os.utime(tmp_path / ".set2.tmp-other", (0, 0))
+    process.kill()
+    process.join()
+    write_shards(out, [("a", {"json": b"{}"})])
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".set.tmp-new", ".set2.tmp-other", "set"]
+    assert not (out / ".writing").exists()
+
+
+def test_old_data_set_comes_back(tmp_path):
+    """Killed between moving the old one aside and putting the new one in place."""
+    write_shards(tmp_path / "old", [("a", {"json": b"{}"})])
+    aside = tmp_path / ".set.old-x"
+    aside.mkdir()
+    (tmp_path / "old").rename(aside / "data")
+    os.utime(aside, (0, 0))
+    assert clean_leftovers(tmp_path / "set") == [aside]
+    assert len(ShardDataset(tmp_path / "set")) == 1 and not aside.exists()
