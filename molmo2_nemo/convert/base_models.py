@@ -22,7 +22,14 @@ LLM_FAMILIES = {
     "qwen3": {"qk_norm_type": "qwen3", "norm_after": False},
     "olmo3": {"qk_norm_type": "olmo", "norm_after": True},
 }
-LLM_FIELDS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+LLM_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "rms_norm_eps",
+)
 VIT_FAMILIES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 # What transformers assumes where a SigLIP config leaves a field out.
 VIT_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
