@@ -31,3 +31,15 @@ def test_a_change_of_layout_keeps_every_bit(
     export_checkpoint(tmp_path / "moved", tmp_path / "hf", config=read_model_file(source))
     expected = {name: value.to(dtype) for name, value in load(FIXTURES / fixture).items()}
     assert_same(load(tmp_path / "hf"), expected)
+
+
+@pytest.mark.parametrize(("stored", "trained"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_a_model_of_another_type_loads_it(
+    workers: Any, tmp_path: Path, stored: torch.dtype, trained: torch.dtype
+) -> None:
+    """What `convert init` stores in fp32 may be trained in bf16, and the other way round."""
+    source = import_checkpoint(FIXTURES / "olmo3", tmp_path / "megatron", dtype=stored)
+    workers.run(relayout, source, tmp_path / "moved", trained, 2, 1, ranks=2)
+    export_checkpoint(tmp_path / "moved", tmp_path / "hf", config=read_model_file(source))
+    expected = {name: value.to(stored).to(trained) for name, value in load(FIXTURES / "olmo3").items()}
+    assert_same(load(tmp_path / "hf"), expected)
