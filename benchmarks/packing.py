@@ -3,9 +3,9 @@
     python -m benchmarks.packing [--packs 2000] [--out benchmarks/results/packing-DATE.json]
 
 The stream follows the shares of the published mixture by kind (text, single pictures with and without many tiles,
-several pictures, short and long videos) with the exact token counts of Molmo2's layouts; lengths of texts and videos are
-our assumption, chosen so that about 3.8 examples share 16,384 tokens, as published. Both packers see the same examples
-in the same run, dealt to 8 data-parallel ranks as in training; an optimizer step takes 128 packs.
+several pictures, short and long videos) with the token counts of Molmo2's layouts; lengths of texts and videos are our
+assumption, chosen so that about 3.8 examples share 16,384 tokens, as published. Both packers see the same examples in
+the same run, dealt to 8 data-parallel ranks as in training; an optimizer step takes 128 packs.
 
 efficiency   max(sum of tokens / S, sum of crops / budget) over the packed examples / packs used, worst rank and all
 wait         longest wait of an example, in packs of its rank
@@ -181,8 +181,8 @@ def main(argv: list[str] | None = None) -> int:
         for mode in ("knapsack", "balanced"):
             found = results[f"{setting} {mode}"] = measure(mode, setting, args.packs, args.buffer)
             print(
-                f"{setting:>5} {mode:>9}: efficiency {found['efficiency']:.4f} (tokens {found['token_fill']:.4f}, crops "
-                f"{found['crop_fill']:.4f}), {found['examples_per_pack']:.2f} examples a pack, longest wait "
+                f"{setting:>5} {mode:>9}: efficiency {found['efficiency']:.4f} (tokens {found['token_fill']:.4f}, "
+                f"crops {found['crop_fill']:.4f}), {found['examples_per_pack']:.2f} examples a pack, longest wait "
                 f"{max(found['longest_wait'], found['longest_still_waiting'])}, {found['ms_per_pack']:.1f} ms a pack, "
                 f"spread {found['spread_as_packed'][2]:.3f} -> {found['spread_dealt'][2]:.3f}, "
                 f"{found['packs_moved']:.1%} moved",

@@ -72,6 +72,7 @@ class PackingConfig:
     buffer_size: int = 48
     crop_value: float = 30.0  # worth of one crop in tokens when the knapsack chooses
     mode: Literal["balanced", "knapsack"] = "balanced"  # knapsack: as published, without an age rule
+    balance: bool = True  # deal a step's micro-batches so that data-parallel ranks have equal work (with share_packs)
     max_wait: int | None = None  # packs after which an example is forced into the next one; default: buffer_size
 
 
@@ -91,5 +92,7 @@ class DataConfig:
     num_workers: int = 0  # processes that decode; the batches do not depend on it
     prefetch: int = 4  # examples each of them holds ready
     seed: int = 50189
+    share_packs: bool = True  # one rank of a model-parallel group reads and decodes for all of it
     max_bad_in_a_row: int = 100  # unusable records after which the run stops
+    max_bad_share: float = 0.1  # of a rank's records since the start, counted once it has read 1000; 1: no limit
     quarantine: str | None = None  # JSON-lines file that gets the shard, key and cause of every skipped record

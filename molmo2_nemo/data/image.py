@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,8 +128,23 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
         return pixels
     chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0).float()
-    out = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
+    with _one_thread():
+        out = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
     return out.round_().clamp_(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Where torch splits the work between threads changes its rounding; pixels must be the same in every process."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:

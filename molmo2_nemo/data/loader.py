@@ -25,6 +25,7 @@ from molmo2_nemo.data.record import BadRecord, DataError, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset, ShardError
 
 STATE_VERSION = 1
+SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
 COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: branches, tokens, pictures left out
 
@@ -187,7 +188,7 @@ class PackStream:
             "dp_size": self.dp_size,
             "position": self._position,
             "backlog": list(self._backlog),
-            "packer": self.packer.state(),
+            "packer": self.packer.state() if self._restore is None else self._restore,
             "skipped": dict(sorted(self.skipped.items())),
             "counts": dict(sorted(self.counts.items())),
             "bad_in_a_row": self._bad_in_a_row,
@@ -269,12 +270,19 @@ class PackStream:
             with open(self.config.quarantine, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         self._bad_in_a_row += 1
+        skipped = sum(self.skipped.values())
+        read = skipped + self.counts["examples"]
         if self._bad_in_a_row >= self.config.max_bad_in_a_row:
-            causes = ", ".join(f"{cause}: {count}" for cause, count in self.skipped.most_common(5))
-            raise TooManyBadRecords(
-                f"{self._bad_in_a_row} records in a row could not be used; the last: record {bad.key}: {bad.detail}. "
-                f"Skipped so far: {causes}. Repair the data or raise data.max_bad_in_a_row."
-            )
+            found, setting = f"{self._bad_in_a_row} records in a row", "max_bad_in_a_row"
+        elif read >= SHARE_AFTER and skipped > self.config.max_bad_share * read:
+            found, setting = f"{skipped} of {read} records ({skipped / read:.0%})", "max_bad_share"
+        else:
+            return
+        causes = ", ".join(f"{cause}: {count}" for cause, count in self.skipped.most_common(5))
+        raise TooManyBadRecords(
+            f"{found} could not be used; the last: record {bad.key}: {bad.detail}. "
+            f"Skipped so far: {causes}. Repair the data or raise data.{setting}."
+        )
 
     def _fill_packer(self) -> None:
         """Build the examples that waited in the packer when the state was saved."""

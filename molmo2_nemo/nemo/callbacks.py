@@ -36,7 +36,7 @@ class SeedEachStep(pl.Callback):
         )
         digest = hashlib.sha256(repr((self.seed, trainer.global_step, place)).encode()).digest()
         seed = int.from_bytes(digest[:4], "little") >> 1
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also queues a call for devices that are not there
         model_parallel_cuda_manual_seed(seed)
 
 
@@ -54,6 +54,7 @@ class Metrics(pl.Callback):
         self.stage, self.log_every = stage, log_every
         self.first_loss = self.last_loss = math.nan
         self.tokens = self.slots = 0
+        self.data: dict[str, dict[str, int]] = {}  # at the end: records skipped per cause, and what else was counted
         self._bar: Any = None
         self._clock = 0.0
 
@@ -70,10 +71,11 @@ class Metrics(pl.Callback):
         self._clock = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        counts = torch.tensor([pl_module.tokens_seen, pl_module.slots_seen, pl_module.crops_seen], dtype=torch.int64)
-        counts = counts.to(pl_module.device)
+        seen = [pl_module.tokens_seen, pl_module.slots_seen, pl_module.crops_seen]
+        skipped = getattr(getattr(trainer, "datamodule", None), "skipped", 0)
+        counts = torch.tensor([*seen, skipped], dtype=torch.int64).to(pl_module.device)
         dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-        tokens, slots, crops = counts.tolist()
+        tokens, slots, crops, skipped = counts.tolist()
         pl_module.tokens_seen = pl_module.slots_seen = pl_module.crops_seen = 0
         loss = float(trainer.callback_metrics["reduced_train_loss"])
         if trainer.is_global_zero and not math.isfinite(loss):
@@ -92,6 +94,7 @@ class Metrics(pl.Callback):
             "slots": slots,
             "crops": crops,
             "fill": tokens / slots,
+            "skipped": skipped,
             "seconds": seconds,
             "tokens_per_second": tokens / seconds,
         }
@@ -102,11 +105,22 @@ class Metrics(pl.Callback):
             group["last_lr"] = group["lr"]  # the rate of this update; the schedule moves on before the step ends
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._stop_bar()
+        data = getattr(trainer, "datamodule", None)
+        if data is None or not hasattr(data, "totals"):
+            return
+        self.data = data.totals()
+        if trainer.is_global_zero and (skipped := self.data["skipped"]):
+            causes = ", ".join(f"{cause}: {count}" for cause, count in skipped.items())
+            where = f"; they are listed in {data.config.quarantine}" if data.config.quarantine else ""
+            print(f"{self.stage}: {sum(skipped.values())} records skipped ({causes}){where}", flush=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
+        self._stop_bar()
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
 
     def _record(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
         self.last_loss = line["loss"]

@@ -1,8 +1,13 @@
-"""The data module: packs of this data-parallel rank, and the loader's state in the checkpoint."""
+"""The data module: packs of this data-parallel rank, and the loader's state in the checkpoint.
+
+With several processes and `data.share_packs`, one rank of each model-parallel group reads for all of it and a step's
+micro-batches are dealt by cost (parallel/packs.py); otherwise every rank reads for itself.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +16,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
+from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.model.config import preset
+from molmo2_nemo.model.flops import forward_flops
+from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 
 
 class PackSampler(MegatronDataSampler):
@@ -30,12 +39,16 @@ class PackDataModule(pl.LightningDataModule):
     Args:
         config: the data settings; sequence length comes from its packing part.
         micro_batch_size, global_batch_size: packs per forward pass and per optimizer step.
+        model: preset whose FLOPs say what a pack costs.
     """
 
-    def __init__(self, config: DataConfig, micro_batch_size: int, global_batch_size: int) -> None:
+    def __init__(
+        self, config: DataConfig, micro_batch_size: int, global_batch_size: int, model: str | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
+        self.cost = cost_model(model) if model else CostModel()
         self.global_batch_size = global_batch_size
         self.seq_length = config.packing.sequence_length  # the three that NeMo reads from a data module
         self.data_sampler = PackSampler(
@@ -48,28 +61,54 @@ class PackDataModule(pl.LightningDataModule):
         self._restored: list[dict[str, Any]] | None = None
 
     def train_dataloader(self) -> Any:
-        from molmo2_nemo.data.loader import PackStream
+        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
 
-        stream = PackStream(
-            self.config,
-            micro_batch_size=self.micro_batch_size,
-            dp_rank=parallel_state.get_data_parallel_rank(),
-            dp_size=parallel_state.get_data_parallel_world_size(),
+        def open_stream() -> Any:
+            from molmo2_nemo.data.loader import PackStream
+
+            stream = PackStream(self.config, micro_batch_size=self.micro_batch_size, dp_rank=rank, dp_size=size)
+            if self._restored is not None:
+                stream.load_states(self._restored)
+            return stream
+
+        if not self.config.share_packs or dist.get_world_size() == 1:
+            return open_stream()
+        assert self.trainer is not None and self.trainer.max_steps > 0
+        return SharedPacks(
+            open_stream,
+            pack_groups(rank, size),
+            slots=self.global_batch_size // (self.micro_batch_size * size),
+            steps=self.trainer.max_steps - self.trainer.global_step,
+            cost=self.cost if self.config.packing.balance else None,
         )
-        if self._restored is not None:
-            stream.load_states(self._restored)
-        return stream
 
     def consumed(self, state: dict[str, Any]) -> None:
         """Called for every micro-batch that training takes."""
         self._consumed = state
 
+    @property
+    def skipped(self) -> int:
+        """Records this data-parallel rank could not use, up to the last micro-batch taken."""
+        return sum((self._consumed or {}).get("skipped", {}).values())
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Over all data-parallel ranks: records skipped per cause, and what was counted (examples, branches dropped,
+        tokens cut, pictures left out). Called on every rank."""
+        found: dict[str, Counter[str]] = {"skipped": Counter(), "counts": Counter()}
+        for state in self._states():
+            for name, counter in found.items():
+                counter.update((state or {}).get(name, {}))
+        return {name: dict(sorted(counter.items())) for name, counter in found.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The states of all data-parallel ranks; called on every rank."""
+        return {"loader": json.dumps(self._states())}
+
+    def _states(self) -> list[dict[str, Any] | None]:
         group = parallel_state.get_data_parallel_group()
         states: list[dict[str, Any] | None] = [None] * dist.get_world_size(group)
         dist.all_gather_object(states, self._consumed, group=group)
-        return {"loader": json.dumps(states)}
+        return states
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         states = json.loads(state_dict["loader"])
@@ -77,3 +116,20 @@ class PackDataModule(pl.LightningDataModule):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.train_dataloader())
+
+
+def cost_model(model: str) -> CostModel:
+    """The cost of a pack for a preset: its FLOPs, which are linear in every count."""
+    config = preset(model)
+
+    def one(**counts: int) -> float:
+        return forward_flops(config, **{"tokens": 0, "pairs": 0, **counts}).total
+
+    return CostModel(
+        token=one(tokens=1),
+        pair=one(pairs=1),
+        crop=one(crops=1),
+        row=one(pooled_rows=1),
+        slot=one(pooled_slots=1),
+        score=one(scored_tokens=1),
+    )

@@ -40,6 +40,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             as_config(cfg.data),
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
+            model=cfg.model.preset,
         ),
         trainer=trainer(cfg, folder),
         log=log(cfg, folder),

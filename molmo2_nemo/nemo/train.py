@@ -7,9 +7,11 @@ there are several.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import logging
 import os
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         "last_loss": metrics.last_loss,
         "tokens": metrics.tokens,
         "fill": metrics.tokens / max(metrics.slots, 1),
+        **metrics.data,
         "checkpoint": str(latest_checkpoint(folder / "checkpoints")),
     }
     if trainer.is_global_zero:
@@ -64,7 +67,11 @@ def train(cfg: RunConfig) -> dict[str, Any]:
 def start_nemo() -> None:
     """Import NeMo with the CPU stand-ins in place, and without NVIDIA's job telemetry (it would want settings of its
     own, and this project sends nothing anywhere)."""
+    from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
     from nemo.lightning.callback_group import CallbackGroup
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        faulthandler.unregister(number)  # Megatron's inference code would print a stack for every Ctrl-C
 
     platform.enable_megatron()
     CallbackGroup.get_instance().callbacks.clear()

@@ -286,3 +286,19 @@ def test_huge_pictures_are_refused_unread(size):
 def test_broken_pictures(data):
     with pytest.raises(ValueError, match="cannot read picture of .* bytes"):
         decode_image(data)
+
+
+def test_resize_does_not_depend_on_threads():
+    """Decoding in the training process and in workers, which have one thread each, must give the same pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (301, 457, 3)).astype(np.uint8)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(resize(pixels, 378, 378))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])

@@ -128,6 +128,29 @@ def test_resume_twice_and_in_the_same_object(config):
         same(a, b)
 
 
+def test_state_of_a_stream_not_yet_begun(config):
+    """Saved again right after loading, before the waiting examples are built: nothing is lost."""
+    states = json.loads(json.dumps([take(stream(config), 3)[-1].state]))
+    again = stream(config)
+    again.load_states(states)
+    assert [again.state()] == states
+
+
+def test_too_large_a_share_of_bad_records(config, tmp_path, monkeypatch):
+    """One in four is bad, never many in a row."""
+    monkeypatch.setattr("molmo2_nemo.data.loader.SHARE_AFTER", 40)
+    write_shards(tmp_path / "bad", records(["crash" if i % 4 == 1 else i for i in range(40)]))
+    config.sources = {"bad": SourceConfig(str(tmp_path / "bad"))}
+    config.max_bad_in_a_row = 30
+    config.max_bad_share = 0.3
+    source = stream(config)
+    take(source, 30)
+    assert 0.2 < source.skipped["KeyError"] / (source.skipped["KeyError"] + source.counts["examples"]) < 0.3
+    config.max_bad_share = 0.2
+    with pytest.raises(TooManyBadRecords, match=r"of \d+ records \(2\d%\) could not be used.*data.max_bad_share"):
+        take(stream(config), 30)
+
+
 def test_workers_change_nothing(config):
     whole = take(stream(config), 8)
     config.num_workers = 2

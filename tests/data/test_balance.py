@@ -1,0 +1,67 @@
+"""Costs against model/flops.py, which counts them independently; dealing against what it promises."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from molmo2_nemo.data.balance import UNIT, CostModel, allowed_pairs, deal, spread
+from molmo2_nemo.data.example import ROOT_BRANCH
+from molmo2_nemo.model.config import preset
+from molmo2_nemo.model.flops import attention_pairs, batch_flops
+from molmo2_nemo.nemo.data import cost_model
+from tests.support.packs import demo_packs
+
+torch.set_num_threads(1)
+
+
+def test_cost_is_the_flops_of_real_packs():
+    config, cost = preset("tiny"), cost_model("tiny")
+    packs = demo_packs(12)
+    assert any((batch.branch_ids != ROOT_BRANCH).any() for batch in packs) and any(len(batch.crops) for batch in packs)
+    for batch in packs:
+        assert cost.of(batch) == pytest.approx(batch_flops(config, batch).total / UNIT, rel=1e-3)
+        rows = zip(batch.example_ids, batch.branch_ids, batch.visual.astype(int), strict=True)
+        assert allowed_pairs(batch) == sum(attention_pairs(*row) for row in rows)
+
+
+def test_default_constants_are_those_of_8b():
+    default, computed = CostModel(), cost_model("8b")
+    for name in ("token", "pair", "crop", "row", "slot", "score"):
+        assert getattr(default, name) == pytest.approx(getattr(computed, name), rel=1e-3), name
+
+
+COSTS = st.integers(1, 8).flatmap(
+    lambda slots: st.lists(st.lists(st.integers(0, 10**9), min_size=slots, max_size=slots), min_size=1, max_size=6)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(COSTS)
+def test_dealing_loses_nothing_and_never_makes_it_worse(costs):
+    table = np.array(costs, np.int64)
+    place = deal(table)
+    assert sorted(place.reshape(-1).tolist()) == list(range(table.size))
+    assert spread(table.reshape(-1)[place]) <= spread(table) + 1e-12
+    np.testing.assert_array_equal(place, deal(table.copy()))  # every rank computes the same
+
+
+def test_dealing_moves_few_and_stops_when_even():
+    even = np.full((4, 4), 7)
+    np.testing.assert_array_equal(deal(even), np.arange(16).reshape(4, 4))
+    one_heavy = np.array([[9, 9, 1, 1], [5, 5, 5, 5], [1, 9, 5, 5]]) + np.array([[4], [0], [-4]])
+    place = deal(one_heavy)
+    assert spread(one_heavy.reshape(-1)[place]) < spread(one_heavy)
+    assert (place // 4 != np.arange(3)[:, None]).sum() <= 6
+    single = np.array([[1], [9]])
+    np.testing.assert_array_equal(deal(single), [[0], [1]])
+
+
+def test_spread_on_a_stream_like_the_mixture():
+    """8 data-parallel ranks, 128 packs a step, packs as the packer makes them of an SFT-like stream."""
+    from benchmarks.packing import measure
+
+    found = measure("balanced", "SFT", 256, 48)
+    assert found["spread_dealt"][2] <= 1.05 < found["spread_as_packed"][2] + 0.05
+    assert found["efficiency"] > 0.97 and found["longest_wait"] <= 96
