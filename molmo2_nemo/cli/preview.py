@@ -1,11 +1,12 @@
 """Draw what the model really sees: crops with pooling windows, frames, tokens, message trees, attention masks, weights.
 
-Takes a stage's mixture, a folder of shards, or one record, and writes an HTML page (self-contained, no network) and
+Takes a stage's mixture, a folder of shards, one shard, or one record. Writes an HTML page (self-contained, no network) and
 PNGs. Packs are those that training begins with; nothing is trained and no GPU is used."""
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from molmo2_nemo.errors import UserError
@@ -15,13 +16,14 @@ examples:
   molmo2 preview recipe=tiny stage=sft --packs 2
   molmo2 preview demo/data/sft                             # a folder of shards, with recipe=tiny's settings
   molmo2 preview /data/shards/mine recipe=8b stage=long --out /tmp/look
+  molmo2 preview demo/data/sft/sft-000000.tar              # one shard
   molmo2 preview demo/data/sft --record tree-cat
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="FOLDER|KEY=VALUE", help="a folder of shards, and settings such as recipe=tiny"
+        "overrides", nargs="*", metavar="SHARDS|KEY=VALUE", help="a folder of shards or one .tar, and settings"
     )
     parser.add_argument("--packs", type=int, default=1, metavar="N", help="how many packs to draw (default 1)")
     parser.add_argument("--record", metavar="KEY", help="draw this record alone; KEY or SHARD:KEY")
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folders = [value for value in args.overrides if "=" not in value]
     if len(folders) > 1:
-        raise UserError(f"one folder of shards at a time, not {len(folders)}; settings are written key=value")
+        raise UserError(f"one folder or shard at a time, not {len(folders)}; settings are written key=value")
     if not 1 <= args.packs <= 100:
         raise UserError(f"--packs {args.packs}: between 1 and 100 packs can be drawn")
 
@@ -44,15 +46,29 @@ def run(args: argparse.Namespace) -> int:
     settings = [value for value in args.overrides if "=" in value]
     cfg = compose(settings, args.config_dir)
     where = " ".join(settings) or "recipe=tiny"
-    if folders:
-        folder = Path(folders[0])
-        cfg.data.sources = {folder.name or "shards": SourceConfig(path=str(folder))}
-        where = f"{folder}, {where}"
-    if args.record:
-        views = [collect.record(cfg, args.record)]
-    else:
-        views = collect.packs(cfg, args.packs)
+    with tempfile.TemporaryDirectory() as scratch:
+        if folders:
+            shards = Path(folders[0])
+            path = _alone(shards, Path(scratch)) if shards.suffix == ".tar" else shards
+            cfg.data.sources = {shards.stem or "shards": SourceConfig(path=str(path))}
+            where = f"{shards}, {where}"
+        views = [collect.record(cfg, args.record)] if args.record else collect.packs(cfg, args.packs)
     about = f"{where}: {cfg.data.image.crop_size}-pixel crops, stage {cfg.stage.name}, seed {cfg.data.seed}"
     paths = write_pages(views, cfg, collect.tokenizer_of(cfg), Path(args.out), about)
     print(f"{paths[0]}  ({len(views)} pack{'s' * (len(views) > 1)}, {len(paths) - 1} PNGs beside it)")
     return 0
+
+
+def _alone(shard: Path, folder: Path) -> Path:
+    """A data set of one shard: a link to it and an index of its own.
+
+    Raises:
+        UserError: no such file.
+    """
+    from molmo2_nemo.data.shard_writer import write_manifest
+
+    if not shard.is_file():
+        raise UserError(f"{shard}: no such shard")
+    (folder / shard.name).symlink_to(shard.resolve())
+    write_manifest(folder, shard.stem)
+    return folder

@@ -157,6 +157,14 @@ def test_command(shards, tmp_path, capsys):
     assert main(["preview", str(shards), "--record", "text", "--out", out]) == 0
     assert (tmp_path / "look" / "index.html").is_file() and "index.html" in capsys.readouterr().out
     assert main(["preview", str(shards), "stage=pretrain", "--packs", "1", "--out", out]) == 0
-    for wrong in (["/absent"], [str(shards), "--packs", "0"], ["a", "b"], [str(shards), "--record", "nope"]):
+    assert main(["preview", str(shards / "mine-000000.tar"), "--out", out]) == 0
+    assert "mine-000000.tar:tree" in (tmp_path / "look" / "index.html").read_text()
+    for wrong in (
+        ["/absent"],
+        ["/absent/x.tar"],
+        [str(shards), "--packs", "0"],
+        ["a", "b"],
+        [str(shards), "--record", "nope"],
+    ):
         assert main(["preview", *wrong, "--out", out]) == 2
     assert "no folder at /absent" in capsys.readouterr().err
