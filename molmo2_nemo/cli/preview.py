@@ -1,7 +1,7 @@
 """Draw what the model really sees: crops with pooling windows, frames, tokens, message trees, attention masks, weights.
 
-Takes a stage's mixture, a folder of shards, one shard, or one record. Writes an HTML page (self-contained, no network) and
-PNGs. Packs are those that training begins with; nothing is trained and no GPU is used."""
+Takes a stage's mixture, a folder of shards, one shard, or one record. Writes an HTML page (self-contained, no network)
+and PNGs. Packs are those that training begins with; nothing is trained and no GPU is used."""
 
 from __future__ import annotations
 
