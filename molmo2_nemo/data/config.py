@@ -84,6 +84,9 @@ class DataConfig:
     groups: dict[str, float] = field(default_factory=dict)  # rate of each group that sources name
     root: str = "shards"  # folder that the paths of the published mixes start from
     missing: Literal["error", "skip"] = "error"  # a source without shards; skip: the other rates fill the gap
+    vocab_size: int | None = (
+        None  # base rows of the model's embedding, where the visual ids begin; the trainer fills it in
+    )
     tokenizer: str = "tiny"  # "tiny" (shipped) or a folder with tokenizer.json
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)

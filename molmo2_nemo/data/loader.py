@@ -325,7 +325,7 @@ def default_builder(config: DataConfig) -> tuple[Builder, int]:
     from molmo2_nemo.data.build import ExampleBuilder
     from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 
-    tokenizer = Molmo2Tokenizer.load(config.tokenizer)
+    tokenizer = Molmo2Tokenizer.load(config.tokenizer, vocab_size=config.vocab_size)
     return ExampleBuilder(config, tokenizer), tokenizer.special.im_patch
 
 

@@ -21,6 +21,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.collections import llm
 
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.model.config import preset
 from molmo2_nemo.nemo.callbacks import Metrics, SeedEachStep
 from molmo2_nemo.nemo.checkpoints import LatestCheckpoint, Resume
 from molmo2_nemo.nemo.data import PackDataModule
@@ -37,7 +38,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
         model=model(cfg),
         data=run.Config(
             PackDataModule,
-            as_config(cfg.data),
+            as_config(dataclasses.replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size)),
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
             model=cfg.model.preset,

@@ -203,7 +203,7 @@ def _patch_torch_cuda() -> None:
     cuda.set_rng_state = lambda state, *a, **k: torch.set_rng_state(state)
     cuda.get_rng_state_all = lambda: [torch.get_rng_state()]
     cuda.set_rng_state_all = lambda states: torch.set_rng_state(states[0]) if states else None
-    cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+    cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(seed)
     cuda.manual_seed_all = lambda seed: None  # torch.manual_seed calls it and has seeded the CPU itself
     _reenter_mode_in_backward()
     torch.Tensor.cuda = lambda self, *a, **k: self
