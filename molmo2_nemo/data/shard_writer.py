@@ -236,8 +236,8 @@ def write_manifest(folder: Path, name: str, *, parse: bool = False) -> dict[str,
 
     Raises:
         ShardError: no shards, or a tar that is not one.
-        BadRecord: (with `parse`) a record that could never be used, such as one whose picture is not in the shard; no manifest is
-            written, so no run begins with it.
+        BadRecord: (with `parse`) a record that could never be used, such as one whose picture is not in the shard; no
+            manifest is written, so no run begins with it.
     """
     shards: list[dict[str, Any]] = []
     for tar in sorted(folder.glob("*.tar")):
