@@ -130,7 +130,7 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0).float()
     with _one_thread():
         out = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
-    return out.round_().clamp_(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
+    return out.round_().to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,10 +174,15 @@ def scan(container: Any, stream: Any) -> VideoIndex:
 
 
 class _FrameReader:
-    """Walks forward through a stream and jumps where that saves decoding. Holds two frames at most."""
+    """Walks forward through a stream and jumps where that saves decoding. Holds two frames at most.
 
-    def __init__(self, container: Any, stream: Any, index: VideoIndex) -> None:
+    Frames that are neither wanted nor needed for decoding others (about half of those in H.264 with B frames) are
+    passed over; the rest come out as if all had been decoded.
+    """
+
+    def __init__(self, container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray) -> None:
         self._container, self._stream, self._index = container, stream, index
+        self._wanted = set(index.pts[wanted].tolist())  # of every frame that will be asked for
         self._frames: Iterator[Any] = iter(())
         self._last: Any = None
         self._before: Any = None
@@ -224,7 +229,15 @@ class _FrameReader:
         except FFmpegError:  # some containers cannot find their very first frame by its time
             self._container.seek(int(self._index.pts[0]), stream=self._stream, backward=True, any_frame=True)
         self._last = self._before = None
-        self._frames = self._container.decode(self._stream)
+        self._frames = _decode(self._container, self._stream, self._wanted)
+
+
+def _decode(container: Any, stream: Any, wanted: Container[int]) -> Iterator[Any]:
+    """Frames from where the container stands; those not `wanted` (pts) only if others are predicted from them."""
+    for packet in container.demux(stream):
+        time = packet.pts if packet.pts is not None else packet.dts
+        stream.codec_context.skip_frame = "NONREF" if time is not None and time not in wanted else "DEFAULT"
+        yield from packet.decode()
 
 
 @dataclass(slots=True)
@@ -261,7 +274,7 @@ def read_video(
                 raise ValueError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
         times = TimeSampler.of(config, sampling or {}, index.fps)(end - start)
         numbers = index.frame_at(times + start + index.begin)
-        reader = _FrameReader(container, stream, index)
+        reader = _FrameReader(container, stream, index, numbers)
         frames = np.empty((len(times), side, side, 3), np.uint8)
         size = (0, 0)
         for i, number in enumerate(numbers):
