@@ -7,10 +7,12 @@ Pictures (the demo's photographs, enlarged to camera sizes, JPEG) and videos (th
 ways give the same arrays, which is checked.
 
 ours        the training path: ShardDataset, parse_record, ExampleBuilder
-plain       every frame of a video decoded to RGB, then the sampled ones picked and resized; pictures with Pillow as they
-            come; no index, every record found by reading its tar; no reuse: each question is an example of its own and
-            decodes its picture or video again (QUESTIONS of them)
+plain       every frame of a video decoded to RGB, then the sampled ones picked and resized; pictures with Pillow as
+            they come; no index, every record found by reading its tar; no reuse: each question is an example of its
+            own and decodes its picture or video again (QUESTIONS of them)
 plain tree  the same, but the questions about one picture or video share its decoding
+
+Times are processor time, so that other work on the machine counts little.
 """
 
 from __future__ import annotations
@@ -94,11 +96,11 @@ class Clock:
     def wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **options: Any) -> Any:
             self._open.append(0.0)
-            began = time.perf_counter()
+            began = time.process_time()
             try:
                 return function(*args, **options)
             finally:
-                spent = time.perf_counter() - began
+                spent = time.process_time() - began
                 self.seconds[name] += spent - self._open.pop()
                 if self._open:
                     self._open[-1] += spent
@@ -163,8 +165,8 @@ def measure(folder: Path, config: DataConfig, way: str, seconds: float) -> tuple
     try:
         for module, name, step, function in replaced:
             setattr(module, name, clock.wrap(step, function))
-        began = time.perf_counter()
-        while count < len(dataset) or time.perf_counter() - began < seconds:
+        began = time.process_time()
+        while count < len(dataset) or time.process_time() - began < seconds:
             key, members = read(count % len(dataset))
             record = parse(key, members)
             parts = [[note] for note in record.annotations] if way == "plain" else [record.annotations]
@@ -175,7 +177,7 @@ def measure(folder: Path, config: DataConfig, way: str, seconds: float) -> tuple
                     examples.append(example)
             count += 1
             crops += example.num_crops  # of the record, once
-        spent = time.perf_counter() - began
+        spent = time.process_time() - began
     finally:
         for module, name, function in before:
             setattr(module, name, function)

@@ -9,6 +9,7 @@ the same run, dealt to 8 data-parallel ranks as in training; an optimizer step t
 
 efficiency   max(sum of tokens / S, sum of crops / budget) over the packed examples / packs used, worst rank and all
 wait         longest wait of an example, in packs of its rank
+ms           processor time for one pack
 spread       largest rank's estimated FLOPs over the mean, per step: mean, 95th percentile and maximum over the steps
 """
 
@@ -123,9 +124,9 @@ def measure(mode: str, setting: str, packs: int, buffer: int, seed: int = 0) -> 
             if all(len(c) == per_rank for c in costs):
                 break
             continue
-        started = time.perf_counter()
+        started = time.process_time()
         pack = packers[rank].add(item)
-        seconds += time.perf_counter() - started
+        seconds += time.process_time() - started
         if pack:
             costs[rank].append(sum(i.payload for i in pack))
             fill[rank] += sum(i.tokens for i in pack) / length, sum(i.crops for i in pack) / crops
@@ -152,9 +153,9 @@ def spreads(table: np.ndarray, slots: int) -> dict:
     own, dealt, moved, seconds = [], [], 0, 0.0
     for start in range(0, table.shape[1] - slots + 1, slots):
         costs = table[:, start : start + slots]
-        began = time.perf_counter()
+        began = time.process_time()
         place = deal(costs)
-        seconds += time.perf_counter() - began
+        seconds += time.process_time() - began
         own.append(spread(costs))
         dealt.append(spread(costs.reshape(-1)[place]))
         moved += int((place // slots != np.arange(RANKS)[:, None]).sum())
