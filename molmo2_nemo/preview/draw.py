@@ -21,7 +21,7 @@ from molmo2_nemo.preview.collect import PackView, Part
 VISUAL = "#e8913a"
 ROOT = "#8c96a3"
 PADDING = "#e6e8eb"
-BRANCHES = ("#4e79a7", "#59a14f", "#b07aa1", "#d4a017", "#3aa6a0", "#d1495b", "#8a6d4f", "#e377a2")
+BRANCHES = ("#4e79a7", "#59a14f", "#b07aa1", "#3aa6a0", "#d1495b", "#a3a500", "#8a6d4f", "#e377a2")
 INK = "#1f2933"
 WINDOW_LINE = np.array([236, 0, 130], np.float32)  # rare in photos, seen on white and black
 
