@@ -19,7 +19,8 @@ import numpy as np
 
 from molmo2_nemo.data.record import DataError
 
-CELLS = 2048  # token resolution of the balanced mode
+CELLS = 1024  # least token resolution of the balanced mode
+GRAIN = 16  # and its largest cell, tokens
 KNAPSACK_CELLS = 512  # and of the published one
 
 
@@ -152,7 +153,7 @@ class SubsetSums:
 
     def __init__(self, tokens: int, crops: int):
         self.tokens, self.crops = tokens, crops
-        self.grain = max(1, tokens // CELLS)
+        self.grain = max(1, min(GRAIN, tokens // CELLS))
         self.cells = tokens // self.grain
         self.stride = 2 * crops + 1  # room for an overflow of crops, masked away after every shift
         row = (1 << (crops + 1)) - 1
