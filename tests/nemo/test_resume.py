@@ -16,7 +16,7 @@ STEPS = 14
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def data(both_cores, tmp_path_factory):
     from data_prep.demo import build_demo
 
     folder = tmp_path_factory.mktemp("data")

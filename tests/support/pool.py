@@ -7,6 +7,7 @@ and each job forms a fresh process group of the size it asks for. A job is a fun
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -15,15 +16,26 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS = 240  # a job that takes longer is taken for a hang
+# Trainer runs before the processes are renewed: NeMo keeps references to the process groups of past runs, and every gloo
+# group has threads that poll, some 50 of them a run.
+FITS = 12
 
 
 class Pool:
     """Processes 0..size-1; jobs on the first n of them."""
 
     def __init__(self, size: int) -> None:
+        self.size = size
+        self.pipes: list[Any] = []
+        self.processes: list[Any] = []
+        self.fits = 0
+
+    def start(self) -> None:
+        """Start the processes, if they are not there."""
+        if self.processes:
+            return
         context = multiprocessing.get_context("spawn")
-        self.pipes, self.processes = [], []
-        for rank in range(size):
+        for rank in range(self.size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, rank), daemon=False)
             process.start()
@@ -37,6 +49,11 @@ class Pool:
         Args:
             fit: leave the process group to the trainer that the job starts.
         """
+        self.fits += fit
+        if self.fits > FITS:
+            self.close()
+            self.fits = 1
+        self.start()
         port = _free_port()
         for rank in range(ranks):
             self.pipes[rank].send((function, args, rank, ranks, port, fit))
@@ -51,10 +68,12 @@ class Pool:
         return results
 
     def close(self) -> None:
+        """End the processes; the next job starts new ones."""
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.join()
+        self.pipes, self.processes = [], []
 
 
 def _free_port() -> int:
@@ -108,6 +127,7 @@ def reset() -> None:
         dist.destroy_process_group()
     unset_num_microbatches_calculator()
     Singleton._Singleton__instances.pop(AppState, None)
+    gc.collect()  # models and trainers hold groups in reference cycles, and every gloo group has threads that poll
 
 
 def start_megatron(tensor: int = 1, context: int = 1, pipeline: int = 1) -> None:
