@@ -16,9 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS = 240  # a job that takes longer is taken for a hang
-# Trainer runs before the processes are renewed: NeMo keeps references to the process groups of past runs, and every gloo
-# group has threads that poll, some 50 of them a run.
-FITS = 12
+# Trainer runs before the processes are renewed: NeMo keeps references to the process groups of past runs, and every
+# gloo group has threads that poll, some 50 of them a run.
+FITS = 8
 
 
 class Pool:
