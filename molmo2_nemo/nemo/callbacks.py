@@ -52,8 +52,6 @@ class Metrics(pl.Callback):
     def __init__(self, folder: str, stage: str, log_every: int = 1) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         self.stage, self.log_every = stage, log_every
-        self.first_loss = self.last_loss = math.nan
-        self.tokens = self.slots = 0
         self.data: dict[str, dict[str, int]] = {}  # at the end: records skipped per cause, and what else was counted
         self._bar: Any = None
         self._clock = 0.0
@@ -62,10 +60,6 @@ class Metrics(pl.Callback):
         if trainer.is_global_zero:
             kept = [m for m in read_metrics(self.path) if m["step"] <= trainer.global_step]
             _write_lines(self.path, kept)
-            if kept:
-                self.first_loss, self.last_loss = kept[0]["loss"], kept[-1]["loss"]
-                self.tokens = sum(m["tokens"] for m in kept)
-                self.slots = sum(m["slots"] for m in kept)
             if sys.stdout.isatty():
                 self._bar = _progress_bar(self.stage, trainer.max_steps, trainer.global_step)
         self._clock = time.perf_counter()
@@ -123,10 +117,6 @@ class Metrics(pl.Callback):
             self._bar.stop()
 
     def _record(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
-        self.last_loss = line["loss"]
-        self.first_loss = line["loss"] if math.isnan(self.first_loss) else self.first_loss
-        self.tokens += line["tokens"]
-        self.slots += line["slots"]
         with self.path.open("a") as f:
             f.write(json.dumps(line) + "\n")
         for logger in trainer.loggers:

@@ -105,6 +105,8 @@ class PackDataModule(pl.LightningDataModule):
         return {"loader": json.dumps(self._states())}
 
     def _states(self) -> list[dict[str, Any] | None]:
+        if self._consumed is None and self._restored is not None:
+            return list(self._restored)
         group = parallel_state.get_data_parallel_group()
         states: list[dict[str, Any] | None] = [None] * dist.get_world_size(group)
         dist.all_gather_object(states, self._consumed, group=group)

@@ -38,7 +38,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
     start_nemo()
     import fiddle
 
-    from molmo2_nemo.nemo.callbacks import Metrics
+    from molmo2_nemo.nemo.callbacks import Metrics, read_metrics
     from molmo2_nemo.nemo.checkpoints import latest_checkpoint
     from molmo2_nemo.nemo.recipes import layout_name, stage_folder, stage_recipe
 
@@ -48,15 +48,17 @@ def train(cfg: RunConfig) -> dict[str, Any]:
     trainer = run_stage.keywords["trainer"]
     run_stage()
     metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
+    steps = read_metrics(metrics.path)  # all of them, also those before a resume
+    tokens = sum(m["tokens"] for m in steps)
     summary = {
         "stage": cfg.stage.name,
         "layout": layout_name(cfg),
         "steps": trainer.global_step,
-        "first_loss": metrics.first_loss,
-        "last_loss": metrics.last_loss,
-        "tokens": metrics.tokens,
-        "fill": metrics.tokens / max(metrics.slots, 1),
-        **metrics.data,
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "tokens": tokens,
+        "fill": tokens / sum(m["slots"] for m in steps),
+        **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train
         "checkpoint": str(latest_checkpoint(folder / "checkpoints")),
     }
     if trainer.is_global_zero:

@@ -83,3 +83,15 @@ def test_unfinished_checkpoint_is_passed_by(tmp_path):
     (tmp_path / "step=5-last-unfinished").touch()
     (tmp_path / "step=2-last-unfinished").touch()
     assert latest_checkpoint(tmp_path) is None
+
+
+def test_killed_between_the_last_checkpoint_and_the_summary(data, tmp_path):
+    """Nothing is left to train; the same command only writes down what was done."""
+    short = command(data, tmp_path, "parallel=single", "stage.max_steps=2")
+    finish(short)
+    summary = tmp_path / "sft" / "summary.json"
+    written = json.loads(summary.read_text())
+    summary.unlink()
+    finish(short)
+    assert json.loads(summary.read_text()) == written
+    assert [step for step, *_ in losses(tmp_path)] == [1, 2]
