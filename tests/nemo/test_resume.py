@@ -59,10 +59,9 @@ def losses(folder: Path) -> list[tuple]:
     return [(m["step"], m["loss"], m["grad_norm_vit"], m["grad_norm_connector"], m["grad_norm_llm"]) for m in lines]
 
 
-@pytest.mark.parametrize("layout", ["single", "dp2"])
-def test_killed_run_ends_like_an_unbroken_one(data, tmp_path, layout):
+def test_killed_run_ends_like_an_unbroken_one(data, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    setting = f"parallel={layout}"
+    setting = "parallel=dp2"
     finish(command(data, whole, setting))
     run_until(command(data, broken, setting), broken / "sft" / "metrics.jsonl", 7)  # checkpoint at 5, next at 10
     assert not (broken / "sft" / "summary.json").exists()
