@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, _lr_mult
+from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
 
 
 class SeedEachStep(pl.Callback):
@@ -82,7 +82,7 @@ class Metrics(pl.Callback):
         clipping: GroupClippingOptimizer = optimizer.mcore_optimizer  # type: ignore[attr-defined]
         line: dict[str, Any] = {"step": trainer.global_step, "loss": loss}
         line |= {f"grad_norm_{g}": clipping.group_norms.get(g, 0.0) for g in GROUPS}
-        line |= {f"lr_{GROUPS[round(_lr_mult(g)) - 1]}": g["last_lr"] for g in optimizer.param_groups if "last_lr" in g}
+        line |= {f"lr_{name_of_group(g)}": g["last_lr"] for g in optimizer.param_groups if "last_lr" in g}
         line |= {
             "tokens": tokens,
             "slots": slots,

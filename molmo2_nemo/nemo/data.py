@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -49,8 +48,7 @@ class PackDataModule(pl.LightningDataModule):
         self.config = config
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
         self.cost = cost_model(model) if model else CostModel()
-        self.global_batch_size = global_batch_size
-        self.seq_length = config.packing.sequence_length  # the three that NeMo reads from a data module
+        self.seq_length = config.packing.sequence_length  # NeMo reads this and the two sizes from a data module
         self.data_sampler = PackSampler(
             seq_len=config.packing.sequence_length,
             micro_batch_size=micro_batch_size,
@@ -115,9 +113,6 @@ class PackDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         states = json.loads(state_dict["loader"])
         self._restored = [s for s in states if s is not None] or None
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.train_dataloader())
 
 
 def cost_model(model: str) -> CostModel:

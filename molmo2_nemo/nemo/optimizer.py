@@ -139,7 +139,7 @@ class GroupClippingOptimizer(ChainedOptimizer):
         for optimizer in self.chained_optimizers:
             for group in optimizer.param_groups:
                 norm = self._clip(optimizer, group["params"])
-                self.group_norms[GROUPS[round(_lr_mult(group)) - 1]] = norm
+                self.group_norms[name_of_group(group)] = norm
                 squares += norm**2
         if not math.isfinite(squares):
             raise FloatingPointError(f"gradient norms are not finite: {self.group_norms}; nothing was updated")
@@ -170,8 +170,9 @@ def l2_norm(tensors: list[Tensor], group: Any) -> float:
     return math.sqrt(total.item())
 
 
-def _lr_mult(group: dict[str, Any]) -> float:
-    return group["lr_mult"] if "lr_mult" in group else group["pre_lr_mult"]
+def name_of_group(group: dict[str, Any]) -> str:
+    """Which of GROUPS an optimizer's parameter group is; `Molmo2Optimizer.optimizers` numbers them by lr_mult."""
+    return GROUPS[round(group["lr_mult"] if "lr_mult" in group else group["pre_lr_mult"]) - 1]
 
 
 def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:
@@ -235,7 +236,7 @@ class GroupSchedule(LRSchedulerModule):
     def scheduler(self, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         factors: list[Callable[[int], float]] = []
         for group in optimizer.param_groups:
-            warmup = getattr(self.optim, GROUPS[round(_lr_mult(group)) - 1]).warmup_steps
+            warmup = getattr(self.optim, name_of_group(group)).warmup_steps
             factors.append(
                 # LambdaLR counts from 0 before the first update; the published schedule calls that update 1
                 functools.partial(self._factor, warmup)
