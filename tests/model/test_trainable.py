@@ -44,8 +44,7 @@ def train_job(cfg: Any, packs: Any) -> dict[str, str]:
         names = {p: canonical_name(stage, n) for n, p in stage.named_parameters()}
         for inner in made[0].mcore_optimizer.chained_optimizers:
             for parameter, (group, _) in inner.model_param_group_index_map.items():
-                number = round(optimizer._lr_mult(inner.param_groups[group]))
-                held[names.pop(parameter)] = optimizer.GROUPS[number - 1]
+                held[names.pop(parameter)] = optimizer.name_of_group(inner.param_groups[group])
         return made
 
     optimizer.Molmo2Optimizer.optimizers = watched
