@@ -8,10 +8,15 @@ from collections.abc import Iterable
 
 USER_ERROR = 2  # exit code when the user's input is the cause
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+PREEMPTED = 75  # exit code after a signal took the machine away and a checkpoint was saved: start again to go on
 
 
 class UserError(ValueError):
     """What was seen, what was expected, what to change; shown without a traceback."""
+
+
+class Preempted(Exception):
+    """A signal (SIGTERM, SIGUSR1) asked the run to stop; a checkpoint is saved. Raised in every process of the run."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

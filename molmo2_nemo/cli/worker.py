@@ -13,7 +13,7 @@ from pathlib import Path
 
 from molmo2_nemo.cli.launch import ERROR_DIR
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError
 from molmo2_nemo.settings.schema import load_yaml
 
 
@@ -27,6 +27,8 @@ def run(cfg: RunConfig) -> int:
         train(cfg)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Preempted:
+        return PREEMPTED
     except ImportError as error:
         # A missing package is the user's to install, a wrong name inside ours is not.
         missing = (error.name or "").split(".")[0] not in ("", "molmo2_nemo", "data_prep")
