@@ -1,0 +1,43 @@
+"""Every data set that `molmo2 prepare` knows. Modules are listed here and imported only when a source is looked up."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from data_prep.sources.base import Source
+
+# One module per family; each holds SOURCES, a tuple. In the order of `molmo2 prepare --list`.
+MODULES: tuple[str, ...] = ()
+
+
+@functools.cache
+def all_sources() -> dict[str, Source]:
+    """Name -> source, in the order of MODULES.
+
+    Raises:
+        AssertionError: two sources of one name.
+    """
+    found: dict[str, Source] = {}
+    for module in MODULES:
+        for source in importlib.import_module(f"data_prep.sources.{module}").SOURCES:
+            assert source.name not in found, f"the source {source.name} is defined twice"
+            found[source.name] = source
+    return found
+
+
+def find_source(name: str) -> Source:
+    """The source of that name, or of that name in the released mixture.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    from molmo2_nemo.errors import UserError, nearest
+
+    sources = all_sources()
+    for source in sources.values():
+        if name in (source.name, source.published_as):
+            return source
+    raise UserError(f"no data set {name!r}: {nearest(name, sources)}; molmo2 prepare --list shows all")

@@ -1,0 +1,479 @@
+"""What a source is: a small declarative module that says where a data set comes from and what its rows mean.
+
+The framework (data_prep/) loads and checks the rows, fetches or finds the media, probes them, writes the shards, counts
+and reports. A source does none of that: it opens no file, downloads nothing, imports nothing heavy. It maps rows to
+`Sample`s and says with a `Skip` what it leaves out and why.
+
+A module below data_prep/sources/ holds `SOURCES: tuple[Source, ...]` and is listed in data_prep/sources/__init__.py:
+
+    from data_prep.sources.base import Context, File, Hub, Row, Sample, Skip, Source
+    from data_prep.sources.shapes import shuffled_choice
+
+    def _records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
+        for video, group in ctx.grouped(rows, "video_id"):          # all rows of a video, in bounded memory
+            rng = ctx.rng(video)                                     # the only randomness: (seed, source, key)
+            branches = []
+            for i, row in enumerate(group):
+                if not row["Answer"].strip():
+                    yield Skip(f"{video}#{i}", "empty answer")       # counted, and listed in skipped.jsonl
+                    continue
+                branches.append(shuffled_choice(row["Question"], row["Answer"], row["NegativeAnswers"], rng))
+            if branches:
+                yield Sample(video, branches, video=File(f"youtube-cc/{video}", f"koala/{video}"))
+
+    SOURCES = (
+        Source(
+            name="molmo2_syn_captions_qa",
+            mixes={"sft": "video_academic"},
+            kind="video, multiple choice",
+            origin=Hub("allenai/Molmo2-VideoCapQA", split="CapQA", media="youtube-cc/ID.mp4 or koala/ID.mp4"),
+            licence="ODC-BY 1.0",
+            fields={"video_id": str, "Question": str, "Answer": str, "NegativeAnswers": [str], "Category": maybe(str)},
+            records=_records,
+            published_as="vixmo_syn_video_capqa_v2",
+            resolvable=False,
+        ),
+    )
+
+Rules
+- Keys are unique in the data set. Any text will do; the framework makes member names of them (`member_key`).
+- One `Sample` is one visual input with all its annotations (a message tree). Media are stored once.
+- Where the published loader decides anew at every access (which transcript, point or point_count), give `variants`:
+  the lists of annotations of which training draws one per access, and `variant_weights` if not all are equally likely.
+- `clip` and `subtitles` are in seconds of the whole video; the framework cuts subtitles to the clip and counts them
+  from its start. Timestamps of points are seconds from the start of the clip already.
+- Annotations are those of molmo2_nemo/data/prompts.py; make them with data_prep/sources/shapes.py.
+- The mixture counts `records * counts_as` as the length of the data set.
+
+Tests need no network: `convert(source, rows, Context.for_tests(tmp_path))` runs the schema check, `records` and the
+check of every annotation, as `molmo2 prepare` does.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tempfile
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
+from molmo2_nemo.data.record import DataError, check_annotation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Row = dict[str, Any]
+Annotation = dict[str, Any]
+GROUP_ROWS_IN_MEMORY = 50_000  # more rows than this are grouped on disk
+STOP_AFTER_BAD_ROWS = 20  # when all of the first rows are bad the schema is, not the rows
+
+
+class SourceError(DataError):
+    """A data set cannot be prepared as a whole: its rows are not what the source expects, or something is missing."""
+
+
+# --- media: where a picture or a video is. The framework fetches it; a source only names it. ------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Encoded bytes that came with the row."""
+
+    data: bytes
+    suffix: str | None = None  # found from the content when not given
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """Fetched over https, with retries, into the cache."""
+
+    url: str
+    sha256: str | None = None  # of the content, where the data set publishes it
+
+
+class File:
+    """A file below --source: the first of several relative paths that is there.
+
+    A path without a suffix that we know matches any picture or video suffix (`videos/abc` finds `videos/abc.webm`).
+    """
+
+    __slots__ = ("paths",)
+
+    def __init__(self, *paths: str):
+        self.paths = paths
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, File) and self.paths == other.paths
+
+    def __hash__(self) -> int:
+        return hash(self.paths)
+
+    def __repr__(self) -> str:
+        return f"File{self.paths!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a Hugging Face data set repository; below --source (same relative path) when it is there."""
+
+    repo: str
+    path: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a tar or zip archive, which is unpacked once (safely) below the cache.
+
+    `path` may lack the suffix, as in `File`.
+    """
+
+    archive: File | HubFile | Url
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """A folder of numbered pictures below --source that is encoded as a video of `fps` frames per second.
+
+    `first` and `last` choose among the sorted pictures (0-based, both included).
+    """
+
+    folder: str
+    fps: float
+    first: int = 0
+    last: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A medium of another data set that was prepared beside this one: picture `image` of its record, or its video.
+
+    `record` counts from 0 and is taken modulo the data set's size; see `Context.prepared`.
+    """
+
+    name: str
+    record: int
+    image: int = 0
+
+
+Media = Inline | Url | File | HubFile | Member | Frames | Prepared
+
+
+def picture(value: Any) -> Media:
+    """The medium of an image or video column as `datasets` gives it undecoded: {bytes, path}, bytes, an URL or a path.
+
+    Raises:
+        ValueError: None or anything else.
+    """
+    if isinstance(value, dict) and value.get("bytes"):
+        suffix = PurePosixPath(value.get("path") or "").suffix.lower().lstrip(".")
+        return Inline(value["bytes"], suffix or None)
+    if isinstance(value, (bytes, bytearray)) and value:
+        return Inline(bytes(value))
+    if isinstance(value, dict) and value.get("path"):
+        value = value["path"]
+    if isinstance(value, str) and value:
+        return Url(value) if value.startswith(("https://", "http://")) else File(value)
+    raise ValueError(f"no picture: {str(value)[:60]}")
+
+
+# --- what a source yields --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One record to be: a visual input (pictures, or one video, or nothing) and its annotations.
+
+    Either `annotations`, or `variants`: lists of annotations of which every access in training draws one.
+    """
+
+    key: str
+    annotations: Sequence[Annotation] = ()
+    images: Sequence[Media] = ()
+    video: Media | None = None
+    clip: tuple[float, float] | None = None  # seconds of the video
+    subtitles: Sequence[tuple[float, float, str]] = ()  # (start, end, text), seconds of the whole video
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # overrides of frame sampling
+    weight: float | None = None  # flat loss weight of every answer
+    variants: Sequence[Sequence[Annotation]] = ()
+    variant_weights: Sequence[float] | None = None
+
+    def trees(self) -> Sequence[Sequence[Annotation]]:
+        """Every list of annotations that training may see."""
+        return self.variants or (self.annotations,)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Something that is left out: a row, one annotation of a sample (`key#3`), or a whole sample."""
+
+    key: str
+    reason: str  # a few fixed words, they are counted
+    detail: str = ""
+
+
+# --- where rows come from --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A data set on the Hugging Face Hub, or the same parquet / JSON files in a folder given by --source.
+
+    Every row gets `__config__`, the name of its configuration ("" without one).
+    """
+
+    repo: str
+    configs: tuple[str, ...] = ()  # concatenated in this order; () = the default configuration
+    split: str = "train"
+    revision: str | None = None
+    columns: tuple[str, ...] = ()  # () = those of the source's `fields`
+    media: str = ""  # words: which media must lie below --source, and where they come from; "" = nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A file of rows below --source: .json, .jsonl, .csv, .tsv or .parquet. The path may be a glob.
+
+    `at` descends into a JSON object first; a JSON object in place of a list gives one row per entry, whose name is put
+    into the row under `key`. Every row gets `__table__`, the path relative to --source.
+    """
+
+    path: str
+    at: tuple[str, ...] = ()
+    key: str = "__key__"
+    header: tuple[str, ...] = ()  # column names of a CSV without a header line
+
+
+@dataclass(frozen=True, slots=True)
+class Manual:
+    """Something a person has to fetch (a form to sign, a site to log in to)."""
+
+    fetch: str  # in words: what, from where
+    tables: tuple[Table, ...]  # their rows are concatenated in this order
+    media: tuple[str, ...] = ()  # expected below --source, e.g. "videos/ID.mp4"
+
+
+Origin = Hub | Manual
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of the mixture. See the module's text."""
+
+    name: str  # the folder of shards, and the name in conf/data/
+    mixes: Mapping[str, str]  # stage ("pretrain", "sft") -> group of the mixture; {} = in no published mixture
+    kind: str  # for people: "image, question and answer"
+    origin: Origin
+    licence: str  # of the annotations, and what is known of the media
+    fields: Mapping[str, Any]  # column -> type, see data_prep/sources/schema.py; others are not read
+    records: Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
+    counts_as: int = 1  # examples of the mixture per record
+    published_as: str | None = None  # the name in the released mixture, where it is another one
+    resolvable: bool = True  # False: the released registry does not know `published_as` (or `name`)
+    notes: str = ""  # for people: filters, and what differs from the published loader
+
+
+# --- what a source may ask for ---------------------------------------------------------------------------------------
+
+
+class Context:
+    """What `records` gets besides rows: randomness, grouping, and other tables."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        seed: int = 0,
+        tables: Callable[[Hub | Table], Iterable[Row]] | None = None,
+        prepared: Callable[[str], int] | None = None,
+        scratch: Path | None = None,
+    ):
+        self.source, self.seed, self.scratch = source, seed, scratch
+        self._tables, self._prepared = tables, prepared
+
+    @classmethod
+    def for_tests(
+        cls,
+        scratch: Path | None = None,
+        *,
+        source: str = "test",
+        seed: int = 0,
+        tables: Mapping[str, Sequence[Row]] | None = None,
+        prepared: Mapping[str, int] | None = None,
+    ) -> Context:
+        """A context whose other tables are given: by path for a `Table`, by repo for a `Hub`."""
+        known = dict(tables or {})
+        sizes = dict(prepared or {})
+        return cls(
+            source,
+            seed=seed,
+            scratch=scratch,
+            tables=lambda o: known[o.repo if isinstance(o, Hub) else o.path],
+            prepared=lambda name: sizes.get(name, 0),
+        )
+
+    def rng(self, key: str) -> np.random.Generator:
+        """A generator that depends on the seed, the source and `key` only."""
+        import numpy as np
+
+        from molmo2_nemo.data.mixture import stable_key
+
+        return np.random.Generator(np.random.Philox(key=stable_key("prepare", self.seed, self.source, key)))
+
+    def rows(self, table: Hub | Table) -> Iterator[Row]:
+        """Rows of another table: answers kept apart from questions, keys that are held out. Not schema-checked."""
+        if self._tables is None:
+            raise SourceError(f"{self.source}: no other table can be read here ({table})")
+        yield from self._tables(table)
+
+    def prepared(self, name: str) -> int:
+        """How many records the data set `name`, prepared beside this one, has; 0 if it is not there."""
+        return self._prepared(name) if self._prepared is not None else 0
+
+    def grouped(self, rows: Iterable[Row], key: str | Callable[[Row], str]) -> Iterator[tuple[str, list[Row]]]:
+        """(key, its rows in order) for every key, in order of first appearance.
+
+        Keys are compared as text. Memory is bounded by `GROUP_ROWS_IN_MEMORY` rows and the largest group: what is more
+        goes through a temporary database on disk.
+        """
+        get = (lambda row: row[key]) if isinstance(key, str) else key
+        held: dict[str, list[Row]] = {}
+        count = 0
+        iterator = iter(rows)
+        for row in iterator:
+            held.setdefault(str(get(row)), []).append(row)
+            count += 1
+            if count >= GROUP_ROWS_IN_MEMORY:
+                break
+        else:
+            while held:
+                first = next(iter(held))
+                yield first, held.pop(first)
+            return
+        yield from _grouped_on_disk(held, iterator, get, self.scratch)
+
+
+def _grouped_on_disk(
+    held: dict[str, list[Row]], rows: Iterator[Row], get: Callable[[Row], Any], scratch: Path | None
+) -> Iterator[tuple[str, list[Row]]]:
+    with tempfile.TemporaryDirectory(prefix="grouping-", dir=scratch) as folder:
+        base = sqlite3.connect(Path(folder) / "rows.sqlite")
+        try:
+            base.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
+            base.executescript(
+                "CREATE TABLE keys (id INTEGER PRIMARY KEY, name TEXT UNIQUE);"
+                "CREATE TABLE rows (id INTEGER, place INTEGER, content TEXT);"
+            )
+            place = 0
+
+            def add(name: str, row: Row) -> None:
+                nonlocal place
+                base.execute("INSERT OR IGNORE INTO keys (name) VALUES (?)", (name,))
+                content = json.dumps(row, default=_pack_bytes)
+                base.execute(
+                    "INSERT INTO rows SELECT id, ?, ? FROM keys WHERE name = ?",
+                    (place, content, name),
+                )
+                place += 1
+
+            while held:
+                first = next(iter(held))
+                for row in held.pop(first):
+                    add(first, row)
+            for row in rows:
+                add(str(get(row)), row)
+            base.execute("CREATE INDEX by_key ON rows (id, place)")
+            base.commit()
+            # `INSERT OR IGNORE` may leave gaps in the ids, but they grow with first appearance.
+            for number_, name in base.execute("SELECT id, name FROM keys ORDER BY id"):
+                found = base.execute("SELECT content FROM rows WHERE id = ? ORDER BY place", (number_,))
+                yield name, [json.loads(content, object_hook=_unpack_bytes) for (content,) in found]
+        finally:
+            base.close()
+
+
+def _pack_bytes(value: Any) -> Any:
+    if isinstance(value, (bytes, bytearray)):
+        return {"__bytes__": b64encode(value).decode()}
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"a row holds a {type(value).__name__}, which cannot be grouped")
+
+
+def _unpack_bytes(value: dict[str, Any]) -> Any:
+    return b64decode(value["__bytes__"]) if set(value) == {"__bytes__"} else value
+
+
+# --- rows -> checked samples -----------------------------------------------------------------------------------------
+
+
+def convert(source: Source, rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
+    """Rows -> what the source makes of them, checked: schema, unique keys, fields of every annotation.
+
+    Bad rows and bad samples become `Skip`s. Order is the source's.
+
+    Raises:
+        SourceError: the first rows are all bad (the schema is another one; the message names the field).
+    """
+    skipped: list[Skip] = []
+    seen: set[int] = set()
+    for item in source.records(_checked_rows(source, rows, skipped), ctx):
+        yield from skipped
+        skipped.clear()
+        if isinstance(item, Skip):
+            yield item
+            continue
+        fingerprint = hash(item.key)  # 64 bits: a false alarm once in 10**8 data sets of a million records
+        problem = "duplicate key" if fingerprint in seen else ""
+        seen.add(fingerprint)
+        detail = "" if problem else sample_problem(item)
+        yield Skip(item.key, problem or "bad sample", detail) if problem or detail else item
+    yield from skipped
+
+
+def _checked_rows(source: Source, rows: Iterable[Row], skipped: list[Skip]) -> Iterator[Row]:
+    good, fields = 0, Counter[str]()
+    for place, row in enumerate(rows):
+        problem = check_row(row, source.fields)
+        if problem is None:
+            good += 1
+            yield row
+            continue
+        name, detail = problem
+        fields[name] += 1
+        if not good and place + 1 >= STOP_AFTER_BAD_ROWS:
+            break
+        skipped.append(Skip(f"row-{place}", "bad row", f"field {name!r}: {detail}"))
+    if not good and fields:
+        name = fields.most_common(1)[0][0]
+        raise SourceError(
+            f"data set {source.name}: none of its first {sum(fields.values())} rows fits; field {name!r}: {detail}. "
+            f"Expected are the columns {', '.join(source.fields)}"
+        )
+
+
+def sample_problem(sample: Sample) -> str:
+    """What is wrong with a sample; "" when nothing is."""
+    if sample.images and sample.video is not None:
+        return "both pictures and a video"
+    if bool(sample.annotations) == bool(sample.variants):
+        return "neither annotations nor variants" if not sample.variants else "annotations and variants"
+    if sample.variant_weights is not None and len(sample.variant_weights) != len(sample.variants):
+        return f"{len(sample.variants)} variants, {len(sample.variant_weights)} weights"
+    for tree in sample.trees():
+        if not tree:
+            return "a variant without annotations"
+        for i, annotation in enumerate(tree):
+            if not isinstance(annotation.get("style"), str):
+                return f"annotation {i} has no style"
+            try:
+                check_annotation(annotation, len(sample.images), sample.video is not None)
+            except ValueError as error:
+                return f"annotation {i} ({annotation['style']}): {error}"
+    return ""

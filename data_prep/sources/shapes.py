@@ -1,0 +1,140 @@
+"""The shapes annotations have, each written once: question and answer, choice, caption, conversation, points, tracks.
+
+They return what molmo2_nemo/data/prompts.py reads. `style` picks the wording and the loss weight's conditioning there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Annotation = dict[str, Any]
+
+
+def qa(question: str, answer: str | Sequence[str], style: str = "user_qa", *, explanation: str = "") -> Annotation:
+    """A question with its answer, or with several answers of which training takes the most frequent (ties at random).
+
+    With an explanation the model answers "<explanation> Answer: <answer>".
+    """
+    made: Annotation = {"style": style, "question": question}
+    if isinstance(answer, str):
+        made["answer"] = answer
+    else:
+        made["answers"] = list(answer)
+    if explanation:
+        made["explanation"] = explanation
+    return made
+
+
+def choice(
+    question: str,
+    options: Sequence[str],
+    answer_idx: int,
+    style: str = "video_multiple_choice",
+    *,
+    unlabelled: bool = False,
+) -> Annotation:
+    """Multiple choice in the data set's own order. `unlabelled`: the options are names already (letters in it)."""
+    made: Annotation = {
+        "style": style,
+        "question": question,
+        "options": list(options),
+        "answer_idx": int(answer_idx),
+    }
+    if unlabelled:
+        made["unlabelled_options"] = True
+    return made
+
+
+def shuffled_choice(
+    question: str,
+    correct: str,
+    wrong: Sequence[str],
+    rng: np.random.Generator,
+    style: str = "video_multiple_choice",
+) -> Annotation:
+    """Multiple choice with the correct answer put at a random place among the wrong ones, which keep their order."""
+    options = list(wrong)
+    place = int(rng.integers(len(options) + 1))
+    options.insert(place, correct)
+    return choice(question, options, place, style)
+
+
+def caption(text: str, style: str = "long_caption") -> Annotation:
+    """A description; training chooses the words that ask for it."""
+    return {"style": style, "text": text}
+
+
+def conversation(turns: Sequence[str], style: str = "text_sft") -> Annotation:
+    """Ready-made turns: user, assistant, user, assistant."""
+    return {"style": style, "messages": list(turns)}
+
+
+def points(
+    label: str,
+    where: Iterable[Sequence[float]],
+    style: str = "pointing",
+    *,
+    scale: float | None = 100,
+    question: str | None = None,
+) -> Annotation:
+    """Points in one picture. `scale`: what 1.0 of the width is in the numbers (100 = percent); None = pixels."""
+    made: Annotation = {"style": style, "label": label, "points": [[float(x), float(y)] for x, y in where]}
+    return _with(made, point_scale=scale, question=question)
+
+
+def image_points(
+    label: str,
+    per_image: Iterable[Iterable[Sequence[float]]],
+    style: str = "multi_image_pointing",
+    *,
+    scale: float | None = 100,
+) -> Annotation:
+    """Points in several pictures: one list per picture, in the order of the sample's images."""
+    groups = [[[float(x), float(y)] for x, y in group] for group in per_image]
+    return _with({"style": style, "label": label, "points": groups}, point_scale=scale)
+
+
+def video_points(
+    label: str,
+    timestamps: Sequence[float],
+    per_time: Iterable[Iterable[Sequence[float]]],
+    style: str = "video_point",
+    *,
+    scale: float | None = 100,
+    question: str | None = None,
+) -> Annotation:
+    """Points in a video: one list per timestamp; seconds from the start of the clip."""
+    groups = [[[float(x), float(y)] for x, y in group] for group in per_time]
+    made: Annotation = {"style": style, "label": label, "timestamps": [float(t) for t in timestamps], "points": groups}
+    return _with(made, point_scale=scale, question=question)
+
+
+def track(
+    label: str,
+    frames: Iterable[Mapping[str, Any]] | None,
+    style: str = "video_point_track_per_frame",
+    *,
+    size: tuple[float, float],
+    sampling_fps: float,
+) -> Annotation:
+    """Objects followed through a video.
+
+    Args:
+        frames: {time: seconds, points: {object: {point: [x, y] pixels, occluded: bool}}}, maybe with `frame`; None when
+            the object is never there.
+        size: width and height in pixels that the points are measured in.
+        sampling_fps: frames per second of the answer.
+    """
+    made: Annotation = {"style": style, "label": label, "sampling_fps": sampling_fps}
+    if frames is not None:
+        made["points"] = sorted((dict(frame) for frame in frames), key=lambda frame: frame["time"])
+    return _with(made, width=size[0], height=size[1])
+
+
+def _with(annotation: Annotation, **more: Any) -> Annotation:
+    annotation.update({name: value for name, value in more.items() if value is not None})
+    return annotation
