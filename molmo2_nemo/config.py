@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.config import DataConfig, SourceConfig
 
 
 @dataclass
@@ -71,7 +71,18 @@ class ParallelConfig:
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
-    recompute: Literal["none", "selective", "full"] = "none"
+
+
+@dataclass
+class MemoryConfig:
+    """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs."""
+
+    recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # selective: core_attn, layernorm, mlp
+    recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
+    mlp_tiles: int = 1  # decoder MLPs run on so many slices of the tokens, one after another
+    offload: bool = False  # what decoder layers save for backward waits in host memory
+    loss_chunk: int = 1024  # scored positions whose logits exist at once
 
 
 @dataclass
@@ -86,6 +97,44 @@ class ClusterConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What becomes of checkpoints; `save_every` says when there is one. docs/running.md has the whole story."""
+
+    keep_last: int = 2  # the newest so many; two, so that there is one to fall back to
+    keep_every: int | None = None  # steps; checkpoints at multiples of it are never removed
+    async_save: bool = False  # train on while files are written; costs a copy of the state in host memory
+    verify: bool = True  # compare files with the checksums written beside them before loading
+
+
+@dataclass
+class FaultConfig:
+    """Steps that would spoil the model are skipped: no update, the next step takes the next packs."""
+
+    max_in_a_row: int = 5  # skipped steps after which the run stops; 0 stops at the first
+    max_total: int = 100
+    spike_sigma: float | None = None  # also skip a loss or gradient norm this many standard deviations above the mean
+    spike_window: int = 128  # taken steps that mean and deviation are over; nothing is a spike before half of them
+
+
+@dataclass
+class LogConfig:
+    """Where figures go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: str | None = None  # project at Weights & Biases; the package wandb must be installed
+    peak_tflops: float | None = None  # of one device, dense, in the run's precision; default: known GPUs, none on CPU
+
+
+@dataclass
+class ValidationConfig:
+    """Loss on data sets that are not trained on, without any effect on training."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # path matters, and weight and p_high_res if set
+    every: int = 1000  # steps
+    examples: int = 256  # of each data set, the same each time and under every layout
+
+
+@dataclass
 class RunConfig:
     """One run of one stage."""
 
@@ -95,7 +144,12 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     init_from: str | None = None  # checkpoint of the stage before: weights only
     save_every: int = 2000  # steps
     log_every: int = 1
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.memory import TiledMLP
 from molmo2_nemo.model.rotary import table_of_layer
 
 
@@ -71,15 +72,15 @@ def transformer_config(model: Molmo2Config, **overrides: Any) -> TransformerConf
 
 
 def decoder_spec(
-    model: Molmo2Config, config: TransformerConfig, num_layers: int, response_dropout: float = 0.0
+    model: Molmo2Config, num_layers: int, response_dropout: float = 0.0, mlp_tiles: int = 1
 ) -> TransformerBlockSubmodules:
     """Specs of `num_layers` layers (those of this pipeline stage) and the final norm."""
-    layer = layer_spec(model, response_dropout)
+    layer = layer_spec(model, response_dropout, mlp_tiles)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
-def layer_spec(model: Molmo2Config, response_dropout: float = 0.0) -> ModuleSpec:
-    """One decoder layer of the model's family."""
+def layer_spec(model: Molmo2Config, response_dropout: float = 0.0, mlp_tiles: int = 1) -> ModuleSpec:
+    """One decoder layer of the model's family; with `mlp_tiles` > 1 its MLP runs in so many slices."""
     text = model.text
     post_norm = text.family == "olmo3"
     column, row = _linear_classes(post_norm)
@@ -103,10 +104,16 @@ def layer_spec(model: Molmo2Config, response_dropout: float = 0.0) -> ModuleSpec
             ),
             self_attn_bda=get_bias_dropout_add,  # Molmo2Layer puts its own in its place
             pre_mlp_layernorm=block_norm,
-            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
+            mlp=_mlp_spec(MLPSubmodules(linear_fc1=column, linear_fc2=row), mlp_tiles),
             mlp_bda=get_bias_dropout_add,
         ),
     )
+
+
+def _mlp_spec(submodules: MLPSubmodules, tiles: int) -> ModuleSpec:
+    if tiles == 1:
+        return ModuleSpec(module=MLP, submodules=submodules)
+    return ModuleSpec(module=TiledMLP, params={"tiles": tiles}, submodules=submodules)
 
 
 def _linear_classes(post_norm: bool) -> tuple[type, type]:

@@ -34,6 +34,7 @@ from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs, visual_blocks
 from molmo2_nemo.model.loss import weighted_loss
+from molmo2_nemo.model.memory import HostOffload
 from molmo2_nemo.model.rotary import rotary_tables
 from molmo2_nemo.model.vision import VisionEncoder
 from molmo2_nemo.parallel.crops import exchange, plan_crops, tie_parameters
@@ -47,6 +48,7 @@ class Molmo2Model(MegatronModule):
         config: Megatron's settings, from `decoder.transformer_config`.
         z_loss: weight of logsumexp^2 in the loss.
         response_dropout: residual dropout of response tokens only (stage 1); config.hidden_dropout is for all others.
+        mlp_tiles, offload, loss_chunk: see MemoryConfig; they change no number.
         seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
 
     With `config.init_model_with_meta_device` (and `use_cpu_initialization`) parameters have shapes but no memory.
@@ -61,6 +63,9 @@ class Molmo2Model(MegatronModule):
         post_process: bool = True,
         z_loss: float = 1e-4,
         response_dropout: float = 0.0,
+        mlp_tiles: int = 1,
+        offload: bool = False,
+        loss_chunk: int = 1024,
         seed: int | None = 6198,
     ) -> None:
         super().__init__(config=config)
@@ -68,6 +73,8 @@ class Molmo2Model(MegatronModule):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
         self.z_loss, self.response_dropout = z_loss, response_dropout
+        self.mlp_tiles, self.loss_chunk = mlp_tiles, loss_chunk
+        self.offload = HostOffload() if offload else None
         self.share_embeddings_and_output_weights = molmo2.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -84,7 +91,7 @@ class Molmo2Model(MegatronModule):
             self.embedding = Embedding(config, molmo2)
         self.decoder = TransformerBlock(
             config,
-            decoder_spec(molmo2, config, get_num_layers_to_build(config), self.response_dropout),
+            decoder_spec(molmo2, get_num_layers_to_build(config), self.response_dropout, self.mlp_tiles),
             pre_process=self.pre_process,
             post_process=self.post_process,
         )
@@ -105,7 +112,7 @@ class Molmo2Model(MegatronModule):
             hidden = self.add_visual_tokens(hidden, inputs)
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
-        hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=self.describe(inputs))
+        hidden = self.decode(hidden, self.describe(inputs))
         if not self.post_process:
             return hidden
         if self.config.sequence_parallel:
@@ -138,6 +145,15 @@ class Molmo2Model(MegatronModule):
         flat = hidden.flatten(0, 1)
         return flat.index_add(0, plan.targets.to(flat.device), visual.to(flat.dtype)).view_as(hidden)
 
+    def decode(self, hidden: Tensor | None, pack: PackDescription) -> Tensor:
+        """This stage's decoder layers, [T, B, D] -> the same (None where the stage before sends the input)."""
+        saved: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if self.offload is not None and torch.is_grad_enabled():
+            tables = [table for pair in pack.rotary.values() for table in pair]
+            saved = self.offload.active(keep=[*self.decoder.parameters(), *tables])
+        with saved:
+            return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=pack)
+
     def describe(self, inputs: PackInputs) -> PackDescription:
         """What every attention layer must know about the micro-batch."""
         blocks = visual_blocks(inputs.input_ids, inputs.visual, self.molmo2.text.vocab_size)
@@ -166,6 +182,7 @@ class Molmo2Model(MegatronModule):
             self.z_loss,
             self.molmo2.text.vocab_size,
             parallel_state.get_tensor_model_parallel_group(),
+            self.loss_chunk,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

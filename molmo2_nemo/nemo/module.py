@@ -13,9 +13,11 @@ from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
+from molmo2_nemo.config import MemoryConfig
 from molmo2_nemo.model.config import Molmo2Config, preset
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
+from molmo2_nemo.model.memory import recompute_settings
 from molmo2_nemo.model.molmo2 import Molmo2Model
 
 
@@ -62,7 +64,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         seed: fresh parameters are drawn from it, alike under every layout.
         z_loss, dropout, response_dropout: see StageConfig.
         trainable: which groups learn; `base_embedding` covers the base rows and a tied head.
-        recompute: "none", "selective" (attention only) or "full" (whole layers and vision blocks).
+        memory: what is traded for memory.
         dtype: parameter dtype.
     """
 
@@ -76,7 +78,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         dropout: float = 0.0,
         response_dropout: float = 0.0,
         trainable: dict[str, bool] | None = None,
-        recompute: str = "none",
+        memory: MemoryConfig | None = None,
         float32_attention: bool = False,
         visual_attention: str | None = None,
         dtype: str = "fp32",
@@ -84,6 +86,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         super().__init__()
         self.molmo2 = preset(molmo2) if isinstance(molmo2, str) else molmo2
         self.molmo2 = with_choices(self.molmo2, float32_attention, visual_attention)
+        self.memory = memory or MemoryConfig()
         params_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         self.config = transformer_config(
             self.molmo2,
@@ -92,9 +95,8 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             pipeline_dtype=params_dtype,
             bf16=dtype == "bf16",
             use_cpu_initialization=not torch.cuda.is_available(),
-            **_recompute_settings(recompute),
+            **recompute_settings(self.memory.recompute, self.memory.recompute_modules, self.memory.recompute_layers),
         )
-        self.recompute = recompute
         self.seed, self.z_loss, self.response_dropout = seed, z_loss, response_dropout
         self.trainable = {"vit": True, "connector": True, "llm": True, "base_embedding": False} | (trainable or {})
         self._loss_reduction = WeightedLossReduction()
@@ -117,10 +119,13 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             post_process=parallel_state.is_pipeline_last_stage(),
             z_loss=self.z_loss,
             response_dropout=self.response_dropout,
+            mlp_tiles=self.memory.mlp_tiles,
+            offload=self.memory.offload,
+            loss_chunk=self.memory.loss_chunk,
             seed=self.seed,
         )
         if self.module.pre_process:
-            self.module.vision.recompute = self.recompute == "full"
+            self.module.vision.recompute = self.memory.recompute == "full"
         freeze(self.module, self.trainable)
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:
@@ -171,13 +176,3 @@ def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:
     for name, parameter in model.named_parameters():
         base = name == "embedding.base.weight" or (name == "output_layer.weight" and model.molmo2.text.tie_embeddings)
         parameter.requires_grad_(trainable["base_embedding"] if base else trainable[group_of(name)])
-
-
-def _recompute_settings(recompute: str) -> dict[str, Any]:
-    if recompute == "none":
-        return {}
-    if recompute == "selective":
-        return {"recompute_granularity": "selective"}
-    if recompute == "full":
-        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    raise ValueError(f"unknown recompute mode {recompute!r}; expected none, selective or full")

@@ -77,7 +77,7 @@ def model(cfg: RunConfig) -> run.Config:
             "llm": stage.train_llm,
             "base_embedding": stage.train_base_embedding,
         },
-        recompute=cfg.parallel.recompute,
+        memory=as_config(cfg.memory),
         float32_attention=cfg.model.float32_attention,
         visual_attention=cfg.model.visual_attention,
         dtype=cfg.cluster.precision,

@@ -24,6 +24,7 @@ SMALL = ("qwen3_tied", "qwen3_tied_odd", "qwen3_untied", "olmo3", "olmo3_gqa")
 CASES = ("text", "image", "multi_image", "video")
 # Two micro-batches of two rows of packs: alone, packed behind another example, and a row of nothing but padding.
 LAYOUT: tuple[list[list[str]], ...] = ([["text", "image"], ["multi_image"]], [["video"], []])
+OWN = ("z_loss", "response_dropout", "seed", "mlp_tiles", "offload", "loss_chunk")  # Molmo2Model's, not Megatron's
 LENGTH = 72  # of a row; the longest has 68 tokens
 
 
@@ -100,7 +101,7 @@ def build(config: Molmo2Config, weights: dict[str, torch.Tensor] | None = None, 
     from molmo2_nemo.model.init import load_canonical
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
-    own = {"z_loss": 0.0} | {k: settings.pop(k) for k in ("z_loss", "response_dropout", "seed") if k in settings}
+    own = {"z_loss": 0.0} | {k: settings.pop(k) for k in OWN if k in settings}
     transformer = transformer_config(
         config,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),

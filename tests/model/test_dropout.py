@@ -198,7 +198,7 @@ def test_training_with_dropout(workers, packs, tmp_path, stage):
     """The real trainer: tensor ranks draw as one process does, so TP2 follows its curve, and recompute changes nothing
     but rounding."""
     one = curve(workers, packs, tmp_path / "one", stage)
-    two = curve(workers, packs, tmp_path / "two", stage, 2, tensor=2, recompute="full")
+    two = curve(workers, packs, tmp_path / "two", stage, 2, tensor=2, memory={"recompute": "full"})
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 

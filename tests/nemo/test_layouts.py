@@ -41,7 +41,7 @@ def test_packs_mix_everything(packs):
         (2, {"pipeline": 2}),
         (4, {"tensor": 2, "sequence": True, "context": 2}),
         (4, {"context": 4}),
-        (2, {"context": 2, "recompute": "full"}),
+        (2, {"context": 2, "memory": {"recompute": "full"}}),
         (2, {"data": 2, "distributed_optimizer": False}),
     ],
     ids=lambda x: "+".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else f"{x} processes",

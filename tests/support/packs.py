@@ -54,13 +54,18 @@ class FixedPacks:
 
 
 def tiny_run(folder: Path, steps: int = 5, **parallel: Any) -> RunConfig:
-    """A run of the tiny model without dropout on ready-made packs; global batch 4, micro-batch 1."""
+    """A run of the tiny model without dropout on ready-made packs; global batch 4, micro-batch 1.
+
+    `memory`, a dict among the rest, sets keys of MemoryConfig; all others are ParallelConfig's.
+    """
     cfg = RunConfig(output_dir=str(folder), save_every=1000)
     cfg.stage.max_steps, cfg.stage.global_batch_size, cfg.stage.micro_batch_size = steps, 4, 1
     cfg.stage.residual_dropout, cfg.stage.train_base_embedding = 0.0, True
     cfg.data.packing.sequence_length = 768
     for group in (cfg.stage.optim.vit, cfg.stage.optim.connector, cfg.stage.optim.llm):
         group.lr, group.warmup_steps = 1e-3, 2
+    for name, value in parallel.pop("memory", {}).items():
+        setattr(cfg.memory, name, value)
     for name, value in parallel.items():
         setattr(cfg.parallel, name, value)
     return cfg

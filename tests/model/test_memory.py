@@ -1,0 +1,68 @@
+"""Memory options change no number: recomputation, tiled MLPs, host offload and loss chunks against the plain model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
+from tests.support.pool import start_megatron
+
+torch.set_num_threads(1)
+
+OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # recomputation, the model's own options
+    "plain": ({}, {}),
+    "selective": ({"mode": "selective"}, {}),
+    "selective, three modules": ({"mode": "selective", "modules": ["core_attn", "layernorm", "mlp"]}, {}),
+    "full": ({"mode": "full"}, {}),
+    "full, one layer": ({"mode": "full", "layers": 1}, {}),
+    "tiles": ({}, {"mlp_tiles": 5}),
+    "tiles, full": ({"mode": "full"}, {"mlp_tiles": 3}),
+    "offload": ({}, {"offload": True}),
+    "offload, full, tiles": ({"mode": "full"}, {"offload": True, "mlp_tiles": 2}),
+    "loss chunks": ({}, {"loss_chunk": 3}),
+}
+
+
+def options_job(name: str, tensor: int) -> dict[str, dict[str, Any]]:
+    """Per option: the losses, every gradient of this rank, and the bytes that went to the host."""
+    from molmo2_nemo.model.memory import recompute_settings
+
+    start_megatron(tensor=tensor)
+    config = fixture_config(name)
+    weights = fixture_weights(name, config)
+    found = {}
+    for option, (recompute, own) in OPTIONS.items():
+        settings = recompute_settings(**recompute) if recompute else {}
+        model = build(config, weights, sequence_parallel=tensor > 1, **settings, **own).train()
+        if model.offload is not None:
+            model.offload.min_bytes = 1
+        losses = run_schedule(model, micro_batches(name, config), backward=True)
+        found[option] = {
+            "losses": torch.stack(losses),
+            "grads": {n: p.main_grad.clone() for n, p in model.named_parameters()},
+            "moved": model.offload.moved_bytes if model.offload is not None else 0,
+            "layer_input": config.text.hidden_size * 4 * sum(b.input_ids.numel() for b in micro_batches(name, config)),
+        }
+    return found
+
+
+@pytest.mark.parametrize(("name", "tensor"), [("qwen3_tied", 2), ("olmo3", 1)])
+def test_options_change_no_number(workers, name, tensor):
+    for found in workers.run(options_job, name, tensor, ranks=tensor):
+        plain = found["plain"]
+        for option, got in found.items():
+            # slices and recomputed parts add up the same numbers in another order
+            torch.testing.assert_close(got["losses"], plain["losses"], rtol=1e-6, atol=0)
+            largest = max(float(g.abs().max()) for g in plain["grads"].values())
+            for key, grad in plain["grads"].items():  # key biases have gradient 0 but for rounding
+                bound = 0.0 if option == "offload" else 2e-6 * max(float(grad.abs().max()), 0.01 * largest)
+                torch.testing.assert_close(got["grads"][key], grad, rtol=0, atol=bound, msg=f"{option}: {key}")
+        layers = fixture_config(name).text.num_layers
+        # with full recomputation one input per layer waits, [T, B, D] of this rank, and what the final norm saves;
+        # without, a lot more
+        inputs = found["offload, full, tiles"]["moved"] / (plain["layer_input"] / tensor)
+        assert layers <= inputs < layers + 4
+        assert found["offload"]["moved"] > 5 * found["offload, full, tiles"]["moved"]
