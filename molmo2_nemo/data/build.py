@@ -63,7 +63,7 @@ class ExampleBuilder:
         try:
             root = self._root(record.images, record.video, rng, record=record, p_high_res=p_high_res)
             cause = "bad annotation"
-            conversations = self._conversations(record.annotations, root.context, rng)
+            conversations = self._conversations(_tree(record, rng), root.context, rng)
             branches = [self._branch(turns) for turns in conversations]
             cause = "too long"
             tree = flatten(
@@ -208,6 +208,17 @@ class ExampleBuilder:
             key=key,
             info=info,
         )
+
+
+def _tree(record: Record, rng: np.random.Generator) -> Sequence[dict[str, Any]]:
+    """The record's annotations, or the variant that this access draws."""
+    if not record.variants:
+        return record.annotations
+    if record.variant_weights is None:
+        return record.variants[int(rng.integers(len(record.variants)))]
+    edges = np.cumsum(record.variant_weights)
+    drawn = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
+    return record.variants[min(drawn, len(edges) - 1)]
 
 
 def _checked_text(text: str) -> str:

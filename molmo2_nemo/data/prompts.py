@@ -220,6 +220,9 @@ class PromptFormatter:
             if len(texts) % 2:
                 raise ValueError(f"messages must alternate user and assistant and end with an answer; got {len(texts)}")
             turns = [Turn(user, answer) for user, answer in zip(texts[::2], texts[1::2], strict=True)]
+        elif annotation.get("turns"):  # several annotations, one after the other in one conversation
+            parts = [self._single(part, str(part.get("style", style)), context, rng) for part in annotation["turns"]]
+            style, turns = parts[0][0], [turn for _, turn in parts]
         else:
             style, turn = self._single(annotation, style, context, rng)
             turns = [turn]

@@ -21,7 +21,9 @@ UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "jobli
 MAX_JSON_BYTES = 16 * 2**20
 MAX_MEDIA_BYTES = 4 * 2**30  # of one member
 
-RECORD_KEYS = frozenset({"images", "video", "subtitles", "clip", "sampling", "weight", "annotations"})
+RECORD_KEYS = frozenset(
+    {"images", "video", "subtitles", "clip", "sampling", "weight", "annotations", "variants", "variant_weights"}
+)
 
 
 class DataError(ValueError):
@@ -57,6 +59,8 @@ class Record:
     video: bytes | None = None
     subtitles: list[Subtitle] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
+    variants: list[list[dict[str, Any]]] = field(default_factory=list)  # instead: every access draws one of these
+    variant_weights: list[float] | None = None  # how likely each is; None: all alike
     clip: tuple[float, float] | None = None  # seconds of the video
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
@@ -92,12 +96,15 @@ def parse_record(key: str, members: Mapping[str, bytes]) -> Record:
     sampling = data.get("sampling", {})
     if not isinstance(sampling, dict):
         raise BadRecord(key, "bad record", f"sampling must be an object, not {_show(sampling)}")
+    variants, weights = _variants(key, data, len(names), video is not None)
     return Record(
         key=key,
         images=[_media(key, members, name, "picture", IMAGE_SUFFIXES) for name in names],
         video=None if video is None else _media(key, members, video, "video", VIDEO_SUFFIXES),
         subtitles=_subtitles(key, data.get("subtitles", [])),
-        annotations=_annotations(key, data.get("annotations"), len(names), video is not None),
+        annotations=[] if variants else _annotations(key, data.get("annotations"), len(names), video is not None),
+        variants=variants,
+        variant_weights=weights,
         clip=_clip(key, data.get("clip")),
         sampling=sampling,
         weight=None if weight is None else float(weight),
@@ -197,6 +204,30 @@ def _clip(key: str, value: Any) -> tuple[float, float] | None:
     return float(value[0]), float(value[1])
 
 
+def _variants(
+    key: str, data: dict[str, Any], num_images: int, has_video: bool
+) -> tuple[list[list[dict[str, Any]]], list[float] | None]:
+    value, weights = data.get("variants"), data.get("variant_weights")
+    if value is None:
+        if weights is not None:
+            raise BadRecord(key, "bad record", "variant_weights without variants")
+        return [], None
+    if not isinstance(value, list) or not value or "annotations" in data:
+        raise BadRecord(
+            key,
+            "bad record",
+            f"variants must be a list of lists of annotations, in place of annotations: {_show(value)}",
+        )
+    if weights is not None:
+        ok = isinstance(weights, list) and len(weights) == len(value) and all(_is_number(w) and w >= 0 for w in weights)
+        if not ok or sum(weights) <= 0:
+            raise BadRecord(
+                key, "bad record", f"variant_weights must be {len(value)} numbers >= 0, not all 0: {_show(weights)}"
+            )
+        weights = [float(w) for w in weights]
+    return [_annotations(key, tree, num_images, has_video) for tree in value], weights
+
+
 def _annotations(key: str, value: Any, num_images: int, has_video: bool) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
         raise BadRecord(key, "bad record", f"annotations must be a list with at least one entry, not {_show(value)}")
@@ -228,6 +259,12 @@ def check_annotation(annotation: dict[str, Any], num_images: int, has_video: boo
             raise ValueError(f"messages must be a list of at least two strings, not {_show(messages)}")
         if len(messages) % 2:
             raise ValueError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
+    if "turns" in annotation:
+        turns = annotation["turns"]
+        if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and "turns" not in t for t in turns):
+            raise ValueError(f"turns must be a list of annotations, not {_show(turns)}")
+        for turn in turns:
+            check_annotation({"style": annotation["style"], **turn}, num_images, has_video)
     if "points" in annotation:
         style, points = annotation["style"], annotation["points"]
         if "track" in style or "ground" in style:

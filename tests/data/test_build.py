@@ -290,3 +290,23 @@ def test_bad_settings_fail_before_any_record():
         builder(TextFormatConfig(system_prompt="none"))
     with pytest.raises(ValueError, match="multiple of patch_size"):
         ExampleBuilder(DataConfig(image=ImageConfig(crop_size=127)), TOKENIZER)
+
+
+def test_variants_are_drawn_by_weight():
+    """Every access draws one; over many accesses each comes as often as its weight says."""
+    trees = [[{"style": "user_qa", "question": "q", "answer": text}] for text in ("one", "two", "never")]
+    record = Record("s:k", variants=trees, variant_weights=[3, 1, 0])
+    build = builder()
+    said = [build.build(record, rng(i)).info["conversations"][0][0][1] for i in range(200)]
+    assert 120 <= said.count("one") <= 180 and said.count("one") + said.count("two") == 200
+    record = Record("s:k", variants=trees)
+    assert {build.build(record, rng(i)).info["conversations"][0][0][1] for i in range(30)} == {"one", "two", "never"}
+
+
+def test_annotations_as_turns_of_one_conversation():
+    turns = [PICTURE[4], {**PICTURE[3], "label": "Trees"}]
+    record = Record("s:k", [png(64, 64)], annotations=[{"style": "point_count", "turns": turns}])
+    example = builder().build(record, rng())
+    (conversation,) = example.info["conversations"]
+    assert len(conversation) == 2 and "cars" in conversation[0][0].lower() and "trees" in conversation[1][0].lower()
+    assert example.info["branches_kept"] == 1

@@ -93,3 +93,22 @@ ANNOTATIONS = [
 def test_bad_annotations(annotation, words):
     with pytest.raises(BadRecord, match=words):
         parse_record("s:k", members({"annotations": [QA, annotation]}))
+
+
+def test_variants_are_checked_like_annotations():
+    other = {"style": "user_qa", "question": "q", "answer": "b"}
+    record = parse_record("s:k", members({"variants": [[QA], [QA, other]], "variant_weights": [3, 1]}))
+    assert record.variants == [[QA], [QA, other]] and record.variant_weights == [3.0, 1.0] and record.annotations == []
+    for bad in (
+        {"variants": [[QA]], "annotations": [QA]},
+        {"variants": []},
+        {"variants": [[]]},
+        {"variants": [[{"text": "no style"}]]},
+        {"variants": [[QA]], "variant_weights": [1, 2]},
+        {"variants": [[QA]], "variant_weights": [0]},
+        {"annotations": [QA], "variant_weights": [1]},
+        {"annotations": [{"style": "video_point", "turns": []}]},
+        {"annotations": [{"style": "user_qa", "turns": [{"question": 5}]}]},
+    ):
+        with pytest.raises(BadRecord):
+            parse_record("s:k", members(bad))
