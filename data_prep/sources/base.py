@@ -40,6 +40,8 @@ Rules
 - One `Sample` is one visual input with all its annotations (a message tree). Media are stored once.
 - Where the published loader decides anew at every access (which transcript, point or point_count), give `variants`:
   the lists of annotations of which training draws one per access, and `variant_weights` if not all are equally likely.
+- Several annotations in one conversation (multi-turn) are one annotation {"style": ..., "turns": [annotation, ...]}:
+  `shapes.turns`.
 - `clip` and `subtitles` are in seconds of the whole video; the framework cuts subtitles to the clip and counts them
   from its start. Timestamps of points are seconds from the start of the clip already.
 - Annotations are those of molmo2_nemo/data/prompts.py; make them with data_prep/sources/shapes.py.

@@ -73,6 +73,11 @@ def conversation(turns: Sequence[str], style: str = "text_sft") -> Annotation:
     return {"style": style, "messages": list(turns)}
 
 
+def turns(annotations: Sequence[Annotation], style: str) -> Annotation:
+    """Several annotations, one after the other in one conversation (instead of branches)."""
+    return {"style": style, "turns": list(annotations)}
+
+
 def points(
     label: str,
     where: Iterable[Sequence[float]],
