@@ -101,7 +101,8 @@ class Url:
 class File:
     """A file below --source: the first of several relative paths that is there.
 
-    A path without a suffix that we know matches any picture or video suffix (`videos/abc` finds `videos/abc.webm`).
+    A path without a suffix that we know matches any picture or video suffix (`videos/abc` finds `videos/abc.webm`); one
+    that ends in "/" is a folder, of which the only picture or video is taken (`videos/abc/`).
     """
 
     __slots__ = ("paths",)
@@ -143,13 +144,41 @@ class Member:
 class Frames:
     """A folder of numbered pictures below --source that is encoded as a video of `fps` frames per second.
 
-    `first` and `last` choose among the sorted pictures (0-based, both included).
+    `first` and `last` choose among the sorted pictures (0-based, both included) after only every `step`-th was kept.
     """
 
     folder: str
     fps: float
     first: int = 0
     last: int | None = None
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of a video, cut out by the framework; of the videos that the published loader wants cut beforehand."""
+
+    video: File | HubFile | Member | Url
+    start: float  # seconds
+    end: float
+
+
+class FirstOf:
+    """The first of several media that is there: a video, or else the frames it was made of."""
+
+    __slots__ = ("media",)
+
+    def __init__(self, *media: Media):
+        self.media = media
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FirstOf) and self.media == other.media
+
+    def __hash__(self) -> int:
+        return hash(self.media)
+
+    def __repr__(self) -> str:
+        return f"FirstOf{self.media!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +193,7 @@ class Prepared:
     image: int = 0
 
 
-Media = Inline | Url | File | HubFile | Member | Frames | Prepared
+Media = Inline | Url | File | HubFile | Member | Frames | Prepared | Cut | FirstOf
 
 
 def picture(value: Any) -> Media:
@@ -240,16 +269,22 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A file of rows below --source: .json, .jsonl, .csv, .tsv or .parquet. The path may be a glob.
+    """A file of rows below --source: .json, .jsonl, .csv, .tsv, .parquet or .txt. The path may be a glob.
 
     `at` descends into a JSON object first; a JSON object in place of a list gives one row per entry, whose name is put
-    into the row under `key`. Every row gets `__table__`, the path relative to --source.
+    into the row under `key`. In a .jsonl whose lines are lists the first one names the columns. A .txt gives a row
+    {"line": text} per line that is not empty. Every row gets `__table__`, the path relative to --source.
+
+    With `repo` (a Hugging Face data set repository that holds it at `path`) or `url` (https) a file that is not below
+    --source is fetched.
     """
 
     path: str
     at: tuple[str, ...] = ()
     key: str = "__key__"
     header: tuple[str, ...] = ()  # column names of a CSV without a header line
+    repo: str = ""
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
