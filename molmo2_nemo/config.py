@@ -78,7 +78,7 @@ class MemoryConfig:
     """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs."""
 
     recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
-    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # selective: core_attn, layernorm, mlp
+    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # selective: core_attn, mlp
     recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
     mlp_tiles: int = 1  # decoder MLPs run on so many slices of the tokens, one after another
     offload: bool = False  # what decoder layers save for backward waits in host memory
