@@ -35,6 +35,7 @@ P_ALL_IMAGES = 0.5  # chance that a multi-image pointing prompt is about all pic
 P_UNCONDITIONED = 0.1  # chance that a stage-1 prefix says nothing about the length
 LENGTH_UNIT, LENGTH_NOISE = 15, 25  # characters; the prefix says (length + noise) // unit
 P_OTHER_START = 0.2  # chance that single-object tracking starts at another than the first visible point
+MAIN_OBJECT = "main subject"  # what an object caption without `object` is about
 POINT_MARK = "<|POINT|>"  # in an answer: replaced by the points of the next answer annotation
 
 POINT_MODES = {
@@ -186,6 +187,7 @@ class PromptFormatter:
         Raises:
             ValueError: a field the style needs is missing or wrong; the message names style and field.
         """
+        annotation = _drawn(annotation, rng)
         style = str(annotation.get("style", ""))
         try:
             return self._conversation(annotation, style, context, rng)
@@ -221,7 +223,8 @@ class PromptFormatter:
                 raise ValueError(f"messages must alternate user and assistant and end with an answer; got {len(texts)}")
             turns = [Turn(user, answer) for user, answer in zip(texts[::2], texts[1::2], strict=True)]
         elif annotation.get("turns"):  # several annotations, one after the other in one conversation
-            parts = [self._single(part, str(part.get("style", style)), context, rng) for part in annotation["turns"]]
+            drawn = [_drawn(part, rng) for part in annotation["turns"]]
+            parts = [self._single(part, str(part.get("style", style)), context, rng) for part in drawn]
             style, turns = parts[0][0], [turn for _, turn in parts]
         else:
             style, turn = self._single(annotation, style, context, rng)
@@ -251,7 +254,8 @@ class PromptFormatter:
         if not self.templated:
             return style, Turn(question or "", answer)
         if question is None and style in CAPTIONS:
-            return style, Turn(_pick(rng, CAPTIONS[style]), answer)
+            what = str(annotation.get("object") or MAIN_OBJECT)
+            return style, Turn(_fill(_pick(rng, CAPTIONS[style]), object=what), answer)
         if style in TIMED_CAPTIONS:
             return self._timed_caption(annotation, style, answer, rng)
         if question is not None and style == "video_short_answer":
@@ -371,6 +375,12 @@ class PromptFormatter:
         at, point = visible[int(rng.integers(len(visible)))] if other else visible[0]
         groups = number_points([(seconds_text(frames[at]["time"]), [scale_point(point, size)])])
         return render(PointTag(groups, label), self.config.point_format), list(frames[at + 1 :])
+
+
+def _drawn(annotation: Mapping[str, Any], rng: np.random.Generator) -> Mapping[str, Any]:
+    """The annotation with one of its `either` (fields that go before its own) laid over it, drawn at every access."""
+    either = annotation.get("either")
+    return {**annotation, **either[int(rng.integers(len(either)))]} if either else annotation
 
 
 def canonical_style(style: str, training: bool) -> str:

@@ -259,6 +259,22 @@ def check_annotation(annotation: dict[str, Any], num_images: int, has_video: boo
             raise ValueError(f"messages must be a list of at least two strings, not {_show(messages)}")
         if len(messages) % 2:
             raise ValueError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
+    if "either" in annotation:
+        either = annotation["either"]
+        if (
+            not isinstance(either, list)
+            or not either
+            or not all(isinstance(e, dict) and "either" not in e for e in either)
+        ):
+            raise ValueError(
+                f"either must be a list of objects whose fields are laid over the annotation: {_show(either)}"
+            )
+        base = {name: value for name, value in annotation.items() if name != "either"}
+        for fields in either:
+            if not isinstance(fields.get("style", ""), str):
+                raise ValueError(f"style must be a string, not {_show(fields['style'])}")
+            check_annotation({**base, **fields}, num_images, has_video)
+        return
     if "turns" in annotation:
         turns = annotation["turns"]
         if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and "turns" not in t for t in turns):

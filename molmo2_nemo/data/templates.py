@@ -144,12 +144,12 @@ MOTION_CAPTION = (
     "How do the people and things in the video move?",
 )
 OBJECT_CAPTION = (
-    "Describe the objects in this video.",
-    "Which things appear in the video? Describe them.",
-    "Tell me about the objects one sees in the clip.",
-    "Describe the people and things that this video shows.",
-    "List and describe what can be seen in the video.",
-    "What objects are in this video, and what do they look like?",
+    "Describe the {object} in this video.",
+    "What does the {object} look like, and what does the {object} do?",
+    "Tell me about the {object} in one or two sentences.",
+    "Caption the {object} of this video.",
+    "Give a short description of the {object} one sees in the clip.",
+    "Watch the {object} in the video and say briefly what happens to it.",
 )
 CLIP_CAPTION = (
     "Describe the video from {start} to {end}.",

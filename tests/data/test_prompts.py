@@ -113,7 +113,8 @@ def test_captions_draw_a_wording(style):
     seen = {one({"style": style, "text": "words"}, seed=s).user for s in range(60)}
     prefix = "" if style in prompts.DEMO_STYLES else f"{style}: "
     assert len(seen) >= 4
-    assert seen <= {prefix + text for text in prompts.CAPTIONS[style]}
+    known = {text.replace("{object}", prompts.MAIN_OBJECT) for text in prompts.CAPTIONS[style]}
+    assert seen <= {prefix + text for text in known}
 
 
 def test_prompt_field_wins():
@@ -361,3 +362,23 @@ def test_points_need_a_scale():
 def test_unknown_settings():
     with pytest.raises(ValueError, match="text.point_format 'xml'; known: html-v1, html-v2"):
         PromptFormatter(TextFormatConfig(point_format="xml"))
+
+
+def test_either_is_drawn_at_every_access():
+    base = {"style": "video_point", "label": "cars", "timestamps": [1.0], "points": [[[50, 50]]], "point_scale": 100}
+    annotation = {**base, "either": [{"style": "video_point_count", "question": "How many cars pass?"}, {}]}
+    said = [one(annotation, seed=i) for i in range(60)]
+    counted = [turn for turn in said if turn.answer.startswith("Counting the")]
+    assert 15 <= len(counted) <= 45 and {turn.user for turn in counted} == {"How many cars pass?"}
+    pointed = [turn for turn in said if turn not in counted]
+    assert {turn.answer for turn in pointed} == {'<points coords="1.0 1 500 500">cars</points>'}
+    assert "How many cars pass?" not in {turn.user for turn in pointed}
+    both = {"style": "video_point", "turns": [annotation, {**base, "label": "dogs"}]}
+    first, second = PromptFormatter(STAGE2, training=True).conversation(both, CONTEXT, seeded(1))
+    assert "cars" in first.answer and second.answer == '<points coords="1.0 1 500 500">dogs</points>'
+
+
+def test_object_captions_name_the_object():
+    turn = one({"style": "video_object_caption", "text": "It runs.", "object": "brown dog"})
+    assert "brown dog" in turn.user and turn.user.startswith("video_object_caption: ") and turn.answer == "It runs."
+    assert prompts.MAIN_OBJECT in one({"style": "video_object_caption", "text": "It runs."}).user

@@ -112,3 +112,12 @@ def test_variants_are_checked_like_annotations():
     ):
         with pytest.raises(BadRecord):
             parse_record("s:k", members(bad))
+
+
+def test_either_is_checked_as_it_will_be_laid_over():
+    points = {"style": "pointing", "label": "cars", "points": [[1, 2]]}
+    good = {**points, "either": [{"style": "point_count", "question": "How many?"}, {}]}
+    assert parse_record("s:k", members({"annotations": [good]})).annotations == [good]
+    for bad in ([], "x", [1], [{"style": 5}], [{"points": [[1]]}], [{"question": 3}], [{"either": []}]):
+        with pytest.raises(BadRecord, match="annotation 0"):
+            parse_record("s:k", members({"annotations": [{**points, "either": bad}]}))
