@@ -61,6 +61,7 @@ def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patc
         **_join_vision([example for pack in packs for example in pack]),
         pooled_positions=np.zeros(0, np.int64),
         keys=[[example.key for example in pack] for pack in packs],
+        sources=[[example.source for example in pack] for pack in packs],
     )
     for b, pack in enumerate(packs):
         total = sum(example.num_tokens for example in pack)

@@ -31,6 +31,7 @@ class Example:
     unit_crops: np.ndarray  # int64 [U]; crops per indivisible unit (an image with its tiles, or one video frame)
     unit_rows: np.ndarray  # int64 [U]; pooling rows per unit
     key: str = ""  # "shard-name:record-key", for messages
+    source: str = ""  # the data set, as data.sources names it
     info: dict[str, Any] = field(default_factory=dict)  # what the preview shows: frame times, texts, tilings
 
     @property
@@ -59,4 +60,6 @@ class Batch:
     unit_crops: np.ndarray  # int64 [U]
     unit_rows: np.ndarray  # int64 [U]
     keys: list[list[str]] = field(default_factory=list)  # per pack, the keys of its examples
+    sources: list[list[str]] = field(default_factory=list)  # and the data sets they come from
     state: dict[str, Any] = field(default_factory=dict)  # loader state after this batch (JSON values only)
+    context_ranks: int = 0  # ranks that share it under dynamic context parallelism; 0: all of the context group

@@ -93,7 +93,7 @@ class ExampleReader:
                 p_high_res=source.p_high_res,
                 max_tokens=packing.sequence_length,
             )
-            example.key = key
+            example.key, example.source = key, place.source
             check_example(example, self.im_patch_id)
             self._check_size(example)
             return example

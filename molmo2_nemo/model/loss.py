@@ -29,6 +29,7 @@ def weighted_loss(
     vocab_size: int,
     group: dist.ProcessGroup,
     chunk: int = CHUNK,
+    each: Tensor | None = None,
 ) -> Tensor:
     """Sum of weighted losses, fp32 scalar, the same on every rank of the tensor-parallel group.
 
@@ -38,6 +39,7 @@ def weighted_loss(
         labels: int64 [n], below vocab_size.
         weights: fp32 [n].
         vocab_size: true columns; padded ones beyond it take no part.
+        each: fp32 [n], filled with the weighted loss of every position (for logging: no gradient flows from it).
 
     Raises:
         ValueError: a label that the head cannot predict (an extra id, or padding with a positive weight).
@@ -48,7 +50,7 @@ def weighted_loss(
             f"a position with loss has label {int(bad)}, but only ids 0..{vocab_size - 1} can be predicted: "
             "visual special tokens and padding must carry loss weight 0"
         )
-    return _WeightedLoss.apply(hidden, head, labels, weights, z_loss, vocab_size, group, chunk)
+    return _WeightedLoss.apply(hidden, head, labels, weights, z_loss, vocab_size, group, chunk, each)
 
 
 class _WeightedLoss(torch.autograd.Function):
@@ -63,6 +65,7 @@ class _WeightedLoss(torch.autograd.Function):
         vocab_size: int,
         group: dist.ProcessGroup,
         chunk: int,
+        each: Tensor | None,
     ) -> Tensor:
         rank_start = dist.get_rank(group) * head.shape[0]
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -71,7 +74,10 @@ class _WeightedLoss(torch.autograd.Function):
             logits = _logits(hidden[rows], head, rank_start, vocab_size)
             lse = _logsumexp(logits, group)
             target = _reduce(_pick(logits, labels[rows] - rank_start), group, dist.ReduceOp.SUM)
-            total += (weights[rows] * (lse - target + z_loss * lse.square())).sum()
+            losses = weights[rows] * (lse - target + z_loss * lse.square())
+            total += losses.sum()
+            if each is not None:
+                each[rows] = losses
             sums.append(lse)
         ctx.save_for_backward(hidden, head, labels, weights, torch.cat(sums) if sums else weights.new_zeros(0))
         ctx.settings = (z_loss, vocab_size, rank_start, chunk)
@@ -96,7 +102,7 @@ class _WeightedLoss(torch.autograd.Function):
                 grad_hidden[rows] = d_logits @ head
             if grad_head is not None:
                 grad_head += (d_logits.T @ hidden[rows]).float()
-        return (grad_hidden, None if grad_head is None else grad_head.to(head.dtype), *([None] * 6))
+        return (grad_hidden, None if grad_head is None else grad_head.to(head.dtype), *([None] * 7))
 
 
 def _chunks(n: int, chunk: int) -> list[slice]:

@@ -32,7 +32,7 @@ from molmo2_nemo.data.example import Batch
 from molmo2_nemo.data.record import DataError
 
 TIMEOUT = timedelta(hours=2)  # readers may wait long for each other while a checkpoint is written
-ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "state")]
+ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state")]
 Ship = Callable[[torch.Tensor], Any]  # sends or fills a tensor, the same call on both sides
 
 
@@ -260,7 +260,8 @@ def agree(failure: BaseException | None, group: Any, ranks: list[int]) -> None:
 def send(batch: Batch, ship: Ship) -> None:
     """Ship a batch; `receive` with the other side's call gives an equal one."""
     arrays = [np.ascontiguousarray(getattr(batch, name)) for name in ARRAYS]
-    _head({"arrays": [[a.dtype.str, a.shape] for a in arrays], "keys": batch.keys, "state": batch.state}, ship)
+    words = {"keys": batch.keys, "sources": batch.sources, "state": batch.state}
+    _head({"arrays": [[a.dtype.str, a.shape] for a in arrays], **words}, ship)
     for array in arrays:
         if array.nbytes:
             ship(torch.from_numpy(array.reshape(-1).view(np.uint8)))
@@ -275,7 +276,7 @@ def receive(ship: Ship) -> Batch:
         if array.nbytes:
             ship(torch.from_numpy(array.reshape(-1).view(np.uint8)))
         values[name] = array
-    return Batch(**values, keys=head["keys"], state=head["state"])
+    return Batch(**values, keys=head["keys"], sources=head["sources"], state=head["state"])
 
 
 def _head(value: dict[str, Any] | None, ship: Ship) -> dict[str, Any]:
