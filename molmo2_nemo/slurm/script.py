@@ -1,0 +1,172 @@
+"""One stage as an sbatch script, written by NeMo-Run's `SlurmExecutor`.
+
+NeMo-Run writes the options, the container's flags and the srun line (which ends all tasks when one fails). What it does
+not know is added in `setup_lines`: a trap that looks at how the attempt ended and has Slurm start the job again where
+that helps. Tasks say how it ended in a file, not by their exit code: srun kills the others when one leaves with a code,
+and its own code is then theirs.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from molmo2_nemo.config import ClusterConfig
+from molmo2_nemo.errors import PREEMPTED, USER_ERROR, UserError
+from molmo2_nemo.slurm.config import SlurmConfig
+from molmo2_nemo.slurm.login import Login
+
+IN_SLURM_JOB = "MOLMO2_ATTEMPT"  # in a job: folder of this attempt, where tasks leave reports and `outcome`
+
+# Runs on the node of the batch script, outside the container. `outcome`: first line preempted, user_error or failed
+# (launch.py writes it), then the message.
+TRAP = f"""
+export {IN_SLURM_JOB}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
+if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
+mkdir -p "${IN_SLURM_JOB}" || exit {USER_ERROR}
+molmo2_end() {{
+    local code=$? outcome="${IN_SLURM_JOB}/outcome" how=none
+    set +evx
+    if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
+    if [ -z "$molmo2_cancelled" ]; then
+        if [ ! -f "$outcome" ]; then
+            printf 'failed\\na process ended without a word (srun code %s: 137 is how it looks when memory runs out)\\n' \\
+                "$code" > "$outcome"
+        fi
+        how=$(head -n 1 "$outcome")
+        tail -n +2 "$outcome" | sed 's/^/molmo2: /'
+    fi
+    case $how in
+        none) echo "molmo2: cancelled, or taken away by Slurm"; exit $((code > 0 ? code : {PREEMPTED})) ;;
+        user_error) exit {USER_ERROR} ;;
+        preempted) code={PREEMPTED} ;;
+        *) [ "$code" -eq 0 ] && code=1
+           if [ "$(cat "$molmo2_folder"/attempt-"$SLURM_JOB_ID"-*/outcome | grep -c '^failed$')" -gt "$molmo2_retries" ]
+           then echo "molmo2: given up after $molmo2_retries retries; the same command goes on"; exit "$code"; fi ;;
+    esac
+    if [ "$molmo2_requeue" = 1 ] && scontrol requeue "$SLURM_JOB_ID"; then echo "molmo2: requeued"; fi
+    exit "$code"
+}}
+trap molmo2_end EXIT
+trap 'molmo2_cancelled=1' TERM
+"""
+
+
+@dataclass
+class StageJob:
+    """What a script is made of. Paths are absolute and those of the cluster."""
+
+    name: str  # of the job
+    stage: Path  # the stage's folder
+    folder: Path  # scripts, logs and attempts of the stage's jobs
+    config: Path  # resolved configuration
+    cluster: ClusterConfig
+    tasks_per_node: int
+    workdir: Path
+
+
+def script(job: StageJob, login: Login, after: str | None = None) -> str:
+    """The text for sbatch.
+
+    Args:
+        after: id of a job that has to end well first.
+
+    Raises:
+        UserError: a setting that cannot be written into a script.
+    """
+    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmExecutor, SlurmJobDetails
+
+    slurm = job.cluster.slurm
+    executor = SlurmExecutor(
+        account=slurm.account,  # type: ignore[arg-type] - a cluster may have none
+        partition=slurm.partition,
+        qos=slurm.qos,
+        constraint=slurm.constraint,
+        time=slurm.time,
+        nodes=job.cluster.nodes,
+        ntasks_per_node=job.tasks_per_node,
+        gpus_per_node=job.tasks_per_node if slurm.gpus_per_node is None else slurm.gpus_per_node or None,
+        cpus_per_task=slurm.cpus_per_task,
+        mem=slurm.mem,
+        exclusive=True if slurm.exclusive else None,
+        signal=f"USR1@{slurm.grace}" if slurm.grace else None,
+        container_image=slurm.container,
+        container_mounts=mounts(job) if slurm.container else [],
+        tunnel=login.tunnel,
+        job_name_prefix="molmo2.",
+        additional_parameters=options(slurm, after),
+        job_details=SlurmJobDetails(job_name=job.name, folder=str(job.folder)),
+        setup_lines=setup(job),
+    )
+    executor.job_dir = str(job.folder)
+    request = SlurmBatchRequest(
+        launch_cmd=["sbatch", "--parsable"],
+        jobs=[job.name],
+        command_groups=[[command(job)]],
+        executor=executor,
+        max_retries=0,
+        extra_env={},
+    )
+    text = request.materialize()
+    if slurm.container is None and "/nemo_run" in f"{job.folder}{job.stage}{job.config}{command(job)}":
+        raise UserError(
+            "NeMo-Run replaces '/nemo_run' in job scripts that use no container; "
+            f"take a folder without it (output_dir, cluster.slurm.command or workdir): {job.folder}"
+        )
+    return text
+
+
+def options(slurm: SlurmConfig, after: str | None) -> dict[str, str | bool]:
+    """Options of sbatch that NeMo-Run's executor has no field for."""
+    found: dict[str, str | bool] = {"requeue" if slurm.requeue else "no_requeue": True}
+    if slurm.reservation:
+        found["reservation"] = slurm.reservation
+    if after:
+        found["dependency"] = f"afterok:{after}"
+        found["kill_on_invalid_dep"] = "yes"
+    return {**found, **slurm.options}
+
+
+def setup(job: StageJob) -> str:
+    """Shell lines between the options and srun."""
+    slurm = job.cluster.slurm
+    for name in slurm.env:
+        if not name.isidentifier():
+            raise UserError(f"cluster.slurm.env.{name}: not a name that a variable of the environment can have")
+    values = {
+        "molmo2_stage": str(job.stage),
+        "molmo2_folder": str(job.folder),
+        "molmo2_retries": str(slurm.retries),
+        "molmo2_requeue": str(int(slurm.requeue)),
+    }
+    lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in slurm.env.items()]
+    lines += [f"export OMP_NUM_THREADS={job.cluster.threads}"] if "OMP_NUM_THREADS" not in slurm.env else []
+    return "\n".join([*lines, *slurm.setup]) + TRAP
+
+
+def command(job: StageJob) -> str:
+    """What every task runs."""
+    slurm = job.cluster.slurm
+    own = slurm.container is None and slurm.ssh.host is None
+    start = slurm.command or (f"{shlex.quote(sys.executable)} -m molmo2_nemo.cli.main" if own else "molmo2")
+    return f"env --chdir={shlex.quote(str(job.workdir))} {start} train --config {shlex.quote(str(job.config))}"
+
+
+def mounts(job: StageJob) -> list[str]:
+    """The user's mounts, and the run's folder and the working folder unless they are among them.
+
+    Raises:
+        UserError: a mount that is not FROM:TO, or has a comma.
+    """
+    found = list(job.cluster.slurm.mounts)
+    for mount in found:
+        if "," in mount or len(mount.split(":")) not in (2, 3):
+            raise UserError(f"cluster.slurm.mounts: {mount!r} is not FROM:TO or FROM:TO:ro")
+    for needed in (job.stage.parent, job.workdir):
+        inside = [Path(m.split(":")[1]) for m in found]
+        if not any(needed == folder or folder in needed.parents for folder in inside):
+            found.append(f"{needed}:{needed}")
+    return found
