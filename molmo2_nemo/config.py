@@ -18,6 +18,8 @@ class ModelSelection:
     preset: str = "tiny"
     visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
     float32_attention: bool = False
+    rope_scaling: Literal["none", "linear", "yarn"] = "none"  # for packs longer than the model's native range
+    rope_factor: float = 1.0  # longest position over the native one
 
 
 @dataclass
@@ -67,7 +69,10 @@ class ParallelConfig:
 
     tensor: int = 1
     sequence: bool = False  # Megatron sequence parallelism, needs tensor > 1
-    context: int = 1  # Ulysses
+    context: int = 1  # ranks that share a pack
+    context_ulysses: int | None = None  # of them, consecutive ones that deal heads among them; default: all
+    context_exchange: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
+    dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
@@ -78,11 +83,12 @@ class MemoryConfig:
     """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs."""
 
     recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
-    recompute_modules: list[str] = field(default_factory=lambda: ["core_attn"])  # selective: core_attn, mlp
+    recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["core_attn"])  # selective
     recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
     mlp_tiles: int = 1  # decoder MLPs run on so many slices of the tokens, one after another
     offload: bool = False  # what decoder layers save for backward waits in host memory
     loss_chunk: int = 1024  # scored positions whose logits exist at once
+    vision_chunk: int | None = None  # crops encoded at once, and again in backward; default: all, kept
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from molmo2_nemo.data.rates import is_missing, present, weights
 from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset
+from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset, with_choices
 from molmo2_nemo.settings.schema import load_yaml
 
 
@@ -36,6 +37,11 @@ def find_problems(cfg: RunConfig, processes: int | None = None) -> Iterator[str]
     model = None
     if cfg.model.preset in PRESETS:
         model = preset(cfg.model.preset)
+        try:
+            chosen = cfg.model
+            model = with_choices(model, rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
+        except ValueError as error:
+            yield str(error)
     else:
         yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
     yield from _positive(cfg)
@@ -73,6 +79,9 @@ def _positive(cfg: RunConfig) -> Iterator[str]:
         "stage.micro_batch_size": cfg.stage.micro_batch_size,
         "data.packing.sequence_length": cfg.data.packing.sequence_length,
         "cluster.nodes": cfg.cluster.nodes,
+        "memory.mlp_tiles": cfg.memory.mlp_tiles,
+        "memory.loss_chunk": cfg.memory.loss_chunk,
+        "memory.recompute_layers": 1 if cfg.memory.recompute_layers is None else cfg.memory.recompute_layers,
         "save_every": cfg.save_every,
         "log_every": cfg.log_every,
     }
@@ -149,7 +158,10 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
             yield f"{key}={seen}, but the {model.name} model's vision encoder takes {expected}; set {key}={expected}"
     length, limit = data.packing.sequence_length, model.text.max_position
     if length > limit:
-        yield f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model"
+        yield (
+            f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model; "
+            f"shorten it, or take model.rope_scaling=yarn model.rope_factor={math.ceil(length / limit)}"
+        )
     for key, crops in (
         ("data.video.max_frames", data.video.max_frames),
         ("data.image.max_crops, with the global view,", data.image.max_crops + 1),

@@ -29,9 +29,10 @@ from molmo2_nemo.convert.names import (
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
-from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset
+from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset, with_choices
 
 MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
+CHOICES = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`, what changes the function
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 HEAD = "lm_head.weight"
@@ -115,7 +116,7 @@ def export_checkpoint(
     checkpoint = MegatronCheckpoint(source)
     run = run_settings(source)
     if config is None:
-        config = read_model_file(source) or recognise_checkpoint(checkpoint)
+        config = model_of(source, checkpoint, run)
     checkpoint.check(config)
     tokenizer = find_tokenizer(source, config, run, tokenizer)
     shapes = external_shapes(config, format)
@@ -224,6 +225,25 @@ def recognise_checkpoint(checkpoint: MegatronCheckpoint) -> Molmo2Config:
         except ConversionError as error:
             reasons.append(f"{name}: {error}")
     raise ConversionError(f"{checkpoint.folder} is not a checkpoint of any known Molmo2: " + "; ".join(reasons))
+
+
+def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) -> Molmo2Config:
+    """The model of a checkpoint: that of its `molmo2.json`, else the preset of its sizes; what the run chose about
+    attention applied.
+
+    Args:
+        folder: where the checkpoint lies.
+        run: from `run_settings`.
+
+    Raises:
+        ConversionError: no known model, or a damaged file.
+    """
+    config = read_model_file(folder) or recognise_checkpoint(checkpoint)
+    settings = run.get("model") or {}
+    try:
+        return with_choices(config, **{key: settings[key] for key in CHOICES if key in settings})
+    except (TypeError, ValueError) as error:
+        raise ConversionError(f"the run's config.yaml, group model: {error}") from None
 
 
 def run_settings(checkpoint: Path) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def text_config(part: dict[str, Any]) -> TextConfig:
             f"text_config has {seen}; expected 'qwen3' with false (Qwen3) or 'olmo' with true (OLMo 3)"
         )
     expect("text_config", part, attention_bias=False, hidden_act="silu", use_qk_norm=True)
-    base, yarn = rotary(part)
+    base, scale, yarn = rotary(part)
     return TextConfig(
         family="olmo3" if family == "olmo3" else "qwen3",
         hidden_size=part["hidden_size"],
@@ -184,6 +184,7 @@ def text_config(part: dict[str, Any]) -> TextConfig:
         ffn_size=part["intermediate_size"],
         vocab_size=part["vocab_size"],
         rotary_base=base,
+        rotary_scale=scale,
         yarn=yarn,
         max_position=part["max_position_embeddings"],
         rmsnorm_eps=part["rms_norm_eps"],
@@ -191,24 +192,32 @@ def text_config(part: dict[str, Any]) -> TextConfig:
     )
 
 
-def rotary(part: dict[str, Any]) -> tuple[float, YarnConfig | None]:
-    """Rotary base and YaRN settings, from `rope_parameters` (native) or `rope_theta` + `rope_scaling` (remote code)."""
+def rotary(part: dict[str, Any]) -> tuple[float, float, YarnConfig | None]:
+    """Rotary base, linear scale and YaRN settings, from `rope_parameters` (native) or `rope_theta` + `rope_scaling`
+    (remote code)."""
     rope = dict(part.get("rope_parameters") or part.get("rope_scaling") or {})
     base = rope.get("rope_theta", part.get("rope_theta"))
     if base is None:
         raise ConversionError("text_config has no rope_theta (nor rope_parameters.rope_theta)")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return float(base), None
+        return float(base), 1.0, None
+    if kind == "linear":
+        if "factor" not in rope:
+            raise ConversionError("text_config's linear rotary scaling lacks factor")
+        layers = part["rope_scaling_layers"]
+        if layers is not None and len(layers) != part["num_hidden_layers"]:
+            raise ConversionError(f"text_config scales rotary linearly on layers {layers} only; expected all layers")
+        return float(base), float(rope["factor"]), None
     if kind != "yarn":
-        raise ConversionError(f"text_config has rope_type {kind!r}, expected 'default' or 'yarn'")
+        raise ConversionError(f"text_config has rope_type {kind!r}, expected 'default', 'linear' or 'yarn'")
     missing = {"factor", "original_max_position_embeddings"} - rope.keys()
     if missing:
         raise ConversionError(f"text_config's YaRN settings lack {', '.join(sorted(missing))}")
     expect("rope_parameters", rope, truncate=True)
     layers = part["rope_scaling_layers"]
     factor = float(rope["factor"])
-    return float(base), YarnConfig(
+    yarn = YarnConfig(
         layers=tuple(range(part["num_hidden_layers"]) if layers is None else layers),
         factor=factor,
         attention_factor=float(rope.get("attention_factor") or 0.1 * math.log(factor) + 1),
@@ -216,6 +225,7 @@ def rotary(part: dict[str, Any]) -> tuple[float, YarnConfig | None]:
         beta_slow=float(rope.get("beta_slow") or 1.0),
         original_max_position=int(rope["original_max_position_embeddings"]),
     )
+    return float(base), 1.0, yarn
 
 
 def recognise(config: Molmo2Config) -> Molmo2Config:
@@ -261,9 +271,7 @@ def config_json(config: Molmo2Config, target: Format, dtype: str) -> dict[str, A
 def native_json(config: Molmo2Config) -> dict[str, Any]:
     """The parts of a native config.json."""
     vision, text = config.vision, config.text
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": text.rotary_base}
-    if text.yarn:
-        rope = yarn_json(text.yarn) | {"rope_theta": text.rotary_base}
+    rope = (scaling_json(text) or {"rope_type": "default"}) | {"rope_theta": text.rotary_base}
     layers = text.yarn.layers if text.yarn else range(text.num_layers)
     return {
         "vision_config": shared_vision_json(config)
@@ -330,7 +338,7 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
             "use_qk_norm": True,
             "layer_norm_eps": text.rmsnorm_eps,
             "rope_theta": text.rotary_base,
-            "rope_scaling": yarn_json(text.yarn) if text.yarn else None,
+            "rope_scaling": scaling_json(text),
             "rope_scaling_layers": list(text.yarn.layers) if text.yarn else None,
             "embedding_dropout": 0.0,
             "residual_dropout": 0.0,
@@ -393,8 +401,11 @@ def shared_text_json(config: Molmo2Config) -> dict[str, Any]:
     }
 
 
-def yarn_json(yarn: YarnConfig) -> dict[str, Any]:
-    """YaRN settings under the names both formats use."""
+def scaling_json(text: TextConfig) -> dict[str, Any] | None:
+    """Rotary scaling under the names both formats use; None where there is none."""
+    if text.yarn is None:
+        return None if text.rotary_scale == 1 else {"rope_type": "linear", "factor": text.rotary_scale}
+    yarn = text.yarn
     return {
         "rope_type": "yarn",
         "factor": yarn.factor,

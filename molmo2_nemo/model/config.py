@@ -6,6 +6,7 @@ Sizes follow the published checkpoints (https://huggingface.co/allenai/Molmo2-8B
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -78,7 +79,7 @@ class ConnectorConfig:
 
 @dataclass(frozen=True)
 class YarnConfig:
-    """YaRN rotary scaling of OLMo 3, on `layers` only (all other layers keep plain rotary)."""
+    """YaRN rotary scaling on `layers`, plain rotary on all others: OLMo 3's, or one chosen for longer packs."""
 
     layers: tuple[int, ...]
     factor: float = 8.0
@@ -102,6 +103,7 @@ class TextConfig:
     vocab_size: int = 151936  # base rows; logits have exactly this many columns
     tie_embeddings: bool = False
     rotary_base: float = 1_000_000.0
+    rotary_scale: float = 1.0  # plain rotary turns by position / rotary_scale (position interpolation)
     yarn: YarnConfig | None = None
     max_position: int = 36864
     rmsnorm_eps: float = 1e-6
@@ -190,3 +192,53 @@ def preset(name: str, **overrides: object) -> Molmo2Config:
     if name not in PRESETS:
         raise ValueError(f"unknown model preset {name!r}; known presets: {', '.join(PRESETS)}")
     return replace(PRESETS[name](), **overrides)  # type: ignore[arg-type]
+
+
+def with_choices(
+    config: Molmo2Config,
+    *,
+    visual_attention: str | None = None,
+    float32_attention: bool = False,
+    rope_scaling: str = "none",
+    rope_factor: float = 1.0,
+) -> Molmo2Config:
+    """`config` with what a run may choose about attention; arguments as the fields of `ModelSelection`."""
+    if visual_attention is not None:
+        config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
+    if float32_attention:
+        config = replace(
+            config,
+            vision=replace(config.vision, float32_attention=True),
+            connector=replace(config.connector, float32_attention=True),
+        )
+    return replace(config, text=with_rope_scaling(config.text, rope_scaling, rope_factor))
+
+
+def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
+    """`text` for positions up to `factor` times its native range.
+
+    Args:
+        kind: "none"; "linear" (positions divided by the factor, arXiv 2306.15595); "yarn" (arXiv 2309.00071), on all
+            layers, or where the model has YaRN already (OLMo 3) on the same ones, with this factor in place of its own.
+
+    Raises:
+        ValueError: a factor below 1, a factor without a kind, or linear scaling on top of YaRN.
+    """
+    if kind == "none":
+        if factor != 1:
+            raise ValueError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear or yarn")
+        return text
+    if factor <= 1:
+        raise ValueError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
+    if kind == "linear":
+        if text.yarn is not None:
+            raise ValueError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
+        return replace(text, rotary_scale=factor, max_position=round(text.max_position * factor))
+    native = text.yarn.original_max_position if text.yarn else text.max_position
+    yarn = YarnConfig(
+        layers=text.yarn.layers if text.yarn else tuple(range(text.num_layers)),
+        factor=factor,
+        attention_factor=0.1 * math.log(factor) + 1,
+        original_max_position=native,
+    )
+    return replace(text, yarn=yarn, max_position=round(native * factor))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -133,17 +133,23 @@ class _Waiting:
         return taken
 
 
-def recompute_settings(mode: str, modules: Iterable[str] = ("core_attn",), layers: int | None = None) -> dict[str, Any]:
+def recompute_settings(mode: str, modules: Sequence[str] = ("core_attn",), layers: int | None = None) -> dict[str, Any]:
     """Megatron's settings for a recomputation mode.
 
     Args:
         mode: "none"; "selective" (`modules` of every layer); "full" (whole layers).
-        modules: for "selective", any of core_attn, layernorm, mlp.
+        modules: for "selective", of core_attn and mlp. (Megatron's others are for experts, or, like layernorm, need
+            Transformer Engine.)
         layers: for "full", only the first so many layers of a pipeline stage; default all.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: an unknown mode or module, or fewer than one layer.
     """
+    unknown = set(modules) - {"core_attn", "mlp"}
+    if mode == "selective" and (unknown or not modules):
+        raise ValueError(f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp")
+    if mode == "full" and layers is not None and layers < 1:
+        raise ValueError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
     if mode == "none":
         return {}
     if mode == "selective":

@@ -1,4 +1,4 @@
-"""Rotary tables, indexed by position ids: plain, and YaRN for the layers of OLMo 3 that use it.
+"""Rotary tables, indexed by position ids: plain (or interpolated), and YaRN for the layers that use it.
 
 A table is asked for the positions of this rank's tokens only, so it is right for packed, branched and sharded
 sequences alike. Frequencies and angles are fp32, as published.
@@ -17,9 +17,9 @@ from molmo2_nemo.model.config import TextConfig, YarnConfig
 
 
 def inverse_frequencies(text: TextConfig) -> Tensor:
-    """Plain rotary: base^(-2j / H) for j < H / 2, fp32 [H / 2]."""
+    """Plain rotary: base^(-2j / H) for j < H / 2, fp32 [H / 2], over `rotary_scale` (position interpolation)."""
     exponent = torch.arange(0, text.head_dim, 2, dtype=torch.int64).float() / text.head_dim
-    return 1.0 / (text.rotary_base**exponent)
+    return 1.0 / (text.rotary_base**exponent) / text.rotary_scale
 
 
 def yarn_inverse_frequencies(text: TextConfig, yarn: YarnConfig) -> Tensor:

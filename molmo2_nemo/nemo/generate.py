@@ -44,13 +44,13 @@ def answer(
 
 def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
-    from molmo2_nemo.convert.checkpoints import find_tokenizer, read_model_file, recognise_checkpoint, run_settings
+    from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 
     tensors = MegatronCheckpoint(checkpoint)
-    molmo2 = read_model_file(checkpoint) or recognise_checkpoint(tensors)
-    tensors.check(molmo2)
     run = run_settings(checkpoint)
+    molmo2 = model_of(checkpoint, tensors, run)
+    tensors.check(molmo2)
     tokenizer = find_tokenizer(checkpoint, molmo2, run, None)
     if tokenizer is None:
         raise ValueError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,11 +13,12 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from molmo2_nemo.config import MemoryConfig
-from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.model.config import Molmo2Config, preset, with_choices
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.memory import recompute_settings
 from molmo2_nemo.model.molmo2 import Molmo2Model
+from molmo2_nemo.parallel.context import ContextSettings
 
 
 class WeightedLossReduction(MegatronLossReduction):
@@ -33,10 +33,8 @@ class WeightedLossReduction(MegatronLossReduction):
 
     def forward(self, batch: PackInputs, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         assert batch.loss_weights is not None
-        group = parallel_state.get_context_parallel_group()
-        size = batch.loss_weights.shape[1] // group.size()
-        local = batch.loss_weights[:, group.rank() * size : (group.rank() + 1) * size]
-        weight = local.clamp(min=0).sum(dtype=torch.float32)
+        assert batch.groups is not None
+        weight = batch.groups.shard(batch.loss_weights).clamp(min=0).sum(dtype=torch.float32)
         self._weight_sum = self._weight_sum + weight
         sums = torch.stack((forward_out.detach().float(), weight))
         # Megatron adds the middle value to an integer count that Molmo2's optimizer module does not use.
@@ -65,6 +63,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         z_loss, dropout, response_dropout: see StageConfig.
         trainable: which groups learn; `base_embedding` covers the base rows and a tied head.
         memory: what is traded for memory.
+        context: how ranks that share a pack work together.
         dtype: parameter dtype.
     """
 
@@ -79,14 +78,23 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         response_dropout: float = 0.0,
         trainable: dict[str, bool] | None = None,
         memory: MemoryConfig | None = None,
+        context: ContextSettings | None = None,
         float32_attention: bool = False,
         visual_attention: str | None = None,
+        rope_scaling: str = "none",
+        rope_factor: float = 1.0,
         dtype: str = "fp32",
     ) -> None:
         super().__init__()
-        self.molmo2 = preset(molmo2) if isinstance(molmo2, str) else molmo2
-        self.molmo2 = with_choices(self.molmo2, float32_attention, visual_attention)
+        self.molmo2 = with_choices(
+            preset(molmo2) if isinstance(molmo2, str) else molmo2,
+            visual_attention=visual_attention,
+            float32_attention=float32_attention,
+            rope_scaling=rope_scaling,
+            rope_factor=rope_factor,
+        )
         self.memory = memory or MemoryConfig()
+        self.context = context or ContextSettings()
         params_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         self.config = transformer_config(
             self.molmo2,
@@ -122,8 +130,11 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             mlp_tiles=self.memory.mlp_tiles,
             offload=self.memory.offload,
             loss_chunk=self.memory.loss_chunk,
+            vision_chunk=self.memory.vision_chunk,
+            context=self.context,
             seed=self.seed,
         )
+        self.groups = self.module.groups
         if self.module.pre_process:
             self.module.vision.recompute = self.memory.recompute == "full"
         freeze(self.module, self.trainable)
@@ -140,7 +151,9 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         self.slots_seen += batch.example_ids.size
         self.crops_seen += len(batch.crops)
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-        return PackInputs.from_batch(batch, device)
+        inputs = PackInputs.from_batch(batch, device)
+        inputs.groups = self.groups[batch.context_ranks or max(self.groups)]
+        return inputs
 
     def forward(self, inputs: PackInputs) -> Tensor:
         return self.module(inputs)
@@ -154,19 +167,6 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     @property
     def training_loss_reduction(self) -> WeightedLossReduction:
         return self._loss_reduction
-
-
-def with_choices(config: Molmo2Config, float32_attention: bool, visual_attention: str | None) -> Molmo2Config:
-    """The config with a run's choices about attention applied."""
-    if visual_attention is not None:
-        config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
-    if float32_attention:
-        config = replace(
-            config,
-            vision=replace(config.vision, float32_attention=True),
-            connector=replace(config.connector, float32_attention=True),
-        )
-    return config
 
 
 def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:

@@ -28,6 +28,7 @@ from molmo2_nemo.nemo.data import PackDataModule
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.parallel import platform
+from molmo2_nemo.parallel.context import ContextSettings
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
@@ -78,8 +79,16 @@ def model(cfg: RunConfig) -> run.Config:
             "base_embedding": stage.train_base_embedding,
         },
         memory=as_config(cfg.memory),
+        context=run.Config(
+            ContextSettings,
+            cfg.parallel.context_ulysses,
+            cfg.parallel.context_exchange,
+            cfg.parallel.dynamic_context,
+        ),
         float32_attention=cfg.model.float32_attention,
         visual_attention=cfg.model.visual_attention,
+        rope_scaling=cfg.model.rope_scaling,
+        rope_factor=cfg.model.rope_factor,
         dtype=cfg.cluster.precision,
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
 from molmo2_nemo.convert.names import FORMATS, ConversionError, Format
-from molmo2_nemo.model.config import PRESETS, preset
+from molmo2_nemo.model.config import PRESETS, preset, with_choices
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -147,7 +147,8 @@ def test_yarn_attention_factor_has_the_formulas_default() -> None:
         ({}, "model_type is None"),
         (altered("text_config", norm_after=True), "qk_norm_type='qwen3', norm_after=True"),
         (altered("text_config", qkv_bias=True), "text_config.attention_bias is True, expected False"),
-        (altered("text_config", rope_scaling={"rope_type": "linear", "factor": 2}), "rope_type 'linear'"),
+        (altered("text_config", rope_scaling={"rope_type": "longrope", "factor": 2}), "rope_type 'longrope'"),
+        (altered("text_config", rope_scaling={"rope_type": "linear"}), "lacks factor"),
         (altered("text_config", rope_scaling={"rope_type": "yarn"}), "lack factor, original_max_position_embeddings"),
         (altered("text_config", rope_theta=None), "no rope_theta"),
         (altered("vit_config", hidden_act="gelu"), "vision.hidden_act is 'gelu'"),
@@ -172,6 +173,17 @@ def test_missing_or_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(ConversionError, match=r"config.json: model_type is 'qwen3'"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "longest"), [("linear", "8b", 73728), ("yarn", "4b", 73728), ("yarn", "o7b", 16384)]
+)
+def test_chosen_rotary_scaling_survives(kind: str, size: str, longest: int) -> None:
+    config = with_choices(preset(size), rope_scaling=kind, rope_factor=2.0)
+    assert config.text.max_position == longest
+    for target in FORMATS:
+        back, _ = parse_config(config_json(config, target, "float32"))
+        assert replace(back.text, tie_embeddings=config.text.tie_embeddings) == config.text
 
 
 def test_yarn_survives_for_custom_sizes() -> None:

@@ -113,13 +113,13 @@ def float32_job(dtype: str) -> dict[str, Any]:
     """Logits with and without fp32 attention, and the dtypes that attention was called with."""
     import torch.nn.functional as F
 
-    from molmo2_nemo.nemo.module import with_choices
+    from molmo2_nemo.model.config import with_choices
 
     start_megatron()
     found: dict[str, Any] = {}
     original = F.scaled_dot_product_attention
     for float32 in (False, True):
-        config = with_choices(fixture_config("qwen3_tied"), float32, None)
+        config = with_choices(fixture_config("qwen3_tied"), float32_attention=float32)
         params = torch.bfloat16 if dtype == "bf16" else torch.float32
         model = build(config, fixture_weights("qwen3_tied", config), params_dtype=params).eval()
         dtypes: list[torch.dtype] = []

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.model.config import TextConfig, YarnConfig
-from molmo2_nemo.model.rotary import rotary_tables, yarn_inverse_frequencies
+from molmo2_nemo.model.config import TextConfig, YarnConfig, preset, with_rope_scaling
+from molmo2_nemo.model.rotary import rotary_tables, table_of_layer, yarn_inverse_frequencies
 
 torch.set_num_threads(1)
 TEXT = TextConfig(head_dim=8, rotary_base=10_000.0)
@@ -30,6 +30,34 @@ def test_plain_rotation(positions, head_dim):
 def test_yarn_rotation():
     text = replace(TEXT, yarn=YARN)
     check(text, "yarn", [0, 3, 17, 255, 1000], yarn_inverse_frequencies(text, YARN).double().tolist(), 1.25)
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("linear", 2.0), ("yarn", 2.0), ("yarn", 4.5)])
+def test_scaling_for_longer_packs_against_transformers(kind, factor):
+    from transformers import Qwen3Config
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    text = with_rope_scaling(preset("8b").text, kind, factor)
+    theirs = Qwen3Config(head_dim=128, hidden_size=4096, num_attention_heads=32, rope_theta=text.rotary_base)
+    theirs.max_position_embeddings = 36864
+    theirs.rope_scaling = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": 36864}
+    inverse, attention = ROPE_INIT_FUNCTIONS[kind](theirs, "cpu")
+    assert text.max_position == 36864 * factor
+    table = {table_of_layer(text).get(layer, "plain") for layer in range(36)}
+    check(text, *table, [0, 3, 255, 36864 + 17], inverse.double().tolist(), attention)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "factor", "message"),
+    [
+        ("8b", "none", 2.0, "needs model.rope_scaling"),
+        ("8b", "yarn", 1.0, "needs model.rope_factor > 1"),
+        ("o7b", "linear", 2.0, "YaRN already"),
+    ],
+)
+def test_scaling_that_makes_no_sense(size, kind, factor, message):
+    with pytest.raises(ValueError, match=message):
+        with_rope_scaling(preset(size).text, kind, factor)
 
 
 def check(text: TextConfig, table: str, positions: list[int], inverse: list[float], factor: float) -> None:
