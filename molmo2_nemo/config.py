@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from molmo2_nemo.data.config import DataConfig, SourceConfig
+from molmo2_nemo.slurm.config import SlurmConfig
 
 
 @dataclass
@@ -100,6 +101,7 @@ class ClusterConfig:
     devices: int | None = None  # processes per node; default: what the layout needs
     threads: int = 1  # torch threads of a process on CPU
     precision: Literal["fp32", "bf16"] = "fp32"
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)  # kind=slurm: what a stage's job asks for
 
 
 @dataclass

@@ -16,23 +16,24 @@ from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset, with_choices
 from molmo2_nemo.settings.schema import load_yaml
 
 
-def check(cfg: RunConfig, processes: int | None = None) -> None:
+def check(cfg: RunConfig, processes: int | None = None, files: bool = True) -> None:
     """Raises one error that lists everything wrong with the run.
 
     Args:
         processes: how many there are, where that is already known (inside a torchrun or Slurm job).
+        files: look at shards and checkpoints too; not where the run will see another file system.
 
     Raises:
         UserError: each line says what was seen, what was expected, what to change.
     """
-    problems = list(find_problems(cfg, processes))
+    problems = list(find_problems(cfg, processes, files))
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
         raise UserError("\n  - ".join([f"{len(problems)} settings cannot work:", *problems]))
 
 
-def find_problems(cfg: RunConfig, processes: int | None = None) -> Iterator[str]:
+def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = True) -> Iterator[str]:
     """Every problem that the configuration, the shards' manifests and the starting checkpoint show."""
     model = None
     if cfg.model.preset in PRESETS:
@@ -52,8 +53,9 @@ def find_problems(cfg: RunConfig, processes: int | None = None) -> Iterator[str]
         yield from _batch(cfg, processes)
     if model is not None:
         yield from _sizes(cfg, model)
-    yield from _sources(cfg)
-    yield from _start(cfg)
+    if files:
+        yield from _sources(cfg)
+        yield from _start(cfg)
 
 
 def model_parallel_size(cfg: RunConfig) -> int:
