@@ -41,8 +41,10 @@ def run(args: argparse.Namespace) -> int:
 
 def build_data(folder: Path) -> None:
     """Shards from the pictures and the clip that come with the package, unless they are there."""
+    from molmo2_nemo.data.manifest import MANIFEST
+
     names = ("pretrain", "sft", "long")
-    if all((folder / name / "manifest.json").is_file() for name in names):
+    if all((folder / name / MANIFEST).is_file() for name in names):
         print(f"shards: found in {folder}")
         return
     from data_prep.demo import build_demo

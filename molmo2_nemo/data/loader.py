@@ -19,10 +19,11 @@ import numpy as np
 from molmo2_nemo.data.collate import check_example, collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Batch, Example
+from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Mixture, example_rng, normalised_rates
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.data.record import BadRecord, DataError, Record, parse_record
-from molmo2_nemo.data.shards import ShardDataset, ShardError
+from molmo2_nemo.data.shards import ShardDataset
 
 STATE_VERSION = 1
 SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molmo2_nemo.data.config import SourceConfig
+from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.data.record import DataError
-from molmo2_nemo.data.shards import MANIFEST, ShardDataset
+from molmo2_nemo.data.shards import ShardDataset
 
 NO_GROUP = "-"  # shown for sources outside every group
 
@@ -83,10 +84,10 @@ def present(sources: Mapping[str, SourceConfig], missing: str) -> dict[str, Sour
 
 
 def count_records(name: str, source: SourceConfig) -> int:
-    """Records in the shards of a source, from its manifest."""
+    """Length of a data set as the mixture counts it, from its manifest: its records, or a multiple of them."""
     dataset = ShardDataset(source.path, name)
     dataset.close()
-    return len(dataset)
+    return dataset.counted
 
 
 def weights(

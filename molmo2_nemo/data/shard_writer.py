@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import glob
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -13,22 +12,13 @@ import tarfile
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, write_manifest_file
 from molmo2_nemo.data.record import parse_record
-from molmo2_nemo.data.shards import (
-    BLOCK,
-    FORMAT,
-    MANIFEST,
-    VERSION,
-    Member,
-    ShardError,
-    check_header,
-    file_sha256,
-    split_name,
-)
+from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
 
 LOCK = ".writing"  # in a working folder, locked while its writer lives
 LEFTOVER_SECONDS = 3600.0
@@ -95,6 +85,97 @@ def _headers(path: Path, file: Any, size: int) -> Iterator[tuple[bytes, int]]:
     raise ShardError(f"shard {path} is cut off: the end-of-archive mark is missing. Copy or write it again.")
 
 
+class TarShard:
+    """One shard being written: a hidden file that gets its name when it is complete and on disk.
+
+    The bytes depend on the records only. Members of a record stand in alphabetical order.
+    """
+
+    def __init__(self, path: Path):
+        from webdataset import TarWriter  # slow to import, and only writers need it
+
+        self.path = path
+        self._part = path.with_name(f".{path.name}.part")
+        self._file = _HashingFile(self._part.open("wb"))
+        self._tar = TarWriter(self._file, mtime=0, user="", group="", encoder=False)
+        self.entries: list[Entry] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes so far, without the end mark."""
+        return int(self._tar.tarstream.offset)
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> Entry:
+        """Write one record; the entry's measures are the caller's to fill in.
+
+        Raises:
+            ShardError: a key or suffix that cannot be a member name, no `json` member.
+            OSError: the disk is full.
+        """
+        check_names(key, members)
+        entry, position = Entry(key), self.size
+        for suffix in sorted(members):
+            entry.members.append(Member(suffix, position + BLOCK, len(members[suffix])))
+            position += record_bytes(len(members[suffix]))
+        self._tar.write({"__key__": key, **members})
+        assert self.size == position, "a member took another number of bytes than a plain header and its data"
+        self.entries.append(entry)
+        return entry
+
+    def close(self) -> dict[str, Any]:
+        """Finish the shard and give it its name; returns its line of the manifest's head."""
+        self._tar.close()
+        self._file.close()
+        os.replace(self._part, self.path)
+        return {
+            "name": self.path.name,
+            "bytes": self._file.written,
+            "sha256": self._file.digest.hexdigest(),
+            "records": len(self.entries),
+        }
+
+    def discard(self) -> None:
+        """Give up: remove what was written."""
+        self._file.abandon()
+        self._part.unlink(missing_ok=True)
+
+
+def record_bytes(*sizes: int) -> int:
+    """Bytes that members of these sizes take in a tar."""
+    return sum(BLOCK + -(-size // BLOCK) * BLOCK for size in sizes)
+
+
+class _HashingFile:
+    """A file for a tar stream that is hashed on the way."""
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.written = 0
+
+    def write(self, data: bytes) -> int:
+        self._file.write(data)
+        self.digest.update(data)
+        self.written += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        try:
+            self._file.close()
+        except OSError:  # the disk is full: what could not be written is not wanted any more
+            self._file.raw.close()
+
+
+def shard_stem(name: str) -> str:
+    """What the shards of a data set are called, without number and suffix."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)
+
+
 def write_shards(
     out: str | Path,
     records: Iterable[tuple[str, dict[str, bytes]]],
@@ -106,10 +187,12 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write a data set atomically: into a temporary folder beside `out`, renamed when complete.
 
+    For data sets that are made in one go; `molmo2 prepare` (data_prep/) writes those that have to be resumable.
+
     Args:
         records: (key, suffix -> bytes), keys unique, each with a `json` member.
     Returns:
-        The manifest.
+        The manifest's head.
     Raises:
         ShardError: `out` exists (without `overwrite`), a bad key or suffix, no record at all.
     """
@@ -118,23 +201,30 @@ def write_shards(
     clean_leftovers(out)
     if out.exists() and not overwrite:
         raise ShardError(f"{out} exists already; remove it or write elsewhere")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
-        raise ShardError(f"{out} exists and is not a data set of ours (no {MANIFEST}); it is not overwritten")
+    check_replaceable(out)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}.tmp-", dir=out.parent))
-    lock = _lock(work / LOCK)
+    lock = lock_file(work / LOCK)
     try:
         work.chmod(0o755)  # mkdtemp makes it private
-        _write_tars(work, records, name or out.name, records_per_shard, bytes_per_shard)
-        manifest = write_manifest(work, name or out.name)
+        label = name or out.name
+        shards, entries = _write_tars(work, records, label, records_per_shard, bytes_per_shard)
+        head = {"name": label, "records": sum(s["records"] for s in shards), "shards": shards}
+        write_manifest_file(work / MANIFEST, head, entries)
         (work / LOCK).unlink()
-        _replace_folder(work, out)
+        replace_folder(work, out)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     finally:
         if lock is not None:
             lock.close()
-    return manifest
+    return head
+
+
+def check_replaceable(out: Path) -> None:
+    """Raises ShardError when `out` holds something that is not a data set of ours."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).exists())):
+        raise ShardError(f"{out} exists and is not a data set of ours (no {MANIFEST}); it is not overwritten")
 
 
 def clean_leftovers(out: Path) -> list[Path]:
@@ -157,7 +247,7 @@ def clean_leftovers(out: Path) -> list[Path]:
         if not work.is_dir() or work.is_symlink():
             continue
         if (work / LOCK).exists():
-            lock = _lock(work / LOCK)
+            lock = lock_file(work / LOCK)
             if lock is None:
                 continue
             lock.close()
@@ -176,7 +266,7 @@ def _idle(folder: Path) -> bool:
         return False
 
 
-def _lock(path: Path) -> Any | None:
+def lock_file(path: Path) -> Any | None:
     """An open file that holds the lock until it is closed or its process ends; None if another process has it."""
     file = path.open("wb")
     try:
@@ -187,36 +277,32 @@ def _lock(path: Path) -> Any | None:
     return file
 
 
-def _write_tars(work: Path, records: Iterable[tuple[str, dict[str, bytes]]], name: str, count: int, size: int) -> None:
-    from webdataset import ShardWriter  # slow to import, and only writers need it
-
-    opened: list[Any] = []
-
-    def opener(filename: str) -> Any:
-        opened.append((work / filename).open("wb"))
-        return opened[-1]
-
-    def finish(_: str) -> None:
-        file = opened.pop()
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-
-    stem = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+def _write_tars(
+    work: Path, records: Iterable[tuple[str, dict[str, bytes]]], name: str, count: int, size: int
+) -> tuple[list[dict[str, Any]], list[list[Entry]]]:
     seen: set[str] = set()
-    options: dict[str, Any] = {"opener": opener, "post": finish, "verbose": 0, "encoder": False, "mtime": 0}
-    with ShardWriter(f"{stem}-%06d.tar", maxcount=count, maxsize=size, **options) as writer:
-        for key, members in records:
-            _check_names(key, members)
-            if key in seen:
-                raise ShardError(f"the key {key!r} is given twice; keys must be unique in a data set")
-            seen.add(key)
-            writer.write({"__key__": key, **members})
-    if not seen:
+    shards: list[dict[str, Any]] = []
+    entries: list[list[Entry]] = []
+    shard: TarShard | None = None
+    for key, members in records:
+        if key in seen:
+            raise ShardError(f"the key {key!r} is given twice; keys must be unique in a data set")
+        seen.add(key)
+        if shard is not None and (len(shard.entries) >= count or shard.size >= size):
+            shards.append(shard.close())
+            shard = None
+        if shard is None:
+            shard = TarShard(work / f"{shard_stem(name)}-{len(shards):06d}.tar")
+            entries.append(shard.entries)
+        shard.add(key, members)
+    if shard is None:
         raise ShardError(f"no record to write for data set {name!r}")
+    shards.append(shard.close())
+    return shards, entries
 
 
-def _check_names(key: str, members: dict[str, bytes]) -> None:
+def check_names(key: str, members: Mapping[str, bytes]) -> None:
+    """Raises ShardError unless key and suffixes can be member names and there is a `json` member."""
     if not KEY_PATTERN.fullmatch(key) or "//" in key or key.endswith("/"):
         raise ShardError(f"key {key!r} may hold only letters, digits, '_', '-' and inner '/'")
     if "json" not in members:
@@ -228,64 +314,67 @@ def _check_names(key: str, members: dict[str, bytes]) -> None:
             raise ShardError(f"record {key!r}: the member name {key}.{suffix} is longer than 99 characters")
 
 
-def write_manifest(folder: Path, name: str, *, parse: bool = False) -> dict[str, Any]:
+def write_manifest(
+    folder: Path,
+    name: str,
+    *,
+    parse: bool = False,
+    measure: Callable[[str, dict[str, bytes], Entry], None] | None = None,
+    head: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Index every `*.tar` of `folder` and write the manifest last. Also makes a foreign webdataset readable here.
 
     Args:
         parse: also parse every record (media are not decoded), for shards that somebody else wrote.
-
+        measure: (label, members, entry) fills in the measures of a record, or raises BadRecord.
+        head: further fields of the manifest's head.
+    Returns:
+        The head.
     Raises:
         ShardError: no shards, or a tar that is not one.
         BadRecord: (with `parse`) a record that could never be used, such as one whose picture is not in the shard; no
             manifest is written, so no run begins with it.
     """
     shards: list[dict[str, Any]] = []
+    listed: list[list[Entry]] = []
     for tar in sorted(folder.glob("*.tar")):
-        records = index_tar(tar)
-        if parse:
-            _check_records(tar, records)
-        text = json.dumps([[key, [[m.suffix, m.offset, m.size] for m in members]] for key, members in records])
-        index = tar.with_suffix(".index.json")
-        _write_atomic(index, text.encode())
+        entries = [Entry(key, members) for key, members in index_tar(tar)]
+        if parse or measure is not None:
+            for entry, content in read_records(tar, entries):
+                label = f"{tar.name}:{entry.key}"
+                if parse:
+                    parse_record(label, content)
+                if measure is not None:
+                    measure(label, content, entry)
         shards.append(
-            {
-                "name": tar.name,
-                "bytes": tar.stat().st_size,
-                "sha256": file_sha256(tar),
-                "records": len(records),
-                "index": index.name,
-                "index_sha256": hashlib.sha256(text.encode()).hexdigest(),
-            }
+            {"name": tar.name, "bytes": tar.stat().st_size, "sha256": file_sha256(tar), "records": len(entries)}
         )
+        listed.append(entries)
     if not shards:
         raise ShardError(f"no shards (*.tar) in {folder}")
-    total = sum(s["records"] for s in shards)
-    manifest = {"format": FORMAT, "version": VERSION, "name": name, "records": total, "shards": shards}
-    _write_atomic(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    manifest = {**(head or {}), "name": name, "records": sum(s["records"] for s in shards), "shards": shards}
+    part = folder / f".{MANIFEST}.tmp-{os.getpid()}"
+    try:
+        write_manifest_file(part, manifest, listed)
+        os.replace(part, folder / MANIFEST)
+    finally:
+        part.unlink(missing_ok=True)
     return manifest
 
 
-def _check_records(tar: Path, records: list[tuple[str, list[Member]]]) -> None:
-    """Parse every record (media are not decoded)."""
+def read_records(tar: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, dict[str, bytes]]]:
+    """The members (suffix -> bytes) of each entry of one tar."""
     with tar.open("rb") as file:
-        for key, members in records:
+        for entry in entries:
             content = {}
-            for member in members:
+            for member in entry.members:
                 file.seek(member.offset)
                 content[member.suffix] = file.read(member.size)
-            parse_record(f"{tar.name}:{key}", content)
+            yield entry, content
 
 
-def _write_atomic(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _replace_folder(work: Path, out: Path) -> None:
+def replace_folder(work: Path, out: Path) -> None:
+    """Put the complete folder `work` in the place of `out`, which may exist; at no time is neither there for long."""
     if not out.exists():
         os.rename(work, out)
         return

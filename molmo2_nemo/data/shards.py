@@ -1,44 +1,25 @@
 """Webdataset shards with a manifest: written whole or not at all, read at random without unpacking anything.
 
-A data set is a folder of plain webdataset tars, one `<shard>.index.json` per tar (key -> members with their offsets),
-and `manifest.json`, written last. The reader takes record i by offset with `pread`, so training may ask for records in
-any order, resume costs nothing, and workers share no state.
+A data set is a folder of plain webdataset tars and a manifest (manifest.py), written last. The reader takes record i by
+offset with `pread`, so training may ask for records in any order, resume costs nothing, and workers share no state.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tarfile
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.record import MAX_MEDIA_BYTES, BadRecord, DataError
+from molmo2_nemo.data.manifest import MANIFEST, ShardError, ShardIndex, read_head, read_index
+from molmo2_nemo.data.record import MAX_MEDIA_BYTES, BadRecord
 
-MANIFEST = "manifest.json"
-FORMAT = "molmo2-shards"
-VERSION = 1
 BLOCK = 512  # bytes of a tar header
-MAX_INDEX_BYTES = 2**30
 OPEN_FILES = 16
-OPEN_INDEXES = 64
-
-
-class ShardError(DataError):
-    """A data set cannot be opened, read or written as a whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """Where one member's bytes lie in its tar."""
-
-    suffix: str
-    offset: int  # of the data; the 512-byte header lies right before it
-    size: int
+OPEN_INDEXES = 1024
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -93,9 +74,10 @@ class ShardDataset:
 
     def __init__(self, path: str | Path, name: str | None = None):
         self.path = Path(path)
-        manifest = _read_manifest(self.path, name)
-        self.name: str = name or str(manifest["name"])
-        self.shards: list[dict[str, Any]] = manifest["shards"]
+        self.manifest = _read_manifest(self.path, name)
+        self.name: str = name or self.manifest["name"]
+        self.shards: list[dict[str, Any]] = self.manifest["shards"]
+        self.counted: int = self.manifest["length"]  # examples, as the mixture counts them
         self.starts: list[int] = []  # first record of each shard
         total, digest = 0, hashlib.sha256()
         for shard in self.shards:
@@ -106,7 +88,7 @@ class ShardDataset:
         self.length = total
         self.fingerprint = digest.hexdigest()[:16]  # same data set, same order of records
         self._files: OrderedDict[int, Any] = OrderedDict()
-        self._indexes: OrderedDict[int, list[Any]] = OrderedDict()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
 
     def __len__(self) -> int:
         return self.length
@@ -137,8 +119,9 @@ class ShardDataset:
         label = f"{shard.name}:{key}"
         file = self._file(number)
         result = {}
-        for suffix, offset, size in members:
-            if size > MAX_MEDIA_BYTES:
+        for member in members:
+            suffix, offset, size = member.suffix, member.offset, member.size
+            if not 0 <= size <= MAX_MEDIA_BYTES:
                 raise BadRecord(label, "too large", f"member .{suffix} has {size} bytes; {MAX_MEDIA_BYTES} are allowed")
             data = self._pread(file, shard, offset - BLOCK, BLOCK + size)
             try:
@@ -149,7 +132,7 @@ class ShardDataset:
             if found != (key, suffix) or info.size != size:
                 raise ShardError(
                     f"shard {shard} does not match its index: {key}.{suffix} expected at byte {offset}, "
-                    f"{info.name!r} found. Index the folder again: python -m data_prep.index {self.path}"
+                    f"{info.name!r} found. Index the folder again: molmo2 shards index {self.path}"
                 )
             result[suffix] = data[BLOCK:]
         return label, result
@@ -176,19 +159,11 @@ class ShardDataset:
         except OSError as error:
             raise ShardError(f"shard {path} cannot be opened: {error.strerror}") from None
 
-    def _index(self, number: int) -> list[Any]:
+    def _index(self, number: int) -> ShardIndex:
         return _cached(self._indexes, number, OPEN_INDEXES, self._load_index, lambda _: None)
 
-    def _load_index(self, number: int) -> list[Any]:
-        shard = self.shards[number]
-        path = self.path / shard["index"]
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise ShardError(f"index {path} cannot be read: {error.strerror}") from None
-        if hashlib.sha256(raw).hexdigest() != shard["index_sha256"]:
-            raise ShardError(f"index {path} is not the one the manifest was written with; index the folder again")
-        return json.loads(raw)
+    def _load_index(self, number: int) -> ShardIndex:
+        return read_index(self.path / MANIFEST, number, self.shards[number]["records"])
 
     @staticmethod
     def _pread(file: Any, shard: Path, offset: int, size: int) -> bytes:
@@ -226,32 +201,11 @@ def _read_manifest(folder: Path, name: str | None) -> dict[str, Any]:
     if not path.is_file():
         if any(folder.glob("*.tar")):
             raise ShardError(
-                f"{label}: {folder} holds shards but no {MANIFEST} (a write that did not finish, or a foreign "
-                f"webdataset). Index it with: python -m data_prep.index {folder}"
+                f"{label}: {folder} holds shards but no {MANIFEST} (a foreign webdataset, or written by an older "
+                f"version). Index it with: molmo2 shards index {folder}"
             )
         raise ShardError(f"{label}: no shards at {folder} (no {MANIFEST} and no *.tar)")
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise ShardError(f"{path} is larger than {MAX_INDEX_BYTES} bytes")
-    try:
-        manifest = json.loads(path.read_bytes().decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{path} cannot be parsed: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ShardError(f"{path} is not a {FORMAT} manifest")
-    if manifest.get("version") != VERSION:
-        raise ShardError(f"{path} has version {manifest.get('version')!r}; this program reads version {VERSION}")
-    shards = manifest.get("shards")
-    if not isinstance(shards, list) or not shards:
-        raise ShardError(f"{path} lists no shards")
-    fields = {"name": str, "bytes": int, "sha256": str, "records": int, "index": str, "index_sha256": str}
-    for shard in shards:
-        bad = not isinstance(shard, dict) or [f for f, kind in fields.items() if not isinstance(shard.get(f), kind)]
-        if bad or shard["records"] < 1:
-            raise ShardError(f"{path} has a damaged shard entry: {str(shard)[:120]}")
-        for entry in (shard["name"], shard["index"]):
-            if Path(entry).name != entry or entry in (".", ".."):
-                raise ShardError(f"{path} names {entry!r}, which is not a plain file name in its own folder")
-    return manifest
+    return read_head(path)
 
 
 def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
@@ -265,5 +219,3 @@ def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
         raise ShardError(
             f"shard {path} is {state}: it has {size} bytes, the manifest says {shard['bytes']}. Copy or write it again."
         )
-    if not (folder / shard["index"]).is_file():
-        raise ShardError(f"index {folder / shard['index']} is missing; python -m data_prep.index {folder} rebuilds it")

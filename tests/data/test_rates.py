@@ -163,7 +163,7 @@ def test_rates_from_shards_and_missing_sets(tmp_path):
 
 def test_a_damaged_data_set_is_not_missing(tmp_path):
     write(tmp_path / "set", 2)
-    (tmp_path / "set" / "manifest.json").write_text("{")
+    (tmp_path / "set" / "manifest.parquet").write_text("{")
     with pytest.raises(DataError, match="cannot be parsed"):
         normalised_rates({"set": SourceConfig(str(tmp_path / "set"), group="g")}, {"g": 1.0}, "skip")
 

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_head, write_manifest_file
 from molmo2_nemo.data.shard_writer import clean_leftovers, index_tar, write_manifest, write_shards
-from molmo2_nemo.data.shards import MANIFEST, ShardDataset, ShardError
+from molmo2_nemo.data.shards import ShardDataset
 
 
 def records(count=7):
@@ -97,15 +98,15 @@ def test_open_errors(folder, tmp_path):
     with pytest.raises(ShardError, match="set-000001.tar is missing"):
         ShardDataset(folder)
     (folder / MANIFEST).unlink()
-    with pytest.raises(ShardError, match="no manifest.json.*data_prep.index"):
+    with pytest.raises(ShardError, match="no manifest.parquet.*shards index"):
         ShardDataset(folder)
 
 
 @pytest.mark.parametrize("name", ["../x.tar", "/etc/passwd", "a/b.tar", ".."])
 def test_manifest_cannot_point_elsewhere(folder, name):
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["shards"][0]["name"] = name
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    head = read_head(folder / MANIFEST)
+    head["shards"][0]["name"] = name
+    write_manifest_file(folder / MANIFEST, head, [])
     with pytest.raises(ShardError, match="not a plain file name"):
         ShardDataset(folder)
 

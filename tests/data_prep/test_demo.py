@@ -13,8 +13,9 @@ from data_prep.demo_records import CAPTIONS, HEAD
 from data_prep.index import main as index_main
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
 from molmo2_nemo.data.loader import PackStream
+from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.data.record import parse_record
-from molmo2_nemo.data.shards import MANIFEST, ShardDataset
+from molmo2_nemo.data.shards import ShardDataset
 
 
 @pytest.fixture(scope="module")

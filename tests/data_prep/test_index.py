@@ -9,6 +9,7 @@ import tarfile
 import pytest
 
 from data_prep.index import main
+from molmo2_nemo.data.manifest import MANIFEST, read_head
 
 
 def tar(path, members):
@@ -29,10 +30,10 @@ def test_a_record_without_its_picture_is_refused(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "x-000000.tar:b" in error and ".0.jpg is missing" in error
-    assert not (tmp_path / "manifest.json").exists()
+    assert not (tmp_path / MANIFEST).exists()
     tar(tmp_path / "x-000000.tar", whole)
     assert main([str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "manifest.json").read_text())["records"] == 1
+    assert read_head(tmp_path / MANIFEST)["records"] == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tar"])

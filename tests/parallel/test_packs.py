@@ -126,7 +126,7 @@ def failing(folder: Path, when: str):
     import torch.distributed as dist
 
     from molmo2_nemo.data.loader import PackStream
-    from molmo2_nemo.data.shards import ShardError
+    from molmo2_nemo.data.manifest import ShardError
     from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 
     rank = dist.get_rank()

@@ -1,0 +1,179 @@
+"""The manifest of a data set of shards: one Parquet file, a row per record, a row group per shard.
+
+The file's metadata hold the head, a JSON object: name, number of records, length (examples as the mixture counts them),
+the shards with their sizes and SHA-256, and where the data come from. Rows say where every member of a record lies in
+its tar and, as far as they were measured, pictures, frames, duration, and estimated tokens and crops. Pages carry
+checksums. The manifest is written last, so a data set that has one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.data.record import DataError
+
+MANIFEST = "manifest.parquet"
+FORMAT = "molmo2-shards"
+VERSION = 2
+HEAD_KEY = b"molmo2"
+MAX_HEAD_BYTES = 2**28
+MEASURES = ("images", "frames", "duration", "tokens", "crops", "annotations")
+
+
+class ShardError(DataError):
+    """A data set cannot be opened, read or written as a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where one member's bytes lie in its tar."""
+
+    suffix: str
+    offset: int  # of the data; the 512-byte header lies right before it
+    size: int
+
+
+@dataclass(slots=True)
+class Entry:
+    """One record, as the manifest lists it. None: not measured."""
+
+    key: str
+    members: list[Member] = field(default_factory=list)
+    images: int | None = None
+    frames: int | None = None  # of the video file
+    duration: float | None = None  # seconds of the clip, or of the video
+    tokens: int | None = None  # estimated, all branches
+    crops: int | None = None  # estimated
+    annotations: int | None = None
+
+
+class ShardIndex:
+    """Keys and places of the records of one shard; arrays, so that a million records cost tens of megabytes."""
+
+    def __init__(self, table: Any):
+        members = table["members"].combine_chunks()
+        self._keys = table["key"].combine_chunks()
+        self._starts = members.offsets.to_numpy()
+        parts = members.values
+        self._suffixes = parts.field("suffix")
+        self._offsets, self._sizes = (parts.field(name).to_numpy() for name in ("offset", "size"))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, i: int) -> tuple[str, list[Member]]:
+        where = range(int(self._starts[i]), int(self._starts[i + 1]))
+        return self._keys[i].as_py(), [
+            Member(self._suffixes[j].as_py(), int(self._offsets[j]), int(self._sizes[j])) for j in where
+        ]
+
+
+def write_manifest_file(path: Path, head: dict[str, Any], shards: Iterable[list[Entry]]) -> None:
+    """Write the file in place (callers make it atomic); `shards` gives the entries of one shard after the other."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema().with_metadata({HEAD_KEY: json.dumps({"format": FORMAT, "version": VERSION, **head})})
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for entries in shards:
+            columns: dict[str, list[Any]] = {"key": [e.key for e in entries]}
+            columns["members"] = [
+                [{"suffix": m.suffix, "offset": m.offset, "size": m.size} for m in e.members] for e in entries
+            ]
+            for name in MEASURES:
+                columns[name] = [getattr(e, name) for e in entries]
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=max(len(entries), 1))
+
+
+def read_head(path: Path) -> dict[str, Any]:
+    """The checked head.
+
+    Raises:
+        ShardError: not a manifest of ours, damaged, of another version, or naming files outside its folder.
+    """
+    head = _head(path)
+    if head.get("version") != VERSION:
+        raise ShardError(f"{path} has version {head.get('version')!r}; this program reads version {VERSION}")
+    shards = head.get("shards")
+    if not isinstance(shards, list) or not shards:
+        raise ShardError(f"{path} lists no shards")
+    fields = {"name": str, "bytes": int, "sha256": str, "records": int}
+    for shard in shards:
+        bad = not isinstance(shard, dict) or [f for f, kind in fields.items() if not isinstance(shard.get(f), kind)]
+        if bad or shard["records"] < 1:
+            raise ShardError(f"{path} has a damaged shard entry: {str(shard)[:120]}")
+        if Path(shard["name"]).name != shard["name"] or shard["name"] in (".", ".."):
+            raise ShardError(f"{path} names {shard['name']!r}, which is not a plain file name in its own folder")
+    length = head.setdefault("length", sum(shard["records"] for shard in shards))
+    if not isinstance(head.get("name"), str) or not isinstance(length, int) or length < 1:
+        raise ShardError(f"{path} has a damaged head: name {head.get('name')!r}, length {length!r}")
+    return head
+
+
+def read_index(path: Path, number: int, records: int) -> ShardIndex:
+    """The index of shard `number`, which holds `records` records.
+
+    Raises:
+        ShardError: damaged, or not what the head says.
+    """
+    try:
+        with _open(path) as file:
+            index = ShardIndex(file.read_row_group(number, columns=["key", "members"], use_threads=False))
+    except Exception as error:  # the library's errors have no common class
+        raise ShardError(f"{path} is damaged (shard {number}): {error}") from None
+    if len(index) != records:
+        raise ShardError(f"{path} is damaged: shard {number} lists {len(index)} records, its head says {records}")
+    return index
+
+
+def read_measures(path: Path) -> Iterator[dict[str, Any]]:
+    """Columns (name -> list) of one shard after the other: key, members as {suffix, offset, size}, and `MEASURES`."""
+    try:
+        with _open(path) as file:
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, use_threads=False).to_pydict()
+    except Exception as error:
+        raise ShardError(f"{path} is damaged: {error}") from None
+
+
+def _open(path: Path) -> Any:
+    import pyarrow.parquet as pq
+
+    # No read-ahead threads: training reads this in forked workers.
+    return pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
+
+
+def _head(path: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+        raw = metadata.get(HEAD_KEY, b"null")
+        head = json.loads(raw.decode("utf-8")) if len(raw) <= MAX_HEAD_BYTES else None
+    except Exception as error:
+        raise ShardError(f"{path} cannot be parsed: {error}") from None
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise ShardError(f"{path} is not a {FORMAT} manifest")
+    return head
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    member = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("members", pa.list_(member)),
+            ("images", pa.int32()),
+            ("frames", pa.int32()),
+            ("duration", pa.float64()),
+            ("tokens", pa.int64()),
+            ("crops", pa.int64()),
+            ("annotations", pa.int32()),
+        ]
+    )
