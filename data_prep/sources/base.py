@@ -229,7 +229,8 @@ class Sample:
     images: Sequence[Media] = ()
     video: Media | None = None
     clip: tuple[float, float] | None = None  # seconds of the video
-    subtitles: Sequence[tuple[float, float, str]] = ()  # (start, end, text), seconds of the whole video
+    # (start, end, text), seconds of the whole video; a text without times is shown as it is
+    subtitles: Sequence[tuple[float, float, str]] | str = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
     variants: Sequence[Sequence[Annotation]] = ()
@@ -269,10 +270,10 @@ class Hub:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A file of rows below --source: .json, .jsonl, .csv, .tsv, .parquet or .txt. The path may be a glob.
+    """A file of rows below --source: .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt. The path may be a glob.
 
     `at` descends into a JSON object first; a JSON object in place of a list gives one row per entry, whose name is put
-    into the row under `key`. In a .jsonl whose lines are lists the first one names the columns. A .txt gives a row
+    into the row under `key` (an entry that is not an object itself comes as {key: name, "value": entry}). In a .jsonl whose lines are lists the first one names the columns. A .txt gives a row
     {"line": text} per line that is not empty. Every row gets `__table__`, the path relative to --source.
 
     With `repo` (a Hugging Face data set repository that holds it at `path`) or `url` (https) a file that is not below
@@ -283,6 +284,7 @@ class Table:
     at: tuple[str, ...] = ()
     key: str = "__key__"
     header: tuple[str, ...] = ()  # column names of a CSV without a header line
+    delimiter: str = ""  # of a CSV; "" = comma, or TAB for .tsv
     repo: str = ""
     url: str = ""
 

@@ -78,6 +78,11 @@ def turns(annotations: Sequence[Annotation], style: str) -> Annotation:
     return {"style": style, "turns": list(annotations)}
 
 
+def either(annotation: Annotation, *fields: Mapping[str, Any]) -> Annotation:
+    """An annotation of which every access draws one form: each of `fields` is laid over it ({} = as it is)."""
+    return {**annotation, "either": [dict(form) for form in fields]}
+
+
 def points(
     label: str,
     where: Iterable[Sequence[float]],

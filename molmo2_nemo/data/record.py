@@ -57,7 +57,7 @@ class Record:
     key: str  # "shard:key", for messages
     images: list[bytes] = field(default_factory=list)
     video: bytes | None = None
-    subtitles: list[Subtitle] = field(default_factory=list)
+    subtitles: list[Subtitle] | str = field(default_factory=list)  # lines with times, or a text shown as it is
     annotations: list[dict[str, Any]] = field(default_factory=list)
     variants: list[list[dict[str, Any]]] = field(default_factory=list)  # instead: every access draws one of these
     variant_weights: list[float] | None = None  # how likely each is; None: all alike
@@ -178,9 +178,11 @@ def _media(key: str, members: Mapping[str, bytes], suffix: str, what: str, allow
     return data
 
 
-def _subtitles(key: str, value: Any) -> list[Subtitle]:
+def _subtitles(key: str, value: Any) -> list[Subtitle] | str:
+    if isinstance(value, str):
+        return value
     if not isinstance(value, list):
-        raise BadRecord(key, "bad record", f"subtitles must be a list, not {_show(value)}")
+        raise BadRecord(key, "bad record", f"subtitles must be a list or a text, not {_show(value)}")
     lines = []
     for i, line in enumerate(value):
         ok = isinstance(line, dict) and isinstance(line.get("text"), str)

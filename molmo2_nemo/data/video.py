@@ -313,16 +313,19 @@ def timestamp_text(number: int, seconds: float, mode: str) -> str:
     raise ValueError(f"unknown video.time_mode {mode!r}; known: per-frame-compact, per-frame, numbered-frames, none")
 
 
-def subtitle_text(subtitles: Sequence[SubtitleLike], times: np.ndarray, mode: str) -> str:
+def subtitle_text(subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, mode: str) -> str:
     """The subtitle block that follows the frames: a header and one line per kept entry ("" if there is none).
 
-    `frame_N` keeps what is said within N seconds of a sampled frame.
+    Subtitles without times are one text, which is kept whole. `frame_N` keeps what is said within N seconds of a
+    sampled frame.
     """
     if not subtitles or mode == "ignore":
         return ""
     near = re.fullmatch(r"frame(?:_(\d+(?:\.\d+)?))?", mode)
     if not near and mode != "all" and not re.fullmatch(r"truncate_\d+", mode):
         raise ValueError(f"unknown video.subtitle_mode {mode!r}; known: frame_N, all, truncate_N, ignore")
+    if isinstance(subtitles, str):
+        return "subtitle\n" + subtitles
     lines = ["subtitle\n"]
     for entry in subtitles:
         if near:
@@ -334,7 +337,7 @@ def subtitle_text(subtitles: Sequence[SubtitleLike], times: np.ndarray, mode: st
 
 
 def subtitle_ids(
-    subtitles: Sequence[SubtitleLike], times: np.ndarray, config: VideoConfig, tokenizer: Molmo2Tokenizer
+    subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, config: VideoConfig, tokenizer: Molmo2Tokenizer
 ) -> list[int]:
     """Token ids of the subtitle block, cut to the configured length."""
     text = subtitle_text(subtitles, times, config.subtitle_mode)
@@ -371,7 +374,7 @@ def encode_video(
     config: VideoConfig,
     tokenizer: Molmo2Tokenizer,
     *,
-    subtitles: Sequence[SubtitleLike] = (),
+    subtitles: Sequence[SubtitleLike] | str = (),
 ) -> VisualInput:
     """Sampled frames as crops and tokens, subtitles behind them."""
     geometry = TileGeometry.of(image)

@@ -114,6 +114,10 @@ def test_variants_are_checked_like_annotations():
             parse_record("s:k", members(bad))
 
 
+def test_subtitles_may_be_one_text():
+    assert parse_record("s:k", members({"subtitles": "all of it", "annotations": [QA]})).subtitles == "all of it"
+
+
 def test_either_is_checked_as_it_will_be_laid_over():
     points = {"style": "pointing", "label": "cars", "points": [[1, 2]]}
     good = {**points, "either": [{"style": "point_count", "question": "How many?"}, {}]}

@@ -181,6 +181,8 @@ TIMES = np.array([0, 0.5, 1.0, 1.3])
 
 def test_subtitles():
     assert subtitle_text(LINES, TIMES, "frame_1") == "subtitle\n0.0 - 0.4 hello\n2.2 - 3.0 edge\n"
+    assert subtitle_text("a talk without times\n", TIMES, "frame_1") == "subtitle\na talk without times\n"
+    assert subtitle_text("", TIMES, "all") == subtitle_text("words", TIMES, "ignore") == ""
     assert subtitle_text(LINES, TIMES, "frame_0") == "subtitle\n0.0 - 0.4 hello\n"
     assert subtitle_text(LINES, TIMES, "frame_4").count("\n") == 4
     everything = "subtitle\n0.0 - 0.4 hello\n2.2 - 3.0 edge\n5.0 - 6.0 later\n"
