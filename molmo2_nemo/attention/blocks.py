@@ -1,50 +1,136 @@
-"""Attention block by block of queries: exact, differentiable on every device, and never an S x S tensor.
+"""Attention tile by tile with plain tensor operations: any device, any dtype, both directions, O(S * block) memory.
 
-Each block of queries is given the smallest range of keys that any of its tokens may see, and the mask of just that
-block. On CPU this is the training kernel; on GPU it is the one to compare faster kernels with.
+Tiles without an allowed pair are skipped, tiles where every pair is allowed need no mask, and the rest are masked by
+the rule itself, evaluated for just that tile. Softmax is accumulated over key tiles (arXiv 2205.14135) in fp32.
+
+Shape legend: Q queries, K keys, B packs, N query heads, G key heads, H head size; q queries and k keys of a tile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from molmo2_nemo.attention.area import Area, Range, area_of
 from molmo2_nemo.attention.mask import TokenMask
 
-BLOCK = 256  # queries per block
+QUERIES = 256  # per tile
+KEYS = 256
+LONGEST = 2048  # keys of neighbouring unmasked tiles taken together
 
 
-def block_attention(q: Tensor, k: Tensor, v: Tensor, mask: TokenMask, scale: float, block: int = BLOCK) -> Tensor:
-    """Attention of a pack through scaled_dot_product_attention, one block of queries at a time.
+def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why this kernel cannot run here, or None."""
+    return None if dtype.is_floating_point else f"{dtype} is not a floating-point type"
 
-    Args:
-        q: [S, B, N, H]; k, v: [S, B, G, H], N a multiple of G.
-        mask: description of the same S tokens.
-        scale: multiplies the scores, 1/sqrt(H) for Molmo2.
-        block: queries per block; memory is O(B * block * S).
 
-    Returns:
-        [S, B, N, H].
-    """
-    heads_per_group = q.shape[2] // k.shape[2]
-    q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))  # [B, heads, S, H]
-    if heads_per_group > 1:
-        k = k.repeat_interleave(heads_per_group, dim=1)
-        v = v.repeat_interleave(heads_per_group, dim=1)
-    outputs = []
-    for start in range(0, mask.size, block):
-        stop = min(start + block, mask.size)
-        allowed = mask.rows(start, stop)  # [B, Q, S]
-        seen = allowed.any(dim=1).any(dim=0).nonzero()
-        low, high = int(seen[0]), int(seen[-1]) + 1
-        outputs.append(
-            F.scaled_dot_product_attention(
-                q[:, :, start:stop],
-                k[:, :, low:high],
-                v[:, :, low:high],
-                attn_mask=allowed[:, None, :, low:high],
-                scale=scale,
-            )
-        )
-    return torch.cat(outputs, dim=2).permute(2, 0, 1, 3)
+def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+    """See `kernels.Kernel`."""
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = torch.full(q.shape[:-1], -torch.inf, dtype=_compute(q.dtype), device=q.device)
+    for pack, rows, tiles in _rows(area):
+        q_tile = _queries(q, pack, rows, k.shape[2]) * scale
+        top = q_tile.new_full(q_tile.shape[:-1], -torch.inf)  # largest score so far
+        total = torch.zeros_like(top)
+        summed = torch.zeros_like(q_tile)
+        for columns, masked in tiles:
+            scores = _scores(q_tile, k, area, pack, rows, columns, masked)
+            new_top = torch.maximum(top, scores.amax(-1))
+            # a row that has seen nothing yet keeps -inf; subtracting 0 instead avoids -inf - -inf
+            shift = torch.where(new_top == -torch.inf, 0.0, new_top)
+            weights = (scores - shift[..., None]).exp_()
+            fade = (top - shift).exp()
+            total = total * fade + weights.sum(-1)
+            summed = summed * fade[..., None] + weights @ _keys(v, pack, columns)
+            top = new_top
+        out[rows[0] : rows[1], pack] = _tokens(summed / total.clamp(min=1e-30)[..., None], rows).to(q.dtype)
+        lse[rows[0] : rows[1], pack] = _tokens((top + total.log())[..., None], rows)[..., 0]
+    return out, lse
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.Kernel`."""
+    groups, compute = k.shape[2], _compute(q.dtype)
+    dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    dk, dv = (torch.zeros_like(t, dtype=compute, memory_format=torch.contiguous_format) for t in (k, v))
+    for pack, rows, tiles in _rows(area):
+        q_tile, g_tile, o_tile = (_queries(t, pack, rows, groups) for t in (q, grad, out))
+        l_tile = _queries(lse[..., None], pack, rows, groups)
+        drift = (g_tile * o_tile).sum(-1, keepdim=True)
+        dq_tile = torch.zeros_like(q_tile)
+        for columns, masked in tiles:
+            k_tile, v_tile = _keys(k, pack, columns), _keys(v, pack, columns)
+            weights = (_scores(q_tile * scale, k, area, pack, rows, columns, masked) - l_tile).exp_()
+            d_scores = weights * (g_tile @ v_tile.mT - drift)
+            dq_tile += d_scores @ k_tile
+            dk[columns[0] : columns[1], pack] += (d_scores.mT @ q_tile).transpose(0, 1) * scale
+            dv[columns[0] : columns[1], pack] += (weights.mT @ g_tile).transpose(0, 1)
+        dq[rows[0] : rows[1], pack] = _tokens(dq_tile * scale, rows).to(q.dtype)
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _rows(area: Area) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
+    """Pack, rows, and the key ranges those rows see, each with whether it needs a mask; rows without keys left out."""
+    if "rows" not in area.cache:
+        area.cache["rows"] = list(_plan(area))
+    yield from area.cache["rows"]
+
+
+def _plan(area: Area) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
+    queries, keys = area.shape
+    for pack, counts in enumerate(area.tiles(QUERIES, KEYS)):
+        for i, row in enumerate(counts):
+            rows = i * QUERIES, min((i + 1) * QUERIES, queries)
+            tiles: list[tuple[Range, bool]] = []
+            for j in np.flatnonzero(row):
+                start, stop = int(j) * KEYS, min((int(j) + 1) * KEYS, keys)
+                masked = int(row[j]) < (rows[1] - rows[0]) * (stop - start)
+                if tiles and not masked and not tiles[-1][1]:
+                    (first, end), _ = tiles[-1]
+                    if end == start and stop - first <= LONGEST:
+                        tiles[-1] = (first, stop), False
+                        continue
+                tiles.append(((start, stop), masked))
+            if tiles:
+                yield pack, rows, tiles
+
+
+def _scores(q: Tensor, k: Tensor, area: Area, pack: int, rows: Range, columns: Range, masked: bool) -> Tensor:
+    """Scores of one tile, [G, N / G * q, k]; -inf where not allowed. q is scaled."""
+    scores = q @ _keys(k, pack, columns).mT
+    if masked:
+        allowed = area.masked(pack, rows, columns)
+        scores.view(len(scores), -1, *allowed.shape).masked_fill_(~allowed, -torch.inf)
+    return scores
+
+
+def _compute(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _queries(x: Tensor, pack: int, rows: Range, groups: int) -> Tensor:
+    """[Q, B, N, H] -> [G, N / G * q, H]: the query heads of a key head one below the other."""
+    x = x[rows[0] : rows[1], pack].to(_compute(x.dtype))
+    return x.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).reshape(groups, -1, x.shape[-1])
+
+
+def _keys(x: Tensor, pack: int, columns: Range) -> Tensor:
+    """[K, B, G, H] -> [G, k, H]."""
+    return x[columns[0] : columns[1], pack].transpose(0, 1).to(_compute(x.dtype))
+
+
+def _tokens(x: Tensor, rows: Range) -> Tensor:
+    """[G, N / G * q, H] -> [q, N, H]."""
+    return x.unflatten(1, (-1, rows[1] - rows[0])).flatten(0, 1).transpose(0, 1)
+
+
+def block_attention(q: Tensor, k: Tensor, v: Tensor, mask: TokenMask, scale: float) -> Tensor:
+    """Attention of a whole pack by this kernel."""
+    from molmo2_nemo.attention.kernels import attend, choose
+
+    return attend(q, k, v, area_of(mask), scale, choose("blocks", q.device, q.dtype, q.shape[-1]))

@@ -13,8 +13,10 @@ Shape legend: B packs, S tokens; Q and K are any slices of S.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +34,17 @@ class TokenMask:
     branch_ids: Tensor  # int64 [B, S], ROOT_BRANCH in the root
     visual_block: Tensor  # int64 [B, S], 0 for text, else the running number of the picture or frame
     visual_attention: str = "image_tokens"  # or "within_image", "none"
+    # The same three as numpy int64 [3, B, S], where the caller has them: kernels plan their work from these. Without
+    # them they are copied from the tensors once, which makes the host wait for an accelerator.
+    host: np.ndarray | None = field(default=None, repr=False)
+    areas: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what area.area_of has made of it
+
+    def on_host(self) -> np.ndarray:
+        """Example ids, branch ids and visual blocks as numpy int64 [3, B, S]."""
+        if self.host is None:
+            described = torch.stack((self.example_ids, self.branch_ids, self.visual_block))
+            self.host = described.cpu().numpy()
+        return self.host
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""The mask rule, the block kernel and Ulysses against brute force and the dense oracle, forward and gradients."""
+"""The mask rule and Ulysses against brute force and the dense oracle, forward and gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from molmo2_nemo.attention.blocks import block_attention
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.mask import TokenMask
 from tests.support.packs import random_mask_data
@@ -61,37 +60,6 @@ def inputs(seed: int, size: int, packs: int, heads: int, kv_heads: int) -> list[
     generator = torch.Generator().manual_seed(seed)
     shapes = [(size, packs, heads, 16), (size, packs, kv_heads, 16), (size, packs, kv_heads, 16)]
     return [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
-
-
-@pytest.mark.parametrize("block", [7, 32, 256])
-@pytest.mark.parametrize("seed", range(3))
-def test_blocks_equal_dense(seed, block):
-    torch.set_num_threads(1)
-    mask = token_mask(seed, 2, 96)
-    q, k, v = inputs(seed, 96, 2, 4, 2)
-    weight = torch.randn(96, 2, 4, 16, generator=torch.Generator().manual_seed(9))
-    expected = dense_attention(q, k, v, mask, 0.25)
-    expected_grads = torch.autograd.grad((expected * weight).sum(), (q, k, v))
-    got = block_attention(q, k, v, mask, 0.25, block)
-    got_grads = torch.autograd.grad((got * weight).sum(), (q, k, v))
-    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
-    for a, b in zip(got_grads, expected_grads, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-
-
-def test_blocks_never_build_the_whole_mask(monkeypatch):
-    seen = []
-    rows = TokenMask.rows
-
-    def watched(self, *args):
-        out = rows(self, *args)
-        seen.append(out.shape[-2:])
-        return out
-
-    monkeypatch.setattr(TokenMask, "rows", watched)
-    q, k, v = inputs(0, 96, 1, 2, 2)
-    block_attention(q, k, v, token_mask(0, 1, 96), 0.25, block=16)
-    assert len(seen) == 6 and all(shape[0] == 16 for shape in seen)
 
 
 def ulysses_job(seed: int, kv_heads: int) -> tuple[torch.Tensor, ...]:

@@ -107,9 +107,9 @@ def random_mask_data(rng: np.random.Generator, packs: int, size: int) -> dict[st
             root, branches = int(rng.integers(1, size // 2)), int(rng.integers(0, 4))
             end = min(at + root, size)
             example[b, at:end] = number
-            for _ in range(int(rng.integers(0, 3))):  # runs of visual tokens in the root
+            for start in sorted(rng.integers(at, end, int(rng.integers(0, 3)))):  # runs of visual tokens in the root
                 pictures += 1
-                start = int(rng.integers(at, end))
+                block[b, start:end] = 0  # a picture ends where the next begins
                 block[b, start : min(start + int(rng.integers(1, 12)), end)] = pictures
             at = end
             for k in range(branches):

@@ -1,0 +1,228 @@
+"""The allowed (query, key) pairs of a micro-batch as a sum of plain pieces, found on the host from O(S) integers.
+
+Message trees have one level, so the mask of `mask.may_attend` is exactly a sum of three kinds of plain attention, each
+of which a flash kernel can do without a mask:
+
+    causal    a segment (the root of an example, or one branch) looks at its own past
+    full      the branches of an example look at its root, which lies before all of them
+    reverse   visual tokens of a segment (within_image: of a picture) look at later ones: a causal mask read backwards
+
+No pair is in two pieces and none is missing. Kernels that work in tiles ask for the number of pairs in every tile
+instead: none means skip, all means no mask, and only what lies between is masked by the rule itself.
+
+An `Area` may also be a rectangle of the pack, some queries against some keys, as context parallelism needs it.
+Shape legend: B packs, S tokens of a pack; Q queries and K keys of the area.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molmo2_nemo.attention.mask import ROOT_BRANCH, TokenMask, may_attend
+
+Kind = Literal["causal", "full", "reverse"]
+Range = tuple[int, int]  # start, stop
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Queries of one pack that look at keys of the same pack; both are ascending places within the area.
+
+    full: every query sees every key. causal: as many keys as queries, query i sees keys 0..i. reverse: as many keys as
+    queries, query i sees keys i and later.
+    """
+
+    pack: int
+    kind: Kind
+    queries: np.ndarray  # int64
+    keys: np.ndarray  # int64
+
+    @property
+    def pairs(self) -> int:
+        count = len(self.queries)
+        return count * len(self.keys) if self.kind == "full" else count * (count + 1) // 2
+
+
+class Area:
+    """Which of the queries may look at which of the keys, and what kernels derive from that (once, then cached).
+
+    Args:
+        mask: description of the whole pack.
+        queries, keys: (start, stop) in the pack; None for all of it.
+
+    Raises:
+        ValueError: a layout that the data pipeline never writes (a branch before its root, or for within_image
+            pictures whose numbers decrease along a segment).
+    """
+
+    def __init__(self, mask: TokenMask, queries: Range | None = None, keys: Range | None = None) -> None:
+        self.mask = mask
+        self.queries, self.keys = queries or (0, mask.size), keys or (0, mask.size)
+        self.cache: dict[Any, Any] = {}  # what a kernel prepared for this area and wants to keep for the next layer
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of queries and keys."""
+        return self.queries[1] - self.queries[0], self.keys[1] - self.keys[0]
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """All allowed pairs, each in exactly one piece; causal pieces first, then full, then reverse."""
+        whole = self.queries == self.keys == (0, self.mask.size)
+        found: list[Piece] = []
+        for pack, (example, branch, block) in enumerate(self.mask.on_host().transpose(1, 0, 2)):
+            for piece in _split(pack, example, branch, block, self.mask.visual_attention):
+                found += [piece] if whole else _restrict(piece, self.queries, self.keys)
+        return sorted(found, key=lambda piece: ("causal", "full", "reverse").index(piece.kind))
+
+    @property
+    def pairs(self) -> int:
+        """Allowed (query, key) pairs of all packs; 4 * pairs * heads * head size operations go forward."""
+        return sum(piece.pairs for piece in self.pieces)
+
+    def tiles(self, query_block: int, key_block: int) -> np.ndarray:
+        """Allowed pairs in every tile, int64 [B, ceil(Q / query_block), ceil(K / key_block)]."""
+        key = ("tiles", query_block, key_block)
+        if key not in self.cache:
+            self.cache[key] = self._count_tiles(query_block, key_block)
+        return self.cache[key]
+
+    def _count_tiles(self, query_block: int, key_block: int) -> np.ndarray:
+        rows, columns = -(-self.shape[0] // query_block), -(-self.shape[1] // key_block)
+        counts = np.zeros((self.mask.on_host().shape[1], rows, columns), np.int64)
+        for piece in self.pieces:
+            first, last = piece.queries[0] // query_block, piece.queries[-1] // query_block + 1
+            per_row = np.bincount(piece.queries // query_block - first, minlength=last - first)
+            left, right = piece.keys[0] // key_block, piece.keys[-1] // key_block + 1
+            tile = counts[piece.pack, first:last, left:right]
+            if piece.kind == "full":
+                tile += per_row[:, None] * np.bincount(piece.keys // key_block - left, minlength=right - left)
+                continue
+            # query i of the piece sees its keys up to i (or from i on): count keys before each tile edge
+            edges = np.searchsorted(piece.keys, np.arange(left, right + 1) * key_block)
+            if piece.kind == "causal":
+                seen = _sums_of_clipped(np.cumsum(per_row), edges)
+            else:
+                seen = per_row[:, None] * edges - _sums_below(np.cumsum(per_row), edges)
+            tile += np.diff(seen, axis=1)
+        return counts
+
+    def masked(self, pack: int, queries: Range, keys: Range) -> Tensor:
+        """The mask of one tile by the rule itself, bool [q, k] on the mask's device. Ranges are within the area."""
+        mask = self.mask
+        described = torch.stack((mask.example_ids[pack], mask.branch_ids[pack], mask.visual_block[pack]))
+        index = torch.arange(mask.size, device=described.device)
+        rows = slice(self.queries[0] + queries[0], self.queries[0] + queries[1])
+        columns = slice(self.keys[0] + keys[0], self.keys[0] + keys[1])
+        return may_attend(
+            described[:, rows, None].unbind(),
+            described[:, None, columns].unbind(),
+            index[rows, None],
+            index[None, columns],
+            mask.visual_attention,
+        )
+
+
+def area_of(mask: TokenMask, queries: Range | None = None, keys: Range | None = None) -> Area:
+    """The area of these queries and keys (start, stop; None for all), made once and kept with the mask.
+
+    Every layer, and the recomputation of every layer, shares it with what the kernels have cached on it.
+    """
+    key = queries or (0, mask.size), keys or (0, mask.size)
+    if key not in mask.areas:
+        mask.areas[key] = Area(mask, *key)
+    return mask.areas[key]
+
+
+def _sums_of_clipped(ends: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """For every run of queries (run r is ends[r-1]..ends[r]) the sum over its i of min(i + 1, edge), [runs, edges]."""
+
+    def up_to(i: np.ndarray) -> np.ndarray:  # sum of min(j + 1, edge) over j < i
+        clipped = np.minimum(i[:, None], edges[None])
+        return clipped * (clipped + 1) // 2 + (i[:, None] - clipped) * edges[None]
+
+    return np.diff(up_to(np.concatenate(([0], ends))), axis=0)
+
+
+def _sums_below(ends: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """For every run of queries the sum over its i of min(i, edge): keys that a reverse piece hides from it."""
+
+    def up_to(i: np.ndarray) -> np.ndarray:  # sum of min(j, edge) over j < i
+        clipped = np.minimum(i[:, None], edges[None] + 1)
+        return clipped * (clipped - 1) // 2 + (i[:, None] - clipped) * edges[None]
+
+    return np.diff(up_to(np.concatenate(([0], ends))), axis=0)
+
+
+def _split(
+    pack: int, example_ids: np.ndarray, branch_ids: np.ndarray, visual_block: np.ndarray, visual_attention: str
+) -> Iterator[Piece]:
+    """The pieces of one pack. Padding is an example of its own with a causal root."""
+    order = np.lexsort((branch_ids, example_ids))  # stable: tokens of a segment stay ascending
+    example, branch = example_ids[order], branch_ids[order]
+    new = np.flatnonzero((np.diff(example) != 0) | (np.diff(branch) != 0)) + 1
+    segments = np.split(order, new)
+    for segment in segments:
+        yield Piece(pack, "causal", segment, segment)
+    starts = np.concatenate(([0], new))
+    for number in np.unique(example):
+        mine = np.flatnonzero(example[starts] == number)
+        root = segments[mine[0]]
+        if len(mine) == 1 or branch_ids[root[0]] != ROOT_BRANCH:
+            continue
+        branches = np.sort(np.concatenate([segments[i] for i in mine[1:]]))
+        if branches[0] < root[-1]:
+            raise ValueError(
+                f"token {branches[0]} of pack {pack} is in a branch of example {number} but comes before token "
+                f"{root[-1]} of its root; attention kernels need every root before its branches"
+            )
+        yield Piece(pack, "full", branches, root)
+    if visual_attention != "none":
+        for segment in segments:
+            yield from _later_visual(pack, segment, visual_block, visual_attention)
+
+
+def _later_visual(pack: int, segment: np.ndarray, visual_block: np.ndarray, visual_attention: str) -> Iterator[Piece]:
+    visual = segment[visual_block[segment] > 0]
+    groups = [visual]
+    if visual_attention == "within_image":
+        step = np.diff(visual_block[visual])
+        if (step < 0).any():
+            raise ValueError(
+                f"pictures of pack {pack} are not numbered in their order (token {visual[1:][step < 0][0]}); "
+                "visual_attention 'within_image' needs numbers that never decrease"
+            )
+        groups = np.split(visual, np.flatnonzero(step) + 1)
+    for group in groups:
+        if len(group) > 1:
+            yield Piece(pack, "reverse", group[:-1], group[1:])
+
+
+def _restrict(piece: Piece, queries: Range, keys: Range) -> Iterator[Piece]:
+    """What is left of a piece in a rectangle, places counted from its corner: a triangle and up to two full pieces."""
+    i0, i1 = np.searchsorted(piece.queries, queries)
+    j0, j1 = np.searchsorted(piece.keys, keys)
+
+    def part(kind: Kind, i: Range, j: Range) -> Iterator[Piece]:
+        if i[0] < i[1] and j[0] < j[1]:
+            rows, columns = piece.queries[i[0] : i[1]] - queries[0], piece.keys[j[0] : j[1]] - keys[0]
+            yield Piece(piece.pack, kind, rows, columns)
+
+    if piece.kind == "full":
+        yield from part("full", (i0, i1), (j0, j1))
+        return
+    both = max(i0, j0), min(i1, j1)  # places that are both among these queries and these keys
+    yield from part(piece.kind, both, both)
+    if piece.kind == "causal":
+        yield from part("full", (max(i0, j1), i1), (j0, j1))
+        yield from part("full", both, (j0, both[0]))
+    else:
+        yield from part("full", (i0, min(i1, j0)), (j0, j1))
+        yield from part("full", both, (both[1], j1))

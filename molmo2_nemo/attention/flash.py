@@ -1,0 +1,309 @@
+"""Tree attention as a few plain flash calls, merged by their log-sum-exps. Exact, and no mask is ever made.
+
+The pieces of an `Area` are causal, full, or causal read backwards, so any flash kernel can do them. Outputs over
+disjoint keys merge as in ring attention (arXiv 2310.01889): with l = logsumexp(l_1, l_2), out = e^(l_1 - l) out_1 +
+e^(l_2 - l) out_2. Backward, every piece is given the merged output and log-sum-exp, with which its own probabilities
+and the softmax's correction term come out right; the gradients of the pieces add up.
+
+Two ways to run the pieces:
+    CPU    one call of PyTorch's CPU flash kernel for each piece, on views where the tokens lie together
+    CUDA   one variable-length call of aten._flash_attention_forward for all pieces whose tokens are disjoint: three for
+           a batch of packs, however many examples and branches it has. PyTorch's own kernel (FlashAttention-2), or
+           FlashAttention-3 or 4 where `use_newest_flash` finds one that PyTorch can put in its place.
+
+Shape legend: Q queries, K keys, B packs, N query heads, G key heads, H head size; L tokens of a piece.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from molmo2_nemo.attention.area import Area, Piece
+
+
+def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why this kernel cannot run here, or None."""
+    if device == "cpu":
+        return None if dtype.is_floating_point else f"PyTorch's CPU flash attention does not take {dtype}"
+    if device != "cuda":
+        return f"PyTorch has no flash attention for {device}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"flash attention on CUDA takes fp16 and bf16, not {dtype} (cluster.precision=bf16)"
+    if head_size > 256 or head_size % 8:
+        return f"flash attention on CUDA takes head sizes that are multiples of 8 up to 256, not {head_size}"
+    return None
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+    """See `kernels.Kernel`."""
+    return _forward_cuda(q, k, v, area, scale) if q.is_cuda else _forward_cpu(q, k, v, area, scale)
+
+
+def backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.Kernel`."""
+    run = _backward_cuda if q.is_cuda else _backward_cpu
+    return run(grad, q, k, v, out, lse, area, scale)
+
+
+class _Merge:
+    """Output and log-sum-exp so far, in fp32 (or fp64); rows that no piece has reached have lse -inf and output 0."""
+
+    def __init__(self, q: Tensor) -> None:
+        self.out = torch.zeros_like(q, dtype=_accumulator(q.dtype), memory_format=torch.contiguous_format)
+        self.lse = torch.full(q.shape[:-1], -torch.inf, dtype=self.out.dtype, device=q.device)
+
+    def add(self, where: Any, out: Tensor, lse: Tensor) -> None:
+        """where: index of the rows in the flat or leading dimensions; out [L, N, H], lse [L, N]."""
+        before = self.lse[where]
+        total = torch.logaddexp(before, lse)
+        self.out[where] = self.out[where] * (before - total).exp()[..., None] + out * (lse - total).exp()[..., None]
+        self.lse[where] = total
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+# --- CPU: one call for each piece
+
+
+def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+    merge = _Merge(q)
+    groups = k.shape[2]
+    for piece in area.pieces:
+        rows, columns = _places(piece, area)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            _heads(q[rows, piece.pack], groups),
+            _heads(k[columns, piece.pack], groups, q.shape[2]),
+            _heads(v[columns, piece.pack], groups, q.shape[2]),
+            0.0,
+            piece.kind != "full",
+            scale=scale,
+        )
+        merge.add((rows, piece.pack), _tokens(out), lse.flatten(0, 1).T)
+    return merge.out.to(q.dtype), merge.lse
+
+
+def _backward_cpu(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.zeros_like(t, dtype=_accumulator(t.dtype)) for t in (q, k, v))
+    groups, heads = k.shape[2], q.shape[2]
+    for piece in area.pieces:
+        rows, columns = _places(piece, area)
+        parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            _heads(grad[rows, piece.pack], groups),
+            _heads(q[rows, piece.pack], groups),
+            _heads(k[columns, piece.pack], groups, heads),
+            _heads(v[columns, piece.pack], groups, heads),
+            _heads(out[rows, piece.pack], groups),
+            lse[rows, piece.pack].T.unflatten(0, (groups, -1)).contiguous(),
+            0.0,
+            piece.kind != "full",
+            scale=scale,
+        )
+        dq[rows, piece.pack] += _tokens(parts[0])
+        dk[columns, piece.pack] += parts[1].sum(1).transpose(0, 1)
+        dv[columns, piece.pack] += parts[2].sum(1).transpose(0, 1)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _heads(x: Tensor, groups: int, heads: int | None = None) -> Tensor:
+    """[L, N, H] -> [G, N / G, L, H], one batch entry for each key head; keys are seen by N / G heads without a copy."""
+    if heads is None:
+        return x.transpose(0, 1).unflatten(0, (groups, -1))
+    return x.transpose(0, 1)[:, None].expand(-1, heads // groups, -1, -1)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """[G, N / G, L, H] -> [L, N, H]."""
+    return x.flatten(0, 1).transpose(0, 1)
+
+
+def _places(piece: Piece, area: Area) -> tuple[slice | Tensor, slice | Tensor]:
+    """Where a piece's queries and keys are: slices where they lie together, else indices; reversed for "reverse"."""
+    key = ("places", id(piece))
+    if key not in area.cache:
+        step = -1 if piece.kind == "reverse" else 1
+        area.cache[key] = _place(piece.queries[::step]), _place(piece.keys[::step])
+    return area.cache[key]
+
+
+def _place(tokens: np.ndarray) -> slice | Tensor:
+    if tokens[-1] - tokens[0] + 1 == len(tokens):
+        return slice(int(tokens[0]), int(tokens[-1]) + 1)
+    return torch.from_numpy(np.ascontiguousarray(tokens))
+
+
+# --- CUDA: variable-length calls
+
+
+@dataclass(frozen=True)
+class Call:
+    """Pieces with disjoint queries and disjoint keys as one variable-length call. Tokens are flat: place * B + pack."""
+
+    causal: bool
+    queries: Tensor | None  # int64 [tokens], None for all tokens in order
+    keys: Tensor | None
+    query_offsets: Tensor  # int32 [pieces + 1]
+    key_offsets: Tensor
+    longest_query: int
+    longest_key: int
+
+
+def calls(area: Area, device: torch.device) -> list[Call]:
+    """The variable-length calls of an area, cached on it."""
+    key = ("calls", device)
+    if key not in area.cache:
+        area.cache[key] = [_call(pieces, area, device) for pieces in group(area)]
+    return area.cache[key]
+
+
+def group(area: Area) -> list[list[Piece]]:
+    """Pieces in as few groups as a first-fit pass finds, all causal (or reverse) or all full, each token once as a
+    query and once as a key: then a group's gradients are added without two writers of one row."""
+    groups: list[_Group] = []
+    packs = area.mask.on_host().shape[1]
+    for piece in area.pieces:
+        chosen = next((g for g in groups if g.has_room(piece)), None)
+        if chosen is None:
+            chosen = _Group(piece.kind != "full", np.ones((2, packs, max(area.shape)), bool), [])
+            groups.append(chosen)
+        chosen.free[0, piece.pack, piece.queries] = False
+        chosen.free[1, piece.pack, piece.keys] = False
+        chosen.pieces.append(piece)
+    return [g.pieces for g in groups]
+
+
+@dataclass(frozen=True)
+class _Group:
+    causal: bool
+    free: np.ndarray  # bool [2, B, tokens]: not yet a query, not yet a key
+    pieces: list[Piece]
+
+    def has_room(self, piece: Piece) -> bool:
+        if self.causal != (piece.kind != "full"):
+            return False
+        free_queries, free_keys = self.free[:, piece.pack]
+        return bool(free_queries[piece.queries].all() and free_keys[piece.keys].all())
+
+
+def _call(pieces: list[Piece], area: Area, device: torch.device) -> Call:
+    packs = area.mask.on_host().shape[1]
+
+    def flat(tokens: list[np.ndarray], size: int) -> Tensor | None:
+        joined = np.concatenate(
+            [
+                (places[::-1] if piece.kind == "reverse" else places) * packs + piece.pack
+                for piece, places in zip(pieces, tokens, strict=True)
+            ]
+        )
+        if len(joined) == size * packs and (np.diff(joined) == 1).all():
+            return None
+        return torch.from_numpy(joined).to(device, non_blocking=True)
+
+    def offsets(tokens: list[np.ndarray]) -> Tensor:
+        counts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
+        return torch.from_numpy(counts).to(device, non_blocking=True)
+
+    queries, keys = [piece.queries for piece in pieces], [piece.keys for piece in pieces]
+    return Call(
+        causal=pieces[0].kind != "full",
+        queries=flat(queries, area.shape[0]),
+        keys=flat(keys, area.shape[1]),
+        query_offsets=offsets(queries),
+        key_offsets=offsets(keys),
+        longest_query=max(map(len, queries)),
+        longest_key=max(map(len, keys)),
+    )
+
+
+def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+    merge = _Merge(q.flatten(0, 1))
+    q_flat, k_flat, v_flat = (t.flatten(0, 1) for t in (q, k, v))
+    for call in calls(area, q.device):
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            _take(q_flat, call.queries),
+            _take(k_flat, call.keys),
+            _take(v_flat, call.keys),
+            call.query_offsets,
+            call.key_offsets,
+            call.longest_query,
+            call.longest_key,
+            0.0,
+            call.causal,
+            return_debug_mask=False,
+            scale=scale,
+        )
+        merge.add(slice(None) if call.queries is None else call.queries, out, lse.T)
+    return merge.out.to(q.dtype).view_as(q), merge.lse.view(q.shape[:-1])
+
+
+def _backward_cuda(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_flat, q_flat, k_flat, v_flat, out_flat, lse_flat = (t.flatten(0, 1) for t in (grad, q, k, v, out, lse))
+    sums = [torch.zeros_like(t, dtype=_accumulator(t.dtype)) for t in (q_flat, k_flat, v_flat)]
+    unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the generator's state: there is no dropout
+    for call in calls(area, q.device):
+        parts = torch.ops.aten._flash_attention_backward(
+            _take(grad_flat, call.queries),
+            _take(q_flat, call.queries),
+            _take(k_flat, call.keys),
+            _take(v_flat, call.keys),
+            _take(out_flat, call.queries),
+            _take(lse_flat, call.queries).T.contiguous(),
+            call.query_offsets,
+            call.key_offsets,
+            call.longest_query,
+            call.longest_key,
+            0.0,
+            call.causal,
+            unused,
+            unused,
+            scale=scale,
+        )
+        for total, part, where in zip(sums, parts, (call.queries, call.keys, call.keys), strict=True):
+            if where is None:
+                total += part
+            else:  # rows are distinct within a call, so this is exact and always in the same order
+                total[where] = total[where] + part
+    return tuple(t.to(x.dtype).view_as(x) for t, x in zip(sums, (q, k, v), strict=True))  # type: ignore[return-value]
+
+
+def _take(x: Tensor, where: Tensor | None) -> Tensor:
+    return x.contiguous() if where is None else x.index_select(0, where)
+
+
+@functools.cache
+def use_newest_flash() -> str:
+    """Put the fastest installed flash implementation under PyTorch's flash operators; returns its name.
+
+    FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on Hopper and
+    Blackwell, else what PyTorch was built with.
+    """
+    from torch.nn.attention import activate_flash_attention_impl
+
+    major = torch.cuda.get_device_capability()[0]
+    for name, module, majors in (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10})):
+        if major in majors and is_installed(module):
+            activate_flash_attention_impl(name)
+            return name
+    return "FA2"
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

@@ -1,0 +1,109 @@
+"""Tree attention on PyTorch's FlexAttention: one block-sparse kernel, its block mask listed on the host.
+
+The lists say, for every block of queries, which blocks of keys hold allowed pairs (some: masked by the rule inside the
+kernel; all: not masked), and the same for every block of keys, which the backward pass walks. They come from the pair
+counts of the area's tiles, so nothing larger than (S / 128)^2 integers is made.
+
+FlexAttention has no backward pass on CPU; there only `forward` without gradients works (used by the tests).
+
+Shape legend: Q queries, K keys, B packs, N query heads, G key heads, H head size; R and C numbers of blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from molmo2_nemo.attention.area import Area
+from molmo2_nemo.attention.flash import is_installed
+from molmo2_nemo.attention.mask import may_attend
+
+BLOCK = 128  # FlexAttention's default for both queries and keys
+
+
+def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why this kernel cannot train here, or None."""
+    if device != "cuda":
+        return f"FlexAttention has no backward pass on {device}"
+    if not is_installed("triton"):
+        return "FlexAttention needs the triton package, which is not installed"
+    return None
+
+
+def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+    """See `kernels.Kernel`, but differentiable by autograd, in out and in lse."""
+    q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+    out, aux = _compiled()(
+        q,
+        k,
+        v,
+        block_mask=block_mask(area, q.device),
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    return out.permute(2, 0, 1, 3), aux.lse.permute(2, 0, 1)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def block_mask(area: Area, device: torch.device) -> BlockMask:
+    """The area as FlexAttention takes it, cached on the area."""
+    key = ("block_mask", device)
+    if key not in area.cache:
+        area.cache[key] = _block_mask(area, device)
+    return area.cache[key]
+
+
+def _block_mask(area: Area, device: torch.device) -> BlockMask:
+    def to_device(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    lists: dict[str, Any] = {name: to_device(array) for name, array in block_lists(area.tiles(BLOCK, BLOCK)).items()}
+    return BlockMask(seq_lengths=area.shape, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=_predicate(area, to_device), **lists)
+
+
+def block_lists(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """FlexAttention's lists from the allowed pairs of every tile.
+
+    Tiles at a ragged edge are never called full, so that the kernel masks what lies beyond the last token.
+
+    Args:
+        counts: int64 [B, R, C].
+
+    Returns:
+        int32 arrays for one head: numbers of blocks [B, 1, R] (or C) and indices [B, 1, R, C] (or [B, 1, C, R]), the
+        listed blocks first.
+    """
+    full = counts == BLOCK * BLOCK
+    some = (counts > 0) & ~full
+    lists = {}
+    for prefix, chosen in (("", some), ("full_", full)):
+        for name, table in (("kv", chosen), ("q", chosen.transpose(0, 2, 1))):
+            lists[f"{prefix}{name}_num_blocks"] = table.sum(-1, dtype=np.int32)[:, None]
+            lists[f"{prefix}{name}_indices"] = np.argsort(~table, axis=-1, kind="stable").astype(np.int32)[:, None]
+    return lists
+
+
+def _predicate(area: Area, to_device: Callable[[np.ndarray], Tensor]) -> Callable[..., Tensor]:
+    """`may_attend` on the token arrays, as the kernel evaluates it inside mixed blocks."""
+    example, branch, block = (to_device(array.astype(np.int32)) for array in area.mask.on_host())
+    first_query, first_key = area.queries[0], area.keys[0]
+    visual_attention = area.mask.visual_attention
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        q, k = q + first_query, k + first_key
+        queries = example[b, q], branch[b, q], block[b, q]
+        keys = example[b, k], branch[b, k], block[b, k]
+        return may_attend(queries, keys, q, k, visual_attention)
+
+    return allowed

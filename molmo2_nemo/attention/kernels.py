@@ -1,0 +1,116 @@
+"""The attention kernels behind one interface, and the choice among them.
+
+    flash    plain flash calls merged by log-sum-exp (flash.py). CPU, any dtype; CUDA, fp16 and bf16
+    flex     PyTorch FlexAttention with a block mask (flex.py). CUDA
+    blocks   tile by tile with plain tensor operations (blocks.py). Anywhere
+    auto     flash where it can, else blocks; docs/attention.md says what was measured
+
+Every kernel takes q [Q, B, N, H] and k, v [K, B, G, H], query head n reading key head n // (N / G), and an `Area` that
+says which queries may look at which keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from molmo2_nemo.attention import blocks, flash, flex
+from molmo2_nemo.attention.area import Area
+from molmo2_nemo.errors import UserError, nearest
+
+NAMES = ("auto", "flash", "flex", "blocks")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute attention over an area. The two directions are separate so that partial results can be merged.
+
+    forward(q, k, v, area, scale) -> out [Q, B, N, H] in q's dtype, lse fp32 [Q, B, N] (fp64 for fp64 inputs). lse is
+    the log of the summed exponentials of the scaled scores; a query that sees no key of the area has lse -inf, out 0.
+
+    backward(grad, q, k, v, out, lse, area, scale) -> dq, dk, dv. With the out and lse of this area these are its
+    gradients. With out and lse merged over several areas that share the queries (ring attention), they are this
+    area's exact share: dq of all areas add up, dk and dv belong to the area's keys.
+
+    Neither is differentiable by autograd; `attend` is. Where backward is None (flex), forward itself is differentiable,
+    in out and in lse.
+    """
+
+    name: str
+    forward: Callable[[Tensor, Tensor, Tensor, Area, float], tuple[Tensor, Tensor]]
+    backward: (
+        Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Area, float], tuple[Tensor, Tensor, Tensor]] | None
+    )
+
+
+KERNELS = {module.__name__.rpartition(".")[2]: module for module in (flash, flex, blocks)}
+
+
+def choose(
+    name: str, device: torch.device | str, dtype: torch.dtype, head_size: int, *, merged: bool = False
+) -> Kernel:
+    """The kernel of that name, or for "auto" the fastest that works for these tensors.
+
+    Args:
+        merged: it must have a backward direction for results merged over several areas, as ring attention needs.
+
+    Raises:
+        UserError: no such kernel, or it cannot run here; says which can.
+    """
+    if name not in NAMES:
+        raise UserError(f"model.attention={name}: no such attention kernel; {nearest(name, NAMES)}")
+    kind = torch.device(device).type
+    if name == "auto":
+        name = "flash" if flash.problem(kind, dtype, head_size) is None else "blocks"
+    module = KERNELS[name]
+    problem = _problem(name, kind, dtype, head_size, merged)
+    if problem is not None:
+        others = [other for other in KERNELS if _problem(other, kind, dtype, head_size, merged) is None]
+        raise UserError(f"model.attention={name}: {problem}; use auto or one of: {', '.join(others)}")
+    if name == "flash" and kind == "cuda":
+        flash.use_newest_flash()
+    return Kernel(name, module.forward, getattr(module, "backward", None))
+
+
+def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:
+    problem = KERNELS[name].problem(device, dtype, head_size)
+    if problem is None and merged and not hasattr(KERNELS[name], "backward"):
+        return "it cannot merge results over several parts of a pack, as attention across nodes needs"
+    return problem
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float, kernel: Kernel) -> Tensor:
+        out, lse = kernel.forward(q, k, v, area, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.rest = area, scale, kernel
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        area, scale, kernel = ctx.rest
+        assert kernel.backward is not None
+        return *kernel.backward(grad, *ctx.saved_tensors, area, scale), None, None, None
+
+
+@torch.compiler.disable
+def attend(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float, kernel: Kernel) -> Tensor:
+    """Attention of the area's queries over its keys, differentiable. Nothing of Q x K elements is ever made.
+
+    Compiled models break their graph here: a plan that differs from pack to pack would be compiled again every time.
+
+    Args:
+        q: [Q, B, N, H]; k, v: [K, B, G, H], N a multiple of G.
+        scale: multiplies the scores, 1/sqrt(H) for Molmo2.
+
+    Returns:
+        [Q, B, N, H].
+    """
+    if kernel.backward is None:
+        return kernel.forward(q, k, v, area, scale)[0]
+    return _Attend.apply(q, k, v, area, scale, kernel)

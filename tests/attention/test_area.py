@@ -1,0 +1,121 @@
+"""The split of the mask into plain pieces against the rule itself, pair by pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from molmo2_nemo.attention.area import Area, area_of
+from molmo2_nemo.attention.flash import group
+from molmo2_nemo.attention.flex import BLOCK, block_lists
+from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.model.flops import attention_pairs
+from tests.support.masks import RULES, Tree, token_mask
+
+
+def lengths(most: int, shortest: int = 1, longest: int = 9) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.integers(shortest, longest), max_size=most).map(tuple)
+
+
+trees = st.builds(
+    Tree,
+    text=st.lists(st.integers(0, 6), min_size=1, max_size=6).map(lambda words: (words[0] + 1, *words[1:])),
+    pictures=lengths(5),
+    branches=st.one_of(lengths(4), lengths(50, longest=2)),
+    pictures_in_branches=st.booleans(),
+)
+packs = st.lists(st.lists(trees, max_size=4), min_size=1, max_size=2)
+rules = st.sampled_from(RULES)
+
+
+def allowed_pairs(area: Area) -> np.ndarray:
+    """How often each pair is in a piece, [B, Q, K]."""
+    found = np.zeros((area.mask.on_host().shape[1], *area.shape), np.int64)
+    for piece in area.pieces:
+        ones = np.ones((len(piece.queries), len(piece.keys)), np.int64)
+        table = {"full": ones, "causal": np.tril(ones), "reverse": np.triu(ones)}[piece.kind]
+        assert table.sum() == piece.pairs
+        found[piece.pack][np.ix_(piece.queries, piece.keys)] += table
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(packs, rules, st.integers(40, 90), st.data())
+def test_pieces_hold_every_allowed_pair_once(trees, rule, size, data):
+    mask = token_mask(trees, size, rule)
+    expected = mask.rows(0, size).numpy()
+    whole = area_of(mask)
+    assert (allowed_pairs(whole) == expected).all()
+    assert whole.pairs == expected.sum()
+    edges = st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True).map(sorted).map(tuple)
+    (q0, q1), (k0, k1) = data.draw(edges), data.draw(edges)
+    part = Area(mask, (q0, q1), (k0, k1))
+    assert (allowed_pairs(part) == expected[:, q0:q1, k0:k1]).all()
+    for area, dense in ((whole, expected), (part, expected[:, q0:q1, k0:k1])):
+        counts = area.tiles(16, 8)
+        for i, j in np.ndindex(counts.shape[1:]):
+            tile = dense[:, i * 16 : i * 16 + 16, j * 8 : j * 8 + 8]
+            assert (counts[:, i, j] == tile.sum((1, 2))).all()
+            rows, columns = (i * 16, i * 16 + tile.shape[1]), (j * 8, j * 8 + tile.shape[2])
+            for b in range(len(tile)):
+                assert (area.masked(b, rows, columns).numpy() == tile[b]).all()
+
+
+def test_area_is_made_once():
+    mask = token_mask([[Tree()]], 32)
+    assert area_of(mask) is area_of(mask) and area_of(mask, (0, 8)) is area_of(mask, (0, 8), (0, 32))
+    assert area_of(mask, (0, 8)) is not area_of(mask)
+
+
+def test_pairs_equal_those_that_flops_are_counted_by():
+    """Padding counts nothing there, so: without padding."""
+    for rule in RULES:
+        mask = token_mask([[Tree((3, 2, 4), (9, 9), (5, 1, 7)), Tree((6,)), Tree((2, 0), (30,))]], rule=rule)
+        assert area_of(mask).pairs == attention_pairs(*mask.on_host()[:, 0], rule)
+
+
+def test_a_branch_before_its_root_is_refused():
+    mask = TokenMask(*torch.tensor([[[0, 0, 0, 0]], [[-1, 0, -1, 0]], [[0, 0, 0, 0]]]))
+    with pytest.raises(ValueError, match="token 1 of pack 0 is in a branch of example 0 but comes before token 2"):
+        _ = area_of(mask).pieces
+
+
+def test_pictures_out_of_order_are_refused_only_where_their_order_matters():
+    described = torch.tensor([[[0, 0, 0]], [[-1, -1, -1]], [[2, 2, 1]]])
+    assert area_of(TokenMask(*described)).pairs == 9
+    with pytest.raises(ValueError, match=r"pictures of pack 0 are not numbered in their order \(token 2\)"):
+        _ = area_of(TokenMask(*described, "within_image")).pieces
+
+
+def test_variable_length_calls_are_few_and_name_no_token_twice():
+    """Many examples, many branches, several packs: one causal, one full and one reverse call."""
+    trees = [Tree((4, 3, 2), (20, 20), tuple(range(1, 31))), Tree((9,)), Tree((2, 1), (12,), (3, 3))]
+    for rule, expected in (("image_tokens", 3), ("within_image", 3), ("none", 2)):
+        groups = group(area_of(token_mask([trees, trees[::-1]], rule=rule)))
+        assert len(groups) == expected
+        for pieces in groups:
+            assert len({piece.kind == "full" for piece in pieces}) == 1
+            for name in ("queries", "keys"):
+                flat = [(piece.pack, int(t)) for piece in pieces for t in getattr(piece, name)]
+                assert len(flat) == len(set(flat))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_block_lists_of_flex(rule):
+    """Every block is skipped, masked or full as the rule says, for the forward's and the backward's lists."""
+    trees = [Tree((40, 5, 9), (300, 250), (80, 1, 200)), Tree((200,)), Tree((10, 4), (150,), (33,) * 3)]
+    mask = token_mask([trees, [Tree((700,))]], 1400, rule)
+    dense = mask.rows(0, 1400).numpy()
+    lists = block_lists(area_of(mask).tiles(BLOCK, BLOCK))
+    blocks = -(-1400 // BLOCK)
+    for b, i, j in np.ndindex(2, blocks, blocks):
+        tile = dense[b, i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]
+        full = tile.all() and tile.size == BLOCK * BLOCK
+        for prefix, listed in (("", tile.any() and not full), ("full_", full)):
+            kv, q = lists[f"{prefix}kv_indices"][b, 0, i], lists[f"{prefix}q_indices"][b, 0, j]
+            assert (j in kv[: lists[f"{prefix}kv_num_blocks"][b, 0, i]]) == listed
+            assert (i in q[: lists[f"{prefix}q_num_blocks"][b, 0, j]]) == listed
+            assert sorted(kv) == list(range(blocks)) and sorted(q) == list(range(blocks))

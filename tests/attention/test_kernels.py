@@ -1,0 +1,165 @@
+"""Every kernel against the dense oracle, forward and gradients, on packs of every shape and all visual rules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from molmo2_nemo.attention import blocks
+from molmo2_nemo.attention.area import area_of
+from molmo2_nemo.attention.dense import dense_attention
+from molmo2_nemo.attention.kernels import attend, choose
+from molmo2_nemo.errors import UserError
+from tests.attention.test_area import packs, rules
+from tests.support.masks import RULES, Tree, token_mask
+
+SIZE, HEAD = 96, 16
+KERNELS = ("flash", "blocks")
+VIDEO = [Tree((2, *[3] * 7), (8,) * 7, (1, 4)), Tree((3, 0), (12,))]
+FIFTY = [Tree((4, 2), (20,), (1,) * 50)]
+
+
+def tensors(heads: int, kv_heads: int, packs: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """q, k, v and the gradient of the output."""
+    generator = torch.Generator().manual_seed(heads * 10 + kv_heads)
+    shapes = [(SIZE, packs, n, HEAD) for n in (heads, kv_heads, kv_heads, heads)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def run(function, q, k, v, grad):
+    q, k, v = (t.clone().requires_grad_() for t in (q, k, v))
+    out = function(q, k, v)
+    return out.detach(), *torch.autograd.grad(out, (q, k, v), grad)
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """So that packs of this size have skipped, masked and full tiles."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(blocks, "QUERIES", 16)
+    monkeypatch.setattr(blocks, "KEYS", 16)
+    monkeypatch.setattr(blocks, "LONGEST", 32)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_equal_dense(name, small_tiles):
+    @settings(max_examples=40, deadline=None)
+    @given(packs, rules, st.sampled_from([(4, 4), (4, 2), (2, 1)]))
+    @example([VIDEO, FIFTY], "image_tokens", (4, 2))
+    @example([VIDEO, FIFTY], "within_image", (4, 1))
+    @example([[]], "image_tokens", (2, 2))  # nothing but padding
+    def check(trees, rule, heads):
+        mask = token_mask(trees, SIZE, rule)
+        q, k, v, grad = tensors(*heads, len(trees))
+        kernel = choose(name, "cpu", torch.float32, HEAD)
+        got = run(lambda q, k, v: attend(q, k, v, area_of(mask), 0.25, kernel), q, k, v, grad)
+        expected = run(lambda q, k, v: dense_attention(q, k, v, mask, 0.25), q, k, v, grad)
+        for a, b in zip(got, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+    check()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_bf16_within_its_rounding(name, rule):
+    """No further from the exact result of the same bf16 inputs than twice what rounding that result to bf16 costs the
+    dense oracle (which computes in fp32), relative to the largest element."""
+    mask = token_mask([VIDEO, FIFTY], SIZE, rule)
+    q, k, v, grad = tensors(4, 2, 2, torch.bfloat16)
+    kernel = choose(name, "cpu", torch.bfloat16, HEAD)
+    got = run(lambda q, k, v: attend(q, k, v, area_of(mask), 0.25, kernel), q, k, v, grad)
+    exact = run(lambda q, k, v: dense_attention(q, k, v, mask, 0.25), *(t.double().float() for t in (q, k, v, grad)))
+    for a, b in zip(got, exact, strict=True):
+        assert a.dtype == torch.bfloat16
+        rounding = 2**-8 * b.abs().max()  # half a unit in the last of 8 places
+        assert (a.float() - b).abs().max() <= 2 * rounding
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_double_precision(name):
+    mask = token_mask([VIDEO], SIZE)
+    q, k, v, grad = tensors(4, 2, 1, torch.float64)
+    kernel = choose(name, "cpu", torch.float64, HEAD)
+    out, lse = kernel.forward(q, k, v, area_of(mask), 0.25)
+    scores = torch.einsum("qbnh,kbnh->bnqk", q, k.repeat_interleave(2, 2)) * 0.25
+    scores = scores.masked_fill(~mask.rows(0, SIZE)[:, None], -torch.inf)
+    torch.testing.assert_close(lse, scores.logsumexp(-1).permute(2, 0, 1), atol=1e-12, rtol=1e-12)
+    expected = torch.einsum("bnqk,kbnh->qbnh", scores.softmax(-1), v.repeat_interleave(2, 2))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_areas_merge_as_in_ring_attention(name, rule):
+    """Four chunks of keys for four chunks of queries: outputs merge by log-sum-exp, gradients add up."""
+    mask = token_mask([VIDEO, FIFTY], SIZE, rule)
+    q, k, v, grad = tensors(4, 2, 2)
+    kernel = choose(name, "cpu", torch.float32, HEAD, merged=True)
+    expected = run(lambda q, k, v: dense_attention(q, k, v, mask, 0.25), q, k, v, grad)
+    chunks = [(i, i + SIZE // 4) for i in range(0, SIZE, SIZE // 4)]
+    got = [torch.zeros_like(t) for t in (q, q, k, v)]
+    for rows in chunks:
+        mine = slice(*rows)
+        parts = [kernel.forward(q[mine], k[slice(*c)], v[slice(*c)], area_of(mask, rows, c), 0.25) for c in chunks]
+        lses = torch.stack([lse for _, lse in parts])
+        lse = lses.logsumexp(0)
+        out = sum((part_lse - lse).exp()[..., None] * out for out, part_lse in parts)
+        got[0][mine] = out
+        for c in chunks:
+            keys = slice(*c)
+            area = area_of(mask, rows, c)
+            grads = kernel.backward(grad[mine], q[mine], k[keys], v[keys], out, lse, area, 0.25)
+            for total, where, part in zip(got[1:], (mine, keys, keys), grads, strict=True):
+                total[where] += part
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_queries_that_see_nothing(name):
+    """Keys of the second example only: queries of the first have output 0, log-sum-exp -inf and no gradient."""
+    mask = token_mask([[Tree((48,)), Tree((48,))]], SIZE)
+    q, k, v, grad = tensors(2, 2, 1)
+    kernel = choose(name, "cpu", torch.float32, HEAD)
+    area = area_of(mask, (0, SIZE), (48, SIZE))
+    out, lse = kernel.forward(q, k[48:], v[48:], area, 0.25)
+    assert (out[:48] == 0).all() and (lse[:48] == -torch.inf).all() and lse[48:].isfinite().all()
+    dq, dk, dv = kernel.backward(grad, q, k[48:], v[48:], out, lse, area, 0.25)
+    assert (dq[:48] == 0).all() and all(t.isfinite().all() for t in (dq, dk, dv))
+
+
+def test_auto_is_flash_on_cpu_and_cuda_bf16():
+    assert choose("auto", "cpu", torch.float32, 32).name == "flash"
+    assert choose("auto", "mps", torch.float32, 32).name == "blocks"
+    assert choose("auto", "cuda", torch.float32, 128).name == "blocks"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "head", "merged", "message"),
+    [
+        ("flesh", "cpu", torch.float32, 32, False, "did you mean 'flash'?"),
+        ("flex", "cpu", torch.float32, 32, False, "no backward pass on cpu; use auto or one of: flash, blocks"),
+        ("flash", "cuda", torch.float32, 32, False, "takes fp16 and bf16, not torch.float32"),
+        ("flash", "cuda", torch.bfloat16, 320, False, "multiples of 8 up to 256, not 320; use auto or one of: "),
+        ("flash", "mps", torch.bfloat16, 64, False, "no flash attention for mps; use auto or one of: blocks"),
+    ],
+)
+def test_a_kernel_that_cannot_run_here_is_refused(name, device, dtype, head, merged, message):
+    with pytest.raises(UserError) as error:
+        choose(name, device, dtype, head, merged=merged)
+    assert message in str(error.value) and f"model.attention={name}" in str(error.value)
+
+
+def test_flex_without_triton_and_for_merged_results(monkeypatch):
+    from molmo2_nemo.attention import flex
+
+    monkeypatch.setattr(flex, "is_installed", lambda module: False)
+    with pytest.raises(UserError, match="needs the triton package, which is not installed; use auto or one of: flash"):
+        choose("flex", "cuda", torch.bfloat16, 64)
+    monkeypatch.setattr(flex, "is_installed", lambda module: True)
+    with pytest.raises(UserError, match="cannot merge results .* use auto or one of: flash, blocks"):
+        choose("flex", "cuda", torch.bfloat16, 64, merged=True)
+    assert choose("flex", "cuda", torch.bfloat16, 64).backward is None
