@@ -17,9 +17,6 @@ from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
 from molmo2_nemo.data.video import encode_video, read_video
 
-MAX_TEXT_CHARS = 1_000_000  # of one message; several times what the longest sequence holds
-MAX_ANNOTATIONS = 4096  # of one record
-
 
 @dataclass(slots=True)
 class _Root:
@@ -115,9 +112,9 @@ class ExampleBuilder:
         questions[0] = formatter.question(questions[0], style, rng, options=options if not history else None)
         ids = [self.tokenizer.bos_id, *root.visual.token_ids]
         for number, text in enumerate(questions):
-            ids += self.tokenizer.user_turn(_checked_text(text), first=number == 0)
+            ids += self.tokenizer.user_turn(self._checked_text(text), first=number == 0)
             if number < len(history):
-                ids += [*self.tokenizer.encode(_checked_text(history[number][1])), self.tokenizer.eos_id]
+                ids += [*self.tokenizer.encode(self._checked_text(history[number][1])), self.tokenizer.eos_id]
         count = len(ids)
         tree = FlatTree(
             input_ids=np.array(ids, dtype=np.int64),
@@ -148,7 +145,12 @@ class ExampleBuilder:
             raise ValueError("pictures and a video in one example; Molmo2 takes either pictures or one video")
         if video is not None:
             sampled = read_video(
-                video, config.video, side=config.image.crop_size, clip=record.clip, sampling=record.sampling
+                video,
+                config.video,
+                side=config.image.crop_size,
+                clip=record.clip,
+                sampling=record.sampling,
+                limits=config.limits,
             )
             visual = encode_video(sampled, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
             return _Root(visual, VisualContext(video_size=sampled.size, frame_times=sampled.times))
@@ -156,7 +158,7 @@ class ExampleBuilder:
             return _Root(no_visual(config.image))
         chance = config.image.p_high_res if p_high_res is None else p_high_res
         high_res = bool(self.training and chance > 0 and len(images) == 1 and rng.random() < chance)
-        pixels = [decode_image(data) for data in images[: config.image.max_images]]
+        pixels = [decode_image(data, max_pixels=config.limits.pixels) for data in images[: config.image.max_images]]
         visual = encode_images(pixels, config.image, self.tokenizer, high_res=high_res)
         visual.info["ignored"] = len(images) - len(pixels)
         return _Root(visual, VisualContext(image_sizes=tuple((p.shape[1], p.shape[0]) for p in pixels)))
@@ -165,8 +167,11 @@ class ExampleBuilder:
         self, annotations: Sequence[dict[str, Any]], context: VisualContext, rng: np.random.Generator
     ) -> list[list[Turn]]:
         """One conversation per annotation, in random order."""
-        if not annotations or len(annotations) > MAX_ANNOTATIONS:
-            raise ValueError(f"a record needs 1 to {MAX_ANNOTATIONS} annotations, got {len(annotations)}")
+        limit = self.config.limits.annotations
+        if not annotations or len(annotations) > limit:
+            raise ValueError(
+                f"a record needs 1 to {limit} annotations, got {len(annotations)} (data.limits.annotations)"
+            )
         conversations = [self.formatter.conversation(annotation, context, rng) for annotation in annotations]
         order = rng.permutation(len(conversations)) if self.training and len(conversations) > 1 else None
         return conversations if order is None else [conversations[i] for i in order]
@@ -176,12 +181,20 @@ class ExampleBuilder:
         return Branch(
             [
                 (
-                    tokenizer.user_turn(_checked_text(turn.user), first=number == 0),
-                    tokenizer.encode(_checked_text(turn.answer)),
+                    tokenizer.user_turn(self._checked_text(turn.user), first=number == 0),
+                    tokenizer.encode(self._checked_text(turn.answer)),
                 )
                 for number, turn in enumerate(turns)
             ]
         )
+
+    def _checked_text(self, text: str) -> str:
+        limit = self.config.limits.text_chars
+        if not isinstance(text, str):
+            raise ValueError(f"a message must be text, got {type(text).__name__}")
+        if len(text) > limit:
+            raise ValueError(f"a message of {len(text)} characters; at most {limit} are read (data.limits.text_chars)")
+        return text
 
     def _rule(self, flat: float | None) -> WeightRule:
         text = self.config.text
@@ -219,11 +232,3 @@ def _tree(record: Record, rng: np.random.Generator) -> Sequence[dict[str, Any]]:
     edges = np.cumsum(record.variant_weights)
     drawn = int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))
     return record.variants[min(drawn, len(edges) - 1)]
-
-
-def _checked_text(text: str) -> str:
-    if not isinstance(text, str):
-        raise ValueError(f"a message must be text, got {type(text).__name__}")
-    if len(text) > MAX_TEXT_CHARS:
-        raise ValueError(f"a message of {len(text)} characters; at most {MAX_TEXT_CHARS} are read")
-    return text

@@ -77,6 +77,30 @@ class PackingConfig:
 
 
 @dataclass
+class LimitsConfig:
+    """What one record may cost at most. A record beyond a limit is skipped and counted like any other bad one."""
+
+    json_bytes: int = 16 * 2**20  # of the .json member
+    record_bytes: int = 4 * 2**30  # of all its members together, as stored
+    pixels: int = 64_000_000  # of a picture or video frame, about 16 bytes each; Pillow's own limit is 178 million
+    video_seconds: float = 6 * 3600.0
+    video_frames: int = 3_000_000  # in the file, not those sampled
+    decode_seconds: float = 600.0  # processor time that reading one video may take
+    text_chars: int = 1_000_000  # of one message; several times what the longest sequence holds
+    annotations: int = 4096
+
+
+@dataclass
+class PhaseConfig:
+    """A first part of a stage with shorter packs and fewer frames; see `DataConfig.progression`."""
+
+    until_step: int = 0  # the first optimizer step that is no longer in it
+    sequence_length: int = 16384
+    max_crops: int | None = None  # default: packing.max_crops
+    max_frames: int | None = None  # default: video.max_frames
+
+
+@dataclass
 class DataConfig:
     """Everything between shards on disk and a batch."""
 
@@ -92,6 +116,8 @@ class DataConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     text: TextFormatConfig = field(default_factory=TextFormatConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
+    progression: list[PhaseConfig] = field(default_factory=list)  # phases before the full packs; sizes may only grow
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     num_workers: int = 0  # processes that decode; the batches do not depend on it
     prefetch: int = 4  # examples each of them holds ready
     seed: int = 50189

@@ -17,14 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch.nn import functional as F
 
-from molmo2_nemo.data.config import ImageConfig
+from molmo2_nemo.data.config import ImageConfig, LimitsConfig
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 
-MAX_PIXELS = 64_000_000  # of one encoded picture; decoding needs about 16 bytes for each
 # Only formats that decode in-process from bytes: none that start a program (EPS) or read other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
@@ -84,7 +81,7 @@ class TileGeometry:
         return tiling[0] * self.window + self.overlap, tiling[1] * self.window + self.overlap
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.ndarray:
     """Pixels of an encoded picture, turned upright: uint8 [H, W, 3].
 
     Transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
@@ -96,10 +93,12 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ValueError(f"picture of {width} x {height} pixels; at most {max_pixels} pixels are read")
+                raise ValueError(
+                    f"picture of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
+                )
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
     except Image.DecompressionBombError as error:
-        raise ValueError(f"picture too large to read, at most {max_pixels} pixels: {error}") from error
+        raise ValueError(f"picture too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
     except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
         # What Pillow raises for broken files depends on the format and on where it breaks.
         start = data[:8].hex() or "nothing"
@@ -127,6 +126,9 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """
     if pixels.shape[:2] == (height, width):
         return pixels
+    import torch  # here, so that data_prep can use the geometry without it
+    from torch.nn import functional as F
+
     chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0).float()
     with _one_thread():
         out = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
@@ -136,6 +138,8 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Where torch splits the work between threads changes its rounding; pixels must be the same in every process."""
+    import torch
+
     threads = torch.get_num_threads()
     if threads == 1:
         yield

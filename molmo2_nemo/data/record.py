@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from molmo2_nemo.data.config import LimitsConfig
+
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 VIDEO_SUFFIXES = frozenset({"mp4", "m4v", "webm", "mkv", "mov", "avi"})
 # What common loaders would unpickle or import when they see the name.
 UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "joblib", "dill", "npy", "npz", "so", "py"})
-
-MAX_JSON_BYTES = 16 * 2**20
-MAX_MEDIA_BYTES = 4 * 2**30  # of one member
 
 RECORD_KEYS = frozenset(
     {"images", "video", "subtitles", "clip", "sampling", "weight", "annotations", "variants", "variant_weights"}
@@ -66,12 +65,13 @@ class Record:
     weight: float | None = None  # flat loss weight of every answer
 
 
-def parse_record(key: str, members: Mapping[str, bytes]) -> Record:
+def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int = LimitsConfig.json_bytes) -> Record:
     """Check and assemble one record.
 
     Args:
         key: "shard:key", used in messages.
         members: suffix (lower case, without the leading dot) -> bytes of every member of the group.
+        max_json_bytes: `data.limits.json_bytes`.
     Raises:
         BadRecord: with `cause` one of `unsafe member`, `no json`, `bad json`, `bad record`, `missing member`.
     """
@@ -80,7 +80,7 @@ def parse_record(key: str, members: Mapping[str, bytes]) -> Record:
             raise BadRecord(
                 key, "unsafe member", f"member .{suffix} may carry code and is refused; store media and JSON only"
             )
-    data = load_json(key, members)
+    data = load_json(key, members, max_bytes=max_json_bytes)
     unknown = sorted(set(data) - RECORD_KEYS)
     if unknown:
         raise BadRecord(key, "bad record", f"unknown field {unknown[0]!r}; known are {', '.join(sorted(RECORD_KEYS))}")
@@ -111,14 +111,16 @@ def parse_record(key: str, members: Mapping[str, bytes]) -> Record:
     )
 
 
-def load_json(key: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = LimitsConfig.json_bytes) -> dict[str, Any]:
     """The object in the `json` member: UTF-8, no NaN or Infinity, no duplicate names, bounded size and depth."""
     raw = members.get("json")
     if raw is None:
         seen = ", ".join("." + s for s in sorted(members)[:8]) or "nothing"
         raise BadRecord(key, "no json", f"has no .json member (it holds {seen})")
-    if len(raw) > MAX_JSON_BYTES:
-        raise BadRecord(key, "bad json", f".json is {len(raw)} bytes, more than the {MAX_JSON_BYTES} allowed")
+    if len(raw) > max_bytes:
+        raise BadRecord(
+            key, "bad json", f".json is {len(raw)} bytes, more than the {max_bytes} allowed (data.limits.json_bytes)"
+        )
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:

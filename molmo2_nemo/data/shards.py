@@ -14,8 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, ShardIndex, read_head, read_index
-from molmo2_nemo.data.record import MAX_MEDIA_BYTES, BadRecord
+from molmo2_nemo.data.record import BadRecord
 
 BLOCK = 512  # bytes of a tar header
 OPEN_FILES = 16
@@ -68,12 +69,14 @@ class ShardDataset:
     Everything that can be known before training is checked here: the folder, the manifest, and that every shard is
     there with the size it was written with (a cut or missing shard ends in one message).
 
+    Args:
+        limits: a record whose members are larger than these allow is refused before anything of it is read.
     Raises:
         ShardError: see above.
     """
 
-    def __init__(self, path: str | Path, name: str | None = None):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, name: str | None = None, limits: LimitsConfig | None = None):
+        self.path, self.limits = Path(path), limits or LimitsConfig()
         self.manifest = _read_manifest(self.path, name)
         self.name: str = name or self.manifest["name"]
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
@@ -111,18 +114,17 @@ class ShardDataset:
 
         Raises:
             ShardError: the shard vanished or differs from its index.
-            BadRecord: a member larger than allowed.
+            BadRecord: members larger than the limits allow.
         """
         number, inner = self.locate(index)
         shard = self.path / self.shards[number]["name"]
         key, members = self._index(number)[inner]
         label = f"{shard.name}:{key}"
+        self._check_sizes(label, members)
         file = self._file(number)
         result = {}
         for member in members:
             suffix, offset, size = member.suffix, member.offset, member.size
-            if not 0 <= size <= MAX_MEDIA_BYTES:
-                raise BadRecord(label, "too large", f"member .{suffix} has {size} bytes; {MAX_MEDIA_BYTES} are allowed")
             data = self._pread(file, shard, offset - BLOCK, BLOCK + size)
             try:
                 info = check_header(data[:BLOCK])
@@ -136,6 +138,22 @@ class ShardDataset:
                 )
             result[suffix] = data[BLOCK:]
         return label, result
+
+    def _check_sizes(self, label: str, members: list[Any]) -> None:
+        limits, total = self.limits, sum(member.size for member in members)
+        text = sum(member.size for member in members if member.suffix == "json")
+        if any(member.size < 0 for member in members):
+            raise BadRecord(label, "too large", "a member has a negative size in the manifest")
+        if text > limits.json_bytes:
+            raise BadRecord(
+                label, "too large", f".json: {text} bytes, {limits.json_bytes} allowed (data.limits.json_bytes)"
+            )
+        if total > limits.record_bytes:
+            raise BadRecord(
+                label,
+                "too large",
+                f"{len(members)} members, {total} bytes; {limits.record_bytes} allowed (data.limits.record_bytes)",
+            )
 
     def verify(self) -> None:
         """Read every shard and compare its SHA-256 with the manifest (slow; not done when training starts)."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import re
+import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,10 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
-from molmo2_nemo.data.config import ImageConfig, VideoConfig
-from molmo2_nemo.data.image import MAX_PIXELS, TileGeometry, VisualInput, patchify, pool_windows, resize
+from molmo2_nemo.data.config import ImageConfig, LimitsConfig, VideoConfig
+from molmo2_nemo.data.image import TileGeometry, VisualInput, patchify, pool_windows, resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 
-MAX_SECONDS = 6 * 3600.0
-MAX_PACKETS = 3_000_000  # of the video stream
 SEEK_GAP = 8  # frames; decoding fewer than this on is cheaper than a jump
 EDGE = 1e-6  # seconds a requested time is kept away from both ends of the stream
 # Containers that hold their own media. Playlists and other formats that name further files are not opened.
@@ -120,8 +119,22 @@ class VideoIndex:
         return np.clip(np.searchsorted(self.pts * self.tick, inside, side="right") - 1, 0, len(self.pts) - 1)
 
 
+class Deadline:
+    """Processor time that reading one video may take. Not wall time: what a record is must not depend on other work."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._end = time.thread_time() + seconds
+
+    def check(self) -> None:
+        if time.thread_time() > self._end:
+            raise ValueError(
+                f"reading the video took more than {self.seconds:g} s of processor time (data.limits.decode_seconds)"
+            )
+
+
 @contextmanager
-def _opened(source: bytes | str | Path) -> Iterator[tuple[Any, Any]]:
+def _opened(source: bytes | str | Path, limits: LimitsConfig) -> Iterator[tuple[Any, Any]]:
     """The container and its first video stream; every error of the library leaves as ValueError."""
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     name = f"video of {len(source)} bytes" if isinstance(source, bytes) else f"video {source}"
@@ -133,20 +146,25 @@ def _opened(source: bytes | str | Path) -> Iterator[tuple[Any, Any]]:
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise ValueError(f"{name} is in a format for which there is no decoder")
-            size = stream.codec_context.width, stream.codec_context.height
-            if size[0] * size[1] > MAX_PIXELS:
-                raise ValueError(f"{name} has frames of {size[0]} x {size[1]} pixels; at most {MAX_PIXELS} are read")
+            _check_size(stream.codec_context.width, stream.codec_context.height, limits)
             stream.codec_context.thread_count = 1  # threads would decode frames ahead that nobody asked for
             yield container, stream
     except (FFmpegError, OSError, EOFError, OverflowError) as error:
         raise ValueError(f"cannot read {name}: {error}") from error
 
 
-def scan(container: Any, stream: Any) -> VideoIndex:
+def _check_size(width: int, height: int, limits: LimitsConfig) -> None:
+    if width * height > limits.pixels:
+        raise ValueError(
+            f"video frames of {width} x {height} pixels; at most {limits.pixels} are read (data.limits.pixels)"
+        )
+
+
+def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) -> VideoIndex:
     """Read the packet times of a stream without decoding.
 
     Raises:
-        ValueError: no frames, or more than `MAX_SECONDS` or `MAX_PACKETS`.
+        ValueError: no frames, or more frames, seconds or processor time than the limits allow.
     """
     rows: list[tuple[int, int, int]] = []  # pts, duration, dts of a key frame or -1 << 62
     none = -(1 << 62)
@@ -156,8 +174,10 @@ def scan(container: Any, stream: Any) -> VideoIndex:
             continue
         dts = packet.dts if packet.dts is not None else pts
         rows.append((pts, packet.duration or 0, dts if packet.is_keyframe else none))
-        if len(rows) > MAX_PACKETS:
-            raise ValueError(f"video has more than {MAX_PACKETS} frames")
+        if len(rows) > limits.video_frames:
+            raise ValueError(f"video has more than {limits.video_frames} frames (data.limits.video_frames)")
+        if len(rows) % 1024 == 0:
+            deadline.check()
     if not rows:
         raise ValueError("video has no frames")
     table = np.array(sorted(rows), dtype=np.int64)
@@ -168,8 +188,11 @@ def scan(container: Any, stream: Any) -> VideoIndex:
         is_key[0] = True
     tick = float(stream.time_base)
     index = VideoIndex(pts, table[is_key, 0], np.maximum(table[is_key, 2], -(1 << 60)), tick, (pts[-1] + last) * tick)
-    if index.duration > MAX_SECONDS:
-        raise ValueError(f"video lasts {index.duration:.0f} s; at most {MAX_SECONDS:.0f} s are read")
+    if index.duration > limits.video_seconds:
+        raise ValueError(
+            f"video lasts {index.duration:.0f} s; at most {limits.video_seconds:.0f} s are read "
+            "(data.limits.video_seconds)"
+        )
     return index
 
 
@@ -180,8 +203,8 @@ class _FrameReader:
     passed over; the rest come out as if all had been decoded.
     """
 
-    def __init__(self, container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray) -> None:
-        self._container, self._stream, self._index = container, stream, index
+    def __init__(self, container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray, deadline: Deadline) -> None:
+        self._container, self._stream, self._index, self._deadline = container, stream, index, deadline
         self._wanted = set(index.pts[wanted].tolist())  # of every frame that will be asked for
         self._frames: Iterator[Any] = iter(())
         self._last: Any = None
@@ -229,12 +252,13 @@ class _FrameReader:
         except FFmpegError:  # some containers cannot find their very first frame by its time
             self._container.seek(int(self._index.pts[0]), stream=self._stream, backward=True, any_frame=True)
         self._last = self._before = None
-        self._frames = _decode(self._container, self._stream, self._wanted)
+        self._frames = _decode(self._container, self._stream, self._wanted, self._deadline)
 
 
-def _decode(container: Any, stream: Any, wanted: Container[int]) -> Iterator[Any]:
+def _decode(container: Any, stream: Any, wanted: Container[int], deadline: Deadline) -> Iterator[Any]:
     """Frames from where the container stands; those not `wanted` (pts) only if others are predicted from them."""
     for packet in container.demux(stream):
+        deadline.check()
         time = packet.pts if packet.pts is not None else packet.dts
         stream.codec_context.skip_frame = "NONREF" if time is not None and time not in wanted else "DEFAULT"
         yield from packet.decode()
@@ -259,14 +283,17 @@ def read_video(
     side: int,
     clip: tuple[float, float] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    limits: LimitsConfig | None = None,
 ) -> SampledVideo:
     """Decode the sampled frames of a video, or of its `clip` (seconds), each stretched to side x side pixels.
 
     Raises:
-        ValueError: not a video, broken, too large, or a clip that lies outside it.
+        ValueError: not a video, broken, beyond the limits, or a clip that lies outside it.
     """
-    with _opened(source) as (container, stream):
-        index = scan(container, stream)
+    limits = limits or LimitsConfig()
+    deadline = Deadline(limits.decode_seconds)
+    with _opened(source, limits) as (container, stream):
+        index = scan(container, stream, limits, deadline)
         start, end = 0.0, index.duration
         if clip is not None:
             start, end = float(clip[0]), min(float(clip[1]), index.duration)
@@ -274,23 +301,22 @@ def read_video(
                 raise ValueError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
         times = TimeSampler.of(config, sampling or {}, index.fps)(end - start)
         numbers = index.frame_at(times + start + index.begin)
-        reader = _FrameReader(container, stream, index, numbers)
+        reader = _FrameReader(container, stream, index, numbers, deadline)
         frames = np.empty((len(times), side, side, 3), np.uint8)
         size = (0, 0)
         for i, number in enumerate(numbers):
             if i and number == numbers[i - 1]:
                 frames[i] = frames[i - 1]
                 continue
-            pixels = _upright(reader.at(int(number)))
+            pixels = _upright(reader.at(int(number)), limits)
             size = (pixels.shape[1], pixels.shape[0])
             frames[i] = resize(pixels, side, side)
         return SampledVideo(frames, times, size, end - start, index.fps, reader.decoded)
 
 
-def _upright(frame: Any) -> np.ndarray:
+def _upright(frame: Any, limits: LimitsConfig) -> np.ndarray:
     """RGB pixels of a decoded frame with the file's rotation applied: uint8 [H, W, 3]."""
-    if frame.width * frame.height > MAX_PIXELS:
-        raise ValueError(f"video frame of {frame.width} x {frame.height} pixels; at most {MAX_PIXELS} are read")
+    _check_size(frame.width, frame.height, limits)  # a stream may change its size on the way
     pixels = frame.to_ndarray(format="rgb24")
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
     return np.rot90(pixels, quarter_turns) if quarter_turns else pixels

@@ -1,5 +1,6 @@
 """Records to examples: every kind end to end on the tiny settings, repeatability, limits, and hostile input."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from molmo2_nemo.data.build import ExampleBuilder
-from molmo2_nemo.data.config import DataConfig, ImageConfig, TextFormatConfig, VideoConfig
+from molmo2_nemo.data.config import DataConfig, ImageConfig, LimitsConfig, TextFormatConfig, VideoConfig
 from molmo2_nemo.data.points import parse
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -283,6 +284,22 @@ def test_bad_records_name_themselves(record, cause, message):
     with pytest.raises(BadRecord, match=message) as caught:
         builder().build(record, rng(), max_tokens=2048)
     assert caught.value.cause == cause and caught.value.key == "s:k"
+
+
+@pytest.mark.parametrize(
+    "limits, record, message",
+    [
+        (LimitsConfig(pixels=80), Record("s:k", [png(9, 9)], annotations=[QA]), "data.limits.pixels"),
+        (LimitsConfig(decode_seconds=0), Record("s:k", video=CLIP, annotations=[QA]), "data.limits.decode_seconds"),
+        (LimitsConfig(annotations=1), Record("s:k", annotations=[QA, QA]), "data.limits.annotations"),
+        (LimitsConfig(text_chars=2), Record("s:k", annotations=[{**QA, "answer": "abc"}]), "data.limits.text_chars"),
+    ],
+)
+def test_limits_of_the_config_are_used(limits, record, message):
+    data = DataConfig(image=ImageConfig(crop_size=126, margin=2, max_crops=2))
+    ExampleBuilder(data, TOKENIZER).build(record, rng())
+    with pytest.raises(BadRecord, match=message):
+        ExampleBuilder(dataclasses.replace(data, limits=limits), TOKENIZER).build(record, rng())
 
 
 def test_bad_settings_fail_before_any_record():

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 import zlib
 from pathlib import Path
 
@@ -82,10 +81,8 @@ def results(config):
     reader = ExampleReader(config, builder, im_patch)
     found = {}
     for n in range(len(BAD) + len(GOOD)):  # one epoch: every record once
-        start = time.perf_counter()
         result = reader[n]
         found[result.key.split(":")[1]] = result
-        assert time.perf_counter() - start < 20, result.key
     return found, im_patch
 
 

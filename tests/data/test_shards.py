@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_head, write_manifest_file
+from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.shard_writer import clean_leftovers, index_tar, write_manifest, write_shards
 from molmo2_nemo.data.shards import ShardDataset
 
@@ -37,6 +39,25 @@ def test_random_access(folder):
         data.read(7)
     data.verify()
     data.close()
+
+
+@pytest.mark.parametrize(
+    "limits, allowed, message",
+    [
+        (LimitsConfig(record_bytes=1000), 4, r"3 members, 1209 bytes; 1000 allowed \(data.limits.record_bytes\)"),
+        (LimitsConfig(json_bytes=7), 0, r".json: 8 bytes, 7 allowed \(data.limits.json_bytes\)"),
+    ],
+)
+def test_records_beyond_the_limits_are_not_read(folder, monkeypatch, limits, allowed, message):
+    """Members may be compressed pictures of any number: their sum counts, before the first byte."""
+    data = ShardDataset(folder, "mine", limits)
+    assert sum(len(v) for i in range(allowed) for v in data.read(i)[1].values()) == sum(
+        len(v) for _, members in list(records())[:allowed] for v in members.values()
+    )
+    monkeypatch.setattr(data, "_pread", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(BadRecord, match=message) as caught:
+        data.read(4)
+    assert caught.value.cause == "too large"
 
 
 def test_webdataset_reads_the_shards(folder):

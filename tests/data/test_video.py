@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.data import video as video_module
-from molmo2_nemo.data.config import ImageConfig, VideoConfig
+from molmo2_nemo.data.config import ImageConfig, LimitsConfig, VideoConfig
 from molmo2_nemo.data.image import resize
 from molmo2_nemo.data.record import Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -316,22 +316,29 @@ def test_few_decoded_frames_are_held(monkeypatch):
     assert 1 <= worst[0] <= 4 and not alive
 
 
-def test_broken_files(monkeypatch):
+def test_broken_files():
     whole = make_clip(60)
     for data in (b"", b"hello", whole[: len(whole) // 2], b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n"):
         with pytest.raises(ValueError, match="cannot read video of .* bytes|no frames"):
             read_video(data, VideoConfig(), side=42)
     with pytest.raises(ValueError, match="cannot read video /nowhere.mp4"):
         read_video("/nowhere.mp4", VideoConfig(), side=42)
-    monkeypatch.setattr(video_module, "MAX_SECONDS", 1.0)
-    with pytest.raises(ValueError, match="video lasts 2 s; at most 1 s"):
-        read_video(whole, VideoConfig(), side=42)
-    monkeypatch.setattr(video_module, "MAX_PACKETS", 10)
-    with pytest.raises(ValueError, match="more than 10 frames"):
-        read_video(whole, VideoConfig(), side=42)
-    monkeypatch.setattr(video_module, "MAX_PIXELS", 100)
-    with pytest.raises(ValueError, match="64 x 48 pixels; at most 100"):
-        read_video(whole, VideoConfig(), side=42)
+
+
+@pytest.mark.parametrize(
+    "limits, message",
+    [
+        (LimitsConfig(video_seconds=1.0), r"video lasts 2 s; at most 1 s are read \(data.limits.video_seconds\)"),
+        (LimitsConfig(video_frames=10), r"more than 10 frames \(data.limits.video_frames\)"),
+        (LimitsConfig(pixels=100), r"64 x 48 pixels; at most 100 are read \(data.limits.pixels\)"),
+        (LimitsConfig(decode_seconds=0.0), r"more than 0 s of processor time \(data.limits.decode_seconds\)"),
+    ],
+)
+def test_limits_are_settings(limits, message):
+    data = make_clip(60)
+    read_video(data, VideoConfig(), side=42, limits=LimitsConfig(100_000, 100_000, 64 * 48, 2.1, 60, 60.0))
+    with pytest.raises(ValueError, match=message):
+        read_video(data, VideoConfig(), side=42, limits=limits)
 
 
 def test_sound_without_pictures():
