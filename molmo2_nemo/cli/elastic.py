@@ -6,6 +6,7 @@ why they ended, and torch's own summary would print the same again, once per pro
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,9 @@ from pathlib import Path
 from molmo2_nemo.cli.launch import ERROR_DIR
 from molmo2_nemo.errors import INTERRUPTED
 
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers
+GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them
+
 
 def main(count: int, config: str) -> int:
     """Runs `count` workers; 0, or the exit code of the first that failed."""
@@ -23,7 +27,10 @@ def main(count: int, config: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    known = {f.name for f in dataclasses.fields(LaunchConfig)}  # older torch has not all of these
+    leaving = {"signals_to_handle": SIGNALS, "shutdown_timeout": GRACE}
     settings = LaunchConfig(
+        **{name: value for name, value in leaving.items() if name in known},
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
@@ -33,6 +40,7 @@ def main(count: int, config: str) -> int:
         max_restarts=0,
         monitor_interval=0.2,
     )
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS
     logging.disable(logging.CRITICAL)  # `launch.py` tells what went wrong
     try:
         elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.cli.worker", config)

@@ -1,7 +1,8 @@
 """Starts the processes of a run and brings back one exit code and, on failure, one message.
 
 Inside a torchrun or Slurm job the processes exist already and training runs right here. Otherwise one process runs in a
-fresh interpreter, several through torch's elastic launcher (`molmo2_nemo.cli.elastic`).
+fresh interpreter, several through torch's elastic launcher (`molmo2_nemo.cli.elastic`). With cluster=slurm, outside a
+job, nothing runs: the stage is submitted.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import checks
-from molmo2_nemo.cli.runs import only_run, stage_dir, write_config
+from molmo2_nemo.cli.runs import only_run, resolve_checkpoint, stage_dir, write_config
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, show_error
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError, show_error
+from molmo2_nemo.slurm.script import IN_SLURM_JOB
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # where workers leave the reason they ended for
 
 
 def launch(cfg: RunConfig) -> int:
-    """Runs one stage to its end and returns the exit code: 0, 2 (user error), 130 (interrupted) or another failure.
+    """Runs one stage to its end and returns the exit code: 0, 2 (user error), 75 (preempted), 130 (interrupted) or
+    another failure.
 
     Raises:
         UserError: something is wrong that can be known before any process starts.
@@ -35,9 +39,10 @@ def launch(cfg: RunConfig) -> int:
         return _run_here(cfg)
     if cfg.cluster.kind == "slurm":
         raise UserError(
-            "cluster.kind=slurm, but this is not a Slurm job: start it with srun inside an allocation "
-            "(recipes/ has the scripts), or use cluster=local"
+            "cluster.kind=slurm, but this is not a task of a Slurm job: submit one with molmo2 train or "
+            "molmo2 pipeline, start it with srun inside an allocation, or use cluster=local"
         )
+    resolve_start(cfg)
     checks.check(cfg)
     if cfg.cluster.nodes > 1:
         raise UserError(f"cluster.nodes={cfg.cluster.nodes}: start one `torchrun ... -m molmo2_nemo.cli.main` per node")
@@ -51,17 +56,30 @@ def launch(cfg: RunConfig) -> int:
         env.setdefault("OMP_NUM_THREADS", str(cfg.cluster.threads))
         code = _run_child(command, env)
         write_config(cfg)  # again: NeMo's logger moves what it finds in the folder into run_N/
+        if (Path(errors) / "preempted").is_file():
+            return PREEMPTED
         if code not in (0, INTERRUPTED):
             code = _explain(Path(errors), code)
     return code
 
 
+def resolve_start(cfg: RunConfig) -> None:
+    """Where `init_from` names a run's folder, the checkpoint it ended with.
+
+    Raises:
+        UserError: there is none.
+    """
+    if cfg.init_from is not None:
+        cfg.init_from = str(resolve_checkpoint(cfg.init_from))
+
+
 def adopt_slurm(env: Any) -> None:
     """Gives a process that srun started the variables torch expects, unless a launcher has set them."""
-    if "SLURM_PROCID" not in env or "RANK" in env or int(env.get("SLURM_NTASKS", "1")) == 1:
+    if not in_step(env) or "SLURM_PROCID" not in env or "RANK" in env:
         return
-    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_NTASKS"]
+    env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env.get("SLURM_NTASKS", "1")
     env["LOCAL_RANK"] = env.get("SLURM_LOCALID", "0")
+    env["LOCAL_WORLD_SIZE"] = str(int(env["WORLD_SIZE"]) // int(env.get("SLURM_NNODES", "1")))
     if "MASTER_ADDR" not in env:
         nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "localhost")
         listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
@@ -70,23 +88,58 @@ def adopt_slurm(env: Any) -> None:
     env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000))
 
 
+def in_step(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process. The shells of sbatch and salloc have step numbers above all real ones."""
+    step = env.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < 0xFFFFFFF0
+
+
 def _run_here(cfg: RunConfig) -> int:
-    """Trains in this process, which is one of several that something else started."""
+    """Trains in this process, which is one of several that something else started.
+
+    In a job that we submitted, all tasks leave their reports in one folder, and the first to end says in `outcome` how
+    (see slurm/script.py). A task that was preempted then leaves with 0: srun would kill the others for any other code.
+    """
     from molmo2_nemo.cli.worker import run
 
-    checks.check(cfg, int(os.environ["WORLD_SIZE"]))
-    if os.environ["RANK"] == "0":
-        write_config(cfg)
-    with tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
-        os.environ.setdefault(ERROR_DIR, errors)
-        code = run(cfg)
-        return code if code in (0, INTERRUPTED) else _explain(Path(errors), code)
+    attempt = os.environ.get(IN_SLURM_JOB)
+    try:
+        resolve_start(cfg)
+        checks.check(cfg, int(os.environ["WORLD_SIZE"]))
+        with only_run(stage_dir(cfg)) if os.environ["RANK"] == "0" else nullcontext():
+            if os.environ["RANK"] == "0":
+                write_config(cfg)
+            with tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
+                os.environ[ERROR_DIR] = attempt or os.environ.get(ERROR_DIR, errors)
+                code = run(cfg)
+                if code not in (0, INTERRUPTED, PREEMPTED):
+                    code = _explain(Path(os.environ[ERROR_DIR]), code)
+    except UserError as error:
+        if attempt:
+            _say_outcome(Path(attempt), "user_error", str(error))
+        raise
+    if attempt and code == PREEMPTED:
+        _say_outcome(Path(attempt), "preempted", "a signal asked the run to stop; a checkpoint is saved")
+        return 0
+    return code
+
+
+def _say_outcome(folder: Path, how: str, message: str) -> None:
+    """Writes down how an attempt ended, unless another process was first: what it had to say is the cause."""
+    part = folder / f"outcome.{os.environ.get('RANK', '0')}.part"
+    part.write_text(f"{how}\n{message}\n")
+    try:
+        os.link(part, folder / "outcome")  # whole or not at all, and only once
+    except FileExistsError:
+        pass
+    part.unlink()
 
 
 def _run_child(command: list[str], env: Mapping[str, str]) -> int:
-    """Runs the command to its end; passes SIGTERM and Ctrl-C on and waits for the children to leave."""
+    """Runs the command to its end; passes SIGTERM, SIGUSR1 and Ctrl-C on and waits for the children to leave."""
     process = subprocess.Popen(command, env=dict(env))
-    before = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+    passed_on = (signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.signal(number, lambda number, _: process.send_signal(number)) for number in passed_on]
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -98,7 +151,8 @@ def _run_child(command: list[str], env: Mapping[str, str]) -> int:
             process.wait()
         return INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(passed_on, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _explain(errors: Path, code: int) -> int:
@@ -106,20 +160,27 @@ def _explain(errors: Path, code: int) -> int:
     reports = [json.loads(p.read_text()) for p in sorted(errors.glob("rank*.json"))]
     mistakes = [r for r in reports if r["user_error"]]
     if mistakes:
-        show_error(mistakes[0]["message"])
-        return USER_ERROR
+        return _tell(errors, "user_error", mistakes[0]["message"], USER_ERROR)
     if reports:
         # The first to fail is the cause; the others usually report a lost connection to it.
         first = min(reports, key=lambda r: r["time"])
-        print(first["traceback"], file=sys.stderr, end="")
-        show_error(f"process {first['rank']} failed: {first['message']}")
-        return 1
+        if first["rank"] == int(os.environ.get("RANK", first["rank"])):
+            print(first["traceback"], file=sys.stderr, end="")
+        return _tell(errors, "failed", f"process {first['rank']} failed: {first['message']}", 1)
     launcher = errors / "launcher.json"
     why = json.loads(launcher.read_text()) if launcher.is_file() else {"rank": 0, "exit_code": code}
     if why["exit_code"] < 0:
         name = signal.Signals(-why["exit_code"]).name
         hint = "; this is how it looks when memory runs out" if name == "SIGKILL" else ""
-        show_error(f"process {why['rank']} was ended by {name}{hint}. Call the same command again to go on")
-        return 128 - why["exit_code"]
-    show_error(f"process {why['rank']} ended with exit code {why['exit_code']}")
-    return code if code > 0 else 1
+        message = f"process {why['rank']} was ended by {name}{hint}. Call the same command again to go on"
+        return _tell(errors, "failed", message, 128 - why["exit_code"])
+    message = f"process {why['rank']} ended with exit code {why['exit_code']}"
+    return _tell(errors, "failed", message, code if code > 0 else 1)
+
+
+def _tell(errors: Path, how: str, message: str, code: int) -> int:
+    """Shows the message, notes it where a Slurm job's script looks, and gives the exit code back."""
+    if IN_SLURM_JOB in os.environ:
+        _say_outcome(errors, how, message)
+    show_error(message)
+    return code

@@ -1,6 +1,9 @@
 """Run the three stages, each from the weights of the one before. Finished stages are skipped, an unfinished one goes on
 from its last checkpoint: after an interruption, call the same command again.
 
+With cluster=slurm the stages become jobs that wait for one another. The same command submits what is missing, and knows
+what waits or runs already; see docs/slurm.md.
+
 A setting holds for every stage, or for one when its name stands before a colon: sft:stage.max_steps=100."""
 
 from __future__ import annotations
@@ -12,21 +15,23 @@ from typing import Any
 
 from molmo2_nemo.cli.launch import launch
 from molmo2_nemo.cli.runs import changed_settings, stage_dir, summary
-from molmo2_nemo.cli.train import add_config_arguments
+from molmo2_nemo.cli.train import NOT_DRY, add_config_arguments, add_submit_arguments
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import INTERRUPTED, UserError, nearest
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, nearest
 from molmo2_nemo.settings.compose import STAGES, compose
 
 EXAMPLES = """\
 examples:
   molmo2 pipeline recipe=tiny
   molmo2 pipeline recipe=tiny output_dir=runs/try2 pretrain:stage.max_steps=100
+  molmo2 pipeline recipe=8b cluster=slurm pretrain:init_from=checkpoints/8b-start --dry-run
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="[STAGE:]KEY=VALUE", help="settings, for example recipe=tiny")
     add_config_arguments(parser)
+    add_submit_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +41,25 @@ def run(args: argparse.Namespace) -> int:
 
         print("---\n".join(to_yaml(cfg) for cfg in configs), end="")
         return 0
+    if any(cfg.cluster.kind == "slurm" for cfg in configs):
+        return run_jobs(configs, dry_run=args.dry_run)
+    if args.dry_run:
+        raise UserError(NOT_DRY)
     return run_stages(configs)
+
+
+def run_jobs(configs: Sequence[RunConfig], *, dry_run: bool = False) -> int:
+    """Submits the stages that are neither finished nor under way as Slurm jobs, or prints their scripts.
+
+    Raises:
+        UserError: as `run_stages`; settings that cannot work; no Slurm; what sbatch refuses.
+    """
+    from molmo2_nemo.slurm.jobs import login_of, submit
+
+    with login_of(configs) as login:
+        done = [_finished(cfg, login.path(stage_dir(cfg)), login.path) for cfg in configs]
+        _check_order(configs, done)
+        return submit(configs, done, login, dry_run=dry_run)
 
 
 def compose_stages(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[RunConfig]:
@@ -81,7 +104,7 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
     Raises:
         UserError: a finished stage was trained with other settings, or from weights that have changed since.
     """
-    done = [_finished(cfg) for cfg in configs]
+    done = [_finished(cfg, stage_dir(cfg)) for cfg in configs]
     _check_order(configs, done)
     for number, cfg in enumerate(configs):
         result = done[number]
@@ -93,8 +116,9 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
             cfg.init_from = str(done[number - 1]["checkpoint"])  # type: ignore[index]
         print(f"{place}: {cfg.stage.max_steps} steps on {describe_layout(cfg)}", flush=True)
         code = train(cfg)
-        if code == INTERRUPTED:
-            print("interrupted; the same command goes on from the last checkpoint", flush=True)
+        if code in (INTERRUPTED, PREEMPTED):
+            how = "interrupted" if code == INTERRUPTED else "stopped by a signal"
+            print(f"{how}; the same command goes on from the last checkpoint", flush=True)
         if code:
             return code
         done[number] = summary(stage_dir(cfg))
@@ -103,24 +127,26 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
     return 0
 
 
-def _finished(cfg: RunConfig) -> dict[str, Any] | None:
+def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) -> dict[str, Any] | None:
     """The summary of a stage that is finished with these settings, None when it has to run.
+
+    Args:
+        folder: the stage's, a `Path` or what stands for one on another machine; `path` makes further ones.
 
     Raises:
         UserError: it is finished with others.
     """
-    folder = stage_dir(cfg)
     result = summary(folder)
     if result is None:
         return None
-    changes = changed_settings(cfg, folder)
+    changes = changed_settings(cfg, folder / "config.yaml")
     if changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise UserError(
             f"{folder} is finished, but with other settings: {'; '.join(changes[:3])}{more}. Take the old settings, "
             f"another output_dir=..., or remove {folder} and the stages after it to train again"
         )
-    if not Path(result["checkpoint"]).is_dir():
+    if not path(result["checkpoint"]).is_dir():
         raise UserError(
             f"{folder}/summary.json names the checkpoint {result['checkpoint']}, which is gone; "
             f"remove {folder} to train it again"

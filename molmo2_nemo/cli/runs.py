@@ -11,7 +11,7 @@ from typing import Any
 
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.settings.schema import flatten, load_yaml, to_dict, to_yaml
+from molmo2_nemo.settings.schema import flatten, read_yaml, to_dict, to_yaml
 
 # Settings that may differ between the first and a later call without making the finished work another one.
 FREE = ("output_dir", "init_from", "save_every", "log_every", "cluster.", "data.num_workers", "data.prefetch")
@@ -53,7 +53,7 @@ def only_run(folder: Path) -> Iterator[None]:
         yield
 
 
-def summary(folder: Path) -> dict[str, Any] | None:
+def summary(folder: Any) -> dict[str, Any] | None:
     """What a finished stage says of itself; None while it is not finished.
 
     Raises:
@@ -86,12 +86,11 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [steps[s] for s in sorted(steps)]
 
 
-def changed_settings(cfg: RunConfig, folder: Path) -> list[str]:
-    """`key was A, is now B` for each setting that differs from the run in `folder` and matters for its result."""
-    path = folder / "config.yaml"
+def changed_settings(cfg: RunConfig, path: Any) -> list[str]:
+    """`key was A, is now B` for each setting that differs from the file `path` and matters for the result."""
     if not path.is_file():
         return []
-    before, now = flatten(to_dict(load_yaml(path))), flatten(to_dict(cfg))
+    before, now = flatten(to_dict(read_yaml(path.read_text(), str(path)))), flatten(to_dict(cfg))
     return [
         f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
         for key in sorted({*before, *now})

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 
-from molmo2_nemo.errors import INTERRUPTED
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 
 EXAMPLES = """\
 examples:
   molmo2 train recipe=tiny stage=sft parallel.tensor=2 stage.max_steps=20
   molmo2 train recipe=8b stage=long init_from=runs/8b/sft --cfg job
   molmo2 train --config-dir my_conf recipe=tiny data=my_data
+  molmo2 train --config runs/tiny/sft/config.yaml          # exactly what a run's folder says
+  molmo2 train recipe=8b stage=sft init_from=checkpoints/8b cluster=slurm --dry-run
 """
+NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; --cfg job shows what a local run would do"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, for example stage=sft")
     add_config_arguments(parser)
+    add_submit_arguments(parser)
+    parser.add_argument("--config", metavar="FILE", help="a resolved configuration, in place of settings")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,19 +31,49 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
 
 
+def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verbs that submit jobs with cluster=slurm."""
+    parser.add_argument("--dry-run", action="store_true", help="cluster=slurm: print the sbatch scripts, and stop")
+
+
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cli.launch import launch
-    from molmo2_nemo.cli.runs import resolve_checkpoint, stage_dir
-    from molmo2_nemo.settings.compose import compose
+    import os
+
+    from molmo2_nemo.cli.launch import in_step, launch
+    from molmo2_nemo.cli.runs import stage_dir
+    from molmo2_nemo.cli.worker import leave
     from molmo2_nemo.settings.schema import to_yaml
 
-    cfg = compose(args.overrides, args.config_dir)
+    cfg = configuration(args)
     if args.cfg:
         print(to_yaml(cfg), end="")
         return 0
-    if cfg.init_from is not None:
-        cfg.init_from = str(resolve_checkpoint(cfg.init_from))
+    if cfg.cluster.kind == "slurm" and not in_step(os.environ):
+        from molmo2_nemo.cli.pipeline import run_jobs
+
+        return run_jobs([cfg], dry_run=args.dry_run)
+    if args.dry_run:
+        raise UserError(NOT_DRY)
     code = launch(cfg)
-    if code == INTERRUPTED:
-        print(f"interrupted; the same command goes on from the last checkpoint in {stage_dir(cfg)}")
+    if code in (INTERRUPTED, PREEMPTED):
+        how = "interrupted" if code == INTERRUPTED else "stopped by a signal"
+        print(f"{how}; the same command goes on from the last checkpoint in {stage_dir(cfg)}")
+    if code and "RANK" in os.environ:
+        leave(code)
     return code
+
+
+def configuration(args: argparse.Namespace) -> RunConfig:
+    """What the command line describes.
+
+    Raises:
+        UserError: as `compose` and `load_yaml`, or both ways at once.
+    """
+    from molmo2_nemo.settings.compose import compose
+    from molmo2_nemo.settings.schema import load_yaml
+
+    if args.config is None:
+        return compose(args.overrides, args.config_dir)
+    if args.overrides or args.config_dir:
+        raise UserError(f"--config {args.config} is the whole configuration; it takes no settings and no --config-dir")
+    return load_yaml(args.config)

@@ -28,6 +28,8 @@ def run(cfg: RunConfig) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Preempted:
+        if os.environ.get(ERROR_DIR):
+            (Path(os.environ[ERROR_DIR]) / "preempted").touch()  # exit codes get lost in torch's elastic launcher
         return PREEMPTED
     except ImportError as error:
         # A missing package is the user's to install, a wrong name inside ours is not.
@@ -81,11 +83,15 @@ def _report(rank: int, error: BaseException, message: str, *, user_error: bool) 
 def main(config: str) -> int:
     code = run(load_yaml(config))
     if code:
-        # Other ranks may sit in a collective with this one: leave at once instead of waiting for them at exit.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        leave(code)
     return code
+
+
+def leave(code: int) -> None:
+    """Ends this process at once: other ranks may sit in a collective with it, and it would wait for them at exit."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -96,13 +96,22 @@ def load_yaml(path: str | Path) -> RunConfig:
     Raises:
         UserError: the file is missing, is not YAML, or does not fit the schema.
     """
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"configuration file {path} does not exist")
+    return read_yaml(path.read_text(), str(path))
+
+
+def read_yaml(text: str, path: str) -> RunConfig:
+    """The configuration that `text` is; `path` names it in errors.
+
+    Raises:
+        UserError: it is not YAML, or does not fit the schema.
+    """
+    import yaml
+
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     return structure(RunConfig, values)

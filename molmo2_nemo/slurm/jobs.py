@@ -1,15 +1,14 @@
 """Which stages are Slurm jobs: submit what is missing, recognise what waits or runs, and keep their ids.
 
-`<output_dir>/slurm/` holds jobs.json (the last job of each stage), the stages' resolved configurations, and a folder per
-stage with its sbatch script, logs and attempts. Slurm is asked with squeue alone: accounting (sacct) only adds how an
-old job ended.
+`<output_dir>/slurm/` holds jobs.json (the last job of each stage), the stages' resolved configurations, and a folder
+per stage with its sbatch script, logs and attempts. Slurm is asked with squeue: accounting (sacct), which not every
+cluster has, only adds how an old job ended.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,17 @@ from molmo2_nemo.settings.schema import to_yaml
 from molmo2_nemo.slurm.login import Login
 from molmo2_nemo.slurm.script import StageJob, script
 
-GONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "DEADLINE", "BOOT_FAIL")
+GONE = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "OUT_OF_MEMORY",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "DEADLINE",
+    "BOOT_FAIL",
+)
 HOPELESS = "DependencyNeverSatisfied"
 
 
@@ -188,7 +197,17 @@ def check(cfg: RunConfig) -> None:
 
 
 def job_state(login: Login, job: Job) -> tuple[str, str]:
-    """State and reason from squeue, else the state from accounting, else ("", ""): Slurm has forgotten the job."""
+    """State and reason of a job, ("", "") when Slurm has forgotten it; waits while it is being cleaned up."""
+    for _ in range(30):
+        state, reason = _job_state(login, job)
+        if state != "COMPLETING":
+            break
+        time.sleep(1)
+    return state, reason
+
+
+def _job_state(login: Login, job: Job) -> tuple[str, str]:
+    """What squeue says, else the state from accounting where there is one."""
     code, out, err = login.try_run("squeue", "--noheader", "--states=all", f"--jobs={job.id}", "--format=%T|%r|%j")
     if code == 127:
         login.run("squeue")  # raises with the advice
@@ -231,9 +250,3 @@ def _because(reason: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def in_step() -> bool:
-    """Whether srun started this process. The shells of sbatch and salloc have step numbers above all real ones."""
-    step = os.environ.get("SLURM_STEP_ID", "")
-    return step.isdigit() and int(step) < 0xFFFFFFF0

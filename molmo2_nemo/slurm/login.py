@@ -25,9 +25,7 @@ class Login:
             self.tunnel = LocalTunnel(job_dir=str(folder))
         else:
             user = ssh.user or getpass.getuser()
-            self.tunnel = SSHTunnel(
-                job_dir=str(folder), host=ssh.host, user=user, port=ssh.port, identity=ssh.identity
-            )
+            self.tunnel = SSHTunnel(job_dir=str(folder), host=ssh.host, user=user, port=ssh.port, identity=ssh.identity)
 
     def try_run(self, *command: str) -> tuple[int, str, str]:
         """Runs the command there; exit code, standard output, standard error.

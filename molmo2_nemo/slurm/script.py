@@ -32,7 +32,7 @@ molmo2_end() {{
     if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
     if [ -z "$molmo2_cancelled" ]; then
         if [ ! -f "$outcome" ]; then
-            printf 'failed\\na process ended without a word (srun code %s: 137 is how it looks when memory runs out)\\n' \\
+            printf 'failed\\na process ended without a word, srun code %s (137: perhaps memory ran out)\\n' \\
                 "$code" > "$outcome"
         fi
         how=$(head -n 1 "$outcome")
