@@ -1,22 +1,41 @@
-"""Which checkpoint a run goes on from, which it may start from, and how NeMo writes them."""
+"""Which checkpoint a run goes on from, which it may start from, how they are written, and which are kept.
+
+`checkpoints/step=N/` is one checkpoint: Megatron's distributed format in `weights/`, and manifest.json with the size
+and SHA-256 of every file. NeMo's mark of an unfinished one lies beside the folder from before the first byte until the
+manifest is there, and again while it is removed.
+"""
 
 from __future__ import annotations
 
+import errno
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nemo.lightning as nl
+import torch.distributed as dist
+from nemo.lightning.ckpt_utils import WEIGHTS_PATH, ckpt_to_dir
+from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 
+from molmo2_nemo.config import CheckpointConfig
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.nemo import manifest
 
-class LatestCheckpoint(ModelCheckpoint):
-    """A Megatron distributed checkpoint every `every` steps and at the end; only the newest is kept.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-    NeMo marks a checkpoint as unfinished while it is being written and removes the one before it only afterwards, so
-    there is always a whole one to go on from.
+
+class StageCheckpoints(ModelCheckpoint):
+    """A Megatron distributed checkpoint every `every` steps and at the end.
+
+    Args:
+        folder: checkpoints/ of the stage.
+        every: steps.
+        keep: which ones stay. Nothing is removed before a newer one is whole.
     """
 
-    def __init__(self, folder: str, every: int) -> None:
+    def __init__(self, folder: str, every: int, keep: CheckpointConfig) -> None:
         super().__init__(
             dirpath=folder,
             filename="{step}",
@@ -28,23 +47,68 @@ class LatestCheckpoint(ModelCheckpoint):
             always_save_context=False,
             save_context_on_train_end=True,
         )
+        self.folder, self.keep = folder, keep
+
+    def nemo_topk_check_previous_run(self) -> None:
+        """Nothing is ranked by a metric here, so there is nothing to look up in names."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._last_global_step_saved = trainer.global_step  # a step that was loaded need not be written again
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Save the last step, whatever `every` is. (NeMo's own rule leaves out a run of a single step.)"""
-        if trainer.global_step > 0 and self._last_global_step_saved != trainer.global_step:
+        """Save the last step, whatever `every` is, and what NeMo wants to know to load it by itself."""
+        if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        super().on_train_end(trainer, pl_module)
+        newest = Path(self.folder) / f"step={trainer.global_step}"
+        if trainer.is_global_zero and newest.is_dir() and not (newest / "context").exists():
+            TrainerContext.from_trainer(trainer).io_dump(newest / "context", yaml_attrs=["model"])
+
+    def _save_last_checkpoint(self, trainer: Any, monitor_candidates: dict[str, Any]) -> None:
+        """Lightning would remove the checkpoint before; `_thin` decides that here."""
+        path = f"{self.folder}/step={trainer.global_step}{self.FILE_EXTENSION}"
+        self.last_model_path = path
+        folder = ckpt_to_dir(path)
+        if trainer.is_global_zero and folder.exists():  # damaged, or left by a run that was set back
+            _remove(folder)
+        self._save_checkpoint(trainer, path)
+
+    def _get_finalize_save_checkpoint_callback(
+        self, trainer: Any, filepath: str, global_step: int
+    ) -> Callable[[], None]:
+        finish = super()._get_finalize_save_checkpoint_callback(trainer, filepath, global_step)
+
+        def finish_with_manifest() -> None:
+            """Called on all ranks when all have written, also after an asynchronous save."""
+            write_manifest(Path(ckpt_to_dir(filepath)))
+            finish()
+            if trainer.is_global_zero:
+                self._thin()
+
+        return finish_with_manifest
+
+    def _thin(self) -> None:
+        """Remove what CheckpointConfig does not keep. A kill in between leaves the mark of an unfinished checkpoint."""
+        whole = [p for p in manifest.finished(Path(self.folder)) if not manifest.faults(p)]
+        for path in whole[max(1, self.keep.keep_last) :]:
+            if not (self.keep.keep_every and manifest.step_of(path) % self.keep.keep_every == 0):
+                _remove(path)
 
 
 class Resume(nl.AutoResume):
-    """NeMo's AutoResume, going on from the finished checkpoint of the highest step.
+    """NeMo's AutoResume, going on from the whole checkpoint of the highest step.
 
     AutoResume refuses to start when the only checkpoint is one that a killed run left unfinished; this one passes it by
     (NeMo removes it when training starts) and begins again from `restore_config` or from fresh weights.
     """
 
     def _find_trainer_ckpt_path(self) -> Path | None:
-        return latest_checkpoint(Path(str(self.resume_from_directory)))
+        folder = Path(str(self.resume_from_directory))
+        found = manifest.finished(folder)
+        whole = next((p for p in found if not manifest.faults(p)), None)
+        if found and whole is None:
+            raise ValueError(nothing_whole(folder))
+        return whole
 
     def setup(self, trainer: Any, model: Any = None) -> None:
         if self.restore_config and self._find_trainer_ckpt_path() is None and model is not None:
@@ -52,13 +116,76 @@ class Resume(nl.AutoResume):
         super().setup(trainer, model)
 
 
+class VerifyingStrategy(nl.MegatronStrategy):
+    """NeMo's MegatronStrategy, which compares a checkpoint with its manifest before loading it.
+
+    A damaged one is put aside as `damaged-step=N` and the newest whole one before it is taken, loudly. Each rank reads
+    its share of the files.
+    """
+
+    def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
+        path = Path(checkpoint_path)
+        path = path.parent if path.name == WEIGHTS_PATH else path
+        sums = self.trainer.checkpoint_callback.keep.verify
+        if selective_restore:
+            if manifest.read(path) is not None and (wrong := faults_together(path, sums)):
+                raise ValueError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
+            return super().load_checkpoint(path, selective_restore)
+        folder = path.parent
+        for candidate in _agreed(manifest.finished(folder)):
+            wrong = faults_together(candidate, sums)
+            if not wrong:
+                return super().load_checkpoint(candidate)
+            dist.barrier()
+            if self.is_global_zero:
+                aside = candidate.with_name(f"damaged-{candidate.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                candidate.rename(aside)
+                print(f"checkpoint {candidate} is damaged: {wrong[0]}. It is now {aside}; going back to the one before")
+        raise ValueError(nothing_whole(folder))
+
+
+def write_manifest(checkpoint: Path) -> None:
+    """Checksums of all files, each rank reading its share; rank 0 writes the list. A collective of all ranks."""
+    files = manifest.share(checkpoint, dist.get_rank(), dist.get_world_size())
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, manifest.describe(checkpoint, files))
+    if dist.get_rank() == 0:
+        manifest.write(checkpoint, {name: entry for part in parts for name, entry in part.items()})
+
+
+def faults_together(checkpoint: Path, sums: bool) -> list[str]:
+    """What is wrong with a checkpoint, found by all ranks together; the same answer on each."""
+    size = dist.get_world_size()
+    found: list[Any] = [None] * size
+    dist.all_gather_object(found, manifest.faults(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
+    return [fault for part in found for fault in part]
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The finished checkpoint of the highest step in a stage's checkpoints/ folder; None where there is none."""
-    found = {}
-    for path in folder.glob("step=*"):
-        if path.is_dir() and not ModelCheckpoint.is_checkpoint_unfinished(path):
-            found[int(path.name.removeprefix("step=").split("-")[0])] = path
-    return found[max(found)] if found else None
+    """The whole checkpoint of the highest step in a stage's checkpoints/ folder, by names and sizes; None if none."""
+    return next((p for p in manifest.finished(folder) if not manifest.faults(p)), None)
+
+
+def nothing_whole(folder: Path) -> str:
+    """The message for a folder in which every checkpoint is damaged."""
+    found = [f"{p.name}: {wrong[0]}" for p in manifest.finished(folder) if (wrong := manifest.faults(p))]
+    told = "; ".join(found[:3]) or "all were damaged"
+    return f"no checkpoint in {folder} is whole ({told}). Remove the folder to start the stage again"
+
+
+def no_room(error: BaseException, folder: Path) -> UserError | None:
+    """What a person needs to hear if `error` comes of a full disk; None if it does not.
+
+    Args:
+        folder: checkpoints/ of the stage.
+    """
+    cause = next((e for e in _causes(error) if isinstance(e, OSError) and e.errno in NO_ROOM), None)
+    if cause is None:
+        return None
+    before = latest_checkpoint(folder)
+    kept = f"{before} is whole, and the same command goes on from it" if before else "no checkpoint was written before"
+    return UserError(f"no room left to write to ({cause.strerror}); the run has stopped. {kept}. Make room first")
 
 
 def check_model(checkpoint: Path, molmo2: Any) -> None:
@@ -77,3 +204,28 @@ def check_model(checkpoint: Path, molmo2: Any) -> None:
             f"init_from={checkpoint} cannot start a {molmo2.name!r} model: {error}. Name a checkpoint of the same "
             "model, or choose the model it was made from"
         ) from None
+
+
+def _agreed(paths: list[Path]) -> list[Path]:
+    """Rank 0's list on all ranks: a shared file system may show a new folder late."""
+    shown: list[Any] = [[str(p) for p in paths]]
+    dist.broadcast_object_list(shown, 0)
+    return [Path(p) for p in shown[0]]
+
+
+def _remove(checkpoint: Path) -> None:
+    mark = checkpoint.with_name(checkpoint.name + manifest.UNFINISHED)
+    mark.touch()
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    if not checkpoint.exists():
+        mark.unlink(missing_ok=True)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and what torch's CheckpointException collected from the ranks."""
+    yield error
+    for failure in getattr(error, "failures", {}).values():
+        yield failure[0] if isinstance(failure, tuple) else failure
+    inner = error.__cause__ or error.__context__
+    if inner is not None:
+        yield from _causes(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.memory import recompute_settings
 from molmo2_nemo.model.molmo2 import Molmo2Model
+from molmo2_nemo.nemo.ledger import Ledger, task_ids
 from molmo2_nemo.parallel.context import ContextSettings
 
 
@@ -25,11 +27,17 @@ class WeightedLossReduction(MegatronLossReduction):
     """Sums of weighted losses and of weights, micro-batch by micro-batch; their quotient over the global batch.
 
     The gradient's divisor is the same sum of weights: `take_weight_sum` hands it to the optimizer module.
+
+    Args:
+        num_tasks: tasks that the loss is also logged for, see PackInputs.tasks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_tasks: int = 0) -> None:
         super().__init__()
         self._weight_sum: float | Tensor = 0.0
+        self._loss: Tensor | None = None
+        self._task_sums: Tensor | None = None
+        self.num_tasks = num_tasks
 
     def forward(self, batch: PackInputs, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         assert batch.loss_weights is not None
@@ -37,6 +45,8 @@ class WeightedLossReduction(MegatronLossReduction):
         weight = batch.groups.shard(batch.loss_weights).clamp(min=0).sum(dtype=torch.float32)
         self._weight_sum = self._weight_sum + weight
         sums = torch.stack((forward_out.detach().float(), weight))
+        by_task = sums.new_zeros(2 * self.num_tasks) if batch.task_sums is None else batch.task_sums.flatten()
+        sums = torch.cat((sums, by_task))
         # Megatron adds the middle value to an integer count that Molmo2's optimizer module does not use.
         return forward_out, torch.zeros((), dtype=torch.int, device=forward_out.device), {"sums": sums}
 
@@ -44,7 +54,19 @@ class WeightedLossReduction(MegatronLossReduction):
         """Mean loss of the global batch, over micro-batches, data and context parallel ranks."""
         total = torch.stack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(0)
         torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        return total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
+        self._loss = total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
+        self._task_sums = total[2:]
+        return self._loss
+
+    def take_loss(self) -> float | None:
+        """The last global batch's loss; None on pipeline stages that do not compute it."""
+        loss, self._loss = self._loss, None
+        return None if loss is None else float(loss)
+
+    def take_task_sums(self) -> list[float]:
+        """The last global batch's weighted losses of every task, then their weights; zeros where they are not known."""
+        sums, self._task_sums = self._task_sums, None
+        return [0.0] * (2 * self.num_tasks) if sums is None else sums.tolist()
 
     def take_weight_sum(self) -> Tensor:
         """This rank's sum of weights since the last call, fp32 [1]."""
@@ -64,7 +86,9 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         trainable: which groups learn; `base_embedding` covers the base rows and a tied head.
         memory: what is traded for memory.
         context: how ranks that share a pack work together.
+        variable_length: packs of one run differ in length, so pipeline stages tell each other the shapes.
         dtype: parameter dtype.
+        task_of: data set -> the task that its loss is logged under.
     """
 
     def __init__(
@@ -83,7 +107,9 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         visual_attention: str | None = None,
         rope_scaling: str = "none",
         rope_factor: float = 1.0,
+        variable_length: bool = False,
         dtype: str = "fp32",
+        task_of: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.molmo2 = with_choices(
@@ -101,16 +127,17 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             hidden_dropout=dropout,
             params_dtype=params_dtype,
             pipeline_dtype=params_dtype,
+            variable_seq_lengths=variable_length,
             bf16=dtype == "bf16",
             use_cpu_initialization=not torch.cuda.is_available(),
             **recompute_settings(self.memory.recompute, self.memory.recompute_modules, self.memory.recompute_layers),
         )
         self.seed, self.z_loss, self.response_dropout = seed, z_loss, response_dropout
         self.trainable = {"vit": True, "connector": True, "llm": True, "base_embedding": False} | (trainable or {})
-        self._loss_reduction = WeightedLossReduction()
-        self.tokens_seen = 0  # non-padding tokens of this rank's packs since the last report
-        self.slots_seen = 0  # token slots, padding included
-        self.crops_seen = 0
+        self.tasks = sorted(set((task_of or {}).values()))  # what the loss is also logged for
+        self.task_number = {source: self.tasks.index(task) for source, task in (task_of or {}).items()}
+        self._loss_reduction = WeightedLossReduction(len(self.tasks))
+        self.ledger = Ledger()
         self.model_transform = None  # NeMo's callbacks look for it (adapters); Molmo2 has none
         self.optim = optim
         if optim is not None:
@@ -141,18 +168,22 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:
         """The next micro-batch, on this rank's device. Remembers the loader's state after it, for checkpoints."""
+        start = time.perf_counter()
         batch = next(dataloader_iter)
+        self.ledger.wait += time.perf_counter() - start
         if isinstance(batch, tuple):
             batch = batch[0]
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is not None and hasattr(datamodule, "consumed"):
             datamodule.consumed(batch.state)
-        self.tokens_seen += int((batch.example_ids >= 0).sum())
-        self.slots_seen += batch.example_ids.size
-        self.crops_seen += len(batch.crops)
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         inputs = PackInputs.from_batch(batch, device)
         inputs.groups = self.groups[batch.context_ranks or max(self.groups)]
+        if inputs.groups.rank == 0 and is_first_of_replica(context=False):
+            self.ledger.add(batch, self.molmo2, train_vit=self.trainable["vit"])
+        if self.tasks and batch.sources and all(name in self.task_number for pack in batch.sources for name in pack):
+            inputs.tasks = torch.as_tensor(task_ids(batch, self.task_number)).to(device, non_blocking=True)
+            inputs.num_tasks = len(self.tasks)
         return inputs
 
     def forward(self, inputs: PackInputs) -> Tensor:
@@ -167,6 +198,15 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     @property
     def training_loss_reduction(self) -> WeightedLossReduction:
         return self._loss_reduction
+
+
+def is_first_of_replica(*, context: bool = True) -> bool:
+    """True on one rank of those that work on the same packs; without `context`, of each context rank's."""
+    return (
+        parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.is_pipeline_first_stage()
+        and (not context or parallel_state.get_context_parallel_rank() == 0)
+    )
 
 
 def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
@@ -29,7 +30,8 @@ from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerMod
 from nemo.utils import AppState
 from torch import Tensor
 
-from molmo2_nemo.config import OptimConfig
+from molmo2_nemo.config import FaultConfig, OptimConfig
+from molmo2_nemo.nemo.faults import FaultGuard
 
 GROUPS = ("vit", "connector", "llm")
 
@@ -53,9 +55,18 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         max_steps: horizon of the cosine, in optimizer steps.
         bf16: parameters are bf16 with fp32 master weights.
         distributed: shard master weights and moments over data-parallel ranks.
+        faults: which steps are skipped.
     """
 
-    def __init__(self, optim: OptimConfig, max_steps: int, *, bf16: bool = False, distributed: bool = True) -> None:
+    def __init__(
+        self,
+        optim: OptimConfig,
+        max_steps: int,
+        *,
+        bf16: bool = False,
+        distributed: bool = True,
+        faults: FaultConfig | None = None,
+    ) -> None:
         config = OptimizerConfig(
             optimizer="adam",
             lr=max(getattr(optim, g).lr for g in GROUPS),
@@ -70,6 +81,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         )
         super().__init__(config=config, lr_scheduler=GroupSchedule(optim, max_steps))
         self.optim = optim
+        self.guard = FaultGuard(faults or FaultConfig())
         self.loss_weights: Any = None  # the module's WeightedLossReduction, set when it connects
 
     def connect(self, model: Any) -> None:
@@ -95,12 +107,16 @@ class Molmo2Optimizer(MegatronOptimizerModule):
             use_gloo_process_groups=AppState().use_gloo_process_groups,
         )
         inner = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else [megatron]
-        clipping = GroupClippingOptimizer(inner, self.optim.clip_grad)
+        clipping = GroupClippingOptimizer(inner, self.optim.clip_grad, self._skips)
         for group in clipping.param_groups:
             group["lr"] = group["initial_lr"] = group["max_lr"]
         for optimizer in inner:
             _materialise_adam_state(optimizer)
         return [_NeMoOptimizer(clipping)]
+
+    def _skips(self, norms: dict[str, float]) -> bool:
+        loss = self.loss_weights.take_loss() if self.loss_weights is not None else None
+        return self.guard.skips(loss, [norms.get(group, 0.0) for group in GROUPS])
 
     def finalize_model_grads(self, model: Any, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
         """Megatron's reductions, then division by the global batch's sum of loss weights.
@@ -109,17 +125,26 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         handed over instead. Stages without a loss hand over zero: Megatron broadcasts the last stage's.
         """
         finalize_model_grads(model, self.loss_weights.take_weight_sum(), **kwargs)
+        sum_partial_gradients(model)
 
 
 class GroupClippingOptimizer(ChainedOptimizer):
     """Megatron's optimizer, each parameter group clipped to its own L2 norm.
 
     `group_norms` holds the norms before clipping, alike on all ranks, after every step.
+
+    Args:
+        skips: asked on every rank with these norms; True leaves weights and moments as they are.
     """
 
-    def __init__(self, chained_optimizers: list[MegatronOptimizer], clip_grad: float) -> None:
+    def __init__(
+        self,
+        chained_optimizers: list[MegatronOptimizer],
+        clip_grad: float,
+        skips: Callable[[dict[str, float]], bool],
+    ) -> None:
         super().__init__(chained_optimizers)
-        self.clip_grad = clip_grad
+        self.clip_grad, self.skips = clip_grad, skips
         self.group_norms: dict[str, float] = {}
 
     def load_state_dict(self, state_dict: Any) -> None:
@@ -141,8 +166,8 @@ class GroupClippingOptimizer(ChainedOptimizer):
                 norm = self._clip(optimizer, group["params"])
                 self.group_norms[name_of_group(group)] = norm
                 squares += norm**2
-        if not math.isfinite(squares):
-            raise FloatingPointError(f"gradient norms are not finite: {self.group_norms}; nothing was updated")
+        if self.skips(self.group_norms):
+            return False, None, None
         return self.step_with_ready_grads(), math.sqrt(squares), None
 
     def _clip(self, optimizer: MegatronOptimizer, parameters: list[Tensor]) -> float:
@@ -155,6 +180,24 @@ class GroupClippingOptimizer(ChainedOptimizer):
         if parameters and self.clip_grad > 0 and math.isfinite(norm):
             clip_grad_by_total_norm_fp32(parameters, self.clip_grad, norm)
         return norm
+
+
+def sum_partial_gradients(model: list[Any]) -> None:
+    """Add up over the tensor-parallel group what its ranks computed from different crops (parallel/crops.py)."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    if group.size() == 1:
+        return
+    grads = [
+        p.main_grad
+        for m in model
+        for p in m.parameters()
+        if getattr(p, "partial_over_tensor", False) and p.requires_grad
+    ]
+    for together in torch._utils._take_tensors(grads, 1 << 28):  # bytes that travel at once
+        flat = torch._utils._flatten_dense_tensors(together)
+        torch.distributed.all_reduce(flat, group=group)
+        for grad, summed in zip(together, torch._utils._unflatten_dense_tensors(flat, together), strict=True):
+            grad.copy_(summed)
 
 
 def l2_norm(tensors: list[Tensor], group: Any) -> float:

@@ -8,6 +8,7 @@ registered in registration.py.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.collections import llm
 
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.nemo.callbacks import Metrics, SeedEachStep
-from molmo2_nemo.nemo.checkpoints import LatestCheckpoint, Resume
+from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
+from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
+from molmo2_nemo.nemo.ledger import task_names
+from molmo2_nemo.nemo.metrics import Metrics
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.parallel import platform
@@ -67,6 +71,7 @@ def model(cfg: RunConfig) -> run.Config:
             stage.max_steps,
             bf16=cfg.cluster.precision == "bf16",
             distributed=cfg.parallel.distributed_optimizer,
+            faults=as_config(cfg.faults),
         ),
         seed=cfg.seed,
         z_loss=stage.z_loss,
@@ -89,7 +94,9 @@ def model(cfg: RunConfig) -> run.Config:
         visual_attention=cfg.model.visual_attention,
         rope_scaling=cfg.model.rope_scaling,
         rope_factor=cfg.model.rope_factor,
+        variable_length=bool(cfg.data.progression),
         dtype=cfg.cluster.precision,
+        task_of=task_names(cfg.data),
     )
 
 
@@ -97,7 +104,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
     """NeMo's trainer on MegatronStrategy, laid out as the config says."""
     parallel = cfg.parallel
     strategy = run.Config(
-        nl.MegatronStrategy,
+        VerifyingStrategy,
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
         context_parallel_size=parallel.context,
@@ -109,7 +116,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
             check_for_nan_in_grad=False,  # the clipping optimizer checks the norms it computes anyway
             use_distributed_optimizer=parallel.distributed_optimizer,
         ),
-        ckpt_async_save=False,
+        ckpt_async_save=cfg.checkpoint.async_save,
         ckpt_optim_fully_reshardable=parallel.distributed_optimizer,
         save_ckpt_format="torch_dist",
         replace_progress_bar=False,
@@ -130,13 +137,22 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         use_distributed_sampler=False,
         callbacks=[
             run.Config(SeedEachStep, cfg.seed),
-            run.Config(Metrics, str(folder), cfg.stage.name, cfg.log_every),
+            run.Config(
+                Metrics,
+                str(folder),
+                cfg.stage.name,
+                cfg.log_every,
+                crop_budget=cfg.data.packing.max_crops,
+                peak_tflops=cfg.log.peak_tflops,
+            ),
+            run.Config(SkippedSteps, str(folder)),
+            run.Config(StopOnSignal),
         ],
     )
 
 
 def log(cfg: RunConfig, folder: Path) -> run.Config:
-    """NeMoLogger with TensorBoard, and a checkpoint every `save_every` steps of which the last is kept.
+    """NeMoLogger with TensorBoard or W&B, and a checkpoint every `save_every` steps.
 
     NeMo's own logs get a folder of their own: on resume it moves whatever files it finds there into run_0, run_1, ...
     """
@@ -144,11 +160,32 @@ def log(cfg: RunConfig, folder: Path) -> run.Config:
         nl.NeMoLogger,
         name="",
         explicit_log_dir=str(folder / "logs"),
-        ckpt=run.Config(LatestCheckpoint, str(folder / "checkpoints"), cfg.save_every),
-        tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name="tb", version=""),
+        ckpt=run.Config(StageCheckpoints, str(folder / "checkpoints"), cfg.save_every, as_config(cfg.checkpoint)),
+        tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name="tb", version="")
+        if cfg.log.tensorboard
+        else None,
+        wandb=wandb(cfg, folder),
         update_logger_directory=False,
         log_global_rank_0_only=True,
     )
+
+
+def wandb(cfg: RunConfig, folder: Path) -> run.Config | None:
+    """The logger to Weights & Biases, if it is asked for.
+
+    Raises:
+        UserError: it is, but the package is not there.
+    """
+    if cfg.log.wandb is None:
+        return None
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            f"log.wandb={cfg.log.wandb}: the package wandb is not installed; pip install wandb, or log.wandb=null"
+        )
+    from lightning.pytorch.loggers import WandbLogger
+
+    name = f"{Path(cfg.output_dir).name}/{cfg.stage.name}"
+    return run.Config(WandbLogger, project=cfg.log.wandb, name=name, save_dir=str(folder))
 
 
 def resume(cfg: RunConfig, folder: Path) -> run.Config:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import Preempted
+from molmo2_nemo.nemo import signals
 from molmo2_nemo.parallel import platform
 
 
@@ -31,31 +33,45 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: something the user can mend, found before the first step.
+        ValueError, FileNotFoundError: something the user can mend, most of it found before the first step.
+        Preempted: SIGTERM or SIGUSR1 ended the run early, after a checkpoint.
     """
+    with signals.watched():
+        return _train(cfg)
+
+
+def _train(cfg: RunConfig) -> dict[str, Any]:
     quiet()
     platform.enable(cfg.cluster.threads)
     start_nemo()
     import fiddle
 
-    from molmo2_nemo.nemo.callbacks import Metrics, read_metrics
-    from molmo2_nemo.nemo.checkpoints import latest_checkpoint
+    from molmo2_nemo.nemo.callbacks import StopOnSignal
+    from molmo2_nemo.nemo.checkpoints import latest_checkpoint, no_room
+    from molmo2_nemo.nemo.metrics import Metrics, read_metrics
     from molmo2_nemo.nemo.recipes import layout_name, stage_folder, stage_recipe
 
     folder = stage_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     run_stage = fiddle.build(stage_recipe(cfg))
     trainer = run_stage.keywords["trainer"]
-    run_stage()
+    try:
+        run_stage()
+    except Exception as error:
+        raise no_room(error, folder / "checkpoints") or error from error
+    stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
+    if stop.stopped and trainer.global_step < cfg.stage.max_steps:
+        raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
     metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
     steps = read_metrics(metrics.path)  # all of them, also those before a resume
     tokens = sum(m["tokens"] for m in steps)
+    losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
     summary = {
         "stage": cfg.stage.name,
         "layout": layout_name(cfg),
         "steps": trainer.global_step,
-        "first_loss": steps[0]["loss"],
-        "last_loss": steps[-1]["loss"],
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
         "tokens": tokens,
         "fill": tokens / sum(m["slots"] for m in steps),
         **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train

@@ -174,7 +174,7 @@ def test_a_failing_reader_ends_every_rank(workers, demo, when, message):
 def trained(folder: Path, out: Path, share: bool, parallel: dict[str, int]):
     """Metrics of a real run on the demo's shards, and the records this rank read."""
     from molmo2_nemo.data.config import DataConfig
-    from molmo2_nemo.nemo.callbacks import read_metrics
+    from molmo2_nemo.nemo.metrics import read_metrics
     from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
 

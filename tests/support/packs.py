@@ -76,7 +76,7 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
     from megatron.core import parallel_state
 
     from molmo2_nemo.nemo import data
-    from molmo2_nemo.nemo.callbacks import read_metrics
+    from molmo2_nemo.nemo.metrics import read_metrics
     from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
 

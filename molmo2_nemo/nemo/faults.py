@@ -1,0 +1,97 @@
+"""Steps whose loss or gradient would spoil the model: seen before the update, skipped, counted, and when to give up.
+
+All ranks judge the same numbers, so all skip or none. A skipped step counts as a step: the schedule and the data go on,
+weights and moments stay.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from molmo2_nemo.config import FaultConfig
+
+
+class FaultGuard:
+    """Judges every step by its loss and gradient norms.
+
+    Args:
+        config: what counts as a fault, and how many are too many.
+    """
+
+    def __init__(self, config: FaultConfig) -> None:
+        self.config = config
+        self.in_a_row = self.total = 0
+        self.reason: str | None = None  # why the last step was skipped; None if it was taken
+        self.taken: deque[list[float]] = deque(maxlen=config.spike_window)  # figures of steps that were taken
+
+    def skips(self, loss: float | None, norms: Sequence[float]) -> bool:
+        """Whether the step must not be taken. A collective of all ranks, called once a step.
+
+        Args:
+            loss: of the global batch; None on ranks that do not know it (pipeline stages before the last).
+            norms: gradient norm of each group.
+        """
+        figures = agreed([-math.inf if loss is None else loss, *norms])
+        self.reason = self._fault(figures)
+        if self.reason is None:
+            self.in_a_row = 0
+            self.taken.append(figures)
+        else:
+            self.in_a_row += 1
+            self.total += 1
+        return self.reason is not None
+
+    def check(self, step: int) -> None:
+        """Called after the step has been recorded.
+
+        Raises:
+            FloatingPointError: too many steps were skipped.
+        """
+        config = self.config
+        if self.in_a_row > config.max_in_a_row or self.total > config.max_total:
+            raise FloatingPointError(
+                f"step {step}: {self.reason}. {self.in_a_row} steps in a row were skipped, {self.total} in all "
+                f"(faults.max_in_a_row={config.max_in_a_row}, faults.max_total={config.max_total}); faults.jsonl lists "
+                "them with their records. The weights are those of the last step that was taken"
+            )
+
+    def state(self) -> str:
+        """For the checkpoint."""
+        return json.dumps({"in_a_row": self.in_a_row, "total": self.total, "taken": list(self.taken)})
+
+    def load(self, state: str) -> None:
+        values = json.loads(state)
+        self.in_a_row, self.total = values["in_a_row"], values["total"]
+        self.taken.extend(values["taken"])
+
+    def _fault(self, figures: list[float]) -> str | None:
+        names = ("loss", "gradient norm of vit", "gradient norm of connector", "gradient norm of llm")
+        for name, value in zip(names, figures, strict=False):
+            if math.isnan(value) or value == math.inf:
+                return f"{name} is not finite"
+        sigma = self.config.spike_sigma
+        if sigma is None or len(self.taken) < max(2, self.config.spike_window // 2):
+            return None
+        for index, (name, value) in enumerate(zip(names, figures, strict=False)):
+            before = [row[index] for row in self.taken]
+            mean, deviation = statistics.fmean(before), statistics.stdev(before)
+            if deviation > 0 and value > mean + sigma * deviation:
+                return f"{name} {value:.4g} is {(value - mean) / deviation:.1f} deviations above its mean {mean:.4g}"
+        return None
+
+
+def agreed(figures: list[float]) -> list[float]:
+    """The largest of each figure over all ranks; NaN where it is NaN on any. A collective of all ranks."""
+    bad = [math.isnan(x) for x in figures]
+    clean = [0.0 if b else x for x, b in zip(figures, bad, strict=True)]  # the largest of NaN and x is anybody's guess
+    both = torch.tensor([*clean, *map(float, bad)], dtype=torch.float64).to(torch.cuda.current_device())
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    values = both.tolist()
+    return [math.nan if flag else x for x, flag in zip(values[: len(bad)], values[len(bad) :], strict=True)]

@@ -1,0 +1,102 @@
+"""The list of a checkpoint's files with sizes and checksums, written last; and what it says of a checkpoint later.
+
+A checkpoint is whole if its folder has a manifest and no mark of an unfinished one beside it. No torch here: `molmo2
+status` reads these folders while a run writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+UNFINISHED = "-unfinished"  # NeMo's mark: an empty file beside the folder, named like it with this at the end
+VERSION = 1
+READERS = 4  # files hashed at once; hashing leaves the interpreter's lock alone
+BLOCK = 1 << 22
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step in the name of a folder `step=N` (or `step=N-last`, as earlier versions wrote it).
+
+    Raises:
+        ValueError: the name says no step.
+    """
+    return int(checkpoint.name.removeprefix("step=").split("-")[0])
+
+
+def finished(folder: Path) -> list[Path]:
+    """Checkpoints of a stage's checkpoints/ folder that no run is still writing or removing, newest first."""
+    found = [p for p in folder.glob("step=*") if p.is_dir() and not p.with_name(p.name + UNFINISHED).exists()]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def share(checkpoint: Path, rank: int, size: int) -> list[Path]:
+    """Files of the checkpoint that process `rank` of `size` answers for, about equal in bytes."""
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
+    files.sort(key=lambda p: p.stat().st_size, reverse=True)  # stable: every process sees the same order
+    return files[rank::size]
+
+
+def describe(checkpoint: Path, files: Iterable[Path]) -> dict[str, list[Any]]:
+    """`{name: [bytes, SHA-256]}` of the files."""
+    names = list(files)
+    with ThreadPoolExecutor(READERS) as pool:
+        sums = list(pool.map(_sha256, names))
+    return {p.relative_to(checkpoint).as_posix(): [p.stat().st_size, s] for p, s in zip(names, sums, strict=True)}
+
+
+def write(checkpoint: Path, files: dict[str, list[Any]]) -> None:
+    """Write the manifest, whole or not at all."""
+    text = json.dumps({"version": VERSION, "files": dict(sorted(files.items()))}, indent=1)
+    part = checkpoint / (MANIFEST + ".part")
+    part.write_text(text + "\n")
+    part.replace(checkpoint / MANIFEST)
+
+
+def read(checkpoint: Path) -> dict[str, list[Any]] | None:
+    """The manifest's files; None where there is no manifest that can be read."""
+    try:
+        values = json.loads((checkpoint / MANIFEST).read_text())
+        return dict(values["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def faults(checkpoint: Path, *, sums: bool = False, rank: int = 0, size: int = 1) -> list[str]:
+    """What is wrong with a checkpoint, in words; empty if it is whole.
+
+    Args:
+        sums: compare contents too, not only names and sizes.
+        rank, size: with several processes, the share of the files whose contents this one compares.
+    """
+    listed = read(checkpoint)
+    if listed is None:
+        return [f"no readable {MANIFEST}: it was not written to its end, or copied in part"]
+    wrong = []
+    for name, (count, _) in listed.items():
+        path = checkpoint / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != count:
+            wrong.append(f"{name} has {path.stat().st_size} bytes, not {count}")
+    if wrong or not sums:
+        return wrong
+    mine = sorted(listed, key=lambda n: -listed[n][0])[rank::size]
+    try:
+        now = describe(checkpoint, [checkpoint / name for name in mine])
+    except OSError as error:
+        return [f"it cannot be read: {error}"]
+    return [f"{name} has changed since it was written" for name in mine if now[name] != listed[name]]
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+    return found.hexdigest()
