@@ -16,7 +16,9 @@ from typing import Any
 from molmo2_nemo.data.config import LimitsConfig
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
-VIDEO_SUFFIXES = frozenset({"mp4", "m4v", "webm", "mkv", "mov", "avi"})
+VIDEO_SUFFIXES = frozenset(
+    {"mp4", "m4v", "webm", "mkv", "mov", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp", "gif"}
+)
 # What common loaders would unpickle or import when they see the name.
 UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "joblib", "dill", "npy", "npz", "so", "py"})
 

@@ -276,6 +276,37 @@ class SampledVideo:
     decoded: int  # frames decoded to get these
 
 
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a look at a file tells: its packets scanned, its first frame decoded."""
+
+    duration: float  # seconds of the content
+    fps: float  # averaged
+    frames: int
+    size: tuple[int, int]  # width and height of the upright picture, pixels
+    suffix: str  # customary for this kind of container
+
+
+CONTAINER_SUFFIX = {"mov": "mp4", "matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "asf": "wmv", "ogg": "ogv"}
+
+
+def inspect_video(source: bytes | str | Path, limits: LimitsConfig | None = None) -> VideoInfo:
+    """Scan a video without decoding more than its first frame.
+
+    Raises:
+        ValueError: not a video, broken at the start, or beyond the limits.
+    """
+    limits = limits or LimitsConfig()
+    deadline = Deadline(limits.decode_seconds)
+    with _opened(source, limits) as (container, stream):
+        index = scan(container, stream, limits, deadline)
+        first = _FrameReader(container, stream, index, np.zeros(1, np.int64), deadline).at(0)
+        turned = round(first.rotation / 90) % 2 == 1
+        size = (first.height, first.width) if turned else (first.width, first.height)
+        kind = container.format.name.split(",")[0]
+        return VideoInfo(index.duration, index.fps, len(index.pts), size, CONTAINER_SUFFIX.get(kind, kind))
+
+
 def read_video(
     source: bytes | str | Path,
     config: VideoConfig,

@@ -18,6 +18,7 @@ from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video import (
     TimeSampler,
     encode_video,
+    inspect_video,
     read_video,
     subtitle_text,
     timestamp_text,
@@ -384,3 +385,16 @@ def test_a_stream_cut_short_uses_what_is_there():
     clip = read_video(whole[: 2 * len(whole) // 3], VideoConfig(), side=42)
     assert 0.5 < clip.duration < 2.9
     assert len(clip.frames) == len(clip.times)
+
+
+def test_inspection_agrees_with_decoding():
+    """Duration, rate, number of frames and size are those that decoding everything finds."""
+    clip = make_clip(40)
+    info = inspect_video(clip)
+    with av.open(io.BytesIO(clip)) as container:
+        shown = list(container.decode(video=0))
+    sampled = read_video(clip, VideoConfig(max_frames=2), side=14)
+    assert (info.frames, info.size, info.suffix) == (len(shown), (shown[0].width, shown[0].height), "mp4")
+    assert info.duration == sampled.duration and info.fps == sampled.fps
+    with pytest.raises(ValueError, match="cannot read"):
+        inspect_video(clip[:200])
