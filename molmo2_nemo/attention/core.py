@@ -18,9 +18,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from molmo2_nemo.attention.blocks import block_attention
+from molmo2_nemo.attention.across import attend_across
+from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.attention.ulysses import gather_heads, gather_sequence, replicate_kv
+from molmo2_nemo.attention.ring import VisibleKeys
+from molmo2_nemo.parallel.context import ContextGroups, group_size
 
 
 @dataclass
@@ -31,6 +33,8 @@ class PackDescription(PackedSeqParams):
     qkv_format: str = "sbhd"
     mask: TokenMask = None  # type: ignore[assignment]  # all S tokens, on every context rank
     rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # table name -> cos, sin [T, B, 1, H] fp32
+    groups: ContextGroups | None = None  # the ranks that share the pack; None: this one alone
+    visible: VisibleKeys | None = None  # what its shards may see of each other, where keys are exchanged
     response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
 
 
@@ -59,9 +63,6 @@ class TreeAttention(torch.nn.Module):
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
-        if pg_collection is None:
-            pg_collection = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp", "cp"])
-        self.cp_group = pg_collection.cp
 
     def forward(
         self,
@@ -77,11 +78,8 @@ class TreeAttention(torch.nn.Module):
         assert isinstance(packed_seq_params, PackDescription), "Molmo2's attention needs the pack's description"
         cos, sin = packed_seq_params.rotary[self.table]
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
-        context = self.cp_group.size()
-        if context > 1:
-            key, value = (replicate_kv(t, context, query.shape[2]) for t in (key, value))
-            query, key, value = (gather_sequence(t, self.cp_group) for t in (query, key, value))
-        out = block_attention(query, key, value, packed_seq_params.mask, self.scale)
-        if context > 1:
-            out = gather_heads(out, self.cp_group)
-        return out.flatten(2)
+        pack = packed_seq_params
+        groups = pack.groups or ContextGroups(None, None, None, None)
+        merged = group_size(groups.keys) > 1
+        kernel = choose("auto", query.device, query.dtype, query.shape[-1], merged=merged)
+        return attend_across(query, key, value, pack.mask, self.scale, kernel, groups, pack.visible).flatten(2)

@@ -1,13 +1,15 @@
 """Ulysses context parallelism: trade the sequence dimension for the head dimension round the attention kernel.
 
-Outside attention every rank of the context group holds T = S / C consecutive tokens and all heads; inside it holds all
-S tokens and 1/C of the heads. Two all-to-alls per tensor; the backward of one is the other (arXiv 2309.14509).
+Outside attention every rank of the group holds T = S / C consecutive tokens and all heads; inside it holds all S tokens
+and 1/C of the heads. Queries, keys and values travel in one all-to-all, the output in another; the backward of one is
+the other (arXiv 2309.14509).
 
 Shape legend: S tokens of the pack, T = S / C tokens of this rank, B packs, N query heads, G key heads, H head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,9 +49,19 @@ def _to_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received.permute(1, 2, 0, 3, 4).reshape(tokens // size, batch, size * heads, dim)
 
 
-def gather_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """This rank's tokens with all heads -> all tokens with this rank's heads; heads are dealt in contiguous runs."""
-    return _SwapSequenceAndHeads.apply(x, group, True)
+def gather_sequence(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
+    """This rank's tokens with all heads -> all tokens with this rank's heads; heads are dealt in contiguous runs.
+
+    Args:
+        tensors: each [T, B, heads, H], heads a multiple of the group's size; they travel together.
+
+    Returns:
+        Each as [S, B, heads / C, H].
+    """
+    size = dist.get_world_size(group)
+    dealt = [t.unflatten(2, (size, -1)) for t in tensors]  # [T, B, C, heads / C, H]
+    together = _SwapSequenceAndHeads.apply(torch.cat(dealt, dim=3).flatten(2, 3), group, True)
+    return list(together.split([t.shape[3] for t in dealt], dim=2))
 
 
 def gather_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -69,7 +81,7 @@ def replicate_kv(x: Tensor, group_size: int, query_heads: int) -> Tensor:
     kv_heads = x.shape[2]
     if query_heads % group_size or (kv_heads % group_size and group_size % kv_heads):
         raise ValueError(
-            f"context parallelism of {group_size} cannot deal {query_heads} query heads and {kv_heads} key heads per "
-            f"tensor-parallel rank evenly; choose a context size that divides {query_heads}"
+            f"Ulysses over {group_size} ranks cannot deal {query_heads} query heads and {kv_heads} key heads per "
+            f"tensor-parallel rank evenly; choose a parallel.context_ulysses that divides {query_heads}"
         )
     return x if kv_heads % group_size == 0 else x.repeat_interleave(group_size // kv_heads, dim=2)

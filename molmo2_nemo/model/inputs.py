@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from molmo2_nemo.parallel.context import ContextGroups
+
 HOST_FIELDS = ("pooled_positions", "unit_crops", "unit_rows")  # read to plan communication: never moved to a device
 
 
@@ -27,11 +29,15 @@ class PackInputs:
     unit_rows: Tensor  # int64 [U], host
     labels: Tensor | None = None  # int64 [B, S]; None for inference
     loss_weights: Tensor | None = None  # fp32 [B, S]
+    tasks: Tensor | None = None  # int64 [B, S], number of the task group each token belongs to; for the log
+    num_tasks: int = 0
+    task_sums: Tensor | None = None  # fp32 [2, num_tasks], set by the model: weighted losses and weights of this rank
+    groups: ContextGroups | None = None  # the ranks that share it; None: all of the context group
 
     @classmethod
     def from_batch(cls, batch: Any, device: torch.device | str | int = "cpu") -> PackInputs:
         """From a numpy `Batch`; arrays go to `device`, except those that plan communication."""
-        values = {}
+        values: dict[str, Any] = {}
         for f in fields(cls):
             array = getattr(batch, f.name, None)
             if array is None:

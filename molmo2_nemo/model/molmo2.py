@@ -3,10 +3,10 @@
     crops --VisionEncoder--> features of two depths --Connector--> visual tokens
     token ids --Embedding--> vectors  + visual tokens at <im_patch>  --decoder--> --final norm--> --head--> loss
 
-Parallel layouts. Tensor: decoder, embedding and head are sharded, vision is replicated. Sequence: the decoder's
-residual stream is sharded between its linear layers. Context: tokens are cut into contiguous shards, crops are dealt to
-ranks (parallel/crops.py), attention trades tokens for heads (attention/ulysses.py). Pipeline: vision and embedding live
-on the first stage, head and loss on the last.
+Parallel layouts. Tensor: decoder, embedding and head are sharded. Sequence: the decoder's residual stream is sharded
+between its linear layers. Context: tokens are cut into contiguous shards, attention trades tokens for heads or shows
+other ranks its keys (attention/across.py). Crops are dealt to the context x tensor ranks (parallel/crops.py). Pipeline:
+vision and embedding live on the first stage, head and loss on the last.
 
 Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D width, C crops, N visual tokens.
 """
@@ -27,17 +27,20 @@ from torch import Tensor
 
 from molmo2_nemo.attention.core import PackDescription
 from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.ring import visible_keys
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
+from molmo2_nemo.model.flops import connector_flops, crop_flops
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs, visual_blocks
 from molmo2_nemo.model.loss import weighted_loss
 from molmo2_nemo.model.memory import HostOffload
 from molmo2_nemo.model.rotary import rotary_tables
 from molmo2_nemo.model.vision import VisionEncoder
-from molmo2_nemo.parallel.crops import exchange, plan_crops, tie_parameters
+from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_rank, group_size
+from molmo2_nemo.parallel.crops import CropPlan, exchange, mark_partial, plan_crops, tie_parameters
 
 
 class Molmo2Model(MegatronModule):
@@ -48,7 +51,8 @@ class Molmo2Model(MegatronModule):
         config: Megatron's settings, from `decoder.transformer_config`.
         z_loss: weight of logsumexp^2 in the loss.
         response_dropout: residual dropout of response tokens only (stage 1); config.hidden_dropout is for all others.
-        mlp_tiles, offload, loss_chunk: see MemoryConfig; they change no number.
+        mlp_tiles, offload, loss_chunk, vision_chunk: see MemoryConfig; they change no number.
+        context: how ranks that share a pack work together in attention.
         seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
 
     With `config.init_model_with_meta_device` (and `use_cpu_initialization`) parameters have shapes but no memory.
@@ -66,6 +70,8 @@ class Molmo2Model(MegatronModule):
         mlp_tiles: int = 1,
         offload: bool = False,
         loss_chunk: int = 1024,
+        vision_chunk: int | None = None,
+        context: ContextSettings | None = None,
         seed: int | None = 6198,
     ) -> None:
         super().__init__(config=config)
@@ -75,6 +81,8 @@ class Molmo2Model(MegatronModule):
         self.z_loss, self.response_dropout = z_loss, response_dropout
         self.mlp_tiles, self.loss_chunk = mlp_tiles, loss_chunk
         self.offload = HostOffload() if offload else None
+        self.vision_chunk = vision_chunk
+        self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         self.share_embeddings_and_output_weights = molmo2.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -89,6 +97,9 @@ class Molmo2Model(MegatronModule):
             self.vision = VisionEncoder(molmo2.vision, config.params_dtype)
             self.connector = Connector(molmo2, config.params_dtype)
             self.embedding = Embedding(config, molmo2)
+            if parallel_state.get_tensor_model_parallel_world_size() > 1:
+                mark_partial(self.vision)
+                mark_partial(self.connector)
         self.decoder = TransformerBlock(
             config,
             decoder_spec(molmo2, get_num_layers_to_build(config), self.response_dropout, self.mlp_tiles),
@@ -108,10 +119,10 @@ class Molmo2Model(MegatronModule):
         """
         hidden = None
         if self.pre_process:
-            hidden = self.embedding(self._local(inputs.input_ids))  # [T, B, D]
-            hidden = self.add_visual_tokens(hidden, inputs)
+            hidden = self.embedding(self.context_of(inputs).shard(inputs.input_ids))  # [T, B, D]
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
+            hidden = self.add_visual_tokens(hidden, inputs)
         hidden = self.decode(hidden, self.describe(inputs))
         if not self.post_process:
             return hidden
@@ -121,29 +132,60 @@ class Molmo2Model(MegatronModule):
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
         return self.logits(hidden) if inputs.labels is None else self.loss(hidden, inputs)
 
+    def context_of(self, inputs: PackInputs) -> ContextGroups:
+        """The groups of the ranks that share the micro-batch."""
+        return inputs.groups or self.groups[max(self.groups)]
+
     def add_visual_tokens(self, hidden: Tensor, inputs: PackInputs) -> Tensor:
         """Encode and pool this rank's crops, send each visual token to its owner, add it to the embedding there.
 
         Args:
-            hidden: [T, B, D], embeddings of this rank's tokens.
+            hidden: [T, B, D], embeddings of this rank's tokens (T / TP of them with sequence parallelism).
         """
-        group = parallel_state.get_context_parallel_group()
-        packs, size = inputs.input_ids.shape
+        groups, (packs, size) = self.context_of(inputs), inputs.input_ids.shape
         plan = plan_crops(
-            inputs.unit_crops, inputs.unit_rows, inputs.pooled_positions, size, packs, group.size(), group.rank()
+            inputs.unit_crops,
+            inputs.unit_rows,
+            inputs.pooled_positions,
+            size,
+            packs,
+            groups.size,
+            group_rank(groups.vision),
+            tensor=group_size(groups.vision) // groups.size,
+            sequence=self.config.sequence_parallel,
+            crop_cost=crop_flops(self.molmo2),
+            row_cost=connector_flops(self.molmo2, 1, 4),
+            chunk=self.vision_chunk,
         )
-        crops = inputs.crops[plan.crops]
-        if len(crops):
-            features = self.vision(crops)
-            windows = inputs.pooling[plan.rows]
-            offset = plan.crops.start * self.molmo2.vision.num_patches
-            visual = self.connector(features, torch.where(windows >= 0, windows - offset, windows))
-        else:
+        visual = self._encode(inputs, plan)
+        if visual is None:
             visual = hidden.new_zeros(0, hidden.shape[-1])
             visual = tie_parameters(tie_parameters(visual, self.vision), self.connector)
-        visual = exchange(visual, plan, group)
+        visual = exchange(visual, plan, groups.vision)
         flat = hidden.flatten(0, 1)
         return flat.index_add(0, plan.targets.to(flat.device), visual.to(flat.dtype)).view_as(hidden)
+
+    def _encode(self, inputs: PackInputs, plan: CropPlan) -> Tensor | None:
+        """Visual tokens [rows, D] of this rank's crops; None without crops.
+
+        With `vision_chunk` pieces are encoded one after another and, in training, encoded again in the backward: only
+        their crops and visual tokens are kept.
+        """
+
+        def encode(crops: Tensor, windows: Tensor) -> Tensor:
+            return self.connector(self.vision(crops), windows)
+
+        encoded = []
+        for crops, rows in plan.pieces:
+            windows = inputs.pooling[rows]
+            windows = torch.where(windows >= 0, windows - crops.start * self.molmo2.vision.num_patches, windows)
+            if self.vision_chunk is not None and self.training and torch.is_grad_enabled():
+                encoded.append(
+                    torch.utils.checkpoint.checkpoint(encode, inputs.crops[crops], windows, use_reentrant=False)
+                )
+            else:
+                encoded.append(encode(inputs.crops[crops], windows))
+        return torch.cat(encoded) if encoded else None
 
     def decode(self, hidden: Tensor | None, pack: PackDescription) -> Tensor:
         """This stage's decoder layers, [T, B, D] -> the same (None where the stage before sends the input)."""
@@ -156,34 +198,47 @@ class Molmo2Model(MegatronModule):
 
     def describe(self, inputs: PackInputs) -> PackDescription:
         """What every attention layer must know about the micro-batch."""
+        groups = self.context_of(inputs)
         blocks = visual_blocks(inputs.input_ids, inputs.visual, self.molmo2.text.vocab_size)
         response = None
         if self.response_dropout and inputs.loss_weights is not None:
-            response = (self._local(inputs.loss_weights) > 0).T[..., None]
+            response = (groups.shard(inputs.loss_weights) > 0).T[..., None]
             if self.config.sequence_parallel:
                 group = parallel_state.get_tensor_model_parallel_group()
                 response = response.chunk(group.size())[group.rank()]
+        mask = TokenMask(inputs.example_ids, inputs.branch_ids, blocks, self.molmo2.visual_attention)
+        chunks = group_size(groups.keys)
         return PackDescription(
-            mask=TokenMask(inputs.example_ids, inputs.branch_ids, blocks, self.molmo2.visual_attention),
-            rotary=rotary_tables(self.molmo2.text, self._local(inputs.position_ids)),
+            mask=mask,
+            rotary=rotary_tables(self.molmo2.text, groups.shard(inputs.position_ids)),
+            groups=groups,
+            visible=visible_keys(mask, chunks) if chunks > 1 else None,
             response=response,
         )
 
     def loss(self, hidden: Tensor, inputs: PackInputs) -> Tensor:
         """Weighted loss of this rank's response positions; only they reach the head. hidden: [T, B, D]."""
         assert inputs.labels is not None and inputs.loss_weights is not None
-        weights = self._local(inputs.loss_weights).T.flatten()  # [T * B]
+        groups = self.context_of(inputs)
+        weights = groups.shard(inputs.loss_weights).T.flatten()  # [T * B]
         scored = weights.nonzero()[:, 0]
-        return weighted_loss(
+        each = torch.empty_like(weights[scored], dtype=torch.float32) if inputs.tasks is not None else None
+        loss = weighted_loss(
             hidden.flatten(0, 1)[scored],
             self.head_weight(),
-            self._local(inputs.labels).T.flatten()[scored],
+            groups.shard(inputs.labels).T.flatten()[scored],
             weights[scored],
             self.z_loss,
             self.molmo2.text.vocab_size,
             parallel_state.get_tensor_model_parallel_group(),
             self.loss_chunk,
+            each,
         )
+        if each is not None and inputs.tasks is not None:
+            tasks = groups.shard(inputs.tasks).T.flatten()[scored]
+            sums = torch.stack((each, weights[scored].float()))
+            inputs.task_sums = sums.new_zeros(2, inputs.num_tasks).index_add_(1, tasks, sums)
+        return loss
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, B, D] -> [B, T, columns of this tensor-parallel rank]; all ranks' together are the V base columns.
@@ -234,9 +289,3 @@ class Molmo2Model(MegatronModule):
         if weight is not None:
             weight.shared_embedding = True  # type: ignore[attr-defined]
             weight.shared = not self.pre_process  # type: ignore[attr-defined]
-
-    def _local(self, tokens: Tensor) -> Tensor:
-        """[B, S] -> [B, T]: this context rank's contiguous shard."""
-        group = parallel_state.get_context_parallel_group()
-        size = tokens.shape[1] // group.size()
-        return tokens[:, group.rank() * size : (group.rank() + 1) * size]

@@ -32,7 +32,7 @@ from molmo2_nemo.data.example import Batch
 from molmo2_nemo.data.record import DataError
 
 TIMEOUT = timedelta(hours=2)  # readers may wait long for each other while a checkpoint is written
-ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state")]
+ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state", "context_ranks")]
 Ship = Callable[[torch.Tensor], Any]  # sends or fills a tensor, the same call on both sides
 
 

@@ -69,6 +69,7 @@ def ulysses_job(seed: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
     from molmo2_nemo.attention.core import PackDescription, TreeAttention
     from molmo2_nemo.model.config import preset
     from molmo2_nemo.model.decoder import transformer_config
+    from molmo2_nemo.parallel.context import ContextSettings, context_groups
     from tests.support.pool import start_megatron
 
     start_megatron(context=torch.distributed.get_world_size())
@@ -78,7 +79,11 @@ def ulysses_job(seed: int, kv_heads: int) -> tuple[torch.Tensor, ...]:
     q, k, v = (t.detach()[mine].clone().requires_grad_() for t in inputs(seed, 96, 2, 4, kv_heads))
     position_ids = torch.randint(0, 50, (2, 96), generator=torch.Generator().manual_seed(seed))
     core = TreeAttention(transformer_config(preset("tiny")), layer_number=1, softmax_scale=0.25)
-    pack = PackDescription(mask=token_mask(seed, 2, 96), rotary={"plain": angles(position_ids[:, mine])})
+    pack = PackDescription(
+        mask=token_mask(seed, 2, 96),
+        rotary={"plain": angles(position_ids[:, mine])},
+        groups=context_groups(ContextSettings())[group.size()],
+    )
     out = core(q, k, v, packed_seq_params=pack)
     weight = torch.randn(96, 2, 64, generator=torch.Generator().manual_seed(9))[mine]
     grads = torch.autograd.grad((out * weight).sum(), (q, k, v))

@@ -129,6 +129,8 @@ def run_schedule(model: Any, batches: list[Any], *, backward: bool) -> list[torc
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from molmo2_nemo.nemo.optimizer import sum_partial_gradients
+
     outputs = []
 
     def loss_func(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
@@ -141,9 +143,12 @@ def run_schedule(model: Any, batches: list[Any], *, backward: bool) -> list[torc
         settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=False)
         module = DistributedDataParallel(model.config, settings, model)
         module.zero_grad_buffer()
-        model.config.finalize_model_grads_func = lambda models, num_tokens=None, **kw: finalize_model_grads(
-            models, **kw
-        )
+
+        def finalize(models: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
+            finalize_model_grads(models, **kwargs)
+            sum_partial_gradients(models)
+
+        model.config.finalize_model_grads_func = finalize
     get_forward_backward_func()(
         forward_step_func=lambda data, m: (m(next(data)), loss_func),
         data_iterator=iter(batches),

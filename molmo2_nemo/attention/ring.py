@@ -1,0 +1,276 @@
+"""Attention over keys that other ranks hold: ring of direct hops, or all-gather. The second dimension of context
+parallelism, beside Ulysses (ulysses.py).
+
+Each of R ranks has a consecutive chunk of a pack's queries and keys (of the same heads). Which keys of chunk j the
+queries of chunk i may see follows from the pack's description, on the host (`visible_keys`); it is nothing at all for
+most pairs of a pack of many examples, and a short run for some.
+
+    ring        in step s rank i sends to rank i + s the run of its keys and values that is visible there and works on
+                what came from i - s; the messages of step s + 1 travel meanwhile. A pair that sees nothing neither
+                sends nor computes. The backward travels once more and sends each run's gradient straight back.
+    all_gather  every rank gets all keys and values, forward and again in the backward, whose gradients are
+                reduce-scattered. Fewer, larger messages that do not depend on the mask, and memory for all keys.
+
+Both keep only this rank's q, k, v, output and log-sum-exp between forward and backward.
+
+Shape legend: S tokens of the pack, Q = S / R tokens of a chunk, B packs, N query heads, G key heads, H head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from molmo2_nemo.attention.area import Area, area_of
+from molmo2_nemo.attention.kernels import Kernel
+from molmo2_nemo.attention.mask import ROOT_BRANCH, TokenMask
+
+PADDING = -1  # example id
+
+
+@dataclass(frozen=True)
+class VisibleKeys:
+    """For every pair of chunks (i, j): the run of chunk j's keys that some query of chunk i may see, low == high where
+    none. A run may hold keys that are not visible; the mask decides inside it. Within a chunk the run is all of it."""
+
+    runs: list[list[tuple[int, int]]]  # [R][R] of (low, high), counted in chunk j
+
+    def keys(self, queries: int, owner: int) -> slice:
+        return slice(*self.runs[queries][owner])
+
+    def any(self, queries: int, owner: int) -> bool:
+        low, high = self.runs[queries][owner]
+        return high > low
+
+
+def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
+    """What the chunks of a pack may see of each other, from the description alone: O(chunks * S), on the host.
+
+    Padding is not shown across chunks: nothing depends on what it attends to.
+
+    Args:
+        mask: of S tokens, S a multiple of `chunks`.
+    """
+    example, branch, block = mask.on_host()
+    packs, length = example.shape
+    size = length // chunks
+    real, at_root = example != PADDING, branch == ROOT_BRANCH
+    example = example * packs + np.arange(packs)[:, None]  # unique over the packs
+    member = example * (int(branch.max()) + 2) + branch + 1  # example and branch as one number
+    chunk = np.arange(length) // size
+    runs = []
+    for i in range(chunks):
+        mine = real & (chunk == i)
+        earlier = _related(example, member, at_root, mine)
+        later = np.zeros_like(real)
+        if mask.visual_attention != "none":
+            pictures = mine & (block > 0)
+            later = _related(example, member, at_root, pictures) & (block > 0)
+            if mask.visual_attention == "within_image":
+                later &= block <= np.where(pictures, block, 0).max(1, keepdims=True)
+        row = []
+        for j in range(chunks):
+            visible = ((earlier if j < i else later) & real)[:, j * size : (j + 1) * size]
+            columns = np.flatnonzero(visible.any(0))
+            run = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+            row.append((0, size) if i == j else run)
+        runs.append(row)
+    return VisibleKeys(runs)
+
+
+def _related(example: np.ndarray, member: np.ndarray, at_root: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """bool [B, S]: tokens in the root of an example that one of the chosen queries is in, or in its branch."""
+    return (np.isin(example, np.unique(example[queries])) & at_root) | np.isin(member, np.unique(member[queries]))
+
+
+def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Two attentions of the same queries over different keys as one: out [Q, B, N, H] fp32, lse [Q, B, N] fp32, -inf
+    (and out 0) where a query saw nothing."""
+    total = torch.logaddexp(lse, more_lse)
+    safe = total.masked_fill(total == float("-inf"), 0.0)
+    return out * (lse - safe).exp()[..., None] + more * (more_lse - safe).exp()[..., None], total
+
+
+def exchange_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: TokenMask,
+    scale: float,
+    kernel: Kernel,
+    group: Any,
+    exchange: str,
+    visible: VisibleKeys,
+) -> Tensor:
+    """Attention of this rank's chunk over the keys of all ranks of the group.
+
+    Args:
+        q: [Q, B, N, H]; k, v: [Q, B, G, H].
+        kernel: one with a backward for merged results (`kernels.choose(..., merged=True)`).
+        exchange: "ring" or "all_gather".
+        visible: of the group's R chunks.
+
+    Returns:
+        [Q, B, N, H] in q's dtype.
+    """
+    function = {"ring": _Ring, "all_gather": _AllGather}[exchange]
+    return function.apply(q, k, v, mask, scale, kernel, group, visible)
+
+
+class _Ring(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: TokenMask,
+        scale: float,
+        kernel: Kernel,
+        group: Any,
+        visible: VisibleKeys,
+    ) -> Tensor:
+        size, rank = dist.get_world_size(group), dist.get_rank(group)
+        kv = torch.stack((k, v))
+        coming = _send_keys(kv, 1, visible, group)
+        own, lse = kernel.forward(q, k, v, _area(mask, visible, rank, rank), scale)
+        out = own.float()
+        for step in range(1, size):
+            piece, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
+            if piece is not None:
+                area = _area(mask, visible, rank, (rank - step) % size)
+                out, lse = merge(out, lse, *kernel.forward(q, piece[0], piece[1], area, scale))
+        out = out.to(q.dtype)
+        ctx.save_for_backward(q, kv, out, lse)
+        ctx.settings = mask, scale, kernel, group, visible
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, kv, out, lse = ctx.saved_tensors
+        mask, scale, kernel, group, visible = ctx.settings
+        assert kernel.backward is not None
+        size, rank = dist.get_world_size(group), dist.get_rank(group)
+        coming = _send_keys(kv, 1, visible, group)
+        area = _area(mask, visible, rank, rank)
+        dq, *own = (t.float() for t in kernel.backward(grad, q, kv[0], kv[1], out, lse, area, scale))
+        d_kv = torch.stack(own)
+        returning = _Message(None, [])
+        for step in range(1, size):
+            piece, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
+            d_piece = None
+            if piece is not None:
+                area = _area(mask, visible, rank, (rank - step) % size)
+                more, *d_pair = kernel.backward(grad, q, piece[0], piece[1], out, lse, area, scale)
+                dq += more
+                d_piece = torch.stack(d_pair)
+            _add_returned(d_kv, returning, step - 1, visible, group)
+            returning = _send_gradients(d_piece, kv, step, visible, group)
+        _add_returned(d_kv, returning, size - 1, visible, group)
+        dk, dv = d_kv.to(kv.dtype)
+        return (dq.to(q.dtype), dk, dv, *([None] * 5))
+
+
+def _area(mask: TokenMask, visible: VisibleKeys, queries: int, owner: int) -> Area:
+    """What chunk `queries` sees of the run of chunk `owner` that is shown to it."""
+    size = mask.size // len(visible.runs)
+    low, high = visible.runs[queries][owner]
+    return area_of(mask, (queries * size, (queries + 1) * size), (owner * size + low, owner * size + high))
+
+
+@dataclass
+class _Message:
+    """What is on its way to this rank, and the requests to wait for."""
+
+    content: Tensor | None
+    requests: list[Any]
+    sent: Tensor | None = None  # must live until it has left
+
+    def wait(self) -> Tensor | None:
+        for request in self.requests:
+            request.wait()
+        self.requests, self.sent = [], None
+        return self.content
+
+
+def _send_keys(kv: Tensor, step: int, visible: VisibleKeys, group: Any) -> _Message:
+    """Start step `step`: this rank's visible keys [2, run, B, G, H] to rank + step, those of rank - step to here."""
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    if step >= size:
+        return _Message(None, [])
+    to, source = (rank + step) % size, (rank - step) % size
+    run, expected = visible.keys(to, rank), visible.runs[rank][source]
+    sent = kv[:, run].contiguous() if visible.any(to, rank) else None
+    content = None
+    if visible.any(rank, source):
+        content = kv.new_empty(2, expected[1] - expected[0], *kv.shape[2:])
+    return _post(sent, to, content, source, group)
+
+
+def _send_gradients(d_piece: Tensor | None, kv: Tensor, step: int, visible: VisibleKeys, group: Any) -> _Message:
+    """Gradients of what came in step `step` go back to rank - step; those of what was sent come from rank + step."""
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    to, source = (rank - step) % size, (rank + step) % size
+    low, high = visible.runs[source][rank]
+    content = kv.new_empty(2, high - low, *kv.shape[2:]) if high > low else None
+    return _post(d_piece, to, content, source, group)
+
+
+def _add_returned(d_kv: Tensor, returning: _Message, step: int, visible: VisibleKeys, group: Any) -> None:
+    """Wait for the gradients that another rank computed for this rank's keys in step `step`, and add them."""
+    content = returning.wait()
+    if content is not None:
+        size, rank = dist.get_world_size(group), dist.get_rank(group)
+        d_kv[:, visible.keys((rank + step) % size, rank)] += content
+
+
+def _post(sent: Tensor | None, to: int, content: Tensor | None, source: int, group: Any) -> _Message:
+    operations = []
+    if sent is not None:
+        operations.append(dist.P2POp(dist.isend, sent, group=group, group_peer=to))
+    if content is not None:
+        operations.append(dist.P2POp(dist.irecv, content, group=group, group_peer=source))
+    return _Message(content, dist.batch_isend_irecv(operations) if operations else [], sent)
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: TokenMask,
+        scale: float,
+        kernel: Kernel,
+        group: Any,
+        visible: VisibleKeys,
+    ) -> Tensor:
+        kv = torch.stack((k, v), dim=1)  # [Q, 2, B, G, H]: a gathered tensor is in the order of the tokens
+        rank = dist.get_rank(group)
+        area = area_of(mask, (rank * q.shape[0], (rank + 1) * q.shape[0]))
+        out, lse = kernel.forward(q, *_gather(kv, group).unbind(1), area, scale)
+        ctx.save_for_backward(q, kv, out, lse)
+        ctx.settings = area, scale, kernel, group
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, kv, out, lse = ctx.saved_tensors
+        area, scale, kernel, group = ctx.settings
+        assert kernel.backward is not None
+        dq, *own = kernel.backward(grad, q, *_gather(kv, group).unbind(1), out, lse, area, scale)
+        d_kv = torch.empty_like(kv)
+        dist.reduce_scatter_tensor(d_kv, torch.stack(own, dim=1), group=group)
+        return (dq, *d_kv.unbind(1), *([None] * 5))
+
+
+def _gather(kv: Tensor, group: Any) -> Tensor:
+    out = kv.new_empty(dist.get_world_size(group) * kv.shape[0], *kv.shape[1:])
+    dist.all_gather_into_tensor(out, kv, group=group)
+    return out

@@ -1,0 +1,124 @@
+"""Attention of a pack that 2, 4 or 8 ranks share equals the dense oracle on one: every split of the ranks, both ways to
+exchange keys, 8 and 2 key heads, forward and gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from molmo2_nemo.attention.dense import dense_attention
+from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.ring import visible_keys
+from tests.support.light import run_light
+from tests.support.packs import random_mask_data
+
+torch.set_num_threads(1)
+SIZE, PACKS, HEADS, SCALE = 96, 2, 8, 0.3
+# ranks that share a pack, Ulysses ranks of them, exchange, key heads, visual attention
+CASES = [
+    (size, ulysses, exchange, kv_heads, ("image_tokens", "within_image", "none")[(n + kv_heads) % 3])
+    for n, (size, ulysses, exchange) in enumerate(
+        [
+            (2, 2, "ring"),
+            (2, 1, "ring"),
+            (2, 1, "all_gather"),
+            (4, 4, "ring"),
+            (4, 2, "ring"),
+            (4, 2, "all_gather"),
+            (4, 1, "ring"),
+            (8, 8, "ring"),
+            (8, 4, "ring"),
+            (8, 2, "all_gather"),
+            (8, 2, "ring"),
+            (8, 1, "ring"),
+        ]
+    )
+    for kv_heads in (8, 2)
+]
+
+
+def random_mask(seed: int, visual_attention: str) -> TokenMask:
+    """Random message trees; pictures are numbered in their order, as the model numbers them."""
+    data = random_mask_data(np.random.default_rng(seed), PACKS, SIZE)
+    block = data["visual_block"]
+    new = (block > 0) & (block != np.pad(block, ((0, 0), (1, 0)))[:, :-1])
+    data["visual_block"] = np.cumsum(new, axis=1) * (block > 0)
+    return TokenMask(**{k: torch.from_numpy(v) for k, v in data.items()}, visual_attention=visual_attention)
+
+
+def problem(case: tuple) -> tuple[TokenMask, list[torch.Tensor], torch.Tensor]:
+    """The mask, q, k, v and the gradient of the output, alike in every process; none of the pack is padding-free."""
+    kv_heads, visual_attention = case[3:]
+    seed = CASES.index(case)
+    mask = random_mask(seed, visual_attention)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(SIZE, PACKS, heads, 8) for heads in (HEADS, kv_heads, kv_heads, HEADS)]
+    *qkv, grad = (torch.randn(s, generator=generator) for s in shapes)
+    grad[(mask.example_ids < 0).T] = 0  # nothing depends on what padding attends to
+    return mask, qkv, grad
+
+
+def across_job() -> list[list[torch.Tensor]]:
+    """On 8 ranks: output and gradients of this rank's tokens, case by case; smaller sizes run on all aligned blocks."""
+    from molmo2_nemo.attention.across import attend_across
+    from molmo2_nemo.attention.kernels import choose
+    from molmo2_nemo.parallel.context import ContextSettings, _groups_of
+
+    found, ready = [], {}
+    for case in CASES:
+        size, ulysses, exchange = case[:3]
+        groups = _groups_of(size, list(range(8)), 1, ContextSettings(ulysses, exchange), ready)
+        mask, qkv, grad = problem(case)
+        mine = slice(groups.rank * SIZE // size, (groups.rank + 1) * SIZE // size)
+        q, k, v = (t[mine].clone().requires_grad_() for t in qkv)
+        kernel = choose("auto", "cpu", q.dtype, 8, merged=True)
+        out = attend_across(q, k, v, mask, SCALE, kernel, groups)
+        out.backward(grad[mine])
+        found.append([out.detach(), q.grad, k.grad, v.grad])
+    return found
+
+
+@pytest.fixture(scope="module")
+def across() -> list[list[list[torch.Tensor]]]:
+    return run_light(across_job, ranks=8)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]} ranks, {c[1]} x {c[0] // c[1]} {c[2]}, {c[3]} heads")
+def test_equals_one_process(across, case):
+    mask, qkv, grad = problem(case)
+    q, k, v = (t.requires_grad_() for t in qkv)
+    expected = dense_attention(q, k, v, mask, SCALE)
+    expected.backward(grad)
+    real = (mask.example_ids >= 0).T[..., None, None]
+    size = case[0]
+    for block in range(0, 8, size):
+        parts = [across[rank][CASES.index(case)] for rank in range(block, block + size)]
+        out, *grads = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        torch.testing.assert_close(out * real, expected.detach() * real, atol=1e-5, rtol=1e-5)
+        for got, tensor in zip(grads, (q, k, v), strict=True):
+            torch.testing.assert_close(got, tensor.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("visual_attention", ["image_tokens", "within_image", "none"])
+@pytest.mark.parametrize("chunks", [2, 3, 8])
+def test_visible_keys_cover_the_mask(chunks, visual_attention):
+    """No allowed pair is left out, an end of a run that nobody sees is rare, and a pair that sees nothing is empty."""
+    wasted = pairs = 0
+    for seed in range(20):
+        mask = random_mask(seed, visual_attention)
+        allowed = mask.rows(0, SIZE) & (mask.example_ids >= 0)[:, None]
+        found, size = visible_keys(mask, chunks), SIZE // chunks
+        for i in range(chunks):
+            for j in range(chunks):
+                if i == j:
+                    assert found.runs[i][j] == (0, size)
+                    continue
+                seen = allowed[:, i * size : (i + 1) * size, j * size : (j + 1) * size].any(0).any(0).nonzero()
+                low, high = found.runs[i][j]
+                exact = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
+                if len(seen):
+                    assert low <= exact[0] and exact[1] <= high
+                wasted += (high - low) - (exact[1] - exact[0])
+                pairs += exact[1] - exact[0]
+    assert wasted <= 0.02 * pairs
