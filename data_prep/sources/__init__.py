@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from data_prep.sources.base import Source
 
 # One module per family; each holds SOURCES, a tuple. In the order of `molmo2 prepare --list`.
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("pixmo", "cosyn", "image_multi", "image_academic", "image_manual", "text")
 
 
 @functools.cache

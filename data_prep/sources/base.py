@@ -163,6 +163,15 @@ class Cut:
     end: float
 
 
+@dataclass(frozen=True, slots=True)
+class Lettered:
+    """A picture with letters drawn on it by data_prep/lettering.py: AI2D asks about parts by letter."""
+
+    picture: File | HubFile | Member
+    boxes: tuple[tuple[str, float, float, float, float], ...]  # letter, left, top, right, bottom in pixels
+    beside: bool = False  # see-through boxes with the letter beside, instead of filled boxes with it inside
+
+
 class FirstOf:
     """The first of several media that is there: a video, or else the frames it was made of."""
 
@@ -193,7 +202,7 @@ class Prepared:
     image: int = 0
 
 
-Media = Inline | Url | File | HubFile | Member | Frames | Prepared | Cut | FirstOf
+Media = Inline | Url | File | HubFile | Member | Frames | Prepared | Cut | Lettered | FirstOf
 
 
 def picture(value: Any) -> Media:
@@ -233,6 +242,7 @@ class Sample:
     subtitles: Sequence[tuple[float, float, str]] | str = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
+    weight_factor: float | None = None  # multiplies the loss weights of every answer, whatever rule makes them
     variants: Sequence[Sequence[Annotation]] = ()
     variant_weights: Sequence[float] | None = None
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.sources.counting import asks_for_count
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -36,8 +38,12 @@ def choice(
     style: str = "video_multiple_choice",
     *,
     unlabelled: bool = False,
+    shuffle: bool = False,
 ) -> Annotation:
-    """Multiple choice in the data set's own order. `unlabelled`: the options are names already (letters in it)."""
+    """Multiple choice. `unlabelled`: the options are names already (letters in the picture).
+
+    The options keep the data set's order; with `shuffle` training draws another order at every access.
+    """
     made: Annotation = {
         "style": style,
         "question": question,
@@ -46,6 +52,8 @@ def choice(
     }
     if unlabelled:
         made["unlabelled_options"] = True
+    if shuffle:
+        made["shuffle_options"] = True
     return made
 
 
@@ -71,6 +79,13 @@ def caption(text: str, style: str = "long_caption") -> Annotation:
 def conversation(turns: Sequence[str], style: str = "text_sft") -> Annotation:
     """Ready-made turns: user, assistant, user, assistant."""
     return {"style": style, "messages": list(turns)}
+
+
+def no_pointing(annotation: Annotation) -> Annotation:
+    """The annotation, its questions that ask for a number marked: training puts a request not to point before them."""
+    asked = annotation["messages"][::2] if "messages" in annotation else [annotation["question"]]
+    counting = [i for i, question in enumerate(asked) if asks_for_count(question)]
+    return {**annotation, "no_pointing": counting} if counting else annotation
 
 
 def turns(annotations: Sequence[Annotation], style: str) -> Annotation:

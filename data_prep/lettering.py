@@ -1,0 +1,75 @@
+"""Letters drawn over or beside the text boxes of a picture, as AI2D's questions about letters want them.
+
+The published builder draws with Arial; here it is the font that comes with Pillow, so that every machine draws the
+same. Colors, sizes and places are the published ones.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+FILL = (25, 249, 255)
+ALPHA = 127  # of a see-through box
+LARGEST_INSIDE = 22  # font size of a letter in its box
+SMALLEST_BESIDE, LARGEST_BESIDE = 16, 32
+BESIDE_SHARE = 50  # of the shorter side: the font size of letters beside boxes
+BESIDE_OFFSET = (12, 10)
+
+Box = tuple[str, float, float, float, float]  # letter, left, top, right, bottom in pixels
+
+
+def draw_letters(content: bytes, boxes: Sequence[Box], *, beside: bool = False) -> bytes:
+    """The picture with a letter on every box, as PNG.
+
+    Args:
+        content: the encoded picture.
+        boxes: boxes without height are left out.
+        beside: a see-through box with the letter at its upper left, instead of a filled box with the letter inside.
+    Raises:
+        OSError, ValueError: the picture cannot be decoded.
+    """
+    with Image.open(io.BytesIO(content)) as opened:
+        picture = opened.convert("RGB")
+    draw = ImageDraw.Draw(picture, "RGBA" if beside else "RGB")
+    for letter, left, top, right, bottom in boxes:
+        if top == bottom:
+            continue
+        edges = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
+        draw.rectangle(edges, fill=(*FILL, ALPHA) if beside else FILL)
+        if beside:
+            _draw_beside(draw, letter, edges, min(picture.size))
+        else:
+            _draw_inside(draw, letter, edges)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def _draw_inside(draw: ImageDraw.ImageDraw, letter: str, edges: tuple[float, float, float, float]) -> None:
+    left, top, right, bottom = edges
+    size = LARGEST_INSIDE
+    height = bottom - top
+    while height > 4 and size > 1 and _extent(draw, letter, size)[1] > height:
+        size -= 1
+    width, tall = _extent(draw, letter, size)
+    x0, y0, _, _ = draw.textbbox((0, 0), letter, font=ImageFont.load_default(size))
+    place = ((left + right - width) / 2 - x0, (top + bottom - tall) / 2 - y0)
+    draw.text(place, letter, fill="black", font=ImageFont.load_default(size))
+
+
+def _draw_beside(
+    draw: ImageDraw.ImageDraw, letter: str, edges: tuple[float, float, float, float], shorter_side: int
+) -> None:
+    size = min(max(SMALLEST_BESIDE, shorter_side // BESIDE_SHARE), LARGEST_BESIDE)
+    font = ImageFont.load_default(size)
+    place = (max(edges[0] - BESIDE_OFFSET[0], 0), max(edges[1] - BESIDE_OFFSET[1], 0))
+    draw.rectangle(draw.textbbox(place, letter, font=font), fill="white")
+    draw.text(place, letter, fill="black", font=font)
+
+
+def _extent(draw: ImageDraw.ImageDraw, letter: str, size: int) -> tuple[float, float]:
+    left, top, right, bottom = draw.textbbox((0, 0), letter, font=ImageFont.load_default(size))
+    return right - left, bottom - top
