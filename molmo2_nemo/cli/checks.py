@@ -8,6 +8,8 @@ from pathlib import Path
 
 from molmo2_nemo.cli.runs import run_of_checkpoint
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.data.phases import find_problems as phase_problems
+from molmo2_nemo.data.phases import phases
 from molmo2_nemo.data.rates import is_missing, present, weights
 from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import ShardDataset
@@ -131,12 +133,14 @@ def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
     if text.num_layers % p.pipeline:
         yield f"parallel.pipeline={p.pipeline} does not divide the {text.num_layers} layers of {name}"
     pieces = p.context * (tp if p.sequence else 1)
-    length = cfg.data.packing.sequence_length
-    if length % pieces:
-        yield (
-            f"data.packing.sequence_length={length} is not a multiple of context{' * tensor' if p.sequence else ''} = "
-            f"{pieces}; {length // pieces * pieces or pieces} is"
-        )
+    keys = [f"data.progression[{i}]" for i in range(len(cfg.data.progression))] + ["data.packing"]
+    for key, phase in zip(keys, phases(cfg.data), strict=True):
+        length = phase.packing.sequence_length
+        if length % pieces:
+            yield (
+                f"{key}.sequence_length={length} is not a multiple of context{' * tensor' if p.sequence else ''} = "
+                f"{pieces}; {length // pieces * pieces or pieces} is"
+            )
 
 
 def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:
@@ -164,6 +168,7 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
             f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model; "
             f"shorten it, or take model.rope_scaling=yarn model.rope_factor={math.ceil(length / limit)}"
         )
+    yield from phase_problems(data)
     for key, crops in (
         ("data.video.max_frames", data.video.max_frames),
         ("data.image.max_crops, with the global view,", data.image.max_crops + 1),

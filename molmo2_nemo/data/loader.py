@@ -17,15 +17,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from molmo2_nemo.data.collate import check_example, collate
-from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.config import DataConfig, PackingConfig
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Mixture, example_rng, normalised_rates
 from molmo2_nemo.data.packing import Item, Packer
+from molmo2_nemo.data.phases import find_problems, phase_at, phases
 from molmo2_nemo.data.record import BadRecord, DataError, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
 COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: branches, tokens, pictures left out
@@ -64,7 +65,7 @@ class ExampleReader:
     def __init__(self, config: DataConfig, builder: Builder, im_patch_id: int):
         self.config, self.builder, self.im_patch_id = config, builder, im_patch_id
         rates = normalised_rates(config.sources, config.groups, config.missing)
-        self.datasets = {name: ShardDataset(config.sources[name].path, name) for name in rates}
+        self.datasets = {name: ShardDataset(config.sources[name].path, name, config.limits) for name in rates}
         self.mixture = Mixture(config.seed, rates, {name: len(d) for name, d in self.datasets.items()})
         self.rates = rates
 
@@ -86,7 +87,7 @@ class ExampleReader:
         packing = self.config.packing
         try:
             key, members = dataset.read(place.index)
-            record = parse_record(key, members)
+            record = parse_record(key, members, max_json_bytes=self.config.limits.json_bytes)
             example = self.builder.build(
                 record,
                 example_rng(self.config.seed, place),
@@ -126,6 +127,7 @@ class PackStream:
         micro_batch_size: packs per batch.
         dp_rank, dp_size: this data-parallel rank and their number. All ranks of one tensor-, pipeline- or
             context-parallel group pass the same and get the same batches.
+        batches_per_step: batches of this rank in an optimizer step; `data.progression` counts steps.
         builder, im_patch_id: default to `ExampleBuilder` with the configured tokenizer.
     Raises:
         DataError: a source without usable shards, wrong rates, wrong budgets. All of that before the first batch.
@@ -138,29 +140,54 @@ class PackStream:
         micro_batch_size: int,
         dp_rank: int,
         dp_size: int,
+        batches_per_step: int = 1,
         builder: Builder | None = None,
         im_patch_id: int | None = None,
     ):
         if micro_batch_size < 1 or not 0 <= dp_rank < dp_size:
             raise DataError(f"micro batch of {micro_batch_size} packs, rank {dp_rank} of {dp_size}: out of range")
-        if builder is None or im_patch_id is None:
-            builder, im_patch_id = default_builder(config)
+        for problem in find_problems(config):
+            raise DataError(problem)
         self.config = config
         self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size
-        self.reader = ExampleReader(config, builder, im_patch_id)
+        self.batches_per_step = batches_per_step
+        self.readers = [
+            ExampleReader(
+                phase, *((builder, im_patch_id) if builder and im_patch_id is not None else default_builder(phase))
+            )
+            for phase in phases(config)
+        ]
+        self._batches = 0  # given so far, since the start of the stage
+        self._built_in: dict[int, int] = {}  # the phase in which each waiting example was built
         self.skipped: Counter[str] = Counter()  # cause -> records skipped since the start of the run
         self.quarantined: deque[Skipped] = deque(maxlen=QUARANTINE_KEPT)
         self.counts: Counter[str] = Counter()  # examples read, and what did not fit: see COUNTED
-        self._new_packer()
+        self.packer = new_packer(self.reader.config.packing)
         self._position = dp_rank  # next number of the stream this rank reads
         self._backlog: list[int] = []  # numbers to read before that (after a change of dp_size)
         self._bad_in_a_row = 0
         self._restore: dict[str, Any] | None = None
 
+    @property
+    def phase(self) -> int:
+        """Number of the phase of the batch that comes next."""
+        return phase_at(self.config, self._batches // self.batches_per_step)
+
+    @property
+    def reader(self) -> ExampleReader:
+        """The reader of that phase."""
+        return self.readers[self.phase]
+
     def __iter__(self) -> Iterator[Batch]:
         """Continue where the stream stands; one iterator at a time."""
-        source = _examples(self.reader, self._numbers_ahead(), self.config.num_workers, self.config.prefetch)
+        while True:
+            yield from self._one_phase(self.reader)
+
+    def _one_phase(self, reader: ExampleReader) -> Iterator[Batch]:
+        """Batches until the next phase begins. What workers built ahead is left to that one, which builds it anew."""
+        source = _examples(reader, self._numbers_ahead(), self.config.num_workers, self.config.prefetch)
         try:
+            self._new_packer(reader.config.packing)
             self._fill_packer()
             packs: list[list[Example]] = []
             for n, result in source:
@@ -169,14 +196,14 @@ class PackStream:
                     continue
                 packs.append([item.payload for item in pack])
                 if len(packs) == self.micro_batch_size:
-                    batch = collate(
-                        packs,
-                        sequence_length=self.config.packing.sequence_length,
-                        im_patch_id=self.reader.im_patch_id,
-                    )
+                    length = reader.config.packing.sequence_length
+                    batch = collate(packs, sequence_length=length, im_patch_id=reader.im_patch_id)
+                    self._batches += 1
                     batch.state = self.state()
                     yield batch
                     packs = []
+                    if self.reader is not reader:
+                        return
         finally:
             source.close()
 
@@ -189,7 +216,8 @@ class PackStream:
             "dp_size": self.dp_size,
             "position": self._position,
             "backlog": list(self._backlog),
-            "packer": self.packer.state() if self._restore is None else self._restore,
+            "packer": self._packer_state() if self._restore is None else self._restore,
+            "steps": self._batches // self.batches_per_step,
             "skipped": dict(sorted(self.skipped.items())),
             "counts": dict(sorted(self.counts.items())),
             "bad_in_a_row": self._bad_in_a_row,
@@ -214,6 +242,7 @@ class PackStream:
             self.skipped, self.counts = Counter(own["skipped"]), Counter(own["counts"])
             self._bad_in_a_row = own["bad_in_a_row"]
             self._restore = own["packer"]
+            self._batches = own["steps"] * self.batches_per_step
             return
         left, start = unread(by_rank)
         self._backlog = left[self.dp_rank :: self.dp_size]
@@ -224,19 +253,21 @@ class PackStream:
                 self.skipped.update(state["skipped"])
                 self.counts.update(state["counts"])
         self._bad_in_a_row = 0
+        self._batches = by_rank[0]["steps"] * self.batches_per_step
         self._restore = None
-        self._new_packer()
+        self.packer = new_packer(self.reader.config.packing)
+        self._built_in = {}
 
-    def _new_packer(self) -> None:
-        packing = self.config.packing
-        self.packer = Packer(
-            packing.sequence_length,
-            packing.max_crops,
-            buffer_size=packing.buffer_size,
-            crop_value=packing.crop_value,
-            mode=packing.mode,
-            max_wait=packing.max_wait,
-        )
+    def _new_packer(self, packing: PackingConfig) -> None:
+        """A packer for a phase's budgets that goes on with what waits."""
+        before, self.packer = self.packer, new_packer(packing)
+        self.packer.emitted, self.packer.waiting = before.emitted, before.waiting
+
+    def _packer_state(self) -> dict[str, Any]:
+        state = self.packer.state()
+        if len(self.readers) > 1:
+            state["phases"] = [self._built_in[item.id] for item in self.packer.waiting]
+        return state
 
     def _numbers_ahead(self) -> Iterator[int]:
         """Numbers of the stream from the current position on; workers run ahead on this, the state does not."""
@@ -260,7 +291,11 @@ class PackStream:
         for name in COUNTED:
             if result.info.get(name):
                 self.counts[name] += int(result.info[name])
-        return self.packer.add(Item(n, result.num_tokens, result.num_crops, result))
+        self._built_in[n] = self.phase
+        pack = self.packer.add(Item(n, result.num_tokens, result.num_crops, result))
+        for item in pack or ():
+            del self._built_in[item.id]
+        return pack
 
     def _skip(self, bad: Skipped) -> None:
         self.skipped[bad.cause] += 1
@@ -291,7 +326,11 @@ class PackStream:
             return
         saved, self._restore = self._restore, None
         numbers = [int(number) for number, _ in saved["waiting"]]
-        examples = dict(_examples(self.reader, iter(numbers), self.config.num_workers, self.config.prefetch))
+        self._built_in = dict(zip(numbers, saved.get("phases", [0] * len(numbers)), strict=True))
+        examples: dict[int, Example | Skipped] = {}
+        for phase, reader in enumerate(self.readers):
+            own = [n for n in numbers if self._built_in[n] == phase]
+            examples |= dict(_examples(reader, iter(own), self.config.num_workers, self.config.prefetch)) if own else {}
 
         def rebuild(n: int) -> Item:
             example = examples[n]
@@ -319,6 +358,17 @@ class PackStream:
                     f"data set {name!r} is not the one of the saved run (fingerprint, records, rate: then "
                     f"{before.get(name)}, now {now.get(name)}); restore it, or start a new run from the weights"
                 )
+
+
+def new_packer(packing: PackingConfig) -> Packer:
+    return Packer(
+        packing.sequence_length,
+        packing.max_crops,
+        buffer_size=packing.buffer_size,
+        crop_value=packing.crop_value,
+        mode=packing.mode,
+        max_wait=packing.max_wait,
+    )
 
 
 def default_builder(config: DataConfig) -> tuple[Builder, int]:

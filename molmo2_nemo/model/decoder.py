@@ -66,6 +66,7 @@ def transformer_config(model: Molmo2Config, **overrides: Any) -> TransformerConf
         bias_activation_fusion=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
+        moe_token_dispatcher_type="alltoall",  # no experts here, but packs of varying length are refused with another
     )
     settings.update(overrides)
     return TransformerConfig(**settings)

@@ -60,11 +60,18 @@ class PackDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        slots = self.global_batch_size // (self.micro_batch_size * size)
 
         def open_stream() -> Any:
             from molmo2_nemo.data.loader import PackStream
 
-            stream = PackStream(self.config, micro_batch_size=self.micro_batch_size, dp_rank=rank, dp_size=size)
+            stream = PackStream(
+                self.config,
+                micro_batch_size=self.micro_batch_size,
+                dp_rank=rank,
+                dp_size=size,
+                batches_per_step=slots,
+            )
             if self._restored is not None:
                 stream.load_states(self._restored)
             return stream
@@ -75,7 +82,7 @@ class PackDataModule(pl.LightningDataModule):
         return SharedPacks(
             open_stream,
             pack_groups(rank, size),
-            slots=self.global_batch_size // (self.micro_batch_size * size),
+            slots=slots,
             steps=self.trainer.max_steps - self.trainer.global_step,
             cost=self.cost if self.config.packing.balance else None,
         )
