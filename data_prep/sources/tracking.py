@@ -1,0 +1,392 @@
+"""Tracking: Molmo2's own set, nine sets with several objects, and twelve with one object.
+
+All share one schema. A row is one expression in one video (or clip) with the objects it means, followed through the
+frames; what is asked of the model is the task: track (every object in every frame), ground (first and last point), or
+single_point_track (on from a given point).
+
+Videos are sampled at a whole rate that divides the video's own (`sampling` of the record), the answer has the row's
+`sampling_fps`. Videos can be given encoded, or as the folders of frames in which most of these sets are published.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.sources.base import (
+    Annotation,
+    Context,
+    File,
+    FirstOf,
+    Frames,
+    Hub,
+    Media,
+    Row,
+    Sample,
+    Skip,
+    Source,
+    SourceError,
+    Table,
+    maybe,
+    number,
+)
+from data_prep.sources.schema import one_of
+from data_prep.sources.shapes import track
+from data_prep.sources.shapes_video import UniqueKeys
+
+STYLES = {
+    "track": "video_point_track_per_frame",
+    "ground": "video_point_ground_start_end",
+    "single_point_track": "video_single_point_track_per_frame",
+}
+MAX_RATE = 10  # frames per second that are sampled at most
+DEFAULT_FPS = 6  # of the videos, where a row does not say
+MIXES = {"sft": "tracking"}
+LICENCE = "ODC-BY 1.0 (points); masks, boxes and videos keep the licence of the original data set"
+FIELDS: dict[str, Any] = {
+    "id": one_of(str, int),
+    "video": str,
+    "expression": str,
+    "fps": maybe(number),
+    "sampling_fps": number,
+    "width": number,
+    "height": number,
+    "mask_id": [one_of(str, int)],
+    "frame_trajectories": maybe(
+        [
+            {
+                "frame": int,
+                "time": number,
+                "points": [{"id": one_of(str, int), "point": [number], "occluded": maybe(bool)}],
+            }
+        ]
+    ),
+}
+
+
+def sampling_rates(fps: float, most: int = MAX_RATE) -> list[int]:
+    """Whole rates that divide a video's rate (itself cut to a whole number), up to `most`; [] below 1 fps."""
+    return [rate for rate in range(1, min(int(fps), most) + 1) if int(fps) % rate == 0]
+
+
+def tracked(row: Row, task: str) -> Annotation:
+    """The annotation of a row. Objects are numbered by their place in `mask_id`; points of others are not meant."""
+    numbers = {str(name): str(i) for i, name in enumerate(row["mask_id"])}
+    frames = [
+        {
+            "frame": frame["frame"],
+            "time": float(frame["time"]),
+            "points": {
+                numbers[str(p["id"])]: {"point": [float(v) for v in p["point"]], "occluded": bool(p.get("occluded"))}
+                for p in frame["points"]
+                if str(p["id"]) in numbers
+            },
+        }
+        for frame in row.get("frame_trajectories") or ()
+    ]
+    size = float(row["width"]), float(row["height"])
+    return track(row["expression"], frames or None, STYLES[task], size=size, sampling_fps=int(row["sampling_fps"]))
+
+
+def _problem(row: Row, annotation: Annotation, task: str) -> str:
+    """Why a row cannot be used ("" if it can)."""
+    fps = row.get("fps") or DEFAULT_FPS
+    if not sampling_rates(fps):
+        return "no whole rate divides the video's"
+    if row["sampling_fps"] < 1 or fps % row["sampling_fps"]:
+        return "fps is no multiple of sampling_fps"
+    if task == "single_point_track" and not any(
+        not point["occluded"] for frame in annotation.get("points", ()) for point in frame["points"].values()
+    ):
+        return "no visible point to start from"
+    return ""
+
+
+def _records(task: str, media: Callable[[Row, Mapping[str, float]], Media | None], native: Table | None) -> Any:
+    def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
+        unique = UniqueKeys()
+        rates = _native_rates(ctx, native)
+        for row in rows:
+            key = unique(f"{row['id']}-{row['sampling_fps']:g}fps")
+            annotation = tracked(row, task)
+            video = media(row, rates)
+            problem = _problem(row, annotation, task) or ("" if video is not None else "unknown video source")
+            if problem:
+                yield Skip(key, problem)
+                continue
+            sampling = {
+                "frame_sample_mode": "fps",
+                "candidate_sampling_fps": sampling_rates(row.get("fps") or DEFAULT_FPS),
+            }
+            yield Sample(key, [annotation], video=video, sampling=sampling)
+
+    return records
+
+
+def _native_rates(ctx: Context, table: Table | None) -> dict[str, float]:
+    """Video -> frames per second of its folder of frames; empty where that is the annotated rate or not known."""
+    if table is None:
+        return {}
+    try:
+        return {str(row[table.key]): float(row["value"]) for row in ctx.rows(table)}
+    except SourceError:  # without it videos that are encoded already can still be used
+        return {}
+
+
+# --- where videos are ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a set keeps encoded videos and, maybe, frames. `{video}` is the row's name.
+
+    The first folder of `videos` may be left away.
+    """
+
+    videos: str
+    frames: str = ""
+    native: bool = False  # frames are at the video's own rate, which video_original_fps.json tells; else at the row's
+
+    def media(self, row: Row, rates: Mapping[str, float]) -> Media:
+        video = row["video"]
+        names = {"video": video, "class": re.sub(r"-\d+$", "", video)}
+        paths = [self.videos.format(**names)]
+        paths.append(paths[0].split("/", 1)[1])
+        if not self.frames or (self.native and video not in rates):
+            return File(*paths)
+        fps = float(row.get("fps") or DEFAULT_FPS)
+        step = max(1, round(rates.get(video, fps) / fps))
+        return FirstOf(File(*paths), Frames(self.frames.format(**names), fps, step=step))
+
+    def words(self) -> str:
+        found = [f"{self.videos}.mp4".replace("{video}", "<video>")]
+        if self.frames:
+            found.append("frames in " + self.frames.replace("{video}", "<video>").replace("{class}", "<class>") + "/")
+        return " or ".join(found)
+
+
+def _several(name: str, hub: str, title: str, fetch: str, place: Place, tasks: Iterable[str]) -> list[Source]:
+    """The sources of one data set with several objects, one per task."""
+    native = Table("video_original_fps.json", repo=hub, key="video") if place.native else None
+    return [
+        Source(
+            name=f"{name}_{task}",
+            mixes=MIXES,
+            kind=f"video, {KINDS[task]}",
+            origin=Hub(hub, configs=(task,), media=f"{title} ({fetch}): {place.words()}"),
+            licence=LICENCE,
+            fields=FIELDS,
+            records=_records(task, place.media, native),
+            notes=NOTES,
+        )
+        for task in tasks
+    ]
+
+
+KINDS = {"track": "tracks", "ground": "first and last points", "single_point_track": "track of one point"}
+NOTES = (
+    "Rows at 1 and at 2 frames per second are both used. Rows whose rate does not divide the video's are left out, as "
+    "are single-point rows without a visible point."
+)
+ALL = tuple(STYLES)
+SEVERAL = [
+    *_several(
+        "mevis",
+        "allenai/molmo2-mevis",
+        "MeViS",
+        "hub FudanCVL/MeViS",
+        Place("MeViS/train/videos/{video}", "MeViS/MeViS_release/train/JPEGImages/{video}"),
+        ALL,
+    ),
+    *_several(
+        "ref_yt_vos",
+        "allenai/molmo2-ref-yt-vos",
+        "Refer-YouTube-VOS",
+        "train.zip of the CodaLab competition 29139",
+        Place("Ref-YT-VOS/train/videos/{video}", "Ref-YT-VOS/train/JPEGImages/{video}"),
+        ("track",),
+    ),
+    *_several(
+        "lv_vis",
+        "allenai/molmo2-lv-vis",
+        "LV-VIS",
+        "train.zip from github.com/haochenheheda/LVVIS",
+        Place("LV-VIS/train/videos/{video}", "LV-VIS/train/JPEGImages/{video}"),
+        ALL,
+    ),
+    *_several(
+        "vicas",
+        "allenai/molmo2-vicas",
+        "ViCaS",
+        "hub kumuji/ViCaS, its videos split into frames with ffmpeg",
+        Place("ViCaS/train/videos/{video}", "ViCaS/JPEGImages/{video}", native=True),
+        ALL,
+    ),
+    *_several(
+        "revos",
+        "allenai/molmo2-revos",
+        "ReVOS",
+        "JPEGImages.zip, access through github.com/cilinyan/ReVOS-api",
+        Place("ReVOS/train/videos/{video}", "ReVOS/JPEGImages/{video}"),
+        ALL,
+    ),
+    *_several(
+        "burst",
+        "allenai/molmo2-burst",
+        "BURST on TAO-Amodal frames",
+        "hub chengyenhsieh/TAO-Amodal, after signing",
+        Place("TAO-Amodal/train/videos/{video}", "TAO-Amodal/frames/train/{video}", native=True),
+        ALL,
+    ),
+    *_several(
+        "ref_davis17",
+        "allenai/molmo2-ref-davis17",
+        "Ref-DAVIS17",
+        "DAVIS-2017-trainval-480p.zip from davischallenge.org",
+        Place("Ref-DAVIS17/train/videos/{video}", "Ref-DAVIS17/DAVIS/JPEGImages/480p/{video}"),
+        ("track",),
+    ),
+    *_several(
+        "yt_vis",
+        "allenai/molmo2-yt-vis",
+        "YouTube-VIS",
+        "train.zip from youtube-vos.org/dataset/vis",
+        Place("YT-VIS/train/videos/{video}", "YT-VIS/train/JPEGImages/{video}"),
+        ("track",),
+    ),
+    *_several(
+        "moca",
+        "allenai/molmo2-moca",
+        "MoCA",
+        "MoCA.zip from www.robots.ox.ac.uk/~vgg/data/MoCA",
+        Place("MoCA/videos/{video}", "MoCA/MoCA/JPEGImages/{video}"),
+        ("track", "ground"),
+    ),
+]
+
+# --- one object: config of allenai/molmo2-single-object-track -> where its videos are --------------------------------
+
+SINGLE: dict[str, tuple[str, str, Place]] = {
+    "webuav": ("WebUAV-3M", "Train", Place("WebUAV/videos/{video}", "WebUAV/Train/{video}/img")),
+    "got10k": ("GOT-10k", "full_data.zip", Place("GOT-10k/videos/{video}", "GOT-10k/train/{video}")),
+    "vasttrack": (
+        "VastTrack",
+        "train parts",
+        Place("VastTrack/videos/{video}", "VastTrack/train/{class}/{video}/imgs"),
+    ),
+    "trackingnet": ("TrackingNet", "all chunks", Place("TrackingNet/videos/{video}")),
+    "lvosv1": ("LVOS v1", "train", Place("LVOSv1/train/videos/{video}", "LVOSv1/train/JPEGImages/{video}")),
+    "lvosv2": ("LVOS v2", "train", Place("LVOSv2/train/videos/{video}", "LVOSv2/train/JPEGImages/{video}")),
+    "lasot": ("LaSOT", "hub l-lt/LaSOT", Place("LaSOT/train/videos/{video}", "LaSOT/annotation/{video}/img")),
+    "uwcot": ("UW-COT220", "its zip holds the videos", Place("UW-COT220/UW-COT220/{video}")),
+    "webuot": ("WebUOT-1M", "Train; its zip holds the videos", Place("webuot/Train/{video}")),
+    "latot": ("LaTOT", "all", Place("LaTOT/videos/{video}", "LaTOT/LaTOT/{video}/img")),
+    "tnl2k": ("TNL2K", "train subsets", Place("TNL2K/videos/{video}", "TNL2K/{video}/imgs")),
+    "tnllt": ("TNLLT", "all", Place("TNLLT/videos/{video}", "TNLLT/frames/{video}/imgs")),
+}
+SPELLED = {"tnllt": "tnnlt"}  # configurations whose name on the hub has a slip
+
+
+def _single(name: str, title: str, fetch: str, place: Place) -> Source:
+    config = SPELLED.get(name, name)
+    return Source(
+        name=f"{name}_single_point_track",
+        mixes=MIXES,
+        kind=f"video, {KINDS['single_point_track']}",
+        origin=Hub(
+            "allenai/molmo2-single-object-track", configs=(config,), media=f"{title} ({fetch}): {place.words()}"
+        ),
+        licence=LICENCE,
+        fields=FIELDS,
+        records=_records("single_point_track", place.media, None),
+        notes=f"Configuration {config!r} (sic). {NOTES}" if config != name else NOTES,
+    )
+
+
+# --- Molmo2's own set: clips of sixteen sources ----------------------------------------------------------------------
+
+_MOT_YEARS = ("MOT20", "MOT17", "MOT16")
+CLIPS: dict[str, str] = {  # video_dataset -> folder of encoded clips
+    "mose": "MOSE/videos/train",
+    "mosev2": "MOSEv2/videos/train",
+    "sav": "sav/sav_train/videos_fps6",
+    "vipseg": "VIPSeg/videos/train",
+    "animaltrack": "animaltrack/videos_all",
+    "APTv2": "APTv2/videos",
+    "bft": "bft/videos/train",
+    "soccernet": "SoccerNet/videos/train",
+    "sportsmot": "SportsMOT/videos/train",
+    "teamtrack": "TeamTrack/videos/train",
+    "mot2020": "MOT20/videos/train",
+    "personpath22": "personpath22/videos/train",
+    "dancetrack": "DanceTrack/videos/train",
+    "bdd100k": "bdd100k/videos/train",
+    "uavdt": "UAVDT/videos",
+    "seadrones": "SeaDronesSee/videos/train",
+}
+CLIP_FRAMES: dict[str, str] = {  # video_dataset -> folder of the whole video's frames, at the rate of the row
+    "mose": "MOSE/MOSE_release/train/JPEGImages/{video}",
+    "mosev2": "MOSEv2/train/JPEGImages/{video}",
+    "vipseg": "VIPSeg/VIPSeg_720P/images/{video}",
+    "bft": "bft/JPEGImages/{video}",
+    "soccernet": "SoccerNet/tracking/train/{video}/img1",
+    "sportsmot": "SportsMOT/sportsmot_publish/dataset/train/{video}/img1",
+    "dancetrack": "DanceTrack/train/{video}/img1",
+    "uavdt": "UAVDT/UAV-benchmark-M/{video}",
+    "seadrones": "SeaDronesSee/frames/{video}",
+    "mot2020": "MOT20/{year}/train/{video}/img1",
+    "APTv2": "APTv2/APTv2/data/{split_video}",
+}
+
+
+def clip_media(row: Row, rates: Mapping[str, float]) -> Media | None:
+    """The clip of a row: encoded, or the right part of its video's frames. None for an unknown source."""
+    source, video, clip = row["video_dataset"], row["video"], row["clip"]
+    if source not in CLIPS:
+        return None
+    file = File(f"{CLIPS[source]}/{clip}", f"{source}/{clip}")
+    if source not in CLIP_FRAMES:
+        return file
+    year = next((year for year in _MOT_YEARS if year in video), "MOT15")
+    folder = CLIP_FRAMES[source].format(video=video, year=year, split_video=video.replace("_", "/", 2))
+    whole = clip == video or row.get("start_frame") is None
+    first, last = (0, None) if whole else (row["start_frame"], row.get("end_frame"))
+    return FirstOf(file, Frames(folder, float(row.get("fps") or DEFAULT_FPS), first, last))
+
+
+def _molmo2(task: str, name: str) -> Source:
+    return Source(
+        name=name,
+        mixes=MIXES,
+        kind=f"video, {KINDS[task]}",
+        origin=Hub(
+            "allenai/molmo2-track-instruction",
+            configs=(task,),
+            media="clips of 16 data sets as <folder>/<clip>.mp4 with the folders "
+            + ", ".join(CLIPS.values())
+            + "; of "
+            + ", ".join(CLIP_FRAMES)
+            + " frames in the published folders will do",
+        ),
+        licence=LICENCE,
+        fields={
+            **FIELDS,
+            "video_dataset": str,
+            "clip": str,
+            "start_frame": maybe(int),
+            "end_frame": maybe(int),
+        },
+        records=_records(task, clip_media, None),
+        notes=NOTES,
+    )
+
+
+SOURCES: tuple[Source, ...] = (
+    _molmo2("track", "molmo2_video_track"),
+    _molmo2("ground", "molmo2_video_track_ground"),
+    _molmo2("single_point_track", "molmo2_video_single_point_track"),
+    *SEVERAL,
+    *(_single(name, *entry) for name, entry in SINGLE.items()),
+)
