@@ -50,7 +50,7 @@ class ExampleBuilder:
 
         Args:
             rng: decides wordings, branch order and resolution; nothing else does.
-            weight: the data set's flat loss weight; goes before the record's own.
+            weight: the data set's flat loss weight; goes before the record's own, and before its factor.
             p_high_res: the data set's chance of many tiles for a single picture; default `image.p_high_res`.
             max_tokens: longest sequence; branches that do not reach it are dropped, the last one may be cut.
         Raises:
@@ -67,7 +67,7 @@ class ExampleBuilder:
                 [self.tokenizer.bos_id, *root.visual.token_ids],
                 branches,
                 eos_id=self.tokenizer.eos_id,
-                rule=self._rule(record.weight if weight is None else weight),
+                rule=self._rule(record.weight if weight is None else weight, record.weight_factor),
                 max_tokens=max_tokens,
             )
         except BadRecord:
@@ -196,11 +196,13 @@ class ExampleBuilder:
             raise ValueError(f"a message of {len(text)} characters; at most {limit} are read (data.limits.text_chars)")
         return text
 
-    def _rule(self, flat: float | None) -> WeightRule:
+    def _rule(self, flat: float | None, factor: float | None) -> WeightRule:
         text = self.config.text
         if flat is not None:
             return WeightRule.flat(flat)
-        return WeightRule(1.0, text.root_length_weight, text.root_branches_weight, text.weight_scale)
+        return WeightRule(
+            1.0 if factor is None else factor, text.root_length_weight, text.root_branches_weight, text.weight_scale
+        )
 
     def _example(self, tree: FlatTree, visual: VisualInput, key: str, info: dict[str, Any]) -> Example:
         special = self.tokenizer.special

@@ -160,29 +160,26 @@ def _visible(frame: Mapping[str, Any]) -> dict[str, Sequence[float]]:
     return {key: entry["point"] for key, entry in frame["points"].items() if not entry.get("occluded", False)}
 
 
-def sampled_track_frames(
-    frames: Iterable[Mapping[str, Any]], frame_times: np.ndarray, *, grid_fps: float | None
-) -> list[Mapping[str, Any]]:
-    """Annotated frames that the model sees, by time; with `grid_fps` only those at multiples of 1/grid_fps seconds."""
-    kept = []
-    for frame in sorted(frames, key=lambda f: f["time"]):
-        time = float(frame["time"])
-        seen = bool(np.any(np.abs(np.asarray(frame_times) - time) <= SAME_TIME))
-        on_grid = not grid_fps or abs(time * grid_fps - round(time * grid_fps)) / grid_fps <= SAME_TIME
-        if seen and on_grid:
-            kept.append(frame)
-    return kept
+def seen_track_frames(frames: Iterable[Mapping[str, Any]], frame_times: np.ndarray) -> list[Mapping[str, Any]]:
+    """Annotated frames that the model sees, in the order given."""
+    times = np.asarray(frame_times)
+    return [frame for frame in frames if bool(np.any(np.abs(times - float(frame["time"])) <= SAME_TIME))]
+
+
+def on_grid(frames: Iterable[Mapping[str, Any]], fps: float) -> list[Mapping[str, Any]]:
+    """Those at multiples of 1/fps seconds."""
+    return [f for f in frames if abs(float(f["time"]) * fps - round(float(f["time"]) * fps)) / fps <= SAME_TIME]
 
 
 def first_and_last(frames: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of every object only its first and its last visible point."""
-    seen: dict[str, list[int]] = {}
+    """Of every object only its first and its last frame. One that is hidden there says nothing, as published."""
+    found: dict[str, list[int]] = {}
     for i, frame in enumerate(frames):
-        for key in _visible(frame):
-            seen.setdefault(key, []).append(i)
+        for key in frame["points"]:
+            found.setdefault(key, []).append(i)
     result = []
     for i, frame in enumerate(frames):
-        points = {k: {"point": p} for k, p in _visible(frame).items() if i in (seen[k][0], seen[k][-1])}
+        points = {k: p for k, p in frame["points"].items() if i in (found[k][0], found[k][-1])}
         if points:
             result.append({"time": frame["time"], "points": points})
     return result

@@ -24,11 +24,23 @@ from molmo2_nemo.data.points import (
     count_text,
     first_and_last,
     number_points,
+    on_grid,
     render,
-    sampled_track_frames,
     scale_point,
     seconds_text,
+    seen_track_frames,
     track_text,
+)
+from molmo2_nemo.data.styles import (
+    CAPTIONS,
+    DEMO_STYLES,
+    MC_STYLES,
+    POINT_MODES,
+    POINT_WORDS,
+    TIMED_CAPTIONS,
+    TRACK_STYLES,
+    UNCONDITIONED_STYLES,
+    canonical_style,
 )
 
 P_ALL_IMAGES = 0.5  # chance that a multi-image pointing prompt is about all pictures
@@ -37,111 +49,6 @@ LENGTH_UNIT, LENGTH_NOISE = 15, 25  # characters; the prefix says (length + nois
 P_OTHER_START = 0.2  # chance that single-object tracking starts at another than the first visible point
 MAIN_OBJECT = "main subject"  # what an object caption without `object` is about
 POINT_MARK = "<|POINT|>"  # in an answer: replaced by the points of the next answer annotation
-
-POINT_MODES = {
-    "pointing": "point",
-    "point": "point",
-    "cosyn_point": "point",
-    "point_count": "point_count",
-    "point_then_count": "point_count",
-    "count_then_point": "count_point",
-    "count": "count",
-    "video_point": "point",
-    "video_point_count": "point_count",
-    "video_count_point": "count_point",
-    "video_count": "count",
-    "multi_image_pointing": "point",
-    "multi_image_point_then_count": "point_count",
-    "multi_image_count_then_point": "count_point",
-    "multi_image_counting": "count",
-}
-TRACK_STYLES = frozenset(
-    {"video_point_track_per_frame", "video_point_ground_start_end", "video_single_point_track_per_frame"}
-)
-MC_STYLES = frozenset(
-    {
-        "video_multiple_choice",
-        "video_multiple_choice_count_without_pointing",
-        "video_multiple_choice_multiple_correct",
-        "video_multiple_choice_w_subtitle",
-        "a_okvqa_mc",
-        "ai2_diagram_no_letter",
-        "ai2_diagram",
-        "science_qa",
-        "eval_multiple_choice",
-        "multi_image_mc",
-        "multi_image_mc_exp",
-        "mantis_instruct_mc",
-        "eval_multi_image_mc",
-    }
-)
-DEMO_STYLES = frozenset(
-    {
-        "point_count",
-        "pointing",
-        "cosyn_point",
-        "user_qa",
-        "long_caption",
-        "short_caption",
-        "video_long_caption",
-        "video_short_caption",
-        "video_point_track_per_frame",
-        "video_point_track_start_end",
-        "video_single_point_track_start_end",
-        "video_transcript",
-        "video_clip_caption_start_end",
-        "video_clip_caption_start_end_in_seconds",
-        "video_clip_transcript_start_end",
-        "video_clip_transcript_start_end_in_seconds",
-        "video_frame_caption_timestamp",
-        "video_frame_caption_timestamp_in_seconds",
-        "correction_qa",
-        "text_sft",
-        "video_point",
-        "video_point_count",
-        "video_count",
-        "video_count_point",
-        "multi_image_pointing",
-        "multi_image_counting",
-        "multi_image_point_then_count",
-        "multi_image_count_then_point",
-    }
-)
-UNCONDITIONED_STYLES = frozenset({"pointing", "point_count", "cosyn_point"})
-CAPTIONS: dict[str, tuple[str, ...]] = {
-    "long_caption": words.LONG_CAPTION,
-    "short_caption": words.SHORT_CAPTION,
-    "video_long_caption": words.VIDEO_LONG_CAPTION,
-    "video_short_caption": words.VIDEO_SHORT_CAPTION,
-    "video_transcript": words.VIDEO_TRANSCRIPT,
-    "video_motion_caption": words.MOTION_CAPTION,
-    "video_object_caption": words.OBJECT_CAPTION,
-}
-TIMED_CAPTIONS: dict[str, tuple[str, ...]] = {
-    "video_frame_caption_timestamp": words.FRAME_CAPTION,
-    "video_clip_caption_start_end": words.CLIP_CAPTION,
-    "video_clip_transcript_start_end": words.CLIP_TRANSCRIPT,
-}
-POINT_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "image": {
-        "point": words.POINTING,
-        "point_count": words.POINT_COUNT,
-        "count_point": words.COUNT_THEN_POINT,
-        "count": words.ONLY_COUNT,
-    },
-    "video": {
-        "point": words.VIDEO_POINT,
-        "point_count": words.VIDEO_POINT_COUNT,
-        "count_point": words.VIDEO_COUNT_POINT,
-        "count": words.VIDEO_ONLY_COUNT,
-    },
-    "multi_image": {
-        "point": words.MULTI_POINT,
-        "point_count": words.MULTI_POINT_COUNT,
-        "count_point": words.MULTI_COUNT_POINT,
-        "count": words.MULTI_COUNT,
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -231,6 +138,8 @@ class PromptFormatter:
             turns = [turn]
         if annotation.get("prompt"):
             turns[0].user = annotation["prompt"]
+        for number in annotation.get("no_pointing", ()):
+            turns[number].user = _pick(rng, words.NO_POINTING) + turns[number].user
         prefix = self.prefix(canonical_style(style, self.training), turns[-1].answer, rng)
         turns[0].user = join_prefix(prefix, turns[0].user)
         return turns
@@ -258,7 +167,7 @@ class PromptFormatter:
             return style, Turn(_fill(_pick(rng, CAPTIONS[style]), object=what), answer)
         if style in TIMED_CAPTIONS:
             return self._timed_caption(annotation, style, answer, rng)
-        if question is not None and style == "video_short_answer":
+        if question is not None and canonical_style(style, self.training) == "video_short_answer":
             return style, Turn(_fill(_pick(rng, words.VIDEO_SHORT_ANSWER), question=question), answer)
         if question is not None and "_exp" in style:
             return style, Turn(_fill(_pick(rng, words.EXPLAIN), question=question), answer)
@@ -266,6 +175,9 @@ class PromptFormatter:
 
     def _choice(self, annotation: Mapping[str, Any], question: str, rng: np.random.Generator) -> Turn:
         options, answer = annotation["options"], int(annotation["answer_idx"])
+        if self.training and annotation.get("shuffle_options"):
+            order = rng.permutation(len(options))
+            options, answer = [options[i] for i in order], int(np.flatnonzero(order == answer)[0])
         unlabelled = bool(annotation.get("unlabelled_options"))
         if not self.templated:
             return Turn(*plain_choice(question, options, answer))
@@ -337,61 +249,52 @@ class PromptFormatter:
     def _track(
         self, annotation: Mapping[str, Any], style: str, context: VisualContext, rng: np.random.Generator
     ) -> Turn:
+        task = TRACK_STYLES[style]
         label, point_format = str(annotation.get("label", "")), self.config.point_format
         fps = int(annotation.get("sampling_fps") or 2)
         size = _scale(annotation, context.video_size)
-        frames = annotation.get("points")
-        per_frame = style != "video_point_ground_start_end"
-        kept = sampled_track_frames(frames or [], context.frame_times, grid_fps=fps if per_frame else None)
-        fields: dict[str, str] = {"label": label, "fps": str(fps)}
-        hide_fps = fps == 2 and rng.random() < 0.5
-        if style == "video_single_point_track_per_frame":
-            point, kept = self._single_start(kept, size, label, rng)
-            fields["point"] = point
-            lists: tuple[tuple[str, ...], ...] = (words.SINGLE_TRACK, words.SINGLE_TRACK_NO_FPS)
-        elif per_frame:
-            lists = (words.TRACK, words.TRACK_NO_FPS)
-        else:
-            kept, lists = list(first_and_last(kept)), (words.GROUND, words.GROUND)
-        prompt = annotation.get("question") or _fill(_pick(rng, lists[bool(hide_fps)]), **fields)
-        if not self.templated:
-            prompt = annotation.get("question") or fields.get("point") or label
+        frames = sorted(annotation.get("points") or [], key=lambda f: f["time"])
+        seen = seen_track_frames(frames, context.frame_times)
+        kept = on_grid(seen, fps) if task.on_grid else seen
+        if task.ends_only:
+            kept = first_and_last(kept)
+        fields = {"label": label, "fps": str(fps)}
+        if task.from_point and frames:
+            point, time = self._start(seen, frames, rng)
+            groups = number_points([(seconds_text(time), [scale_point(point, size)])])
+            fields["point"] = render(PointTag(groups, label), point_format)
+            kept = [frame for frame in kept if frame["time"] > time]
+        elif task.from_point:
+            fields["point"] = label  # nobody can be followed; the answer says so
+        wordings = task.wordings
+        if fps == 2 and task.wordings_no_fps and rng.random() < 0.5:
+            wordings = task.wordings_no_fps
+        prompt = _fill(_pick(rng, wordings), **fields) if self.templated else fields.get("point", label)
         answer = track_text(kept, size, label, point_format) if frames else NONE_TEXT
-        return Turn(prompt, answer)
+        return Turn(annotation.get("question") or prompt, answer)
 
-    def _single_start(
-        self, frames: Sequence[Mapping[str, Any]], size: tuple[float, float], label: str, rng: np.random.Generator
-    ) -> tuple[str, list[Mapping[str, Any]]]:
-        """The starting point as a tag, and the frames after it."""
-        visible = [
-            (i, entry["point"])
-            for i, frame in enumerate(frames)
-            for entry in frame["points"].values()
-            if not entry.get("occluded", False)
-        ]
-        if not visible:
-            raise ValueError("single-object tracking needs a visible point in a sampled frame")
-        other = self.training and rng.random() < P_OTHER_START
-        at, point = visible[int(rng.integers(len(visible)))] if other else visible[0]
-        groups = number_points([(seconds_text(frames[at]["time"]), [scale_point(point, size)])])
-        return render(PointTag(groups, label), self.config.point_format), list(frames[at + 1 :])
+    def _start(
+        self, seen: Sequence[Mapping[str, Any]], frames: Sequence[Mapping[str, Any]], rng: np.random.Generator
+    ) -> tuple[Sequence[float], float]:
+        """Where and when a single object's track starts: where it is first visible to the model, sometimes later; if
+        it never is, where it is first annotated."""
+        for some in (seen, frames):
+            visible = [
+                (entry["point"], float(frame["time"]))
+                for frame in some
+                for entry in frame["points"].values()
+                if not entry.get("occluded", False)
+            ]
+            if visible:
+                other = self.training and rng.random() < P_OTHER_START
+                return visible[int(rng.integers(len(visible)))] if other else visible[0]
+        raise ValueError("single-object tracking needs a visible point")
 
 
 def _drawn(annotation: Mapping[str, Any], rng: np.random.Generator) -> Mapping[str, Any]:
     """The annotation with one of its `either` (fields that go before its own) laid over it, drawn at every access."""
     either = annotation.get("either")
     return {**annotation, **either[int(rng.integers(len(either)))]} if either else annotation
-
-
-def canonical_style(style: str, training: bool) -> str:
-    """The style that prefixes name: evaluation aliases and counting variants lead back to their base style."""
-    aliases = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}
-    style = aliases.get(style, style)
-    if style.startswith("video_eval_"):
-        style = "video_" + style.removeprefix("video_eval_")
-    if style.startswith("eval_multi_image_"):
-        style = style.removeprefix("eval_")
-    return style.removesuffix("_count_without_pointing")
 
 
 def join_prefix(prefix: str, prompt: str) -> str:

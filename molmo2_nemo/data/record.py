@@ -23,7 +23,10 @@ VIDEO_SUFFIXES = frozenset(
 UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "joblib", "dill", "npy", "npz", "so", "py"})
 
 RECORD_KEYS = frozenset(
-    {"images", "video", "subtitles", "clip", "sampling", "weight", "annotations", "variants", "variant_weights"}
+    {
+        *("images", "video", "subtitles", "clip", "sampling", "weight", "weight_factor"),
+        *("annotations", "variants", "variant_weights"),
+    }
 )
 
 
@@ -65,6 +68,7 @@ class Record:
     clip: tuple[float, float] | None = None  # seconds of the video
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
+    weight_factor: float | None = None  # or: what the generic weights are multiplied by
 
 
 def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int = LimitsConfig.json_bytes) -> Record:
@@ -92,9 +96,9 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
         raise BadRecord(key, "bad record", f"video must be the suffix of a member such as 'mp4', not {_show(video)}")
     if names and video is not None:
         raise BadRecord(key, "bad record", "a record holds either images or one video, this one names both")
-    weight = data.get("weight")
-    if weight is not None and not (_is_number(weight) and weight >= 0):
-        raise BadRecord(key, "bad record", f"weight must be a finite number >= 0, not {_show(weight)}")
+    weight, factor = _weight(key, data, "weight"), _weight(key, data, "weight_factor")
+    if weight is not None and factor is not None:
+        raise BadRecord(key, "bad record", "weight (flat) and weight_factor (of the generic weights): give one of them")
     sampling = data.get("sampling", {})
     if not isinstance(sampling, dict):
         raise BadRecord(key, "bad record", f"sampling must be an object, not {_show(sampling)}")
@@ -109,7 +113,8 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
         variant_weights=weights,
         clip=_clip(key, data.get("clip")),
         sampling=sampling,
-        weight=None if weight is None else float(weight),
+        weight=weight,
+        weight_factor=factor,
     )
 
 
@@ -160,6 +165,13 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an int too large for a float
         return False
+
+
+def _weight(key: str, data: dict[str, Any], name: str) -> float | None:
+    value = data.get(name)
+    if value is not None and not (_is_number(value) and value >= 0):
+        raise BadRecord(key, "bad record", f"{name} must be a finite number >= 0, not {_show(value)}")
+    return None if value is None else float(value)
 
 
 def _string_list(key: str, value: Any, what: str) -> list[str]:
@@ -265,6 +277,10 @@ def check_annotation(annotation: dict[str, Any], num_images: int, has_video: boo
             raise ValueError(f"messages must be a list of at least two strings, not {_show(messages)}")
         if len(messages) % 2:
             raise ValueError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
+    marked = annotation.get("no_pointing", [])
+    exchanges = len(annotation["messages"]) // 2 if "messages" in annotation else 1
+    if not isinstance(marked, list) or not all(type(n) is int and 0 <= n < exchanges for n in marked):
+        raise ValueError(f"no_pointing must list questions by number, 0 to {exchanges - 1}, not {_show(marked)}")
     if "either" in annotation:
         either = annotation["either"]
         if (

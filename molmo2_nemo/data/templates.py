@@ -235,12 +235,40 @@ SINGLE_TRACK = (
     "Given {point}, where does it go? Answer at {fps} fps.",
     "Track {point} through the rest of the video at {fps} fps.",
 )
-SINGLE_TRACK_NO_FPS = (
-    "Track the object at {point}.",
-    "Follow what is marked by {point}.",
-    "Starting from {point}, track this object.",
-    "This is the starting point: {point}. Track it.",
-    "Given {point}, where does it go?",
+SINGLE_END = (
+    "Where is the object at {point} seen last?",
+    "Starting from {point}, give only the last position of this object.",
+    "The object starts at {point}. Where does it end?",
+    "Given {point}, point to where it is at the end.",
+    "Track {point}, but answer with its last position alone.",
+    "First seen: {point}. Last seen?",
+)
+# Put before a question that asks for a number, where the answer has no points.
+NO_POINTING = (
+    "Do not point. ",
+    "Please do not point. ",
+    "Don't point at anything. ",
+    "No points, please. ",
+    "No points: ",
+    "no points\n",
+    "NO POINTS\n",
+    "Without points: ",
+    "Without pointing: ",
+    "without pointing\n\n",
+    "Text only. ",
+    "Text only, no points:\n",
+    "Answer in words only. ",
+    "Answer in plain text, without points. ",
+    "I need no points here. ",
+    "Skip the points. ",
+    "Leave out any points. ",
+    "Your answer must not contain points. ",
+    "There is no need to point. ",
+    "Points are not wanted. ",
+    "Just the answer, no points:\n",
+    "Give a text answer and no points. ",
+    "dont point. ",
+    "Never mind pointing. ",
 )
 
 

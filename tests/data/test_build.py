@@ -194,6 +194,15 @@ def test_weights():
     np.testing.assert_allclose(plain.max(), 2 / np.sqrt(np.count_nonzero(plain)), rtol=1e-6)
 
 
+def test_a_weight_factor_keeps_the_generic_rule():
+    """As published for ChartQA: human questions 1.4772, machine-made ones 0.5228 times 2 / sqrt(n)."""
+    plain = builder().build(Record("s:k", [png(64, 64)], annotations=PICTURE), rng()).loss_weights
+    scaled = builder().build(Record("s:k", [png(64, 64)], annotations=PICTURE, weight_factor=1.4772), rng())
+    np.testing.assert_allclose(scaled.loss_weights, plain * 1.4772, rtol=1e-6)
+    flat = builder().build(Record("s:k", [png(64, 64)], annotations=PICTURE, weight_factor=2.0), rng(), weight=0.2)
+    assert set(flat.loss_weights.tolist()) == {0.0, np.float32(0.2)}  # the data set's goes before it
+
+
 def test_high_resolution_is_drawn():
     record = Record("s:k", [png(400, 600)], annotations=PICTURE[:1])
     crops = [builder().build(record, rng(s), p_high_res=0.5).num_crops for s in range(30)]

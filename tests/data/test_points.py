@@ -13,11 +13,12 @@ from molmo2_nemo.data.points import (
     count_text,
     first_and_last,
     number_points,
+    on_grid,
     parse,
     render,
-    sampled_track_frames,
     scale_point,
     seconds_text,
+    seen_track_frames,
     track_text,
 )
 
@@ -184,12 +185,19 @@ def test_parser_survives_anything_else():
 def test_frames_of_a_track_that_the_model_sees():
     frames = [frame(t, a=[1, 1]) for t in (0.0, 0.25, 0.5, 0.755, 1.0, 1.5)]
     times = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
-    assert [f["time"] for f in sampled_track_frames(frames, times, grid_fps=None)] == [0.0, 0.25, 0.5, 0.755, 1.0]
-    assert [f["time"] for f in sampled_track_frames(frames, times, grid_fps=2)] == [0.0, 0.5, 1.0]
-    assert [f["time"] for f in sampled_track_frames(frames, times, grid_fps=1)] == [0.0, 1.0]
+    seen = seen_track_frames(frames, times)
+    assert [f["time"] for f in seen] == [0.0, 0.25, 0.5, 0.755, 1.0]
+    assert [f["time"] for f in on_grid(seen, 2)] == [0.0, 0.5, 1.0]
+    assert [f["time"] for f in on_grid(seen, 1)] == [0.0, 1.0]
 
 
 def test_first_and_last_of_every_object():
-    frames = [frame(0, a=[1, 1]), frame(1, a=[2, 2], b=[3, 3]), frame(2, a=[4, 4], b=[5, 5, "occluded"])]
+    frames = [
+        frame(0, a=[1, 1], c=[9, 9]),
+        frame(1, a=[2, 2], b=[3, 3], c=[9, 9]),
+        frame(2, a=[4, 4], b=[5, 5, "occluded"], c=[9, 8, "occluded"]),
+    ]
     kept = first_and_last(frames)
-    assert [(f["time"], sorted(f["points"])) for f in kept] == [(0, ["a"]), (1, ["b"]), (2, ["a"])]
+    assert [(f["time"], sorted(f["points"])) for f in kept] == [(0, ["a", "c"]), (1, ["b"]), (2, ["a", "b", "c"])]
+    text = track_text(kept, (1000, 1000), "it", "html-v2")  # what is hidden at its end is not written
+    assert text == '<tracks coords="0.0 1 001 001 2 009 009;1.0 3 003 003;2.0 1 004 004">it</tracks>'

@@ -7,6 +7,7 @@ import pytest
 
 from molmo2_nemo.data import choices, prompts, templates
 from molmo2_nemo.data.config import TextFormatConfig
+from molmo2_nemo.data.points import parse
 from molmo2_nemo.data.prompts import PromptFormatter, VisualContext, canonical_style, time_text
 
 STAGE1 = TextFormatConfig("none", "style_and_length_v2", "html-v1", False, False)
@@ -312,6 +313,77 @@ def test_single_object_tracks_start_behind_the_prompt():
     assert turn.answer == '<tracks coords="1.0 1 172 208;2.0 1 188 208">people</tracks>'
     starts = [re.search(r'coords="(\S+)', one(single, seed=s).user)[1] for s in range(300)]
     assert 0.08 < np.mean([s != "0.0" for s in starts]) < 0.2  # 0.2 * 2/3
+
+
+def test_single_object_tracks_may_start_between_the_answers():
+    """The start is any moment the model sees (here every 0.5 s), the answer at the annotation's own rate (1 fps)."""
+    single = {**TRACK, "style": "video_single_point_track_per_frame"}
+    hidden = [{**f, "points": {}} if f["time"] == 0 else f for f in TRACK["points"]]
+    turn = one({**single, "points": hidden}, training=False)
+    first = next(f["time"] for f in hidden if f["points"])
+    assert f'coords="{float(first)} 1 ' in turn.user and f'coords="{float(first)} 1 ' not in turn.answer
+    unseen = VisualContext((), (640, 480), np.array([0.1, 0.6]))  # no annotated moment among them
+    turn = one(single, training=False, context=unseen)
+    assert '<points coords="0.0 1 156 208">people</points>' in turn.user and turn.answer == "No tracks available."
+    with pytest.raises(ValueError, match="needs a visible point"):
+        one({**single, "points": [{"time": 0.0, "points": {}}]})
+
+
+@pytest.mark.parametrize("style", sorted(prompts.TRACK_STYLES))
+def test_every_track_style(style):
+    """Also those of which the reference has only the names; answers can be read back."""
+    turns = [one({**TRACK, "style": style, "sampling_fps": 1}, training=False, seed=s) for s in range(60)]
+    assert len({turn.user for turn in turns}) >= 4 and len({turn.answer for turn in turns}) == 1
+    assert all(("<points" in turn.user) == ("single" in style) for turn in turns)
+    (tag,) = parse(turns[0].answer)
+    times = [float(group.frame) for group in tag.groups]
+    ends = {
+        "video_point_track_per_frame": [0.0, 1.0, 2.0],
+        "video_point_track_all_frames": sorted(f["time"] for f in TRACK["points"] if f["time"] <= 3.5),
+        "video_point_track_start_end": [0.0, max(f["time"] for f in TRACK["points"] if f["time"] <= 3.5)],
+        "video_single_point_track_per_frame": [1.0, 2.0],
+        "video_single_point_track_start_end": [max(f["time"] for f in TRACK["points"] if f["time"] <= 3.5)],
+    }
+    assert times == ends.get(style, ends["video_point_track_start_end"])
+
+
+# --- per-access choices that data_prep asks for ---------------------------------------------------------------------
+
+
+def test_requests_not_to_point():
+    """Marked questions of a conversation get one of several requests; where points are asked for nothing changes."""
+    chat = {"style": "user_qa", "messages": ["How many?", "2", "Why?", "So.", "And how many now?", "3"]}
+    formatter, said = PromptFormatter(STAGE2), set()
+    for seed in range(80):
+        turns = formatter.conversation({**chat, "no_pointing": [0, 2]}, CONTEXT, seeded(seed))
+        assert turns[1].user == "Why?" and [t.answer for t in turns] == ["2", "So.", "3"]
+        for turn, question in ((turns[0], "How many?"), (turns[2], "And how many now?")):
+            request = turn.user.removesuffix(question)
+            assert request in templates.NO_POINTING
+            said.add(request)
+    assert len(said) > 15
+    assert [t.user for t in formatter.conversation(chat, CONTEXT, seeded())][0] == "How many?"
+    turn = one({"style": "vqa2", "question": "How many?", "answer": "2", "no_pointing": [0]})
+    assert re.fullmatch(r"vqa2: .+\sHow many\?", turn.user, re.DOTALL)
+
+
+def test_options_in_a_new_order_at_every_access():
+    shuffled = {**CHOICE, "shuffle_options": True}
+    orders = set()
+    for seed in range(200):
+        turn = one(shuffled, seed=seed)
+        places = sorted(CHOICE["options"], key=turn.user.index)
+        orders.add(tuple(places))
+        if "blue" not in turn.answer:
+            assert re.search(re.escape(turn.answer) + r"\W{1,5}blue", turn.user), turn
+    assert len(orders) == 6
+    assert one(shuffled, training=False) == one(CHOICE, training=False)
+
+
+def test_counting_variants_of_short_answers_have_wordings():
+    annotation = {"style": "video_short_answer_count_without_pointing", "question": "How many?", "answer": "2"}
+    users = {one(annotation, seed=s).user for s in range(40)}
+    assert len(users) > 5 and all(u.startswith("video_short_answer: ") for u in users)
 
 
 # --- errors and repeatability ---------------------------------------------------------------------------------------

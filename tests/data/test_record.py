@@ -61,6 +61,8 @@ BAD = {
     "no annotations": (members({"annotations": []}), "bad record", "at least one"),
     "no style": (members({"annotations": [{"text": "x"}]}), "bad record", "style"),
     "huge int": (members({"weight": 10**400, "annotations": [QA]}), "bad record", "weight"),
+    "two weights": (members({"weight": 1, "weight_factor": 2, "annotations": [QA]}), "bad record", "give one of them"),
+    "factor": (members({"weight_factor": -1, "annotations": [QA]}), "bad record", "weight_factor must be"),
     "clip": (members({"clip": [3, 1], "annotations": [QA]}), "bad record", "clip"),
     "subtitle": (members({"subtitles": [{"start": 2, "end": 1, "text": ""}], "annotations": [QA]}), "bad record", "0"),
 }
@@ -86,6 +88,8 @@ ANNOTATIONS = [
     ({"style": "text_sft", "messages": ["only one"]}, "messages"),
     ({"style": "text_sft", "messages": ["a", "b", "c"]}, "alternate"),
     ({"style": "user_qa", "question": 5, "answer": "a"}, "question"),
+    ({**QA, "no_pointing": [1]}, "no_pointing must list questions by number, 0 to 0"),
+    ({"style": "text_sft", "messages": ["a", "b"] * 2, "no_pointing": [True]}, "0 to 1, not"),
 ]
 
 

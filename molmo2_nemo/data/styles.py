@@ -1,0 +1,142 @@
+"""Styles: the task that each names, its wordings, and which of them carry no prefix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from molmo2_nemo.data import templates as words
+
+POINT_MODES = {
+    "pointing": "point",
+    "point": "point",
+    "cosyn_point": "point",
+    "point_count": "point_count",
+    "point_then_count": "point_count",
+    "count_then_point": "count_point",
+    "count": "count",
+    "video_point": "point",
+    "video_point_count": "point_count",
+    "video_count_point": "count_point",
+    "video_count": "count",
+    "multi_image_pointing": "point",
+    "multi_image_point_then_count": "point_count",
+    "multi_image_count_then_point": "count_point",
+    "multi_image_counting": "count",
+}
+
+
+@dataclass(frozen=True)
+class TrackStyle:
+    """A tracking task. `..._start_end` and `..._all_frames` of whole tracks are known by name only (the released code
+    has no format for them); their answers are written as those of their neighbours."""
+
+    wordings: tuple[str, ...]
+    wordings_no_fps: tuple[str, ...] = ()  # half of the prompts at 2 frames a second
+    on_grid: bool = False  # answer at multiples of 1 / sampling_fps; else at every sampled frame
+    ends_only: bool = False  # of every object only the first and the last frame
+    from_point: bool = False  # one object, whose starting point the prompt gives; the answer is what follows
+
+
+TRACK_STYLES = {
+    "video_point_track_per_frame": TrackStyle(words.TRACK, words.TRACK_NO_FPS, on_grid=True),
+    "video_point_track_all_frames": TrackStyle(words.TRACK_NO_FPS),
+    "video_point_track_start_end": TrackStyle(words.GROUND, ends_only=True),
+    "video_point_ground_start_end": TrackStyle(words.GROUND, ends_only=True),
+    "video_single_point_track_per_frame": TrackStyle(words.SINGLE_TRACK, on_grid=True, from_point=True),
+    "video_single_point_track_start_end": TrackStyle(words.SINGLE_END, ends_only=True, from_point=True),
+}
+MC_STYLES = frozenset(
+    {
+        "video_multiple_choice",
+        "video_multiple_choice_count_without_pointing",
+        "video_multiple_choice_multiple_correct",
+        "video_multiple_choice_w_subtitle",
+        "a_okvqa_mc",
+        "ai2_diagram_no_letter",
+        "ai2_diagram",
+        "science_qa",
+        "eval_multiple_choice",
+        "multi_image_mc",
+        "multi_image_mc_exp",
+        "mantis_instruct_mc",
+        "eval_multi_image_mc",
+    }
+)
+DEMO_STYLES = frozenset(
+    {
+        "point_count",
+        "pointing",
+        "cosyn_point",
+        "user_qa",
+        "long_caption",
+        "short_caption",
+        "video_long_caption",
+        "video_short_caption",
+        "video_point_track_per_frame",
+        "video_point_track_start_end",
+        "video_single_point_track_start_end",
+        "video_transcript",
+        "video_clip_caption_start_end",
+        "video_clip_caption_start_end_in_seconds",
+        "video_clip_transcript_start_end",
+        "video_clip_transcript_start_end_in_seconds",
+        "video_frame_caption_timestamp",
+        "video_frame_caption_timestamp_in_seconds",
+        "correction_qa",
+        "text_sft",
+        "video_point",
+        "video_point_count",
+        "video_count",
+        "video_count_point",
+        "multi_image_pointing",
+        "multi_image_counting",
+        "multi_image_point_then_count",
+        "multi_image_count_then_point",
+    }
+)
+UNCONDITIONED_STYLES = frozenset({"pointing", "point_count", "cosyn_point"})
+CAPTIONS: dict[str, tuple[str, ...]] = {
+    "long_caption": words.LONG_CAPTION,
+    "short_caption": words.SHORT_CAPTION,
+    "video_long_caption": words.VIDEO_LONG_CAPTION,
+    "video_short_caption": words.VIDEO_SHORT_CAPTION,
+    "video_transcript": words.VIDEO_TRANSCRIPT,
+    "video_motion_caption": words.MOTION_CAPTION,
+    "video_object_caption": words.OBJECT_CAPTION,
+}
+TIMED_CAPTIONS: dict[str, tuple[str, ...]] = {
+    "video_frame_caption_timestamp": words.FRAME_CAPTION,
+    "video_clip_caption_start_end": words.CLIP_CAPTION,
+    "video_clip_transcript_start_end": words.CLIP_TRANSCRIPT,
+}
+POINT_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "image": {
+        "point": words.POINTING,
+        "point_count": words.POINT_COUNT,
+        "count_point": words.COUNT_THEN_POINT,
+        "count": words.ONLY_COUNT,
+    },
+    "video": {
+        "point": words.VIDEO_POINT,
+        "point_count": words.VIDEO_POINT_COUNT,
+        "count_point": words.VIDEO_COUNT_POINT,
+        "count": words.VIDEO_ONLY_COUNT,
+    },
+    "multi_image": {
+        "point": words.MULTI_POINT,
+        "point_count": words.MULTI_POINT_COUNT,
+        "count_point": words.MULTI_COUNT_POINT,
+        "count": words.MULTI_COUNT,
+    },
+}
+
+
+def canonical_style(style: str, training: bool) -> str:
+    """The style that prefixes name: evaluation aliases and counting variants lead back to their base style."""
+    aliases = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}
+    style = aliases.get(style, style)
+    if style.startswith("video_eval_"):
+        style = "video_" + style.removeprefix("video_eval_")
+    if style.startswith("eval_multi_image_"):
+        style = style.removeprefix("eval_")
+    return style.removesuffix("_count_without_pointing")
