@@ -119,7 +119,7 @@ def _run_here(cfg: RunConfig) -> int:
             _say_outcome(Path(attempt), "user_error", str(error))
         raise
     if attempt and code == PREEMPTED:
-        _say_outcome(Path(attempt), "preempted", "a signal asked the run to stop; a checkpoint is saved")
+        _say_outcome(Path(attempt), "preempted", (Path(attempt) / "preempted").read_text())
         return 0
     return code
 

@@ -27,9 +27,9 @@ def run(cfg: RunConfig) -> int:
         train(cfg)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Preempted:
-        if os.environ.get(ERROR_DIR):
-            (Path(os.environ[ERROR_DIR]) / "preempted").touch()  # exit codes get lost in torch's elastic launcher
+    except Preempted as stop:
+        if os.environ.get(ERROR_DIR):  # exit codes get lost in torch's elastic launcher
+            (Path(os.environ[ERROR_DIR]) / "preempted").write_text(str(stop))
         return PREEMPTED
     except ImportError as error:
         # A missing package is the user's to install, a wrong name inside ours is not.

@@ -23,6 +23,7 @@ IN_SLURM_JOB = "MOLMO2_ATTEMPT"  # in a job: folder of this attempt, where tasks
 # Runs on the node of the batch script, outside the container. `outcome`: first line preempted, user_error or failed
 # (launch.py writes it), then the message.
 TRAP = f"""
+unset SLURM_UNBUFFEREDIO  # NeMo-Run's: it gives tasks a terminal, and logs are then full of progress bars
 export {IN_SLURM_JOB}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
 mkdir -p "${IN_SLURM_JOB}" || exit {USER_ERROR}

@@ -154,6 +154,31 @@ def wait_for(met: Callable[[], Any], seconds: float, what: str, explain: Callabl
     raise AssertionError(f"waited {seconds:.0f} s in vain for {what}\n{explain()}")
 
 
+def build_plugin(folder: Path) -> Path | None:
+    """The SPANK plugin of container_flags.c, compiled; None without a compiler or Slurm's headers."""
+    header, compiler = Path("/usr/include/slurm/spank.h"), shutil.which("gcc")
+    if compiler is None or not header.is_file():
+        return None
+    source, target = Path(__file__).with_name("container_flags.c"), folder / "container_flags.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(target), str(source)], check=True)
+    return target
+
+
+def task_process(job: str, rank: int) -> int | None:
+    """Process id of a job's task on this machine; None while there is none."""
+    wanted = {f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = set((folder / "environ").read_text(errors="replace").split("\0"))
+            words = (folder / "cmdline").read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+        is_step = any(v.startswith("SLURM_STEP_ID=") and len(v) < 20 for v in variables)
+        if wanted <= variables and is_step and "--config" in words:
+            return int(folder.name)
+    return None
+
+
 def free_ports(count: int) -> list[int]:
     """`count` consecutive ports that nothing listens on."""
     for first in range(17001, 60000, count):

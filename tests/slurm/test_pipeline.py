@@ -1,0 +1,186 @@
+"""The three stages on a real Slurm: order, preemption, cancelling, a dead rank, and the same command again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from molmo2_nemo.errors import USER_ERROR
+from tests.slurm.cluster import task_process, wait_for
+
+STEPS = 24
+WAIT = 400  # seconds until a test gives up; a stage of this size takes half a minute on two cores
+NODE = ("cluster=slurm", "cluster.nodes=1", "cluster.precision=fp32", "cluster.slurm.exclusive=false")
+HERE = ("cluster.slurm.mem=null", "cluster.slurm.env.MASTER_ADDR=127.0.0.1", "cluster.slurm.partition=main")
+
+
+class Run:
+    """One run's folder and the command that makes it."""
+
+    def __init__(self, slurm, folder: Path, shards: Path, *settings: str, verb: str = "pipeline") -> None:
+        self.slurm, self.folder = slurm, folder
+        data = f"data.sources.demo.path='{shards}/${{stage.name}}'"
+        self.settings = (verb, "recipe=tiny", f"output_dir={folder}", data, *NODE, *HERE, *settings)
+
+    def call(self, *more: str, code: int = 0) -> str:
+        """Calls the user's command; its standard output, or standard error where a failure is expected."""
+        command = [sys.executable, "-m", "molmo2_nemo.cli.main", *self.settings, *more]
+        done = subprocess.run(command, capture_output=True, text=True, env=self.slurm.env)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
+
+    def jobs(self) -> dict[str, str]:
+        """Stage -> id of its last job."""
+        return {stage: job["id"] for stage, job in json.loads((self.folder / "slurm/jobs.json").read_text()).items()}
+
+    def steps(self, stage: str) -> list[int]:
+        path = self.folder / stage / "metrics.jsonl"
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def wait_for_step(self, stage: str, step: int) -> None:
+        wait_for(lambda: step in self.steps(stage), WAIT, f"step {step} of {stage}", self.log)
+
+    def wait_for_state(self, job: str, *states: str) -> str:
+        return wait_for(lambda: (s := self.slurm.state(job)) in states and s, WAIT, f"{job}: {states}", self.log)
+
+    def log(self) -> str:
+        """What all jobs have written, for messages."""
+        files = sorted((self.folder / "slurm").glob("*/*.out"))
+        return "\n".join(f"--- {f.name}\n{f.read_text(errors='replace')[-3000:]}" for f in files) + self.slurm.logs()
+
+    def finished(self, stage: str) -> bool:
+        return (self.folder / stage / "summary.json").is_file()
+
+
+def property_of(slurm, job: str, name: str) -> str:
+    found = re.search(rf"\b{name}=(\S+)", slurm.run("scontrol", "show", "job", job).stdout)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def run(slurm, shards, tmp_path_factory):
+    """The pipeline; one task per stage, two in the last. No second tries: each fault is looked at."""
+    settings = ("parallel=single", "cluster.devices=1", "long:cluster.devices=2", "long:parallel=cp2")
+    small = (f"stage.max_steps={STEPS}", "save_every=2", "stage.global_batch_size=2", "stage.micro_batch_size=1")
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    return Run(slurm, folder, shards, *settings, *small, "cluster.slurm.retries=0", "cluster.slurm.gpus_per_node=2")
+
+
+def test_submitted_in_order_and_only_once(run):
+    run.call()
+    first = run.jobs()
+    assert list(first) == ["pretrain", "sft", "long"]
+    assert [run.slurm.state(first[stage]) for stage in ("sft", "long")] == ["PENDING", "PENDING"]
+    assert run.slurm.state(first["pretrain"]) in ("PENDING", "RUNNING")
+    said = run.call()
+    assert run.jobs() == first and "submitted" not in said
+    assert all(f"job {id_} is " in said for id_ in first.values())
+    assert len(run.slurm.run("squeue", "--noheader").stdout.splitlines()) == 3
+
+
+def test_other_settings_while_a_job_waits_are_refused(run):
+    before = run.jobs()
+    error = run.call("sft:stage.max_steps=9", code=USER_ERROR)
+    assert "is now 9" in error and f"scancel {before['sft']}" in error and run.jobs() == before
+
+
+def test_a_preempted_job_is_requeued_and_goes_on(run):
+    job, waiting = run.jobs()["pretrain"], run.jobs()["sft"]
+    run.wait_for_step("pretrain", 2)
+    run.slurm.run("scancel", "--signal=USR1", job)
+    run.wait_for_state(job, "PENDING")
+    outcome = (run.folder / f"slurm/pretrain/attempt-{job}-0/outcome").read_text()
+    assert outcome.startswith("preempted\n") and not run.finished("pretrain")
+    saved = max(run.steps("pretrain"))
+    assert f"step {saved} " in outcome and saved < STEPS
+    assert run.slurm.state(waiting) == "PENDING"
+    run.slurm.run("scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm lets requeued jobs wait two minutes
+    run.wait_for_state(job, "COMPLETED")
+    assert run.steps("pretrain") == list(range(1, STEPS + 1))
+
+
+def test_the_next_stage_starts_after_it(run):
+    first, second = run.jobs()["pretrain"], run.jobs()["sft"]
+    run.wait_for_step("sft", 2)
+    assert property_of(run.slurm, second, "StartTime") >= property_of(run.slurm, first, "EndTime")
+    start = (run.folder / "sft/config.yaml").read_text()
+    assert f"{run.folder}/pretrain/checkpoints/" in start  # init_from, looked up when the job started
+
+
+def test_a_cancelled_job_stays_cancelled_and_the_same_command_completes_it(run):
+    before = run.jobs()
+    run.slurm.run("scancel", before["sft"])
+    run.wait_for_state(before["sft"], "CANCELLED")
+    run.wait_for_state(before["long"], "CANCELLED")
+    assert not run.finished("sft")
+    said = run.call()
+    after = run.jobs()
+    assert "pretrain: finished before, skipped" in said and after["pretrain"] == before["pretrain"]
+    assert after["sft"] != before["sft"] and after["long"] != before["long"]
+    run.wait_for_state(after["sft"], "COMPLETED")
+    assert sorted(set(run.steps("sft"))) == list(range(1, STEPS + 1))
+
+
+def test_a_dead_rank_ends_the_job_and_the_same_command_completes_it(run):
+    job = run.jobs()["long"]
+    run.wait_for_step("long", 1)
+    assert property_of(run.slurm, job, "TresPerNode") in ("gres:gpu:2", "gpu:2")
+    process = task_process(job, rank=1)
+    assert process is not None
+    os.kill(process, signal.SIGKILL)
+    run.wait_for_state(job, "FAILED")
+    log = next((run.folder / "slurm/long").glob(f"sbatch_*_{job}.out")).read_text()
+    assert "task 1: Killed" in log and "molmo2: a process ended without a word, srun code 137" in log
+    run.call()
+    again = run.jobs()["long"]
+    assert again != job
+    run.wait_for_state(again, "COMPLETED")
+    assert sorted(set(run.steps("long"))) == list(range(1, STEPS + 1))
+
+
+def test_nothing_is_left_to_do(run):
+    before = run.jobs()
+    assert run.call().count("finished before, skipped") == 3
+    assert run.jobs() == before and run.slurm.run("squeue", "--noheader").stdout == ""
+
+
+def test_the_users_mistake_in_a_job_is_told_and_not_tried_again(slurm, shards, tmp_path):
+    """The shards disappear between submission and start; a real srun takes the options meant for pyxis."""
+    data = tmp_path / "shards" / "sft"
+    data.parent.mkdir()
+    data.symlink_to(shards / "sft")
+    mine = Run(
+        *(slurm, tmp_path / "run", data.parent, "stage=sft", "parallel=single", "cluster.devices=1"),
+        *(f"cluster.slurm.setup=['rm {data}','export CONTAINER_FLAGS={tmp_path}/flags']",),
+        *("cluster.slurm.container=registry/image:1", f"cluster.slurm.mounts=['{shards}:{shards}:ro']"),
+        *(f"cluster.slurm.command='{sys.executable} -m molmo2_nemo.cli.main'", "cluster.slurm.gpus_per_node=0"),
+        verb="train",
+    )
+    if (slurm.folder / "plugstack.conf").read_text() == "":
+        mine.settings = tuple(s for s in mine.settings if "container=" not in s)
+    mine.call()
+    job = mine.jobs()["sft"]
+    mine.wait_for_state(job, "FAILED")
+    assert property_of(slurm, job, "ExitCode") == f"{USER_ERROR}:0"
+    log = next((mine.folder / "slurm/sft").glob("sbatch_*.out")).read_text()
+    assert f"molmo2: data.sources.demo: data set 'demo': no folder at {data}" in log and "requeued" not in log
+    if (slurm.folder / "plugstack.conf").read_text():
+        flags = dict(line.split("=", 1) for line in (tmp_path / "flags").read_text().splitlines())
+        assert flags["container-image"] == "registry/image:1"
+        mounts = flags["container-mounts"].split(",")
+        assert f"{shards}:{shards}:ro" in mounts and f"{mine.folder}:{mine.folder}" in mounts
+
+
+def test_what_sbatch_refuses_is_one_line(slurm, shards, tmp_path):
+    mine = Run(slurm, tmp_path / "run", shards, "stage=sft", "parallel=single", "cluster.devices=1", verb="train")
+    error = mine.call("cluster.slurm.partition=none", code=USER_ERROR)
+    assert error.startswith("molmo2: error: sbatch on this machine failed:") and "partition" in error
+    assert error.count("\n") == 1 and not (mine.folder / "slurm/jobs.json").exists()
