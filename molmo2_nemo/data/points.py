@@ -171,13 +171,13 @@ def on_grid(frames: Iterable[Mapping[str, Any]], fps: float) -> list[Mapping[str
     return [f for f in frames if abs(float(f["time"]) * fps - round(float(f["time"]) * fps)) / fps <= SAME_TIME]
 
 
-def first_and_last(frames: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def first_and_last(frames: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Of every object only its first and its last frame. One that is hidden there says nothing, as published."""
     found: dict[str, list[int]] = {}
     for i, frame in enumerate(frames):
         for key in frame["points"]:
             found.setdefault(key, []).append(i)
-    result = []
+    result: list[Mapping[str, Any]] = []
     for i, frame in enumerate(frames):
         points = {k: p for k, p in frame["points"].items() if i in (found[k][0], found[k][-1])}
         if points:
