@@ -254,7 +254,8 @@ class _AllGather(torch.autograd.Function):
         kv = torch.stack((k, v), dim=1)  # [Q, 2, B, G, H]: a gathered tensor is in the order of the tokens
         rank = dist.get_rank(group)
         area = area_of(mask, (rank * q.shape[0], (rank + 1) * q.shape[0]))
-        out, lse = kernel.forward(q, *_gather(kv, group).unbind(1), area, scale)
+        keys, values = _gather(kv, group).unbind(1)
+        out, lse = kernel.forward(q, keys, values, area, scale)
         ctx.save_for_backward(q, kv, out, lse)
         ctx.settings = area, scale, kernel, group
         return out
@@ -264,7 +265,8 @@ class _AllGather(torch.autograd.Function):
         q, kv, out, lse = ctx.saved_tensors
         area, scale, kernel, group = ctx.settings
         assert kernel.backward is not None
-        dq, *own = kernel.backward(grad, q, *_gather(kv, group).unbind(1), out, lse, area, scale)
+        keys, values = _gather(kv, group).unbind(1)
+        dq, *own = kernel.backward(grad, q, keys, values, out, lse, area, scale)
         d_kv = torch.empty_like(kv)
         dist.reduce_scatter_tensor(d_kv, torch.stack(own, dim=1), group=group)
         return (dq, *d_kv.unbind(1), *([None] * 5))

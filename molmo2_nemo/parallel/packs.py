@@ -270,7 +270,7 @@ def send(batch: Batch, ship: Ship) -> None:
 def receive(ship: Ship) -> Batch:
     """The batch that the other side sends."""
     head = _head(None, ship)
-    values = {}
+    values: dict[str, Any] = {}
     for name, (dtype, shape) in zip(ARRAYS, head["arrays"], strict=True):
         array = np.empty(shape, np.dtype(dtype))
         if array.nbytes:
