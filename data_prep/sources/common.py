@@ -87,11 +87,11 @@ def hold_out(
         else:
             _, _, freed, freed_value = heapq.heappushpop(heap, entry)
             yield freed, freed_value
-    keep_out = min(count, total // smallest_share)
-    while len(heap) > keep_out:
-        _, _, freed, freed_value = heapq.heappop(heap)
-        yield freed, freed_value
-    for _, _, key, _ in sorted(heap, reverse=True):
+    by_hash = sorted(heap, reverse=True)
+    held = min(count, total // smallest_share)
+    for _, _, key, value in sorted(by_hash[held:], key=lambda entry: entry[1]):
+        yield key, value
+    for _, _, key, _ in by_hash[:held]:
         yield Skip(key, "held out for validation")
 
 
