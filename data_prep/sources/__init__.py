@@ -10,7 +10,21 @@ if TYPE_CHECKING:
     from data_prep.sources.base import Source
 
 # One module per family; each holds SOURCES, a tuple. In the order of `molmo2 prepare --list`.
-MODULES: tuple[str, ...] = ("pixmo", "cosyn", "image_multi", "image_academic", "image_manual", "text")
+MODULES: tuple[str, ...] = (
+    "pixmo",
+    "cosyn",
+    "image_multi",
+    "image_academic",
+    "image_manual",
+    "text",
+    "molmo2_video",
+    "video_academic_hub",
+    "video_academic_qa",
+    "video_academic_clips",
+    "video_academic_labels",
+    "video_points",
+    "tracking",
+)
 
 
 @functools.cache

@@ -10,13 +10,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.sources.base import Annotation, Context, File, Row, Sample, Skip
+from data_prep.sources.base import Annotation, Context, File, Manual, Row, Sample, Skip, Source, Table, number
+from data_prep.sources.schema import one_of
+from data_prep.sources.shapes import choice, qa
 
 if TYPE_CHECKING:
     import numpy as np
 
 Line = tuple[float, float, str]  # a subtitle: start and end in seconds, text
 Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
+Branches = Sequence[Annotation | str] | str
 
 EMPTY_ANSWER = "empty answer"
 EMPTY_CLIP = "clip ends before it starts"
@@ -34,7 +37,7 @@ PERSON_QUESTIONS = (*ACTION_QUESTIONS, "What does the person do?")
 
 def per_group(
     key: str | Callable[[Row], str],
-    branches: Callable[[Row, np.random.Generator], Sequence[Annotation] | str],
+    branches: Callable[[Row, np.random.Generator], Branches],
     visual: Callable[[list[Row]], Mapping[str, Any]],
     *,
     at_most: int | None = None,
@@ -43,29 +46,62 @@ def per_group(
 
     Args:
         key: column, or function of a row.
-        branches: annotations of a row, or in words why it gives none (it is skipped and counted).
+        branches: annotations of a row. A text instead of the list, or in it, says why there is none: that is skipped
+            and counted.
         visual: fields of the `Sample` besides key and annotations, from the group's usable rows.
         at_most: annotations per record; larger groups are split into even parts.
     """
 
     def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         for name, group in ctx.grouped(rows, key):
-            rng = ctx.rng(name)
-            made: list[Annotation] = []
-            used: list[Row] = []
-            for i, row in enumerate(group):
-                found = branches(row, rng)
-                if isinstance(found, str):
-                    yield Skip(f"{name}#{i}", found)
-                else:
-                    made.extend(found)
-                    used.append(row)
-            if made:
-                seen = visual(used)
-                for i, part in enumerate(even_parts(made, at_most)):
-                    yield Sample(f"{name}/{i}" if at_most and len(made) > at_most else name, part, **seen)
+            yield from _one(name, group, branches, visual, ctx, at_most)
 
     return records
+
+
+def per_row(
+    key: str | Callable[[Row], str],
+    branches: Callable[[Row, np.random.Generator], Branches],
+    visual: Callable[[list[Row]], Mapping[str, Any]],
+) -> Records:
+    """As `per_group` for a data set whose every row is a record; keys that repeat are told apart."""
+    get = by(key) if isinstance(key, str) else key
+
+    def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
+        unique = UniqueKeys()
+        for row in rows:
+            yield from _one(unique(get(row)), [row], branches, visual, ctx, None)
+
+    return records
+
+
+def _one(
+    name: str,
+    group: list[Row],
+    branches: Callable[[Row, np.random.Generator], Branches],
+    visual: Callable[[list[Row]], Mapping[str, Any]],
+    ctx: Context,
+    at_most: int | None,
+) -> Iterator[Sample | Skip]:
+    """The skips and samples of the rows of one record."""
+    rng = ctx.rng(name)
+    made: list[Annotation] = []
+    used: list[Row] = []
+    for i, row in enumerate(group):
+        found = branches(row, rng)
+        if isinstance(found, str):
+            yield Skip(f"{name}#{i}", found)
+            continue
+        used.append(row)
+        for j, branch in enumerate(found):
+            if isinstance(branch, str):
+                yield Skip(f"{name}#{i}.{j}", branch)
+            else:
+                made.append(branch)
+    if made:
+        seen = visual(used)
+        for i, part in enumerate(even_parts(made, at_most)):
+            yield Sample(f"{name}/{i}" if at_most and len(made) > at_most else name, part, **seen)
 
 
 def even_parts(items: Sequence[Annotation], at_most: int | None) -> list[Sequence[Annotation]]:
@@ -176,3 +212,57 @@ def span(value: str) -> tuple[float, float] | None:
     """Two numbers somewhere in a text such as `[10.5:20.31]`; None when there are not two."""
     found = re.findall(r"\d+(?:\.\d+)?", value)
     return (float(found[0]), float(found[1])) if len(found) == 2 else None
+
+
+# --- branches and sources of the academic sets -----------------------------------------------------------------------
+
+MIXES = {"sft": "video_academic"}
+SHORT, CHOICE = "video_short_answer", "video_multiple_choice"
+OPEN, CHOSEN = "video, question and answer", "video, multiple choice"
+CELL = one_of(str, number)  # a column that some readers give as text and others as numbers
+UNKNOWN_LICENCE = "see the publisher's terms (not stated here)"
+ODC = "ODC-BY 1.0 (annotations as repackaged); the videos keep their publishers' terms"
+
+
+def open_ended(question: Any, answer: Any, style: str = SHORT) -> Annotation | str:
+    """A question with a short answer, or why there is none."""
+    words = text(answer)
+    return qa(text(question), words, style) if words.strip() else EMPTY_ANSWER
+
+
+def chosen(question: Any, options: Iterable[Any], index: Any) -> Annotation | str:
+    """A multiple-choice branch, or why there is none."""
+    words = [text(option) for option in options]
+    place = option_index(index, words)
+    return NO_SUCH_OPTION if place is None else choice(text(question), words, place, CHOICE)
+
+
+def whole_video(*folders: str, column: str = "video") -> Callable[[list[Row]], dict[str, Any]]:
+    """`visual` of a set whose videos lie in one of several folders, named by a column."""
+    return lambda rows: {"video": File(*(f"{folder}/{text(rows[0][column])}" for folder in folders))}
+
+
+def by(column: str) -> Callable[[Row], str]:
+    """`key` from a column of names that may be numbers."""
+    return lambda row: text(row[column])
+
+
+def manual(
+    name: str,
+    kind: str,
+    fetch: str,
+    tables: Table | tuple[Table, ...],
+    media: str | tuple[str, ...],
+    fields: dict[str, Any],
+    records: Records,
+    *,
+    licence: str = UNKNOWN_LICENCE,
+    notes: str = "",
+) -> Source:
+    """A source of the academic group whose videos a person has to fetch."""
+    origin = Manual(
+        fetch=fetch,
+        tables=tables if isinstance(tables, tuple) else (tables,),
+        media=(media,) if isinstance(media, str) else media,
+    )
+    return Source(name, MIXES, kind, origin, licence, fields, records, notes=notes)
