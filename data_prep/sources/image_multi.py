@@ -73,7 +73,7 @@ def url_hash(url: str) -> str:
 def _pixmo_picture(path: str, urls: dict[str, str]) -> Media:
     """A file `pixmo_images/HASH` below --source, or else the image of the URL with that hash."""
     name = PurePosixPath(path).name
-    here = File(path, f"pixmo_images/{name}")
+    here = File(*dict.fromkeys((path, f"pixmo_images/{name}")))
     return FirstOf(here, Url(urls[name])) if name in urls else here
 
 
