@@ -1,0 +1,43 @@
+"""Contiguous runs of about equal cost: how crops are dealt to ranks. No torch here."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def deal_runs(costs: np.ndarray, ranks: int) -> list[int]:
+    """Cut units into `ranks` contiguous runs, some perhaps empty, with the smallest possible largest cost.
+
+    Among the cuts that reach it, those nearest to equal shares.
+
+    Returns:
+        `ranks` + 1 ends, the first 0 and the last the number of units.
+    """
+    ends = np.concatenate(([0.0], np.cumsum(costs, dtype=np.float64)))
+    slack = 1e-9 * ends[-1]
+    low, high = max(float(costs.max(initial=0.0)), ends[-1] / ranks), float(ends[-1])
+    for _ in range(40):
+        if high - low <= slack:
+            break
+        middle = (low + high) / 2
+        if _first_starts(ends, ranks, middle + slack)[0] == 0:
+            high = middle
+        else:
+            low = middle
+    capacity = high + slack
+    earliest = _first_starts(ends, ranks, capacity)
+    bounds = [0]
+    for rank in range(1, ranks):
+        latest = int(np.searchsorted(ends, ends[bounds[-1]] + capacity, side="right")) - 1
+        start = max(earliest[rank], bounds[-1])
+        nearest = int(np.abs(ends[start : latest + 1] - ends[-1] * rank / ranks).argmin())
+        bounds.append(start + nearest)
+    return [*bounds, len(costs)]
+
+
+def _first_starts(ends: np.ndarray, ranks: int, capacity: float) -> list[int]:
+    """For each rank the first unit from which the rest still fits into it and the ranks behind it."""
+    starts = [len(ends) - 1]
+    for _ in range(ranks):
+        starts.append(int(np.searchsorted(ends, ends[starts[-1]] - capacity, side="left")))
+    return starts[:0:-1]

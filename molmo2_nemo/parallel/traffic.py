@@ -1,0 +1,149 @@
+"""What each kind of parallelism sends: messages and bytes by formula. No torch here: the planner and the cost model of
+dynamic context parallelism read it, and benchmarks/context_parallel.py compares it with what the collectives carry.
+
+Counted is what one rank sends to others, once for every other rank that gets it; what stays on the rank is not. An
+all-gather and a reduce-scatter over n ranks are counted as rings: each rank sends n - 1 shards. A message is one
+collective, or one point-to-point send.
+
+Legend: S tokens of a pack, C context ranks = U Ulysses x R that exchange keys, N query heads and G key heads of a
+tensor-parallel rank, H head size, D width, e bytes of an element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank sends."""
+
+    messages: float = 0
+    bytes: float = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.messages + other.messages, self.bytes + other.bytes)
+
+    def __mul__(self, factor: float) -> Traffic:
+        return Traffic(self.messages * factor, self.bytes * factor)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """One layer's attention on one tensor-parallel rank."""
+
+    tokens: int  # S, times packs of a micro-batch
+    heads: int  # N
+    kv_heads: int  # G
+    head_size: int  # H
+    element: int = 2  # e
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Traffic of one layer. Recomputation in the backward sends `forward` once more."""
+
+    forward: Traffic
+    backward: Traffic
+
+    def __add__(self, other: Steps) -> Steps:
+        return Steps(self.forward + other.forward, self.backward + other.backward)
+
+    def total(self, recompute: bool = False) -> Traffic:
+        return self.forward * (2 if recompute else 1) + self.backward
+
+
+def dealt_kv_heads(kv_heads: int, ulysses: int) -> int:
+    """Key heads after replication to as many as the ranks they are dealt to."""
+    return kv_heads if kv_heads % ulysses == 0 else math.lcm(kv_heads, ulysses)
+
+
+def ulysses_traffic(shape: AttentionShape, context: int, ulysses: int) -> Steps:
+    """Two all-to-alls each way: queries, keys and values together, and the output."""
+    if ulysses == 1:
+        return Steps(Traffic(), Traffic())
+    kv_heads = dealt_kv_heads(shape.kv_heads, ulysses)
+    heads = 2 * shape.heads + 2 * kv_heads
+    sent = shape.tokens // context * heads * shape.head_size * shape.element * (ulysses - 1) // ulysses
+    return Steps(Traffic(2, sent), Traffic(2, sent))
+
+
+def ring_traffic(shape: AttentionShape, context: int, ulysses: int, shown: Sequence[int] | None = None) -> Steps:
+    """Keys and values to every rank that may see them; once more in the backward, and gradients back.
+
+    Args:
+        shown: tokens that this rank shows to each other rank (its `VisibleKeys` column) and, as gradients, returns to
+            each (its row), in that order: [*sent, *returned]; None: all tokens to and from all, an upper bound.
+    """
+    ranks = context // ulysses
+    kv_heads = dealt_kv_heads(shape.kv_heads, ulysses) // ulysses
+    per_token = 2 * kv_heads * shape.head_size * shape.element
+    if shown is None:
+        shown = [shape.tokens // ranks] * (2 * (ranks - 1))
+    keys, gradients = shown[: len(shown) // 2], shown[len(shown) // 2 :]
+
+    def traffic(tokens: Sequence[int]) -> Traffic:
+        return Traffic(sum(t > 0 for t in tokens), sum(tokens) * per_token)
+
+    return Steps(traffic(keys), traffic(keys) + traffic(gradients))
+
+
+def all_gather_traffic(shape: AttentionShape, context: int, ulysses: int) -> Steps:
+    """Keys and values gathered; gathered again in the backward, and gradients reduce-scattered."""
+    ranks = context // ulysses
+    if ranks == 1:
+        return Steps(Traffic(), Traffic())
+    kv_heads = dealt_kv_heads(shape.kv_heads, ulysses) // ulysses
+    sent = (ranks - 1) * (shape.tokens // ranks) * 2 * kv_heads * shape.head_size * shape.element
+    return Steps(Traffic(1, sent), Traffic(2, 2 * sent))
+
+
+def context_traffic(shape: AttentionShape, context: int, ulysses: int | None = None, exchange: str = "ring") -> Steps:
+    """One layer's attention over C ranks, every key shown to every rank."""
+    ulysses = context if ulysses is None else math.gcd(context, ulysses)
+    inside = ulysses_traffic(shape, context, ulysses)
+    if ulysses == context:
+        return inside
+    across = {"ring": ring_traffic, "all_gather": all_gather_traffic}[exchange]
+    return inside + across(shape, context, ulysses)
+
+
+def tensor_traffic(tokens: int, width: int, element: int, tensor: int, sequence: bool) -> Steps:
+    """One decoder layer's linear maps: an all-reduce behind attention and one behind the MLP, and as many backward; as
+    all-gather and reduce-scatter with sequence parallelism, where the backward also gathers the inputs again.
+
+    Args:
+        tokens: of one context rank.
+    """
+    if tensor == 1:
+        return Steps(Traffic(), Traffic())
+    shard = tokens * width * element * (tensor - 1) / tensor
+    if sequence:
+        return Steps(Traffic(4, 4 * shard), Traffic(6, 6 * shard))
+    return Steps(Traffic(2, 4 * shard), Traffic(2, 4 * shard))
+
+
+def pipeline_traffic(tokens: int, width: int, element: int) -> Steps:
+    """Hidden states to the next stage, their gradient back. tokens: of one context (and sequence) shard."""
+    return Steps(Traffic(1, tokens * width * element), Traffic(1, tokens * width * element))
+
+
+def gradient_traffic(parameters: int, ranks: int, *, element: int = 2, distributed: bool = True) -> Traffic:
+    """Once a step: fp32 gradients reduced over data x context ranks, and with a distributed optimizer the updated
+    parameters gathered.
+
+    Args:
+        parameters: trained ones of one model-parallel rank.
+        element: bytes of a parameter.
+    """
+    if ranks == 1:
+        return Traffic()
+    share = parameters * (ranks - 1) / ranks
+    return Traffic(2, share * (4 + element)) if distributed else Traffic(1, 2 * share * 4)
+
+
+def vision_all_gather_bytes(rows: int, width: int, element: int, ranks: int) -> int:
+    """What all ranks together would send if every pooled token went to every rank (what the published code does)."""
+    return rows * width * element * (ranks - 1)
