@@ -1,0 +1,98 @@
+"""How many tokens and crops a record will make, as far as that is known before training.
+
+Crops and visual tokens follow from sizes and durations and are exact for the published preprocessing (`ImageConfig` and
+`VideoConfig` as they come: 8 tiles, 128 frames). Text is estimated: it depends on the tokenizer and on wordings drawn
+in training. The manifest keeps both for `molmo2 shards stats`; nothing in training depends on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from molmo2_nemo.data.config import ImageConfig, VideoConfig
+from molmo2_nemo.data.image import TileGeometry, select_tiling
+from molmo2_nemo.data.video import TimeSampler
+
+BYTES_PER_TOKEN = 4.0  # of English text
+TURN_TOKENS = 10  # chat scaffolding of one exchange, and the end
+PROMPT_TOKENS = 12  # a wording of training, where the annotation has no question
+POINT_TOKENS = 10  # "1 234 567" and its separator
+TIME_TOKENS = 6  # "12.5" with a space before and after
+SUBTITLE_TOKENS = 12  # times of one line
+FRAME_MARKERS = 2
+
+
+def picture_cost(sizes: Sequence[tuple[int, int]], config: ImageConfig | None = None) -> tuple[int, int]:
+    """(tokens, crops) of all pictures of a record, given their (width, height) in pixels."""
+    config = config or ImageConfig()
+    geometry = TileGeometry.of(config)
+    used = sizes[: config.max_images]
+    most = config.max_crops if len(used) == 1 else config.max_multi_image_crops
+    tokens = crops = 0
+    for width, height in used:
+        rows, cols = select_tiling(
+            max(height - geometry.overlap, 1), max(width - geometry.overlap, 1), geometry.window, most
+        )
+        high = [
+            math.ceil((count * geometry.window_patches + 2 * geometry.margin) / geometry.pool) for count in (rows, cols)
+        ]
+        low = math.ceil(geometry.grid / geometry.pool) ** 2
+        tokens += low + 2 + high[0] * (high[1] + 1) + 2
+        crops += 1 + rows * cols
+    return tokens, crops
+
+
+def video_cost(
+    duration: float, fps: float, sampling: Mapping[str, Any], image: ImageConfig | None = None
+) -> tuple[int, int]:
+    """(tokens, crops) of a video or clip of `duration` seconds; timestamps are estimated."""
+    config = VideoConfig()
+    frames = len(TimeSampler.of(config, sampling, fps)(duration))
+    side = math.ceil(TileGeometry.of(image or ImageConfig()).grid / config.pool)
+    return frames * (side * side + FRAME_MARKERS + TIME_TOKENS), frames
+
+
+def text_cost(trees: Iterable[Sequence[Mapping[str, Any]]], subtitles: Sequence[Mapping[str, Any]] | str = ()) -> int:
+    """Tokens of the longest variant's texts, and of the subtitles."""
+    longest = max((sum(_annotation(a) for a in tree) for tree in trees), default=0)
+    if isinstance(subtitles, str):
+        return longest + _text(subtitles)
+    return longest + sum(SUBTITLE_TOKENS + _text(line["text"]) for line in subtitles)
+
+
+def _annotation(annotation: Mapping[str, Any]) -> int:
+    if annotation.get("turns"):
+        return sum(_annotation(turn) for turn in annotation["turns"])
+    if annotation.get("messages"):
+        messages = annotation["messages"]
+        return sum(map(_text, messages)) + TURN_TOKENS * (len(messages) // 2)
+    tokens = TURN_TOKENS
+    for name in ("question", "explanation", "answer", "text", "label", "prompt"):
+        tokens += _text(annotation.get(name) or "")
+    tokens += sum(map(_text, annotation.get("options") or ()))
+    if annotation.get("answers"):
+        tokens += max(map(_text, annotation["answers"]))
+    if not annotation.get("question"):
+        tokens += PROMPT_TOKENS
+    return tokens + _points(annotation.get("points") or ())
+
+
+def _points(points: Any) -> int:
+    """Points in a picture, in groups, or in the frames of a track."""
+    if isinstance(points, Mapping):  # a tracked point
+        return POINT_TOKENS
+    if len(points) == 2 and all(isinstance(v, (int, float)) for v in points):
+        return POINT_TOKENS
+    tokens = 0
+    for entry in points:
+        if isinstance(entry, Mapping):  # a frame of a track
+            tokens += TIME_TOKENS + POINT_TOKENS * len(entry.get("points", ()))
+        else:
+            tokens += _points(entry)
+    return tokens
+
+
+def _text(text: str) -> int:
+    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)

@@ -1,0 +1,115 @@
+"""Data sets on the Hugging Face Hub: which files a split has, and fetching them. No code of a data set ever runs.
+
+`datasets` resolves configurations and splits (of a repository, or of a local folder laid out like one) to files;
+`huggingface_hub` fetches each into its cache, where an interrupted transfer goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep.sources.base import Hub, SourceError
+
+HUB_PREFIX = "hf://datasets/"
+
+
+def split_files(origin: Hub, config: str | None, folder: Path | None) -> list[str]:
+    """Files of one split: local paths, or hf:// addresses.
+
+    Args:
+        folder: a copy of the repository, or a folder of its parquet / JSON files; None = ask the Hub.
+    Raises:
+        SourceError: no such repository, configuration or split, or no network.
+    """
+    if folder is not None and not (folder / "README.md").is_file():
+        return _by_name(folder, config, origin.split)
+    place = str(folder) if folder is not None else origin.repo
+    try:
+        data_files = _builder(place, config, None if folder is not None else origin.revision).config.data_files or {}
+    except Exception as error:  # the libraries raise many kinds, their texts are good
+        hint = "Is the network there, and the licence accepted on the Hub?" if folder is None else ""
+        label = f"data set {place}, configuration {config or 'default'}"
+        raise SourceError(f"{label}: {_short(error)} {hint}".strip()) from None
+    files = data_files.get(origin.split)
+    if not files:
+        there = ", ".join(data_files) or "none"
+        raise SourceError(f"data set {place} has no split {origin.split!r} (there are: {there})")
+    return [str(file) for file in files]
+
+
+def _by_name(folder: Path, config: str | None, split: str) -> list[str]:
+    """Data files of a folder without a data card: those in FOLDER/<configuration> named for the split, or all there."""
+    place = folder / config if config else folder
+    files = sorted(path for path in _data_files(place))
+    named = [path for path in files if re.split(r"[-_.]", path.name)[0] == split or path.parent.name == split]
+    others = {"train", "test", "validation", "val", "dev"} - {split}
+    if not named:  # files that are named for no split at all
+        named = [path for path in files if not others & set(re.split(r"[-_.]", path.name))]
+    if not named:
+        there = ", ".join(str(path.relative_to(place)) for path in files[:6]) or "nothing"
+        raise SourceError(f"{place} has no .parquet, .jsonl, .json, .csv or .tsv file for split {split!r} ({there})")
+    return [str(path) for path in named]
+
+
+def _builder(place: str, config: str | None, revision: str | None) -> Any:
+    import datasets
+    import huggingface_hub
+
+    huggingface_hub.logging.set_verbosity_error()  # it reports every retry; the last error is ours to tell
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    if int(datasets.__version__.split(".")[0]) < 4:  # later ones cannot run a data set's code at all
+        options["trust_remote_code"] = False
+    datasets.disable_progress_bars()
+    return datasets.load_dataset_builder(place, config, **options)
+
+
+def open_file(file: str) -> Path:
+    """A local path for one of `split_files`, fetched if it is on the Hub."""
+    if not file.startswith(HUB_PREFIX):
+        return Path(file)
+    repo, _, rest = file.removeprefix(HUB_PREFIX).partition("@")
+    revision, _, path = rest.partition("/")
+    return download_file(repo, path, revision.replace("%2F", "/"))
+
+
+def download_file(repo: str, path: str, revision: str | None) -> Path:
+    """One file of a data set repository, from the cache or the Hub.
+
+    Raises:
+        SourceError: not there, not allowed, or no network.
+    """
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, path, repo_type="dataset", revision=revision))
+    except OSError as error:
+        if error.errno is not None and not isinstance(error, ConnectionError):
+            raise
+        raise SourceError(f"{repo}/{path} cannot be fetched from the Hub: {_short(error)}") from None
+    except Exception as error:
+        raise SourceError(f"{repo}/{path} cannot be fetched from the Hub: {_short(error)}") from None
+
+
+def local_copy(origin: Hub, folders: tuple[Path, ...]) -> Path | None:
+    """The folder of --source that holds this repository's files: FOLDER/<repo name>, or FOLDER itself."""
+    for folder in folders:
+        for candidate in (folder / origin.repo.rpartition("/")[2], folder):
+            if candidate.is_dir() and any(_data_files(candidate)):
+                return candidate
+    return None
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            if name.endswith((".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow")):
+                yield Path(root) / name
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}"

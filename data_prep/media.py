@@ -1,0 +1,405 @@
+"""Finding, fetching and looking at media: what a source names -> bytes that training can read, and their measures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from data_prep.archive import ArchiveError, unpack
+from data_prep.download import Downloader, DownloadError
+from data_prep.sources.base import Cut, File, FirstOf, Frames, HubFile, Inline, Lettered, Media, Member, Prepared, Url
+from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError
+
+T = TypeVar("T")
+SUFFIXES = (*sorted(VIDEO_SUFFIXES), *sorted(IMAGE_SUFFIXES))
+FETCH_THREADS = 16  # transfers at once in each worker
+FORMAT_SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+MAX_FRAME_FILES = 200_000
+
+
+class MediaError(DataError):
+    """A medium cannot be used. `reason` is a short, countable text."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self):
+        return type(self), (self.reason, self.detail)
+
+
+NOT_FOUND = "media not found"
+
+
+@dataclass(slots=True)
+class Picture:
+    """A picture that was decoded once."""
+
+    data: bytes
+    suffix: str
+    width: int
+    height: int
+
+
+@dataclass(slots=True)
+class Video:
+    """A video whose packets were scanned and whose first frame was decoded."""
+
+    data: bytes | Path  # a file where there is one: videos are too large to carry about
+    suffix: str
+    duration: float  # seconds
+    fps: float
+    frames: int
+    size: tuple[int, int]  # pixels
+    part: tuple[float, float] | None = None  # seconds: only this part is meant
+
+    def content(self) -> bytes:
+        """The encoded bytes, read if they are in a file."""
+        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
+
+
+@dataclass
+class Resolver:
+    """Turns media references into local files and bytes.
+
+    Args:
+        folders: where `File`s are looked for, in this order (--source).
+        cache: downloads, unpacked archives, encoded frame folders.
+        prepared: folder that holds other prepared data sets.
+        max_bytes: of one medium.
+    """
+
+    folders: tuple[Path, ...]
+    cache: Path
+    downloader: Downloader
+    prepared: Path | None = None
+    max_bytes: int = 4 * 2**30
+    _sets: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def prefetch(self, media: list[Media]) -> None:
+        """Download all URLs at once; what fails is reported when it is read."""
+        urls = [m for m in dict.fromkeys(_leaves(media)) if isinstance(m, Url)]
+        if len(urls) < 2:
+            return
+        with ThreadPoolExecutor(min(FETCH_THREADS, len(urls))) as pool:
+            for result in [pool.submit(self.downloader.fetch, m.url, m.sha256) for m in urls]:
+                if isinstance(result.exception(), Exception) and not isinstance(result.exception(), DownloadError):
+                    result.result()
+
+    def read(self, media: Media) -> tuple[bytes, str | None]:
+        """(encoded bytes, suffix if the reference tells it).
+
+        Raises:
+            MediaError: not there, refused, too large.
+            OSError: the cache cannot be written.
+        """
+        if isinstance(media, Inline):
+            return media.data, media.suffix
+        if isinstance(media, Prepared):
+            return self._from_prepared(media)
+        if isinstance(media, FirstOf):
+            return self.first(media, self.read)
+        if isinstance(media, Lettered):
+            return self._lettered(media)
+        path, name = self.file(media)
+        try:
+            return path.read_bytes(), _suffix(name)
+        except OSError as error:
+            raise MediaError(NOT_FOUND, f"{path} cannot be read: {error.strerror}") from None
+
+    def first(self, media: FirstOf, get: Callable[[Media], T]) -> T:
+        """`get` of the first medium that is there."""
+        missing = MediaError(NOT_FOUND, "no place to look")
+        for one in media.media:
+            try:
+                return get(one)
+            except MediaError as error:
+                if error.reason != NOT_FOUND:
+                    raise
+                missing = error
+        raise missing
+
+    def _lettered(self, media: Lettered) -> tuple[bytes, str]:
+        from data_prep.lettering import draw_letters
+
+        content, _ = self.read(media.picture)
+        try:
+            return draw_letters(content, media.boxes, beside=media.beside), "png"
+        except (OSError, ValueError) as error:
+            raise MediaError("picture cannot be decoded", str(error)[:300]) from None
+
+    def file(self, media: Media) -> tuple[Path, str]:
+        """(local file, a name whose suffix tells the type) of a medium that is not in memory.
+
+        Raises:
+            MediaError: as `read`.
+        """
+        path, name = self._locate(media)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise MediaError(NOT_FOUND, f"{path} cannot be read: {error.strerror}") from None
+        if size > self.max_bytes:
+            raise MediaError("too large", f"{path}: {size} bytes; at most {self.max_bytes} (--max-media-bytes)")
+        return path, name
+
+    def _locate(self, media: Media) -> tuple[Path, str]:
+        """(local file, a name whose suffix tells the type)."""
+        try:
+            if isinstance(media, Url):
+                return self.downloader.fetch(media.url, media.sha256), media.url.partition("?")[0]
+            if isinstance(media, File):
+                path = self._find(media.paths)
+                return path, path.name
+            if isinstance(media, HubFile):
+                path = self._hub(media)
+                return path, media.path
+            if isinstance(media, Member):
+                path = self._member(media)
+                return path, path.name
+            if isinstance(media, Frames):
+                path = encode_frames(self._folder(media.folder), media, self.cache / "frames")
+                return path, path.name
+        except DownloadError as error:
+            raise MediaError(error.reason, str(error)) from None
+        except ArchiveError as error:
+            raise MediaError("bad archive", str(error)) from None
+        raise AssertionError(f"unknown medium {media!r}")
+
+    def _find(self, paths: tuple[str, ...]) -> Path:
+        if not self.folders:
+            raise MediaError(NOT_FOUND, f"{paths[0]}: give the folder that holds it with --source")
+        for path in paths:
+            for folder in self.folders:
+                found = find_below(folder, path)
+                if found is not None:
+                    return found
+        looked = " or ".join(paths)
+        raise MediaError(NOT_FOUND, f"{looked} below {', '.join(map(str, self.folders))}")
+
+    def _folder(self, name: str) -> Path:
+        for folder in self.folders:
+            path = _below(folder, name)
+            if path is not None and path.is_dir():
+                return path
+        raise MediaError(NOT_FOUND, f"folder {name} below {', '.join(map(str, self.folders)) or '--source'}")
+
+    def _hub(self, media: HubFile) -> Path:
+        for folder in self.folders:
+            found = find_below(folder, media.path)
+            if found is not None:
+                return found
+        from data_prep.hub import download_file
+
+        return download_file(media.repo, media.path, media.revision)
+
+    def _member(self, media: Member) -> Path:
+        archive, _ = self._locate(media.archive)
+        stat = archive.stat()
+        name = hashlib.sha256(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+        folder = unpack(archive, self.cache / "unpacked" / f"{archive.name[:40]}-{name}")
+        found = find_below(folder, media.path)
+        if found is None:
+            raise MediaError(NOT_FOUND, f"{media.path} in {archive}")
+        return found
+
+    def _from_prepared(self, media: Prepared) -> tuple[bytes, str | None]:
+        from molmo2_nemo.data.record import parse_record
+        from molmo2_nemo.data.shards import ShardDataset
+
+        if media.name not in self._sets:
+            if self.prepared is None:
+                raise MediaError(NOT_FOUND, f"data set {media.name} is not prepared here")
+            self._sets[media.name] = ShardDataset(self.prepared / media.name, media.name)
+        dataset = self._sets[media.name]
+        label, members = dataset.read(media.record % len(dataset))
+        record = parse_record(label, members)
+        data = record.video if record.video is not None else None
+        if data is None and record.images:
+            data = record.images[media.image % len(record.images)]
+        if data is None:
+            raise MediaError(NOT_FOUND, f"record {label} of data set {media.name} has no picture or video")
+        suffix = next(s for s, content in members.items() if content is data)
+        return data, suffix.rsplit(".", 1)[-1]
+
+    # --- looking at them --------------------------------------------------------------------------------------------
+
+    def picture(self, media: Media) -> Picture:
+        """A picture, decoded once to be sure that training can.
+
+        Raises:
+            MediaError: not there, not a picture, cut short, too many pixels.
+        """
+        data, _ = self.read(media)
+        return probe_picture(data)
+
+    def video(self, media: Media) -> Video:
+        """A video, its packets scanned and its first frame decoded.
+
+        Raises:
+            MediaError: not there, not a video, damaged at the start, too long.
+        """
+        if isinstance(media, FirstOf):
+            return self.first(media, self.video)
+        if isinstance(media, Cut):
+            whole = self.video(media.video)
+            whole.part = (media.start, media.end)
+            return whole
+        if isinstance(media, (Inline, Prepared)):
+            return probe_video(*self.read(media))
+        path, name = self.file(media)
+        return probe_video(path, _suffix(name))
+
+
+def _leaves(media: Iterable[Media]) -> Iterator[Media]:
+    """What has to be fetched for these media; of alternatives only the first."""
+    for one in media:
+        while isinstance(one, (FirstOf, Cut, Member)):
+            one = one.media[0] if isinstance(one, FirstOf) else one.video if isinstance(one, Cut) else one.archive
+        yield one
+
+
+def _suffix(name: str) -> str | None:
+    return PurePosixPath(name).suffix.lower().lstrip(".") or None
+
+
+def find_below(folder: Path, name: str) -> Path | None:
+    """The file `name` below `folder`; without a suffix that we know, with any; of a folder (`x/`) its only medium."""
+    path = _below(folder, name)
+    if path is None:
+        return None
+    if path.is_file():
+        return path
+    if name.endswith("/") and path.is_dir():
+        inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower().lstrip(".") in SUFFIXES)
+        return inside[0] if len(inside) == 1 else None
+    if path.suffix.lower().lstrip(".") in SUFFIXES:
+        return None
+    for suffix in SUFFIXES:
+        candidate = path.with_name(f"{path.name}.{suffix}")
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _below(folder: Path, name: str) -> Path | None:
+    """`folder / name` unless that leads outside; rows of a data set do not choose files of this machine."""
+    if not name or "\0" in name:
+        return None
+    path = Path(os.path.normpath(folder / name))
+    root = Path(os.path.normpath(folder))
+    return path if path == root or root in path.parents else None
+
+
+def probe_picture(data: bytes) -> Picture:
+    """Decode a picture (JPEG at an eighth of its size, which still reads every byte) and tell its size and type.
+
+    Raises:
+        MediaError: not a picture of a type training reads, cut short, too many pixels.
+    """
+    from PIL import Image
+
+    from molmo2_nemo.data.config import LimitsConfig
+    from molmo2_nemo.data.image import FORMATS
+
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > LimitsConfig.pixels:
+                raise MediaError("too large", f"picture of {width} x {height} pixels; at most {LimitsConfig.pixels}")
+            kind = FORMAT_SUFFIX.get(image.format or "")
+            turned = (image.getexif().get(0x0112) or 1) >= 5  # EXIF orientation: on its side
+            image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
+            image.load()
+    except MediaError:
+        raise
+    except Exception as error:  # what Pillow raises for broken files depends on the format and on where it breaks
+        detail = f"{len(data)} bytes, starting with {data[:8].hex() or 'nothing'}: {error}"
+        raise MediaError("picture cannot be decoded", detail[:300]) from None
+    if kind is None:
+        raise MediaError("picture cannot be decoded", "of a type that training does not read")
+    return Picture(data, kind, *((height, width) if turned else (width, height)))
+
+
+def probe_video(data: bytes | Path, suffix: str | None) -> Video:
+    """Scan a video's packets, decode its first frame.
+
+    Raises:
+        MediaError: not a video, damaged at the start, too long.
+    """
+    from molmo2_nemo.data.video import inspect_video
+
+    try:
+        info = inspect_video(data)
+    except ValueError as error:
+        raise MediaError("video cannot be decoded", str(error)[:300]) from None
+    kind = suffix if suffix in VIDEO_SUFFIXES else info.suffix
+    return Video(data, kind, info.duration, info.fps, info.frames, info.size)
+
+
+def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
+    """An mp4 (H.264) of the pictures of a folder, made once.
+
+    Raises:
+        MediaError: no pictures, or one that cannot be decoded.
+    """
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
+    files = files[:: media.step][media.first : None if media.last is None else media.last + 1]
+    if not files or len(files) > MAX_FRAME_FILES:
+        raise MediaError(NOT_FOUND, f"{len(files)} pictures in {folder}, {media.first} to {media.last}")
+    identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
+    name = hashlib.sha256(identity.encode()).hexdigest()
+    target = cache / name[:2] / f"{name}.mp4"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}.part.mp4")
+        try:
+            encode_video(_pictures(files), part, media.fps)
+            os.replace(part, target)
+        finally:
+            part.unlink(missing_ok=True)
+    return target
+
+
+def _pictures(files: list[Path]) -> Iterator[Any]:
+    from molmo2_nemo.data.image import decode_image
+
+    for file in files:
+        try:
+            yield decode_image(file.read_bytes())
+        except (ValueError, OSError) as error:
+            raise MediaError("picture cannot be decoded", f"{file}: {error}") from None
+
+
+def encode_video(pictures: Iterator[Any], path: Path, fps: float) -> None:
+    """Write RGB pictures (uint8 [H, W, 3]) as H.264, the same bytes for the same pictures.
+
+    Odd sizes lose their last row or column.
+    """
+    import fractions
+
+    import av
+    import numpy as np
+
+    rate = fractions.Fraction(fps).limit_denominator(1001)
+    size: tuple[int, int] | None = None
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+        stream: Any = container.add_stream("libx264", rate=rate)
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(max(round(2 * fps), 1))}
+        for pixels in pictures:
+            height, width = (v - v % 2 for v in pixels.shape[:2])
+            if size is None:
+                size = stream.width, stream.height = width, height
+            if (width, height) != size:
+                raise MediaError("frames of different sizes", f"{width} x {height} after {size[0]} x {size[1]}")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

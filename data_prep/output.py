@@ -1,0 +1,329 @@
+"""The shards of one data set being written: resumable, and complete or not there at all.
+
+Work happens in `<name>.partial` beside the data set. A shard gets its name when it is complete and on disk; then its
+journal is written, which says how many items of the source are dealt with so far. A run that was killed begins again
+behind the last journal. At the end the journals become the manifest and the folder is renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_prep.record_builder import Built
+from data_prep.sources.base import Skip
+from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, read_head, write_manifest_file
+from molmo2_nemo.data.shard_writer import (
+    TarShard,
+    check_replaceable,
+    clean_leftovers,
+    lock_file,
+    record_bytes,
+    replace_folder,
+    shard_stem,
+)
+from molmo2_nemo.errors import UserError
+
+SETTINGS = "settings.json"
+LOCK = ".writing"
+SKIPPED = "skipped.jsonl"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Output:
+    """Writes records in the order given. Use as a context manager: leaving it early keeps what is complete.
+
+    Args:
+        out: folder of the data set.
+        settings: JSON values that decide what is written; output of other settings is refused.
+        tool: name and version; a half-made data set of another one is refused.
+    Raises:
+        UserError: `out` or its half-made predecessor has other settings (without `overwrite`), or somebody else writes.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: dict[str, Any],
+        *,
+        tool: str = "",
+        bytes_per_shard: int = 10**9,
+        records_per_shard: int = 10_000,
+        overwrite: bool = False,
+    ):
+        self.out, self.work = out, out.with_name(f"{out.name}.partial")
+        self.settings, self.tool = json.loads(json.dumps(settings)), tool
+        self.bytes_per_shard, self.records_per_shard = bytes_per_shard, records_per_shard
+        self.items = 0  # of the source, dealt with
+        self.records = 0
+        self.bytes = 0
+        self.skipped: Counter[str] = Counter()
+        self.done: dict[str, Any] | None = None  # the head of a complete data set of the same settings
+        self._chain = hashlib.blake2b(digest_size=16)
+        self._resumed: tuple[int, str] | None = None  # items and the chain that a resumed run must arrive at
+        self._shard: TarShard | None = None
+        self._shards: list[dict[str, Any]] = []
+        self._lock: Any = None
+        self._skips: Any = None
+        clean_leftovers(out)
+        if self._complete(overwrite):
+            return
+        self._open(overwrite)
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._shard is not None:
+            self._shard.discard()
+            self._shard = None
+        if self._skips is not None:
+            self._skips.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def resume_at(self) -> int:
+        """How many items of the source an earlier run has dealt with; pass each of their keys to `seen`."""
+        return self._resumed[0] if self._resumed else 0
+
+    def seen(self, key: str) -> None:
+        """An item that an earlier run has dealt with goes by.
+
+        Raises:
+            UserError: at the last of them, if they are not the items of the earlier run.
+        """
+        assert self._resumed is not None
+        self._follow(key)
+        if self.items == self._resumed[0] and self._chain.hexdigest() != self._resumed[1]:
+            raise UserError(
+                f"{self.work} was begun with other rows than there are now (the source's files changed); go on with "
+                "the old ones, or begin again with --overwrite"
+            )
+
+    def add(self, key: str, item: Built | Skip) -> None:
+        """The next item of the source, whose own key is `key`.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        try:
+            if isinstance(item, Built):
+                self._write(item)
+            self._follow(key)
+            if isinstance(item, Skip):
+                self._skip(item)
+        except OSError as error:
+            raise self._full(error) from None
+
+    def finish(self, head: dict[str, Any], counts_as: int = 1) -> dict[str, Any]:
+        """Write the manifest and give the folder its name; returns the manifest's head.
+
+        Raises:
+            UserError: the disk is full, or not one record was written.
+        """
+        try:
+            if self._shard is not None:
+                self._close_shard()
+            if not self.records:
+                return self._nothing()
+            self._skips.close()
+            path = self.work / SKIPPED
+            if not path.stat().st_size:
+                path.unlink()
+            complete = {
+                **head,
+                "settings": self.settings,
+                "tool": self.tool,
+                "records": self.records,
+                "length": self.records * counts_as,
+                "skipped": dict(sorted(self.skipped.items())),
+                "shards": self._shards,
+            }
+            write_manifest_file(self.work / MANIFEST, complete, self._entries())
+            for journal in self.work.glob("*.journal.json"):
+                journal.unlink()
+            (self.work / SETTINGS).unlink()
+            (self.work / LOCK).unlink()
+            replace_folder(self.work, self.out)
+            return complete
+        except OSError as error:
+            raise self._full(error) from None
+
+    # --- beginning --------------------------------------------------------------------------------------------------
+
+    def _complete(self, overwrite: bool) -> bool:
+        if not self.out.exists() or overwrite:
+            if self.out.exists():
+                check_replaceable(self.out)
+            return False
+        if not (self.out / MANIFEST).is_file() and any(self.out.iterdir()):
+            raise UserError(f"{self.out} exists and is not a data set of ours (no {MANIFEST}); choose another --out")
+        if not (self.out / MANIFEST).is_file():
+            self.out.rmdir()
+            return False
+        head = read_head(self.out / MANIFEST)
+        if head.get("settings") != self.settings:
+            self._refuse(self.out, head.get("settings"))
+        self.done = head
+        return True
+
+    def _open(self, overwrite: bool) -> None:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.work.mkdir(exist_ok=True)
+        self._lock = lock_file(self.work / LOCK)
+        if self._lock is None:
+            raise UserError(f"another molmo2 prepare is writing {self.work}; wait for it, or stop it")
+        before = self._before()
+        now = {"settings": self.settings, "tool": self.tool}
+        if before is not None and before != now:
+            if not overwrite:
+                self._refuse(self.work, before.get("settings"), before.get("tool"))
+            before = None
+        if before is None:
+            for path in self.work.iterdir():
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _write_atomic(self.work / SETTINGS, json.dumps(now))
+        self._skips = (self.work / SKIPPED).open("ab")
+        self._resume()
+
+    def _before(self) -> dict[str, Any] | None:
+        """Settings of a half-made data set; None when there is none."""
+        path = self.work / SETTINGS
+        others = [p.name for p in self.work.iterdir() if p.name not in (LOCK, SETTINGS)]
+        if not path.is_file():
+            if others:
+                raise UserError(f"{self.work} exists and is not ours (it holds {others[0]}); remove or rename it")
+            return None
+        try:
+            return dict(json.loads(path.read_text()))
+        except ValueError:
+            raise UserError(f"{path} is damaged; remove {self.work} and call again") from None
+
+    def _refuse(self, where: Path, before: Any, tool: str | None = None) -> None:
+        if not isinstance(before, dict):
+            raise UserError(f"{where} was not written by molmo2 prepare; choose another --out, or add --overwrite")
+        names = sorted(n for n in {*before, *self.settings} if before.get(n) != self.settings.get(n))
+        changes = [f"{n}: {before.get(n)} there, {self.settings.get(n)} now" for n in names]
+        if not changes:
+            changes = [f"tool: {tool} there, {self.tool} now"]
+        raise UserError(
+            f"{where} was prepared with other settings ({'; '.join(changes)}). Use the same, choose another --out, or "
+            "replace it with --overwrite"
+        )
+
+    def _resume(self) -> None:
+        """Take over what complete shards there are, and remove the rest."""
+        skips = 0
+        while True:
+            path = self._journal(len(self._shards))
+            try:
+                journal = json.loads(path.read_bytes())
+            except (OSError, ValueError):
+                break
+            shard = journal["shard"]
+            tar = self.work / shard["name"]
+            if not tar.is_file() or tar.stat().st_size != shard["bytes"]:
+                break
+            self._shards.append(shard)
+            self.records += shard["records"]
+            self.bytes += shard["bytes"]
+            self.skipped = Counter(journal["skipped"])
+            self._resumed = (journal["items"], journal["chain"])
+            skips = journal["skips"]
+        kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
+        for path in self.work.iterdir():
+            if path.name not in kept | {LOCK, SETTINGS, SKIPPED}:
+                path.unlink()
+        self._skips.truncate(skips)
+        self._skips.seek(skips)
+
+    # --- going on ---------------------------------------------------------------------------------------------------
+
+    def _follow(self, key: str) -> None:
+        self.items += 1
+        content = key.encode("utf-8", "surrogatepass")
+        self._chain.update(len(content).to_bytes(4, "little") + content)
+
+    def _write(self, built: Built) -> None:
+        sizes = [c.stat().st_size if isinstance(c, Path) else len(c) for c in built.members.values()]
+        shard = self._shard
+        if shard is not None and shard.entries:
+            full = shard.size + record_bytes(*sizes) > self.bytes_per_shard
+            if full or len(shard.entries) >= self.records_per_shard:
+                self._close_shard()
+        if self._shard is None:
+            self._shard = TarShard(self.work / f"{shard_stem(self.out.name)}-{len(self._shards):06d}.tar")
+        content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
+        entry, measured = self._shard.add(built.key, content), built.entry
+        for name in ("images", "frames", "duration", "tokens", "crops", "annotations"):
+            setattr(entry, name, getattr(measured, name))
+        self.records += 1
+        self.bytes += record_bytes(*sizes)
+
+    def _skip(self, skip: Skip) -> None:
+        line = {"key": skip.key, "reason": skip.reason, "detail": skip.detail}
+        self._skips.write(json.dumps(line).encode() + b"\n")
+        self.skipped[skip.reason] += 1
+
+    def _close_shard(self) -> None:
+        assert self._shard is not None
+        line = self._shard.close()
+        entries, self._shard = self._shard.entries, None
+        self._skips.flush()
+        os.fsync(self._skips.fileno())
+        journal = {
+            "shard": line,
+            "items": self.items,
+            "chain": self._chain.hexdigest(),
+            "skipped": dict(self.skipped),
+            "skips": self._skips.tell(),
+            "entries": [asdict(entry) for entry in entries],
+        }
+        _write_atomic(self._journal(len(self._shards)), json.dumps(journal))
+        self._shards.append(line)
+
+    def _journal(self, number: int) -> Path:
+        return self.work / f"{shard_stem(self.out.name)}-{number:06d}.journal.json"
+
+    def _entries(self) -> Iterator[list[Entry]]:
+        for number in range(len(self._shards)):
+            listed = json.loads(self._journal(number).read_bytes())["entries"]
+            yield [Entry(**{**e, "members": [Member(**m) for m in e["members"]]}) for e in listed]
+
+    def _nothing(self) -> dict[str, Any]:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common(5))
+        kept = self.out.with_name(f"{self.out.name}.{SKIPPED}")
+        self._skips.close()
+        os.replace(self.work / SKIPPED, kept)
+        shutil.rmtree(self.work)
+        raise UserError(
+            f"data set {self.out.name}: no record came out of {self.items} items "
+            f"({reasons or 'the source has no rows'}); {kept} says why for each"
+        )
+
+    def _full(self, error: OSError) -> Exception:
+        if error.errno not in FULL:
+            return error
+        return UserError(
+            f"no space left while writing {self.work} ({error.strerror}). Its {len(self._shards)} complete shards are "
+            "kept: make room and call again"
+        )
+
+
+def _write_atomic(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

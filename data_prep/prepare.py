@@ -1,0 +1,321 @@
+"""One source -> one data set of shards: rows, samples, media, shards, manifest.
+
+Rows become samples in this process; worker processes fetch and decode media; this process writes, in the source's
+order. What is written depends on rows, media and settings only: not on the number of workers, nor on interruptions.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from data_prep.download import Downloader
+from data_prep.media import NOT_FOUND, Resolver
+from data_prep.output import Output
+from data_prep.record_builder import BuildOptions, Built, build_all
+from data_prep.sources import own
+from data_prep.sources.base import Context, Hub, Inline, Row, Sample, Skip, Source, SourceError, convert
+from data_prep.tables import Tables
+from molmo2_nemo.data.manifest import MANIFEST, read_head
+from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.errors import UserError
+
+BATCH_ITEMS = 32  # samples that travel to a worker together; videos count as more
+VIDEO_WEIGHT = 8
+BATCH_INLINE_BYTES = 32 * 2**20
+BATCHES_PER_WORKER = 2  # on their way at once
+GIVE_UP_AFTER = 200  # samples without one record: something general is wrong
+Item = Sample | Skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `molmo2 prepare` was asked for. Those in `settings` decide what is written."""
+
+    seed: int = 0
+    limit: int = 0  # samples; 0 = all
+    bytes_per_shard: int = 10**9
+    records_per_shard: int = 10_000
+    max_media_bytes: int = 4 * 2**30
+    build: BuildOptions = field(default_factory=BuildOptions)
+    workers: int = 0  # processes; 0 = in this one
+    folders: tuple[Path, ...] = ()  # --source
+    cache: Path = Path(".cache")
+    rate: float = 0.0  # downloads per second, all workers together
+    verify: bool | str = True  # certificates of https
+    overwrite: bool = False
+    strict: bool = False  # the first sample that cannot be used is an error
+
+    def settings(self, source: Source) -> dict[str, Any]:
+        """What output of other settings differs in."""
+        return {
+            "name": source.name,
+            "origin": _origin(source),
+            "seed": self.seed,
+            "limit": self.limit,
+            "bytes_per_shard": self.bytes_per_shard,
+            "records_per_shard": self.records_per_shard,
+            "max_media_bytes": self.max_media_bytes,
+            **asdict(self.build),
+        }
+
+
+@dataclass
+class Summary:
+    """What came out."""
+
+    head: dict[str, Any]
+    already: bool = False  # it was there
+
+
+class Progress:
+    """What `prepare` reports to while it works; the default shows nothing."""
+
+    def begin(self, name: str, rows: int | None) -> None:
+        """`rows`: how many there are, where that is known."""
+
+    def step(self, rows: int, output: Output) -> None:
+        """So many rows were read; `output` has the counts."""
+
+    def end(self) -> None:
+        """No more steps."""
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    options: Options,
+    *,
+    rows: Callable[[], Iterable[Row]] | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Write the data set `out` (its folder), or finish what an interrupted run left, or find it done.
+
+    Args:
+        rows: in place of the source's own.
+    Raises:
+        UserError, SourceError: files that are not there, another schema, other settings, a full disk, no record.
+    """
+    progress = progress or Progress()
+    settings = options.settings(source)
+    downloader = Downloader(
+        options.cache / "downloads",
+        max_bytes=options.max_media_bytes,
+        rate=options.rate / max(options.workers, 1),
+        verify=options.verify,
+    )
+    with Output(
+        out,
+        settings,
+        tool=tool_version(),
+        bytes_per_shard=options.bytes_per_shard,
+        records_per_shard=options.records_per_shard,
+        overwrite=options.overwrite,
+    ) as output:
+        if output.done is not None:
+            return Summary(output.done, already=True)
+        tables = Tables(options.folders, downloader)
+        if rows is None:
+            tables.check(source)
+        counter = _Counter(rows() if rows is not None else tables.rows(source.origin, source.fields))
+        progress.begin(source.name, tables.count(source.origin) if rows is None else None)
+        resolver = Resolver(options.folders, options.cache, downloader, out.parent, options.max_media_bytes)
+        ctx = Context(
+            source.name,
+            seed=options.seed,
+            tables=tables.rows,
+            prepared=lambda name: _records(out.parent / name),
+            scratch=_scratch(options.cache),
+        )
+        items = _limited(convert(source, counter, ctx), options.limit)
+        try:
+            for item in islice(items, output.resume_at):
+                output.seen(item.key)
+            if output.items < output.resume_at:
+                raise UserError(f"{output.work} was begun with more rows than there are now; begin again: --overwrite")
+            for item, built in _built(items, resolver, options):
+                output.add(item.key, built)
+                _check(item, built, output, options)
+                progress.step(counter.count, output)
+        finally:
+            progress.end()
+        return Summary(output.finish(_head(source), source.counts_as))
+
+
+def prepare_own(path: Path, out: Path, options: Options, progress: Progress | None = None) -> Summary:
+    """`prepare` for a JSONL file of one's own.
+
+    Raises:
+        UserError: see `prepare`; a file that is not there.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not there; give a .jsonl file, or a name that molmo2 prepare --list shows")
+    folders = (path.resolve().parent, *options.folders)
+    source = own.own_source(path, out.name)
+    source = replace(source, notes=f"{path.name} with SHA-256 {file_sha256(path)}")
+    options = replace(options, folders=folders)
+    return prepare(source, out, options, rows=lambda: own.read_lines(path), progress=progress)
+
+
+def tool_version() -> str:
+    """Name and version, as the manifest records them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"molmo2_nemo {version('molmo2_nemo')}"
+    except PackageNotFoundError:
+        return "molmo2_nemo"
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+class _Counter:
+    """Rows, counted as they go by."""
+
+    def __init__(self, rows: Iterable[Row]):
+        self._rows, self.count = rows, 0
+
+    def __iter__(self) -> Iterator[Row]:
+        for row in self._rows:
+            self.count += 1
+            yield row
+
+
+def _limited(items: Iterable[Item], limit: int) -> Iterator[Item]:
+    samples = 0
+    for item in items:
+        yield item
+        samples += isinstance(item, Sample)
+        if limit and samples >= limit:
+            return
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    weight = size = 0
+    for item in items:
+        batch.append(item)
+        if isinstance(item, Sample):
+            weight += 1 if item.video is None else VIDEO_WEIGHT
+            size += sum(len(m.data) for m in (*item.images, item.video) if isinstance(m, Inline))
+        if weight >= BATCH_ITEMS or size >= BATCH_INLINE_BYTES or len(batch) >= 64 * BATCH_ITEMS:
+            yield batch
+            batch, weight, size = [], 0, 0
+    if batch:
+        yield batch
+
+
+def _built(items: Iterator[Item], resolver: Resolver, options: Options) -> Iterator[tuple[Item, Built | Skip]]:
+    """Every item with what became of it, in order."""
+    if options.workers < 1:
+        for batch in _batches(items):
+            yield from zip(batch, build_all(batch, resolver, options.build), strict=True)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(options.workers, context, _start_worker, (resolver, options.build))
+    waiting: deque[tuple[list[Item], Future[list[Built | Skip]]]] = deque()
+    try:
+        for batch in _batches(items):
+            waiting.append((_light(batch), pool.submit(_work, batch)))
+            if len(waiting) > BATCHES_PER_WORKER * options.workers:
+                done, future = waiting.popleft()
+                yield from zip(done, future.result(), strict=True)
+        while waiting:
+            done, future = waiting.popleft()
+            yield from zip(done, future.result(), strict=True)
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died, most likely for want of memory; call again with fewer --workers: what is complete "
+            "is kept"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _light(batch: list[Item]) -> list[Item]:
+    """The items without the media they carry: those are on their way to a worker."""
+    return [Sample(item.key) if isinstance(item, Sample) else item for item in batch]
+
+
+_worker: tuple[Resolver, BuildOptions] | None = None
+
+
+def _start_worker(resolver: Resolver, options: BuildOptions) -> None:
+    global _worker
+    _worker = resolver, options
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(batch: list[Item]) -> list[Built | Skip]:
+    assert _worker is not None
+    return build_all(batch, *_worker)
+
+
+def _check(item: Item, built: Built | Skip, output: Output, options: Options) -> None:
+    """Stop where going on is pointless.
+
+    Raises:
+        UserError: with `strict`, at the first item that is skipped for a fault of its own.
+        SourceError: not one record among the first samples.
+    """
+    if not isinstance(built, Skip):
+        return
+    if options.strict:
+        raise UserError(f"{built.key}: {built.reason}{f': {built.detail}' if built.detail else ''}")
+    if isinstance(item, Sample) and not output.records and output.items >= GIVE_UP_AFTER:
+        hint = " Are the media below --source, as molmo2 prepare --list NAME says?" if built.reason == NOT_FOUND else ""
+        raise SourceError(
+            f"none of the first {output.items} items became a record; the last, {built.key}: {built.reason}: "
+            f"{built.detail}.{hint}"
+        )
+
+
+def _origin(source: Source) -> dict[str, Any]:
+    origin = source.origin
+    if isinstance(origin, Hub):
+        return {
+            "repo": origin.repo,
+            "configs": list(origin.configs),
+            "split": origin.split,
+            "revision": origin.revision or "main",
+        }
+    return {"tables": [table.path for table in origin.tables], "notes": source.notes}
+
+
+def _head(source: Source) -> dict[str, Any]:
+    return {
+        "name": source.name,
+        "source": _origin(source),
+        "licence": source.licence,
+        "kind": source.kind,
+        "published_as": source.published_as,
+    }
+
+
+def _records(folder: Path) -> int:
+    path = folder / MANIFEST
+    return int(read_head(path)["records"]) if path.is_file() else 0
+
+
+def _scratch(cache: Path) -> Path:
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache

@@ -1,0 +1,179 @@
+"""A source's `Sample` -> the members of a record, checked as training will check them, and its measures.
+
+This is the work that runs in parallel: fetching, decoding, probing. Nothing here depends on anything but the sample,
+the options and the media, so any number of workers gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from data_prep.media import MediaError, Picture, Resolver, Video
+from data_prep.sources.base import Media, Sample, Skip
+from molmo2_nemo.data.manifest import Entry
+from molmo2_nemo.data.record import BadRecord, parse_record
+
+MAX_KEY = 80  # characters; a member name has 99
+KEY_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user may ask for beyond the data set as it is."""
+
+    cut_clips: bool = False  # store only the part of a video that the clip shows (no re-encoding)
+    video_height: int = 0  # re-encode videos that are higher, pixels; 0 = never
+    video_fps: float = 0.0  # re-encode videos with more frames per second; 0 = never
+
+
+@dataclass(slots=True)
+class Built:
+    """A record ready to be written; `entry` has the measures, and no members yet."""
+
+    key: str
+    members: dict[str, bytes | Path]  # a path: read when it is written
+    entry: Entry = field(default_factory=lambda: Entry(""))
+
+
+def member_key(key: str) -> str:
+    """The key as a member name: letters, digits, `_` and `-`; where that changes it, a hash keeps it unique."""
+    name = KEY_UNSAFE.sub("_", key).strip("_")[:MAX_KEY]
+    if name == key:
+        return name
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+    return f"{name[: MAX_KEY - 13]}-{digest}" if name else digest
+
+
+def build_all(items: Sequence[Sample | Skip], resolver: Resolver, options: BuildOptions) -> list[Built | Skip]:
+    """Build a batch; downloads of the whole batch run at once."""
+    wanted: list[Media] = []
+    for item in items:
+        if isinstance(item, Sample):
+            wanted += [*item.images, *([item.video] if item.video is not None else [])]
+    resolver.prefetch(wanted)
+    return [item if isinstance(item, Skip) else build(item, resolver, options) for item in items]
+
+
+def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | Skip:
+    """One record, or why it cannot be one.
+
+    Raises:
+        OSError: the cache cannot be written.
+    """
+    try:
+        return _build(sample, resolver, options)
+    except MediaError as error:
+        return Skip(sample.key, error.reason, error.detail)
+    except BadRecord as error:
+        return Skip(sample.key, error.cause, error.detail)
+    except ValueError as error:
+        return Skip(sample.key, "bad sample", str(error)[:300])
+
+
+def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
+    pictures = [resolver.picture(media) for media in sample.images]
+    video = resolver.video(sample.video) if sample.video is not None else None
+    clip, part = sample.clip, video.part if video is not None else None
+    if part is not None:  # a clip counts from the part's start
+        clip = part if clip is None else (part[0] + clip[0], min(part[0] + clip[1], part[1]))
+    if video is not None and clip is not None and not 0 <= clip[0] < min(clip[1], video.duration):
+        raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
+    data: dict[str, Any] = {}
+    members: dict[str, bytes | Path] = {}
+    if pictures:
+        data["images"] = []
+        for i, picture in enumerate(pictures):
+            name = _same_picture(pictures, i) or f"{i}.{picture.suffix}"
+            data["images"].append(name)
+            members[name] = picture.data
+    subtitles = _subtitles(sample)
+    if video is not None:
+        video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
+        data["video"] = video.suffix
+        members[video.suffix] = video.data
+    if subtitles:
+        data["subtitles"] = subtitles
+    if clip is not None:
+        data["clip"] = [float(clip[0]), float(clip[1])]
+    if sample.sampling:
+        data["sampling"] = dict(sample.sampling)
+    if sample.weight is not None:
+        data["weight"] = sample.weight
+    if sample.weight_factor is not None:
+        data["weight_factor"] = sample.weight_factor
+    if sample.variants:
+        data["variants"] = [list(tree) for tree in sample.variants]
+        if sample.variant_weights is not None:
+            data["variant_weights"] = list(sample.variant_weights)
+    else:
+        data["annotations"] = list(sample.annotations)
+    try:
+        members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    parse_record(
+        sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
+    )
+    return Built(member_key(sample.key), members, measure(data, pictures, video))
+
+
+def _same_picture(pictures: Sequence[Picture], i: int) -> str | None:
+    """The name of an earlier picture with the same bytes: media are stored once."""
+    for j in range(i):
+        if pictures[j].data == pictures[i].data:
+            return f"{j}.{pictures[j].suffix}"
+    return None
+
+
+def _subtitles(sample: Sample) -> list[dict[str, Any]] | str:
+    if isinstance(sample.subtitles, str):
+        return sample.subtitles
+    if not sample.subtitles:
+        return []
+    from data_prep.subtitles import as_record, cut, supervisions
+
+    segments = supervisions(sample.key, sample.subtitles)
+    if sample.clip is not None:
+        segments = cut(segments, *sample.clip)
+    return as_record(segments)
+
+
+def _transcoded(
+    video: Video, clip: tuple[float, float] | None, options: BuildOptions
+) -> tuple[Video, tuple[float, float] | None]:
+    if options.video_height or options.video_fps:
+        from data_prep.transcode import reencode
+
+        video, clip = reencode(video, clip, options.video_height, options.video_fps, cut=options.cut_clips)
+    elif options.cut_clips and clip is not None:
+        from data_prep.transcode import cut_packets
+
+        video, clip = cut_packets(video, clip)
+    return video, clip
+
+
+def measure(data: dict[str, Any], pictures: Sequence[Picture], video: Video | None) -> Entry:
+    """Sizes, durations and estimated costs of a record, from its JSON and what was learnt of its media."""
+    from data_prep.estimate import picture_cost, text_cost, video_cost
+
+    trees = data.get("variants") or [data["annotations"]]
+    entry = Entry("", images=len(pictures), annotations=max(len(tree) for tree in trees))
+    tokens = text_cost(trees, data.get("subtitles", ()))
+    crops = 0
+    if pictures:
+        visual, crops = picture_cost([(p.width, p.height) for p in pictures])
+        tokens += visual
+    if video is not None:
+        start, end = data.get("clip") or (0.0, video.duration)
+        entry.duration = round(min(end, video.duration) - start, 6)
+        entry.frames = video.frames
+        visual, crops = video_cost(entry.duration, video.fps, data.get("sampling", {}))
+        tokens += visual
+    entry.tokens, entry.crops = tokens, crops
+    return entry

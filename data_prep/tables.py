@@ -1,0 +1,218 @@
+"""Rows of a source: from the Hub, a copy of it, or files that a person fetched. One row at a time."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from data_prep import hub
+from data_prep.download import Downloader
+from data_prep.sources.base import Hub, Manual, Row, Source, SourceError, Table
+
+BATCH_ROWS = 64  # read from a parquet file at a time; a row may hold pictures
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+class Tables:
+    """Reads the rows of origins below `folders` (--source), else from the Hub."""
+
+    def __init__(self, folders: tuple[Path, ...] = (), downloader: Downloader | None = None):
+        self.folders, self.downloader = folders, downloader
+
+    def check(self, source: Source) -> None:
+        """Raises SourceError when files that have to be fetched by hand are not there; the message says which."""
+        if not isinstance(source.origin, Manual):
+            return
+        tables = [table for table in source.origin.tables if not table.repo and not table.url]
+        missing = [table.path for table in tables if not self._paths(table)]
+        if not missing:
+            return
+        looked = ", ".join(map(str, self.folders)) or "nowhere (give a folder with --source)"
+        media = f" Its media: {', '.join(source.origin.media)}." if source.origin.media else ""
+        raise SourceError(
+            f"data set {source.name}: {', '.join(missing)} not found below {looked}. It has to be fetched by hand: "
+            f"{source.origin.fetch}.{media}"
+        )
+
+    def rows(self, origin: Hub | Manual | Table, columns: Iterable[str] = ()) -> Iterator[Row]:
+        """All rows; of a parquet file only `columns`, where given.
+
+        Raises:
+            SourceError: a file is not there or cannot be read as what its suffix says.
+        """
+        wanted = tuple(columns)
+        if isinstance(origin, Table):
+            yield from self._table(origin, wanted)
+        elif isinstance(origin, Manual):
+            for table in origin.tables:
+                yield from self._table(table, wanted)
+        else:
+            for config in origin.configs or (None,):
+                for file in hub.split_files(origin, config, hub.local_copy(origin, self.folders)):
+                    for row in read_file(hub.open_file(file), columns=origin.columns or wanted):
+                        row["__config__"] = config or ""
+                        yield row
+
+    def count(self, origin: Hub | Manual) -> int | None:
+        """Number of rows where it is cheap to know (local parquet and line-based files), for the time left."""
+        try:
+            if isinstance(origin, Manual):
+                if not all(self._paths(table) for table in origin.tables):
+                    return None
+                return sum(_count(path, table) for table in origin.tables for path, _ in self._paths(table))
+            total = 0
+            for config in origin.configs or (None,):
+                for file in hub.split_files(origin, config, hub.local_copy(origin, self.folders)):
+                    if file.startswith(hub.HUB_PREFIX):
+                        return None
+                    total += _count(Path(file), None)
+            return total
+        except (SourceError, OSError, ValueError):
+            return None
+
+    def _paths(self, table: Table) -> list[tuple[Path, str]]:
+        for folder in self.folders:
+            found = sorted(glob.glob(table.path, root_dir=folder, recursive=True))
+            if found:
+                return [(folder / name, name) for name in found]
+        return []
+
+    def _fetched(self, table: Table) -> list[tuple[Path, str]]:
+        if table.repo:
+            return [(hub.download_file(table.repo, table.path, None), table.path)]
+        if table.url and self.downloader is not None:
+            return [(self.downloader.fetch(table.url), table.path)]
+        return []
+
+    def _table(self, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+        paths = self._paths(table) or self._fetched(table)
+        if not paths:
+            raise SourceError(f"{table.path} not found below {', '.join(map(str, self.folders)) or '--source'}")
+        for path, name in paths:
+            for row in read_file(path, table, columns):
+                row["__table__"] = name
+                yield row
+
+
+def read_file(path: Path, table: Table | None = None, columns: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Rows of a .parquet, .arrow, .jsonl, .json, .csv or .tsv file.
+
+    Raises:
+        SourceError: not there, damaged, or of another kind; names file and line.
+    """
+    # A download has no suffix of its own.
+    reader = _READERS.get(path.suffix.lower() or Path(table.path if table else "").suffix.lower())
+    if reader is None:
+        raise SourceError(f"{path}: rows are read from {', '.join(sorted(_READERS))} files")
+    try:
+        yield from reader(path, table or Table(path.name), columns)
+    except SourceError:
+        raise
+    except FileNotFoundError:
+        raise SourceError(f"{path} is not there") from None
+    except Exception as error:  # of csv, json and Arrow, which have no common class
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise SourceError(f"{path} cannot be read: {str(error)[:300]}") from None
+
+
+def _parquet(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, memory_map=True) as file:
+        there = set(file.schema_arrow.names)
+        wanted = [name for name in dict.fromkeys(columns) if name in there] or None
+        for batch in file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
+            yield from batch.to_pylist()
+
+
+def _arrow(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as file:
+        for batch in pa.ipc.open_stream(file):
+            for start in range(0, len(batch), BATCH_ROWS):
+                yield from batch.slice(start, BATCH_ROWS).to_pylist()
+
+
+def _jsonl(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    names: list[str] | None = None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise SourceError(f"{path}:{number}: cannot be parsed: {error}") from None
+                if isinstance(row, list):  # a table: the first line names the columns
+                    if names is None:
+                        names = [str(name) for name in row]
+                        continue
+                    row = dict(zip(names, row, strict=False))
+                yield _object(path, number, row)
+
+
+def _json(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    """A whole file in memory: JSON has no rows."""
+    data = json.loads(path.read_bytes())
+    for name in table.at:
+        if not isinstance(data, dict) or name not in data:
+            there = ", ".join(list(data)[:8]) if isinstance(data, dict) else f"a {type(data).__name__}"
+            raise SourceError(f"{path} has no field {'.'.join(table.at)!r} (there is: {there})")
+        data = data[name]
+    if isinstance(data, dict):
+        for name, value in data.items():
+            yield {**(value if isinstance(value, dict) else {"value": value}), table.key: name}
+        return
+    if not isinstance(data, list):
+        raise SourceError(f"{path} holds a {type(data).__name__}, not a list of rows")
+    for number, row in enumerate(data, 1):
+        yield dict(_object(path, number, row))
+
+
+def _object(path: Path, number: int, row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise SourceError(f"{path}:{number}: a row must be an object, not {str(row)[:60]!r}")
+    return row
+
+
+def _csv(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = table.delimiter or ("\t" if table.path.lower().endswith(".tsv") else ",")
+        yield from csv.DictReader(file, fieldnames=table.header or None, delimiter=delimiter, strict=True)
+
+
+def _txt(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline=None) as file:
+        for line in file:
+            if line.strip():
+                yield {"line": line.rstrip("\n")}
+
+
+_READERS = {
+    ".parquet": _parquet,
+    ".arrow": _arrow,
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".txt": _txt,
+}
+
+
+def _count(path: Path, table: Table | None) -> int:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(path).num_rows)
+    if suffix in (".jsonl", ".csv", ".tsv", ".txt"):
+        with path.open("rb") as file:
+            lines = sum(1 for line in file if line.strip())
+        return lines - (suffix in (".csv", ".tsv") and not (table and table.header))
+    return sum(1 for _ in read_file(path, table))
