@@ -283,8 +283,9 @@ class Table:
     """A file of rows below --source: .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt. The path may be a glob.
 
     `at` descends into a JSON object first; a JSON object in place of a list gives one row per entry, whose name is put
-    into the row under `key` (an entry that is not an object itself comes as {key: name, "value": entry}). In a .jsonl whose lines are lists the first one names the columns. A .txt gives a row
-    {"line": text} per line that is not empty. Every row gets `__table__`, the path relative to --source.
+    into the row under `key` (an entry that is not an object itself comes as {key: name, "value": entry}). In a .jsonl
+    whose lines are lists the first one names the columns. A .txt gives a row {"line": text} per line that is not empty.
+    Every row gets `__table__`, the path relative to --source.
 
     With `repo` (a Hugging Face data set repository that holds it at `path`) or `url` (https) a file that is not below
     --source is fetched.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Annotation, Context, File, Media, Sample, Skip
+from data_prep.sources.base import Annotation, Context, File, FirstOf, Media, Sample, Skip, Url
 from data_prep.sources.schema import number, one_of
 
 T = TypeVar("T")
@@ -93,6 +94,16 @@ def hold_out(
         yield key, value
     for _, _, key, _ in by_hash[:held]:
         yield Skip(key, "held out for validation")
+
+
+def url_hash(url: str) -> str:
+    """The name of a file in `pixmo_images/`, where the official downloader puts web images: SHA-256 of the URL, hex."""
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
+def web_image(url: str, sha256: str | None = None) -> FirstOf:
+    """An image of the web: `pixmo_images/HASH` below --source, which outlives the link, or else fetched."""
+    return FirstOf(File(f"pixmo_images/{url_hash(url)}"), Url(url, sha256))
 
 
 def local(path: str) -> File:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 
@@ -20,10 +19,9 @@ from data_prep.sources.base import (
     Sample,
     Skip,
     Source,
-    Url,
     maybe,
 )
-from data_prep.sources.common import COORDINATES, DIFFERENT_LENGTHS, coordinates, questions, tree
+from data_prep.sources.common import COORDINATES, DIFFERENT_LENGTHS, coordinates, questions, tree, url_hash, web_image
 from data_prep.sources.pixmo import NO_POINTING_NOTE
 from data_prep.sources.schema import one_of
 
@@ -44,7 +42,7 @@ def _human_questions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Ski
         if isinstance(pairs, list):
             pairs = {name: [pair[name] for pair in pairs] for name in ("question", "answer")}
         branches = questions(key, pairs["question"], pairs["answer"], "correction_qa", no_pointing=True)
-        yield from tree(key, branches, [Url(url) for url in urls])
+        yield from tree(key, branches, [web_image(url) for url in urls])
 
 
 # --- points in several pictures --------------------------------------------------------------------------------------
@@ -65,16 +63,10 @@ def _multi_points(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         yield Sample(key, images=pictures, variants=variants)
 
 
-def url_hash(url: str) -> str:
-    """The name of a PixMo image file: the SHA-256 of its URL, as hex."""
-    return hashlib.sha256(url.encode()).hexdigest()
-
-
 def _pixmo_picture(path: str, urls: dict[str, str]) -> Media:
-    """A file `pixmo_images/HASH` below --source, or else the image of the URL with that hash."""
+    """The web image whose file `pixmo_images/HASH` the row names."""
     name = PurePosixPath(path).name
-    here = File(*dict.fromkeys((path, f"pixmo_images/{name}")))
-    return FirstOf(here, Url(urls[name])) if name in urls else here
+    return web_image(urls[name]) if name in urls else File(path)
 
 
 def multi_image_annotations(row: Row) -> list[Annotation]:

@@ -1,4 +1,7 @@
-"""PixMo: captions, pointing, counting, questions about web images (Deitke et al. 2024). Images are fetched by URL."""
+"""PixMo: captions, pointing, counting, questions about web images (Deitke et al. 2024).
+
+Images are fetched by URL, if they are not below --source as the official downloader leaves them (pixmo_images/HASH).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Annotation, Context, Hub, Row, Sample, Skip, Source, Url, maybe
-from data_prep.sources.common import COORDINATES, coordinates, hold_out, questions, tree
+from data_prep.sources.base import Annotation, Context, FirstOf, Hub, Row, Sample, Skip, Source, maybe
+from data_prep.sources.common import COORDINATES, coordinates, hold_out, questions, tree, web_image
 
 HELD_OUT = 2048  # images of each set that the published loader keeps for validation
 MAX_POINTS = 60  # of one label, and of all labels of one sample
@@ -31,9 +34,9 @@ def _numbered(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
     return ((f"{place:08d}", row) for place, row in enumerate(rows))
 
 
-def _with_hash(rows: Sequence[Row]) -> Url:
-    """The image of these rows, checked against the published hash."""
-    return Url(rows[0]["image_url"], rows[0].get("image_sha256"))
+def _checked_image(rows: Sequence[Row]) -> FirstOf:
+    """The image of these rows; when fetched, it must have the published hash."""
+    return web_image(rows[0]["image_url"], rows[0].get("image_sha256"))
 
 
 # --- captions --------------------------------------------------------------------------------------------------------
@@ -48,7 +51,7 @@ def _captions(rows: Iterable[Row], ctx: Context, transcripts: bool) -> Iterator[
         if not row["caption"].strip():
             yield Skip(key, "empty caption", row["image_url"])
             continue
-        picture = [Url(row["image_url"])]
+        picture = [web_image(row["image_url"])]
         caption = shapes.caption(row["caption"], "long_caption")
         spoken = [text for text in row.get("transcripts") or () if text and text.strip()] if transcripts else []
         if transcripts and not spoken:
@@ -106,7 +109,7 @@ def _point_samples(url: str, rows: Sequence[Row]) -> Iterator[Sample | Skip]:
             kept.append(row)
     for number, part in enumerate(_parts(kept)):
         variants = [[shapes.points(row["label"], coordinates(row["points"]), mode) for row in part] for mode in MODES]
-        yield Sample(f"{url}#part{number}", images=[_with_hash(rows)], variants=variants)
+        yield Sample(f"{url}#part{number}", images=[_checked_image(rows)], variants=variants)
 
 
 def _parts(rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -130,7 +133,7 @@ def _counts(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             continue
         where = coordinates(row["points"])
         variants = [[shapes.points(row["label"], where, mode, scale=None)] for mode in MODES]
-        yield Sample(key, images=[Url(row["image_url"])], variants=variants)
+        yield Sample(key, images=[web_image(row["image_url"])], variants=variants)
 
 
 # --- questions -------------------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ def _ask_model_anything(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | 
             continue
         url, asked = entry
         texts, answers = [row["question"].strip() for row in asked], [row["answer"] for row in asked]
-        yield from tree(url, questions(url, texts, answers, "user_qa", no_pointing=True), [_with_hash(asked)])
+        yield from tree(url, questions(url, texts, answers, "user_qa", no_pointing=True), [_checked_image(asked)])
 
 
 _SPEAKER = re.compile(r"\s*(\[USER\]|\[ASSISTANT\])\s*")
@@ -174,7 +177,7 @@ def _caption_questions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | S
             yield entry
         else:
             url, asked = entry
-            yield from tree(url, _conversations(url, asked), [Url(url)])
+            yield from tree(url, _conversations(url, asked), [web_image(url)])
 
 
 def _conversations(url: str, rows: Sequence[Row]) -> Iterator[Annotation | Skip]:

@@ -1,9 +1,11 @@
 """PixMo rows in their published schema -> samples: captions, points, counts, questions."""
 
+import hashlib
+
 import pytest
 
-from data_prep.sources.base import Context, Skip, Url
-from data_prep.sources.common import hold_out
+from data_prep.sources.base import Context, File, FirstOf, Skip, Url
+from data_prep.sources.common import hold_out, web_image
 from data_prep.sources.pixmo import conversation_turns
 from tests.support.source_rows import conversations, only, prepare, reasons
 
@@ -29,7 +31,7 @@ def point_row(label, points, url=CAT, method="pointing", sha256="ab" * 32):
 def test_stage_1_captions_carry_one_transcript_per_access():
     samples, skips = prepare("pixmo_cap_with_transcripts", [caption_row()])
     sample = only(samples)
-    assert not skips and list(sample.images) == [Url(CAT)]
+    assert not skips and list(sample.images) == [web_image(CAT)]
     assert [[(a["style"], a["text"]) for a in variant] for variant in sample.variants] == [
         [("long_caption", "A cat on a red sofa."), ("transcript", "There is a cat.")],
         [("long_caption", "A cat on a red sofa."), ("transcript", "I see a sofa.")],
@@ -51,6 +53,12 @@ def test_sft_captions():
     assert sample.annotations == [{"style": "long_caption", "text": "A dog."}]
     ((prompt, answer),) = only(conversations(sample))
     assert answer == "A dog." and ":" not in prompt
+
+
+def test_web_images_may_be_there_already():
+    found = web_image(CAT, "00")
+    name = hashlib.sha256(CAT.encode()).hexdigest()
+    assert found == FirstOf(File(f"pixmo_images/{name}"), Url(CAT, "00"))
 
 
 def test_the_same_image_may_come_twice():
@@ -91,7 +99,7 @@ def test_points_are_grouped_by_image_and_mode_is_drawn():
     ]
     samples, skips = prepare("pixmo_points_train", rows, tables=EVAL)
     cat, dog = samples
-    assert not skips and list(cat.images) == [Url(CAT, "ab" * 32)]
+    assert not skips and list(cat.images) == [web_image(CAT, "ab" * 32)]
     assert [[a["style"] for a in tree] for tree in cat.variants] == [["point_count"] * 2, ["pointing"] * 2]
     ears, tails = cat.variants[0]
     assert ears["points"] == [[20.5, 10.0], [30.0, 12.25]] and ears["point_scale"] == 100 and ears["label"] == "Ears"
@@ -137,7 +145,7 @@ def test_counts_are_in_pixels(points):
     row = {"image_url": CAT, "image_sha256": "00", "count": 2, "points": points, "label": "people"}
     samples, skips = prepare("pixmo_count_train", [row, {**row, "points": None}])
     sample = only(samples)
-    assert only(skips).reason == "no points" and list(sample.images) == [Url(CAT)]
+    assert only(skips).reason == "no points" and list(sample.images) == [web_image(CAT)]
     assert [tree[0]["style"] for tree in sample.variants] == ["point_count", "pointing"]
     answers = {conversations(sample, seed=seed)[0][0][1] for seed in range(6)}  # pictures of 80 x 60
     tag = '<points coords="1 1 100 100 2 500 500">people</points>'
@@ -162,7 +170,7 @@ def test_ask_model_anything():
         {"style": "user_qa", "question": "What is this?", "answer": "A cat."},
         {"style": "user_qa", "question": "How many cats are there?", "answer": "Two.", "no_pointing": [0]},
     ]
-    assert list(cat.images) == [Url(CAT, "cd" * 32)] and len(dog.annotations) == 1
+    assert list(cat.images) == [web_image(CAT, "cd" * 32)] and len(dog.annotations) == 1
     assert reasons(skips) == {f"{CAT}#2": "empty answer", "https://example.org/empty.jpg#0": "empty answer"}
     counted = next(turn for (turn,) in conversations(cat) if turn[1] == "Two.")
     assert counted[0].endswith("How many cats are there?") and len(counted[0]) > len("How many cats are there?")
