@@ -25,8 +25,8 @@ from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.data.phases import find_problems, phase_at, phases
 from molmo2_nemo.data.record import BadRecord, DataError, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
 
-STATE_VERSION = 2
 SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
 COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: branches, tokens, pictures left out
@@ -167,6 +167,7 @@ class PackStream:
         self._backlog: list[int] = []  # numbers to read before that (after a change of dp_size)
         self._bad_in_a_row = 0
         self._restore: dict[str, Any] | None = None
+        self.numbers: list[int] = []  # of the examples in the batch given last
 
     @property
     def phase(self) -> int:
@@ -190,18 +191,21 @@ class PackStream:
             self._new_packer(reader.config.packing)
             self._fill_packer()
             packs: list[list[Example]] = []
+            numbers: list[int] = []
             for n, result in source:
                 pack = self._take(n, result)
                 if pack is None:
                     continue
                 packs.append([item.payload for item in pack])
+                numbers += [item.id for item in pack]
                 if len(packs) == self.micro_batch_size:
                     length = reader.config.packing.sequence_length
                     batch = collate(packs, sequence_length=length, im_patch_id=reader.im_patch_id)
                     self._batches += 1
                     batch.state = self.state()
+                    self.numbers = numbers
                     yield batch
-                    packs = []
+                    packs, numbers = [], []
                     if self.reader is not reader:
                         return
         finally:
@@ -234,8 +238,8 @@ class PackStream:
         """
         by_rank = merge_states(states)
         size = len(by_rank)
-        self._check_identity(by_rank[0]["identity"])
-        if size == self.dp_size:
+        check_identity(by_rank[0]["identity"], json.loads(json.dumps(self.reader.identity())))
+        if size == self.dp_size and not any(state.get("ahead") for state in by_rank):
             own = by_rank[self.dp_rank]
             self._position = own["position"]
             self._backlog = list(own["backlog"])
@@ -252,6 +256,8 @@ class PackStream:
             for state in by_rank:
                 self.skipped.update(state["skipped"])
                 self.counts.update(state["counts"])
+                used = state.get("ahead", {}).get("used", ())  # those that wait are counted when they are read again
+                self.counts["examples"] += len(used) - len(state["packer"]["waiting"])
         self._bad_in_a_row = 0
         self._batches = by_rank[0]["steps"] * self.batches_per_step
         self._restore = None
@@ -343,22 +349,6 @@ class PackStream:
 
         self.packer.restore(saved, rebuild)
 
-    def _check_identity(self, saved: dict[str, Any]) -> None:
-        own = json.loads(json.dumps(self.reader.identity()))
-        if saved == own:
-            return
-        if saved.get("seed") != own["seed"]:
-            raise DataError(
-                f"the saved run used data.seed={saved.get('seed')}, this one {own['seed']}; use the saved one"
-            )
-        before, now = saved["sources"], own["sources"]
-        for name in sorted(set(before) | set(now)):
-            if before.get(name) != now.get(name):
-                raise DataError(
-                    f"data set {name!r} is not the one of the saved run (fingerprint, records, rate: then "
-                    f"{before.get(name)}, now {now.get(name)}); restore it, or start a new run from the weights"
-                )
-
 
 def new_packer(packing: PackingConfig) -> Packer:
     return Packer(
@@ -378,38 +368,6 @@ def default_builder(config: DataConfig) -> tuple[Builder, int]:
 
     tokenizer = Molmo2Tokenizer.load(config.tokenizer, vocab_size=config.vocab_size)
     return ExampleBuilder(config, tokenizer), tokenizer.special.im_patch
-
-
-def merge_states(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Check the saved states and order them by data-parallel rank, one each."""
-    if not states:
-        raise DataError("the checkpoint holds no state of the data stream")
-    by_rank: dict[int, dict[str, Any]] = {}
-    for state in states:
-        if state.get("version") != STATE_VERSION:
-            raise DataError(f"data state of version {state.get('version')!r}; this program reads {STATE_VERSION}")
-        rank = state["dp_rank"]
-        if by_rank.setdefault(rank, state) != state:
-            raise DataError(f"two different data states of data-parallel rank {rank}; the checkpoint is inconsistent")
-    size = states[0]["dp_size"]
-    if any(s["dp_size"] != size or s["identity"] != states[0]["identity"] for s in states):
-        raise DataError("the data states come from different runs (their dp_size, seed or data sets differ)")
-    if sorted(by_rank) != list(range(size)):
-        missing = sorted(set(range(size)) - set(by_rank))
-        raise DataError(f"the checkpoint lacks the data state of data-parallel rank {missing[0]} of {size}")
-    return [by_rank[rank] for rank in range(size)]
-
-
-def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
-    """Numbers below `start` that no batch used yet, ascending, and `start`: nobody has read from there on."""
-    size = len(by_rank)
-    start = max(state["position"] for state in by_rank)
-    left: set[int] = set()
-    for state in by_rank:
-        left.update(state["backlog"])
-        left.update(number for number, _ in state["packer"]["waiting"])
-        left.update(range(state["position"], start, size))
-    return sorted(left), start
 
 
 def _examples(

@@ -6,6 +6,7 @@ micro-batches are dealt by cost (parallel/packs.py); otherwise every rank reads 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from typing import Any
@@ -13,20 +14,30 @@ from typing import Any
 import lightning.pytorch as pl
 import torch.distributed as dist
 from megatron.core import parallel_state
+from nemo.lightning.megatron_parallel import MegatronStep
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.model.flops import forward_flops
+from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 
 
 class PackSampler(MegatronDataSampler):
     """Tells Megatron's schedule the sizes of a step. The stream itself already yields this rank's micro-batches."""
 
+    packs: SharedPacks | None = None  # asked how many micro-batches this rank has, where they are dealt step by step
+
     def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
         return dataloader
+
+    def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
+        step = super().on_megatron_step_start(step)
+        if self.packs is None or self.packs.dynamic is None or step.forward_only:
+            return step
+        return dataclasses.replace(step, num_microbatches=self.packs.upcoming())
 
 
 class PackDataModule(pl.LightningDataModule):
@@ -39,15 +50,22 @@ class PackDataModule(pl.LightningDataModule):
         config: the data settings; sequence length comes from its packing part.
         micro_batch_size, global_batch_size: packs per forward pass and per optimizer step.
         model: preset whose FLOPs say what a pack costs.
+        dynamic: how micro-batches are dealt to blocks of the context group; None: all its ranks share each.
     """
 
     def __init__(
-        self, config: DataConfig, micro_batch_size: int, global_batch_size: int, model: str | None = None
+        self,
+        config: DataConfig,
+        micro_batch_size: int,
+        global_batch_size: int,
+        model: str = "8b",
+        dynamic: DynamicSettings | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
-        self.cost = cost_model(model) if model else CostModel()
+        self.model, self.dynamic = preset(model), dynamic
+        self.cost = cost_model(model)
         self.seq_length = config.packing.sequence_length  # NeMo reads this and the two sizes from a data module
         self.data_sampler = PackSampler(
             seq_len=config.packing.sequence_length,
@@ -64,14 +82,19 @@ class PackDataModule(pl.LightningDataModule):
 
         def open_stream() -> Any:
             from molmo2_nemo.data.loader import PackStream
+            from molmo2_nemo.data.ordering import CostOrder
 
-            stream = PackStream(
+            packs = PackStream(
                 self.config,
                 micro_batch_size=self.micro_batch_size,
                 dp_rank=rank,
                 dp_size=size,
                 batches_per_step=slots,
             )
+            stream: PackStream | CostOrder = packs
+            packing = self.config.packing
+            if packing.balance and packing.balance_window > 1 and slots == 1 and size > 1:
+                stream = CostOrder(packs, packing.balance_window, self.cost)
             if self._restored is not None:
                 stream.load_states(self._restored)
             return stream
@@ -79,13 +102,20 @@ class PackDataModule(pl.LightningDataModule):
         if not self.config.share_packs or dist.get_world_size() == 1:
             return open_stream()
         assert self.trainer is not None and self.trainer.max_steps > 0
-        return SharedPacks(
+        context = parallel_state.get_context_parallel_world_size()
+        dynamic = None
+        if self.dynamic is not None and context > 1:
+            tensor = parallel_state.get_tensor_model_parallel_world_size()
+            dynamic = self.dynamic.of_rank(self.model, tensor, context, parallel_state.get_context_parallel_rank())
+        self.data_sampler.packs = SharedPacks(
             open_stream,
             pack_groups(rank, size),
             slots=slots,
             steps=self.trainer.max_steps - self.trainer.global_step,
             cost=self.cost if self.config.packing.balance else None,
+            dynamic=dynamic,
         )
+        return self.data_sampler.packs
 
     def consumed(self, state: dict[str, Any]) -> None:
         """Called for every micro-batch that training takes."""
