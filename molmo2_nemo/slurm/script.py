@@ -47,7 +47,11 @@ molmo2_end() {{
            if [ "$(cat "$molmo2_folder"/attempt-"$SLURM_JOB_ID"-*/outcome | grep -c '^failed$')" -gt "$molmo2_retries" ]
            then echo "molmo2: given up after $molmo2_retries retries; the same command goes on"; exit "$code"; fi ;;
     esac
-    if [ "$molmo2_requeue" = 1 ] && scontrol requeue "$SLURM_JOB_ID"; then echo "molmo2: requeued"; fi
+    if [ "$molmo2_requeue" = 1 ] && scontrol requeue "$SLURM_JOB_ID"; then
+        echo "molmo2: requeued"
+        trap - TERM EXIT
+        sleep 600 & wait  # for Slurm to end this script: leaving before would count as the end of the job
+    fi
     exit "$code"
 }}
 trap molmo2_end EXIT

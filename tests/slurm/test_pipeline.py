@@ -16,6 +16,7 @@ from molmo2_nemo.errors import USER_ERROR
 from tests.slurm.cluster import task_process, wait_for
 
 STEPS = 24
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 WAIT = 400  # seconds until a test gives up; a stage of this size takes half a minute on two cores
 NODE = ("cluster=slurm", "cluster.nodes=1", "cluster.precision=fp32", "cluster.slurm.exclusive=false")
 HERE = ("cluster.slurm.mem=null", "cluster.slurm.env.MASTER_ADDR=127.0.0.1", "cluster.slurm.partition=main")
@@ -48,7 +49,9 @@ class Run:
         wait_for(lambda: step in self.steps(stage), WAIT, f"step {step} of {stage}", self.log)
 
     def wait_for_state(self, job: str, *states: str) -> str:
-        return wait_for(lambda: (s := self.slurm.state(job)) in states and s, WAIT, f"{job}: {states}", self.log)
+        state = wait_for(lambda: (s := self.slurm.state(job)) in (*states, *OVER) and s, WAIT, f"job {job}", self.log)
+        assert state in states, f"job {job} is {state}, not {states}\n{self.log()}"
+        return state
 
     def log(self) -> str:
         """What all jobs have written, for messages."""
