@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nemo.lightning as nl
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from nemo.lightning.ckpt_utils import WEIGHTS_PATH, ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
+from nemo.utils.callbacks import dist_ckpt_io
+from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo2_nemo.config import CheckpointConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo import manifest
+
+if not dist_ckpt_io.HAVE_MEGATRON_CORE:
+    # NeMo 2.7 imports the queue of asynchronous saves together with the Zarr format, which Megatron 0.16 has dropped,
+    # and then takes all of Megatron for missing.
+    dist_ckpt_io.AsyncCallsQueue, dist_ckpt_io.HAVE_MEGATRON_CORE = AsyncCallsQueue, True
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -174,18 +182,28 @@ def nothing_whole(folder: Path) -> str:
     return f"no checkpoint in {folder} is whole ({told}). Remove the folder to start the stage again"
 
 
-def no_room(error: BaseException, folder: Path) -> UserError | None:
-    """What a person needs to hear if `error` comes of a full disk; None if it does not.
+def not_written(error: BaseException, folder: Path) -> Exception | None:
+    """What a person needs to hear if `error` comes of a checkpoint that could not be written; None if it does not.
+
+    torch hides the system's error number on the way from writer to trainer ("unexpected pos" is its word for a full
+    disk), so any failure to write is told with the room that is left.
 
     Args:
         folder: checkpoints/ of the stage.
     """
-    cause = next((e for e in _causes(error) if isinstance(e, OSError) and e.errno in NO_ROOM), None)
-    if cause is None:
+    full = isinstance(error, OSError) and error.errno in NO_ROOM
+    if not full and not isinstance(error, CheckpointException):
         return None
+    if not full and not error.failures:  # rank 0 has them
+        return RuntimeError("another process could not write its part of a checkpoint")
+    why = str(error) if full else "; ".join(str(failure[0]) for failure in list(error.failures.values())[:2])
     before = latest_checkpoint(folder)
     kept = f"{before} is whole, and the same command goes on from it" if before else "no checkpoint was written before"
-    return UserError(f"no room left to write to ({cause.strerror}); the run has stopped. {kept}. Make room first")
+    left = shutil.disk_usage(folder).free / 2**30
+    return UserError(
+        f"a checkpoint in {folder} could not be written ({why}). Its disk has {left:.1f} GiB left; is it full, or a quota "
+        f"used up? {kept}"
+    )
 
 
 def check_model(checkpoint: Path, molmo2: Any) -> None:
@@ -219,13 +237,3 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint, ignore_errors=True)
     if not checkpoint.exists():
         mark.unlink(missing_ok=True)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and what torch's CheckpointException collected from the ranks."""
-    yield error
-    for failure in getattr(error, "failures", {}).values():
-        yield failure[0] if isinstance(failure, tuple) else failure
-    inner = error.__cause__ or error.__context__
-    if inner is not None:
-        yield from _causes(inner)

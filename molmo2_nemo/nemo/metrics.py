@@ -134,7 +134,7 @@ class Metrics(pl.Callback):
     def _record(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
         append_line(self.path, line)
         scalars = {k: v for k, v in line.items() if k not in ("step", "time") and isinstance(v, (int, float))}
-        scalars |= {f"task/{name}": value for name, value in line["tasks"].items()}
+        scalars |= {f"task/{name}": value for name, value in line["tasks"].items() if value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=line["step"])
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"

@@ -45,9 +45,10 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     platform.enable(cfg.cluster.threads)
     start_nemo()
     import fiddle
+    from torch.distributed.checkpoint.api import CheckpointException
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
-    from molmo2_nemo.nemo.checkpoints import latest_checkpoint, no_room
+    from molmo2_nemo.nemo.checkpoints import latest_checkpoint, not_written
     from molmo2_nemo.nemo.metrics import Metrics, read_metrics
     from molmo2_nemo.nemo.recipes import layout_name, stage_folder, stage_recipe
 
@@ -57,8 +58,10 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     trainer = run_stage.keywords["trainer"]
     try:
         run_stage()
-    except Exception as error:
-        raise no_room(error, folder / "checkpoints") or error from error
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
+        if (told := not_written(error, folder / "checkpoints")) is not None:
+            raise told from error
+        raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.stopped and trainer.global_step < cfg.stage.max_steps:
         raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")

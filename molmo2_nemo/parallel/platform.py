@@ -8,7 +8,7 @@ What is changed, once per process:
   * functions of `torch.cuda` that would raise get CPU answers (device 0, streams that do nothing, zero memory use, the
     CPU's random generator);
   * Megatron's CUDA random-state tracker reads and writes the CPU generator;
-  * checkpoints are written by the training process itself instead of by forks of it;
+  * checkpoints are written by the training process itself instead of by forks of it; asynchronous ones by a thread;
   * `.cuda()` of tensors and modules returns them as they are;
   * a `TorchFunctionMode` maps `device="cuda"`/device 0 to the CPU and drops `pin_memory`. The mode is re-entered round
     backward passes, because the autograd engine runs below the call that switched it off.
@@ -21,6 +21,8 @@ import contextlib
 import os
 import queue
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -90,6 +92,33 @@ def _write_checkpoints_in_process() -> None:
 
     writer.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(write_all)
     writer._results_queue = queue.Queue()
+    _save_asynchronously_in_a_thread()
+
+
+def _save_asynchronously_in_a_thread() -> None:
+    """Megatron's asynchronous save is a fork as well. The thread here writes a copy of the tensors, which training goes
+    on changing; on GPU the copy to the host is that copy, and a fork's memory is its own."""
+    from megatron.core.dist_checkpointing.strategies import async_utils
+
+    class ThreadCaller(async_utils.TemporalAsyncCaller):
+        def schedule_async_call(self, async_req: Any) -> None:
+            if async_req.async_fn is None:
+                return
+            rank, _, results = async_req.async_fn_args
+            buckets = [
+                (file, key, (texts, [(item, tensor.clone()) for item, tensor in tensors]))
+                for file, key, (texts, tensors) in async_req.preload_fn()
+            ]
+            self.start_time = time.time()
+            self.process = threading.Thread(
+                target=async_req.async_fn,
+                args=(rank, buckets, results),
+                kwargs=async_req.async_fn_kwargs,
+                name="checkpoint",
+            )
+            self.process.start()
+
+    async_utils.TemporalAsyncCaller = ThreadCaller
 
 
 @contextlib.contextmanager
