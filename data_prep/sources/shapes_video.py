@@ -166,17 +166,22 @@ def option_index(value: Any, options: Sequence[str]) -> int | None:
     return index if index is not None and 0 <= index < len(options) else None
 
 
-def cut_lines(lines: Iterable[Mapping[str, Any]], start: float, end: float) -> list[Line]:
-    """Subtitle lines that overlap a cut, in seconds from its start; lines without readable times are left out.
+def cut_lines(recording: str, lines: Iterable[Mapping[str, Any]], start: float, end: float) -> list[Line]:
+    """Subtitle lines that are heard in a part of a recording, in seconds from its start and cut at its ends.
 
-    For videos that are a cut already; of a `Sample` with a `clip` the framework cuts the subtitles.
+    For videos that are a part already; of a `Sample` with a `clip` the framework cuts the subtitles. Lines without
+    readable times are left out.
     """
-    kept = []
+    heard = []
     for line in lines:
         begins, ends = seconds(line.get("start")), seconds(line.get("end"))
-        if begins is not None and ends is not None and line.get("text") and begins < end and ends > start:
-            kept.append((max(begins - start, 0.0), min(ends, end) - start, str(line["text"])))
-    return kept
+        if begins is not None and ends is not None and 0 <= begins <= ends and begins < end and ends > start:
+            heard.append((begins, ends, text(line.get("text"))))
+    if not heard:
+        return []
+    from data_prep.subtitles import cut, supervisions
+
+    return [(s.start, s.end, s.text) for s in cut(supervisions(recording, heard), start, end)]
 
 
 def all_lines(lines: Iterable[Mapping[str, Any]]) -> list[Line]:

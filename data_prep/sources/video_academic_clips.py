@@ -82,7 +82,7 @@ def _tvqa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
     def lines(row: Row) -> list[tuple[float, float, str]]:
         start, end = _tvqa_span(row)
         found = json.loads(said.get(row["vid_name"], "[]"))
-        return cut_lines(found if isinstance(found, list) else [], start or 0.0, end or 0.0)
+        return cut_lines(row["vid_name"], found if isinstance(found, list) else [], start or 0.0, end or 0.0)
 
     def branches(row: Row, rng: np.random.Generator) -> Branches:
         frames = tvqa_frames(row)

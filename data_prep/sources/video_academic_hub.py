@@ -17,7 +17,6 @@ from data_prep.sources.base import (
     Source,
     Table,
     maybe,
-    number,
 )
 from data_prep.sources.common import local
 from data_prep.sources.schema import one_of
@@ -212,7 +211,7 @@ SOURCES: tuple[Source, ...] = (
         "Kinetics-700 training videos (github.com/cvdfoundation/kinetics-dataset); the rest is fetched from the hub",
         Table("countix_train_mapped.csv", repo=COUNTIX_REPO),
         "kinetics700/<video_path>",
-        {"video_path": str, "class": str, "count": number},
+        {"video_path": str, "class": str, "count": CELL},
         _countix,
         licence=ODC,
     ),

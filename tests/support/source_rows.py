@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from molmo2_nemo.data.config import DataConfig, ImageConfig, TextFormatConfig, V
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 
+FILM = Path(__file__).parents[2] / "data_prep" / "demo_media" / "bunny.mp4"  # 5 s, 480 x 270
 STAGE1 = TextFormatConfig("none", "style_and_length_v2", "html-v1", False, False)
 
 
@@ -44,8 +46,8 @@ def prepare(
     return samples, [item for item in made if isinstance(item, Skip)]
 
 
-def as_record(sample: Sample, picture: bytes | None = None) -> Record:
-    """The record of a sample whose pictures are all `picture`, through JSON and the trainer's parser."""
+def as_record(sample: Sample, picture: bytes | None = None, video: bytes | None = None) -> Record:
+    """The record of a sample whose pictures and videos are the given ones, through JSON and the trainer's parser."""
     data: dict[str, Any] = {"images": [f"{i}.png" for i in range(len(sample.images))]}
     if sample.video is not None:
         data["video"] = "mp4"
@@ -53,11 +55,18 @@ def as_record(sample: Sample, picture: bytes | None = None) -> Record:
         data["variants"] = sample.variants
     else:
         data["annotations"] = sample.annotations
-    for field in ("weight", "weight_factor", "variant_weights"):
+    for field in ("weight", "weight_factor", "variant_weights", "clip"):
         if getattr(sample, field) is not None:
             data[field] = getattr(sample, field)
+    if sample.sampling:
+        data["sampling"] = sample.sampling
+    if sample.subtitles:
+        lines = sample.subtitles
+        data["subtitles"] = (
+            lines if isinstance(lines, str) else [{"start": a, "end": b, "text": words} for a, b, words in lines]
+        )
     members = {f"{i}.png": picture or b"not looked at" for i in range(len(sample.images))}
-    members |= {"mp4": b"not looked at"} if sample.video is not None else {}
+    members |= {"mp4": video or b"not looked at"} if sample.video is not None else {}
     return parse_record(f"test:{sample.key}", {**members, "json": json.dumps(data).encode()})
 
 
@@ -69,7 +78,7 @@ def conversations(sample: Sample, *, stage1: bool = False, seed: int = 0) -> lis
         text=STAGE1 if stage1 else TextFormatConfig(),
     )
     builder = ExampleBuilder(config, Molmo2Tokenizer.load("tiny"))
-    example = builder.build(as_record(sample, png()), np.random.default_rng(seed))
+    example = builder.build(as_record(sample, png(), FILM.read_bytes()), np.random.default_rng(seed))
     assert (example.loss_weights > 0).any()
     return example.info["conversations"]
 
