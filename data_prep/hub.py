@@ -15,6 +15,7 @@ from typing import Any
 from data_prep.sources.base import Hub, SourceError
 
 HUB_PREFIX = "hf://datasets/"
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow")
 
 
 def split_files(origin: Hub, config: str | None, folder: Path | None) -> list[str]:
@@ -94,19 +95,36 @@ def download_file(repo: str, path: str, revision: str | None) -> Path:
         raise SourceError(f"{repo}/{path} cannot be fetched from the Hub: {_short(error)}") from None
 
 
-def local_copy(origin: Hub, folders: tuple[Path, ...]) -> Path | None:
-    """The folder of --source that holds this repository's files: FOLDER/<repo name>, or FOLDER itself."""
+def local_copy(origin: Hub, folders: tuple[Path, ...], *, own: bool = True) -> Path | None:
+    """The folder of --source that holds this repository's files.
+
+    FOLDER/<repo name>, or, for the rows of the source itself (`own`), FOLDER if data files lie at its top, in data/,
+    or in the folder of a configuration or the split; JSON among the media below does not make it a copy.
+    """
     for folder in folders:
-        for candidate in (folder / origin.repo.rpartition("/")[2], folder):
-            if candidate.is_dir() and any(_data_files(candidate)):
-                return candidate
+        named = folder / origin.repo.rpartition("/")[2]
+        if named.is_dir() and any(_data_files(named)):
+            return named
+        if own and _has_rows(folder, origin):
+            return folder
     return None
+
+
+def _has_rows(folder: Path, origin: Hub) -> bool:
+    if (folder / "README.md").is_file():  # a clone of the repository: its card says where the files are
+        return any(_data_files(folder))
+    if any((folder / config).is_dir() and any(_data_files(folder / config)) for config in origin.configs):
+        return True
+    if origin.configs:
+        return False
+    places = (folder, folder / "data", folder / "default", folder / origin.split)
+    return any(path.suffix in DATA_SUFFIXES for place in places if place.is_dir() for path in place.iterdir())
 
 
 def _data_files(folder: Path) -> Iterator[Path]:
     for root, _, files in os.walk(folder):
         for name in files:
-            if name.endswith((".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow")):
+            if name.endswith(DATA_SUFFIXES):
                 yield Path(root) / name
 
 

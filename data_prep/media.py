@@ -84,13 +84,24 @@ class Resolver:
 
     def prefetch(self, media: list[Media]) -> None:
         """Download all URLs at once; what fails is reported when it is read."""
-        urls = [m for m in dict.fromkeys(_leaves(media)) if isinstance(m, Url)]
+        urls = [m for m in dict.fromkeys(self._leaves(media)) if isinstance(m, Url)]
         if len(urls) < 2:
             return
         with ThreadPoolExecutor(min(FETCH_THREADS, len(urls))) as pool:
             for result in [pool.submit(self.downloader.fetch, m.url, m.sha256) for m in urls]:
                 if isinstance(result.exception(), Exception) and not isinstance(result.exception(), DownloadError):
                     result.result()
+
+    def _leaves(self, media: Iterable[Media]) -> Iterator[Media]:
+        """What has to be fetched for these media; of alternatives the first that is not a missing file."""
+        for one in media:
+            while isinstance(one, (FirstOf, Cut, Member)):
+                if isinstance(one, FirstOf):
+                    possible = (m for m in one.media if not isinstance(m, File) or self._there(m.paths) is not None)
+                    one = next(possible, one.media[-1])
+                else:
+                    one = one.video if isinstance(one, Cut) else one.archive
+            yield one
 
     def read(self, media: Media) -> tuple[bytes, str | None]:
         """(encoded bytes, suffix if the reference tells it).
@@ -175,13 +186,19 @@ class Resolver:
     def _find(self, paths: tuple[str, ...]) -> Path:
         if not self.folders:
             raise MediaError(NOT_FOUND, f"{paths[0]}: give the folder that holds it with --source")
+        found = self._there(paths)
+        if found is None:
+            raise MediaError(NOT_FOUND, f"{' or '.join(paths)} below {', '.join(map(str, self.folders))}")
+        return found
+
+    def _there(self, paths: tuple[str, ...]) -> Path | None:
+        """The first of these paths that is below a folder."""
         for path in paths:
             for folder in self.folders:
                 found = find_below(folder, path)
                 if found is not None:
                     return found
-        looked = " or ".join(paths)
-        raise MediaError(NOT_FOUND, f"{looked} below {', '.join(map(str, self.folders))}")
+        return None
 
     def _folder(self, name: str) -> Path:
         for folder in self.folders:
@@ -255,14 +272,6 @@ class Resolver:
             return probe_video(*self.read(media))
         path, name = self.file(media)
         return probe_video(path, _suffix(name))
-
-
-def _leaves(media: Iterable[Media]) -> Iterator[Media]:
-    """What has to be fetched for these media; of alternatives only the first."""
-    for one in media:
-        while isinstance(one, (FirstOf, Cut, Member)):
-            one = one.media[0] if isinstance(one, FirstOf) else one.video if isinstance(one, Cut) else one.archive
-        yield one
 
 
 def _suffix(name: str) -> str | None:

@@ -133,9 +133,9 @@ def prepare(
         ctx = Context(
             source.name,
             seed=options.seed,
-            tables=tables.rows,
+            tables=lambda origin: tables.rows(origin, own=False),
             prepared=lambda name: _records(out.parent / name),
-            scratch=_scratch(options.cache),
+            scratch=options.cache,
         )
         items = _limited(convert(source, counter, ctx), options.limit)
         try:
@@ -314,8 +314,3 @@ def _head(source: Source) -> dict[str, Any]:
 def _records(folder: Path) -> int:
     path = folder / MANIFEST
     return int(read_head(path)["records"]) if path.is_file() else 0
-
-
-def _scratch(cache: Path) -> Path:
-    cache.mkdir(parents=True, exist_ok=True)
-    return cache

@@ -39,9 +39,12 @@ class Tables:
             f"{source.origin.fetch}.{media}"
         )
 
-    def rows(self, origin: Hub | Manual | Table, columns: Iterable[str] = ()) -> Iterator[Row]:
+    def rows(self, origin: Hub | Manual | Table, columns: Iterable[str] = (), *, own: bool = True) -> Iterator[Row]:
         """All rows; of a parquet file only `columns`, where given.
 
+        Args:
+            own: these are the rows of the source itself. Those of another repository that it asks for are looked for
+                below --source only in a folder of that repository's name.
         Raises:
             SourceError: a file is not there or cannot be read as what its suffix says.
         """
@@ -53,7 +56,7 @@ class Tables:
                 yield from self._table(table, wanted)
         else:
             for config in origin.configs or (None,):
-                for file in hub.split_files(origin, config, hub.local_copy(origin, self.folders)):
+                for file in hub.split_files(origin, config, hub.local_copy(origin, self.folders, own=own)):
                     for row in read_file(hub.open_file(file), columns=origin.columns or wanted):
                         row["__config__"] = config or ""
                         yield row
