@@ -75,6 +75,7 @@ class ParallelConfig:
     context_exchange: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
     dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
     pipeline: int = 1
+    context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
 

@@ -127,7 +127,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             hidden_dropout=dropout,
             params_dtype=params_dtype,
             pipeline_dtype=params_dtype,
-            variable_seq_lengths=variable_length,
+            variable_seq_lengths=variable_length or self.context.dynamic,  # of what pipeline stages send each other
             bf16=dtype == "bf16",
             use_cpu_initialization=not torch.cuda.is_available(),
             **recompute_settings(self.memory.recompute, self.memory.recompute_modules, self.memory.recompute_layers),

@@ -34,6 +34,7 @@ from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.parallel import platform
 from molmo2_nemo.parallel.context import ContextSettings
 
+from molmo2_nemo.parallel.dynamic import DynamicSettings
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
     """Everything of one stage, not yet built: model, data, trainer, log and resume."""
@@ -48,6 +49,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             global_batch_size=cfg.stage.global_batch_size,
             model=cfg.model.preset,
         ),
+            dynamic=dynamic_context(cfg),
         trainer=trainer(cfg, folder),
         log=log(cfg, folder),
         resume=resume(cfg, folder),
@@ -55,6 +57,23 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
 
 
 def stage_folder(cfg: RunConfig) -> Path:
+def dynamic_context(cfg: RunConfig) -> run.Config | None:
+    """How packs are dealt to blocks of the context group, where they are."""
+    parallel = cfg.parallel
+    if not parallel.dynamic_context:
+        return None
+    assert parallel.context_tokens is not None, "cli/checks.py asks for it"
+    return run.Config(
+        DynamicSettings,
+        parallel.context_tokens,
+        parallel.context_ulysses,
+        parallel.context_exchange,
+        recompute=cfg.memory.recompute == "full",
+        sequence=parallel.sequence,
+        element=2 if cfg.cluster.precision == "bf16" else 4,
+    )
+
+
     """Where a stage leaves its checkpoints, metrics and summary."""
     return Path(cfg.output_dir) / cfg.stage.name
 

@@ -18,7 +18,7 @@ import json
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -30,6 +30,8 @@ import torch.distributed as dist
 from molmo2_nemo.data.balance import CostModel, deal
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.data.record import DataError
+from molmo2_nemo.parallel.dynamic import DynamicContext
+from molmo2_nemo.parallel.schedule import Turn
 
 TIMEOUT = timedelta(hours=2)  # readers may wait long for each other while a checkpoint is written
 ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state", "context_ranks")]
@@ -80,6 +82,8 @@ class SharedPacks:
         slots: micro-batches of one rank in an optimizer step.
         steps: optimizer steps that will be taken; nothing is read beyond them.
         cost: what to balance by; None keeps every micro-batch where it was packed.
+        dynamic: deals a step's micro-batches to blocks of the context group; None: all ranks share every one.
+
     Raises:
         DataError: on every rank, when the stream of any reader cannot be opened or, while iterating, fails.
     """
@@ -92,9 +96,11 @@ class SharedPacks:
         slots: int,
         steps: int,
         cost: CostModel | None = None,
+        dynamic: DynamicContext | None = None,
     ):
         self.groups, self.slots, self.steps = groups, slots, steps
         self.cost = cost if slots > 1 and len(groups.reader_ranks) > 1 else None
+        self.dynamic = dynamic
         self.stream: Any = None
         failure: BaseException | None = None
         if groups.is_reader:
@@ -103,7 +109,8 @@ class SharedPacks:
             except Exception as error:  # noqa: BLE001 - the other ranks must hear of it
                 failure = error
         agree(failure, groups.everyone, list(range(dist.get_world_size())))
-        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[list[Batch] | BaseException] = queue.SimpleQueue()
+        self._next: list[Batch] | BaseException | None = None  # looked at, not yet handed out
         self._permits = threading.Semaphore(1)  # steps that may be read; one more when a step begins
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -125,16 +132,26 @@ class SharedPacks:
     def _hand_out(self) -> Iterator[Batch]:
         try:
             for _ in range(self.steps):
-                for slot in range(self.slots):
-                    batch = self._ready.get()
-                    if isinstance(batch, BaseException):
-                        self._closed = True
-                        raise batch
-                    if slot == 0:
-                        self._permits.release()
-                    yield batch
+                batches = self._look_ahead()
+                self._next = None
+                if isinstance(batches, BaseException):
+                    self._closed = True
+                    raise batches
+                self._permits.release()
+                yield from batches
         finally:
             self.close()
+
+    def _look_ahead(self) -> list[Batch] | BaseException:
+        if self._next is None:
+            self._next = self._ready.get()
+        return self._next
+
+    def upcoming(self) -> int:
+        """Micro-batches that this rank has in the step that begins now."""
+        iter(self)
+        batches = self._look_ahead()
+        return 1 if isinstance(batches, BaseException) else len(batches)
 
     def close(self) -> None:
         """Let the thread end. It may be in a collective that others still join, so it is not waited for long."""
@@ -160,8 +177,7 @@ class SharedPacks:
                 self._permits.acquire()
                 if self._closed:
                     break
-                for batch in self._step(source, first if step == 0 else None):
-                    self._ready.put(batch)
+                self._ready.put(self._step(source, first if step == 0 else None))
         except BaseException as error:  # noqa: BLE001 - it is the training thread's to raise
             self._ready.put(error)
         finally:
@@ -188,7 +204,13 @@ class SharedPacks:
             self._state = after
         if len(groups.member_ranks) > 1:
             batches = self._broadcast(batches)
-        return batches
+        return batches if self.dynamic is None else self._deal_to_ranks(self.dynamic, batches)
+
+    def _deal_to_ranks(self, dynamic: DynamicContext, batches: list[Batch]) -> list[Batch]:
+        """This rank's part of the replica's micro-batches, as its reader assigns them."""
+        plan = [astuple(turn) for turn in dynamic.plan(batches)] if self.groups.is_reader else None
+        turns = _head(plan, self._ship) if len(self.groups.member_ranks) > 1 else plan
+        return dynamic.take(batches, [Turn(*turn) for turn in turns])
 
     def _collect(self, source: Any, first: Batch | BaseException | None) -> list[Batch]:
         if isinstance(first, BaseException):
@@ -220,14 +242,14 @@ class SharedPacks:
         return [batch for batch in result if batch is not None]
 
     def _broadcast(self, batches: list[Batch]) -> list[Batch]:
-        def ship(tensor: torch.Tensor) -> None:
-            dist.broadcast(tensor, self.groups.reader, group=self.groups.members)
-
         if not self.groups.is_reader:
-            return [receive(ship) for _ in range(self.slots)]
+            return [receive(self._ship) for _ in range(self.slots)]
         for batch in batches:
-            send(batch, ship)
+            send(batch, self._ship)
         return batches
+
+    def _ship(self, tensor: torch.Tensor) -> None:
+        dist.broadcast(tensor, self.groups.reader, group=self.groups.members)
 
 
 def agree(failure: BaseException | None, group: Any, ranks: list[int]) -> None:
@@ -279,7 +301,7 @@ def receive(ship: Ship) -> Batch:
     return Batch(**values, keys=head["keys"], sources=head["sources"], state=head["state"])
 
 
-def _head(value: dict[str, Any] | None, ship: Ship) -> dict[str, Any]:
+def _head(value: Any, ship: Ship) -> Any:
     """Ship a JSON value, or receive one if `value` is None."""
     data = b"" if value is None else json.dumps(value).encode()
     size = torch.tensor([len(data)], dtype=torch.int64)

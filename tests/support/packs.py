@@ -49,6 +49,9 @@ class FixedPacks:
             batch.state = {"position": self.position}
             yield batch
 
+    def state(self) -> dict[str, Any]:
+        return {"position": self.position}
+
     def load_states(self, states: list[dict[str, Any]]) -> None:
         self.position = states[0]["position"]
 
@@ -75,6 +78,7 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
     """Train with the real trainer on fixed packs; the metrics of every step (rank 0 writes them, all ranks read)."""
     from megatron.core import parallel_state
 
+    from molmo2_nemo.data import loader
     from molmo2_nemo.nemo import data
     from molmo2_nemo.nemo.metrics import read_metrics
     from molmo2_nemo.nemo.recipes import stage_folder
@@ -87,6 +91,16 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
             stream.load_states(self._restored)
         return stream
 
+    def open_stream(config: Any, *, dp_rank: int, dp_size: int, **rest: Any) -> FixedPacks:
+        return FixedPacks(packs, dp_rank, dp_size)
+
+    if cfg.parallel.dynamic_context:  # the loader itself deals packs to ranks: only what it reads is replaced
+        original_stream, loader.PackStream = loader.PackStream, open_stream
+        try:
+            train(cfg)
+        finally:
+            loader.PackStream = original_stream
+        return read_metrics(stage_folder(cfg) / "metrics.jsonl")
     original = data.PackDataModule.train_dataloader
     data.PackDataModule.train_dataloader = dataloader
     try:

@@ -1,0 +1,110 @@
+"""Dynamic context parallelism in the loader: a step's packs dealt to blocks of the context group's ranks.
+
+The rank that reads for a replica (parallel/packs.py) makes the assignment, which travels with the packs; every rank
+then keeps its own, cut to the tokens they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from molmo2_nemo.data.example import PAD_EXAMPLE, Batch
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.parallel.context import degrees
+from molmo2_nemo.parallel.cost import ContextCost, PackCounts
+from molmo2_nemo.parallel.schedule import Turn, assign
+
+
+@dataclass(frozen=True)
+class DynamicSettings:
+    """What a run says about it.
+
+    Args:
+        most_tokens: of a pack on one rank; what it has memory for.
+        ulysses, exchange: as in ContextSettings.
+        recompute: forward work is done twice.
+        sequence: sequence parallelism cuts a rank's tokens again.
+        element: bytes of an activation.
+    """
+
+    most_tokens: int
+    ulysses: int | None = None
+    exchange: str = "ring"
+    recompute: bool = False
+    sequence: bool = False
+    element: int = 2
+
+    def of_rank(self, model: Molmo2Config, tensor: int, size: int, rank: int) -> DynamicContext:
+        """For a rank of a context group."""
+        passes = 4 if self.recompute else 3
+        cost = ContextCost(model, tensor, self.ulysses, self.exchange, passes, self.element)
+        return DynamicContext(cost, size, rank, self.most_tokens, tensor if self.sequence else 1)
+
+
+@dataclass(frozen=True)
+class DynamicContext:
+    """How packs are dealt.
+
+    Args:
+        cost: of a pack by ranks.
+        size, rank: of the context group.
+        most_tokens: of a pack on one rank; what it has memory for.
+        multiple: a rank's share of a pack is cut into so many equal parts again (tensor ranks, with sequence
+            parallelism).
+    """
+
+    cost: ContextCost
+    size: int
+    rank: int
+    most_tokens: int
+    multiple: int = 1
+
+    def plan(self, batches: Sequence[Batch]) -> list[Turn]:
+        """Who works on what, decided once for all ranks."""
+        sizes = degrees(self.size)
+        costs = np.full((len(batches), len(sizes)), -1, np.int64)
+        for row, batch in zip(costs, batches, strict=True):
+            counts, used = PackCounts.of(batch), used_tokens(batch)
+            for column, size in enumerate(sizes):
+                fits = rounded(used, size * self.multiple) // size <= self.most_tokens
+                if fits or size == self.size:
+                    row[column] = self.cost.microseconds(counts, size)
+        return assign(costs, sizes)
+
+    def take(self, batches: Sequence[Batch], turns: Sequence[Turn]) -> list[Batch]:
+        """This rank's batches in their order. The last carries the loader's state after the step, all others before."""
+        mine = [turn for turn in turns if turn.has(self.rank)]
+        taken = []
+        for turn in mine:
+            batch = batches[turn.number]
+            length = min(rounded(used_tokens(batch), turn.size * self.multiple), batch.input_ids.shape[1])
+            state = batches[-1 if turn is mine[-1] else 0].state
+            taken.append(replace(cut(batch, length), context_ranks=turn.size, state=state))
+        return taken
+
+
+def used_tokens(batch: Batch) -> int:
+    """Tokens of the batch's longest pack, the padding behind it not counted."""
+    used = np.flatnonzero((batch.example_ids != PAD_EXAMPLE).any(axis=0))
+    return int(used[-1]) + 1 if len(used) else 1
+
+
+def rounded(tokens: int, multiple: int) -> int:
+    return -(-tokens // multiple) * multiple
+
+
+def cut(batch: Batch, length: int) -> Batch:
+    """The batch with packs of `length` tokens; what is cut off must be padding."""
+    size = batch.input_ids.shape[1]
+    if length == size:
+        return batch
+    assert length >= used_tokens(batch)
+    tokens = {
+        name: getattr(batch, name)[:, :length]
+        for name in ("input_ids", "labels", "loss_weights", "position_ids", "example_ids", "branch_ids", "visual")
+    }
+    pack, place = np.divmod(batch.pooled_positions, size)
+    return replace(batch, **tokens, pooled_positions=pack * length + place)

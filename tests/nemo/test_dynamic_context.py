@@ -1,0 +1,77 @@
+"""Dynamic context parallelism through the real trainer: packs of mixed lengths on 1, 2 and 4 ranks of a context group
+give the loss and the gradients of one process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from molmo2_nemo.parallel.dynamic import cut, rounded, used_tokens
+from tests.support.packs import demo_packs, tiny_run, train_on_packs
+
+TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def packs():
+    """Real packs of 768 tokens between packs of a third of that."""
+    long, short = demo_packs(20), demo_packs(20, length=256)
+    return [batch for pair in zip(long[:8], short[:8], strict=True) for batch in pair]
+
+
+@pytest.fixture(scope="module")
+def single(workers, packs, tmp_path_factory):
+    return workers.run(train_on_packs, tiny_run(tmp_path_factory.mktemp("one"), STEPS), packs, ranks=1, fit=True)[0]
+
+
+def recorded(cfg, packs):
+    """Metrics, and how many ranks shared each pack that this rank worked on, step by step."""
+    from molmo2_nemo.parallel import dynamic
+
+    seen = []
+    take = dynamic.DynamicContext.take
+
+    def watched(self, batches, turns):
+        found = take(self, batches, turns)
+        seen.append([(batch.context_ranks, batch.input_ids.shape[1]) for batch in found])
+        return found
+
+    dynamic.DynamicContext.take = watched
+    try:
+        return train_on_packs(cfg, packs), seen
+    finally:
+        dynamic.DynamicContext.take = take
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"context": 4, "context_ulysses": 2, "context_tokens": 300},
+        {"tensor": 2, "sequence": True, "context": 2, "context_tokens": 500},
+        {"pipeline": 2, "context": 2, "context_tokens": 500},
+    ],
+    ids=lambda layout: "+".join(f"{k}={v}" for k, v in layout.items()),
+)
+def test_follows_the_single_process(workers, packs, single, tmp_path, layout):
+    cfg = tiny_run(tmp_path, STEPS, dynamic_context=True, **layout)
+    results = workers.run(recorded, cfg, packs, ranks=4, fit=True)
+    got = results[0][0]
+    for name in TRACED:
+        np.testing.assert_allclose([m[name] for m in got], [m[name] for m in single], rtol=1e-5, err_msg=name)
+    assert [m["tokens"] for m in got] == [m["tokens"] for m in single]
+    shared = {ranks for _, steps in results for step in steps for ranks, _ in step}
+    assert len(shared) > 1 and max(shared) <= layout["context"]  # packs on different numbers of ranks
+    sizes = [[len(step) for step in steps] for _, steps in results]
+    assert any(len(set(counts)) > 1 for counts in zip(*sizes, strict=True)) or layout["context"] == 2
+
+
+def test_cut_keeps_what_is_not_padding(packs):
+    batch = packs[1]
+    length = rounded(used_tokens(batch), 8)
+    short = cut(batch, length)
+    assert short.input_ids.shape == (1, length) and (batch.example_ids[:, length:] == -1).all()
+    assert (short.example_ids != -1).sum() == (batch.example_ids != -1).sum()
+    np.testing.assert_array_equal(
+        short.input_ids.reshape(-1)[short.pooled_positions], batch.input_ids.reshape(-1)[batch.pooled_positions]
+    )
