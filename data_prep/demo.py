@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from data_prep import demo_records
-from data_prep.jsonl import pack, pack_entry
+from data_prep.prepare import Options, prepare
+from data_prep.sources.base import Context, Manual, Row, Sample, Skip, Source
+from data_prep.sources.own import entry_sample
 from molmo2_nemo.data.record import DataError
 
 MEDIA = Path(__file__).parent / "demo_media"
@@ -23,11 +26,25 @@ def build_demo(out_dir: str | Path) -> dict[str, int]:
     Each set is complete or absent: it is written beside its place and renamed.
     """
     out = Path(out_dir)
-    counts = {}
-    for name, entries in SETS.items():
-        records = (pack_entry(entry, MEDIA, entry["key"]) for entry in entries())
-        counts[name] = pack(records, out / name, overwrite=True, per_shard=8)
-    return counts
+    options = Options(records_per_shard=8, folders=(MEDIA,), cache=out / ".cache", overwrite=True, strict=True)
+    return {name: prepare(_source(name), out / name, options, rows=SETS[name]).head["records"] for name in SETS}
+
+
+def _source(name: str) -> Source:
+    return Source(
+        name=name,
+        mixes={},
+        kind="pictures and a film clip",
+        origin=Manual("nothing: the media come with the package", ()),
+        licence="see data_prep/demo_media/ATTRIBUTION.md",
+        fields={"key": str},
+        records=_records,
+    )
+
+
+def _records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
+    for entry in rows:
+        yield entry_sample(entry, entry["key"])
 
 
 def main(argv: list[str] | None = None) -> int:

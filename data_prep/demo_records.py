@@ -1,4 +1,4 @@
-"""What the demo's pictures and film clip show, in the form `data_prep.jsonl` reads.
+"""What the demo's pictures and film clip show, in the form of one's own JSONL (data_prep/sources/own.py).
 
 Every statement was written while looking at the file. Points are percent of width and height; the track's are pixels of
 the 480 x 270 clip. Captions are short because the tiny model has to learn them by heart in minutes.

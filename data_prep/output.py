@@ -265,8 +265,7 @@ class Output:
             self._shard = TarShard(self.work / f"{shard_stem(self.out.name)}-{len(self._shards):06d}.tar")
         content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
         entry, measured = self._shard.add(built.key, content), built.entry
-        for name in ("images", "frames", "duration", "tokens", "crops", "annotations"):
-            setattr(entry, name, getattr(measured, name))
+        entry.take(measured)
         self.records += 1
         self.bytes += record_bytes(*sizes)
 

@@ -15,6 +15,7 @@ from data_prep.download import Downloader
 from data_prep.sources.base import Hub, Manual, Row, Source, SourceError, Table
 
 BATCH_ROWS = 64  # read from a parquet file at a time; a row may hold pictures
+WHOLE_JSON_BYTES = 64 * 2**20  # larger JSON files are streamed
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
@@ -161,21 +162,57 @@ def _jsonl(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _json(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
-    """A whole file in memory: JSON has no rows."""
+    """Entries of an object, or of a list. Large files are streamed, small ones read whole, which is more lenient."""
+    large = path.stat().st_size > WHOLE_JSON_BYTES
+    named, entries = (_streamed_json if large else _whole_json)(path, table)
+    if named:
+        for name, value in entries:
+            yield {**(value if isinstance(value, dict) else {"value": value}), table.key: name}
+    else:
+        for number, row in enumerate(entries, 1):
+            yield dict(_object(path, number, row))
+
+
+def _whole_json(path: Path, table: Table) -> tuple[bool, Iterable[Any]]:
+    """(whether entries are (name, value) pairs, entries)."""
     data = json.loads(path.read_bytes())
     for name in table.at:
         if not isinstance(data, dict) or name not in data:
-            there = ", ".join(list(data)[:8]) if isinstance(data, dict) else f"a {type(data).__name__}"
-            raise SourceError(f"{path} has no field {'.'.join(table.at)!r} (there is: {there})")
+            raise _no_field(path, table, list(data) if isinstance(data, dict) else [f"a {type(data).__name__}"])
         data = data[name]
-    if isinstance(data, dict):
-        for name, value in data.items():
-            yield {**(value if isinstance(value, dict) else {"value": value}), table.key: name}
-        return
-    if not isinstance(data, list):
+    if not isinstance(data, (dict, list)):
         raise SourceError(f"{path} holds a {type(data).__name__}, not a list of rows")
-    for number, row in enumerate(data, 1):
-        yield dict(_object(path, number, row))
+    return isinstance(data, dict), data.items() if isinstance(data, dict) else data
+
+
+def _streamed_json(path: Path, table: Table) -> tuple[bool, Iterable[Any]]:
+    """As `_whole_json`, one entry at a time."""
+    import ijson
+
+    place, there = ".".join(table.at), []
+    with path.open("rb") as file:
+        for at, event, value in ijson.parse(file, use_float=True):
+            if at == place and event != "map_key":
+                break
+            if at == "" and event == "map_key":
+                there.append(str(value))
+        else:
+            raise _no_field(path, table, there)
+    if event not in ("start_map", "start_array"):
+        raise SourceError(f"{path} holds a {event}, not a list of rows")
+
+    def entries() -> Iterator[Any]:
+        with path.open("rb") as file:
+            if event == "start_map":
+                yield from ijson.kvitems(file, place, use_float=True)
+            else:
+                yield from ijson.items(file, f"{place}.item".lstrip("."), use_float=True)
+
+    return event == "start_map", entries()
+
+
+def _no_field(path: Path, table: Table, there: list[str]) -> SourceError:
+    return SourceError(f"{path} has no field {'.'.join(table.at)!r} (there is: {', '.join(there[:8])})")
 
 
 def _object(path: Path, number: int, row: Any) -> Row:

@@ -412,6 +412,8 @@ class Context:
 def _grouped_on_disk(
     held: dict[str, list[Row]], rows: Iterator[Row], get: Callable[[Row], Any], scratch: Path | None
 ) -> Iterator[tuple[str, list[Row]]]:
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="grouping-", dir=scratch) as folder:
         base = sqlite3.connect(Path(folder) / "rows.sqlite")
         try:

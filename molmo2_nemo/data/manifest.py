@@ -21,7 +21,7 @@ FORMAT = "molmo2-shards"
 VERSION = 2
 HEAD_KEY = b"molmo2"
 MAX_HEAD_BYTES = 2**28
-MEASURES = ("images", "frames", "duration", "tokens", "crops", "annotations")
+MEASURES = ("images", "frames", "duration", "tokens", "crops", "annotations", "crc")
 
 
 class ShardError(DataError):
@@ -49,6 +49,13 @@ class Entry:
     tokens: int | None = None  # estimated, all branches
     crops: int | None = None  # estimated
     annotations: int | None = None
+    crc: int | None = None  # CRC-32 of the members' contents in alphabetical order
+
+    def take(self, measured: Entry) -> None:
+        """The measures of `measured`, but for the checksum."""
+        for name in MEASURES:
+            if name != "crc":
+                setattr(self, name, getattr(measured, name))
 
 
 class ShardIndex:
@@ -130,13 +137,18 @@ def read_index(path: Path, number: int, records: int) -> ShardIndex:
     return index
 
 
-def read_measures(path: Path) -> Iterator[dict[str, Any]]:
-    """Columns (name -> list) of one shard after the other: key, members as {suffix, offset, size}, and `MEASURES`."""
+def read_entries(path: Path) -> Iterator[list[Entry]]:
+    """All entries of one shard after the other.
+
+    Raises:
+        ShardError: the manifest is damaged.
+    """
     try:
         with _open(path) as file:
             for number in range(file.num_row_groups):
-                yield file.read_row_group(number, use_threads=False).to_pydict()
-    except Exception as error:
+                rows = file.read_row_group(number, use_threads=False).to_pylist()
+                yield [Entry(**{**row, "members": [Member(**m) for m in row["members"]]}) for row in rows]
+    except Exception as error:  # the library's errors have no common class
         raise ShardError(f"{path} is damaged: {error}") from None
 
 
@@ -175,5 +187,6 @@ def _schema() -> Any:
             ("tokens", pa.int64()),
             ("crops", pa.int64()),
             ("annotations", pa.int32()),
+            ("crc", pa.uint32()),
         ]
     )

@@ -11,6 +11,7 @@ import shutil
 import tarfile
 import tempfile
 import time
+import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -117,6 +118,7 @@ class TarShard:
         for suffix in sorted(members):
             entry.members.append(Member(suffix, position + BLOCK, len(members[suffix])))
             position += record_bytes(len(members[suffix]))
+        entry.crc = members_crc(members)
         self._tar.write({"__key__": key, **members})
         assert self.size == position, "a member took another number of bytes than a plain header and its data"
         self.entries.append(entry)
@@ -140,6 +142,14 @@ class TarShard:
         self._part.unlink(missing_ok=True)
 
 
+def members_crc(members: Mapping[str, bytes]) -> int:
+    """CRC-32 of the contents in alphabetical order of their suffixes."""
+    crc = 0
+    for suffix in sorted(members):
+        crc = zlib.crc32(members[suffix], crc)
+    return crc
+
+
 def record_bytes(*sizes: int) -> int:
     """Bytes that members of these sizes take in a tar."""
     return sum(BLOCK + -(-size // BLOCK) * BLOCK for size in sizes)
@@ -152,8 +162,11 @@ class _HashingFile:
         self._file = file
         self.digest = hashlib.sha256()
         self.written = 0
+        self._abandoned = False
 
     def write(self, data: bytes) -> int:
+        if self._abandoned:  # the tar stream flushes its rest when it is collected
+            return len(data)
         self._file.write(data)
         self.digest.update(data)
         self.written += len(data)
@@ -165,6 +178,7 @@ class _HashingFile:
         self._file.close()
 
     def abandon(self) -> None:
+        self._abandoned = True
         try:
             self._file.close()
         except OSError:  # the disk is full: what could not be written is not wanted any more
@@ -339,13 +353,13 @@ def write_manifest(
     listed: list[list[Entry]] = []
     for tar in sorted(folder.glob("*.tar")):
         entries = [Entry(key, members) for key, members in index_tar(tar)]
-        if parse or measure is not None:
-            for entry, content in read_records(tar, entries):
-                label = f"{tar.name}:{entry.key}"
-                if parse:
-                    parse_record(label, content)
-                if measure is not None:
-                    measure(label, content, entry)
+        for entry, content in read_records(tar, entries):
+            label = f"{tar.name}:{entry.key}"
+            entry.crc = members_crc(content)
+            if parse:
+                parse_record(label, content)
+            if measure is not None:
+                measure(label, content, entry)
         shards.append(
             {"name": tar.name, "bytes": tar.stat().st_size, "sha256": file_sha256(tar), "records": len(entries)}
         )

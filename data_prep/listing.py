@@ -1,0 +1,81 @@
+"""`molmo2 prepare --list`: what is known of every data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from data_prep.sources.base import Hub, Source
+from data_prep.sources.schema import describe
+
+
+def table(sources: Sequence[Source], width: int | None = None) -> Any:
+    """A table of all data sets and remarks on names. `width`: characters, where there is no terminal to ask."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, padding=(0, 1, 0, 0), width=width)
+    for title in ("data set", "stage 1", "SFT", "kind", "from", "licence"):
+        made.add_column(title, overflow="fold", no_wrap=title == "data set")
+    for source in sources:
+        name = source.name + ("" if source.resolvable else " *")
+        groups = [source.mixes.get(stage, "") for stage in ("pretrain", "sft")]
+        made.add_row(name, *groups, source.kind, place(source), source.licence)
+    notes = [
+        "Stages 2 and 3 share the SFT mixture. (hand): some of its files have to be fetched by hand; "
+        "molmo2 prepare --list NAME says which and where they go."
+    ]
+    for source in sources:
+        if source.published_as:
+            missing = ", a name that the released registry cannot resolve" if not source.resolvable else ""
+            star = "" if source.resolvable else "* "
+            notes.append(f"{star}{source.name} stands for {source.published_as} of the released mixture{missing}")
+        elif not source.resolvable:
+            notes.append(f"* {source.name}: the released registry cannot resolve this name")
+    return Group(made, *(Text(note) for note in notes))
+
+
+def place(source: Source) -> str:
+    """Where a data set comes from, short."""
+    origin = source.origin
+    if isinstance(origin, Hub):
+        return origin.repo + (" (hand)" if origin.media else "")
+    return "(hand)"
+
+
+def details(source: Source) -> str:
+    """Everything about one data set, as text."""
+    origin = source.origin
+    lines = [source.name, f"  kind       {source.kind}"]
+    for stage, group in source.mixes.items():
+        lines.append(f"  mixture    {stage}: {group}")
+    if source.published_as:
+        state = "" if source.resolvable else ", which the released registry cannot resolve"
+        lines.append(f"  published  as {source.published_as}{state}")
+    elif not source.resolvable:
+        lines.append("  published  under this name, which the released registry cannot resolve")
+    if source.counts_as != 1:
+        lines.append(f"  length     the mixture counts a record as {source.counts_as} examples")
+    lines.append(f"  licence    {source.licence}")
+    if isinstance(origin, Hub):
+        configs = f", configurations {', '.join(origin.configs)}" if origin.configs else ""
+        lines.append(f"  from       Hugging Face: {origin.repo}{configs}, split {origin.split}")
+        lines.append(f"             or a copy of it: --source DIR with DIR/{origin.repo.rpartition('/')[2]}/...")
+        if origin.media:
+            lines.append(f"  by hand    below --source: {origin.media}")
+    else:
+        lines.append(f"  by hand    {origin.fetch}")
+        lines += [f"  file       {where.path}{_fetched(where)}" for where in origin.tables]
+        lines += [f"  media      {media}" for media in origin.media]
+    lines.append("  columns")
+    lines += [f"    {name}: {describe(kind)}" for name, kind in source.fields.items()]
+    if source.notes:
+        lines.append(f"  notes      {source.notes}")
+    return "\n".join(lines)
+
+
+def _fetched(where: Any) -> str:
+    if where.repo:
+        return f" (or from Hugging Face: {where.repo})"
+    return " (or downloaded)" if where.url else ""

@@ -1,0 +1,70 @@
+"""Progress of `molmo2 prepare`: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from data_prep.output import Output
+from data_prep.prepare import Progress
+
+LINE_EVERY = 30.0  # seconds, where there is no terminal
+
+
+class RichProgress(Progress):
+    """Shows progress on a `rich` console. Use as a context manager."""
+
+    def __init__(self, console: Any):
+        self._console = console
+        self._bar: Any = None
+        self._task: Any = None
+        self._name, self._rows = "", None
+        self._start = self._shown = time.monotonic()
+        self._before: int | None = None  # records that an earlier run had written
+
+    def __enter__(self) -> RichProgress:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.end()
+
+    def begin(self, name: str, rows: int | None) -> None:
+        self._name, self._rows = name, rows
+        self._start = self._shown = time.monotonic()
+        if not self._console.is_terminal:
+            return
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[counts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(*columns, console=self._console, transient=True)
+        self._task = self._bar.add_task(name, total=rows, counts="")
+        self._bar.start()
+
+    def step(self, rows: int, output: Output) -> None:
+        if self._before is None:
+            self._before = output.records - 1
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._task, completed=rows, counts=self._counts(output, now))
+        elif now - self._shown >= LINE_EVERY:
+            self._shown = now
+            done = f"row {rows:,} of {self._rows:,}" if self._rows else f"row {rows:,}"
+            self._console.print(f"{self._name}: {done}, {self._counts(output, now)}")
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _counts(self, output: Output, now: float) -> str:
+        rate = (output.records - (self._before or 0)) / max(now - self._start, 1e-6)
+        skipped = sum(output.skipped.values())
+        return f"{output.records:,} records, {skipped:,} skipped, {output.bytes / 1e6:,.0f} MB, {rate:,.1f}/s"

@@ -1,0 +1,228 @@
+"""Checking shards against their manifest, making good ones of damaged ones, and indexing foreign tars."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from data_prep.media import MediaError, Picture, Video, probe_picture, probe_video
+from data_prep.output import SKIPPED
+from data_prep.record_builder import measure
+from molmo2_nemo.data.manifest import MANIFEST, Entry, ShardError, read_entries, read_head, write_manifest_file
+from molmo2_nemo.data.record import BadRecord, load_json, parse_record
+from molmo2_nemo.data.shard_writer import TarShard, index_tar, members_crc, read_records, write_manifest
+from molmo2_nemo.data.shards import file_sha256
+
+REMOVED = "removed by repair"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in a shard; `key` is empty when it is the shard as a whole."""
+
+    shard: str
+    key: str
+    text: str
+
+
+def data_sets(folder: Path) -> list[Path]:
+    """`folder` itself if it is a data set, else those in it.
+
+    Raises:
+        ShardError: neither.
+    """
+    if not folder.is_dir():
+        raise ShardError(f"no folder at {folder}")
+    if (folder / MANIFEST).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+    if not found:
+        tars = any(folder.glob("*.tar"))
+        hint = f"it holds tars: molmo2 shards index {folder} makes them a data set" if tars else "nor do folders in it"
+        raise ShardError(f"{folder} has no {MANIFEST}; {hint}")
+    return found
+
+
+def check(folder: Path, *, quick: bool = False, workers: int = 0) -> list[Problem]:
+    """Everything that is wrong with a data set: files, checksums, structure, every record, every picture and video.
+
+    Args:
+        quick: sizes and checksums only.
+    """
+    head = read_head(folder / MANIFEST)
+    jobs = [
+        (folder, shard, entries, quick)
+        for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=False)
+    ]
+    problems = [problem for found in _map(_check_shard, jobs, workers) for problem in found]
+    if len(jobs) != len(head["shards"]):
+        problems.append(Problem(MANIFEST, "", f"describes {len(jobs)} of {len(head['shards'])} shards"))
+    listed = {shard["name"] for shard in head["shards"]}
+    problems += [
+        Problem(path.name, "", "is not listed in the manifest")
+        for path in sorted(folder.glob("*.tar"))
+        if path.name not in listed
+    ]
+    return problems
+
+
+def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
+    if workers < 2 or len(jobs) < 2:
+        yield from (function(*job) for job in jobs)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), get_context("spawn")) as pool:
+        yield from pool.map(function, *zip(*jobs, strict=True))
+
+
+def _check_shard(folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool) -> list[Problem]:
+    name, path = shard["name"], folder / shard["name"]
+    if not path.is_file():
+        return [Problem(name, "", "is missing")]
+    problems = []
+    if len(entries) != shard["records"]:
+        problems.append(Problem(name, "", f"the manifest lists {len(entries)} of its {shard['records']} records"))
+    size = path.stat().st_size
+    if size != shard["bytes"]:
+        problems.append(Problem(name, "", f"has {size} bytes, the manifest says {shard['bytes']}"))
+    elif file_sha256(path) != shard["sha256"]:
+        problems.append(Problem(name, "", "its SHA-256 is not the manifest's"))
+    if not quick or problems:
+        problems += [Problem(name, e.key, text) for e, text, _ in _judged(path, entries) if text]
+    if not problems and not quick:
+        try:
+            found = [(key, members) for key, members in index_tar(path)]
+        except ShardError as error:
+            return [Problem(name, "", str(error))]
+        if found != [(entry.key, entry.members) for entry in entries]:
+            problems.append(Problem(name, "", "its members are not those of the manifest"))
+    return problems
+
+
+def _judged(path: Path, entries: list[Entry]) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
+    """Each entry with what is wrong with it ("" = nothing) and its members."""
+    for entry, content in read_records(path, entries):
+        yield entry, record_problem(f"{path.name}:{entry.key}", entry, content), content
+
+
+def record_problem(label: str, entry: Entry, content: dict[str, bytes]) -> str:
+    """What is wrong with a record as it was read; "" when training can use it."""
+    for member in entry.members:
+        if len(content[member.suffix]) != member.size:
+            return f"its member .{member.suffix} is cut off"
+    if entry.crc is not None and members_crc(content) != entry.crc:
+        return "its contents changed (CRC-32)"
+    try:
+        look(label, content)
+    except BadRecord as error:
+        return error.detail
+    except MediaError as error:
+        return str(error)
+    return ""
+
+
+def look(label: str, content: dict[str, bytes]) -> Entry:
+    """Parse a record and decode its media as `molmo2 prepare` does; returns its measures.
+
+    Raises:
+        BadRecord, MediaError: training could not use it.
+    """
+    record = parse_record(label, content)
+    data = load_json(label, content)
+    pictures: list[Picture] = [probe_picture(picture) for picture in record.images]
+    video: Video | None = probe_video(record.video, data["video"].lower()) if record.video is not None else None
+    if video is not None and record.clip is not None and record.clip[0] >= video.duration:
+        raise MediaError("clip outside the video", f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s")
+    return measure(data, pictures, video)
+
+
+def repair(folder: Path) -> list[Problem]:
+    """Write damaged shards anew without the records that cannot be used; returns those.
+
+    The new shard has a name of its own, the manifest is replaced at once, then the old shard is removed: whenever this
+    stops, the data set is the old or the new one, and calling again is enough.
+
+    Raises:
+        ShardError: nothing of the data set would be left.
+    """
+    head = read_head(folder / MANIFEST)
+    shards, kept, old, lost = [], [], [], []
+    for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=True):
+        problems = _check_shard(folder, shard, entries, False)
+        if not problems:
+            shards.append(shard)
+            kept.append(entries)
+            continue
+        path = folder / shard["name"]
+        old.append(path)
+        new, bad = _rewrite(path, entries) if path.is_file() else (None, [(e, "its shard is missing") for e in entries])
+        lost += [Problem(path.name, entry.key, text) for entry, text in bad]
+        if new is not None:
+            shards.append(new.close())
+            kept.append(new.entries)
+    if not old:
+        return []
+    if not shards:
+        raise ShardError(f"{folder}: no record of it can be used; nothing was changed. Prepare the data set again")
+    _replace_manifest(folder, head, shards, kept, lost)
+    for path in old:
+        path.unlink(missing_ok=True)
+    return lost
+
+
+def _rewrite(path: Path, entries: list[Entry]) -> tuple[TarShard | None, list[tuple[Entry, str]]]:
+    number = 1
+    while (target := path.with_name(f"{path.stem.partition('-r')[0]}-r{number}.tar")).exists():
+        number += 1
+    new, bad = TarShard(target), []
+    try:
+        for entry, problem, content in _judged(path, entries):
+            if problem:
+                bad.append((entry, problem))
+            else:
+                new.add(entry.key, content).take(entry)
+    except BaseException:
+        new.discard()
+        raise
+    if new.entries:
+        return new, bad
+    new.discard()
+    return None, bad
+
+
+def _replace_manifest(
+    folder: Path, head: dict[str, Any], shards: list[dict[str, Any]], kept: list[list[Entry]], lost: list[Problem]
+) -> None:
+    records = sum(shard["records"] for shard in shards)
+    skipped = dict(head.get("skipped", {}))
+    if lost:
+        skipped[REMOVED] = skipped.get(REMOVED, 0) + len(lost)
+    factor = head["length"] // max(head.get("records", head["length"]), 1)
+    head = {**head, "shards": shards, "records": records, "length": records * max(factor, 1), "skipped": skipped}
+    part = folder / f".{MANIFEST}.part"
+    write_manifest_file(part, head, kept)
+    with (folder / SKIPPED).open("a", encoding="utf-8") as file:
+        for problem in lost:
+            file.write(json.dumps({"key": problem.key, "reason": REMOVED, "detail": problem.text}) + "\n")
+    os.replace(part, folder / MANIFEST)
+
+
+def index(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """Make plain webdataset tars a data set: check every record, measure it, write the manifest.
+
+    Raises:
+        DataError: no tars, a damaged one, or a record that training could not use; no manifest is written.
+    """
+
+    def measured(label: str, content: dict[str, bytes], entry: Entry) -> None:
+        try:
+            entry.take(look(label, content))
+        except MediaError as error:
+            raise BadRecord(label, "bad media", str(error)) from None
+
+    return write_manifest(folder, name or folder.resolve().name, parse=True, measure=measured)

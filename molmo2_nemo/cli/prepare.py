@@ -1,0 +1,195 @@
+"""Turn data sets into shards for training: those of the published mixture by name, or your own JSONL file.
+
+Interrupted? Call it again: it goes on where it stopped. What cannot be used is counted, and listed in skipped.jsonl
+beside the shards. A data set appears in --out when it is complete; until then it is DIR/NAME.partial."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.errors import USER_ERROR, UserError, show_error
+
+EXAMPLES = """\
+examples:
+  molmo2 prepare --list                                     # every data set of the published mixture
+  molmo2 prepare --list doc_qa                              # where its files come from and where they go
+  molmo2 prepare pixmo_cap --out /data/shards --limit 1000
+  molmo2 prepare doc_qa --source /data/raw --out /data/shards
+  molmo2 prepare recipe=4b --source /data/raw --out /data/shards
+  molmo2 prepare own.jsonl --out shards                     # your own pictures and videos: docs/data.md
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", nargs="*", metavar="NAME|FILE.jsonl|recipe=NAME", help="what to prepare")
+    parser.add_argument(
+        "--list", action="store_true", help="show the data sets that are known, or details of those named"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder of all data sets; each gets a folder of its name there")
+    parser.add_argument(
+        "--source",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="raw files that are here already; those of NAME are looked for in DIR/NAME, then in DIR (may be repeated)",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores)")
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N samples of each data set")
+    parser.add_argument("--seed", type=int, default=0, help="of the random choices made now (default 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
+    parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
+    parser.add_argument("--cache", metavar="DIR", help="downloads and unpacked archives (default: OUT/.cache)")
+    parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="at most N downloads per second")
+    parser.add_argument(
+        "--shard-mb", type=int, default=1000, metavar="N", help="largest shard, megabytes (default 1000)"
+    )
+    parser.add_argument("--shard-records", type=int, default=10_000, metavar="N", help="most records of a shard")
+    parser.add_argument(
+        "--max-media-mb", type=int, default=4096, metavar="N", help="largest picture or video, megabytes"
+    )
+    parser.add_argument("--cut-clips", action="store_true", help="store only the clip of a video (not re-encoded)")
+    parser.add_argument(
+        "--video-height", type=int, default=0, metavar="N", help="re-encode videos higher than N pixels"
+    )
+    parser.add_argument(
+        "--video-fps", type=float, default=0.0, metavar="N", help="re-encode videos faster than N frames/s"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.data.record import DataError
+
+    try:
+        if args.list:
+            return _list(args.what)
+        return _prepare(args)
+    except DataError as error:
+        raise UserError(str(error)) from None
+
+
+def _list(names: list[str]) -> int:
+    from rich.console import Console
+
+    from data_prep import listing
+    from data_prep.sources import all_sources, find_source
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if names:
+        for name in names:
+            console.print(listing.details(find_source(name)), soft_wrap=True)
+        return 0
+    console.print(listing.table(list(all_sources().values()), width=None if sys.stdout.isatty() else 200))
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    if not args.what:
+        raise UserError("nothing to prepare: name data sets, a recipe (recipe=4b) or a .jsonl file; --list shows names")
+    if not args.out:
+        raise UserError("--out DIR is missing: the folder that gets the shards")
+    _check_numbers(args)
+
+    from rich.console import Console
+
+    from data_prep import prepare as work
+    from data_prep.progress import RichProgress
+    from molmo2_nemo.data.record import DataError
+
+    out, console = Path(args.out), Console(stderr=True, highlight=False)
+    failed: list[str] = []
+    wanted = _wanted(args.what)
+    for what in wanted:
+        name = what.stem if isinstance(what, Path) else what.name
+        options = _options(args, name, out)
+        try:
+            with RichProgress(console) as progress:
+                if isinstance(what, Path):
+                    summary = work.prepare_own(what, out / name, options, progress)
+                else:
+                    summary = work.prepare(what, out / name, options, progress=progress)
+        except (DataError, UserError) as error:
+            if len(wanted) == 1:
+                raise
+            show_error(error)
+            failed.append(name)
+            continue
+        _report(summary, out / name)
+    if failed:
+        show_error(f"{len(failed)} of {len(wanted)} data sets could not be prepared: {', '.join(failed)}")
+        return USER_ERROR
+    return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
+    least |= {"video_height": 0, "video_fps": 0}
+    for name, low in least.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {low}")
+    for folder in args.source:
+        if not Path(folder).is_dir():
+            raise UserError(f"--source {folder}: no such folder")
+
+
+def _wanted(words: list[str]) -> list[Any]:
+    """Sources and JSONL files, in the order given, each once."""
+    from data_prep.sources import find_source
+
+    found: list[Any] = []
+    for word in words:
+        if word.startswith("recipe="):
+            found += [find_source(name) for name in _recipe_names(word)]
+        elif word.endswith((".jsonl", ".json")) or "/" in word:
+            found.append(Path(word))
+        else:
+            found.append(find_source(word))
+    return list({(what if isinstance(what, Path) else what.name): what for what in found}.values())
+
+
+def _recipe_names(recipe: str) -> list[str]:
+    from molmo2_nemo.settings.compose import compose
+
+    names: dict[str, None] = {}
+    for stage in ("pretrain", "sft", "long"):
+        names.update(dict.fromkeys(compose([recipe, f"stage={stage}"]).data.sources))
+    return list(names)
+
+
+def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
+    from data_prep.prepare import Options
+    from data_prep.record_builder import BuildOptions
+
+    folders = [Path(folder) for folder in args.source]
+    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    return Options(
+        seed=args.seed,
+        limit=args.limit,
+        bytes_per_shard=args.shard_mb * 10**6,
+        records_per_shard=args.shard_records,
+        max_media_bytes=args.max_media_mb * 10**6,
+        build=BuildOptions(args.cut_clips, args.video_height, args.video_fps),
+        workers=workers,
+        folders=tuple(f for folder in folders for f in (folder / name, folder) if f.is_dir()),
+        cache=Path(args.cache) if args.cache else out / ".cache",
+        rate=args.rate,
+        overwrite=args.overwrite,
+        strict=args.strict,
+    )
+
+
+def _report(summary: Any, folder: Path) -> None:
+    head = summary.head
+    size = sum(shard["bytes"] for shard in head["shards"])
+    state = "is there already" if summary.already else "done"
+    length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
+    print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    if head["skipped"]:
+        total = sum(head["skipped"].values())
+        print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
+        for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
+            print(f"  {count:>10,}  {reason}")

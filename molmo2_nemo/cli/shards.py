@@ -1,0 +1,101 @@
+"""Look after shards: check them against their manifest, repair damaged ones, describe them, index foreign ones.
+
+DIR is a data set, or a folder of data sets."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from molmo2_nemo.errors import USER_ERROR, UserError
+
+EXAMPLES = """\
+examples:
+  molmo2 shards check /data/shards                 # every file, checksum, record, picture and video
+  molmo2 shards check /data/shards --quick         # sizes and checksums
+  molmo2 shards stats /data/shards --png stats.png # counts, tokens, crops, licences
+  molmo2 shards repair /data/shards/pixmo_cap      # without the records that cannot be used
+  molmo2 shards index /data/foreign                # webdataset tars that somebody else wrote
+"""
+
+SHOWN = 20  # problems of one data set
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check", "stats", "repair", "index"), help="what to do")
+    parser.add_argument("folder", metavar="DIR", help="a data set, or a folder of data sets")
+    parser.add_argument("--quick", action="store_true", help="check: sizes and checksums only")
+    parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores)")
+    parser.add_argument("--png", metavar="FILE", help="stats: where the histograms go (default DIR/stats.png)")
+    parser.add_argument("--name", help="index: name of the data set (default: the folder's)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.data.record import DataError
+
+    try:
+        return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
+    except DataError as error:
+        raise UserError(str(error)) from None
+
+
+def _check(args: argparse.Namespace) -> int:
+    from data_prep.shard_tools import check, data_sets
+    from molmo2_nemo.data.manifest import MANIFEST, read_head
+
+    workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
+    damaged = 0
+    for folder in data_sets(Path(args.folder)):
+        problems = check(folder, quick=args.quick, workers=workers)
+        head = read_head(folder / MANIFEST)
+        state = f"{len(problems)} problems" if problems else "good"
+        print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
+        _show(problems)
+        damaged += bool(problems)
+    if damaged:
+        print("molmo2 shards repair DIR rewrites damaged shards without the records that cannot be used")
+    return USER_ERROR if damaged else 0
+
+
+def _show(problems: list) -> None:
+    for problem in problems[:SHOWN]:
+        print(f"  {problem.shard}{':' + problem.key if problem.key else ''}: {problem.text}")
+    if len(problems) > SHOWN:
+        print(f"  and {len(problems) - SHOWN} more")
+
+
+def _repair(args: argparse.Namespace) -> int:
+    from data_prep.shard_tools import data_sets, repair
+
+    for folder in data_sets(Path(args.folder)):
+        lost = repair(folder)
+        print(f"{folder}: {len(lost)} records removed" if lost else f"{folder}: nothing to remove")
+        _show(lost)
+    return 0
+
+
+def _stats(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_prep.shard_stats import collect, draw, tables
+    from data_prep.shard_tools import data_sets
+
+    found = [collect(folder) for folder in data_sets(Path(args.folder))]
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    for part in tables(found):
+        console.print(part)
+    path = Path(args.png) if args.png else Path(args.folder) / "stats.png"
+    draw(found, path)
+    print(f"histograms: {path}")
+    return 0
+
+
+def _index(args: argparse.Namespace) -> int:
+    from data_prep.shard_tools import index
+
+    head = index(Path(args.folder), args.name)
+    print(f"{args.folder}: {head['records']:,} records in {len(head['shards'])} shards")
+    return 0

@@ -1,0 +1,134 @@
+"""Own data: a JSONL file becomes shards through the command, and every mistake is named with its line."""
+
+import json
+
+import pytest
+
+from data_prep import demo
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.record import parse_record
+from molmo2_nemo.data.shards import ShardDataset
+
+
+def write(tmp_path, *lines):
+    for name in ("cat.jpg", "horse.jpg", "bunny.mp4"):
+        (tmp_path / name).write_bytes((demo.MEDIA / name).read_bytes())
+    path = tmp_path / "my.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def prepare(path, *options):
+    return main(["prepare", str(path), "--out", str(path.parent / "out"), "--workers", "0", *options])
+
+
+def records(tmp_path):
+    data = ShardDataset(tmp_path / "out" / "my")
+    return [parse_record(*data.read(i)) for i in range(len(data))]
+
+
+def test_short_and_full_forms(tmp_path, capsys):
+    full = {"key": "mine", "images": ["cat.jpg", "horse.jpg", "cat.jpg"], "weight": 0.5}
+    full["annotations"] = [{"style": "user_qa", "question": "q", "answer": "a"}]
+    film = {"video": "bunny.mp4", "question": "What?", "answer": "A rabbit.", "clip": [1, 3]}
+    film["subtitles"] = [{"start": 0.5, "end": 1.5, "text": "hello"}, {"start": 3.5, "end": 4, "text": "too late"}]
+    path = write(
+        tmp_path,
+        {"image": "cat.jpg", "caption": "A cat."},
+        "",
+        film,
+        {"messages": ["hi", "hello"]},
+        full,
+        {"image": "cat.jpg", "variants": [full["annotations"], full["annotations"] * 2], "variant_weights": [1, 2]},
+    )
+    assert prepare(path, "--shard-records", "2") == 0
+    assert "5 records, 3 shards" in capsys.readouterr().out
+    got = records(tmp_path)
+    cat, horse = ((demo.MEDIA / name).read_bytes() for name in ("cat.jpg", "horse.jpg"))
+    assert got[0].images == [cat] and got[0].annotations == [{"style": "long_caption", "text": "A cat."}]
+    assert got[1].video == (demo.MEDIA / "bunny.mp4").read_bytes() and got[1].clip == (1.0, 3.0)
+    assert [(line.start, line.end, line.text) for line in got[1].subtitles] == [(0.0, 0.5, "hello")]
+    assert got[2].annotations[0]["messages"] == ["hi", "hello"]
+    assert got[3].key.endswith(":mine") and got[3].images == [cat, horse, cat] and got[3].weight == 0.5
+    assert [len(tree) for tree in got[4].variants] == [1, 2] and got[4].variant_weights == [1.0, 2.0]
+    _, members = ShardDataset(tmp_path / "out" / "my").read(3)
+    assert sorted(members) == ["0.jpg", "1.jpg", "json"], "a picture that comes twice is stored once"
+
+
+BAD = [
+    ("{", "line 2", "cannot be parsed"),
+    ({"image": "dog.jpg", "caption": "x"}, "00000002", "dog.jpg below"),
+    ({"image": "../cat.jpg", "caption": "x"}, "00000002", "../cat.jpg below"),
+    ({"image": "cat.txt", "caption": "x"}, "line 2", "suffix 'txt'"),
+    ({"image": "http://host/cat.jpg", "caption": "x"}, "line 2", "only https"),
+    ({"image": "broken.jpg", "caption": "x"}, "00000002", "picture cannot be decoded"),
+    ({"image": "cut.jpg", "caption": "x"}, "00000002", "picture cannot be decoded"),
+    ({"video": "broken.mp4", "caption": "x"}, "00000002", "video cannot be decoded"),
+    ({"video": "bunny.mp4", "caption": "x", "clip": [9, 12]}, "00000002", "clip outside the video"),
+    ({"image": "cat.jpg"}, "line 2", "nothing to learn"),
+    ({"image": "cat.jpg", "question": "x"}, "line 2", "question and answer belong together"),
+    ({"image": "cat.jpg", "text": "x"}, "line 2", "unknown field 'text'"),
+    ({"image": "cat.jpg", "caption": 5}, "00000002", "text must be a string"),
+    ({"image": 5, "caption": "x"}, "line 2", "a path must be a text"),
+    ({"images": "cat.jpg", "caption": "x"}, "line 2", "images must be a list"),
+    ({"messages": ["a"]}, "00000002", "messages"),
+    ({"image": "cat.jpg", "video": "bunny.mp4", "caption": "x"}, "00000002", "both pictures and a video"),
+    ({"messages": ["a", "b"], "subtitles": [{"start": "x"}]}, "line 2", "subtitle 0"),
+    ({"messages": ["a", "b"], "weight": "x"}, "line 2", "weight must be a number"),
+    ({"key": "00000001", "messages": ["a", "b"]}, "00000001", "duplicate key"),
+    ("[1]", "line 2", "must hold an object"),
+]
+
+
+@pytest.mark.parametrize("line, place, words", BAD)
+def test_mistakes_name_the_line_and_spoil_no_other(tmp_path, line, place, words, capsys):
+    path = write(tmp_path, {"image": "cat.jpg", "caption": "A cat."}, line, {"messages": ["last", "one"]})
+    (tmp_path / "broken.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes()[:10])
+    (tmp_path / "cut.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes()[:-2000])
+    (tmp_path / "broken.mp4").write_bytes((demo.MEDIA / "bunny.mp4").read_bytes()[:3000])
+    assert prepare(path) == 0
+    assert "2 records" in capsys.readouterr().out
+    (skipped,) = map(json.loads, (tmp_path / "out" / "my" / "skipped.jsonl").read_text().splitlines())
+    assert skipped["key"] == place and words in f"{skipped['reason']}: {skipped['detail']}"
+    assert prepare(path, "--strict", "--overwrite") == 2
+    assert words in capsys.readouterr().err
+    assert len(records(tmp_path)) == 2, "what was there stays until something better is complete"
+
+
+def test_mistakes_of_the_command(tmp_path, capsys):
+    path = write(tmp_path, {"messages": ["a", "b"]})
+    for words, message in (
+        ([str(tmp_path / "none.jsonl"), "--out", str(tmp_path)], "none.jsonl is not there"),
+        (["nodataset", "--out", str(tmp_path)], "no data set 'nodataset'"),
+        ([str(path)], "--out DIR is missing"),
+        (["--out", str(tmp_path)], "nothing to prepare"),
+        ([str(path), "--out", str(tmp_path), "--limit", "-1"], "--limit -1"),
+        ([str(path), "--out", str(tmp_path), "--source", str(tmp_path / "no")], "no such folder"),
+        (["recipe=nope", "--out", str(tmp_path)], "nope"),
+    ):
+        assert main(["prepare", *words]) == 2
+        assert message in capsys.readouterr().err
+    path.write_text("{\n{\n")
+    assert prepare(path) == 2
+    assert "no record came out" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "my").exists() and (tmp_path / "out" / "my.skipped.jsonl").is_file()
+    path.write_text("")
+    assert prepare(path) == 2 and "no rows" in capsys.readouterr().err
+    path.write_text('{"messages": ["a", "b"]}')
+    assert prepare(path) == 0
+
+
+def test_key_of_any_text_becomes_a_member_name(tmp_path):
+    path = write(tmp_path, *({"key": key, "messages": ["a", "b"]} for key in ("../up", "a.b/c", "é" * 200, "é" * 201)))
+    assert prepare(path) == 0
+    assert len({record.key for record in records(tmp_path)}) == 4
+
+
+def test_media_elsewhere(tmp_path):
+    """Paths that leave the JSONL file's folder are found only below a folder given by --source."""
+    path = write(
+        tmp_path, {"image": str(demo.MEDIA / "rocket.jpg"), "caption": "x"}, {"image": "coins.jpg", "caption": "x"}
+    )
+    assert prepare(path) == 2
+    assert prepare(path, "--source", "/", "--source", str(demo.MEDIA)) == 0
+    assert len(records(tmp_path)) == 2
