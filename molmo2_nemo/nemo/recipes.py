@@ -33,8 +33,8 @@ from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.parallel import platform
 from molmo2_nemo.parallel.context import ContextSettings
-
 from molmo2_nemo.parallel.dynamic import DynamicSettings
+
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
     """Everything of one stage, not yet built: model, data, trainer, log and resume."""
@@ -48,15 +48,14 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
             model=cfg.model.preset,
-        ),
             dynamic=dynamic_context(cfg),
+        ),
         trainer=trainer(cfg, folder),
         log=log(cfg, folder),
         resume=resume(cfg, folder),
     )
 
 
-def stage_folder(cfg: RunConfig) -> Path:
 def dynamic_context(cfg: RunConfig) -> run.Config | None:
     """How packs are dealt to blocks of the context group, where they are."""
     parallel = cfg.parallel
@@ -74,6 +73,7 @@ def dynamic_context(cfg: RunConfig) -> run.Config | None:
     )
 
 
+def stage_folder(cfg: RunConfig) -> Path:
     """Where a stage leaves its checkpoints, metrics and summary."""
     return Path(cfg.output_dir) / cfg.stage.name
 
