@@ -280,7 +280,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "how2qa",
         CHOSEN,
-        "How2 videos by YouTube id; the questions are fetched from github.com/ych133/How2R-and-How2QA",
+        "How2 videos by YouTube id; the questions are fetched from https://github.com/ych133/How2R-and-How2QA",
         Table(
             "how2QA_train_release.csv",
             header=HOW2QA_COLUMNS,
@@ -293,7 +293,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "star",
         "video clip, question and answer, multiple choice",
-        "Charades_v1 videos (prior.allenai.org/projects/charades); the questions are fetched",
+        "Charades_v1 videos (https://prior.allenai.org/projects/charades); the questions are fetched",
         Table(
             "STAR_train.json",
             url="https://star-benchmark.s3.us-east.cloud-object-storage.appdomain.cloud/"
@@ -313,7 +313,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "qv_highlights",
         "video, moments",
-        "qvhilights_videos.tar.gz from nlp.cs.unc.edu/data/jielei/qvh, unpacked; the queries are fetched",
+        "qvhilights_videos.tar.gz from https://nlp.cs.unc.edu/data/jielei/qvh, unpacked; the queries are fetched",
         Table(
             "highlight_train_release.jsonl",
             url="https://raw.githubusercontent.com/jayleicn/moment_detr/refs/heads/main/data/"

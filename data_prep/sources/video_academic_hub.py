@@ -162,7 +162,8 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "tgif",
         "video, question and answer, multiple choice",
-        "GIFs from github.com/raingo/TGIF-Release, converted to MP4 (ffmpeg -i x.gif -pix_fmt yuv420p x.mp4); the "
+        "GIFs from https://github.com/raingo/TGIF-Release, converted to MP4 (ffmpeg -i x.gif -pix_fmt yuv420p "
+        "x.mp4); the "
         "questions are fetched from the hub",
         tuple(
             Table(f"Train_{part}_question.csv", delimiter="\t", repo=TGIF_REPO)
@@ -179,7 +180,8 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "news_video_qa_filtered",
         OPEN,
-        "videos from cvit.iiit.ac.in/research/projects/cvit-projects/videoqa; the questions are fetched from the hub",
+        "videos from https://cvit.iiit.ac.in/research/projects/cvit-projects/videoqa; the questions are fetched "
+        "from the hub",
         Table("json_files/raw_files/new_train.json", repo=NEWS_REPO),
         "videos/train/<uni_clipped_id>.mp4",
         {"uni_clipped_id": str, "question": str, "answer": CELL},
@@ -208,7 +210,8 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "countix_oe",
         "video, count",
-        "Kinetics-700 training videos (github.com/cvdfoundation/kinetics-dataset); the rest is fetched from the hub",
+        "Kinetics-700 training videos (https://github.com/cvdfoundation/kinetics-dataset); the rest is fetched "
+        "from the hub",
         Table("countix_train_mapped.csv", repo=COUNTIX_REPO),
         "kinetics700/<video_path>",
         {"video_path": str, "class": str, "count": CELL},
@@ -218,7 +221,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "camerabench_qa",
         CHOSEN,
-        "videos as github.com/sy77777en/CameraBench describes; the questions are fetched from the hub",
+        "videos as https://github.com/sy77777en/CameraBench describes; the questions are fetched from the hub",
         Table("camerabench_qa.parquet", repo=CAMERA_REPO),
         "train/<video_path>",
         {"video_path": str, "mc_qa_list": [{"Question": str, "Answer": str, "NegativeAnswers": [str]}]},

@@ -54,6 +54,9 @@ LABEL, CLIP_LABEL = "video, label", "video clips, label"
 GCS = "https://storage.googleapis.com/molmo-datasets"  # where the released loader gets lists of corrupt files
 
 
+Part = tuple[float | None, float | None, Annotation | str]  # start and end in seconds, what is said of it
+
+
 def labelled(
     style: str, label: str, questions: Sequence[str] = ACTION_QUESTIONS
 ) -> Callable[[Row, np.random.Generator], Branches]:
@@ -69,13 +72,15 @@ def labelled(
 def clips_of(
     video: str,
     media: File,
-    parts: Iterable[tuple[float | None, float | None, Annotation]],
+    parts: Iterable[Part],
 ) -> Iterator[Sample | Skip]:
-    """One record per (start, end) of a video, with all annotations of that part."""
+    """One record per (start, end) of a video, with all annotations of that part; a text says why there is none."""
     gathered: dict[tuple[float, float], list[Annotation]] = {}
     for i, (start, end, annotation) in enumerate(parts):
         if start is None or end is None or end <= start:
             yield Skip(f"{video}#{i}", EMPTY_CLIP)
+        elif isinstance(annotation, str):
+            yield Skip(f"{video}#{i}", annotation)
         else:
             gathered.setdefault((float(start), float(end)), []).append(annotation)
     for (start, end), labels in gathered.items():
@@ -182,14 +187,11 @@ def _coin(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             yield Skip(video, "not in the training split")
             continue
         rng = ctx.rng(video)
-        parts = []
-        for i, entry in enumerate(row["annotation"]):
+        parts: list[Part] = []
+        for entry in row["annotation"]:
             start, end = _segment(entry)
             annotation = qa(pick(rng, ACTION_QUESTIONS), entry["label"], "coin_label")
-            if (video, start, end) in corrupt:
-                yield Skip(f"{video}#{i}", CORRUPT)
-            else:
-                parts.append((start, end, annotation))
+            parts.append((start, end, CORRUPT if (video, start, end) in corrupt else annotation))
         yield from clips_of(video, File(f"videos/{video}"), parts)
 
 
@@ -204,18 +206,16 @@ def _youcook2(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             yield Skip(video, "not in the training split")
             continue
         rng = ctx.rng(video)
-        parts: list[tuple[float | None, float | None, Annotation]] = []
+        parts: list[Part] = []
         spans: list[Annotation] = []
-        for i, entry in enumerate(row["annotations"]):
+        for entry in row["annotations"]:
             start, end = _segment(entry)
             sentence = entry["sentence"] if entry["sentence"].endswith(".") else entry["sentence"] + "."
             if start is not None and end is not None and end > start:
                 span = caption(sentence, "video_clip_short_caption_start_end")
                 spans.append({**span, "start": start, "end": end})
-            if (video, start, end) in YOUCOOK2_CORRUPT:
-                yield Skip(f"{video}#{i}", CORRUPT)
-            else:
-                parts.append((start, end, qa(pick(rng, ACTION_QUESTIONS), sentence, "youcook2_label")))
+            annotation = qa(pick(rng, ACTION_QUESTIONS), sentence, "youcook2_label")
+            parts.append((start, end, CORRUPT if (video, start, end) in YOUCOOK2_CORRUPT else annotation))
         yield from clips_of(video, media, parts)
         if spans:
             yield Sample(video, spans, video=media)
@@ -228,7 +228,7 @@ def _activitynet(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
     """Labels of parts, without repetitions; then the questions of ActivityNet-QA, one record per video."""
     for row in rows:
         rng = ctx.rng(row["video_id"])
-        parts: dict[tuple[Any, ...], tuple[float | None, float | None, Annotation]] = {}
+        parts: dict[tuple[Any, ...], Part] = {}
         for entry in row["annotations"]:
             start, end = _segment(entry)
             annotation = qa(pick(rng, ACTION_QUESTIONS), entry["label"], "activitynet_label")
@@ -302,17 +302,17 @@ SOURCES: tuple[Source, ...] = (
         Table("MotionBenchCaption-train/train.jsonl", repo="zai-org/MotionBench"),
         "MotionBenchCaption-train/videos/<video_path>",
         {"video_path": str, "motion_caption": str},
-        per_group(
+        per_row(
             "video_path",
             _motion,
             lambda rows: {"video": local(f"MotionBenchCaption-train/videos/{rows[0]['video_path']}")},
         ),
-        notes="Captions of one video are one record (the published loader makes one per row).",
     ),
     manual(
         "moments_in_time_qa",
         LABEL,
-        "Moments_in_Time_Raw from moments.csail.mit.edu, after filling in its form; train.csv needs the columns label "
+        "Moments_in_Time_Raw from https://moments.csail.mit.edu, after filling in its form; train.csv needs the "
+        "columns label "
         "and video_path",
         Table("train.csv"),
         "train-videos/<video_path>",
@@ -324,7 +324,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "kinetics_qa",
         LABEL,
-        "Kinetics-600 and -700 training videos (github.com/cvdfoundation/kinetics-dataset) and the lists of "
+        "Kinetics-600 and -700 training videos (https://github.com/cvdfoundation/kinetics-dataset) and the lists of "
         "Kinetics-710 (UniFormerV2)",
         (Table("kinetics710/k700_train_list_videos.txt"), Table("kinetics710/k600_train_list_videos.txt")),
         (
@@ -339,7 +339,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "charades_sta_all_qa",
         CLIP_LABEL,
-        "charades_sta_train.txt (github.com/jiyanggao/TALL) and the Charades_v1 videos",
+        "charades_sta_train.txt (https://github.com/jiyanggao/TALL) and the Charades_v1 videos",
         Table("charades_sta_train.txt"),
         "Charades_v1/<video>.mp4",
         {"line": str},
@@ -349,7 +349,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "coin_all_qa",
         CLIP_LABEL,
-        "COIN.json and the videos, as github.com/coin-dataset/annotations describes",
+        "COIN.json and the videos, as https://github.com/coin-dataset/annotations describes",
         Table("COIN.json", at=("database",), key="video_id"),
         "videos/<YouTube id>.mp4 (or .mkv, .webm)",
         {"video_id": str, "subset": str, "annotation": SEGMENTS},
@@ -359,7 +359,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "youcook2_all_qa",
         "video clips, label; video, captions of spans",
-        "youcookii_annotations_trainval.json and the videos, from youcook2.eecs.umich.edu",
+        "youcookii_annotations_trainval.json and the videos, from https://youcook2.eecs.umich.edu",
         Table("youcookii_annotations_trainval.json", at=("database",), key="video_id"),
         "videos/<YouTube id>.mp4 (or .mkv, .webm)",
         {"video_id": str, "subset": str, "annotations": [{"segment": maybe(list), "sentence": str}]},
@@ -369,8 +369,8 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "activitynet_all_qa",
         "video clips, label; video, question and answer",
-        "activity_net.v1-3.min.json and the videos (activity-net.org), train_q.json and train_a.json "
-        "(github.com/MILVLG/activitynet-qa, folder dataset)",
+        "activity_net.v1-3.min.json and the videos (https://activity-net.org), train_q.json and train_a.json "
+        "(https://github.com/MILVLG/activitynet-qa, folder dataset)",
         Table("activity_net.v1-3.min.json", at=("database",), key="video_id"),
         "all-videos/<YouTube id>.mp4",
         {"video_id": str, "annotations": SEGMENTS},
@@ -380,7 +380,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "ego4d_all",
         "video clips, label and grounding",
-        "Ego4D videos (ego4d-data.org, after signing) or the clips cut from them; the questions are fetched",
+        "Ego4D videos (https://ego4d-data.org, after signing) or the clips cut from them; the questions are fetched",
         Table("ego4d_cached_train_metadata.parquet", url=f"{GCS}/ego4d_cached_train_metadata.parquet"),
         "ego4d-clips/<video>_<start>_<end>_custom_clip.mp4, or Ego4d/ego4d_data/v2/full_scale/<video>.mp4",
         {
@@ -396,7 +396,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "epic_kitchens_qa",
         CLIP_LABEL,
-        "EPIC_100_train.csv and the videos, from epic-kitchens.github.io",
+        "EPIC_100_train.csv and the videos, from https://epic-kitchens.github.io",
         Table("epic-kitchens-100-annotations/EPIC_100_train.csv"),
         "epic-kitchens/<P01>/videos/<video_id>.mp4, or clips as "
         "epic-kitchens-clips/<P01>/videos/<video_id>_<start>_<end>.mp4",

@@ -150,7 +150,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "perception_test",
         CHOSEN,
-        "training videos and all_train.json from github.com/google-deepmind/perception_test",
+        "training videos and all_train.json from https://github.com/google-deepmind/perception_test",
         Table("all_train.json", key="video_id"),
         "train_videos/<video_id>.mp4",
         {"video_id": str, "mc_question": [{"question": str, "options": [str], "answer_id": one_of(int, str)}]},
@@ -161,7 +161,8 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "nextqa_mc",
         CHOSEN,
-        "train.csv and map_vid_vidorID.json (folder dataset/nextqa) and the videos from github.com/doc-doc/NExT-QA",
+        "train.csv and map_vid_vidorID.json (folder dataset/nextqa) and the videos from "
+        "https://github.com/doc-doc/NExT-QA",
         Table("train.csv"),
         "NExTVideo-all-videos/<folder>/<number>.mp4, as map_vid_vidorID.json names them",
         {"video": CELL, "question": str, "answer": CELL, **FIVE},
@@ -171,7 +172,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "sutd_trafficqa",
         CHOSEN,
-        "R2_train.jsonl and compressed_videos from zenodo.org/records/7431011, after asking for access",
+        "R2_train.jsonl and compressed_videos from https://zenodo.org/records/7431011, after asking for access",
         Table("R2_train.jsonl"),
         "compressed_videos/<vid_filename>",
         {"vid_filename": str, "q_body": str, "answer": CELL, **{f"option{i}": maybe(CELL) for i in range(4)}},
@@ -183,7 +184,10 @@ SOURCES: tuple[Source, ...] = (
         "social_iq2",
         MIXES,
         CHOSEN,
-        Hub("PediaMedAI/Social-IQ-Video", media="video/<vid_name>.mp4, from github.com/abwilf/Social-IQ-2.0-Challenge"),
+        Hub(
+            "PediaMedAI/Social-IQ-Video",
+            media="video/<vid_name>.mp4, from https://github.com/abwilf/Social-IQ-2.0-Challenge",
+        ),
         UNKNOWN_LICENCE,
         {"vid_name": str, "q": str, "answer_idx": CELL, **{f"a{i}": str for i in range(4)}},
         per_group("vid_name", _social, whole_video("video", column="vid_name")),
@@ -191,7 +195,8 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "sportsqa_oe",
         OPEN,
-        "meta-data (the zip of ndownloader.figshare.com/files/57448480) and the hub's HopLeeTop/Sports-QA videos",
+        "meta-data (the zip of https://ndownloader.figshare.com/files/57448480) and the hub's "
+        "HopLeeTop/Sports-QA videos",
         Table("meta-data/train.json"),
         "<video>.avi, .mp4 or .webm, as the rows name them",
         {"video": str, "question": str, "answer": CELL},
@@ -200,7 +205,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "clevrer",
         "video, question and answer, multiple choice",
-        "train.json (questions) and video_train.zip, unpacked, from clevrer.csail.mit.edu",
+        "train.json (questions) and video_train.zip, unpacked, from https://clevrer.csail.mit.edu",
         Table("train.json"),
         "video_00000-01000/video_00000.mp4 and so on",
         {"video_filename": str, "questions": [{"question": str}]},
@@ -221,7 +226,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "intent_qa",
         "video, question and answer, multiple choice",
-        "the NExT-QA videos that github.com/JoseponLee/IntentQA links; train.csv is fetched from there",
+        "the NExT-QA videos that https://github.com/JoseponLee/IntentQA links; train.csv is fetched from there",
         Table(
             "train.csv", url="https://raw.githubusercontent.com/JoseponLee/IntentQA/main/datasets/IntentQA/train.csv"
         ),
@@ -233,7 +238,8 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "video_localized_narratives",
         OPEN,
-        "videoqa.zip of google.github.io/video-localized-narratives, unpacked, and the videos of oops.cs.columbia.edu",
+        "videoqa.zip of https://google.github.io/video-localized-narratives, unpacked, and the videos of "
+        "https://oops.cs.columbia.edu",
         Table("videoqa/text_output/oops_train/qa_text_output.json", at=("annotations",)),
         "oops_video/<video_name>.mp4 (or oops_video/train/)",
         {"video_name": str, "qa_pairs": [{"raw_question": str, "raw_answer": CELL}]},
@@ -249,7 +255,7 @@ SOURCES: tuple[Source, ...] = (
     manual(
         "road_text_vqa",
         OPEN,
-        "train.json and videos from github.com/georg3tom/RoadtextVQA",
+        "train.json and videos from https://github.com/georg3tom/RoadtextVQA",
         Table("train.json", at=("data",)),
         "videos/<video>",
         {"video": str, "question": str, "answer": [CELL]},
