@@ -18,7 +18,8 @@ RUN stack() { python -m pip list --format=freeze --disable-pip-version-check \
         | sort; } \
     && stack > /tmp/before \
     && for pair in hydra:hydra-core==1.3.2 omegaconf:omegaconf==2.3.0 webdataset:webdataset==1.0.2 braceexpand:braceexpand \
-            av:av lhotse:lhotse==1.33.0 intervaltree:intervaltree rich:rich safetensors:safetensors tokenizers:tokenizers; do \
+            av:av lhotse:lhotse==1.33.0 intervaltree:intervaltree ijson:ijson rich:rich safetensors:safetensors \
+            tokenizers:tokenizers; do \
         python -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('${pair%%:*}') is None)" \
             || python -m pip install --no-cache-dir --no-deps "${pair#*:}"; \
     done \
