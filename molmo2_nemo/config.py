@@ -18,6 +18,7 @@ class ModelSelection:
 
     preset: str = "tiny"
     visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
+    attention: Literal["auto", "flash", "flex", "blocks"] = "auto"  # kernel; docs/attention.md
     float32_attention: bool = False
     rope_scaling: Literal["none", "linear", "yarn"] = "none"  # for packs longer than the model's native range
     rope_factor: float = 1.0  # longest position over the native one
@@ -74,8 +75,8 @@ class ParallelConfig:
     context_ulysses: int | None = None  # of them, consecutive ones that deal heads among them; default: all
     context_exchange: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
     dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
-    pipeline: int = 1
     context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for
+    pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molmo2_nemo.attention.area import Area, Range, area_of
-from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.area import Area, Range
 
 QUERIES = 256  # per tile
 KEYS = 256
@@ -127,10 +126,3 @@ def _keys(x: Tensor, pack: int, columns: Range) -> Tensor:
 def _tokens(x: Tensor, rows: Range) -> Tensor:
     """[G, N / G * q, H] -> [q, N, H]."""
     return x.unflatten(1, (-1, rows[1] - rows[0])).flatten(0, 1).transpose(0, 1)
-
-
-def block_attention(q: Tensor, k: Tensor, v: Tensor, mask: TokenMask, scale: float) -> Tensor:
-    """Attention of a whole pack by this kernel."""
-    from molmo2_nemo.attention.kernels import attend, choose
-
-    return attend(q, k, v, area_of(mask), scale, choose("blocks", q.device, q.dtype, q.shape[-1]))

@@ -58,11 +58,13 @@ class TreeAttention(torch.nn.Module):
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
         rotary_by_layer: dict[int, str] | None = None,
+        kernel: str = "auto",
         **unused: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
+        self.kernel = kernel
 
     def forward(
         self,
@@ -81,5 +83,5 @@ class TreeAttention(torch.nn.Module):
         pack = packed_seq_params
         groups = pack.groups or ContextGroups(None, None, None, None)
         merged = group_size(groups.keys) > 1
-        kernel = choose("auto", query.device, query.dtype, query.shape[-1], merged=merged)
+        kernel = choose(self.kernel, query.device, query.dtype, query.shape[-1], merged=merged)
         return attend_across(query, key, value, pack.mask, self.scale, kernel, groups, pack.visible).flatten(2)

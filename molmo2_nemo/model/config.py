@@ -112,7 +112,8 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class Molmo2Config:
-    """A whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one example."""
+    """A whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one example; `attention` is
+    the kernel (attention/kernels.py), which changes no number."""
 
     name: str = "8b"
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -120,6 +121,7 @@ class Molmo2Config:
     text: TextConfig = field(default_factory=TextConfig)
     extra_vocab_size: int = EXTRA_VOCAB_SIZE
     visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
+    attention: Literal["auto", "flash", "flex", "blocks"] = "auto"
 
 
 def _tiny() -> Molmo2Config:
@@ -201,6 +203,7 @@ def with_choices(
     float32_attention: bool = False,
     rope_scaling: str = "none",
     rope_factor: float = 1.0,
+    attention: str = "auto",
 ) -> Molmo2Config:
     """`config` with what a run may choose about attention; arguments as the fields of `ModelSelection`."""
     if visual_attention is not None:
@@ -211,7 +214,8 @@ def with_choices(
             vision=replace(config.vision, float32_attention=True),
             connector=replace(config.connector, float32_attention=True),
         )
-    return replace(config, text=with_rope_scaling(config.text, rope_scaling, rope_factor))
+    text = with_rope_scaling(config.text, rope_scaling, rope_factor)
+    return replace(config, text=text, attention=attention)  # type: ignore[arg-type]
 
 
 def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:

@@ -97,7 +97,9 @@ def layer_spec(model: Molmo2Config, response_dropout: float = 0.0, mlp_tiles: in
                 module=SelfAttention,
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column,
-                    core_attention=functools.partial(TreeAttention, rotary_by_layer=table_of_layer(text)),
+                    core_attention=functools.partial(
+                        TreeAttention, rotary_by_layer=table_of_layer(text), kernel=model.attention
+                    ),
                     linear_proj=row,
                     q_layernorm=q_norm,
                     k_layernorm=k_norm,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.parallel.context import ContextGroups
 
+TOKEN_FIELDS = ("input_ids", "example_ids", "branch_ids", "visual")  # what the mask follows from
 HOST_FIELDS = ("pooled_positions", "unit_crops", "unit_rows")  # read to plan communication: never moved to a device
 
 
@@ -33,6 +36,7 @@ class PackInputs:
     num_tasks: int = 0
     task_sums: Tensor | None = None  # fp32 [2, num_tasks], set by the model: weighted losses and weights of this rank
     groups: ContextGroups | None = None  # the ranks that share it; None: all of the context group
+    host: dict[str, Tensor] | None = None  # TOKEN_FIELDS as they came, where the others went to a device
 
     @classmethod
     def from_batch(cls, batch: Any, device: torch.device | str | int = "cpu") -> PackInputs:
@@ -44,7 +48,18 @@ class PackInputs:
                 continue
             tensor = torch.as_tensor(array)
             values[f.name] = tensor if f.name in HOST_FIELDS else tensor.to(device, non_blocking=True)
+        if torch.device(device).type != "cpu":
+            values["host"] = {name: torch.as_tensor(getattr(batch, name)) for name in TOKEN_FIELDS}
         return cls(**values)
+
+    def mask(self, first_extra_id: int, visual_attention: str) -> TokenMask:
+        """Who may look at whom, with what plans it on the host: nothing waits for a device."""
+        blocks = visual_blocks(self.input_ids, self.visual, first_extra_id)
+        host = None
+        if self.host is not None:
+            host_blocks = visual_blocks(self.host["input_ids"], self.host["visual"], first_extra_id)
+            host = np.stack((self.host["example_ids"], self.host["branch_ids"], host_blocks))
+        return TokenMask(self.example_ids, self.branch_ids, blocks, visual_attention, host)
 
 
 def visual_blocks(input_ids: Tensor, visual: Tensor, first_extra_id: int) -> Tensor:

@@ -26,7 +26,7 @@ from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 
 from molmo2_nemo.attention.core import PackDescription
-from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.ring import visible_keys
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.connector import Connector
@@ -34,7 +34,7 @@ from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.flops import connector_flops, crop_flops
 from molmo2_nemo.model.init import initialize
-from molmo2_nemo.model.inputs import PackInputs, visual_blocks
+from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import weighted_loss
 from molmo2_nemo.model.memory import HostOffload
 from molmo2_nemo.model.rotary import rotary_tables
@@ -83,6 +83,9 @@ class Molmo2Model(MegatronModule):
         self.offload = HostOffload() if offload else None
         self.vision_chunk = vision_chunk
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        merged = any(group_size(groups.keys) > 1 for groups in self.groups.values())
+        choose(molmo2.attention, device, config.params_dtype, molmo2.text.head_dim, merged=merged)  # or say why not
         self.share_embeddings_and_output_weights = molmo2.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -199,14 +202,13 @@ class Molmo2Model(MegatronModule):
     def describe(self, inputs: PackInputs) -> PackDescription:
         """What every attention layer must know about the micro-batch."""
         groups = self.context_of(inputs)
-        blocks = visual_blocks(inputs.input_ids, inputs.visual, self.molmo2.text.vocab_size)
         response = None
         if self.response_dropout and inputs.loss_weights is not None:
             response = (groups.shard(inputs.loss_weights) > 0).T[..., None]
             if self.config.sequence_parallel:
                 group = parallel_state.get_tensor_model_parallel_group()
                 response = response.chunk(group.size())[group.rank()]
-        mask = TokenMask(inputs.example_ids, inputs.branch_ids, blocks, self.molmo2.visual_attention)
+        mask = inputs.mask(self.molmo2.text.vocab_size, self.molmo2.visual_attention)
         chunks = group_size(groups.keys)
         return PackDescription(
             mask=mask,

@@ -107,6 +107,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         visual_attention: str | None = None,
         rope_scaling: str = "none",
         rope_factor: float = 1.0,
+        attention: str = "auto",
         variable_length: bool = False,
         dtype: str = "fp32",
         task_of: dict[str, str] | None = None,
@@ -118,6 +119,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             float32_attention=float32_attention,
             rope_scaling=rope_scaling,
             rope_factor=rope_factor,
+            attention=attention,
         )
         self.memory = memory or MemoryConfig()
         self.context = context or ContextSettings()

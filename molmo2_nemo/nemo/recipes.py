@@ -31,6 +31,7 @@ from molmo2_nemo.nemo.ledger import task_names
 from molmo2_nemo.nemo.metrics import Metrics
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
+from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.parallel import platform
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import DynamicSettings
@@ -44,7 +45,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
         model=model(cfg),
         data=run.Config(
             PackDataModule,
-            as_config(dataclasses.replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size)),
+            data_config(cfg),
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
             model=cfg.model.preset,
@@ -113,6 +114,7 @@ def model(cfg: RunConfig) -> run.Config:
         visual_attention=cfg.model.visual_attention,
         rope_scaling=cfg.model.rope_scaling,
         rope_factor=cfg.model.rope_factor,
+        attention=cfg.model.attention,
         variable_length=bool(cfg.data.progression),
         dtype=cfg.cluster.precision,
         task_of=task_names(cfg.data),
@@ -166,8 +168,21 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
             ),
             run.Config(SkippedSteps, str(folder)),
             run.Config(StopOnSignal),
+            *validation(cfg, folder),
         ],
     )
+
+
+def validation(cfg: RunConfig, folder: Path) -> list[run.Config]:
+    """The callback that scores held-out data, if there is any."""
+    if not cfg.validation.sources:
+        return []
+    return [run.Config(Validation, as_config(cfg.validation), data_config(cfg), str(folder), cfg.stage.name)]
+
+
+def data_config(cfg: RunConfig) -> run.Config:
+    """The data settings, knowing where the model's visual ids begin."""
+    return as_config(dataclasses.replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size))
 
 
 def log(cfg: RunConfig, folder: Path) -> run.Config:

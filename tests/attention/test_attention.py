@@ -111,3 +111,15 @@ def test_ulysses_equals_dense(workers, ranks, kv_heads):
     grads = torch.autograd.grad((dense.flatten(2) * weight).sum(), (q, k, v))
     for got, expected in zip(zip(*parts, strict=True), (dense.flatten(2), *grads), strict=True):
         torch.testing.assert_close(torch.cat(got), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_mask_is_planned_from_what_stayed_on_the_host():
+    """For a device the token arrays are kept as they came; the mask's description is the same, without a copy back."""
+    from molmo2_nemo.model.inputs import PackInputs
+    from tests.support.packs import demo_packs
+
+    for batch in demo_packs(4):
+        here, there = PackInputs.from_batch(batch, "cpu"), PackInputs.from_batch(batch, "meta")
+        assert here.host is None and there.example_ids.is_meta
+        planned = there.mask(1024, "within_image").on_host()  # a meta tensor could not be copied back
+        assert (planned == here.mask(1024, "within_image").on_host()).all() and (planned[2] > 0).any()

@@ -56,7 +56,7 @@ def published_mask(ids: np.ndarray, example_ids: np.ndarray, vocab: int, rule: s
 
 def visual_attention_job(rule: str) -> dict[str, torch.Tensor]:
     """Logits of a pack of all cases with the kernel and mask of the product, and with a dense published mask."""
-    from molmo2_nemo.attention import core
+    from molmo2_nemo.attention import across
     from molmo2_nemo.data.collate import collate
     from molmo2_nemo.model.inputs import PackInputs
 
@@ -70,19 +70,19 @@ def visual_attention_job(rule: str) -> dict[str, torch.Tensor]:
     batch.labels = batch.loss_weights = None
     allowed = published_mask(batch.input_ids[0], batch.example_ids[0], vocab, rule)
 
-    def dense(q, k, v, mask, scale):  # [S, B, heads, H]
+    def dense(q, k, v, area, scale, kernel):  # [S, B, heads, H]
         k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
         scores = torch.einsum("qbnh,kbnh->bnqk", q, k) * scale
         return torch.einsum("bnqk,kbnh->qbnh", scores.masked_fill(~allowed, -torch.inf).softmax(-1), v)
 
-    product = core.block_attention
+    product = across.attend
     with torch.no_grad():
         found = {"ours": model(PackInputs.from_batch(batch))[0]}
-        core.block_attention = dense
+        across.attend = dense
         try:
             found["dense"] = model(PackInputs.from_batch(batch))[0]
         finally:
-            core.block_attention = product
+            across.attend = product
     return found
 
 
@@ -113,11 +113,12 @@ def float32_job(dtype: str) -> dict[str, Any]:
     """Logits with and without fp32 attention, and the dtypes that attention was called with."""
     import torch.nn.functional as F
 
+    from molmo2_nemo.attention import across
     from molmo2_nemo.model.config import with_choices
 
     start_megatron()
     found: dict[str, Any] = {}
-    original = F.scaled_dot_product_attention
+    original, text_attention = F.scaled_dot_product_attention, across.attend
     for float32 in (False, True):
         config = with_choices(fixture_config("qwen3_tied"), float32_attention=float32)
         params = torch.bfloat16 if dtype == "bf16" else torch.float32
@@ -126,13 +127,14 @@ def float32_job(dtype: str) -> dict[str, Any]:
         F.scaled_dot_product_attention = lambda q, *a, dtypes=dtypes, **k: (
             dtypes.append(q.dtype) or original(q, *a, **k)
         )
+        across.attend = lambda q, *a, dtypes=dtypes: dtypes.append(q.dtype) or text_attention(q, *a)
         try:
             batch = micro_batches("qwen3_tied", config)[0]
             batch.labels = None
             with torch.no_grad():
                 found[f"logits {float32}"] = model(batch).float()
         finally:
-            F.scaled_dot_product_attention = original
+            F.scaled_dot_product_attention, across.attend = original, text_attention
         found[f"dtypes {float32}"] = [str(d) for d in dtypes]
     return found
 
