@@ -13,6 +13,8 @@ VERBS = {
     "demo": "the whole recipe on this machine's CPU, in minutes",
     "train": "run one stage",
     "pipeline": "run the three stages, each from the one before; finished ones are skipped",
+    "prepare": "data sets, published or your own, into shards for training",
+    "shards": "check, repair, index and describe shards",
     "mixture": "the data sets of a stage and the share of each",
     "preview": "draw what the model sees: crops, frames, tokens, trees, masks",
     "ask": "ask a trained model about a picture or a video",
