@@ -1,101 +1,154 @@
-"""What of the stack is installed, in which versions, and what to do about what is missing.
+"""What is here, what is missing for which recipe, and the line that brings it.
 
-Exit code 0 when a run can start here, 1 when something it needs is missing."""
+Exit code 0 when a run can start here (with --recipe: that recipe's), 1 when something it needs is missing."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shutil
-import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from molmo2_nemo.cli.probes import Finding
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import UserError, nearest
 
 EXAMPLES = """\
 examples:
   molmo2 doctor
+  molmo2 doctor --recipe 8b --dir /lustre/me/runs
 """
-
-PINS = "pip install --no-deps -r requirements/cpu.txt (or make venv; in an NGC NeMo container it is there already)"
-NEEDED = {
-    "torch": ("the tensors and the processes", PINS),
-    "megatron-core": ("the parallel layers", PINS),
-    "nemo-toolkit": ("the trainer", PINS),
-    "lightning": ("the trainer", PINS),
-    "nemo_run": ("recipes and launchers", PINS),
-    "hydra-core": ("configuration", "pip install hydra-core==1.3.2"),
-    "webdataset": ("shards", "pip install webdataset"),
-    "av": ("video decoding", "pip install av"),
-    "pillow": ("picture decoding", "pip install pillow"),
-    "lhotse": ("subtitles", "pip install lhotse"),
-    "tokenizers": ("text", "pip install tokenizers"),
-    "safetensors": ("weights", "pip install safetensors"),
-    "rich": ("tables", "pip install rich"),
-}
-OPTIONAL = {
-    "transformers": "NeMo's own Hugging Face paths",
-    "nvidia-modelopt": "llm.import_ckpt and llm.export_ckpt of NeMo",
-    "tensorboard": "reading the event files",
-    "matplotlib": "the demo's picture of the curves",
-    "transformer-engine": "GPU: fused layers",
-    "flash-attn": "GPU: attention kernels",
-}
-TESTED = {"torch": "2.13.0", "megatron-core": "0.16.1", "nemo-toolkit": "2.7.3", "lightning": "2.4.0"}
+MARKS = {"ok": " ", "note": "!", "missing": "x"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No options."""
+    parser.add_argument("--recipe", metavar="NAME", help="ask about this recipe only; its needs decide the exit code")
+    parser.add_argument("--dir", type=Path, default=Path(), metavar="DIR", help="where runs go (default: here)")
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = []
-    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
-    if not (3, 10) <= sys.version_info[:2] < (3, 13):
-        print("  ! tested with Python 3.10 to 3.12 only")
-    for name, (use, fix) in NEEDED.items():
-        found = version_of(name)
-        print(_line(name, found, use))
-        if found is None:
-            missing.append((name, fix))
-    print("optional")
-    for name, use in OPTIONAL.items():
-        print(_line(name, version_of(name), use))
-    if version_of("torch"):
-        _devices()
-    print(f"disk: {shutil.disk_usage('.').free / 2**30:.0f} GiB free here")
-    for name, fix in missing:
-        print(f"missing: {name}; {fix}")
+    from molmo2_nemo.cli import probes
+
+    known = recipe_names()
+    if args.recipe is not None and args.recipe not in known:
+        raise UserError(f"unknown recipe {args.recipe!r}; {nearest(args.recipe, known)}")
+    found: list[probes.Finding] = []
+    for title, findings in (
+        ("machine", probes.python()),
+        ("needed", probes.packages()),
+        ("optional", probes.optional_packages()),
+        ("pictures and video", probes.media()),
+        ("devices", probes.devices() if probes.version_of("torch") else ()),
+        ("cluster", probes.slurm()),
+        ("files", probes.storage(args.dir.absolute())),
+        ("network", probes.network()),
+    ):
+        found += show(title, findings)
+    missing = [f for f in found if f.level == "missing"]
+    lacking = {name: missing_for(name, args.dir) for name in ([args.recipe] if args.recipe else known)}
+    show_recipes(lacking)
+    for finding in missing:
+        print(f"missing: {finding.name}; {finding.fix}")
     if not missing:
         print("ready: molmo2 demo")
-    return 1 if missing else 0
+    return 1 if missing or (args.recipe and lacking[args.recipe]) else 0
 
 
-def version_of(name: str) -> str | None:
+def show(title: str, findings: Iterable[Finding]) -> list[Finding]:
+    """Prints a part of the report and returns what it says."""
+    found = list(findings)
+    if found:
+        print(title)
+    for f in found:
+        print(f"  {MARKS[f.level]} {f.name:<18} {f.seen}".rstrip())
+        if f.fix:
+            print(f"      {f.fix}")
+    return found
+
+
+def show_recipes(lacking: dict[str, list[str]]) -> None:
+    """Prints each problem once, with the recipes that have it."""
+    print("recipes")
+    ready = [name for name, problems in lacking.items() if not problems]
+    if ready:
+        print(f"    {'ready':<18} {', '.join(ready)}")
+    for problem in dict.fromkeys(p for problems in lacking.values() for p in problems):
+        print(f"  {MARKS['note']} {', '.join(name for name, problems in lacking.items() if problem in problems)}")
+        print(f"      {problem}")
+
+
+def recipe_names() -> list[str]:
+    from molmo2_nemo.settings.compose import group_choices
+
+    return group_choices("recipe")
+
+
+def missing_for(name: str, folder: Path) -> list[str]:
+    """What this recipe would lack here, one line each with the way to get it; empty when it could start.
+
+    Args:
+        folder: where its runs would go.
+    """
+    from molmo2_nemo.settings.compose import compose
+
     try:
-        return installed_version(name)
-    except PackageNotFoundError:
-        return None
+        cfg = compose([f"recipe={name}", "stage=long"])
+    except ImportError as error:
+        return [f"{error}; pip install --no-deps -r requirements/cpu.txt"]
+    return [*_devices(cfg), *_tokenizer(cfg), *_sources(cfg), *_disk(cfg, folder)]
 
 
-def _line(name: str, found: str | None, use: str) -> str:
-    tested = TESTED.get(name)
-    note = f"  (tested with {tested})" if found and tested and found.split("+")[0] != tested else ""
-    return f"  {name:<20} {found or '-':<14} {use}{note}"
+def _devices(cfg: RunConfig) -> Iterator[str]:
+    from molmo2_nemo.cli.checks import wanted_processes
 
-
-def _devices() -> None:
-    """What torch says it can run on."""
+    if cfg.cluster.kind == "slurm":
+        ssh = cfg.cluster.slurm.ssh.host
+        if shutil.which("sbatch") is None and ssh is None and "SLURM_JOB_ID" not in os.environ:
+            yield "no Slurm here: call molmo2 on a login node, or set cluster.slurm.ssh.host, or take cluster=gpu"
+        return
+    if cfg.cluster.precision != "bf16":
+        return
     try:
         import torch
-        import torch.distributed as dist
-    except Exception as error:  # a broken torch is exactly what this verb is asked about
-        print(f"  ! torch does not import: {error}; docs/install.md says which build to take")
+
+        here = torch.cuda.device_count()
+    except Exception:  # reported above
         return
-    if torch.cuda.is_available():
-        names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        print(f"devices: {torch.cuda.device_count()} x {', '.join(sorted(names))}, CUDA {torch.version.cuda}")
-    else:
-        print("devices: no GPU; runs use the CPU with gloo")
-    if not dist.is_available() or not dist.is_gloo_available():
-        print("  ! this torch has no gloo: several CPU processes cannot work together")
+    wanted = wanted_processes(cfg) // cfg.cluster.nodes
+    if here < wanted:
+        yield f"{wanted} GPUs are wanted, {here} are here; molmo2 plan shows layouts for fewer"
+
+
+def _tokenizer(cfg: RunConfig) -> Iterator[str]:
+    tokenizer = cfg.data.tokenizer
+    if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
+        yield f"no tokenizer in {tokenizer}/: export MOLMO2_TOKENIZER=<folder of the base model's tokenizer.json>"
+
+
+def _sources(cfg: RunConfig) -> Iterator[str]:
+    from molmo2_nemo.data.rates import is_missing
+
+    if set(cfg.data.sources) == {"demo"}:
+        return  # molmo2 demo makes them
+    wanted = {key: source for key, source in cfg.data.sources.items() if source.rate > 0}
+    gone = [key for key, source in wanted.items() if is_missing(source)]
+    if gone:
+        how = "molmo2 prepare makes shards, molmo2 mixture shows which are missing, data.missing=skip leaves sets out"
+        yield f"{len(gone)} of {len(wanted)} data sets have no shards: {how}"
+    elif not wanted:
+        yield "no data sets: data.sources.mine.path=<folder of shards>"
+
+
+def _disk(cfg: RunConfig, folder: Path) -> Iterator[str]:
+    """Two checkpoints must fit: a new one is written before the old one goes."""
+    from molmo2_nemo.model.config import preset
+    from molmo2_nemo.plan.sizes import parameters
+
+    count = parameters(preset(cfg.model.preset)).total
+    needed = 2 * count * 16 / 2**30  # weights and, in fp32, master weights and two moments: 14 to 16 bytes
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < needed:
+        yield f"two checkpoints take {needed:.0f} GiB, {free:.0f} are free: output_dir=... on a larger file system"

@@ -1,0 +1,303 @@
+"""What `molmo2 doctor` looks at: each function looks at one thing and yields findings. Torch only where asked for."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, Literal
+
+PINS = "pip install --no-deps -r requirements/cpu.txt (or make venv; an NGC NeMo image has it)"
+# What a run cannot do without: use, line that brings it.
+NEEDED = {
+    "torch": ("the tensors and the processes", PINS),
+    "megatron-core": ("the parallel layers", PINS),
+    "nemo-toolkit": ("the trainer", PINS),
+    "lightning": ("the trainer", PINS),
+    "nemo_run": ("recipes and launchers", PINS),
+    "hydra-core": ("configuration", "pip install hydra-core==1.3.2"),
+    "webdataset": ("shards", "pip install webdataset"),
+    "pyarrow": ("manifests of shards", "pip install pyarrow"),
+    "av": ("video decoding", "pip install av"),
+    "pillow": ("picture decoding", "pip install pillow"),
+    "lhotse": ("subtitles", "pip install lhotse"),
+    "tokenizers": ("text", "pip install tokenizers"),
+    "safetensors": ("weights", "pip install safetensors"),
+    "rich": ("tables", "pip install rich"),
+}
+OPTIONAL = {
+    "transformers": "NeMo's own Hugging Face paths",
+    "nvidia-modelopt": "llm.import_ckpt and llm.export_ckpt of NeMo",
+    "tensorboard": "reading the event files",
+    "matplotlib": "the demo's picture of the curves",
+    "wandb": "logging to Weights & Biases",
+}
+# Versions that the code is written for, with the reason; a wrong base image is refused when the container is built.
+SUPPORTED = {
+    "torch": (">=2.6", "FlexAttention and torch.distributed as used here"),
+    "megatron-core": (">=0.15,<0.17", "NeMo 2.7's optimizer and checkpoint calls"),
+    "nemo-toolkit": (">=2.7rc0,<2.8", "NeMo 3 has dropped MegatronStrategy"),
+    "lightning": (">=2.4,<2.6", "what NeMo 2.7 builds on"),
+    "hydra-core": (">=1.3,<1.4", "its override grammar"),
+}
+TESTED = {"torch": "2.13.0", "megatron-core": "0.16.1", "nemo-toolkit": "2.7.3", "lightning": "2.4.0"}
+GPU_PACKAGES = {  # distribution: module, use
+    "transformer-engine": ("transformer_engine.pytorch", "fused layers"),
+    "flash-attn": ("flash_attn", "attention kernels"),
+    "apex": ("apex", "fused optimizer"),
+}
+SHARED_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "wekafs", "virtiofs", "9p", "pvfs2", "cifs")
+CODECS = ("h264", "hevc", "vp9", "av1")
+PICTURES = ("jpg", "webp", "zlib")  # zlib is PNG's
+TORCHRUN_PORT = 29500
+
+
+@dataclass
+class Finding:
+    """One line of the report. missing: no run can start here; note: some runs cannot, or will be slow."""
+
+    level: Literal["ok", "note", "missing"]
+    name: str
+    seen: str
+    fix: str = ""
+
+
+def version_of(name: str) -> str | None:
+    try:
+        return installed_version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def python() -> Iterator[Finding]:
+    seen = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    good = (3, 10) <= sys.version_info[:2] < (3, 13)
+    yield Finding("ok" if good else "note", "python", seen, "" if good else "tested with Python 3.10 to 3.12 only")
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    low = total < 6
+    fix = "the tiny recipe takes about 2 GiB per process; use parallel=single" if low else ""
+    yield Finding("note" if low else "ok", "memory", f"{total:.0f} GiB", fix)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    few = 0 < files < 4096
+    yield Finding("note" if few else "ok", "open files", f"{files} per process", "ulimit -n 65536" if few else "")
+
+
+def packages() -> Iterator[Finding]:
+    """What a run needs, in a version it is written for."""
+    for name, (use, fix) in NEEDED.items():
+        found = version_of(name)
+        if found is None:
+            yield Finding("missing", name, f"not installed; for {use}", fix)
+            continue
+        wanted, reason = SUPPORTED.get(name, ("", ""))
+        if wanted and not _fits(found, wanted):
+            yield Finding("missing", name, f"{found}, but {wanted} is needed: {reason}", fix)
+            continue
+        tested = TESTED.get(name)
+        note = f" (tested with {tested})" if tested and found.split("+")[0] != tested else ""
+        yield Finding("ok", name, f"{found:<14} {use}{note}")
+
+
+def optional_packages() -> Iterator[Finding]:
+    for name, use in OPTIONAL.items():
+        yield Finding("ok", name, f"{version_of(name) or '-':<14} {use}")
+
+
+def _fits(version: str, wanted: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(wanted).contains(version, prereleases=True)
+
+
+def media() -> Iterator[Finding]:
+    """Whether the decoders can read what data sets hold."""
+    try:
+        import av
+        from PIL import features
+    except ImportError as error:
+        yield Finding("missing", "decoders", str(error), "pip install av pillow")
+        return
+    absent = [c for c in CODECS if c not in av.codecs_available]
+    seen = ", ".join(c for c in CODECS if c not in absent)
+    fix = (
+        f"no {', '.join(absent)}: install PyAV's own wheel (pip install --force-reinstall --no-deps av)"
+        if absent
+        else ""
+    )
+    yield Finding("note" if absent else "ok", "video codecs", seen, fix)
+    lacking = [f for f in PICTURES if not features.check(f)]
+    fix = f"no {', '.join(lacking)}: pip install --force-reinstall --no-deps pillow" if lacking else ""
+    yield Finding("missing" if lacking else "ok", "picture formats", "JPEG, PNG, WebP" if not lacking else "", fix)
+
+
+def devices() -> Iterator[Finding]:
+    """What torch can run on, and whether its processes can talk."""
+    try:
+        import torch
+        import torch.distributed as dist
+    except Exception as error:  # a broken torch is exactly what this verb is asked about
+        yield Finding("missing", "torch", f"does not import: {error}", "docs/install.md says which build to take")
+        return
+    if not dist.is_available() or not dist.is_gloo_available():
+        yield Finding("missing", "gloo", "not in this torch", "several CPU processes need it: take another build")
+    else:
+        yield Finding("ok", "gloo", "for CPU processes and checkpoints")
+    if not torch.cuda.is_available():
+        yield from _no_gpu(torch)
+        return
+    names = sorted({torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())})
+    memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())) / 2**30
+    seen = f"{torch.cuda.device_count()} x {', '.join(names)}, {memory:.0f} GiB each"
+    yield Finding("ok", "GPUs", f"{seen}, CUDA {torch.version.cuda}, driver {_driver() or 'unknown'}")
+    if not torch.cuda.is_bf16_supported():
+        fix = "cluster.precision=fp32; the big recipes want Ampere or newer"
+        yield Finding("note", "bfloat16", "not on this GPU", fix)
+    if dist.is_nccl_available():
+        yield Finding("ok", "NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+    else:
+        yield Finding("missing", "NCCL", "not in this torch", "GPU processes need it: take NVIDIA's or PyTorch's build")
+    yield from _gpu_packages()
+
+
+def _no_gpu(torch: Any) -> Iterator[Finding]:
+    driver = _driver()
+    if driver is None:
+        yield Finding("ok", "GPUs", "none; runs use the CPU with gloo")
+    elif torch.version.cuda is None:
+        fix = "this torch is a CPU build: install a CUDA build, or run in the NGC NeMo container"
+        yield Finding("note", "GPUs", f"driver {driver}, but torch cannot use it", fix)
+    else:
+        fix = f"torch wants CUDA {torch.version.cuda}: update the driver, or in a container pass the GPUs (--gpus all)"
+        yield Finding("note", "GPUs", f"driver {driver}, but CUDA does not start", fix)
+
+
+def _gpu_packages() -> Iterator[Finding]:
+    """Libraries that only GPUs use. They are compiled against one torch: having one is not enough, it must import."""
+    for name, (module, use) in GPU_PACKAGES.items():
+        found = version_of(name)
+        if found is None:
+            yield Finding("ok", name, f"-              {use}; it works without, slower")
+            continue
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a library of another torch fails in any way it likes
+            first = str(error).splitlines()[0] if str(error) else repr(error)
+            fix = f"built for another torch: take both from one NGC image, or pip uninstall {name}"
+            yield Finding("note", name, f"{found} does not import: {first}", fix)
+        else:
+            yield Finding("ok", name, f"{found:<14} {use}")
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver, None without one."""
+    path = Path("/proc/driver/nvidia/version")
+    if not path.is_file():
+        return None
+    found = re.search(r"Kernel Module.*?(\d+\.\d+(?:\.\d+)?)", path.read_text())
+    return found[1] if found else "unknown"
+
+
+def slurm() -> Iterator[Finding]:
+    """Slurm and its container plugin, if this is a login node."""
+    fix = "cluster=slurm wants a login node: call molmo2 there, or set cluster.slurm.ssh.host"
+    if shutil.which("sbatch") is None:
+        yield Finding("ok", "slurm", "not here", fix)
+        return
+    answer = _run("scontrol", "ping")
+    if answer.returncode or "is UP" not in answer.stdout:
+        why = (answer.stderr or answer.stdout).strip().splitlines()
+        yield Finding("note", "slurm", f"sbatch is here, but no controller answers: {why[-1] if why else ''}", fix)
+        return
+    yield Finding("ok", "slurm", f"{_run('sinfo', '--version').stdout.strip()}, the controller answers")
+    if "--container-image" in _run("srun", "--help").stdout:
+        yield Finding("ok", "pyxis", "srun takes --container-image")
+    else:
+        yield Finding("ok", "pyxis", "not here", "jobs run in the environment molmo2 is called from, not in containers")
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs a command that may be missing or hang."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def storage(folder: Path) -> Iterator[Finding]:
+    """Whether checkpoints can be written to `folder` (or the nearest one above that exists), and who else sees it."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    fix = "make room: the tiny recipe alone takes 1 GiB" if free < 5 else ""
+    yield Finding("note" if free < 5 else "ok", "disk", f"{free:.0f} GiB free in {folder}", fix)
+    kind = file_system(folder)
+    shared = kind in SHARED_SYSTEMS or kind.startswith("fuse.")
+    who = "other nodes can see it" if shared else "of this machine alone: several nodes need a shared one"
+    yield Finding("ok", "file system", f"{kind}, {who}")
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".molmo2-") as name:
+            part = Path(name) / "part"
+            with part.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.rename(Path(name) / "whole")
+    except PermissionError:
+        yield Finding("note", "writing", f"not allowed in {folder}", "take another output_dir; --dir asks about it")
+    except OSError as error:
+        fix = "two runs in one folder would not notice each other (mount with locks: -o flock or local_lock=none)"
+        yield Finding("note", "locks", f"not in {folder}: {error}", fix)
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        size = shutil.disk_usage(shm).total / 2**30
+        fix = "loader workers hand batches over there: start the container with --shm-size=16g or --ipc=host"
+        yield Finding("note" if size < 1 else "ok", "/dev/shm", f"{size:.1f} GiB", fix if size < 1 else "")
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that holds `folder`, such as ext4, lustre or nfs4; "unknown" where /proc is not."""
+    best, kind = "", "unknown"
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return kind
+    target = str(folder.resolve())
+    for line in lines:
+        _, point, type_ = line.split(" ")[:3]
+        point = point.replace("\\040", " ")
+        if (target == point or target.startswith(point.rstrip("/") + "/")) and len(point) >= len(best):
+            best, kind = point, type_
+    return kind
+
+
+def network() -> Iterator[Finding]:
+    """Whether processes can meet: a port on the loopback, the machine's own name, torchrun's usual port."""
+    try:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+    except OSError as error:
+        yield Finding("missing", "ports", f"none can be opened on 127.0.0.1: {error}", "processes meet there: allow it")
+        return
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+        yield Finding("ok", "host name", f"{name} is {address}")
+    except OSError:
+        fix = f"several nodes need it: add '127.0.0.1 {name}' to /etc/hosts, or set MASTER_ADDR"
+        yield Finding("note", "host name", f"{name} has no address", fix)
+    with socket.socket() as s:
+        taken = s.connect_ex(("127.0.0.1", TORCHRUN_PORT)) == 0
+    fix = "something listens there: give torchrun another --master-port (molmo2 takes a free one by itself)"
+    seen = f"{TORCHRUN_PORT} is {'taken' if taken else 'free'} (torchrun's default)"
+    yield Finding("note" if taken else "ok", "port", seen, fix if taken else "")
