@@ -18,6 +18,7 @@ examples:
   molmo2 preview /data/shards/mine recipe=8b stage=long --out /tmp/look
   molmo2 preview demo/data/sft/sft-000000.tar              # one shard
   molmo2 preview demo/data/sft --record tree-cat
+  molmo2 preview recipe=tiny stage=long --rank 3/8         # what the fourth of eight data-parallel ranks begins with
 """
 
 
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--packs", type=int, default=1, metavar="N", help="how many packs to draw (default 1)")
     parser.add_argument("--record", metavar="KEY", help="draw this record alone; KEY or SHARD:KEY")
+    parser.add_argument(
+        "--rank",
+        default="0/1",
+        metavar="K/N",
+        help="data-parallel rank K (from 0) of N whose packs to draw (default 0/1)",
+    )
     parser.add_argument("--out", default="preview", metavar="DIR", help="where the page goes (default preview/)")
     parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
 
@@ -37,6 +44,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"one folder or shard at a time, not {len(folders)}; settings are written key=value")
     if not 1 <= args.packs <= 100:
         raise UserError(f"--packs {args.packs}: between 1 and 100 packs can be drawn")
+
+    rank, ranks = _rank(args.rank)
 
     from molmo2_nemo.data.config import SourceConfig
     from molmo2_nemo.preview import collect
@@ -52,11 +61,18 @@ def run(args: argparse.Namespace) -> int:
             path = _alone(shards, Path(scratch)) if shards.suffix == ".tar" else shards
             cfg.data.sources = {shards.stem or "shards": SourceConfig(path=str(path))}
             where = f"{shards}, {where}"
-        views = [collect.record(cfg, args.record)] if args.record else collect.packs(cfg, args.packs)
+        views = [collect.record(cfg, args.record)] if args.record else collect.packs(cfg, args.packs, rank, ranks)
     about = f"{where}: {cfg.data.image.crop_size}-pixel crops, stage {cfg.stage.name}, seed {cfg.data.seed}"
     paths = write_pages(views, cfg, collect.tokenizer_of(cfg), Path(args.out), about)
     print(f"{paths[0]}  ({len(views)} pack{'s' * (len(views) > 1)}, {len(paths) - 1} PNGs beside it)")
     return 0
+
+
+def _rank(text: str) -> tuple[int, int]:
+    parts = text.split("/")
+    if len(parts) == 2 and all(part.isdecimal() for part in parts) and int(parts[0]) < int(parts[1]):
+        return int(parts[0]), int(parts[1])
+    raise UserError(f"--rank {text}: expected K/N with K from 0 to N - 1, such as 3/8")
 
 
 def _alone(shard: Path, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from molmo2_nemo.data.mixture import Place, example_rng, normalised_rates
 from molmo2_nemo.data.record import DataError, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.model.config import preset
 from molmo2_nemo.model.inputs import visual_blocks
 
 
@@ -72,46 +74,52 @@ class PackView:
 class _Remember:
     """Builds like the real builder and keeps what it built, for the parts of an example that a batch does not carry."""
 
-    def __init__(self, builder: Any) -> None:
-        self.builder = builder
-        self.built: dict[str, list[Example]] = defaultdict(list)
+    def __init__(self, builder: Any, built: dict[str, list[Example]]) -> None:
+        self.builder, self.built = builder, built
 
     def build(self, record: Record, rng: np.random.Generator, **options: Any) -> Example:
         example = self.builder.build(record, rng, **options)
         self.built[record.key].append(example)
         return example
 
-    def find(self, key: str, input_ids: np.ndarray) -> tuple[Example, int]:
-        """The example whose tokens `input_ids` begins with, and their number."""
-        for example in self.built[key]:
-            if np.array_equal(example.input_ids, input_ids[: example.num_tokens]):
-                return example, example.num_tokens
-        raise AssertionError(f"a pack holds an example of {key} that nobody built")
+
+def _find_built(built: dict[str, list[Example]], key: str, input_ids: np.ndarray) -> tuple[Example, int]:
+    """The example whose tokens `input_ids` begins with, and their number."""
+    for example in built[key]:
+        if np.array_equal(example.input_ids, input_ids[: example.num_tokens]):
+            return example, example.num_tokens
+    raise AssertionError(f"a pack holds an example of {key} that nobody built")
 
 
-def packs(cfg: RunConfig, count: int) -> list[PackView]:
-    """The first `count` packs of data-parallel rank 0, from the loader itself.
+def data_config(cfg: RunConfig) -> DataConfig:
+    """The data settings as the trainer uses them (visual ids begin behind the model's base rows), in this process."""
+    return dataclasses.replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size, num_workers=0)
+
+
+def packs(cfg: RunConfig, count: int, rank: int = 0, ranks: int = 1) -> list[PackView]:
+    """The first `count` packs of one of `ranks` data-parallel ranks, from the loader itself, in the order packed.
 
     Raises:
         DataError: sources that cannot be opened, or record after record that cannot be used.
     """
-    data = cfg.data
-    data.num_workers = 0  # remembering works in this process only
-    builder, im_patch = default_builder(data)
-    memory = _Remember(builder)
-    stream = PackStream(data, micro_batch_size=1, dp_rank=0, dp_size=1, builder=memory, im_patch_id=im_patch)
+    per_step = max(1, cfg.stage.global_batch_size // ranks)
+    stream = PackStream(data_config(cfg), micro_batch_size=1, dp_rank=rank, dp_size=ranks, batches_per_step=per_step)
+    built: dict[str, list[Example]] = defaultdict(list)
+    for reader in stream.readers:
+        reader.builder = _Remember(reader.builder, built)
     found: list[PackView] = []
     batches = iter(stream)
     try:
         while len(found) < count:
+            packing = stream.reader.config.packing
             batch = next(batches)
             parts, start = [], 0
             for key in batch.keys[0]:
-                example, length = memory.find(key, batch.input_ids[0, start:])
+                example, length = _find_built(built, key, batch.input_ids[0, start:])
                 parts.append(Part(example, start))
                 start += length
-            title = f"pack {len(found) + 1} of {cfg.stage.name}"
-            budget = data.packing.sequence_length, data.packing.max_crops
+            title = f"pack {len(found) + 1} of {cfg.stage.name}" + (f", rank {rank} of {ranks}" if ranks > 1 else "")
+            budget = packing.sequence_length, packing.max_crops
             found.append(PackView(title, batch, parts, budget, dict(stream.skipped)))
     finally:
         batches.close()  # type: ignore[attr-defined]
@@ -126,9 +134,9 @@ def record(cfg: RunConfig, key: str) -> PackView:
     Raises:
         DataError: no such record; BadRecord: it cannot be used (that is what training would skip it for).
     """
-    data = cfg.data
+    data = data_config(cfg)
     for name in normalised_rates(data.sources, data.groups, data.missing):
-        dataset = ShardDataset(data.sources[name].path, name)
+        dataset = ShardDataset(data.sources[name].path, name, data.limits)
         index = _find(dataset, key)
         if index is None:
             continue
@@ -136,7 +144,7 @@ def record(cfg: RunConfig, key: str) -> PackView:
         builder, im_patch = default_builder(data)
         source = data.sources[name]
         example = builder.build(
-            parse_record(label, members),
+            parse_record(label, members, max_json_bytes=data.limits.json_bytes),
             example_rng(data.seed, Place(name, 0, index)),
             weight=source.weight,
             p_high_res=source.p_high_res,
@@ -155,8 +163,9 @@ def _find(dataset: ShardDataset, key: str) -> int | None:
     for number, shard in enumerate(dataset.shards):
         if shard_name and shard["name"] != shard_name:
             continue
-        for inner, (found, _) in enumerate(dataset._index(number)):
-            if found == own:
+        index = dataset._index(number)
+        for inner in range(len(index)):
+            if index[inner][0] == own:
                 return dataset.starts[number] + inner
     return None
 
@@ -171,4 +180,4 @@ def _some_key(data: DataConfig) -> str:
 
 
 def tokenizer_of(cfg: RunConfig) -> Molmo2Tokenizer:
-    return Molmo2Tokenizer.load(cfg.data.tokenizer)
+    return Molmo2Tokenizer.load(cfg.data.tokenizer, vocab_size=data_config(cfg).vocab_size)

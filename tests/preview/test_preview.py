@@ -5,6 +5,7 @@ import html
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.data.config import ImageConfig, SourceConfig
+from molmo2_nemo.data.config import ImageConfig, PhaseConfig, SourceConfig
 from molmo2_nemo.data.image import encode_image, patchify
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.record import DataError
@@ -70,6 +71,35 @@ def test_packs_are_those_of_the_loader(shards):
         assert [part.example.key for part in view.parts] == batch.keys[0]
         joined = np.concatenate([part.example.loss_weights for part in view.parts])
         np.testing.assert_array_equal(batch.loss_weights[0, : len(joined)], joined)
+
+
+def test_packs_of_another_rank_and_of_phases(shards):
+    """Each rank has its own; where packs grow within a stage the first ones are short and built with few frames."""
+    cfg = config(shards)
+    cfg.data.progression = [PhaseConfig(1, 300, 8, 2)]
+    cfg.stage.global_batch_size = 2
+    keys = []
+    for rank in range(2):
+        stream = iter(PackStream(collect.data_config(cfg), micro_batch_size=1, dp_rank=rank, dp_size=2))
+        views = collect.packs(cfg, 3, rank, 2)
+        assert [v.budget[0] for v in views] == [300, cfg.data.packing.sequence_length, cfg.data.packing.sequence_length]
+        for view in views:
+            batch = next(stream)
+            np.testing.assert_array_equal(view.batch.input_ids, batch.input_ids)
+            assert view.title.endswith(f"rank {rank} of 2")
+        keys.append([v.batch.keys for v in views])
+    assert keys[0] != keys[1]
+
+
+def test_visual_ids_begin_behind_the_models_rows(shards, monkeypatch):
+    """A tokenizer with fewer entries than the model has rows is filled up, as the trainer does."""
+    cfg = config(shards)
+    small = Molmo2Tokenizer.load("tiny").vocab_size
+    monkeypatch.setattr(collect, "preset", lambda name: SimpleNamespace(text=SimpleNamespace(vocab_size=small + 56)))
+    assert collect.tokenizer_of(cfg).vocab_size == small + 56
+    view = collect.record(cfg, "tree")
+    assert set(view.batch.input_ids[view.batch.visual] - small - 56) <= {0, 1, 2, 3, 4}
+    assert (view.mask(small + 56, "image_tokens").visual_block[0].numpy() > 0).sum() == view.batch.visual.sum()
 
 
 def test_unpatchify_inverts_patchify():
@@ -165,6 +195,7 @@ def test_command(shards, tmp_path, capsys):
         [str(shards), "--packs", "0"],
         ["a", "b"],
         [str(shards), "--record", "nope"],
+        [str(shards), "--rank", "2/2"],
     ):
         assert main(["preview", *wrong, "--out", out]) == 2
     assert "no folder at /absent" in capsys.readouterr().err
