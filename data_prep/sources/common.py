@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from data_prep.sources import shapes
 from data_prep.sources.base import Annotation, Context, File, FirstOf, Media, Sample, Skip, Url
-from data_prep.sources.schema import number, one_of
+from data_prep.sources.schema import OneOf, maybe, number, one_of
 
 T = TypeVar("T")
 # Points as parquet readers give them: a list of points, or (older `datasets` sequences) a list of x and one of y.
@@ -99,6 +99,17 @@ def hold_out(
 def url_hash(url: str) -> str:
     """The name of a file in `pixmo_images/`, where the official downloader puts web images: SHA-256 of the URL, hex."""
     return hashlib.sha256(url.encode()).hexdigest()
+
+
+def pairs(*names: str) -> OneOf:
+    """The type of question-and-answer columns: an object of parallel lists, or a list of objects."""
+    return one_of({name: [maybe(str)] for name in names}, [{name: maybe(str) for name in names}])
+
+
+def parallel(value: Any, *names: str) -> list[list[Any]]:
+    """The lists of a column of type `pairs`, in the order of `names`; None becomes ""."""
+    columns = [value[name] if isinstance(value, Mapping) else [entry[name] for entry in value] for name in names]
+    return [["" if text is None else text for text in column] for column in columns]
 
 
 def web_image(url: str, sha256: str | None = None) -> FirstOf:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from data_prep.sources import shapes
 from data_prep.sources.base import Annotation, Context, Hub, Row, Sample, Skip, Source, maybe, picture
-from data_prep.sources.common import COORDINATES, DIFFERENT_LENGTHS, coordinates, questions, tree
+from data_prep.sources.common import COORDINATES, DIFFERENT_LENGTHS, coordinates, pairs, parallel, questions, tree
 from data_prep.sources.schema import image
 
 LICENCE = "ODC-BY 1.0; images are synthetic"
@@ -19,9 +19,9 @@ Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
 
 
 def _questions(key: str, row: Row, style: str, explained: bool) -> Iterator[Annotation | Skip]:
-    pairs = row["qa_pairs"]
-    explanations = pairs["explanation"] if explained else None
-    return questions(key, pairs["question"], pairs["answer"], style, explanations=explanations)
+    asked, answers = parallel(row["qa_pairs"], "question", "answer")
+    explanations = parallel(row["qa_pairs"], "explanation")[0] if explained else None
+    return questions(key, asked, answers, style, explanations=explanations)
 
 
 def _single(style: str, explained: bool) -> Records:
@@ -62,8 +62,8 @@ def _pointed(row: Row) -> Iterator[Annotation | Skip]:
             yield Skip(f"{row['id']}#{i}", "no points")
 
 
-EXPLAINED_PAIRS = {"question": [str], "explanation": [str], "answer": [str]}
-PLAIN_PAIRS = {"question": [str], "answer": [str]}
+EXPLAINED_PAIRS = pairs("question", "explanation", "answer")
+PLAIN_PAIRS = pairs("question", "answer")
 
 
 def _cosyn(name: str, config: str, style: str, explained: bool) -> Source:

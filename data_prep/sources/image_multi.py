@@ -21,9 +21,17 @@ from data_prep.sources.base import (
     Source,
     maybe,
 )
-from data_prep.sources.common import COORDINATES, DIFFERENT_LENGTHS, coordinates, questions, tree, url_hash, web_image
+from data_prep.sources.common import (
+    COORDINATES,
+    DIFFERENT_LENGTHS,
+    coordinates,
+    parallel,
+    questions,
+    tree,
+    url_hash,
+    web_image,
+)
 from data_prep.sources.pixmo import NO_POINTING_NOTE
-from data_prep.sources.schema import one_of
 
 Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
 
@@ -35,13 +43,12 @@ SEES_FIVE = f"Training reads the first {MAX_IMAGES} pictures of a sample."
 
 def _human_questions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
     for place, row in enumerate(rows):
-        key, urls, pairs = f"{place:08d}", row["image_urls"], row["qa_pairs"]
+        key, urls = f"{place:08d}", row["image_urls"]
         if not 2 <= len(urls) <= MAX_IMAGES:
             yield Skip(key, f"not 2 to {MAX_IMAGES} images", str(len(urls)))
             continue
-        if isinstance(pairs, list):
-            pairs = {name: [pair[name] for pair in pairs] for name in ("question", "answer")}
-        branches = questions(key, pairs["question"], pairs["answer"], "correction_qa", no_pointing=True)
+        asked, answers = parallel(row["qa_pairs"], "question", "answer")
+        branches = questions(key, asked, answers, "correction_qa", no_pointing=True)
         yield from tree(key, branches, [web_image(url) for url in urls])
 
 
@@ -132,7 +139,7 @@ SOURCES = (
         licence="ODC-BY 1.0; each image has the licence of its site",
         fields={
             "image_urls": [str],
-            "qa_pairs": one_of({"question": [str], "answer": [maybe(str)]}, [{"question": str, "answer": maybe(str)}]),
+            "qa_pairs": pairs("question", "answer"),
         },
         records=_human_questions,
         notes=f"Rows of 2 to {MAX_IMAGES} images; one that cannot be fetched drops the row. {NO_POINTING_NOTE}",

@@ -162,6 +162,7 @@ SOURCES = (
         notes="A question without an image of its own is seen with a random picture (25), video (25), several pictures"
         " (15) or nothing (35) of 100. The published loader draws it at every access, here each question gives"
         f" {COPIES} records with one of their own, from data sets prepared beside this one (prepare"
-        f" {IMAGE_SETS[0]} and {VIDEO_SETS[0]} first; what is missing is not drawn).",
+        f" {IMAGE_SETS[0]} and {VIDEO_SETS[0]} first; what is missing is not drawn). The set is alone in its group, so"
+        " that its length does not change the mixture.",
     ),
 )

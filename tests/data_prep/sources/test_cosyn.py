@@ -39,10 +39,10 @@ def test_documents_are_answered_without_explanation():
 
 def test_what_cannot_be_learned():
     short = {**PAIRS, "answer": ["A"]}
-    empty = {**PAIRS, "answer": ["", "No"]}
+    empty = [{"question": "q", "explanation": None, "answer": a} for a in (None, "No")]  # as a list of objects
     rows = [{"id": str(i), "image": IMAGE, "qa_pairs": pairs} for i, pairs in enumerate([short, empty])]
     samples, skips = prepare("cosyn_chart_exp", rows)
-    assert [annotation["answer"] for annotation in only(samples).annotations] == ["No"]
+    assert only(samples).annotations == [{"style": "cosyn_chart_exp", "question": "q", "answer": "No"}]
     assert reasons(skips) == {"0": "lists of different lengths", "1#0": "empty answer"}
 
 
