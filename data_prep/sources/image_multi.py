@@ -25,6 +25,7 @@ from data_prep.sources.common import (
     COORDINATES,
     DIFFERENT_LENGTHS,
     coordinates,
+    pairs,
     parallel,
     questions,
     tree,
