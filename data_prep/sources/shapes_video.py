@@ -194,7 +194,7 @@ YOUTUBE_CC = ("youtube-cc-exist", "youtube-cc-kw", "youtube-cc-temporal")
 YOUTUBE_CC_MEDIA = (
     "YouTube videos (Creative Commons) by id, as youtube-cc/<id>.mp4 or in the published layout "
     "youtube-cc/{youtube-cc-exist,youtube-cc-kw,youtube-cc-temporal}/<id>/<any name>; the data set's card says how to "
-    "get them"
+    "get them, youtube_id_to_urls_mapping.json of Molmo2-VideoSubtitleQA where they are"
 )
 
 

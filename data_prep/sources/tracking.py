@@ -44,7 +44,7 @@ STYLES = {
 MAX_RATE = 10  # frames per second that are sampled at most
 DEFAULT_FPS = 6  # of the videos, where a row does not say
 MIXES = {"sft": "tracking"}
-LICENCE = "ODC-BY 1.0 (points); masks, boxes and videos keep the licence of the original data set"
+LICENCE = "see the card on the hub (that of molmo2-yt-vis says Apache 2.0); videos keep that of the original data set"
 FIELDS: dict[str, Any] = {
     "id": one_of(str, int),
     "video": str,

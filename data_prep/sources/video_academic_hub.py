@@ -86,7 +86,9 @@ def _llava(kind: str, mark: str) -> Source:
         origin=Manual(
             fetch=f"videos: the .tar.gz archives of these folders of the hub's {LLAVA_REPO}, unpacked where they lie "
             f"({', '.join(LLAVA_SETS[kind])}); the questions are fetched from there",
-            tables=tuple(Table(f"{name}/*{mark}*.json", repo=LLAVA_REPO) for name in LLAVA_SETS[kind]),
+            tables=tuple(
+                Table(f"{name}/{name}_{mark}_qa_processed.json", repo=LLAVA_REPO) for name in LLAVA_SETS[kind]
+            ),
             media=("<data_source>/<video>, as the rows name them",),
         ),
         licence="Apache 2.0 (questions); the videos keep the licence of ActivityNet, NExT-QA and Perception Test",

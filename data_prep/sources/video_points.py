@@ -96,6 +96,8 @@ def _clip(row: Row) -> tuple[float, float] | str:
 
 def _point_rows(fewest: int, most: int) -> Records:
     def pointed(row: Row) -> Pointed | str:
+        if row.get("annotator_unsure"):
+            return "annotator was not sure"
         if not fewest <= row["count"] <= most:
             return f"not {fewest} to {most} points"
         clip = _clip(row)
@@ -159,12 +161,14 @@ def _molmo2_points(fewest: int, most: int) -> Source:
             "two_fps_timestamps": [number],
             "clip_start": maybe(number),
             "clip_end": maybe(number),
+            "annotator_unsure": maybe(bool),
         },
         records=_point_rows(fewest, most),
         published_as=f"vixmo_points_minmax_{fewest}_{most}",
-        notes="Clips over 63 s and rows whose annotations leave their clip are left out. Labels of a video of at most "
-        "63 s are one record: a tree, or in a fifth of the accesses one conversation. Rows of one video are gathered "
-        "by id (the published loader: by file).",
+        notes="Clips over 63 s and rows whose annotations leave their clip are left out, as are those of which the "
+        "annotator was not sure (the data set's card says so of training; the released loader keeps them). Labels of "
+        "a video of at most 63 s are one record: a tree, or in a fifth of the accesses one conversation. Rows of one "
+        "video are gathered by id (the published loader: by file).",
     )
 
 

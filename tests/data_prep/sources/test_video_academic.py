@@ -68,7 +68,7 @@ def test_llava():
     assert sample.annotations[0]["style"] == "video_short_answer"
     assert only(only(conversations(sample)))[0].startswith("video_short_answer: ")
     paths = [table.path for table in find_source("llava_video_oe_academic").origin.tables]
-    assert "1_2_m_activitynetqa/*oe*.json" in paths and len(paths) == 8
+    assert "1_2_m_nextqa/1_2_m_nextqa_oe_qa_processed.json" in paths and len(paths) == 8
 
 
 def test_perception_test():

@@ -76,6 +76,7 @@ def test_clips_of_long_videos():
         {**LONG, "clip_start": 0.0, "clip_end": 30.0, "two_fps_timestamps": [2.25]},
         {**LONG, "clip_start": 280.0, "clip_end": 310.0, "two_fps_timestamps": [290.0]},
         {**LONG, "clip_start": 0.0, "clip_end": 30.0, "two_fps_timestamps": [2.0, 3.0]},
+        {**LONG, "clip_start": 0.0, "clip_end": 30.0, "annotator_unsure": True},
     ]
     samples, skips = prepare(SET, rows)
     sample = only(samples)
@@ -88,6 +89,7 @@ def test_clips_of_long_videos():
         "long#4": "timestamp off the grid of half seconds",
         "long#5": "annotation outside its clip",
         "long#6": "lists of different lengths",
+        "long#7": "annotator was not sure",
     }
 
 
