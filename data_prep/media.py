@@ -312,7 +312,7 @@ def probe_picture(data: bytes) -> Picture:
     Raises:
         MediaError: not a picture of a type training reads, cut short, too many pixels.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     from molmo2_nemo.data.config import LimitsConfig
     from molmo2_nemo.data.image import FORMATS
@@ -329,7 +329,9 @@ def probe_picture(data: bytes) -> Picture:
     except MediaError:
         raise
     except Exception as error:  # what Pillow raises for broken files depends on the format and on where it breaks
-        detail = f"{len(data)} bytes, starting with {data[:8].hex() or 'nothing'}: {error}"
+        # Its text names a memory address, and what is listed must not differ from run to run.
+        what = "of no known type" if isinstance(error, UnidentifiedImageError) else error
+        detail = f"{len(data)} bytes, starting with {data[:8].hex() or 'nothing'}: {what}"
         raise MediaError("picture cannot be decoded", detail[:300]) from None
     if kind is None:
         raise MediaError("picture cannot be decoded", "of a type that training does not read")

@@ -88,6 +88,8 @@ class Output:
         if self._skips is not None:
             self._skips.close()
         if self._lock is not None:
+            if self.work.is_dir() and not self._shards:  # nothing of it is worth keeping
+                shutil.rmtree(self.work)
             self._lock.close()
 
     @property
@@ -185,7 +187,7 @@ class Output:
         before = self._before()
         now = {"settings": self.settings, "tool": self.tool}
         if before is not None and before != now:
-            if not overwrite:
+            if not overwrite and self._journal(0).exists():
                 self._refuse(self.work, before.get("settings"), before.get("tool"))
             before = None
         if before is None:

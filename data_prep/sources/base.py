@@ -491,6 +491,7 @@ def convert(source: Source, rows: Iterable[Row], ctx: Context) -> Iterator[Sampl
 
 def _checked_rows(source: Source, rows: Iterable[Row], skipped: list[Skip]) -> Iterator[Row]:
     good, fields = 0, Counter[str]()
+    details: dict[str, str] = {}
     for place, row in enumerate(rows):
         problem = check_row(row, source.fields)
         if problem is None:
@@ -499,14 +500,15 @@ def _checked_rows(source: Source, rows: Iterable[Row], skipped: list[Skip]) -> I
             continue
         name, detail = problem
         fields[name] += 1
+        details.setdefault(name, detail)
         if not good and place + 1 >= STOP_AFTER_BAD_ROWS:
             break
         skipped.append(Skip(f"row-{place}", "bad row", f"field {name!r}: {detail}"))
     if not good and fields:
         name = fields.most_common(1)[0][0]
         raise SourceError(
-            f"data set {source.name}: none of its first {sum(fields.values())} rows fits; field {name!r}: {detail}. "
-            f"Expected are the columns {', '.join(source.fields)}"
+            f"data set {source.name}: none of its first {sum(fields.values())} rows fits; "
+            f"field {name!r}: {details[name]}. Expected are the columns {', '.join(source.fields)}"
         )
 
 
