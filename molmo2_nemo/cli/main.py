@@ -13,6 +13,7 @@ VERBS = {
     "demo": "the whole recipe on this machine's CPU, in minutes",
     "train": "run one stage",
     "pipeline": "run the three stages, each from the one before; finished ones are skipped",
+    "plan": "what fits on a cluster, how fast, in how many GPU-hours",
     "prepare": "data sets, published or your own, into shards for training",
     "shards": "check, repair, index and describe shards",
     "mixture": "the data sets of a stage and the share of each",

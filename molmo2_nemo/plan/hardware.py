@@ -1,0 +1,72 @@
+"""Clusters by name: `h100x8` is nodes of eight H100.
+
+Figures are the manufacturers': dense bf16 rate, memory, memory bandwidth, and the bandwidth of links in one direction
+per GPU. Networks differ from site to site: 400 Gb/s per GPU is the usual build with H100 and later.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from molmo2_nemo.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU."""
+
+    name: str
+    tflops: float  # dense bf16, 1e12 operations per second
+    memory: float  # GiB
+    memory_gbs: float  # GB/s of its memory
+    link_gbs: float  # GB/s to the others of its node, one direction
+    network_gbs: float  # GB/s to other nodes, one direction, its share of the node's
+
+
+DEVICES = {
+    d.name: d
+    for d in (
+        Device("a100", 312, 79.2, 2039, 300, 25),
+        Device("h100", 989, 79.2, 3350, 450, 50),
+        Device("h200", 989, 139.8, 4800, 450, 50),
+        Device("b200", 2250, 178.4, 8000, 900, 50),
+        Device("l40s", 362, 44.4, 864, 28, 12.5),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Nodes of equal GPUs."""
+
+    device: Device
+    per_node: int
+    nodes: int
+
+    @property
+    def gpus(self) -> int:
+        return self.per_node * self.nodes
+
+    def __str__(self) -> str:
+        nodes = f"{self.nodes} node{'s' * (self.nodes > 1)} of "
+        return f"{nodes}{self.per_node} {self.device.name.upper()}"
+
+    def with_nodes(self, nodes: int) -> Cluster:
+        return replace(self, nodes=nodes)
+
+
+def parse_cluster(name: str, nodes: int = 1) -> Cluster:
+    """`h100x8` and a number of nodes.
+
+    Raises:
+        UserError: not of that form, or an unknown GPU.
+    """
+    match = re.fullmatch(r"([a-z0-9]+?)x(\d+)", name.lower())
+    if match is None:
+        raise UserError(f"cluster={name}: expected GPU and number per node, such as h100x8")
+    if match[1] not in DEVICES:
+        raise UserError(f"cluster={name}: no GPU {match[1]!r}; {nearest(match[1], DEVICES)}")
+    if int(match[2]) < 1 or nodes < 1:
+        raise UserError(f"cluster={name} nodes={nodes}: there must be at least one GPU and one node")
+    return Cluster(DEVICES[match[1]], int(match[2]), nodes)

@@ -1,0 +1,133 @@
+"""Every layout weighed: the best few, and for each other way to split the model why it loses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.plan.hardware import Cluster
+from molmo2_nemo.plan.layout import Layout, layouts
+from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
+from molmo2_nemo.plan.speed import Rates, Step, step_time
+from molmo2_nemo.plan.workload import Workload
+
+REASONS = {  # component of a step: why a layout loses that spends more on it
+    "recompute": "computes activations again",
+    "imbalance": "one micro-batch per rank and step: ranks with costly packs are waited for",
+    "bubble": "pipeline stages wait",
+    "tensor": "tensor-parallel exchange",
+    "context": "exchange of heads or keys",
+    "gradients": "exchange of gradients",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout with what it needs and how long it takes."""
+
+    layout: Layout
+    memory: Memory
+    step: Step
+
+    def fits(self, cluster: Cluster) -> bool:
+        return self.memory.total <= USABLE * cluster.device.memory * GIB
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search found for a cluster."""
+
+    cluster: Cluster
+    work: Workload
+    best: list[Candidate]  # that fit, fastest first, one of each way to split
+    others: list[tuple[Candidate, str]]  # with the reason each loses
+
+
+def search(
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None = None, keep: int = 3
+) -> Plan:
+    """The best layouts for a run.
+
+    Raises:
+        UserError: nothing fits; the message says what would.
+    """
+    found = candidates(cfg, model, work, cluster, rates)
+    if not found:
+        raise UserError(
+            f"no layout of the {model.name} model divides {work.packs} packs over {cluster}; change "
+            "stage.global_batch_size, or take a number of nodes that divides it"
+        )
+    fitting = sorted((c for c in found if c.fits(cluster)), key=lambda c: c.step.seconds)
+    if not fitting:
+        raise UserError(_what_would_fit(cfg, model, work, cluster, found))
+    best = _one_of_each(fitting)
+    ways = {_way(c.layout) for c in best}
+    too_big = sorted((c for c in found if _way(c.layout) not in ways), key=lambda c: c.memory.total)
+    others = [(c, _why_slower(c, best[0])) for c in best[keep:]]
+    others += [(c, _why_too_big(c, cluster)) for c in _one_of_each(too_big)]
+    return Plan(cluster, work, best[:keep], others)
+
+
+def candidates(
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None
+) -> list[Candidate]:
+    return [
+        Candidate(
+            layout,
+            memory(model, cfg.stage, work, layout, cfg.memory),
+            step_time(model, cfg.stage, work, cluster, layout, rates),
+        )
+        for layout in layouts(model, cluster, work.packs, work.length)
+    ]
+
+
+def _way(layout: Layout) -> tuple[int, int, int]:
+    return layout.tensor, layout.context, layout.pipeline
+
+
+def _one_of_each(ordered: list[Candidate]) -> list[Candidate]:
+    first: dict[tuple[int, int, int], Candidate] = {}
+    for candidate in ordered:
+        first.setdefault(_way(candidate.layout), candidate)
+    return list(first.values())
+
+
+def _why_slower(candidate: Candidate, best: Candidate) -> str:
+    slower = candidate.step.seconds / best.step.seconds - 1
+    extra = {name: getattr(candidate.step, name) - getattr(best.step, name) for name in REASONS}
+    worst = max(extra, key=lambda name: extra[name])
+    if extra[worst] <= 0:
+        return f"{slower:.0%} slower"
+    return f"{slower:.0%} slower: {REASONS[worst]}"
+
+
+def _why_too_big(candidate: Candidate, cluster: Cluster) -> str:
+    parts = candidate.memory.parts()
+    largest = max(parts, key=lambda name: parts[name])
+    needs = f"needs {candidate.memory.total / GIB:.0f} GiB of {cluster.device.memory:.0f}"
+    return f"{needs}, {largest} {parts[largest] / GIB:.0f}"
+
+
+def _what_would_fit(
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, found: list[Candidate]
+) -> str:
+    least = min(found, key=lambda c: c.memory.total)
+    parts = least.memory.parts()
+    largest = sorted(parts, key=lambda name: -parts[name])[:2]
+    detail = ", ".join(f"{name} {parts[name] / GIB:.0f}" for name in largest)
+    text = (
+        f"the {model.name} model at {work.length:,} tokens does not fit on {cluster}: the leanest layout "
+        f"({least.layout.name}, recompute={least.layout.recompute}) needs {least.memory.total / GIB:.0f} GiB per GPU "
+        f"({detail}), {cluster.device.name.upper()} has {cluster.device.memory:.0f}."
+    )
+    nodes = cluster.nodes * 2
+    while nodes <= 64:
+        larger = cluster.with_nodes(nodes)
+        if any(c.fits(larger) for c in candidates(cfg, model, work, larger, None)):
+            return f"{text} nodes={nodes} would do."
+        nodes *= 2
+    return (
+        f"{text} No number of nodes up to 64 would do: take fewer tokens, GPUs with more memory, or train less of it."
+    )

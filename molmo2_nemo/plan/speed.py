@@ -1,0 +1,175 @@
+"""Time of one optimizer step, component by component, from rates that are stated here and can be replaced.
+
+Nothing of this was measured on a cluster. Rates are shares of a GPU's dense bf16 peak, from public measurements on
+H100: large matrix products 600-650 of 989 TFLOP/s; the vision encoder's smaller ones 380; attention on packed documents
+(MagiAttention's chart) 584 forward and 426 backward with FlashAttention-3, 270 and 178 with FlexAttention. Links reach
+some three quarters of their nominal bandwidth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from molmo2_nemo.config import StageConfig
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.flops import Flops, forward_flops, training_flops
+from molmo2_nemo.plan.hardware import Cluster
+from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.plan.sizes import held
+from molmo2_nemo.plan.workload import Workload
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Shares of peak, and of a link's bandwidth."""
+
+    matrix: float = 0.62
+    vision: float = 0.38
+    attention_forward: float = 0.27
+    attention_backward: float = 0.18
+    link: float = 0.75
+    network: float = 0.80
+    other: float = 0.12  # of all computing: norms, activations, rotary, launches
+    hidden_gradients: float = 0.7  # share of the gradients' exchange behind computing
+    hidden_exchange: float = 0.3  # of the exchanges inside layers
+
+
+FLASH = Rates(attention_forward=0.59, attention_backward=0.43)
+KERNELS = {"flex": Rates(), "flash": FLASH}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one optimizer step by component, and what was computed and sent in it."""
+
+    linear: float
+    attention: float
+    vision: float
+    recompute: float
+    other: float
+    imbalance: float  # waiting for the data-parallel rank with the costliest packs
+    bubble: float  # pipeline stages without work
+    tensor: float  # exchanges that are not hidden
+    context: float
+    gradients: float
+    flops: Flops  # of the model: forward and backward of all packs
+    link_bytes: float = 0.0  # per GPU
+    network_bytes: float = 0.0
+    parts: tuple[str, ...] = field(
+        default=(
+            "linear",
+            "attention",
+            "vision",
+            "recompute",
+            "other",
+            "imbalance",
+            "bubble",
+            "tensor",
+            "context",
+            "gradients",
+        ),
+        repr=False,
+    )
+
+    @property
+    def seconds(self) -> float:
+        return sum(getattr(self, name) for name in self.parts)
+
+    def mfu(self, cluster: Cluster) -> float:
+        """Model FLOPs by mask area over the peak of all GPUs."""
+        return self.flops.total / (self.seconds * cluster.gpus * cluster.device.tflops * 1e12)
+
+    def gpu_hours(self, cluster: Cluster, steps: int) -> float:
+        return self.seconds * steps * cluster.gpus / 3600
+
+
+def step_time(
+    model: Molmo2Config,
+    stage: StageConfig,
+    work: Workload,
+    cluster: Cluster,
+    layout: Layout,
+    rates: Rates | None = None,
+) -> Step:
+    """Predicted step of one layout."""
+    rates = rates or Rates()
+    peak = cluster.device.tflops * 1e12
+    packs = work.packs / layout.data  # of one replica in a step
+    pack = forward_flops(
+        model,
+        tokens=round(work.length),  # padding is computed too
+        pairs=work.pairs,
+        crops=round(work.crops),
+        pooled_rows=round(work.pooled_rows),
+        pooled_slots=round(work.pooled_slots),
+        scored_tokens=round(work.scored),
+    )
+    ranks = layout.model_size
+    linear = (pack.linear + pack.head) / (rates.matrix * peak) / ranks * packs
+    forward = pack.attention / (rates.attention_forward * peak) / ranks * packs
+    backward = 2.5 * pack.attention / (rates.attention_backward * peak) / ranks * packs
+    seen = (pack.vit + pack.connector) / (rates.vision * peak) / (layout.context * layout.tensor) * packs
+    again = {"none": 0.0, "selective": forward, "full": linear + forward + seen}[layout.recompute]
+    vision = seen * (3 if work.train_vit else 1)
+    busy = 3 * linear + forward + backward + vision + again
+    other = rates.other * busy
+    micro_batches = max(1.0, packs / layout.micro_batch)
+    # dealing a step's micro-batches evens them out to 5 % (benchmarks/results/packing-*); one each cannot be dealt
+    waits = 0.0 if layout.data == 1 else 0.05 if micro_batches >= 2 else 0.25
+    bubble = (layout.pipeline - 1) / micro_batches
+    links, network, exposed = exchanges(model, stage, work, cluster, layout, rates)
+    useful = forward_flops(
+        model,
+        tokens=round(work.tokens),
+        pairs=work.pairs,
+        crops=round(work.crops),
+        pooled_rows=round(work.pooled_rows),
+        pooled_slots=round(work.pooled_slots),
+        scored_tokens=round(work.scored),
+    )
+    return Step(
+        linear=3 * linear,
+        attention=forward + backward,
+        vision=vision,
+        recompute=again,
+        other=other,
+        imbalance=waits * (busy + other),
+        bubble=bubble * (busy + other),
+        flops=training_flops(useful, train_vit=work.train_vit) * work.packs,
+        link_bytes=links,
+        network_bytes=network,
+        **exposed,
+    )
+
+
+def exchanges(
+    model: Molmo2Config, stage: StageConfig, work: Workload, cluster: Cluster, layout: Layout, rates: Rates
+) -> tuple[float, float, dict[str, float]]:
+    """Bytes per GPU and step over links and over the network, and the seconds of each kind that are not hidden."""
+    text, device = model.text, cluster.device
+    link, network = rates.link * device.link_gbs * 1e9, rates.network * device.network_gbs * 1e9
+    packs, layers = work.packs / layout.data, text.num_layers / layout.pipeline
+    passes = 3 if layout.recompute == "full" else 2  # forward, backward, forward again
+    tokens = work.length / layout.context * packs  # of this context rank in a step, over all its micro-batches
+    share = (layout.tensor - 1) / layout.tensor
+    # sequence parallelism: an all-gather and a reduce-scatter round attention and round the MLP, in every pass
+    tensor_bytes = 4 * passes * layers * share * tokens * text.hidden_size * 2.0
+    # all-to-all of q, k, v and the output among the context ranks of a node; keys and values of the other nodes
+    ulysses, ring = layout.ulysses, layout.context // layout.ulysses
+    queries = text.num_heads / layout.tensor * text.head_dim
+    keys = max(text.num_kv_heads / layout.tensor, ulysses) * text.head_dim
+    context_bytes = passes * layers * (ulysses - 1) / ulysses * tokens * (2 * queries + 2 * keys) * 2.0
+    ring_bytes = (passes + 1) * layers * (ring - 1) * tokens * 2 * keys * 2.0
+    trained, ranks = held(model, stage, layout.tensor, layout.pipeline).trained, layout.data * layout.context
+    gradient_bytes = (4.0 + 2.0) * trained * (ranks - 1) / ranks  # fp32 gradients scattered, bf16 weights gathered
+    one_node = layout.model_size * layout.data <= cluster.per_node
+    together = max(1, cluster.per_node // (layout.tensor * layout.pipeline))  # ranks of that group in a node
+    gradient_rate = link if one_node else min(link, network * together)
+    exposed = 1 - rates.hidden_exchange
+    seconds = {
+        "tensor": exposed * tensor_bytes / link,
+        "context": exposed * (context_bytes / link + ring_bytes / network),
+        "gradients": (1 - rates.hidden_gradients) * gradient_bytes / gradient_rate,
+    }
+    crossing = ring_bytes + (0.0 if one_node else gradient_bytes / together)
+    return tensor_bytes + context_bytes + (gradient_bytes if one_node else 0.0), crossing, seconds

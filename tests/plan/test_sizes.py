@@ -1,0 +1,132 @@
+"""Parameters and activations of the planner against the real model: built without memory, and traced."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from molmo2_nemo.config import StageConfig
+from molmo2_nemo.model.config import Molmo2Config, TextConfig, preset
+from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.plan.memory import block_bytes, decoder_bytes, vision_bytes
+from molmo2_nemo.plan.sizes import held, parameters
+from tests.support.pool import start_megatron
+
+torch.set_num_threads(1)
+
+
+def count_job() -> dict[str, dict[str, int]]:
+    """Parameters of every preset by component, built on the meta device."""
+    from tests.model.oracle import build
+
+    start_megatron()
+    found: dict[str, dict[str, int]] = {}
+    for name in ("tiny", "4b", "o7b", "8b"):
+        model = build(with_layers(preset(name), 2), init_model_with_meta_device=True)
+        sums: dict[str, int] = {}
+        for key, parameter in model.named_parameters():
+            part = ".".join(key.split(".")[:2]) if key.startswith(("embedding", "decoder")) else key.split(".")[0]
+            sums[part] = sums.get(part, 0) + parameter.numel()
+        found[name] = sums
+    return found
+
+
+def with_layers(model: Molmo2Config, layers: int) -> Molmo2Config:
+    text = model.text
+    yarn = replace(text.yarn, layers=(1,)) if text.yarn else None
+    return replace(model, text=replace(text, num_layers=layers, yarn=yarn))
+
+
+def test_parameters_are_those_of_the_model(workers):
+    for name, sums in workers.run(count_job)[0].items():
+        ours = parameters(preset(name))
+        assert ours.layer * 2 == sums["decoder.layers"]
+        assert (ours.vision, ours.connector) == (sums["vision"], sums["connector"])
+        assert (ours.extra, ours.final_norm) == (sums["embedding.extra"], sums["decoder.final_layernorm"])
+        assert (ours.embedding, ours.head) == (sums["embedding.base"], sums.get("output_layer", 0))
+    assert parameters(preset("8b")).total == pytest.approx(8.66e9, rel=0.002)  # the published sum
+
+
+def test_shares_of_ranks_add_up():
+    model, stage = preset("8b"), StageConfig()
+    whole = held(model, stage, 1, 1)
+    p = parameters(model)
+    assert whole.all == p.total
+    assert whole.trained == p.total - p.embedding  # the base rows are frozen
+    frozen = held(model, replace(stage, train_vit=False), 1, 1)
+    assert whole.trained - frozen.trained == p.vision
+    half = held(model, stage, 2, 1)
+    assert half.all == pytest.approx((p.layer * p.layers + p.embedding + p.head) / 2 + p.vision + p.connector, rel=0.01)
+    assert held(model, stage, 1, 2).all > p.total / 2
+
+
+def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:
+    """Bytes alive after the forward pass of two and of four decoder layers, per token."""
+    from benchmarks.allocations import Allocations
+    from benchmarks.packs import Tree, token_mask
+    from molmo2_nemo.attention.core import PackDescription
+    from molmo2_nemo.model.memory import recompute_settings
+    from molmo2_nemo.model.rotary import rotary_tables
+    from tests.model.oracle import build
+
+    start_megatron()
+    size, found = 512, []
+    for layers in (2, 4):
+        config = small(family, layers)
+        kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+        model = build(config, params_dtype=kind, **recompute_settings(recompute)).train()
+        mask = token_mask([[Tree((size,))]], size)
+        pack = PackDescription(mask=mask, rotary=rotary_tables(config.text, torch.arange(size)[None]))
+        hidden = torch.randn(size, 1, config.text.hidden_size, dtype=kind, requires_grad=True)
+        with Allocations() as counted:
+            out = model.decode(hidden, pack)
+            found.append(counted.alive / size)
+        del out
+    return found
+
+
+def small(family: str, layers: int) -> Any:
+    text = TextConfig(family, 256, layers, 4, 2 if family == "qwen3" else 4, 64, 512, 256, max_position=4096)
+    return replace(preset("tiny"), text=text)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "olmo3"])
+@pytest.mark.parametrize(("recompute", "dtype"), [("none", "bf16"), ("none", "fp32"), ("full", "bf16")])
+def test_decoder_activations_are_those_of_the_model(workers, family, recompute, dtype):
+    two, four = workers.run(decoder_job, family, recompute, dtype)[0]
+    element = 2 if dtype == "bf16" else 4
+    layout = Layout(recompute=recompute)
+    low, high = (decoder_bytes(small(family, n), layout, 1, dropout=False, element=element) for n in (2, 4))
+    assert four - two == pytest.approx(high - low, rel=0.10)
+
+
+def vision_job(recompute: bool) -> float:
+    """Bytes alive after encoding and pooling, per crop."""
+    from benchmarks.allocations import Allocations
+    from tests.model.oracle import build
+
+    start_megatron()
+    config = preset("tiny")
+    model = build(config).train()
+    model.vision.recompute = recompute
+    crops = torch.zeros(8, config.vision.num_patches, config.vision.patch_dim, dtype=torch.uint8)
+    windows = torch.arange(8 * config.vision.num_patches).view(-1, 9)
+    with Allocations() as counted:
+        features = model.vision(crops)
+        out = model.connector(features, windows)
+        alive = counted.alive / 8
+    del out
+    return alive
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_vision_activations_are_about_those_of_the_model(workers, recompute):
+    alive = workers.run(vision_job, recompute)[0]
+    config = preset("tiny")
+    expected = vision_bytes(config, 1, recompute, element=4)
+    if recompute:  # one block's activations exist in backward only
+        expected -= block_bytes(config, 4) * config.vision.num_patches
+    assert alive == pytest.approx(expected, rel=0.10)
