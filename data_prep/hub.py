@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 from collections.abc import Iterator
@@ -93,6 +94,24 @@ def download_file(repo: str, path: str, revision: str | None) -> Path:
         raise SourceError(f"{repo}/{path} cannot be fetched from the Hub: {_short(error)}") from None
     except Exception as error:
         raise SourceError(f"{repo}/{path} cannot be fetched from the Hub: {_short(error)}") from None
+
+
+def matching_files(repo: str, pattern: str) -> list[str]:
+    """Files of a data set repository whose path fits a pattern such as `data/*.arrow`, in order of name.
+
+    Raises:
+        SourceError: no such repository or file, not allowed, or no network.
+    """
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(repo, repo_type="dataset")
+    except Exception as error:  # as in download_file
+        raise SourceError(f"the files of {repo} cannot be listed: {_short(error)}") from None
+    found = sorted(name for name in names if fnmatch.fnmatchcase(name, pattern))
+    if not found:
+        raise SourceError(f"{repo} has no file {pattern} (there are: {', '.join(sorted(names)[:6]) or 'none'})")
+    return found
 
 
 def local_copy(origin: Hub, folders: tuple[Path, ...], *, own: bool = True) -> Path | None:

@@ -88,7 +88,8 @@ class Tables:
 
     def _fetched(self, table: Table) -> list[tuple[Path, str]]:
         if table.repo:
-            return [(hub.download_file(table.repo, table.path, None), table.path)]
+            names = hub.matching_files(table.repo, table.path) if glob.has_magic(table.path) else [table.path]
+            return [(hub.download_file(table.repo, name, None), name) for name in names]
         if table.url and self.downloader is not None:
             return [(self.downloader.fetch(table.url), table.path)]
         return []
