@@ -18,6 +18,7 @@ from molmo2_nemo.settings.schema import structure
 
 GROUPS = ("recipe", "model", "data", "stage", "parallel", "cluster")
 STAGES = ("pretrain", "sft", "long")
+ALIASES = {("stage", "long_context"): "long"}
 
 
 def conf_dir() -> Path:
@@ -63,10 +64,11 @@ def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[st
         if head not in known:
             raise UserError(f"unknown setting {key!r}; {nearest(head, known)}")
         if key in GROUPS:
+            value = ALIASES.get((key, value), value)
             choices = group_choices(key, config_dir)
             if value not in choices:
                 raise UserError(f"unknown choice {key}={value}; {nearest(str(value), choices)} ({', '.join(choices)})")
-            ready.append(override)
+            ready.append(f"{prefix}{key}={value}" if prefix != "~" else override)
         else:
             # `++` sets or adds: the schema, not Hydra, says which keys exist, and names the nearest one.
             ready.append(override if prefix == "~" else f"++{key}={_readable(key, value)}")
