@@ -15,6 +15,7 @@ from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset, with_choices
+from molmo2_nemo.parallel.layout import context_problems
 from molmo2_nemo.settings.schema import load_yaml
 
 
@@ -78,6 +79,8 @@ def _positive(cfg: RunConfig) -> Iterator[str]:
         "parallel.context": cfg.parallel.context,
         "parallel.pipeline": cfg.parallel.pipeline,
         "parallel.data": cfg.parallel.data,
+        "parallel.context_tokens": cfg.parallel.context_tokens,
+        "memory.vision_chunk": cfg.memory.vision_chunk,
         "stage.max_steps": cfg.stage.max_steps,
         "stage.global_batch_size": cfg.stage.global_batch_size,
         "stage.micro_batch_size": cfg.stage.micro_batch_size,
@@ -90,7 +93,7 @@ def _positive(cfg: RunConfig) -> Iterator[str]:
         "log_every": cfg.log_every,
     }
     for name, value in values.items():
-        if value < 1:
+        if value is not None and value < 1:
             yield f"{name}={value}: must be at least 1"
     if not cfg.stage.name or "/" in cfg.stage.name:
         yield f"stage.name={cfg.stage.name!r}: names the run's folder, so it may not be empty or hold a slash"
@@ -118,29 +121,19 @@ def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
     ):
         if size % tp:
             yield f"parallel.tensor={tp} does not divide the {size} {what} of {name}; use a divisor of {size}"
-    if text.num_heads % tp == 0 and (text.num_heads // tp) % p.context:
-        yield (
-            f"parallel.context={p.context} does not divide the {text.num_heads // tp} query heads that each "
-            f"tensor-parallel rank of {name} has; tensor * context must divide {text.num_heads}"
-        )
-    elif text.num_heads % tp == 0 and text.num_kv_heads % tp == 0:
-        kv_heads = text.num_kv_heads // tp
-        if kv_heads % p.context and p.context % kv_heads:
-            yield (
-                f"parallel.context={p.context} and the {kv_heads} key/value heads of a tensor-parallel rank of {name} "
-                "must divide one another; use another parallel.context"
-            )
     if text.num_layers % p.pipeline:
         yield f"parallel.pipeline={p.pipeline} does not divide the {text.num_layers} layers of {name}"
-    pieces = p.context * (tp if p.sequence else 1)
     keys = [f"data.progression[{i}]" for i in range(len(cfg.data.progression))] + ["data.packing"]
-    for key, phase in zip(keys, phases(cfg.data), strict=True):
-        length = phase.packing.sequence_length
-        if length % pieces:
-            yield (
-                f"{key}.sequence_length={length} is not a multiple of context{' * tensor' if p.sequence else ''} = "
-                f"{pieces}; {length // pieces * pieces or pieces} is"
-            )
+    lengths = {
+        f"{key}.sequence_length": phase.packing.sequence_length
+        for key, phase in zip(keys, phases(cfg.data), strict=True)
+    }
+    yield from context_problems(p, model, lengths, attention=cfg.model.attention)
+    if p.dynamic_context and not cfg.data.share_packs:
+        yield (
+            "parallel.dynamic_context=true needs data.share_packs=true: the rank that reads for the others deals the "
+            "packs; turn one of them off"
+        )
 
 
 def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from molmo2_nemo.config import MemoryConfig
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config, preset, with_choices
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
@@ -149,6 +150,12 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         """Build this pipeline stage's part of the model (called by the strategy, on every rank)."""
         if hasattr(self, "module"):
             return
+        parts = parallel_state.get_virtual_pipeline_model_parallel_world_size()
+        if parts is not None:
+            raise UserError(
+                f"virtual_pipeline_model_parallel_size={parts}: interleaved pipeline stages are not supported, because "
+                "packs are handed to one model part per rank; leave it unset and split layers with parallel.pipeline"
+            )
         self.module = Molmo2Model(
             self.molmo2,
             self.config,
