@@ -10,7 +10,10 @@ the same run, dealt to 8 data-parallel ranks as in training; an optimizer step t
 efficiency   max(sum of tokens / S, sum of crops / budget) over the packed examples / packs used, worst rank and all
 wait         longest wait of an example, in packs of its rank
 ms           processor time for one pack
-spread       largest rank's estimated FLOPs over the mean, per step: mean, 95th percentile and maximum over the steps
+spread       largest rank's estimated FLOPs over the mean, per step: mean, 95th percentile and maximum over the steps;
+             as packed, and as dealt among the 8 ranks (16 packs of each in a step)
+single       the same where each rank has one pack in a step, as packed and in windows of packs in order of cost
+             (data.packing.balance_window): over the 8 ranks, and over 128 made of stretches of the 8 ranks' packs
 """
 
 from __future__ import annotations
@@ -27,9 +30,11 @@ import numpy as np
 
 from benchmarks.report import machine, write_result
 from molmo2_nemo.data.balance import UNIT, CostModel, deal, example_pairs, spread
+from molmo2_nemo.data.config import PackingConfig
 from molmo2_nemo.data.packing import Item, Packer
 
 RANKS = 8
+WINDOW = PackingConfig.balance_window
 STEP_PACKS = 128
 SETTINGS = {"SFT": (16384, 128, 128), "long": (36864, 384, 384)}  # sequence length, crops of a pack, frames of a video
 FRAME_TOKENS = 89  # 81 patches, 2 markers, about 6 of the timestamp
@@ -145,7 +150,8 @@ def measure(mode: str, setting: str, packs: int, buffer: int, seed: int = 0) -> 
         "ms_per_pack": seconds / table.size * 1e3,
         "pack_cost_variation": float(table.std() / table.mean()),
     }
-    return result | spreads(table, STEP_PACKS // RANKS)
+    single = {f"single_{ranks}_ranks": singles(table, ranks) for ranks in (RANKS, STEP_PACKS)}
+    return result | spreads(table, STEP_PACKS // RANKS) | single
 
 
 def spreads(table: np.ndarray, slots: int) -> dict:
@@ -165,6 +171,18 @@ def spreads(table: np.ndarray, slots: int) -> dict:
         "packs_moved": moved / (len(own) * RANKS * slots),
         "ms_per_deal": seconds / len(own) * 1e3,
     }
+
+
+def singles(table: np.ndarray, ranks: int) -> dict:
+    """Spread of steps with one pack per rank, as packed and in windows; `table` [8, n] is cut into `ranks` rows."""
+    pieces = ranks // RANKS
+    steps = table.shape[1] // pieces // WINDOW * WINDOW
+    if not steps:
+        return {}
+    rows = table[:, : pieces * steps].reshape(ranks, steps)
+    ordered = -np.sort(-rows.reshape(ranks, -1, WINDOW), axis=2).reshape(ranks, steps)
+    found = {"as_packed": rows, "in_windows": ordered}
+    return {name: summary([spread(t[:, i : i + 1]) for i in range(steps)]) for name, t in found.items()}
 
 
 def summary(values: list[float]) -> list[float]:
@@ -189,6 +207,9 @@ def main(argv: list[str] | None = None) -> int:
                 f"{found['packs_moved']:.1%} moved",
                 flush=True,
             )
+            for name, single in found.items():
+                if name.startswith("single") and single:
+                    print(f"      {name}: spread {single['as_packed'][0]:.3f} -> {single['in_windows'][0]:.3f} (mean)")
     settings = {"packs": args.packs, "buffer": args.buffer, "ranks": RANKS, "packs_per_step": STEP_PACKS}
     write_result("packing", {"machine": machine(), "settings": settings, "results": results}, args.out)
     return 0
