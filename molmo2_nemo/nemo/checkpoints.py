@@ -201,8 +201,8 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
     kept = f"{before} is whole, and the same command goes on from it" if before else "no checkpoint was written before"
     left = shutil.disk_usage(folder).free / 2**30
     return UserError(
-        f"a checkpoint in {folder} could not be written ({why}). Its disk has {left:.1f} GiB left; is it full, or a quota "
-        f"used up? {kept}"
+        f"a checkpoint in {folder} could not be written ({why}). Its disk has {left:.1f} GiB left; is it full, or is a "
+        f"quota used up? {kept}"
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from tests.support.packs import demo_packs, tiny_run, train_on_packs
+from molmo2_nemo.data.config import SourceConfig
+from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
 
@@ -16,9 +19,35 @@ def packs():
 
 
 @pytest.fixture(scope="module")
-def single(workers, packs, tmp_path_factory):
-    """The metrics of one process."""
-    return workers.run(train_on_packs, tiny_run(tmp_path_factory.mktemp("one")), packs, ranks=1, fit=True)[0]
+def shards(tmp_path_factory):
+    from data_prep.demo import build_demo
+
+    folder = tmp_path_factory.mktemp("shards")
+    build_demo(folder)
+    return folder
+
+
+def validated_run(folder, shards, **layout):
+    """Also scores seven examples of two held-out data sets after the last step."""
+    cfg = tiny_run(folder, **layout)
+    cfg.data = demo_data(shards)
+    cfg.validation.sources = {name: SourceConfig(path=str(shards / name)) for name in ("sft", "pretrain")}
+    cfg.validation.examples = 7
+    return cfg
+
+
+def validation(folder):
+    (line,) = (json.loads(text) for text in (folder / "sft" / "validation.jsonl").read_text().splitlines())
+    assert line["step"] == 5 and line["skipped"] == 0 and sorted(line["losses"]) == ["pretrain", "sft"]
+    return [line["losses"][name] for name in ("pretrain", "sft")]
+
+
+@pytest.fixture(scope="module")
+def single(workers, packs, shards, tmp_path_factory):
+    """The metrics of one process, and its losses on held-out data."""
+    folder = tmp_path_factory.mktemp("one")
+    metrics = workers.run(train_on_packs, validated_run(folder, shards), packs, ranks=1, fit=True)[0]
+    return metrics, validation(folder)
 
 
 def test_packs_mix_everything(packs):
@@ -48,12 +77,20 @@ def test_packs_mix_everything(packs):
     ],
     ids=lambda x: "+".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else f"{x} processes",
 )
-def test_layout_follows_the_single_process(workers, packs, single, tmp_path, ranks, layout):
-    got = workers.run(train_on_packs, tiny_run(tmp_path, **layout), packs, ranks=ranks, fit=True)[0]
+def test_layout_follows_the_single_process(workers, packs, shards, single, tmp_path, ranks, layout):
+    single, held_out = single
+    got = workers.run(train_on_packs, validated_run(tmp_path, shards, **layout), packs, ranks=ranks, fit=True)[0]
     assert [m["step"] for m in got] == [1, 2, 3, 4, 5]
     for name in TRACED:
         np.testing.assert_allclose([m[name] for m in got], [m[name] for m in single], rtol=1e-5, err_msg=name)
     assert got[-1]["loss"] < got[0]["loss"]
+    np.testing.assert_allclose(validation(tmp_path), held_out, rtol=1e-5)
+    for one, other in zip(got, single, strict=True):  # counted once, whoever shares the work; by mask area
+        for name in ("tokens", "crops", "fill", "crop_fill"):
+            assert one[name] == other[name], name
+        work, all_work = (m["tflops"] * m["seconds"] * n for m, n in ((one, ranks), (other, 1)))
+        assert work == pytest.approx(all_work, rel=1e-9)
+        assert one["tasks"] == pytest.approx(other["tasks"], rel=1e-5)
 
 
 def test_bfloat16_follows_fp32(workers, packs, single, tmp_path):
@@ -61,7 +98,7 @@ def test_bfloat16_follows_fp32(workers, packs, single, tmp_path):
     cfg = tiny_run(tmp_path, tensor=2, sequence=True)
     cfg.cluster.precision = "bf16"
     got = workers.run(train_on_packs, cfg, packs, ranks=2, fit=True)[0]
-    np.testing.assert_allclose([m["loss"] for m in got], [m["loss"] for m in single], rtol=2e-2)
+    np.testing.assert_allclose([m["loss"] for m in got], [m["loss"] for m in single[0]], rtol=2e-2)
 
 
 def test_text_only_micro_batch_beside_one_with_pictures(workers, packs, tmp_path):
