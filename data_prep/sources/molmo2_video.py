@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from data_prep.sources.base import Annotation, Context, File, Hub, Row, Sample, Skip, Source, maybe, number
+from data_prep.sources.base import (
+    Annotation,
+    Context,
+    File,
+    Hub,
+    Row,
+    Sample,
+    Skip,
+    Source,
+    SourceError,
+    Table,
+    maybe,
+    number,
+)
 from data_prep.sources.shapes import caption, qa, shuffled_choice
 from data_prep.sources.shapes_video import (
     CORRUPT,
@@ -33,18 +47,34 @@ CAPTION_STYLES = {  # in the order of the branches before training shuffles them
 _LLAVA_SPANS = ("0_30_s", "30_60_s", "1_2_m", "2_3_m")
 
 
-def caption_video(video_id: str) -> File:
+KOALA = Table("koala_meta/*.json", key="field")  # one object per file; `url` names the video on YouTube
+
+
+def koala_names(ctx: Context) -> dict[str, str]:
+    """YouTube id -> what Koala-36M calls the video; empty where koala_meta.zip was not unpacked."""
+    names: dict[str, str] = {}
+    try:
+        for row in ctx.rows(KOALA):
+            if row["field"] == "url" and "v=" in str(row.get("value")):
+                names.setdefault(row["value"].split("v=", 1)[1], PurePosixPath(row["__table__"]).stem)
+    except SourceError:  # its videos can also be named by id
+        return {}
+    return names
+
+
+def caption_video(video_id: str, koala: str | None = None) -> File:
     """A video of Molmo2-Cap by its id, in every folder where the published loader looks, or flat."""
     llava = [f"LLaVA-Video-178K/{s}_academic_v0_1/academic_source/activitynet/v_{video_id}" for s in _LLAVA_SPANS]
     youtube = "LLaVA-Video-178K/{}_youtube_v0_1/liwei_youtube_videos/videos/{}"
     llava += [youtube.format(s, f"youtube_video_2024/ytb_{video_id}") for s in _LLAVA_SPANS]
     llava.append(youtube.format("1_2_m", f"hdvila/{video_id}"))
     batches = [f"{folder}/batch_1/{video_id}" for folder in ("youtube_temporal", "intern", "kw_youtube", "koala")]
+    batches += [f"koala/batch_1/{koala}"] if koala else []
     return File(*youtube_cc(video_id).paths[:3], *batches, *llava, *youtube_cc(video_id).paths[3:])
 
 
 def _captions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
-    unique = UniqueKeys()
+    unique, koala = UniqueKeys(), koala_names(ctx)
     for row in rows:
         key = unique(row["video_id"])
         if row["video_id"] in CORRUPT_VIDEOS:
@@ -53,7 +83,8 @@ def _captions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             yield Skip(key, f"annotation score below {MIN_SCORE}")
         else:
             made = [caption(row[name], style) for name, style in CAPTION_STYLES.items() if row.get(name)]
-            yield Sample(key, made, video=caption_video(row["video_id"])) if made else Skip(key, "no caption")
+            video = caption_video(row["video_id"], koala.get(row["video_id"]))
+            yield Sample(key, made, video=video) if made else Skip(key, "no caption")
 
 
 def _asked(row: Row, rng: np.random.Generator) -> list[Annotation] | str:
@@ -85,14 +116,13 @@ SOURCES = (
             "allenai/Molmo2-Cap",
             media="videos by YouTube id: in the published folders (youtube-cc/..., youtube_temporal/batch_1/, "
             "intern/batch_1/, kw_youtube/batch_1/, LLaVA-Video-178K/...) or as <id>.mp4; those of Koala-36M as "
-            "koala/batch_1/<YouTube id>.mp4 (koala_meta.zip of the repository says which file has which id)",
+            "koala/batch_1/<its name>.mp4 with koala_meta.zip of the repository unpacked, or <YouTube id>.mp4",
         ),
         licence=LICENCE,
         fields={"video_id": str, "annotation_score": number, **{name: maybe(str) for name in CAPTION_STYLES}},
         records=_captions,
         published_as="vixmo3_top_level_captions_min_3",
-        notes="Score below 3 and 7 corrupt videos are left out; the mixture gives it the weight 0.1. Koala videos are "
-        "looked up by YouTube id, not by their Koala name.",
+        notes="Score below 3 and 7 corrupt videos are left out; the mixture gives it the weight 0.1.",
     ),
     Source(
         name="molmo2_human_qa",

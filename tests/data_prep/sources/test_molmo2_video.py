@@ -6,6 +6,7 @@ from data_prep.sources import find_source
 from data_prep.sources.base import Context, SourceError, convert
 from tests.support.source_rows import conversations, only, prepare, reasons
 
+NO_KOALA = {"koala_meta/*.json": []}
 CAPTION_ROW = {
     "video_id": "abc123",
     "video_start": 0.0,
@@ -19,7 +20,7 @@ CAPTION_ROW = {
 
 
 def test_captions():
-    sample = only(prepare("molmo2_captions", [CAPTION_ROW])[0])
+    sample = only(prepare("molmo2_captions", [CAPTION_ROW], tables=NO_KOALA)[0])
     assert sample.key == "abc123" and sample.clip is None and sample.weight is None
     assert {a["style"]: a["text"] for a in sample.annotations} == {
         "video_merged_caption": "A rabbit leaves its burrow.",
@@ -33,6 +34,14 @@ def test_captions():
     asked = {answer: question for ((question, answer),) in conversations(sample)}
     assert asked["A rabbit leaves its burrow."] == "video_merged_caption:"  # no template, as published
     assert "video" in asked["A rabbit."].lower()
+
+
+def test_koala_names_of_videos():
+    """Every file of koala_meta holds an object, which is read as one row per field."""
+    fields = [{"field": "url", "value": "https://www.youtube.com/watch?v=abc123"}, {"field": "fps", "value": 30}]
+    table = [{**field, "__table__": f"koala_meta/{name}.json"} for name in ("k_7_0", "k_8_0") for field in fields]
+    sample = only(prepare("molmo2_captions", [CAPTION_ROW], tables={"koala_meta/*.json": table})[0])
+    assert "koala/batch_1/k_7_0" in sample.video.paths and "koala/batch_1/k_8_0" not in sample.video.paths
 
 
 def test_captions_left_out():
@@ -49,7 +58,7 @@ def test_captions_left_out():
         {**CAPTION_ROW, "video_id": "one", "annotation_score": 3, "merged_caption": "", "video_caption": None},
         {**CAPTION_ROW, "video_id": "one"},
     ]
-    samples, skips = prepare("molmo2_captions", rows)
+    samples, skips = prepare("molmo2_captions", rows, tables=NO_KOALA)
     assert [(s.key, len(s.annotations)) for s in samples] == [("one", 1), ("one~2", 3)]
     assert reasons(skips) == {
         "abc123": "annotation score below 3",
@@ -121,4 +130,4 @@ def test_choices_with_subtitles():
 def test_another_schema_names_the_field(name, field):
     rows = [{"video_id": "v", "Question": "q", "Answer": "a", "NegativeAnswers": ["b"]}] * 3
     with pytest.raises(SourceError, match=field):
-        list(convert(find_source(name), rows, Context.for_tests()))
+        list(convert(find_source(name), rows, Context.for_tests(tables=NO_KOALA)))
