@@ -46,7 +46,8 @@ def main(count: int, config: str) -> int:
         elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.cli.worker", config)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        report = {"rank": rank, "exit_code": failure.exitcode}
+        failures = {number: f.exitcode for number, f in error.failures.items()}
+        report = {"rank": rank, "exit_code": failure.exitcode, "failures": failures}
         (Path(os.environ[ERROR_DIR]) / "launcher.json").write_text(json.dumps(report))
         return abs(failure.exitcode) or 1
     except (SignalException, KeyboardInterrupt):

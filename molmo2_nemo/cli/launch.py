@@ -161,14 +161,20 @@ def _explain(errors: Path, code: int) -> int:
     mistakes = [r for r in reports if r["user_error"]]
     if mistakes:
         return _tell(errors, "user_error", mistakes[0]["message"], USER_ERROR)
+    launcher = errors / "launcher.json"
+    why = json.loads(launcher.read_text()) if launcher.is_file() else {"rank": 0, "exit_code": code}
+    reported = {str(r["rank"]) for r in reports}
+    for rank, died in why.get("failures", {}).items():
+        if died < 0 and died != -signal.SIGTERM and rank not in reported:
+            # Killed, so it could not say why; what the others report is that they lost it.
+            why, reports = {"rank": rank, "exit_code": died}, []
+            break
     if reports:
         # The first to fail is the cause; the others usually report a lost connection to it.
         first = min(reports, key=lambda r: r["time"])
         if first["rank"] == int(os.environ.get("RANK", first["rank"])):
             print(first["traceback"], file=sys.stderr, end="")
         return _tell(errors, "failed", f"process {first['rank']} failed: {first['message']}", 1)
-    launcher = errors / "launcher.json"
-    why = json.loads(launcher.read_text()) if launcher.is_file() else {"rank": 0, "exit_code": code}
     if why["exit_code"] < 0:
         name = signal.Signals(-why["exit_code"]).name
         hint = "; this is how it looks when memory runs out" if name == "SIGKILL" else ""

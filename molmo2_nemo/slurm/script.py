@@ -26,17 +26,23 @@ TRAP = f"""
 unset SLURM_UNBUFFEREDIO  # NeMo-Run's: it gives tasks a terminal, and logs are then full of progress bars
 export {IN_SLURM_JOB}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
+molmo2_begin=$(($(wc -c < "$molmo2_log") + 1))
 mkdir -p "${IN_SLURM_JOB}" || exit {USER_ERROR}
 molmo2_end() {{
     local code=$? outcome="${IN_SLURM_JOB}/outcome" how=none
     set +evx
     if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
     if [ -z "$molmo2_cancelled" ]; then
-        if [ ! -f "$outcome" ]; then
-            printf 'failed\\na process ended without a word, srun code %s (137: perhaps memory ran out)\\n' \\
-                "$code" > "$outcome"
-        fi
-        how=$(head -n 1 "$outcome")
+        local first
+        first=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E '^srun: error: .*: tasks? [-0-9,]+: ')
+        [ -f "$outcome" ] && how=$(head -n 1 "$outcome")
+        case "$how/$first" in
+            user_error/* | preempted/* | failed/*": Exited "* | failed/) ;;
+            *)  # killed, so it could not say why; what the others say is that they lost it
+                printf 'failed\\n%s\\n' "${{first:-srun ended with code $code}}" > "$outcome"
+                case $first in *": Killed" | *"Out Of Memory") echo "perhaps memory ran out" >> "$outcome" ;; esac
+                how=failed ;;
+        esac
         tail -n +2 "$outcome" | sed 's/^/molmo2: /'
     fi
     case $how in
@@ -147,6 +153,7 @@ def setup(job: StageJob) -> str:
         "molmo2_requeue": str(int(slurm.requeue)),
     }
     lines = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    lines.append(f"molmo2_log={shlex.quote(f'{job.folder}/sbatch_{job.name}_')}$SLURM_JOB_ID.out")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in slurm.env.items()]
     lines += [f"export OMP_NUM_THREADS={job.cluster.threads}"] if "OMP_NUM_THREADS" not in slurm.env else []
     return "\n".join([*lines, *slurm.setup]) + TRAP

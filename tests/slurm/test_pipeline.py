@@ -141,7 +141,7 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_completes_it(run):
     os.kill(process, signal.SIGKILL)
     run.wait_for_state(job, "FAILED")
     log = next((run.folder / "slurm/long").glob(f"sbatch_*_{job}.out")).read_text()
-    assert "task 1: Killed" in log and "molmo2: a process ended without a word, srun code 137" in log
+    assert re.search(r"^molmo2: srun: error: n\d: task 1: Killed$", log, re.MULTILINE)
     run.call()
     again = run.jobs()["long"]
     assert again != job
