@@ -6,6 +6,7 @@ again does not ask again; remove `*.gone` below the cache to ask once more.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
@@ -86,36 +87,45 @@ class Downloader:
         return path
 
     def _try(self, url: str, path: Path, gone: Path) -> None:
+        """All tries. What is there of a file stays for the next run, unless it is refused."""
+        part = path.with_suffix(".part")
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # one thread of one process fetches, the others wait for it
+            if path.exists():
+                part.unlink(missing_ok=True)
+                return
+            try:
+                self._tries(url, file)
+                os.replace(part, path)
+            except DownloadError as error:
+                if error.reason == "gone":
+                    gone.write_text(error.detail)
+                if error.reason != "download failed" or not file.tell():
+                    part.unlink(missing_ok=True)
+                raise
+
+    def _tries(self, url: str, file: Any) -> None:
         import requests
 
-        # Of one process: two that want the same file each write their own, and the last rename wins.
-        part = path.with_suffix(f".{os.getpid()}.part")
         problem = ""
-        try:
-            for attempt in range(self.retries):
-                if attempt:
-                    self._wait(attempt, problem)
-                self._pace()
-                try:
-                    problem = self._once(url, part)
-                except requests.exceptions.InvalidSchema as error:
-                    raise DownloadError(url, "not https", f"redirected: {error}") from None
-                except (requests.RequestException, ConnectionError, TimeoutError) as error:
-                    problem = f"{type(error).__name__}: {str(error)[:120]}"
-                if not problem:
-                    os.replace(part, path)
-                    return
-        except DownloadError as error:
-            if error.reason == "gone":
-                gone.write_text(error.detail)
-            raise
-        finally:
-            part.unlink(missing_ok=True)
+        for attempt in range(self.retries):
+            if attempt:
+                self._wait(attempt, problem)
+            self._pace()
+            try:
+                problem = self._once(url, file)
+            except requests.exceptions.InvalidSchema as error:
+                raise DownloadError(url, "not https", f"redirected: {error}") from None
+            except (requests.RequestException, ConnectionError, TimeoutError) as error:
+                problem = f"{type(error).__name__}: {str(error)[:120]}"
+            if not problem:
+                file.flush()
+                return
         raise DownloadError(url, "download failed", f"{self.retries} tries, the last: {problem}")
 
-    def _once(self, url: str, part: Path) -> str:
+    def _once(self, url: str, file: Any) -> str:
         """One try, going on where an earlier one stopped; "" when the file is complete, else what went wrong."""
-        have = part.stat().st_size if part.exists() else 0
+        have = file.seek(0, os.SEEK_END)
         headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
@@ -123,22 +133,22 @@ class Downloader:
             if answer.status_code in GONE:
                 raise DownloadError(url, "gone", f"status {answer.status_code}")
             if answer.status_code == 416:  # what we have is not the beginning of what is there now
-                part.unlink(missing_ok=True)
+                file.truncate(0)
                 return "status 416"
             if answer.status_code not in (200, 206):
                 return f"status {answer.status_code} retry-after={answer.headers.get('Retry-After', '')}"
             if answer.status_code == 200:
+                file.truncate(0)
                 have = 0
             length = answer.headers.get("Content-Length", "")
             total = have + int(length) if length.isdigit() else None
             if total is not None and total > self.max_bytes:
                 raise DownloadError(url, "too large", f"{total} bytes; at most {self.max_bytes}")
-            with part.open("ab" if have else "wb") as file:
-                for chunk in answer.iter_content(CHUNK):
-                    have += len(chunk)
-                    if have > self.max_bytes:
-                        raise DownloadError(url, "too large", f"more than {self.max_bytes} bytes")
-                    file.write(chunk)
+            for chunk in answer.iter_content(CHUNK):
+                have += len(chunk)
+                if have > self.max_bytes:
+                    raise DownloadError(url, "too large", f"more than {self.max_bytes} bytes")
+                file.write(chunk)
             if total is not None and have < total:
                 return f"cut off after {have} of {total} bytes"
             return "" if have else "empty answer"
