@@ -19,7 +19,8 @@ TAIL = 1.0  # seconds kept after a clip, so that its last frame is there whateve
 def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     """The packets of a clip from the key frame before it, as they are; the clip's times in the new file.
 
-    The frames shown in the clip are the same, bit by bit. Returns the video unchanged where an mp4 cannot hold its
+    The frames shown in the clip are the same, bit by bit (a moment that falls exactly between two frames may be rounded
+    to the other one, since times are shifted). Returns the video unchanged where an mp4 cannot hold its
     packets, or when the cut would not be smaller.
 
     Raises:
