@@ -343,7 +343,7 @@ class PackStream:
             if isinstance(example, Skipped):
                 raise DataError(
                     f"record {example.key} was read before the restart and cannot be read now ({example.detail}); "
-                    "the data changed since the checkpoint"
+                    "the data, or their settings, changed since the checkpoint"
                 )
             return Item(n, example.num_tokens, example.num_crops, example)
 
