@@ -101,6 +101,21 @@ class Cluster:
             self._spawn("slurmd", "-D", "-f", f"{f}/slurm.conf", "-N", f"n{number}")
         wait_for(lambda: self.idle() == NODES, 60, "the nodes to become idle", self.logs)
 
+    def start_sshd(self) -> tuple[int, Path] | None:
+        """A login node's sshd on a port of the loopback; the port and a private key, None without the program."""
+        f, (port,) = self.folder, free_ports(1)
+        if find("sshd") is None or shutil.which("ssh-keygen") is None:
+            return None
+        for name in ("host", "user"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(f / name)], check=True)
+        Path("/run/sshd").mkdir(exist_ok=True)
+        settings = [f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {f}/host", f"AuthorizedKeysFile {f}/user.pub"]
+        settings += ["StrictModes no", "UsePAM no", f"PidFile {f}/sshd.pid", f"SetEnv SLURM_CONF={f}/slurm.conf"]
+        (f / "sshd_config").write_text("\n".join(settings) + "\n")
+        self._spawn("sshd", "-D", "-e", "-f", f"{f}/sshd_config")
+        wait_for(lambda: not _free(port), 20, "sshd", self.logs)
+        return port, f / "user"
+
     def idle(self) -> int:
         done = self.run("sinfo", "--noheader", "--Node", "--format=%T", check=False)
         return done.stdout.split().count("idle")
@@ -177,6 +192,11 @@ def task_process(job: str, rank: int) -> int | None:
         if wanted <= variables and is_step and "--config" in words:
             return int(folder.name)
     return None
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) != 0
 
 
 def free_ports(count: int) -> list[int]:

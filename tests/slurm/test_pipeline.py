@@ -26,14 +26,14 @@ class Run:
     """One run's folder and the command that makes it."""
 
     def __init__(self, slurm, folder: Path, shards: Path, *settings: str, verb: str = "pipeline") -> None:
-        self.slurm, self.folder = slurm, folder
+        self.slurm, self.folder, self.env = slurm, folder, slurm.env
         data = f"data.sources.demo.path='{shards}/${{stage.name}}'"
         self.settings = (verb, "recipe=tiny", f"output_dir={folder}", data, *NODE, *HERE, *settings)
 
     def call(self, *more: str, code: int = 0) -> str:
         """Calls the user's command; its standard output, or standard error where a failure is expected."""
         command = [sys.executable, "-m", "molmo2_nemo.cli.main", *self.settings, *more]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.slurm.env)
+        done = subprocess.run(command, capture_output=True, text=True, env=self.env)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stderr if code else done.stdout
 
@@ -187,3 +187,28 @@ def test_what_sbatch_refuses_is_one_line(slurm, shards, tmp_path):
     error = mine.call("cluster.slurm.partition=none", code=USER_ERROR)
     assert error.startswith("molmo2: error: sbatch on this machine failed:") and "partition" in error
     assert error.count("\n") == 1 and not (mine.folder / "slurm/jobs.json").exists()
+
+
+def test_over_ssh_the_same_jobs_are_submitted_and_recognised(slurm, shards, tmp_path):
+    """From a machine that is no login node: every command and file goes through sshd. The job is held back."""
+    login = slurm.start_sshd()
+    if login is None:
+        pytest.skip("no sshd here (Debian: openssh-server)")
+    port, key = login
+    ssh = ("ssh.host=127.0.0.1", f"ssh.port={port}", "ssh.user=root", f"ssh.identity={key}", "options.begin=now+1hour")
+    settings = [f"cluster.slurm.{s}" for s in (*ssh, f"workdir={tmp_path}", "command=molmo2")]
+    mine = Run(
+        slurm, tmp_path / "run", shards, "stage=sft", "parallel=single", "cluster.devices=1", *settings, verb="train"
+    )
+    mine.env = dict(os.environ)  # no SLURM_CONF: only the other side knows the cluster
+    said = mine.call()
+    job = mine.jobs()["sft"]
+    assert f"job {job} submitted" in said and slurm.state(job) == "PENDING"
+    assert f"job {job} is pending (BeginTime)" in mine.call() and mine.jobs()["sft"] == job
+    error = mine.call("stage.max_steps=9", code=USER_ERROR)
+    assert "is now 9" in error
+    slurm.run("scancel", job)
+    assert f"job {job} " not in mine.call() and mine.jobs()["sft"] != job
+    slurm.run("scancel", mine.jobs()["sft"])
+    error = mine.call("cluster.slurm.ssh.port=1", code=USER_ERROR)
+    assert "cannot reach 127.0.0.1" in error and error.count("\n") == 1

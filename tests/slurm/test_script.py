@@ -1,0 +1,118 @@
+"""The job script as text, and what is refused before anything is submitted. The real Slurm is in test_pipeline.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.cli.pipeline import compose_stages
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
+from molmo2_nemo.slurm.script import script
+
+
+def text_of(tmp_path, *settings, after=None) -> str:
+    cfg = compose(["recipe=tiny", "stage=sft", "cluster=slurm", f"output_dir='{tmp_path}/run'", *settings])
+    with login_of([cfg]) as login:
+        return script(stage_job(cfg), login, after)
+
+
+def options(text: str) -> dict[str, str]:
+    lines = [line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH --")]
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_settings_become_options_of_sbatch(tmp_path):
+    site = ("account=lab", "partition=gpu", "qos=high", "time='2-00:00:00'", "cpus_per_task=14", "reservation=mine")
+    more = ("options={licenses: 'lustre:1'}", "constraint=h100")
+    found = options(text_of(tmp_path, "cluster.nodes=4", *(f"cluster.slurm.{s}" for s in (*site, *more)), after="12"))
+    wanted = {"account": "lab", "partition": "gpu", "qos": "high", "time": "2-00:00:00", "cpus-per-task": "14"}
+    wanted |= {"reservation": "mine", "licenses": "lustre:1", "constraint": "h100", "nodes": "4"}
+    wanted |= {"ntasks-per-node": "8", "gpus-per-node": "8", "mem": "0", "exclusive": "", "requeue": ""}
+    wanted |= {"dependency": "afterok:12", "kill-on-invalid-dep": "yes", "signal": "USR1@300"}
+    assert wanted.items() <= found.items()
+    without = options(text_of(tmp_path, "cluster.slurm.requeue=false", "cluster.slurm.gpus_per_node=0"))
+    assert "no-requeue" in without and not {"requeue", "gpus-per-node", "dependency", "account"} & set(without)
+
+
+def test_srun_line_with_and_without_a_container(tmp_path):
+    bare = next(line for line in text_of(tmp_path).splitlines() if line.startswith("srun --output"))
+    assert "--kill-on-bad-exit=1" in bare and "container" not in bare
+    assert f"train --config {tmp_path}/run/slurm/sft.yaml" in bare and "python" in bare
+    image = ("cluster.slurm.container=/images/molmo2.sqsh", "cluster.slurm.mounts=['/data:/data:ro']")
+    boxed = next(line for line in text_of(tmp_path, *image).splitlines() if line.startswith("srun --output"))
+    assert (
+        "--container-image /images/molmo2.sqsh" in boxed and boxed.endswith("/sft.yaml") and " molmo2 train " in boxed
+    )
+    assert f"--container-mounts /data:/data:ro,{tmp_path}/run:{tmp_path}/run," in boxed
+
+
+def test_scripts_are_sound_shell(tmp_path):
+    text = text_of(tmp_path, 'cluster.slurm.env={NAME: "it\'s $5"}', "cluster.slurm.setup=['module load cuda']")
+    assert "export NAME='it'\"'\"'s $5'" in text and text.index("module load cuda") < text.index("trap molmo2_end")
+    path = tmp_path / "job.sh"
+    path.write_text(text)
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("mounts=[/data]", "is not FROM:TO"),
+        ("env={a-b: x}", "not a name"),
+        ("command=/opt/nemo_run/bin/molmo2", "NeMo-Run replaces '/nemo_run'"),
+        ("grase=5", "did you mean 'cluster.slurm.grace'?"),
+        ("time=5", "cluster.slurm.time is 5; expected text"),
+        ("ssh.host=login", "must be absolute paths"),
+    ],
+)
+def test_what_cannot_be_written_into_a_script_is_named(tmp_path, setting, expected):
+    with pytest.raises(UserError) as error:
+        cfg = compose(["recipe=tiny", "cluster=slurm", "output_dir=run", f"cluster.slurm.{setting}"])
+        cfg.cluster.slurm.container = "image" if "mounts" in setting else None
+        with login_of([cfg]) as login:
+            script(stage_job(cfg), login)
+    assert expected in str(error.value)
+
+
+def test_no_slurm_here_is_one_line(tmp_path, monkeypatch, capsys):
+    from data_prep.demo import build_demo
+
+    build_demo(tmp_path / "data")
+    (tmp_path / "bin").mkdir()
+    for program in ("env", "mkdir", "mv", "bash", "sh"):  # a machine without Slurm
+        (tmp_path / "bin" / program).symlink_to(shutil.which(program))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    data = f"data.sources.demo.path={tmp_path}/data/sft"
+    settings = ["recipe=tiny", "stage=sft", "parallel=single", "cluster=slurm", "cluster.nodes=1", "cluster.devices=1"]
+    assert main(["train", *settings, data, f"output_dir={tmp_path}/run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("molmo2: error: this machine has no sbatch") and error.count("\n") == 1
+
+
+def test_stages_of_one_pipeline_go_to_one_cluster(tmp_path):
+    configs = compose_stages(["recipe=tiny", f"output_dir='{tmp_path}'", "sft:cluster=slurm"])
+    with pytest.raises(UserError, match="all stages of a pipeline go to one cluster"), login_of(configs):
+        pass
+
+
+def test_jobs_are_read_back_and_a_damaged_file_is_named(tmp_path):
+    job = {"id": "7", "name": "run.sft", "after": None, "submitted": 1.0, "log": "x_%j"}
+    (tmp_path / "jobs.json").write_text(json.dumps({"sft": job}))
+    assert read_jobs(tmp_path) == {"sft": Job("7", "run.sft", None, 1.0, "x_%j")}
+    (tmp_path / "jobs.json").write_text('{"sft": {"id": 7')
+    with pytest.raises(UserError, match="jobs.json is damaged"):
+        read_jobs(tmp_path)
+    assert read_jobs(Path(tmp_path / "absent")) == {}
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED"])
+def test_which_states_are_alive(state):
+    assert alive(state) and not alive("CANCELLED by 0") and not alive("") and not alive("TIMEOUT")
