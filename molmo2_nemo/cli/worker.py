@@ -10,8 +10,10 @@ import time
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 from molmo2_nemo.cli.launch import ERROR_DIR
+from molmo2_nemo.cli.runs import stage_dir
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError
 from molmo2_nemo.settings.schema import load_yaml
@@ -35,9 +37,9 @@ def run(cfg: RunConfig) -> int:
         # A missing package is the user's to install, a wrong name inside ours is not.
         missing = (error.name or "").split(".")[0] not in ("", "molmo2_nemo", "data_prep")
         text = f"{error}; `molmo2 doctor` says what is missing and how to get it"
-        return _report(rank, error, text if missing else str(error), user_error=missing)
+        return _report(cfg, rank, error, text if missing else str(error), user_error=missing)
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must be able to tell
-        return _report(rank, error, str(error) or repr(error), user_error=is_user_error(error))
+        return _report(cfg, rank, error, str(error) or repr(error), user_error=is_user_error(error))
     return 0
 
 
@@ -64,11 +66,12 @@ def quiet() -> None:
     logging.disable(logging.WARNING)  # our own messages to a person are printed, not logged
 
 
-def _report(rank: int, error: BaseException, message: str, *, user_error: bool) -> int:
+def _report(cfg: RunConfig, rank: int, error: BaseException, message: str, *, user_error: bool) -> int:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     if not user_error and not isinstance(error, ValueError):
         message = f"{type(error).__name__}: {message}"
     report = {"rank": rank, "time": time.time(), "message": message, "traceback": text, "user_error": user_error}
+    note_error(stage_dir(cfg), report)
     folder = os.environ.get(ERROR_DIR)
     if folder:
         path = Path(folder) / f"rank{rank}.json"
@@ -78,6 +81,15 @@ def _report(rank: int, error: BaseException, message: str, *, user_error: bool) 
     else:
         print(f"molmo2: error: {message}" if user_error else text, file=sys.stderr)
     return USER_ERROR if user_error else 1
+
+
+def note_error(folder: Path, report: dict[str, Any]) -> None:
+    """Adds a report to the stage's errors.jsonl, for `molmo2 status`; a full disk must not hide the error itself."""
+    try:
+        with (folder / "errors.jsonl").open("a") as file:
+            file.write(json.dumps(report) + "\n")
+    except OSError:
+        pass
 
 
 def main(config: str) -> int:

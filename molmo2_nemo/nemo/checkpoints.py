@@ -191,12 +191,14 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
     Args:
         folder: checkpoints/ of the stage.
     """
-    full = isinstance(error, OSError) and error.errno in NO_ROOM
-    if not full and not isinstance(error, CheckpointException):
+    if isinstance(error, CheckpointException):
+        if not error.failures:  # rank 0 has them
+            return RuntimeError("another process could not write its part of a checkpoint")
+        why = "; ".join(str(failure[0]) for failure in list(error.failures.values())[:2])
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
+        why = str(error)
+    else:
         return None
-    if not full and not error.failures:  # rank 0 has them
-        return RuntimeError("another process could not write its part of a checkpoint")
-    why = str(error) if full else "; ".join(str(failure[0]) for failure in list(error.failures.values())[:2])
     before = latest_checkpoint(folder)
     kept = f"{before} is whole, and the same command goes on from it" if before else "no checkpoint was written before"
     left = shutil.disk_usage(folder).free / 2**30

@@ -6,6 +6,8 @@ exported to Hugging Face format first.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
-from molmo2_nemo.data.example import Example
+from molmo2_nemo.data.example import ROOT_BRANCH, Example
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.parallel import platform
 
@@ -40,6 +42,72 @@ def answer(
     model, builder, tokenizer = load(Path(checkpoint))
     example = builder.prompt(images, video, question, style)
     return tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
+
+
+def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    """Answers to prompts, one after another; the model is loaded once.
+
+    Args:
+        prompts: `question`, `images`, `video`, `style` as `answer` takes them, and the `reference` answer or None.
+
+    Raises:
+        ValueError: media of a prompt cannot be read; names its number.
+    """
+    model, builder, tokenizer = load(checkpoint)
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            example = builder.prompt(prompt["images"], prompt["video"], prompt["question"], prompt["style"])
+        except ValueError as error:
+            raise ValueError(f"prompt {number}: {error}") from error
+        text = tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
+        yield {
+            "key": f"prompt {number}",
+            "question": prompt["question"],
+            "answer": text,
+            "reference": prompt["reference"],
+        }
+
+
+def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    """Answers to the first turn of a data set's records, formatted as in training but without chance in the wording.
+
+    Raises:
+        DataError: no shards there. A record that cannot be used is passed over and said.
+    """
+    from molmo2_nemo.data.config import SourceConfig
+    from molmo2_nemo.data.loader import ExampleReader, Skipped
+
+    model, builder, tokenizer = load(checkpoint)
+    config = dataclasses.replace(
+        builder.config, sources={"records": SourceConfig(path=shards)}, groups={}, missing="error", progression=[]
+    )
+    reader = ExampleReader(config, builder, tokenizer.special.im_patch)
+    for number in range(min(count, len(reader.datasets["records"]))):
+        example = reader[number]
+        if isinstance(example, Skipped):
+            print(f"{example.key}: passed over, {example.cause}: {example.detail}")
+            continue
+        prompt, reference = first_turn(example)
+        words = [i for i, visual in zip(prompt.input_ids.tolist(), prompt.visual.tolist(), strict=True) if not visual]
+        yield {
+            "key": example.key,
+            "question": tokenizer.decode(words, skip_special=True).strip(),
+            "answer": tokenizer.decode(generate(model, prompt, tokenizer, max_new_tokens)).strip(),
+            "reference": tokenizer.decode(reference, skip_special=True).strip(),
+        }
+
+
+def first_turn(example: Example) -> tuple[Example, list[int]]:
+    """What a training example shows before its first answer, and that answer's tokens, the end token included."""
+    scored = example.loss_weights > 0
+    start = int(scored.argmax())  # labels are shifted: this token is the last before the answer
+    end = start + int((~scored[start:]).argmax()) if not scored[start:].all() else len(scored)
+    same = [i for i in range(start, end) if example.branch_ids[i] in (example.branch_ids[start], ROOT_BRANCH)]
+    cut = {
+        name: getattr(example, name)[: start + 1]
+        for name in ("input_ids", "labels", "loss_weights", "position_ids", "branch_ids", "visual")
+    }
+    return dataclasses.replace(example, **cut), example.labels[same].tolist()
 
 
 def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:

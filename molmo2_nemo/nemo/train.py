@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import signal
+import socket
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,9 @@ from molmo2_nemo.parallel import platform
 def train(cfg: RunConfig) -> dict[str, Any]:
     """Run, or go on with, the stage that `cfg` describes.
 
-    The folder is `<output_dir>/<stage name>`: checkpoints/, tb/, metrics.jsonl, and summary.json when done. If a
-    finished checkpoint is there, training goes on from it, exactly; otherwise it starts from `cfg.init_from`'s weights,
-    or fresh.
+    The folder is `<output_dir>/<stage name>`: checkpoints/, tb/, metrics.jsonl, validation.jsonl, faults.jsonl,
+    attempt.json (when and where the last attempt began), and summary.json when done. If a whole checkpoint is there,
+    training goes on from it, exactly; otherwise it starts from `cfg.init_from`'s weights, or fresh.
 
     Returns:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
@@ -54,6 +56,9 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
     folder = stage_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
+    attempt = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "layout": layout_name(cfg)}
+    if first := os.environ.get("RANK", "0") == "0":
+        write_json(folder / "attempt.json", attempt, indent=None)
     run_stage = fiddle.build(stage_recipe(cfg))
     trainer = run_stage.keywords["trainer"]
     try:
@@ -64,6 +69,8 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.stopped and trainer.global_step < cfg.stage.max_steps:
+        if first:
+            write_json(folder / "attempt.json", {**attempt, "left": stop.stopped}, indent=None)
         raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
     metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
     steps = read_metrics(metrics.path)  # all of them, also those before a resume
@@ -98,10 +105,10 @@ def start_nemo() -> None:
     CallbackGroup.get_instance().callbacks.clear()
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any], indent: int | None = 1) -> None:
     """Write whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.write_text(json.dumps(value, indent=indent) + "\n")
     temporary.replace(path)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from molmo2_nemo.cli import launch, worker
 from molmo2_nemo.cli.runs import metrics, only_run, resolve_checkpoint
+from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.settings.compose import compose
 
@@ -25,7 +26,7 @@ def run_worker(monkeypatch, tmp_path):
         monkeypatch.setitem(sys.modules, "molmo2_nemo.nemo.train", module)
         monkeypatch.setattr(worker, "quiet", lambda: None)
         monkeypatch.setenv(launch.ERROR_DIR, str(tmp_path))
-        code = worker.run(None)
+        code = worker.run(RunConfig(output_dir=str(tmp_path)))
         path = tmp_path / "rank0.json"
         return code, json.loads(path.read_text()) if path.is_file() else None
 

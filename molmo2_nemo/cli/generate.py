@@ -1,0 +1,113 @@
+"""Answers of a trained model to a file of prompts, or to records of a data set as training formats them, each beside
+its reference. For a look; scores belong to an evaluation harness."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.errors import UserError
+
+EXAMPLES = """\
+examples:
+  molmo2 generate demo/run --data demo/data/sft --examples 5
+  molmo2 generate runs/8b prompts.jsonl --out answers.jsonl
+  a line of prompts.jsonl: {"question": "What is this?", "image": "cat.jpg", "answer": "A cat."}
+"""
+
+KEYS = ("question", "image", "video", "style", "answer")  # of a prompt; image may be a list
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a finished stage or run")
+    parser.add_argument("prompts", nargs="?", type=Path, help="JSON lines; media paths are relative to the file")
+    parser.add_argument("--data", metavar="DIR", help="a folder of shards to take records from, instead of prompts")
+    parser.add_argument("--examples", type=int, default=10, metavar="N", help="records of --data (default: 10)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines there too")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.cli.runs import resolve_checkpoint
+    from molmo2_nemo.cli.worker import quiet
+
+    if (args.prompts is None) == (args.data is None):
+        raise UserError("name either a file of prompts or --data with a folder of shards")
+    for name in ("examples", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    checkpoint = resolve_checkpoint(args.checkpoint)
+    prompts = read_prompts(args.prompts) if args.prompts else None
+    quiet()
+    from molmo2_nemo.nemo.generate import answer_prompts, answer_records
+
+    if prompts is not None:
+        found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, args.max_new_tokens)
+    else:
+        found = answer_records(checkpoint, args.data, args.examples, args.max_new_tokens)
+    lines = []
+    for line in found:
+        show(line)
+        lines.append(json.dumps(line, ensure_ascii=False))
+        if args.out:
+            args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Prompts with the bytes of their media.
+
+    Raises:
+        UserError: no such file, or a line that is not a prompt; names the line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    prompts = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not text.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            prompt = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(prompt, dict) or not isinstance(prompt.get("question"), str):
+            raise UserError(f'{where}: a prompt is an object with a text "question"')
+        if unknown := sorted(set(prompt) - set(KEYS)):
+            raise UserError(f"{where}: unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
+        images = prompt.get("image", [])
+        prompts.append(
+            {
+                "question": prompt["question"],
+                "images": [_media(path, name, where) for name in (images if isinstance(images, list) else [images])],
+                "video": _media(path, prompt["video"], where) if prompt.get("video") else None,
+                "style": prompt.get("style", "user_qa"),
+                "reference": prompt.get("answer"),
+            }
+        )
+    if not prompts:
+        raise UserError(f"{path}: no prompt in it")
+    return prompts
+
+
+def show(line: dict[str, Any]) -> None:
+    """One answer, for people."""
+    print(f"{line['key']}\n  asked     {_short(line['question'])}\n  answered  {_short(line['answer'])}")
+    if line.get("reference") is not None:
+        print(f"  reference {_short(line['reference'])}")
+    print(flush=True)
+
+
+def _media(prompts: Path, name: Any, where: str) -> bytes:
+    file = prompts.parent / str(name)
+    if not file.is_file():
+        raise UserError(f"{where}: {file}: no such file")
+    return file.read_bytes()
+
+
+def _short(text: str, length: int = 300) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[:length] + " ..."

@@ -1,0 +1,176 @@
+"""How far the stages of a run are, from the files in its folder alone: for `molmo2 status` and `molmo2 report`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from molmo2_nemo.cli.runs import metrics, summary
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.nemo import manifest
+from molmo2_nemo.settings.compose import STAGES
+from molmo2_nemo.settings.schema import load_yaml
+
+State = Literal["waiting", "starting", "running", "stopped", "failed", "finished"]
+
+RECENT = 20  # steps that rates are averaged over
+STARTING = 600.0  # seconds a run may take to its first step
+QUIET = 120.0  # seconds without a line after which a run counts as stopped, if its steps are shorter than a tenth of it
+
+
+@dataclass
+class Progress:
+    """One stage: what its files say now."""
+
+    name: str
+    folder: Path
+    config: RunConfig | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)  # lines of metrics.jsonl
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[dict[str, Any]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    attempt: dict[str, Any] = field(default_factory=dict)  # attempt.json: when and where the last one began
+    summary: dict[str, Any] | None = None
+    checkpoint: Path | None = None  # the newest whole one
+    state: State = "waiting"
+
+    @property
+    def step(self) -> int:
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def max_steps(self) -> int | None:
+        return self.config.stage.max_steps if self.config else None
+
+    @property
+    def loss(self) -> float | None:
+        """Of the last step that had one."""
+        return next((m["loss"] for m in reversed(self.steps) if m.get("loss") is not None), None)
+
+    @property
+    def last_error(self) -> dict[str, Any] | None:
+        """Why the last attempt ended: the first report after the last step."""
+        since = self.steps[-1].get("time", 0.0) if self.steps else 0.0
+        return next((e for e in self.errors if e["time"] >= since), None)
+
+    def rate(self, name: str, per: str | None = None) -> float | None:
+        """Mean of a figure over the last steps; with `per`, sum over sum."""
+        recent = [m for m in self.steps[-RECENT:] if m.get(name) is not None]
+        if not recent:
+            return None
+        if per is None:
+            return statistics.fmean(m[name] for m in recent)
+        return sum(m[name] for m in recent) / max(sum(m[per] for m in recent), 1e-9)
+
+    def seconds_left(self) -> float | None:
+        """At the pace of the last steps, saving and validating included."""
+        times = [m["time"] for m in self.steps[-10 * RECENT :] if "time" in m]
+        if self.max_steps is None or len(times) < 2:
+            return None
+        paces = [b - a for a, b in zip(times, times[1:], strict=False)]
+        # a restart leaves one long gap; saving leaves several that count
+        longest = 20 * statistics.median(paces)
+        return statistics.fmean(p for p in paces if p <= longest) * max(0, self.max_steps - self.step)
+
+
+def read_run(path: str | Path, now: float | None = None) -> list[Progress]:
+    """The stages of a run's folder, or the one stage at `path`, in the order they run.
+
+    Args:
+        now: seconds since 1970; default: the clock's.
+
+    Raises:
+        UserError: no such folder, or it is not a run's.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; name the output_dir of a run, or a stage inside it")
+    now = time.time() if now is None else now
+    if (path / "config.yaml").is_file():
+        return [read_stage(path, now)]
+    found = [p.parent for p in path.glob("*/config.yaml")]
+    if not found:
+        raise UserError(
+            f"{path}: no stage with a config.yaml in it; name the output_dir of a run, or a stage inside it"
+        )
+    others = sorted(p for p in found if p.name not in STAGES)
+    return [read_stage(path / name, now) for name in STAGES] + [read_stage(p, now) for p in others]
+
+
+def read_stage(folder: Path, now: float) -> Progress:
+    """One stage's files; whatever is not there yet is left empty."""
+    stage = Progress(folder.name, folder)
+    if not (folder / "config.yaml").is_file():
+        return stage
+    stage.config = load_yaml(folder / "config.yaml")
+    stage.steps = metrics(folder)
+    stage.validation = read_lines(folder / "validation.jsonl")
+    stage.faults = read_lines(folder / "faults.jsonl")
+    stage.errors = sorted(read_lines(folder / "errors.jsonl"), key=lambda e: e["time"])
+    stage.attempt = next(iter(read_lines(folder / "attempt.json")), {})
+    stage.summary = summary(folder)
+    stage.checkpoint = next((p for p in manifest.finished(folder / "checkpoints") if not manifest.faults(p)), None)
+    stage.state = _state(stage, now)
+    return stage
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSON-lines file, without a last line that is not written to its end."""
+    found = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
+def _state(stage: Progress, now: float) -> State:
+    if stage.summary is not None:
+        return "finished"
+    began = stage.attempt.get("time")
+    if began is None:
+        return "waiting"
+    if stage.last_error is not None and stage.last_error["time"] >= began:
+        return "failed"
+    if "left" in stage.attempt or _gone(stage.attempt):
+        return "stopped"
+    times = [m["time"] for m in stage.steps[-RECENT:] if "time" in m]
+    if not times or times[-1] < began:  # this attempt has not finished a step yet
+        return "starting" if now - began < STARTING else "stopped"
+    step = statistics.median(m["seconds"] for m in stage.steps[-RECENT:])
+    return "running" if now - times[-1] < max(QUIET, 10 * step) else "stopped"
+
+
+def _gone(attempt: dict[str, Any]) -> bool:
+    """True where it can be told that the attempt's process has ended: on its own machine."""
+    if attempt.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(attempt["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # somebody else's process: it is there
+    return False
+
+
+def duration(seconds: float | None) -> str:
+    """`2 d 3 h`, `4 h 05 min`, `12 min`, `40 s`."""
+    if seconds is None:
+        return "-"
+    minutes = int(seconds) // 60
+    if minutes < 1:
+        return f"{int(seconds)} s"
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
