@@ -104,21 +104,28 @@ def test_children_end_with_their_code():
 
 def test_slurm_variables_become_torchs():
     env = {
+        "SLURM_STEP_ID": "0",
         "SLURM_PROCID": "3",
         "SLURM_NTASKS": "16",
+        "SLURM_NNODES": "8",
         "SLURM_LOCALID": "1",
         "SLURM_JOB_ID": "70042",
         "MASTER_ADDR": "n1",
     }
     launch.adopt_slurm(env)
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["MASTER_PORT"]) == ("3", "16", "1", "30042")
-    alone = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+    assert env["LOCAL_WORLD_SIZE"] == "2"
+    alone = {"SLURM_STEP_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "MASTER_ADDR": "n1"}
     launch.adopt_slurm(alone)
-    assert "RANK" not in alone
+    assert (alone["RANK"], alone["WORLD_SIZE"]) == ("0", "1")
+    for step in ({}, {"SLURM_STEP_ID": str(0xFFFFFFFA)}, {"SLURM_STEP_ID": str(0xFFFFFFFB)}):
+        shell = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", **step}  # of sbatch, or of salloc
+        launch.adopt_slurm(shell)
+        assert "RANK" not in shell
 
 
 def test_slurm_outside_a_job_says_what_to_do(monkeypatch):
-    for name in ("SLURM_PROCID", "RANK", "WORLD_SIZE"):
+    for name in ("SLURM_STEP_ID", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match="start it with srun"):
         launch.launch(compose(["recipe=8b"]))
