@@ -89,7 +89,7 @@ def context_groups(settings: ContextSettings) -> dict[int, ContextGroups]:
         tuple(both): parallel_state.get_tensor_and_context_parallel_group(),
     }
     return {
-        size: _groups_of(size, both, tensor, settings, ready)
+        size: block_groups(size, both, tensor, settings, ready)
         for size in (degrees(context) if settings.dynamic else [context])
     }
 
@@ -104,7 +104,7 @@ def ulysses_degree(size: int, ulysses: int | None) -> int:
     return size if ulysses is None else math.gcd(size, ulysses)
 
 
-def _groups_of(
+def block_groups(
     size: int, both: list[int], tensor: int, settings: ContextSettings, ready: dict[tuple[int, ...], Any]
 ) -> ContextGroups:
     """The groups of the aligned block of `size` context ranks that this rank is in. Only members meet to make one."""

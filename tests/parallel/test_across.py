@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.context_parallel import Counter, exact
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import visible_keys
+from molmo2_nemo.parallel.traffic import AttentionShape, context_traffic
 from tests.support.light import run_light
 from tests.support.packs import random_mask_data
 
@@ -59,28 +61,32 @@ def problem(case: tuple) -> tuple[TokenMask, list[torch.Tensor], torch.Tensor]:
     return mask, qkv, grad
 
 
-def across_job() -> list[list[torch.Tensor]]:
-    """On 8 ranks: output and gradients of this rank's tokens, case by case; smaller sizes run on all aligned blocks."""
+def across_job() -> tuple[list[list[torch.Tensor]], list[tuple]]:
+    """On 8 ranks, case by case: output and gradients of this rank's tokens, and what it sent (messages and bytes, forward
+    and backward; its place among the ranks that exchange keys). Smaller sizes run on all aligned blocks."""
     from molmo2_nemo.attention.across import attend_across
     from molmo2_nemo.attention.kernels import choose
-    from molmo2_nemo.parallel.context import ContextSettings, _groups_of
+    from molmo2_nemo.parallel.context import ContextSettings, block_groups, group_rank
 
-    found, ready = [], {}
+    found, sent, ready, counter = [], [], {}, Counter()
     for case in CASES:
         size, ulysses, exchange = case[:3]
-        groups = _groups_of(size, list(range(8)), 1, ContextSettings(ulysses, exchange), ready)
+        groups = block_groups(size, list(range(8)), 1, ContextSettings(ulysses, exchange), ready)
         mask, qkv, grad = problem(case)
         mine = slice(groups.rank * SIZE // size, (groups.rank + 1) * SIZE // size)
         q, k, v = (t[mine].clone().requires_grad_() for t in qkv)
         kernel = choose("auto", "cpu", q.dtype, 8, merged=True)
+        counter.take()
         out = attend_across(q, k, v, mask, SCALE, kernel, groups)
+        forward = counter.take()
         out.backward(grad[mine])
+        sent.append((forward, counter.take(), group_rank(groups.keys)))
         found.append([out.detach(), q.grad, k.grad, v.grad])
-    return found
+    return found, sent
 
 
 @pytest.fixture(scope="module")
-def across() -> list[list[list[torch.Tensor]]]:
+def across() -> list[tuple]:
     return run_light(across_job, ranks=8)
 
 
@@ -93,11 +99,24 @@ def test_equals_one_process(across, case):
     real = (mask.example_ids >= 0).T[..., None, None]
     size = case[0]
     for block in range(0, 8, size):
-        parts = [across[rank][CASES.index(case)] for rank in range(block, block + size)]
+        parts = [across[rank][0][CASES.index(case)] for rank in range(block, block + size)]
         out, *grads = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         torch.testing.assert_close(out * real, expected.detach() * real, atol=1e-5, rtol=1e-5)
         for got, tensor in zip(grads, (q, k, v), strict=True):
             torch.testing.assert_close(got, tensor.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]} ranks, {c[1]} x {c[0] // c[1]} {c[2]}, {c[3]} heads")
+def test_sends_what_the_formulas_say(across, case):
+    """Counted at the collectives, on every rank; and never more than is said before the pack is known."""
+    size, ulysses, exchange, kv_heads, _ = case
+    shape = AttentionShape(SIZE * PACKS, HEADS, kv_heads, 8, 4)
+    bound = context_traffic(shape, size, ulysses, exchange)
+    for rank in range(8):
+        forward, backward, place = across[rank][1][CASES.index(case)]
+        formula = exact(shape, size, ulysses, exchange, problem(case)[0], place)
+        assert [forward, backward] == formula
+        assert forward[1] <= bound.forward.bytes and backward[1] <= bound.backward.bytes
 
 
 @pytest.mark.parametrize("visual_attention", ["image_tokens", "within_image", "none"])

@@ -1,5 +1,5 @@
-"""Crop planning: every crop is encoded once, in runs as even as they can be; every pooled token reaches the ranks and the
-place that it is added to, its gradient comes back once, and fewer bytes travel than in an all-gather."""
+"""Crop planning: every crop is encoded once, in runs as even as they can be; every pooled token reaches the ranks and
+the place that it is added to, its gradient comes back once, and fewer bytes travel than in an all-gather."""
 
 from __future__ import annotations
 
@@ -165,11 +165,10 @@ def test_bytes_against_an_all_gather():
     """Counted at the collective: never more than if everybody got every pooled token; next to nothing for a video."""
     cases = exchange_cases()
     results = run_light(exchange_job, cases, ranks=4)
-    for i, (batch, rest) in enumerate(cases):
+    for i, (batch, _) in enumerate(cases):
         everything = vision_all_gather_bytes(len(batch[2]), 2, 4, 4)
         forward, backward = (sum(results[rank][i][2][way] for rank in range(4)) for way in (0, 1))
-        stays = 2 if rest["tensor"] > 1 and not rest["sequence"] else 1  # copies on tensor ranks go forward only
-        assert forward <= everything and backward <= forward and backward * stays <= everything
+        assert forward <= everything and backward <= forward
     assert forward <= 0.03 * everything  # the last case: frames are encoded where their tokens are
 
 
