@@ -1,0 +1,118 @@
+"""Local runs whose processes die or are told to leave: real ones, and what their files say."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from molmo2_nemo.cli import launch
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import PREEMPTED, UserError
+from molmo2_nemo.slurm.script import IN_SLURM_JOB
+
+LOST = "RuntimeError: connection reset by peer"
+
+
+def report(folder: Path, rank: int, message: str) -> None:
+    values = {"rank": rank, "time": 10.0, "message": message, "traceback": "tb\n", "user_error": False}
+    (folder / f"rank{rank}.json").write_text(json.dumps(values))
+
+
+def worker_of(run: Path, rank: int) -> int | None:
+    """Process id of a run's worker."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_text().split("\0")
+            variables = (folder / "environ").read_text().split("\0")
+        except OSError:
+            continue
+        if "molmo2_nemo.cli.worker" in words and str(run) in " ".join(words) and f"RANK={rank}" in variables:
+            return int(folder.name)
+    return None
+
+
+def test_a_killed_process_ends_the_run_and_is_named(tmp_path):
+    from data_prep.demo import build_demo
+
+    build_demo(tmp_path / "data")
+    settings = ["recipe=tiny", "stage=pretrain", f"data.sources.demo.path={tmp_path}/data/pretrain"]
+    command = [sys.executable, "-m", "molmo2_nemo.cli.main", "train", *settings, f"output_dir={tmp_path}/run"]
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while (worker := worker_of(tmp_path / "run", 1)) is None:
+        assert time.monotonic() < deadline and run.poll() is None
+        time.sleep(0.05)
+    os.kill(worker, signal.SIGKILL)
+    error = run.communicate(timeout=120)[1]
+    assert run.returncode == 128 + signal.SIGKILL
+    assert error.splitlines()[-1].startswith("molmo2: error: process 1 was ended by SIGKILL; this is how it looks when")
+
+
+def test_who_was_killed_matters_more_than_who_lost_it(tmp_path, capsys):
+    report(tmp_path, 0, LOST)
+    failures = {"0": 1, "1": -signal.SIGSEGV, "2": -signal.SIGTERM}
+    (tmp_path / "launcher.json").write_text(json.dumps({"rank": 0, "exit_code": 1, "failures": failures}))
+    assert launch._explain(tmp_path, 1) == 128 + signal.SIGSEGV
+    assert "process 1 was ended by SIGSEGV" in capsys.readouterr().err
+
+
+def test_ranks_that_the_launcher_ended_are_not_the_cause(tmp_path, capsys):
+    report(tmp_path, 0, "ZeroDivisionError: the cause")
+    failures = {"0": 1, "2": -signal.SIGTERM}
+    (tmp_path / "launcher.json").write_text(json.dumps({"rank": 2, "exit_code": -15, "failures": failures}))
+    assert launch._explain(tmp_path, 1) == 1
+    assert "the cause" in capsys.readouterr().err
+
+
+def in_job(monkeypatch, tmp_path, ending) -> tuple[RunConfig, Path]:
+    """As in a task of a job of ours; `ending` stands for the training."""
+    attempt = tmp_path / "attempt-7-0"
+    attempt.mkdir()
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", IN_SLURM_JOB: str(attempt)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(launch.ERROR_DIR, raising=False)
+    monkeypatch.setattr(launch.checks, "check", lambda *_: None)
+    monkeypatch.setattr("molmo2_nemo.cli.worker.run", ending)
+    return RunConfig(output_dir=str(tmp_path / "run")), attempt
+
+
+def test_a_preempted_task_of_a_job_leaves_with_0_and_says_so(monkeypatch, tmp_path):
+    def ending(_):
+        (Path(os.environ[launch.ERROR_DIR]) / "preempted").write_text("SIGUSR1: step 3 is saved")
+        return PREEMPTED
+
+    cfg, attempt = in_job(monkeypatch, tmp_path, ending)
+    assert launch.launch(cfg) == 0
+    assert (attempt / "outcome").read_text() == "preempted\nSIGUSR1: step 3 is saved\n"
+
+
+def test_the_first_task_to_end_says_how(monkeypatch, tmp_path, capsys):
+    def ending(_):
+        report(Path(os.environ[launch.ERROR_DIR]), 1, LOST)
+        return 1
+
+    cfg, attempt = in_job(monkeypatch, tmp_path, ending)
+    (attempt / "outcome").write_text("user_error\nno such shard\n")
+    assert launch.launch(cfg) == 1
+    assert (attempt / "outcome").read_text() == "user_error\nno such shard\n"
+    assert [p.name for p in attempt.glob("*.part")] == []
+    (attempt / "outcome").unlink()
+    assert launch.launch(cfg) == 1
+    assert (attempt / "outcome").read_text() == f"failed\nprocess 1 failed: {LOST}\n"
+    assert "connection reset" in capsys.readouterr().err
+
+
+def test_a_mistake_found_before_training_is_an_outcome_too(monkeypatch, tmp_path):
+    cfg, attempt = in_job(monkeypatch, tmp_path, lambda _: 0)
+    cfg.init_from = str(tmp_path / "absent")
+    try:
+        launch.launch(cfg)
+    except UserError as error:
+        assert (attempt / "outcome").read_text() == f"user_error\n{error}\n"
+    else:
+        raise AssertionError("a missing checkpoint was not noticed")
