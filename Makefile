@@ -1,5 +1,7 @@
 # venv  the pinned environment, in .venv            demo   the three stages on a laptop CPU, from real pictures and video
 # test  the tests, in that environment              lint   ruff and mypy
+# test-slurm  the pipeline on a real Slurm, started here (minutes; as root, needs slurmctld, slurmd, munge)
+# container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
 
 SHELL := /bin/bash
@@ -11,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: venv demo test lint fixtures clean
+.PHONY: venv demo test test-slurm container-test lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -34,8 +36,15 @@ demo: $(STAMP)
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-slurm: $(STAMP)
+	@MOLMO2_SLURM_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm $(PYTEST_ARGS)
+
+container-test: $(STAMP)
+	@PYTHON=$(BIN)/python tests/container/build_and_run.sh
+
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/hadolint --failure-threshold warning Dockerfile && $(BIN)/shellcheck .ci/run tests/container/*.sh
 
 # transformers with Molmo2 of its own does not go together with NeMo 2.7: a second environment.
 fixtures: .venv-fixtures/.installed
