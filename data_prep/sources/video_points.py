@@ -190,7 +190,8 @@ def academic_video(row: Row) -> Media | None:
     if row["subset"] not in ACADEMIC_VIDEOS:
         return None
     folder, name = ACADEMIC_VIDEOS[row["subset"]](row)
-    return File(f"{folder}-2fps/{name}", f"{folder}/{name}")
+    tracking = [f"MeViS/train/videos/{name}"] if row["subset"] == "mevis" else []  # where the tracking sets have it
+    return File(f"{folder}-2fps/{name}", f"{folder}/{name}", *tracking)
 
 
 def _academic(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:

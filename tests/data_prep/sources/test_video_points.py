@@ -137,6 +137,7 @@ def test_academic():
     assert sample.clip == (10.0, 14.5) and sample.video.paths == (
         "mevis/MeViS_release/train/videos-2fps/05ce52751f5f",
         "mevis/MeViS_release/train/videos/05ce52751f5f",
+        "MeViS/train/videos/05ce52751f5f",
     )
     (annotation,) = sample.annotations
     assert annotation["label"] == "rabbit ears" and annotation["timestamps"] == [1.0, 2.0]
