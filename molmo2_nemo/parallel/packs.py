@@ -209,7 +209,7 @@ class SharedPacks:
     def _deal_to_ranks(self, dynamic: DynamicContext, batches: list[Batch]) -> list[Batch]:
         """This rank's part of the replica's micro-batches, as its reader assigns them."""
         plan = [astuple(turn) for turn in dynamic.plan(batches)] if self.groups.is_reader else None
-        turns = _head(plan, self._ship) if len(self.groups.member_ranks) > 1 else plan
+        turns: Any = _head(plan, self._ship) if len(self.groups.member_ranks) > 1 else plan
         return dynamic.take(batches, [Turn(*turn) for turn in turns])
 
     def _collect(self, source: Any, first: Batch | BaseException | None) -> list[Batch]:

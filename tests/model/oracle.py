@@ -24,7 +24,8 @@ SMALL = ("qwen3_tied", "qwen3_tied_odd", "qwen3_untied", "olmo3", "olmo3_gqa")
 CASES = ("text", "image", "multi_image", "video")
 # Two micro-batches of two rows of packs: alone, packed behind another example, and a row of nothing but padding.
 LAYOUT: tuple[list[list[str]], ...] = ([["text", "image"], ["multi_image"]], [["video"], []])
-OWN = ("z_loss", "response_dropout", "seed", "mlp_tiles", "offload", "loss_chunk")  # Molmo2Model's, not Megatron's
+# Molmo2Model's, not Megatron's
+OWN = ("z_loss", "response_dropout", "seed", "mlp_tiles", "offload", "loss_chunk", "vision_chunk")
 LENGTH = 72  # of a row; the longest has 68 tokens
 
 

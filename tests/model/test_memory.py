@@ -23,6 +23,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # recomputation, 
     "offload": ({}, {"offload": True}),
     "offload, full, tiles": ({"mode": "full"}, {"offload": True, "mlp_tiles": 2}),
     "loss chunks": ({}, {"loss_chunk": 3}),
+    "vision chunks": ({}, {"vision_chunk": 1}),
 }
 
 

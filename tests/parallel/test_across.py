@@ -62,8 +62,8 @@ def problem(case: tuple) -> tuple[TokenMask, list[torch.Tensor], torch.Tensor]:
 
 
 def across_job() -> tuple[list[list[torch.Tensor]], list[tuple]]:
-    """On 8 ranks, case by case: output and gradients of this rank's tokens, and what it sent (messages and bytes, forward
-    and backward; its place among the ranks that exchange keys). Smaller sizes run on all aligned blocks."""
+    """On 8 ranks, case by case: output and gradients of this rank's tokens, and what it sent (messages and bytes,
+    forward and backward; its place among the ranks that exchange keys). Smaller sizes run on all aligned blocks."""
     from molmo2_nemo.attention.across import attend_across
     from molmo2_nemo.attention.kernels import choose
     from molmo2_nemo.parallel.context import ContextSettings, block_groups, group_rank
