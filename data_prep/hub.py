@@ -50,7 +50,7 @@ def _by_name(folder: Path, config: str | None, split: str) -> list[str]:
     named = [path for path in files if re.split(r"[-_.]", path.name)[0] == split or path.parent.name == split]
     others = {"train", "test", "validation", "val", "dev"} - {split}
     if not named:  # files that are named for no split at all
-        named = [path for path in files if not others & set(re.split(r"[-_.]", path.name))]
+        named = [path for path in files if not others & {path.parent.name, *re.split(r"[-_.]", path.name)}]
     if not named:
         there = ", ".join(str(path.relative_to(place)) for path in files[:6]) or "nothing"
         raise SourceError(f"{place} has no .parquet, .jsonl, .json, .csv or .tsv file for split {split!r} ({there})")

@@ -1,0 +1,87 @@
+"""`molmo2 prepare --list` and the published mixture agree, name by name."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from data_prep import listing
+from data_prep.sources import MODULES, all_sources, find_source
+from data_prep.sources.base import Hub, Manual
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.compose import compose
+
+
+def mixture(stage):
+    return {name: source.group for name, source in compose(["recipe=4b", f"stage={stage}"]).data.sources.items()}
+
+
+@pytest.mark.parametrize("stage, mix", [("pretrain", "pretrain"), ("sft", "sft"), ("long", "sft")])
+def test_names_and_groups_are_those_of_the_mixture(stage, mix):
+    known = {name: source.mixes[mix] for name, source in all_sources().items() if mix in source.mixes}
+    assert known == mixture(stage)
+
+
+def test_every_source_is_in_a_mixture_and_says_what_it_needs():
+    for source in all_sources().values():
+        assert source.mixes and set(source.mixes) <= {"pretrain", "sft"}, source.name
+        assert source.licence and source.kind and source.fields and source.counts_as >= 1, source.name
+        if isinstance(source.origin, Hub):
+            assert source.origin.repo.count("/") == 1, source.name
+        else:
+            assert isinstance(source.origin, Manual) and source.origin.fetch and source.origin.tables, source.name
+
+
+# Reference: names of the released mix that are another's in the registry, and those its registry does not know.
+PUBLISHED = {
+    "vixmo3_top_level_captions_min_3": "molmo2_captions",
+    "vixmo_syn_video_capqa_v2": "molmo2_syn_captions_qa",
+    "vixmo_syn_video_capqa_with_sub_v2": "molmo2_syn_captions_subtitle_qa",
+    "vixmo_points_minmax_0_5": "molmo2_video_point_minmax_0_5",
+    "vixmo_points_minmax_6_25": "molmo2_video_point_minmax_6_25",
+    "vixmo_points_minmax_26_60": "molmo2_video_point_minmax_26_60",
+    "academic_points_clip_63s_2fps": "academic_video_points",
+}
+UNRESOLVABLE = {"molmo2_syn_captions_qa", "molmo2_syn_captions_subtitle_qa"}
+
+
+def test_published_names_lead_to_their_data_sets(capsys):
+    assert {s.published_as: s.name for s in all_sources().values() if s.published_as} == PUBLISHED
+    assert {s.name for s in all_sources().values() if not s.resolvable} == UNRESOLVABLE
+    for published, name in PUBLISHED.items():
+        assert find_source(published) is all_sources()[name]
+    assert main(["prepare", "--list"]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split()[0] for line in shown.splitlines() if line[:1].strip() and " stands for " not in line]
+    assert all(rows.count(name) == 1 for name in all_sources())
+    for published, name in PUBLISHED.items():
+        assert f"{name} stands for {published}" in shown
+    assert shown.count("that the released registry cannot resolve") == len(UNRESOLVABLE)
+    with pytest.raises(UserError, match="did you mean 'pixmo_cap'"):
+        find_source("pixmo_kap")
+
+
+def test_details_say_where_everything_comes_from(capsys):
+    names = list(all_sources())
+    assert main(["prepare", "--list", *names]) == 0
+    shown = capsys.readouterr().out
+    for source in all_sources().values():
+        assert f"\n{source.name}\n" in f"\n{shown}"
+        text = listing.details(source)
+        assert source.licence in text and all(f"    {field}: " in text for field in source.fields)
+        tables = source.origin.tables if isinstance(source.origin, Manual) else ()
+        assert all(table.path in text for table in tables)
+        if isinstance(source.origin, Hub):
+            assert source.origin.repo in text and source.origin.media in text
+
+
+def test_listing_imports_nothing_heavy():
+    """Looking a source up needs neither torch nor the libraries that load data."""
+    import subprocess
+
+    code = "import sys; from data_prep.sources import all_sources; all_sources(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "nemo", "datasets", "pyarrow", "av", "PIL", "lhotse", "huggingface_hub"} & set(loaded)
+    assert len(MODULES) == len(set(MODULES))
