@@ -203,7 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument("--sizes", type=int, nargs="*", default=[16384, 36864] if cuda else [8192])
-    parser.add_argument("--packs", type=int, default=3, help="mixed packs of each size")
+    parser.add_argument("--packs", type=int, nargs="+", default=[3], help="mixed packs: for all sizes, or for each")
     parser.add_argument("--video", type=int, nargs="*", default=[36864], help="sizes of packs with one video")
     parser.add_argument("--kernels", nargs="+", default=["flash", "flex"] if cuda else ["flash", "blocks"])
     parser.add_argument("--rule", default="image_tokens", choices=("image_tokens", "within_image", "none"))
@@ -213,9 +213,11 @@ def main() -> None:
     torch.set_num_threads(1)
     args.dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
     results: dict[str, list[dict[str, Any]]] = {"mixed": [], "video": []}
-    for size in args.sizes:
+    if len(args.packs) not in (1, len(args.sizes)):
+        parser.error(f"--packs has {len(args.packs)} numbers for {len(args.sizes)} sizes; give one, or one for each")
+    for number, size in enumerate(args.sizes):
         rng = np.random.default_rng(size)
-        for _ in range(args.packs):
+        for _ in range(args.packs[number % len(args.packs)]):
             results["mixed"].append(compare(mixed_pack(rng, size), size, (4, 1, 128), args))
             show("mixed", results["mixed"][-1])
     for size in args.video:

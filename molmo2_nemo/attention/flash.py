@@ -61,8 +61,12 @@ class _Merge:
         self.out = torch.zeros_like(q, dtype=_accumulator(q.dtype), memory_format=torch.contiguous_format)
         self.lse = torch.full(q.shape[:-1], -torch.inf, dtype=self.out.dtype, device=q.device)
 
+    def put(self, where: Any, out: Tensor, lse: Tensor) -> None:
+        """The first piece to reach these rows. where: their index; out [L, N, H], lse [L, N]."""
+        self.out[where], self.lse[where] = out, lse
+
     def add(self, where: Any, out: Tensor, lse: Tensor) -> None:
-        """where: index of the rows in the flat or leading dimensions; out [L, N, H], lse [L, N]."""
+        """One more piece over these rows."""
         before = self.lse[where]
         total = torch.logaddexp(before, lse)
         self.out[where] = self.out[where] * (before - total).exp()[..., None] + out * (lse - total).exp()[..., None]
@@ -89,7 +93,9 @@ def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> t
             piece.kind != "full",
             scale=scale,
         )
-        merge.add((rows, piece.pack), _tokens(out), lse.flatten(0, 1).T)
+        # causal pieces come first and share no query
+        merge_in = merge.put if piece.kind == "causal" else merge.add
+        merge_in((rows, piece.pack), _tokens(out), lse.flatten(0, 1).T)
     return merge.out.to(q.dtype), merge.lse
 
 
@@ -230,7 +236,7 @@ def _call(pieces: list[Piece], area: Area, device: torch.device) -> Call:
 def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
     merge = _Merge(q.flatten(0, 1))
     q_flat, k_flat, v_flat = (t.flatten(0, 1) for t in (q, k, v))
-    for call in calls(area, q.device):
+    for number, call in enumerate(calls(area, q.device)):
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             _take(q_flat, call.queries),
             _take(k_flat, call.keys),
@@ -244,7 +250,8 @@ def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> 
             return_debug_mask=False,
             scale=scale,
         )
-        merge.add(slice(None) if call.queries is None else call.queries, out, lse.T)
+        merge_in = merge.add if number else merge.put
+        merge_in(slice(None) if call.queries is None else call.queries, out, lse.T)
     return merge.out.to(q.dtype).view_as(q), merge.lse.view(q.shape[:-1])
 
 
@@ -301,6 +308,7 @@ def use_newest_flash() -> str:
     return "FA2"
 
 
+@functools.cache
 def is_installed(module: str) -> bool:
     """Whether a module could be imported, without importing it."""
     try:
