@@ -116,9 +116,8 @@ def test_folder_without_a_card(tmp_path):
     assert [row["n"] for row in tables.rows(Hub("x/y", split="val"))] == [2]
     assert [row["n"] for row in tables.rows(Hub("x/y", configs=("extra",), split="val"))] == [3]
     (tmp_path / "extra" / "rows.jsonl").unlink()
-    for configs in ((), ("none",)):
-        with pytest.raises(SourceError, match="no .parquet.*file for split 'test'"):
-            list(tables.rows(Hub("x/y", configs=configs, split="test")))
+    with pytest.raises(SourceError, match="no .parquet.*file for split 'test'"):
+        list(tables.rows(Hub("x/y", split="test")))
 
 
 def test_files_by_hand(tmp_path):

@@ -1,0 +1,204 @@
+"""molmo2 shards: what is damaged is found and named, repaired without it, described and indexed."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+
+import pytest
+from PIL import Image
+
+from data_prep.demo import build_demo
+from data_prep.shard_tools import check, repair
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_entries, read_head
+from molmo2_nemo.data.shards import ShardDataset
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    build_demo(folder)
+    return folder
+
+
+@pytest.fixture
+def sft(demo, tmp_path):
+    return shutil.copytree(demo / "sft", tmp_path / "sets" / "sft")
+
+
+def flip(path, offset):
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0xFF
+    path.write_bytes(content)
+
+
+def member(folder, suffix, shard=0):
+    """(key, offset of the middle) of the first member of a kind in a shard."""
+    entries = list(read_entries(folder / MANIFEST))[shard]
+    for entry in entries:
+        for m in entry.members:
+            if m.suffix.endswith(suffix):
+                return entry.key, m.offset + m.size // 2
+    raise AssertionError(suffix)
+
+
+def keys(folder):
+    data = ShardDataset(folder)
+    return [data.read(i)[0].split(":")[1] for i in range(len(data))]
+
+
+def test_good_shards(demo, capsys):
+    assert main(["shards", "check", str(demo), "--workers", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("good") == 3 and all(name in shown for name in ("pretrain", "sft", "long"))
+    assert repair(demo / "sft") == []
+
+
+@pytest.mark.parametrize("suffix", ["json", "jpg", "mp4"])
+def test_one_flipped_bit_costs_one_record(sft, suffix, capsys):
+    shard = min(sft.glob("*.tar"))
+    if suffix == "mp4":
+        shard = next(
+            p for p in sorted(sft.glob("*.tar")) if any(m.endswith(".mp4") for m in tarfile.open(p).getnames())
+        )
+    number = sorted(sft.glob("*.tar")).index(shard)
+    key, offset = member(sft, suffix, number)
+    before = keys(sft)
+    flip(shard, offset)
+    assert main(["shards", "check", str(sft.parent), "--workers", "0"]) == 2
+    shown = capsys.readouterr().out
+    assert f"{shard.name}:{key}: its contents changed" in shown and "SHA-256" in shown
+    assert main(["shards", "check", str(sft), "--quick", "--workers", "0"]) == 2
+    assert main(["shards", "repair", str(sft.parent)]) == 0
+    assert f"1 records removed\n  {shard.name}:{key}" in capsys.readouterr().out
+    assert keys(sft) == [k for k in before if k != key] and check(sft) == []
+    assert not shard.exists() and shard.with_name(f"{shard.stem}-r1.tar").is_file()
+    head = read_head(sft / MANIFEST)
+    assert head["records"] == head["length"] == len(before) - 1 and head["skipped"] == {"removed by repair": 1}
+    assert json.loads((sft / "skipped.jsonl").read_text())["key"] == key
+    ShardDataset(sft).verify()
+
+
+def test_cut_and_missing_shards(sft, capsys):
+    first, second = sorted(sft.glob("*.tar"))[:2]
+    entries = list(read_entries(sft / MANIFEST))
+    end = entries[0][3].members[-1]
+    first.write_bytes(first.read_bytes()[: end.offset + end.size + 100])  # within the fifth record
+    second.unlink()
+    problems = check(sft)
+    assert {(p.shard, p.key) for p in problems if p.key} == {(first.name, e.key) for e in entries[0][4:]}
+    assert (second.name, "is missing") in {(p.shard, p.text) for p in problems}
+    lost = repair(sft)
+    assert [p.key for p in lost] == [e.key for e in entries[0][4:]] + [e.key for e in entries[1]]
+    assert keys(sft) == [e.key for e in entries[0][:4]] + [e.key for group in entries[2:] for e in group]
+    assert check(sft) == []
+    for path in sft.glob("*.tar"):
+        path.unlink()
+    assert main(["shards", "repair", str(sft)]) == 2
+    assert "nothing was changed" in capsys.readouterr().err
+
+
+def test_repair_that_was_stopped(sft, monkeypatch):
+    """Before the manifest is replaced the data set is the old one; afterwards the new one: calling again is enough."""
+    shard = min(sft.glob("*.tar"))
+    key, offset = member(sft, "json")
+    flip(shard, offset)
+    before = keys(sft)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_prep.shard_tools._replace_manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            repair(sft)
+    assert shard.exists() and keys(sft) == before
+    assert [p.key for p in repair(sft)] == [key]
+    assert [p.text for p in check(sft)] == ["is not listed in the manifest"]
+
+
+def test_a_tar_that_the_manifest_does_not_describe(sft):
+    """Same size, and even the same checksum in the manifest: the structure gives it away."""
+    shard = min(sft.glob("*.tar"))
+    shutil.copy(shard, sft / "extra.tar")
+    assert [(p.shard, p.text) for p in check(sft)] == [("extra.tar", "is not listed in the manifest")]
+
+
+def png(side):
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar(path, members):
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as out:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+
+
+RECORD = json.dumps(
+    {"images": ["0.png"], "annotations": [{"style": "user_qa", "question": "?", "answer": "."}]}
+).encode()
+
+
+def test_index_of_foreign_tars(tmp_path, capsys):
+    """Everything training would refuse is known before: there is no manifest, so no run begins with it."""
+    good = {"a.json": RECORD, "a.0.png": png(30)}
+    for members, words in (
+        (good | {"b.json": RECORD}, r".0.png is missing"),
+        (good | {"b.json": RECORD, "b.0.png": b"no picture"}, "picture cannot be decoded"),
+        (good | {"b.json": b"{}"}, "annotations"),
+    ):
+        tar(tmp_path / "x-000000.tar", members)
+        assert main(["shards", "index", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "x-000000.tar:b" in error and words in error and not (tmp_path / MANIFEST).exists()
+    assert main(["shards", "check", str(tmp_path)]) == 2 and "shards index" in capsys.readouterr().err
+    tar(tmp_path / "x-000000.tar", good)
+    assert main(["shards", "index", str(tmp_path), "--name", "mine"]) == 0
+    (entry,) = next(iter(read_entries(tmp_path / MANIFEST)))
+    assert (entry.key, entry.images, entry.crops, read_head(tmp_path / MANIFEST)["name"]) == ("a", 1, 2, "mine")
+    for name in ("empty", "none"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        assert main(["shards", "index", str(tmp_path / name)]) == 2
+    (tmp_path / "empty" / "x.tar").write_bytes(b"not a tar")
+    assert main(["shards", "index", str(tmp_path / "empty")]) == 2 and "x.tar" in capsys.readouterr().err
+
+
+def test_statistics(demo, tmp_path, capsys):
+    assert main(["shards", "stats", str(demo), "--png", str(tmp_path / "stats.png")]) == 0
+    shown = capsys.readouterr().out
+    counted = {name: len(ShardDataset(demo / name)) for name in ("pretrain", "sft", "long")}
+    for name, count in counted.items():
+        (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
+        assert line.split()[1] == str(count)
+    assert "ATTRIBUTION.md" in shown, "licences are listed"
+    with Image.open(tmp_path / "stats.png") as image:
+        assert (
+            image.size[0] > 800 and len(image.convert("L").histogram()) and len(set(image.convert("L").getdata())) > 20
+        )
+
+
+def test_damaged_manifest(sft):
+    """Wherever a bit flips: an error, or everything reads as it was written."""
+    path = sft / MANIFEST
+    good, content = list(read_entries(path)), path.read_bytes()
+    refused = 0
+    for offset in range(10, len(content), 97):
+        flipped = bytearray(content)
+        flipped[offset] ^= 0x10
+        path.write_bytes(flipped)
+        try:
+            found = list(read_entries(path))
+            read_head(path)
+        except ShardError as error:
+            assert MANIFEST in str(error)
+            refused += 1
+        else:
+            assert found == good, offset
+    assert refused > 10
