@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         found += show(title, findings)
     missing = [f for f in found if f.level == "missing"]
     lacking = {name: missing_for(name, args.dir) for name in ([args.recipe] if args.recipe else known)}
+    if missing:
+        lacking = {name: ["what is marked x above", *problems] for name, problems in lacking.items()}
     show_recipes(lacking)
     for finding in missing:
         print(f"missing: {finding.name}; {finding.fix}")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from molmo2_nemo.cli.main import VERBS, main
+from molmo2_nemo.cli import probes
+from molmo2_nemo.cli.main import VERBS, build_parser, main
 
 
 def test_help_imports_nothing_heavy():
@@ -43,12 +47,60 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["ask", "/absent", "what?"], "/absent"),
         (["ask", "/tmp", "--image", "/absent.jpg", "what?"], "/absent.jpg: no such file"),
         (["convert", "export", "/absent", "/absent2"], "/absent"),
+        (["doctor", "--recipe", "8c"], "did you mean '8b'?"),
+        (["train", "--config", "/absent/config.yaml"], "/absent/config.yaml does not exist"),
+        (["train", "--config", "x.yaml", "stage=sft"], "it takes no settings"),
+        (["train", "recipe=tiny", "--dry-run"], "it needs cluster=slurm"),
+        (["pipeline", "recipe=tiny", "--dry-run"], "it needs cluster=slurm"),
     ],
 )
 def test_mistakes_end_with_one_line_and_code_2(arguments, expected, capsys):
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert expected in err and err.startswith("molmo2: error: ") and err.count("\n") == 1
+
+
+def bad_calls() -> list[list[str]]:
+    """For every verb, and every part of one, a call in the right form with nothing right in it: found in the parser,
+    so that a new verb is tested from its first day."""
+
+    def calls(parser: argparse.ArgumentParser, words: list[str]) -> Iterator[list[str]]:
+        given: list[str] = []
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for name, part in action.choices.items():
+                    yield from calls(part, [*words, name])
+                return
+            value = str(next(iter(action.choices))) if action.choices else "7" if action.type is int else "/absent/it"
+            if not action.option_strings:
+                given.append("no_such_setting=1" if action.dest == "overrides" else value)
+            elif action.required:
+                given += [action.option_strings[0], value]
+        yield [*words, *(given or ["--no-such-option"])]
+
+    return list(calls(build_parser(), []))
+
+
+def test_every_verb_is_among_the_bad_calls():
+    assert {call[0] for call in bad_calls()} == set(VERBS)
+
+
+@pytest.mark.parametrize("call", bad_calls(), ids=" ".join)
+def test_bad_input_is_told_in_one_line(call, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(call)
+    except SystemExit as exit_:
+        code = exit_.code
+    err = capsys.readouterr().err
+    assert code == 2, err
+    last = err.splitlines()[-1]
+    assert "error: " in last and "Traceback" not in err
+    if not err.startswith("usage:"):
+        assert err.count("\n") == 1 and err.startswith("molmo2: error: ")
+        named = ("/absent", "no_such_setting", "--")  # the last: an option that is missing
+        assert any(word in last for word in named), "the message does not name what is wrong"
+    assert list(tmp_path.iterdir()) == [], "something was written"
 
 
 @pytest.mark.parametrize("arguments", [["trian"], ["train", "--cgf", "job"], ["doctor", "x=1"], []])
@@ -66,4 +118,31 @@ def test_cfg_job_prints_what_would_run(capsys):
 
 def test_doctor(capsys):
     assert main(["doctor"]) == 0
-    assert "nemo-toolkit" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "nemo-toolkit" in out and "gloo" in out and "h264" in out and "/dev/shm" in out and "29500" in out
+    assert out.endswith("ready: molmo2 demo\n")
+
+
+def test_doctor_says_what_a_recipe_lacks(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOLMO2_TOKENIZER", str(tmp_path / "absent"))
+    monkeypatch.setenv("MOLMO2_DATA", str(tmp_path))
+    assert main(["doctor", "--recipe", "8b", "--dir", str(tmp_path / "runs")]) == 1
+    out = capsys.readouterr().out
+    recipes = out.split("\nrecipes\n")[1]
+    assert "export MOLMO2_TOKENIZER=" in recipes and "data sets have no shards: molmo2 prepare" in recipes
+    assert main(["doctor", "--recipe", "tiny"]) == 0
+
+
+def test_doctor_names_what_is_missing_or_does_not_fit(capsys, monkeypatch):
+    real = probes.version_of
+    fake = {"lhotse": None, "nemo-toolkit": "3.0.1", "torch": "2.9.0a0+nv25.10"}
+    monkeypatch.setattr(probes, "version_of", lambda name: fake[name] if name in fake else real(name))
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "missing: lhotse; pip install lhotse" in out and "3.0.1, but >=2.7rc0,<2.8 is needed" in out
+    assert "missing: torch" not in out and "ready: " not in out
+
+
+def test_file_systems(tmp_path, monkeypatch):
+    assert probes.file_system(tmp_path) != "unknown"
+    assert probes.file_system(Path("/proc")) == "proc"
