@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TARGETS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)  # of an even share: what one pack may take
-TRIALS = 200  # placements tried per step beyond those
+TRIALS = 200  # placements tried per step beyond those,
+PLACED = 8192  # while they place no more packs than this: milliseconds either way
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def assign(costs: np.ndarray, degrees: Sequence[int]) -> list[Turn]:
 
 def _improve(best: np.ndarray, span: int, costs: np.ndarray, allowed: np.ndarray, degrees: Sequence[int]) -> np.ndarray:
     """Move one pack at a time to the next wider or narrower degree while that shortens the step."""
-    trials = TRIALS
+    trials = min(TRIALS, PLACED // len(costs))
     while trials > 0:
         better = None
         for pack in np.argsort(-costs[np.arange(len(costs)), best], kind="stable"):
