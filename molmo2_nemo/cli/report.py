@@ -47,16 +47,16 @@ pre { font: 12px/1.45 ui-monospace, monospace; background: #f5f6f8; padding: 10p
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="output_dir of a run, or the folder of one stage")
+    parser.add_argument("folder", metavar="RUN", help="output_dir of a run, or the folder of one stage")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the run's folder)")
 
 
 def run(args: argparse.Namespace) -> int:
-    stages = read_run(args.run)
-    out: Path = args.out or Path(args.run) / "report.html"
+    stages = read_run(args.folder)
+    out: Path = args.out or Path(args.folder) / "report.html"
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    out.write_text(page(stages, str(args.run)), encoding="utf-8")
+    out.write_text(page(stages, str(args.folder)), encoding="utf-8")
     print(out)
     return 0
 

@@ -19,13 +19,13 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="output_dir of a run, or the folder of one stage")
+    parser.add_argument("folder", metavar="RUN", help="output_dir of a run, or the folder of one stage")
     parser.add_argument("--json", action="store_true", help="one JSON object per stage instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     now = time.time()
-    stages = read_run(args.run, now)
+    stages = read_run(args.folder, now)
     if args.json:
         for stage in stages:
             print(json.dumps(as_dict(stage)))
