@@ -33,12 +33,14 @@ class Login:
         Raises:
             UserError: the login node cannot be reached.
         """
+        from paramiko.ssh_exception import SSHException
+
         line = " ".join(shlex.quote(part) for part in command)
         try:
             done = self.tunnel.run(line, hide=True, warn=True, in_stream=False)
         except SystemExit:  # NeMo-Run's, when it is not let in
             raise UserError(f"{self.name} did not let us in; try `ssh {self.name}`, then cluster.slurm.ssh.*") from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, SSHException) as error:
             raise UserError(f"cannot reach {self.name}: {error}; see cluster.slurm.ssh.*") from None
         return int(done.return_code), done.stdout, done.stderr
 
@@ -71,11 +73,19 @@ class Login:
         if self.is_local:
             Path(part).write_text(text)
         else:
-            import io
-
-            self.try_run("true")  # connects
-            self.tunnel.session.put(io.StringIO(text), part)
+            self._upload(part, text)
         self.run("mv", part, str(path))
+
+    def _upload(self, path: str, text: str) -> None:
+        import io
+
+        from paramiko.ssh_exception import SSHException
+
+        self.run("true")  # connects
+        try:
+            self.tunnel.session.put(io.StringIO(text), path)
+        except (OSError, SSHException) as error:
+            raise UserError(f"cannot write {path} on {self.name} (over sftp): {error}") from None
 
     def close(self) -> None:
         self.tunnel.cleanup()

@@ -111,6 +111,7 @@ class Cluster:
         Path("/run/sshd").mkdir(exist_ok=True)
         settings = [f"Port {port}", "ListenAddress 127.0.0.1", f"HostKey {f}/host", f"AuthorizedKeysFile {f}/user.pub"]
         settings += ["StrictModes no", "UsePAM no", f"PidFile {f}/sshd.pid", f"SetEnv SLURM_CONF={f}/slurm.conf"]
+        settings += ["Subsystem sftp internal-sftp"]
         (f / "sshd_config").write_text("\n".join(settings) + "\n")
         self._spawn("sshd", "-D", "-e", "-f", f"{f}/sshd_config")
         wait_for(lambda: not _free(port), 20, "sshd", self.logs)

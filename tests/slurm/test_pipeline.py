@@ -174,7 +174,9 @@ def test_the_users_mistake_in_a_job_is_told_and_not_tried_again(slurm, shards, t
     mine.wait_for_state(job, "FAILED")
     assert property_of(slurm, job, "ExitCode") == f"{USER_ERROR}:0"
     log = next((mine.folder / "slurm/sft").glob("sbatch_*.out")).read_text()
-    assert f"molmo2: data.sources.demo: data set 'demo': no folder at {data}" in log and "requeued" not in log
+    assert (
+        f"molmo2: data.sources.demo: data set 'demo': no folder at {data}" in log and "\nmolmo2: requeued\n" not in log
+    )
     if (slurm.folder / "plugstack.conf").read_text():
         flags = dict(line.split("=", 1) for line in (tmp_path / "flags").read_text().splitlines())
         assert flags["container-image"] == "registry/image:1"
