@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from molmo2_nemo.data.config import DataConfig, SourceConfig
+from molmo2_nemo.model.config import LoraConfig
 from molmo2_nemo.slurm.config import SlurmConfig
 
 
@@ -63,6 +64,7 @@ class StageConfig:
     train_connector: bool = True
     train_llm: bool = True
     train_base_embedding: bool = False  # the published runs freeze the base rows (and so a tied head)
+    lora: LoraConfig = field(default_factory=LoraConfig)  # rank > 0: adapters learn, the language model does not
 
 
 @dataclass

@@ -29,7 +29,8 @@ from molmo2_nemo.convert.names import (
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
-from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset, with_choices
+from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_choices
+from molmo2_nemo.settings.schema import structure
 
 MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
 CHOICES = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`, what changes the function
@@ -143,9 +144,18 @@ def import_rule(rule: Rule, folder: SafetensorsFolder, writer: MegatronWriter, d
 
 def export_rule(rule: Rule, checkpoint: MegatronCheckpoint, writer: SafetensorsWriter, config: Molmo2Config) -> None:
     """The way back of `import_rule`."""
-    tensors = [checkpoint.read(name, vocabulary_rows(name, config)) for name in rule.canonical]
+    tensors = [read_merged(checkpoint, name, config) for name in rule.canonical]
     for name, tensor in to_external(rule, tensors, config).items():
         writer.write(name, tensor)
+
+
+def read_merged(checkpoint: MegatronCheckpoint, name: str, config: Molmo2Config) -> torch.Tensor:
+    """One canonical tensor, what its adapter adds included."""
+    weight = checkpoint.read(name, vocabulary_rows(name, config))
+    if config.lora is None or name.split(".")[-2] not in config.lora.targets:
+        return weight
+    lora_a, lora_b = (checkpoint.read(name.replace("weight", part)) for part in ("lora_a", "lora_b"))
+    return (weight.float() + config.lora.scale * (lora_b.float() @ lora_a.float())).to(weight.dtype)
 
 
 def vocabulary_rows(name: str, config: Molmo2Config) -> int | None:
@@ -211,8 +221,8 @@ def read_model_file(checkpoint: Path) -> Molmo2Config | None:
         raise ConversionError(f"{path} is damaged: {error!r}") from error
 
 
-def recognise_checkpoint(checkpoint: MegatronCheckpoint) -> Molmo2Config:
-    """The preset whose tensors a checkpoint holds.
+def recognise_checkpoint(checkpoint: MegatronCheckpoint, lora: LoraConfig | None = None) -> Molmo2Config:
+    """The preset whose tensors (and adapters) a checkpoint holds.
 
     Raises:
         ConversionError: none; tells how each differs.
@@ -220,7 +230,7 @@ def recognise_checkpoint(checkpoint: MegatronCheckpoint) -> Molmo2Config:
     reasons = []
     for name in PRESETS:
         try:
-            checkpoint.check(preset(name))
+            checkpoint.check(with_choices(preset(name), lora=lora))
             return preset(name)
         except ConversionError as error:
             reasons.append(f"{name}: {error}")
@@ -238,12 +248,18 @@ def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) 
     Raises:
         ConversionError: no known model, or a damaged file.
     """
-    config = read_model_file(folder) or recognise_checkpoint(checkpoint)
     settings = run.get("model") or {}
+    chosen = {key: settings[key] for key in CHOICES if key in settings}
     try:
-        return with_choices(config, **{key: settings[key] for key in CHOICES if key in settings})
+        chosen["lora"] = structure(LoraConfig, (run.get("stage") or {}).get("lora") or {}, "stage.lora")
+        with_choices(preset("tiny"), lora=chosen["lora"])
+    except ValueError as error:
+        raise ConversionError(f"the run's config.yaml: {error}") from None
+    config = read_model_file(folder) or recognise_checkpoint(checkpoint, chosen["lora"])
+    try:
+        return with_choices(config, **chosen)
     except (TypeError, ValueError) as error:
-        raise ConversionError(f"the run's config.yaml, group model: {error}") from None
+        raise ConversionError(f"the run's config.yaml: {error}") from None
 
 
 def run_settings(checkpoint: Path) -> dict[str, Any]:

@@ -121,4 +121,4 @@ def write_fresh(writer: MegatronWriter, config: Molmo2Config, seed: int, dtype: 
 
     for name, shape in canonical_shapes(config).items():
         if name.startswith(NEW_PARTS):
-            writer.write(name, fresh(name, shape, seed, init_std(config, name)).to(dtype))
+            writer.write(name, fresh(name, shape, seed, init_std(config, name, shape)).to(dtype))

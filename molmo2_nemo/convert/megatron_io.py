@@ -152,6 +152,11 @@ class MegatronCheckpoint:
             raise ConversionError(f"{path} does not hold a checkpoint's metadata")
         return metadata
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether LoRA adapters lie beside the weights."""
+        return any(key.endswith(".lora_a") for key in self.tensors)
+
     def locate(self, name: str) -> tuple[str, int | None]:
         """Stored key of a canonical tensor, and its index on the first axis where layers are stacked.
 

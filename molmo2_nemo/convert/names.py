@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from molmo2_nemo.model.config import Molmo2Config, TextConfig
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig
 
 Format = Literal["native", "remote"]
 FORMATS: tuple[Format, ...] = ("native", "remote")
@@ -69,6 +69,8 @@ def canonical_shapes(config: Molmo2Config) -> dict[str, tuple[int, ...]]:
     shapes["embedding.extra.weight"] = (config.extra_vocab_size, d)
     for i in range(text.num_layers):
         shapes |= layer_shapes(text, i)
+        if config.lora is not None:
+            shapes |= adapter_shapes(config.lora, layer_shapes(text, i))
     shapes["decoder.final_layernorm.weight"] = (d,)
     if not text.tie_embeddings:
         shapes["output_layer.weight"] = (text.vocab_size, d)
@@ -96,6 +98,16 @@ def layer_shapes(text: TextConfig, i: int) -> dict[str, tuple[int, ...]]:
         f"{layer}.mlp.linear_fc1.weight": (2 * text.ffn_size, d),
         f"{layer}.mlp.linear_fc2.weight": (d, text.ffn_size),
     }
+
+
+def adapter_shapes(lora: LoraConfig, layer: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Canonical adapters beside a layer's parameters."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in layer.items():
+        if name.split(".")[-2] in lora.targets:
+            shapes[name.replace("weight", "lora_a")] = (lora.rank, shape[1])
+            shapes[name.replace("weight", "lora_b")] = (shape[0], lora.rank)
+    return shapes
 
 
 def norm_names(text: TextConfig) -> tuple[str, str]:

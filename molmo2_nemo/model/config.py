@@ -110,6 +110,22 @@ class TextConfig:
     initializer_range: float = 0.02
 
 
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen linear layers of the language model. Rank 0: none."""
+
+    rank: int = 0
+    alpha: float = 32.0  # what an adapter adds is multiplied by alpha / rank
+    targets: tuple[str, ...] = LORA_TARGETS  # some of LORA_TARGETS, Megatron's names
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
 @dataclass(frozen=True)
 class Molmo2Config:
     """A whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one example; `attention` is
@@ -122,6 +138,7 @@ class Molmo2Config:
     extra_vocab_size: int = EXTRA_VOCAB_SIZE
     visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
     attention: Literal["auto", "flash", "flex", "blocks"] = "auto"
+    lora: LoraConfig | None = None
 
 
 def _tiny() -> Molmo2Config:
@@ -204,8 +221,13 @@ def with_choices(
     rope_scaling: str = "none",
     rope_factor: float = 1.0,
     attention: str = "auto",
+    lora: LoraConfig | None = None,
 ) -> Molmo2Config:
-    """`config` with what a run may choose about attention; arguments as the fields of `ModelSelection`."""
+    """`config` with what a run may choose; arguments as the fields of `ModelSelection`, and `StageConfig.lora`.
+
+    Raises:
+        ValueError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.
+    """
     if visual_attention is not None:
         config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
     if float32_attention:
@@ -215,6 +237,14 @@ def with_choices(
             connector=replace(config.connector, float32_attention=True),
         )
     text = with_rope_scaling(config.text, rope_scaling, rope_factor)
+    if lora is not None and lora.rank:
+        unknown = set(lora.targets) - set(LORA_TARGETS)
+        if lora.rank < 0 or unknown or not lora.targets:
+            raise ValueError(
+                f"stage.lora.rank={lora.rank} stage.lora.targets={list(lora.targets)}: expected a rank of at least 1 "
+                f"and some of {', '.join(LORA_TARGETS)}"
+            )
+        config = replace(config, lora=lora)
     return replace(config, text=text, attention=attention)  # type: ignore[arg-type]
 
 

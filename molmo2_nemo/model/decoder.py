@@ -34,7 +34,8 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config
+from molmo2_nemo.model.lora import adapted
 from molmo2_nemo.model.memory import TiledMLP
 from molmo2_nemo.model.rotary import table_of_layer
 
@@ -84,7 +85,7 @@ def layer_spec(model: Molmo2Config, response_dropout: float = 0.0, mlp_tiles: in
     """One decoder layer of the model's family; with `mlp_tiles` > 1 its MLP runs in so many slices."""
     text = model.text
     post_norm = text.family == "olmo3"
-    column, row = _linear_classes(post_norm)
+    linear = functools.partial(_linear, model.lora, post_norm)
     qk_norm = {"qwen3": (RMSNorm, RMSNorm), "olmo3": (_full_width(text.num_heads), _full_width(text.num_kv_heads))}
     q_norm, k_norm = qk_norm[text.family]
     block_norm = IdentityOp if post_norm else RMSNorm
@@ -96,18 +97,18 @@ def layer_spec(model: Molmo2Config, response_dropout: float = 0.0, mlp_tiles: in
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=column,
+                    linear_qkv=linear("linear_qkv"),
                     core_attention=functools.partial(
                         TreeAttention, rotary_by_layer=table_of_layer(text), kernel=model.attention
                     ),
-                    linear_proj=row,
+                    linear_proj=linear("linear_proj"),
                     q_layernorm=q_norm,
                     k_layernorm=k_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,  # Molmo2Layer puts its own in its place
             pre_mlp_layernorm=block_norm,
-            mlp=_mlp_spec(MLPSubmodules(linear_fc1=column, linear_fc2=row), mlp_tiles),
+            mlp=_mlp_spec(MLPSubmodules(linear_fc1=linear("linear_fc1"), linear_fc2=linear("linear_fc2")), mlp_tiles),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -119,14 +120,22 @@ def _mlp_spec(submodules: MLPSubmodules, tiles: int) -> ModuleSpec:
     return ModuleSpec(module=TiledMLP, params={"tiles": tiles}, submodules=submodules)
 
 
-def _linear_classes(post_norm: bool) -> tuple[type, type]:
+def _linear(lora: LoraConfig | None, post_norm: bool, name: str) -> type:
+    """The class of a layer's linear map: Megatron's, with an adapter beside it and OLMo 3's norm behind it."""
+    column, row = _linear_classes()
+    if name in ("linear_qkv", "linear_fc1"):
+        return adapted(column, name, lora, column=True)
+    row = adapted(row, name, lora, column=False)
+    return _with_post_norm(row) if post_norm else row
+
+
+def _linear_classes() -> tuple[type, type]:
     if HAVE_TE and torch.cuda.is_available():
         from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
 
-        return TEColumnParallelLinear, _with_post_norm(TERowParallelLinear) if post_norm else TERowParallelLinear
+        return TEColumnParallelLinear, TERowParallelLinear
     local = LocalSpecProvider()
-    row = local.row_parallel_linear()
-    return local.column_parallel_linear(), _with_post_norm(row) if post_norm else row
+    return local.column_parallel_linear(), local.row_parallel_linear()
 
 
 class Molmo2Layer(TransformerLayer):

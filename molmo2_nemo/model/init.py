@@ -23,11 +23,16 @@ VOCABULARY = ("embedding.base.weight", "output_layer.weight")  # rows are padded
 def initialize(model: Any, seed: int) -> None:
     """Fill all parameters of this rank's part of a Molmo2Model with fresh values, in place."""
     shapes = {canonical_name(model, n): full_shape(model, n, p) for n, p in model.named_parameters()}
-    load_canonical(model, lambda name: fresh(name, shapes[name], seed, init_std(model.molmo2, name)))
+    load_canonical(model, lambda name: fresh(name, shapes[name], seed, init_std(model.molmo2, name, shapes[name])))
 
 
-def init_std(molmo2: Any, name: str) -> float:
-    """Standard deviation of a fresh weight: each part of the model has its own `initializer_range`."""
+def init_std(molmo2: Any, name: str, shape: tuple[int, ...]) -> float:
+    """Standard deviation of a fresh weight: each part of the model has its own `initializer_range`. An adapter's A is
+    spread as PEFT's is (uniform up to 1 / sqrt(in)), its B is zero."""
+    if name.endswith("lora_a"):
+        return (3 * shape[1]) ** -0.5
+    if name.endswith("lora_b"):
+        return 0.0
     if name.startswith("vision."):
         return molmo2.vision.initializer_range
     if name.startswith("connector."):

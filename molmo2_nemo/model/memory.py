@@ -96,13 +96,18 @@ class HostOffload:
         return self._stream
 
 
+def host_buffer(like: Tensor, *, pinned: bool) -> Tensor:
+    """Where a tensor waits. On CPU this is the same memory as the device's; benchmarks/memory.py tells it apart."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
+
+
 class _Waiting:
     """One tensor on the host, and on request its copy on the device again."""
 
     def __init__(self, tensor: Tensor, stream: Any, place: int) -> None:
         self.place, self.device, self.stream = place, tensor.device, stream
         self.copy: Tensor | None = None
-        self.host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=stream is not None)
+        self.host = host_buffer(tensor, pinned=stream is not None)
         if stream is None:
             self.host.copy_(tensor)
             return

@@ -14,6 +14,7 @@ Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D wid
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -80,6 +81,7 @@ class Molmo2Model(MegatronModule):
         self.pre_process, self.post_process = pre_process, post_process
         self.z_loss, self.response_dropout = z_loss, response_dropout
         self.mlp_tiles, self.loss_chunk = mlp_tiles, loss_chunk
+        self._no_adapters = False
         self.offload = HostOffload() if offload else None
         self.vision_chunk = vision_chunk
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
@@ -269,6 +271,8 @@ class Molmo2Model(MegatronModule):
     ) -> ShardedStateDict:
         """As Megatron's, but the last stage's copy of a tied head is stored as the embedding it copies."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if self._no_adapters:
+            state = {key: value for key, value in state.items() if not key.endswith((".lora_a", ".lora_b"))}
         if self._tied() and self.post_process and not self.pre_process:
             state[f"{prefix}output_layer.weight"] = make_tp_sharded_tensor_for_checkpoint(
                 tensor=self.output_layer.weight,
@@ -279,6 +283,15 @@ class Molmo2Model(MegatronModule):
                 dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
             )
         return state
+
+    @contextlib.contextmanager
+    def without_adapters(self, without: bool = True) -> Iterator[None]:
+        """Inside, the state to load or save leaves adapters out: to start from a checkpoint that has none."""
+        self._no_adapters = without
+        try:
+            yield
+        finally:
+            self._no_adapters = False
 
     def _tied(self) -> bool:
         return self.share_embeddings_and_output_weights

@@ -7,6 +7,7 @@ manifest is there, and again while it is removed.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import shutil
 from collections.abc import Callable
@@ -131,6 +132,8 @@ class VerifyingStrategy(nl.MegatronStrategy):
     its share of the files.
     """
 
+    fresh_adapters = False
+
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         path = Path(checkpoint_path)
         path = path.parent if path.name == WEIGHTS_PATH else path
@@ -138,7 +141,9 @@ class VerifyingStrategy(nl.MegatronStrategy):
         if selective_restore:
             if manifest.read(path) is not None and (wrong := faults_together(path, sums)):
                 raise ValueError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
-            return super().load_checkpoint(path, selective_restore)
+            self.fresh_adapters = self.lightning_module.molmo2.lora is not None and not has_adapters(path)
+            with self.lightning_module.module.without_adapters(self.fresh_adapters):
+                return super().load_checkpoint(path, selective_restore)
         folder = path.parent
         for candidate in _agreed(manifest.finished(folder)):
             wrong = faults_together(candidate, sums)
@@ -151,6 +156,10 @@ class VerifyingStrategy(nl.MegatronStrategy):
                 candidate.rename(aside)
                 print(f"checkpoint {candidate} is damaged: {wrong[0]}. It is now {aside}; going back to the one before")
         raise ValueError(nothing_whole(folder))
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Adapters that start in this stage are not in the checkpoint of the stage before: they keep their values."""
+        super().load_model_state_dict(checkpoint, strict and not self.fresh_adapters)
 
 
 def write_manifest(checkpoint: Path) -> None:
@@ -217,13 +226,27 @@ def check_model(checkpoint: Path, molmo2: Any) -> None:
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
     from molmo2_nemo.convert.names import ConversionError
 
+    found = None
     try:
-        MegatronCheckpoint(checkpoint).check(molmo2)
+        found = MegatronCheckpoint(checkpoint)
+        found.check(molmo2 if molmo2.lora is None or found.has_adapters else dataclasses.replace(molmo2, lora=None))
     except ConversionError as error:
+        if found is not None and molmo2.lora is None and found.has_adapters:
+            raise ValueError(
+                f"init_from={checkpoint} has adapters (stage.lora), this stage has none. Merge them first: molmo2 "
+                f"convert export {checkpoint} HF, then molmo2 convert import HF CHECKPOINT, and start from that"
+            ) from None
         raise ValueError(
             f"init_from={checkpoint} cannot start a {molmo2.name!r} model: {error}. Name a checkpoint of the same "
             "model, or choose the model it was made from"
         ) from None
+
+
+def has_adapters(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds LoRA adapters."""
+    from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
+
+    return MegatronCheckpoint(checkpoint).has_adapters
 
 
 def _agreed(paths: list[Path]) -> list[Path]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from molmo2_nemo.config import MemoryConfig
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import Molmo2Config, preset, with_choices
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config, preset, with_choices
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.memory import recompute_settings
@@ -87,6 +87,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         trainable: which groups learn; `base_embedding` covers the base rows and a tied head.
         memory: what is traded for memory.
         context: how ranks that share a pack work together.
+        lora: adapters that learn in place of the language model; rank 0 or None for none.
         variable_length: packs of one run differ in length, so pipeline stages tell each other the shapes.
         dtype: parameter dtype.
         task_of: data set -> the task that its loss is logged under.
@@ -109,6 +110,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         rope_scaling: str = "none",
         rope_factor: float = 1.0,
         attention: str = "auto",
+        lora: LoraConfig | None = None,
         variable_length: bool = False,
         dtype: str = "fp32",
         task_of: dict[str, str] | None = None,
@@ -121,6 +123,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             rope_scaling=rope_scaling,
             rope_factor=rope_factor,
             attention=attention,
+            lora=lora,
         )
         self.memory = memory or MemoryConfig()
         self.context = context or ContextSettings()
@@ -224,4 +227,7 @@ def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:
 
     for name, parameter in model.named_parameters():
         base = name == "embedding.base.weight" or (name == "output_layer.weight" and model.molmo2.text.tie_embeddings)
-        parameter.requires_grad_(trainable["base_embedding"] if base else trainable[group_of(name)])
+        learns = trainable["base_embedding"] if base else trainable[group_of(name)]
+        if model.molmo2.lora is not None and group_of(name) == "llm":
+            learns = learns and "lora_" in name
+        parameter.requires_grad_(learns)

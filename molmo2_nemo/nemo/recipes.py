@@ -103,6 +103,7 @@ def model(cfg: RunConfig) -> run.Config:
             "llm": stage.train_llm,
             "base_embedding": stage.train_base_embedding,
         },
+        lora=as_config(stage.lora),
         memory=as_config(cfg.memory),
         context=run.Config(
             ContextSettings,
