@@ -56,8 +56,8 @@ class Progress:
 
     @property
     def last_error(self) -> dict[str, Any] | None:
-        """Why the last attempt ended: the first report after the last step."""
-        since = self.steps[-1].get("time", 0.0) if self.steps else 0.0
+        """Why the last attempt ended: the first report after its last step."""
+        since = max(self.steps[-1].get("time", 0.0) if self.steps else 0.0, self.attempt.get("time", 0.0))
         return next((e for e in self.errors if e["time"] >= since), None)
 
     def rate(self, name: str, per: str | None = None) -> float | None:
@@ -135,11 +135,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _state(stage: Progress, now: float) -> State:
     if stage.summary is not None:
         return "finished"
+    if stage.last_error is not None:
+        return "failed"
     began = stage.attempt.get("time")
     if began is None:
         return "waiting"
-    if stage.last_error is not None and stage.last_error["time"] >= began:
-        return "failed"
     if "left" in stage.attempt or _gone(stage.attempt):
         return "stopped"
     times = [m["time"] for m in stage.steps[-RECENT:] if "time" in m]

@@ -77,7 +77,7 @@ def page(stages: Sequence[Progress], title: str) -> str:
         f"<div class=wide>{table(stages)}</div>",
         "<h2>Curves</h2><p class=note>Optimizer steps, stages one after the other.</p>",
         f"<div class=charts>{charts}</div>",
-        incidents(shown),
+        incidents(stages),
         "<h2>Settings</h2>",
         *(f"<details><summary>{_text(s.name)}</summary><pre>{_text(to_yaml(s.config))}</pre></details>"
           for s in stages if s.config),
@@ -112,9 +112,11 @@ def table(stages: Sequence[Progress]) -> str:
             f"{tokens / seconds:,.0f}" if seconds else "-",
             *(_mean(steps, name) for name in ("mfu", "fill", "crop_fill")),
         ]
-        rows.append("".join(f"<td>{_text(cell)}</td>" for cell in cells))
-    head = "".join(f"<th>{_text(c)}</th>" for c in columns)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
+        rows.append(cells)
+    known = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]  # no MFU on CPU, for one
+    head = "".join(f"<th>{_text(columns[i])}</th>" for i in known)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(row[i])}</td>' for i in known)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def incidents(stages: Sequence[Progress]) -> str:
@@ -124,7 +126,7 @@ def incidents(stages: Sequence[Progress]) -> str:
         for fault in stage.faults[-20:]:
             records = ", ".join(fault.get("records", [])[:6])
             rows.append((stage.name, f"{fault['step']:,}", f"skipped: {fault['fault']} ({records})"))
-        if count := stage.steps[-1].get("skipped"):
+        if stage.steps and (count := stage.steps[-1].get("skipped")):
             rows.append((stage.name, "", f"{count:,} records skipped"))
         for error in stage.errors[-5:]:
             rows.append((stage.name, "", f"error: {error['message']}"))
