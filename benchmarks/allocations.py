@@ -6,7 +6,9 @@ on every run, and free of what allocators keep. Memory inside a kernel that is g
 
 from __future__ import annotations
 
+import contextlib
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,16 +30,26 @@ class Allocations(TorchDispatchMode):
         self.alive = self.peak = 0
         self.largest: tuple[int, str] = (0, "")
         self._known: set[int] = set()
+        self._elsewhere = False
 
     def __enter__(self) -> Allocations:
         super().__enter__()
         return self
 
+    @contextlib.contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is made inside does not count: buffers that on a GPU would be host memory."""
+        self._elsewhere = True
+        try:
+            yield
+        finally:
+            self._elsewhere = False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, torch.Tensor)}
         result = func(*args, **(kwargs or {}))
         for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
+            if isinstance(tensor, torch.Tensor) and not self._elsewhere:
                 self._count(tensor, before, str(func))
         return result
 

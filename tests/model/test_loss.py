@@ -145,3 +145,48 @@ def test_logits_exist_for_one_chunk_at_a_time(group, monkeypatch):
     hidden, head, labels, weights = problem(0, 20, 4, 10, 1.0)
     module.weighted_loss(hidden.requires_grad_(), head, labels, weights, 1e-4, 10, group, 6).backward()
     assert seen == [6, 6, 6, 2] * 2
+
+
+SCORED = 300  # positions with a loss, however long the pack
+
+
+def memory_job(sizes: list[int]) -> dict[int, tuple[int, int, int]]:
+    """Per pack size, of the model's loss alone: peak bytes of forward and of both passes, elements of the largest."""
+    from benchmarks.allocations import Allocations
+    from molmo2_nemo.model.config import preset
+    from molmo2_nemo.model.inputs import PackInputs
+    from tests.model.oracle import build
+    from tests.support.pool import start_megatron
+
+    start_megatron()
+    model = build(preset("tiny"), loss_chunk=64)
+    found = {}
+    for size in sizes:
+        ids = torch.arange(size)[None] % 1000
+        weights = torch.zeros(1, size)
+        weights[0, torch.linspace(0, size - 1, SCORED).long()] = 0.5
+        nothing = torch.zeros(0, dtype=torch.long)
+        rest = dict.fromkeys(("crops", "pooling", "pooled_positions", "unit_crops", "unit_rows"), nothing)
+        same = dict.fromkeys(("input_ids", "position_ids", "example_ids", "branch_ids"), ids)
+        inputs = PackInputs(**same, visual=ids < 0, **rest, labels=ids, loss_weights=weights)
+        hidden = torch.randn(size, 1, model.config.hidden_size, requires_grad=True)
+        model.zero_grad()
+        with Allocations() as counted:
+            loss = model.loss(hidden, inputs)
+            forward = counted.peak
+            loss.backward()
+        assert int((hidden.grad.abs().sum(-1) > 0).sum()) == SCORED
+        found[size] = (forward, counted.peak, counted.largest[0])
+    return found
+
+
+def test_memory_does_not_grow_with_the_pack(workers):
+    """At a fixed number of answers only arrays of a few numbers per token grow, and the gradient that is handed on
+    (twice: selecting the answers' rows is undone into one tensor, which autograd copies)."""
+    short, long = 2048, 32768
+    found = workers.run(memory_job, [short, long])[0]
+    width, more = 192, long - short
+    assert found[long][0] - found[short][0] <= 32 * more
+    assert found[long][1] - found[short][1] <= (2 * 4 * width + 32) * more
+    assert found[short][0] > 64 * 1024 * 4  # the logits of a chunk were seen
+    assert found[long][2] <= long * width  # nothing larger than the gradient of the hidden states
