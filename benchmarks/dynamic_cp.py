@@ -6,8 +6,9 @@ Packs are drawn from the mixture of benchmarks/packing.py and packed by the same
 tokens, 128 crops) and stage 3 (36,864, 384); "single" is stage 3's examples one by one, as without packing. A step is
 128 packs (for "single" as many examples as those packs hold), dealt to replicas by data/balance.py, and inside a
 replica to blocks of ranks by parallel/schedule.py: the code that training runs. Seconds come from parallel/cost.py,
-whose rates are assumptions; nothing here was measured on a GPU. Left out, as it is the same for all: the gradients' reduction and
-the optimizer. Static context parallelism gives every pack to all ranks of a group of 8 and pads it to full length.
+whose rates are assumptions; nothing here was measured on a GPU. Left out, as it is the same for all: the gradients'
+reduction and the optimizer. Static context parallelism gives every pack to all ranks of a group of 8 and pads it to
+full length.
 
 static 8     all packs on 8 ranks (Ulysses)
 dynamic 8    blocks of 1, 2, 4, 8 ranks in groups of 8 (Ulysses)
