@@ -43,14 +43,14 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
 
 def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
     """See `kernels.Kernel`."""
-    return _forward_cuda(q, k, v, area, scale) if q.is_cuda else _forward_cpu(q, k, v, area, scale)
+    return _forward_varlen(q, k, v, area, scale) if q.is_cuda else _forward_pieces(q, k, v, area, scale)
 
 
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.Kernel`."""
-    run = _backward_cuda if q.is_cuda else _backward_cpu
+    run = _backward_varlen if q.is_cuda else _backward_pieces
     return run(grad, q, k, v, out, lse, area, scale)
 
 
@@ -63,7 +63,7 @@ class _Merge:
 
     def put(self, where: Any, out: Tensor, lse: Tensor) -> None:
         """The first piece to reach these rows. where: their index; out [L, N, H], lse [L, N]."""
-        self.out[where], self.lse[where] = out, lse
+        self.out[where], self.lse[where] = out.to(self.out.dtype), lse
 
     def add(self, where: Any, out: Tensor, lse: Tensor) -> None:
         """One more piece over these rows."""
@@ -80,7 +80,7 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 # --- CPU: one call for each piece
 
 
-def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+def _forward_pieces(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
     merge = _Merge(q)
     groups = k.shape[2]
     for piece in area.pieces:
@@ -99,7 +99,7 @@ def _forward_cpu(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> t
     return merge.out.to(q.dtype), merge.lse
 
 
-def _backward_cpu(
+def _backward_pieces(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.zeros_like(t, dtype=_accumulator(t.dtype)) for t in (q, k, v))
@@ -233,7 +233,7 @@ def _call(pieces: list[Piece], area: Area, device: torch.device) -> Call:
     )
 
 
-def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
     merge = _Merge(q.flatten(0, 1))
     q_flat, k_flat, v_flat = (t.flatten(0, 1) for t in (q, k, v))
     for number, call in enumerate(calls(area, q.device)):
@@ -255,7 +255,7 @@ def _forward_cuda(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> 
     return merge.out.to(q.dtype).view_as(q), merge.lse.view(q.shape[:-1])
 
 
-def _backward_cuda(
+def _backward_varlen(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_flat, q_flat, k_flat, v_flat, out_flat, lse_flat = (t.flatten(0, 1) for t in (grad, q, k, v, out, lse))
