@@ -16,7 +16,7 @@ from molmo2_nemo.settings.schema import flatten, read_yaml, to_dict, to_yaml
 # Settings that may differ between the first and a later call without making the finished work another one.
 FREE = (
     *("output_dir", "init_from", "save_every", "log_every", "data.num_workers", "data.prefetch"),
-    *("cluster.", "checkpoint.", "log.", "validation."),
+    *("cluster.", "checkpoint.", "log.", "memory.", "validation."),
 )
 
 

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.cli import out_of_memory
 from molmo2_nemo.cli.launch import ERROR_DIR
 from molmo2_nemo.cli.runs import stage_dir
 from molmo2_nemo.config import RunConfig
@@ -39,6 +40,8 @@ def run(cfg: RunConfig) -> int:
         text = f"{error}; `molmo2 doctor` says what is missing and how to get it"
         return _report(cfg, rank, error, text if missing else str(error), user_error=missing)
     except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must be able to tell
+        if (told := out_of_memory.explain(error, cfg, rank)) is not None:
+            return _report(cfg, rank, error, told, user_error=True)
         return _report(cfg, rank, error, str(error) or repr(error), user_error=is_user_error(error))
     return 0
 
