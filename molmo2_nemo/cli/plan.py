@@ -74,7 +74,7 @@ def numbers(plan: Any) -> dict[str, Any]:
             "layout": candidate.layout.name,
             "settings": candidate.layout.settings,
             "memory_gib": {name: value / GIB for name, value in candidate.memory.parts().items()},
-            "step_seconds": {name: getattr(step, name) for name in step.parts},
+            "step_seconds": step.parts(),
             "seconds": step.seconds,
             "mfu": step.mfu(plan.cluster),
             "gpu_hours": step.gpu_hours(plan.cluster, plan.work.steps),
@@ -85,5 +85,6 @@ def numbers(plan: Any) -> dict[str, Any]:
     return {
         "cluster": str(plan.cluster),
         "best": [one(c) for c in plan.best],
+        "configured": one(plan.configured) if plan.configured else None,
         "others": [one(c) | {"why_not": why} for c, why in plan.others],
     }

@@ -43,6 +43,7 @@ class Plan:
     work: Workload
     best: list[Candidate]  # that fit, fastest first, one of each way to split
     others: list[tuple[Candidate, str]]  # with the reason each loses
+    configured: Candidate | None = None  # the run's own settings, where they make sense on this cluster
 
 
 def search(
@@ -67,20 +68,47 @@ def search(
     too_big = sorted((c for c in found if _way(c.layout) not in ways), key=lambda c: c.memory.total)
     others = [(c, _why_slower(c, best[0])) for c in best[keep:]]
     others += [(c, _why_too_big(c, cluster)) for c in _one_of_each(too_big)]
-    return Plan(cluster, work, best[:keep], others)
+    return Plan(cluster, work, best[:keep], others, configured(cfg, model, work, cluster, rates))
+
+
+def configured(
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None = None
+) -> Candidate | None:
+    """The layout that the run's settings have, replicas filling the cluster; None where that does not come out even."""
+    p = cfg.parallel
+    replicas, left = divmod(cluster.gpus, p.tensor * p.context * p.pipeline)
+    if left or replicas == 0 or work.packs % (replicas * cfg.stage.micro_batch_size):
+        return None
+    layout = Layout(
+        p.tensor,
+        p.context,
+        p.context_ulysses or p.context,
+        p.pipeline,
+        replicas,
+        cfg.stage.micro_batch_size,
+        cfg.memory.recompute,
+        cfg.memory.offload,
+    )
+    return weigh(cfg, model, work, cluster, layout, rates)
 
 
 def candidates(
     cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None
 ) -> list[Candidate]:
     return [
-        Candidate(
-            layout,
-            memory(model, cfg.stage, work, layout, cfg.memory),
-            step_time(model, cfg.stage, work, cluster, layout, rates),
-        )
-        for layout in layouts(model, cluster, work.packs, work.length)
+        weigh(cfg, model, work, cluster, layout, rates) for layout in layouts(model, cluster, work.packs, work.length)
     ]
+
+
+def weigh(
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, layout: Layout, rates: Rates | None
+) -> Candidate:
+    """Memory and time of one layout."""
+    return Candidate(
+        layout,
+        memory(model, cfg.stage, work, layout, cfg.memory),
+        step_time(model, cfg.stage, work, cluster, layout, rates),
+    )
 
 
 def _way(layout: Layout) -> tuple[int, int, int]:

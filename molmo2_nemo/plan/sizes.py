@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from molmo2_nemo.config import StageConfig
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config
 from molmo2_nemo.model.flops import layer_weights
 
 
@@ -68,16 +68,33 @@ def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) ->
     """The largest share of any pipeline stage: vision and the embedding are on the first, the head on the last."""
     p = parameters(model)
     rows = math.ceil(model.text.vocab_size / tensor) * model.text.hidden_size
-    layers = p.layer * p.layers / pipeline / tensor
-    llm = 1.0 if stage.train_llm else 0.0
+    adapters = adapter_parameters(model, stage.lora) / pipeline / tensor  # A or B of each is cut, the other small
+    layers = p.layer * p.layers / pipeline / tensor + adapters
+    llm = 1.0 if stage.train_llm and not stage.lora.rank else 0.0
+    decoder = adapters * stage.train_llm if stage.lora.rank else layers * llm
     table = 1.0 if stage.train_base_embedding else 0.0
+    connector = p.connector + p.extra
     first = Held(
-        layers + rows + p.extra + p.vision + p.connector,
-        layers * llm + rows * table + p.vision * stage.train_vit + (p.connector + p.extra) * stage.train_connector,
+        layers + rows + p.vision + connector,
+        decoder + rows * table + p.vision * stage.train_vit + connector * stage.train_connector,
     )
     head_trained = table if model.text.tie_embeddings else llm
     if pipeline == 1:
         own = 0.0 if model.text.tie_embeddings else rows
         return Held(first.all + own + p.final_norm, first.trained + own * head_trained + p.final_norm * llm)
-    last = Held(layers + rows + p.final_norm, layers * llm + rows * head_trained + p.final_norm * llm)
+    last = Held(layers + rows + p.final_norm, decoder + rows * head_trained + p.final_norm * llm)
     return max(first, last, key=lambda h: h.all)
+
+
+def adapter_parameters(model: Molmo2Config, lora: LoraConfig) -> int:
+    """Parameters of all LoRA adapters; 0 without."""
+    text = model.text
+    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    d, ffn = text.hidden_size, text.ffn_size
+    ends = {
+        "linear_qkv": d + queries + 2 * keys,
+        "linear_proj": queries + d,
+        "linear_fc1": d + 2 * ffn,
+        "linear_fc2": ffn + d,
+    }
+    return lora.rank * sum(ends[name] for name in lora.targets) * text.num_layers

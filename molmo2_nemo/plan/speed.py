@@ -8,7 +8,7 @@ some three quarters of their nominal bandwidth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from molmo2_nemo.config import StageConfig
 from molmo2_nemo.model.config import Molmo2Config
@@ -32,10 +32,26 @@ class Rates:
     other: float = 0.12  # of all computing: norms, activations, rotary, launches
     hidden_gradients: float = 0.7  # share of the gradients' exchange behind computing
     hidden_exchange: float = 0.3  # of the exchanges inside layers
+    half_rate: float = 256.0  # tokens of a rank at which matrix products reach half of their rate
+    latency: float = 20e-6  # seconds of one exchange, whatever its size
 
 
 FLASH = Rates(attention_forward=0.59, attention_backward=0.43)
 KERNELS = {"flex": Rates(), "flash": FLASH}
+
+
+PARTS = (
+    "linear",
+    "attention",
+    "vision",
+    "recompute",
+    "other",
+    "imbalance",
+    "bubble",
+    "tensor",
+    "context",
+    "gradients",
+)
 
 
 @dataclass(frozen=True)
@@ -55,25 +71,13 @@ class Step:
     flops: Flops  # of the model: forward and backward of all packs
     link_bytes: float = 0.0  # per GPU
     network_bytes: float = 0.0
-    parts: tuple[str, ...] = field(
-        default=(
-            "linear",
-            "attention",
-            "vision",
-            "recompute",
-            "other",
-            "imbalance",
-            "bubble",
-            "tensor",
-            "context",
-            "gradients",
-        ),
-        repr=False,
-    )
+
+    def parts(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in PARTS}
 
     @property
     def seconds(self) -> float:
-        return sum(getattr(self, name) for name in self.parts)
+        return sum(self.parts().values())
 
     def mfu(self, cluster: Cluster) -> float:
         """Model FLOPs by mask area over the peak of all GPUs."""
@@ -105,13 +109,17 @@ def step_time(
         scored_tokens=round(work.scored),
     )
     ranks = layout.model_size
-    linear = (pack.linear + pack.head) / (rates.matrix * peak) / ranks * packs
+    tokens = work.length * layout.micro_batch / (layout.context * layout.tensor)
+    matrix = rates.matrix * peak * tokens / (tokens + rates.half_rate)
+    linear = (pack.linear + pack.head) / matrix / ranks * packs
     forward = pack.attention / (rates.attention_forward * peak) / ranks * packs
     backward = 2.5 * pack.attention / (rates.attention_backward * peak) / ranks * packs
     seen = (pack.vit + pack.connector) / (rates.vision * peak) / (layout.context * layout.tensor) * packs
     again = {"none": 0.0, "selective": forward, "full": linear + forward + seen}[layout.recompute]
     vision = seen * (3 if work.train_vit else 1)
-    busy = 3 * linear + forward + backward + vision + again
+    weights = stage.train_llm and not stage.lora.rank  # frozen ones have no gradient of their own
+    linear_passes = 3 if weights else 2
+    busy = linear_passes * linear + forward + backward + vision + again
     other = rates.other * busy
     micro_batches = max(1.0, packs / layout.micro_batch)
     # dealing a step's micro-batches evens them out to 5 % (benchmarks/results/packing-*); one each cannot be dealt
@@ -128,7 +136,7 @@ def step_time(
         scored_tokens=round(work.scored),
     )
     return Step(
-        linear=3 * linear,
+        linear=linear_passes * linear,
         attention=forward + backward,
         vision=vision,
         recompute=again,
@@ -166,9 +174,10 @@ def exchanges(
     together = max(1, cluster.per_node // (layout.tensor * layout.pipeline))  # ranks of that group in a node
     gradient_rate = link if one_node else min(link, network * together)
     exposed = 1 - rates.hidden_exchange
+    calls = passes * layers * packs / layout.micro_batch * rates.latency  # one exchange per layer and pass
     seconds = {
-        "tensor": exposed * tensor_bytes / link,
-        "context": exposed * (context_bytes / link + ring_bytes / network),
+        "tensor": exposed * tensor_bytes / link + (4 * calls if layout.tensor > 1 else 0.0),
+        "context": exposed * (context_bytes / link + ring_bytes / network) + (4 * calls if layout.context > 1 else 0.0),
         "gradients": (1 - rates.hidden_gradients) * gradient_bytes / gradient_rate,
     }
     crossing = ring_bytes + (0.0 if one_node else gradient_bytes / together)

@@ -52,8 +52,7 @@ def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[Any]:
     yield _parts(
         "memory of a GPU, " + best.layout.name, "GiB", WHAT, {k: v / GIB for k, v in best.memory.parts().items()}
     )
-    seconds = {name: getattr(best.step, name) for name in best.step.parts}
-    yield _parts("a step, " + best.layout.name, "seconds", WHERE, seconds)
+    yield _parts("a step, " + best.layout.name, "seconds", WHERE, best.step.parts())
     yield (
         f"per GPU and step {best.step.link_bytes / 1e9:.0f} GB inside the node, "
         f"{best.step.network_bytes / 1e9:.0f} GB over the network"
@@ -68,14 +67,16 @@ def _best(plan: Plan) -> Table:
     table.add_column("layout")
     for name in ("packs at once", "recompute", "GiB", "s/step", "MFU", "GPU-hours"):
         table.add_column(name, justify="right")
-    for c in plan.best:
+    mine = [plan.configured] if plan.configured else []
+    for c in plan.best + mine:
         again = c.layout.recompute + (", offload" if c.layout.offload else "")
         hours = c.step.gpu_hours(plan.cluster, plan.work.steps)
+        full = "" if c.fits(plan.cluster) else " (too much)"
         table.add_row(
-            c.layout.name,
+            c.layout.name + (", as configured" if c is plan.configured else ""),
             str(c.layout.micro_batch),
             again,
-            f"{c.memory.total / GIB:.0f}",
+            f"{c.memory.total / GIB:.0f}{full}",
             f"{c.step.seconds:.1f}",
             f"{c.step.mfu(plan.cluster):.0%}",
             f"{hours:,.0f}",

@@ -16,7 +16,7 @@ from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.settings.schema import structure
 
-GROUPS = ("recipe", "model", "data", "stage", "parallel", "cluster")
+GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "cluster")
 STAGES = ("pretrain", "sft", "long")
 ALIASES = {("stage", "long_context"): "long"}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from molmo2_nemo.config import StageConfig
-from molmo2_nemo.model.config import Molmo2Config, TextConfig, preset
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig, preset
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import block_bytes, decoder_bytes, vision_bytes
-from molmo2_nemo.plan.sizes import held, parameters
+from molmo2_nemo.plan.sizes import adapter_parameters, held, parameters
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -58,6 +58,11 @@ def test_shares_of_ranks_add_up():
     assert whole.trained == p.total - p.embedding  # the base rows are frozen
     frozen = held(model, replace(stage, train_vit=False), 1, 1)
     assert whole.trained - frozen.trained == p.vision
+    lora = held(model, replace(stage, lora=LoraConfig(rank=8)), 1, 1)
+    assert (
+        lora.all - p.total == adapter_parameters(model, LoraConfig(rank=8)) == 8 * 36 * (10240 + 8192 + 28672 + 16384)
+    )
+    assert lora.trained == lora.all - p.total + p.vision + p.connector + p.extra
     half = held(model, stage, 2, 1)
     assert half.all == pytest.approx((p.layer * p.layers + p.embedding + p.head) / 2 + p.vision + p.connector, rel=0.01)
     assert held(model, stage, 1, 2).all > p.total / 2
