@@ -63,3 +63,37 @@ def test_factories_carry_the_published_numbers(workers, model):
     assert (long["length"], long["context"], long["steps"]) == (36864, 8, 2000)
     assert (long["rates"], long["dropout"]) == ([5e-6, 1e-5], (0.1, 0.0))
     assert long["log"] == "somewhere/long/checkpoints"
+
+
+def routes_job(folder: str) -> list[str]:
+    """Recipes that differ between the ways to ask for them: NeMo's command line, Hydra, and a printed configuration."""
+    from nemo.collections import llm
+    from nemo_run.cli.lazy import LazyEntrypoint
+
+    import molmo2_nemo.nemo.registration  # noqa: F401  (what the entry point imports)
+    from molmo2_nemo.model.config import PRESETS
+    from molmo2_nemo.nemo.recipes import stage_recipe
+    from molmo2_nemo.settings.compose import STAGES, compose
+    from molmo2_nemo.settings.schema import load_yaml, to_yaml
+
+    changed = ["stage.optim.llm.lr=3e-6", "checkpoint.keep_every=500", "faults.spike_sigma=6"]
+    different = []
+    for preset in PRESETS:
+        for stage in STAGES:
+            asked = f"molmo2_{preset}_{stage}(dir='runs/x', overrides='{' '.join(changed)}')"
+            nemo = LazyEntrypoint(llm.train, factory=asked).resolve()
+            cfg = compose([f"recipe={preset}", f"stage={stage}", "output_dir=runs/x", *changed])
+            hydra = stage_recipe(cfg)
+            printed = Path(folder) / f"{preset}_{stage}.yaml"
+            printed.write_text(to_yaml(cfg))
+            if not (nemo == hydra == stage_recipe(load_yaml(printed))):
+                different.append(asked)
+            assert nemo.model.optim.optim.llm.lr == 3e-6 and nemo.log.ckpt.keep.keep_every == 500
+            hydra.model.optim.max_steps += 1  # what is compared is compared to the last field
+            if nemo == hydra:
+                different.append("nothing, even where there is something")
+    return different
+
+
+def test_nemos_command_line_and_hydra_give_one_recipe(workers, tmp_path):
+    assert workers.run(routes_job, str(tmp_path))[0] == []

@@ -66,19 +66,61 @@ def test_validation_scores_examples_and_leaves_training_alone(workers, shards, t
     alone = workers.run(scored_alone, still, str(shards / "sft"), EXAMPLES)[0]
     assert line["losses"]["held"] == pytest.approx(alone, rel=1e-5)
 
-    metrics = []
-    for name in ("with", "without"):
-        cfg = tiny_run(tmp_path / name, 3)
-        cfg.data, cfg.stage.residual_dropout = demo_data(shards), 0.1
-        if name == "with":
-            cfg.validation = still.validation
-            cfg.validation.every = 1
-        metrics.append(workers.run(train_on_packs, cfg, packs, fit=True)[0])
-    traced = [[(m["loss"], m["grad_norm_vit"], m["grad_norm_llm"]) for m in run] for run in metrics]
+
+@pytest.fixture(scope="module")
+def learned(workers, shards, tmp_path_factory):
+    """Three steps with validation after each, and their metrics."""
+    from molmo2_nemo.cli.runs import write_config
+
+    folder = tmp_path_factory.mktemp("learned")
+    cfg = learning_run(folder, shards)
+    cfg.validation.sources, cfg.validation.examples = {"held": SourceConfig(path=str(shards / "sft"))}, EXAMPLES
+    cfg.validation.every = 1
+    write_config(cfg)
+    return folder, workers.run(train_on_packs, cfg, demo_packs(20), fit=True)[0]
+
+
+def learning_run(folder, shards):
+    cfg = tiny_run(folder, 3)
+    cfg.data, cfg.stage.residual_dropout = demo_data(shards), 0.1
+    return cfg
+
+
+def test_validation_leaves_no_trace_in_training(workers, shards, learned, tmp_path):
+    folder, metrics = learned
+    without = workers.run(train_on_packs, learning_run(tmp_path, shards), demo_packs(20), fit=True)[0]
+    traced = [[(m["loss"], m["grad_norm_vit"], m["grad_norm_llm"]) for m in run] for run in (metrics, without)]
     assert traced[0] == traced[1]
-    assert [line["step"] for line in lines(tmp_path / "with")] == [1, 2, 3]
-    assert lines(tmp_path / "with")[2]["losses"]["held"] < line["losses"]["held"]
-    assert not (tmp_path / "without" / "sft" / "validation.jsonl").exists()
+    assert [line["step"] for line in lines(folder)] == [1, 2, 3]
+    assert lines(folder)[2]["losses"]["held"] < lines(folder)[0]["losses"]["held"]
+    assert not (tmp_path / "sft" / "validation.jsonl").exists()
+
+
+def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], list[dict], str]:
+    from molmo2_nemo.nemo.generate import answer, answer_prompts, answer_records
+
+    prompt = {"question": "What is this?", "images": [picture], "video": None, "style": "user_qa", "reference": "R"}
+    records = list(answer_records(checkpoint, shards, 4, 3))
+    return (
+        records,
+        list(answer_prompts(checkpoint, [prompt], 3)),
+        answer(checkpoint, [picture], None, "What is this?", max_new_tokens=3),
+    )
+
+
+def test_answers_beside_their_references(workers, shards, learned):
+    """References are what the shards' annotations say, never shown in the prompt; a prompt gets what `ask` answers."""
+    import data_prep
+    from data_prep.demo_records import CAPTIONS
+
+    picture = (Path(data_prep.__file__).parent / "demo_media" / "cat.jpg").read_bytes()
+    checkpoint = learned[0] / "sft" / "checkpoints" / "step=3"
+    records, prompts, asked = workers.run(answers, checkpoint, str(shards / "pretrain"), picture)[0]
+    assert len(records) == 4 and len({r["key"] for r in records}) == 4
+    assert any(r["reference"] in CAPTIONS.values() for r in records)
+    assert all(r["reference"] and r["reference"] not in r["question"] for r in records)
+    (only,) = prompts
+    assert (only["answer"], only["reference"], only["key"]) == (asked, "R", "prompt 1")
 
 
 def lines(folder: Path) -> list[dict]:
