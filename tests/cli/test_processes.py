@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from molmo2_nemo.cli import launch
 from molmo2_nemo.config import RunConfig
@@ -36,17 +40,47 @@ def worker_of(run: Path, rank: int) -> int | None:
     return None
 
 
-def test_a_killed_process_ends_the_run_and_is_named(tmp_path):
+@pytest.fixture(scope="module")
+def shards(both_cores, tmp_path_factory):
     from data_prep.demo import build_demo
 
-    build_demo(tmp_path / "data")
-    settings = ["recipe=tiny", "stage=pretrain", f"data.sources.demo.path={tmp_path}/data/pretrain"]
-    command = [sys.executable, "-m", "molmo2_nemo.cli.main", "train", *settings, f"output_dir={tmp_path}/run"]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while (worker := worker_of(tmp_path / "run", 1)) is None:
+    folder = tmp_path_factory.mktemp("data")
+    build_demo(folder)
+    return folder / "pretrain"
+
+
+def start(folder: Path, shards: Path) -> subprocess.Popen[str]:
+    """The user's command: two replicas, far more steps than it will get to."""
+    settings = ["recipe=tiny", "stage=pretrain", f"data.sources.demo.path={shards}", f"output_dir={folder}"]
+    small = ["stage.max_steps=900", "stage.global_batch_size=2", "stage.micro_batch_size=1"]
+    command = [sys.executable, "-m", "molmo2_nemo.cli.main", "train", *settings, *small]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait(run: subprocess.Popen[str], met: Callable[[], Any]) -> Any:
+    """The first true value of `met()`, while the run is there."""
+    deadline = time.monotonic() + 300
+    while not (value := met()):
         assert time.monotonic() < deadline and run.poll() is None
         time.sleep(0.05)
+    return value
+
+
+def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(shards, tmp_path):
+    run = start(tmp_path, shards)
+    metrics = tmp_path / "pretrain" / "metrics.jsonl"
+    wait(run, lambda: metrics.is_file() and '"step": 2,' in metrics.read_text())
+    run.send_signal(signal.SIGUSR1)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == PREEMPTED, err
+    assert "stopped by a signal; the same command goes on from the last checkpoint" in out
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert [p.name for p in (tmp_path / "pretrain" / "checkpoints").iterdir()] == [f"step={last}"]
+
+
+def test_a_killed_process_ends_the_run_and_is_named(shards, tmp_path):
+    run = start(tmp_path, shards)
+    worker = wait(run, lambda: worker_of(tmp_path, 1))
     os.kill(worker, signal.SIGKILL)
     error = run.communicate(timeout=120)[1]
     assert run.returncode == 128 + signal.SIGKILL
