@@ -16,6 +16,7 @@ from typing import Any
 from data_prep.sources.base import Hub, SourceError
 
 HUB_PREFIX = "hf://datasets/"
+_unreachable: list[str] = []  # why the Hub could not be reached, in this process
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow")
 
 
@@ -30,10 +31,15 @@ def split_files(origin: Hub, config: str | None, folder: Path | None) -> list[st
     if folder is not None and not (folder / "README.md").is_file():
         return _by_name(folder, config, origin.split)
     place = str(folder) if folder is not None else origin.repo
+    if folder is None and _unreachable:
+        raise SourceError(f"data set {place}: the Hub could not be reached a moment ago ({_unreachable[0]})")
     try:
         data_files = _builder(place, config, None if folder is not None else origin.revision).config.data_files or {}
     except Exception as error:  # the libraries raise many kinds, their texts are good
-        hint = "Is the network there, and the licence accepted on the Hub?" if folder is None else ""
+        hint = ""
+        if folder is None and isinstance(error, ConnectionError):
+            _unreachable.append(_short(error))  # dozens of data sets need not each wait for the same
+            hint = "Is the network there? A copy of the repository below --source does as well"
         label = f"data set {place}, configuration {config or 'default'}"
         raise SourceError(f"{label}: {_short(error)} {hint}".strip()) from None
     files = data_files.get(origin.split)
@@ -73,9 +79,15 @@ def open_file(file: str) -> Path:
     """A local path for one of `split_files`, fetched if it is on the Hub."""
     if not file.startswith(HUB_PREFIX):
         return Path(file)
+    repo, revision, path = parts(file)
+    return download_file(repo, path, revision)
+
+
+def parts(file: str) -> tuple[str, str, str]:
+    """(repository, revision, path) of an hf:// address."""
     repo, _, rest = file.removeprefix(HUB_PREFIX).partition("@")
     revision, _, path = rest.partition("/")
-    return download_file(repo, path, revision.replace("%2F", "/"))
+    return repo, revision.replace("%2F", "/"), path
 
 
 def download_file(repo: str, path: str, revision: str | None) -> Path:

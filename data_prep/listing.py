@@ -21,7 +21,7 @@ def table(sources: Sequence[Source], width: int | None = None) -> Any:
     for source in sources:
         name = source.name + ("" if source.resolvable else " *")
         groups = [source.mixes.get(stage, "") for stage in ("pretrain", "sft")]
-        made.add_row(name, *groups, source.kind, place(source), source.licence)
+        made.add_row(name, *groups, source.kind, place(source), short_licence(source.licence))
     notes = [
         "Stages 2 and 3 share the SFT mixture. (hand): some of its files have to be fetched by hand; "
         "molmo2 prepare --list NAME says which and where they go."
@@ -79,3 +79,10 @@ def _fetched(where: Any) -> str:
     if where.repo:
         return f" (or from Hugging Face: {where.repo})"
     return " (or downloaded)" if where.url else ""
+
+
+def short_licence(licence: str) -> str:
+    """The first clause: that of the annotations; `details` has all of it."""
+    for end in (";", "(", ","):
+        licence = licence.partition(end)[0]
+    return licence.strip()

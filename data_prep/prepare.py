@@ -149,7 +149,7 @@ def prepare(
                 progress.step(counter.count, output)
         finally:
             progress.end()
-        return Summary(output.finish(_head(source), source.counts_as))
+        return Summary(output.finish(_head(source, tables.revisions), source.counts_as))
 
 
 def prepare_own(path: Path, out: Path, options: Options, progress: Progress | None = None) -> Summary:
@@ -301,10 +301,10 @@ def _origin(source: Source) -> dict[str, Any]:
     return {"tables": [table.path for table in origin.tables], "notes": source.notes}
 
 
-def _head(source: Source) -> dict[str, Any]:
+def _head(source: Source, revisions: dict[str, str]) -> dict[str, Any]:
     return {
         "name": source.name,
-        "source": _origin(source),
+        "source": _origin(source) | ({"fetched": revisions} if revisions else {}),
         "licence": source.licence,
         "kind": source.kind,
         "published_as": source.published_as,

@@ -18,7 +18,8 @@ class RichProgress(Progress):
         self._console = console
         self._bar: Any = None
         self._task: Any = None
-        self._name, self._rows = "", None
+        self._name = ""
+        self._rows: int | None = None
         self._start = self._shown = time.monotonic()
         self._before: int | None = None  # records that an earlier run had written
 

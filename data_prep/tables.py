@@ -24,6 +24,7 @@ class Tables:
 
     def __init__(self, folders: tuple[Path, ...] = (), downloader: Downloader | None = None):
         self.folders, self.downloader = folders, downloader
+        self.revisions: dict[str, str] = {}  # of the Hub's repositories that rows came from
 
     def check(self, source: Source) -> None:
         """Raises SourceError when files that have to be fetched by hand are not there; the message says which."""
@@ -58,6 +59,8 @@ class Tables:
         else:
             for config in origin.configs or (None,):
                 for file in hub.split_files(origin, config, hub.local_copy(origin, self.folders, own=own)):
+                    if file.startswith(hub.HUB_PREFIX):
+                        self.revisions[origin.repo] = hub.parts(file)[1]
                     for row in read_file(hub.open_file(file), columns=origin.columns or wanted):
                         row["__config__"] = config or ""
                         yield row

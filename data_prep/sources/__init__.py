@@ -54,4 +54,6 @@ def find_source(name: str) -> Source:
     for source in sources.values():
         if name in (source.name, source.published_as):
             return source
-    raise UserError(f"no data set {name!r}: {nearest(name, sources)}; molmo2 prepare --list shows all")
+    close = nearest(name, sources)
+    hint = f" {close}" if close.startswith("did you mean") else ""
+    raise UserError(f"no data set {name!r};{hint} molmo2 prepare --list shows all")
