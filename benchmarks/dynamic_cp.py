@@ -11,6 +11,7 @@ reduction and the optimizer. Static context parallelism gives every pack to all 
 full length.
 
 static 8     all packs on 8 ranks (Ulysses)
+cut          the same without the padding behind packs (parallel.cut_padding), as all dynamic ones
 dynamic 8    blocks of 1, 2, 4, 8 ranks in groups of 8 (Ulysses)
 dynamic 32   blocks of 1 ... 32 ranks in groups of 32 (Ulysses over 8, ring beyond); needs 32 GPUs
 limit        the same two, where a rank has memory for a quarter of a full pack only
@@ -41,15 +42,17 @@ GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 @dataclass(frozen=True)
 class Layout:
-    """Context groups of `size` ranks; a rank may get `limit` of a full pack's tokens."""
+    """Context groups of `size` ranks; a rank may get `limit` of a full pack's tokens. Dynamic ones cut padding."""
 
     size: int
     dynamic: bool
     limit: float = 1.0
+    cut: bool = True
 
 
 LAYOUTS = {
-    "static 8": Layout(8, False),
+    "static 8": Layout(8, False, cut=False),
+    "static 8, cut": Layout(8, False),
     "dynamic 8": Layout(8, True),
     "dynamic 32": Layout(32, True),
     "dynamic 8, limit": Layout(8, True, 0.25),
@@ -118,8 +121,8 @@ def step_seconds(costs: np.ndarray, gpus: int, layout: Layout) -> float:
     """The slowest replica of one step; costs [k, degrees] as `table_of` has them."""
     replicas, sizes = gpus // layout.size, degrees(layout.size)
     usable = len(costs) // replicas * replicas
-    wide = costs[:usable, -1].reshape(replicas, -1)
-    place = deal(wide)
+    work = np.where(costs < 0, np.iinfo(np.int64).max // 64, costs)[:usable] * sizes  # of all ranks together
+    place = deal(work.min(axis=1).reshape(replicas, -1))
     slowest = 0
     for mine in place:
         if layout.dynamic:
@@ -140,7 +143,7 @@ def simulate(setting: str, model: str, steps: int) -> list[dict]:
         for step in range(steps):
             chosen = recorded[step * STEP_PACKS : (step + 1) * STEP_PACKS]
             packs = [p for parts in chosen for p in parts] if setting == "single" else [together(p) for p in chosen]
-            if not layout.dynamic and setting != "single":
+            if not layout.cut and setting != "single":
                 packs = [replace(p, tokens=full) for p in packs]  # padding is worked on
             costs = table_of(packs, cost, layout, full)
             for gpus, found in seconds.items():

@@ -77,6 +77,7 @@ class ParallelConfig:
     context_ulysses: int | None = None  # of them, consecutive ones that deal heads among them; default: all
     context_exchange: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
     dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
+    cut_padding: bool = False  # nothing is computed for the padding behind packs; lengths then differ step by step
     context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data

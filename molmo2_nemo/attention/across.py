@@ -5,6 +5,7 @@ Shape legend: S tokens of the pack, T tokens of this rank, B packs, N query head
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from molmo2_nemo.attention.area import area_of
@@ -15,6 +16,7 @@ from molmo2_nemo.attention.ulysses import gather_heads, gather_sequence, replica
 from molmo2_nemo.parallel.context import ContextGroups, group_size
 
 
+@torch.compiler.disable  # a compiled model breaks its graph here: what is sent differs from pack to pack
 def attend_across(
     q: Tensor,
     k: Tensor,

@@ -22,6 +22,7 @@ from molmo2_nemo.model.memory import recompute_settings
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.nemo.ledger import Ledger, task_ids
 from molmo2_nemo.parallel.context import ContextSettings
+from molmo2_nemo.parallel.dynamic import without_padding
 
 
 class WeightedLossReduction(MegatronLossReduction):
@@ -87,6 +88,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         trainable: which groups learn; `base_embedding` covers the base rows and a tied head.
         memory: what is traded for memory.
         context: how ranks that share a pack work together.
+        cut_padding: leave out the padding behind packs.
         lora: adapters that learn in place of the language model; rank 0 or None for none.
         variable_length: packs of one run differ in length, so pipeline stages tell each other the shapes.
         dtype: parameter dtype.
@@ -105,6 +107,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         trainable: dict[str, bool] | None = None,
         memory: MemoryConfig | None = None,
         context: ContextSettings | None = None,
+        cut_padding: bool = False,
         float32_attention: bool = False,
         visual_attention: str | None = None,
         rope_scaling: str = "none",
@@ -127,13 +130,15 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         )
         self.memory = memory or MemoryConfig()
         self.context = context or ContextSettings()
+        self.cut_padding = cut_padding
         params_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
         self.config = transformer_config(
             self.molmo2,
             hidden_dropout=dropout,
             params_dtype=params_dtype,
             pipeline_dtype=params_dtype,
-            variable_seq_lengths=variable_length or self.context.dynamic,  # of what pipeline stages send each other
+            # of what pipeline stages send each other
+            variable_seq_lengths=variable_length or self.context.dynamic or cut_padding,
             bf16=dtype == "bf16",
             use_cpu_initialization=not torch.cuda.is_available(),
             **recompute_settings(self.memory.recompute, self.memory.recompute_modules, self.memory.recompute_layers),
@@ -189,10 +194,14 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         if datamodule is not None and hasattr(datamodule, "consumed"):
             datamodule.consumed(batch.state)
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-        inputs = PackInputs.from_batch(batch, device)
-        inputs.groups = self.groups[batch.context_ranks or max(self.groups)]
-        if inputs.groups.rank == 0 and is_first_of_replica(context=False):
+        groups = self.groups[batch.context_ranks or max(self.groups)]
+        if groups.rank == 0 and is_first_of_replica(context=False):
             self.ledger.add(batch, self.molmo2, train_vit=self.trainable["vit"])
+        if self.cut_padding:
+            tensor = parallel_state.get_tensor_model_parallel_world_size() if self.config.sequence_parallel else 1
+            batch = without_padding(batch, groups.size * tensor)
+        inputs = PackInputs.from_batch(batch, device)
+        inputs.groups = groups
         if self.tasks and batch.sources and all(name in self.task_number for pack in batch.sources for name in pack):
             inputs.tasks = torch.as_tensor(task_ids(batch, self.task_number)).to(device, non_blocking=True)
             inputs.num_tasks = len(self.tasks)

@@ -111,6 +111,7 @@ def model(cfg: RunConfig) -> run.Config:
             cfg.parallel.context_exchange,
             cfg.parallel.dynamic_context,
         ),
+        cut_padding=cfg.parallel.cut_padding,
         float32_attention=cfg.model.float32_attention,
         visual_attention=cfg.model.visual_attention,
         rope_scaling=cfg.model.rope_scaling,

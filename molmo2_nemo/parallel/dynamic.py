@@ -79,10 +79,9 @@ class DynamicContext:
         mine = [turn for turn in turns if turn.has(self.rank)]
         taken = []
         for turn in mine:
-            batch = batches[turn.number]
-            length = min(rounded(used_tokens(batch), turn.size * self.multiple), batch.input_ids.shape[1])
+            batch = without_padding(batches[turn.number], turn.size * self.multiple)
             state = batches[-1 if turn is mine[-1] else 0].state
-            taken.append(replace(cut(batch, length), context_ranks=turn.size, state=state))
+            taken.append(replace(batch, context_ranks=turn.size, state=state))
         return taken
 
 
@@ -96,12 +95,12 @@ def rounded(tokens: int, multiple: int) -> int:
     return -(-tokens // multiple) * multiple
 
 
-def cut(batch: Batch, length: int) -> Batch:
-    """The batch with packs of `length` tokens; what is cut off must be padding."""
+def without_padding(batch: Batch, multiple: int) -> Batch:
+    """The batch without the padding behind its longest pack, but for what makes its length a multiple."""
     size = batch.input_ids.shape[1]
-    if length == size:
+    length = rounded(used_tokens(batch), multiple)
+    if length >= size:
         return batch
-    assert length >= used_tokens(batch)
     tokens = {
         name: getattr(batch, name)[:, :length]
         for name in ("input_ids", "labels", "loss_weights", "position_ids", "example_ids", "branch_ids", "visual")

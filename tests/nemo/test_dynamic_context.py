@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from molmo2_nemo.parallel.dynamic import cut, rounded, used_tokens
+from molmo2_nemo.parallel.dynamic import rounded, used_tokens, without_padding
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
@@ -69,7 +69,7 @@ def test_follows_the_single_process(workers, packs, single, tmp_path, layout):
 def test_cut_keeps_what_is_not_padding(packs):
     batch = packs[1]
     length = rounded(used_tokens(batch), 8)
-    short = cut(batch, length)
+    short = without_padding(batch, 8)
     assert short.input_ids.shape == (1, length) and (batch.example_ids[:, length:] == -1).all()
     assert (short.example_ids != -1).sum() == (batch.example_ids != -1).sum()
     np.testing.assert_array_equal(

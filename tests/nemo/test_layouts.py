@@ -70,7 +70,15 @@ def test_packs_mix_everything(packs):
         (2, {"pipeline": 2}),
         (4, {"tensor": 2, "sequence": True, "context": 2}),
         (4, {"context": 4}),
-        (4, {"context": 4, "context_ulysses": 2, "memory": {"recompute": "full", "vision_chunk": 3}}),
+        (
+            4,
+            {
+                "context": 4,
+                "context_ulysses": 2,
+                "cut_padding": True,
+                "memory": {"recompute": "full", "vision_chunk": 3},
+            },
+        ),
         (4, {"tensor": 2, "context": 2, "context_ulysses": 1}),
         (4, {"pipeline": 2, "context": 2, "context_ulysses": 1, "context_exchange": "all_gather"}),
         (2, {"data": 2, "distributed_optimizer": False}),
