@@ -49,6 +49,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
     else:
         yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
     yield from _positive(cfg)
+    yield from _running(cfg)
     if min(cfg.parallel.tensor, cfg.parallel.context, cfg.parallel.pipeline, cfg.parallel.data) >= 1:
         yield from _processes(cfg, processes)
         if model is not None:
@@ -58,6 +59,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
         yield from _sizes(cfg, model)
     if files:
         yield from _sources(cfg)
+        yield from _validation(cfg)
         yield from _start(cfg)
 
 
@@ -97,6 +99,30 @@ def _positive(cfg: RunConfig) -> Iterator[str]:
             yield f"{name}={value}: must be at least 1"
     if not cfg.stage.name or "/" in cfg.stage.name:
         yield f"stage.name={cfg.stage.name!r}: names the run's folder, so it may not be empty or hold a slash"
+
+
+def _running(cfg: RunConfig) -> Iterator[str]:
+    """Checkpoints, faults, logging and validation."""
+    keep, faults, held = cfg.checkpoint, cfg.faults, cfg.validation
+    if keep.keep_last < 1:
+        yield f"checkpoint.keep_last={keep.keep_last}: must be at least 1; a run goes on from its last checkpoint"
+    if keep.keep_every is not None and (keep.keep_every < 1 or keep.keep_every % max(1, cfg.save_every)):
+        yield (
+            f"checkpoint.keep_every={keep.keep_every}: must be a multiple of save_every={cfg.save_every}; no "
+            "other step has a checkpoint to keep"
+        )
+    for name, value in (("max_in_a_row", faults.max_in_a_row), ("max_total", faults.max_total)):
+        if value < 0:
+            yield f"faults.{name}={value}: must be at least 0, which stops at the first bad step"
+    if faults.spike_sigma is not None and not faults.spike_sigma > 0:
+        yield f"faults.spike_sigma={faults.spike_sigma}: must be above 0, or null to take every finite step"
+    if faults.spike_window < 4:
+        yield f"faults.spike_window={faults.spike_window}: a mean and deviation need at least 4 steps"
+    if cfg.log.peak_tflops is not None and not cfg.log.peak_tflops > 0:
+        yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
+    for name, value in (("every", held.every), ("examples", held.examples)):
+        if value < 1:
+            yield f"validation.{name}={value}: must be at least 1"
 
 
 def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
@@ -209,6 +235,17 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
     tokenizer = cfg.data.tokenizer
     if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
         yield f'data.tokenizer={tokenizer}: neither "tiny" nor a folder with a tokenizer.json'
+
+
+def _validation(cfg: RunConfig) -> Iterator[str]:
+    for name, source in cfg.validation.sources.items():
+        if not source.path:
+            yield f"validation.sources.{name}.path is not set; name a folder of shards"
+            continue
+        try:
+            ShardDataset(source.path, name, cfg.data.limits)
+        except DataError as error:
+            yield f"validation.sources.{name}: {error}"
 
 
 def _start(cfg: RunConfig) -> Iterator[str]:

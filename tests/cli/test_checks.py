@@ -118,3 +118,22 @@ def test_a_checkpoint_of_another_model(shards, tmp_path):
 def test_processes():
     assert wanted_processes(compose(["recipe=tiny", "parallel=tp2cp2"])) == 4
     assert wanted_processes(compose(["recipe=8b", "stage=long"])) == 128
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("checkpoint.keep_last=0", "keep_last=0: must be at least 1"),
+        ("checkpoint.keep_every=30", "must be a multiple of save_every=20"),
+        ("faults.max_in_a_row=-1", "stops at the first bad step"),
+        ("faults.spike_sigma=0", "must be above 0, or null"),
+        ("faults.spike_window=2", "at least 4 steps"),
+        ("log.peak_tflops=-1", "must be above 0"),
+        ("validation.every=0", "validation.every=0: must be at least 1"),
+        ("validation.sources.held.rate=1", "validation.sources.held.path is not set"),
+        ("validation.sources.held.path=/absent", "validation.sources.held: "),
+    ],
+)
+def test_settings_of_a_running_trainer(setting, said):
+    problems = list(find_problems(compose(["recipe=tiny", "stage=sft", setting])))
+    assert any(said in problem for problem in problems), problems
