@@ -62,17 +62,18 @@ def token_mask(
 
 
 FRAME = 83  # 81 pooled patches, start and end
+STILLS = (410, 752, 1189)  # a picture of 1, 4 and 8 tiles
 TIMESTAMP = 5  # text tokens before each frame
 
 
-def video(frames: int, branches: tuple[int, ...]) -> Tree:
+def video(frames: int, branches: tuple[int, ...], frame: int = FRAME) -> Tree:
     """One video and the conversations about it; a single conversation belongs to the root."""
     after = branches if len(branches) == 1 else (0,)
     text = (1 + TIMESTAMP, *[TIMESTAMP] * (frames - 1), *after)
-    return Tree(text, (FRAME,) * frames, branches if len(branches) > 1 else ())
+    return Tree(text, (frame,) * frames, branches if len(branches) > 1 else ())
 
 
-def sft_example(rng: np.random.Generator) -> Tree:
+def sft_example(rng: np.random.Generator, frame: int = FRAME, stills: tuple[int, ...] = STILLS) -> Tree:
     """One example of the shape of stage 2: text, a picture with many questions, several pictures, or a video."""
 
     def conversations(most: int, shortest: int, longest: int) -> tuple[int, ...]:
@@ -82,9 +83,9 @@ def sft_example(rng: np.random.Generator) -> Tree:
     if kind == "text":
         return Tree((int(rng.integers(200, 1500)),))
     if kind == "video":
-        return video(int(rng.integers(24, 129)), conversations(5, 40, 400))
+        return video(int(rng.integers(24, 129)), conversations(5, 40, 400), frame)
     count = 1 if kind == "picture" else int(rng.integers(2, 6))
-    sizes = tuple(int(n) for n in rng.choice([410, 752, 1189], count))
+    sizes = tuple(int(n) for n in rng.choice(stills, count))
     branches = conversations(20 if kind == "picture" else 3, 25, 300)
     if len(branches) == 1:
         return Tree((1, *[3] * (count - 1), branches[0]), sizes)
@@ -104,9 +105,9 @@ def mixed_pack(rng: np.random.Generator, size: int) -> list[Tree]:
     return trees
 
 
-def long_video_pack(size: int = 36864, frames: int = 384) -> list[Tree]:
+def long_video_pack(size: int = 36864, frames: int = 384, frame: int = FRAME) -> list[Tree]:
     """One video of stage 3 that fills a pack, with four conversations in what room its frames leave."""
-    room = size - len(video(frames, ()).arrays(0, 1)[0])
+    room = size - len(video(frames, (), frame).arrays(0, 1)[0])
     if room < 4:
         raise ValueError(f"{frames} frames do not fit into {size} tokens")
-    return [video(frames, (room - 3 * (room // 4), *[room // 4] * 3))]
+    return [video(frames, (room - 3 * (room // 4), *[room // 4] * 3), frame)]
