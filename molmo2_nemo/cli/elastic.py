@@ -13,6 +13,7 @@ import os
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 from molmo2_nemo.cli.launch import ERROR_DIR
 from molmo2_nemo.errors import INTERRUPTED
@@ -28,7 +29,7 @@ def main(count: int, config: str) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     known = {f.name for f in dataclasses.fields(LaunchConfig)}  # older torch has not all of these
-    leaving = {"signals_to_handle": SIGNALS, "shutdown_timeout": GRACE}
+    leaving: dict[str, Any] = {"signals_to_handle": SIGNALS, "shutdown_timeout": GRACE}
     settings = LaunchConfig(
         **{name: value for name, value in leaving.items() if name in known},
         min_nodes=1,
