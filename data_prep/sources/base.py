@@ -53,16 +53,13 @@ check of every annotation, as `molmo2 prepare` does.
 
 from __future__ import annotations
 
-import json
-import sqlite3
-import tempfile
-from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from data_prep.sources.grouping import grouped_on_disk
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
 from molmo2_nemo.data.record import DataError, check_annotation
 
@@ -98,26 +95,39 @@ class Url:
     sha256: str | None = None  # of the content, where the data set publishes it
 
 
-class File:
+class _Alternatives:
+    """A value made of several, given one after the other; equal when they are."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, *values: Any):
+        self._values = values
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values == other._values  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._values!r}"
+
+
+class File(_Alternatives):
     """A file below --source: the first of several relative paths that is there.
 
     A path without a suffix that we know matches any picture or video suffix (`videos/abc` finds `videos/abc.webm`); one
     that ends in "/" is a folder, of which the only picture or video is taken (`videos/abc/`).
     """
 
-    __slots__ = ("paths",)
+    __slots__ = ()
 
     def __init__(self, *paths: str):
-        self.paths = paths
+        super().__init__(*paths)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, File) and self.paths == other.paths
-
-    def __hash__(self) -> int:
-        return hash(self.paths)
-
-    def __repr__(self) -> str:
-        return f"File{self.paths!r}"
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self._values
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,22 +182,17 @@ class Lettered:
     beside: bool = False  # see-through boxes with the letter beside, instead of filled boxes with it inside
 
 
-class FirstOf:
+class FirstOf(_Alternatives):
     """The first of several media that is there: a video, or else the frames it was made of."""
 
-    __slots__ = ("media",)
+    __slots__ = ()
 
     def __init__(self, *media: Media):
-        self.media = media
+        super().__init__(*media)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, FirstOf) and self.media == other.media
-
-    def __hash__(self) -> int:
-        return hash(self.media)
-
-    def __repr__(self) -> str:
-        return f"FirstOf{self.media!r}"
+    @property
+    def media(self) -> tuple[Media, ...]:
+        return self._values
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,60 +411,7 @@ class Context:
                 first = next(iter(held))
                 yield first, held.pop(first)
             return
-        yield from _grouped_on_disk(held, iterator, get, self.scratch)
-
-
-def _grouped_on_disk(
-    held: dict[str, list[Row]], rows: Iterator[Row], get: Callable[[Row], Any], scratch: Path | None
-) -> Iterator[tuple[str, list[Row]]]:
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="grouping-", dir=scratch) as folder:
-        base = sqlite3.connect(Path(folder) / "rows.sqlite")
-        try:
-            base.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
-            base.executescript(
-                "CREATE TABLE keys (id INTEGER PRIMARY KEY, name TEXT UNIQUE);"
-                "CREATE TABLE rows (id INTEGER, place INTEGER, content TEXT);"
-            )
-            place = 0
-
-            def add(name: str, row: Row) -> None:
-                nonlocal place
-                base.execute("INSERT OR IGNORE INTO keys (name) VALUES (?)", (name,))
-                content = json.dumps(row, default=_pack_bytes)
-                base.execute(
-                    "INSERT INTO rows SELECT id, ?, ? FROM keys WHERE name = ?",
-                    (place, content, name),
-                )
-                place += 1
-
-            while held:
-                first = next(iter(held))
-                for row in held.pop(first):
-                    add(first, row)
-            for row in rows:
-                add(str(get(row)), row)
-            base.execute("CREATE INDEX by_key ON rows (id, place)")
-            base.commit()
-            # `INSERT OR IGNORE` may leave gaps in the ids, but they grow with first appearance.
-            for number_, name in base.execute("SELECT id, name FROM keys ORDER BY id"):
-                found = base.execute("SELECT content FROM rows WHERE id = ? ORDER BY place", (number_,))
-                yield name, [json.loads(content, object_hook=_unpack_bytes) for (content,) in found]
-        finally:
-            base.close()
-
-
-def _pack_bytes(value: Any) -> Any:
-    if isinstance(value, (bytes, bytearray)):
-        return {"__bytes__": b64encode(value).decode()}
-    if hasattr(value, "isoformat"):
-        return value.isoformat()
-    raise TypeError(f"a row holds a {type(value).__name__}, which cannot be grouped")
-
-
-def _unpack_bytes(value: dict[str, Any]) -> Any:
-    return b64decode(value["__bytes__"]) if set(value) == {"__bytes__"} else value
+        yield from grouped_on_disk(held, iterator, get, self.scratch)
 
 
 # --- rows -> checked samples -----------------------------------------------------------------------------------------
