@@ -18,15 +18,6 @@ def packs():
     return demo_packs(20)
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    from data_prep.demo import build_demo
-
-    folder = tmp_path_factory.mktemp("shards")
-    build_demo(folder)
-    return folder
-
-
 def validated_run(folder, shards, **layout):
     """Also scores seven examples of two held-out data sets after the last step."""
     cfg = tiny_run(folder, **layout)

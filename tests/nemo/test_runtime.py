@@ -17,7 +17,7 @@ import pytest
 
 from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.nemo import manifest
-from tests.support.packs import demo_packs, tiny_run, train_on_packs
+from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 
 TRACED = ("step", "loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm", "lr_llm", "tasks", "tokens")
 EACH = 4  # packs of a step
@@ -177,3 +177,54 @@ def test_damaged_checkpoint_and_full_disk(workers, packs, whole):
     assert "could not be written" in text and "GiB left" in text and "step=6 is whole" in text
     found = manifest.finished(folder / "sft" / "checkpoints")
     assert [p.name for p in found] == ["step=6", "step=4"] and manifest.faults(found[0], sums=True) == []
+
+
+def twice(cfg: Any) -> tuple[str, str]:
+    """Two steps on real shards, and the same command again after a kill just before the summary was written."""
+    from molmo2_nemo.nemo.train import train
+    from tests.support.pool import reset
+
+    summary = Path(cfg.output_dir) / "sft" / "summary.json"
+    train(cfg)
+    first = summary.read_text()
+    summary.unlink()
+    reset()
+    train(cfg)
+    return first, summary.read_text()
+
+
+def test_killed_between_the_last_checkpoint_and_the_summary(workers, shards, tmp_path):
+    """Nothing is left to train; the second run only writes down what was done."""
+    cfg = tiny_run(tmp_path, 2)
+    cfg.data = demo_data(shards)
+    first, again = workers.run(twice, cfg, fit=True)[0]
+    assert first == again and json.loads(first)["counts"]["examples"] > 4
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def judge(figures: list[tuple[float, list[float]]], sigma: float) -> list[str | None]:
+    """The guard's reasons, step by step; half-way its state goes through a checkpoint."""
+    from molmo2_nemo.config import FaultConfig
+    from molmo2_nemo.nemo.faults import FaultGuard
+
+    config = FaultConfig(spike_sigma=sigma, spike_window=8)
+    guard, reasons = FaultGuard(config), []
+    for number, (loss, norms) in enumerate(figures):
+        if number == len(figures) // 2:
+            state, guard = guard.state(), FaultGuard(config)
+            guard.load(state)
+        assert guard.skips(loss, norms) == (guard.reason is not None)
+        reasons.append(guard.reason)
+    return reasons
+
+
+def test_spikes(workers):
+    """Mean 2, deviation about 0.1 after eight steps. A spike does not count towards either; below is never one."""
+    calm = [(2.0 + 0.1 * (-1) ** n, [1.0, 1.0 + 0.01 * n, 1.0]) for n in range(8)]
+    then = [(2.5, [1.0] * 3), (2.2, [1.0] * 3), (0.1, [1.0] * 3), (2.0, [1.0, 50.0, 1.0]), (float("inf"), [1.0] * 3)]
+    reasons = workers.run(judge, calm + then, 4.0)[0]
+    assert reasons[:8] == [None] * 8 and reasons[9:11] == [None, None]
+    assert reasons[8].startswith("loss 2.5 is 4.7 deviations above its mean 2")
+    assert reasons[11].startswith("gradient norm of connector 50") and reasons[12] == "loss is not finite"
+    early = workers.run(judge, [(1.0, [1.0] * 3), (9.0, [1.0] * 3)], 1.0)[0]
+    assert early == [None, None]  # too few steps to say what is usual

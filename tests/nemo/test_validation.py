@@ -13,15 +13,6 @@ from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 EXAMPLES = 9
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    from data_prep.demo import build_demo
-
-    folder = tmp_path_factory.mktemp("shards")
-    build_demo(folder)
-    return folder
-
-
 def scored_alone(cfg, path: str, count: int) -> float:
     """The weighted mean loss of a fresh model over examples, each in a pack of its own."""
     import dataclasses
