@@ -296,10 +296,12 @@ def use_newest_flash() -> str:
     """Put the fastest installed flash implementation under PyTorch's flash operators; returns its name.
 
     FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on Hopper and
-    Blackwell, else what PyTorch was built with.
+    Blackwell, else what PyTorch was built with (as with a PyTorch that cannot exchange it).
     """
-    from torch.nn.attention import activate_flash_attention_impl
-
+    try:
+        from torch.nn.attention import activate_flash_attention_impl
+    except ImportError:
+        return "FA2"
     major = torch.cuda.get_device_capability()[0]
     for name, module, majors in (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10})):
         if major in majors and is_installed(module):

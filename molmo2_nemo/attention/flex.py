@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from molmo2_nemo.attention.area import Area
 from molmo2_nemo.attention.flash import is_installed
 from molmo2_nemo.attention.mask import may_attend
+
+if TYPE_CHECKING:  # importing it takes a while, and an old PyTorch lacks parts of it
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128  # FlexAttention's default for both queries and keys
 
@@ -33,11 +35,17 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
         return f"FlexAttention has no backward pass on {device}"
     if not is_installed("triton"):
         return "FlexAttention needs the triton package, which is not installed"
+    try:
+        from torch.nn.attention.flex_attention import AuxRequest  # noqa: F401
+    except ImportError:
+        return f"PyTorch {torch.__version__} has no FlexAttention, or one before 2.9"
     return None
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
     """See `kernels.Kernel`, but differentiable by autograd, in out and in lse."""
+    from torch.nn.attention.flex_attention import AuxRequest
+
     q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
     out, aux = _compiled()(
         q,
@@ -53,6 +61,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention, dynamic=False)
 
 
@@ -65,6 +75,8 @@ def block_mask(area: Area, device: torch.device) -> BlockMask:
 
 
 def _block_mask(area: Area, device: torch.device) -> BlockMask:
+    from torch.nn.attention.flex_attention import BlockMask
+
     def to_device(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
