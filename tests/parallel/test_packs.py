@@ -26,10 +26,11 @@ def demo(tmp_path_factory):
 
 def digest(batch):
     """A batch as something that can be compared: content, types and shapes of every array."""
-    arrays = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name not in ("keys", "state")}
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
     return (
         {n: (a.dtype.str, a.shape, hashlib.sha256(a.tobytes()).hexdigest()) for n, a in arrays.items()},
-        batch.keys,
+        (batch.keys, batch.sources),
         batch.state,
     )
 
