@@ -69,6 +69,10 @@ def visual_blocks(input_ids: Tensor, visual: Tensor, first_extra_id: int) -> Ten
     end of a low-resolution view (frames marked with <im_start> have their timestamp in between). Offsets are the order
     of the extra tokens: <im_start> 0, <im_end> 1, <low_res_im_start> 4, <frame_start> 7.
 
+    Only `within_image` attention tells pictures apart. The released code counts the first two markers alone (and says
+    that it assumes them), so under it a video whose frames carry <im_start> would be a single picture; no released
+    model was trained that way.
+
     Args:
         input_ids: int64 [B, S].
         visual: bool [B, S].
