@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
@@ -387,6 +388,7 @@ def _examples(
         num_workers=num_workers,
         prefetch_factor=prefetch,
         collate_fn=_same,
+        worker_init_fn=_outlive_sigterm,
     )
     iterator = iter(loader)
     try:
@@ -422,6 +424,12 @@ def _unship(shipped: Any) -> Example | Skipped:
     if isinstance(shipped, Skipped):
         return shipped
     return Example(**{**shipped, "crops": shipped["crops"].numpy()})
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """Launchers send SIGTERM to a whole process group. The trainer then finishes its step and saves, and needs its
+    workers until it closes the loader itself. (They leave by themselves when it dies.)"""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _same(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -46,10 +47,14 @@ def live(cfg: Any, packs: list, send: int | None = None, largest_file: int | Non
 
 
 def send_signal(metrics: Path, step: int) -> None:
+    wait_for(metrics, step)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def wait_for(metrics: Path, step: int) -> None:
     end = time.monotonic() + 120
     while time.monotonic() < end and not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
         time.sleep(0.005)
-    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -179,27 +184,44 @@ def test_damaged_checkpoint_and_full_disk(workers, packs, whole):
     assert [p.name for p in found] == ["step=6", "step=4"] and manifest.faults(found[0], sums=True) == []
 
 
-def twice(cfg: Any) -> tuple[str, str]:
-    """Two steps on real shards, and the same command again after a kill just before the summary was written."""
+def thrice(cfg: Any) -> tuple[str, str, str]:
+    """A run on real shards: ended by a SIGTERM to all its processes after the first step, ended by itself, and called
+    again after a kill just before its summary was written."""
+    from molmo2_nemo.errors import Preempted
     from molmo2_nemo.nemo.train import train
     from tests.support.pool import reset
 
+    def end_all() -> None:
+        wait_for(Path(cfg.output_dir) / "sft" / "metrics.jsonl", 1)
+        for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+            os.kill(process.pid, signal.SIGTERM)
+
+    threading.Thread(target=end_all).start()
+    try:
+        train(cfg)
+        stopped = ""
+    except Preempted as stop:
+        stopped = str(stop)
+    reset()
     summary = Path(cfg.output_dir) / "sft" / "summary.json"
     train(cfg)
     first = summary.read_text()
     summary.unlink()
     reset()
     train(cfg)
-    return first, summary.read_text()
+    return stopped, first, summary.read_text()
 
 
-def test_killed_between_the_last_checkpoint_and_the_summary(workers, shards, tmp_path):
-    """Nothing is left to train; the second run only writes down what was done."""
-    cfg = tiny_run(tmp_path, 2)
+def test_sigterm_to_all_processes_and_a_kill_before_the_summary(workers, shards, tmp_path):
+    """A process that decodes outlives the signal until its trainer has saved. The last call has nothing left to train
+    and only writes down what was done."""
+    cfg = tiny_run(tmp_path, 4)
     cfg.data = demo_data(shards)
-    first, again = workers.run(twice, cfg, fit=True)[0]
+    cfg.data.num_workers = 1
+    stopped, first, again = workers.run(thrice, cfg, fit=True)[0]
+    assert stopped.startswith("SIGTERM: step ")
     assert first == again and json.loads(first)["counts"]["examples"] > 4
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
 
 
 def judge(figures: list[tuple[float, list[float]]], sigma: float) -> list[str | None]:
