@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.launch import ERROR_DIR
+from molmo2_nemo.cli.launch import ERROR_DIR, die_with_parent
 from molmo2_nemo.errors import INTERRUPTED
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers
@@ -28,6 +28,7 @@ def main(count: int, config: str) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    die_with_parent()
     known = {f.name for f in dataclasses.fields(LaunchConfig)}  # older torch has not all of these
     leaving: dict[str, Any] = {"signals_to_handle": SIGNALS, "shutdown_timeout": GRACE}
     settings = LaunchConfig(

@@ -7,6 +7,7 @@ job, nothing runs: the stage is submitted.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -88,6 +89,15 @@ def adopt_slurm(env: Any) -> None:
     env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000))
 
 
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when its parent is gone: a killed launcher leaves no ranks behind."""
+    pr_set_pdeathsig = 1
+    try:
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    except (OSError, AttributeError):
+        pass  # not Linux
+
+
 def in_step(env: Mapping[str, str]) -> bool:
     """Whether srun started this process. The shells of sbatch and salloc have step numbers above all real ones."""
     step = env.get("SLURM_STEP_ID", "")
@@ -162,7 +172,7 @@ def _explain(errors: Path, code: int) -> int:
     if mistakes:
         return _tell(errors, "user_error", mistakes[0]["message"], USER_ERROR)
     launcher = errors / "launcher.json"
-    why = json.loads(launcher.read_text()) if launcher.is_file() else {"rank": 0, "exit_code": code}
+    why: dict[str, Any] = json.loads(launcher.read_text()) if launcher.is_file() else {"rank": 0, "exit_code": code}
     reported = {str(r["rank"]) for r in reports}
     for rank, died in why.get("failures", {}).items():
         if died < 0 and died != -signal.SIGTERM and rank not in reported:

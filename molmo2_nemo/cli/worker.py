@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import out_of_memory
-from molmo2_nemo.cli.launch import ERROR_DIR
+from molmo2_nemo.cli.launch import ERROR_DIR, die_with_parent
 from molmo2_nemo.cli.runs import stage_dir
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError
@@ -96,6 +96,7 @@ def note_error(folder: Path, report: dict[str, Any]) -> None:
 
 
 def main(config: str) -> int:
+    die_with_parent()
     code = run(load_yaml(config))
     if code:
         leave(code)

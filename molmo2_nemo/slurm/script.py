@@ -91,7 +91,7 @@ def script(job: StageJob, login: Login, after: str | None = None) -> str:
 
     slurm = job.cluster.slurm
     executor = SlurmExecutor(
-        account=slurm.account,  # type: ignore[arg-type] - a cluster may have none
+        account=slurm.account,  # may be None, whatever NeMo-Run's annotation says
         partition=slurm.partition,
         qos=slurm.qos,
         constraint=slurm.constraint,

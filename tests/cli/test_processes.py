@@ -78,6 +78,18 @@ def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(shar
     assert [p.name for p in (tmp_path / "pretrain" / "checkpoints").iterdir()] == [f"step={last}"]
 
 
+def test_a_killed_launcher_leaves_no_process_behind(shards, tmp_path):
+    run = start(tmp_path, shards)
+    worker = wait(run, lambda: worker_of(tmp_path, 1))
+    wait(run, lambda: "libtorch" in Path(f"/proc/{worker}/maps").read_text())  # past its first lines
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 60
+    while worker_of(tmp_path, 0) or worker_of(tmp_path, 1):
+        assert time.monotonic() < deadline, "ranks go on though nobody waits for them"
+        time.sleep(0.05)
+
+
 def test_a_killed_process_ends_the_run_and_is_named(shards, tmp_path):
     run = start(tmp_path, shards)
     worker = wait(run, lambda: worker_of(tmp_path, 1))
