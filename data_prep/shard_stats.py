@@ -109,6 +109,7 @@ def draw(found: Sequence[Stats], path: Path) -> None:
         axis.hist([v for _, v in shown], bins=bins, stacked=True, label=[label for label, _ in shown])
         axis.set_xlabel(f"estimated {name} of a record")
         axis.set_ylabel("records")
+        axis.yaxis.get_major_locator().set_params(integer=True)
         if shown:
             axis.legend(fontsize=7, frameon=False)
     counts: dict[str, int] = {}
@@ -116,7 +117,8 @@ def draw(found: Sequence[Stats], path: Path) -> None:
         licence = s.head.get("licence", "not recorded")
         counts[licence] = counts.get(licence, 0) + s.head["records"]
     labels = [text if len(text) <= 28 else text[:27] + "…" for text in counts]
-    axes[2].barh(range(len(counts)), list(counts.values()))
+    axes[2].barh(range(len(counts)), list(counts.values()), height=0.5)
+    axes[2].set_ylim(-0.7, max(len(counts), 4) - 0.3)
     axes[2].set_yticks(range(len(counts)), labels, fontsize=7)
     axes[2].set_xlabel("records")
     for axis in axes:
