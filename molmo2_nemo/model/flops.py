@@ -71,9 +71,18 @@ def forward_flops(
     )
 
 
-def training_flops(forward: Flops, *, train_vit: bool = True) -> Flops:
-    """Forward and backward: twice the forward again. A frozen vision encoder, being first, has no backward at all."""
-    return forward * 3.0 if train_vit else forward * 3.0 + Flops(vit=-2.0 * forward.vit)
+def training_flops(forward: Flops, *, train_vit: bool = True, train_llm: bool = True) -> Flops:
+    """Forward and backward: twice the forward again.
+
+    A frozen vision encoder, being first, has no backward at all. A frozen language model (LoRA's, too; the adapters
+    themselves are left out) passes gradients on, but its linear maps and the head compute none for their weights.
+    """
+    saved = Flops(
+        vit=0.0 if train_vit else -2.0 * forward.vit,
+        linear=0.0 if train_llm else -forward.linear,
+        head=0.0 if train_llm else -forward.head,
+    )
+    return forward * 3.0 + saved
 
 
 def layer_weights(config: Molmo2Config) -> int:

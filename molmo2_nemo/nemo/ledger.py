@@ -27,23 +27,19 @@ class Ledger:
     wait: float = 0.0  # seconds that training stood still for data
     keys: list[str] = field(default_factory=list)  # of the records
 
-    def add(self, batch: Batch, model: Molmo2Config | None, *, train_vit: bool = True) -> None:
-        """Count a micro-batch.
-
-        Args:
-            model: whose FLOPs to count; None on ranks whose count nobody reads.
-        """
+    def add(self, batch: Batch, model: Molmo2Config, *, train_vit: bool = True, train_llm: bool = True) -> None:
+        """Count a micro-batch; `model` is whose FLOPs it costs."""
         self.tokens += int((batch.example_ids != PAD_EXAMPLE).sum())
         self.slots += batch.example_ids.size
         self.crops += len(batch.crops)
         self.packs += len(batch.example_ids)
         self.keys += [key for pack in batch.keys for key in pack]
-        if model is not None:
-            blocks = None
-            if model.visual_attention == "within_image":
-                ids, visual = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.visual)
-                blocks = visual_blocks(ids, visual, model.text.vocab_size).numpy()
-            self.flops += training_flops(batch_flops(model, batch, blocks), train_vit=train_vit).total
+        blocks = None
+        if model.visual_attention == "within_image":
+            ids, visual = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.visual)
+            blocks = visual_blocks(ids, visual, model.text.vocab_size).numpy()
+        work = batch_flops(model, batch, blocks)
+        self.flops += training_flops(work, train_vit=train_vit, train_llm=train_llm).total
 
 
 def task_names(config: DataConfig) -> dict[str, str]:

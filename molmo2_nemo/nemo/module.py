@@ -196,7 +196,8 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         groups = self.groups[batch.context_ranks or max(self.groups)]
         if groups.rank == 0 and is_first_of_replica(context=False):
-            self.ledger.add(batch, self.molmo2, train_vit=self.trainable["vit"])
+            whole_llm = self.trainable["llm"] and self.molmo2.lora is None
+            self.ledger.add(batch, self.molmo2, train_vit=self.trainable["vit"], train_llm=whole_llm)
         if self.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.config.sequence_parallel else 1
             batch = without_padding(batch, groups.size * tensor)

@@ -48,6 +48,9 @@ def test_head_and_training() -> None:
     forward = forward_flops(config, tokens=100, pairs=5050, crops=2, scored_tokens=10)
     assert forward.head == 2 * 151936 * 4096 * 10
     assert training_flops(forward).total == pytest.approx(3 * forward.total)
+    adapted = training_flops(forward, train_llm=False)
+    assert (adapted.linear, adapted.head) == (2 * forward.linear, 2 * forward.head)
+    assert (adapted.attention, adapted.vit) == (3 * forward.attention, 3 * forward.vit)
     frozen = training_flops(forward, train_vit=False)
     assert frozen.vit == pytest.approx(forward.vit)
     assert frozen.linear == pytest.approx(3 * forward.linear)
