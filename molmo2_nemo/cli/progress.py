@@ -100,8 +100,10 @@ def read_run(path: str | Path, now: float | None = None) -> list[Progress]:
         raise UserError(
             f"{path}: no stage with a config.yaml in it; name the output_dir of a run, or a stage inside it"
         )
-    others = sorted(p for p in found if p.name not in STAGES)
-    return [read_stage(path / name, now) for name in STAGES] + [read_stage(p, now) for p in others]
+    names = {p.name for p in found}
+    # stages that have not begun belong to a run that goes through all of them: one that began with the first
+    shown = [name for name in STAGES if name in names or STAGES[0] in names]
+    return [read_stage(path / name, now) for name in (*shown, *sorted(names - set(STAGES)))]
 
 
 def read_stage(folder: Path, now: float) -> Progress:

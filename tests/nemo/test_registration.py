@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import importlib.util
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -96,3 +97,25 @@ def routes_job(folder: str) -> list[str]:
 
 def test_nemos_command_line_and_hydra_give_one_recipe(workers, tmp_path):
     assert workers.run(routes_job, str(tmp_path))[0] == []
+
+
+def loggers_job() -> tuple[bool, bool, str]:
+    from molmo2_nemo.errors import UserError
+    from molmo2_nemo.nemo.recipes import stage_recipe
+    from molmo2_nemo.settings.compose import compose
+
+    usual = stage_recipe(compose(["recipe=tiny", "stage=sft"])).log
+    quiet = stage_recipe(compose(["recipe=tiny", "stage=sft", "log.tensorboard=false"])).log
+    try:
+        said = str(stage_recipe(compose(["recipe=tiny", "stage=sft", "log.wandb=mine"])).log.wandb.project)
+    except UserError as error:
+        said = str(error)
+    return usual.tensorboard is not None and usual.wandb is None, quiet.tensorboard is None, said
+
+
+def test_loggers(workers):
+    """TensorBoard unless refused; Weights & Biases if asked for, and said where its package is not there."""
+    usual, quiet, said = workers.run(loggers_job)[0]
+    assert usual and quiet
+    installed = importlib.util.find_spec("wandb") is not None
+    assert said == "mine" if installed else "the package wandb is not installed" in said
