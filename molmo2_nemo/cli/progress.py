@@ -17,6 +17,7 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo import manifest
 from molmo2_nemo.settings.compose import STAGES
 from molmo2_nemo.settings.schema import load_yaml
+from molmo2_nemo.slurm.jobs import Job, read_jobs
 
 State = Literal["waiting", "starting", "running", "stopped", "failed", "finished"]
 
@@ -40,6 +41,7 @@ class Progress:
     summary: dict[str, Any] | None = None
     checkpoint: Path | None = None  # the newest whole one
     state: State = "waiting"
+    job: Job | None = None  # the last Slurm job submitted for it
 
     @property
     def step(self) -> int:
@@ -94,16 +96,22 @@ def read_run(path: str | Path, now: float | None = None) -> list[Progress]:
         raise UserError(f"{path}: no such folder; name the output_dir of a run, or a stage inside it")
     now = time.time() if now is None else now
     if (path / "config.yaml").is_file():
-        return [read_stage(path, now)]
+        stage = read_stage(path, now)
+        stage.job = read_jobs(path.parent / "slurm").get(stage.name)
+        return [stage]
     found = [p.parent for p in path.glob("*/config.yaml")]
-    if not found:
+    jobs = read_jobs(path / "slurm")
+    if not found and not jobs:
         raise UserError(
             f"{path}: no stage with a config.yaml in it; name the output_dir of a run, or a stage inside it"
         )
-    names = {p.name for p in found}
+    names = {p.name for p in found} | set(jobs)
     # stages that have not begun belong to a run that goes through all of them: one that began with the first
     shown = [name for name in STAGES if name in names or STAGES[0] in names]
-    return [read_stage(path / name, now) for name in (*shown, *sorted(names - set(STAGES)))]
+    stages = [read_stage(path / name, now) for name in (*shown, *sorted(names - set(STAGES)))]
+    for stage in stages:
+        stage.job = jobs.get(stage.name)
+    return stages
 
 
 def read_stage(folder: Path, now: float) -> Progress:

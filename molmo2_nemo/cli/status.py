@@ -55,6 +55,7 @@ def as_dict(stage: Progress) -> dict[str, Any]:
         "skipped_records": stage.steps[-1].get("skipped", 0) if stage.steps else 0,
         "validation": stage.validation[-1] if stage.validation else None,
         "error": stage.last_error["message"] if stage.last_error else None,
+        "job": stage.job.id if stage.job else None,
     }
 
 
@@ -87,9 +88,9 @@ def print_table(stages: list[Progress]) -> None:
 
 def remarks(stage: Progress, now: float) -> list[str]:
     """What a table has no room for, one line each."""
-    if stage.config is None:
-        return []
     found = []
+    if stage.job is not None and stage.state != "finished":
+        found.append(f"Slurm job {stage.job.id}, log {stage.job.log.replace('%j', stage.job.id)}")
     if stage.steps and "time" in stage.steps[-1] and stage.state != "finished":
         found.append(f"last step {duration(now - stage.steps[-1]['time'])} ago")
     if stage.checkpoint is not None:
