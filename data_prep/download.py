@@ -23,6 +23,7 @@ BACKOFF = 1.0  # seconds before the second try; doubled each time, with up to ha
 LONGEST_WAIT = 60.0  # seconds between tries, also where the server asks for more
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces
 GONE = frozenset({400, 401, 403, 404, 405, 406, 410, 414, 415, 451})  # asking again will not help
+FAILED = "download failed"  # the reason when another time may do: all others are for good
 AGENT = "molmo2_nemo data_prep"
 
 
@@ -100,7 +101,7 @@ class Downloader:
             except DownloadError as error:
                 if error.reason == "gone":
                     gone.write_text(error.detail)
-                if error.reason != "download failed" or not file.tell():
+                if error.reason != FAILED or not file.tell():
                     part.unlink(missing_ok=True)
                 raise
 
@@ -121,7 +122,7 @@ class Downloader:
             if not problem:
                 file.flush()
                 return
-        raise DownloadError(url, "download failed", f"{self.retries} tries, the last: {problem}")
+        raise DownloadError(url, FAILED, f"{self.retries} tries, the last: {problem}")
 
     def _once(self, url: str, file: Any) -> str:
         """One try, going on where an earlier one stopped; "" when the file is complete, else what went wrong."""

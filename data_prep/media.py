@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,8 +13,21 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from data_prep.archive import ArchiveError, unpack
-from data_prep.download import Downloader, DownloadError
-from data_prep.sources.base import Cut, File, FirstOf, Frames, HubFile, Inline, Lettered, Media, Member, Prepared, Url
+from data_prep.download import FAILED, Downloader, DownloadError
+from data_prep.sources.base import (
+    Cut,
+    File,
+    FirstOf,
+    Frames,
+    HubFile,
+    Inline,
+    Lettered,
+    Media,
+    Member,
+    Prepared,
+    SourceError,
+    Url,
+)
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError
 
 T = TypeVar("T")
@@ -88,7 +102,7 @@ class Resolver:
         if len(urls) < 2:
             return
         with ThreadPoolExecutor(min(FETCH_THREADS, len(urls))) as pool:
-            for result in [pool.submit(self.downloader.fetch, m.url, m.sha256) for m in urls]:
+            for result in [pool.submit(self.downloader.fetch, secure(m.url), m.sha256) for m in urls]:
                 if isinstance(result.exception(), Exception) and not isinstance(result.exception(), DownloadError):
                     result.result()
 
@@ -164,7 +178,7 @@ class Resolver:
         """(local file, a name whose suffix tells the type)."""
         try:
             if isinstance(media, Url):
-                return self.downloader.fetch(media.url, media.sha256), media.url.partition("?")[0]
+                return self.downloader.fetch(secure(media.url), media.sha256), media.url.partition("?")[0]
             if isinstance(media, File):
                 path = self._find(media.paths)
                 return path, path.name
@@ -179,6 +193,8 @@ class Resolver:
                 return path, path.name
         except DownloadError as error:
             raise MediaError(error.reason, str(error)) from None
+        except SourceError as error:  # of the Hub
+            raise MediaError(FAILED, str(error)) from None
         except ArchiveError as error:
             raise MediaError("bad archive", str(error)) from None
         raise AssertionError(f"unknown medium {media!r}")
@@ -274,6 +290,11 @@ class Resolver:
         return probe_video(path, _suffix(name))
 
 
+def secure(url: str) -> str:
+    """The https address of an http one: most old links work so, and plain http is never fetched."""
+    return f"https://{url.removeprefix('http://')}" if url.startswith("http://") else url
+
+
 def _suffix(name: str) -> str | None:
     return PurePosixPath(name).suffix.lower().lstrip(".") or None
 
@@ -318,7 +339,10 @@ def probe_picture(data: bytes) -> Picture:
     from molmo2_nemo.data.image import FORMATS
 
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with image:
             width, height = image.size
             if width * height > LimitsConfig.pixels:
                 raise MediaError("too large", f"picture of {width} x {height} pixels; at most {LimitsConfig.pixels}")

@@ -124,7 +124,7 @@ class Output:
             if isinstance(item, Skip):
                 self._skip(item)
         except OSError as error:
-            raise self._full(error) from None
+            raise self.full(error) from None
 
     def finish(self, head: dict[str, Any], counts_as: int = 1) -> dict[str, Any]:
         """Write the manifest and give the folder its name; returns the manifest's head.
@@ -158,7 +158,7 @@ class Output:
             replace_folder(self.work, self.out)
             return complete
         except OSError as error:
-            raise self._full(error) from None
+            raise self.full(error) from None
 
     # --- beginning --------------------------------------------------------------------------------------------------
 
@@ -312,12 +312,13 @@ class Output:
             f"({reasons or 'the source has no rows'}); {kept} says why for each"
         )
 
-    def _full(self, error: OSError) -> Exception:
+    def full(self, error: OSError) -> Exception:
+        """What to raise in place of an error of the system: a UserError when the disk is full, else itself."""
         if error.errno not in FULL:
             return error
         return UserError(
-            f"no space left while writing {self.work} ({error.strerror}). Its {len(self._shards)} complete shards are "
-            "kept: make room and call again"
+            f"no space left while writing {error.filename or self.work} ({error.strerror}). The {len(self._shards)} "
+            "complete shards are kept: make room and call again"
         )
 
 

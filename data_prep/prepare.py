@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.download import Downloader
+from data_prep.download import FAILED, Downloader
 from data_prep.media import NOT_FOUND, Resolver
 from data_prep.output import Output
 from data_prep.record_builder import BuildOptions, Built, build_all
@@ -35,6 +35,7 @@ VIDEO_WEIGHT = 8
 BATCH_INLINE_BYTES = 32 * 2**20
 BATCHES_PER_WORKER = 2  # on their way at once
 GIVE_UP_AFTER = 200  # samples without one record: something general is wrong
+OUTAGE_AFTER = 50  # downloads in a row that failed: the network, not the files
 Item = Sample | Skip
 
 
@@ -143,10 +144,19 @@ def prepare(
                 output.seen(item.key)
             if output.items < output.resume_at:
                 raise UserError(f"{output.work} was begun with more rows than there are now; begin again: --overwrite")
+            failed = 0
             for item, built in _built(items, resolver, options):
+                failed = failed + 1 if isinstance(built, Skip) and built.reason == FAILED else 0
+                if failed >= OUTAGE_AFTER:  # no shard was closed since the first of them: they are tried again
+                    raise UserError(
+                        f"{failed} downloads in a row failed; is the network there? Call again when it is: what is "
+                        f"complete is kept. The last: {built.detail if isinstance(built, Skip) else ''}"
+                    )
                 output.add(item.key, built)
                 _check(item, built, output, options)
                 progress.step(counter.count, output)
+        except OSError as error:
+            raise output.full(error) from None
         finally:
             progress.end()
         return Summary(output.finish(_head(source, tables.revisions), source.counts_as))

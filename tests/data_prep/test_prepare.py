@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_prep.download import FAILED, DownloadError
 from data_prep.output import Output
 from data_prep.prepare import Options, Progress, prepare
 from data_prep.record_builder import Built, member_key
@@ -298,7 +300,7 @@ def test_bad_samples_are_skipped_with_the_reason(raw, tmp_path):
                 3: Sample("0", [qa("q", "a")]),
                 4: Sample("4", [qa("q", "a")], video=Inline(b"no video")),
                 5: Sample("5", [{"style": "user_qa", "question": "q", "answer": float("nan")}]),
-                6: Sample("6", [qa("q", "a")], images=[Url("http://host/x.jpg")]),
+                6: Sample("6", [qa("q", "a")], images=[Url("ftp://host/x.jpg")]),
                 7: Sample("7", [{"style": "user_qa", "question": "\ud800", "answer": "a"}]),
                 8: Sample("8", [qa("q", "a")], weight=float("inf")),
             }.get(n, Sample(str(n), [qa("q", "a")]))
@@ -317,6 +319,52 @@ def test_bad_samples_are_skipped_with_the_reason(raw, tmp_path):
         ("8", "bad sample"),
     ]
     assert head["records"] == ROWS - 8
+
+
+def test_a_lost_network_loses_nothing(raw, tmp_path, monkeypatch):
+    """Downloads that all fail stop the run; with the network back, the same call fetches what was missing."""
+    monkeypatch.setattr("data_prep.prepare.OUTAGE_AFTER", 10)
+    there = {"network": True}
+
+    def fetch(self, url, sha256=None):
+        n = int(url.rpartition("/")[2])
+        if n == 4 or (n > 25 and not there["network"]):
+            raise DownloadError(url, "gone" if n == 4 else FAILED, "no route")
+        path = self.cache / str(n)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(n))
+        return path
+
+    monkeypatch.setattr("data_prep.media.Downloader.fetch", fetch)
+
+    def web(rows, ctx):
+        for row in rows:
+            yield Sample(str(row["n"]), [qa("q", "a")], images=[Url(f"http://host/{row['n']}")])
+
+    out = tmp_path / "out" / "mine"
+    there["network"] = False
+    with pytest.raises(UserError, match="10 downloads in a row failed.*Call again.*no route"):
+        prepare(source(records=web), out, options(raw))
+    assert len(list(out.with_name("mine.partial").glob("*.tar"))) == 2 and not out.exists()
+    there["network"] = True
+    head = prepare(source(records=web), out, options(raw)).head
+    assert head["records"] == ROWS - 1 and head["skipped"] == {"gone": 1}
+
+
+def test_full_cache(raw, tmp_path, monkeypatch):
+    """A full disk under the cache is the same mistake as one under the shards."""
+
+    def fetch(self, url, sha256=None):
+        raise OSError(errno.ENOSPC, "No space left on device", "/cache/x")
+
+    monkeypatch.setattr("data_prep.media.Downloader.fetch", fetch)
+
+    def web(rows, ctx):
+        for row in rows:
+            yield Sample(str(row["n"]), [qa("q", "a")], images=[Url("https://host/x")])
+
+    with pytest.raises(UserError, match="no space left while writing /cache/x"):
+        prepare(source(records=web), tmp_path / "out" / "mine", options(raw))
 
 
 def test_shards_are_bounded_in_size(raw, tmp_path):
