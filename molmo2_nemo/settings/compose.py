@@ -56,7 +56,7 @@ def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[st
     known = {f.name for f in dataclasses.fields(RunConfig)} | set(GROUPS)
     ready = []
     for override in overrides:
-        match = re.fullmatch(r"(\+{0,2}|~)([^=]+?)(?:=(.*))?", override, flags=re.DOTALL)
+        match = re.fullmatch(r"(~|\+{0,2})([^=]+?)(?:=(.*))?", override, flags=re.DOTALL)
         if not match or (match[1] != "~" and match[3] is None):
             raise UserError(f"cannot read {override!r}; settings are written key=value, for example stage.max_steps=20")
         prefix, key, value = match[1], match[2], match[3]

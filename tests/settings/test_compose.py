@@ -147,3 +147,8 @@ def test_yaml_round_trip(tmp_path):
     path.write_text("stage: [")
     with pytest.raises(UserError, match="not valid YAML"):
         load_yaml(path)
+
+
+def test_a_data_set_can_be_taken_out():
+    cfg = compose(["recipe=tiny", "stage=sft", "~data.sources.demo", "data.sources.mine.path=shards/data"])
+    assert list(cfg.data.sources) == ["mine"]
