@@ -9,8 +9,9 @@ cd "$(dirname "$0")/../.."
 
 work=${1:-$(mktemp -d)}
 python=${PYTHON:-$(command -v python3.11 || command -v python3)}
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
+export BUILDAH_ISOLATION=chroot
 storage=(--root "$work/storage" --runroot "$work/run")
+[ -z "${STORAGE_DRIVER:-}" ] || storage+=(--storage-driver "$STORAGE_DRIVER") # vfs where the kernel lets no overlay in
 site=usr/local/lib/python3.11/dist-packages
 
 fail() { echo "build_and_run: $*" >&2; exit 1; }

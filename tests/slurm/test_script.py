@@ -16,6 +16,8 @@ from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
 from molmo2_nemo.slurm.script import script
 
+IDS = (("pretrain", "41"), ("sft", "42"), ("long", "43"))
+
 
 def text_of(tmp_path, *settings, after=None) -> str:
     cfg = compose(["recipe=tiny", "stage=sft", "cluster=slurm", f"output_dir='{tmp_path}/run'", *settings])
@@ -116,3 +118,15 @@ def test_jobs_are_read_back_and_a_damaged_file_is_named(tmp_path):
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED"])
 def test_which_states_are_alive(state):
     assert alive(state) and not alive("CANCELLED by 0") and not alive("") and not alive("TIMEOUT")
+
+
+def test_status_names_jobs_of_stages_that_have_not_begun(tmp_path, capsys):
+    jobs = {
+        name: {"id": id_, "name": name, "after": None, "submitted": 1.0, "log": f"/x/{name}_%j"} for name, id_ in IDS
+    }
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "jobs.json").write_text(json.dumps(jobs))
+    assert main(["status", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines()[1:4]] == [[name, "waiting"] for name, _ in IDS]
+    assert "sft: Slurm job 42, log /x/sft_42" in out
