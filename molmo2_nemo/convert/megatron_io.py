@@ -11,6 +11,7 @@ an unpickler that knows only the classes of that format.
 
 from __future__ import annotations
 
+import enum
 import io
 import json
 import pickle
@@ -76,7 +77,16 @@ class _MetadataUnpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _enum_member  # Python 3.11.0 to 3.11.3 pickle a member of an enum as getattr(class, name)
         raise ConversionError(f"refused to load {module}.{name}: not part of a checkpoint's metadata")
+
+
+def _enum_member(kind: Any, name: Any) -> enum.Enum:
+    """getattr for enums and nothing else."""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__:
+        return kind[name]
+    raise ConversionError(f"refused to load getattr of {kind!r}: not part of a checkpoint's metadata")
 
 
 class _FileSlice(io.RawIOBase):

@@ -211,6 +211,40 @@ class Evil:
         return Path.touch, (self.path,)
 
 
+class OldPickler(pickle.Pickler):
+    """Pickles as Python 3.11.0 to 3.11.3 did."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+def test_checkpoints_of_other_pythons(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "megatron"
+    import_checkpoint(FIXTURES / "olmo3", checkpoint)
+    export_checkpoint(checkpoint, tmp_path / "one")
+    path, old = checkpoint / "weights" / ".metadata", io.BytesIO()
+    OldPickler(old).dump(pickle.loads(path.read_bytes()))
+    assert b"getattr" in old.getvalue() and old.getvalue() != path.read_bytes()
+    path.write_bytes(old.getvalue())
+    export_checkpoint(checkpoint, tmp_path / "other")
+    for file in (tmp_path / "one").glob("*.safetensors"):
+        assert file.read_bytes() == (tmp_path / "other" / file.name).read_bytes()
+    for kind, name in ((Path, "touch"), (str, "format")):
+        path.write_bytes(pickle.dumps(Attribute(kind, name)))
+        with pytest.raises(ConversionError, match="refused to load"):
+            export_checkpoint(checkpoint, tmp_path / "never")
+
+
+class Attribute:
+    """Pickles as getattr(kind, name)."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.parts = (kind, name)
+
+    def __reduce__(self):
+        return getattr, self.parts
+
+
 def test_bad_checkpoints(tmp_path: Path) -> None:
     checkpoint = tmp_path / "megatron"
     import_checkpoint(FIXTURES / "olmo3", checkpoint)
