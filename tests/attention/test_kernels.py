@@ -7,6 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.allocations import Allocations
 from benchmarks.packs import RULES, Tree, token_mask
 from molmo2_nemo.attention import blocks
 from molmo2_nemo.attention.area import area_of
@@ -163,3 +164,18 @@ def test_flex_without_triton_and_for_merged_results(monkeypatch):
     with pytest.raises(UserError, match="cannot merge results .* use auto or one of: flash, blocks"):
         choose("flex", "cuda", torch.bfloat16, 64, merged=True)
     assert choose("flex", "cuda", torch.bfloat16, 64).backward is None
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_memory_grows_with_the_tokens_not_their_square(name):
+    peaks, largest = [], []
+    kernel = choose(name, "cpu", torch.float32, HEAD)
+    for size in (128, 512):
+        mask = token_mask([[Tree((size // 2, 8), (size // 4,), (4, size // 4 - 12))]], size)
+        q, k, v = (torch.randn(size, 1, 2, HEAD, requires_grad=True) for _ in range(3))
+        with Allocations() as allocations:
+            attend(q, k, v, area_of(mask), 0.25, kernel).sum().backward()
+        peaks.append(allocations.peak)
+        largest.append(allocations.largest[0])
+    assert peaks[1] <= 4.1 * peaks[0]
+    assert largest[1] <= 512 * 2 * HEAD * 2  # rows of q, or two of them
