@@ -16,7 +16,7 @@ import numpy as np
 
 TARGETS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08)  # of an even share: what one pack may take
 TRIALS = 600  # placements tried per step beyond those,
-PLACED = 16384  # while they place no more packs than this: some 50 ms either way, beside training
+PLACED = 8192  # while they place no more packs than this: some 30 ms either way, beside training
 
 
 @dataclass(frozen=True)
