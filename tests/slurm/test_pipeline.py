@@ -77,12 +77,19 @@ def run(slurm, shards, tmp_path_factory):
     return Run(slurm, folder, shards, *settings, *small, "cluster.slurm.retries=0", "cluster.slurm.gpus_per_node=2")
 
 
+def open_partition(slurm, state: str) -> None:
+    """DOWN: jobs are taken and wait, so that what waits can be looked at in peace."""
+    slurm.run("scontrol", "update", "PartitionName=main", f"State={state}")
+
+
 def test_submitted_in_order_and_only_once(run):
+    open_partition(run.slurm, "DOWN")
     run.call()
     first = run.jobs()
     assert list(first) == ["pretrain", "sft", "long"]
-    assert [run.slurm.state(first[stage]) for stage in ("sft", "long")] == ["PENDING", "PENDING"]
-    assert run.slurm.state(first["pretrain"]) in ("PENDING", "RUNNING")
+    assert [property_of(run.slurm, id_, "JobState") for id_ in first.values()] == ["PENDING"] * 3
+    waits_for = [property_of(run.slurm, first[stage], "Dependency") for stage in ("sft", "long")]
+    assert [w.split("(")[0] for w in waits_for] == [f"afterok:{first[s]}" for s in ("pretrain", "sft")]
     said = run.call()
     assert run.jobs() == first and "submitted" not in said
     assert all(f"job {id_} is " in said for id_ in first.values())
@@ -97,6 +104,7 @@ def test_other_settings_while_a_job_waits_are_refused(run):
 
 def test_a_preempted_job_is_requeued_and_goes_on(run):
     job, waiting = run.jobs()["pretrain"], run.jobs()["sft"]
+    open_partition(run.slurm, "UP")
     run.wait_for_step("pretrain", 2)
     run.slurm.run("scancel", "--signal=USR1", job)
     run.wait_for_state(job, "PENDING")
