@@ -1,0 +1,237 @@
+"""Whole training steps of a stage, by the product's own trainer: time, MFU by mask area, peak memory.
+
+    python -m benchmarks.train_step --model 4b --layers 4 8                         one GPU
+    torchrun --nproc-per-node 8 -m benchmarks.train_step --model 8b --layers 36     the full depth on eight
+    torchrun --nproc-per-node 8 -m benchmarks.train_step --model 8b --layers 8 16 parallel.tensor=2 parallel.context=4
+    python -m benchmarks.train_step --tiny                                          CPU: that the script works
+
+Everything is `molmo2 train`'s: NeMo's trainer, Megatron's distributed optimizer, the recipe's settings, and whatever
+overrides follow on the command line (layout, memory.*, model.attention, ...). Only three things are not: packs are made
+up (benchmarks/batches.py: `sft` 16,384 tokens and 128 crops of the shape of stage 2, `long` one video of 384 frames in
+36,864 tokens), the decoder has as many layers as --layers says, and nothing is saved.
+
+With two numbers of layers, time and memory are taken to be linear in it and given for the model's full depth as well;
+a table says which figures are measured and which extrapolated. Without settings for `parallel`, up to eight processes
+share each pack, and more are replicas; with some, the others are 1. A step has --micro-batches forward passes on every
+replica, where training at the published batch sizes has more: the optimizer's share is smaller there.
+
+Times are medians over --steps steps after --warmup. MFU counts what the model needs (model/flops.py): allowed pairs,
+scored tokens, no padding, no recomputation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import machine, write_result
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.model.config import Molmo2Config, preset
+
+TINY = {"sft": (512, 48), "long": (768, 48)}  # tokens and crops of --tiny
+
+
+def settings(model: str, stage: str, world: int, overrides: Sequence[str], micro_batches: int) -> RunConfig:
+    """The recipe's settings for this many processes.
+
+    Raises:
+        UserError: the layout does not fit the number of processes.
+    """
+    from molmo2_nemo.settings.compose import compose
+
+    layout = [] if any(o.startswith("parallel=") for o in overrides) else ["parallel=single"]
+    if not any(o.startswith("parallel") for o in overrides):
+        layout.append(f"parallel.context={min(8, world)}")
+    cfg = compose([f"recipe={model}", f"stage={stage}", *layout, *overrides])
+    if model == "tiny" and not any(o.startswith("data.packing") for o in overrides):
+        cfg.data.packing.sequence_length, cfg.data.packing.max_crops = TINY[stage]
+    parallel, cfg.init_from, cfg.validation.sources = cfg.parallel, None, {}
+    replica = parallel.tensor * parallel.context * parallel.pipeline
+    if world % replica:
+        raise UserError(f"{world} processes: expected a multiple of tensor * context * pipeline = {replica}")
+    if parallel.dynamic_context:
+        raise UserError("parallel.dynamic_context: this benchmark deals its packs itself; leave it off")
+    parallel.data = world // replica
+    cfg.stage.global_batch_size = cfg.stage.micro_batch_size * parallel.data * micro_batches
+    cfg.log.tensorboard, cfg.log.wandb = False, None
+    return cfg
+
+
+class Noise:
+    """A loader over made-up packs: this replica's micro-batches of one step, again and again."""
+
+    def __init__(self, cfg: RunConfig, model: Molmo2Config, rank: int, size: int) -> None:
+        from benchmarks.batches import Shapes, batch
+
+        shapes, packing, packs = Shapes(model), cfg.data.packing, cfg.stage.micro_batch_size
+        length = packing.sequence_length
+        self.batches = []
+        for number in range(cfg.stage.global_batch_size // (packs * size)):
+            seed = number * size + rank
+            rng = np.random.default_rng(seed)
+            if cfg.stage.name == "sft":
+                rows = [shapes.mixed(rng, length, packing.max_crops) for _ in range(packs)]
+            else:
+                rows = [shapes.videos(length, length) for _ in range(packs)]
+            self.batches.append(batch(rows, length, model, seed))
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from self.batches
+
+
+def with_layers(model: Molmo2Config, layers: int) -> Molmo2Config:
+    """The model with another number of decoder layers; of those with YaRN the first ones."""
+    text = model.text
+    yarn = replace(text.yarn, layers=tuple(i for i in text.yarn.layers if i < layers)) if text.yarn else None
+    return replace(model, text=replace(text, num_layers=layers, yarn=yarn))
+
+
+def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[str, float]:
+    """Trains a few steps on every rank; medians, on rank 0 (elsewhere nothing)."""
+    import fiddle
+    import torch
+    from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
+
+    from molmo2_nemo.nemo.metrics import read_metrics
+    from molmo2_nemo.nemo.recipes import stage_folder, stage_recipe
+
+    with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
+        cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
+        stage_folder(cfg).mkdir(parents=True)
+        recipe = stage_recipe(cfg)
+        recipe.model.molmo2 = model
+        recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
+        run_stage = fiddle.build(recipe)
+        data = run_stage.keywords["data"]
+        data.train_dataloader = lambda: Noise(
+            cfg, model, parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        )
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        run_stage()
+        lines = read_metrics(stage_folder(cfg) / "metrics.jsonl")[warmup:]
+    del run_stage, data, recipe
+    unset_num_microbatches_calculator()  # the next stage has another
+    gc.collect()  # the trainer and its model refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if int(os.environ.get("RANK", "0")):
+        return {}
+    found = {name: statistics.median(line[name] for line in lines) for name in ("seconds", "wait", "memory_gib")}
+    work = lines[0]["tflops"] * lines[0]["seconds"]  # of each process; the same in every step
+    return found | {"tflop": work, "tokens": lines[0]["tokens"], "crops": lines[0]["crops"], "loss": lines[-1]["loss"]}
+
+
+def at_depth(measured: dict[int, dict[str, float]], layers: int) -> dict[str, float]:
+    """Seconds, memory and operations of a model with that many layers: measured, or on the line through two others.
+
+    Raises:
+        UserError: it was not measured, and there are not two numbers of layers to extrapolate from.
+    """
+    if layers in measured:
+        return measured[layers]
+    if len(measured) < 2:
+        raise UserError(f"--layers needs two numbers to extrapolate to {layers} layers")
+    low, high = min(measured), max(measured)
+    share = (layers - low) / (high - low)
+    return {
+        name: measured[low][name] + share * (measured[high][name] - measured[low][name])
+        for name in ("seconds", "memory_gib", "tflop")
+    }
+
+
+def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[str, Any]:
+    """All depths of one stage."""
+    from molmo2_nemo.nemo.metrics import known_peak
+
+    full = preset(cfg.model.preset)
+    measured = {n: train(cfg, with_layers(full, n), args.steps, args.warmup) for n in sorted(set(args.layers))}
+    if int(os.environ.get("RANK", "0")):
+        return {}
+    peak = cfg.log.peak_tflops or known_peak()
+    depths = {}
+    for layers in sorted({*measured, *([full.text.num_layers] if len(measured) > 1 else [])}):
+        row = at_depth(measured, layers)
+        rate = row["tflop"] / row["seconds"]
+        depths[layers] = row | {"tflops": rate, "mfu": rate / peak if peak else None, "measured": layers in measured}
+    return {
+        "tokens": cfg.data.packing.sequence_length,
+        "crops": cfg.data.packing.max_crops,
+        "packs per step": cfg.stage.global_batch_size,
+        "processes": world,
+        "layout": {k: v for k, v in vars(cfg.parallel).items() if v not in (None, False)},
+        "memory": dict(vars(cfg.memory)),
+        "attention": cfg.model.attention,
+        "precision": cfg.cluster.precision,
+        "peak tflops": peak,
+        "layers": depths,
+    }
+
+
+def show(model: str, results: dict[str, dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Training steps of {model}", caption="TFLOP/s and memory per process; ~ extrapolated")
+    for name in ("stage", "tokens", "packs", "layers", "seconds", "TFLOP/s", "MFU", "peak GiB"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage, result in results.items():
+        for layers, row in result["layers"].items():
+            mark = "" if row["measured"] else "~"
+            mfu = f"{mark}{row['mfu']:.1%}" if row["mfu"] is not None else "-"
+            figures = (f"{row['seconds']:.3f}", f"{row['tflops']:.3g}", mfu, f"{row['memory_gib']:.2f}")
+            marked = [figures[0], figures[1], mfu, figures[3]] if not mark else [mark + f.lstrip("~") for f in figures]
+            table.add_row(stage, f"{result['tokens']:,}", str(result["packs per step"]), str(layers), *marked)
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("4b", "8b", "o7b"), default="4b")
+    parser.add_argument("--tiny", action="store_true", help="the tiny model and short packs, for CPU")
+    parser.add_argument("--stages", nargs="+", choices=("sft", "long"), default=["sft", "long"])
+    parser.add_argument("--layers", type=int, nargs="+", help="decoder layers; default 4 8, with --tiny 2 4")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--micro-batches", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    args, overrides = parser.parse_known_args(arguments)
+    if unknown := [o for o in overrides if o.startswith("-") or "=" not in o]:
+        parser.error(f"{unknown[0]}: neither an option nor an override such as parallel.tensor=2")
+    args.layers = args.layers or ([2, 4] if args.tiny else [4, 8])
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    model = "tiny" if args.tiny else args.model
+
+    from molmo2_nemo.cli.worker import quiet
+    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.parallel import platform
+
+    quiet()
+    platform.enable(1)
+    start_nemo()
+    results = {}
+    for stage in args.stages:
+        cfg = settings(model, stage, world, overrides, args.micro_batches)
+        results[stage] = stage_result(cfg, args, world)
+    if int(os.environ.get("RANK", "0")):
+        return {}
+    show(model, results)
+    kept = {"model": model, "steps": args.steps, "warmup": args.warmup, "overrides": list(overrides), "stages": results}
+    write_result("train_step", {"machine": machine()} | kept, args.out)
+    return kept
+
+
+if __name__ == "__main__":
+    main()
