@@ -187,6 +187,8 @@ def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
 
 
 def _report(summary: Any, folder: Path) -> None:
+    from data_prep.download import FAILED
+
     head = summary.head
     size = sum(shard["bytes"] for shard in head["shards"])
     state = "is there already" if summary.already else "done"
@@ -197,3 +199,5 @@ def _report(summary: Any, folder: Path) -> None:
         print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
         for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
             print(f"  {count:>10,}  {reason}")
+        if FAILED in head["skipped"]:
+            print("  --overwrite tries failed downloads once more; what was fetched is in the cache")

@@ -74,8 +74,8 @@ def present(sources: Mapping[str, SourceConfig], missing: str) -> dict[str, Sour
         places = "; ".join(f"{name} ({sources[name].path or 'no path'})" for name in gone[:5])
         more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
         raise DataError(
-            f"{len(gone)} of {len(sources)} data sets have no shards: {places}{more}. Write them with data_prep, set "
-            "their path, or leave them out with data.missing=skip (the other rates grow to fill the gap)"
+            f"{len(gone)} of {len(sources)} data sets have no shards: {places}{more}. Make them with molmo2 prepare "
+            "(--list), set their path, or leave them out with data.missing=skip (the other rates grow to fill the gap)"
         )
     left = {name: source for name, source in sources.items() if name not in gone}
     if not left:

@@ -10,6 +10,7 @@ from data_prep import listing
 from data_prep.sources import MODULES, all_sources, find_source
 from data_prep.sources.base import Hub, Manual
 from molmo2_nemo.cli.main import main
+from molmo2_nemo.cli.prepare import _wanted
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings.compose import compose
 
@@ -32,6 +33,13 @@ def test_every_source_is_in_a_mixture_and_says_what_it_needs():
             assert source.origin.repo.count("/") == 1, source.name
         else:
             assert isinstance(source.origin, Manual) and source.origin.fetch and source.origin.tables, source.name
+
+
+def test_a_recipe_needs_all_of_them():
+    """`molmo2 prepare recipe=4b` means the data sets of its three stages, each once."""
+    assert {source.name for source in _wanted(["recipe=4b", "tulu4"])} == set(mixture("pretrain")) | set(mixture("sft"))
+    with pytest.raises(UserError, match="recipe=tiny trains on demo"):
+        _wanted(["recipe=tiny"])
 
 
 # Reference: names of the released mix that are another's in the registry, and those its registry does not know.

@@ -1,0 +1,156 @@
+"""Media references: where a picture or a video is. A source only names it; data_prep/media.py fetches it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Inline:
+    """Encoded bytes that came with the row."""
+
+    data: bytes
+    suffix: str | None = None  # found from the content when not given
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """Fetched over https, with retries, into the cache."""
+
+    url: str
+    sha256: str | None = None  # of the content, where the data set publishes it
+
+
+class _Alternatives:
+    """A value made of several, given one after the other; equal when they are."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, *values: Any):
+        self._values = values
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values == other._values  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._values!r}"
+
+
+class File(_Alternatives):
+    """A file below --source: the first of several relative paths that is there.
+
+    A path without a suffix that we know matches any picture or video suffix (`videos/abc` finds `videos/abc.webm`); one
+    that ends in "/" is a folder, of which the only picture or video is taken (`videos/abc/`).
+    """
+
+    __slots__ = ()
+
+    def __init__(self, *paths: str):
+        super().__init__(*paths)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self._values
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a Hugging Face data set repository; below --source (same relative path) when it is there."""
+
+    repo: str
+    path: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a tar or zip archive, which is unpacked once (safely) below the cache.
+
+    `path` may lack the suffix, as in `File`.
+    """
+
+    archive: File | HubFile | Url
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """A folder of numbered pictures below --source that is encoded as a video of `fps` frames per second.
+
+    `first` and `last` choose among the sorted pictures (0-based, both included) after only every `step`-th was kept.
+    """
+
+    folder: str
+    fps: float
+    first: int = 0
+    last: int | None = None
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of a video, cut out by the framework; of the videos that the published loader wants cut beforehand."""
+
+    video: File | HubFile | Member | Url
+    start: float  # seconds
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lettered:
+    """A picture with letters drawn on it by data_prep/lettering.py: AI2D asks about parts by letter."""
+
+    picture: File | HubFile | Member
+    boxes: tuple[tuple[str, float, float, float, float], ...]  # letter, left, top, right, bottom in pixels
+    beside: bool = False  # see-through boxes with the letter beside, instead of filled boxes with it inside
+
+
+class FirstOf(_Alternatives):
+    """The first of several media that is there: a video, or else the frames it was made of."""
+
+    __slots__ = ()
+
+    def __init__(self, *media: Media):
+        super().__init__(*media)
+
+    @property
+    def media(self) -> tuple[Media, ...]:
+        return self._values
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A medium of another data set that was prepared beside this one: picture `image` of its record, or its video.
+
+    `record` counts from 0 and is taken modulo the data set's size; see `Context.prepared`.
+    """
+
+    name: str
+    record: int
+    image: int = 0
+
+
+Media = Inline | Url | File | HubFile | Member | Frames | Prepared | Cut | Lettered | FirstOf
+
+
+def picture(value: Any) -> Media:
+    """The medium of an image or video column as `datasets` gives it undecoded: {bytes, path}, bytes, an URL or a path.
+
+    Raises:
+        ValueError: None or anything else.
+    """
+    if isinstance(value, dict) and value.get("bytes"):
+        suffix = PurePosixPath(value.get("path") or "").suffix.lower().lstrip(".")
+        return Inline(value["bytes"], suffix or None)
+    if isinstance(value, (bytes, bytearray)) and value:
+        return Inline(bytes(value))
+    if isinstance(value, dict) and value.get("path"):
+        value = value["path"]
+    if isinstance(value, str) and value:
+        return Url(value) if value.startswith(("https://", "http://")) else File(value)
+    raise ValueError(f"no picture: {str(value)[:60]}")
