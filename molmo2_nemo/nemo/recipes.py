@@ -155,6 +155,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         limit_val_batches=0,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
+        logger=False,  # NeMoLogger brings those that are asked for
         enable_model_summary=False,
         log_every_n_steps=cfg.log_every,
         use_distributed_sampler=False,

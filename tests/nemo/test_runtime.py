@@ -217,11 +217,13 @@ def test_sigterm_to_all_processes_and_a_kill_before_the_summary(workers, shards,
     and only writes down what was done."""
     cfg = tiny_run(tmp_path, 4)
     cfg.data = demo_data(shards)
-    cfg.data.num_workers = 1
+    cfg.data.num_workers, cfg.log.tensorboard = 1, False
+    before = set(Path.cwd().iterdir())
     stopped, first, again = workers.run(thrice, cfg, fit=True)[0]
     assert stopped.startswith("SIGTERM: step ")
     assert first == again and json.loads(first)["counts"]["examples"] > 4
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
+    assert not (tmp_path / "sft" / "tb").exists() and set(Path.cwd().iterdir()) - before <= {Path.cwd() / "__pycache__"}
 
 
 def judge(figures: list[tuple[float, list[float]]], sigma: float) -> list[str | None]:
