@@ -13,6 +13,14 @@ from dataclasses import dataclass
 from molmo2_nemo.config import StageConfig
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.flops import Flops, forward_flops, training_flops
+from molmo2_nemo.parallel.traffic import (
+    AttentionShape,
+    Traffic,
+    gradient_traffic,
+    ring_traffic,
+    tensor_traffic,
+    ulysses_traffic,
+)
 from molmo2_nemo.plan.hardware import Cluster
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.sizes import held
@@ -153,32 +161,36 @@ def step_time(
 def exchanges(
     model: Molmo2Config, stage: StageConfig, work: Workload, cluster: Cluster, layout: Layout, rates: Rates
 ) -> tuple[float, float, dict[str, float]]:
-    """Bytes per GPU and step over links and over the network, and the seconds of each kind that are not hidden."""
-    text, device = model.text, cluster.device
+    """Bytes per GPU and step over links and over the network, and the seconds of each kind that are not hidden.
+
+    What is sent is counted by parallel/traffic.py, which is tested against the collectives.
+    """
+    text, device, ulysses = model.text, cluster.device, layout.ulysses
     link, network = rates.link * device.link_gbs * 1e9, rates.network * device.network_gbs * 1e9
-    packs, layers = work.packs / layout.data, text.num_layers / layout.pipeline
-    passes = 3 if layout.recompute == "full" else 2  # forward, backward, forward again
-    tokens = work.length / layout.context * packs  # of this context rank in a step, over all its micro-batches
-    share = (layout.tensor - 1) / layout.tensor
-    # sequence parallelism: an all-gather and a reduce-scatter round attention and round the MLP, in every pass
-    tensor_bytes = 4 * passes * layers * share * tokens * text.hidden_size * 2.0
-    # all-to-all of q, k, v and the output among the context ranks of a node; keys and values of the other nodes
-    ulysses, ring = layout.ulysses, layout.context // layout.ulysses
-    queries = text.num_heads / layout.tensor * text.head_dim
-    keys = max(text.num_kv_heads / layout.tensor, ulysses) * text.head_dim
-    context_bytes = passes * layers * (ulysses - 1) / ulysses * tokens * (2 * queries + 2 * keys) * 2.0
-    ring_bytes = (passes + 1) * layers * (ring - 1) * tokens * 2 * keys * 2.0
+    micro_batches = work.packs / (layout.data * layout.micro_batch)
+    times = micro_batches * text.num_layers / layout.pipeline
+    again = layout.recompute == "full"
+    tokens = work.length * layout.micro_batch
+    shape = AttentionShape(
+        tokens, text.num_heads // layout.tensor, max(1, text.num_kv_heads // layout.tensor), text.head_dim
+    )
+    heads = ulysses_traffic(shape, layout.context, ulysses).total(again) * times
+    across = layout.context > ulysses
+    keys = (ring_traffic(shape, layout.context, ulysses).total(again) if across else Traffic()) * times
+    split = tensor_traffic(tokens // layout.context, text.hidden_size, 2, layout.tensor, True).total(again) * times
     trained, ranks = held(model, stage, layout.tensor, layout.pipeline).trained, layout.data * layout.context
-    gradient_bytes = (4.0 + 2.0) * trained * (ranks - 1) / ranks  # fp32 gradients scattered, bf16 weights gathered
+    gradients = gradient_traffic(round(trained), ranks)
     one_node = layout.model_size * layout.data <= cluster.per_node
     together = max(1, cluster.per_node // (layout.tensor * layout.pipeline))  # ranks of that group in a node
     gradient_rate = link if one_node else min(link, network * together)
-    exposed = 1 - rates.hidden_exchange
-    calls = passes * layers * packs / layout.micro_batch * rates.latency  # one exchange per layer and pass
+
+    def exposed(traffic: Traffic, rate: float) -> float:
+        return (1 - rates.hidden_exchange) * traffic.bytes / rate + traffic.messages * rates.latency
+
     seconds = {
-        "tensor": exposed * tensor_bytes / link + (4 * calls if layout.tensor > 1 else 0.0),
-        "context": exposed * (context_bytes / link + ring_bytes / network) + (4 * calls if layout.context > 1 else 0.0),
-        "gradients": (1 - rates.hidden_gradients) * gradient_bytes / gradient_rate,
+        "tensor": exposed(split, link),
+        "context": exposed(heads, link) + exposed(keys, network),
+        "gradients": (1 - rates.hidden_gradients) * gradients.bytes / gradient_rate,
     }
-    crossing = ring_bytes + (0.0 if one_node else gradient_bytes / together)
-    return tensor_bytes + context_bytes + (gradient_bytes if one_node else 0.0), crossing, seconds
+    inside = split.bytes + heads.bytes + (gradients.bytes if one_node else 0.0)
+    return inside, keys.bytes + (0.0 if one_node else gradients.bytes / together), seconds
