@@ -35,15 +35,15 @@ def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
     ranks = 2 * parallel.context
     known = (
         (cfg.stage.micro_batch_size > 1, "stage.micro_batch_size=1"),
-        (memory.mlp_tiles == 1, "memory.mlp_tiles=8 (MLPs run twice)"),
+        (not parallel.distributed_optimizer, "parallel.distributed_optimizer=true"),
+        (memory.loss_chunk > 256, "memory.loss_chunk=256"),
         (memory.vision_chunk is None, "memory.vision_chunk=16 (crops are encoded twice)"),
+        (memory.mlp_tiles == 1, "memory.mlp_tiles=8 (MLPs run twice)"),
         (
             memory.recompute != "full" or memory.recompute_layers is not None,
             "memory.recompute=full memory.recompute_layers=null (every layer runs twice)",
         ),
         (offload and not memory.offload, "memory.offload=true (copies to and from the host)"),
-        (memory.loss_chunk > 256, "memory.loss_chunk=256"),
-        (not parallel.distributed_optimizer, "parallel.distributed_optimizer=true"),
         (True, f"parallel.context={ranks} ({ranks} ranks share a pack)"),
         (True, "smaller data.packing.sequence_length and data.packing.max_crops (other packs are trained on)"),
     )
