@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
@@ -388,7 +390,7 @@ def _examples(
         num_workers=num_workers,
         prefetch_factor=prefetch,
         collate_fn=_same,
-        worker_init_fn=_outlive_sigterm,
+        worker_init_fn=_start_worker,
     )
     iterator = iter(loader)
     try:
@@ -426,10 +428,21 @@ def _unship(shipped: Any) -> Example | Skipped:
     return Example(**{**shipped, "crops": shipped["crops"].numpy()})
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """Launchers send SIGTERM to a whole process group. The trainer then finishes its step and saves, and needs its
-    workers until it closes the loader itself. (They leave by themselves when it dies.)"""
+def _start_worker(worker: int) -> None:
+    """Workers outlive a SIGTERM but not the process that reads them.
+
+    Launchers send SIGTERM to a whole process group. The trainer then finishes its step and saves, and needs its workers
+    until it closes the loader itself. If it is killed, torch's own check does not always end them: one that waits for
+    room in the queue it shares with its sisters would wait for ever.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _same(value: Any) -> Any:

@@ -99,17 +99,36 @@ def complete_lines(log):
     return log.read_text().split("\n")[:-1] if log.exists() else []
 
 
+def workers_of(pid):
+    """Processes that a process has started."""
+    tasks = Path(f"/proc/{pid}/task")
+    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def run_and_kill(data, log, workers, window, after):
-    """SIGKILL as soon as `after` packs were written; how many were."""
+    """SIGKILL as soon as `after` packs were written; how many were. Its decoding processes end by themselves."""
     child = start(data, log, workers, window, 10**6)
     try:
         deadline = time.monotonic() + 300
         while len(complete_lines(log)) < after:
             assert child.poll() is None and time.monotonic() < deadline, "the loader ended by itself, or hangs"
             time.sleep(0.005)
+        decoders = workers_of(child.pid)
     finally:
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
+    assert len(decoders) == workers
+    deadline = time.monotonic() + 60
+    while any(alive(pid) for pid in decoders):
+        assert time.monotonic() < deadline, "a decoding process outlived the one that read from it"
+        time.sleep(0.1)
     return len(complete_lines(log))
 
 
