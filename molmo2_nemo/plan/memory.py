@@ -51,8 +51,9 @@ def memory(
     tokens = work.length / layout.context * layout.micro_batch
     crops = work.max_crops / (layout.context * layout.tensor) * layout.micro_batch
     in_flight = min(layout.pipeline, max(1, work.packs // (layout.data * layout.micro_batch)))
-    decoder = decoder_bytes(model, layout, tokens, dropout=dropout(stage)) * in_flight
-    vision = vision_bytes(model, crops, layout.recompute == "full", stage.train_vit) * in_flight
+    decoder = decoder_bytes(model, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles) * in_flight
+    vision = vision_bytes(model, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk)
+    vision *= in_flight
     qkv = (2 * model.text.num_heads + 2 * model.text.num_kv_heads) * model.text.head_dim * tokens / layout.tensor
     parts = {
         "weights": 2.0 * mine.all,
@@ -72,21 +73,28 @@ def dropout(stage: StageConfig) -> bool:
     return stage.residual_dropout > 0 or stage.response_residual_dropout > 0
 
 
-def decoder_bytes(model: Molmo2Config, layout: Layout, tokens: float, *, dropout: bool, element: int = 2) -> float:
+def decoder_bytes(
+    model: Molmo2Config, layout: Layout, tokens: float, *, dropout: bool, element: int = 2, tiles: int = 1
+) -> float:
     """What the decoder layers of one stage keep for one micro-batch of `tokens` tokens of a context rank.
 
     Args:
         element: bytes of an activation: 2 (bf16) or 4 (fp32).
+        tiles: slices that an MLP runs on; with more than one, only the slice at work keeps anything.
     """
     text = model.text
     layers = text.num_layers / layout.pipeline
     inputs = element * text.hidden_size * tokens / layout.tensor
     one = layer_bytes(model, element=element, dropout=dropout) * tokens / layout.tensor
     ends = 3 * inputs  # embedding's output, and around the final norm
+    if tiles > 1:
+        mlp = 5 * element * text.ffn_size * tokens / layout.tensor
+        one, ends = one - mlp, ends + mlp / tiles
     if layout.recompute == "full":
         return (0.0 if layout.offload else layers * inputs) + one + 2 * inputs + ends
     if layout.recompute == "selective":
-        one -= attention_bytes(model, element) * tokens / layout.tensor
+        # of core_attn: queries and keys before rotary are kept in place of those after it
+        one -= 4.0 * text.num_heads * tokens / layout.tensor
     return layers * one + ends
 
 
@@ -104,13 +112,23 @@ def layer_bytes(model: Molmo2Config, *, element: int = 2, dropout: bool = True) 
 
 
 def attention_bytes(model: Molmo2Config, element: int = 2) -> float:
-    """Of them, what `core_attn` recomputation spares: queries and keys after rotary, logsumexp."""
+    """Of them, what attention keeps besides its values and output: queries and keys after rotary, logsumexp."""
     text = model.text
     return element * (text.num_heads + text.num_kv_heads) * text.head_dim + 4.0 * text.num_heads
 
 
-def vision_bytes(model: Molmo2Config, crops: float, recompute: bool, train_vit: bool = True, element: int = 2) -> float:
-    """What encoder and connector keep for `crops` crops."""
+def vision_bytes(
+    model: Molmo2Config,
+    crops: float,
+    recompute: bool,
+    train_vit: bool = True,
+    element: int = 2,
+    chunk: int | None = None,
+) -> float:
+    """What encoder and connector keep for `crops` crops; encoded `chunk` at a time, only their visual tokens wait."""
+    if chunk is not None and chunk < crops:
+        tokens = element * model.text.hidden_size * model.vision.num_patches / 9 * crops
+        return tokens + vision_bytes(model, chunk, recompute, train_vit, element)
     vision, width = model.vision, model.vision.hidden_size
     patches = vision.num_patches * crops
     block = block_bytes(model, element) * patches

@@ -99,7 +99,9 @@ def small(family: str, layers: int) -> Any:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo3"])
-@pytest.mark.parametrize(("recompute", "dtype"), [("none", "bf16"), ("none", "fp32"), ("full", "bf16")])
+@pytest.mark.parametrize(
+    ("recompute", "dtype"), [("none", "bf16"), ("none", "fp32"), ("selective", "bf16"), ("full", "bf16")]
+)
 def test_decoder_activations_are_those_of_the_model(workers, family, recompute, dtype):
     two, four = workers.run(decoder_job, family, recompute, dtype)[0]
     element = 2 if dtype == "bf16" else 4
