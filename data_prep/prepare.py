@@ -131,11 +131,12 @@ def prepare(
         counter = _Counter(rows() if rows is not None else tables.rows(source.origin, source.fields))
         progress.begin(source.name, tables.count(source.origin) if rows is None else None)
         resolver = Resolver(options.folders, options.cache, downloader, out.parent, options.max_media_bytes)
+        drawn_from: dict[str, int] = {}  # records of other data sets that samples take media from
         ctx = Context(
             source.name,
             seed=options.seed,
             tables=lambda origin: tables.rows(origin, own=False),
-            prepared=lambda name: _records(out.parent / name),
+            prepared=lambda name: drawn_from.setdefault(name, _records(out.parent / name)),
             scratch=options.cache,
         )
         items = _limited(convert(source, counter, ctx), options.limit)
@@ -159,7 +160,7 @@ def prepare(
             raise output.full(error) from None
         finally:
             progress.end()
-        return Summary(output.finish(_head(source, tables.revisions), source.counts_as))
+        return Summary(output.finish(_head(source, tables.revisions, drawn_from), source.counts_as))
 
 
 def prepare_own(path: Path, out: Path, options: Options, progress: Progress | None = None) -> Summary:
@@ -311,10 +312,11 @@ def _origin(source: Source) -> dict[str, Any]:
     return {"tables": [table.path for table in origin.tables], "notes": source.notes}
 
 
-def _head(source: Source, revisions: dict[str, str]) -> dict[str, Any]:
+def _head(source: Source, revisions: dict[str, str], drawn_from: dict[str, int]) -> dict[str, Any]:
+    found = {name: value for name, value in {"fetched": revisions, "drawn_from": drawn_from}.items() if value}
     return {
         "name": source.name,
-        "source": _origin(source) | ({"fetched": revisions} if revisions else {}),
+        "source": _origin(source) | found,
         "licence": source.licence,
         "kind": source.kind,
         "published_as": source.published_as,
