@@ -20,7 +20,7 @@ examples:
   molmo2 report runs/8b --out page.html
 """
 
-POINTS = 1500  # of a curve; longer ones are averaged, so that the page stays small
+POINTS = 700  # of a curve; longer ones are averaged, so that the page stays small
 COLOURS = ("#2a6f97", "#c8553d", "#4f8a4b", "#8e6bb0", "#b98b2e", "#4aa3a2", "#a34a6f", "#5b6875", "#7a9a2e", "#d08c8c")
 
 STYLE = """
@@ -31,11 +31,12 @@ h1 { font-size: 22px; margin: 0 0 4px }
 h2 { font-size: 17px; margin: 30px 0 6px }
 .note { color: #5b6875; margin: 0 0 12px }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; width: 100% }
-th { text-align: right; font-weight: 600; color: #5b6875; border-bottom: 1px solid #c5ccd3; padding: 3px 10px }
-td { text-align: right; padding: 3px 10px; border-bottom: 1px solid #e8ebee; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: 100%; font-size: 14px }
+th { text-align: right; font-weight: 600; color: #5b6875; border-bottom: 1px solid #c5ccd3; padding: 3px 6px }
+td { text-align: right; padding: 3px 6px; border-bottom: 1px solid #e8ebee; font-variant-numeric: tabular-nums }
 th:first-child, td:first-child, td.t { text-align: left; padding-left: 0 }
-td.t { overflow-wrap: anywhere }
+td, th { white-space: nowrap }
+td.t { white-space: normal; overflow-wrap: anywhere }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 470px), 1fr)); gap: 22px 26px }
 figure { margin: 0 }
 figure.first { grid-column: 1 / -1 }
@@ -107,7 +108,7 @@ def table(stages: Sequence[Progress]) -> str:
             f"{stage.step:,}{total}",
             f"{losses[0]:.3f}" if losses else "-",
             f"{losses[-1]:.3f}" if losses else "-",
-            f"{tokens:,}",
+            _big(tokens),
             duration(seconds) if steps else "-",
             f"{tokens / seconds:,.0f}" if seconds else "-",
             *(_mean(steps, name) for name in ("mfu", "fill", "crop_fill")),
@@ -162,6 +163,7 @@ def figure(draw: Callable[[Any, Sequence[Progress]], str | None], stages: Sequen
         _stage_marks(axes, stages)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92", linewidth=0.8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=9, ncols=2 if first else 1)
@@ -291,6 +293,11 @@ def _stage_marks(axes: Any, stages: Sequence[Progress]) -> None:
 def _mean(steps: Sequence[dict[str, Any]], name: str) -> str:
     known = [m[name] for m in steps if m.get(name) is not None]
     return f"{sum(known) / len(known):.0%}" if known else "-"
+
+
+def _big(count: float) -> str:
+    """`61,067`, `9.14 B`."""
+    return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count:,}"
 
 
 def _when(stages: Sequence[Progress]) -> str:
