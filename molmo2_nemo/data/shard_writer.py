@@ -21,6 +21,7 @@ from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, write
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
 
+OLD_MANIFEST = "manifest.json"  # of data sets that earlier versions wrote: they may be replaced
 LOCK = ".writing"  # in a working folder, locked while its writer lives
 LEFTOVER_SECONDS = 3600.0
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
@@ -237,7 +238,8 @@ def write_shards(
 
 def check_replaceable(out: Path) -> None:
     """Raises ShardError when `out` holds something that is not a data set of ours."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).exists())):
+    ours = any((out / name).exists() for name in (MANIFEST, OLD_MANIFEST))
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not ours)):
         raise ShardError(f"{out} exists and is not a data set of ours (no {MANIFEST}); it is not overwritten")
 
 

@@ -104,6 +104,15 @@ def test_foreign_folder_is_not_overwritten(tmp_path):
         write_shards(tmp_path / "home", records(), overwrite=True)
 
 
+def test_data_set_of_an_earlier_version(folder):
+    """It is not read, the message says what to do, and writing anew may replace it."""
+    (folder / MANIFEST).rename(folder / "manifest.json")
+    with pytest.raises(ShardError, match="older version.*molmo2 shards index"):
+        ShardDataset(folder)
+    write_shards(folder, records(2), overwrite=True)
+    assert len(ShardDataset(folder)) == 2
+
+
 def test_open_errors(folder, tmp_path):
     with pytest.raises(ShardError, match="no folder"):
         ShardDataset(tmp_path / "nowhere", "mine")
