@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,17 +22,14 @@ BLOCK = 1 << 22
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step in the name of a folder `step=N` (or `step=N-last`, as earlier versions wrote it).
-
-    Raises:
-        ValueError: the name says no step.
-    """
-    return int(checkpoint.name.removeprefix("step=").split("-")[0])
+    """The optimizer step in the name of a folder `step=N` that `finished` found."""
+    return int(checkpoint.name.removeprefix("step="))
 
 
 def finished(folder: Path) -> list[Path]:
     """Checkpoints of a stage's checkpoints/ folder that no run is still writing or removing, newest first."""
-    found = [p for p in folder.glob("step=*") if p.is_dir() and not p.with_name(p.name + UNFINISHED).exists()]
+    named = [p for p in folder.glob("step=*") if re.fullmatch(r"step=\d+", p.name)]
+    found = [p for p in named if p.is_dir() and not p.with_name(p.name + UNFINISHED).exists()]
     return sorted(found, key=step_of, reverse=True)
 
 

@@ -52,6 +52,7 @@ def test_newest_first_and_unfinished_ones_left_out(tmp_path):
     from molmo2_nemo.nemo.checkpoints import latest_checkpoint
 
     paths = {step: checkpoint(tmp_path, step) for step in (9, 10, 100)}
+    (tmp_path / "step=9 (copy)").mkdir()
     (tmp_path / "step=100-unfinished").touch()  # NeMo's mark, as a kill during saving leaves it
     assert manifest.finished(tmp_path) == [paths[10], paths[9]]
     assert latest_checkpoint(tmp_path) == paths[10]
