@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -67,3 +68,29 @@ def test_options_change_no_number(workers, name, tensor):
         inputs = found["offload, full, tiles"]["moved"] / (plain["layer_input"] / tensor)
         assert layers <= inputs < layers + 4
         assert found["offload"]["moved"] > 5 * found["offload, full, tiles"]["moved"]
+
+
+def waiting_job(links: int, elements: int) -> list[int]:
+    """Peak bytes of a chain of so many operations without and with offload, as the benchmark counts them."""
+    from benchmarks.memory import counting
+    from molmo2_nemo.model.memory import HostOffload
+
+    found = []
+    for offload in (None, HostOffload(min_bytes=1)):
+        start = torch.linspace(0, 1, elements, requires_grad=True)
+        with counting("cpu") as peak:
+            with offload.active(keep=[start]) if offload else contextlib.nullcontext():
+                end = start
+                for _ in range(links):
+                    end = end.sin()
+            end.backward(torch.ones_like(end))
+        found.append(peak[0])
+    return found
+
+
+def test_what_waits_on_the_host_is_not_the_devices(workers):
+    """A link saves its input; with offload only those on their way back are there, and the gradients at work."""
+    elements = 1 << 16
+    kept, offloaded = workers.run(waiting_job, 30, elements)[0]
+    assert kept >= 30 * 4 * elements
+    assert offloaded <= 8 * 4 * elements
