@@ -42,7 +42,7 @@ CHUNK = {"vision_chunk": 16}
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "recompute=selective": {"recompute": "selective"},
-    "recompute=selective, of mlp": {"recompute": "selective", "recompute_modules": ["mlp"]},
+    "recompute=selective, of core_attn": {"recompute": "selective", "recompute_modules": ["core_attn"]},
     "mlp_tiles=8": TILES,
     "vision_chunk=16": CHUNK,
     "offload": {"offload": True},
@@ -149,7 +149,7 @@ def counting(device: str) -> Iterator[list[int]]:
 
 def predicted(subject: Subject, options: MemoryConfig, tokens: int, crops: int) -> float | None:
     """The planner's figure for the activations of one micro-batch; None for what it does not plan with."""
-    if options.offload and options.recompute != "full" or options.recompute_modules != ["core_attn"]:
+    if options.offload and options.recompute != "full" or options.recompute_modules != ["mlp"]:
         return None
     layout = Layout(recompute=options.recompute, offload=options.offload)
     stage = StageConfig(residual_dropout=0.0, train_base_embedding=True)

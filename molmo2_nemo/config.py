@@ -89,7 +89,7 @@ class MemoryConfig:
     """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs."""
 
     recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
-    recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["core_attn"])  # selective
+    recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["mlp"])  # selective
     recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
     mlp_tiles: int = 1  # decoder MLPs run on so many slices of the tokens, one after another
     offload: bool = False  # what decoder layers save for backward waits in host memory

@@ -138,7 +138,7 @@ class _Waiting:
         return taken
 
 
-def recompute_settings(mode: str, modules: Sequence[str] = ("core_attn",), layers: int | None = None) -> dict[str, Any]:
+def recompute_settings(mode: str, modules: Sequence[str] = ("mlp",), layers: int | None = None) -> dict[str, Any]:
     """Megatron's settings for a recomputation mode.
 
     Args:

@@ -81,6 +81,8 @@ def decoder_bytes(
     Args:
         element: bytes of an activation: 2 (bf16) or 4 (fp32).
         tiles: slices that an MLP runs on; with more than one, only the slice at work keeps anything.
+
+    Selective recomputation is taken to be the default's, of the MLPs.
     """
     text = model.text
     layers = text.num_layers / layout.pipeline
@@ -92,9 +94,9 @@ def decoder_bytes(
         one, ends = one - mlp, ends + mlp / tiles
     if layout.recompute == "full":
         return (0.0 if layout.offload else layers * inputs) + one + 2 * inputs + ends
-    if layout.recompute == "selective":
-        # of core_attn: queries and keys before rotary are kept in place of those after it
-        one -= 4.0 * text.num_heads * tokens / layout.tensor
+    if layout.recompute == "selective" and tiles == 1:  # MLPs keep their inputs only, but for the one at work
+        mlp = 5 * element * text.ffn_size * tokens / layout.tensor
+        one, ends = one - mlp, ends + mlp
     return layers * one + ends
 
 

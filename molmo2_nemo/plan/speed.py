@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from molmo2_nemo.config import StageConfig
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.model.flops import Flops, forward_flops, training_flops
+from molmo2_nemo.model.flops import Flops, forward_flops, layer_weights, training_flops
 from molmo2_nemo.parallel.traffic import (
     AttentionShape,
     Traffic,
@@ -123,14 +123,15 @@ def step_time(
     forward = pack.attention / (rates.attention_forward * peak) / ranks * packs
     backward = 2.5 * pack.attention / (rates.attention_backward * peak) / ranks * packs
     seen = (pack.vit + pack.connector) / (rates.vision * peak) / (layout.context * layout.tensor) * packs
-    again = {"none": 0.0, "selective": forward, "full": linear + forward + seen}[layout.recompute]
+    mlps = 3 * model.text.hidden_size * model.text.ffn_size / layer_weights(model)  # share of the decoder's products
+    again = {"none": 0.0, "selective": mlps * linear, "full": linear + forward + seen}[layout.recompute]
     vision = seen * (3 if work.train_vit else 1)
     weights = stage.train_llm and not stage.lora.rank  # frozen ones have no gradient of their own
     linear_passes = 3 if weights else 2
     busy = linear_passes * linear + forward + backward + vision + again
     other = rates.other * busy
     micro_batches = max(1.0, packs / layout.micro_batch)
-    # dealing a step's micro-batches evens them out to 5 % (benchmarks/results/packing-*); one each cannot be dealt
+    # dealing a step's micro-batches evens them out to 5 %; one each can only be ordered (benchmarks/results/packing-*)
     waits = 0.0 if layout.data == 1 else 0.05 if micro_batches >= 2 else 0.25
     bubble = (layout.pipeline - 1) / micro_batches
     links, network, exposed = exchanges(model, stage, work, cluster, layout, rates)

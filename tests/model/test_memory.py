@@ -16,6 +16,7 @@ torch.set_num_threads(1)
 OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # recomputation, the model's own options
     "plain": ({}, {}),
     "selective": ({"mode": "selective"}, {}),
+    "selective, attention": ({"mode": "selective", "modules": ["core_attn"]}, {}),
     "selective, both modules": ({"mode": "selective", "modules": ["core_attn", "mlp"]}, {}),
     "full": ({"mode": "full"}, {}),
     "full, one layer": ({"mode": "full", "layers": 1}, {}),
