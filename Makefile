@@ -1,5 +1,6 @@
 # venv  the pinned environment, in .venv            demo   the three stages on a laptop CPU, from real pictures and video
 # test  the tests, in that environment              lint   ruff and mypy
+# test-demo   the demo with all its steps, checked (make test takes fewer)
 # test-slurm  the pipeline on a real Slurm, started here (minutes; as root, needs slurmctld, slurmd, munge)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: venv demo test test-slurm container-test lint fixtures clean
+.PHONY: venv demo test test-demo test-slurm container-test lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -35,6 +36,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-demo: $(STAMP)
+	@MOLMO2_FULL_DEMO=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/nemo/test_demo.py $(PYTEST_ARGS)
 
 test-slurm: $(STAMP)
 	@MOLMO2_SLURM_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm $(PYTEST_ARGS)

@@ -36,6 +36,12 @@ molmo2_end() {{
         local first
         first=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E '^srun: error: .*: tasks? [-0-9,]+: ')
         [ -f "$outcome" ] && how=$(head -n 1 "$outcome")
+        # one that lost another may be the first to end; the one that a signal ended is then the cause
+        if [ "$how" = failed ] && grep -qE 'Connection (reset|closed) by peer|Broken pipe' "$outcome"; then
+            local killed
+            killed=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E '^srun: error: .*: tasks? [-0-9,]+: [KOSAB]')
+            first=${{killed:-$first}}  # Killed, Out Of Memory, Segmentation fault, Aborted, Bus error
+        fi
         case "$how/$first" in
             user_error/* | preempted/* | failed/*": Exited "* | failed/) ;;
             *)  # killed, so it could not say why; what the others say is that they lost it
