@@ -95,7 +95,10 @@ def decoder_bytes(
     if layout.recompute == "full":
         return (0.0 if layout.offload else layers * inputs) + one + 2 * inputs + ends
     if layout.recompute == "selective" and tiles == 1:  # MLPs keep their inputs only, but for the one at work
-        mlp = 5 * element * text.ffn_size * tokens / layout.tensor
+        mlp = 5.0 * element * text.ffn_size
+        if text.family == "olmo3":  # the norm behind the MLP belongs to it
+            mlp += (6 if element == 2 else 8) * text.hidden_size
+        mlp *= tokens / layout.tensor
         one, ends = one - mlp, ends + mlp
     return layers * one + ends
 
