@@ -30,7 +30,6 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
@@ -38,6 +37,7 @@ from molmo2_nemo.model.config import LoraConfig, Molmo2Config
 from molmo2_nemo.model.lora import adapted
 from molmo2_nemo.model.memory import TiledMLP
 from molmo2_nemo.model.rotary import table_of_layer
+from molmo2_nemo.model.sharded import sharded_tensors
 
 
 def transformer_config(model: Molmo2Config, **overrides: Any) -> TransformerConfig:
@@ -218,15 +218,7 @@ class FullWidthRMSNorm(nn.Module):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> ShardedStateDict:
-        return make_sharded_tensors_for_checkpoint(
-            self.state_dict(prefix="", keep_vars=True),
-            prefix,
-            {"weight": 0},
-            sharded_offsets,
-            tp_group=self.group,
-            dp_cp_group=(metadata or {}).get("dp_cp_group")
-            or parallel_state.get_data_parallel_group(with_context_parallel=True),
-        )
+        return sharded_tensors({"weight": self.weight}, {"weight": 0}, prefix, sharded_offsets, metadata)
 
 
 class _SumOverGroup(torch.autograd.Function):
@@ -269,18 +261,8 @@ def _with_post_norm(row_linear: type) -> type:
             state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
             norm_key = f"{prefix}post_norm.weight"
             state.pop(norm_key, None)
-            state.update(
-                make_sharded_tensors_for_checkpoint(
-                    {"post_norm.weight": self.post_norm.weight},
-                    prefix,
-                    {},
-                    sharded_offsets,
-                    tp_group=parallel_state.get_tensor_model_parallel_group(),
-                    dp_cp_group=(metadata or {}).get("dp_cp_group")
-                    or parallel_state.get_data_parallel_group(with_context_parallel=True),
-                )
-            )
-            return state
+            own = {"post_norm.weight": self.post_norm.weight}
+            return state | sharded_tensors(own, {}, prefix, sharded_offsets, metadata)
 
     PostNormRowParallelLinear.__name__ = f"PostNorm{row_linear.__name__}"
     return PostNormRowParallelLinear

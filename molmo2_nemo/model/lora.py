@@ -28,10 +28,10 @@ from megatron.core.tensor_parallel import (
 )
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 
 from molmo2_nemo.model.config import LoraConfig
+from molmo2_nemo.model.sharded import sharded_tensors
 
 
 @functools.cache
@@ -76,18 +76,10 @@ def with_lora(linear: type, rank: int, scale: float, column: bool) -> type:
             self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
         ) -> ShardedStateDict:
             state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-            metadata = metadata or {}
-            state |= make_sharded_tensors_for_checkpoint(
-                {"lora_a": self.lora_a, "lora_b": self.lora_b},
-                prefix,
-                sharded,
-                sharded_offsets,
-                tp_group=parallel_state.get_tensor_model_parallel_group(),
-                dp_cp_group=metadata.get("dp_cp_group")
-                or parallel_state.get_data_parallel_group(with_context_parallel=True),
-            )
+            own = {"lora_a": self.lora_a, "lora_b": self.lora_b}
+            state |= sharded_tensors(own, sharded, prefix, sharded_offsets, metadata)
             if self.gated:
-                key, single = f"{prefix}lora_b", metadata.get("singleton_local_shards", False)
+                key, single = f"{prefix}lora_b", (metadata or {}).get("singleton_local_shards", False)
                 state[key] = apply_swiglu_sharded_factory(state[key], sharded_offsets, single)
             return state
 
