@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
@@ -9,7 +11,11 @@ from torch import Tensor
 
 
 def sharded_tensors(
-    tensors: dict[str, Tensor], cut: dict[str, int], prefix: str, sharded_offsets: tuple, metadata: dict | None
+    tensors: Mapping[str, Tensor],
+    cut: dict[str, int],
+    prefix: str,
+    sharded_offsets: tuple,
+    metadata: dict | None,
 ) -> ShardedStateDict:
     """What a module's `sharded_state_dict` adds for parameters of its own.
 
@@ -19,7 +25,7 @@ def sharded_tensors(
         prefix, sharded_offsets, metadata: as `sharded_state_dict` was given them.
     """
     return make_sharded_tensors_for_checkpoint(
-        tensors,
+        dict(tensors),
         prefix,
         cut,
         sharded_offsets,
