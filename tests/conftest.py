@@ -13,9 +13,3 @@ def workers():
     pool = Pool(4)
     yield pool
     pool.close()
-
-
-@pytest.fixture(scope="module")
-def both_cores(workers):
-    """For tests that start whole runs of their own: the pool's processes make room."""
-    workers.close()

@@ -41,7 +41,7 @@ def worker_of(run: Path, rank: int) -> int | None:
 
 
 @pytest.fixture(scope="module")
-def shards(both_cores, tmp_path_factory):
+def shards(tmp_path_factory):
     from data_prep.demo import build_demo
 
     folder = tmp_path_factory.mktemp("data")

@@ -20,7 +20,7 @@ STEPS = [] if FULL else [f"{stage}:stage.max_steps={n}" for stage, n in (("pretr
 
 
 @pytest.fixture(scope="module")
-def demo(both_cores, tmp_path_factory):
+def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, "-m", "molmo2_nemo.cli.main", "demo", "--dir", str(folder), *STEPS]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -48,7 +48,7 @@ def losses(folder: Path) -> list[tuple]:
     return [(m["step"], m["loss"], m["grad_norm_vit"], m["grad_norm_connector"], m["grad_norm_llm"]) for m in lines]
 
 
-def test_killed_run_ends_like_an_unbroken_one(both_cores, shards, tmp_path):
+def test_killed_run_ends_like_an_unbroken_one(shards, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     setting = "parallel=dp2"
     finish(command(shards, whole, setting))

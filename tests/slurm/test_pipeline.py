@@ -113,7 +113,9 @@ def test_a_preempted_job_is_requeued_and_goes_on(run):
     saved = max(run.steps("pretrain"))
     assert f"step {saved} " in outcome and saved < STEPS
     assert run.slurm.state(waiting) == "PENDING"
-    run.slurm.run("scontrol", "update", f"jobid={job}", "StartTime=now")  # Slurm lets requeued jobs wait two minutes
+    # Slurm lets requeued jobs wait two minutes. Some seconds are needed: an attempt that starts in the second in which
+    # the first was ended is refused as "already killed".
+    run.slurm.run("scontrol", "update", f"jobid={job}", "StartTime=now+5")
     run.wait_for_state(job, "COMPLETED")
     assert run.steps("pretrain") == list(range(1, STEPS + 1))
 

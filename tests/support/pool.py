@@ -16,9 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 SECONDS = 240  # a job that takes longer is taken for a hang
-# Trainer runs before the processes are renewed: NeMo keeps references to the process groups of past runs, and every
-# gloo group has threads that poll, some 50 of them a run.
-FITS = 8
 
 
 class Pool:
@@ -28,7 +25,6 @@ class Pool:
         self.size = size
         self.pipes: list[Any] = []
         self.processes: list[Any] = []
-        self.fits = 0
 
     def start(self) -> None:
         """Start the processes, if they are not there."""
@@ -49,10 +45,6 @@ class Pool:
         Args:
             fit: leave the process group to the trainer that the job starts.
         """
-        self.fits += fit
-        if self.fits > FITS:
-            self.close()
-            self.fits = 1
         self.start()
         port = _free_port()
         for rank in range(ranks):
@@ -118,16 +110,20 @@ def reset() -> None:
     """Forget process groups and the singletons that Megatron and NeMo keep."""
     import torch.distributed as dist
     from megatron.core import parallel_state
+    from megatron.core.distributed import DistributedDataParallel
     from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
     from nemo.utils import AppState
     from nemo.utils.metaclasses import Singleton
 
+    for thing in gc.get_objects():
+        if issubclass(type(thing), DistributedDataParallel):
+            vars(thing).clear()  # its parameters' hooks hold it, where the garbage collector does not see them
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
     unset_num_microbatches_calculator()
     Singleton._Singleton__instances.pop(AppState, None)
-    gc.collect()  # models and trainers hold groups in reference cycles, and every gloo group has threads that poll
+    gc.collect()  # models and trainers hold groups in reference cycles, and gloo's groups have threads that poll
 
 
 def start_megatron(tensor: int = 1, context: int = 1, pipeline: int = 1) -> None:
