@@ -1,13 +1,16 @@
-"""A decoder layer under torch.compile equals the plain one, and a new pack compiles nothing anew."""
+"""A decoder layer under torch.compile equals the plain one, also with context ranks; a new pack compiles nothing."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from tests.support.pool import start_megatron
 
 
-def compiled_job() -> tuple[list[list[tuple[torch.Tensor, torch.Tensor]]], list[int]]:
+def compiled_job(packs: list[Any], context: dict[str, Any]) -> tuple[list[list[tuple[Any, Any]]], list[int]]:
     """Per pack, (plain, compiled) of the output and of every gradient; graphs compiled so far after each pack.
 
     The backend runs the captured graphs, forward and backward, as they are: code generation is PyTorch's business and
@@ -17,21 +20,25 @@ def compiled_job() -> tuple[list[list[tuple[torch.Tensor, torch.Tensor]]], list[
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.inputs import PackInputs
     from molmo2_nemo.model.molmo2 import Molmo2Model
-    from tests.support.packs import demo_packs
+    from molmo2_nemo.parallel.context import ContextSettings
 
-    start_megatron()
+    ranks = torch.distributed.get_world_size()
+    start_megatron(context=ranks)
     torch.set_num_threads(1)
     config = preset("tiny")
-    model = Molmo2Model(config, transformer_config(config, use_cpu_initialization=True))
+    settings = transformer_config(config, use_cpu_initialization=True, context_parallel_size=ranks)
+    model = Molmo2Model(config, settings, context=ContextSettings(**context))
     layer = model.decoder.layers[0]
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     compiled = torch.compile(layer, backend="aot_eager")
     pairs, graphs = [], []
-    for batch in demo_packs(4)[1:]:
+    for batch in packs:
         pack = model.describe(PackInputs.from_batch(batch))
         both = []
         for run in (layer, compiled):
-            hidden = torch.randn(768, 1, 192, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            hidden = torch.randn(768, 1, 192, generator=torch.Generator().manual_seed(1))
+            hidden = hidden.chunk(ranks)[torch.distributed.get_rank()].clone().requires_grad_()
             layer.zero_grad()
             out, _ = run(hidden, attention_mask=None, packed_seq_params=pack)
             out.square().sum().backward()
@@ -43,10 +50,17 @@ def compiled_job() -> tuple[list[list[tuple[torch.Tensor, torch.Tensor]]], list[
     return pairs, graphs
 
 
-def test_compiled_layer_equals_plain_layer(workers):
-    pairs, graphs = workers.run(compiled_job)[0]
-    for pack in pairs:
-        for plain, compiled in pack:
-            torch.testing.assert_close(compiled, plain, atol=2e-6 * float(plain.abs().max()), rtol=0)
-    assert graphs[0] > 0
-    assert graphs[-1] == graphs[-2], graphs
+@pytest.mark.parametrize(
+    ("ranks", "context"),
+    [(1, {}), (2, {}), (2, {"ulysses": 1, "exchange": "ring"})],
+    ids=["alone", "ulysses", "ring"],
+)
+def test_compiled_layer_equals_plain_layer(workers, ranks, context):
+    from tests.support.packs import demo_packs
+
+    for pairs, graphs in workers.run(compiled_job, demo_packs(4)[1:], context, ranks=ranks):
+        for pack in pairs:
+            for plain, compiled in pack:
+                torch.testing.assert_close(compiled, plain, atol=2e-6 * float(plain.abs().max()), rtol=0)
+        assert graphs[0] > 0
+        assert graphs[-1] == graphs[0], graphs
