@@ -33,8 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.errors import UserError
     from molmo2_nemo.model.config import preset, with_choices
     from molmo2_nemo.plan.hardware import parse_cluster
+    from molmo2_nemo.plan.rates import KERNELS
     from molmo2_nemo.plan.search import search
-    from molmo2_nemo.plan.speed import KERNELS
     from molmo2_nemo.plan.workload import workload
     from molmo2_nemo.settings.compose import compose
 

@@ -5,6 +5,7 @@ hardware.py   clusters by name
 layout.py     one way to spread a model over a cluster
 sizes.py      parameters, by component and rank
 memory.py     memory of one GPU, by component
+rates.py      what share of peak each kind of work reaches
 speed.py      time of one step, by component
 search.py     every layout, the best ones, and why each other one loses
 published.py  the published training code, by the same accounting

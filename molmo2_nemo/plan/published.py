@@ -11,8 +11,8 @@ from __future__ import annotations
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.flops import crop_flops, forward_flops
 from molmo2_nemo.plan.hardware import Cluster
+from molmo2_nemo.plan.rates import ATTENTION_BACKWARD, Rates
 from molmo2_nemo.plan.sizes import parameters
-from molmo2_nemo.plan.speed import Rates
 from molmo2_nemo.plan.workload import Workload
 
 HOURS = {"4b": 25.3, "o7b": 25.7, "8b": 26.0}  # stage 3, 128 H100, 2,000 steps (paper)
@@ -32,10 +32,10 @@ def published_step(model: Molmo2Config, work: Workload, cluster: Cluster, contex
     cast = 2 * layers * (4 + 2) * square / (cluster.device.memory_gbs * 1e9) * packs  # read fp32, write bf16, twice
     gathered = 3 * 4.0 * parameters(model).total * packs  # for forward, for backward, and gradients the other way
     exchange = min(rates.link * cluster.device.link_gbs, rates.network * cluster.device.network_gbs * cluster.per_node)
-    computing = 4 * linear + 4 * vision + attention * (2 / BIAS_FORWARD + 2.5 / BIAS_BACKWARD) + cast
+    computing = 4 * linear + 4 * vision + attention * (2 / BIAS_FORWARD + ATTENTION_BACKWARD / BIAS_BACKWARD) + cast
     return {
         "linear": 4 * linear,
-        "attention": attention * (2 / BIAS_FORWARD + 2.5 / BIAS_BACKWARD),
+        "attention": attention * (2 / BIAS_FORWARD + ATTENTION_BACKWARD / BIAS_BACKWARD),
         "vision": 4 * vision,
         "bias": cast,
         "other": rates.other * computing,

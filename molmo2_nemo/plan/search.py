@@ -10,7 +10,8 @@ from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.hardware import Cluster
 from molmo2_nemo.plan.layout import Layout, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
-from molmo2_nemo.plan.speed import Rates, Step, step_time
+from molmo2_nemo.plan.rates import Rates
+from molmo2_nemo.plan.speed import Step, step_time
 from molmo2_nemo.plan.workload import Workload
 
 REASONS = {  # component of a step: why a layout loses that spends more on it

@@ -1,10 +1,4 @@
-"""Time of one optimizer step, component by component, from rates that are stated here and can be replaced.
-
-Nothing of this was measured on a cluster. Rates are shares of a GPU's dense bf16 peak, from public measurements on
-H100: large matrix products 600-650 of 989 TFLOP/s; the vision encoder's smaller ones 380; attention on packed documents
-(MagiAttention's chart) 584 forward and 426 backward with FlashAttention-3, 270 and 178 with FlexAttention. Links reach
-some three quarters of their nominal bandwidth.
-"""
+"""Time of one optimizer step, component by component, from rates (rates.py) that can be replaced."""
 
 from __future__ import annotations
 
@@ -23,30 +17,9 @@ from molmo2_nemo.parallel.traffic import (
 )
 from molmo2_nemo.plan.hardware import Cluster
 from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.plan.rates import ATTENTION_BACKWARD, Rates
 from molmo2_nemo.plan.sizes import held
 from molmo2_nemo.plan.workload import Workload
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Shares of peak, and of a link's bandwidth."""
-
-    matrix: float = 0.62
-    vision: float = 0.38
-    attention_forward: float = 0.27
-    attention_backward: float = 0.18
-    link: float = 0.75
-    network: float = 0.80
-    other: float = 0.12  # of all computing: norms, activations, rotary, launches
-    hidden_gradients: float = 0.7  # share of the gradients' exchange behind computing
-    hidden_exchange: float = 0.3  # of the exchanges inside layers
-    half_rate: float = 256.0  # tokens of a rank at which matrix products reach half of their rate
-    latency: float = 20e-6  # seconds of one exchange, whatever its size
-
-
-FLASH = Rates(attention_forward=0.59, attention_backward=0.43)
-KERNELS = {"flex": Rates(), "flash": FLASH}
-
 
 PARTS = (
     "linear",
@@ -118,10 +91,10 @@ def step_time(
     )
     ranks = layout.model_size
     tokens = work.length * layout.micro_batch / (layout.context * layout.tensor)
-    matrix = rates.matrix * peak * tokens / (tokens + rates.half_rate)
+    matrix = rates.matrix_share(tokens) * peak
     linear = (pack.linear + pack.head) / matrix / ranks * packs
     forward = pack.attention / (rates.attention_forward * peak) / ranks * packs
-    backward = 2.5 * pack.attention / (rates.attention_backward * peak) / ranks * packs
+    backward = ATTENTION_BACKWARD * pack.attention / (rates.attention_backward * peak) / ranks * packs
     seen = (pack.vit + pack.connector) / (rates.vision * peak) / (layout.context * layout.tensor) * packs
     mlps = 3 * model.text.hidden_size * model.text.ffn_size / layer_weights(model)  # share of the decoder's products
     again = {"none": 0.0, "selective": mlps * linear, "full": linear + forward + seen}[layout.recompute]

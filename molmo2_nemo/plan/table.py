@@ -59,7 +59,7 @@ def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[Any]:
     )
     yield from _published(cfg, model, plan)
     yield f"\nto train so:\n  molmo2 train recipe={model.name} stage={cfg.stage.name} {_settings(plan)}"
-    yield "\nPredicted from stated rates (molmo2_nemo/plan/speed.py), not measured on a cluster."
+    yield "\nPredicted from stated rates (molmo2_nemo/plan/rates.py), not measured on a cluster."
 
 
 def _best(plan: Plan) -> Table:

@@ -14,8 +14,9 @@ from molmo2_nemo.plan.hardware import DEVICES, parse_cluster
 from molmo2_nemo.plan.layout import Layout, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours
+from molmo2_nemo.plan.rates import FLASH
 from molmo2_nemo.plan.search import candidates, search
-from molmo2_nemo.plan.speed import FLASH, step_time
+from molmo2_nemo.plan.speed import step_time
 from molmo2_nemo.plan.workload import averages, workload
 from molmo2_nemo.settings.compose import compose
 
