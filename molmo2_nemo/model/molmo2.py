@@ -194,6 +194,10 @@ class Molmo2Model(MegatronModule):
 
     def decode(self, hidden: Tensor | None, pack: PackDescription) -> Tensor:
         """This stage's decoder layers, [T, B, D] -> the same (None where the stage before sends the input)."""
+        if hidden is not None and self.config.recompute_granularity is not None and torch.is_grad_enabled():
+            # Megatron's checkpoints are reentrant: where no input requires grad, what they recompute learns nothing.
+            # So it is when all in front of the decoder is frozen. Costs one more [T, B, D], the gradient of the input.
+            hidden.requires_grad_()
         saved: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.offload is not None and torch.is_grad_enabled():
             tables = [table for pair in pack.rotary.values() for table in pair]

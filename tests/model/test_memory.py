@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from molmo2_nemo.model.config import LoraConfig, with_choices
 from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
+from tests.model.test_lora import adapters
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -69,6 +71,66 @@ def test_options_change_no_number(workers, name, tensor):
         inputs = found["offload, full, tiles"]["moved"] / (plain["layer_input"] / tensor)
         assert layers <= inputs < layers + 4
         assert found["offload"]["moved"] > 5 * found["offload, full, tiles"]["moved"]
+
+
+LEARNS = {  # adapters: only on the last linear layer of each MLP, so nothing in front of the first learns
+    "decoder": {"llm": True},
+    "adapters": {"llm": True},
+    "connector": {"connector": True},
+    "vit": {"vit": True},
+}
+OPTIONS_OF_FROZEN = ("plain", "selective", "full", "full, one layer", "offload, full, tiles", "vision chunks")
+
+
+def frozen_job(learns: str, layout: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Per option: the losses, and the gradient of every parameter of this rank that learns."""
+    from molmo2_nemo.model.memory import recompute_settings
+    from molmo2_nemo.nemo.module import freeze
+
+    start_megatron(**layout)
+    config = fixture_config("qwen3_tied")
+    weights = fixture_weights("qwen3_tied", config)
+    if learns == "adapters":
+        lora = LoraConfig(rank=3, alpha=12.0, targets=("linear_fc2",))
+        config, weights = with_choices(config, lora=lora), weights | adapters("qwen3_tied", lora)
+    trainable = dict.fromkeys(("vit", "connector", "llm", "base_embedding"), False) | LEARNS[learns]
+    found = {}
+    for option in OPTIONS_OF_FROZEN:
+        recompute, own = OPTIONS[option]
+        settings = recompute_settings(**recompute) if recompute else {}
+        model = build(config, weights, sequence_parallel="tensor" in layout, **settings, **own).train()
+        if model.pre_process:
+            model.vision.recompute = recompute.get("mode") == "full"
+        freeze(model, trainable)
+        losses = run_schedule(model, micro_batches("qwen3_tied", config), backward=True)
+        grads = {n: p.main_grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+        found[option] = {"losses": losses, "grads": grads}
+    return found
+
+
+ALONE: dict[str, int] = {}
+CASES = [(learns, ALONE) for learns in LEARNS]
+CASES += [("adapters", {"tensor": 2}), ("vit", {"tensor": 2}), ("decoder", {"pipeline": 2})]
+
+
+@pytest.mark.parametrize(("learns", "layout"), CASES)
+def test_options_change_no_number_where_parts_are_frozen(workers, learns, layout):
+    """Recomputation must reach what learns though nothing in front of it does."""
+    learning = 0
+    for found in workers.run(frozen_job, learns, layout, ranks=2 if layout else 1):
+        plain = found["plain"]
+        learning += len(plain["grads"])
+        for option, got in found.items():
+            for loss, expected in zip(got["losses"], plain["losses"], strict=True):
+                torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+            assert got["grads"].keys() == plain["grads"].keys()
+            largest = max((float(g.abs().max()) for g in plain["grads"].values()), default=0.0)
+            for key, grad in plain["grads"].items():
+                if not key.endswith("k_proj.bias"):  # softmax does not see a shift of the keys
+                    assert bool(got["grads"][key].any()), f"{option}: {key} gets no gradient"
+                bound = 2e-6 * max(float(grad.abs().max()), 0.01 * largest)
+                torch.testing.assert_close(got["grads"][key], grad, rtol=0, atol=bound, msg=f"{option}: {key}")
+    assert learning
 
 
 def waiting_job(links: int, elements: int) -> list[int]:
