@@ -34,7 +34,7 @@ from benchmarks.train_step import with_layers
 from molmo2_nemo.config import MemoryConfig, StageConfig
 from molmo2_nemo.model.config import Molmo2Config, preset
 from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.plan.memory import decoder_bytes, head_bytes, vision_bytes
+from molmo2_nemo.plan.memory import decoder_activations, fullest, head_bytes, vision_activations
 
 SHORT_VIDEO = 2304  # tokens
 TILES = {"mlp_tiles": 8}
@@ -154,11 +154,12 @@ def predicted(subject: Subject, options: MemoryConfig, tokens: int, crops: int) 
     layout = Layout(recompute=options.recompute, offload=options.offload)
     stage = StageConfig(residual_dropout=0.0, train_base_embedding=True)
     full, element = options.recompute == "full", subject.element
-    return (
-        decoder_bytes(subject.model, layout, tokens, dropout=False, element=element, tiles=options.mlp_tiles)
-        + vision_bytes(subject.model, crops, full, element=element, chunk=options.vision_chunk)
-        + head_bytes(subject.model, stage, layout, options.loss_chunk, tokens)
+    _, *parts = fullest(
+        decoder_activations(subject.model, layout, tokens, dropout=False, element=element, tiles=options.mlp_tiles),
+        vision_activations(subject.model, crops, full, element=element, chunk=options.vision_chunk),
+        head_bytes(subject.model, stage, layout, options.loss_chunk, tokens),
     )
+    return sum(parts)
 
 
 def measure(subject: Subject, sizes: list[int], names: list[str], video: int | None) -> list[dict[str, Any]]:

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from molmo2_nemo.config import MemoryConfig, StageConfig
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.plan.sizes import held
+from molmo2_nemo.plan.sizes import held, trains_head
 from molmo2_nemo.plan.workload import Workload
 
 GIB = 2.0**30
 RUNTIME = 2.5 * GIB  # CUDA context, libraries' workspaces, NCCL's buffers
 SLACK = 0.05  # of all else: fragmentation
 USABLE = 0.97  # of a device's memory
+OFFLOAD_AHEAD = 2  # layers' inputs that offload brings back ahead of use (model/memory.py)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the GPU that needs most."""
+    """Bytes on the GPU that needs most, at the moment of a step when it needs most."""
 
     weights: float
     gradients: float
@@ -32,13 +33,25 @@ class Memory:
     head: float  # logits of a chunk, gradient of the head
     exchange: float  # what context and tensor parallelism send and receive
     runtime: float
+    moment: str  # of MOMENTS
 
     def parts(self) -> dict[str, float]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "moment"}
 
     @property
     def total(self) -> float:
-        return sum(vars(self).values())
+        return sum(self.parts().values())
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes of one micro-batch."""
+
+    waiting: float  # from its forward until its backward
+    working: float = 0.0  # besides, while single layers, blocks or chunks are computed again or run without a trace
+
+
+MOMENTS = ("loss", "decoder", "vision")  # while which of them works memory may be fullest
 
 
 def memory(
@@ -51,9 +64,12 @@ def memory(
     tokens = work.length / layout.context * layout.micro_batch
     crops = work.max_crops / (layout.context * layout.tensor) * layout.micro_batch
     in_flight = min(layout.pipeline, max(1, work.packs // (layout.data * layout.micro_batch)))
-    decoder = decoder_bytes(model, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles) * in_flight
-    vision = vision_bytes(model, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk)
-    vision *= in_flight
+    moment, decoder, vision, head = fullest(
+        decoder_activations(model, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles),
+        vision_activations(model, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk),
+        head_bytes(model, stage, layout, options.loss_chunk, tokens),
+        in_flight,
+    )
     qkv = (2 * model.text.num_heads + 2 * model.text.num_kv_heads) * model.text.head_dim * tokens / layout.tensor
     parts = {
         "weights": 2.0 * mine.all,
@@ -61,22 +77,45 @@ def memory(
         "optimizer": 12.0 * mine.trained / sharded,
         "decoder": decoder,
         "vision": vision,
-        "head": head_bytes(model, stage, layout, options.loss_chunk, tokens),
+        "head": head,
         "exchange": (2 * 2.0 * qkv if layout.context > 1 else 0.0)
         + (2 * 2.0 * tokens * model.text.hidden_size if layout.tensor > 1 else 0.0),
     }
     slack = SLACK * sum(parts.values())
-    return Memory(**parts, runtime=RUNTIME + slack)
+    return Memory(**parts, runtime=RUNTIME + slack, moment=moment)
+
+
+def fullest(
+    decoder: Activations, vision: Activations, head: float, in_flight: int = 1
+) -> tuple[str, float, float, float]:
+    """The fullest moment, and what decoder, vision and head have then.
+
+    A micro-batch is encoded, decoded, scored, and goes back the same way: at the loss everything waits; then the head
+    is done and layers are computed again; when the encoder's turn comes, the decoder has nothing left. (A frozen
+    encoder works before the decoder has anything.)
+
+    Args:
+        in_flight: micro-batches of a pipeline stage; all but the last only wait.
+    """
+    moments = {
+        "loss": (decoder.waiting, vision.waiting, head),
+        "decoder": (decoder.waiting + decoder.working, vision.waiting, 0.0),
+        "vision": (0.0, vision.waiting + vision.working, 0.0),
+    }
+    moment = max(MOMENTS, key=lambda name: sum(moments[name]))
+    of_decoder, of_vision, of_head = moments[moment]
+    earlier = in_flight - 1
+    return moment, of_decoder + earlier * decoder.waiting, of_vision + earlier * vision.waiting, of_head
 
 
 def dropout(stage: StageConfig) -> bool:
     return stage.residual_dropout > 0 or stage.response_residual_dropout > 0
 
 
-def decoder_bytes(
+def decoder_activations(
     model: Molmo2Config, layout: Layout, tokens: float, *, dropout: bool, element: int = 2, tiles: int = 1
-) -> float:
-    """What the decoder layers of one stage keep for one micro-batch of `tokens` tokens of a context rank.
+) -> Activations:
+    """Of the decoder layers of one stage, for one micro-batch of `tokens` tokens of a context rank.
 
     Args:
         element: bytes of an activation: 2 (bf16) or 4 (fp32).
@@ -84,23 +123,25 @@ def decoder_bytes(
 
     Selective recomputation is taken to be the default's, of the MLPs.
     """
-    text = model.text
+    text, mine = model.text, tokens / layout.tensor
     layers = text.num_layers / layout.pipeline
-    inputs = element * text.hidden_size * tokens / layout.tensor
-    one = layer_bytes(model, element=element, dropout=dropout) * tokens / layout.tensor
-    ends = 3 * inputs  # embedding's output, and around the final norm
+    inputs = element * text.hidden_size * mine
+    one = layer_bytes(model, element=element, dropout=dropout) * mine
+    ends, working = 3 * inputs, 0.0  # embedding's output, and around the final norm
     if tiles > 1:
-        mlp = 5 * element * text.ffn_size * tokens / layout.tensor
-        one, ends = one - mlp, ends + mlp / tiles
-    if layout.recompute == "full":
-        return (0.0 if layout.offload else layers * inputs) + one + 2 * inputs + ends
-    if layout.recompute == "selective" and tiles == 1:  # MLPs keep their inputs only, but for the one at work
-        mlp = 5.0 * element * text.ffn_size
+        mlp = mlp_bytes(model, element) * mine
+        one, working = one - mlp, mlp / tiles
+    elif layout.recompute == "selective":  # MLPs keep their inputs only, but for the one at work
+        mlp = mlp_bytes(model, element) * mine
         if text.family == "olmo3":  # the norm behind the MLP belongs to it
-            mlp += (6 if element == 2 else 8) * text.hidden_size
-        mlp *= tokens / layout.tensor
-        one, ends = one - mlp, ends + mlp
-    return layers * one + ends
+            mlp += (6 if element == 2 else 8) * text.hidden_size * mine
+        one, working = one - mlp, mlp
+    if layout.recompute == "full":  # the layer at work whole, gradients of its output and input
+        working += one + 2 * inputs
+        if layout.offload:  # and its own input, besides those on their way back
+            return Activations(ends, working + (1 + OFFLOAD_AHEAD) * inputs)
+        one = inputs
+    return Activations(layers * one + ends, working)
 
 
 def layer_bytes(model: Molmo2Config, *, element: int = 2, dropout: bool = True) -> float:
@@ -112,8 +153,13 @@ def layer_bytes(model: Molmo2Config, *, element: int = 2, dropout: bool = True) 
     residuals = (2 * element if element == 4 else 0) * width + (2 * width if dropout else 0)
     qk_norm = (queries + keys) * norm
     qkv = element * (queries + 2 * keys)
-    mlp = 5 * element * text.ffn_size  # gate and up together, silu(gate), Megatron's copy of up, the product
-    return norms + residuals + qk_norm + qkv + attention_bytes(model, element) + element * queries + mlp
+    attention = attention_bytes(model, element) + element * queries
+    return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model, element)
+
+
+def mlp_bytes(model: Molmo2Config, element: int = 2) -> float:
+    """Of them, the MLP's: gate and up together, silu(gate), Megatron's copy of up, the product."""
+    return 5.0 * element * model.text.ffn_size
 
 
 def attention_bytes(model: Molmo2Config, element: int = 2) -> float:
@@ -122,30 +168,31 @@ def attention_bytes(model: Molmo2Config, element: int = 2) -> float:
     return element * (text.num_heads + text.num_kv_heads) * text.head_dim + 4.0 * text.num_heads
 
 
-def vision_bytes(
+def vision_activations(
     model: Molmo2Config,
     crops: float,
     recompute: bool,
     train_vit: bool = True,
     element: int = 2,
     chunk: int | None = None,
-) -> float:
-    """What encoder and connector keep for `crops` crops; encoded `chunk` at a time, only their visual tokens wait."""
+) -> Activations:
+    """Of encoder and connector for `crops` crops; encoded `chunk` at a time, only their visual tokens wait."""
     if chunk is not None and chunk < crops:
+        one = vision_activations(model, chunk, recompute, train_vit, element)
         tokens = element * model.text.hidden_size * model.vision.num_patches / 9 * crops
-        return tokens + vision_bytes(model, chunk, recompute, train_vit, element)
+        return Activations(tokens, one.waiting + one.working)
     vision, width = model.vision, model.vision.hidden_size
     patches = vision.num_patches * crops
     block = block_bytes(model, element) * patches
-    encoder = element * vision.patch_dim * patches  # normalised pixels
-    encoder += vision.num_built_layers * (element * width * patches if recompute else block)
-    encoder += block if recompute else 0.0
     features = element * vision.feature_size * patches
     pooling = features + 2 * element * model.connector.hidden_size * patches  # windows, their keys and values
     projector = 4 * element * model.connector.ffn_size * patches / 9  # a row has 4 or 9 patches
-    if not train_vit:
-        encoder = 2 * block
-    return encoder + features + pooling + projector
+    connector = features + pooling + projector
+    if not train_vit:  # nothing waits; one block's values while the next one's are made
+        return Activations(connector, 2 * block)
+    encoder = element * vision.patch_dim * patches  # normalised pixels
+    encoder += vision.num_built_layers * (element * width * patches if recompute else block)
+    return Activations(encoder + connector, block if recompute else 0.0)
 
 
 def block_bytes(model: Molmo2Config, element: int) -> float:
@@ -156,6 +203,5 @@ def block_bytes(model: Molmo2Config, element: int) -> float:
 def head_bytes(model: Molmo2Config, stage: StageConfig, layout: Layout, chunk: int, tokens: float) -> float:
     """Logits of one chunk (bf16, fp32, probabilities, their gradient), and the head's gradient in fp32."""
     columns = model.text.vocab_size / layout.tensor
-    trained = stage.train_base_embedding if model.text.tie_embeddings else stage.train_llm
     logits = min(chunk, tokens) * columns * (2 + 4 + 4 + 2)
-    return logits + (4.0 * columns * model.text.hidden_size if trained else 0.0)
+    return logits + (4.0 * columns * model.text.hidden_size if trains_head(model, stage) else 0.0)

@@ -108,7 +108,7 @@ def weigh(
     return Candidate(
         layout,
         memory(model, cfg.stage, work, layout, cfg.memory),
-        step_time(model, cfg.stage, work, cluster, layout, rates),
+        step_time(model, cfg.stage, work, cluster, layout, rates, cfg.memory),
     )
 
 

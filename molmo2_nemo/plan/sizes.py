@@ -70,7 +70,7 @@ def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) ->
     rows = math.ceil(model.text.vocab_size / tensor) * model.text.hidden_size
     adapters = adapter_parameters(model, stage.lora) / pipeline / tensor  # A or B of each is cut, the other small
     layers = p.layer * p.layers / pipeline / tensor + adapters
-    llm = 1.0 if stage.train_llm and not stage.lora.rank else 0.0
+    llm = 1.0 if trains_llm(stage) else 0.0
     decoder = adapters * stage.train_llm if stage.lora.rank else layers * llm
     table = 1.0 if stage.train_base_embedding else 0.0
     connector = p.connector + p.extra
@@ -78,12 +78,22 @@ def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) ->
         layers + rows + p.vision + connector,
         decoder + rows * table + p.vision * stage.train_vit + connector * stage.train_connector,
     )
-    head_trained = table if model.text.tie_embeddings else llm
+    head_trained = 1.0 if trains_head(model, stage) else 0.0
     if pipeline == 1:
         own = 0.0 if model.text.tie_embeddings else rows
         return Held(first.all + own + p.final_norm, first.trained + own * head_trained + p.final_norm * llm)
     last = Held(layers + rows + p.final_norm, decoder + rows * head_trained + p.final_norm * llm)
     return max(first, last, key=lambda h: h.all)
+
+
+def trains_llm(stage: StageConfig) -> bool:
+    """Whether the language model's own weights learn: with LoRA only the adapters do."""
+    return stage.train_llm and not stage.lora.rank
+
+
+def trains_head(model: Molmo2Config, stage: StageConfig) -> bool:
+    """Whether the head learns: a tied one is the base embedding."""
+    return stage.train_base_embedding if model.text.tie_embeddings else trains_llm(stage)
 
 
 def adapter_parameters(model: Molmo2Config, lora: LoraConfig) -> int:

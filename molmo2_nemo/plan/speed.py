@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from molmo2_nemo.config import StageConfig
+from molmo2_nemo.config import MemoryConfig, StageConfig
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.flops import Flops, forward_flops, layer_weights, training_flops
 from molmo2_nemo.parallel.traffic import (
@@ -18,7 +18,7 @@ from molmo2_nemo.parallel.traffic import (
 from molmo2_nemo.plan.hardware import Cluster
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.rates import ATTENTION_BACKWARD, Rates
-from molmo2_nemo.plan.sizes import held
+from molmo2_nemo.plan.sizes import held, trains_head, trains_llm
 from molmo2_nemo.plan.workload import Workload
 
 PARTS = (
@@ -75,9 +75,10 @@ def step_time(
     cluster: Cluster,
     layout: Layout,
     rates: Rates | None = None,
+    options: MemoryConfig | None = None,
 ) -> Step:
-    """Predicted step of one layout."""
-    rates = rates or Rates()
+    """Predicted step of one layout; of `options`, what is computed twice counts."""
+    rates, options = rates or Rates(), options or MemoryConfig()
     peak = cluster.device.tflops * 1e12
     packs = work.packs / layout.data  # of one replica in a step
     pack = forward_flops(
@@ -92,40 +93,39 @@ def step_time(
     ranks = layout.model_size
     tokens = work.length * layout.micro_batch / (layout.context * layout.tensor)
     matrix = rates.matrix_share(tokens) * peak
-    linear = (pack.linear + pack.head) / matrix / ranks * packs
+    linear, head = pack.linear / matrix / ranks * packs, pack.head / matrix / ranks * packs
     forward = pack.attention / (rates.attention_forward * peak) / ranks * packs
     backward = ATTENTION_BACKWARD * pack.attention / (rates.attention_backward * peak) / ranks * packs
-    seen = (pack.vit + pack.connector) / (rates.vision * peak) / (layout.context * layout.tensor) * packs
+    spread = rates.vision * peak * layout.context * layout.tensor  # crops are dealt to the ranks of a pack
+    vit, connector = pack.vit / spread * packs, pack.connector / spread * packs
     mlps = 3 * model.text.hidden_size * model.text.ffn_size / layer_weights(model)  # share of the decoder's products
-    again = {"none": 0.0, "selective": mlps * linear, "full": linear + forward + seen}[layout.recompute]
-    vision = seen * (3 if work.train_vit else 1)
-    weights = stage.train_llm and not stage.lora.rank  # frozen ones have no gradient of their own
-    linear_passes = 3 if weights else 2
-    busy = linear_passes * linear + forward + backward + vision + again
+    again = {"none": 0.0, "selective": mlps * linear, "full": linear + forward}[layout.recompute]
+    if options.mlp_tiles > 1 and layout.recompute != "selective":
+        again += mlps * linear
+    if layout.recompute == "full" and work.train_vit:
+        again += vit
+    if options.vision_chunk is not None:
+        again += vit + connector
+    vision = (3 if work.train_vit else 1) * vit + 3 * connector
+    # frozen weights have no gradient of their own
+    products = (3 if trains_llm(stage) else 2) * linear + (3 if trains_head(model, stage) else 2) * head
+    busy = products + forward + backward + vision + again
     other = rates.other * busy
     micro_batches = max(1.0, packs / layout.micro_batch)
     # dealing a step's micro-batches evens them out to 5 %; one each can only be ordered (benchmarks/results/packing-*)
     waits = 0.0 if layout.data == 1 else 0.05 if micro_batches >= 2 else 0.25
     bubble = (layout.pipeline - 1) / micro_batches
     links, network, exposed = exchanges(model, stage, work, cluster, layout, rates)
-    useful = forward_flops(
-        model,
-        tokens=round(work.tokens),
-        pairs=work.pairs,
-        crops=round(work.crops),
-        pooled_rows=round(work.pooled_rows),
-        pooled_slots=round(work.pooled_slots),
-        scored_tokens=round(work.scored),
-    )
+    useful = replace(pack, linear=pack.linear * work.tokens / work.length)
     return Step(
-        linear=linear_passes * linear,
+        linear=products,
         attention=forward + backward,
         vision=vision,
         recompute=again,
         other=other,
         imbalance=waits * (busy + other),
         bubble=bubble * (busy + other),
-        flops=training_flops(useful, train_vit=work.train_vit) * work.packs,
+        flops=training_flops(useful, train_vit=work.train_vit, train_llm=trains_llm(stage)) * work.packs,
         link_bytes=links,
         network_bytes=network,
         **exposed,

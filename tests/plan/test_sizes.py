@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from molmo2_nemo.config import StageConfig
+from molmo2_nemo.config import MemoryConfig, StageConfig
 from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig, preset
 from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.plan.memory import block_bytes, decoder_bytes, vision_bytes
-from molmo2_nemo.plan.sizes import adapter_parameters, held, parameters
+from molmo2_nemo.plan.memory import Activations, decoder_activations, fullest, head_bytes, vision_activations
+from molmo2_nemo.plan.sizes import adapter_parameters, held, parameters, trains_head
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -68,6 +68,33 @@ def test_shares_of_ranks_add_up():
     assert held(model, stage, 1, 2).all > p.total / 2
 
 
+def test_a_head_that_does_not_learn_has_no_gradient():
+    """An untied one under LoRA or a frozen language model, a tied one unless the base embedding learns."""
+    stage, lora = StageConfig(), LoraConfig(rank=8)
+    for name, kind, learns in (
+        ("8b", stage, True),
+        ("8b", replace(stage, lora=lora), False),
+        ("8b", replace(stage, train_llm=False), False),
+        ("4b", stage, False),
+        ("4b", replace(stage, train_base_embedding=True), True),
+    ):
+        model = preset(name)
+        assert trains_head(model, kind) is learns
+        logits = 1024 * model.text.vocab_size * 12
+        gradient = 4 * model.text.vocab_size * model.text.hidden_size * learns
+        assert head_bytes(model, kind, Layout(), 1024, 16384) == logits + gradient
+    own, without = (held(preset("8b"), k, 1, 1).trained for k in (stage, replace(stage, lora=lora)))
+    assert own - without > preset("8b").text.vocab_size * preset("8b").text.hidden_size
+
+
+def test_the_fullest_moment():
+    decoder, vision = Activations(10, 5), Activations(20, 12)
+    assert fullest(decoder, vision, 7) == ("loss", 10, 20, 7)
+    assert fullest(decoder, vision, 3) == ("decoder", 15, 20, 0)
+    assert fullest(decoder, replace(vision, working=30), 3) == ("vision", 0, 50, 0)
+    assert fullest(decoder, vision, 3, in_flight=3) == ("decoder", 35, 60, 0)
+
+
 def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:
     """Bytes alive after the forward pass of two and of four decoder layers, per token."""
     from benchmarks.allocations import Allocations
@@ -106,8 +133,8 @@ def test_decoder_activations_are_those_of_the_model(workers, family, recompute, 
     two, four = workers.run(decoder_job, family, recompute, dtype)[0]
     element = 2 if dtype == "bf16" else 4
     layout = Layout(recompute=recompute)
-    low, high = (decoder_bytes(small(family, n), layout, 1, dropout=False, element=element) for n in (2, 4))
-    assert four - two == pytest.approx(high - low, rel=0.10)
+    low, high = (decoder_activations(small(family, n), layout, 1, dropout=False, element=element) for n in (2, 4))
+    assert four - two == pytest.approx(high.waiting - low.waiting, rel=0.10)
 
 
 def vision_job(recompute: bool) -> float:
@@ -133,7 +160,40 @@ def vision_job(recompute: bool) -> float:
 def test_vision_activations_are_about_those_of_the_model(workers, recompute):
     alive = workers.run(vision_job, recompute)[0]
     config = preset("tiny")
-    expected = vision_bytes(config, 1, recompute, element=4)
-    if recompute:  # one block's activations exist in backward only
-        expected -= block_bytes(config, 4) * config.vision.num_patches
+    expected = vision_activations(config, 1, recompute, element=4).waiting
     assert alive == pytest.approx(expected, rel=0.10)
+
+
+def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
+    """Most bytes alive during a step, and its crops."""
+    from benchmarks.batches import Shapes, batch
+    from benchmarks.memory import Subject, build, counting, narrow
+    from molmo2_nemo.model.inputs import PackInputs
+
+    start_megatron()
+    subject = Subject(narrow(4), "cpu", torch.float32)
+    model = build(subject, options)
+    inputs = PackInputs.from_batch(batch([Shapes(subject.model).videos(tokens, tokens)], tokens, subject.model), "cpu")
+    with counting("cpu") as peak:
+        model(inputs).backward()
+    return peak[0], len(inputs.crops)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recompute": "full"},
+        {"recompute": "full", "mlp_tiles": 8, "vision_chunk": 16},
+        {"recompute": "full", "offload": True},
+    ],
+    ids=lambda options: " ".join(options) or "nothing",
+)
+def test_peak_of_a_step_is_that_of_the_model(workers, options):
+    """The measured table of docs/memory.md in small: what does not exist at the same time is not added up."""
+    from benchmarks.memory import Subject, narrow, predicted
+
+    tokens, chosen = 1152, MemoryConfig(**options, loss_chunk=64)
+    peak, crops = workers.run(peak_job, chosen, tokens)[0]
+    expected = predicted(Subject(narrow(4), "cpu", torch.float32), chosen, tokens, crops)
+    assert peak == pytest.approx(expected, rel=0.12)
