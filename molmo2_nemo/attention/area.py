@@ -17,7 +17,7 @@ Shape legend: B packs, S tokens of a pack; Q queries and K keys of the area.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -56,14 +56,21 @@ class Area:
     Args:
         mask: description of the whole pack.
         queries, keys: (start, stop) in the pack; None for all of it.
+        whole: the area of all of it, where that is at hand: a part's pieces are cut from its pieces.
 
     Raises:
         ValueError: a layout that the data pipeline never writes (a branch before its root, or for within_image
             pictures whose numbers decrease along a segment).
     """
 
-    def __init__(self, mask: TokenMask, queries: Range | None = None, keys: Range | None = None) -> None:
-        self.mask = mask
+    def __init__(
+        self, mask: TokenMask, queries: Range | None = None, keys: Range | None = None, whole: Area | None = None
+    ) -> None:
+        mask.on_host()  # once for all areas
+        # Without the areas it holds, of which this may be one: a cycle would keep a micro-batch's plans and indices
+        # until the garbage collector comes by, which training switches off or rarely runs.
+        self.mask = replace(mask, areas={})
+        self._whole = whole
         self.queries, self.keys = queries or (0, mask.size), keys or (0, mask.size)
         self.cache: dict[Any, Any] = {}  # what a kernel prepared for this area and wants to keep for the next layer
 
@@ -75,12 +82,27 @@ class Area:
     @cached_property
     def pieces(self) -> list[Piece]:
         """All allowed pairs, each in exactly one piece; causal pieces first, then full, then reverse."""
-        whole = self.queries == self.keys == (0, self.mask.size)
+        everything = 0, self.mask.size
+        if self.queries == self.keys == everything:
+            return self._split()
+        whole = self._whole or Area(self.mask)
+        first_query, last_query, first_key, last_key = whole._spans
+        meets = (first_query < self.queries[1]) & (last_query >= self.queries[0])
+        meets &= (first_key < self.keys[1]) & (last_key >= self.keys[0])
+        found = [part for n in np.flatnonzero(meets) for part in _restrict(whole.pieces[n], self.queries, self.keys)]
+        return _in_order(found)
+
+    def _split(self) -> list[Piece]:
         found: list[Piece] = []
         for pack, (example, branch, block) in enumerate(self.mask.on_host().transpose(1, 0, 2)):
-            for piece in _split(pack, example, branch, block, self.mask.visual_attention):
-                found += [piece] if whole else _restrict(piece, self.queries, self.keys)
-        return sorted(found, key=lambda piece: ("causal", "full", "reverse").index(piece.kind))
+            found += _split(pack, example, branch, block, self.mask.visual_attention)
+        return _in_order(found)
+
+    @cached_property
+    def _spans(self) -> np.ndarray:
+        """First and last query, first and last key of every piece, int64 [4, pieces]."""
+        spans = [(p.queries[0], p.queries[-1], p.keys[0], p.keys[-1]) for p in self.pieces]
+        return np.array(spans, np.int64).reshape(-1, 4).T
 
     @property
     def pairs(self) -> int:
@@ -135,10 +157,16 @@ def area_of(mask: TokenMask, queries: Range | None = None, keys: Range | None = 
 
     Every layer, and the recomputation of every layer, shares it with what the kernels have cached on it.
     """
-    key = queries or (0, mask.size), keys or (0, mask.size)
+    everything = 0, mask.size
+    key = queries or everything, keys or everything
     if key not in mask.areas:
-        mask.areas[key] = Area(mask, *key)
+        whole = None if key == (everything, everything) else area_of(mask)
+        mask.areas[key] = Area(mask, *key, whole)
     return mask.areas[key]
+
+
+def _in_order(pieces: list[Piece]) -> list[Piece]:
+    return sorted(pieces, key=lambda piece: ("causal", "full", "reverse").index(piece.kind))
 
 
 def _sums_of_clipped(ends: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -165,19 +193,19 @@ def _split(
     pack: int, example_ids: np.ndarray, branch_ids: np.ndarray, visual_block: np.ndarray, visual_attention: str
 ) -> Iterator[Piece]:
     """The pieces of one pack. Padding is an example of its own with a causal root."""
-    order = np.lexsort((branch_ids, example_ids))  # stable: tokens of a segment stay ascending
+    order = _by_segment(example_ids, branch_ids)
     example, branch = example_ids[order], branch_ids[order]
     new = np.flatnonzero((np.diff(example) != 0) | (np.diff(branch) != 0)) + 1
     segments = np.split(order, new)
     for segment in segments:
         yield Piece(pack, "causal", segment, segment)
     starts = np.concatenate(([0], new))
-    for number in np.unique(example):
+    for number in np.unique(example[starts]):
         mine = np.flatnonzero(example[starts] == number)
         root = segments[mine[0]]
         if len(mine) == 1 or branch_ids[root[0]] != ROOT_BRANCH:
             continue
-        branches = np.sort(np.concatenate([segments[i] for i in mine[1:]]))
+        branches = np.sort(np.concatenate([segments[i] for i in mine[1:]]), kind="stable")  # one run, as a rule
         if branches[0] < root[-1]:
             raise ValueError(
                 f"token {branches[0]} of pack {pack} is in a branch of example {number} but comes before token "
@@ -187,6 +215,17 @@ def _split(
     if visual_attention != "none":
         for segment in segments:
             yield from _later_visual(pack, segment, visual_block, visual_attention)
+
+
+def _by_segment(example_ids: np.ndarray, branch_ids: np.ndarray) -> np.ndarray:
+    """Tokens by example and branch, those of a segment ascending: runs of tokens are sorted, of which there are few."""
+    change = (np.diff(example_ids) != 0) | (np.diff(branch_ids) != 0)
+    starts = np.concatenate(([0], np.flatnonzero(change) + 1))
+    lengths = np.diff(starts, append=len(example_ids))
+    order = np.lexsort((branch_ids[starts], example_ids[starts]))  # stable
+    lengths = lengths[order]
+    before = np.cumsum(lengths) - lengths  # tokens in front of each run in its new place
+    return np.arange(len(example_ids)) + np.repeat(starts[order] - before, lengths)
 
 
 def _later_visual(pack: int, segment: np.ndarray, visual_block: np.ndarray, visual_attention: str) -> Iterator[Piece]:

@@ -61,7 +61,8 @@ def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
     size = length // chunks
     real, at_root = example != PADDING, branch == ROOT_BRANCH
     example = example * packs + np.arange(packs)[:, None]  # unique over the packs
-    member = example * (int(branch.max()) + 2) + branch + 1  # example and branch as one number
+    member = _numbered(example * (int(branch.max()) + 2) + branch + 1)  # example and branch as one number
+    example = _numbered(example)
     chunk = np.arange(length) // size
     runs = []
     for i in range(chunks):
@@ -85,7 +86,17 @@ def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
 
 def _related(example: np.ndarray, member: np.ndarray, at_root: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """bool [B, S]: tokens in the root of an example that one of the chosen queries is in, or in its branch."""
-    return (np.isin(example, np.unique(example[queries])) & at_root) | np.isin(member, np.unique(member[queries]))
+    near = np.zeros((2, example.size), bool)  # by number of example, of member
+    near[0, example[queries]] = near[1, member[queries]] = True
+    return (near[0][example] & at_root) | near[1][member]
+
+
+def _numbered(labels: np.ndarray) -> np.ndarray:
+    """The labels as numbers 0, 1, 2 ..., same shape. Labels lie in runs, so only where they change are they sorted."""
+    flat = labels.ravel()
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(flat)) + 1))
+    numbers = np.unique(flat[starts], return_inverse=True)[1]
+    return np.repeat(numbers, np.diff(starts, append=flat.size)).reshape(labels.shape)
 
 
 def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:

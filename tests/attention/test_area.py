@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.packs import RULES, Tree, token_mask
+from molmo2_nemo.attention import flash
 from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.flash import group
 from molmo2_nemo.attention.flex import BLOCK, block_lists
@@ -68,6 +72,19 @@ def test_area_is_made_once():
     mask = token_mask([[Tree()]], 32)
     assert area_of(mask) is area_of(mask) and area_of(mask, (0, 8)) is area_of(mask, (0, 8), (0, 32))
     assert area_of(mask, (0, 8)) is not area_of(mask)
+
+
+def test_plans_go_with_the_mask_without_the_garbage_collector():
+    gc.disable()
+    try:
+        mask = token_mask([[Tree((3, 2), (9,), (5, 1, 7))]], 32)
+        for area in (area_of(mask), area_of(mask, (16, 32), (0, 8))):
+            flash.calls(area, torch.device("cpu")), area.tiles(16, 8)
+        kept = [weakref.ref(mask), *map(weakref.ref, mask.areas.values())]
+        del mask, area
+        assert len(kept) == 3 and not any(ref() for ref in kept)
+    finally:
+        gc.enable()
 
 
 def test_pairs_equal_those_that_flops_are_counted_by():

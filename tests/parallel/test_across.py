@@ -3,6 +3,9 @@ exchange keys, 8 and 2 key heads, forward and gradients."""
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -63,12 +66,15 @@ def problem(case: tuple) -> tuple[TokenMask, list[torch.Tensor], torch.Tensor]:
 
 def across_job() -> tuple[list[list[torch.Tensor]], list[tuple]]:
     """On 8 ranks, case by case: output and gradients of this rank's tokens, and what it sent (messages and bytes,
-    forward and backward; its place among the ranks that exchange keys). Smaller sizes run on all aligned blocks."""
+    forward and backward; its place among the ranks that exchange keys). Smaller sizes run on all aligned blocks.
+    Without the garbage collector, nothing of what was planned for a case is left after it."""
     from molmo2_nemo.attention.across import attend_across
     from molmo2_nemo.attention.kernels import choose
     from molmo2_nemo.parallel.context import ContextSettings, block_groups, group_rank
 
     found, sent, ready, counter = [], [], {}, Counter()
+    gc.disable()
+    kept: list[weakref.ref] = []  # masks of cases that are over
     for case in CASES:
         size, ulysses, exchange = case[:3]
         groups = block_groups(size, list(range(8)), 1, ContextSettings(ulysses, exchange), ready)
@@ -82,6 +88,9 @@ def across_job() -> tuple[list[list[torch.Tensor]], list[tuple]]:
         out.backward(grad[mine])
         sent.append((forward, counter.take(), group_rank(groups.keys)))
         found.append([out.detach(), q.grad, k.grad, v.grad])
+        kept += [weakref.ref(mask), *map(weakref.ref, mask.areas.values())]
+        del mask, out
+    assert len(kept) > 2 * len(CASES) and not any(ref() for ref in kept), "a micro-batch's plans outlive it"
     return found, sent
 
 
