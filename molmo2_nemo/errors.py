@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 USER_ERROR = 2  # exit code when the user's input is the cause
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -26,6 +30,60 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known: {', '.join(known)}" if known else "nothing is known here"
+
+
+HINTS = {  # what to change, where the system's own words do not say it
+    errno.EEXIST: "something of that name is there; name another, or remove it",
+    errno.EISDIR: "name a file",
+    errno.EROFS: "name a place on another file system",
+    errno.ENOSPC: "make room there, or name a place on another file system",
+    errno.EDQUOT: "make room there, or name a place on another file system",
+    errno.EMFILE: "ulimit -n shows the limit and raises it",
+}
+# Only wrong code gets these, when the error names no file.
+OURS = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK, errno.ESPIPE, errno.ECHILD})
+
+
+def file_error(error: OSError) -> str:
+    """One line for what the system says about a file or folder: which, what is wrong, what to change."""
+    if error.strerror is None:  # a library's own text
+        return " ".join(str(error).split()) or type(error).__name__
+    names = [os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, (str, bytes, os.PathLike))]
+    hint = HINTS.get(error.errno or 0, "")
+    if error.errno == errno.ENOTDIR and names and (file := blocking_file(Path(names[0]))) is not None:
+        hint = f"{file} is a file" if str(file) != names[0] else "name a folder"
+    text = ": ".join([*([" -> ".join(names)] if names else []), error.strerror])
+    return f"{text}; {hint}" if hint else text
+
+
+def blocking_file(path: Path) -> Path | None:
+    """What makes it impossible that `path` is or becomes a folder: the file that it is, or one above it."""
+    for part in (path, *path.parents):
+        try:
+            if part.is_dir():
+                return None
+            if part.exists() or part.is_symlink():
+                return part
+        except OSError:  # a name that is too long, a folder that may not be looked into
+            return None
+    return None
+
+
+def read_text(path: Any) -> str:
+    """The text of a file; `path` may also be one on another machine.
+
+    Raises:
+        UserError: it holds something else than UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8") if isinstance(path, Path) else path.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file: byte {error.start + 1} is not UTF-8") from None
+
+
+def verbose() -> bool:
+    """Whether messages of libraries and tracebacks of a user's mistakes are wanted: MOLMO2_VERBOSE=1."""
+    return os.environ.get("MOLMO2_VERBOSE") == "1"
 
 
 def show_error(error: BaseException | str) -> None:

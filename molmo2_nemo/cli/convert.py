@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.cli.options import check_folder
+from molmo2_nemo.errors import UserError, file_error
 
 EXAMPLES = """\
 examples:
@@ -17,15 +18,50 @@ examples:
   molmo2 convert export demo/run demo/hf
   molmo2 convert init --llm Qwen3-8B --vit siglip2-so400m-patch14-384 checkpoints/8b-start
 """
+DIRECTIONS = {  # what each does, examples
+    "import": (
+        "a Molmo2 in Hugging Face format to a checkpoint",
+        """\
+examples:
+  molmo2 convert import Molmo2-8B checkpoints/8b
+  molmo2 convert import Molmo2-8B checkpoints/8b --dtype bfloat16 --overwrite
+""",
+    ),
+    "export": (
+        "a checkpoint to a folder for transformers and vLLM",
+        """\
+examples:
+  molmo2 convert export demo/run demo/hf                  # the last finished stage of a run
+  molmo2 convert export runs/8b/sft hf-8b --dtype bfloat16
+  molmo2 convert export runs/8b/sft hf-8b-remote --format remote
+""",
+    ),
+    "init": (
+        "base models to the checkpoint that stage 1 starts from",
+        """\
+examples:
+  molmo2 convert init --llm Qwen3-8B --vit siglip2-so400m-patch14-384 checkpoints/8b-start
+  molmo2 convert init --llm Qwen3-4B-Instruct-2507 --vit siglip2-so400m-patch14-384 --model 4b checkpoints/4b-start
+""",
+    ),
+}
 MODELS = ("4b", "8b", "o7b")
 DEFAULT_SEED = 6198
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     directions = parser.add_subparsers(dest="direction", metavar="import|export|init", required=True)
-    importing = directions.add_parser("import", help="a Molmo2 in Hugging Face format to a checkpoint")
+    importing, exporting, starting = (
+        directions.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=examples,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for name, (summary, examples) in DIRECTIONS.items()
+    )
     importing.add_argument("source", type=Path, help="folder of a Molmo2, native or remote-code format (found out)")
-    exporting = directions.add_parser("export", help="a checkpoint to a folder for transformers and vLLM")
     exporting.add_argument("source", type=Path, help="checkpoint, or a run's folder: its last finished stage")
     exporting.add_argument(
         "--format",
@@ -33,7 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="native",
         help="native for transformers 5 and later, remote for the published remote code's names (default: native)",
     )
-    starting = directions.add_parser("init", help="base models to the checkpoint that stage 1 starts from")
     starting.add_argument("--llm", type=Path, required=True, help="folder of Qwen3-4B-Instruct-2507, Qwen3-8B, ...")
     starting.add_argument("--vit", type=Path, required=True, help="folder of siglip2-so400m-patch14-384")
     starting.add_argument("--model", choices=MODELS, help="insist that these are this model's base models")
@@ -48,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.cli.runs import resolve_checkpoint
 
+    check_folder("the target", args.target)
     if args.target.exists() and not args.overwrite:
         raise UserError(f"{args.target} exists; name another folder or give --overwrite")
     if args.direction == "import":
@@ -73,8 +109,10 @@ def one_line() -> Iterator[Any]:
 
     try:
         yield torch
-    except (ConversionError, OSError) as error:
+    except ConversionError as error:
         raise UserError(" ".join(str(error).split())) from error
+    except OSError as error:
+        raise UserError(file_error(error)) from error
 
 
 def import_folder(source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.cli.options import check_folder
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError
 
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.monotonic()
     folder: Path = args.dir
+    check_folder("--dir", folder)
     sources = f"data.sources.demo.path='{folder}/data/${{stage.name}}'"
     configs = compose_stages(["recipe=tiny", sources, f"output_dir='{folder}/run'", *args.overrides])
     build_data(folder / "data")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
-from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, show_error
+from molmo2_nemo.errors import INTERRUPTED, OURS, USER_ERROR, UserError, file_error, show_error, verbose
 
 VERBS = {
     "demo": "the whole recipe on this machine's CPU, in minutes",
@@ -69,7 +70,8 @@ def version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 1 for a fault of ours."""
+    """Runs one verb; returns the exit code: 0, 2 for a user's mistake or a file that cannot be read or written, 130
+    after Ctrl-C. A fault of ours is raised."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     unknown = [a for a in rest if a.startswith("-")]
@@ -84,21 +86,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
-    except (UserError, FileNotFoundError, PermissionError) as error:
-        show_error(error)
-        return USER_ERROR
+    except UserError as error:
+        return _told(error, str(error))
+    except OSError as error:
+        if error.errno in OURS and error.filename is None:
+            raise
+        return _told(error, file_error(error))
     except ImportError as error:
         if (error.name or "").split(".")[0] in ("", "molmo2_nemo", "data_prep"):
             raise
-        show_error(f"{error}; `molmo2 doctor` says what is missing and how to get it")
-        return USER_ERROR
+        return _told(error, f"{error}; `molmo2 doctor` says what is missing and how to get it")
     except ValueError as error:
         from molmo2_nemo.cli.worker import is_user_error
 
         if not is_user_error(error):
             raise
-        show_error(error)
-        return USER_ERROR
+        return _told(error, str(error))
+
+
+def _told(error: Exception, line: str) -> int:
+    """Shows one line, after the traceback where that is wanted; returns the exit code."""
+    if verbose():
+        traceback.print_exception(error)
+    show_error(line)
+    return USER_ERROR
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.cli.options import check_folder, check_numbers
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
 EXAMPLES = """\
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="raw files that are here already; those of NAME are looked for in DIR/NAME, then in DIR (may be repeated)",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores; 0: this one)"
+    )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N samples of each data set")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices made now (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
@@ -91,7 +94,7 @@ def _prepare(args: argparse.Namespace) -> int:
         raise UserError("nothing to prepare: name data sets, a recipe (recipe=4b) or a .jsonl file; --list shows names")
     if not args.out:
         raise UserError("--out DIR is missing: the folder that gets the shards")
-    _check_numbers(args)
+    _check_options(args)
 
     from rich.console import Console
 
@@ -124,13 +127,12 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
-    least |= {"video_height": 0, "video_fps": 0}
-    for name, low in least.items():
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {low}")
+    check_numbers(args, least | {"video_height": 0, "video_fps": 0, "seed": 0})
+    check_folder("--out", Path(args.out))
+    if args.cache:
+        check_folder("--cache", Path(args.cache))
     for folder in args.source:
         if not Path(folder).is_dir():
             raise UserError(f"--source {folder}: no such folder")

@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from molmo2_nemo.cli.options import check_folder
 from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"one folder or shard at a time, not {len(folders)}; settings are written key=value")
     if not 1 <= args.packs <= 100:
         raise UserError(f"--packs {args.packs}: between 1 and 100 packs can be drawn")
-
+    check_folder("--out", Path(args.out))
     rank, ranks = _rank(args.rank)
 
     from molmo2_nemo.data.config import SourceConfig

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.cli.options import check_file
 from molmo2_nemo.cli.progress import Progress, duration, read_run
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings.schema import to_yaml
@@ -55,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     stages = read_run(args.folder)
     out: Path = args.out or Path(args.folder) / "report.html"
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    check_file("--out", out)
     out.write_text(page(stages, str(args.folder)), encoding="utf-8")
     print(out)
     return 0

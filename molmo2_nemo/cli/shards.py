@@ -8,6 +8,7 @@ import argparse
 import os
 from pathlib import Path
 
+from molmo2_nemo.cli.options import check_file, check_numbers
 from molmo2_nemo.errors import USER_ERROR, UserError
 
 EXAMPLES = """\
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("check", "stats", "repair", "index"), help="what to do")
     parser.add_argument("folder", metavar="DIR", help="a data set, or a folder of data sets")
     parser.add_argument("--quick", action="store_true", help="check: sizes and checksums only")
-    parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores)")
+    parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores; 0: this one)")
     parser.add_argument("--png", metavar="FILE", help="stats: where the histograms go (default DIR/stats.png)")
     parser.add_argument("--name", help="index: name of the data set (default: the folder's)")
 
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.record import DataError
 
+    check_numbers(args, {"workers": 0})
     try:
         return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
     except DataError as error:
@@ -81,13 +83,15 @@ def _stats(args: argparse.Namespace) -> int:
     from data_prep.shard_stats import collect, draw, tables
     from data_prep.shard_tools import data_sets
 
-    found = [collect(folder) for folder in data_sets(Path(args.folder))]
+    folders = data_sets(Path(args.folder))
+    path = Path(args.png) if args.png else Path(args.folder) / "stats.png"
+    check_file("--png", path)
+    found = [collect(folder) for folder in folders]
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
     for part in tables(found):
         console.print(part)
-    path = Path(args.png) if args.png else Path(args.folder) / "stats.png"
     draw(found, path)
     print(f"histograms: {path}")
     return 0

@@ -263,11 +263,18 @@ def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) 
 
 
 def run_settings(checkpoint: Path) -> dict[str, Any]:
-    """config.yaml of the run that a checkpoint lies in; empty where it lies in none."""
+    """config.yaml of the run that a checkpoint lies in; empty where it lies in none.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
     for folder in (checkpoint, *list(checkpoint.resolve().parents)[:3]):
         path = folder / "config.yaml"
         if path.is_file():
-            loaded = yaml.safe_load(path.read_text())
+            try:
+                loaded = yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ConversionError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
             return loaded if isinstance(loaded, dict) else {}
     return {}
 

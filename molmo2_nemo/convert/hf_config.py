@@ -72,7 +72,7 @@ def read_config(folder: Path) -> tuple[Molmo2Config, Format]:
         raise ConversionError(f"{path} does not exist; expected the folder of a Molmo2 in Hugging Face format")
     try:
         data = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ConversionError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(data, dict):
         raise ConversionError(f"{path} holds a {type(data).__name__}, expected an object")

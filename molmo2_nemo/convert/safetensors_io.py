@@ -79,7 +79,7 @@ class SafetensorsFolder:
         try:
             weight_map = json.loads(index.read_text())["weight_map"]
             files = {name: str(file) for name, file in weight_map.items()}
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConversionError(f"{index} is not an index with a weight_map: {error!r}") from error
         for file in dict.fromkeys(files.values()):
             path = self.folder / file

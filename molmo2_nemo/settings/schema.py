@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import UserError, nearest
+from molmo2_nemo.errors import UserError, nearest, read_text
 
 T = TypeVar("T")
 
@@ -98,8 +98,9 @@ def load_yaml(path: str | Path) -> RunConfig:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"configuration file {path} does not exist")
-    return read_yaml(path.read_text(), str(path))
+        what = "is a folder, not a configuration file" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {what}")
+    return read_yaml(read_text(path), str(path))
 
 
 def read_yaml(text: str, path: str) -> RunConfig:
@@ -114,7 +115,12 @@ def read_yaml(text: str, path: str) -> RunConfig:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    return structure(RunConfig, values)
+    if values is None:
+        raise UserError(f"{path} is empty; expected the settings of a run")
+    try:
+        return structure(RunConfig, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
