@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from molmo2_nemo.cli.options import check_numbers
 from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
@@ -19,20 +20,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("question", help="what to ask")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     parser.add_argument("--video", metavar="FILE", help="a video")
-    parser.add_argument("--style", default="user_qa", help="style of the answer: user_qa (default), long_caption, ...")
+    parser.add_argument(
+        "--style",
+        default="user_qa",
+        metavar="NAME",
+        help="style of the answer: user_qa (default), long_caption, ...; own:NAME for one of your own data",
+    )
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
 
 
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.cli.runs import resolve_checkpoint
+    from molmo2_nemo.data.styles import asked_style
 
+    if args.image and args.video:
+        raise UserError("--image and --video: pictures or one video, not both")
+    style = asked_style(args.style)
     for file in (*args.image, *([args.video] if args.video else [])):
         if not Path(file).is_file():
             raise UserError(f"{file}: no such file")
-    if args.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
+    check_numbers(args, {"max_new_tokens": 1})
     checkpoint = resolve_checkpoint(args.checkpoint)
-    print(ask(checkpoint, args.question, args.image, args.video, style=args.style, max_new_tokens=args.max_new_tokens))
+    print(ask(checkpoint, args.question, args.image, args.video, style=style, max_new_tokens=args.max_new_tokens))
     return 0
 
 

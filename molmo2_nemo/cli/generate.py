@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.cli.options import check_file, check_numbers
+from molmo2_nemo.errors import UserError, read_text
 
 EXAMPLES = """\
 examples:
@@ -36,9 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.prompts is None) == (args.data is None):
         raise UserError("name either a file of prompts or --data with a folder of shards")
-    for name in ("examples", "max_new_tokens"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    check_numbers(args, {"examples": 1, "max_new_tokens": 1})
+    if args.out:
+        check_file("--out", args.out)
     checkpoint = resolve_checkpoint(args.checkpoint)
     prompts = read_prompts(args.prompts) if args.prompts else None
     quiet()
@@ -64,9 +65,9 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         UserError: no such file, or a line that is not a prompt; names the line.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: {'a folder, not a file of prompts' if path.is_dir() else 'no such file'}")
     prompts = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(read_text(path).splitlines(), start=1):
         if not text.strip():
             continue
         where = f"{path}, line {number}"
@@ -78,19 +79,37 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
             raise UserError(f'{where}: a prompt is an object with a text "question"')
         if unknown := sorted(set(prompt) - set(KEYS)):
             raise UserError(f"{where}: unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
-        images = prompt.get("image", [])
-        prompts.append(
-            {
-                "question": prompt["question"],
-                "images": [_media(path, name, where) for name in (images if isinstance(images, list) else [images])],
-                "video": _media(path, prompt["video"], where) if prompt.get("video") else None,
-                "style": prompt.get("style", "user_qa"),
-                "reference": prompt.get("answer"),
-            }
-        )
+        try:
+            prompts.append(_prompt(prompt, path.parent))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
     if not prompts:
         raise UserError(f"{path}: no prompt in it")
     return prompts
+
+
+def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One line, read: a key that is null counts as left out; media lie relative to `folder`.
+
+    Raises:
+        UserError: without the place, which the caller names.
+    """
+    from molmo2_nemo.data.styles import asked_style
+
+    given = {name: value for name, value in entry.items() if value is not None}
+    images = given.get("image", [])
+    names = images if isinstance(images, list) else [images]
+    if names and "video" in given:
+        raise UserError("image and video: a prompt has pictures or one video, not both")
+    if not isinstance(given.get("answer", ""), str):
+        raise UserError(f"answer is {given['answer']!r}; expected a text")
+    return {
+        "question": given["question"],
+        "images": [_media(folder, "image", name) for name in names],
+        "video": _media(folder, "video", given["video"]) if "video" in given else None,
+        "style": asked_style(given.get("style", "user_qa")),
+        "reference": given.get("answer"),
+    }
 
 
 def show(line: dict[str, Any]) -> None:
@@ -101,10 +120,12 @@ def show(line: dict[str, Any]) -> None:
     print(flush=True)
 
 
-def _media(prompts: Path, name: Any, where: str) -> bytes:
-    file = prompts.parent / str(name)
+def _media(folder: Path, key: str, name: Any) -> bytes:
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{key} is {name!r}; expected the path of a file")
+    file = folder / name
     if not file.is_file():
-        raise UserError(f"{where}: {file}: no such file")
+        raise UserError(f"{file}: no such file")
     return file.read_bytes()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from molmo2_nemo.data import templates as words
+from molmo2_nemo.errors import UserError, nearest
 
 POINT_MODES = {
     "pointing": "point",
@@ -129,6 +130,41 @@ POINT_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "count": words.MULTI_COUNT,
     },
 }
+
+_COSYN = ("chart", "chemical", "diagram", "doc", "math", "music", "table")
+PUBLISHED = frozenset(  # of the published data sets, besides those above: their prefix is the name itself
+    {
+        *("vqa2", "okvqa", "a_okvqa_da", "text_vqa", "st_qa", "tally_qa", "tabwmp_da", "chart_qa", "doc_qa", "dv_qa"),
+        *("figure_qa", "info_qa", "plot_qa", "transcript", "cosyn_document", *(f"cosyn_{kind}_exp" for kind in _COSYN)),
+        *("video_short_answer", "video_merged_caption", "video_clip_short_caption_start_end", "charades_sta"),
+        *("activitynet_label", "coin_label", "epic_kitchens_label", "kinetics_label", "moments_in_time_label"),
+        *("youcook2_label", "ego4d_mq_label_clip", "ego4d_mq_label_start_end", "ego4d_mq_temporal_grounding"),
+        *("ego4d_nlq_temporal_grounding", "eval_short_answer"),
+    }
+)
+KNOWN_STYLES = (
+    frozenset({*POINT_MODES, *TRACK_STYLES, *CAPTIONS, *TIMED_CAPTIONS}) | MC_STYLES | DEMO_STYLES | PUBLISHED
+)
+OWN = "own:"  # before a style that only a user's own data has, where a question is asked
+
+
+def asked_style(style: object) -> str:
+    """The style of a question to a trained model. Training takes any name in one's own data; here a name that is not
+    known is more often a slip, so one's own are written `own:NAME`.
+
+    Raises:
+        UserError: not a text, or a name that is not known.
+    """
+    if not isinstance(style, str) or not style.strip():
+        raise UserError(f"a style is a name such as user_qa or long_caption, not {style!r}")
+    if style.startswith(OWN) and len(style) > len(OWN):
+        return style.removeprefix(OWN)
+    if canonical_style(style, training=False) not in KNOWN_STYLES and style not in KNOWN_STYLES:
+        hint = nearest(style, KNOWN_STYLES)
+        if not hint.startswith("did"):
+            hint = "known are user_qa, long_caption, video_long_caption, pointing, ..."
+        raise UserError(f"unknown style {style!r}; {hint} (a style of your own data is written {OWN}{style})")
+    return style
 
 
 def canonical_style(style: str, training: bool) -> str:
