@@ -34,8 +34,9 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/molmo2 demo $(DEMO_ARGS)
 
+# Two at a time: the tests that share the pool of trainer processes, one after the other, and the rest (tests/conftest.py).
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-demo: $(STAMP)
 	@MOLMO2_FULL_DEMO=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/nemo/test_demo.py $(PYTEST_ARGS)
