@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from molmo2_nemo.cli.ranges import out_of_range
 from molmo2_nemo.cli.runs import run_of_checkpoint
 from molmo2_nemo.config import RunConfig
+from molmo2_nemo.data.image import TileGeometry
 from molmo2_nemo.data.phases import find_problems as phase_problems
 from molmo2_nemo.data.phases import phases
 from molmo2_nemo.data.rates import is_missing, present, weights
 from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import ShardDataset
-from molmo2_nemo.errors import UserError, nearest
+from molmo2_nemo.errors import UserError, blocking_file, nearest
 from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset, with_choices
 from molmo2_nemo.parallel.layout import context_problems
 from molmo2_nemo.settings.schema import load_yaml
@@ -48,7 +50,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
             yield str(error)
     else:
         yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
-    yield from _positive(cfg)
+    yield from out_of_range(cfg)
     yield from _running(cfg)
     if min(cfg.parallel.tensor, cfg.parallel.context, cfg.parallel.pipeline, cfg.parallel.data) >= 1:
         yield from _processes(cfg, processes)
@@ -57,10 +59,19 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
         yield from _batch(cfg, processes)
     if model is not None:
         yield from _sizes(cfg, model)
+    yield from _mixture(cfg)
     if files:
-        yield from _sources(cfg)
-        yield from _validation(cfg)
-        yield from _start(cfg)
+        yield from file_problems(cfg)
+
+
+def file_problems(cfg: RunConfig) -> Iterator[str]:
+    """Those of them that the file system shows: shards, tokenizer, the starting checkpoint, where the run writes."""
+    file = blocking_file(Path(cfg.output_dir))
+    if file is not None:
+        yield f"output_dir={cfg.output_dir}: {file} is a file; name a folder"
+    yield from _sources(cfg)
+    yield from _validation(cfg)
+    yield from _start(cfg)
 
 
 def model_parallel_size(cfg: RunConfig) -> int:
@@ -75,35 +86,9 @@ def wanted_processes(cfg: RunConfig) -> int:
     return model_parallel_size(cfg) * cfg.parallel.data
 
 
-def _positive(cfg: RunConfig) -> Iterator[str]:
-    values = {
-        "parallel.tensor": cfg.parallel.tensor,
-        "parallel.context": cfg.parallel.context,
-        "parallel.pipeline": cfg.parallel.pipeline,
-        "parallel.data": cfg.parallel.data,
-        "parallel.context_tokens": cfg.parallel.context_tokens,
-        "memory.vision_chunk": cfg.memory.vision_chunk,
-        "stage.max_steps": cfg.stage.max_steps,
-        "stage.global_batch_size": cfg.stage.global_batch_size,
-        "stage.micro_batch_size": cfg.stage.micro_batch_size,
-        "data.packing.sequence_length": cfg.data.packing.sequence_length,
-        "cluster.nodes": cfg.cluster.nodes,
-        "memory.mlp_tiles": cfg.memory.mlp_tiles,
-        "memory.loss_chunk": cfg.memory.loss_chunk,
-        "memory.recompute_layers": 1 if cfg.memory.recompute_layers is None else cfg.memory.recompute_layers,
-        "save_every": cfg.save_every,
-        "log_every": cfg.log_every,
-    }
-    for name, value in values.items():
-        if value is not None and value < 1:
-            yield f"{name}={value}: must be at least 1"
-    if not cfg.stage.name or "/" in cfg.stage.name:
-        yield f"stage.name={cfg.stage.name!r}: names the run's folder, so it may not be empty or hold a slash"
-
-
 def _running(cfg: RunConfig) -> Iterator[str]:
-    """Checkpoints, faults, logging and validation."""
-    keep, faults, held = cfg.checkpoint, cfg.faults, cfg.validation
+    """Checkpoints, faults and logging."""
+    keep, faults = cfg.checkpoint, cfg.faults
     if keep.keep_last < 1:
         yield f"checkpoint.keep_last={keep.keep_last}: must be at least 1; a run goes on from its last checkpoint"
     if keep.keep_every is not None and (keep.keep_every < 1 or keep.keep_every % max(1, cfg.save_every)):
@@ -120,9 +105,6 @@ def _running(cfg: RunConfig) -> Iterator[str]:
         yield f"faults.spike_window={faults.spike_window}: a mean and deviation need at least 4 steps"
     if cfg.log.peak_tflops is not None and not cfg.log.peak_tflops > 0:
         yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
-    for name, value in (("every", held.every), ("examples", held.examples)):
-        if value < 1:
-            yield f"validation.{name}={value}: must be at least 1"
 
 
 def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
@@ -187,6 +169,11 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
             f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model; "
             f"shorten it, or take model.rope_scaling=yarn model.rope_factor={math.ceil(length / limit)}"
         )
+    if data.image.patch_size > 0:
+        try:
+            TileGeometry.of(data.image)
+        except ValueError as error:
+            yield str(error)
     yield from phase_problems(data)
     for key, crops in (
         ("data.video.max_frames", data.video.max_frames),
@@ -199,40 +186,45 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
             )
 
 
-def _sources(cfg: RunConfig) -> Iterator[str]:
-    if not cfg.data.sources:
+def _mixture(cfg: RunConfig) -> Iterator[str]:
+    """The data sets' names, paths and rates, whether or not they are there."""
+    data = cfg.data
+    if not data.sources:
         yield (
             "data.sources is empty: nothing to train on; add folders that data_prep wrote, for example "
             "data.sources.mine.path=/data/shards/mine"
         )
+    for kind, sources in (("data", data.sources), ("validation", cfg.validation.sources)):
+        for name, source in sources.items():
+            if not source.path and (kind == "validation" or source.rate > 0):
+                yield f"{kind}.sources.{name}.path is not set; name a folder of shards"
+    if data.sources and not any(s.rate > 0 for s in data.sources.values()):
+        yield "every data.sources.*.rate is 0: nothing to train on; give at least one source a rate above 0"
+    elif all(s.rate >= 0 for s in data.sources.values()) and all(r >= 0 for r in data.groups.values()):
+        try:
+            weights(data.sources, data.groups, lambda *_: 1)
+        except DataError as error:
+            yield str(error)
+
+
+def _sources(cfg: RunConfig) -> Iterator[str]:
     data = cfg.data
-    gone = {name for name, source in data.sources.items() if source.rate > 0 and is_missing(source)}
+    wanted = {name: source for name, source in data.sources.items() if source.rate > 0 and source.path}
+    gone = {name for name, source in wanted.items() if is_missing(source)}
     together = data.missing == "skip" or len(gone) > 3
     if together and gone:
         try:
-            present(data.sources, data.missing)
+            present(wanted, data.missing)
         except DataError as error:
             yield str(error)
-    for name, source in data.sources.items():
-        if source.rate < 0:
-            yield f"data.sources.{name}.rate={source.rate}: a share of the mixture cannot be negative"
-        if source.rate == 0 or (together and name in gone):
-            continue
-        if not source.path:
-            yield f"data.sources.{name}.path is not set; name a folder that data_prep wrote"
+    for name, source in wanted.items():
+        if together and name in gone:
             continue
         try:
             ShardDataset(source.path, name).close()
         except (ValueError, OSError) as error:
             yield f"data.sources.{name}: {error}"
-    if data.sources and not any(s.rate > 0 for s in data.sources.values()):
-        yield "every data.sources.*.rate is 0: nothing to train on; give at least one source a rate above 0"
-    elif all(s.rate >= 0 for s in data.sources.values()):
-        try:
-            weights(data.sources, data.groups, lambda *_: 1)
-        except DataError as error:
-            yield str(error)
-    tokenizer = cfg.data.tokenizer
+    tokenizer = data.tokenizer
     if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
         yield f'data.tokenizer={tokenizer}: neither "tiny" nor a folder with a tokenizer.json'
 
@@ -240,7 +232,6 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
 def _validation(cfg: RunConfig) -> Iterator[str]:
     for name, source in cfg.validation.sources.items():
         if not source.path:
-            yield f"validation.sources.{name}.path is not set; name a folder of shards"
             continue
         try:
             ShardDataset(source.path, name, cfg.data.limits)
