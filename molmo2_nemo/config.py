@@ -79,6 +79,7 @@ class ParallelConfig:
     dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
     cut_padding: bool = False  # nothing is computed for the padding behind packs; lengths then differ step by step
     context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for
+    context_crops: int | None = None  # dynamic_context: most crops; null: a static share, or any with vision_chunk
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True

@@ -136,7 +136,8 @@ def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
         f"{key}.sequence_length": phase.packing.sequence_length
         for key, phase in zip(keys, phases(cfg.data), strict=True)
     }
-    yield from context_problems(p, model, lengths, attention=cfg.model.attention)
+    crops = max(phase.packing.max_crops for phase in phases(cfg.data))
+    yield from context_problems(p, model, lengths, crops=crops, attention=cfg.model.attention)
     if p.dynamic_context and not cfg.data.share_packs:
         yield (
             "parallel.dynamic_context=true needs data.share_packs=true: the rank that reads for the others deals the "

@@ -40,12 +40,13 @@ class CostModel:
     row: float = 165.25e6
     slot: float = 10.62e6
     score: float = 2.0 * 151_936 * 4096
+    visual_attention: str = "image_tokens"  # whom visual tokens see besides what lies before them
 
     def of(self, batch: Batch) -> int:
         """Cost of a micro-batch in whole megaFLOPs."""
         total = (
             self.token * int((batch.example_ids != PAD_EXAMPLE).sum())
-            + self.pair * allowed_pairs(batch)
+            + self.pair * allowed_pairs(batch, self.visual_attention)
             + self.crop * len(batch.crops)
             + self.row * len(batch.pooling)
             + self.slot * int((batch.pooling >= 0).sum())
@@ -54,27 +55,64 @@ class CostModel:
         return round(total / UNIT)
 
 
-def allowed_pairs(batch: Batch) -> int:
+def allowed_pairs(batch: Batch, visual_attention: str = "image_tokens") -> int:
     """(query, key) pairs that the mask allows, for examples laid out as `tree.flatten` does: the root first, all visual
-    tokens in it, the branches behind."""
+    tokens in it, the branches behind.
+
+    Args:
+        visual_attention: visual tokens of an example also see the later ones of the whole example ("image_tokens"), of
+            their own picture or frame ("within_image"), or none.
+    """
     total = 0
-    for examples, branches, visual in zip(batch.example_ids, batch.branch_ids, batch.visual, strict=True):
+    for examples, branches in zip(batch.example_ids, batch.branch_ids, strict=True):
         real = examples != PAD_EXAMPLE
-        examples, branches, visual = examples[real], branches[real], visual[real]
+        examples, branches = examples[real], branches[real]
         count = int(examples.max(initial=-1)) + 1
         in_root = branches == ROOT_BRANCH
         roots = np.bincount(examples[in_root], minlength=count)
-        seen = np.bincount(examples[visual], minlength=count)
         width = int(branches.max(initial=-1)) + 1
         own = np.bincount(examples[~in_root] * width + branches[~in_root], minlength=count * width)
-        total += int(example_pairs(roots, seen).sum())
+        total += int((roots * (roots + 1) // 2).sum())
         total += int((own * (own + 1) // 2 + own * np.repeat(roots, width)).sum())
-    return total
+    seen = {"image_tokens": _of_examples, "within_image": _of_pictures, "none": _of_nobody}[visual_attention](batch)
+    return total + int(later_pairs(seen).sum())
 
 
 def example_pairs(root: np.ndarray, visual: np.ndarray) -> np.ndarray:
     """Pairs inside the roots: every earlier token, and for visual tokens every later visual one too."""
-    return root * (root + 1) // 2 + visual * (visual - 1) // 2
+    return root * (root + 1) // 2 + later_pairs(visual)
+
+
+def later_pairs(visual: np.ndarray) -> np.ndarray:
+    """Pairs of a token and a later one among so many."""
+    return visual * (visual - 1) // 2
+
+
+def _of_examples(batch: Batch) -> np.ndarray:
+    """Visual tokens of each example."""
+    width = int(batch.example_ids.max(initial=-1)) + 1
+    numbers = np.arange(len(batch.example_ids))[:, None] * width + batch.example_ids
+    return np.bincount(numbers[batch.visual])
+
+
+def _of_pictures(batch: Batch) -> np.ndarray:
+    """Visual tokens of each picture or frame, its markers among them.
+
+    A run of visual tokens may hold several views of a picture, but text lies between two pictures: a marker belongs to
+    the picture of the next pooled token of its run, or behind the last one to that one's.
+    """
+    places = np.flatnonzero(batch.visual)
+    if not len(batch.pooled_positions):
+        return np.zeros(0, np.int64)
+    run = np.cumsum(np.diff(places, prepend=-2) > 1)
+    unit = np.repeat(np.arange(len(batch.unit_rows)), batch.unit_rows)
+    pooled_run = run[np.searchsorted(places, batch.pooled_positions)]
+    after = np.searchsorted(batch.pooled_positions, places).clip(max=len(unit) - 1)
+    return np.bincount(unit[np.where(pooled_run[after] == run, after, after - 1)])
+
+
+def _of_nobody(batch: Batch) -> np.ndarray:
+    return np.zeros(0, np.int64)
 
 
 def spread(costs: np.ndarray) -> float:

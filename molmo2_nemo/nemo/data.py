@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -19,7 +19,7 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
-from molmo2_nemo.model.config import preset
+from molmo2_nemo.model.config import Molmo2Config, preset
 from molmo2_nemo.model.flops import forward_flops
 from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
@@ -49,7 +49,7 @@ class PackDataModule(pl.LightningDataModule):
     Args:
         config: the data settings; sequence length comes from its packing part.
         micro_batch_size, global_batch_size: packs per forward pass and per optimizer step.
-        model: preset whose FLOPs say what a pack costs.
+        model, visual_attention: preset and rule whose FLOPs say what a pack costs.
         dynamic: how micro-batches are dealt to blocks of the context group; None: all its ranks share each.
     """
 
@@ -59,13 +59,14 @@ class PackDataModule(pl.LightningDataModule):
         micro_batch_size: int,
         global_batch_size: int,
         model: str = "8b",
+        visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens",
         dynamic: DynamicSettings | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
-        self.model, self.dynamic = preset(model), dynamic
-        self.cost = cost_model(model)
+        self.model, self.dynamic = preset(model, visual_attention=visual_attention), dynamic
+        self.cost = cost_model(self.model)
         self.seq_length = config.packing.sequence_length  # NeMo reads this and the two sizes from a data module
         self.data_sampler = PackSampler(
             seq_len=config.packing.sequence_length,
@@ -152,9 +153,8 @@ class PackDataModule(pl.LightningDataModule):
         self._restored = [s for s in states if s is not None] or None
 
 
-def cost_model(model: str) -> CostModel:
-    """The cost of a pack for a preset: its FLOPs, which are linear in every count."""
-    config = preset(model)
+def cost_model(config: Molmo2Config) -> CostModel:
+    """The cost of a pack for a model: its FLOPs, which are linear in every count."""
 
     def one(**counts: int) -> float:
         return forward_flops(config, **{"tokens": 0, "pairs": 0, **counts}).total
@@ -166,4 +166,5 @@ def cost_model(model: str) -> CostModel:
         row=one(pooled_rows=1),
         slot=one(pooled_slots=1),
         score=one(scored_tokens=1),
+        visual_attention=config.visual_attention,
     )

@@ -35,6 +35,7 @@ from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.parallel import platform
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import DynamicSettings
+from molmo2_nemo.parallel.layout import crop_limit
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
@@ -49,6 +50,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
             model=cfg.model.preset,
+            visual_attention=cfg.model.visual_attention,
             dynamic=dynamic_context(cfg),
         ),
         trainer=trainer(cfg, folder),
@@ -66,6 +68,7 @@ def dynamic_context(cfg: RunConfig) -> run.Config | None:
     return run.Config(
         DynamicSettings,
         parallel.context_tokens,
+        crop_limit(parallel, cfg.data.packing.max_crops, cfg.memory.vision_chunk),
         parallel.context_ulysses,
         parallel.context_exchange,
         recompute=cfg.memory.recompute == "full",

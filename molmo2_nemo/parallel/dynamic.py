@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from molmo2_nemo.data.example import PAD_EXAMPLE, Batch
+from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.context import degrees
-from molmo2_nemo.parallel.cost import ContextCost, PackCounts
+from molmo2_nemo.parallel.cost import ContextCost, PackCounts, used_tokens
 from molmo2_nemo.parallel.schedule import Turn, assign
 
 
@@ -24,6 +24,7 @@ class DynamicSettings:
 
     Args:
         most_tokens: of a pack on one rank; what it has memory for.
+        most_crops: of a pack on one rank (parallel/layout.py, `crop_limit`); None: any number.
         ulysses, exchange: as in ContextSettings.
         recompute: forward work is done twice.
         sequence: sequence parallelism cuts a rank's tokens again.
@@ -31,6 +32,7 @@ class DynamicSettings:
     """
 
     most_tokens: int
+    most_crops: int | None = None
     ulysses: int | None = None
     exchange: str = "ring"
     recompute: bool = False
@@ -39,9 +41,8 @@ class DynamicSettings:
 
     def of_rank(self, model: Molmo2Config, tensor: int, size: int, rank: int) -> DynamicContext:
         """For a rank of a context group."""
-        passes = 4 if self.recompute else 3
-        cost = ContextCost(model, tensor, self.ulysses, self.exchange, passes, self.element)
-        return DynamicContext(cost, size, rank, self.most_tokens, tensor if self.sequence else 1)
+        cost = ContextCost(model, tensor, self.ulysses, self.exchange, self.recompute, self.element)
+        return DynamicContext(cost, size, rank, self.most_tokens, self.most_crops, tensor if self.sequence else 1)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class DynamicContext:
     Args:
         cost: of a pack by ranks.
         size, rank: of the context group.
-        most_tokens: of a pack on one rank; what it has memory for.
+        most_tokens, most_crops: of a pack on one rank; what it has memory for. A rank of a micro-batch of several packs
+            has memory for the crops of so many.
         multiple: a rank's share of a pack is cut into so many equal parts again (tensor ranks, with sequence
             parallelism).
     """
@@ -60,19 +62,33 @@ class DynamicContext:
     size: int
     rank: int
     most_tokens: int
+    most_crops: int | None = None
     multiple: int = 1
 
     def plan(self, batches: Sequence[Batch]) -> list[Turn]:
         """Who works on what, decided once for all ranks."""
+        rule = self.cost.model.visual_attention
+        return assign(self.table([PackCounts.of(batch, rule) for batch in batches]), degrees(self.size))
+
+    def table(self, packs: Sequence[PackCounts]) -> np.ndarray:
+        """Microseconds of each pack by number of ranks, -1 where it does not fit; int64 [packs, degrees]."""
         sizes = degrees(self.size)
-        costs = np.full((len(batches), len(sizes)), -1, np.int64)
-        for row, batch in zip(costs, batches, strict=True):
-            counts, used = PackCounts.of(batch), used_tokens(batch)
+        costs = np.full((len(packs), len(sizes)), -1, np.int64)
+        for row, pack in zip(costs, packs, strict=True):
             for column, size in enumerate(sizes):
-                fits = rounded(used, size * self.multiple) // size <= self.most_tokens
-                if fits or size == self.size:
-                    row[column] = self.cost.microseconds(counts, size)
-        return assign(costs, sizes)
+                if size == self.size or self.fits(pack, size):
+                    row[column] = self.cost.microseconds(pack, size)
+        return costs
+
+    def fits(self, pack: PackCounts, size: int) -> bool:
+        """Whether each of `size` ranks has memory for its tokens and crops. A picture is never divided: one with more
+        crops than `most_crops` is a rank's under any layout, and is no reason for more ranks."""
+        if rounded(pack.length, size * self.multiple) // size > self.most_tokens:
+            return False
+        if self.most_crops is None:
+            return True
+        room = max(self.most_crops * pack.packs, int(pack.unit_crops.max(initial=0)))
+        return int(pack.unit_crops.sum()) <= room or self.cost.crops_of_rank(pack, size) <= room
 
     def take(self, batches: Sequence[Batch], turns: Sequence[Turn]) -> list[Batch]:
         """This rank's batches in their order. The last carries the loader's state after the step, all others before."""
@@ -83,12 +99,6 @@ class DynamicContext:
             state = batches[-1 if turn is mine[-1] else 0].state
             taken.append(replace(batch, context_ranks=turn.size, state=state))
         return taken
-
-
-def used_tokens(batch: Batch) -> int:
-    """Tokens of the batch's longest pack, the padding behind it not counted."""
-    used = np.flatnonzero((batch.example_ids != PAD_EXAMPLE).any(axis=0))
-    return int(used[-1]) + 1 if len(used) else 1
 
 
 def rounded(tokens: int, multiple: int) -> int:

@@ -9,12 +9,18 @@ from molmo2_nemo.model.config import Molmo2Config
 
 
 def context_problems(
-    parallel: ParallelConfig, model: Molmo2Config, lengths: Mapping[str, int], *, attention: str = "auto"
+    parallel: ParallelConfig,
+    model: Molmo2Config,
+    lengths: Mapping[str, int],
+    *,
+    crops: int = 0,
+    attention: str = "auto",
 ) -> Iterator[str]:
     """One line for every setting of context parallelism that does not work, with what to choose instead.
 
     Args:
         lengths: config key -> tokens of a pack, for every length that the run uses.
+        crops: of a pack, at most.
         attention: the kernel asked for.
     """
     context, ulysses = parallel.context, parallel.context_ulysses
@@ -41,7 +47,23 @@ def context_problems(
             f"{ulysses} below parallel.context={context} needs; use model.attention=auto, or context_ulysses={context}"
         )
     if parallel.dynamic_context:
-        yield from _dynamic(parallel, max(lengths.values(), default=1))
+        yield from _dynamic(parallel, max(lengths.values(), default=1), crops)
+    elif parallel.context_crops is not None:
+        yield (
+            f"parallel.context_crops={parallel.context_crops} has no effect without parallel.dynamic_context=true; set "
+            "that, or parallel.context_crops=null"
+        )
+
+
+def crop_limit(parallel: ParallelConfig, max_crops: int, vision_chunk: int | None) -> int | None:
+    """Most crops of a pack that one rank may get under dynamic context parallelism; None: any number.
+
+    Unless set, what the static split of a full pack gives: nothing is known of a rank's memory but that it suffices for
+    that. With crops encoded in chunks the encoder's memory does not grow with their number, so nothing is limited.
+    """
+    if parallel.context_crops is not None or vision_chunk is not None:
+        return parallel.context_crops
+    return -(-max_crops // (parallel.context * parallel.tensor))
 
 
 def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
@@ -61,8 +83,9 @@ def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
     )
 
 
-def _dynamic(parallel: ParallelConfig, longest: int) -> Iterator[str]:
-    context, tokens = parallel.context, parallel.context_tokens
+def _dynamic(parallel: ParallelConfig, longest: int, crops: int) -> Iterator[str]:
+    context, tokens, limit = parallel.context, parallel.context_tokens, parallel.context_crops
+    shards = context * parallel.tensor
     if context == 1:
         yield (
             "parallel.dynamic_context=true with parallel.context=1: there is nothing to choose; set parallel.context "
@@ -77,6 +100,11 @@ def _dynamic(parallel: ParallelConfig, longest: int) -> Iterator[str]:
         yield (
             f"parallel.context_tokens={tokens}: packs of {longest} tokens do not fit on {context} ranks; set it to at "
             f"least {-(-longest // context)} or raise parallel.context"
+        )
+    if limit is not None and limit < max(1, -(-crops // shards)):
+        yield (
+            f"parallel.context_crops={limit}: packs of {crops} crops do not fit on context * tensor = {shards} ranks; "
+            f"set it to at least {max(1, -(-crops // shards))} or raise parallel.context"
         )
 
 

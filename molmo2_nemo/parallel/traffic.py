@@ -103,11 +103,12 @@ def all_gather_traffic(shape: AttentionShape, context: int, ulysses: int) -> Ste
 def context_traffic(shape: AttentionShape, context: int, ulysses: int | None = None, exchange: str = "ring") -> Steps:
     """One layer's attention over C ranks, every key shown to every rank."""
     ulysses = context if ulysses is None else math.gcd(context, ulysses)
-    inside = ulysses_traffic(shape, context, ulysses)
-    if ulysses == context:
-        return inside
-    across = {"ring": ring_traffic, "all_gather": all_gather_traffic}[exchange]
-    return inside + across(shape, context, ulysses)
+    return ulysses_traffic(shape, context, ulysses) + keys_traffic(shape, context, ulysses, exchange)
+
+
+def keys_traffic(shape: AttentionShape, context: int, ulysses: int, exchange: str = "ring") -> Steps:
+    """What ranks that hold the same heads show each other, every key to every rank."""
+    return {"ring": ring_traffic, "all_gather": all_gather_traffic}[exchange](shape, context, ulysses)
 
 
 def tensor_traffic(tokens: int, width: int, element: int, tensor: int, sequence: bool) -> Steps:

@@ -10,24 +10,36 @@ from molmo2_nemo.data.balance import UNIT, CostModel, allowed_pairs, deal, sprea
 from molmo2_nemo.data.example import ROOT_BRANCH
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.model.flops import attention_pairs, batch_flops
+from molmo2_nemo.model.inputs import visual_blocks
 from molmo2_nemo.nemo.data import cost_model
 from tests.support.packs import demo_packs
 
 torch.set_num_threads(1)
 
 
-def test_cost_is_the_flops_of_real_packs():
-    config, cost = preset("tiny"), cost_model("tiny")
+@pytest.mark.parametrize("rule", ["image_tokens", "within_image", "none"])
+def test_cost_is_the_flops_of_real_packs(rule):
+    config = preset("tiny", visual_attention=rule)
+    cost = cost_model(config)
     packs = demo_packs(12)
     assert any((batch.branch_ids != ROOT_BRANCH).any() for batch in packs) and any(len(batch.crops) for batch in packs)
     for batch in packs:
-        assert cost.of(batch) == pytest.approx(batch_flops(config, batch).total / UNIT, rel=1e-3)
-        rows = zip(batch.example_ids, batch.branch_ids, batch.visual.astype(int), strict=True)
-        assert allowed_pairs(batch) == sum(attention_pairs(*row) for row in rows)
+        ids, visual = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.visual)
+        blocks = visual_blocks(ids, visual, config.text.vocab_size).numpy()
+        assert cost.of(batch) == pytest.approx(batch_flops(config, batch, blocks).total / UNIT, rel=1e-3)
+        rows = zip(batch.example_ids, batch.branch_ids, blocks, strict=True)
+        assert allowed_pairs(batch, rule) == sum(attention_pairs(*row, rule) for row in rows)
+
+
+def test_rules_differ_on_pictures():
+    pairs = [
+        sum(allowed_pairs(batch, rule) for batch in demo_packs(12)) for rule in ("none", "within_image", "image_tokens")
+    ]
+    assert pairs[0] < pairs[1] < pairs[2]
 
 
 def test_default_constants_are_those_of_8b():
-    default, computed = CostModel(), cost_model("8b")
+    default, computed = CostModel(), cost_model(preset("8b"))
     for name in ("token", "pair", "crop", "row", "slot", "score"):
         assert getattr(default, name) == pytest.approx(getattr(computed, name), rel=1e-3), name
 

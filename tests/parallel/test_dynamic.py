@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from molmo2_nemo.config import ParallelConfig
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import preset
+from molmo2_nemo.parallel.cost import PackCounts
 from molmo2_nemo.parallel.dynamic import DynamicSettings
+from molmo2_nemo.parallel.layout import crop_limit
 
 
-def batch(tokens: int, size: int = 4096, step: int = 0) -> Batch:
-    """A plain example of so many tokens in a pack of `size`."""
+def batch(tokens: int, size: int = 4096, step: int = 0, units: tuple[int, ...] = ()) -> Batch:
+    """A plain example of so many tokens in a pack of `size`, with units of so many crops, one token each."""
     real = np.arange(size)[None] < tokens
-    none = np.zeros(0, np.int64)
+    unit_crops = np.array(units, np.int64)
     return Batch(
         input_ids=np.where(real, 7, -1),
         labels=np.where(real, 7, -1),
@@ -22,11 +27,11 @@ def batch(tokens: int, size: int = 4096, step: int = 0) -> Batch:
         example_ids=np.where(real, 0, -1),
         branch_ids=np.full((1, size), -1),
         visual=np.zeros((1, size), bool),
-        crops=np.zeros((0, 1, 1), np.uint8),
-        pooling=np.zeros((0, 1), np.int64),
-        pooled_positions=none,
-        unit_crops=none,
-        unit_rows=none,
+        crops=np.zeros((unit_crops.sum(), 1, 1), np.uint8),
+        pooling=np.zeros((len(units), 1), np.int64),
+        pooled_positions=np.arange(len(units)),
+        unit_crops=unit_crops,
+        unit_rows=np.ones_like(unit_crops),
         state={"step": step},
     )
 
@@ -63,3 +68,55 @@ def test_shares_are_cut_again_by_sequence_parallelism():
 
 def test_one_pack_is_shared_by_all():
     assert [[b.context_ranks for b in mine] for mine in taken([4096], 4096)] == [[8]] * 8
+
+
+def most_crops_of_a_rank(units: list[tuple[int, ...]], most_crops: int | None, tokens: int = 2000) -> list[int]:
+    """Of each pack, on 8 ranks that have memory for all its tokens."""
+    context = DynamicSettings(4096, most_crops).of_rank(preset("8b"), 1, 8, 0)
+    batches = [batch(tokens + n, units=of_pack) for n, of_pack in enumerate(units)]
+    turns = context.plan(batches)
+    counts = {turn.number: PackCounts.of(batches[turn.number]) for turn in turns}
+    return [context.cost.crops_of_rank(counts[t.number], t.size) for t in sorted(turns, key=lambda t: t.number)]
+
+
+def test_no_rank_gets_more_crops_than_it_may():
+    """Sixteen equal packs would go to one rank each, with eight times the crops of a static share."""
+    units = [(1,) * 128] * 16
+    assert most_crops_of_a_rank(units, None) == [128] * 16
+    assert most_crops_of_a_rank(units, 16) == [16] * 16
+    for limit in (32, 64):
+        assert max(most_crops_of_a_rank(units, limit)) <= limit
+    mixed = [(9,) * 14, (1,) * 40, (), (5, 5, 5, 5)] * 4
+    assert max(most_crops_of_a_rank(mixed, 27)) <= 27
+    # 25 crops of one picture are one rank's under any layout, and no reason to share the pack
+    assert most_crops_of_a_rank([(25,)] * 16, 16) == [25] * 16
+
+
+def test_a_micro_batch_of_two_packs_may_have_twice_the_crops():
+    one = batch(2000, units=(1,) * 32)
+    names = ("input_ids", "labels", "loss_weights", "position_ids", "example_ids", "branch_ids", "visual")
+    both = replace(one, **{name: np.repeat(getattr(one, name), 2, axis=0) for name in names})
+    context = DynamicSettings(4096, 16).of_rank(preset("8b"), 1, 8, 0)
+    assert not context.fits(PackCounts.of(one), 1) and context.fits(PackCounts.of(both), 1)
+
+
+def test_packs_without_a_token_are_dealt():
+    taken_by = taken([0, 0, 0, 0, 4096], 4096, ranks=4)
+    assert all(mine for mine in taken_by)
+    assert sum((b.example_ids >= 0).sum() / b.context_ranks for mine in taken_by for b in mine) == 4096
+
+
+@pytest.mark.parametrize(
+    ("settings", "chunk", "limit"),
+    [
+        ({"context": 8}, None, 16),
+        ({"context": 8, "tensor": 2}, None, 8),
+        ({"context": 6}, None, 22),
+        ({"context": 8}, 16, None),
+        ({"context": 8, "context_crops": 64}, None, 64),
+        ({"context": 8, "context_crops": 64}, 16, 64),
+    ],
+)
+def test_limit_of_crops(settings, chunk, limit):
+    """Unless set, a static share of a full pack; chunks bound memory themselves."""
+    assert crop_limit(ParallelConfig(**settings), 128, chunk) == limit

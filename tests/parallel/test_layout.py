@@ -8,10 +8,12 @@ from molmo2_nemo.config import ParallelConfig
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.parallel.layout import context_problems
 
+DYNAMIC = {"dynamic_context": True, "context_tokens": 18432}
+
 
 def problems(model="8b", length=36864, attention="auto", **parallel):
     lengths = {"data.packing.sequence_length": length}
-    return list(context_problems(ParallelConfig(**parallel), preset(model), lengths, attention=attention))
+    return list(context_problems(ParallelConfig(**parallel), preset(model), lengths, crops=384, attention=attention))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,10 @@ def problems(model="8b", length=36864, attention="auto", **parallel):
         ({"dynamic_context": True}, "set parallel.context to the most ranks"),
         ({"context": 8, "dynamic_context": True}, "(static context parallelism gives it 4608 of packs of 36864)"),
         ({"context": 8, "dynamic_context": True, "context_tokens": 4000}, "at least 4608"),
+        ({"context": 8, **DYNAMIC, "context_crops": 47}, "packs of 384 crops do not fit on context * tensor = 8 ranks"),
+        ({"tensor": 2, "context": 8, **DYNAMIC, "context_crops": 23}, "at least 24"),
+        ({"context": 8, **DYNAMIC, "context_crops": 0}, "at least 48"),
+        ({"context": 8, "context_crops": 48}, "no effect without parallel.dynamic_context=true"),
     ],
 )
 def test_what_does_not_work_is_named(settings, expected):
@@ -44,7 +50,8 @@ def test_what_does_not_work_is_named(settings, expected):
         {"context": 6, "context_ulysses": 2},
         {"tensor": 2, "sequence": True, "context": 16, "context_ulysses": 1, "context_exchange": "all_gather"},
         {"context": 8, "attention": "flex"},
-        {"context": 8, "dynamic_context": True, "context_tokens": 18432},
+        {"context": 8, **DYNAMIC},
+        {"context": 8, **DYNAMIC, "context_crops": 48},
     ],
 )
 def test_what_works_is_let_through(settings):

@@ -55,6 +55,7 @@ def shared_packs(folder: Path, dp_size: int, slots: int, steps: int, workers: in
     import torch.distributed as dist
 
     from molmo2_nemo.data.loader import PackStream
+    from molmo2_nemo.model.config import preset
     from molmo2_nemo.nemo.data import cost_model
     from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 
@@ -71,11 +72,11 @@ def shared_packs(folder: Path, dp_size: int, slots: int, steps: int, workers: in
 
     try:
         groups = pack_groups(dp_rank, dp_size)
-        cost = cost_model("tiny") if balance else None
+        cost = cost_model(preset("tiny")) if balance else None
         got = list(SharedPacks(open_stream, groups, slots=slots, steps=steps, cost=cost))
     finally:
         undo()
-    costs = [cost_model("tiny").of(batch) for batch in got]
+    costs = [cost_model(preset("tiny")).of(batch) for batch in got]
     return [digest(batch) for batch in got], len(reads), got[-1].state, costs
 
 
