@@ -27,6 +27,9 @@ from torch import Tensor
 
 from molmo2_nemo.attention.area import Area, Piece
 
+# what PyTorch calls them, their module, and the compute capabilities (major) they are written for
+NEWER_FLASH = (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10}))
+
 
 def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     """Why this kernel cannot run here, or None."""
@@ -294,23 +297,34 @@ def _take(x: Tensor, where: Tensor | None) -> Tensor:
     return x.contiguous() if where is None else x.index_select(0, where)
 
 
+def title(device: str) -> str:
+    """What runs there, for the log."""
+    return use_newest_flash() if device == "cuda" else "PyTorch's CPU flash attention"
+
+
 @functools.cache
 def use_newest_flash() -> str:
-    """Put the fastest installed flash implementation under PyTorch's flash operators; returns its name.
+    """Put the fastest installed flash implementation under PyTorch's flash operators; says which that is.
 
     FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on Hopper and
-    Blackwell, else what PyTorch was built with (as with a PyTorch that cannot exchange it).
+    Blackwell, else what PyTorch was built with: where neither is there, works, or can be put into this PyTorch.
     """
+    own = f"FlashAttention-2 of PyTorch {torch.__version__}"
     try:
         from torch.nn.attention import activate_flash_attention_impl
     except ImportError:
-        return "FA2"
+        return own
     major = torch.cuda.get_device_capability()[0]
-    for name, module, majors in (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10})):
+    for name, module, majors in NEWER_FLASH:
         if major in majors and is_installed(module):
-            activate_flash_attention_impl(name)
-            return name
-    return "FA2"
+            try:
+                activate_flash_attention_impl(name)
+            except Exception as error:  # noqa: BLE001 - a library built for another torch fails in any way it likes
+                problem = str(error).splitlines()[0] if str(error) else repr(error)
+                own += f"; {module} is installed but does not work: {problem}"
+                continue
+            return f"FlashAttention-{name[-1]} (module {module})"
+    return own
 
 
 @functools.cache

@@ -42,6 +42,11 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     return None
 
 
+def title(device: str) -> str:
+    """What runs there, for the log."""
+    return f"FlexAttention of PyTorch {torch.__version__}"
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
     """See `kernels.Kernel`, but differentiable by autograd, in out and in lse."""
     from torch.nn.attention.flex_attention import AuxRequest

@@ -45,6 +45,7 @@ class Kernel:
     backward: (
         Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Area, float], tuple[Tensor, Tensor, Tensor]] | None
     )
+    title: str  # which implementation it is, for the log
 
 
 KERNELS = {module.__name__.rpartition(".")[2]: module for module in (flash, flex, blocks)}
@@ -71,9 +72,7 @@ def choose(
     if problem is not None:
         others = [other for other in KERNELS if _problem(other, kind, dtype, head_size, merged) is None]
         raise UserError(f"model.attention={name}: {problem}; use auto or one of: {', '.join(others)}")
-    if name == "flash" and kind == "cuda":
-        flash.use_newest_flash()
-    return Kernel(name, module.forward, getattr(module, "backward", None))
+    return Kernel(name, module.forward, getattr(module, "backward", None), module.title(kind))
 
 
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:

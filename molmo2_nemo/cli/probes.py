@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, packages_distributions
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
@@ -54,9 +54,10 @@ SUPPORTED = {
     "hydra-core": (">=1.3,<1.4", "its override grammar"),
 }
 TESTED = {"torch": "2.13.0", "megatron-core": "0.16.1", "nemo-toolkit": "2.7.3", "lightning": "2.4.0"}
-GPU_PACKAGES = {  # distribution: module, use
+GPU_PACKAGES = {  # module, use; distributions differ in name from builder to builder
     "transformer-engine": ("transformer_engine.pytorch", "fused layers"),
-    "flash-attn": ("flash_attn", "attention kernels"),
+    "FlashAttention-3": ("flash_attn_interface", "attention on Hopper"),
+    "FlashAttention-4": ("flash_attn.cute", "attention on Hopper and Blackwell"),
     "apex": ("apex", "fused optimizer"),
 }
 SHARED_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "wekafs", "virtiofs", "9p", "pvfs2", "cifs")
@@ -186,19 +187,30 @@ def _no_gpu(torch: Any) -> Iterator[Finding]:
 
 def _gpu_packages() -> Iterator[Finding]:
     """Libraries that only GPUs use. They are compiled against one torch: having one is not enough, it must import."""
+    owners = packages_distributions()
     for name, (module, use) in GPU_PACKAGES.items():
-        found = version_of(name)
-        if found is None:
+        problem = _import_problem(module)
+        if problem == "absent":
             yield Finding("ok", name, f"-              {use}; it works without, slower")
             continue
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a library of another torch fails in any way it likes
-            first = str(error).splitlines()[0] if str(error) else repr(error)
-            fix = f"built for another torch: take both from one NGC image, or pip uninstall {name}"
-            yield Finding("note", name, f"{found} does not import: {first}", fix)
-        else:
+        top = module.partition(".")[0]
+        found = ", ".join(f"{owner} {version_of(owner)}" for owner in sorted(set(owners.get(top, [])))) or top
+        if problem is None:
             yield Finding("ok", name, f"{found:<14} {use}")
+        else:
+            fix = f"built for another torch: take both from one NGC image, or pip uninstall {found.split()[0]}"
+            yield Finding("note", name, f"{found} does not import: {problem}", fix)
+
+
+def _import_problem(module: str) -> str | None:
+    """Why a module does not import, "absent" where it is not there, None where it does."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return "absent" if error.name and f"{module}.".startswith(f"{error.name}.") else str(error)
+    except Exception as error:  # a library of another torch fails in any way it likes
+        return str(error).splitlines()[0] if str(error) else repr(error)
+    return None
 
 
 def _driver() -> str | None:

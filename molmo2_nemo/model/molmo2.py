@@ -87,7 +87,9 @@ class Molmo2Model(MegatronModule):
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
         merged = any(group_size(groups.keys) > 1 for groups in self.groups.values())
-        choose(molmo2.attention, device, config.params_dtype, molmo2.text.head_dim, merged=merged)  # or say why not
+        self.kernel = choose(  # or say why not
+            molmo2.attention, device, config.params_dtype, molmo2.text.head_dim, merged=merged
+        )
         self.share_embeddings_and_output_weights = molmo2.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():

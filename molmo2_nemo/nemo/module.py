@@ -178,10 +178,14 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             context=self.context,
             seed=self.seed,
         )
-        self.groups = self.module.groups
+        self.groups, self.kernel = self.module.groups, self.module.kernel
         if self.module.pre_process:
             self.module.vision.recompute = self.memory.recompute == "full"
         freeze(self.module, self.trainable)
+
+    def on_train_start(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"attention: {self.kernel.name}, {self.kernel.title}", flush=True)
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:
         """The next micro-batch, on this rank's device. Remembers the loader's state after it, for checkpoints."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from benchmarks.allocations import Allocations
 from benchmarks.packs import RULES, Tree, mixed_pack, token_mask
-from molmo2_nemo.attention import blocks
+from molmo2_nemo.attention import blocks, flash
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.kernels import attend, choose
@@ -180,6 +180,38 @@ def test_flex_without_triton_and_for_merged_results(monkeypatch):
     with pytest.raises(UserError, match="cannot merge results .* use auto or one of: flash, blocks"):
         choose("flex", "cuda", torch.bfloat16, 64, merged=True)
     assert choose("flex", "cuda", torch.bfloat16, 64).backward is None
+
+
+@pytest.mark.parametrize(
+    ("major", "installed", "broken", "expected"),
+    [
+        (9, {"flash_attn_interface", "flash_attn.cute"}, set(), "FlashAttention-3 (module flash_attn_interface)"),
+        (10, {"flash_attn_interface", "flash_attn.cute"}, set(), "FlashAttention-4 (module flash_attn.cute)"),
+        (8, {"flash_attn_interface", "flash_attn.cute"}, set(), f"FlashAttention-2 of PyTorch {torch.__version__}"),
+        (9, set(), set(), f"FlashAttention-2 of PyTorch {torch.__version__}"),
+        (9, {"flash_attn_interface"}, {"FA3"}, "flash_attn_interface is installed but does not work: FA3 has no fwd"),
+        (9, {"flash_attn_interface", "flash_attn.cute"}, {"FA3"}, "FlashAttention-4 (module flash_attn.cute)"),
+    ],
+)
+def test_which_flash_a_gpu_gets_is_said(monkeypatch, major, installed, broken, expected):
+    """The choice among installed libraries; what they then do is for tests/gpu."""
+    active = []
+
+    def activate(name: str) -> None:
+        if name in broken:
+            raise RuntimeError(f"{name} has no fwd\nand more")
+        active.append(name)
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activate)
+    monkeypatch.setattr(flash, "is_installed", lambda module: module in installed)
+    flash.use_newest_flash.cache_clear()
+    try:
+        kernel = choose("auto", "cuda", torch.bfloat16, 128)
+        assert kernel.name == "flash" and kernel.title.endswith(expected)
+        assert len(active) == (0 if "FlashAttention-2" in kernel.title else 1)
+    finally:
+        flash.use_newest_flash.cache_clear()
 
 
 @pytest.mark.parametrize("name", KERNELS)

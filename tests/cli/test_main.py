@@ -143,6 +143,29 @@ def test_doctor_names_what_is_missing_or_does_not_fit(capsys, monkeypatch):
     assert "missing: torch" not in out and "ready: " not in out
 
 
+def test_doctor_tells_a_gpu_library_that_imports_from_one_that_does_not(monkeypatch, tmp_path):
+    (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('undefined symbol: torch')")
+    (tmp_path / "flash_attn_3-3.0.0.dist-info").mkdir()
+    (tmp_path / "flash_attn_3-3.0.0.dist-info" / "METADATA").write_text("Name: flash_attn_3\nVersion: 3.0.0\n")
+    (tmp_path / "flash_attn_3-3.0.0.dist-info" / "top_level.txt").write_text("flash_attn_interface\n")
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "cute" / "__init__.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("flash_attn", "flash_attn.cute", "flash_attn_interface"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(probes.GPU_PACKAGES, "other", ("no_such_module", "tests"))
+    try:
+        found = {finding.name: finding for finding in probes._gpu_packages()}
+    finally:
+        for name in ("flash_attn", "flash_attn.cute"):
+            sys.modules.pop(name, None)
+    assert found["FlashAttention-3"].level == "note"
+    assert found["FlashAttention-3"].seen == "flash_attn_3 3.0.0 does not import: undefined symbol: torch"
+    assert "pip uninstall flash_attn_3" in found["FlashAttention-3"].fix
+    assert found["FlashAttention-4"].level == "ok" and found["FlashAttention-4"].seen.startswith("flash_attn ")
+    assert found["other"].seen.startswith("-")
+
+
 def test_file_systems(tmp_path, monkeypatch):
     assert probes.file_system(tmp_path) != "unknown"
     assert probes.file_system(Path("/proc")) == "proc"
