@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typing import Any
 from molmo2_nemo.cli import checks
 from molmo2_nemo.cli.runs import changed_settings, only_run, stage_dir
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, read_text
 from molmo2_nemo.settings.schema import to_yaml
 from molmo2_nemo.slurm.login import Login
 from molmo2_nemo.slurm.script import StageJob, script
@@ -63,7 +64,7 @@ def read_jobs(folder: Any) -> dict[str, Job]:
     if not path.is_file():
         return {}
     try:
-        return {stage: Job(**values) for stage, values in json.loads(path.read_text()).items()}
+        return {stage: Job(**values) for stage, values in json.loads(read_text(path)).items()}
     except (json.JSONDecodeError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}); see `squeue --me` for what runs, then remove it") from None
 
@@ -101,17 +102,21 @@ def submit(
     Args:
         configs: in order; `init_from` of a stage after the first is set here.
         done: the finished stages' summaries, None for the others.
-        dry_run: only print the scripts.
+        dry_run: only print the scripts, and what would have to be there before they are submitted.
 
     Raises:
         UserError: something about the settings that can be known now, or Slurm refuses.
     """
-    for cfg, result in zip(configs, done, strict=True):
-        if result is None:
-            check(cfg)
+    to_run = [cfg for cfg, result in zip(configs, done, strict=True) if result is None]
+    for cfg in to_run:
+        checks.check(cfg, files=_sees_files(cfg) and not dry_run)
     folder = jobs_folder(configs[0])
     if dry_run:
-        return _submit(configs, done, login, dry_run=True)
+        lacking = _lacking(to_run)  # now: the later stages' starts are filled in next
+        code = _submit(configs, done, login, dry_run=True)
+        for problem, stages in lacking.items():
+            print(f"before submitting {', '.join(stages)}: {problem}", file=sys.stderr)
+        return code
     login.make_folder(folder)
     lock = folder if login.is_local else Path.home() / ".cache" / "molmo2" / _digest(str(folder))
     with only_run(lock):
@@ -187,13 +192,20 @@ def stage_job(cfg: RunConfig) -> StageJob:
     )
 
 
-def check(cfg: RunConfig) -> None:
-    """What can be known before a job starts; files only where they are seen here as the job will see them."""
+def _sees_files(cfg: RunConfig) -> bool:
+    """Whether shards and checkpoints lie here where the job will see them."""
     slurm = cfg.cluster.slurm
     moved = any(m.split(":")[0] != m.split(":")[1] for m in slurm.mounts if ":" in m)
-    checks.check(cfg, files=slurm.ssh.host is None and not (slurm.container and moved))
-    if slurm.grace < 0 or slurm.retries < 0:
-        raise UserError("cluster.slurm.grace and cluster.slurm.retries may not be negative")
+    return slurm.ssh.host is None and not (slurm.container and moved)
+
+
+def _lacking(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
+    """What a job could not start without, each with the stages that lack it."""
+    found: dict[str, list[str]] = {}
+    for cfg in configs:
+        for problem in checks.file_problems(cfg) if _sees_files(cfg) else ():
+            found.setdefault(problem, []).append(cfg.stage.name)
+    return found
 
 
 def job_state(login: Login, job: Job) -> tuple[str, str]:

@@ -94,9 +94,48 @@ def test_no_slurm_here_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     data = f"data.sources.demo.path={tmp_path}/data/sft"
     settings = ["recipe=tiny", "stage=sft", "parallel=single", "cluster=slurm", "cluster.nodes=1", "cluster.devices=1"]
-    assert main(["train", *settings, data, f"output_dir={tmp_path}/run"]) == 2
+    call = ["train", *settings, data, f"output_dir={tmp_path}/run"]
+    assert main([*call, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("#!/bin/bash") == 1 and said.err == "", "nothing is missing"
+    assert main([*call, "init_from=/absent", "--dry-run"]) == 0
+    assert capsys.readouterr().err.startswith("before submitting sft: init_from=/absent: no such checkpoint")
+    assert main([*call, "init_from=/absent"]) == 2
+    assert "no such checkpoint" in capsys.readouterr().err
+    assert main(call) == 2
     error = capsys.readouterr().err
     assert error.startswith("molmo2: error: this machine has no sbatch") and error.count("\n") == 1
+
+
+def test_a_dry_run_shows_the_scripts_and_then_what_is_missing(tmp_path, monkeypatch, capsys):
+    """The README's step on a laptop that has neither the shards nor the weights."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MOLMO2_TOKENIZER", "MOLMO2_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["pipeline", "recipe=8b", "cluster=slurm", "pretrain:init_from=checkpoints/8b-start", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("#!/bin/bash") == 3 and all(f"stage {n} of 3" in said.out for n in (1, 2, 3))
+    lines = said.err.splitlines()
+    assert all(line.startswith("before submitting ") for line in lines) and len(lines) == 4
+    assert sum("data sets have no shards" in line for line in lines) == 2
+    assert "before submitting pretrain: init_from=checkpoints/8b-start: no such checkpoint folder" in said.err
+    assert "before submitting pretrain, sft, long: data.tokenizer=" in said.err
+    assert list(tmp_path.iterdir()) == [], "something was written"
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("parallel.tensor=3", "does not divide the 4 query heads"),
+        ("stage.optim.llm.lr=-1", "must be at least 0"),
+        ("stage.max_step=3", "did you mean 'stage.max_steps'?"),
+        ("data.sources.mine.rate=1", "data.sources.mine.path is not set"),
+    ],
+)
+def test_a_dry_run_refuses_settings_that_cannot_work(setting, expected, capsys):
+    assert main(["train", "recipe=tiny", "stage=sft", "cluster=slurm", setting, "--dry-run"]) == 2
+    said = capsys.readouterr()
+    assert expected in said.err and said.out == ""
 
 
 def test_stages_of_one_pipeline_go_to_one_cluster(tmp_path):
