@@ -7,9 +7,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from molmo2_nemo.cli.options import check_folder
 from molmo2_nemo.cli.probes import Finding
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError, nearest
@@ -19,6 +20,7 @@ examples:
   molmo2 doctor
   molmo2 doctor --recipe 8b --dir /lustre/me/runs
 """
+NAMED = 5  # data sets without shards that are named, where there are no more of them
 MARKS = {"ok": " ", "note": "!", "missing": "x"}
 
 
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.cli import probes
 
+    check_folder("--dir", args.dir)
     known = recipe_names()
     if args.recipe is not None and args.recipe not in known:
         raise UserError(f"unknown recipe {args.recipe!r}; {nearest(args.recipe, known)}")
@@ -87,18 +90,20 @@ def recipe_names() -> list[str]:
 
 
 def missing_for(name: str, folder: Path) -> list[str]:
-    """What this recipe would lack here, one line each with the way to get it; empty when it could start.
+    """What this recipe would lack here in any of its stages, one line each with the way to get it; empty when it could
+    start.
 
     Args:
         folder: where its runs would go.
     """
-    from molmo2_nemo.settings.compose import compose
+    from molmo2_nemo.settings.compose import STAGES, compose
 
     try:
-        cfg = compose([f"recipe={name}", "stage=long"])
+        stages = [compose([f"recipe={name}", f"stage={stage}"]) for stage in STAGES]
     except ImportError as error:
         return [f"{error}; pip install --no-deps -r requirements/cpu.txt"]
-    return [*_devices(cfg), *_tokenizer(cfg), *_sources(cfg), *_disk(cfg, folder)]
+    found = [line for cfg in stages for line in (*_devices(cfg), *_tokenizer(cfg), *_disk(cfg, folder))]
+    return list(dict.fromkeys([*found, *_sources(stages)]))
 
 
 def _devices(cfg: RunConfig) -> Iterator[str]:
@@ -128,16 +133,20 @@ def _tokenizer(cfg: RunConfig) -> Iterator[str]:
         yield f"no tokenizer in {tokenizer}/: export MOLMO2_TOKENIZER=<folder of the base model's tokenizer.json>"
 
 
-def _sources(cfg: RunConfig) -> Iterator[str]:
+def _sources(stages: Sequence[RunConfig]) -> Iterator[str]:
+    """Data sets of all stages: some are in one only."""
     from molmo2_nemo.data.rates import is_missing
 
-    if set(cfg.data.sources) == {"demo"}:
+    wanted = {
+        (key, source.path): source for cfg in stages for key, source in cfg.data.sources.items() if source.rate > 0
+    }
+    if {key for key, _ in wanted} == {"demo"}:
         return  # molmo2 demo makes them
-    wanted = {key: source for key, source in cfg.data.sources.items() if source.rate > 0}
-    gone = [key for key, source in wanted.items() if is_missing(source)]
+    gone = [key for (key, _), source in wanted.items() if is_missing(source)]
     if gone:
+        named = f" ({', '.join(gone)})" if len(gone) <= NAMED else ""
         how = "molmo2 prepare makes shards, molmo2 mixture shows which are missing, data.missing=skip leaves sets out"
-        yield f"{len(gone)} of {len(wanted)} data sets have no shards: {how}"
+        yield f"{len(gone)} of {len(wanted)} data sets have no shards{named}: {how}"
     elif not wanted:
         yield "no data sets: data.sources.mine.path=<folder of shards>"
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from molmo2_nemo.cli import probes
+from molmo2_nemo.cli import doctor, probes
 from molmo2_nemo.cli.main import VERBS, build_parser, main
+from molmo2_nemo.data.manifest import MANIFEST
+from molmo2_nemo.settings.compose import compose
 
 
 def test_help_imports_nothing_heavy():
@@ -129,15 +131,25 @@ def test_doctor_says_what_a_recipe_lacks(capsys, monkeypatch, tmp_path):
     assert main(["doctor", "--recipe", "8b", "--dir", str(tmp_path / "runs")]) == 1
     out = capsys.readouterr().out
     recipes = out.split("\nrecipes\n")[1]
-    assert "export MOLMO2_TOKENIZER=" in recipes and "data sets have no shards: molmo2 prepare" in recipes
+    assert "export MOLMO2_TOKENIZER=" in recipes and "120 of 120 data sets have no shards: molmo2 prepare" in recipes
     assert main(["doctor", "--recipe", "tiny"]) == 0
+
+
+def test_doctor_looks_at_the_data_sets_of_every_stage(monkeypatch, tmp_path):
+    monkeypatch.setenv("MOLMO2_DATA", str(tmp_path))
+    for name in compose(["recipe=8b", "stage=long"]).data.sources:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).touch()
+    said = [line for line in doctor.missing_for("8b", tmp_path) if "shards" in line]
+    assert len(said) == 1
+    assert said[0].startswith("2 of 120 data sets have no shards (pixmo_cap_with_transcripts, tulu4_max_2304): ")
 
 
 def test_doctor_names_what_is_missing_or_does_not_fit(capsys, monkeypatch):
     real = probes.version_of
     fake = {"lhotse": None, "nemo-toolkit": "3.0.1", "torch": "2.9.0a0+nv25.10"}
     monkeypatch.setattr(probes, "version_of", lambda name: fake[name] if name in fake else real(name))
-    assert main(["doctor"]) == 1
+    assert main(["doctor", "--recipe", "tiny"]) == 1
     out = capsys.readouterr().out
     assert "missing: lhotse; pip install lhotse" in out and "3.0.1, but >=2.7rc0,<2.8 is needed" in out
     assert "missing: torch" not in out and "ready: " not in out
