@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from molmo2_nemo.config import RunConfig
+    from molmo2_nemo.model.config import Molmo2Config
+    from molmo2_nemo.plan.search import Candidate, Plan
 
 EXAMPLES = """\
 examples:
@@ -32,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.errors import UserError
     from molmo2_nemo.model.config import preset, with_choices
+    from molmo2_nemo.plan.command import lines, train_command
     from molmo2_nemo.plan.hardware import parse_cluster
     from molmo2_nemo.plan.rates import KERNELS
     from molmo2_nemo.plan.search import search
@@ -48,31 +56,59 @@ def run(args: argparse.Namespace) -> int:
     cluster = parse_cluster(asked.get("cluster", "h100x8"), nodes)
     if args.area is not None and not 0 < args.area <= 1:
         raise UserError(f"--area {args.area}: expected a share of S x S, above 0 and at most 1")
+    check_settings(cfg, rest)
     chosen = cfg.model
     model = with_choices(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
     plan = search(cfg, model, workload(cfg, args.area), cluster, KERNELS[args.kernel])
+    command = train_command(rest, cfg, cluster, plan.best[0].layout, args.config_dir)
     if args.json:
-        print(json.dumps(numbers(plan), indent=1))
+        print(json.dumps(numbers(plan, model) | {"command": command}, indent=1))
         return 0
     from rich.console import Console
 
     from molmo2_nemo.plan.table import render
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for part in render(cfg, model, plan):
         console.print(part)
+    print("\nto train so:", *lines(command), sep="\n")
+    console.print("\nPredicted from stated rates (molmo2_nemo/plan/rates.py), not measured on a cluster.")
     return 0
 
 
-def numbers(plan: Any) -> dict[str, Any]:
-    """The plan as JSON values: seconds, GiB, GPU-hours."""
-    from molmo2_nemo.plan.memory import GIB
+def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
+    """Refuses settings that no run could have. The layout counts where the user set it: the recipe's own need not fit
+    this cluster.
 
-    def one(candidate: Any) -> dict[str, Any]:
+    Raises:
+        UserError: lists them.
+    """
+    from molmo2_nemo.cli.checks import check, model_parallel_size
+    from molmo2_nemo.config import ParallelConfig
+    from molmo2_nemo.errors import UserError
+
+    for item in overrides:
+        if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):
+            raise UserError(f"{item}: a plan's hardware is said with cluster=h100x8 nodes=N; it is for bfloat16")
+    mine = any(item.lstrip("+~").startswith("parallel") for item in overrides)
+    parallel = cfg.parallel if mine else ParallelConfig()
+    stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it
+    planned = replace(cfg, parallel=parallel, stage=stage)
+    check(planned, processes=max(1, model_parallel_size(planned)), files=False)
+
+
+def numbers(plan: Plan, model: Molmo2Config) -> dict[str, Any]:
+    """The plan as JSON values: seconds, GiB, GPU-hours, operations."""
+    from molmo2_nemo.plan.memory import GIB
+    from molmo2_nemo.plan.sizes import parameters
+
+    def one(candidate: Candidate) -> dict[str, Any]:
         step = candidate.step
         return {
             "layout": candidate.layout.name,
             "settings": candidate.layout.settings,
+            "fits": candidate.fits(plan.cluster),
+            "fullest_moment": candidate.memory.moment,
             "memory_gib": {name: value / GIB for name, value in candidate.memory.parts().items()},
             "step_seconds": step.parts(),
             "seconds": step.seconds,
@@ -82,9 +118,15 @@ def numbers(plan: Any) -> dict[str, Any]:
             "network_bytes": step.network_bytes,
         }
 
+    flops = plan.best[0].step.flops  # the same under every layout
     return {
         "cluster": str(plan.cluster),
+        "parameters": parameters(model).total,
+        "steps": plan.work.steps,
+        "workload": vars(plan.work),
+        "flops_per_step": vars(flops) | {"total": flops.total},
         "best": [one(c) for c in plan.best],
         "configured": one(plan.configured) if plan.configured else None,
+        "by_recompute": [one(c) for c in plan.modes],
         "others": [one(c) | {"why_not": why} for c, why in plan.others],
     }

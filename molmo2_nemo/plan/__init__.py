@@ -8,5 +8,6 @@ memory.py     memory of one GPU, by component
 rates.py      what share of peak each kind of work reaches
 speed.py      time of one step, by component
 search.py     every layout, the best ones, and why each other one loses
+command.py    the command that trains a plan
 published.py  the published training code, by the same accounting
 """

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.hardware import Cluster
 
+RECOMPUTE_MODES = (("none", False), ("selective", False), ("full", False), ("full", True))  # and whether to offload
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,6 +41,11 @@ class Layout:
         if self.ulysses < self.context:
             names["CP"] = f"CP{self.ulysses}x{self.context // self.ulysses}"
         return " ".join(names.values()) or "1 GPU"
+
+    @property
+    def again(self) -> str:
+        """What is computed again, as tables say it."""
+        return self.recompute + (", offload" if self.offload else "")
 
     @property
     def settings(self) -> str:
@@ -74,7 +81,7 @@ def layouts(model: Molmo2Config, cluster: Cluster, packs: int, length: int) -> I
                 for micro_batch in (1, 2, 4):
                     if packs % (data * micro_batch):
                         continue
-                    for recompute, offload in (("none", False), ("selective", False), ("full", False), ("full", True)):
+                    for recompute, offload in RECOMPUTE_MODES:
                         yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, recompute, offload)
 
 

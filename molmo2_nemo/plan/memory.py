@@ -188,8 +188,8 @@ def vision_activations(
     pooling = features + 2 * element * model.connector.hidden_size * patches  # windows, their keys and values
     projector = 4 * element * model.connector.ffn_size * patches / 9  # a row has 4 or 9 patches
     connector = features + pooling + projector
-    if not train_vit:  # nothing waits; one block's values while the next one's are made
-        return Activations(connector, 2 * block)
+    if not train_vit:  # nothing of it waits, and no more lives at once than a block would keep
+        return Activations(connector, block)
     encoder = element * vision.patch_dim * patches  # normalised pixels
     encoder += vision.num_built_layers * (element * width * patches if recompute else block)
     return Activations(encoder + connector, block if recompute else 0.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.hardware import Cluster
-from molmo2_nemo.plan.layout import Layout, layouts
+from molmo2_nemo.plan.layout import RECOMPUTE_MODES, Layout, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
 from molmo2_nemo.plan.rates import Rates
 from molmo2_nemo.plan.speed import Step, step_time
@@ -44,6 +44,7 @@ class Plan:
     work: Workload
     best: list[Candidate]  # that fit, fastest first, one of each way to split
     others: list[tuple[Candidate, str]]  # with the reason each loses
+    modes: list[Candidate]  # the best layout with every mode of recomputation
     configured: Candidate | None = None  # the run's own settings, where they make sense on this cluster
 
 
@@ -69,14 +70,27 @@ def search(
     too_big = sorted((c for c in found if _way(c.layout) not in ways), key=lambda c: c.memory.total)
     others = [(c, _why_slower(c, best[0])) for c in best[keep:]]
     others += [(c, _why_too_big(c, cluster)) for c in _one_of_each(too_big)]
-    return Plan(cluster, work, best[:keep], others, configured(cfg, model, work, cluster, rates))
+    modes = [
+        weigh(cfg, model, work, cluster, replace(best[0].layout, recompute=recompute, offload=offload), rates)
+        for recompute, offload in RECOMPUTE_MODES
+    ]
+    return Plan(cluster, work, best[:keep], others, modes, configured(cfg, model, work, cluster, rates))
 
 
 def configured(
     cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None = None
 ) -> Candidate | None:
-    """The layout that the run's settings have, replicas filling the cluster; None where that does not come out even."""
-    p = cfg.parallel
+    """The layout that the run's settings have, replicas filling the cluster; None where that does not come out even, or
+    where they have what plans are not made with."""
+    p, m = cfg.parallel, cfg.memory
+    modules = m.recompute == "selective" and m.recompute_modules != ["mlp"]
+    if (
+        modules
+        or m.recompute_layers is not None
+        or not p.distributed_optimizer
+        or (m.offload and m.recompute != "full")
+    ):
+        return None
     replicas, left = divmod(cluster.gpus, p.tensor * p.context * p.pipeline)
     if left or replicas == 0 or work.packs % (replicas * cfg.stage.micro_batch_size):
         return None
@@ -87,8 +101,8 @@ def configured(
         p.pipeline,
         replicas,
         cfg.stage.micro_batch_size,
-        cfg.memory.recompute,
-        cfg.memory.offload,
+        m.recompute,
+        m.offload,
     )
     return weigh(cfg, model, work, cluster, layout, rates)
 
@@ -97,7 +111,9 @@ def candidates(
     cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None
 ) -> list[Candidate]:
     return [
-        weigh(cfg, model, work, cluster, layout, rates) for layout in layouts(model, cluster, work.packs, work.length)
+        weigh(cfg, model, work, cluster, layout, rates)
+        for layout in layouts(model, cluster, work.packs, work.length)
+        if cfg.model.attention != "flex" or layout.ulysses == layout.context  # it cannot merge keys of several ranks
     ]
 
 
@@ -127,9 +143,8 @@ def _why_slower(candidate: Candidate, best: Candidate) -> str:
     slower = candidate.step.seconds / best.step.seconds - 1
     extra = {name: getattr(candidate.step, name) - getattr(best.step, name) for name in REASONS}
     worst = max(extra, key=lambda name: extra[name])
-    if extra[worst] <= 0:
-        return f"{slower:.0%} slower"
-    return f"{slower:.0%} slower: {REASONS[worst]}"
+    longer = f"{slower:.0%} slower" if slower < 1 else f"takes {1 + slower:.1f} times as long"
+    return longer if extra[worst] <= 0 else f"{longer}: {REASONS[worst]}"
 
 
 def _why_too_big(candidate: Candidate, cluster: Cluster) -> str:

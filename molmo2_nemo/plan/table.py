@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
 
 from rich.table import Table
 
@@ -11,7 +11,7 @@ from molmo2_nemo.config import RunConfig
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours, published_step
-from molmo2_nemo.plan.search import Plan
+from molmo2_nemo.plan.search import Candidate, Plan
 from molmo2_nemo.plan.sizes import parameters
 
 OTHERS = 8  # losing layouts that are shown
@@ -39,54 +39,113 @@ WHERE = {
 }
 
 
-def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[Any]:
+MOMENTS = {
+    "loss": "at the loss",
+    "decoder": "in a layer's backward",
+    "vision": "in the encoder",
+}
+
+
+def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[str | Table]:
     """Tables and remarks, at most 80 columns."""
     work, cluster, best = plan.work, plan.cluster, plan.best[0]
     yield (
-        f"{model.name}, stage {cfg.stage.name}, on {cluster}\n{parameters(model).total / 1e9:.2f} B parameters; "
-        f"{work.packs} packs per step of {work.length:,} tokens and {work.max_crops} crops; the mask allows "
-        f"{work.area:.0%} of S x S;\n{best.step.flops.total / 1e15:.0f} PFLOP per step by mask area\n"
+        f"{model.name}, stage {cfg.stage.name}, on {cluster}\n"
+        f"{_parameters(model)} parameters; {work.packs} packs per step, {work.steps:,} steps\n"
+        f"packs of {work.length:,} tokens and {work.max_crops} crops; the mask allows {work.area:.0%} of S x S\n"
+        f"{scaled(best.step.flops.total)}FLOP per step by mask area\n"
     )
     yield _best(plan)
-    yield _others(plan)
+    if plan.others:
+        yield _others(plan)
     yield _parts(
-        "memory of a GPU, " + best.layout.name, "GiB", WHAT, {k: v / GIB for k, v in best.memory.parts().items()}
+        f"memory of a GPU, {best.layout.name}, {MOMENTS[best.memory.moment]}",
+        "GiB",
+        WHAT,
+        {k: v / GIB for k, v in best.memory.parts().items()},
     )
-    yield _parts("a step, " + best.layout.name, "seconds", WHERE, best.step.parts())
-    yield (
-        f"per GPU and step {best.step.link_bytes / 1e9:.0f} GB inside the node, "
-        f"{best.step.network_bytes / 1e9:.0f} GB over the network"
-    )
-    yield from _published(cfg, model, plan)
-    yield f"\nto train so:\n  molmo2 train recipe={model.name} stage={cfg.stage.name} {_settings(plan)}"
-    yield "\nPredicted from stated rates (molmo2_nemo/plan/rates.py), not measured on a cluster."
+    yield _modes(plan)
+    unit, seconds = _time_unit(best.step.seconds)
+    yield _parts(f"a step, {best.layout.name}", unit, WHERE, {k: v / seconds for k, v in best.step.parts().items()})
+    if cluster.gpus > 1:
+        yield (
+            f"per GPU and step {scaled(best.step.link_bytes)}B inside the node, "
+            f"{scaled(best.step.network_bytes)}B over the network"
+        )
+    yield from _published(model, plan)
+
+
+def scaled(value: float) -> str:
+    """Three digits and a metric prefix: 8.66e9 is "8.66 G"."""
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= 0.9995 * size:
+            return f"{_digits(value / size)} {prefix}"
+    return f"{_digits(value)} "
+
+
+def _digits(value: float) -> str:
+    """About three digits, never more than stand before the point: 0.0123, 1.23, 12.3, 1,234."""
+    if value == 0:
+        return "0"
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _parameters(model: Molmo2Config) -> str:
+    total = parameters(model).total
+    return f"{_digits(total / 1e9)} B" if total >= 1e9 else f"{_digits(total / 1e6)} M"
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    return ("s", 1.0) if seconds >= 1 else ("ms", 1e-3)
 
 
 def _best(plan: Plan) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="layouts", title_justify="left")
-    table.add_column("layout")
-    for name in ("packs at once", "recompute", "GiB", "s/step", "MFU", "GPU-hours"):
-        table.add_column(name, justify="right")
-    mine = [plan.configured] if plan.configured else []
-    for c in plan.best + mine:
-        again = c.layout.recompute + (", offload" if c.layout.offload else "")
+    mine = plan.configured
+    rows = plan.best + ([mine] if mine and mine.layout not in [c.layout for c in plan.best] else [])
+    unit, seconds = _time_unit(plan.best[0].step.seconds)
+    table = _table("layouts", "layout", "packs at once", "recompute", "GiB", f"{unit}/step", "MFU", "GPU-hours")
+    for c in rows:
         hours = c.step.gpu_hours(plan.cluster, plan.work.steps)
-        full = "" if c.fits(plan.cluster) else " (too much)"
         table.add_row(
-            c.layout.name + (", as configured" if c is plan.configured else ""),
+            c.layout.name + (" (as set)" if mine and c.layout == mine.layout else ""),
             str(c.layout.micro_batch),
-            again,
-            f"{c.memory.total / GIB:.0f}{full}",
-            f"{c.step.seconds:.1f}",
+            c.layout.again,
+            _gib(c, plan),
+            f"{c.step.seconds / seconds:,.1f}",
             f"{c.step.mfu(plan.cluster):.0%}",
-            f"{hours:,.0f}",
+            _digits(hours) if hours >= 0.01 else "<0.01",
         )
     return table
 
 
+def _gib(candidate: Candidate, plan: Plan) -> str:
+    return f"{candidate.memory.total / GIB:.0f}" + ("" if candidate.fits(plan.cluster) else " (too much)")
+
+
+def _modes(plan: Plan) -> Table:
+    best = plan.best[0].layout
+    unit, seconds = _time_unit(plan.best[0].step.seconds)
+    table = _table(
+        f"\nrecomputation, {best.name}", "recompute", "decoder", "vision", "all GiB", f"{unit}/step", "fullest"
+    )
+    for c in plan.modes:
+        decoder, vision = (f"{x / GIB:.2f}" for x in (c.memory.decoder, c.memory.vision))
+        table.add_row(
+            c.layout.again, decoder, vision, _gib(c, plan), f"{c.step.seconds / seconds:,.1f}", MOMENTS[c.memory.moment]
+        )
+    return table
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title=title, title_justify="left")
+    table.add_column(first)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
 def _others(plan: Plan) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="\nwhy not", title_justify="left")
-    table.add_column("layout")
+    table = _table("\nwhy not", "layout")
     table.add_column("reason", max_width=60)
     for candidate, why in plan.others[:OTHERS]:
         table.add_row(candidate.layout.name, why)
@@ -96,23 +155,18 @@ def _others(plan: Plan) -> Table:
 
 
 def _parts(title: str, unit: str, words: dict[str, str], values: dict[str, float]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), title="\n" + title, title_justify="left")
-    table.add_column("")
-    table.add_column(unit, justify="right")
+    table = _table("\n" + title, "", unit)
     table.add_column("")
     whole = sum(values.values())
     for name, value in values.items():
-        if value >= 0.005:
-            table.add_row(words[name], f"{value:.2f}", "█" * round(24 * value / whole))
-    table.add_row("all", f"{whole:.2f}", "", style="bold")
+        if value > 0:
+            shown = f"{value:,.2f}" if value >= 0.005 else "<0.01"
+            table.add_row(words[name], shown, "█" * round(24 * value / whole))
+    table.add_row("all", f"{whole:,.2f}", "", style="bold")
     return table
 
 
-def _settings(plan: Plan) -> str:
-    return f"cluster.nodes={plan.cluster.nodes} {plan.best[0].layout.settings}"
-
-
-def _published(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[str]:
+def _published(model: Molmo2Config, plan: Plan) -> Iterator[str]:
     """The published way beside ours, for its stage 3."""
     if plan.work.length != 36864 or model.name not in HOURS or plan.cluster.gpus < 8:
         return

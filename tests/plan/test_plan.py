@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from dataclasses import replace
 
 import pytest
 
-from molmo2_nemo.cli.checks import find_problems
+from molmo2_nemo.cli.checks import find_problems, wanted_processes
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import preset
@@ -15,7 +18,7 @@ from molmo2_nemo.plan.layout import Layout, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours
 from molmo2_nemo.plan.rates import FLASH
-from molmo2_nemo.plan.search import candidates, search
+from molmo2_nemo.plan.search import candidates, configured, search
 from molmo2_nemo.plan.speed import step_time
 from molmo2_nemo.plan.workload import averages, workload
 from molmo2_nemo.settings.compose import compose
@@ -58,7 +61,8 @@ def test_every_other_layout_has_a_true_reason():
             assert candidate.memory.total > USABLE * 79.2 * GIB
         else:
             assert candidate.step.seconds > found.best[0].step.seconds
-            assert why.startswith(f"{candidate.step.seconds / found.best[0].step.seconds - 1:.0%} slower")
+            ratio = candidate.step.seconds / found.best[0].step.seconds
+            assert why.startswith(f"{ratio - 1:.0%} slower" if ratio < 2 else f"takes {ratio:.1f} times as long")
 
 
 def test_components_move_as_they_must():
@@ -114,11 +118,88 @@ def test_what_cannot_fit_is_refused_with_what_would():
         (["nodes=0"], "at least one"),
         (["--area", "3"], "expected a share"),
         (["nodes=3"], "no layout of the 8b model divides 128 packs"),
+        (["cluster.nodes=4"], "cluster.nodes=4: a plan's hardware is said with cluster=h100x8 nodes=N"),
+        (["data.packing.sequence_length=0"], "data.packing.sequence_length=0: must be at least 1"),
+        (["data.packing.sequence_length=-100"], "data.packing.sequence_length=-100: must be at least 1"),
+        (["data.packing.sequence_length=99999"], "more than the 36864 positions of the 8b model"),
+        (["data.packing.max_crops=0"], "but a pack holds data.packing.max_crops=0"),
+        (["stage.global_batch_size=0"], "stage.global_batch_size=0: must be at least 1"),
+        (["stage.micro_batch_size=0"], "stage.micro_batch_size=0: must be at least 1"),
+        (["stage.max_steps=0"], "stage.max_steps=0: must be at least 1"),
+        (["stage.max_steps=-5"], "stage.max_steps=-5: must be at least 1"),
+        (["memory.vision_chunk=0"], "memory.vision_chunk=0: must be at least 1"),
+        (["memory.mlp_tiles=0"], "memory.mlp_tiles=0: must be at least 1"),
+        (["memory.loss_chunk=0"], "memory.loss_chunk=0: must be at least 1"),
+        (["parallel.tensor=0"], "parallel.tensor=0: must be at least 1"),
+        (["parallel.tensor=3"], "parallel.tensor=3 does not divide the 32 query heads"),
+        (["parallel.context_ulysses=3"], "parallel.context_ulysses=3 does not divide parallel.context=8"),
+        (["stage.max_steps=0", "memory.mlp_tiles=0"], "2 settings cannot work"),
     ],
 )
 def test_bad_input(capsys, arguments, message):
     assert main(["plan", "recipe=8b", "stage=long", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recipe=4b", "stage=sft", "scale=gpu_lora", "cluster=h100x1"],
+        ["recipe=4b", "stage=long_context", "scale=gpu", "cluster=h200x1", "stage.max_steps=70", "init_from=a b"],
+        ["recipe=8b", "stage=long", "cluster=h100x8", "nodes=16"],
+        ["recipe=8b", "stage=long", "cluster=h200x4", "nodes=2", "parallel=ulysses8", "stage.optim.llm.lr=3e-6"],
+        ["recipe=o7b", "stage=sft", "cluster=h100x8", "parallel.context=8", "parallel.context_ulysses=4"]
+        + ["parallel.tensor=1", "parallel.sequence=false", "parallel.context_exchange=all_gather"],
+        ["recipe=8b", "stage=sft", "cluster=h100x8", "nodes=4", "memory.recompute=full", "memory.recompute_layers=4"],
+        ["recipe=8b", "stage=sft", "cluster=h100x8", "cluster.slurm.partition=big", "stage.micro_batch_size=64"],
+        ["recipe=8b", "stage=long", "cluster=h100x8", "nodes=2", "model.attention=flex", "memory.vision_chunk=16"],
+        ["recipe=tiny", "stage=pretrain", "cluster=h100x2"],
+    ],
+    ids=" ".join,
+)
+def test_printed_command_is_the_planned_run(capsys, arguments):
+    """What is printed, read by a shell and composed: the user's settings, on the plan's processes, in its layout."""
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    words = shlex.split(out.split("to train so:")[1].split("\n\n")[0].replace("\\\n", " "))
+    assert words[:2] == ["molmo2", "train"]
+    hardware = dict(a.split("=") for a in arguments if a.startswith(("cluster=", "nodes=")))
+    cluster = parse_cluster(hardware["cluster"], int(hardware.get("nodes", 1)))
+    asked = compose([a for a in arguments if not a.startswith(("cluster=", "nodes="))])
+    run = compose(words[2:])
+    assert wanted_processes(run) == cluster.gpus
+    assert run.cluster.kind == ("slurm" if cluster.nodes > 1 or "slurm" in " ".join(arguments) else "local")
+    assert run.cluster.slurm.partition == asked.cluster.slurm.partition and run.cluster.precision == "bf16"
+    assert list(find_problems(run, files=False)) == []
+    assert replace(run.stage, micro_batch_size=1) == replace(asked.stage, micro_batch_size=1)
+    for part in ("model", "data", "init_from", "output_dir", "save_every"):
+        assert getattr(run, part) == getattr(asked, part)
+    assert run.memory.vision_chunk == asked.memory.vision_chunk
+    model = preset(run.model.preset)
+    best = search(asked, model, workload(asked), cluster).best[0]
+    assert configured(run, model, workload(run), cluster) == best
+
+
+def test_user_configurations_are_named_in_the_command(tmp_path, capsys):
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "mine.yaml").write_text("defaults: [sft]\nmax_steps: 7\n")
+    short = "data.packing.sequence_length=1024"
+    assert main(["plan", "recipe=tiny", "stage=mine", short, "--config-dir", str(tmp_path), "--json"]) == 0
+    command = json.loads(capsys.readouterr().out)["command"]
+    assert command[2:7] == ["--config-dir", str(tmp_path), "recipe=tiny", "stage=mine", short]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize(
+    "arguments", [["recipe=tiny", "stage=long", "cluster=h100x1"], ["recipe=4b", "stage=sft", "cluster=h200x1"]]
+)
+def test_small_plans_show_nothing_empty(capsys, monkeypatch, arguments, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(["plan", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "why not" not in out and "inside the node" not in out
+    assert not re.search(r"\b0(\.0+)? (B|M|PFLOP|[sm]*/step)", out) and " 0.0 " not in out
+    assert all(len(line) <= width for line in out.splitlines())
 
 
 def test_command(capsys):
@@ -131,3 +212,17 @@ def test_command(capsys):
     best = found["best"][0]
     assert best["seconds"] == pytest.approx(sum(best["step_seconds"].values()))
     assert sum(best["memory_gib"].values()) < DEVICES["h100"].memory
+    assert found["steps"] == found["workload"]["steps"] == 2000 and found["workload"]["length"] == 36864
+    parts = found["flops_per_step"]
+    assert parts["total"] == pytest.approx(sum(v for k, v in parts.items() if k != "total"))
+    modes = found["by_recompute"]
+    assert [m["settings"].split("memory.")[1:] for m in modes] == [
+        ["recompute=none"],
+        ["recompute=selective"],
+        ["recompute=full"],
+        ["recompute=full ", "offload=true"],
+    ]
+    assert best in modes and {m["layout"] for m in modes} == {best["layout"]}
+    totals = [sum(m["memory_gib"].values()) for m in modes]
+    assert totals == sorted(totals, reverse=True)
+    assert modes[0]["seconds"] < modes[1]["seconds"] < modes[2]["seconds"]

@@ -197,3 +197,27 @@ def test_peak_of_a_step_is_that_of_the_model(workers, options):
     peak, crops = workers.run(peak_job, chosen, tokens)[0]
     expected = predicted(Subject(narrow(4), "cpu", torch.float32), chosen, tokens, crops)
     assert peak == pytest.approx(expected, rel=0.12)
+
+
+def frozen_job() -> tuple[int, int]:
+    """Most bytes alive while a frozen encoder works, and those it returns."""
+    from benchmarks.allocations import Allocations
+    from tests.model.oracle import build
+
+    start_megatron()
+    model = build(wide()).train().requires_grad_(False)
+    crops = torch.zeros(4, wide().vision.num_patches, wide().vision.patch_dim, dtype=torch.uint8)
+    with Allocations() as counted:
+        features = model.vision(crops)
+    return counted.peak, features.numel() * 4
+
+
+def wide() -> Molmo2Config:
+    """An encoder of the real proportions, wide enough that blocks, not pixels, fill the memory."""
+    return replace(preset("tiny"), vision=replace(preset("tiny").vision, hidden_size=384, num_heads=4, ffn_size=1434))
+
+
+def test_a_frozen_encoder_needs_no_more_than_a_block(workers):
+    peak, features = workers.run(frozen_job)[0]
+    working = vision_activations(wide(), 4, False, train_vit=False, element=4).working
+    assert 0.5 * working < peak - features < working

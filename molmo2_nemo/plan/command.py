@@ -1,0 +1,61 @@
+"""The command that trains a plan: the user's own settings, with the plan's cluster and layout in place of theirs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from molmo2_nemo.config import RunConfig
+from molmo2_nemo.plan.hardware import Cluster
+from molmo2_nemo.plan.layout import Layout
+
+
+def train_command(
+    overrides: Sequence[str], cfg: RunConfig, cluster: Cluster, layout: Layout, config_dir: str | None = None
+) -> list[str]:
+    """Words of a `molmo2 train` command.
+
+    Args:
+        overrides: what the user asked for, without the plan's own `cluster=` and `nodes=`.
+        cfg: what they compose to.
+        config_dir: the user's own configurations.
+    """
+    slurm = cluster.nodes > 1 or cfg.cluster.kind == "slurm" and any(_key(o).startswith("cluster.") for o in overrides)
+    settings = [f"cluster={'slurm' if slurm else 'gpu'}"]
+    settings += [f"cluster.nodes={cluster.nodes}", f"cluster.devices={cluster.per_node}"]
+    settings += layout.settings.split()
+    settings += _as_planned(cfg, layout, {_key(s) for s in settings})
+    replaced = {_key(s) for s in settings} | {"cluster.kind"}
+    start = ["molmo2", "train"] + (["--config-dir", config_dir] if config_dir else [])
+    return start + [o for o in overrides if _key(o) not in replaced] + settings
+
+
+def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
+    """What plans are made with, where the run's settings are otherwise and the layout does not say."""
+    wanted = {
+        "parallel.context_ulysses": (cfg.parallel.context_ulysses is None, "null"),
+        "parallel.distributed_optimizer": (cfg.parallel.distributed_optimizer, "true"),
+        "memory.offload": (not cfg.memory.offload, "false"),
+        "memory.recompute_layers": (cfg.memory.recompute_layers is None, "null"),
+    }
+    if layout.ulysses == layout.context:
+        wanted["parallel.context_exchange"] = (cfg.parallel.context_exchange == "ring", "ring")
+    if layout.recompute == "selective":
+        wanted["memory.recompute_modules"] = (cfg.memory.recompute_modules == ["mlp"], "[mlp]")
+    return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in said]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def lines(words: Sequence[str], width: int = 78) -> list[str]:
+    """The command as a shell reads it, on lines of at most `width` columns where words are that short."""
+    found, line = [], ""
+    for word in map(shlex.quote, words):
+        if line and len(line) + len(word) + 3 > width:  # a space, and the backslash with its own
+            found.append(line + " \\")
+            line = "    " + word
+        else:
+            line = f"{line} {word}" if line else "  " + word
+    return [*found, line]
