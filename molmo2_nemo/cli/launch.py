@@ -10,22 +10,33 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import checks
-from molmo2_nemo.cli.runs import only_run, resolve_checkpoint, stage_dir, write_config
+from molmo2_nemo.cli.runs import (
+    Locked,
+    note_error,
+    only_run,
+    refuse_other_run,
+    resolve_checkpoint,
+    stage_dir,
+    write_config,
+)
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError, show_error
 from molmo2_nemo.slurm.script import IN_SLURM_JOB
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # where workers leave the reason they ended for
+LOCK_WAIT = 120.0  # seconds a Slurm job waits for another run to leave the folder: one of a node that died may be in it
 
 
 def launch(cfg: RunConfig) -> int:
@@ -45,10 +56,11 @@ def launch(cfg: RunConfig) -> int:
         )
     resolve_start(cfg)
     checks.check(cfg)
-    if cfg.cluster.nodes > 1:
-        raise UserError(f"cluster.nodes={cfg.cluster.nodes}: start one `torchrun ... -m molmo2_nemo.cli.main` per node")
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
+        refuse_other_run(cfg)
         path = write_config(cfg)
+        if cfg.cluster.nodes > 1:
+            raise UserError(start_by_hand(cfg, path))
         count = checks.wanted_processes(cfg)
         command = [sys.executable, "-m", "molmo2_nemo.cli.elastic", str(count), str(path)]
         if count == 1:
@@ -60,8 +72,19 @@ def launch(cfg: RunConfig) -> int:
         if (Path(errors) / "preempted").is_file():
             return PREEMPTED
         if code not in (0, INTERRUPTED):
-            code = _explain(Path(errors), code)
+            code = _explain(Path(errors), code, stage_dir(cfg))
     return code
+
+
+def start_by_hand(cfg: RunConfig, config: Path) -> str:
+    """How to start what has no scheduler to start it: one line for every node."""
+    nodes = cfg.cluster.nodes
+    line = [f"torchrun --nnodes={nodes} --nproc-per-node={checks.wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
+    line.append(f"--rdzv-endpoint=FIRST_NODE:29500 -m molmo2_nemo.cli.main train --config {shlex.quote(str(config))}")
+    return (
+        f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Call this "
+        f"line on each node, in the same folder, with the name of one node for FIRST_NODE: {' '.join(line)}"
+    )
 
 
 def resolve_start(cfg: RunConfig) -> None:
@@ -116,14 +139,20 @@ def _run_here(cfg: RunConfig) -> int:
     try:
         resolve_start(cfg)
         checks.check(cfg, int(os.environ["WORLD_SIZE"]))
-        with only_run(stage_dir(cfg)) if os.environ["RANK"] == "0" else nullcontext():
-            if os.environ["RANK"] == "0":
+        first = os.environ["RANK"] == "0"
+        with only_run(stage_dir(cfg), LOCK_WAIT if attempt else 0.0) if first else nullcontext():
+            if first:
+                refuse_other_run(cfg)
                 write_config(cfg)
             with tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
                 os.environ[ERROR_DIR] = attempt or os.environ.get(ERROR_DIR, errors)
                 code = run(cfg)
                 if code not in (0, INTERRUPTED, PREEMPTED):
                     code = _explain(Path(os.environ[ERROR_DIR]), code)
+    except Locked as error:
+        if attempt is None:
+            raise
+        return _tell(Path(attempt), "failed", str(error), 1)  # no mistake: the next try may find the lock lifted
     except UserError as error:
         if attempt:
             _say_outcome(Path(attempt), "user_error", str(error))
@@ -165,38 +194,50 @@ def _run_child(command: list[str], env: Mapping[str, str]) -> int:
             signal.signal(number, handler)
 
 
-def _explain(errors: Path, code: int) -> int:
-    """Prints the one message that explains why the processes ended; returns the exit code to leave with."""
+def _explain(errors: Path, code: int, stage: Path | None = None) -> int:
+    """Prints the one message that explains why the processes ended; returns the exit code to leave with.
+
+    Args:
+        errors: where the processes have left their reports.
+        stage: the stage's folder, which keeps the message unless it is all that the processes have reported there. None
+            in a job's task, which sees some of them only; the job's script decides there.
+    """
     reports = [json.loads(p.read_text()) for p in sorted(errors.glob("rank*.json"))]
+    known = len(reports) == 1
     mistakes = [r for r in reports if r["user_error"]]
     if mistakes:
-        return _tell(errors, "user_error", mistakes[0]["message"], USER_ERROR)
+        return _tell(errors, "user_error", mistakes[0]["message"], USER_ERROR, None if known else stage)
     launcher = errors / "launcher.json"
     why: dict[str, Any] = json.loads(launcher.read_text()) if launcher.is_file() else {"rank": 0, "exit_code": code}
     reported = {str(r["rank"]) for r in reports}
     for rank, died in why.get("failures", {}).items():
         if died < 0 and died != -signal.SIGTERM and rank not in reported:
             # Killed, so it could not say why; what the others report is that they lost it.
-            why, reports = {"rank": rank, "exit_code": died}, []
+            why, reports = {"rank": int(rank), "exit_code": died}, []
             break
     if reports:
         # The first to fail is the cause; the others usually report a lost connection to it.
         first = min(reports, key=lambda r: r["time"])
         if first["rank"] == int(os.environ.get("RANK", first["rank"])):
             print(first["traceback"], file=sys.stderr, end="")
-        return _tell(errors, "failed", f"process {first['rank']} failed: {first['message']}", 1)
+        message = f"process {first['rank']} failed: {first['message']}"
+        return _tell(errors, "failed", message, 1, None if known else stage)
     if why["exit_code"] < 0:
         name = signal.Signals(-why["exit_code"]).name
         hint = "; this is how it looks when memory runs out" if name == "SIGKILL" else ""
         message = f"process {why['rank']} was ended by {name}{hint}. Call the same command again to go on"
-        return _tell(errors, "failed", message, 128 - why["exit_code"])
+        return _tell(errors, "failed", message, 128 - why["exit_code"], stage)
     message = f"process {why['rank']} ended with exit code {why['exit_code']}"
-    return _tell(errors, "failed", message, code if code > 0 else 1)
+    return _tell(errors, "failed", message, code if code > 0 else 1, stage)
 
 
-def _tell(errors: Path, how: str, message: str, code: int) -> int:
-    """Shows the message, notes it where a Slurm job's script looks, and gives the exit code back."""
+def _tell(errors: Path, how: str, message: str, code: int, stage: Path | None = None) -> int:
+    """Shows the message, notes it where a Slurm job's script looks and, as the cause of what else is there, in the
+    stage's errors.jsonl; gives the exit code back."""
     if IN_SLURM_JOB in os.environ:
         _say_outcome(errors, how, message)
+    if stage is not None:
+        user_error = how == "user_error"
+        note_error(stage, {"time": time.time(), "message": message, "user_error": user_error, "cause": True})
     show_error(message)
     return code

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli.launch import launch
-from molmo2_nemo.cli.runs import changed_settings, stage_dir, summary
+from molmo2_nemo.cli.runs import refuse_changes, stage_dir, summary
 from molmo2_nemo.cli.train import NOT_DRY, add_config_arguments, add_submit_arguments
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, nearest
+from molmo2_nemo.nemo import manifest
 from molmo2_nemo.settings.compose import STAGES, compose
 
 EXAMPLES = """\
@@ -136,16 +137,10 @@ def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) ->
     Raises:
         UserError: it is finished with others.
     """
-    result = summary(folder)
+    result = summary(folder, cfg.stage.max_steps)
     if result is None:
         return None
-    changes = changed_settings(cfg, folder / "config.yaml")
-    if changes:
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-        raise UserError(
-            f"{folder} is finished, but with other settings: {'; '.join(changes[:3])}{more}. Take the old settings, "
-            f"another output_dir=..., or remove {folder} and the stages after it to train again"
-        )
+    refuse_changes(cfg, folder, result["checkpoint"], finished=True)
     if not path(result["checkpoint"]).is_dir():
         raise UserError(
             f"{folder}/summary.json names the checkpoint {result['checkpoint']}, which is gone; "
@@ -155,12 +150,13 @@ def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) ->
 
 
 def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | None]) -> None:
-    """A finished stage after an unfinished one was trained from weights that no longer exist."""
+    """A stage that was trained after one which is not finished started from weights that are not the final ones."""
     for number, result in enumerate(done):
         earlier = [c.stage.name for c, d in zip(configs[:number], done[:number], strict=True) if d is None]
-        if result is not None and earlier:
-            folder = stage_dir(configs[number])
-            raise UserError(f"{folder} is finished but {earlier[0]}, which it starts from, is not; remove {folder}")
+        folder = stage_dir(configs[number])
+        if earlier and (result is not None or manifest.finished(folder / "checkpoints")):
+            how = "was trained" if result is None else "is finished"
+            raise UserError(f"{folder} {how}, but {earlier[0]}, which it starts from, is not finished; remove {folder}")
 
 
 def describe_layout(cfg: RunConfig) -> str:

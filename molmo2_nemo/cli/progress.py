@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import statistics
@@ -15,6 +14,8 @@ from molmo2_nemo.cli.runs import metrics, summary
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo import manifest
+from molmo2_nemo.nemo.attempt import process_start
+from molmo2_nemo.nemo.lines import read_lines
 from molmo2_nemo.settings.compose import STAGES
 from molmo2_nemo.settings.schema import load_yaml
 from molmo2_nemo.slurm.jobs import Job, read_jobs
@@ -22,8 +23,7 @@ from molmo2_nemo.slurm.jobs import Job, read_jobs
 State = Literal["waiting", "starting", "running", "stopped", "failed", "finished"]
 
 RECENT = 20  # steps that rates are averaged over
-STARTING = 600.0  # seconds a run may take to its first step
-QUIET = 120.0  # seconds without a line after which a run counts as stopped, if its steps are shorter than a tenth of it
+QUIET = 180.0  # seconds without a sign of life after which a run on another machine counts as stopped; it gives many
 
 
 @dataclass
@@ -58,9 +58,17 @@ class Progress:
 
     @property
     def last_error(self) -> dict[str, Any] | None:
-        """Why the last attempt ended: the first report after its last step."""
+        """Why the last attempt ended: of the reports after its last step, the one that is marked as the cause of the
+        others, else the first."""
         since = max(self.steps[-1].get("time", 0.0) if self.steps else 0.0, self.attempt.get("time", 0.0))
-        return next((e for e in self.errors if e["time"] >= since), None)
+        found = [e for e in self.errors if e["time"] >= since]
+        causes = [e for e in found if e.get("cause")]
+        return causes[-1] if causes else next(iter(found), None)
+
+    @property
+    def skipped_steps(self) -> int:
+        """As the last step counted them."""
+        return int(self.steps[-1].get("skipped_steps", 0)) if self.steps else 0
 
     def rate(self, name: str, per: str | None = None) -> float | None:
         """Mean of a figure over the last steps; with `per`, sum over sum."""
@@ -120,26 +128,16 @@ def read_stage(folder: Path, now: float) -> Progress:
     if not (folder / "config.yaml").is_file():
         return stage
     stage.config = load_yaml(folder / "config.yaml")
-    stage.steps = metrics(folder)
-    stage.validation = read_lines(folder / "validation.jsonl")
-    stage.faults = read_lines(folder / "faults.jsonl")
-    stage.errors = sorted(read_lines(folder / "errors.jsonl"), key=lambda e: e["time"])
-    stage.attempt = next(iter(read_lines(folder / "attempt.json")), {})
+    number = (int, float)
+    stage.steps = [m for m in metrics(folder) if all(isinstance(m.get(k), number) for k in ("seconds", "tokens"))]
+    stage.validation = read_lines(folder / "validation.jsonl", step=int, losses=dict)
+    stage.faults = read_lines(folder / "faults.jsonl", step=int, fault=str)
+    stage.errors = sorted(read_lines(folder / "errors.jsonl", time=number, message=str), key=lambda e: e["time"])
+    stage.attempt = next(iter(read_lines(folder / "attempt.json", time=number, pid=int)), {})
     stage.summary = summary(folder)
     stage.checkpoint = next((p for p in manifest.finished(folder / "checkpoints") if not manifest.faults(p)), None)
     stage.state = _state(stage, now)
     return stage
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON-lines file, without a last line that is not written to its end."""
-    found = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
 
 
 def _state(stage: Progress, now: float) -> State:
@@ -150,26 +148,27 @@ def _state(stage: Progress, now: float) -> State:
     began = stage.attempt.get("time")
     if began is None:
         return "waiting"
-    if "left" in stage.attempt or _gone(stage.attempt):
-        return "stopped"
     times = [m["time"] for m in stage.steps[-RECENT:] if "time" in m]
-    if not times or times[-1] < began:  # this attempt has not finished a step yet
-        return "starting" if now - began < STARTING else "stopped"
-    step = statistics.median(m["seconds"] for m in stage.steps[-RECENT:])
-    return "running" if now - times[-1] < max(QUIET, 10 * step) else "stopped"
+    stepped = bool(times) and times[-1] >= began  # this attempt has finished a step
+    if "left" in stage.attempt or not _alive(stage, now):
+        return "stopped"
+    return "running" if stepped else "starting"
 
 
-def _gone(attempt: dict[str, Any]) -> bool:
-    """True where it can be told that the attempt's process has ended: on its own machine."""
-    if attempt.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(attempt["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        pass  # somebody else's process: it is there
-    return False
+def _alive(stage: Progress, now: float) -> bool:
+    """Whether the last attempt's first process is there: on its own machine by its id, elsewhere by the sign of life
+    that it gives while it saves, validates or compiles, too (nemo/attempt.py)."""
+    attempt = stage.attempt
+    if attempt.get("host") == socket.gethostname():
+        try:
+            os.kill(attempt["pid"], 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass  # somebody else's process: it is there
+        return attempt.get("started") in (None, process_start(attempt["pid"]))
+    last = max([(stage.folder / "attempt.json").stat().st_mtime, *(m["time"] for m in stage.steps[-1:] if "time" in m)])
+    return now - last < QUIET
 
 
 def duration(seconds: float | None) -> str:

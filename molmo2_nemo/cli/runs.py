@@ -1,23 +1,37 @@
-"""Reading a run's folder: `<output_dir>/<stage>/` with config.yaml, metrics.jsonl and, when finished, summary.json."""
+"""A run's folder: `<output_dir>/<stage>/` with config.yaml, metrics.jsonl and, when finished, summary.json. Whether a
+stage is finished, with which settings it may be gone on with, and who may work in its folder is decided here."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.nemo import manifest
+from molmo2_nemo.nemo.lines import append_line, read_lines
 from molmo2_nemo.settings.schema import flatten, read_yaml, to_dict, to_yaml
 
-# Settings that may differ between the first and a later call without making the finished work another one.
+# Settings that a job which waits or runs need not have been submitted with: they change no number.
 FREE = (
     *("output_dir", "init_from", "save_every", "log_every", "data.num_workers", "data.prefetch"),
-    *("cluster.", "checkpoint.", "log.", "memory.", "validation."),
+    *("cluster.*", "checkpoint.*", "log.*", "memory.*", "validation.*"),
 )
+# What else may differ between two attempts: the layout, which changes numbers by rounding only, and when to give up.
+LAYOUT = (
+    *("parallel.*", "stage.micro_batch_size", "model.attention", "faults.*", "data.share_packs"),
+    *("data.max_bad_in_a_row", "data.max_bad_share", "data.quarantine"),
+)
+# Where the shards are, while the stage is not finished: the loader compares their fingerprints with the checkpoint.
+MOVED = ("data.root", "data.sources.*.path")
+
+LOCK_POLL = 1.0  # seconds between two looks at a lock that another run holds
 
 
 def stage_dir(cfg: RunConfig) -> Path:
@@ -35,70 +49,147 @@ def write_config(cfg: RunConfig) -> Path:
     return path
 
 
+class Locked(UserError):
+    """Another run is at work in the folder."""
+
+
 @contextmanager
-def only_run(folder: Path) -> Iterator[None]:
+def only_run(folder: Path, wait: float = 0.0) -> Iterator[None]:
     """Keeps a second run out of the folder while this one lasts; the system lifts the lock of a killed process.
 
+    Args:
+        wait: seconds to wait for another run to end. On a network file system the lock of a node that died is lifted
+            only when its lease ends.
+
     Raises:
-        UserError: another run is at work there.
+        Locked: another run is at work there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Beside the folder: NeMo's logger moves the files that it finds inside.
     with open(folder.parent / f".{folder.name}.lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is at work in {folder}; wait for it, stop it, or take another output_dir"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
+        deadline = time.monotonic() + wait
+        while not _locked(file):
+            if time.monotonic() >= deadline:
+                waited = f" and still is after {wait:.0f} s" if wait else ""
+                raise Locked(
+                    f"another run is at work in {folder}{waited}; wait for it, stop it, or take another output_dir"
+                )
+            time.sleep(LOCK_POLL)
         yield
 
 
-def summary(folder: Any) -> dict[str, Any] | None:
-    """What a finished stage says of itself; None while it is not finished.
+def _locked(file: Any) -> bool:
+    """False if somebody else has locked the file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # a file system without locks
+    return True
+
+
+def summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | None:
+    """What a finished stage says of itself, with its checkpoint as a path; None while it is not finished.
+
+    A stage is finished when its summary counts as many steps as it is to have.
+
+    Args:
+        folder: the stage's, a `Path` or what stands for one on another machine.
+        max_steps: how many it is to have; default: what its config.yaml says.
 
     Raises:
-        UserError: summary.json is damaged.
+        UserError: summary.json (or config.yaml) is damaged.
     """
     path = folder / "summary.json"
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged ({error}); remove it to run the stage to its end again") from None
     if not isinstance(values, dict) or "checkpoint" not in values:
         raise UserError(f"{path} does not name a checkpoint; remove it to run the stage to its end again")
-    return values
+    if max_steps is None and (folder / "config.yaml").is_file():
+        max_steps = _settings(folder / "config.yaml").stage.max_steps
+    if max_steps is not None and values.get("steps", max_steps) < max_steps:
+        return None
+    # By its name alone: the folder may have been moved or copied, and older files have the path of those days.
+    return {**values, "checkpoint": str(folder / "checkpoints" / Path(values["checkpoint"]).name)}
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """One dictionary per logged step, in order; of a step that was run again after a crash, its last line."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    steps: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-            steps[int(row["step"])] = row
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
-            continue  # the line a crash cut
+    steps = {line["step"]: line for line in read_lines(folder / "metrics.jsonl", step=int)}
     return [steps[s] for s in sorted(steps)]
 
 
-def changed_settings(cfg: RunConfig, path: Any) -> list[str]:
-    """`key was A, is now B` for each setting that differs from the file `path` and matters for the result."""
+def changed_settings(cfg: RunConfig, path: Any, free: Sequence[str]) -> list[str]:
+    """`key was A, is now B` for each setting that differs from the file `path` and fits none of the patterns `free`."""
     if not path.is_file():
         return []
-    before, now = flatten(to_dict(read_yaml(path.read_text(), str(path)))), flatten(to_dict(cfg))
+    before, now = flatten(to_dict(_settings(path))), flatten(to_dict(cfg))
     return [
         f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(key == f or (f[-1] == "." and key.startswith(f)) for f in FREE)
+        if before.get(key) != now.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
     ]
+
+
+def refuse_changes(cfg: RunConfig, folder: Any, checkpoint: str, finished: bool = False) -> None:
+    """A stage that was trained is gone on with, or taken as it is, only with the settings that it was trained with;
+    max_steps may grow. To be called before config.yaml is written.
+
+    Args:
+        folder: the stage's, a `Path` or what stands for one on another machine.
+        checkpoint: what it would go on from, for the message.
+
+    Raises:
+        UserError: names the settings and what to do.
+    """
+    path = folder / "config.yaml"
+    free = (*FREE, *LAYOUT) if finished else (*FREE, *LAYOUT, *MOVED)
+    if path.is_file() and cfg.stage.max_steps > _settings(path).stage.max_steps:
+        free = (*free, "stage.max_steps")
+    changes = changed_settings(cfg, path, free)
+    if changes:
+        more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
+        raise UserError(
+            f"{folder} was trained with other settings: {'; '.join(changes[:4])}{more}. Take the old settings, or "
+            f"begin anew in another output_dir=... (with init_from={checkpoint} from the weights that are there)"
+        )
+
+
+def refuse_other_run(cfg: RunConfig) -> None:
+    """`refuse_changes` for a stage that has a checkpoint among this machine's files. Says what will be different.
+
+    Raises:
+        UserError: as `refuse_changes`.
+    """
+    folder = stage_dir(cfg)
+    path = folder / "config.yaml"
+    found = manifest.finished(folder / "checkpoints")
+    if not found or not path.is_file():
+        return  # nothing to go on from, or nothing that says how it came about
+    refuse_changes(cfg, folder, str(found[0]))
+    before = _settings(path)
+    if before.init_from != cfg.init_from:
+        print(f"init_from={cfg.init_from} is not read: {cfg.stage.name} goes on from {found[0]}", flush=True)
+    if before.stage.max_steps < cfg.stage.max_steps:
+        told = f"stage.max_steps was {before.stage.max_steps}, is now {cfg.stage.max_steps}"
+        print(f"{told}: from here on the learning rates follow the longer schedule", flush=True)
+
+
+def _settings(path: Any) -> RunConfig:
+    return read_yaml(read_text(path), str(path))
+
+
+def note_error(folder: Path, report: dict[str, Any]) -> None:
+    """Adds a report to the stage's errors.jsonl, for `molmo2 status`; a full disk must not hide the error itself."""
+    try:
+        append_line(folder / "errors.jsonl", report)
+    except OSError:
+        pass
 
 
 def run_of_checkpoint(checkpoint: Path) -> Path | None:

@@ -51,7 +51,7 @@ def as_dict(stage: Progress) -> dict[str, Any]:
         "crop_fill": stage.rate("crop_fill"),
         "seconds_left": stage.seconds_left(),
         "checkpoint": str(stage.checkpoint) if stage.checkpoint else None,
-        "skipped_steps": stage.steps[-1].get("skipped_steps", 0) if stage.steps else 0,
+        "skipped_steps": stage.skipped_steps,
         "skipped_records": stage.steps[-1].get("skipped", 0) if stage.steps else 0,
         "validation": stage.validation[-1] if stage.validation else None,
         "error": stage.last_error["message"] if stage.last_error else None,
@@ -101,9 +101,9 @@ def remarks(stage: Progress, now: float) -> list[str]:
         last = stage.validation[-1]
         losses = ", ".join(f"{name} {_figure(loss, '.4f')}" for name, loss in last["losses"].items())
         found.append(f"validation loss at step {last['step']:,}: {losses}")
-    if stage.faults:
-        last = stage.faults[-1]
-        found.append(f"{len(stage.faults)} steps skipped, the last at {last['step']:,}: {last['fault']}")
+    if stage.skipped_steps:
+        told = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
+        found.append(f"{stage.skipped_steps} steps skipped{''.join(told)}")
     if stage.steps and stage.steps[-1].get("skipped"):
         found.append(f"{stage.steps[-1]['skipped']:,} records skipped")
     if stage.last_error is not None and stage.state != "finished":

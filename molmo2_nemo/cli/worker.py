@@ -10,13 +10,12 @@ import time
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any
 
 from molmo2_nemo.cli import out_of_memory
 from molmo2_nemo.cli.launch import ERROR_DIR, die_with_parent
-from molmo2_nemo.cli.runs import stage_dir
+from molmo2_nemo.cli.runs import note_error, stage_dir
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError, verbose
 from molmo2_nemo.settings.schema import load_yaml
 
 
@@ -62,7 +61,7 @@ def is_user_error(error: BaseException) -> bool:
 
 def quiet() -> None:
     """Hides what the libraries say about themselves at import; MOLMO2_VERBOSE=1 shows it."""
-    if os.environ.get("MOLMO2_VERBOSE") == "1":
+    if verbose():
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for loader workers
@@ -84,15 +83,6 @@ def _report(cfg: RunConfig, rank: int, error: BaseException, message: str, *, us
     else:
         print(f"molmo2: error: {message}" if user_error else text, file=sys.stderr)
     return USER_ERROR if user_error else 1
-
-
-def note_error(folder: Path, report: dict[str, Any]) -> None:
-    """Adds a report to the stage's errors.jsonl, for `molmo2 status`; a full disk must not hide the error itself."""
-    try:
-        with (folder / "errors.jsonl").open("a") as file:
-            file.write(json.dumps(report) + "\n")
-    except OSError:
-        pass
 
 
 def main(config: str) -> int:

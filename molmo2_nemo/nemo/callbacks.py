@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.nemo.faults import FaultGuard, agreed
-from molmo2_nemo.nemo.metrics import append_line
+from molmo2_nemo.nemo.lines import append_line, cut_lines
 
 
 class SeedEachStep(pl.Callback):
@@ -41,7 +41,10 @@ class SeedEachStep(pl.Callback):
 
 
 class SkippedSteps(pl.Callback):
-    """Keeps the fault guard's counts across a resume, writes skipped steps to faults.jsonl, stops after too many."""
+    """Keeps the fault guard's counts across a resume, writes skipped steps to faults.jsonl, stops after too many.
+
+    As in metrics.jsonl, lines of steps that a resumed run will repeat are dropped.
+    """
 
     def __init__(self, folder: str) -> None:
         self.path = Path(folder) / "faults.jsonl"
@@ -55,6 +58,8 @@ class SkippedSteps(pl.Callback):
             ValueError: names the first such parameter of this rank.
         """
         self.guard = pl_module.optim.guard
+        if trainer.is_global_zero:
+            cut_lines(self.path, trainer.global_step)
         if self._loaded is not None:
             self.guard.load(self._loaded)
         for name, parameter in pl_module.named_parameters():
@@ -85,7 +90,8 @@ class SkippedSteps(pl.Callback):
 class StopOnSignal(pl.Callback):
     """Ends training after the step in which any rank was sent SIGTERM or SIGUSR1; the last step is saved as at any end.
 
-    `stopped` then names the signal, on every rank.
+    `stopped` then names the signal, on every rank. Whoever keeps training waiting between two steps asks `leaves` now
+    and then (validation.py).
     """
 
     def __init__(self) -> None:
@@ -93,16 +99,23 @@ class StopOnSignal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         signals.catch()
-        if self._asked():
+        if self._asked()[0]:
             raise Preempted(f"{self.stopped} came before the first step; nothing was trained")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.stopped is None and self._asked():
+        self.leaves(trainer)
+
+    def leaves(self, trainer: pl.Trainer, wish: bool = False) -> tuple[bool, bool]:
+        """Whether the run is to end here, and whether any rank has the `wish`. A collective of all ranks."""
+        before = self.stopped
+        asked, wished = self._asked(wish)
+        if asked and before is None:
             trainer.should_stop = True
             if trainer.is_global_zero:
                 print(f"{self.stopped}: saving step {trainer.global_step}, then leaving", flush=True)
+        return asked, wished
 
-    def _asked(self) -> bool:
-        number = int(agreed([float(signals.received() or 0)])[0])
-        self.stopped = signals.name(number) if number else None
-        return number != 0
+    def _asked(self, wish: bool = False) -> tuple[bool, bool]:
+        number, wished = agreed([float(signals.received() or 0), float(wish)])
+        self.stopped = signals.name(int(number)) if number else None
+        return number != 0, wished != 0

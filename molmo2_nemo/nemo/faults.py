@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from molmo2_nemo.config import FaultConfig
+from molmo2_nemo.errors import UserError
 
 
 class FaultGuard:
@@ -52,14 +53,17 @@ class FaultGuard:
         """Called after the step has been recorded.
 
         Raises:
-            FloatingPointError: too many steps were skipped.
+            UserError: too many steps were skipped. It is no fault that another try would not meet: the same packs come
+                again.
         """
         config = self.config
         if self.in_a_row > config.max_in_a_row or self.total > config.max_total:
-            raise FloatingPointError(
+            raise UserError(
                 f"step {step}: {self.reason}. {self.in_a_row} steps in a row were skipped, {self.total} in all "
-                f"(faults.max_in_a_row={config.max_in_a_row}, faults.max_total={config.max_total}); faults.jsonl lists "
-                "them with their records. The weights are those of the last step that was taken"
+                f"(faults.max_in_a_row={config.max_in_a_row}, faults.max_total={config.max_total}). The same command "
+                "would meet the same packs again. To pass them over, go on with a higher faults.max_in_a_row or "
+                "faults.max_total. For lower rates (stage.optim.vit.lr, connector.lr, llm.lr), or without the records "
+                "that faults.jsonl names, begin in another output_dir with init_from=<the last checkpoint>"
             )
 
     def state(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from molmo2_nemo.nemo.ledger import Ledger
+from molmo2_nemo.nemo.lines import append_line, cut_lines, read_lines
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
 
@@ -165,30 +165,8 @@ def memory_gib() -> float:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a") as f:
-        f.write(json.dumps(line) + "\n")
-
-
-def cut_lines(path: Path, step: int) -> None:
-    """Drop lines of later steps, which a resumed run will write again."""
-    if path.exists():
-        temporary = path.with_suffix(".tmp")
-        kept = (line for line in read_metrics(path) if line["step"] <= step)
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+    """The lines of a metrics.jsonl that are whole."""
+    return read_lines(path, step=int, tokens=int, slots=int)
 
 
 def _reduced(values: list[float], how: Any) -> list[float]:

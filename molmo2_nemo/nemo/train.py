@@ -12,15 +12,15 @@ import json
 import logging
 import os
 import signal
-import socket
-import time
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.nemo import signals
+from molmo2_nemo.nemo.attempt import alive, this_process
 from molmo2_nemo.parallel import platform
 
 
@@ -50,29 +50,32 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     from torch.distributed.checkpoint.api import CheckpointException
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
-    from molmo2_nemo.nemo.checkpoints import latest_checkpoint, not_written
+    from molmo2_nemo.nemo.checkpoints import not_written
     from molmo2_nemo.nemo.metrics import Metrics, read_metrics
     from molmo2_nemo.nemo.recipes import layout_name, stage_folder, stage_recipe
 
     folder = stage_folder(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = {"time": time.time(), "host": socket.gethostname(), "pid": os.getpid(), "layout": layout_name(cfg)}
+    attempt = {**this_process(), "layout": layout_name(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
         write_json(folder / "attempt.json", attempt, indent=None)
-    run_stage = fiddle.build(stage_recipe(cfg))
-    trainer = run_stage.keywords["trainer"]
-    try:
-        run_stage()
-    except (Exception, CheckpointException) as error:  # the latter is no Exception
-        if (told := not_written(error, folder / "checkpoints")) is not None:
-            raise told from error
-        raise
+    with alive(folder / "attempt.json") if first else nullcontext():
+        run_stage = fiddle.build(stage_recipe(cfg))
+        trainer = run_stage.keywords["trainer"]
+        try:
+            run_stage()
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
+            if (told := not_written(error, folder / "checkpoints")) is not None:
+                raise told from error
+            raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.stopped and trainer.global_step < cfg.stage.max_steps:
         if first:
             write_json(folder / "attempt.json", {**attempt, "left": stop.stopped}, indent=None)
         raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
     metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
+    if first and not metrics.data:
+        print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
     steps = read_metrics(metrics.path)  # all of them, also those before a resume
     tokens = sum(m["tokens"] for m in steps)
     losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
@@ -85,9 +88,9 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         "tokens": tokens,
         "fill": tokens / sum(m["slots"] for m in steps),
         **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train
-        "checkpoint": str(latest_checkpoint(folder / "checkpoints")),
+        "checkpoint": f"checkpoints/step={trainer.global_step}",  # seen from the folder, which may be moved
     }
-    if trainer.is_global_zero:
+    if first:
         write_json(folder / "summary.json", summary)
     return summary
 

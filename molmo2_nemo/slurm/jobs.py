@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import checks
-from molmo2_nemo.cli.runs import changed_settings, only_run, stage_dir
+from molmo2_nemo.cli.runs import FREE, changed_settings, only_run, refuse_other_run, stage_dir
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError, read_text
 from molmo2_nemo.settings.schema import to_yaml
@@ -145,6 +145,8 @@ def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, 
         if known and alive(state) and not dry_run:
             login.run("scancel", known.id)
             print(f"{place}: job {known.id} waited for a job that is gone, cancelled", flush=True)
+        if login.is_local:  # elsewhere the job itself looks
+            refuse_other_run(cfg)
         job = stage_job(cfg)
         if dry_run:
             print(f"# {place}\n{script(job, login, waits_for or _placeholder(configs, done, number))}\n", flush=True)
@@ -184,6 +186,7 @@ def stage_job(cfg: RunConfig) -> StageJob:
     return StageJob(
         name=f"{Path(cfg.output_dir).name}.{cfg.stage.name}",
         stage=stage_dir(cfg),
+        steps=cfg.stage.max_steps,
         folder=folder / cfg.stage.name,
         config=folder / f"{cfg.stage.name}.yaml",
         cluster=cfg.cluster,
@@ -248,7 +251,7 @@ def _still_good(job: Job, state: str, reason: str, waits_for: str | None) -> boo
 
 def _refuse_changes(cfg: RunConfig, job: Job, login: Login) -> None:
     path = login.path(jobs_folder(cfg) / f"{cfg.stage.name}.yaml")
-    changes = changed_settings(cfg, path)
+    changes = changed_settings(cfg, path, FREE)
     if changes:
         raise UserError(
             f"job {job.id} of {cfg.stage.name} is under way with other settings: {'; '.join(changes[:3])}. "

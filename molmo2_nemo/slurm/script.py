@@ -20,27 +20,53 @@ from molmo2_nemo.slurm.login import Login
 
 IN_SLURM_JOB = "MOLMO2_ATTEMPT"  # in a job: folder of this attempt, where tasks leave reports and `outcome`
 
+TASK = "^srun: error: .*: tasks? [-0-9,]+: "  # how srun begins to tell how a task ended
+
+# What gloo, NCCL and torch.distributed's store say when another process is gone: its end is the cause, not this.
+LOST = "|".join(
+    (
+        *("Connection (was |was likely )?(reset|closed)( by (remote )?peer)?", "Broken pipe", "Socket Timeout"),
+        *("remote process exited", "ncclRemoteError", "NCCL communicator was aborted"),
+        *("Watchdog caught collective operation timeout", "Timed out waiting", "failed to recv, got 0 bytes"),
+    )
+)
+
 # Runs on the node of the batch script, outside the container. `outcome`: first line preempted, user_error or failed
 # (launch.py writes it), then the message.
 TRAP = f"""
 unset SLURM_UNBUFFEREDIO  # NeMo-Run's: it gives tasks a terminal, and logs are then full of progress bars
 export {IN_SLURM_JOB}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
-if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
+molmo2_finished() {{  # as runs.summary has it: as many steps are done as there are to be
+    local steps
+    steps=$(sed -n 's/^ *"steps": \\([0-9]*\\),*$/\\1/p' "$molmo2_stage/summary.json" 2> /dev/null)
+    [ "${{steps:-0}}" -ge "$molmo2_steps" ]
+}}
+if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
 molmo2_begin=$(($(wc -c < "$molmo2_log") + 1))
 mkdir -p "${IN_SLURM_JOB}" || exit {USER_ERROR}
+molmo2_note() {{  # for molmo2 status: the cause, whatever the tasks have written of what followed from it
+    local text mistake=false
+    [ "$how" = user_error ] && mistake=true
+    text=$(tail -n +2 "$1" | tr '\\n\\t' '  ' | tr -d '\\000-\\037' | sed 's/[\\\\"]/\\\\&/g; s/ *$//')
+    printf '\\n{{"time": %s, "message": "%s", "user_error": %s, "cause": true}}\\n' \\
+        "$(date +%s.%N)" "$text" "$mistake" >> "$molmo2_stage/errors.jsonl"
+}}
 molmo2_end() {{
     local code=$? outcome="${IN_SLURM_JOB}/outcome" how=none
     set +evx
-    if [ -f "$molmo2_stage/summary.json" ]; then echo "molmo2: the stage is finished"; exit 0; fi
+    if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
     if [ -z "$molmo2_cancelled" ]; then
         local first
-        first=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E '^srun: error: .*: tasks? [-0-9,]+: ')
+        first=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E '{TASK}')
         [ -f "$outcome" ] && how=$(head -n 1 "$outcome")
         # one that lost another may be the first to end; the one that a signal ended is then the cause
-        if [ "$how" = failed ] && grep -qE 'Connection (reset|closed) by peer|Broken pipe' "$outcome"; then
+        if [ "$how" = none ] || grep -qiE '{LOST}' "$outcome"; then
             local killed
-            killed=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E '^srun: error: .*: tasks? [-0-9,]+: [KOSAB]')
-            first=${{killed:-$first}}  # Killed, Out Of Memory, Segmentation fault, Aborted, Bus error
+            # Killed, Out Of Memory, Segmentation fault, Bus error; then Aborted, as NCCL's watchdog ends what waited
+            for killed in '[KOSB]' A; do
+                killed=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E "{TASK}$killed")
+                if [ -n "$killed" ]; then first=$killed; break; fi
+            done
         fi
         case "$how/$first" in
             user_error/* | preempted/* | failed/*": Exited "* | failed/) ;;
@@ -50,6 +76,7 @@ molmo2_end() {{
                 how=failed ;;
         esac
         tail -n +2 "$outcome" | sed 's/^/molmo2: /'
+        case $how in failed | user_error) molmo2_note "$outcome" ;; esac
     fi
     case $how in
         none) echo "molmo2: cancelled, or taken away by Slurm"; exit $((code > 0 ? code : {PREEMPTED})) ;;
@@ -77,6 +104,7 @@ class StageJob:
 
     name: str  # of the job
     stage: Path  # the stage's folder
+    steps: int  # that the stage is to have
     folder: Path  # scripts, logs and attempts of the stage's jobs
     config: Path  # resolved configuration
     cluster: ClusterConfig
@@ -155,6 +183,7 @@ def setup(job: StageJob) -> str:
     values = {
         "molmo2_stage": str(job.stage),
         "molmo2_folder": str(job.folder),
+        "molmo2_steps": str(job.steps),
         "molmo2_retries": str(slurm.retries),
         "molmo2_requeue": str(int(slurm.requeue)),
     }

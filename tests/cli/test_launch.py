@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import types
@@ -10,7 +11,7 @@ import types
 import pytest
 
 from molmo2_nemo.cli import launch, worker
-from molmo2_nemo.cli.runs import metrics, only_run, resolve_checkpoint
+from molmo2_nemo.cli.runs import metrics, only_run, refuse_other_run, resolve_checkpoint, write_config
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.settings.compose import compose
@@ -136,6 +137,80 @@ def test_metrics_of_a_run_that_was_cut_and_resumed(tmp_path):
     text = "\n".join(json.dumps(r) for r in rows) + '\n{"step": 3, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
     assert [(r["step"], r["loss"]) for r in metrics(tmp_path)] == [(1, 3.0), (2, 2.5)]
+
+
+def test_a_summary_holds_wherever_the_folder_goes(tmp_path):
+    """Also those of earlier versions, which have the path of the day; the old run may still be there."""
+    old, new = tmp_path / "old" / "sft", tmp_path / "new" / "sft"
+    (old / "checkpoints" / "step=3").mkdir(parents=True)
+    for path in ("checkpoints/step=3", "old/sft/checkpoints/step=3", str(old / "checkpoints" / "step=3")):
+        (old / "summary.json").write_text(json.dumps({"steps": 3, "checkpoint": path}))
+        shutil.copytree(old, new)
+        assert resolve_checkpoint(new) == new / "checkpoints" / "step=3"
+        shutil.rmtree(new)
+
+
+def trained(tmp_path, *settings):
+    """A stage that stopped at step 3 of 8; a function that composes it with other settings."""
+    data = "data.sources={a: {path: /shards/a}}"
+
+    def composed(*changes):
+        return compose(["recipe=tiny", "stage=sft", f"output_dir={tmp_path}", "stage.max_steps=8", data, *changes])
+
+    write_config(composed(*settings))
+    (tmp_path / "sft" / "checkpoints" / "step=3").mkdir(parents=True)
+    return composed
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.packing.sequence_length=512", "data.packing.sequence_length was"),
+        ("stage.lora.rank=4", "stage.lora.rank was 0, is now 4"),
+        ("stage.max_steps=2", "stage.max_steps was 8, is now 2"),
+        ("stage.optim.llm.lr=7e-3", "stage.optim.llm.lr was"),
+        ("stage.global_batch_size=16", "stage.global_batch_size was"),
+        ("data.sources.b.path=/shards/b", "data.sources.b.rate was None, is now 1.0"),
+        ("seed=1", "seed was"),
+    ],
+)
+def test_a_run_is_not_gone_on_with_as_another(tmp_path, change, told):
+    composed = trained(tmp_path)
+    before = (tmp_path / "sft" / "config.yaml").read_text()
+    with pytest.raises(UserError) as error:
+        refuse_other_run(composed(change))
+    assert told in str(error.value) and f"init_from={tmp_path}/sft/checkpoints/step=3" in str(error.value)
+    assert (tmp_path / "sft" / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("parallel=tp2cp2", "parallel.data=8", "memory.recompute=full", "cluster.nodes=2", "stage.micro_batch_size=1"),
+        *("faults.max_total=500", "data.sources.a.path=/moved/a", "data.max_bad_share=1.0", "model.attention=flex"),
+        *("save_every=3", "validation.every=7", "stage.max_steps=80"),
+    ],
+)
+def test_what_may_differ_between_two_attempts(tmp_path, change):
+    composed = trained(tmp_path)
+    refuse_other_run(composed(change))
+
+
+def test_without_a_checkpoint_anything_goes(tmp_path, capsys):
+    composed = trained(tmp_path)
+    (tmp_path / "sft" / "checkpoints" / "step=3-unfinished").touch()
+    refuse_other_run(composed("seed=1"))
+    (tmp_path / "sft" / "checkpoints" / "step=3-unfinished").unlink()
+    refuse_other_run(composed("stage.max_steps=80", "init_from=elsewhere"))
+    said = capsys.readouterr().out
+    assert "init_from=elsewhere is not read: sft goes on from" in said and "stage.max_steps was 8, is now 80" in said
+
+
+def test_the_line_for_several_nodes_is_whole(tmp_path):
+    cfg = compose(["recipe=tiny", f"output_dir={tmp_path}", "cluster.nodes=2", "cluster.devices=4"])
+    line = launch.start_by_hand(cfg, tmp_path / "sft" / "config.yaml").partition("FIRST_NODE: ")[2]
+    assert line.startswith("torchrun --nnodes=2 --nproc-per-node=4 ")
+    assert line.endswith(f"-m molmo2_nemo.cli.main train --config {tmp_path}/sft/config.yaml")
 
 
 def test_resolve_checkpoint(tmp_path):

@@ -25,9 +25,11 @@ class Trainer:
         if cfg.stage.name == self.fail_at:
             return self.code
         folder = stage_dir(cfg)
-        checkpoint = folder / "checkpoints" / f"step={cfg.stage.max_steps}-last"
+        checkpoint = folder / "checkpoints" / f"step={cfg.stage.max_steps}"
         checkpoint.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.json").write_text(json.dumps({"stage": cfg.stage.name, "checkpoint": str(checkpoint)}))
+        (folder / "summary.json").write_text(
+            json.dumps({"steps": cfg.stage.max_steps, "checkpoint": f"checkpoints/{checkpoint.name}"})
+        )
         return 0
 
 
@@ -39,7 +41,7 @@ def test_each_stage_starts_from_the_one_before(tmp_path):
     trainer = Trainer()
     assert run_stages(stages(tmp_path, "stage.max_steps=7"), trainer) == 0
     assert trainer.ran == list(STAGES)
-    before = [str(tmp_path / name / "checkpoints" / "step=7-last") for name in ("pretrain", "sft")]
+    before = [str(tmp_path / name / "checkpoints" / "step=7") for name in ("pretrain", "sft")]
     assert trainer.starts == [None, *before]
 
 
@@ -76,8 +78,20 @@ def test_settings_that_do_not_matter_may_change(tmp_path):
 def test_a_stage_after_an_unfinished_one_is_refused(tmp_path):
     run_stages(stages(tmp_path), Trainer())
     (tmp_path / "pretrain" / "summary.json").unlink()
-    with pytest.raises(UserError, match="which it starts from, is not"):
+    with pytest.raises(UserError, match="sft is finished, but pretrain, which it starts from, is not"):
         run_stages(stages(tmp_path), Trainer())
+    for name in ("sft", "long"):
+        (tmp_path / name / "summary.json").unlink()
+    with pytest.raises(UserError, match="sft was trained, but pretrain, which it starts from, is not"):
+        run_stages(stages(tmp_path), Trainer())
+
+
+def test_a_finished_stage_that_is_to_have_more_steps_goes_on(tmp_path):
+    settings = stages(tmp_path, "stage.max_steps=7")
+    run_stages(settings, Trainer(fail_at="sft"))
+    again = Trainer()
+    assert run_stages(stages(tmp_path, "stage.max_steps=9"), again) == 0
+    assert again.ran == list(STAGES) and again.starts[1] == str(tmp_path / "pretrain" / "checkpoints" / "step=9")
 
 
 def test_a_lost_checkpoint_and_a_damaged_summary_are_named(tmp_path):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from molmo2_nemo.cli import launch
+from molmo2_nemo.cli.progress import read_run
+from molmo2_nemo.cli.runs import only_run, stage_dir
 from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import PREEMPTED, UserError
 from molmo2_nemo.slurm.script import IN_SLURM_JOB
@@ -93,10 +96,15 @@ def test_a_killed_launcher_leaves_no_process_behind(shards, tmp_path):
 def test_a_killed_process_ends_the_run_and_is_named(shards, tmp_path):
     run = start(tmp_path, shards)
     worker = wait(run, lambda: worker_of(tmp_path, 1))
+    metrics = tmp_path / "pretrain" / "metrics.jsonl"
+    wait(run, lambda: metrics.is_file() and '"step": 1,' in metrics.read_text())
     os.kill(worker, signal.SIGKILL)
     error = run.communicate(timeout=120)[1]
     assert run.returncode == 128 + signal.SIGKILL
-    assert error.splitlines()[-1].startswith("molmo2: error: process 1 was ended by SIGKILL; this is how it looks when")
+    told = "process 1 was ended by SIGKILL; this is how it looks when"
+    assert error.splitlines()[-1].startswith(f"molmo2: error: {told}")
+    (stage,) = read_run(tmp_path / "pretrain")
+    assert stage.state == "failed" and stage.last_error["message"].startswith(told)
 
 
 def test_who_was_killed_matters_more_than_who_lost_it(tmp_path, capsys):
@@ -113,6 +121,22 @@ def test_ranks_that_the_launcher_ended_are_not_the_cause(tmp_path, capsys):
     (tmp_path / "launcher.json").write_text(json.dumps({"rank": 2, "exit_code": -15, "failures": failures}))
     assert launch._explain(tmp_path, 1) == 1
     assert "the cause" in capsys.readouterr().err
+
+
+def test_what_the_processes_could_not_say_is_noted(tmp_path):
+    """A verdict that is all a report says is not said twice."""
+    stage, errors = tmp_path / "sft", tmp_path / "errors"
+    stage.mkdir(), errors.mkdir()
+    assert launch._explain(errors, -signal.SIGKILL, stage) == 128 + signal.SIGKILL  # one process, killed for memory
+    report(errors, 0, "ZeroDivisionError: alone")
+    launch._explain(errors, 1, stage)
+    report(errors, 1, LOST)
+    launch._explain(errors, 1, stage)
+    noted = [json.loads(line) for line in (stage / "errors.jsonl").read_text().splitlines()]
+    assert all(line["cause"] for line in noted)
+    messages = [line["message"] for line in noted]
+    assert messages[0].startswith("process 0 was ended by SIGKILL")
+    assert messages[1:] == ["process 0 failed: ZeroDivisionError: alone"]
 
 
 def in_job(monkeypatch, tmp_path, ending) -> tuple[RunConfig, Path]:
@@ -151,6 +175,23 @@ def test_the_first_task_to_end_says_how(monkeypatch, tmp_path, capsys):
     assert launch.launch(cfg) == 1
     assert (attempt / "outcome").read_text() == f"failed\nprocess 1 failed: {LOST}\n"
     assert "connection reset" in capsys.readouterr().err
+
+
+def test_a_job_waits_for_the_folder_and_is_tried_again(monkeypatch, tmp_path, capsys):
+    """The lock of a node that died is lifted when its lease ends, so a folder that is taken is no mistake here."""
+    cfg, attempt = in_job(monkeypatch, tmp_path, lambda _: 0)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(launch, "LOCK_WAIT", 0.2)
+    monkeypatch.setattr("molmo2_nemo.cli.runs.LOCK_POLL", 0.05)
+    with only_run(stage_dir(cfg)):
+        assert launch.launch(cfg) == 1
+    assert (attempt / "outcome").read_text().startswith("failed\nanother run is at work in")
+    (attempt / "outcome").unlink()
+    monkeypatch.setattr(launch, "LOCK_WAIT", 60.0)
+    held = only_run(stage_dir(cfg))
+    held.__enter__()
+    threading.Timer(0.2, held.__exit__, (None, None, None)).start()
+    assert launch.launch(cfg) == 0 and not (attempt / "outcome").exists()
 
 
 def test_a_mistake_found_before_training_is_an_outcome_too(monkeypatch, tmp_path):

@@ -8,22 +8,27 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 import xml.etree.ElementTree as ET
 
 import pytest
 
 from molmo2_nemo.cli import main as command
 from molmo2_nemo.cli.progress import Progress, duration, read_run, read_stage
-from molmo2_nemo.cli.runs import write_config
-from molmo2_nemo.errors import USER_ERROR
+from molmo2_nemo.cli.runs import resolve_checkpoint, write_config
+from molmo2_nemo.errors import USER_ERROR, UserError
 from molmo2_nemo.nemo import manifest
+from molmo2_nemo.nemo.attempt import alive, this_process
+from molmo2_nemo.nemo.lines import append_line as append
+from molmo2_nemo.nemo.lines import cut_lines
 from molmo2_nemo.settings.compose import compose
 
 NOW = 1_000_000.0
 
 
-def stage(folder, name, steps, *, last=NOW, every=10.0, **more):
-    """A stage of 100 steps whose last of `steps` ended at `last`."""
+def stage(folder, name, steps, *, last=NOW, every=10.0, bad=0, **more):
+    """A stage of 100 steps whose last of `steps` ended at `last`; `bad` of them were skipped."""
     cfg = compose(["recipe=tiny", f"stage={name}", f"output_dir={folder}", "stage.max_steps=100"])
     write_config(cfg)
     place = folder / name
@@ -32,17 +37,17 @@ def stage(folder, name, steps, *, last=NOW, every=10.0, **more):
             "step": step, "time": last - (steps - step) * every, "loss": 8.0 / step, "seconds": 8.0, "tokens": 800,
             "tokens_per_second": 100.0, "fill": 0.96, "crop_fill": 0.5, "wait": 0.1, "skipped": 3, "mfu": 0.31,
             "tasks": {"demo": 8.0 / step, "text <1>": 4.0 / step}, "grad_norm_vit": 0.1, "grad_norm_connector": 0.2,
-            "grad_norm_llm": 0.3, "lr_vit": 1e-5, "lr_connector": 1e-5, "lr_llm": 1e-5, "skipped_steps": 0,
+            "grad_norm_llm": 0.3, "lr_vit": 1e-5, "lr_connector": 1e-5, "lr_llm": 1e-5, "skipped_steps": bad,
         }  # fmt: skip
         append(place / "metrics.jsonl", line)
-    attempt = {"time": last - steps * every - 5, "host": "elsewhere", "pid": 1, "layout": "DP2", **more}
-    (place / "attempt.json").write_text(json.dumps(attempt))
+    begin(place, {"time": last - steps * every - 5, "host": "elsewhere", "pid": 1, "layout": "DP2", **more})
     return place
 
 
-def append(path, line):
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+def begin(place, attempt):
+    """What an attempt writes down; it has given no sign of life since."""
+    (place / "attempt.json").write_text(json.dumps(attempt))
+    os.utime(place / "attempt.json", (attempt["time"], attempt["time"]))
 
 
 def checkpoint(place, step):
@@ -68,12 +73,92 @@ def test_states(tmp_path):
     found = read_stage(place, NOW + 5)
     assert found.state == "failed" and found.last_error["message"] == "the cause"
     attempt = {"time": NOW + 4, "host": "elsewhere", "pid": 1}
-    (place / "attempt.json").write_text(json.dumps(attempt))
+    begin(place, attempt)
     assert state(place) == "starting" and state(place, NOW + 3600) == "stopped"
-    (place / "attempt.json").write_text(json.dumps({**attempt, "left": "SIGUSR1"}))
+    begin(place, {**attempt, "left": "SIGUSR1"})
     assert state(place) == "stopped"
-    (place / "summary.json").write_text(json.dumps({"checkpoint": "somewhere"}))
+    finish(place, 100)
     assert state(place) == "finished"
+
+
+def finish(place, steps):
+    (place / "summary.json").write_text(
+        json.dumps({"steps": steps, "checkpoint": f"checkpoints/step={steps}"}, indent=1)
+    )
+
+
+def test_a_stage_that_is_to_have_more_steps_is_not_finished(tmp_path):
+    """Its summary is that of the shorter one; errors of the attempt to go on are shown."""
+    place = stage(tmp_path, "sft", 25)
+    checkpoint(place, 20)
+    finish(place, 20)
+    assert state(place) == "running"
+    append(place / "errors.jsonl", {"time": NOW + 1, "message": "no such shard"})
+    found = read_stage(place, NOW + 5)
+    assert (found.state, found.step, found.max_steps) == ("failed", 25, 100)
+    with pytest.raises(UserError, match="is not finished"):
+        resolve_checkpoint(place)
+
+
+def test_the_cause_is_told_whenever_it_was_found_out(tmp_path):
+    place = stage(tmp_path, "sft", 40)
+    append(place / "errors.jsonl", {"time": NOW + 2, "message": "connection closed by peer"})
+    append(place / "errors.jsonl", {"time": NOW + 4, "message": "process 1 was ended by SIGKILL", "cause": True})
+    assert read_stage(place, NOW + 5).last_error["message"] == "process 1 was ended by SIGKILL"
+
+
+def test_torn_and_foreign_lines_hide_nothing(tmp_path, capsys):
+    """A process killed while it writes leaves half a line; the next line stands on its own."""
+    place = stage(tmp_path, "sft", 40, bad=1)
+    torn, foreign = (
+        '{"time": 1.0, "mess',
+        ["[1]", "null", "7", '{"time": "now"}', '{"message": "m"}', "\x00\x01", '"x"'],
+    )
+    for name in ("errors.jsonl", "faults.jsonl", "validation.jsonl", "metrics.jsonl"):
+        before = (place / name).read_text() if (place / name).exists() else ""
+        (place / name).write_text("\n".join([*foreign, before + torn]))
+    for name, line in (
+        ("errors.jsonl", {"time": NOW + 1, "message": "the next error"}),
+        ("faults.jsonl", {"step": 7, "fault": "loss is not finite", "records": []}),
+        ("validation.jsonl", {"step": 40, "losses": {"held": 1.25}}),
+        ("metrics.jsonl", {**json.loads(json.dumps(read_stage(place, NOW).steps[-1])), "step": 41}),
+    ):
+        append(place / name, line)
+    found = read_stage(place, NOW + 5)
+    assert found.last_error["message"] == "the next error" and found.step == 41 and len(found.steps) == 41
+    assert [len(part) for part in (found.errors, found.faults, found.validation)] == [1, 1, 1]
+    cut_lines(place / "metrics.jsonl", 40)
+    assert [line["step"] for line in lines_of(place)] == list(range(1, 41))
+    assert command.main(["status", str(tmp_path)]) == 0
+    assert "1 steps skipped, the last at 7" in capsys.readouterr().out
+
+
+def lines_of(place):
+    return [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_works_between_steps_is_running(tmp_path):
+    """A long save or validation: on this machine its process is there, elsewhere it gives a sign of life."""
+    here = stage(tmp_path / "a", "sft", 4, **{**this_process(), "time": NOW - 100})
+    assert state(here, NOW + 7200) == "running"
+    later = {**this_process(), "time": NOW - 100, "started": 1}  # another process had this id
+    assert state(stage(tmp_path / "b", "sft", 4, **later), NOW + 5) == "stopped"
+    there = stage(tmp_path / "c", "sft", 4)
+    assert state(there, NOW + 7200) == "stopped"
+    os.utime(there / "attempt.json", (NOW + 7190, NOW + 7190))
+    assert state(there, NOW + 7200) == "running"
+
+
+def test_the_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr("molmo2_nemo.nemo.attempt.BEAT", 0.01)
+    path = tmp_path / "attempt.json"
+    path.write_text("{}")
+    os.utime(path, (1.0, 1.0))
+    with alive(path):
+        while path.stat().st_mtime == 1.0:
+            time.sleep(0.01)
+    os.utime(path, (1.0, 1.0))
+    assert not any(thread.name == "sign of life" for thread in threading.enumerate())
 
 
 def test_a_process_of_this_machine_that_is_gone_is_not_running(tmp_path):
@@ -110,8 +195,9 @@ def test_duration(seconds, text):
 def whole_run(tmp_path):
     """Stage 1 finished, stage 2 failed, stage 3 not begun."""
     folder = tmp_path / "run"
-    first, second = stage(folder, "pretrain", 100, last=NOW - 5000), stage(folder, "sft", 40)
-    (first / "summary.json").write_text(json.dumps({"checkpoint": str(checkpoint(first, 100))}))
+    first, second = stage(folder, "pretrain", 100, last=NOW - 5000), stage(folder, "sft", 40, bad=1)
+    checkpoint(first, 100)
+    finish(first, 100)
     append(second / "errors.jsonl", {"time": NOW + 1, "message": "no such shard: <b>x</b>"})
     append(second / "faults.jsonl", {"step": 7, "fault": "loss is not finite", "records": ["a:1"]})
     append(second / "validation.jsonl", {"step": 40, "losses": {"held": 1.25, "other": None}})

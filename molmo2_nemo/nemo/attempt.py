@@ -1,0 +1,55 @@
+"""attempt.json of a stage: when and where its last attempt began, and that it is alive. No torch here.
+
+A thread touches the file while the attempt lasts, so that a machine which cannot ask for the process sees that a run is
+there while no step ends: compiling, saving, validating.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BEAT = 20.0  # seconds between two touches
+
+
+def this_process() -> dict[str, Any]:
+    """What attempt.json says of the process that makes the attempt."""
+    pid = os.getpid()
+    return {"time": time.time(), "host": socket.gethostname(), "pid": pid, "started": process_start(pid)}
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks since boot: tells it from a later one with the same id. None
+    if it is gone, or where Linux's /proc is missing."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else int(fields[18])  # starttime is field 22 of proc(5), the state field 3
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+@contextmanager
+def alive(path: Path) -> Iterator[None]:
+    """Touches the file every BEAT seconds as long as the block lasts."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            try:
+                os.utime(path)
+            except OSError:
+                pass  # of no weight beside what the run itself would meet
+
+    thread = threading.Thread(target=beat, name="sign of life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

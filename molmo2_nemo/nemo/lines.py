@@ -1,0 +1,48 @@
+"""JSON-lines files of a run: what a killed process left half written spoils neither the lines before nor those after.
+
+No torch here: `molmo2 status` reads these files while a run writes them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """The objects of the file, in order; empty where there is no file.
+
+    Args:
+        needed: keys that a line must have, with the type of their values. Other lines are left out, as are those that
+            are no JSON.
+    """
+    if not path.is_file():
+        return []
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in needed.items()):
+            found.append(line)
+    return found
+
+
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line, on a line of its own whatever stands before it; in one write, as processes may share a file."""
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, 2)
+        file.seek(max(0, end - 1))
+        whole = file.read(1) in (b"", b"\n")
+        file.write(("" if whole else "\n").encode() + json.dumps(line).encode() + b"\n")
+
+
+def cut_lines(path: Path, step: int) -> None:
+    """Drop lines of later steps, which a resumed run will write again."""
+    if path.exists():
+        temporary = path.with_suffix(".tmp")
+        kept = (line for line in read_lines(path, step=int) if line["step"] <= step)
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
