@@ -2,6 +2,8 @@
 
 The first `examples` records of each data set, in the order of `data.seed`, formatted as in training. They are packed as
 they come, so every layout scores the same examples; the loss of an example does not depend on its pack.
+
+A signal that ends the run is noticed between two packs. What was due is then done when the run goes on.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig, PackingConfig
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.loader import ExampleReader, Skipped, default_builder
+from molmo2_nemo.errors import Preempted
 from molmo2_nemo.model.inputs import PackInputs
-from molmo2_nemo.nemo.metrics import append_line, cut_lines
+from molmo2_nemo.nemo.callbacks import StopOnSignal
+from molmo2_nemo.nemo.faults import agreed
+from molmo2_nemo.nemo.lines import append_line, cut_lines, read_lines
 from molmo2_nemo.nemo.module import WeightedLossReduction, is_first_of_replica
 
 
 class Validation(pl.Callback):
-    """Scores every data set after every `config.every` steps and after the last; writes validation.jsonl.
+    """Scores every data set after every `config.every` steps and after the last; writes validation.jsonl. A run that
+    goes on from a step where it was due but not done begins with it.
 
     Examples are read and decoded by the training process itself, between two steps: keep them few.
 
@@ -46,10 +52,11 @@ class Validation(pl.Callback):
         self.readers: dict[str, ExampleReader] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Open the data sets.
+        """Open the data sets; score them where that is still to be done.
 
         Raises:
             DataError: one of them is missing or damaged.
+            Preempted: a signal came meanwhile.
         """
         builder, im_patch = default_builder(self.data)
         for name, source in self.config.sources.items():
@@ -61,19 +68,33 @@ class Validation(pl.Callback):
                 progression=[],
             )
             self.readers[name] = ExampleReader(own, builder, im_patch)
+        missing = False
         if trainer.is_global_zero:
             cut_lines(self.path, trainer.global_step)
+            missing = all(line["step"] != trainer.global_step for line in read_lines(self.path, step=int))
+        if self._due(trainer) and trainer.global_step > 0 and agreed([float(missing)])[0]:
+            self.validate(trainer)
+            if trainer.should_stop:
+                raise Preempted(f"a signal came before the first step; step {trainer.global_step} is saved as before")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._due(trainer) and not trainer.should_stop:
+            self.validate(trainer)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step
-        due = step % self.config.every == 0 or step == trainer.max_steps
-        if not due or trainer.should_stop or not self.readers:
-            return
-        start = time.perf_counter()
+        return bool(self.readers) and (step % self.config.every == 0 or step == trainer.max_steps)
+
+    def validate(self, trainer: pl.Trainer) -> None:
+        """Score all data sets and write the losses down, unless a signal ends the run meanwhile."""
+        step, start = trainer.global_step, time.perf_counter()
         losses, skipped = {}, 0
         for name, reader in self.readers.items():
-            losses[name], bad = self._score(trainer, pl_module, reader)
-            skipped += bad
+            found = self._score(trainer, reader)
+            if found is None:
+                return
+            losses[name] = found[0]
+            skipped += found[1]
         if trainer.is_global_zero:
             line = {"step": step, "time": time.time(), "losses": losses, "skipped": skipped}
             append_line(self.path, {**line, "seconds": time.perf_counter() - start})
@@ -82,8 +103,9 @@ class Validation(pl.Callback):
             told = ", ".join(f"{name} {'-' if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
             print(f"{self.stage} step {step}  validation loss: {told}", flush=True)
 
-    def _score(self, trainer: pl.Trainer, pl_module: Any, reader: ExampleReader) -> tuple[float | None, int]:
-        """Loss of a data set (None if nothing could be scored) and records that could not be used."""
+    def _score(self, trainer: pl.Trainer, reader: ExampleReader) -> tuple[float | None, int] | None:
+        """Loss of a data set (None if nothing could be scored) and records that could not be used; None when the run is
+        to end."""
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         (dataset,) = reader.datasets.values()
         mine = range(rank, min(self.config.examples, len(dataset)), size)
@@ -94,7 +116,7 @@ class Validation(pl.Callback):
         for chunk in chunks:
             chunk.eval()
         with torch.no_grad():
-            for pack in packs(reader, mine, self.data.packing, skipped):
+            for pack in self._until_told(trainer, packs(reader, mine, self.data.packing, skipped)):
                 found = schedule(
                     forward_step_func=_forward,
                     data_iterator=iter([pack]),
@@ -108,12 +130,26 @@ class Validation(pl.Callback):
                     sums += part["sums"].double().cpu()
         for chunk in chunks:
             chunk.train()
+        if trainer.should_stop:
+            return None
         first = parallel_state.get_tensor_model_parallel_rank() == 0  # tensor ranks have the same sums
         counts = torch.tensor([float(len(skipped)) if is_first_of_replica() else 0.0], dtype=torch.float64)
         both = torch.cat((sums if first else torch.zeros_like(sums), counts)).to(torch.cuda.current_device())
         dist.all_reduce(both)
         loss, weight, bad = both.tolist()
         return (loss / weight if weight > 0 else None), int(bad)
+
+    def _until_told(self, trainer: pl.Trainer, mine: Iterator[Batch]) -> Iterator[Batch]:
+        """This rank's packs, until all ranks have had theirs or a signal ends the run. All ranks ask together before
+        every pack, also those that have none left."""
+        stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))  # type: ignore[attr-defined]
+        while True:
+            pack = next(mine, None)
+            told, more = stop.leaves(trainer, wish=pack is not None)
+            if told or not more:
+                return
+            if pack is not None:
+                yield pack
 
 
 def packs(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,48 @@ def test_validation_leaves_no_trace_in_training(workers, shards, learned, tmp_pa
     assert not (tmp_path / "sft" / "validation.jsonl").exists()
 
 
+def told_to_leave(cfg, packs: list, step: int, record: int) -> tuple[str, list[dict]]:
+    """Train; rank 1 gets SIGUSR1 while it reads its so many-th record for the validation after `step`."""
+    from molmo2_nemo.data.loader import ExampleReader
+    from molmo2_nemo.errors import Preempted
+
+    original, read = ExampleReader.__getitem__, []
+
+    def getitem(self, n: int):
+        if (Path(cfg.output_dir) / "sft" / "metrics.jsonl").read_text().count("\n") == step:
+            read.append(n)
+        if len(read) == record and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, n)
+
+    ExampleReader.__getitem__ = getitem
+    try:
+        train_on_packs(cfg, packs)
+    except Preempted as stop:
+        return str(stop), lines(Path(cfg.output_dir))
+    finally:
+        ExampleReader.__getitem__ = original
+    return "", lines(Path(cfg.output_dir))
+
+
+def test_a_signal_ends_validation_and_it_is_done_later(workers, shards, tmp_path):
+    """Two replicas with unlike numbers of packs; the run ends at the step, not the one after. What is found out when it
+    goes on is what an unbroken run finds out."""
+    whole, broken = learning_run(tmp_path / "whole", shards), learning_run(tmp_path / "broken", shards)
+    for cfg in (whole, broken):
+        cfg.validation.sources = {name: SourceConfig(path=str(shards / "sft")) for name in ("first", "second")}
+        cfg.validation.examples, cfg.validation.every, cfg.stage.max_steps = 5, 1, 2
+    workers.run(train_on_packs, whole, demo_packs(20), ranks=2, fit=True)
+    ended = workers.run(told_to_leave, broken, demo_packs(20), 1, 2, ranks=2, fit=True)
+    assert all(text.startswith("SIGUSR1: step 1 is saved") for text, _ in ended)
+    assert ended[0][1] == []
+    workers.run(train_on_packs, broken, demo_packs(20), ranks=2, fit=True)
+    found, expected = [
+        [(v["step"], v["losses"]) for v in lines(folder)] for folder in (tmp_path / "broken", tmp_path / "whole")
+    ]
+    assert found == expected and [step for step, _ in found] == [1, 2]
+
+
 def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], list[dict], str]:
     from molmo2_nemo.nemo.generate import answer, answer_prompts, answer_records
 
@@ -115,4 +159,5 @@ def test_answers_beside_their_references(workers, shards, learned):
 
 
 def lines(folder: Path) -> list[dict]:
-    return [json.loads(text) for text in (folder / "sft" / "validation.jsonl").read_text().splitlines()]
+    path = folder / "sft" / "validation.jsonl"
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
