@@ -1,4 +1,4 @@
-"""Gloo processes without NeMo, for what needs only torch: forked from the test, so many of them are cheap."""
+"""Gloo processes without NeMo, for what needs only torch or Megatron-core: forked from the test, so many are cheap."""
 
 from __future__ import annotations
 
