@@ -9,7 +9,6 @@ from pathlib import Path
 from molmo2_nemo.cli.ranges import out_of_range
 from molmo2_nemo.cli.runs import run_of_checkpoint
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.data.image import TileGeometry
 from molmo2_nemo.data.phases import find_problems as phase_problems
 from molmo2_nemo.data.phases import phases
 from molmo2_nemo.data.rates import is_missing, present, weights
@@ -171,6 +170,8 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
             f"shorten it, or take model.rope_scaling=yarn model.rope_factor={math.ceil(length / limit)}"
         )
     if data.image.patch_size > 0:
+        from molmo2_nemo.data.image import TileGeometry  # numpy and Pillow, which --help does without
+
         try:
             TileGeometry.of(data.image)
         except ValueError as error:
