@@ -6,7 +6,8 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def file_error(error: OSError) -> str:
         hint = f"{file} is a file" if str(file) != names[0] else "name a folder"
     text = ": ".join([*([" -> ".join(names)] if names else []), error.strerror])
     return f"{text}; {hint}" if hint else text
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Names `path` in the errors of the system that name no file, as a full disk's do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror is not None and error.errno not in OURS:
+            error.filename = str(path)
+        raise
 
 
 def blocking_file(path: Path) -> Path | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+from molmo2_nemo.cli.media import read_media
 from molmo2_nemo.cli.options import check_numbers
 from molmo2_nemo.errors import UserError
 
@@ -36,30 +38,27 @@ def run(args: argparse.Namespace) -> int:
     if args.image and args.video:
         raise UserError("--image and --video: pictures or one video, not both")
     style = asked_style(args.style)
-    for file in (*args.image, *([args.video] if args.video else [])):
-        if not Path(file).is_file():
-            raise UserError(f"{file}: no such file")
     check_numbers(args, {"max_new_tokens": 1})
+    pictures = [read_media(Path(name), "image") for name in args.image]
+    video = read_media(Path(args.video), "video") if args.video else None
     checkpoint = resolve_checkpoint(args.checkpoint)
-    print(ask(checkpoint, args.question, args.image, args.video, style=style, max_new_tokens=args.max_new_tokens))
+    print(ask(checkpoint, args.question, pictures, video, style=style, max_new_tokens=args.max_new_tokens))
     return 0
 
 
 def ask(
     checkpoint: Path,
     question: str,
-    images: list[str] | None = None,
-    video: str | None = None,
+    images: Sequence[bytes] = (),
+    video: bytes | None = None,
     *,
     style: str = "user_qa",
     max_new_tokens: int = 128,
 ) -> str:
-    """The model's answer. Loads the model: seconds for `tiny`."""
+    """The model's answer about encoded pictures or a video. Loads the model: seconds for `tiny`."""
     from molmo2_nemo.cli.worker import quiet
 
     quiet()
     from molmo2_nemo.nemo.generate import answer
 
-    pictures = [Path(p).read_bytes() for p in images or []]
-    clip = Path(video).read_bytes() if video else None
-    return answer(checkpoint, pictures, clip, question, style=style, max_new_tokens=max_new_tokens)
+    return answer(checkpoint, list(images), video, question, style=style, max_new_tokens=max_new_tokens)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from molmo2_nemo.cli.options import check_folder
-from molmo2_nemo.errors import UserError, file_error
+from molmo2_nemo.errors import UserError, file_error, writing
 
 EXAMPLES = """\
 examples:
@@ -98,8 +98,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def one_line() -> Iterator[Any]:
-    """Gives torch, quietly imported; what goes wrong with files or weights becomes one line for the user."""
+def one_line(target: Path) -> Iterator[Any]:
+    """Gives torch, quietly imported; what goes wrong with files or weights becomes one line for the user.
+
+    Args:
+        target: what is written.
+    """
     from molmo2_nemo.cli.worker import quiet
 
     quiet()
@@ -108,7 +112,8 @@ def one_line() -> Iterator[Any]:
     from molmo2_nemo.convert import ConversionError
 
     try:
-        yield torch
+        with writing(target):
+            yield torch
     except ConversionError as error:
         raise UserError(" ".join(str(error).split())) from error
     except OSError as error:
@@ -117,7 +122,7 @@ def one_line() -> Iterator[Any]:
 
 def import_folder(source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
     """A Hugging Face folder as a checkpoint that `init_from` takes."""
-    with one_line() as torch:
+    with one_line(target) as torch:
         from molmo2_nemo.convert import import_hf
 
         return import_hf(source, target, dtype=getattr(torch, dtype) if dtype else None, overwrite=overwrite)
@@ -132,7 +137,7 @@ def export_checkpoint(
     overwrite: bool = False,
 ) -> Path:
     """A checkpoint as a Hugging Face folder, tokenizer included."""
-    with one_line() as torch:
+    with one_line(target) as torch:
         from molmo2_nemo.convert import export_hf
 
         kind = getattr(torch, dtype) if dtype else None
@@ -150,7 +155,7 @@ def init_folder(
     overwrite: bool = False,
 ) -> Path:
     """Base models as the checkpoint that stage 1 starts from; prints what was left behind."""
-    with one_line() as torch:
+    with one_line(target) as torch:
         from molmo2_nemo.convert import init_checkpoint
         from molmo2_nemo.convert.checkpoints import MODEL_FILE
         from molmo2_nemo.convert.initial import ORIGIN_FILE

@@ -69,9 +69,9 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     media = demo_media()
     print("\nasked after stage 3:")
     for file, question, style in QUESTIONS:
-        video = str(media / file) if file.endswith(".mp4") else None
-        images = [] if video else [str(media / file)]
-        print(f"  {file}: {question}\n    {ask(checkpoint, question, images, video, style=style)}", flush=True)
+        content = (media / file).read_bytes()
+        seen: dict[str, Any] = {"video": content} if file.endswith(".mp4") else {"images": [content]}
+        print(f"  {file}: {question}\n    {ask(checkpoint, question, **seen, style=style)}", flush=True)
     print()
     print_table(summaries)
     curves = plot({cfg.stage.name: metrics(stage_dir(cfg)) for cfg in configs}, folder / "losses.png")

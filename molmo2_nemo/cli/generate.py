@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.cli.media import read_media
 from molmo2_nemo.cli.options import check_file, check_numbers
-from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.errors import UserError, read_text, writing
 
 EXAMPLES = """\
 examples:
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         show(line)
         lines.append(json.dumps(line, ensure_ascii=False))
         if args.out:
-            args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            with writing(args.out):
+                args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
 
 
@@ -123,10 +125,7 @@ def show(line: dict[str, Any]) -> None:
 def _media(folder: Path, key: str, name: Any) -> bytes:
     if not isinstance(name, str) or not name:
         raise UserError(f"{key} is {name!r}; expected the path of a file")
-    file = folder / name
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    return file.read_bytes()
+    return read_media(folder / name, key)
 
 
 def _short(text: str, length: int = 300) -> str:

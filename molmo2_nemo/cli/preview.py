@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_folder
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, writing
 
 EXAMPLES = """\
 examples:
@@ -64,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
             where = f"{shards}, {where}"
         views = [collect.record(cfg, args.record)] if args.record else collect.packs(cfg, args.packs, rank, ranks)
     about = f"{where}: {cfg.data.image.crop_size}-pixel crops, stage {cfg.stage.name}, seed {cfg.data.seed}"
-    paths = write_pages(views, cfg, collect.tokenizer_of(cfg), Path(args.out), about)
+    with writing(Path(args.out)):
+        paths = write_pages(views, cfg, collect.tokenizer_of(cfg), Path(args.out), about)
     print(f"{paths[0]}  ({len(views)} pack{'s' * (len(views) > 1)}, {len(paths) - 1} PNGs beside it)")
     return 0
 

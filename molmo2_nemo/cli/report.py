@@ -12,7 +12,7 @@ from typing import Any
 
 from molmo2_nemo.cli.options import check_file
 from molmo2_nemo.cli.progress import Progress, duration, read_run
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, writing
 from molmo2_nemo.settings.schema import to_yaml
 
 EXAMPLES = """\
@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     stages = read_run(args.folder)
     out: Path = args.out or Path(args.folder) / "report.html"
     check_file("--out", out)
-    out.write_text(page(stages, str(args.folder)), encoding="utf-8")
+    text = page(stages, str(args.folder))
+    with writing(out):
+        out.write_text(text, encoding="utf-8")
     print(out)
     return 0
 

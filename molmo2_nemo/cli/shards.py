@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_file, check_numbers
-from molmo2_nemo.errors import USER_ERROR, UserError
+from molmo2_nemo.errors import USER_ERROR, UserError, writing
 
 EXAMPLES = """\
 examples:
@@ -92,7 +92,8 @@ def _stats(args: argparse.Namespace) -> int:
         console = Console(highlight=False, width=160)
     for part in tables(found):
         console.print(part)
-    draw(found, path)
+    with writing(path):
+        draw(found, path)
     print(f"histograms: {path}")
     return 0
 

@@ -31,12 +31,26 @@ def test_help_imports_nothing_heavy():
     assert all(verb in out for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(verb, capsys):
+def verbs(parser: argparse.ArgumentParser | None = None, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every verb, and the verbs inside it: ("train",), ("convert",), ("convert", "import"), ..."""
+    if words:
+        yield words
+    for action in (parser or build_parser())._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, part in action.choices.items():
+                yield from verbs(part, (*words, name))
+
+
+@pytest.mark.parametrize("words", verbs(), ids=" ".join)
+def test_every_verb_has_help_with_an_example(words, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"])
+        main([*words, "--help"])
     out = capsys.readouterr().out
-    assert exit_.value.code == 0 and f"molmo2 {verb}" in out.split("examples:")[1]
+    assert exit_.value.code == 0 and f"  molmo2 {' '.join(words)} " in f"{out.split('examples:')[1]} "
+
+
+def test_the_verbs_inside_verbs_are_found():
+    assert {words[0] for words in verbs()} == set(VERBS) and ("convert", "import") in verbs()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Pictures and videos named on a command line or in a file of prompts: read, and looked at before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from molmo2_nemo.errors import UserError
+
+
+def read_media(path: Path, kind: str) -> bytes:
+    """The bytes of a file that holds a picture (`kind` "image") or a "video".
+
+    Raises:
+        UserError: no such file, or it cannot be decoded; names it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    content = path.read_bytes()
+    try:
+        if kind == "image":
+            from molmo2_nemo.data.image import decode_image
+
+            decode_image(content)
+        else:
+            from molmo2_nemo.data.video import inspect_video
+
+            inspect_video(content)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    return content
