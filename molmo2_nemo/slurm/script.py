@@ -20,8 +20,6 @@ from molmo2_nemo.slurm.login import Login
 
 IN_SLURM_JOB = "MOLMO2_ATTEMPT"  # in a job: folder of this attempt, where tasks leave reports and `outcome`
 
-TASK = "^srun: error: .*: tasks? [-0-9,]+: "  # how srun begins to tell how a task ended
-
 # What gloo, NCCL and torch.distributed's store say when another process is gone: its end is the cause, not this.
 LOST = "|".join(
     (
@@ -51,22 +49,24 @@ molmo2_note() {{  # for molmo2 status: the cause, whatever the tasks have writte
     printf '\\n{{"time": %s, "message": "%s", "user_error": %s, "cause": true}}\\n' \\
         "$(date +%s.%N)" "$text" "$mistake" >> "$molmo2_stage/errors.jsonl"
 }}
+molmo2_srun() {{  # the first line in which srun tells of a task that ended so
+    tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E "^srun: error: .*: tasks? [-0-9,]+: $1"
+}}
 molmo2_end() {{
     local code=$? outcome="${IN_SLURM_JOB}/outcome" how=none
     set +evx
     if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
     if [ -z "$molmo2_cancelled" ]; then
         local first
-        first=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E '{TASK}')
+        first=$(molmo2_srun "")
         [ -f "$outcome" ] && how=$(head -n 1 "$outcome")
         # one that lost another may be the first to end; the one that a signal ended is then the cause
-        if [ "$how" = none ] || grep -qiE '{LOST}' "$outcome"; then
-            local killed
-            # Killed, Out Of Memory, Segmentation fault, Bus error; then Aborted, as NCCL's watchdog ends what waited
-            for killed in '[KOSB]' A; do
-                killed=$(tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E "{TASK}$killed")
-                if [ -n "$killed" ]; then first=$killed; break; fi
-            done
+        if [ "$how" = failed ] && grep -qiE '{LOST}' "$outcome"; then
+            local killed watchdog=""
+            grep -q 'Watchdog caught' "$outcome" && watchdog=1  # NCCL's: aborts those that waited too long
+            killed=$(molmo2_srun "[KOSB]")  # Killed, Out Of Memory, Segmentation fault, Bus error
+            [ -z "$killed$watchdog" ] && killed=$(molmo2_srun Aborted)
+            if [ -n "$killed$watchdog" ]; then first=$killed; fi
         fi
         case "$how/$first" in
             user_error/* | preempted/* | failed/*": Exited "* | failed/) ;;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from molmo2_nemo.cli.runs import resolve_checkpoint
 from molmo2_nemo.convert import export_checkpoint, import_checkpoint
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import canonical_shapes
@@ -22,7 +22,7 @@ LORA = LoraConfig(rank=4, alpha=8.0, targets=("linear_qkv", "linear_fc1", "linea
 
 
 def checkpoint_of(cfg: Any) -> Path:
-    return Path(json.loads((Path(cfg.output_dir) / cfg.stage.name / "summary.json").read_text())["checkpoint"])
+    return resolve_checkpoint(Path(cfg.output_dir) / cfg.stage.name)
 
 
 def test_stage_with_adapters(workers: Any, tmp_path: Path) -> None:

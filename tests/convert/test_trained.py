@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from molmo2_nemo.cli.runs import resolve_checkpoint
 from molmo2_nemo.convert import export_checkpoint, import_checkpoint, init_checkpoint
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, Format, canonical_shapes
@@ -49,9 +49,9 @@ def test_only_what_trains_has_changed(workers: Any, packs: Any, tmp_path: Path, 
     cfg.model.preset, cfg.init_from, cfg.stage.train_base_embedding = name, str(imported), False
     cfg.stage.optim.vit.warmup_steps = cfg.stage.optim.connector.warmup_steps = cfg.stage.optim.llm.warmup_steps = 0
     workers.run(train_family, name, cfg, packs, ranks=4, fit=True)
-    done = json.loads((tmp_path / "run" / cfg.stage.name / "summary.json").read_text())["checkpoint"]
+    done = resolve_checkpoint(tmp_path / "run" / cfg.stage.name)
 
-    before, after = MegatronCheckpoint(imported), MegatronCheckpoint(Path(done))
+    before, after = MegatronCheckpoint(imported), MegatronCheckpoint(done)
     shapes = canonical_shapes(config)
     for key, shape in shapes.items():
         same = torch.equal(before.read(key), after.read(key, shape[0]))
@@ -104,7 +104,7 @@ def test_stage_one_starts_from_base_models(workers: Any, packs: Any, tmp_path: P
     cfg.init_from = str(start)
     cfg.stage.optim.vit.lr = cfg.stage.optim.connector.lr = cfg.stage.optim.llm.lr = 0.0
     workers.run(train_on_packs, cfg, packs, ranks=2, fit=True)
-    done = json.loads((tmp_path / "run" / cfg.stage.name / "summary.json").read_text())["checkpoint"]
-    before, after = MegatronCheckpoint(start), MegatronCheckpoint(Path(done))
+    done = resolve_checkpoint(tmp_path / "run" / cfg.stage.name)
+    before, after = MegatronCheckpoint(start), MegatronCheckpoint(done)
     for key in canonical_shapes(config):
         assert torch.equal(before.read(key), after.read(key)), key

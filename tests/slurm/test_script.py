@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.cli.pipeline import compose_stages
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import USER_ERROR, UserError
+from molmo2_nemo.nemo.lines import read_lines
+from molmo2_nemo.nemo.train import write_json
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
-from molmo2_nemo.slurm.script import script
+from molmo2_nemo.slurm.script import IN_SLURM_JOB, TRAP, script
 
 IDS = (("pretrain", "41"), ("sft", "42"), ("long", "43"))
 
@@ -61,6 +65,85 @@ def test_scripts_are_sound_shell(tmp_path):
     path = tmp_path / "job.sh"
     path.write_text(text)
     subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+def end_of_attempt(tmp_path, outcome: str, said_by_srun: list[str], steps: int = 20) -> tuple[int, str]:
+    """The trap in a shell: exit code and output of an attempt in which tasks left `outcome` and srun failed."""
+    stage, log = tmp_path / "run" / "sft", tmp_path / "log"
+    stage.mkdir(parents=True, exist_ok=True)
+    log.write_text("srun: error: n9: task 9: Killed\n")  # of an attempt before
+    values = {"stage": stage, "folder": tmp_path, "log": log, "steps": steps, "retries": 0, "requeue": 0}
+    lines = [f"molmo2_{name}='{value}'" for name, value in values.items()]
+    (tmp_path / "said").write_text("".join(f"srun: error: {line}\n" for line in said_by_srun))
+    (tmp_path / "left").write_text(outcome)
+    body = f"cat {tmp_path}/said >> {log}; [ -s {tmp_path}/left ] && cp {tmp_path}/left ${IN_SLURM_JOB}/outcome; exit 1"
+    environment = {**os.environ, "SLURM_JOB_ID": "7"}
+    script = "\n".join(["set -evx", *lines]) + TRAP + "set +e\n" + body
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said_by_srun", "cause"),
+    [
+        (  # NCCL tells of it minutes later, and its watchdog aborts what waited
+            "process 0 failed: DistBackendError: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(...)",
+            ["n1: task 0: Aborted", "n2: task 3: Killed"],
+            "srun: error: n2: task 3: Killed perhaps memory ran out",
+        ),
+        (
+            "process 1 failed: DistBackendError: NCCL error: remote process exited or there was a network error",
+            ["n1: task 1: Exited with exit code 1", "n2: task 2: Segmentation fault"],
+            "srun: error: n2: task 2: Segmentation fault",
+        ),
+        (
+            "process 1 failed: RuntimeError: NCCL communicator was aborted on rank 1",
+            ["n1: task 1: Exited with exit code 1", "n2: task 2: Aborted"],
+            "srun: error: n2: task 2: Aborted",
+        ),
+        (  # nobody died: what the watchdog says is all there is
+            "process 0 failed: DistBackendError: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(...)",
+            ["n1: task 0: Aborted"],
+            "process 0 failed: DistBackendError: [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(...)",
+        ),
+        (
+            "process 1 failed: store->get('0') got error: Socket Timeout",
+            ["n1: task 1: Exited with exit code 1", "n2: task 2: Out Of Memory"],
+            "srun: error: n2: task 2: Out Of Memory perhaps memory ran out",
+        ),
+        (  # srun kills the others when one fails: they are not the cause
+            'process 1 failed: KeyError: "a\\b"\tc',
+            ["n1: task 1: Exited with exit code 1", "n1: task 0: Killed"],
+            'process 1 failed: KeyError: "a\\b" c',
+        ),
+        ("", ["n1: tasks 0-3: Killed"], "srun: error: n1: tasks 0-3: Killed perhaps memory ran out"),
+    ],
+)
+def test_the_cause_of_a_failed_attempt_is_told_and_noted(tmp_path, outcome, said_by_srun, cause):
+    (tmp_path / "run" / "sft").mkdir(parents=True)
+    errors = tmp_path / "run" / "sft" / "errors.jsonl"
+    errors.write_text('{"time": 1.0, "mess')  # of a task that was killed while it wrote
+    code, said = end_of_attempt(tmp_path, f"failed\n{outcome}\n" if outcome else "", said_by_srun)
+    assert code == 1 and "molmo2: given up after 0 retries" in said
+    (noted,) = read_lines(errors, time=float, message=str)
+    assert noted["message"] == cause and noted["cause"] is True and noted["user_error"] is False
+    assert abs(noted["time"] - time.time()) < 600
+
+
+def test_a_mistake_is_noted_too_and_not_tried_again(tmp_path):
+    code, said = end_of_attempt(tmp_path, "user_error\n2 settings cannot work:\n  - one\n", [])
+    assert code == USER_ERROR and "molmo2:   - one" in said
+    (noted,) = read_lines(tmp_path / "run" / "sft" / "errors.jsonl", message=str)
+    assert noted["message"] == "2 settings cannot work:   - one" and noted["user_error"] is True
+
+
+@pytest.mark.parametrize(("steps", "code"), [(20, 0), (21, 1)])
+def test_a_job_ends_at_once_only_if_all_steps_are_done(tmp_path, steps, code):
+    (tmp_path / "run" / "sft").mkdir(parents=True)
+    write_json(
+        tmp_path / "run" / "sft" / "summary.json", {"stage": "sft", "steps": 20, "checkpoint": "checkpoints/step=20"}
+    )
+    assert end_of_attempt(tmp_path, "failed\nx\n", [], steps)[0] == code
 
 
 @pytest.mark.parametrize(
