@@ -68,10 +68,8 @@ def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[str | Ta
     unit, seconds = _time_unit(best.step.seconds)
     yield _parts(f"a step, {best.layout.name}", unit, WHERE, {k: v / seconds for k, v in best.step.parts().items()})
     if cluster.gpus > 1:
-        yield (
-            f"per GPU and step {scaled(best.step.link_bytes)}B inside the node, "
-            f"{scaled(best.step.network_bytes)}B over the network"
-        )
+        network = f", {scaled(best.step.network_bytes)}B over the network" if cluster.nodes > 1 else ""
+        yield f"per GPU and step {scaled(best.step.link_bytes)}B inside the node{network}"
     yield from _published(model, plan)
 
 
@@ -103,7 +101,16 @@ def _best(plan: Plan) -> Table:
     mine = plan.configured
     rows = plan.best + ([mine] if mine and mine.layout not in [c.layout for c in plan.best] else [])
     unit, seconds = _time_unit(plan.best[0].step.seconds)
-    table = _table("layouts", "layout", "packs at once", "recompute", "GiB", f"{unit}/step", "MFU", "GPU-hours")
+    table = _table(
+        f"layouts{_legend(rows, plan)}",
+        "layout",
+        "packs at once",
+        "recompute",
+        "GiB",
+        f"{unit}/step",
+        "MFU",
+        "GPU-hours",
+    )
     for c in rows:
         hours = c.step.gpu_hours(plan.cluster, plan.work.steps)
         table.add_row(
@@ -119,14 +126,24 @@ def _best(plan: Plan) -> Table:
 
 
 def _gib(candidate: Candidate, plan: Plan) -> str:
-    return f"{candidate.memory.total / GIB:.0f}" + ("" if candidate.fits(plan.cluster) else " (too much)")
+    return f"{candidate.memory.total / GIB:.0f}" + ("" if candidate.fits(plan.cluster) else " ✗")
+
+
+def _legend(candidates: list[Candidate], plan: Plan) -> str:
+    return "" if all(c.fits(plan.cluster) for c in candidates) else "; ✗: does not fit"
 
 
 def _modes(plan: Plan) -> Table:
     best = plan.best[0].layout
     unit, seconds = _time_unit(plan.best[0].step.seconds)
     table = _table(
-        f"\nrecomputation, {best.name}", "recompute", "decoder", "vision", "all GiB", f"{unit}/step", "fullest"
+        f"\nrecomputation, {best.name}{_legend(plan.modes, plan)}",
+        "recompute",
+        "decoder",
+        "vision",
+        "all GiB",
+        f"{unit}/step",
+        "fullest",
     )
     for c in plan.modes:
         decoder, vision = (f"{x / GIB:.2f}" for x in (c.memory.decoder, c.memory.vision))
