@@ -5,49 +5,55 @@ from __future__ import annotations
 import tracemalloc
 from dataclasses import replace
 
+import numpy as np
+import pytest
 import torch
 
 from benchmarks.allocations import Allocations
-from benchmarks.packs import long_video_pack, pack
+from benchmarks.packs import long_video_pack, pack, token_mask
+from molmo2_nemo.attention import flash
+from molmo2_nemo.attention.area import area_of
+from molmo2_nemo.attention.kernels import choose
+from molmo2_nemo.attention.ring import merge, visible_keys
+from molmo2_nemo.data.example import Example
 from tests.support.pool import start_megatron
 
 FRAME_PATCHES, POOLED = 9, 81  # patches of a 42-pixel frame; pooled tokens of a frame, as published
+IM_PATCH = 66  # with a vocabulary of 64
 
 
-def long_video(size: int):
-    """PackInputs of one video that fills `size` tokens, 384 frames in 36,864."""
-    from molmo2_nemo.model.inputs import PackInputs
-
+def video_example(size: int) -> Example:
+    """One video that fills `size` tokens, 384 frames in 36,864."""
     frames = 384 * size // 36864
-    example, branch, block = torch.from_numpy(pack(long_video_pack(size, frames)))
+    _, branch, block = pack(long_video_pack(size, frames))
     first_extra = 64
-    ids = torch.arange(size) % first_extra
-    patch, starts, ends = block > 0, torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
-    starts[1:], ends[:-1] = patch[1:] & ~patch[:-1], patch[:-1] & ~patch[1:]
-    ids[patch], ids[starts], ids[ends] = first_extra + 2, first_extra + 7, first_extra + 8
-    pooled = (ids == first_extra + 2).nonzero()[:, 0]
-    assert len(pooled) == frames * POOLED
-    one = torch.ones(frames, dtype=torch.long)
-    return PackInputs(
-        input_ids=ids[None],
-        position_ids=torch.arange(size)[None],
-        example_ids=example[None],
-        branch_ids=branch[None],
-        visual=patch[None],
-        crops=torch.zeros(frames, FRAME_PATCHES, 588, dtype=torch.uint8),
-        pooling=torch.arange(frames).repeat_interleave(POOLED)[:, None] * FRAME_PATCHES + torch.arange(9),
-        pooled_positions=pooled,
+    ids = np.arange(size) % first_extra
+    visual, starts, ends = block > 0, np.zeros(size, bool), np.zeros(size, bool)
+    starts[1:], ends[:-1] = visual[1:] & ~visual[:-1], visual[:-1] & ~visual[1:]
+    ids[visual], ids[starts], ids[ends] = IM_PATCH, first_extra + 7, first_extra + 8
+    assert (ids == IM_PATCH).sum() == frames * POOLED
+    one = np.ones(frames, np.int64)
+    return Example(
+        input_ids=ids,
+        labels=np.arange(size) % first_extra,
+        loss_weights=(branch >= 0).astype(np.float32),
+        position_ids=np.arange(size),
+        branch_ids=branch,
+        visual=visual,
+        crops=np.zeros((frames, FRAME_PATCHES, 588), np.uint8),
+        pooling=np.arange(frames).repeat(POOLED)[:, None] * FRAME_PATCHES + np.arange(9),
         unit_crops=one,
         unit_rows=one * POOLED,
-        labels=(torch.arange(size) % first_extra)[None],
-        loss_weights=(branch >= 0).float()[None],
     )
 
 
 def step_job(sizes: list[int]) -> list[tuple[int, int, str, int]]:
-    """Per size: most bytes alive, elements and operation of the largest tensor, most bytes of numpy and Python."""
+    """Per size, from examples to gradients: most bytes alive, elements and operation of the largest tensor, most bytes
+    of numpy and Python."""
+    from molmo2_nemo.data.collate import collate
     from molmo2_nemo.model.config import preset
     from molmo2_nemo.model.decoder import transformer_config
+    from molmo2_nemo.model.inputs import PackInputs
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
     start_megatron()
@@ -64,11 +70,12 @@ def step_job(sizes: list[int]) -> list[tuple[int, int, str, int]]:
     model = Molmo2Model(config, transformer_config(config, use_cpu_initialization=True))
     found = []
     for size in sizes:
-        inputs = long_video(size)
+        example = video_example(size)
         model.zero_grad()
         tracemalloc.start()
         with Allocations() as allocations:
-            model(inputs).backward()
+            batch = collate([[example]], sequence_length=size, im_patch_id=IM_PATCH)
+            model(PackInputs.from_batch(batch)).backward()
         host = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.decoder.parameters())
@@ -83,3 +90,52 @@ def test_a_step_of_36864_tokens_makes_nothing_quadratic(workers):
     assert elements < 256 * large, (elements, name)
     assert host < 1024 * large, f"{host} bytes of numpy arrays and Python objects"
     assert many <= 1.05 * (large // small) * few, (few, many)
+
+
+@pytest.mark.parametrize("rule", ["image_tokens", "within_image"])
+def test_the_plan_of_a_ring_is_linear(rule):
+    """Two chunks of 18,432 tokens and what each sees of the other, planned on the host for every kernel that merges."""
+    size = 36864
+    mask = token_mask([long_video_pack(size, 384)], size, rule)
+    tracemalloc.start()
+    chunks = list(visible_chunks(mask, 2))
+    for area, *_ in chunks:
+        flash.calls(area, torch.device("cpu"))
+    host = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(chunks) == 4 and host < 512 * size, f"{host} bytes of numpy arrays and Python objects"
+
+
+def visible_chunks(mask, chunks: int):
+    """The areas that a ring walks through, with their queries and keys: chunk by chunk, a chunk's own keys first."""
+    visible, size = visible_keys(mask, chunks), mask.size // chunks
+    for i in range(chunks):
+        for j in ((i + n) % chunks for n in range(chunks)):
+            low, high = visible.runs[i][j]
+            if high > low:
+                queries, keys = (i * size, (i + 1) * size), (j * size + low, j * size + high)
+                yield area_of(mask, queries, keys), slice(*queries), slice(*keys)
+
+
+def test_a_ring_of_two_makes_nothing_quadratic():
+    """Forward and backward as its two ranks do them, one after the other."""
+    torch.set_num_threads(1)
+    kernel = choose("auto", "cpu", torch.float32, 16, merged=True)
+    peaks, largest = [], []
+    for size in (4608, 9216):
+        mask = token_mask([long_video_pack(size, size // 96)], size)
+        q, k, v, grad = (torch.randn(size, 1, 1, 16) for _ in range(4))
+        with Allocations() as allocations:
+            out, lse = torch.zeros_like(q), torch.full((size, 1, 1), -torch.inf)
+            areas = list(visible_chunks(mask, 2))
+            for area, rows, keys in areas:
+                out[rows], lse[rows] = merge(
+                    out[rows], lse[rows], *kernel.forward(q[rows], k[keys], v[keys], area, 0.25)
+                )
+            for area, rows, keys in areas:
+                kernel.backward(grad[rows], q[rows], k[keys], v[keys], out[rows], lse[rows], area, 0.25)
+        assert len(areas) == 4 and lse.isfinite().all()
+        peaks.append(allocations.peak)
+        largest.append(allocations.largest[0])
+    assert peaks[1] <= 2.1 * peaks[0]
+    assert largest[1] <= 2 * q.numel()
