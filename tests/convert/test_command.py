@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOLMO2_VERBOSE", "1")  # leave this process's logging as it is
+    monkeypatch.setattr("molmo2_nemo.cli.worker.quiet", lambda: None)  # leave this process's logging as it is
 
 
 @pytest.mark.parametrize("written_as", FORMATS)
@@ -70,7 +70,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     for words, message in (
         (["import", broken, out], "model.safetensors is truncated"),
         (["import", llm, out], "model_type is 'qwen3', expected 'molmo2'"),
-        (["import", FIXTURES / "olmo3", tmp_path / "file" / "below"], "File exists: "),
+        (["import", FIXTURES / "olmo3", tmp_path / "file" / "below"], "file is a file; name a folder"),
         (["export", llm, out], "not a Megatron distributed checkpoint"),
         (["export", nameless, out], "not a checkpoint of any known Molmo2: tiny: "),
         (
