@@ -51,12 +51,66 @@ def test_other_errors_are_not_about_memory(make):
 def test_only_what_is_left_is_suggested():
     cfg = RunConfig()
     assert not cfg.memory.offload and len(remedies(cfg)) == 8
-    cfg.stage.micro_batch_size, cfg.parallel.context = 1, 4
+    cfg.stage.micro_batch_size, cfg.parallel.context = 1, 2
     cfg.memory.recompute, cfg.memory.mlp_tiles, cfg.memory.vision_chunk = "full", 4, 8
     cfg.memory.offload, cfg.memory.loss_chunk = True, 128
-    assert [text.split()[0] for text in remedies(cfg)] == ["parallel.context=8", "smaller"]
+    assert [text.split()[0] for text in remedies(cfg)] == ["parallel.context=4", "smaller"]
     cfg.memory.recompute_layers = 2
     assert remedies(cfg)[0].startswith("memory.recompute=full memory.recompute_layers=null")
+
+
+def layouts(
+    length: int = 16384, crops: int = 128, vision_chunk: int | None = 16, devices: int | None = None, **parallel
+) -> list[str]:
+    """What is suggested beside settings of memory, for the 8b model."""
+    cfg = RunConfig()
+    cfg.model.preset, cfg.stage.global_batch_size, cfg.memory.vision_chunk = "8b", 128, vision_chunk
+    cfg.data.packing.sequence_length, cfg.data.packing.max_crops = length, crops
+    cfg.cluster.devices = devices
+    for name, value in parallel.items():
+        setattr(cfg.parallel, name, value)
+    return [text for text in remedies(cfg) if text.startswith("parallel.")]
+
+
+DYNAMIC = {"context": 8, "dynamic_context": True}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"context": 8, "data": 4}, ["parallel.context=16 parallel.data=2 (16 ranks share a pack)"]),
+        ({"context": 8}, ["parallel.context=16 (16 ranks share a pack; takes 16 processes)"]),
+        ({"context": 8, "devices": 32}, ["parallel.context=16 (16 ranks share a pack)"]),
+        ({"context": 8, "devices": 8}, ["parallel.context=16 (16 ranks share a pack; takes 16 processes)"]),
+        # 64 ranks cannot deal 32 heads
+        (
+            {"context": 32},
+            ["parallel.context=64 parallel.context_ulysses=32 (64 ranks share a pack; takes 64 processes)"],
+        ),
+        ({"context": 8, "length": 16376}, []),  # not a multiple of 16
+        # what a rank holds is what its limits say, as long as they are above a static share
+        (
+            {**DYNAMIC, "context_tokens": 16384},
+            ["parallel.context_tokens=8192 (packs of more tokens get more ranks)"],
+        ),
+        (
+            {**DYNAMIC, "context_tokens": 3000, "context_crops": 64, "vision_chunk": None},
+            [
+                "parallel.context_tokens=2048 (packs of more tokens get more ranks)",
+                "parallel.context_crops=32 (packs of more crops get more ranks)",
+            ],
+        ),
+        (
+            {**DYNAMIC, "context_tokens": 2048, "context_crops": 16, "data": 2},
+            [
+                "parallel.context=16 parallel.context_tokens=1024 parallel.context_crops=8 parallel.data=1 "
+                "(16 ranks share a pack)"
+            ],
+        ),
+    ],
+)
+def test_layouts_that_can_work(settings, expected):
+    assert layouts(**settings) == expected
 
 
 def test_suggested_settings_exist():
