@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from molmo2_nemo.data.config import ImageConfig, LimitsConfig
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -102,7 +102,8 @@ def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.nd
     except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
         # What Pillow raises for broken files depends on the format and on where it breaks.
         start = data[:8].hex() or "nothing"
-        raise ValueError(f"cannot read picture of {len(data)} bytes (starts with {start}): {error}") from error
+        why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"cannot read picture of {len(data)} bytes (starts with {start}): {why}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

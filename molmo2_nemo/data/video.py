@@ -150,7 +150,8 @@ def _opened(source: bytes | str | Path, limits: LimitsConfig) -> Iterator[tuple[
             stream.codec_context.thread_count = 1  # threads would decode frames ahead that nobody asked for
             yield container, stream
     except (FFmpegError, OSError, EOFError, OverflowError) as error:
-        raise ValueError(f"cannot read {name}: {error}") from error
+        why = getattr(error, "strerror", None) or error  # the library's words without its numbers
+        raise ValueError(f"cannot read {name}: {why}") from error
 
 
 def _check_size(width: int, height: int, limits: LimitsConfig) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.config import RunConfig
-from molmo2_nemo.errors import UserError, nearest
+from molmo2_nemo.errors import UserError, nearest, read_text
 from molmo2_nemo.settings.schema import structure
 
 GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "cluster")
@@ -101,6 +101,7 @@ def _compose(overrides: list[str], config_dir: str | Path | None) -> dict[str, A
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     ConfigStore.instance().store(name="schema", node=dataclasses.asdict(RunConfig()))
     if config_dir:
@@ -110,7 +111,11 @@ def _compose(overrides: list[str], config_dir: str | Path | None) -> dict[str, A
         with initialize_config_dir(config_dir=str(conf_dir()), version_base="1.3"):
             composed = hydra_compose("config", overrides)
         values = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(" ".join(str(error).split())) from None
+    except UnicodeDecodeError:
+        for path in Path(config_dir).rglob("*.yaml") if config_dir else ():
+            read_text(path)  # names the file
+        raise
     assert isinstance(values, dict)
     return {str(k): v for k, v in values.items()}

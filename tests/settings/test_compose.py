@@ -130,6 +130,15 @@ def test_own_configurations_are_found(tmp_path):
         compose(["recipe=tiny"], tmp_path / "absent")
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe not UTF-8", b"sources: [1", b"- a list"])
+def test_a_damaged_file_of_the_users_is_named(tmp_path, content):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="data/mine") as error:
+        compose(["recipe=tiny", "data=mine"], tmp_path)
+    assert "\n" not in str(error.value)
+
+
 def test_unknown_key_in_a_file_of_the_users(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("image: {crop_sise: 126}\n")
