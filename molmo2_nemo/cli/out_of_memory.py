@@ -58,7 +58,8 @@ def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
     )
     found = [_text(values, note) for open_, values, note in known if open_ and not _refused(cfg, values)]
     found += _less_of_a_pack(cfg)
-    return [*found, "smaller data.packing.sequence_length and data.packing.max_crops (other packs are trained on)"]
+    where = "other packs are trained on, in another output_dir once there is a checkpoint"
+    return [*found, f"smaller data.packing.sequence_length and data.packing.max_crops ({where})"]
 
 
 def _less_of_a_pack(cfg: RunConfig) -> list[str]:

@@ -28,6 +28,8 @@ LAYOUT = (
     *("parallel.*", "stage.micro_batch_size", "model.attention", "faults.*", "data.share_packs"),
     *("data.max_bad_in_a_row", "data.max_bad_share", "data.quarantine"),
 )
+# But not this one while the stage is not finished: Megatron cannot read one kind of optimizer state as the other.
+FIXED = ("parallel.distributed_optimizer",)
 # Where the shards are, while the stage is not finished: the loader compares their fingerprints with the checkpoint.
 MOVED = ("data.root", "data.sources.*.path")
 
@@ -124,15 +126,17 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [steps[s] for s in sorted(steps)]
 
 
-def changed_settings(cfg: RunConfig, path: Any, free: Sequence[str]) -> list[str]:
-    """`key was A, is now B` for each setting that differs from the file `path` and fits none of the patterns `free`."""
+def changed_settings(cfg: RunConfig, path: Any, free: Sequence[str], fixed: Sequence[str] = ()) -> list[str]:
+    """`key was A, is now B` for each setting that differs from the file `path` and is `fixed`, or fits none of the
+    patterns `free`."""
     if not path.is_file():
         return []
     before, now = flatten(to_dict(_settings(path))), flatten(to_dict(cfg))
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     return [
         f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not any(fnmatchcase(key, pattern) for pattern in free)
+        for key in changed
+        if key in fixed or not any(fnmatchcase(key, pattern) for pattern in free)
     ]
 
 
@@ -151,7 +155,7 @@ def refuse_changes(cfg: RunConfig, folder: Any, checkpoint: str, finished: bool 
     free = (*FREE, *LAYOUT) if finished else (*FREE, *LAYOUT, *MOVED)
     if path.is_file() and cfg.stage.max_steps > _settings(path).stage.max_steps:
         free = (*free, "stage.max_steps")
-    changes = changed_settings(cfg, path, free)
+    changes = changed_settings(cfg, path, free, () if finished else FIXED)
     if changes:
         more = f" and {len(changes) - 4} more" if len(changes) > 4 else ""
         raise UserError(

@@ -172,6 +172,7 @@ def trained(tmp_path, *settings):
         ("stage.global_batch_size=16", "stage.global_batch_size was"),
         ("data.sources.b.path=/shards/b", "data.sources.b.rate was None, is now 1.0"),
         ("seed=1", "seed was"),
+        ("parallel.distributed_optimizer=false", "parallel.distributed_optimizer was True, is now False"),
     ],
 )
 def test_a_run_is_not_gone_on_with_as_another(tmp_path, change, told):
