@@ -68,6 +68,10 @@ def file_problems(cfg: RunConfig) -> Iterator[str]:
     file = blocking_file(Path(cfg.output_dir))
     if file is not None:
         yield f"output_dir={cfg.output_dir}: {file} is a file; name a folder"
+    listed = cfg.data.quarantine
+    if listed is not None and (Path(listed).is_dir() or not Path(listed).parent.is_dir()):
+        what = "it is a folder" if Path(listed).is_dir() else f"there is no folder {Path(listed).parent}"
+        yield f"data.quarantine={listed}: {what}; name a file that can be written"
     yield from _sources(cfg)
     yield from _validation(cfg)
     yield from _start(cfg)

@@ -159,6 +159,10 @@ def test_a_file_where_the_run_would_write(shards, tmp_path):
     (tmp_path / "file").write_text("")
     problems = list(find_problems(tiny(shards, f"output_dir='{tmp_path}/file/run'")))
     assert problems == [f"output_dir={tmp_path}/file/run: {tmp_path}/file is a file; name a folder"]
+    for name, what in (("file/x", f"there is no folder {tmp_path}/file"), ("", "it is a folder")):
+        problems = list(find_problems(tiny(shards, f"data.quarantine='{tmp_path}/{name}'")))
+        assert len(problems) == 1 and what in problems[0], problems
+    assert list(find_problems(tiny(shards, f"data.quarantine='{tmp_path}/bad.jsonl'"))) == []
 
 
 @pytest.mark.parametrize(
