@@ -1,20 +1,24 @@
 """Dynamic against static context parallelism, simulated: predicted time of an optimizer step on 8 to 1,024 GPUs.
 
-    python -m benchmarks.dynamic_cp [--steps 4] [--out benchmarks/results/dynamic_cp-DATE.json]
+    python -m benchmarks.dynamic_cp [--steps 4] [--recorded FILE ...] [--out benchmarks/results/dynamic_cp-DATE.json]
 
 Packs are drawn from the mixture of benchmarks/packing.py and packed by the same packer as in training: stage 2 (16,384
-tokens, 128 crops) and stage 3 (36,864, 384); "single" is stage 3's examples one by one, as without packing. A step is
-128 packs (for "single" as many examples as those packs hold), dealt to replicas by data/balance.py, and inside a
-replica to blocks of ranks by parallel/schedule.py: the code that training runs. Seconds come from parallel/cost.py,
-whose rates are assumptions; nothing here was measured on a GPU. Left out, as it is the same for all: the gradients'
-reduction and the optimizer. Static context parallelism gives every pack to all ranks of a group of 8 and pads it to
-full length.
+tokens, 128 crops) and stage 3 (36,864, 384); "single" is stage 3's examples one by one, as without packing.
+`--recorded` adds packs that benchmarks/record_packs.py took from the real loader. A step is 128 packs (for "single" as
+many examples as those packs hold), dealt to replicas by data/balance.py, and inside a replica to blocks of ranks by
+parallel/dynamic.py and parallel/schedule.py: the code that training runs. With one pack per replica a step's packs are
+taken as they come (data.packing.balance_window, which orders them, is left out). Seconds come from parallel/cost.py,
+whose rates (plan/rates.py) are assumptions; nothing here was measured on a GPU. Left out, as it is the same for all:
+the gradients' reduction and the optimizer. Static context parallelism gives every pack to all ranks of a group of 8 and
+pads it to full length.
 
-static 8     all packs on 8 ranks (Ulysses)
-cut          the same without the padding behind packs (parallel.cut_padding), as all dynamic ones
-dynamic 8    blocks of 1, 2, 4, 8 ranks in groups of 8 (Ulysses)
-dynamic 32   blocks of 1 ... 32 ranks in groups of 32 (Ulysses over 8, ring beyond); needs 32 GPUs
-limit        the same two, where a rank has memory for a quarter of a full pack only
+static 8          all packs on 8 ranks (Ulysses)
+static 8, cut     the same without the padding behind packs (parallel.cut_padding), as all dynamic ones
+dynamic 8         blocks of 1, 2, 4, 8 ranks in groups of 8 (Ulysses); a rank has memory for a full pack
+dynamic 8, crops  the same where a rank has memory for an eighth of the crops: what holds unless
+                  parallel.context_crops or memory.vision_chunk is set
+dynamic 8, 1/4    the same where a rank has memory for a quarter of a full pack, tokens and crops
+dynamic 32        blocks of 1 ... 32 ranks in groups of 32 (Ulysses over 8, ring beyond); needs 32 GPUs
 """
 
 from __future__ import annotations
@@ -22,31 +26,38 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import packing
+from benchmarks import packing, record_packs
 from benchmarks.report import machine, write_result
-from molmo2_nemo.data.balance import deal, example_pairs
+from molmo2_nemo.data.balance import UNIT, deal, example_pairs
 from molmo2_nemo.data.packing import Item, Packer
-from molmo2_nemo.model.config import preset
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.model.flops import forward_flops
 from molmo2_nemo.parallel.context import degrees
 from molmo2_nemo.parallel.cost import ContextCost, PackCounts
+from molmo2_nemo.parallel.dynamic import DynamicContext
 from molmo2_nemo.parallel.schedule import assign, step_time
 
 STEP_PACKS = 128
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
+PICTURE_CROPS = 9  # of one of several pictures: 8 tiles and the whole
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Context groups of `size` ranks; a rank may get `limit` of a full pack's tokens. Dynamic ones cut padding."""
+    """Context groups of `size` ranks; a rank may get such shares of a full pack's tokens and crops. Dynamic ones cut
+    padding."""
 
     size: int
     dynamic: bool
-    limit: float = 1.0
+    tokens: float = 1.0
+    crops: float = 1.0
     cut: bool = True
 
 
@@ -54,40 +65,54 @@ LAYOUTS = {
     "static 8": Layout(8, False, cut=False),
     "static 8, cut": Layout(8, False),
     "dynamic 8": Layout(8, True),
+    "dynamic 8, crops": Layout(8, True, crops=1 / 8),
+    "dynamic 8, 1/4": Layout(8, True, 1 / 4, 1 / 4),
     "dynamic 32": Layout(32, True),
-    "dynamic 8, limit": Layout(8, True, 0.25),
-    "dynamic 32, limit": Layout(32, True, 0.25),
 }
 
 
+@dataclass(frozen=True)
+class Step:
+    """The packs of an optimizer step, and the limits that they were packed with."""
+
+    packs: list[PackCounts]
+    tokens: int
+    crops: int
+    padded: bool = True  # to full length, without `cut`
+
+
 def counts(kind: str, root: int, visual: int, pictures: int, branches: list[int], length: int) -> PackCounts:
-    """Of one example. Frames are units of their own, the tiles of a picture are one."""
+    """Of one example. Frames are units of their own, the tiles of a picture are one; several pictures are equal."""
     root, kept = min(root, length), []
     for branch in branches:
         if root + sum(kept) + branch > length:
             break
         kept.append(branch)
-    rows = min(visual, root)
     is_video = kind in ("video", "captioned video", "track", "video pointing")
-    units = np.ones(pictures, np.int64) if is_video else np.array([pictures] if pictures else [], np.int64)
-    pairs = int(example_pairs(np.int64(root), np.int64(rows))) + sum(b * (b + 1) // 2 + b * root for b in kept)
+    visual = min(visual, root)
+    parts = pictures if is_video else -(-pictures // PICTURE_CROPS) if kind == "pictures" else min(1, pictures)
+    units, rows = (np.array([n // parts + (i < n % parts) for i in range(parts)], np.int64) for n in (pictures, visual))
+    pairs = int(example_pairs(np.int64(root), np.int64(visual))) + sum(b * (b + 1) // 2 + b * root for b in kept)
     tokens = root + sum(kept)
     scored = round((sum(kept) if kept else tokens // 2) * 0.8)
-    return PackCounts(tokens, pairs, units, rows, rows * (9 if is_video else 4), scored)
+    return PackCounts(tokens, pairs, units, rows, visual * (9 if is_video else 4), scored, tokens)
 
 
 def together(parts: list[PackCounts]) -> PackCounts:
+    """Examples as one pack."""
+    tokens = sum(p.tokens for p in parts)
     return PackCounts(
-        tokens=sum(p.tokens for p in parts),
+        tokens=tokens,
         pairs=sum(p.pairs for p in parts),
         unit_crops=np.concatenate([p.unit_crops for p in parts]),
-        rows=sum(p.rows for p in parts),
+        unit_rows=np.concatenate([p.unit_rows for p in parts]),
         slots=sum(p.slots for p in parts),
         scored=sum(p.scored for p in parts),
+        length=tokens,
     )
 
 
-def record(setting: str, packs: int, seed: int = 0) -> list[list[PackCounts]]:
+def draw(setting: str, packs: int, seed: int = 0) -> list[list[PackCounts]]:
     """The first so many packs of the mixture, each as the counts of its examples."""
     length, crops, frames = packing.SETTINGS[setting]
     packer, rng, found = Packer(length, crops), random.Random(seed), []
@@ -106,25 +131,64 @@ def record(setting: str, packs: int, seed: int = 0) -> list[list[PackCounts]]:
     return found
 
 
-def table_of(packs: list[PackCounts], cost: ContextCost, layout: Layout, full: int) -> np.ndarray:
+def drawn_steps(steps: int) -> Iterator[tuple[str, list[Step]]]:
+    """The three settings and their steps."""
+    for setting in packing.SETTINGS:
+        length, crops, _ = packing.SETTINGS[setting]
+        drawn = draw(setting, STEP_PACKS * steps)
+        each = [drawn[i * STEP_PACKS : (i + 1) * STEP_PACKS] for i in range(steps)]
+        yield setting, [Step([together(parts) for parts in step], length, crops) for step in each]
+    yield "single", [Step([p for parts in step for p in parts], length, crops, padded=False) for step in each]
+
+
+def recorded_steps(path: Path) -> tuple[str, list[Step]]:
+    """Whole steps of a recording.
+
+    Raises:
+        UserError: it has less than one.
+    """
+    head, packs = record_packs.read(path)
+    steps = len(packs) // STEP_PACKS
+    if not steps:
+        raise UserError(f"{path}: {len(packs)} packs, but a step takes {STEP_PACKS}; record as many")
+    each = [packs[i * STEP_PACKS : (i + 1) * STEP_PACKS] for i in range(steps)]
+    return path.name, [Step(step, head["sequence_length"], head["max_crops"]) for step in each]
+
+
+def table_of(step: Step, cost: ContextCost, layout: Layout) -> np.ndarray:
     """Microseconds of each pack by degree, -1 where it does not fit; int64 [packs, degrees]."""
-    sizes = degrees(layout.size)
-    found = np.full((len(packs), len(sizes)), -1, np.int64)
-    for row, pack in zip(found, packs, strict=True):
-        for column, size in enumerate(sizes):
-            if size == layout.size or (layout.dynamic and pack.tokens <= size * layout.limit * full):
-                row[column] = cost.microseconds(pack, size)
+    most_tokens, most_crops = round(layout.tokens * step.tokens), round(layout.crops * step.crops)
+    context = DynamicContext(cost, layout.size, 0, most_tokens, most_crops)
+    if layout.dynamic:
+        return context.table(step.packs)
+    packs = step.packs
+    if step.padded and not layout.cut:
+        packs = [replace(p, tokens=step.tokens * p.packs, length=step.tokens) for p in packs]  # padding is worked on
+    found = np.full((len(packs), len(degrees(layout.size))), -1, np.int64)
+    found[:, -1] = [cost.microseconds(pack, layout.size) for pack in packs]
     return found
 
 
-def step_seconds(costs: np.ndarray, gpus: int, layout: Layout) -> float:
-    """The slowest replica of one step; costs [k, degrees] as `table_of` has them."""
+def work_of(pack: PackCounts, model: Molmo2Config) -> int:
+    """What training deals micro-batches to replicas by: data/balance.py, `CostModel`, which needs a batch."""
+    work = forward_flops(
+        model,
+        tokens=pack.tokens,
+        pairs=pack.pairs,
+        crops=int(pack.unit_crops.sum()),
+        pooled_rows=pack.rows,
+        pooled_slots=pack.slots,
+        scored_tokens=pack.scored,
+    )
+    return round(work.total / UNIT)
+
+
+def step_seconds(costs: np.ndarray, work: np.ndarray, gpus: int, layout: Layout) -> float:
+    """The slowest replica of one step; costs [k, degrees] as `table_of` has them, work [k]."""
     replicas, sizes = gpus // layout.size, degrees(layout.size)
     usable = len(costs) // replicas * replicas
-    work = np.where(costs < 0, np.iinfo(np.int64).max // 64, costs)[:usable] * sizes  # of all ranks together
-    place = deal(work.min(axis=1).reshape(replicas, -1))
     slowest = 0
-    for mine in place:
+    for mine in deal(work[:usable].reshape(replicas, -1)):
         if layout.dynamic:
             slowest = max(slowest, step_time(assign(costs[mine], sizes), costs[mine], sizes))
         else:
@@ -132,36 +196,35 @@ def step_seconds(costs: np.ndarray, gpus: int, layout: Layout) -> float:
     return slowest * 1e-6
 
 
-def simulate(setting: str, model: str, steps: int) -> list[dict]:
+def simulate(setting: str, steps: list[Step], model: str) -> list[dict]:
     """Mean predicted seconds of a step for every layout and number of GPUs."""
-    recorded = record("long" if setting == "single" else setting, STEP_PACKS * steps)
-    full = packing.SETTINGS["long" if setting == "single" else setting][0]
-    cost = ContextCost(preset(model), ulysses=8, passes=4)
+    cost = ContextCost(preset(model), ulysses=8, recompute=True)
+    works = [np.array([work_of(pack, preset(model)) for pack in step.packs], np.int64) for step in steps]
     rows: dict[int, dict] = {n: {"setting": setting, "model": model, "gpus": n} for n in GPUS}
     for name, layout in LAYOUTS.items():
-        seconds: dict[int, list[float]] = {n: [] for n in GPUS if n >= layout.size}
-        for step in range(steps):
-            chosen = recorded[step * STEP_PACKS : (step + 1) * STEP_PACKS]
-            packs = [p for parts in chosen for p in parts] if setting == "single" else [together(p) for p in chosen]
-            if not layout.cut and setting != "single":
-                packs = [replace(p, tokens=full) for p in packs]  # padding is worked on
-            costs = table_of(packs, cost, layout, full)
-            for gpus, found in seconds.items():
-                found.append(step_seconds(costs, gpus, layout))
-        for gpus, found in seconds.items():
-            rows[gpus][name] = round(float(np.mean(found)), 4)
+        costs = [table_of(step, cost, layout) for step in steps]
+        for gpus in GPUS:
+            if gpus >= layout.size:
+                seconds = [step_seconds(c, w, gpus, layout) for c, w in zip(costs, works, strict=True)]
+                rows[gpus][name] = round(float(np.mean(seconds)), 4)
     return list(rows.values())
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dynamic_cp", description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4, help="optimizer steps that are averaged")
+    parser.add_argument("--steps", type=int, default=4, help="optimizer steps that are averaged, of drawn packs")
+    parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="files of benchmarks.record_packs")
     parser.add_argument("--model", default="8b")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/dynamic_cp-<date>.json")
     args = parser.parse_args(argv)
+    try:
+        recorded = [recorded_steps(path) for path in args.recorded]
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     results = []
-    for setting in ("SFT", "long", "single"):
-        for row in simulate(setting, args.model, args.steps):
+    for setting, steps in (*drawn_steps(args.steps), *recorded):
+        for row in simulate(setting, steps, args.model):
             results.append(row)
             static = row["static 8"]
             others = ", ".join(
@@ -169,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             print(f"{setting:>6} {row['gpus']:>5} GPUs: static 8 {static:.2f} s; {others}", flush=True)
     settings = {"steps": args.steps, "packs_per_step": STEP_PACKS, "model": args.model}
+    settings["recorded"] = [path.name for path in args.recorded]
     write_result("dynamic_cp", {"machine": machine(), "settings": settings, "results": results}, args.out)
     return 0
 

@@ -3,11 +3,13 @@ give the loss and the gradients of one process."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from molmo2_nemo.parallel.dynamic import rounded, used_tokens, without_padding
-from tests.support.packs import demo_packs, tiny_run, train_on_packs
+from tests.support.packs import demo_packs, padding_only, text_only, tiny_run, train_on_packs
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
 STEPS = 3
@@ -64,6 +66,51 @@ def test_follows_the_single_process(workers, packs, single, tmp_path, layout):
     assert len(shared) > 1 and max(shared) <= layout["context"]  # packs on different numbers of ranks
     sizes = [[len(step) for step in steps] for _, steps in results]
     assert any(len(set(counts)) > 1 for counts in zip(*sizes, strict=True)) or layout["context"] == 2
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Two packs a micro-batch; in each step one of text alone and one of padding alone."""
+    long, short = demo_packs(4, micro_batch=2), demo_packs(4, length=256, micro_batch=2)
+    short = [padded(batch, 768) for batch in short]
+    return [b for n in range(4) for b in (long[n], text_only(short[n]), padding_only(short[n]), short[n])]
+
+
+def padded(batch, size):
+    """The same packs with room to `size` tokens."""
+    used = batch.input_ids.shape[1]
+    wide = {"input_ids": -1, "labels": -1, "loss_weights": 0, "position_ids": 0, "example_ids": -1, "branch_ids": -1}
+    room = [(0, 0), (0, size - used)]
+    arrays = {n: np.pad(getattr(batch, n), room, constant_values=v) for n, v in (wide | {"visual": False}).items()}
+    packs, places = np.divmod(batch.pooled_positions, used)
+    return replace(batch, **arrays, pooled_positions=packs * size + places)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"context": 4, "context_tokens": 400, "context_crops": 12, "memory": {"recompute": "full"}},
+        {"context": 2, "context_tokens": 768, "context_crops": 8, "memory": {"vision_chunk": 3}},
+    ],
+    ids=["4 ranks, recompute", "2 ranks, chunks"],
+)
+def test_pairs_of_packs_with_nothing_to_see_or_do(workers, pairs, single_of_pairs, tmp_path, layout):
+    results = workers.run(recorded, run_of_pairs(tmp_path, **layout, dynamic_context=True), pairs, ranks=4, fit=True)
+    got = results[0][0]
+    for name in TRACED:
+        np.testing.assert_allclose([m[name] for m in got], [m[name] for m in single_of_pairs], rtol=1e-5, err_msg=name)
+    assert len({ranks for _, steps in results for step in steps for ranks, _ in step}) > 1
+
+
+@pytest.fixture(scope="module")
+def single_of_pairs(workers, pairs, tmp_path_factory):
+    return workers.run(train_on_packs, run_of_pairs(tmp_path_factory.mktemp("one")), pairs, ranks=1, fit=True)[0]
+
+
+def run_of_pairs(folder, **settings):
+    cfg = tiny_run(folder, STEPS - 1, **settings)
+    cfg.stage.micro_batch_size, cfg.stage.global_batch_size = 2, 8
+    return cfg
 
 
 def test_cut_keeps_what_is_not_padding(packs):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data.config import SourceConfig
-from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
+from tests.support.packs import demo_data, demo_packs, text_only, tiny_run, train_on_packs
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
 
@@ -92,9 +92,10 @@ def test_layout_follows_the_single_process(workers, packs, shards, single, tmp_p
         assert one["tasks"] == pytest.approx(other["tasks"], rel=1e-5)
 
 
-def test_bfloat16_follows_fp32(workers, packs, single, tmp_path):
+@pytest.mark.parametrize("layout", [{"tensor": 2, "sequence": True}, {"context": 2, "context_ulysses": 1}], ids=str)
+def test_bfloat16_follows_fp32(workers, packs, single, tmp_path, layout):
     """Mixed precision as on GPU: bf16 parameters, fp32 master weights and gradient sums."""
-    cfg = tiny_run(tmp_path, tensor=2, sequence=True)
+    cfg = tiny_run(tmp_path, **layout)
     cfg.cluster.precision = "bf16"
     got = workers.run(train_on_packs, cfg, packs, ranks=2, fit=True)[0]
     np.testing.assert_allclose([m["loss"] for m in got], [m["loss"] for m in single[0]], rtol=2e-2)
@@ -109,17 +110,3 @@ def test_text_only_micro_batch_beside_one_with_pictures(workers, packs, tmp_path
         got = workers.run(train_on_packs, tiny_run(tmp_path / name, 2, **layout), mixed, ranks=2, fit=True)[0]
         for traced in TRACED:
             np.testing.assert_allclose([m[traced] for m in got], [m[traced] for m in single], rtol=1e-5)
-
-
-def text_only(batch):
-    """The batch without its crops: visual tokens become text, nothing is pooled."""
-    import copy
-
-    out = copy.deepcopy(batch)
-    out.input_ids[out.visual] = 5
-    out.visual[:] = False
-    out.crops, out.pooling = out.crops[:0], out.pooling[:0]
-    out.pooled_positions, out.unit_crops, out.unit_rows = (
-        a[:0] for a in (out.pooled_positions, out.unit_crops, out.unit_rows)
-    )
-    return out

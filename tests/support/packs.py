@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -25,15 +26,41 @@ def demo_data(folder: Path, part: str = "sft", length: int = 768, crops: int = 2
 
 
 @functools.cache
-def demo_packs(count: int = 20, length: int = 768) -> list[Batch]:
-    """Real packs from the demo's shards, one pack a batch: text-only, pictures, several pictures, video, trees."""
+def demo_packs(count: int = 20, length: int = 768, micro_batch: int = 1) -> list[Batch]:
+    """Real micro-batches from the demo's shards: text-only, pictures, several pictures, video, trees."""
     from data_prep.demo import build_demo
     from molmo2_nemo.data.loader import PackStream
 
     with tempfile.TemporaryDirectory() as folder:
         build_demo(Path(folder))
-        stream = iter(PackStream(demo_data(Path(folder), length=length), micro_batch_size=1, dp_rank=0, dp_size=1))
+        data = demo_data(Path(folder), length=length)
+        stream = iter(PackStream(data, micro_batch_size=micro_batch, dp_rank=0, dp_size=1))
         return [next(stream) for _ in range(count)]
+
+
+def text_only(batch: Batch) -> Batch:
+    """The batch without its crops: visual tokens become text, nothing is pooled."""
+    none = {
+        name: getattr(batch, name)[:0] for name in ("crops", "pooling", "pooled_positions", "unit_crops", "unit_rows")
+    }
+    ids = np.where(batch.visual, 5, batch.input_ids)
+    return dataclasses.replace(batch, input_ids=ids, visual=np.zeros_like(batch.visual), **none)
+
+
+def padding_only(batch: Batch) -> Batch:
+    """As many packs without a token."""
+    empty = text_only(batch)
+    nothing = {name: np.full_like(getattr(empty, name), -1) for name in ("input_ids", "labels", "example_ids")}
+    packs = [[] for _ in batch.keys]
+    return dataclasses.replace(
+        empty,
+        **nothing,
+        loss_weights=np.zeros_like(empty.loss_weights),
+        position_ids=np.zeros_like(empty.position_ids),
+        branch_ids=np.full_like(empty.branch_ids, -1),
+        keys=packs,
+        sources=packs,
+    )
 
 
 class FixedPacks:
