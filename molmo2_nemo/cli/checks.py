@@ -15,7 +15,16 @@ from molmo2_nemo.data.rates import is_missing, present, weights
 from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import UserError, blocking_file, nearest
-from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset, with_choices
+from molmo2_nemo.model.config import (
+    NOTHING_LEARNS,
+    PRESETS,
+    Molmo2Config,
+    check_recompute,
+    learning,
+    native_positions,
+    preset,
+    with_choices,
+)
 from molmo2_nemo.parallel.layout import context_problems
 from molmo2_nemo.settings.schema import load_yaml
 
@@ -42,15 +51,21 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
     model = None
     if cfg.model.preset in PRESETS:
         model = preset(cfg.model.preset)
-        try:
-            chosen = cfg.model
-            model = with_choices(model, rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
-        except ValueError as error:
-            yield str(error)
+        chosen = cfg.model
+        for choices in (
+            {"rope_scaling": chosen.rope_scaling, "rope_factor": chosen.rope_factor},
+            {"lora": cfg.stage.lora},
+        ):
+            try:
+                model = with_choices(model, **choices)  # type: ignore[arg-type]
+            except ValueError as error:
+                yield str(error)
     else:
         yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
     yield from out_of_range(cfg)
     yield from _running(cfg)
+    yield from _recompute(cfg, model)
+    yield from _without_effect(cfg, model)
     if min(cfg.parallel.tensor, cfg.parallel.context, cfg.parallel.pipeline, cfg.parallel.data) >= 1:
         yield from _processes(cfg, processes)
         if model is not None:
@@ -108,6 +123,49 @@ def _running(cfg: RunConfig) -> Iterator[str]:
         yield f"faults.spike_window={faults.spike_window}: a mean and deviation need at least 4 steps"
     if cfg.log.peak_tflops is not None and not cfg.log.peak_tflops > 0:
         yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
+
+
+def _recompute(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
+    memory, stages = cfg.memory, cfg.parallel.pipeline
+    try:
+        check_recompute(memory.recompute, memory.recompute_modules, memory.recompute_layers)
+    except ValueError as error:
+        yield str(error)
+        return
+    if memory.recompute_layers is None or model is None or stages < 1:
+        return
+    built = model.text.num_layers // stages
+    if memory.recompute_layers > built:
+        yield (
+            f"memory.recompute_layers={memory.recompute_layers}: a pipeline stage of the {model.name} model has only "
+            f"{built}; take fewer, or null for all"
+        )
+
+
+def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
+    """Settings asked for that would change nothing, and a run that would change nothing."""
+    parallel, stage = cfg.parallel, cfg.stage
+    if parallel.context_tokens is not None and not parallel.dynamic_context:
+        yield (
+            f"parallel.context_tokens={parallel.context_tokens} has no effect without parallel.dynamic_context=true; "
+            "set that, or parallel.context_tokens=null"
+        )
+    if parallel.context_exchange != "ring" and parallel.context_ulysses in (None, parallel.context):
+        yield (
+            f"parallel.context_exchange={parallel.context_exchange} has no effect where all context ranks (here "
+            f"{parallel.context}) deal heads; leave it at ring, or set parallel.context_ulysses to a smaller number: "
+            "the other ranks then show each other their keys"
+        )
+    if model is not None and not any(
+        learning(
+            model,
+            vit=stage.train_vit,
+            connector=stage.train_connector,
+            llm=stage.train_llm,
+            base_embedding=stage.train_base_embedding,
+        ).values()
+    ):
+        yield NOTHING_LEARNS
 
 
 def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
@@ -169,9 +227,12 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
             yield f"{key}={seen}, but the {model.name} model's vision encoder takes {expected}; set {key}={expected}"
     length, limit = data.packing.sequence_length, model.text.max_position
     if length > limit:
+        text = preset(model.name).text  # as it is before a factor is chosen
+        kind = "linear" if cfg.model.rope_scaling == "linear" and text.yarn is None else "yarn"
         yield (
             f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model; "
-            f"shorten it, or take model.rope_scaling=yarn model.rope_factor={math.ceil(length / limit)}"
+            f"shorten it, or take model.rope_scaling={kind} model.rope_factor="
+            f"{math.ceil(length / native_positions(text))}"
         )
     if data.image.patch_size > 0:
         from molmo2_nemo.data.image import TileGeometry  # numpy and Pillow, which --help does without

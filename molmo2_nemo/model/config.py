@@ -7,6 +7,7 @@ Sizes follow the published checkpoints (https://huggingface.co/allenai/Molmo2-8B
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -105,7 +106,7 @@ class TextConfig:
     rotary_base: float = 1_000_000.0
     rotary_scale: float = 1.0  # plain rotary turns by position / rotary_scale (position interpolation)
     yarn: YarnConfig | None = None
-    max_position: int = 36864
+    max_position: int = 36864  # as the published Molmo2 states it: its longest packs, see docs/memory.md
     rmsnorm_eps: float = 1e-6
     initializer_range: float = 0.02
 
@@ -193,7 +194,7 @@ def _olmo3_7b() -> Molmo2Config:
             ffn_size=11008,
             vocab_size=100278,
             rotary_base=500_000.0,
-            max_position=65536,
+            max_position=65536,  # 8 * 8,192
             yarn=YarnConfig(layers=tuple(range(3, 32, 4))),
         ),
     )
@@ -244,6 +245,10 @@ def with_choices(
                 f"stage.lora.rank={lora.rank} stage.lora.targets={list(lora.targets)}: expected a rank of at least 1 "
                 f"and some of {', '.join(LORA_TARGETS)}"
             )
+        if not 0 < lora.alpha < math.inf:
+            raise ValueError(
+                f"stage.lora.alpha={lora.alpha:g}: expected a number above 0; adapters are multiplied by it"
+            )
         config = replace(config, lora=lora)
     return replace(config, text=text, attention=attention)  # type: ignore[arg-type]
 
@@ -256,19 +261,25 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
             layers, or where the model has YaRN already (OLMo 3) on the same ones, with this factor in place of its own.
 
     Raises:
-        ValueError: a factor below 1, a factor without a kind, or linear scaling on top of YaRN.
+        ValueError: a factor that is no number above 1, or not above that of the model's own YaRN; a factor without a
+            kind; or linear scaling on top of YaRN.
     """
     if kind == "none":
         if factor != 1:
             raise ValueError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear or yarn")
         return text
-    if factor <= 1:
+    if not 1 < factor < math.inf:
         raise ValueError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
     if kind == "linear":
         if text.yarn is not None:
             raise ValueError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
         return replace(text, rotary_scale=factor, max_position=round(text.max_position * factor))
-    native = text.yarn.original_max_position if text.yarn else text.max_position
+    native = native_positions(text)
+    if text.yarn is not None and factor <= text.yarn.factor:
+        raise ValueError(
+            f"model.rope_factor={factor:g}: this model has YaRN of factor {text.yarn.factor:g} over {native} positions "
+            f"already, so {text.max_position} need none; the factor replaces the model's and must be above it"
+        )
     yarn = YarnConfig(
         layers=text.yarn.layers if text.yarn else tuple(range(text.num_layers)),
         factor=factor,
@@ -276,3 +287,55 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
         original_max_position=native,
     )
     return replace(text, yarn=yarn, max_position=round(native * factor))
+
+
+def native_positions(text: TextConfig) -> int:
+    """What a rotary factor multiplies: the range of plain rotary, also where the model has YaRN of its own."""
+    return text.yarn.original_max_position if text.yarn else text.max_position
+
+
+def check_recompute(mode: str, modules: Sequence[str], layers: int | None) -> None:
+    """Whether `memory.recompute`, `recompute_modules` and `recompute_layers` go together.
+
+    Raises:
+        ValueError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
+    """
+    if mode not in ("none", "selective", "full"):
+        raise ValueError(f"memory.recompute={mode}: expected none, selective or full")
+    if mode == "selective" and (not modules or set(modules) - {"core_attn", "mlp"}):
+        raise ValueError(
+            f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp, or memory.recompute=none"
+        )
+    if layers is None:
+        return
+    if mode != "full":
+        raise ValueError(
+            f"memory.recompute_layers={layers} has no effect with memory.recompute={mode}; set memory.recompute=full, "
+            "or memory.recompute_layers=null"
+        )
+    if layers < 1:
+        raise ValueError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
+
+
+NOTHING_LEARNS = (
+    "nothing would learn: every part is frozen; set stage.train_vit, stage.train_connector or stage.train_llm to true "
+    "(with stage.lora, train_llm lets the adapters learn, and train_base_embedding has no effect)"
+)
+
+
+def learning(model: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> dict[str, bool]:
+    """What learns of a model, by its parts; arguments as the `train_*` of StageConfig.
+
+    `llm` is the language model's own weights, which wait beside adapters, as do the base rows. A tied head is the base
+    rows; the extra rows belong to the connector.
+    """
+    own = llm and model.lora is None
+    rows = base_embedding and model.lora is None
+    return {
+        "vit": vit,
+        "connector": connector,
+        "llm": own,
+        "adapters": llm and model.lora is not None,
+        "base_embedding": rows,
+        "head": rows if model.text.tie_embeddings else own,
+    }

@@ -71,18 +71,33 @@ def forward_flops(
     )
 
 
-def training_flops(forward: Flops, *, train_vit: bool = True, train_llm: bool = True) -> Flops:
-    """Forward and backward: twice the forward again.
+def training_flops(
+    forward: Flops,
+    *,
+    train_vit: bool = True,
+    train_connector: bool = True,
+    train_llm: bool = True,
+    train_head: bool | None = None,
+) -> Flops:
+    """Forward and backward: twice the forward again, for the gradients of inputs and of weights.
 
-    A frozen vision encoder, being first, has no backward at all. A frozen language model (LoRA's, too; the adapters
-    themselves are left out) passes gradients on, but its linear maps and the head compute none for their weights.
+    What is frozen computes none of its weights. It passes on those of its inputs, but where nothing in front of it
+    learns: a frozen vision encoder, being first, has no backward at all, nor has a connector frozen behind it. What the
+    first part that learns saves by passing none on is left out (a fraction of a layer), as are adapters.
+
+    Args:
+        train_llm: the language model's own weights learn, not adapters beside them.
+        train_head: the same of the head, which is the base embedding where it is tied; default as `train_llm`.
     """
-    saved = Flops(
-        vit=0.0 if train_vit else -2.0 * forward.vit,
-        linear=0.0 if train_llm else -forward.linear,
-        head=0.0 if train_llm else -forward.head,
+    train_head = train_llm if train_head is None else train_head
+    passes = Flops(
+        linear=3.0 if train_llm else 2.0,
+        attention=3.0,
+        vit=3.0 if train_vit else 1.0,
+        connector=3.0 if train_connector else 2.0 if train_vit else 1.0,
+        head=3.0 if train_head else 2.0,
     )
-    return forward * 3.0 + saved
+    return Flops(**{f.name: getattr(forward, f.name) * getattr(passes, f.name) for f in fields(Flops)})
 
 
 def layer_weights(config: Molmo2Config) -> int:

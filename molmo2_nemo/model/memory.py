@@ -22,6 +22,8 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from molmo2_nemo.model.config import check_recompute
+
 MIN_BYTES = 1 << 20  # smaller tensors are not worth a copy
 AHEAD = 2  # saved tensors on their way back to the device before backward asks for them
 
@@ -148,19 +150,13 @@ def recompute_settings(mode: str, modules: Sequence[str] = ("mlp",), layers: int
         layers: for "full", only the first so many layers of a pipeline stage; default all.
 
     Raises:
-        ValueError: an unknown mode or module, or fewer than one layer.
+        ValueError: see `check_recompute`.
     """
-    unknown = set(modules) - {"core_attn", "mlp"}
-    if mode == "selective" and (unknown or not modules):
-        raise ValueError(f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp")
-    if mode == "full" and layers is not None and layers < 1:
-        raise ValueError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
+    check_recompute(mode, modules, layers)
     if mode == "none":
         return {}
     if mode == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": list(modules)}
-    if mode == "full" and layers is None:
+    if layers is None:
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    if mode == "full":
-        return {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": layers}
-    raise ValueError(f"unknown recompute mode {mode!r}; expected none, selective or full")
+    return {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": layers}

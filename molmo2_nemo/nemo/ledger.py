@@ -27,8 +27,8 @@ class Ledger:
     wait: float = 0.0  # seconds that training stood still for data
     keys: list[str] = field(default_factory=list)  # of the records
 
-    def add(self, batch: Batch, model: Molmo2Config, *, train_vit: bool = True, train_llm: bool = True) -> None:
-        """Count a micro-batch; `model` is whose FLOPs it costs."""
+    def add(self, batch: Batch, model: Molmo2Config, learns: Mapping[str, bool]) -> None:
+        """Count a micro-batch; `model` is whose FLOPs it costs, `learns` what of it learns (model.config.learning)."""
         self.tokens += int((batch.example_ids != PAD_EXAMPLE).sum())
         self.slots += batch.example_ids.size
         self.crops += len(batch.crops)
@@ -39,7 +39,13 @@ class Ledger:
             ids, visual = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.visual)
             blocks = visual_blocks(ids, visual, model.text.vocab_size).numpy()
         work = batch_flops(model, batch, blocks)
-        self.flops += training_flops(work, train_vit=train_vit, train_llm=train_llm).total
+        self.flops += training_flops(
+            work,
+            train_vit=learns["vit"],
+            train_connector=learns["connector"],
+            train_llm=learns["llm"],
+            train_head=learns["head"],
+        ).total
 
 
 def task_names(config: DataConfig) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from molmo2_nemo.config import MemoryConfig
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config, preset, with_choices
+from molmo2_nemo.model.config import NOTHING_LEARNS, LoraConfig, Molmo2Config, learning, preset, with_choices
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.memory import recompute_settings
@@ -145,6 +145,9 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         )
         self.seed, self.z_loss, self.response_dropout = seed, z_loss, response_dropout
         self.trainable = {"vit": True, "connector": True, "llm": True, "base_embedding": False} | (trainable or {})
+        self.learns = learning(self.molmo2, **self.trainable)
+        if optim is not None and not any(self.learns.values()):
+            raise UserError(NOTHING_LEARNS)
         self.tasks = sorted(set((task_of or {}).values()))  # what the loss is also logged for
         self.task_number = {source: self.tasks.index(task) for source, task in (task_of or {}).items()}
         self._loss_reduction = WeightedLossReduction(len(self.tasks))
@@ -200,8 +203,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         groups = self.groups[batch.context_ranks or max(self.groups)]
         if groups.rank == 0 and is_first_of_replica(context=False):
-            whole_llm = self.trainable["llm"] and self.molmo2.lora is None
-            self.ledger.add(batch, self.molmo2, train_vit=self.trainable["vit"], train_llm=whole_llm)
+            self.ledger.add(batch, self.molmo2, self.learns)
         if self.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.config.sequence_parallel else 1
             batch = without_padding(batch, groups.size * tensor)
@@ -239,9 +241,13 @@ def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:
     """Switch off gradients of what does not learn. Names decide, see nemo/optimizer.py `group_of`."""
     from molmo2_nemo.nemo.optimizer import group_of
 
+    learns = learning(model.molmo2, **trainable)
     for name, parameter in model.named_parameters():
-        base = name == "embedding.base.weight" or (name == "output_layer.weight" and model.molmo2.text.tie_embeddings)
-        learns = trainable["base_embedding"] if base else trainable[group_of(name)]
-        if model.molmo2.lora is not None and group_of(name) == "llm":
-            learns = learns and "lora_" in name
-        parameter.requires_grad_(learns)
+        part = group_of(name)
+        if name == "embedding.base.weight":
+            part = "base_embedding"
+        elif name == "output_layer.weight":
+            part = "head"
+        elif "lora_" in name:
+            part = "adapters"
+        parameter.requires_grad_(learns[part])

@@ -176,10 +176,11 @@ def test_missing_or_damaged_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "longest"), [("linear", "8b", 73728), ("yarn", "4b", 73728), ("yarn", "o7b", 16384)]
+    ("kind", "size", "factor", "longest"),
+    [("linear", "8b", 2.0, 73728), ("yarn", "4b", 2.0, 73728), ("yarn", "o7b", 13.0, 106496)],
 )
-def test_chosen_rotary_scaling_survives(kind: str, size: str, longest: int) -> None:
-    config = with_choices(preset(size), rope_scaling=kind, rope_factor=2.0)
+def test_chosen_rotary_scaling_survives(kind: str, size: str, factor: float, longest: int) -> None:
+    config = with_choices(preset(size), rope_scaling=kind, rope_factor=factor)
     assert config.text.max_position == longest
     for target in FORMATS:
         back, _ = parse_config(config_json(config, target, "float32"))

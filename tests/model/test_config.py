@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from molmo2_nemo.model.config import preset
+from molmo2_nemo.model.config import LoraConfig, learning, preset
 from molmo2_nemo.model.rotary import table_of_layer, yarn_inverse_frequencies
 from tests.support.pool import start_megatron
 
@@ -77,6 +77,17 @@ def test_yarn_constants():
     for j in range(64):
         plain = 500_000 ** (-2 * j / 128)
         assert float(found[j]) == pytest.approx((1 - ramp[j]) * plain + ramp[j] * plain / 8, rel=1e-5)
+
+
+def test_what_learns():
+    parts = {"vit": False, "connector": True, "llm": True, "base_embedding": True}
+    for name, tied in (("4b", True), ("8b", False)):
+        full = learning(preset(name), **parts)
+        frozen_rows = learning(preset(name), **parts | {"base_embedding": False})
+        lora = learning(preset(name, lora=LoraConfig(rank=2)), **parts)
+        assert [part for part, learns in full.items() if not learns] == ["vit", "adapters"]
+        assert frozen_rows["head"] is not tied and frozen_rows["llm"]
+        assert [part for part, learns in lora.items() if learns] == ["connector", "adapters"]
 
 
 def test_unknown_preset():

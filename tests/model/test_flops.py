@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH, Batch
 from molmo2_nemo.model.config import preset
+from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.flops import Flops, attention_pairs, batch_flops, crop_flops, forward_flops, training_flops
 
 # Per packed sequence, forward: name, tokens, crops (frames of 81 tokens), linear, attention full, ViT, connector,
@@ -45,7 +48,7 @@ def test_one_crop_and_one_frame() -> None:
 
 def test_head_and_training() -> None:
     config = preset("8b")
-    forward = forward_flops(config, tokens=100, pairs=5050, crops=2, scored_tokens=10)
+    forward = forward_flops(config, tokens=100, pairs=5050, crops=2, pooled_rows=8, pooled_slots=72, scored_tokens=10)
     assert forward.head == 2 * 151936 * 4096 * 10
     assert training_flops(forward).total == pytest.approx(3 * forward.total)
     adapted = training_flops(forward, train_llm=False)
@@ -54,7 +57,35 @@ def test_head_and_training() -> None:
     frozen = training_flops(forward, train_vit=False)
     assert frozen.vit == pytest.approx(forward.vit)
     assert frozen.linear == pytest.approx(3 * forward.linear)
+    assert frozen.connector == pytest.approx(3 * forward.connector)
+    assert training_flops(forward, train_head=False) == training_flops(forward) + Flops(head=-forward.head)
+    behind = training_flops(forward, train_connector=False)
+    assert (behind.vit, behind.connector) == (3 * forward.vit, 2 * forward.connector)
+    both = training_flops(forward, train_vit=False, train_connector=False)
+    assert (both.vit, both.connector) == (forward.vit, forward.connector)
     assert (Flops(linear=1) + Flops(head=2)).total == 3
+
+
+@pytest.mark.parametrize(("train_vit", "train_connector"), [(True, True), (True, False), (False, False)])
+def test_connector_against_the_engines_count(train_vit: bool, train_connector: bool) -> None:
+    """Backward of the real connector, product by product."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = preset("tiny")
+    connector = Connector(config).requires_grad_(train_connector)
+    features = torch.randn(2, config.vision.num_patches, config.vision.feature_size, requires_grad=train_vit)
+    windows = torch.arange(2 * config.vision.num_patches).view(-1, 9)
+    with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):
+        out = connector(features, windows)
+    with FlopCounterMode(display=False) as backward, sdpa_kernel(SDPBackend.MATH):
+        if out.requires_grad:
+            out.sum().backward()
+    ours = forward_flops(config, tokens=0, pairs=0, pooled_rows=len(windows), pooled_slots=windows.numel())
+    assert forward.get_total_flops() == pytest.approx(ours.connector, rel=1e-6)
+    trained = training_flops(ours, train_vit=train_vit, train_connector=train_connector).connector
+    # attention's products have two gradients however much is frozen
+    attention = 4 * windows.numel() * config.connector.hidden_size * train_vit * (not train_connector)
+    assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(trained + attention, rel=1e-6)
 
 
 def allowed(q: int, k: int, pack: tuple[np.ndarray, np.ndarray, np.ndarray], visual_attention: str) -> bool:

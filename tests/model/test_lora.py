@@ -104,3 +104,9 @@ def fresh_job(lora: LoraConfig) -> dict[str, Any]:
 def test_settings_that_make_no_sense(lora):
     with pytest.raises(ValueError, match=r"stage\.lora\.rank=.*expected a rank of at least 1"):
         with_choices(fixture_config("qwen3_tied"), lora=lora)
+
+
+def test_adapters_multiplied_by_nothing():
+    for alpha in (0.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"stage\.lora\.alpha="):
+            with_choices(fixture_config("qwen3_tied"), lora=LoraConfig(rank=4, alpha=alpha))

@@ -52,6 +52,10 @@ def test_scaling_for_longer_packs_against_transformers(kind, factor):
     [
         ("8b", "none", 2.0, "needs model.rope_scaling"),
         ("8b", "yarn", 1.0, "needs model.rope_factor > 1"),
+        ("8b", "yarn", math.inf, "needs model.rope_factor > 1, not inf"),
+        ("8b", "linear", math.nan, "needs model.rope_factor > 1, not nan"),
+        ("8b", "none", math.nan, "needs model.rope_scaling"),
+        ("o7b", "yarn", 8.0, "YaRN of factor 8 over 8192 positions already, so 65536 need none"),
         ("o7b", "linear", 2.0, "YaRN already"),
     ],
 )
