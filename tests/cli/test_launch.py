@@ -184,17 +184,12 @@ def test_a_run_is_not_gone_on_with_as_another(tmp_path, change, told):
     assert (tmp_path / "sft" / "config.yaml").read_text() == before
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *("parallel=tp2cp2", "parallel.data=8", "memory.recompute=full", "cluster.nodes=2", "stage.micro_batch_size=1"),
-        *("faults.max_total=500", "data.sources.a.path=/moved/a", "data.max_bad_share=1.0", "model.attention=flex"),
-        *("save_every=3", "validation.every=7", "stage.max_steps=80"),
-    ],
-)
-def test_what_may_differ_between_two_attempts(tmp_path, change):
+def test_what_may_differ_between_two_attempts(tmp_path):
     composed = trained(tmp_path)
-    refuse_other_run(composed(change))
+    layout = ("parallel=tp2cp2", "parallel.data=8", "memory.recompute=full", "cluster.nodes=2", "model.attention=flex")
+    limits = ("faults.max_total=500", "data.max_bad_share=1.0", "save_every=3", "validation.every=7")
+    moved = ("stage.micro_batch_size=1", "data.sources.a.path=/moved/a", "stage.max_steps=80")
+    refuse_other_run(composed(*layout, *limits, *moved))
 
 
 def test_without_a_checkpoint_anything_goes(tmp_path, capsys):
