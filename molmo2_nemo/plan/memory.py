@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from molmo2_nemo.config import MemoryConfig, StageConfig
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.plan.sizes import held, trains_head
+from molmo2_nemo.plan.sizes import held, what_learns
 from molmo2_nemo.plan.workload import Workload
 
 GIB = 2.0**30
@@ -204,4 +204,4 @@ def head_bytes(model: Molmo2Config, stage: StageConfig, layout: Layout, chunk: i
     """Logits of one chunk (bf16, fp32, probabilities, their gradient), and the head's gradient in fp32."""
     columns = model.text.vocab_size / layout.tensor
     logits = min(chunk, tokens) * columns * (2 + 4 + 4 + 2)
-    return logits + (4.0 * columns * model.text.hidden_size if trains_head(model, stage) else 0.0)
+    return logits + (4.0 * columns * model.text.hidden_size if what_learns(model, stage)["head"] else 0.0)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from molmo2_nemo.config import StageConfig
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config, learning
 from molmo2_nemo.model.flops import layer_weights
 
 
@@ -69,31 +69,33 @@ def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) ->
     p = parameters(model)
     rows = math.ceil(model.text.vocab_size / tensor) * model.text.hidden_size
     adapters = adapter_parameters(model, stage.lora) / pipeline / tensor  # A or B of each is cut, the other small
-    layers = p.layer * p.layers / pipeline / tensor + adapters
-    llm = 1.0 if trains_llm(stage) else 0.0
-    decoder = adapters * stage.train_llm if stage.lora.rank else layers * llm
-    table = 1.0 if stage.train_base_embedding else 0.0
+    layers = p.layer * p.layers / pipeline / tensor
+    learns = what_learns(model, stage)
+    decoder = layers * learns["llm"] + adapters * learns["adapters"]
     connector = p.connector + p.extra
     first = Held(
-        layers + rows + p.vision + connector,
-        decoder + rows * table + p.vision * stage.train_vit + connector * stage.train_connector,
+        layers + adapters + rows + p.vision + connector,
+        decoder + rows * learns["base_embedding"] + p.vision * learns["vit"] + connector * learns["connector"],
     )
-    head_trained = 1.0 if trains_head(model, stage) else 0.0
+    final = p.final_norm * learns["llm"]
     if pipeline == 1:
         own = 0.0 if model.text.tie_embeddings else rows
-        return Held(first.all + own + p.final_norm, first.trained + own * head_trained + p.final_norm * llm)
-    last = Held(layers + rows + p.final_norm, decoder + rows * head_trained + p.final_norm * llm)
+        return Held(first.all + own + p.final_norm, first.trained + own * learns["head"] + final)
+    last = Held(layers + adapters + rows + p.final_norm, decoder + rows * learns["head"] + final)
     return max(first, last, key=lambda h: h.all)
 
 
-def trains_llm(stage: StageConfig) -> bool:
-    """Whether the language model's own weights learn: with LoRA only the adapters do."""
-    return stage.train_llm and not stage.lora.rank
-
-
-def trains_head(model: Molmo2Config, stage: StageConfig) -> bool:
-    """Whether the head learns: a tied one is the base embedding."""
-    return stage.train_base_embedding if model.text.tie_embeddings else trains_llm(stage)
+def what_learns(model: Molmo2Config, stage: StageConfig) -> dict[str, bool]:
+    """`learning` of a stage."""
+    return {
+        **learning(
+            replace(model, lora=stage.lora if stage.lora.rank else None),
+            vit=stage.train_vit,
+            connector=stage.train_connector,
+            llm=stage.train_llm,
+            base_embedding=stage.train_base_embedding,
+        )
+    }
 
 
 def adapter_parameters(model: Molmo2Config, lora: LoraConfig) -> int:

@@ -18,7 +18,7 @@ from molmo2_nemo.parallel.traffic import (
 from molmo2_nemo.plan.hardware import Cluster
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.rates import ATTENTION_BACKWARD, Rates
-from molmo2_nemo.plan.sizes import held, trains_head, trains_llm
+from molmo2_nemo.plan.sizes import held, what_learns
 from molmo2_nemo.plan.workload import Workload
 
 PARTS = (
@@ -93,22 +93,17 @@ def step_time(
     ranks = layout.model_size
     tokens = work.length * layout.micro_batch / (layout.context * layout.tensor)
     matrix = rates.matrix_share(tokens) * peak
-    linear, head = pack.linear / matrix / ranks * packs, pack.head / matrix / ranks * packs
+    learns = what_learns(model, stage)
+    passes = {f"train_{part}": learns[part] for part in ("vit", "connector", "llm", "head")}
+    all_passes = training_flops(pack, **passes)
+    linear = pack.linear / matrix / ranks * packs
+    products = (all_passes.linear + all_passes.head) / matrix / ranks * packs
     forward = pack.attention / (rates.attention_forward * peak) / ranks * packs
     backward = ATTENTION_BACKWARD * pack.attention / (rates.attention_backward * peak) / ranks * packs
     spread = rates.vision * peak * layout.context * layout.tensor  # crops are dealt to the ranks of a pack
     vit, connector = pack.vit / spread * packs, pack.connector / spread * packs
-    mlps = 3 * model.text.hidden_size * model.text.ffn_size / layer_weights(model)  # share of the decoder's products
-    again = {"none": 0.0, "selective": mlps * linear, "full": linear + forward}[layout.recompute]
-    if options.mlp_tiles > 1 and layout.recompute != "selective":
-        again += mlps * linear
-    if layout.recompute == "full" and work.train_vit:
-        again += vit
-    if options.vision_chunk is not None:
-        again += vit + connector
-    vision = (3 if work.train_vit else 1) * vit + 3 * connector
-    # frozen weights have no gradient of their own
-    products = (3 if trains_llm(stage) else 2) * linear + (3 if trains_head(model, stage) else 2) * head
+    again = twice(model, stage, layout, options, linear=linear, attention=forward, vit=vit, connector=connector)
+    vision = (all_passes.vit + all_passes.connector) / spread * packs
     busy = products + forward + backward + vision + again
     other = rates.other * busy
     micro_batches = max(1.0, packs / layout.micro_batch)
@@ -125,11 +120,34 @@ def step_time(
         other=other,
         imbalance=waits * (busy + other),
         bubble=bubble * (busy + other),
-        flops=training_flops(useful, train_vit=work.train_vit, train_llm=trains_llm(stage)) * work.packs,
+        flops=training_flops(useful, **passes) * work.packs,
         link_bytes=links,
         network_bytes=network,
         **exposed,
     )
+
+
+def twice(
+    model: Molmo2Config,
+    stage: StageConfig,
+    layout: Layout,
+    options: MemoryConfig,
+    *,
+    linear: float,
+    attention: float,
+    vit: float,
+    connector: float,
+) -> float:
+    """Seconds of what is computed again in backward, from those of the forward pass."""
+    mlps = linear * 3 * model.text.hidden_size * model.text.ffn_size / layer_weights(model)
+    again = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
+    if options.mlp_tiles > 1 and layout.recompute != "selective":
+        again += mlps
+    if layout.recompute == "full" and stage.train_vit:
+        again += vit
+    if options.vision_chunk is not None:
+        again += vit + connector
+    return again
 
 
 def exchanges(

@@ -28,7 +28,6 @@ class Workload:
     crops: float
     max_crops: int
     scored: float  # tokens with a loss
-    train_vit: bool = True
 
     @property
     def pairs(self) -> float:
@@ -63,7 +62,6 @@ def workload(cfg: RunConfig, area: float | None = None) -> Workload:
         crops=packing.max_crops * crop_fill,
         max_crops=packing.max_crops,
         scored=length * scored,
-        train_vit=cfg.stage.train_vit,
     )
 
 

@@ -12,7 +12,7 @@ from molmo2_nemo.config import MemoryConfig, StageConfig
 from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig, preset
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import Activations, decoder_activations, fullest, head_bytes, vision_activations
-from molmo2_nemo.plan.sizes import adapter_parameters, held, parameters, trains_head
+from molmo2_nemo.plan.sizes import adapter_parameters, held, parameters, what_learns
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -77,9 +77,10 @@ def test_a_head_that_does_not_learn_has_no_gradient():
         ("8b", replace(stage, train_llm=False), False),
         ("4b", stage, False),
         ("4b", replace(stage, train_base_embedding=True), True),
+        ("4b", replace(stage, train_base_embedding=True, lora=lora), False),
     ):
         model = preset(name)
-        assert trains_head(model, kind) is learns
+        assert what_learns(model, kind)["head"] is learns
         logits = 1024 * model.text.vocab_size * 12
         gradient = 4 * model.text.vocab_size * model.text.hidden_size * learns
         assert head_bytes(model, kind, Layout(), 1024, 16384) == logits + gradient
