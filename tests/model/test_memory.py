@@ -79,7 +79,7 @@ LEARNS = {  # adapters: only on the last linear layer of each MLP, so nothing in
     "connector": {"connector": True},
     "vit": {"vit": True},
 }
-OPTIONS_OF_FROZEN = ("plain", "selective", "full", "full, one layer", "offload, full, tiles", "vision chunks")
+OPTIONS_OF_FROZEN = ("plain", "selective", "tiles", "full", "full, one layer", "offload, full, tiles", "vision chunks")
 
 
 def frozen_job(learns: str, layout: dict[str, int]) -> dict[str, dict[str, Any]]:
