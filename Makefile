@@ -1,6 +1,6 @@
 # venv  the pinned environment, in .venv            demo   the three stages on a laptop CPU, from real pictures and video
 # test  the tests, in that environment              lint   ruff and mypy
-# test-demo   the demo with all its steps, checked (make test takes fewer)
+# test-demo   the demo, checked
 # test-slurm  the pipeline on a real Slurm, started here (minutes; as root, needs slurmctld, slurmd, munge)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
