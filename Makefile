@@ -42,7 +42,7 @@ test-demo: $(STAMP)
 	@MOLMO2_FULL_DEMO=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/nemo/test_demo.py $(PYTEST_ARGS)
 
 test-slurm: $(STAMP)
-	@MOLMO2_SLURM_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/slurm $(PYTEST_ARGS)
+	@MOLMO2_SLURM_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/launch/slurm $(PYTEST_ARGS)
 
 container-test: $(STAMP)
 	@PYTHON=$(BIN)/python tests/container/build_and_run.sh

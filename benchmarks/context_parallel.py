@@ -7,7 +7,7 @@ exchange, both exchanges, 16 query heads with 8 and with 2 key heads, over two p
 long video, which shows nearly every key to every rank.
 
 sent      bytes that leave a rank, largest over the ranks; messages: collectives and point-to-point sends of that rank
-formula   what parallel/traffic.py says; for the ring with the runs that are visible in this pack
+formula   what cost/traffic.py says; for the ring with the runs that are visible in this pack
 bound     what it says before the pack is known
 work      allowed (query, key) pairs times heads of the busiest rank over the mean
 same      largest difference of output and gradients from one process
@@ -34,8 +34,8 @@ from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import visible_keys
+from molmo2_nemo.cost.traffic import AttentionShape, context_traffic, ring_traffic, ulysses_traffic
 from molmo2_nemo.parallel.context import ContextSettings, block_groups, group_rank, group_size
-from molmo2_nemo.parallel.traffic import AttentionShape, context_traffic, ring_traffic, ulysses_traffic
 from tests.support.light import run_light
 
 HEADS, HEAD, RANKS = 16, 4, 8

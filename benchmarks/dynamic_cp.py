@@ -6,9 +6,9 @@ Packs are drawn from the mixture of benchmarks/packing.py and packed by the same
 tokens, 128 crops) and stage 3 (36,864, 384); "single" is stage 3's examples one by one, as without packing.
 `--recorded` adds packs that benchmarks/record_packs.py took from the real loader. A step is 128 packs (for "single" as
 many examples as those packs hold), dealt to replicas by data/balance.py, and inside a replica to blocks of ranks by
-parallel/dynamic.py and parallel/schedule.py: the code that training runs. With one pack per replica a step's packs are
-taken as they come (data.packing.balance_window, which orders them, is left out). Seconds come from parallel/cost.py,
-whose rates (plan/rates.py) are assumptions; nothing here was measured on a GPU. Left out, as it is the same for all:
+parallel/dynamic.py and parallel/assignment.py: the code that training runs. With one pack per replica a step's packs
+are taken as they come (data.packing.balance_window, which orders them, is left out). Seconds come from cost/context.py,
+whose rates (cost/rates.py) are assumptions; nothing here was measured on a GPU. Left out, as it is the same for all:
 the gradients' reduction and the optimizer. Static context parallelism gives every pack to all ranks of a group of 8 and
 pads it to full length.
 
@@ -34,15 +34,15 @@ import numpy as np
 
 from benchmarks import packing, record_packs
 from benchmarks.report import machine, write_result
+from molmo2_nemo.cost.context import ContextCost, PackCounts
+from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import UNIT, deal, example_pairs
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config, preset
-from molmo2_nemo.model.flops import forward_flops
+from molmo2_nemo.parallel.assignment import assign, step_time
 from molmo2_nemo.parallel.context import degrees
-from molmo2_nemo.parallel.cost import ContextCost, PackCounts
 from molmo2_nemo.parallel.dynamic import DynamicContext
-from molmo2_nemo.parallel.schedule import assign, step_time
 
 STEP_PACKS = 128
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)

@@ -31,10 +31,10 @@ from benchmarks.allocations import Allocations
 from benchmarks.batches import Shapes, batch
 from benchmarks.report import machine, write_result
 from benchmarks.train_step import with_layers
-from molmo2_nemo.config import MemoryConfig, StageConfig
 from molmo2_nemo.model.config import Molmo2Config, preset
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import decoder_activations, fullest, head_bytes, vision_activations
+from molmo2_nemo.settings.run import MemoryConfig, StageConfig
 
 SHORT_VIDEO = 2304  # tokens
 TILES = {"mlp_tiles": 8}
@@ -233,12 +233,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    from molmo2_nemo.cli.worker import quiet
+    from molmo2_nemo import cpu
+    from molmo2_nemo.launch.worker import quiet
     from molmo2_nemo.nemo.train import start_nemo
-    from molmo2_nemo.parallel import platform
 
     quiet()
-    platform.enable(1)
+    cpu.enable(1)
     start_nemo()
     start()
     model = narrow(args.layers) if args.model == "narrow" else with_layers(preset(args.model), args.layers)

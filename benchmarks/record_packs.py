@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from molmo2_nemo.cost.context import PackCounts
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.parallel.cost import PackCounts
 
 NUMBERS = ("tokens", "pairs", "slots", "scored", "length", "packs")
 

@@ -15,7 +15,7 @@ a table says which figures are measured and which extrapolated. Without settings
 share each pack, and more are replicas; with some, the others are 1. A step has --micro-batches forward passes on every
 replica, where training at the published batch sizes has more: the optimizer's share is smaller there.
 
-Times are medians over --steps steps after --warmup. MFU counts what the model needs (model/flops.py): allowed pairs,
+Times are medians over --steps steps after --warmup. MFU counts what the model needs (cost/flops.py): allowed pairs,
 scored tokens, no padding, no recomputation.
 """
 
@@ -34,9 +34,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import machine, write_result
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.settings.run import RunConfig
 
 TINY = {"sft": (512, 48), "long": (768, 48)}  # tokens and crops of --tiny
 
@@ -214,12 +214,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     model = "tiny" if args.tiny else args.model
 
-    from molmo2_nemo.cli.worker import quiet
+    from molmo2_nemo import cpu
+    from molmo2_nemo.launch.worker import quiet
     from molmo2_nemo.nemo.train import start_nemo
-    from molmo2_nemo.parallel import platform
 
     quiet()
-    platform.enable(1)
+    cpu.enable(1)
     start_nemo()
     results = {}
     for stage in args.stages:

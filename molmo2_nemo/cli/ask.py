@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cli.runs import resolve_checkpoint
     from molmo2_nemo.data.styles import asked_style
+    from molmo2_nemo.rundir.stages import resolve_checkpoint
 
     if args.image and args.video:
         raise UserError("--image and --video: pictures or one video, not both")
@@ -56,7 +56,7 @@ def ask(
     max_new_tokens: int = 128,
 ) -> str:
     """The model's answer about encoded pictures or a video. Loads the model: seconds for `tiny`."""
-    from molmo2_nemo.cli.worker import quiet
+    from molmo2_nemo.launch.worker import quiet
 
     quiet()
     from molmo2_nemo.nemo.generate import answer

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cli.runs import resolve_checkpoint
+    from molmo2_nemo.rundir.stages import resolve_checkpoint
 
     check_folder("the target", args.target)
     if args.target.exists() and not args.overwrite:
@@ -104,7 +104,7 @@ def one_line(target: Path) -> Iterator[Any]:
     Args:
         target: what is written.
     """
-    from molmo2_nemo.cli.worker import quiet
+    from molmo2_nemo.launch.worker import quiet
 
     quiet()
     import torch

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli.options import check_folder
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.run import RunConfig
 
 EXAMPLES = """\
 examples:
@@ -60,7 +60,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     """Exports the last stage, asks it three things, and shows what happened."""
     from molmo2_nemo.cli.ask import ask
     from molmo2_nemo.cli.convert import export_checkpoint
-    from molmo2_nemo.cli.runs import metrics, stage_dir, summary
+    from molmo2_nemo.rundir.stages import metrics, stage_dir, summary
 
     summaries = [summary(stage_dir(cfg)) or {} for cfg in configs]
     checkpoint = Path(summaries[-1]["checkpoint"])

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_folder
-from molmo2_nemo.cli.probes import Finding
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError, nearest
+from molmo2_nemo.launch.probes import Finding
+from molmo2_nemo.settings.run import RunConfig
 
 EXAMPLES = """\
 examples:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cli import probes
+    from molmo2_nemo.launch import probes
 
     check_folder("--dir", args.dir)
     known = recipe_names()
@@ -107,7 +107,7 @@ def missing_for(name: str, folder: Path) -> list[str]:
 
 
 def _devices(cfg: RunConfig) -> Iterator[str]:
-    from molmo2_nemo.cli.checks import wanted_processes
+    from molmo2_nemo.settings.checks import wanted_processes
 
     if cfg.cluster.kind == "slurm":
         ssh = cfg.cluster.slurm.ssh.host
@@ -135,7 +135,7 @@ def _tokenizer(cfg: RunConfig) -> Iterator[str]:
 
 def _sources(stages: Sequence[RunConfig]) -> Iterator[str]:
     """Data sets of all stages: some are in one only."""
-    from molmo2_nemo.data.rates import is_missing
+    from molmo2_nemo.data.sampling import is_missing
 
     wanted = {
         (key, source.path): source for cfg in stages for key, source in cfg.data.sources.items() if source.rate > 0
@@ -153,8 +153,8 @@ def _sources(stages: Sequence[RunConfig]) -> Iterator[str]:
 
 def _disk(cfg: RunConfig, folder: Path) -> Iterator[str]:
     """Two checkpoints must fit: a new one is written before the old one goes."""
+    from molmo2_nemo.cost.parameters import parameters
     from molmo2_nemo.model.config import preset
-    from molmo2_nemo.plan.sizes import parameters
 
     count = parameters(preset(cfg.model.preset)).total
     needed = 2 * count * 16 / 2**30  # weights and, in fp32, master weights and two moments: 14 to 16 bytes

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cli.runs import resolve_checkpoint
-    from molmo2_nemo.cli.worker import quiet
+    from molmo2_nemo.launch.worker import quiet
+    from molmo2_nemo.rundir.stages import resolve_checkpoint
 
     if (args.prompts is None) == (args.data is None):
         raise UserError("name either a file of prompts or --data with a folder of shards")

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _told(error, f"{error}; `molmo2 doctor` says what is missing and how to get it")
     except ValueError as error:
-        from molmo2_nemo.cli.worker import is_user_error
+        from molmo2_nemo.launch.worker import is_user_error
 
         if not is_user_error(error):
             raise

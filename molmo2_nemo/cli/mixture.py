@@ -42,7 +42,7 @@ def render(data: Any) -> list[Any]:
     from rich.table import Table
     from rich.text import Text
 
-    from molmo2_nemo.data.rates import NO_GROUP, group_shares, mixture_table
+    from molmo2_nemo.data.sampling import NO_GROUP, group_shares, mixture_table
 
     rows = mixture_table(data.sources, data.groups, data.missing)
     shares = group_shares(data.sources, data.groups, data.missing)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.launch import launch
-from molmo2_nemo.cli.runs import refuse_changes, stage_dir, summary
 from molmo2_nemo.cli.train import NOT_DRY, add_config_arguments, add_submit_arguments
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, nearest
-from molmo2_nemo.nemo import manifest
+from molmo2_nemo.launch.local import launch
+from molmo2_nemo.rundir import manifest
+from molmo2_nemo.rundir.stages import refuse_changes, stage_dir, summary
 from molmo2_nemo.settings.compose import STAGES, compose
+from molmo2_nemo.settings.run import RunConfig
 
 EXAMPLES = """\
 examples:
@@ -55,7 +55,7 @@ def run_jobs(configs: Sequence[RunConfig], *, dry_run: bool = False) -> int:
     Raises:
         UserError: as `run_stages`; settings that cannot work; no Slurm; what sbatch refuses.
     """
-    from molmo2_nemo.slurm.jobs import login_of, submit
+    from molmo2_nemo.launch.slurm.jobs import login_of, submit
 
     with login_of(configs) as login:
         done = [_finished(cfg, login.path(stage_dir(cfg)), login.path) for cfg in configs]

@@ -10,9 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from molmo2_nemo.config import RunConfig
     from molmo2_nemo.model.config import Molmo2Config
     from molmo2_nemo.plan.search import Candidate, Plan
+    from molmo2_nemo.settings.run import RunConfig
 
 EXAMPLES = """\
 examples:
@@ -37,13 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.cost.hardware import parse_cluster
+    from molmo2_nemo.cost.rates import KERNELS
+    from molmo2_nemo.cost.workload import workload
     from molmo2_nemo.errors import UserError
     from molmo2_nemo.model.config import preset, with_choices
     from molmo2_nemo.plan.command import lines, train_command
-    from molmo2_nemo.plan.hardware import parse_cluster
-    from molmo2_nemo.plan.rates import KERNELS
     from molmo2_nemo.plan.search import search
-    from molmo2_nemo.plan.workload import workload
     from molmo2_nemo.settings.compose import compose
 
     asked = dict(item.split("=", 1) for item in args.overrides if item.startswith(("cluster=", "nodes=")))
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     for part in render(cfg, model, plan):
         console.print(part)
     print("\nto train so:", *lines(command), sep="\n")
-    console.print("\nPredicted from stated rates (molmo2_nemo/plan/rates.py), not measured on a cluster.")
+    console.print("\nPredicted from stated rates (molmo2_nemo/cost/rates.py), not measured on a cluster.")
     return 0
 
 
@@ -83,9 +83,9 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
     Raises:
         UserError: lists them.
     """
-    from molmo2_nemo.cli.checks import check, model_parallel_size
-    from molmo2_nemo.config import ParallelConfig
     from molmo2_nemo.errors import UserError
+    from molmo2_nemo.settings.checks import check, model_parallel_size
+    from molmo2_nemo.settings.run import ParallelConfig
 
     for item in overrides:
         if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):
@@ -99,8 +99,8 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
 
 def numbers(plan: Plan, model: Molmo2Config) -> dict[str, Any]:
     """The plan as JSON values: seconds, GiB, GPU-hours, operations."""
+    from molmo2_nemo.cost.parameters import parameters
     from molmo2_nemo.plan.memory import GIB
-    from molmo2_nemo.plan.sizes import parameters
 
     def one(candidate: Candidate) -> dict[str, Any]:
         step = candidate.step

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli.options import check_file
-from molmo2_nemo.cli.progress import Progress, duration, read_run
 from molmo2_nemo.errors import UserError, writing
+from molmo2_nemo.rundir.progress import Progress, duration, read_run
 from molmo2_nemo.settings.schema import to_yaml
 
 EXAMPLES = """\

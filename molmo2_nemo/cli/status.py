@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from molmo2_nemo.cli.progress import Progress, duration, read_run
+from molmo2_nemo.rundir.progress import Progress, duration, read_run
 
 EXAMPLES = """\
 examples:

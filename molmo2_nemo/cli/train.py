@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
+from molmo2_nemo.settings.run import RunConfig
 
 EXAMPLES = """\
 examples:
@@ -39,9 +39,9 @@ def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import os
 
-    from molmo2_nemo.cli.launch import in_step, launch
-    from molmo2_nemo.cli.runs import stage_dir
-    from molmo2_nemo.cli.worker import leave
+    from molmo2_nemo.launch.local import in_step, launch
+    from molmo2_nemo.launch.worker import leave
+    from molmo2_nemo.rundir.stages import stage_dir
     from molmo2_nemo.settings.schema import to_yaml
 
     cfg = configuration(args)

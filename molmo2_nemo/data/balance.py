@@ -27,7 +27,7 @@ UNIT = 1e6  # costs are whole megaFLOPs, so that every rank computes exactly the
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """FLOPs of one forward pass, linear in five counts. The defaults are the 8B model's (see model/flops.py).
+    """FLOPs of one forward pass, linear in five counts. The defaults are the 8B model's (see cost/flops.py).
 
     token: 36 layers x 2 x 192,937,984 weights. pair: 36 layers x 4 x 4096 per allowed (query, key) pair. crop: 25
     vision blocks over 729 patches. row: the connector per visual token without, and slot: per filled window slot.

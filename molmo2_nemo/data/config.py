@@ -52,7 +52,7 @@ class SourceConfig:
     """One data set of the mixture: a folder of shards with a manifest, its share, and its overrides.
 
     Without a group, `rate` is the source's share before all are normalised. In a group it multiplies the source's size
-    when the group's rate is divided among the members; data/rates.py has the rule.
+    when the group's rate is divided among the members; data/sampling.py has the rule.
     """
 
     path: str = ""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from molmo2_nemo.data.config import SourceConfig
-from molmo2_nemo.data.rates import present, weights
 from molmo2_nemo.data.record import DataError
+from molmo2_nemo.data.sampling import present, weights
 
 CHUNK = 1 << 14  # data set draws made at a time
 FEISTEL_ROUNDS = 8
@@ -74,7 +74,7 @@ def normalised_rates(
     """Names in alphabetical order with the share of each; sources with rate 0 are left out.
 
     Args:
-        groups: rate of each group that sources name; see data/rates.py.
+        groups: rate of each group that sources name; see data/sampling.py.
         missing: "skip" leaves out sources without shards. Sources without a group are not looked for otherwise.
     Raises:
         DataError: no source, a rate that is not a finite number >= 0, nothing but zeros, or shards of a group's

@@ -29,11 +29,11 @@ from torch import Tensor
 from molmo2_nemo.attention.core import PackDescription
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.ring import visible_keys
+from molmo2_nemo.cost.flops import connector_flops, crop_flops
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
-from molmo2_nemo.model.flops import connector_flops, crop_flops
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import weighted_loss

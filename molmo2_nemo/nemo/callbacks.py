@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.nemo.faults import FaultGuard, agreed
-from molmo2_nemo.nemo.lines import append_line, cut_lines
+from molmo2_nemo.rundir.lines import append_line, cut_lines
 
 
 class SeedEachStep(pl.Callback):

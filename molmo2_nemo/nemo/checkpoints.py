@@ -23,9 +23,9 @@ from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 from nemo.utils.callbacks import dist_ckpt_io
 from torch.distributed.checkpoint.api import CheckpointException
 
-from molmo2_nemo.config import CheckpointConfig
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.nemo import manifest
+from molmo2_nemo.rundir import manifest
+from molmo2_nemo.settings.run import CheckpointConfig
 
 if not dist_ckpt_io.HAVE_MEGATRON_CORE:
     # NeMo 2.7 imports the queue of asynchronous saves together with the Zarr format, which Megatron 0.16 has dropped,

@@ -17,10 +17,10 @@ from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MegatronStep
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
+from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.model.config import Molmo2Config, preset
-from molmo2_nemo.model.flops import forward_flops
 from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 

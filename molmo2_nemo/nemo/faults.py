@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from molmo2_nemo.config import FaultConfig
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.run import FaultConfig
 
 
 class FaultGuard:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from molmo2_nemo import cpu
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Example
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
-from molmo2_nemo.parallel import platform
 
 
 def answer(
@@ -141,22 +141,22 @@ def build_model(molmo2: Any, tensors: Any) -> Any:
     from molmo2_nemo.model.init import load_canonical
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
-    dtype = torch.float32 if platform.is_cpu_only() else torch.bfloat16
-    config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=platform.is_cpu_only())
+    dtype = torch.float32 if cpu.is_cpu_only() else torch.bfloat16
+    config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=cpu.is_cpu_only())
     model = Molmo2Model(molmo2, config, seed=None)
     load_canonical(model, tensors.read)
-    return model.eval() if platform.is_cpu_only() else model.cuda().eval()
+    return model.eval() if cpu.is_cpu_only() else model.cuda().eval()
 
 
 def start_single_process() -> None:
     """Process groups of size one, unless this process already has groups."""
-    platform.enable()
+    cpu.enable()
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    platform.enable_megatron()
+    cpu.enable_megatron()
     if not dist.is_initialized():
-        backend = "gloo" if platform.is_cpu_only() else "nccl"
+        backend = "gloo" if cpu.is_cpu_only() else "nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel()
@@ -172,7 +172,7 @@ def generate(model: Any, example: Example, tokenizer: Molmo2Tokenizer, max_new_t
     from molmo2_nemo.data.collate import collate
     from molmo2_nemo.model.inputs import PackInputs
 
-    device = "cpu" if platform.is_cpu_only() else torch.device("cuda", torch.cuda.current_device())
+    device = "cpu" if cpu.is_cpu_only() else torch.device("cuda", torch.cuda.current_device())
     new: list[int] = []
     with torch.no_grad():
         while len(new) < max_new_tokens:

@@ -13,10 +13,10 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
-from molmo2_nemo.nemo.ledger import Ledger
-from molmo2_nemo.nemo.lines import append_line, cut_lines, read_lines
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
+from molmo2_nemo.nemo.step_statistics import Ledger
+from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
 
 # Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
 PEAK_TFLOPS = (

@@ -13,16 +13,16 @@ from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from molmo2_nemo.config import MemoryConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import NOTHING_LEARNS, LoraConfig, Molmo2Config, learning, preset, with_choices
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.memory import recompute_settings
 from molmo2_nemo.model.molmo2 import Molmo2Model
-from molmo2_nemo.nemo.ledger import Ledger, task_ids
+from molmo2_nemo.nemo.step_statistics import Ledger, task_ids
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import without_padding
+from molmo2_nemo.settings.run import MemoryConfig
 
 
 class WeightedLossReduction(MegatronLossReduction):

@@ -30,8 +30,8 @@ from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerMod
 from nemo.utils import AppState
 from torch import Tensor
 
-from molmo2_nemo.config import FaultConfig, OptimConfig
 from molmo2_nemo.nemo.faults import FaultGuard
+from molmo2_nemo.settings.run import FaultConfig, OptimConfig
 
 GROUPS = ("vit", "connector", "llm")
 

@@ -21,21 +21,21 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.collections import llm
 
-from molmo2_nemo.config import RunConfig
+from molmo2_nemo import cpu
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
-from molmo2_nemo.nemo.ledger import task_names
 from molmo2_nemo.nemo.metrics import Metrics
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
+from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
-from molmo2_nemo.parallel import platform
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import DynamicSettings
-from molmo2_nemo.parallel.layout import crop_limit
+from molmo2_nemo.settings.layout import crop_limit
+from molmo2_nemo.settings.run import RunConfig
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
@@ -64,7 +64,7 @@ def dynamic_context(cfg: RunConfig) -> run.Config | None:
     parallel = cfg.parallel
     if not parallel.dynamic_context:
         return None
-    assert parallel.context_tokens is not None, "cli/checks.py asks for it"
+    assert parallel.context_tokens is not None, "settings/checks.py asks for it"
     return run.Config(
         DynamicSettings,
         parallel.context_tokens,
@@ -151,7 +151,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         nl.Trainer,
         devices=devices_per_node(cfg),
         num_nodes=cfg.cluster.nodes,
-        accelerator="cpu" if platform.is_cpu_only() else "gpu",
+        accelerator="cpu" if cpu.is_cpu_only() else "gpu",
         strategy=strategy,
         plugins=plugins(cfg),
         max_steps=cfg.stage.max_steps,

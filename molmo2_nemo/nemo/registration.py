@@ -14,12 +14,12 @@ import nemo_run as run
 from nemo.collections import llm
 from nemo.lightning import io
 
+from molmo2_nemo import cpu
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.nemo.module import Molmo2Module
-from molmo2_nemo.parallel import platform
 
-platform.enable()  # NeMo's command has imported this module: without CUDA its runs need the CPU stand-ins
-platform.enable_megatron()
+cpu.enable()  # NeMo's command has imported this module: without CUDA its runs need the CPU stand-ins
+cpu.enable_megatron()
 
 STAGES = ("pretrain", "sft", "long")
 

@@ -17,11 +17,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.config import RunConfig
+from molmo2_nemo import cpu
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.nemo import signals
-from molmo2_nemo.nemo.attempt import alive, this_process
-from molmo2_nemo.parallel import platform
+from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.settings.run import RunConfig
 
 
 def train(cfg: RunConfig) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
 
 def _train(cfg: RunConfig) -> dict[str, Any]:
     quiet()
-    platform.enable(cfg.cluster.threads)
+    cpu.enable(cfg.cluster.threads)
     start_nemo()
     import fiddle
     from torch.distributed.checkpoint.api import CheckpointException
@@ -104,7 +104,7 @@ def start_nemo() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         faulthandler.unregister(number)  # Megatron's inference code would print a stack for every Ctrl-C
 
-    platform.enable_megatron()
+    cpu.enable_megatron()
     CallbackGroup.get_instance().callbacks.clear()
 
 

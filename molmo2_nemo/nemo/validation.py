@@ -20,7 +20,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 
-from molmo2_nemo.config import ValidationConfig
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig, PackingConfig
 from molmo2_nemo.data.example import Batch, Example
@@ -29,8 +28,9 @@ from molmo2_nemo.errors import Preempted
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.nemo.callbacks import StopOnSignal
 from molmo2_nemo.nemo.faults import agreed
-from molmo2_nemo.nemo.lines import append_line, cut_lines, read_lines
 from molmo2_nemo.nemo.module import WeightedLossReduction, is_first_of_replica
+from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.settings.run import ValidationConfig
 
 
 class Validation(pl.Callback):

@@ -6,7 +6,7 @@ ranks that lie U apart (across nodes) show each other their keys and values (att
 U = 1 plain ring or all-gather.
 
 With dynamic context parallelism every aligned block of 1, 2, 4, ... C ranks is such a group as well, and each
-micro-batch names the one that works on it (parallel/schedule.py).
+micro-batch names the one that works on it (parallel/assignment.py).
 
 Megatron's `hierarchical_context_parallel_sizes` makes the same two dimensions and its `hybrid_context_parallel` groups
 of powers of two, but NeMo 2.7 passes on neither, and the hybrid groups come without the two dimensions and without

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from molmo2_nemo.parallel.deal import deal_runs
+from molmo2_nemo.parallel.partition import deal_runs
 
 
 @dataclass

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from molmo2_nemo.cost.context import ContextCost, PackCounts, used_tokens
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.parallel.assignment import Turn, assign
 from molmo2_nemo.parallel.context import degrees
-from molmo2_nemo.parallel.cost import ContextCost, PackCounts, used_tokens
-from molmo2_nemo.parallel.schedule import Turn, assign
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class DynamicSettings:
 
     Args:
         most_tokens: of a pack on one rank; what it has memory for.
-        most_crops: of a pack on one rank (parallel/layout.py, `crop_limit`); None: any number.
+        most_crops: of a pack on one rank (settings/layout.py, `crop_limit`); None: any number.
         ulysses, exchange: as in ContextSettings.
         recompute: forward work is done twice.
         sequence: sequence parallelism cuts a rank's tokens again.

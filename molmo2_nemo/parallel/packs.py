@@ -30,8 +30,8 @@ import torch.distributed as dist
 from molmo2_nemo.data.balance import CostModel, deal
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.data.record import DataError
+from molmo2_nemo.parallel.assignment import Turn
 from molmo2_nemo.parallel.dynamic import DynamicContext
-from molmo2_nemo.parallel.schedule import Turn
 
 TIMEOUT = timedelta(hours=2)  # readers may wait long for each other while a checkpoint is written
 ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state", "context_ranks")]

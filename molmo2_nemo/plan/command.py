@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from molmo2_nemo.config import RunConfig
-from molmo2_nemo.plan.hardware import Cluster
+from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.settings.run import RunConfig
 
 
 def train_command(

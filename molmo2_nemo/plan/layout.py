@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.plan.hardware import Cluster
 
 RECOMPUTE_MODES = (("none", False), ("selective", False), ("full", False), ("full", True))  # and whether to offload
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from molmo2_nemo.config import MemoryConfig, StageConfig
+from molmo2_nemo.cost.parameters import held, what_learns
+from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.plan.sizes import held, what_learns
-from molmo2_nemo.plan.workload import Workload
+from molmo2_nemo.settings.run import MemoryConfig, StageConfig
 
 GIB = 2.0**30
 RUNTIME = 2.5 * GIB  # CUDA context, libraries' workspaces, NCCL's buffers

@@ -8,12 +8,12 @@ eighth of the square), some 128 and 120 by what they execute. The bias is built 
 
 from __future__ import annotations
 
+from molmo2_nemo.cost.flops import crop_flops, forward_flops
+from molmo2_nemo.cost.hardware import Cluster
+from molmo2_nemo.cost.parameters import parameters
+from molmo2_nemo.cost.rates import ATTENTION_BACKWARD, Rates
+from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.model.flops import crop_flops, forward_flops
-from molmo2_nemo.plan.hardware import Cluster
-from molmo2_nemo.plan.rates import ATTENTION_BACKWARD, Rates
-from molmo2_nemo.plan.sizes import parameters
-from molmo2_nemo.plan.workload import Workload
 
 HOURS = {"4b": 25.3, "o7b": 25.7, "8b": 26.0}  # stage 3, 128 H100, 2,000 steps (paper)
 BIAS_FORWARD, BIAS_BACKWARD = 128 / 989, 120 / 989  # shares of an H100's peak, by executed area

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from molmo2_nemo.config import RunConfig
+from molmo2_nemo.cost.hardware import Cluster
+from molmo2_nemo.cost.rates import Rates
+from molmo2_nemo.cost.step import Step, step_time
+from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.plan.hardware import Cluster
 from molmo2_nemo.plan.layout import RECOMPUTE_MODES, Layout, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
-from molmo2_nemo.plan.rates import Rates
-from molmo2_nemo.plan.speed import Step, step_time
-from molmo2_nemo.plan.workload import Workload
+from molmo2_nemo.settings.run import RunConfig
 
 REASONS = {  # component of a step: why a layout loses that spends more on it
     "recompute": "computes activations again",

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from molmo2_nemo.config import RunConfig
+from molmo2_nemo.cost.parameters import parameters
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours, published_step
 from molmo2_nemo.plan.search import Candidate, Plan
-from molmo2_nemo.plan.sizes import parameters
+from molmo2_nemo.settings.run import RunConfig
 
 OTHERS = 8  # losing layouts that are shown
 WHAT = {

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
@@ -22,6 +21,7 @@ from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.model.inputs import visual_blocks
+from molmo2_nemo.settings.run import RunConfig
 
 
 @dataclass(slots=True)

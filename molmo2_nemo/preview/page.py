@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.data.tokenizer import EXTRA_SPECIAL_TOKENS, Molmo2Tokenizer
 from molmo2_nemo.preview import draw
 from molmo2_nemo.preview.collect import PackView, Part
+from molmo2_nemo.settings.run import RunConfig
 
 MAX_CROPS = 64  # drawn of one example
 MAX_CHIPS = 700  # tokens written out of one example; runs of the same visual token count once

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError, nearest, read_text
+from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import structure
 
 GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "cluster")

@@ -1,4 +1,4 @@
-"""Between plain YAML values and the typed dataclasses of `molmo2_nemo.config`, with errors a person can act on.
+"""Between plain YAML values and the typed dataclasses of `molmo2_nemo.settings.run`, with errors a person can act on.
 
 OmegaConf's structured configs know no `Literal`, so the dataclasses are read here; Hydra only composes plain values.
 """
@@ -10,8 +10,8 @@ import types
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.errors import UserError, nearest, read_text
+from molmo2_nemo.settings.run import RunConfig
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.flash import group
 from molmo2_nemo.attention.flex import BLOCK, block_lists
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.model.flops import attention_pairs
+from molmo2_nemo.cost.flops import attention_pairs
 
 
 def lengths(most: int, shortest: int = 1, longest: int = 9) -> st.SearchStrategy[tuple[int, ...]]:

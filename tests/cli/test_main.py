@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from molmo2_nemo.cli import doctor, probes
+from molmo2_nemo.cli import doctor
 from molmo2_nemo.cli.main import VERBS, build_parser, main
 from molmo2_nemo.data.manifest import MANIFEST
+from molmo2_nemo.launch import probes
 from molmo2_nemo.settings.compose import compose
 
 

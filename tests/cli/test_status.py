@@ -15,13 +15,13 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from molmo2_nemo.cli import main as command
-from molmo2_nemo.cli.progress import Progress, duration, read_run, read_stage
-from molmo2_nemo.cli.runs import resolve_checkpoint, write_config
 from molmo2_nemo.errors import USER_ERROR, UserError
-from molmo2_nemo.nemo import manifest
-from molmo2_nemo.nemo.attempt import alive, this_process
-from molmo2_nemo.nemo.lines import append_line as append
-from molmo2_nemo.nemo.lines import cut_lines
+from molmo2_nemo.rundir import manifest
+from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.lines import append_line as append
+from molmo2_nemo.rundir.lines import cut_lines
+from molmo2_nemo.rundir.progress import Progress, duration, read_run, read_stage
+from molmo2_nemo.rundir.stages import resolve_checkpoint, write_config
 from molmo2_nemo.settings.compose import compose
 
 NOW = 1_000_000.0
@@ -150,7 +150,7 @@ def test_a_run_that_works_between_steps_is_running(tmp_path):
 
 
 def test_the_sign_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr("molmo2_nemo.nemo.attempt.BEAT", 0.01)
+    monkeypatch.setattr("molmo2_nemo.rundir.attempt.BEAT", 0.01)
     path = tmp_path / "attempt.json"
     path.write_text("{}")
     os.utime(path, (1.0, 1.0))

@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("molmo2_nemo.cli.worker.quiet", lambda: None)  # leave this process's logging as it is
+    monkeypatch.setattr("molmo2_nemo.launch.worker.quiet", lambda: None)  # leave this process's logging as it is
 
 
 @pytest.mark.parametrize("written_as", FORMATS)

@@ -1,4 +1,4 @@
-"""Costs against model/flops.py, which counts them independently; dealing against what it promises."""
+"""Costs against cost/flops.py, which counts them independently; dealing against what it promises."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from molmo2_nemo.cost.flops import attention_pairs, batch_flops
 from molmo2_nemo.data.balance import UNIT, CostModel, allowed_pairs, deal, spread
 from molmo2_nemo.data.example import ROOT_BRANCH
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.model.flops import attention_pairs, batch_flops
 from molmo2_nemo.model.inputs import visual_blocks
 from molmo2_nemo.nemo.data import cost_model
 from tests.support.packs import demo_packs

@@ -124,7 +124,7 @@ def test_resume_where_a_stage_learns_nothing(workers, packs, tmp_path):
 
 
 def test_published_stages_freeze_the_base_rows_only():
-    from molmo2_nemo.config import StageConfig
+    from molmo2_nemo.settings.run import StageConfig
 
     stage = StageConfig()
     assert (stage.train_vit, stage.train_connector, stage.train_llm) == (True, True, True)

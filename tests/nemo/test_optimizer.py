@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from molmo2_nemo.config import OptimConfig
 from molmo2_nemo.nemo.optimizer import GROUPS, group_of, lr_factor
+from molmo2_nemo.settings.run import OptimConfig
 
 
 @pytest.mark.parametrize(

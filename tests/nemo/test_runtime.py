@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data.config import SourceConfig
-from molmo2_nemo.nemo import manifest
+from molmo2_nemo.rundir import manifest
 from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 
 TRACED = ("step", "loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm", "lr_llm", "tasks", "tokens")
@@ -233,8 +233,8 @@ def test_sigterm_to_all_processes_and_a_kill_before_the_summary(workers, shards,
 
 def judge(figures: list[tuple[float, list[float]]], sigma: float) -> list[str | None]:
     """The guard's reasons, step by step; half-way its state goes through a checkpoint."""
-    from molmo2_nemo.config import FaultConfig
     from molmo2_nemo.nemo.faults import FaultGuard
+    from molmo2_nemo.settings.run import FaultConfig
 
     config = FaultConfig(spike_sigma=sigma, spike_window=8)
     guard, reasons = FaultGuard(config), []

@@ -9,9 +9,9 @@ import pytest
 
 from benchmarks.batches import Shapes, batch
 from benchmarks.train_step import TINY, at_depth, main, settings
+from molmo2_nemo.cost.flops import batch_flops, training_flops
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.model.flops import batch_flops, training_flops
 
 
 def bench_job(out) -> dict:

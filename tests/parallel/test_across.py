@@ -14,7 +14,7 @@ from benchmarks.context_parallel import Counter, exact
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import visible_keys
-from molmo2_nemo.parallel.traffic import AttentionShape, context_traffic
+from molmo2_nemo.cost.traffic import AttentionShape, context_traffic
 from tests.support.light import run_light
 from tests.support.packs import random_mask_data
 

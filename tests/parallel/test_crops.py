@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from molmo2_nemo.cost.traffic import vision_all_gather_bytes
 from molmo2_nemo.parallel.crops import CropPlan, exchange, plan_crops, tie_parameters
-from molmo2_nemo.parallel.deal import deal_runs
-from molmo2_nemo.parallel.traffic import vision_all_gather_bytes
+from molmo2_nemo.parallel.partition import deal_runs
 from tests.support.light import run_light
 
 torch.set_num_threads(1)

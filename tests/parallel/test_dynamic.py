@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from molmo2_nemo.config import ParallelConfig
+from molmo2_nemo.cost.context import PackCounts
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.parallel.cost import PackCounts
 from molmo2_nemo.parallel.dynamic import DynamicSettings
-from molmo2_nemo.parallel.layout import crop_limit
+from molmo2_nemo.settings.layout import crop_limit
+from molmo2_nemo.settings.run import ParallelConfig
 
 
 def batch(tokens: int, size: int = 4096, step: int = 0, units: tuple[int, ...] = ()) -> Batch:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import dynamic_cp, record_packs
+from molmo2_nemo.cost.context import PackCounts
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.parallel.cost import PackCounts
 from tests.support.packs import demo_packs, text_only
 
 HEAD = {"sequence_length": 768, "max_crops": 24}

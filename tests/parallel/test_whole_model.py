@@ -26,11 +26,11 @@ def model_job(packs: list[Any], layouts: dict[str, dict[str, Any]]) -> dict[tupl
     """Per layout and number of key heads, for every pack: the loss and the gradients of all ranks together."""
     import torch.distributed as dist
 
-    from molmo2_nemo.parallel import platform
+    from molmo2_nemo import cpu
     from tests.support.pool import start_megatron
 
-    platform.enable(threads=1)
-    platform.enable_megatron()
+    cpu.enable(threads=1)
+    cpu.enable_megatron()
     from molmo2_nemo.model.config import preset
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.inputs import PackInputs

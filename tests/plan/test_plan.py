@@ -9,18 +9,18 @@ from dataclasses import replace
 
 import pytest
 
-from molmo2_nemo.cli.checks import find_problems, wanted_processes
 from molmo2_nemo.cli.main import main
+from molmo2_nemo.cost.hardware import DEVICES, parse_cluster
+from molmo2_nemo.cost.rates import FLASH
+from molmo2_nemo.cost.step import step_time
+from molmo2_nemo.cost.workload import averages, workload
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import LoraConfig, preset
-from molmo2_nemo.plan.hardware import DEVICES, parse_cluster
 from molmo2_nemo.plan.layout import Layout, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours
-from molmo2_nemo.plan.rates import FLASH
 from molmo2_nemo.plan.search import candidates, configured, search
-from molmo2_nemo.plan.speed import step_time
-from molmo2_nemo.plan.workload import averages, workload
+from molmo2_nemo.settings.checks import find_problems, wanted_processes
 from molmo2_nemo.settings.compose import compose
 
 

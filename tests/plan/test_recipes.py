@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from molmo2_nemo.cli.checks import find_problems
+from molmo2_nemo.cost.hardware import parse_cluster
+from molmo2_nemo.cost.workload import workload
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.plan.hardware import parse_cluster
 from molmo2_nemo.plan.search import configured
-from molmo2_nemo.plan.workload import workload
+from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.compose import STAGES, compose, group_choices
 
 CLUSTERS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from molmo2_nemo.config import OptimConfig, RunConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings.compose import GROUPS, STAGES, compose, conf_dir, group_choices
+from molmo2_nemo.settings.run import OptimConfig, RunConfig
 from molmo2_nemo.settings.schema import load_yaml, to_yaml
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from molmo2_nemo.config import RunConfig
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
 from molmo2_nemo.data.example import Batch
+from molmo2_nemo.settings.run import RunConfig
 
 
 def demo_data(folder: Path, part: str = "sft", length: int = 768, crops: int = 24) -> DataConfig:

@@ -76,11 +76,11 @@ def _free_port() -> int:
 
 def _serve(pipe: Any, rank: int) -> None:
     """Warm up, then answer jobs until killed or the test process is gone."""
+    from molmo2_nemo import cpu
     from molmo2_nemo.nemo.train import quiet, start_nemo
-    from molmo2_nemo.parallel import platform
 
     quiet()
-    platform.enable(threads=1)
+    cpu.enable(threads=1)
     start_nemo()
     while True:
         try:

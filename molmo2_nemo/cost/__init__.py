@@ -1,0 +1,1 @@
+"""What a step computes, sends and takes: FLOPs, bytes, rates, hardware, seconds."""

@@ -1,0 +1,112 @@
+"""Parameters by component, and which of them a rank holds. Norms and biases are counted: the sums are exact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from molmo2_nemo.cost.flops import layer_weights
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config, learning
+from molmo2_nemo.settings.run import StageConfig
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of parameters of a whole model."""
+
+    layer: int  # one decoder layer
+    layers: int
+    final_norm: int
+    embedding: int  # base rows
+    extra: int  # rows of the special tokens
+    head: int  # 0 where it is the embedding
+    vision: int
+    connector: int
+
+    @property
+    def total(self) -> int:
+        return (
+            self.layer * self.layers
+            + self.final_norm
+            + self.embedding
+            + self.extra
+            + self.head
+            + self.vision
+            + self.connector
+        )
+
+
+def parameters(model: Molmo2Config) -> Parameters:
+    """Exact numbers for a model, without padding of the vocabulary."""
+    text, vision, connector = model.text, model.vision, model.connector
+    qk_norm = 2 * text.head_dim if text.family == "qwen3" else (text.num_heads + text.num_kv_heads) * text.head_dim
+    width, ffn = vision.hidden_size, vision.ffn_size
+    block = 4 * (width * width + width) + 2 * width * ffn + ffn + width + 4 * width
+    pooling = 3 * (vision.feature_size + 1) * connector.hidden_size + connector.hidden_size**2 + connector.hidden_size
+    projector = connector.ffn_size * (2 * connector.hidden_size + text.hidden_size)
+    return Parameters(
+        layer=layer_weights(model) + 2 * text.hidden_size + qk_norm,
+        layers=text.num_layers,
+        final_norm=text.hidden_size,
+        embedding=text.vocab_size * text.hidden_size,
+        extra=model.extra_vocab_size * text.hidden_size,
+        head=0 if text.tie_embeddings else text.vocab_size * text.hidden_size,
+        vision=vision.num_built_layers * block + (vision.patch_dim + 1 + vision.num_patches) * width,
+        connector=pooling + projector,
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """Parameters of one rank of the heaviest pipeline stage."""
+
+    all: float
+    trained: float  # of them, those with gradients and optimizer state
+
+
+def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) -> Held:
+    """The largest share of any pipeline stage: vision and the embedding are on the first, the head on the last."""
+    p = parameters(model)
+    rows = math.ceil(model.text.vocab_size / tensor) * model.text.hidden_size
+    adapters = adapter_parameters(model, stage.lora) / pipeline / tensor  # A or B of each is cut, the other small
+    layers = p.layer * p.layers / pipeline / tensor
+    learns = what_learns(model, stage)
+    decoder = layers * learns["llm"] + adapters * learns["adapters"]
+    connector = p.connector + p.extra
+    first = Held(
+        layers + adapters + rows + p.vision + connector,
+        decoder + rows * learns["base_embedding"] + p.vision * learns["vit"] + connector * learns["connector"],
+    )
+    final = p.final_norm * learns["llm"]
+    if pipeline == 1:
+        own = 0.0 if model.text.tie_embeddings else rows
+        return Held(first.all + own + p.final_norm, first.trained + own * learns["head"] + final)
+    last = Held(layers + adapters + rows + p.final_norm, decoder + rows * learns["head"] + final)
+    return max(first, last, key=lambda h: h.all)
+
+
+def what_learns(model: Molmo2Config, stage: StageConfig) -> dict[str, bool]:
+    """`learning` of a stage."""
+    return {
+        **learning(
+            replace(model, lora=stage.lora if stage.lora.rank else None),
+            vit=stage.train_vit,
+            connector=stage.train_connector,
+            llm=stage.train_llm,
+            base_embedding=stage.train_base_embedding,
+        )
+    }
+
+
+def adapter_parameters(model: Molmo2Config, lora: LoraConfig) -> int:
+    """Parameters of all LoRA adapters; 0 without."""
+    text = model.text
+    queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    d, ffn = text.hidden_size, text.ffn_size
+    ends = {
+        "linear_qkv": d + queries + 2 * keys,
+        "linear_proj": queries + d,
+        "linear_fc1": d + 2 * ffn,
+        "linear_fc2": ffn + d,
+    }
+    return lora.rank * sum(ends[name] for name in lora.targets) * text.num_layers

@@ -1,0 +1,1 @@
+"""How processes start and end: here, through torch's elastic launcher, as Slurm jobs."""

@@ -1,0 +1,61 @@
+"""Several local processes through torch's elastic launcher: `python -m molmo2_nemo.launch.elastic COUNT CONFIG`.
+
+Does what `torchrun --standalone` does, but leaves the telling of what went wrong to `launch.py`: the workers write down
+why they ended, and torch's own summary would print the same again, once per process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.errors import INTERRUPTED
+from molmo2_nemo.launch.local import ERROR_DIR, die_with_parent
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers
+GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them
+
+
+def main(count: int, config: str) -> int:
+    """Runs `count` workers; 0, or the exit code of the first that failed."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    die_with_parent()
+    known = {f.name for f in dataclasses.fields(LaunchConfig)}  # older torch has not all of these
+    leaving: dict[str, Any] = {"signals_to_handle": SIGNALS, "shutdown_timeout": GRACE}
+    settings = LaunchConfig(
+        **{name: value for name, value in leaving.items() if name in known},
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS
+    logging.disable(logging.CRITICAL)  # `launch.py` tells what went wrong
+    try:
+        elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.launch.worker", config)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        failures = {number: f.exitcode for number, f in error.failures.items()}
+        report = {"rank": rank, "exit_code": failure.exitcode, "failures": failures}
+        (Path(os.environ[ERROR_DIR]) / "launcher.json").write_text(json.dumps(report))
+        return abs(failure.exitcode) or 1
+    except (SignalException, KeyboardInterrupt):
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]), sys.argv[2]))

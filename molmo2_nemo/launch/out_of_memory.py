@@ -1,0 +1,127 @@
+"""What to change when memory runs out: the settings that are not in use yet, cheapest first. No torch here."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from molmo2_nemo.settings.checks import find_problems, wanted_processes
+from molmo2_nemo.settings.layout import crop_limit
+from molmo2_nemo.settings.run import RunConfig
+
+Overrides = dict[str, Any]
+
+# Besides torch.OutOfMemoryError and MemoryError: how PyTorch's host allocator, CUDA, cuBLAS and NCCL put it.
+HOST = "can't allocate memory"
+DEVICE = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure 2 'out of memory'")
+
+
+def explain(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
+    """One line for the user; None where the error is about something else."""
+    on_host = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and HOST in str(error))
+    on_device = type(error).__name__ == "OutOfMemoryError" or DEVICE.search(str(error)) is not None
+    if not on_host and not on_device:
+        return None
+    where = "host" if on_host and not on_device else "GPU"
+    found = remedies(cfg, offload=where == "GPU")
+    if where == "host" and cfg.data.num_workers > 0:
+        found.insert(0, f"data.num_workers={cfg.data.num_workers // 2} (copies of the loader)")
+    seen = re.split(r"(?<=[A-Za-z])\. |\n", str(error).strip())
+    said = ". ".join(part for part in seen[:2] if part) or type(error).__name__
+    return (
+        f"process {rank} ran out of {where} memory ({said}). What is left to try, cheapest first: {'; '.join(found)}. "
+        "`molmo2 plan` with the same settings says what each layout needs; docs/memory.md says what each setting costs"
+    )
+
+
+def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
+    """Overrides that save memory and are not set, those that cost least first, with what they cost.
+
+    Each passed the checks that a run begins with: what they refuse is not suggested.
+    """
+    memory, parallel = cfg.memory, cfg.parallel
+    known: tuple[tuple[bool, Overrides, str], ...] = (
+        (cfg.stage.micro_batch_size > 1, {"stage.micro_batch_size": 1}, ""),
+        (not parallel.distributed_optimizer, {"parallel.distributed_optimizer": True}, ""),
+        (memory.loss_chunk > 256, {"memory.loss_chunk": 256}, ""),
+        (memory.vision_chunk is None, {"memory.vision_chunk": 16}, "crops are encoded twice"),
+        (memory.mlp_tiles == 1, {"memory.mlp_tiles": 8}, "MLPs run twice"),
+        (
+            memory.recompute != "full" or memory.recompute_layers is not None,
+            {"memory.recompute": "full", "memory.recompute_layers": None},
+            "every layer runs twice",
+        ),
+        (offload and not memory.offload, {"memory.offload": True}, "copies to and from the host"),
+    )
+    found = [_text(values, note) for open_, values, note in known if open_ and not _refused(cfg, values)]
+    found += _less_of_a_pack(cfg)
+    where = "other packs are trained on, in another output_dir once there is a checkpoint"
+    return [*found, f"smaller data.packing.sequence_length and data.packing.max_crops ({where})"]
+
+
+def _less_of_a_pack(cfg: RunConfig) -> list[str]:
+    """What gives a rank a smaller part: under dynamic context parallelism its limits, where they are above a static
+    share; else more ranks to a pack."""
+    parallel, packing = cfg.parallel, cfg.data.packing
+    if parallel.dynamic_context:
+        limits = (
+            ("tokens", parallel.context_tokens, packing.sequence_length, parallel.context),
+            (
+                "crops",
+                crop_limit(parallel, packing.max_crops, cfg.memory.vision_chunk),
+                packing.max_crops,
+                parallel.context * parallel.tensor,
+            ),
+        )
+        lower = [
+            ({f"parallel.context_{what}": max(limit // 2, -(-full // ranks))}, f"packs of more {what} get more ranks")
+            for what, limit, full, ranks in limits
+            if limit is not None and limit > -(-full // ranks)
+        ]
+        if found := [_text(values, note) for values, note in lower if not _refused(cfg, values)]:
+            return found
+    for values, processes in _wider(cfg):
+        if not _refused(cfg, values, processes):
+            more = f"; takes {processes} processes" if processes != wanted_processes(cfg) else ""
+            return [_text(values, f"{2 * parallel.context} ranks share a pack{more}")]
+    return []
+
+
+def _wider(cfg: RunConfig) -> Iterator[tuple[Overrides, int]]:
+    """Settings with twice the ranks to a pack, and how many processes they take: as many as now, if replicas can be
+    halved. Where heads cannot be dealt to so many, the new ranks show each other their keys."""
+    parallel, packing = cfg.parallel, cfg.data.packing
+    values: Overrides = {"parallel.context": 2 * parallel.context}
+    if parallel.dynamic_context:
+        values["parallel.context_tokens"] = -(-packing.sequence_length // (2 * parallel.context))
+        if parallel.context_crops is not None:
+            shards = 2 * parallel.context * parallel.tensor
+            values["parallel.context_crops"] = -(-packing.max_crops // shards)
+    processes = wanted_processes(cfg)
+    options = [(values, processes), (values, 2 * processes)]
+    if cfg.cluster.devices is None:  # parallel.data says how many there are
+        halved = {**values, "parallel.data": parallel.data // 2}
+        options = [(halved, processes)] if parallel.data % 2 == 0 else [(values, 2 * processes)]
+    for values, count in options:
+        yield values, count
+        yield {**values, "parallel.context_ulysses": parallel.context_ulysses or parallel.context}, count
+
+
+def _refused(cfg: RunConfig, values: Overrides, processes: int | None = None) -> bool:
+    """Whether the run's checks find something wrong with the settings that was not wrong before."""
+    changed = copy.deepcopy(cfg)
+    for name, value in values.items():
+        group, key = name.split(".")
+        setattr(getattr(changed, group), key, value)
+    processes = wanted_processes(cfg) if processes is None else processes
+    before = set(find_problems(cfg, files=False))
+    return bool(set(find_problems(changed, processes, files=False)) - before)
+
+
+def _text(values: Overrides, note: str) -> str:
+    """As on the command line."""
+    settings = " ".join(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in values.items())
+    return f"{settings} ({note})" if note else settings

@@ -1,0 +1,1 @@
+"""Stages as Slurm jobs: the login node, the sbatch script, what is submitted already."""

@@ -1,0 +1,113 @@
+"""The login node, through one of NeMo-Run's tunnels: commands and small files, here or over ssh."""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.settings.slurm import SlurmConfig
+
+
+class Login:
+    """Where sbatch is called. `folder` is the run's folder for jobs on the cluster's file system."""
+
+    def __init__(self, slurm: SlurmConfig, folder: Path) -> None:
+        from nemo_run.core.tunnel.client import LocalTunnel, SSHTunnel
+
+        ssh = slurm.ssh
+        self.is_local = ssh.host is None
+        self.name = "this machine" if ssh.host is None else ssh.host
+        self.tunnel: Any
+        if ssh.host is None:
+            self.tunnel = LocalTunnel(job_dir=str(folder))
+        else:
+            user = ssh.user or getpass.getuser()
+            self.tunnel = SSHTunnel(job_dir=str(folder), host=ssh.host, user=user, port=ssh.port, identity=ssh.identity)
+
+    def try_run(self, *command: str) -> tuple[int, str, str]:
+        """Runs the command there; exit code, standard output, standard error.
+
+        Raises:
+            UserError: the login node cannot be reached.
+        """
+        from paramiko.ssh_exception import SSHException
+
+        line = " ".join(shlex.quote(part) for part in command)
+        try:
+            done = self.tunnel.run(line, hide=True, warn=True, in_stream=False)
+        except SystemExit:  # NeMo-Run's, when it is not let in
+            raise UserError(f"{self.name} did not let us in; try `ssh {self.name}`, then cluster.slurm.ssh.*") from None
+        except (OSError, EOFError, SSHException) as error:
+            raise UserError(f"cannot reach {self.name}: {error}; see cluster.slurm.ssh.*") from None
+        return int(done.return_code), done.stdout, done.stderr
+
+    def run(self, *command: str) -> str:
+        """Standard output of a command that has to succeed.
+
+        Raises:
+            UserError: it fails; with its own message.
+        """
+        code, out, err = self.try_run(*command)
+        if code == 127:
+            raise UserError(
+                f"{self.name} has no {command[0]}: it is not a login node of a Slurm cluster; call this on one, "
+                "name one with cluster.slurm.ssh.host=..., or use cluster=local"
+            )
+        if code:
+            raise UserError(f"{command[0]} on {self.name} failed: {' '.join((err or out).split())}")
+        return out
+
+    def path(self, path: str | Path) -> Any:
+        """The file or folder there, with the few methods of `pathlib.Path` that reading a run's folder takes."""
+        return Path(path) if self.is_local else RemotePath(self, str(path))
+
+    def make_folder(self, path: Path) -> None:
+        self.run("mkdir", "-p", str(path))
+
+    def write(self, path: Path, text: str) -> None:
+        """Writes a small file, whole or not at all."""
+        part = f"{path}.part"
+        if self.is_local:
+            Path(part).write_text(text)
+        else:
+            self._upload(part, text)
+        self.run("mv", part, str(path))
+
+    def _upload(self, path: str, text: str) -> None:
+        import io
+
+        from paramiko.ssh_exception import SSHException
+
+        self.run("true")  # connects
+        try:
+            self.tunnel.session.put(io.StringIO(text), path)
+        except (OSError, SSHException) as error:
+            raise UserError(f"cannot write {path} on {self.name} (over sftp): {error}") from None
+
+    def close(self) -> None:
+        self.tunnel.cleanup()
+
+
+class RemotePath:
+    """A path on the login node."""
+
+    def __init__(self, login: Login, path: str) -> None:
+        self.login, self.text = login, path
+
+    def __truediv__(self, name: str) -> RemotePath:
+        return RemotePath(self.login, f"{self.text}/{name}")
+
+    def __str__(self) -> str:
+        return self.text
+
+    def is_file(self) -> bool:
+        return self.login.try_run("test", "-f", self.text)[0] == 0
+
+    def is_dir(self) -> bool:
+        return self.login.try_run("test", "-d", self.text)[0] == 0
+
+    def read_text(self) -> str:
+        return self.login.run("cat", self.text)

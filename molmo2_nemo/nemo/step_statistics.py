@@ -1,0 +1,66 @@
+"""What this rank's micro-batches of one step held: the figures behind the log. numpy only, on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from molmo2_nemo.cost.flops import batch_flops, training_flops
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import PAD_EXAMPLE, Batch
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.inputs import visual_blocks
+
+
+@dataclass
+class Ledger:
+    """Counts of one step."""
+
+    tokens: int = 0  # padding not counted
+    slots: int = 0  # token slots, padding included
+    crops: int = 0
+    packs: int = 0
+    flops: float = 0.0  # of forward and backward, by mask area
+    wait: float = 0.0  # seconds that training stood still for data
+    keys: list[str] = field(default_factory=list)  # of the records
+
+    def add(self, batch: Batch, model: Molmo2Config, learns: Mapping[str, bool]) -> None:
+        """Count a micro-batch; `model` is whose FLOPs it costs, `learns` what of it learns (model.config.learning)."""
+        self.tokens += int((batch.example_ids != PAD_EXAMPLE).sum())
+        self.slots += batch.example_ids.size
+        self.crops += len(batch.crops)
+        self.packs += len(batch.example_ids)
+        self.keys += [key for pack in batch.keys for key in pack]
+        blocks = None
+        if model.visual_attention == "within_image":
+            ids, visual = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.visual)
+            blocks = visual_blocks(ids, visual, model.text.vocab_size).numpy()
+        work = batch_flops(model, batch, blocks)
+        self.flops += training_flops(
+            work,
+            train_vit=learns["vit"],
+            train_connector=learns["connector"],
+            train_llm=learns["llm"],
+            train_head=learns["head"],
+        ).total
+
+
+def task_names(config: DataConfig) -> dict[str, str]:
+    """Data set -> the task it is logged under: its group in the mixture, or itself."""
+    return {name: source.group or name for name, source in config.sources.items()}
+
+
+def task_ids(batch: Batch, number: Mapping[str, int]) -> np.ndarray:
+    """Which task each token belongs to, int64 [B, S]; padding counts as task 0 (its weight is 0).
+
+    Args:
+        number: data set -> task.
+    """
+    rows = []
+    for sources, examples in zip(batch.sources, batch.example_ids, strict=True):
+        table = np.array([number[name] for name in sources] + [0], dtype=np.int64)  # PAD_EXAMPLE is -1: the last entry
+        rows.append(table[examples])
+    return np.stack(rows)

@@ -1,0 +1,331 @@
+"""What can be known to be wrong before any process starts. No torch here, and all problems are listed at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from molmo2_nemo.data.phases import find_problems as phase_problems
+from molmo2_nemo.data.phases import phases
+from molmo2_nemo.data.record import DataError
+from molmo2_nemo.data.sampling import is_missing, present, weights
+from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.errors import UserError, blocking_file, nearest
+from molmo2_nemo.model.config import (
+    NOTHING_LEARNS,
+    PRESETS,
+    Molmo2Config,
+    check_recompute,
+    learning,
+    native_positions,
+    preset,
+    with_choices,
+)
+from molmo2_nemo.rundir.stages import run_of_checkpoint
+from molmo2_nemo.settings.layout import context_problems
+from molmo2_nemo.settings.ranges import out_of_range
+from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.schema import load_yaml
+
+
+def check(cfg: RunConfig, processes: int | None = None, files: bool = True) -> None:
+    """Raises one error that lists everything wrong with the run.
+
+    Args:
+        processes: how many there are, where that is already known (inside a torchrun or Slurm job).
+        files: look at shards and checkpoints too; not where the run will see another file system.
+
+    Raises:
+        UserError: each line says what was seen, what was expected, what to change.
+    """
+    problems = list(find_problems(cfg, processes, files))
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n  - ".join([f"{len(problems)} settings cannot work:", *problems]))
+
+
+def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = True) -> Iterator[str]:
+    """Every problem that the configuration, the shards' manifests and the starting checkpoint show."""
+    model = None
+    if cfg.model.preset in PRESETS:
+        model = preset(cfg.model.preset)
+        chosen = cfg.model
+        for choices in (
+            {"rope_scaling": chosen.rope_scaling, "rope_factor": chosen.rope_factor},
+            {"lora": cfg.stage.lora},
+        ):
+            try:
+                model = with_choices(model, **choices)  # type: ignore[arg-type]
+            except ValueError as error:
+                yield str(error)
+    else:
+        yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
+    yield from out_of_range(cfg)
+    yield from _running(cfg)
+    yield from _recompute(cfg, model)
+    yield from _without_effect(cfg, model)
+    if min(cfg.parallel.tensor, cfg.parallel.context, cfg.parallel.pipeline, cfg.parallel.data) >= 1:
+        yield from _processes(cfg, processes)
+        if model is not None:
+            yield from _layout(cfg, model)
+        yield from _batch(cfg, processes)
+    if model is not None:
+        yield from _sizes(cfg, model)
+    yield from _mixture(cfg)
+    if files:
+        yield from file_problems(cfg)
+
+
+def file_problems(cfg: RunConfig) -> Iterator[str]:
+    """Those of them that the file system shows: shards, tokenizer, the starting checkpoint, where the run writes."""
+    file = blocking_file(Path(cfg.output_dir))
+    if file is not None:
+        yield f"output_dir={cfg.output_dir}: {file} is a file; name a folder"
+    listed = cfg.data.quarantine
+    if listed is not None and (Path(listed).is_dir() or not Path(listed).parent.is_dir()):
+        what = "it is a folder" if Path(listed).is_dir() else f"there is no folder {Path(listed).parent}"
+        yield f"data.quarantine={listed}: {what}; name a file that can be written"
+    yield from _sources(cfg)
+    yield from _validation(cfg)
+    yield from _start(cfg)
+
+
+def model_parallel_size(cfg: RunConfig) -> int:
+    """Processes that one replica of the model takes."""
+    return cfg.parallel.tensor * cfg.parallel.context * cfg.parallel.pipeline
+
+
+def wanted_processes(cfg: RunConfig) -> int:
+    """Processes of the run when nothing outside says how many there are."""
+    if cfg.cluster.devices is not None:
+        return cfg.cluster.nodes * cfg.cluster.devices
+    return model_parallel_size(cfg) * cfg.parallel.data
+
+
+def _running(cfg: RunConfig) -> Iterator[str]:
+    """Checkpoints, faults and logging."""
+    keep, faults = cfg.checkpoint, cfg.faults
+    if keep.keep_last < 1:
+        yield f"checkpoint.keep_last={keep.keep_last}: must be at least 1; a run goes on from its last checkpoint"
+    if keep.keep_every is not None and (keep.keep_every < 1 or keep.keep_every % max(1, cfg.save_every)):
+        yield (
+            f"checkpoint.keep_every={keep.keep_every}: must be a multiple of save_every={cfg.save_every}; no "
+            "other step has a checkpoint to keep"
+        )
+    for name, value in (("max_in_a_row", faults.max_in_a_row), ("max_total", faults.max_total)):
+        if value < 0:
+            yield f"faults.{name}={value}: must be at least 0, which stops at the first bad step"
+    if faults.spike_sigma is not None and not faults.spike_sigma > 0:
+        yield f"faults.spike_sigma={faults.spike_sigma}: must be above 0, or null to take every finite step"
+    if faults.spike_window < 4:
+        yield f"faults.spike_window={faults.spike_window}: a mean and deviation need at least 4 steps"
+    if cfg.log.peak_tflops is not None and not cfg.log.peak_tflops > 0:
+        yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
+
+
+def _recompute(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
+    memory, stages = cfg.memory, cfg.parallel.pipeline
+    try:
+        check_recompute(memory.recompute, memory.recompute_modules, memory.recompute_layers)
+    except ValueError as error:
+        yield str(error)
+        return
+    if memory.recompute_layers is None or model is None or stages < 1:
+        return
+    built = model.text.num_layers // stages
+    if memory.recompute_layers > built:
+        yield (
+            f"memory.recompute_layers={memory.recompute_layers}: a pipeline stage of the {model.name} model has only "
+            f"{built}; take fewer, or null for all"
+        )
+
+
+def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
+    """Settings asked for that would change nothing, and a run that would change nothing."""
+    parallel, stage = cfg.parallel, cfg.stage
+    if parallel.context_tokens is not None and not parallel.dynamic_context:
+        yield (
+            f"parallel.context_tokens={parallel.context_tokens} has no effect without parallel.dynamic_context=true; "
+            "set that, or parallel.context_tokens=null"
+        )
+    if parallel.context_exchange != "ring" and parallel.context_ulysses in (None, parallel.context):
+        yield (
+            f"parallel.context_exchange={parallel.context_exchange} has no effect where all context ranks (here "
+            f"{parallel.context}) deal heads; leave it at ring, or set parallel.context_ulysses to a smaller number: "
+            "the other ranks then show each other their keys"
+        )
+    if model is not None and not any(
+        learning(
+            model,
+            vit=stage.train_vit,
+            connector=stage.train_connector,
+            llm=stage.train_llm,
+            base_embedding=stage.train_base_embedding,
+        ).values()
+    ):
+        yield NOTHING_LEARNS
+
+
+def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
+    p, replica = cfg.parallel, model_parallel_size(cfg)
+    count = wanted_processes(cfg) if processes is None else processes
+    layout = f"tensor {p.tensor} * context {p.context} * pipeline {p.pipeline} = {replica}"
+    if count < replica:
+        yield f"{layout} processes are needed for one replica but there are only {count}; use a smaller layout"
+    elif count % replica:
+        yield f"{count} processes cannot be divided into replicas of {layout}; change the layout or the process count"
+    if p.sequence and p.tensor == 1:
+        yield "parallel.sequence=true needs parallel.tensor > 1; turn it off or raise parallel.tensor"
+
+
+def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
+    p, text = cfg.parallel, model.text
+    tp, name = p.tensor, f"the {model.name} model"
+    for what, size in (
+        ("query heads", text.num_heads),
+        ("key/value heads", text.num_kv_heads),
+        ("feed-forward columns", text.ffn_size),
+    ):
+        if size % tp:
+            yield f"parallel.tensor={tp} does not divide the {size} {what} of {name}; use a divisor of {size}"
+    if text.num_layers % p.pipeline:
+        yield f"parallel.pipeline={p.pipeline} does not divide the {text.num_layers} layers of {name}"
+    keys = [f"data.progression[{i}]" for i in range(len(cfg.data.progression))] + ["data.packing"]
+    lengths = {
+        f"{key}.sequence_length": phase.packing.sequence_length
+        for key, phase in zip(keys, phases(cfg.data), strict=True)
+    }
+    crops = max(phase.packing.max_crops for phase in phases(cfg.data))
+    yield from context_problems(p, model, lengths, crops=crops, attention=cfg.model.attention)
+    if p.dynamic_context and not cfg.data.share_packs:
+        yield (
+            "parallel.dynamic_context=true needs data.share_packs=true: the rank that reads for the others deals the "
+            "packs; turn one of them off"
+        )
+
+
+def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:
+    count = wanted_processes(cfg) if processes is None else processes
+    replicas = count // model_parallel_size(cfg)
+    whole, micro = cfg.stage.global_batch_size, cfg.stage.micro_batch_size
+    if replicas >= 1 and micro >= 1 and whole % (micro * replicas):
+        yield (
+            f"stage.global_batch_size={whole} is not a multiple of stage.micro_batch_size={micro} * {replicas} "
+            f"replicas; {-(-whole // (micro * replicas)) * micro * replicas} is"
+        )
+
+
+def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
+    data, vision = cfg.data, model.vision
+    for key, seen, expected in (
+        ("data.image.crop_size", data.image.crop_size, vision.image_size),
+        ("data.image.patch_size", data.image.patch_size, vision.patch_size),
+    ):
+        if seen != expected:
+            yield f"{key}={seen}, but the {model.name} model's vision encoder takes {expected}; set {key}={expected}"
+    length, limit = data.packing.sequence_length, model.text.max_position
+    if length > limit:
+        text = preset(model.name).text  # as it is before a factor is chosen
+        kind = "linear" if cfg.model.rope_scaling == "linear" and text.yarn is None else "yarn"
+        yield (
+            f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model; "
+            f"shorten it, or take model.rope_scaling={kind} model.rope_factor="
+            f"{math.ceil(length / native_positions(text))}"
+        )
+    if data.image.patch_size > 0:
+        from molmo2_nemo.data.image import TileGeometry  # numpy and Pillow, which --help does without
+
+        try:
+            TileGeometry.of(data.image)
+        except ValueError as error:
+            yield str(error)
+    yield from phase_problems(data)
+    for key, crops in (
+        ("data.video.max_frames", data.video.max_frames),
+        ("data.image.max_crops, with the global view,", data.image.max_crops + 1),
+    ):
+        if crops > data.packing.max_crops:
+            yield (
+                f"{key} allows {crops} crops in one example, but a pack holds data.packing.max_crops="
+                f"{data.packing.max_crops}; raise that one or lower the other"
+            )
+
+
+def _mixture(cfg: RunConfig) -> Iterator[str]:
+    """The data sets' names, paths and rates, whether or not they are there."""
+    data = cfg.data
+    if not data.sources:
+        yield (
+            "data.sources is empty: nothing to train on; add folders that data_prep wrote, for example "
+            "data.sources.mine.path=/data/shards/mine"
+        )
+    for kind, sources in (("data", data.sources), ("validation", cfg.validation.sources)):
+        for name, source in sources.items():
+            if not source.path and (kind == "validation" or source.rate > 0):
+                yield f"{kind}.sources.{name}.path is not set; name a folder of shards"
+    if data.sources and not any(s.rate > 0 for s in data.sources.values()):
+        yield "every data.sources.*.rate is 0: nothing to train on; give at least one source a rate above 0"
+    elif all(s.rate >= 0 for s in data.sources.values()) and all(r >= 0 for r in data.groups.values()):
+        try:
+            weights(data.sources, data.groups, lambda *_: 1)
+        except DataError as error:
+            yield str(error)
+
+
+def _sources(cfg: RunConfig) -> Iterator[str]:
+    data = cfg.data
+    wanted = {name: source for name, source in data.sources.items() if source.rate > 0 and source.path}
+    gone = {name for name, source in wanted.items() if is_missing(source)}
+    together = data.missing == "skip" or len(gone) > 3
+    if together and gone:
+        try:
+            present(wanted, data.missing)
+        except DataError as error:
+            yield str(error)
+    for name, source in wanted.items():
+        if together and name in gone:
+            continue
+        try:
+            ShardDataset(source.path, name).close()
+        except (ValueError, OSError) as error:
+            yield f"data.sources.{name}: {error}"
+    tokenizer = data.tokenizer
+    if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
+        yield f'data.tokenizer={tokenizer}: neither "tiny" nor a folder with a tokenizer.json'
+
+
+def _validation(cfg: RunConfig) -> Iterator[str]:
+    for name, source in cfg.validation.sources.items():
+        if not source.path:
+            continue
+        try:
+            ShardDataset(source.path, name, cfg.data.limits)
+        except DataError as error:
+            yield f"validation.sources.{name}: {error}"
+
+
+def _start(cfg: RunConfig) -> Iterator[str]:
+    if cfg.init_from is None:
+        return
+    start = Path(cfg.init_from)
+    if not start.is_dir():
+        yield f"init_from={start}: no such checkpoint folder"
+        return
+    if not any(start.iterdir()):
+        yield f"init_from={start}: the folder is empty, not a checkpoint"
+        return
+    run = run_of_checkpoint(start)
+    if run is None:
+        return
+    try:
+        saved = load_yaml(run / "config.yaml").model.preset
+    except UserError as error:
+        yield f"init_from={start}: {error}"
+        return
+    if saved != cfg.model.preset:
+        yield (
+            f"init_from={start} is a checkpoint of model {saved!r}, but model.preset={cfg.model.preset}; "
+            f"use model={saved} or another checkpoint"
+        )

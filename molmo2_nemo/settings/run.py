@@ -1,0 +1,169 @@
+"""The schema of a run: what `conf/` composes and the trainer reads. No torch here.
+
+A stage is a config, not code: the three stages of Molmo2 differ only in the values below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from molmo2_nemo.data.config import DataConfig, SourceConfig
+from molmo2_nemo.model.config import LoraConfig
+from molmo2_nemo.settings.slurm import SlurmConfig
+
+
+@dataclass
+class ModelSelection:
+    """Which Molmo2, and what about it is a choice of the run."""
+
+    preset: str = "tiny"
+    visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
+    attention: Literal["auto", "flash", "flex", "blocks"] = "auto"  # kernel; docs/attention.md
+    float32_attention: bool = False
+    rope_scaling: Literal["none", "linear", "yarn"] = "none"  # for packs longer than the model's native range
+    rope_factor: float = 1.0  # longest position over the native one
+
+
+@dataclass
+class GroupConfig:
+    """One optimizer group: peak learning rate and linear warm-up."""
+
+    lr: float = 1e-5
+    warmup_steps: int = 200
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with three groups, each warmed up and clipped on its own."""
+
+    vit: GroupConfig = field(default_factory=lambda: GroupConfig(5e-6, 200))
+    connector: GroupConfig = field(default_factory=lambda: GroupConfig(5e-6, 200))
+    llm: GroupConfig = field(default_factory=lambda: GroupConfig(1e-5, 200))
+    final_lr_fraction: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    clip_grad: float = 1.0  # L2 norm of each group separately
+
+
+@dataclass
+class StageConfig:
+    """One of the three training stages."""
+
+    name: str = "sft"
+    max_steps: int = 30000
+    global_batch_size: int = 128  # packs per optimizer step
+    micro_batch_size: int = 2  # packs per forward pass of one data-parallel rank
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    z_loss: float = 1e-4
+    residual_dropout: float = 0.1  # on all tokens
+    response_residual_dropout: float = 0.0  # on response tokens only (stage 1: 0.1, with residual_dropout 0)
+    train_vit: bool = True
+    train_connector: bool = True
+    train_llm: bool = True
+    train_base_embedding: bool = False  # the published runs freeze the base rows (and so a tied head)
+    lora: LoraConfig = field(default_factory=LoraConfig)  # rank > 0: adapters learn, the language model does not
+
+
+@dataclass
+class ParallelConfig:
+    """Sizes of the process groups. Data parallel size is what is left of the processes."""
+
+    tensor: int = 1
+    sequence: bool = False  # Megatron sequence parallelism, needs tensor > 1
+    context: int = 1  # ranks that share a pack
+    context_ulysses: int | None = None  # of them, consecutive ones that deal heads among them; default: all
+    context_exchange: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
+    dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
+    cut_padding: bool = False  # nothing is computed for the padding behind packs; lengths then differ step by step
+    context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for
+    context_crops: int | None = None  # dynamic_context: most crops; null: a static share, or any with vision_chunk
+    pipeline: int = 1
+    data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
+    distributed_optimizer: bool = True
+
+
+@dataclass
+class MemoryConfig:
+    """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs."""
+
+    recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
+    recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["mlp"])  # selective
+    recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
+    mlp_tiles: int = 1  # decoder MLPs run on so many slices of the tokens, one after another
+    offload: bool = False  # what decoder layers save for backward waits in host memory
+    loss_chunk: int = 1024  # scored positions whose logits exist at once
+    vision_chunk: int | None = None  # crops encoded at once, and again in backward; default: all, kept
+
+
+@dataclass
+class ClusterConfig:
+    """Where the processes run."""
+
+    kind: Literal["local", "slurm"] = "local"
+    nodes: int = 1
+    devices: int | None = None  # processes per node; default: what the layout needs
+    threads: int = 1  # torch threads of a process on CPU
+    precision: Literal["fp32", "bf16"] = "fp32"
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)  # kind=slurm: what a stage's job asks for
+
+
+@dataclass
+class CheckpointConfig:
+    """What becomes of checkpoints; `save_every` says when there is one. docs/running.md has the whole story."""
+
+    keep_last: int = 2  # the newest so many; two, so that there is one to fall back to
+    keep_every: int | None = None  # steps; checkpoints at multiples of it are never removed
+    async_save: bool = False  # train on while files are written; costs a copy of the state in host memory
+    verify: bool = True  # compare files with the checksums written beside them before loading
+
+
+@dataclass
+class FaultConfig:
+    """Steps that would spoil the model are skipped: no update, the next step takes the next packs."""
+
+    max_in_a_row: int = 5  # skipped steps after which the run stops; 0 stops at the first
+    max_total: int = 100
+    spike_sigma: float | None = None  # also skip a loss or gradient norm this many standard deviations above the mean
+    spike_window: int = 128  # taken steps that mean and deviation are over; nothing is a spike before half of them
+
+
+@dataclass
+class LogConfig:
+    """Where figures go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: str | None = None  # project at Weights & Biases; the package wandb must be installed
+    peak_tflops: float | None = None  # of one device, dense, in the run's precision; default: known GPUs, none on CPU
+
+
+@dataclass
+class ValidationConfig:
+    """Loss on data sets that are not trained on, without any effect on training."""
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)  # path matters, and weight and p_high_res if set
+    every: int = 1000  # steps
+    examples: int = 256  # of each data set, the same each time and under every layout
+
+
+@dataclass
+class RunConfig:
+    """One run of one stage."""
+
+    output_dir: str = "runs/tiny"
+    seed: int = 6198
+    model: ModelSelection = field(default_factory=ModelSelection)
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    init_from: str | None = None  # checkpoint of the stage before: weights only
+    save_every: int = 2000  # steps
+    log_every: int = 1
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    faults: FaultConfig = field(default_factory=FaultConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
