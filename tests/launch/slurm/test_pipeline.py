@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.slurm.cluster import task_process, wait_for
+from tests.launch.slurm.cluster import task_process, wait_for
 
 from molmo2_nemo.errors import USER_ERROR
 
