@@ -31,8 +31,8 @@ from benchmarks.allocations import Allocations
 from benchmarks.batches import Shapes, batch
 from benchmarks.report import machine, write_result
 from benchmarks.train_step import with_layers
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.model.config import Molmo2Config, preset
-from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import decoder_activations, fullest, head_bytes, vision_activations
 from molmo2_nemo.settings.run import MemoryConfig, StageConfig
 
@@ -62,7 +62,7 @@ class Subject:
     dtype: torch.dtype
 
     @property
-    def element(self) -> int:
+    def bytes_per_element(self) -> int:
         return self.dtype.itemsize
 
 
@@ -153,10 +153,12 @@ def predicted(subject: Subject, options: MemoryConfig, tokens: int, crops: int) 
         return None
     layout = Layout(recompute=options.recompute, offload=options.offload)
     stage = StageConfig(residual_dropout=0.0, train_base_embedding=True)
-    full, element = options.recompute == "full", subject.element
+    full, size = options.recompute == "full", subject.bytes_per_element
     _, *parts = fullest(
-        decoder_activations(subject.model, layout, tokens, dropout=False, element=element, tiles=options.mlp_tiles),
-        vision_activations(subject.model, crops, full, element=element, chunk=options.vision_chunk),
+        decoder_activations(
+            subject.model, layout, tokens, dropout=False, bytes_per_element=size, tiles=options.mlp_tiles
+        ),
+        vision_activations(subject.model, crops, full, bytes_per_element=size, chunk=options.vision_chunk),
         head_bytes(subject.model, stage, layout, options.loss_chunk, tokens),
     )
     return sum(parts)

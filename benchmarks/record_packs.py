@@ -4,8 +4,8 @@
 
 The overrides are those of `molmo2 train`: recipe, stage, data.*. Shards are read, media decoded, packs packed as in
 training; of each micro-batch one line is kept: tokens, pairs of the mask, crops and visual tokens of every indivisible
-unit, window slots, scored tokens. The first line says what was read and with which limits. For example the demo's
-shards with the limits of stage 2:
+unit, filled window positions, scored tokens. The first line says what was read and with which limits. For example the
+demo's shards with the limits of stage 2:
 
     python -m data_prep.demo demo/data
     python -m benchmarks.record_packs packs.jsonl recipe=tiny stage=sft data.image.crop_size=378 data.image.margin=4 \\
@@ -24,15 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from molmo2_nemo.cost.context import PackCounts
+from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.errors import UserError
 
-NUMBERS = ("tokens", "pairs", "slots", "scored", "length", "packs")
+NUMBERS = ("tokens", "pairs", "window_positions", "scored", "length", "packs")
 
 
 def record(overrides: list[str], packs: int, micro_batch: int) -> tuple[dict[str, Any], list[PackCounts]]:
     """What was read, and the first so many micro-batches of a run's first data-parallel rank."""
     from molmo2_nemo.data.loader import PackStream
+    from molmo2_nemo.model.config import preset
     from molmo2_nemo.settings.compose import compose
 
     cfg = compose(overrides)
@@ -45,14 +46,15 @@ def record(overrides: list[str], packs: int, micro_batch: int) -> tuple[dict[str
         "visual_attention": cfg.model.visual_attention,
         "overrides": [text for text in overrides if "/" not in text],  # no folders of this machine
     }
-    return head, [PackCounts.of(batch, cfg.model.visual_attention) for batch in islice(stream, packs)]
+    rule, vocab_size = cfg.model.visual_attention, preset(cfg.model.preset).text.vocab_size
+    return head, [PackCounts.of(batch, rule, vocab_size) for batch in islice(stream, packs)]
 
 
 def write(path: Path, head: dict[str, Any], packs: Iterable[PackCounts]) -> None:
     """One JSON line for the head and for each micro-batch; equal units that follow each other are counted."""
     lines = [json.dumps(head)]
     for pack in packs:
-        units = zip(pack.unit_crops.tolist(), pack.unit_rows.tolist(), strict=True)
+        units = zip(pack.unit_crops.tolist(), pack.unit_pooled_tokens.tolist(), strict=True)
         runs = [[len(list(run)), *unit] for unit, run in groupby(units)]
         lines.append(json.dumps({name: getattr(pack, name) for name in NUMBERS} | {"units": runs}))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +72,10 @@ def read(path: Path) -> tuple[dict[str, Any], list[PackCounts]]:
         packs = []
         for row in rows:
             runs = np.array(row["units"], np.int64).reshape(-1, 3)
-            crops, rows_of = (np.repeat(runs[:, i], runs[:, 0]) for i in (1, 2))
-            packs.append(PackCounts(unit_crops=crops, unit_rows=rows_of, **{name: row[name] for name in NUMBERS}))
+            crops, pooled = (np.repeat(runs[:, i], runs[:, 0]) for i in (1, 2))
+            packs.append(
+                PackCounts(unit_crops=crops, unit_pooled_tokens=pooled, **{name: row[name] for name in NUMBERS})
+            )
         head["sequence_length"], head["max_crops"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a file of benchmarks.record_packs ({type(error).__name__}: {error})") from error
