@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import INTERRUPTED
-from molmo2_nemo.launch.local import ERROR_DIR, die_with_parent
+from molmo2_nemo.launch.local import ERROR_DIR
+from molmo2_nemo.processes import die_with_parent
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers
 GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them

@@ -7,7 +7,6 @@ a job, nothing runs: the stage is submitted.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shlex
@@ -112,15 +111,6 @@ def adopt_slurm(env: Any) -> None:
     env.setdefault("MASTER_PORT", str(20000 + int(env.get("SLURM_JOB_ID", "0")) % 20000))
 
 
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent is gone: a killed launcher leaves no ranks behind."""
-    pr_set_pdeathsig = 1
-    try:
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    except (OSError, AttributeError):
-        pass  # not Linux
-
-
 def in_step(env: Mapping[str, str]) -> bool:
     """Whether srun started this process. The shells of sbatch and salloc have step numbers above all real ones."""
     step = env.get("SLURM_STEP_ID", "")
@@ -166,6 +156,7 @@ def _run_here(cfg: RunConfig) -> int:
 
 def _say_outcome(folder: Path, how: str, message: str) -> None:
     """Writes down how an attempt ended, unless another process was first: what it had to say is the cause."""
+    # not files.atomic, with which the last would win
     part = folder / f"outcome.{os.environ.get('RANK', '0')}.part"
     part.write_text(f"{how}\n{message}\n")
     try:

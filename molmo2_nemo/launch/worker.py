@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
 import time
 import traceback
-import warnings
 from pathlib import Path
 
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError, verbose
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError
+from molmo2_nemo.files import write_json
 from molmo2_nemo.launch import out_of_memory
-from molmo2_nemo.launch.local import ERROR_DIR, die_with_parent
+from molmo2_nemo.launch.local import ERROR_DIR
+from molmo2_nemo.processes import die_with_parent, quiet
 from molmo2_nemo.rundir.stages import note_error, stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
@@ -59,15 +58,6 @@ def is_user_error(error: BaseException) -> bool:
     return last.filename.startswith(ours) and (last.line or "").startswith("raise")
 
 
-def quiet() -> None:
-    """Hides what the libraries say about themselves at import; MOLMO2_VERBOSE=1 shows it."""
-    if verbose():
-        return
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for loader workers
-    logging.disable(logging.WARNING)  # our own messages to a person are printed, not logged
-
-
 def _report(cfg: RunConfig, rank: int, error: BaseException, message: str, *, user_error: bool) -> int:
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     if not user_error and not isinstance(error, ValueError):
@@ -76,10 +66,7 @@ def _report(cfg: RunConfig, rank: int, error: BaseException, message: str, *, us
     note_error(stage_dir(cfg), report)
     folder = os.environ.get(ERROR_DIR)
     if folder:
-        path = Path(folder) / f"rank{rank}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(report))
-        part.replace(path)
+        write_json(Path(folder) / f"rank{rank}.json", report, indent=None)
     else:
         print(f"molmo2: error: {message}" if user_error else text, file=sys.stderr)
     return USER_ERROR if user_error else 1

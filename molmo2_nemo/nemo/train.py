@@ -8,18 +8,16 @@ there are several.
 from __future__ import annotations
 
 import faulthandler
-import json
-import logging
 import os
 import signal
-import warnings
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from molmo2_nemo import cpu
 from molmo2_nemo.errors import Preempted
+from molmo2_nemo.files import write_json
 from molmo2_nemo.nemo import signals
+from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir.attempt import alive, this_process
 from molmo2_nemo.settings.run import RunConfig
 
@@ -106,18 +104,3 @@ def start_nemo() -> None:
 
     cpu.enable_megatron()
     CallbackGroup.get_instance().callbacks.clear()
-
-
-def write_json(path: Path, value: dict[str, Any], indent: int | None = 1) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=indent) + "\n")
-    temporary.replace(path)
-
-
-def quiet() -> None:
-    """Keep the stack's start-up chatter off a user's screen; our own messages are printed, not logged."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "megatron", "nv_one_logger", "nemo_logger", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.files import write_text
+
 
 def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
     """The objects of the file, in order; empty where there is no file.
@@ -42,7 +44,5 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 def cut_lines(path: Path, step: int) -> None:
     """Drop lines of later steps, which a resumed run will write again."""
     if path.exists():
-        temporary = path.with_suffix(".tmp")
         kept = (line for line in read_lines(path, step=int) if line["step"] <= step)
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.launch.slurm.jobs import Job, read_jobs
+from molmo2_nemo.processes import process_start
 from molmo2_nemo.rundir import manifest
-from molmo2_nemo.rundir.attempt import process_start
 from molmo2_nemo.rundir.lines import read_lines
 from molmo2_nemo.rundir.stages import metrics, summary
 from molmo2_nemo.settings.compose import STAGES

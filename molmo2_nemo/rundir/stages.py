@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.files import write_text
 from molmo2_nemo.rundir import manifest
 from molmo2_nemo.rundir.lines import append_line, read_lines
 from molmo2_nemo.settings.run import RunConfig
@@ -45,9 +46,7 @@ def write_config(cfg: RunConfig) -> Path:
     folder = stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
-    part = path.with_suffix(".yaml.part")
-    part.write_text(to_yaml(cfg))
-    part.replace(path)
+    write_text(path, to_yaml(cfg))
     return path
 
 

@@ -77,7 +77,8 @@ def _free_port() -> int:
 def _serve(pipe: Any, rank: int) -> None:
     """Warm up, then answer jobs until killed or the test process is gone."""
     from molmo2_nemo import cpu
-    from molmo2_nemo.nemo.train import quiet, start_nemo
+    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.processes import quiet
 
     quiet()
     cpu.enable(threads=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.files import write_text
 from molmo2_nemo.settings.slurm import SlurmConfig
 
 
@@ -69,11 +70,11 @@ class Login:
 
     def write(self, path: Path, text: str) -> None:
         """Writes a small file, whole or not at all."""
-        part = f"{path}.part"
         if self.is_local:
-            Path(part).write_text(text)
-        else:
-            self._upload(part, text)
+            write_text(path, text)
+            return
+        part = f"{path}.part"
+        self._upload(part, text)
         self.run("mv", part, str(path))
 
     def _upload(self, path: str, text: str) -> None:

@@ -14,9 +14,9 @@ import pytest
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.cli.pipeline import compose_stages
 from molmo2_nemo.errors import USER_ERROR, UserError
+from molmo2_nemo.files import write_json
 from molmo2_nemo.launch.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
 from molmo2_nemo.launch.slurm.script import IN_SLURM_JOB, TRAP, script
-from molmo2_nemo.nemo.train import write_json
 from molmo2_nemo.rundir.lines import read_lines
 from molmo2_nemo.settings.compose import compose
 
