@@ -11,9 +11,13 @@ from typing import Any
 
 from molmo2_nemo.files import write_text
 
+RENAMED = {  # file -> old key of its lines -> the one they have
+    "metrics.jsonl": {"slots": "padded_tokens"},
+}
+
 
 def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
-    """The objects of the file, in order; empty where there is no file.
+    """The objects of the file, in order, with the keys that they have today; empty where there is no file.
 
     Args:
         needed: keys that a line must have, with the type of their values. Other lines are left out, as are those that
@@ -21,12 +25,14 @@ def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, 
     """
     if not path.is_file():
         return []
-    found = []
+    found, names = [], RENAMED.get(path.name, {})
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict):
+            line = {names.get(key, key): value for key, value in line.items()}
         if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in needed.items()):
             found.append(line)
     return found

@@ -119,9 +119,13 @@ def summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | None:
     return {**values, "checkpoint": str(folder / "checkpoints" / Path(values["checkpoint"]).name)}
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """One dictionary per logged step, in order; of a step that was run again after a crash, its last line."""
-    steps = {line["step"]: line for line in read_lines(folder / "metrics.jsonl", step=int)}
+def read_metrics(folder: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """One dictionary per logged step, in order; of a step that was run again after a crash, its last line.
+
+    Args:
+        needed: keys that a line must have besides the step, with the type of their values; others are left out.
+    """
+    steps = {line["step"]: line for line in read_lines(folder / "metrics.jsonl", step=int, **needed)}
     return [steps[s] for s in sorted(steps)]
 
 
