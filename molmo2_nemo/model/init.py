@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
+from molmo2_nemo.errors import UserError
+
 VOCABULARY = ("embedding.base.weight", "output_layer.weight")  # rows are padded to a multiple of the TP size
 
 
@@ -47,7 +49,7 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
         read: canonical name -> the whole tensor. Vocabulary tables may bring padding rows; they are ignored.
 
     Raises:
-        ValueError: a tensor has not the shape that the model's parameter has on one process.
+        UserError: a tensor has not the shape that the model's parameter has on one process.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,7 +57,7 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
             if canonical_name(model, name) in VOCABULARY:
                 whole = whole[: shape[0]]
             if tuple(whole.shape) != shape:
-                raise ValueError(
+                raise UserError(
                     f"{canonical_name(model, name)} has shape {list(whole.shape)}, but model {model.molmo2.name!r} has "
                     f"{list(shape)} there; choose the model whose weights these are"
                 )

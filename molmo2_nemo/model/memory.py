@@ -150,7 +150,7 @@ def recompute_settings(mode: str, modules: Sequence[str] = ("mlp",), layers: int
         layers: for "full", only the first so many layers of a pipeline stage; default all.
 
     Raises:
-        ValueError: see `check_recompute`.
+        UserError: see `check_recompute`.
     """
     check_recompute(mode, modules, layers)
     if mode == "none":

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from molmo2_nemo.data.phases import find_problems as phase_problems
 from molmo2_nemo.data.phases import phases
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.sampling import is_missing, present, weights
 from molmo2_nemo.data.shards import ShardDataset
-from molmo2_nemo.errors import UserError, blocking_file, nearest
+from molmo2_nemo.errors import DataError, UserError, blocking_file, nearest
 from molmo2_nemo.model.config import (
     NOTHING_LEARNS,
     PRESETS,
