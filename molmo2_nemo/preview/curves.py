@@ -59,7 +59,7 @@ def offsets(stages: Sequence[Progress]) -> dict[str, int]:
 
 
 def series(stages: Sequence[Progress], value: Callable[[dict[str, Any]], float | None]) -> list[tuple[list, list]]:
-    """Points (steps, values) of a figure, one curve per stage; where a stage has more than POINTS steps, means of several."""
+    """Points (steps, values) of a figure, one curve per stage; of a stage with more than POINTS steps, means."""
     curves, before = [], offsets(stages)
     for stage in stages:
         points = [(before[stage.name] + m["step"], value(m)) for m in stage.steps]
