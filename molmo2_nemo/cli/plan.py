@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.cost.rates import KERNELS
     from molmo2_nemo.cost.workload import workload
     from molmo2_nemo.errors import UserError
-    from molmo2_nemo.model.config import preset, with_choices
+    from molmo2_nemo.model.config import preset, with_options
     from molmo2_nemo.plan.command import lines, train_command
     from molmo2_nemo.plan.search import search
     from molmo2_nemo.settings.compose import compose
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--area {args.area}: expected a share of S x S, above 0 and at most 1")
     check_settings(cfg, rest)
     chosen = cfg.model
-    model = with_choices(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
+    model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
     plan = search(cfg, model, workload(cfg, args.area), cluster, KERNELS[args.kernel])
     command = train_command(rest, cfg, cluster, plan.best[0].layout, args.config_dir)
     if args.json:

@@ -21,11 +21,11 @@ from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWri
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError
-from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_choices
+from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_options
 from molmo2_nemo.settings.schema import structure
 
 MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
-CHOICES = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`, what changes the function
+OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`: what changes the function
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 HEAD = "lm_head.weight"
@@ -222,7 +222,7 @@ def recognise_checkpoint(checkpoint: MegatronCheckpoint, lora: LoraConfig | None
     reasons = []
     for name in PRESETS:
         try:
-            checkpoint.check(with_choices(preset(name), lora=lora))
+            checkpoint.check(with_options(preset(name), lora=lora))
             return preset(name)
         except ConversionError as error:
             reasons.append(f"{name}: {error}")
@@ -241,15 +241,15 @@ def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) 
         ConversionError: no known model, or a damaged file.
     """
     settings = run.get("model") or {}
-    chosen = {key: settings[key] for key in CHOICES if key in settings}
+    chosen = {key: settings[key] for key in OPTIONS if key in settings}
     try:
         chosen["lora"] = structure(LoraConfig, (run.get("stage") or {}).get("lora") or {}, "stage.lora")
-        with_choices(preset("tiny"), lora=chosen["lora"])
+        with_options(preset("tiny"), lora=chosen["lora"])
     except ValueError as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
     config = read_model_file(folder) or recognise_checkpoint(checkpoint, chosen["lora"])
     try:
-        return with_choices(config, **chosen)
+        return with_options(config, **chosen)
     except (TypeError, ValueError) as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
 

@@ -216,7 +216,7 @@ def preset(name: str, **overrides: object) -> Molmo2Config:
     return replace(PRESETS[name](), **overrides)  # type: ignore[arg-type]
 
 
-def with_choices(
+def with_options(
     config: Molmo2Config,
     *,
     visual_attention: str | None = None,
@@ -226,7 +226,7 @@ def with_choices(
     attention: str = "auto",
     lora: LoraConfig | None = None,
 ) -> Molmo2Config:
-    """`config` with what a run may choose; arguments as the fields of `ModelSelection`, and `StageConfig.lora`.
+    """`config` with the options of a run; arguments as the fields of `ModelSelection`, and `StageConfig.lora`.
 
     Raises:
         UserError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.

@@ -14,7 +14,7 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import NOTHING_LEARNS, LoraConfig, Molmo2Config, learning, preset, with_choices
+from molmo2_nemo.model.config import NOTHING_LEARNS, LoraConfig, Molmo2Config, learning, preset, with_options
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.memory import recompute_settings
@@ -119,7 +119,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         task_of: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.molmo2 = with_choices(
+        self.molmo2 = with_options(
             preset(molmo2) if isinstance(molmo2, str) else molmo2,
             visual_attention=visual_attention,
             float32_attention=float32_attention,

@@ -19,7 +19,7 @@ from molmo2_nemo.model.config import (
     learning,
     native_positions,
     preset,
-    with_choices,
+    with_options,
 )
 from molmo2_nemo.rundir.stages import run_of_checkpoint
 from molmo2_nemo.settings.layout import context_problems
@@ -56,7 +56,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
             {"lora": cfg.stage.lora},
         ):
             try:
-                model = with_choices(model, **choices)  # type: ignore[arg-type]
+                model = with_options(model, **choices)  # type: ignore[arg-type]
             except ValueError as error:
                 yield str(error)
     else:

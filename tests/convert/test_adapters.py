@@ -12,7 +12,7 @@ import torch
 from molmo2_nemo.convert import export_checkpoint, import_checkpoint
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import canonical_shapes
-from molmo2_nemo.model.config import LoraConfig, preset, with_choices
+from molmo2_nemo.model.config import LoraConfig, preset, with_options
 from molmo2_nemo.rundir.stages import resolve_checkpoint
 from molmo2_nemo.settings.schema import to_yaml
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
@@ -42,7 +42,7 @@ def test_stage_with_adapters(workers: Any, tmp_path: Path) -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
     before, after = MegatronCheckpoint(checkpoint_of(first)), MegatronCheckpoint(checkpoint_of(runs["two"]))
-    shapes = canonical_shapes(with_choices(preset("tiny"), lora=LORA))
+    shapes = canonical_shapes(with_options(preset("tiny"), lora=LORA))
     for key, shape in shapes.items():
         if "lora_" in key:
             assert after.read(key).any(), key
@@ -73,5 +73,5 @@ def test_adapters_are_not_dropped_silently(workers: Any, tmp_path: Path) -> None
 def refused(checkpoint: str) -> None:
     from molmo2_nemo.nemo.checkpoints import check_model
 
-    check_model(Path(checkpoint), with_choices(preset("tiny"), lora=LORA))  # the same adapters: fine
+    check_model(Path(checkpoint), with_options(preset("tiny"), lora=LORA))  # the same adapters: fine
     check_model(Path(checkpoint), preset("tiny"))

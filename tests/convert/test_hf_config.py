@@ -12,7 +12,7 @@ import pytest
 from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
 from molmo2_nemo.convert.names import FORMATS, Format
 from molmo2_nemo.errors import ConversionError
-from molmo2_nemo.model.config import PRESETS, preset, with_choices
+from molmo2_nemo.model.config import PRESETS, preset, with_options
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 
@@ -181,7 +181,7 @@ def test_missing_or_damaged_file(tmp_path: Path) -> None:
     [("linear", "8b", 2.0, 73728), ("yarn", "4b", 2.0, 73728), ("yarn", "o7b", 13.0, 106496)],
 )
 def test_chosen_rotary_scaling_survives(kind: str, size: str, factor: float, longest: int) -> None:
-    config = with_choices(preset(size), rope_scaling=kind, rope_factor=factor)
+    config = with_options(preset(size), rope_scaling=kind, rope_factor=factor)
     assert config.text.max_position == longest
     for target in FORMATS:
         back, _ = parse_config(config_json(config, target, "float32"))

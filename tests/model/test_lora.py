@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from molmo2_nemo.convert.names import canonical_shapes
-from molmo2_nemo.model.config import LoraConfig, with_choices
+from molmo2_nemo.model.config import LoraConfig, with_options
 from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
 from tests.support.pool import start_megatron
 
@@ -19,7 +19,7 @@ LORA = LoraConfig(rank=3, alpha=12.0)
 
 def adapters(name: str, lora: LoraConfig) -> dict[str, torch.Tensor]:
     """Whole A and B, both different from zero."""
-    config = with_choices(fixture_config(name), lora=lora)
+    config = with_options(fixture_config(name), lora=lora)
     generator = torch.Generator().manual_seed(4)
     shapes = {n: s for n, s in canonical_shapes(config).items() if "lora_" in n}
     assert len(shapes) == 2 * len(lora.targets) * config.text.num_layers
@@ -31,7 +31,7 @@ def adapted_job(name: str, lora: LoraConfig, layout: dict[str, int], sequence: b
     from molmo2_nemo.model.init import canonical_name, shard
 
     start_megatron(**layout)
-    config = with_choices(fixture_config(name), lora=lora)
+    config = with_options(fixture_config(name), lora=lora)
     extra = adapters(name, lora)
     model = build(config, fixture_weights(name, config) | extra, sequence_parallel=sequence).train()
     for key, parameter in model.named_parameters():
@@ -93,7 +93,7 @@ def fresh_job(lora: LoraConfig) -> dict[str, Any]:
     start_megatron()
     config = fixture_config("qwen3_tied")
     found = {}
-    for key, chosen in (("without", config), ("with", with_choices(config, lora=lora))):
+    for key, chosen in (("without", config), ("with", with_options(config, lora=lora))):
         model = build(chosen, seed=5)
         with torch.no_grad():
             found[key] = torch.stack([model(b) for b in micro_batches("qwen3_tied", config)])
@@ -103,10 +103,10 @@ def fresh_job(lora: LoraConfig) -> dict[str, Any]:
 @pytest.mark.parametrize("lora", [LoraConfig(rank=-1), LoraConfig(rank=4, targets=("head",)), LoraConfig(4, 8, ())])
 def test_settings_that_make_no_sense(lora):
     with pytest.raises(ValueError, match=r"stage\.lora\.rank=.*expected a rank of at least 1"):
-        with_choices(fixture_config("qwen3_tied"), lora=lora)
+        with_options(fixture_config("qwen3_tied"), lora=lora)
 
 
 def test_adapters_multiplied_by_nothing():
     for alpha in (0.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"stage\.lora\.alpha="):
-            with_choices(fixture_config("qwen3_tied"), lora=LoraConfig(rank=4, alpha=alpha))
+            with_options(fixture_config("qwen3_tied"), lora=LoraConfig(rank=4, alpha=alpha))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from molmo2_nemo.model.config import LoraConfig, with_choices
+from molmo2_nemo.model.config import LoraConfig, with_options
 from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
 from tests.model.test_lora import adapters
 from tests.support.pool import start_megatron
@@ -92,7 +92,7 @@ def frozen_job(learns: str, layout: dict[str, int]) -> dict[str, dict[str, Any]]
     weights = fixture_weights("qwen3_tied", config)
     if learns == "adapters":
         lora = LoraConfig(rank=3, alpha=12.0, targets=("linear_fc2",))
-        config, weights = with_choices(config, lora=lora), weights | adapters("qwen3_tied", lora)
+        config, weights = with_options(config, lora=lora), weights | adapters("qwen3_tied", lora)
     trainable = dict.fromkeys(("vit", "connector", "llm", "base_embedding"), False) | LEARNS[learns]
     found = {}
     for option in OPTIONS_OF_FROZEN:

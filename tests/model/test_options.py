@@ -114,13 +114,13 @@ def float32_job(dtype: str) -> dict[str, Any]:
     import torch.nn.functional as F
 
     from molmo2_nemo.attention import across
-    from molmo2_nemo.model.config import with_choices
+    from molmo2_nemo.model.config import with_options
 
     start_megatron()
     found: dict[str, Any] = {}
     original, text_attention = F.scaled_dot_product_attention, across.attend
     for float32 in (False, True):
-        config = with_choices(fixture_config("qwen3_tied"), float32_attention=float32)
+        config = with_options(fixture_config("qwen3_tied"), float32_attention=float32)
         params = torch.bfloat16 if dtype == "bf16" else torch.float32
         model = build(config, fixture_weights("qwen3_tied", config), params_dtype=params).eval()
         dtypes: list[torch.dtype] = []

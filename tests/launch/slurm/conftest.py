@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.slurm.cluster import Cluster, build_plugin, why_not
+
+from tests.launch.slurm.cluster import Cluster, build_plugin, why_not
 
 SWITCH = "MOLMO2_SLURM_TESTS"
 

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.slurm.cluster import task_process, wait_for
 
 from molmo2_nemo.errors import USER_ERROR
+from tests.launch.slurm.cluster import task_process, wait_for
 
 STEPS = 24
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
