@@ -2,7 +2,6 @@
 of ours and ends with a traceback."""
 
 from __future__ import annotations
-from molmo2_nemo.errors import ConversionError, DataError, UserError
 
 import ast
 import inspect

@@ -1,7 +1,6 @@
 """What a running trainer survives: bad steps, signals, damaged checkpoints, a full disk. Two replicas, few runs."""
 
 from __future__ import annotations
-from molmo2_nemo.errors import UserError
 
 import copy
 import json

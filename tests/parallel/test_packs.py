@@ -1,7 +1,6 @@
 """One reader per model-parallel group: same packs everywhere, one reading, same training, errors that end everybody."""
 
 from __future__ import annotations
-from molmo2_nemo.errors import DataError
 
 import hashlib
 import json
