@@ -7,8 +7,8 @@
 
 Everything is `molmo2 train`'s: NeMo's trainer, Megatron's distributed optimizer, the recipe's settings, and whatever
 overrides follow on the command line (layout, memory.*, model.attention, ...). Only three things are not: packs are made
-up (benchmarks/batches.py: `sft` 16,384 tokens and 128 crops of the shape of stage 2, `long` one video of 384 frames in
-36,864 tokens), the decoder has as many layers as --layers says, and nothing is saved.
+up (tests/support/batches.py: `sft` 16,384 tokens and 128 crops of the shape of stage 2, `long` one video of 384 frames
+in 36,864 tokens), the decoder has as many layers as --layers says, and nothing is saved.
 
 With two numbers of layers, time and memory are taken to be linear in it and given for the model's full depth as well;
 a table says which figures are measured and which extrapolated. Without settings for `parallel`, up to eight processes
@@ -71,7 +71,7 @@ class Noise:
     """A loader over made-up packs: this replica's micro-batches of one step, again and again."""
 
     def __init__(self, cfg: RunConfig, model: Molmo2Config, rank: int, size: int) -> None:
-        from benchmarks.batches import Shapes, batch
+        from tests.support.batches import Shapes, batch
 
         shapes, packing, packs = Shapes(model), cfg.data.packing, cfg.stage.micro_batch_size
         length = packing.sequence_length

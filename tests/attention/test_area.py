@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.packs import RULES, Tree, token_mask
 from molmo2_nemo.attention import flash
 from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.flash import group
 from molmo2_nemo.attention.flex import BLOCK, block_lists
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.cost.flops import attention_pairs
+from tests.support.trees import RULES, Tree, token_mask
 
 
 def lengths(most: int, shortest: int = 1, longest: int = 9) -> st.SearchStrategy[tuple[int, ...]]:

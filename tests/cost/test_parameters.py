@@ -98,11 +98,11 @@ def test_the_fullest_moment():
 
 def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:
     """Bytes alive after the forward pass of two and of four decoder layers, per token."""
-    from benchmarks.allocations import Allocations
-    from benchmarks.packs import Tree, token_mask
     from molmo2_nemo.attention.core import PackDescription
     from molmo2_nemo.model.rotary import rotary_tables
     from tests.model.oracle import build
+    from tests.support.allocations import Allocations
+    from tests.support.trees import Tree, token_mask
 
     start_megatron()
     size, found = 512, []
@@ -139,8 +139,8 @@ def test_decoder_activations_are_those_of_the_model(workers, family, recompute, 
 
 def vision_job(recompute: bool) -> float:
     """Bytes alive after encoding and pooling, per crop."""
-    from benchmarks.allocations import Allocations
     from tests.model.oracle import build
+    from tests.support.allocations import Allocations
 
     start_megatron()
     config = preset("tiny")
@@ -166,9 +166,9 @@ def test_vision_activations_are_about_those_of_the_model(workers, recompute):
 
 def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
     """Most bytes alive during a step, and its crops."""
-    from benchmarks.batches import Shapes, batch
-    from benchmarks.memory import Subject, build, counting, narrow
     from molmo2_nemo.model.inputs import PackInputs
+    from tests.support.batches import Shapes, batch
+    from tests.support.memory import Subject, build, counting, narrow
 
     start_megatron()
     subject = Subject(narrow(4), "cpu", torch.float32)
@@ -191,7 +191,7 @@ def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
 )
 def test_peak_of_a_step_is_that_of_the_model(workers, options):
     """The measured table of docs/memory.md in small: what does not exist at the same time is not added up."""
-    from benchmarks.memory import Subject, narrow, predicted
+    from tests.support.memory import Subject, narrow, predicted
 
     tokens, chosen = 1152, MemoryConfig(**options, loss_chunk=64)
     peak, crops = workers.run(peak_job, chosen, tokens)[0]
@@ -201,8 +201,8 @@ def test_peak_of_a_step_is_that_of_the_model(workers, options):
 
 def frozen_job() -> tuple[int, int]:
     """Most bytes alive while a frozen encoder works, and those it returns."""
-    from benchmarks.allocations import Allocations
     from tests.model.oracle import build
+    from tests.support.allocations import Allocations
 
     start_megatron()
     model = build(wide()).train().requires_grad_(False)

@@ -152,10 +152,10 @@ SCORED = 300  # positions with a loss, however long the pack
 
 def memory_job(sizes: list[int]) -> dict[int, tuple[int, int, int]]:
     """Per pack size, of the model's loss alone: peak bytes of forward and of both passes, elements of the largest."""
-    from benchmarks.allocations import Allocations
     from molmo2_nemo.model.config import MemoryConfig, preset
     from molmo2_nemo.model.inputs import PackInputs
     from tests.model.oracle import build
+    from tests.support.allocations import Allocations
     from tests.support.pool import start_megatron
 
     start_megatron()

@@ -127,8 +127,8 @@ def test_options_change_no_number_where_parts_are_frozen(workers, trains, layout
 
 def waiting_job(links: int, elements: int) -> list[int]:
     """Peak bytes of a chain of so many operations without and with offload, as the benchmark counts them."""
-    from benchmarks.memory import counting
     from molmo2_nemo.model.memory import HostOffload
+    from tests.support.memory import counting
 
     found = []
     for offload in (None, HostOffload(min_bytes=1)):

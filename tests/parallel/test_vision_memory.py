@@ -10,10 +10,10 @@ from tests.support.pool import start_megatron
 
 def peaks_job() -> dict[tuple[int | None, int], int]:
     """(crops at once, crops) -> bytes alive at the peak of encoding them, forward and backward."""
-    from benchmarks.allocations import Allocations
     from molmo2_nemo.model.config import MemoryConfig, preset
     from molmo2_nemo.model.inputs import PackInputs
     from molmo2_nemo.parallel.crops import plan_crops
+    from tests.support.allocations import Allocations
 
     start_megatron()
     config = preset("tiny")

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molmo2_nemo.errors import PREEMPTED, USER_ERROR, UserError
+from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.login import Login
 from molmo2_nemo.settings.run import ClusterConfig
 from molmo2_nemo.settings.slurm import SlurmConfig
-
-IN_SLURM_JOB = "MOLMO2_ATTEMPT"  # in a job: folder of this attempt, where tasks leave reports and `outcome`
 
 # What gloo, NCCL and torch.distributed's store say when another process is gone: its end is the cause, not this.
 LOST = "|".join(
@@ -33,7 +32,7 @@ LOST = "|".join(
 # (launch.py writes it), then the message.
 TRAP = f"""
 unset SLURM_UNBUFFEREDIO  # NeMo-Run's: it gives tasks a terminal, and logs are then full of progress bars
-export {IN_SLURM_JOB}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
+export {ATTEMPT_DIR}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 molmo2_finished() {{  # as runs.summary has it: as many steps are done as there are to be
     local steps
     steps=$(sed -n 's/^ *"steps": \\([0-9]*\\),*$/\\1/p' "$molmo2_stage/summary.json" 2> /dev/null)
@@ -41,7 +40,7 @@ molmo2_finished() {{  # as runs.summary has it: as many steps are done as there 
 }}
 if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
 molmo2_begin=$(($(wc -c < "$molmo2_log") + 1))
-mkdir -p "${IN_SLURM_JOB}" || exit {USER_ERROR}
+mkdir -p "${ATTEMPT_DIR}" || exit {USER_ERROR}
 molmo2_note() {{  # for molmo2 status: the cause, whatever the tasks have written of what followed from it
     local text mistake=false
     [ "$how" = user_error ] && mistake=true
@@ -53,7 +52,7 @@ molmo2_srun() {{  # the first line in which srun tells of a task that ended so
     tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E "^srun: error: .*: tasks? [-0-9,]+: $1"
 }}
 molmo2_end() {{
-    local code=$? outcome="${IN_SLURM_JOB}/outcome" how=none
+    local code=$? outcome="${ATTEMPT_DIR}/outcome" how=none
     set +evx
     if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
     if [ -z "$molmo2_cancelled" ]; then

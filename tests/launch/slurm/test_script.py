@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.cli.pipeline import compose_stages
 from molmo2_nemo.errors import USER_ERROR, UserError
+from molmo2_nemo.launch.pipeline import compose_stages
+from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
-from molmo2_nemo.launch.slurm.script import IN_SLURM_JOB, TRAP, script
+from molmo2_nemo.launch.slurm.script import TRAP, script
 from molmo2_nemo.nemo.train import write_json
 from molmo2_nemo.rundir.lines import read_lines
 from molmo2_nemo.settings.compose import compose
@@ -76,7 +77,7 @@ def end_of_attempt(tmp_path, outcome: str, said_by_srun: list[str], steps: int =
     lines = [f"molmo2_{name}='{value}'" for name, value in values.items()]
     (tmp_path / "said").write_text("".join(f"srun: error: {line}\n" for line in said_by_srun))
     (tmp_path / "left").write_text(outcome)
-    body = f"cat {tmp_path}/said >> {log}; [ -s {tmp_path}/left ] && cp {tmp_path}/left ${IN_SLURM_JOB}/outcome; exit 1"
+    body = f"cat {tmp_path}/said >> {log}; [ -s {tmp_path}/left ] && cp {tmp_path}/left ${ATTEMPT_DIR}/outcome; exit 1"
     environment = {**os.environ, "SLURM_JOB_ID": "7"}
     script = "\n".join(["set -evx", *lines]) + TRAP + "set +e\n" + body
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
