@@ -7,7 +7,6 @@ Sizes follow the published checkpoints (https://huggingface.co/allenai/Molmo2-8B
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -134,7 +133,7 @@ class Molmo2Config:
     """A whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one example; `attention` is
     the kernel (attention/kernels.py), which changes no number."""
 
-    name: str = "8b"
+    name: str
     vision: VisionConfig = field(default_factory=VisionConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -296,48 +295,94 @@ def native_positions(text: TextConfig) -> int:
     return text.yarn.original_max_position if text.yarn else text.max_position
 
 
-def check_recompute(mode: str, modules: Sequence[str], layers: int | None) -> None:
-    """Whether `memory.recompute`, `recompute_modules` and `recompute_layers` go together.
+@dataclass
+class MemoryConfig:
+    """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs.
 
-    Raises:
-        UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
+    `at_least` in a field's metadata is the smallest value that works; settings/ranges.py says so where a run is below.
     """
-    if mode not in ("none", "selective", "full"):
-        raise UserError(f"memory.recompute={mode}: expected none, selective or full")
-    if mode == "selective" and (not modules or set(modules) - {"core_attn", "mlp"}):
-        raise UserError(
-            f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp, or memory.recompute=none"
-        )
-    if layers is None:
-        return
-    if mode != "full":
-        raise UserError(
-            f"memory.recompute_layers={layers} has no effect with memory.recompute={mode}; set memory.recompute=full, "
-            "or memory.recompute_layers=null"
-        )
-    if layers < 1:
-        raise UserError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
+
+    recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
+    recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["mlp"])  # selective
+    recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
+    # decoder MLPs run on so many slices of the tokens, one after another
+    mlp_tiles: int = field(default=1, metadata={"at_least": 1})
+    offload: bool = False  # what decoder layers save for backward waits in host memory
+    loss_chunk: int = field(default=1024, metadata={"at_least": 1})  # scored positions whose logits exist at once
+    # crops encoded at once, and recomputed in backward; default: all, kept
+    vision_chunk: int | None = field(default=None, metadata={"at_least": 1})
+
+    def check(self) -> None:
+        """Whether the three settings of recomputation go together.
+
+        Raises:
+            UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
+        """
+        mode, modules, layers = self.recompute, self.recompute_modules, self.recompute_layers
+        if mode not in ("none", "selective", "full"):
+            raise UserError(f"memory.recompute={mode}: expected none, selective or full")
+        if mode == "selective" and (not modules or set(modules) - {"core_attn", "mlp"}):
+            raise UserError(
+                f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp, or memory.recompute=none"
+            )
+        if layers is None:
+            return
+        if mode != "full":
+            raise UserError(
+                f"memory.recompute_layers={layers} has no effect with memory.recompute={mode}; set "
+                "memory.recompute=full, or memory.recompute_layers=null"
+            )
+        if layers < 1:
+            raise UserError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
 
 
-NOTHING_LEARNS = (
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What of a training stage the model itself must know: what it drops and what its loss adds."""
+
+    z_loss: float  # weight of logsumexp^2 in the loss
+    residual_dropout: float  # on all tokens
+    response_residual_dropout: float  # on response tokens only; takes the place of the other there
+
+
+PLAIN = TrainingOptions(z_loss=0.0, residual_dropout=0.0, response_residual_dropout=0.0)  # inference; plain CE
+
+
+NOTHING_TRAINS = (
     "nothing would learn: every part is frozen; set stage.train_vit, stage.train_connector or stage.train_llm to true "
     "(with stage.lora, train_llm lets the adapters learn, and train_base_embedding has no effect)"
 )
 
 
-def learning(model: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> dict[str, bool]:
-    """What learns of a model, by its parts; arguments as the `train_*` of StageConfig.
+@dataclass(frozen=True)
+class Trainable:
+    """Which parts of a model train; all others are frozen. Parameters' names say what part they are (nemo/module.py
+    `freeze`)."""
 
-    `llm` is the language model's own weights, which wait beside adapters, as do the base rows. A tied head is the base
-    rows; the extra rows belong to the connector.
+    vit: bool
+    connector: bool  # and the extra rows of the embedding
+    llm: bool  # the language model's own weights
+    adapters: bool
+    base_embedding: bool
+    head: bool
+
+    def any(self) -> bool:
+        return True in vars(self).values()
+
+
+def trainable(model: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> Trainable:
+    """What trains of a model; arguments as the `train_*` of StageConfig.
+
+    Beside adapters the language model's own weights and the base rows stay frozen, whatever is asked. A tied head is
+    the base rows.
     """
     own = llm and model.lora is None
     rows = base_embedding and model.lora is None
-    return {
-        "vit": vit,
-        "connector": connector,
-        "llm": own,
-        "adapters": llm and model.lora is not None,
-        "base_embedding": rows,
-        "head": rows if model.text.tie_embeddings else own,
-    }
+    return Trainable(
+        vit=vit,
+        connector=connector,
+        llm=own,
+        adapters=llm and model.lora is not None,
+        base_embedding=rows,
+        head=rows if model.text.tie_embeddings else own,
+    )

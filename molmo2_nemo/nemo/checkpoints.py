@@ -24,6 +24,7 @@ from nemo.utils.callbacks import dist_ckpt_io
 from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo2_nemo.errors import ConversionError, UserError
+from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import manifest
 from molmo2_nemo.settings.run import CheckpointConfig
 
@@ -121,7 +122,7 @@ class Resume(nl.AutoResume):
 
     def setup(self, trainer: Any, model: Any = None) -> None:
         if self.restore_config and self._find_trainer_ckpt_path() is None and model is not None:
-            check_model(Path(self.restore_config.path), model.molmo2)
+            check_model(Path(self.restore_config.path), model.model_config)
         super().setup(trainer, model)
 
 
@@ -141,7 +142,7 @@ class VerifyingStrategy(nl.MegatronStrategy):
         if selective_restore:
             if manifest.read(path) is not None and (wrong := faults_together(path, sums)):
                 raise UserError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
-            self.fresh_adapters = self.lightning_module.molmo2.lora is not None and not has_adapters(path)
+            self.fresh_adapters = self.lightning_module.model_config.lora is not None and not has_adapters(path)
             with self.lightning_module.module.without_adapters(self.fresh_adapters):
                 return super().load_checkpoint(path, selective_restore)
         folder = path.parent
@@ -217,7 +218,7 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
     )
 
 
-def check_model(checkpoint: Path, molmo2: Any) -> None:
+def check_model(checkpoint: Path, model_config: Molmo2Config) -> None:
     """Refuse a checkpoint of another model before anything is built from it.
 
     Raises:
@@ -228,16 +229,17 @@ def check_model(checkpoint: Path, molmo2: Any) -> None:
     found = None
     try:
         found = MegatronCheckpoint(checkpoint)
-        found.check(molmo2 if molmo2.lora is None or found.has_adapters else dataclasses.replace(molmo2, lora=None))
+        without = dataclasses.replace(model_config, lora=None)
+        found.check(model_config if found.has_adapters else without)
     except ConversionError as error:
-        if found is not None and molmo2.lora is None and found.has_adapters:
+        if found is not None and model_config.lora is None and found.has_adapters:
             raise UserError(
                 f"init_from={checkpoint} has adapters (stage.lora), this stage has none. Merge them first: molmo2 "
                 f"convert export {checkpoint} HF, then molmo2 convert import HF CHECKPOINT, and start from that"
             ) from None
         raise UserError(
-            f"init_from={checkpoint} cannot start a {molmo2.name!r} model: {error}. Name a checkpoint of the same "
-            "model, or choose the model it was made from"
+            f"init_from={checkpoint} cannot start a {model_config.name!r} model: {error}. Name a checkpoint of the "
+            "same model, or choose the model it was made from"
         ) from None
 
 

@@ -140,7 +140,7 @@ def build_model(molmo2: Any, tensors: Any) -> Any:
 
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.init import load_canonical
-    from molmo2_nemo.model.molmo2 import Molmo2Model
+    from molmo2_nemo.model.model_config import Molmo2Model
 
     dtype = torch.float32 if cpu.is_cpu_only() else torch.bfloat16
     config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=cpu.is_cpu_only())
@@ -181,7 +181,7 @@ def generate(model: Any, example: Example, tokenizer: Molmo2Tokenizer, max_new_t
             batch = collate([[longer]], sequence_length=longer.num_tokens, im_patch_id=tokenizer.special.im_patch)
             inputs = PackInputs.from_batch(batch, device)
             inputs.labels = inputs.loss_weights = None
-            token = int(model(inputs)[0, -1, : model.molmo2.text.vocab_size].argmax())
+            token = int(model(inputs)[0, -1, : model.model_config.text.vocab_size].argmax())
             if token == tokenizer.eos_id:
                 break
             new.append(token)

@@ -97,7 +97,7 @@ def text_logits(checkpoint: Path, ids: list[int]) -> torch.Tensor:
     start_megatron()
     model = load_model(checkpoint)
     tokens, none = torch.tensor([ids]), torch.zeros(0, dtype=torch.int64)
-    patches, values = model.molmo2.vision.num_patches, model.molmo2.vision.patch_dim
+    patches, values = model.model_config.vision.num_patches, model.model_config.vision.patch_dim
     inputs = PackInputs(
         input_ids=tokens,
         position_ids=torch.arange(len(ids))[None],
