@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.allocations import Allocations
-from benchmarks.packs import long_video_pack, pack, token_mask
 from molmo2_nemo.attention import flash
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.ring import merge, visible_keys
 from molmo2_nemo.data.example import Example
+from tests.support.allocations import Allocations
 from tests.support.pool import start_megatron
+from tests.support.trees import long_video_pack, pack, token_mask
 
 FRAME_PATCHES, POOLED = 9, 81  # patches of a 42-pixel frame; pooled tokens of a frame, as published
 IM_PATCH = 66  # with a vocabulary of 64
