@@ -25,8 +25,7 @@ import torch
 
 from benchmarks.report import machine, write_result
 from benchmarks.train_step import with_layers
-from molmo2_nemo.model.config import preset
-from molmo2_nemo.settings.run import MemoryConfig
+from molmo2_nemo.model.config import MemoryConfig, preset
 from tests.support.batches import Shapes, batch
 from tests.support.memory import Subject, build, counting, narrow, predicted
 

@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks.report import machine, write_result
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.model.config import Molmo2Config, preset, with_options
 from molmo2_nemo.settings.run import RunConfig
 
 TINY = {"sft": (512, 48), "long": (768, 48)}  # tokens and crops of --tiny
@@ -111,7 +111,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
         stage_folder(cfg).mkdir(parents=True)
         recipe = stage_recipe(cfg)
-        recipe.model.molmo2 = model
+        recipe.model.model = with_options(model, **cfg.model.options())
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
         run_stage = fiddle.build(recipe)
         data = run_stage.keywords["data"]

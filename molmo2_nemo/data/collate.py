@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from molmo2_nemo.data.example import PAD_EXAMPLE, PAD_TOKEN, ROOT_BRANCH, Batch, Example
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 
 def check_example(example: Example, im_patch_id: int) -> None:

@@ -27,13 +27,13 @@ def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32, **parallel:
     from megatron.core import parallel_state as ps
 
     from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.molmo2 import Molmo2Model
+    from molmo2_nemo.model.model_config import Molmo2Model
 
     molmo2 = read_model_file(checkpoint)
     assert molmo2 is not None
     config = transformer_config(molmo2, params_dtype=dtype, pipeline_dtype=dtype, **parallel)
     first, last = ps.is_pipeline_first_stage(), ps.is_pipeline_last_stage()
-    model = Molmo2Model(molmo2, config, pre_process=first, post_process=last, z_loss=0.0)
+    model = Molmo2Model(molmo2, config, pre_process=first, post_process=last)
     state = dist_checkpointing.load(model.sharded_state_dict(prefix="module."), str(checkpoint / "weights"))
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     return model.eval()
@@ -56,7 +56,7 @@ def sharded_logits(checkpoint: Path, fixture: Path, tensor: int, context: int) -
     """Job: this rank's logits [T, V_padded / TP] of every case; packs are padded to a multiple of 8 tokens."""
     start_megatron(tensor, context)
     model = load_model(checkpoint, tensor_model_parallel_size=tensor, context_parallel_size=context)
-    vocab = model.molmo2.text.vocab_size
+    vocab = model.model_config.text.vocab_size
     parts = {}
     for kind, case in read_cases(fixture).items():
         with torch.no_grad():
@@ -107,7 +107,7 @@ def compare(checkpoint: Path, fixture: Path) -> dict[str, float]:
     """
     start_megatron()
     model = load_model(checkpoint)
-    vocab, cases = model.molmo2.text.vocab_size, read_cases(fixture)
+    vocab, cases = model.model_config.text.vocab_size, read_cases(fixture)
     total = sum(float(case["loss_weights"].sum()) for case in cases.values())
     worst = {"logits": 0.0, "loss": 0.0}
     for kind, case in cases.items():
@@ -124,7 +124,7 @@ def compare(checkpoint: Path, fixture: Path) -> dict[str, float]:
 def gradient_difference(model: Any, fixture: Path) -> dict[str, float]:
     """`gradient` and `noise` of `compare`; every parameter must have a gradient."""
     stored = safetensors.torch.load_file(fixture / "grads.safetensors")
-    expected = canonical_gradients(model.molmo2, stored)
+    expected = canonical_gradients(model.model_config, stored)
     largest = max(float(grad.norm()) for grad in expected.values())
     worst, noise = 0.0, 0.0
     for name, parameter in model.named_parameters():

@@ -164,6 +164,6 @@ def test_batch() -> None:
     expected = forward_flops(config, tokens=5, pairs=16, crops=1, pooled_rows=2, pooled_slots=6, scored_tokens=2)
     assert batch_flops(config, batch) == expected
     within = preset("tiny", visual_attention="within_image")
-    with pytest.raises(ValueError, match="needs visual_block"):
+    with pytest.raises(AssertionError, match="needs visual_block"):
         batch_flops(within, batch)
     assert batch_flops(within, batch, np.array([[0, 1, 2, 0, 0, 0]])).attention < expected.attention

@@ -5,7 +5,7 @@ import pytest
 
 from molmo2_nemo.data.collate import check_example, collate
 from molmo2_nemo.data.example import PAD_EXAMPLE, PAD_TOKEN, ROOT_BRANCH, Example
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 PATCH, IM = 5, 77  # patches per crop, id of <im_patch>
 rng = np.random.default_rng(0)

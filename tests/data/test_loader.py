@@ -13,8 +13,8 @@ from molmo2_nemo.data.config import DataConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.loader import PackStream, TooManyBadRecords
 from molmo2_nemo.data.manifest import ShardError
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.errors import DataError
 
 torch.set_num_threads(1)
 IM = 500
