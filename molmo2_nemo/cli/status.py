@@ -102,8 +102,8 @@ def remarks(stage: Progress, now: float) -> list[str]:
         losses = ", ".join(f"{name} {_figure(loss, '.4f')}" for name, loss in last["losses"].items())
         found.append(f"validation loss at step {last['step']:,}: {losses}")
     if stage.skipped_steps:
-        last = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
-        found.append(f"{stage.skipped_steps} steps skipped{''.join(last)}")
+        newest = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
+        found.append(f"{stage.skipped_steps} steps skipped{''.join(newest)}")
     if stage.steps and stage.steps[-1].get("skipped"):
         found.append(f"{stage.steps[-1]['skipped']:,} records skipped")
     if stage.last_error is not None and stage.state != "finished":
