@@ -206,6 +206,6 @@ def extend(example: Example, new: list[int]) -> Example:
         crops=example.crops,
         pooling=example.pooling,
         unit_crops=example.unit_crops,
-        unit_rows=example.unit_rows,
+        unit_pooled_tokens=example.unit_pooled_tokens,
         key=example.key,
     )
