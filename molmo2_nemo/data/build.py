@@ -209,7 +209,7 @@ class ExampleBuilder:
         special = self.tokenizer.special
         patches = int(np.count_nonzero(tree.input_ids == special.im_patch))
         if patches != len(visual.pooling):
-            raise AssertionError(f"{patches} <im_patch> tokens for {len(visual.pooling)} pooling rows")
+            raise AssertionError(f"{patches} <im_patch> tokens for {len(visual.pooling)} pooled tokens")
         return Example(
             input_ids=tree.input_ids,
             labels=tree.labels,
@@ -220,7 +220,7 @@ class ExampleBuilder:
             crops=visual.crops,
             pooling=visual.pooling,
             unit_crops=np.array(visual.unit_crops, dtype=np.int64),
-            unit_rows=np.array(visual.unit_rows, dtype=np.int64),
+            unit_pooled_tokens=np.array(visual.unit_pooled_tokens, dtype=np.int64),
             key=key,
             info=info,
         )

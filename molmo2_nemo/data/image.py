@@ -35,7 +35,7 @@ class VisualInput:
     crops: np.ndarray  # uint8 [C, P, D_p]
     pooling: np.ndarray  # int64 [N, K], patch index crop * P + patch or -1
     unit_crops: list[int]  # crops per indivisible unit: one picture with its tiles, or one video frame
-    unit_rows: list[int]  # pooling rows per unit
+    unit_pooled_tokens: list[int]  # pooled tokens per unit
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -233,7 +233,7 @@ def encode_image(
         crops=patchify(np.stack(views), geometry.patch),
         pooling=pooling,
         unit_crops=[len(views)],
-        unit_rows=[len(pooling)],
+        unit_pooled_tokens=[len(pooling)],
         info={"size": [width, height], "tiling": list(tiling), "token_grid": list(high.shape[:2])},
     )
 
@@ -271,7 +271,7 @@ def encode_images(
         crops=np.concatenate([part.crops for part in parts]),
         pooling=np.concatenate([part.pooling for part in parts]),
         unit_crops=[math.prod(part.info["tiling"]) + 1 for part in parts],
-        unit_rows=[len(part.pooling) for part in parts],
+        unit_pooled_tokens=[len(part.pooling) for part in parts],
         info={"images": [part.info for part in parts], "ignored": len(images) - len(used)},
     )
 
@@ -284,5 +284,5 @@ def no_visual(config: ImageConfig) -> VisualInput:
         crops=np.zeros((0, geometry.grid**2, geometry.patch**2 * 3), np.uint8),
         pooling=np.zeros((0, geometry.pool**2), np.int64),
         unit_crops=[],
-        unit_rows=[],
+        unit_pooled_tokens=[],
     )

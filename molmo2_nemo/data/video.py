@@ -440,16 +440,16 @@ def encode_video(
     patches = geometry.grid**2
     first = pool_windows(np.arange(patches).reshape(geometry.grid, geometry.grid), config.pool)
     first = first.reshape(-1, config.pool**2)
-    count, rows = len(video.frames), len(first)
+    count, pooled = len(video.frames), len(first)
     offsets = (np.arange(count) * patches)[:, None, None]
-    pooling = np.where(first < 0, -1, first + offsets).reshape(count * rows, -1).astype(np.int64)
+    pooling = np.where(first < 0, -1, first + offsets).reshape(count * pooled, -1).astype(np.int64)
     return VisualInput(
-        token_ids=video_token_ids(video.times, rows, config, tokenizer)
+        token_ids=video_token_ids(video.times, pooled, config, tokenizer)
         + subtitle_ids(subtitles, video.times, config, tokenizer),
         crops=patchify(video.frames, geometry.patch),
         pooling=pooling,
         unit_crops=[1] * count,
-        unit_rows=[rows] * count,
+        unit_pooled_tokens=[pooled] * count,
         info={
             "frame_times": [float(t) for t in video.times],
             "size": list(video.size),

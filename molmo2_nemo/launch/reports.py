@@ -118,8 +118,8 @@ def explain(folder: Path, code: int, stage: Path | None = None) -> int:
 def _signalled(exits: Exits) -> tuple[str, int]:
     """Message and exit code for a process that a signal ended."""
     name = signal.Signals(-exits.exit_code).name
-    hint = "; this is how it looks when memory runs out" if name == "SIGKILL" else ""
-    message = f"process {exits.rank} was ended by {name}{hint}. Call the same command again to resume"
+    hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
+    message = f"process {exits.rank} was ended by {name}{hint}. Run the same command again to resume"
     return message, 128 - exits.exit_code
 
 

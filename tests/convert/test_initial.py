@@ -108,7 +108,7 @@ def text_logits(checkpoint: Path, ids: list[int]) -> torch.Tensor:
         pooling=torch.zeros(0, 4, dtype=torch.int64),
         pooled_positions=none,
         unit_crops=none,
-        unit_rows=none,
+        unit_pooled_tokens=none,
         labels=None,
         loss_weights=None,
     )

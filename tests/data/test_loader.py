@@ -44,7 +44,7 @@ class FakeBuilder:
             crops=rng.integers(0, 255, (crops, 4, 3)).astype(np.uint8),
             pooling=np.arange(crops * 4).reshape(crops, 4),
             unit_crops=np.ones(crops, np.int64),
-            unit_rows=np.ones(crops, np.int64),
+            unit_pooled_tokens=np.ones(crops, np.int64),
         )
 
 

@@ -166,7 +166,7 @@ def memory_job(sizes: list[int]) -> dict[int, tuple[int, int, int]]:
         weights = torch.zeros(1, size)
         weights[0, torch.linspace(0, size - 1, SCORED).long()] = 0.5
         nothing = torch.zeros(0, dtype=torch.long)
-        rest = dict.fromkeys(("crops", "pooling", "pooled_positions", "unit_crops", "unit_rows"), nothing)
+        rest = dict.fromkeys(("crops", "pooling", "pooled_positions", "unit_crops", "unit_pooled_tokens"), nothing)
         same = dict.fromkeys(("input_ids", "position_ids", "example_ids", "branch_ids"), ids)
         inputs = PackInputs(**same, visual=ids < 0, **rest, labels=ids, loss_weights=weights)
         hidden = torch.randn(size, 1, model.config.hidden_size, requires_grad=True)

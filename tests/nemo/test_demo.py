@@ -51,5 +51,5 @@ def test_calling_it_again_trains_nothing(demo):
     before = [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]
     command = [sys.executable, "-m", "molmo2_nemo.cli.main", "demo", "--dir", str(folder)]
     again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.count("finished before, skipped") == 3
+    assert again.stdout.count("already finished, skipped") == 3
     assert before == [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]

@@ -128,7 +128,7 @@ def test_the_cause_of_a_failed_attempt_is_told_and_noted(tmp_path, outcome, said
     errors = tmp_path / "run" / "sft" / "errors.jsonl"
     errors.write_text('{"time": 1.0, "mess')  # of a task that was killed while it wrote
     code, said = end_of_attempt(tmp_path, f"failed\n{outcome}\n" if outcome else "", said_by_srun)
-    assert code == 1 and "molmo2: given up after 0 retries" in said
+    assert code == 1 and "molmo2: giving up after 0 retries" in said
     (noted,) = read_stage(tmp_path / "run" / "sft", time.time()).errors
     assert noted["message"] == cause and noted["cause"] is True and noted["user_error"] is False
     assert abs(noted["time"] - time.time()) < 600
@@ -155,7 +155,7 @@ def test_a_job_ends_at_once_only_if_all_steps_are_done(tmp_path, steps, code):
     ("setting", "expected"),
     [
         ("mounts=[/data]", "is not FROM:TO"),
-        ("env={a-b: x}", "not a name"),
+        ("env={a-b: x}", "not a valid name"),
         ("command=/opt/nemo_run/bin/molmo2", "NeMo-Run replaces '/nemo_run'"),
         ("grase=5", "did you mean 'cluster.slurm.grace'?"),
         ("time=5", "cluster.slurm.time is 5; expected text"),
