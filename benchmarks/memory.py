@@ -25,8 +25,7 @@ import torch
 
 from benchmarks.report import machine, write_result
 from benchmarks.train_step import with_layers
-from molmo2_nemo.model.config import preset
-from molmo2_nemo.settings.run import MemoryConfig
+from molmo2_nemo.model.config import MemoryConfig, preset
 from tests.support.batches import Shapes, batch
 from tests.support.memory import Subject, build, counting, narrow, predicted
 
@@ -119,8 +118,8 @@ def main() -> None:
     args = parser.parse_args()
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.launch.worker import quiet
     from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.processes import quiet
 
     quiet()
     cpu.enable(1)

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters, what_learns
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig, preset
+from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters
+from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TextConfig, preset
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import Activations, decoder_activations, fullest, head_bytes, vision_activations
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.settings.run import StageConfig
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def test_a_head_that_does_not_learn_has_no_gradient():
         ("4b", replace(stage, train_base_embedding=True, lora=lora), False),
     ):
         model = preset(name)
-        assert what_learns(model, kind)["head"] is learns
+        assert kind.trainable(model).head is learns
         logits = 1024 * model.text.vocab_size * 12
         gradient = 4 * model.text.vocab_size * model.text.hidden_size * learns
         assert head_bytes(model, kind, Layout(), 1024, 16384) == logits + gradient
@@ -99,7 +99,6 @@ def test_the_fullest_moment():
 def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:
     """Bytes alive after the forward pass of two and of four decoder layers, per token."""
     from molmo2_nemo.attention.core import PackDescription
-    from molmo2_nemo.model.memory import recompute_settings
     from molmo2_nemo.model.rotary import rotary_tables
     from tests.model.oracle import build
     from tests.support.allocations import Allocations
@@ -110,7 +109,7 @@ def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:
     for layers in (2, 4):
         config = small(family, layers)
         kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-        model = build(config, params_dtype=kind, **recompute_settings(recompute)).train()
+        model = build(config, memory=MemoryConfig(recompute=recompute), params_dtype=kind).train()
         mask = token_mask([[Tree((size,))]], size)
         pack = PackDescription(mask=mask, rotary=rotary_tables(config.text, torch.arange(size)[None]))
         hidden = torch.randn(size, 1, config.text.hidden_size, dtype=kind, requires_grad=True)

@@ -89,7 +89,7 @@ def test_a_killed_process_ends_the_run_and_is_named(molmo2, shards, tmp_path):
     os.kill(worker, signal.SIGKILL)
     error = run.communicate(timeout=120)[1]
     assert run.returncode == 128 + signal.SIGKILL
-    told = "process 1 was ended by SIGKILL; this is how it looks when"
+    told = "process 1 was ended by SIGKILL, as happens when memory runs out"
     assert error.splitlines()[-1].startswith(f"molmo2: error: {told}")
     (stage,) = read_run(tmp_path / "pretrain")
     assert stage.state == "failed" and stage.last_error["message"].startswith(told)

@@ -48,5 +48,5 @@ def test_calling_it_again_trains_nothing(finished_demo, molmo2):
     folder, _ = finished_demo
     before = [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]
     again = subprocess.run([*molmo2, "demo", "--dir", str(folder)], capture_output=True, text=True, check=True)
-    assert again.stdout.count("finished before, skipped") == 3
+    assert again.stdout.count("already finished, skipped") == 3
     assert before == [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]

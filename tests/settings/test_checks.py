@@ -62,7 +62,7 @@ def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
         (["stage.lora.rank=-1"], "expected a rank of at least 1"),
         (["stage.lora.rank=4", "stage.lora.targets=[head]"], "some of linear_qkv, linear_proj"),
         (["parallel.context_tokens=768"], "no effect without parallel.dynamic_context=true"),
-        (["parallel=cp2", "parallel.context_exchange=all_gather"], "no effect where all context ranks (here 2)"),
+        (["parallel=cp2", "parallel.cp_comm_type=all_gather"], "no effect where all context ranks (here 2)"),
         (["data.video.max_frames=500"], "a pack holds data.packing.max_crops="),
         (["data.sources.demo.path=/absent"], "/absent"),
         (["data.sources.more.rate=1"], "data.sources.more.path is not set"),

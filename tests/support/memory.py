@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, preset
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import decoder_activations, fullest, head_bytes, vision_activations
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.settings.run import StageConfig
 from tests.support.allocations import Allocations
 
 
@@ -60,26 +60,16 @@ def narrow(layers: int) -> Molmo2Config:
 def build(subject: Subject, options: MemoryConfig) -> Any:
     """The model with gradients in place, as after a first micro-batch."""
     from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.memory import recompute_settings
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
     config = transformer_config(
         subject.model,
+        options,
         params_dtype=subject.dtype,
         bf16=subject.dtype == torch.bfloat16,
         use_cpu_initialization=subject.device == "cpu",
-        **recompute_settings(options.recompute, options.recompute_modules, options.recompute_layers),
     )
-    model = Molmo2Model(
-        subject.model,
-        config,
-        mlp_tiles=options.mlp_tiles,
-        offload=options.offload,
-        loss_chunk=options.loss_chunk,
-        vision_chunk=options.vision_chunk,
-    )
-    model = model.to(subject.device).train()
-    model.vision.recompute = options.recompute == "full"
+    model = Molmo2Model(subject.model, config, memory=options).to(subject.device).train()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return model

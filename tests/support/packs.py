@@ -39,7 +39,8 @@ def demo_packs(count: int = 20, length: int = 768, micro_batch: int = 1) -> list
 def text_only(batch: Batch) -> Batch:
     """The batch without its crops: visual tokens become text, nothing is pooled."""
     none = {
-        name: getattr(batch, name)[:0] for name in ("crops", "pooling", "pooled_positions", "unit_crops", "unit_rows")
+        name: getattr(batch, name)[:0]
+        for name in ("crops", "pooling", "pooled_positions", "unit_crops", "unit_pooled_tokens")
     }
     ids = np.where(batch.visual, 5, batch.input_ids)
     return dataclasses.replace(batch, input_ids=ids, visual=np.zeros_like(batch.visual), **none)
@@ -105,9 +106,9 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
 
     from molmo2_nemo.data import loader
     from molmo2_nemo.nemo import data
-    from molmo2_nemo.nemo.metrics import read_metrics
     from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
+    from molmo2_nemo.rundir.stages import read_metrics
 
     def dataloader(self: Any) -> FixedPacks:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
@@ -125,14 +126,14 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
             train(cfg)
         finally:
             loader.PackStream = original_stream
-        return read_metrics(stage_folder(cfg) / "metrics.jsonl")
+        return read_metrics(stage_folder(cfg))
     original = data.PackDataModule.train_dataloader
     data.PackDataModule.train_dataloader = dataloader
     try:
         train(cfg)
     finally:
         data.PackDataModule.train_dataloader = original
-    return read_metrics(stage_folder(cfg) / "metrics.jsonl")
+    return read_metrics(stage_folder(cfg))
 
 
 def random_mask_data(rng: np.random.Generator, packs: int, size: int) -> dict[str, np.ndarray]:

@@ -85,7 +85,8 @@ def _fork_warm(pipes: list[Any]) -> None:
     Forking is safe here: imports start no thread, and torch has computed nothing.
     """
     from molmo2_nemo import cpu
-    from molmo2_nemo.nemo.train import quiet, start_nemo
+    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.processes import quiet
 
     quiet()
     cpu.enable(threads=1)
