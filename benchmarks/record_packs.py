@@ -73,9 +73,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[PackCounts]]:
         for row in rows:
             runs = np.array(row["units"], np.int64).reshape(-1, 3)
             crops, pooled = (np.repeat(runs[:, i], runs[:, 0]) for i in (1, 2))
-            packs.append(
-                PackCounts(unit_crops=crops, unit_pooled_tokens=pooled, **{name: row[name] for name in NUMBERS})
-            )
+            numbers = {name: row[name] for name in NUMBERS}
+            packs.append(PackCounts(unit_crops=crops, unit_pooled_tokens=pooled, **numbers))
         head["sequence_length"], head["max_crops"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a file of benchmarks.record_packs ({type(error).__name__}: {error})") from error

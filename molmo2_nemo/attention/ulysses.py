@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.parallel.partition import can_shard_heads
 
 
@@ -78,11 +79,11 @@ def replicate_kv(x: Tensor, group_size: int, query_heads: int) -> Tensor:
         x: [T, B, G, H].
 
     Raises:
-        ValueError: the query heads of this tensor-parallel rank cannot be dealt evenly.
+        UserError: the query heads of this tensor-parallel rank cannot be dealt evenly.
     """
     kv_heads = x.shape[2]
     if not can_shard_heads(query_heads, kv_heads, group_size):
-        raise ValueError(
+        raise UserError(
             f"Ulysses over {group_size} ranks cannot deal {query_heads} query heads and {kv_heads} key heads per "
             f"tensor-parallel rank evenly; choose a parallel.context_ulysses that divides {query_heads}"
         )

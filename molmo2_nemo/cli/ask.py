@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from molmo2_nemo.cli.media import read_media
 from molmo2_nemo.cli.options import check_numbers
+from molmo2_nemo.data.media import read_media
 from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.styles import asked_style
-    from molmo2_nemo.rundir.stages import resolve_checkpoint
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if args.image and args.video:
         raise UserError("--image and --video: pictures or one video, not both")
@@ -56,7 +56,7 @@ def ask(
     max_new_tokens: int = 128,
 ) -> str:
     """The model's answer about encoded pictures or a video. Loads the model: seconds for `tiny`."""
-    from molmo2_nemo.launch.worker import quiet
+    from molmo2_nemo.processes import quiet
 
     quiet()
     from molmo2_nemo.nemo.generate import answer

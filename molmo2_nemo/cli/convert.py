@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.rundir.stages import resolve_checkpoint
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     check_folder("the target", args.target)
     if args.target.exists() and not args.overwrite:
@@ -104,12 +104,12 @@ def one_line(target: Path) -> Iterator[Any]:
     Args:
         target: what is written.
     """
-    from molmo2_nemo.launch.worker import quiet
+    from molmo2_nemo.processes import quiet
 
     quiet()
     import torch
 
-    from molmo2_nemo.convert import ConversionError
+    from molmo2_nemo.errors import ConversionError
 
     try:
         with writing(target):

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.media import read_media
 from molmo2_nemo.cli.options import check_file, check_numbers
+from molmo2_nemo.data.media import read_media
 from molmo2_nemo.errors import UserError, read_text, writing
 
 EXAMPLES = """\
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.launch.worker import quiet
-    from molmo2_nemo.rundir.stages import resolve_checkpoint
+    from molmo2_nemo.processes import quiet
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if (args.prompts is None) == (args.data is None):
         raise UserError("name either a file of prompts or --data with a folder of shards")

@@ -1,4 +1,4 @@
-"""Checks of options that several verbs have, before anything expensive begins."""
+"""Options that several verbs have, and checks of their values before anything expensive begins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from molmo2_nemo.errors import UserError, blocking_file
+
+NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local run, --cfg job prints its configuration"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that every verb which composes a configuration has."""
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
+
+
+def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verbs that submit jobs with cluster=slurm."""
+    parser.add_argument("--dry-run", action="store_true", help="cluster=slurm: print the sbatch scripts, and stop")
 
 
 def check_numbers(args: argparse.Namespace, least: Mapping[str, float]) -> None:
@@ -23,7 +36,7 @@ def check_numbers(args: argparse.Namespace, least: Mapping[str, float]) -> None:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Refuses a folder to write that cannot be made, because it or one above it is a file.
+    """Refuses an output folder that cannot be made, because it or one above it is a file.
 
     Raises:
         UserError: names the option and that file.
@@ -34,7 +47,7 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_file(option: str, path: Path) -> None:
-    """Refuses a file to write that cannot be written: it is a folder, or there is none to put it into.
+    """Refuses an output file that cannot be written: it is a folder, or there is none to put it into.
 
     Raises:
         UserError: names the option and what is in the way.
@@ -47,4 +60,4 @@ def check_file(option: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{option} {path}: it may not be written there")
+        raise UserError(f"{option} {path}: it cannot be written there")

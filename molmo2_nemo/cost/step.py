@@ -11,14 +11,13 @@ The utilisation that a run logs is the same operations over the same peak.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, KERNELS, Efficiency
 from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, training_flops
 from molmo2_nemo.cost.hardware import DEVICES, Cluster, Device, utilisation
 from molmo2_nemo.cost.layout import Layout
-from molmo2_nemo.cost.parameters import held, what_learns
+from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.traffic import (
     AttentionShape,
     Traffic,
@@ -29,12 +28,12 @@ from molmo2_nemo.cost.traffic import (
 )
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.data.counts import PackCounts
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, Trainable
 from molmo2_nemo.model.flops import connector_flops, crop_flops, unit_costs
 from molmo2_nemo.parallel.partition import even_runs
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.settings.run import StageConfig
 
-ALL_TRAINED = {"vit": True, "connector": True, "llm": True, "head": True}
+ALL_TRAINED = Trainable(vit=True, connector=True, llm=True, adapters=False, base_embedding=True, head=True)
 DEFAULT_DEVICE = DEVICES["h100"]  # where nothing is known of the real one
 
 
@@ -115,7 +114,7 @@ class StepCost:
     """Predicts the time of micro-batches.
 
     Args:
-        trainable: what of the model is trained (cost/parameters.py); what is frozen has less of a backward.
+        trainable: what is frozen has less of a backward.
         device, per_node: the hardware, and GPUs whose exchanges stay on links.
         efficiency: what share of it is reached.
         memory: whose tiles and chunks are recomputed.
@@ -123,7 +122,7 @@ class StepCost:
     """
 
     model_config: Molmo2Config
-    trainable: Mapping[str, bool] = field(default_factory=lambda: ALL_TRAINED)
+    trainable: Trainable = ALL_TRAINED
     device: Device = DEFAULT_DEVICE
     per_node: int = 8
     efficiency: Efficiency = KERNELS["flash2"]
@@ -132,7 +131,14 @@ class StepCost:
 
     def training_flops(self, forward: Flops) -> Flops:
         """Forward and backward, nothing recomputed."""
-        return training_flops(forward, **{f"train_{part}": self.trainable[part] for part in ALL_TRAINED})
+        trained = self.trainable
+        return training_flops(
+            forward,
+            train_vit=trained.vit,
+            train_connector=trained.connector,
+            train_llm=trained.llm,
+            train_head=trained.head,
+        )
 
     def micro_batch(self, work: Work, layout: Layout) -> MicroBatch:
         """Forward and backward of a micro-batch on the ranks of one replica."""
@@ -170,7 +176,7 @@ class StepCost:
         seconds = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
         if self.memory.mlp_tiles > 1 and layout.recompute != "selective":
             seconds += mlps
-        if layout.recompute == "full" and self.trainable["vit"]:
+        if layout.recompute == "full" and self.trainable.vit:
             seconds += vision.vit
         if self.memory.vision_chunk is not None:
             seconds += vision.vit + vision.connector
@@ -272,7 +278,7 @@ def step_time(
     """Predicted step of one layout; of `options`, what is recomputed counts."""
     cost = StepCost(
         model_config,
-        what_learns(model_config, stage),
+        stage.trainable(model_config),
         cluster.device,
         cluster.per_node,
         efficiency,

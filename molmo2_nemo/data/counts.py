@@ -102,7 +102,7 @@ class PackCounts:
             tokens=int((batch.example_ids != PAD_EXAMPLE).sum()),
             pairs=allowed_pairs(batch.example_ids, batch.branch_ids, images, visual_attention),
             unit_crops=batch.unit_crops,
-            unit_pooled_tokens=batch.unit_rows,
+            unit_pooled_tokens=batch.unit_pooled_tokens,
             window_positions=int((batch.pooling >= 0).sum()),
             scored=int((batch.loss_weights > 0).sum()),
             length=used_tokens(batch),

@@ -17,7 +17,11 @@ from molmo2_nemo.parallel.context import ContextGroups
 from molmo2_nemo.parallel.crops import VisionUnits
 
 TOKEN_FIELDS = ("input_ids", "example_ids", "branch_ids", "visual")  # what the mask follows from
-HOST_FIELDS = ("pooled_positions", "unit_crops", "unit_rows")  # read to plan communication: never moved to a device
+HOST_FIELDS = (
+    "pooled_positions",
+    "unit_crops",
+    "unit_pooled_tokens",
+)  # read to plan communication: never moved to a device
 
 
 @dataclass
@@ -33,7 +37,7 @@ class PackInputs:
     pooling: Tensor  # int64 [N, K]
     pooled_positions: Tensor  # int64 [N], host
     unit_crops: Tensor  # int64 [U], host
-    unit_rows: Tensor  # int64 [U], host
+    unit_pooled_tokens: Tensor  # int64 [U], host
     labels: Tensor | None = None  # int64 [B, S]; None for inference
     loss_weights: Tensor | None = None  # fp32 [B, S]
     tasks: Tensor | None = None  # int64 [B, S], number of the task group each token belongs to; for the log
@@ -68,5 +72,5 @@ class PackInputs:
     def vision_units(self, model_config: Molmo2Config) -> VisionUnits:
         """What is to be encoded and pooled, and what each unit of it costs."""
         packs, size = self.input_ids.shape
-        costs = unit_costs(model_config, self.unit_crops.numpy(), self.unit_rows.numpy())
-        return VisionUnits(self.unit_crops, self.unit_rows, costs, self.pooled_positions, packs, size)
+        costs = unit_costs(model_config, self.unit_crops.numpy(), self.unit_pooled_tokens.numpy())
+        return VisionUnits(self.unit_crops, self.unit_pooled_tokens, costs, self.pooled_positions, packs, size)

@@ -23,8 +23,9 @@ from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 from nemo.utils.callbacks import dist_ckpt_io
 from torch.distributed.checkpoint.api import CheckpointException
 
-from molmo2_nemo.errors import UserError
-from molmo2_nemo.rundir import manifest
+from molmo2_nemo.errors import ConversionError, UserError
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import CheckpointConfig
 
 if not dist_ckpt_io.HAVE_MEGATRON_CORE:
@@ -89,7 +90,7 @@ class StageCheckpoints(ModelCheckpoint):
 
         def finish_with_manifest() -> None:
             """Called on all ranks when all have written, also after an asynchronous save."""
-            write_manifest(Path(ckpt_to_dir(filepath)))
+            write_checkpoint_manifest(Path(ckpt_to_dir(filepath)))
             finish()
             if trainer.is_global_zero:
                 self._thin()
@@ -98,9 +99,9 @@ class StageCheckpoints(ModelCheckpoint):
 
     def _thin(self) -> None:
         """Remove what CheckpointConfig does not keep. A kill in between leaves the mark of an unfinished checkpoint."""
-        whole = [p for p in manifest.finished(Path(self.folder)) if not manifest.faults(p)]
+        whole = [p for p in checkpoint_manifest.finished(Path(self.folder)) if not checkpoint_manifest.damage(p)]
         for path in whole[max(1, self.keep.keep_last) :]:
-            if not (self.keep.keep_every and manifest.step_of(path) % self.keep.keep_every == 0):
+            if not (self.keep.keep_every and checkpoint_manifest.step_of(path) % self.keep.keep_every == 0):
                 _remove(path)
 
 
@@ -113,15 +114,14 @@ class Resume(nl.AutoResume):
 
     def _find_trainer_ckpt_path(self) -> Path | None:
         folder = Path(str(self.resume_from_directory))
-        found = manifest.finished(folder)
-        whole = next((p for p in found if not manifest.faults(p)), None)
-        if found and whole is None:
-            raise ValueError(nothing_whole(folder))
+        whole = checkpoint_manifest.newest_whole(folder)
+        if whole is None and checkpoint_manifest.finished(folder):
+            raise UserError(nothing_whole(folder))
         return whole
 
     def setup(self, trainer: Any, model: Any = None) -> None:
         if self.restore_config and self._find_trainer_ckpt_path() is None and model is not None:
-            check_model(Path(self.restore_config.path), model.molmo2)
+            check_model(Path(self.restore_config.path), model.model_config)
         super().setup(trainer, model)
 
 
@@ -139,13 +139,13 @@ class VerifyingStrategy(nl.MegatronStrategy):
         path = path.parent if path.name == WEIGHTS_PATH else path
         sums = self.trainer.checkpoint_callback.keep.verify
         if selective_restore:
-            if manifest.read(path) is not None and (wrong := faults_together(path, sums)):
-                raise ValueError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
-            self.fresh_adapters = self.lightning_module.molmo2.lora is not None and not has_adapters(path)
+            if checkpoint_manifest.read(path) is not None and (wrong := faults_together(path, sums)):
+                raise UserError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
+            self.fresh_adapters = self.lightning_module.model_config.lora is not None and not has_adapters(path)
             with self.lightning_module.module.without_adapters(self.fresh_adapters):
                 return super().load_checkpoint(path, selective_restore)
         folder = path.parent
-        for candidate in _agreed(manifest.finished(folder)):
+        for candidate in _agreed(checkpoint_manifest.finished(folder)):
             wrong = faults_together(candidate, sums)
             if not wrong:
                 return super().load_checkpoint(candidate)
@@ -155,40 +155,35 @@ class VerifyingStrategy(nl.MegatronStrategy):
                 shutil.rmtree(aside, ignore_errors=True)
                 candidate.rename(aside)
                 print(f"checkpoint {candidate} is damaged: {wrong[0]}. It is now {aside}; going back to the one before")
-        raise ValueError(nothing_whole(folder))
+        raise UserError(nothing_whole(folder))
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Adapters that start in this stage are not in the checkpoint of the stage before: they keep their values."""
         super().load_model_state_dict(checkpoint, strict and not self.fresh_adapters)
 
 
-def write_manifest(checkpoint: Path) -> None:
+def write_checkpoint_manifest(checkpoint: Path) -> None:
     """Checksums of all files, each rank reading its share; rank 0 writes the list. A collective of all ranks."""
-    files = manifest.share(checkpoint, dist.get_rank(), dist.get_world_size())
+    files = checkpoint_manifest.share(checkpoint, dist.get_rank(), dist.get_world_size())
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, manifest.describe(checkpoint, files))
+    dist.all_gather_object(parts, checkpoint_manifest.describe(checkpoint, files))
     if dist.get_rank() == 0:
-        manifest.write(checkpoint, {name: entry for part in parts for name, entry in part.items()})
+        checkpoint_manifest.write(checkpoint, {name: entry for part in parts for name, entry in part.items()})
 
 
 def faults_together(checkpoint: Path, sums: bool) -> list[str]:
     """What is wrong with a checkpoint, found by all ranks together; the same answer on each."""
     size = dist.get_world_size()
     found: list[Any] = [None] * size
-    dist.all_gather_object(found, manifest.faults(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
+    dist.all_gather_object(found, checkpoint_manifest.damage(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
     return [fault for part in found for fault in part]
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the highest step in a stage's checkpoints/ folder, by names and sizes; None if none."""
-    return next((p for p in manifest.finished(folder) if not manifest.faults(p)), None)
 
 
 def nothing_whole(folder: Path) -> str:
     """The message for a folder in which every checkpoint is damaged."""
-    found = [f"{p.name}: {wrong[0]}" for p in manifest.finished(folder) if (wrong := manifest.faults(p))]
-    told = "; ".join(found[:3]) or "all were damaged"
-    return f"no checkpoint in {folder} is whole ({told}). Remove the folder to start the stage again"
+    named = [(path.name, checkpoint_manifest.damage(path)) for path in checkpoint_manifest.finished(folder)]
+    found = "; ".join([f"{name}: {damage[0]}" for name, damage in named if damage][:3]) or "all were damaged"
+    return f"no checkpoint in {folder} is whole ({found}). Remove the folder to start the stage again"
 
 
 def not_written(error: BaseException, folder: Path) -> Exception | None:
@@ -208,7 +203,7 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
         why = str(error)
     else:
         return None
-    before = latest_checkpoint(folder)
+    before = checkpoint_manifest.newest_whole(folder)
     kept = f"{before} is whole, and the same command goes on from it" if before else "no checkpoint was written before"
     left = shutil.disk_usage(folder).free / 2**30
     return UserError(
@@ -217,28 +212,28 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
     )
 
 
-def check_model(checkpoint: Path, molmo2: Any) -> None:
+def check_model(checkpoint: Path, model_config: Molmo2Config) -> None:
     """Refuse a checkpoint of another model before anything is built from it.
 
     Raises:
-        ValueError: no finished checkpoint there, or its tensors are not this model's; names the differences.
+        UserError: no finished checkpoint there, or its tensors are not this model's; names the differences.
     """
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
-    from molmo2_nemo.convert.names import ConversionError
 
     found = None
     try:
         found = MegatronCheckpoint(checkpoint)
-        found.check(molmo2 if molmo2.lora is None or found.has_adapters else dataclasses.replace(molmo2, lora=None))
+        without = dataclasses.replace(model_config, lora=None)
+        found.check(model_config if found.has_adapters else without)
     except ConversionError as error:
-        if found is not None and molmo2.lora is None and found.has_adapters:
-            raise ValueError(
+        if found is not None and model_config.lora is None and found.has_adapters:
+            raise UserError(
                 f"init_from={checkpoint} has adapters (stage.lora), this stage has none. Merge them first: molmo2 "
                 f"convert export {checkpoint} HF, then molmo2 convert import HF CHECKPOINT, and start from that"
             ) from None
-        raise ValueError(
-            f"init_from={checkpoint} cannot start a {molmo2.name!r} model: {error}. Name a checkpoint of the same "
-            "model, or choose the model it was made from"
+        raise UserError(
+            f"init_from={checkpoint} cannot start a {model_config.name!r} model: {error}. Name a checkpoint of the "
+            "same model, or choose the model it was made from"
         ) from None
 
 
@@ -257,7 +252,7 @@ def _agreed(paths: list[Path]) -> list[Path]:
 
 
 def _remove(checkpoint: Path) -> None:
-    mark = checkpoint.with_name(checkpoint.name + manifest.UNFINISHED)
+    mark = checkpoint.with_name(checkpoint.name + checkpoint_manifest.UNFINISHED)
     mark.touch()
     shutil.rmtree(checkpoint, ignore_errors=True)
     if not checkpoint.exists():

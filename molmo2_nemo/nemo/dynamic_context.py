@@ -14,12 +14,11 @@ from molmo2_nemo.cost.context import ContextCost
 from molmo2_nemo.cost.efficiency import KERNELS, NEAREST, Efficiency
 from molmo2_nemo.cost.hardware import Device, device_called
 from molmo2_nemo.cost.layout import Layout
-from molmo2_nemo.cost.parameters import what_learns
 from molmo2_nemo.cost.step import DEFAULT_DEVICE, StepCost
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
 from molmo2_nemo.parallel.dynamic import DynamicContext
 from molmo2_nemo.settings.layout import crop_limit
-from molmo2_nemo.settings.run import MemoryConfig, ParallelConfig, StageConfig
+from molmo2_nemo.settings.run import ParallelConfig, StageConfig
 
 GPUS_PER_NODE = 8  # where the launcher does not say
 
@@ -60,7 +59,7 @@ def context_cost(settings: DynamicSettings, model_config: Molmo2Config) -> tuple
     device = this_device(guesses)
     step = StepCost(
         model_config,
-        what_learns(model_config, settings.stage),
+        settings.stage.trainable(model_config),
         device,
         int(os.environ.get("LOCAL_WORLD_SIZE", GPUS_PER_NODE)) if torch.cuda.is_available() else GPUS_PER_NODE,
         this_efficiency(settings, model_config, guesses),
@@ -71,7 +70,7 @@ def context_cost(settings: DynamicSettings, model_config: Molmo2Config) -> tuple
     layout = Layout(
         tensor=parallel.tensor,
         recompute="none" if selective else memory.recompute,
-        cp_comm_type=parallel.context_exchange,
+        cp_comm_type=parallel.cp_comm_type,
     )
     return ContextCost(step, layout, parallel.context_ulysses), guesses
 

@@ -17,7 +17,8 @@ from molmo2_nemo.cost.hardware import device_called, utilisation
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
 from molmo2_nemo.nemo.step_statistics import Ledger
-from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.rundir.lines import append_line, cut_lines
+from molmo2_nemo.rundir.paths import METRICS
 
 
 class Metrics(pl.Callback):
@@ -34,7 +35,7 @@ class Metrics(pl.Callback):
     def __init__(
         self, folder: str, stage: str, log_every: int = 1, *, crop_budget: int, peak_tflops: float | None = None
     ) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
+        self.path = Path(folder) / METRICS
         self.stage, self.log_every, self.crop_budget = stage, log_every, crop_budget
         self.peak = peak_tflops if peak_tflops is not None else known_peak()
         self.data: dict[str, dict[str, int]] = {}  # at the end: records skipped per cause, and what else was counted
@@ -54,9 +55,9 @@ class Metrics(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         ledger = pl_module.ledger
         skipped = getattr(getattr(trainer, "datamodule", None), "skipped", 0)
-        own = [ledger.tokens, ledger.slots, ledger.crops, ledger.packs, ledger.flops]
+        own = [ledger.tokens, ledger.padded_tokens, ledger.crops, ledger.packs, ledger.flops]
         own.append(skipped if is_first_of_replica() else 0)
-        tokens, slots, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
+        tokens, padded_tokens, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
         # known on the last pipeline stage, alike on all its ranks
         task_sums = pl_module.training_loss_reduction.take_task_sums()
         wait, memory, *task_sums = _reduced([ledger.wait, memory_gib(), *task_sums], dist.ReduceOp.MAX)
@@ -75,9 +76,9 @@ class Metrics(pl.Callback):
         line |= {f"lr_{name_of_group(g)}": g["last_lr"] for g in optimizer.param_groups if "last_lr" in g}
         line |= {
             "tokens": int(tokens),
-            "slots": int(slots),
+            "padded_tokens": int(padded_tokens),
             "crops": int(crops),
-            "fill": tokens / slots,
+            "fill": tokens / padded_tokens,
             "crop_fill": crops / (packs * self.crop_budget),
             "skipped": int(skipped),
             "skipped_steps": guard.total,
@@ -145,11 +146,6 @@ def memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl that are whole."""
-    return read_lines(path, step=int, tokens=int, slots=int)
 
 
 def _reduced(values: list[float], how: Any) -> list[float]:

@@ -33,13 +33,13 @@ from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
-from molmo2_nemo.parallel.context import ContextSettings
+from molmo2_nemo.rundir import paths
 from molmo2_nemo.settings.run import RunConfig
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
     """Everything of one stage, not yet built: model, data, trainer, log and resume."""
-    folder = stage_folder(cfg)
+    folder = paths.stage_dir(cfg)
     return run.Partial(
         llm.train,
         model=model(cfg),
@@ -48,8 +48,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             data_config(cfg),
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
-            model=cfg.model.preset,
-            visual_attention=cfg.model.visual_attention,
+            model=as_config(cfg.model),
             dynamic=dynamic_settings(cfg),
         ),
         trainer=trainer(cfg, folder),
@@ -72,51 +71,26 @@ def dynamic_settings(cfg: RunConfig) -> run.Config | None:
     )
 
 
-def stage_folder(cfg: RunConfig) -> Path:
-    """Where a stage leaves its checkpoints, metrics and summary."""
-    return Path(cfg.output_dir) / cfg.stage.name
-
-
 def model(cfg: RunConfig) -> run.Config:
     """The LightningModule with its optimizer."""
-    stage = cfg.stage
+    stage = as_config(cfg.stage)
     return run.Config(
         Molmo2Module,
-        cfg.model.preset,
+        as_config(cfg.model),
         run.Config(
             Molmo2Optimizer,
-            as_config(stage.optim),
-            stage.max_steps,
+            stage.optim,
+            cfg.stage.max_steps,
             bf16=cfg.cluster.precision == "bf16",
             distributed=cfg.parallel.distributed_optimizer,
             faults=as_config(cfg.faults),
         ),
-        seed=cfg.seed,
-        z_loss=stage.z_loss,
-        dropout=stage.residual_dropout,
-        response_dropout=stage.response_residual_dropout,
-        trainable={
-            "vit": stage.train_vit,
-            "connector": stage.train_connector,
-            "llm": stage.train_llm,
-            "base_embedding": stage.train_base_embedding,
-        },
-        lora=as_config(stage.lora),
+        stage=stage,
         memory=as_config(cfg.memory),
-        context=run.Config(
-            ContextSettings,
-            cfg.parallel.context_ulysses,
-            cfg.parallel.context_exchange,
-            cfg.parallel.dynamic_context,
-        ),
-        cut_padding=cfg.parallel.cut_padding,
-        float32_attention=cfg.model.float32_attention,
-        visual_attention=cfg.model.visual_attention,
-        rope_scaling=cfg.model.rope_scaling,
-        rope_factor=cfg.model.rope_factor,
-        attention=cfg.model.attention,
+        parallel=as_config(cfg.parallel),
+        seed=cfg.seed,
+        precision=cfg.cluster.precision,
         variable_length=bool(cfg.data.progression),
-        dtype=cfg.cluster.precision,
         task_of=task_names(cfg.data),
     )
 
@@ -194,9 +168,9 @@ def log(cfg: RunConfig, folder: Path) -> run.Config:
     return run.Config(
         nl.NeMoLogger,
         name="",
-        explicit_log_dir=str(folder / "logs"),
-        ckpt=run.Config(StageCheckpoints, str(folder / "checkpoints"), cfg.save_every, as_config(cfg.checkpoint)),
-        tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name="tb", version="")
+        explicit_log_dir=str(folder / paths.LOGS),
+        ckpt=run.Config(StageCheckpoints, str(folder / paths.CHECKPOINTS), cfg.save_every, as_config(cfg.checkpoint)),
+        tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name=paths.TENSORBOARD, version="")
         if cfg.log.tensorboard
         else None,
         wandb=wandb(cfg, folder),
@@ -237,7 +211,7 @@ def resume(cfg: RunConfig, folder: Path) -> run.Config:
     return run.Config(
         Resume,
         restore_config=restore,
-        resume_from_directory=str(folder / "checkpoints"),
+        resume_from_directory=str(folder / paths.CHECKPOINTS),
         resume_if_exists=True,
         resume_ignore_no_checkpoint=True,
     )

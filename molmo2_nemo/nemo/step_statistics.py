@@ -11,35 +11,35 @@ from molmo2_nemo.cost.flops import pack_flops, training_flops
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import Batch
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import Molmo2Config, Trainable
 
 
 @dataclass
 class Ledger:
     """Counts of one step."""
 
-    tokens: int = 0  # padding not counted
-    slots: int = 0  # token slots, padding included
+    tokens: int = 0  # without padding
+    padded_tokens: int = 0  # with padding
     crops: int = 0
     packs: int = 0
     flops: float = 0.0  # of forward and backward, by mask area
     wait: float = 0.0  # seconds that training stood still for data
     keys: list[str] = field(default_factory=list)  # of the records
 
-    def add(self, batch: Batch, model: Molmo2Config, learns: Mapping[str, bool]) -> None:
-        """Count a micro-batch; `model` is whose FLOPs it costs, `learns` what of it learns (model.config.learning)."""
+    def add(self, batch: Batch, model: Molmo2Config, trainable: Trainable) -> None:
+        """Count a micro-batch; `model` is whose FLOPs it costs, `trainable` what of it trains."""
         counts = PackCounts.of(batch, model.visual_attention, model.text.vocab_size)
         self.tokens += counts.tokens
-        self.slots += batch.example_ids.size
+        self.padded_tokens += batch.example_ids.size
         self.crops += len(batch.crops)
         self.packs += counts.packs
         self.keys += [key for pack in batch.keys for key in pack]
         self.flops += training_flops(
             pack_flops(model, counts),
-            train_vit=learns["vit"],
-            train_connector=learns["connector"],
-            train_llm=learns["llm"],
-            train_head=learns["head"],
+            train_vit=trainable.vit,
+            train_connector=trainable.connector,
+            train_llm=trainable.llm,
+            train_head=trainable.head,
         ).total
 
 

@@ -110,7 +110,7 @@ def configured(
         cfg.stage.micro_batch_size,
         m.recompute,
         m.offload,
-        p.context_exchange if p.context_ulysses not in (None, p.context) else "ring",
+        p.cp_comm_type if p.context_ulysses not in (None, p.context) else "ring",
     )
     return weigh(cfg, model, work, cluster, layout, efficiency)
 
@@ -120,7 +120,7 @@ def candidates(
 ) -> list[Candidate]:
     return [
         weigh(cfg, model, work, cluster, layout, efficiency)
-        for layout in layouts(model, cluster, work.packs, work.length, cfg.parallel.context_exchange)
+        for layout in layouts(model, cluster, work.packs, work.length, cfg.parallel.cp_comm_type)
         if cfg.model.attention != "flex" or layout.ulysses == layout.context  # it cannot merge keys of several ranks
     ]
 

@@ -109,7 +109,7 @@ def test_batch() -> None:
         pooling=np.array([[0, 1, 2, 3], [4, 5, -1, -1]]),
         pooled_positions=np.array([1, 2]),
         unit_crops=np.array([1]),
-        unit_rows=np.array([2]),
+        unit_pooled_tokens=np.array([2]),
     )
     expected = forward_flops(config, tokens=5, pairs=16, crops=1, pooled_tokens=2, window_positions=6, scored_tokens=2)
     assert batch_flops(config, batch) == expected

@@ -19,9 +19,9 @@ from molmo2_nemo.cost.step import ALL_TRAINED, StepCost, step_time
 from molmo2_nemo.cost.traffic import AttentionShape, ring_traffic, ulysses_traffic
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.data.counts import PackCounts
-from molmo2_nemo.model.config import preset
+from molmo2_nemo.model.config import MemoryConfig, preset
 from molmo2_nemo.model.flops import connector_flops, crop_flops
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.settings.run import StageConfig
 
 STAGE_3 = AttentionShape(tokens=36864, heads=32, kv_heads=8, head_size=128)
 FREE = Efficiency(half_rate=0.0, hidden_exchange=1.0, latency=0.0)  # nothing that is sent or waited for
@@ -66,7 +66,7 @@ def test_what_is_frozen_or_recomputed_counts():
     second = 1.12 / 989e12
 
     def seconds(memory: MemoryConfig | None = None, **trainable: bool) -> float:
-        step = StepCost(model, {**ALL_TRAINED, **trainable}, efficiency=FREE, memory=memory or MemoryConfig())
+        step = StepCost(model, replace(ALL_TRAINED, **trainable), efficiency=FREE, memory=memory or MemoryConfig())
         return ContextCost(step).seconds(pack, 1)
 
     vit, connector = 64 * crop_flops(model), connector_flops(model, 64 * 81, 64 * 729)

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.packing import example_pairs
-from benchmarks.packs import RULES, Tree, pack, token_mask
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.data.counts import allowed_pairs
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
+from tests.support.trees import RULES, Tree, pack, token_mask
 
 torch.set_num_threads(1)
 
