@@ -11,7 +11,8 @@ from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, sh
 from molmo2_nemo.launch import out_of_memory
 from molmo2_nemo.launch.reports import ERROR_DIR, Report, report_preempted, this_rank
 from molmo2_nemo.processes import die_with_parent, quiet
-from molmo2_nemo.rundir.stages import note_error, stage_dir
+from molmo2_nemo.rundir.attempt import note_error
+from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
 

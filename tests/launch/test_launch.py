@@ -14,7 +14,11 @@ import pytest
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.launch import local, reports, worker
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.rundir.stages import only_run, read_metrics, refuse_other_run, resolve_checkpoint, write_config
+from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.lines import read_metrics
+from molmo2_nemo.rundir.lock import only_run
+from molmo2_nemo.rundir.resume import refuse_other_run
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.run import RunConfig
 
@@ -218,7 +222,7 @@ def test_without_a_checkpoint_anything_goes(tmp_path, capsys):
     (tmp_path / "sft" / "checkpoints" / "step=3-unfinished").unlink()
     refuse_other_run(composed("stage.max_steps=80", "init_from=elsewhere"))
     said = capsys.readouterr().out
-    assert "init_from=elsewhere is not read: sft goes on from" in said and "stage.max_steps was 8, is now 80" in said
+    assert "init_from=elsewhere is not read: sft resumes from" in said and "stage.max_steps was 8, is now 80" in said
 
 
 def test_the_line_for_several_nodes_is_whole(tmp_path):

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from typing import get_type_hints
 
 import pytest
 
-from data_prep.demo import build_demo
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings import ranges
 from molmo2_nemo.settings.checks import check, file_problems, find_problems, wanted_processes
 from molmo2_nemo.settings.compose import STAGES, compose
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import to_yaml
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    build_demo(folder)
-    return folder
 
 
 def tiny(shards, *overrides, stage="sft"):
@@ -232,20 +224,11 @@ def test_missing_data_sets_of_a_published_mix_are_one_problem(tmp_path):
 
 
 def test_a_cut_shard_is_named(shards, tmp_path):
-    build_demo(tmp_path)
+    shutil.copytree(shards / "sft", tmp_path / "sft")
     shard = min((tmp_path / "sft").glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     problems = list(find_problems(tiny(tmp_path)))
     assert len(problems) == 1 and shard.name in problems[0]
-
-
-def test_a_checkpoint_of_another_model(shards, tmp_path):
-    checkpoint = tmp_path / "sft" / "checkpoints" / "step=9-last"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "weights").mkdir()
-    (tmp_path / "sft" / "config.yaml").write_text(to_yaml(compose(["recipe=8b", "stage=sft"])))
-    problems = list(find_problems(tiny(shards, f"init_from='{checkpoint}'")))
-    assert len(problems) == 1 and "checkpoint of model '8b'" in problems[0]
 
 
 def test_processes():

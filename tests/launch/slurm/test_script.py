@@ -16,10 +16,11 @@ from molmo2_nemo.errors import USER_ERROR, UserError
 from molmo2_nemo.files import write_json
 from molmo2_nemo.launch.pipeline import compose_stages
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
-from molmo2_nemo.launch.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
+from molmo2_nemo.launch.slurm.jobs import alive, login_of, stage_job
 from molmo2_nemo.launch.slurm.script import TRAP, script
+from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.jobs import Job, read_jobs
 from molmo2_nemo.rundir.progress import read_stage
-from molmo2_nemo.rundir.stages import write_config
 from molmo2_nemo.rundir.verdicts import read_verdicts
 from molmo2_nemo.settings.compose import compose
 
@@ -171,16 +172,13 @@ def test_what_cannot_be_written_into_a_script_is_named(tmp_path, setting, expect
     assert expected in str(error.value)
 
 
-def test_no_slurm_here_is_one_line(tmp_path, monkeypatch, capsys):
-    from data_prep.demo import build_demo
-
-    build_demo(tmp_path / "data")
+def test_no_slurm_here_is_one_line(shards, tmp_path, monkeypatch, capsys):
     (tmp_path / "bin").mkdir()
     for program in ("env", "mkdir", "mv", "bash", "sh"):  # a machine without Slurm
         (tmp_path / "bin" / program).symlink_to(shutil.which(program))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
-    data = f"data.sources.demo.path={tmp_path}/data/sft"
+    data = f"data.sources.demo.path={shards}/sft"
     settings = ["recipe=tiny", "stage=sft", "parallel=single", "cluster=slurm", "cluster.nodes=1", "cluster.devices=1"]
     call = ["train", *settings, data, f"output_dir={tmp_path}/run"]
     assert main([*call, "--dry-run"]) == 0
