@@ -18,6 +18,7 @@ from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
 from molmo2_nemo.convert.names import (
     FORMATS,
+    HEAD,
     ConversionError,
     Format,
     Rule,
@@ -36,7 +37,6 @@ MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
 OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`: what changes the function
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-HEAD = "lm_head.weight"
 
 
 def import_checkpoint(
