@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention [--sizes 8192 16384] [--video 36864] [--packs 3] [--repeats 3] [--out FILE]
 
-Mixed packs are of the shape of stage 2, the video pack is one video of stage 3 with 384 frames (benchmarks/packs.py).
+Mixed packs are of the shape of stage 2, the video pack one video of stage 3 with 384 frames (tests/support/trees.py).
 The heads are those that one of eight context-parallel ranks of the 4B and 8B models has: 4 query heads, 1 key head of
 128; the video pack on CPU has one head of 64, so that the alternative ends in minutes.
 
@@ -31,12 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.allocations import Allocations
-from benchmarks.packs import Tree, long_video_pack, mixed_pack, token_mask
 from benchmarks.report import machine, write_result
 from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.mask import TokenMask
+from tests.support.allocations import Allocations
+from tests.support.trees import Tree, long_video_pack, mixed_pack, token_mask
 
 TARGETS = {
     "cpu": {"mixed packs against dense bias": 3.0},

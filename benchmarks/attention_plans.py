@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention_plans [--size 36864] [--repeats 9] [--out FILE]
 
-One pack of the shape of stage 2 and one video (benchmarks/packs.py), planned as the last of R ranks that exchange keys
+A pack of the shape of stage 2 and a video (tests/support/trees.py), planned as the last of R ranks that exchange keys
 plans it, R = 1 for none: the last one has most to see. Processor time of one thread, median. A micro-batch is planned
 once, in its first layer's attention; all layers and their recomputation share it. Copies to a GPU are not counted.
 """
@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.packs import Tree, long_video_pack, mixed_pack, token_mask
 from benchmarks.report import machine, write_result
 from molmo2_nemo.attention import flash
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import visible_keys
+from tests.support.trees import Tree, long_video_pack, mixed_pack, token_mask
 
 RINGS = (1, 2, 4, 8)
 

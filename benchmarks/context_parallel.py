@@ -25,18 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from benchmarks.packs import long_video_pack, mixed_pack, token_mask
 from benchmarks.report import machine, write_result
 from molmo2_nemo.attention.across import attend_across
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.attention.ring import visible_keys
-from molmo2_nemo.cost.traffic import AttentionShape, context_traffic, ring_traffic, ulysses_traffic
+from molmo2_nemo.cost.traffic import AttentionShape, context_traffic
 from molmo2_nemo.parallel.context import ContextSettings, block_groups, group_rank, group_size
 from tests.support.light import run_light
+from tests.support.traffic import Counter, exact, steps
+from tests.support.trees import long_video_pack, mixed_pack, token_mask
 
 HEADS, HEAD, RANKS = 16, 4, 8
 METHODS = [
@@ -46,41 +45,6 @@ METHODS = [
     for exchange in ("ring", "all_gather")
     if ulysses <= context and (ulysses < context or exchange == "ring")
 ]
-
-
-class Counter:
-    """Counts what leaves this rank, at torch.distributed's functions."""
-
-    def __init__(self) -> None:
-        self.messages = self.bytes = 0
-        for name in ("all_to_all_single", "all_gather_into_tensor", "reduce_scatter_tensor", "batch_isend_irecv"):
-            self._watch(name)
-
-    def _watch(self, name: str) -> None:
-        original = getattr(dist, name)
-
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            self._count(name, *args, **kwargs)
-            return original(*args, **kwargs)
-
-        setattr(dist, name, counted)
-
-    def _count(self, name: str, *args: Any, group: Any = None) -> None:
-        if name == "batch_isend_irecv":
-            sends = [op.tensor for op in args[0] if op.op is dist.isend]
-            self.messages += len(sends)
-            self.bytes += sum(t.nbytes for t in sends)
-            return
-        ranks, given = dist.get_world_size(group), args[1]
-        self.messages += 1
-        self.bytes += (
-            given.nbytes * (ranks - 1) if name == "all_gather_into_tensor" else given.nbytes // ranks * (ranks - 1)
-        )
-
-    def take(self) -> tuple[int, int]:
-        found = self.messages, self.bytes
-        self.messages = self.bytes = 0
-        return found
 
 
 def masks(tokens: int) -> dict[str, TokenMask]:
@@ -136,26 +100,6 @@ def measure(tokens: int) -> list[dict[str, Any]]:
                     }
                 )
     return rows
-
-
-def exact(
-    shape: AttentionShape, context: int, ulysses: int, exchange: str, mask: TokenMask, chunk: int
-) -> list[tuple[float, float]]:
-    """The formula with what this pack shows, forward and backward."""
-    if exchange != "ring" or ulysses == context:
-        return [(t.messages, t.bytes) for t in steps(context_traffic(shape, context, ulysses, exchange))]
-    chunks = context // ulysses
-    runs = visible_keys(mask, chunks).runs
-    others = [j for j in range(chunks) if j != chunk]
-    shown = [runs[j][chunk][1] - runs[j][chunk][0] for j in others]
-    shown += [runs[chunk][j][1] - runs[chunk][j][0] for j in others]
-    shown = [run * len(mask.example_ids) for run in shown]  # the same places of every pack
-    found = ulysses_traffic(shape, context, ulysses) + ring_traffic(shape, context, ulysses, shown)
-    return [(t.messages, t.bytes) for t in steps(found)]
-
-
-def steps(found: Any) -> tuple[Any, Any]:
-    return found.forward, found.backward
 
 
 def summarise(per_rank: list[list[dict[str, Any]]], tokens: int) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ their gradients and the pack itself are there before and do not count. Packs are
 frames: on CUDA one of the whole length, on CPU as many of 2,304 tokens as fit, which keeps the run short and changes
 nothing about memory (no kernel of ours makes anything of S x S elements).
 
-On CPU every tensor's storage is counted while the step runs (benchmarks/allocations.py), and what offload keeps in host
+On CPU every tensor's storage is counted while the step runs (tests/support/memory.py), and what offload keeps in host
 memory is left out, as if the rest were a device's. On CUDA it is torch.cuda.max_memory_allocated.
 
 The planner (molmo2_nemo/plan/memory.py) is asked for the same model, length, crops and options; its error is its figure
@@ -18,23 +18,16 @@ over the measured one, less 1. It knows bf16 and fp32.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import gc
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.allocations import Allocations
-from benchmarks.batches import Shapes, batch
 from benchmarks.report import machine, write_result
 from benchmarks.train_step import with_layers
-from molmo2_nemo.model.config import Molmo2Config, preset
-from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.plan.memory import decoder_activations, fullest, head_bytes, vision_activations
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.model.config import MemoryConfig, preset
+from tests.support.batches import Shapes, batch
+from tests.support.memory import Subject, build, counting, narrow, predicted
 
 SHORT_VIDEO = 2304  # tokens
 TILES = {"mlp_tiles": 8}
@@ -51,115 +44,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "full, tiles, chunks": {"recompute": "full"} | TILES | CHUNK,
     "full, tiles, chunks, offload": {"recompute": "full", "offload": True} | TILES | CHUNK,
 }
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured."""
-
-    model: Molmo2Config
-    device: str
-    dtype: torch.dtype
-
-    @property
-    def element(self) -> int:
-        return self.dtype.itemsize
-
-
-def narrow(layers: int) -> Molmo2Config:
-    """The 8B's structure at a sixty-fourth of its width, with its proportions of heads and MLPs; crops of a ninth of
-    the patches, and so a ninth of the visual tokens."""
-    full = preset("8b")
-    vision = replace(full.vision, hidden_size=16, num_heads=2, ffn_size=60, num_layers=5, feature_layers=(-2, -4))
-    vision = replace(vision, image_size=126)
-    return replace(
-        full,
-        vision=vision,
-        connector=replace(full.connector, hidden_size=16, num_heads=2, ffn_size=192),
-        text=replace(
-            full.text,
-            hidden_size=64,
-            num_layers=layers,
-            num_heads=4,
-            num_kv_heads=1,
-            head_dim=16,
-            ffn_size=192,
-            vocab_size=2048,
-        ),
-    )
-
-
-def build(subject: Subject, options: MemoryConfig) -> Any:
-    """The model with gradients in place, as after a first micro-batch."""
-    from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.memory import recompute_settings
-    from molmo2_nemo.model.molmo2 import Molmo2Model
-
-    config = transformer_config(
-        subject.model,
-        params_dtype=subject.dtype,
-        bf16=subject.dtype == torch.bfloat16,
-        use_cpu_initialization=subject.device == "cpu",
-        **recompute_settings(options.recompute, options.recompute_modules, options.recompute_layers),
-    )
-    model = Molmo2Model(
-        subject.model,
-        config,
-        mlp_tiles=options.mlp_tiles,
-        offload=options.offload,
-        loss_chunk=options.loss_chunk,
-        vision_chunk=options.vision_chunk,
-    )
-    model = model.to(subject.device).train()
-    model.vision.recompute = options.recompute == "full"
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    return model
-
-
-@contextlib.contextmanager
-def counting(device: str) -> Iterator[list[int]]:
-    """Yields a list that holds the peak in bytes afterwards, beyond what was there before."""
-    peak: list[int] = []
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield peak
-        torch.cuda.synchronize()
-        peak.append(torch.cuda.max_memory_allocated() - before)
-        return
-    from molmo2_nemo.model import memory
-
-    make = memory.host_buffer
-
-    def made(like: torch.Tensor, *, pinned: bool) -> torch.Tensor:
-        with counted.elsewhere():
-            return make(like, pinned=pinned)
-
-    memory.host_buffer = made
-    try:
-        with Allocations() as counted:
-            yield peak
-        peak.append(counted.peak)
-    finally:
-        memory.host_buffer = make
-
-
-def predicted(subject: Subject, options: MemoryConfig, tokens: int, crops: int) -> float | None:
-    """The planner's figure for the activations of one micro-batch; None for what it does not plan with."""
-    if options.offload and options.recompute != "full" or options.recompute_modules != ["mlp"]:
-        return None
-    layout = Layout(recompute=options.recompute, offload=options.offload)
-    stage = StageConfig(residual_dropout=0.0, train_base_embedding=True)
-    full, element = options.recompute == "full", subject.element
-    _, *parts = fullest(
-        decoder_activations(subject.model, layout, tokens, dropout=False, element=element, tiles=options.mlp_tiles),
-        vision_activations(subject.model, crops, full, element=element, chunk=options.vision_chunk),
-        head_bytes(subject.model, stage, layout, options.loss_chunk, tokens),
-    )
-    return sum(parts)
 
 
 def measure(subject: Subject, sizes: list[int], names: list[str], video: int | None) -> list[dict[str, Any]]:

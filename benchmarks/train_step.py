@@ -7,8 +7,8 @@
 
 Everything is `molmo2 train`'s: NeMo's trainer, Megatron's distributed optimizer, the recipe's settings, and whatever
 overrides follow on the command line (layout, memory.*, model.attention, ...). Only three things are not: packs are made
-up (benchmarks/batches.py: `sft` 16,384 tokens and 128 crops of the shape of stage 2, `long` one video of 384 frames in
-36,864 tokens), the decoder has as many layers as --layers says, and nothing is saved.
+up (tests/support/batches.py: `sft` 16,384 tokens and 128 crops of the shape of stage 2, `long` one video of 384 frames
+in 36,864 tokens), the decoder has as many layers as --layers says, and nothing is saved.
 
 With two numbers of layers, time and memory are taken to be linear in it and given for the model's full depth as well;
 a table says which figures are measured and which extrapolated. Without settings for `parallel`, up to eight processes
@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks.report import machine, write_result
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.model.config import Molmo2Config, preset, with_options
 from molmo2_nemo.settings.run import RunConfig
 
 TINY = {"sft": (512, 48), "long": (768, 48)}  # tokens and crops of --tiny
@@ -71,7 +71,7 @@ class Noise:
     """A loader over made-up packs: this replica's micro-batches of one step, again and again."""
 
     def __init__(self, cfg: RunConfig, model: Molmo2Config, rank: int, size: int) -> None:
-        from benchmarks.batches import Shapes, batch
+        from tests.support.batches import Shapes, batch
 
         shapes, packing, packs = Shapes(model), cfg.data.packing, cfg.stage.micro_batch_size
         length = packing.sequence_length
@@ -111,7 +111,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
         stage_folder(cfg).mkdir(parents=True)
         recipe = stage_recipe(cfg)
-        recipe.model.molmo2 = model
+        recipe.model.model = with_options(model, **cfg.model.options())
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
         run_stage = fiddle.build(recipe)
         data = run_stage.keywords["data"]

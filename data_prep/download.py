@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.errors import DataError
 
 CHUNK = 1 << 18
 RETRIES = 5

@@ -28,7 +28,8 @@ from data_prep.sources.base import (
     SourceError,
     Url,
 )
-from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError
+from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from molmo2_nemo.errors import DataError
 
 T = TypeVar("T")
 SUFFIXES = (*sorted(VIDEO_SUFFIXES), *sorted(IMAGE_SUFFIXES))

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from molmo2_nemo.cli.media import read_media
 from molmo2_nemo.cli.options import check_numbers
+from molmo2_nemo.data.media import read_media
 from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\

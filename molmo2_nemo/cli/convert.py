@@ -115,7 +115,7 @@ def one_line(target: Path) -> Iterator[Any]:
     quiet()
     import torch
 
-    from molmo2_nemo.convert import ConversionError
+    from molmo2_nemo.errors import ConversionError
 
     try:
         with writing(target):

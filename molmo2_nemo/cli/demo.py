@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cli.pipeline import compose_stages, run_stages
+    from molmo2_nemo.launch.pipeline import compose_stages, run_stages
 
     start = time.monotonic()
     folder: Path = args.dir

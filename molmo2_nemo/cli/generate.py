@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.media import read_media
 from molmo2_nemo.cli.options import check_file, check_numbers
+from molmo2_nemo.data.media import read_media
 from molmo2_nemo.errors import UserError, read_text, writing
 
 EXAMPLES = """\

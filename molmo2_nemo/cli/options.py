@@ -1,4 +1,4 @@
-"""Checks of options that several verbs have, before anything expensive begins."""
+"""Options that several verbs have, and checks of their values before anything expensive begins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from molmo2_nemo.errors import UserError, blocking_file
+
+NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; --cfg job shows what a local run would do"
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that every verb which composes a configuration has."""
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
+
+
+def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the verbs that submit jobs with cluster=slurm."""
+    parser.add_argument("--dry-run", action="store_true", help="cluster=slurm: print the sbatch scripts, and stop")
 
 
 def check_numbers(args: argparse.Namespace, least: Mapping[str, float]) -> None:

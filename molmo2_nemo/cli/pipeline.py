@@ -1,25 +1,17 @@
-"""Run the three stages, each from the weights of the one before. Finished stages are skipped, an unfinished one goes on
-from its last checkpoint: after an interruption, call the same command again.
+"""Run the three stages, each from the weights of the one before. Finished stages are skipped and an unfinished one
+resumes from its last checkpoint: after an interruption, call the same command again.
 
-With cluster=slurm the stages become jobs that wait for one another. The same command submits what is missing, and knows
-what waits or runs already; see docs/slurm.md.
+With cluster=slurm the stages become jobs that wait for one another. The same command submits what is missing and
+recognises jobs that wait or run already; see docs/slurm.md.
 
 A setting holds for every stage, or for one when its name stands before a colon: sft:stage.max_steps=100."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-from molmo2_nemo.cli.train import NOT_DRY, add_config_arguments, add_submit_arguments
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, nearest
-from molmo2_nemo.launch.local import launch
-from molmo2_nemo.rundir import manifest
-from molmo2_nemo.rundir.stages import refuse_changes, stage_dir, summary
-from molmo2_nemo.settings.compose import STAGES, compose
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.cli.options import NOT_DRY, add_config_arguments, add_submit_arguments
+from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
 examples:
@@ -36,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.launch.pipeline import compose_stages, run_stages, submit_stages
+
     configs = compose_stages(args.overrides, args.config_dir)
     if args.cfg:
         from molmo2_nemo.settings.schema import to_yaml
@@ -43,126 +37,7 @@ def run(args: argparse.Namespace) -> int:
         print("---\n".join(to_yaml(cfg) for cfg in configs), end="")
         return 0
     if any(cfg.cluster.kind == "slurm" for cfg in configs):
-        return run_jobs(configs, dry_run=args.dry_run)
+        return submit_stages(configs, dry_run=args.dry_run)
     if args.dry_run:
         raise UserError(NOT_DRY)
     return run_stages(configs)
-
-
-def run_jobs(configs: Sequence[RunConfig], *, dry_run: bool = False) -> int:
-    """Submits the stages that are neither finished nor under way as Slurm jobs, or prints their scripts.
-
-    Raises:
-        UserError: as `run_stages`; settings that cannot work; no Slurm; what sbatch refuses.
-    """
-    from molmo2_nemo.launch.slurm.jobs import login_of, submit
-
-    with login_of(configs) as login:
-        done = [_finished(cfg, login.path(stage_dir(cfg)), login.path) for cfg in configs]
-        _check_order(configs, done)
-        return submit(configs, done, login, dry_run=dry_run)
-
-
-def compose_stages(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[RunConfig]:
-    """The three stages' configurations; `init_from` of the later ones is filled in when their turn comes.
-
-    Raises:
-        UserError: as `compose`, or a setting that is the pipeline's own.
-    """
-    common: list[str] = []
-    own: dict[str, list[str]] = {name: [] for name in STAGES}
-    for override in overrides:
-        head, colon, rest = override.partition(":")
-        if colon and "=" not in head:
-            if head not in own:
-                raise UserError(f"unknown stage {head!r} in {override!r}; {nearest(head, STAGES)}")
-            own[head].append(rest)
-        else:
-            common.append(override)
-    for override in (*common, *(o for several in own.values() for o in several)):
-        key = override.split("=")[0].lstrip("+~")
-        if key in ("stage", "stage.name"):
-            raise UserError(f"{override}: the pipeline runs all stages; for a single one call molmo2 train {override}")
-    if any(o.split("=")[0].lstrip("+") == "init_from" for o in common):
-        raise UserError("init_from: only the first stage may start elsewhere; write pretrain:init_from=...")
-    configs = []
-    for name in STAGES:
-        cfg = compose([*common, f"stage={name}", *own[name]], config_dir)
-        if name != STAGES[0] and cfg.init_from is not None:
-            raise UserError(
-                f"{name}:init_from: each stage starts from the one before; for anything else use molmo2 train"
-            )
-        configs.append(cfg)
-    return configs
-
-
-def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] = launch) -> int:
-    """Runs what is not finished, in order; stops at the first failure and returns its exit code.
-
-    Args:
-        train: runs one stage to its end and returns an exit code; replaced in tests.
-
-    Raises:
-        UserError: a finished stage was trained with other settings, or from weights that have changed since.
-    """
-    done = [_finished(cfg, stage_dir(cfg)) for cfg in configs]
-    _check_order(configs, done)
-    for number, cfg in enumerate(configs):
-        result = done[number]
-        place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"
-        if result is not None:
-            print(f"{place}: finished before, skipped ({stage_dir(cfg)})", flush=True)
-            continue
-        if number:
-            cfg.init_from = str(done[number - 1]["checkpoint"])  # type: ignore[index]
-        print(f"{place}: {cfg.stage.max_steps} steps on {describe_layout(cfg)}", flush=True)
-        code = train(cfg)
-        if code in (INTERRUPTED, PREEMPTED):
-            how = "interrupted" if code == INTERRUPTED else "stopped by a signal"
-            print(f"{how}; the same command goes on from the last checkpoint", flush=True)
-        if code:
-            return code
-        done[number] = summary(stage_dir(cfg))
-        if done[number] is None:
-            raise UserError(f"{stage_dir(cfg)} has no summary.json though the stage ended well; call the command again")
-    return 0
-
-
-def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) -> dict[str, Any] | None:
-    """The summary of a stage that is finished with these settings, None when it has to run.
-
-    Args:
-        folder: the stage's, a `Path` or what stands for one on another machine; `path` makes further ones.
-
-    Raises:
-        UserError: it is finished with others.
-    """
-    result = summary(folder, cfg.stage.max_steps)
-    if result is None:
-        return None
-    refuse_changes(cfg, folder, result["checkpoint"], finished=True)
-    if not path(result["checkpoint"]).is_dir():
-        raise UserError(
-            f"{folder}/summary.json names the checkpoint {result['checkpoint']}, which is gone; "
-            f"remove {folder} to train it again"
-        )
-    return result
-
-
-def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | None]) -> None:
-    """A stage that was trained after one which is not finished started from weights that are not the final ones."""
-    for number, result in enumerate(done):
-        earlier = [c.stage.name for c, d in zip(configs[:number], done[:number], strict=True) if d is None]
-        folder = stage_dir(configs[number])
-        if earlier and (result is not None or manifest.finished(folder / "checkpoints")):
-            how = "was trained" if result is None else "is finished"
-            raise UserError(f"{folder} {how}, but {earlier[0]}, which it starts from, is not finished; remove {folder}")
-
-
-def describe_layout(cfg: RunConfig) -> str:
-    """For people: `DP2`, `TP2+SP`, `CP2`, `one process`."""
-    p = cfg.parallel
-    parts = [f"{name}{size}" for name, size in (("DP", p.data), ("TP", p.tensor)) if size > 1]
-    parts += ["SP"] if p.sequence else []
-    parts += [f"{name}{size}" for name, size in (("CP", p.context), ("PP", p.pipeline)) if size > 1]
-    return "+".join(parts) or "one process"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
+from molmo2_nemo.cli.options import NOT_DRY, add_config_arguments, add_submit_arguments
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings.run import RunConfig
 
 EXAMPLES = """\
@@ -15,7 +17,6 @@ examples:
   molmo2 train --config runs/tiny/sft/config.yaml          # exactly what a run's folder says
   molmo2 train recipe=8b stage=sft init_from=checkpoints/8b cluster=slurm --dry-run
 """
-NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; --cfg job shows what a local run would do"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,39 +26,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="a resolved configuration, in place of settings")
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that every verb which composes a configuration has."""
-    parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
-    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
-
-
-def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verbs that submit jobs with cluster=slurm."""
-    parser.add_argument("--dry-run", action="store_true", help="cluster=slurm: print the sbatch scripts, and stop")
-
-
 def run(args: argparse.Namespace) -> int:
-    import os
-
-    from molmo2_nemo.launch.local import in_step, launch
-    from molmo2_nemo.launch.worker import leave
-    from molmo2_nemo.rundir.stages import stage_dir
-    from molmo2_nemo.settings.schema import to_yaml
-
     cfg = configuration(args)
     if args.cfg:
+        from molmo2_nemo.settings.schema import to_yaml
+
         print(to_yaml(cfg), end="")
         return 0
-    if cfg.cluster.kind == "slurm" and not in_step(os.environ):
-        from molmo2_nemo.cli.pipeline import run_jobs
+    from molmo2_nemo.launch.local import launch
+    from molmo2_nemo.launch.pipeline import submit_stages
+    from molmo2_nemo.launch.reports import show_how_to_resume
+    from molmo2_nemo.launch.slurm.step import in_step
+    from molmo2_nemo.launch.worker import leave
+    from molmo2_nemo.rundir.stages import stage_dir
 
-        return run_jobs([cfg], dry_run=args.dry_run)
+    if cfg.cluster.kind == "slurm" and not in_step(os.environ):
+        return submit_stages([cfg], dry_run=args.dry_run)
     if args.dry_run:
         raise UserError(NOT_DRY)
     code = launch(cfg)
-    if code in (INTERRUPTED, PREEMPTED):
-        how = "interrupted" if code == INTERRUPTED else "stopped by a signal"
-        print(f"{how}; the same command goes on from the last checkpoint in {stage_dir(cfg)}")
+    show_how_to_resume(code, str(stage_dir(cfg)))
     if code and "RANK" in os.environ:
         leave(code)
     return code

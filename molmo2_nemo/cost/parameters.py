@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from molmo2_nemo.cost.flops import layer_weights
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config, learning
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.settings.run import StageConfig
 
@@ -70,32 +70,19 @@ def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) ->
     rows = math.ceil(model.text.vocab_size / tensor) * model.text.hidden_size
     adapters = adapter_parameters(model, stage.lora) / pipeline / tensor  # A or B of each is cut, the other small
     layers = p.layer * p.layers / pipeline / tensor
-    learns = what_learns(model, stage)
-    decoder = layers * learns["llm"] + adapters * learns["adapters"]
+    trains = stage.trainable(model)
+    decoder = layers * trains.llm + adapters * trains.adapters
     connector = p.connector + p.extra
     first = Held(
         layers + adapters + rows + p.vision + connector,
-        decoder + rows * learns["base_embedding"] + p.vision * learns["vit"] + connector * learns["connector"],
+        decoder + rows * trains.base_embedding + p.vision * trains.vit + connector * trains.connector,
     )
-    final = p.final_norm * learns["llm"]
+    final = p.final_norm * trains.llm
     if pipeline == 1:
         own = 0.0 if model.text.tie_embeddings else rows
-        return Held(first.all + own + p.final_norm, first.trained + own * learns["head"] + final)
-    last = Held(layers + adapters + rows + p.final_norm, decoder + rows * learns["head"] + final)
+        return Held(first.all + own + p.final_norm, first.trained + own * trains.head + final)
+    last = Held(layers + adapters + rows + p.final_norm, decoder + rows * trains.head + final)
     return max(first, last, key=lambda h: h.all)
-
-
-def what_learns(model: Molmo2Config, stage: StageConfig) -> dict[str, bool]:
-    """`learning` of a stage."""
-    return {
-        **learning(
-            replace(model, lora=stage.lora if stage.lora.rank else None),
-            vit=stage.train_vit,
-            connector=stage.train_connector,
-            llm=stage.train_llm,
-            base_embedding=stage.train_base_embedding,
-        )
-    }
 
 
 def adapter_parameters(model: Molmo2Config, lora: LoraConfig) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, training_flops
 from molmo2_nemo.cost.hardware import Cluster
-from molmo2_nemo.cost.parameters import held, what_learns
+from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.rates import ATTENTION_BACKWARD, Rates
 from molmo2_nemo.cost.traffic import (
     AttentionShape,
@@ -17,9 +17,9 @@ from molmo2_nemo.cost.traffic import (
     ulysses_traffic,
 )
 from molmo2_nemo.cost.workload import Workload
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
 from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.settings.run import StageConfig
 
 PARTS = (
     "linear",
@@ -93,8 +93,8 @@ def step_time(
     ranks = layout.model_size
     tokens = work.length * layout.micro_batch / (layout.context * layout.tensor)
     matrix = rates.matrix_share(tokens) * peak
-    learns = what_learns(model, stage)
-    passes = {f"train_{part}": learns[part] for part in ("vit", "connector", "llm", "head")}
+    trains = stage.trainable(model)
+    passes = {f"train_{part}": getattr(trains, part) for part in ("vit", "connector", "llm", "head")}
     all_passes = training_flops(pack, **passes)
     linear = pack.linear / matrix / ranks * packs
     products = (all_passes.linear + all_passes.head) / matrix / ranks * packs

@@ -26,9 +26,10 @@ from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Mixture, example_rng, normalised_rates
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.data.phases import find_problems, phase_at, phases
-from molmo2_nemo.data.record import BadRecord, DataError, Record, parse_record
+from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
+from molmo2_nemo.errors import DataError
 
 SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory

@@ -1,13 +1,12 @@
 """Several local processes through torch's elastic launcher: `python -m molmo2_nemo.launch.elastic COUNT CONFIG`.
 
-Does what `torchrun --standalone` does, but leaves the telling of what went wrong to `launch.py`: the workers write down
-why they ended, and torch's own summary would print the same again, once per process.
+Does what `torchrun --standalone` does, but prints nothing about what went wrong: the workers report why they ended
+(reports.py), and torch's own summary would print the same again, once per process.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import INTERRUPTED
-from molmo2_nemo.launch.local import ERROR_DIR, die_with_parent
+from molmo2_nemo.launch.local import die_with_parent
+from molmo2_nemo.launch.reports import ERROR_DIR, Exits
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; nemo/signals.py says what follows
 GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them
 
 
@@ -43,14 +43,13 @@ def main(count: int, config: str) -> int:
         monitor_interval=0.2,
     )
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS
-    logging.disable(logging.CRITICAL)  # `launch.py` tells what went wrong
+    logging.disable(logging.CRITICAL)  # reports.py says what went wrong
     try:
         elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.launch.worker", config)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        failures = {number: f.exitcode for number, f in error.failures.items()}
-        report = {"rank": rank, "exit_code": failure.exitcode, "failures": failures}
-        (Path(os.environ[ERROR_DIR]) / "launcher.json").write_text(json.dumps(report))
+        failures = {str(number): f.exitcode for number, f in error.failures.items()}
+        Exits(rank, failure.exitcode, failures).write(Path(os.environ[ERROR_DIR]))
         return abs(failure.exitcode) or 1
     except (SignalException, KeyboardInterrupt):
         return INTERRUPTED

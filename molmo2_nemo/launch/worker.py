@@ -1,19 +1,19 @@
-"""One training process: `python -m molmo2_nemo.launch.worker CONFIG`. Trains, or writes down why it could not."""
+"""One training process: `python -m molmo2_nemo.launch.worker CONFIG`. Trains, or reports why it could not."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
-import time
 import traceback
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError, verbose
 from molmo2_nemo.launch import out_of_memory
-from molmo2_nemo.launch.local import ERROR_DIR, die_with_parent
+from molmo2_nemo.launch.local import die_with_parent
+from molmo2_nemo.launch.reports import ERROR_DIR, Report, report_preempted, this_rank
 from molmo2_nemo.rundir.stages import note_error, stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
@@ -21,7 +21,6 @@ from molmo2_nemo.settings.schema import load_yaml
 
 def run(cfg: RunConfig) -> int:
     """Trains; returns the process's exit code. On failure a report lies in the folder that ERROR_DIR names."""
-    rank = int(os.environ.get("RANK", "0"))
     try:
         quiet()
         from molmo2_nemo.nemo.train import train
@@ -30,18 +29,10 @@ def run(cfg: RunConfig) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Preempted as stop:
-        if os.environ.get(ERROR_DIR):  # exit codes get lost in torch's elastic launcher
-            (Path(os.environ[ERROR_DIR]) / "preempted").write_text(str(stop))
+        report_preempted(str(stop))
         return PREEMPTED
-    except ImportError as error:
-        # A missing package is the user's to install, a wrong name inside ours is not.
-        missing = (error.name or "").split(".")[0] not in ("", "molmo2_nemo", "data_prep")
-        text = f"{error}; `molmo2 doctor` says what is missing and how to get it"
-        return _report(cfg, rank, error, text if missing else str(error), user_error=missing)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must be able to tell
-        if (told := out_of_memory.explain(error, cfg, rank)) is not None:
-            return _report(cfg, rank, error, told, user_error=True)
-        return _report(cfg, rank, error, str(error) or repr(error), user_error=is_user_error(error))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must be able to say
+        return _report(cfg, error)
     return 0
 
 
@@ -68,21 +59,32 @@ def quiet() -> None:
     logging.disable(logging.WARNING)  # our own messages to a person are printed, not logged
 
 
-def _report(cfg: RunConfig, rank: int, error: BaseException, message: str, *, user_error: bool) -> int:
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    if not user_error and not isinstance(error, ValueError):
-        message = f"{type(error).__name__}: {message}"
-    report = {"rank": rank, "time": time.time(), "message": message, "traceback": text, "user_error": user_error}
-    note_error(stage_dir(cfg), report)
+def _report(cfg: RunConfig, error: Exception) -> int:
+    """Reports a failure to the stage's errors.jsonl and to the launcher, or where there is none to stderr."""
+    message = out_of_memory.explain(error, cfg, this_rank())
+    user_error = message is not None
+    if message is None:
+        message, user_error = explained(error)
+    report = Report.of(error, message, user_error=user_error)
+    note_error(stage_dir(cfg), asdict(report))
     folder = os.environ.get(ERROR_DIR)
     if folder:
-        path = Path(folder) / f"rank{rank}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(report))
-        part.replace(path)
+        report.write(Path(folder))
     else:
-        print(f"molmo2: error: {message}" if user_error else text, file=sys.stderr)
+        print(f"molmo2: error: {message}" if user_error else report.traceback, file=sys.stderr)
     return USER_ERROR if user_error else 1
+
+
+def explained(error: Exception) -> tuple[str, bool]:
+    """One line for an error, and whether it is the user's to mend."""
+    text = str(error) or repr(error)
+    if isinstance(error, ImportError):
+        # A missing package is the user's to install, a wrong name inside ours is not.
+        if (error.name or "").split(".")[0] not in ("", "molmo2_nemo", "data_prep"):
+            return f"{error}; `molmo2 doctor` says what is missing and how to get it", True
+    elif is_user_error(error):
+        return text, True
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}", False
 
 
 def main(config: str) -> int:

@@ -8,11 +8,12 @@ Language models are described in families/. Sizes follow the published checkpoin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.families import FAMILIES
 from molmo2_nemo.model.families.base import TextConfig, YarnConfig
 
@@ -104,7 +105,7 @@ class Molmo2Config:
     """A whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one example; `attention` is
     the kernel (attention/kernels.py), which changes no number."""
 
-    name: str = "8b"
+    name: str
     vision: VisionConfig = field(default_factory=VisionConfig)
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     text: TextConfig = field(default_factory=TextConfig)
@@ -157,10 +158,10 @@ def preset(name: str, **overrides: object) -> Molmo2Config:
     """The named preset, top-level fields replaced by `overrides`.
 
     Raises:
-        ValueError: no such preset; the message lists the known ones.
+        UserError: no such preset; the message lists the known ones.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown model preset {name!r}; known presets: {', '.join(PRESETS)}")
+        raise UserError(f"unknown model preset {name!r}; known presets: {', '.join(PRESETS)}")
     return replace(PRESETS[name](), **overrides)  # type: ignore[arg-type]
 
 
@@ -177,7 +178,7 @@ def with_options(
     """`config` with the options of a run; arguments as the fields of `ModelSelection`, and `StageConfig.lora`.
 
     Raises:
-        ValueError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.
+        UserError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.
     """
     if visual_attention is not None:
         config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
@@ -191,12 +192,12 @@ def with_options(
     if lora is not None and lora.rank:
         unknown = set(lora.targets) - set(LORA_TARGETS)
         if lora.rank < 0 or unknown or not lora.targets:
-            raise ValueError(
+            raise UserError(
                 f"stage.lora.rank={lora.rank} stage.lora.targets={list(lora.targets)}: expected a rank of at least 1 "
                 f"and some of {', '.join(LORA_TARGETS)}"
             )
         if not 0 < lora.alpha < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"stage.lora.alpha={lora.alpha:g}: expected a number above 0; adapters are multiplied by it"
             )
         config = replace(config, lora=lora)
@@ -211,22 +212,22 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
             layers, or where the model has YaRN already on the same ones, with this factor in place of its own.
 
     Raises:
-        ValueError: a factor that is no number above 1, or not above that of the model's own YaRN; a factor without a
+        UserError: a factor that is no number above 1, or not above that of the model's own YaRN; a factor without a
             kind; or linear scaling on top of YaRN.
     """
     if kind == "none":
         if factor != 1:
-            raise ValueError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear or yarn")
+            raise UserError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear or yarn")
         return text
     if not 1 < factor < math.inf:
-        raise ValueError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
+        raise UserError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
     if kind == "linear":
         if text.yarn is not None:
-            raise ValueError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
+            raise UserError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
         return replace(text, rotary_scale=factor, max_position=round(text.max_position * factor))
     native = native_positions(text)
     if text.yarn is not None and factor <= text.yarn.factor:
-        raise ValueError(
+        raise UserError(
             f"model.rope_factor={factor:g}: this model has YaRN of factor {text.yarn.factor:g} over {native} positions "
             f"already, so {text.max_position} need none; the factor replaces the model's and must be above it"
         )
@@ -244,48 +245,94 @@ def native_positions(text: TextConfig) -> int:
     return text.yarn.original_max_position if text.yarn else text.max_position
 
 
-def check_recompute(mode: str, modules: Sequence[str], layers: int | None) -> None:
-    """Whether `memory.recompute`, `recompute_modules` and `recompute_layers` go together.
+@dataclass
+class MemoryConfig:
+    """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs.
 
-    Raises:
-        ValueError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
+    `at_least` in a field's metadata is the smallest value that works; settings/ranges.py says so where a run is below.
     """
-    if mode not in ("none", "selective", "full"):
-        raise ValueError(f"memory.recompute={mode}: expected none, selective or full")
-    if mode == "selective" and (not modules or set(modules) - {"core_attn", "mlp"}):
-        raise ValueError(
-            f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp, or memory.recompute=none"
-        )
-    if layers is None:
-        return
-    if mode != "full":
-        raise ValueError(
-            f"memory.recompute_layers={layers} has no effect with memory.recompute={mode}; set memory.recompute=full, "
-            "or memory.recompute_layers=null"
-        )
-    if layers < 1:
-        raise ValueError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
+
+    recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
+    recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["mlp"])  # selective
+    recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
+    # decoder MLPs run on so many slices of the tokens, one after another
+    mlp_tiles: int = field(default=1, metadata={"at_least": 1})
+    offload: bool = False  # what decoder layers save for backward waits in host memory
+    loss_chunk: int = field(default=1024, metadata={"at_least": 1})  # scored positions whose logits exist at once
+    # crops encoded at once, and recomputed in backward; default: all, kept
+    vision_chunk: int | None = field(default=None, metadata={"at_least": 1})
+
+    def check(self) -> None:
+        """Whether the three settings of recomputation go together.
+
+        Raises:
+            UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
+        """
+        mode, modules, layers = self.recompute, self.recompute_modules, self.recompute_layers
+        if mode not in ("none", "selective", "full"):
+            raise UserError(f"memory.recompute={mode}: expected none, selective or full")
+        if mode == "selective" and (not modules or set(modules) - {"core_attn", "mlp"}):
+            raise UserError(
+                f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp, or memory.recompute=none"
+            )
+        if layers is None:
+            return
+        if mode != "full":
+            raise UserError(
+                f"memory.recompute_layers={layers} has no effect with memory.recompute={mode}; set "
+                "memory.recompute=full, or memory.recompute_layers=null"
+            )
+        if layers < 1:
+            raise UserError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
 
 
-NOTHING_LEARNS = (
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What of a training stage the model itself must know: what it drops and what its loss adds."""
+
+    z_loss: float  # weight of logsumexp^2 in the loss
+    residual_dropout: float  # on all tokens
+    response_residual_dropout: float  # on response tokens only; takes the place of the other there
+
+
+PLAIN = TrainingOptions(z_loss=0.0, residual_dropout=0.0, response_residual_dropout=0.0)  # inference; plain CE
+
+
+NOTHING_TRAINS = (
     "nothing would learn: every part is frozen; set stage.train_vit, stage.train_connector or stage.train_llm to true "
     "(with stage.lora, train_llm lets the adapters learn, and train_base_embedding has no effect)"
 )
 
 
-def learning(model: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> dict[str, bool]:
-    """What learns of a model, by its parts; arguments as the `train_*` of StageConfig.
+@dataclass(frozen=True)
+class Trainable:
+    """Which parts of a model train; all others are frozen. Parameters' names say what part they are (nemo/module.py
+    `freeze`)."""
 
-    `llm` is the language model's own weights, which wait beside adapters, as do the base rows. A tied head is the base
-    rows; the extra rows belong to the connector.
+    vit: bool
+    connector: bool  # and the extra rows of the embedding
+    llm: bool  # the language model's own weights
+    adapters: bool
+    base_embedding: bool
+    head: bool
+
+    def any(self) -> bool:
+        return True in vars(self).values()
+
+
+def trainable(model: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> Trainable:
+    """What trains of a model; arguments as the `train_*` of StageConfig.
+
+    Beside adapters the language model's own weights and the base rows stay frozen, whatever is asked. A tied head is
+    the base rows.
     """
     own = llm and model.lora is None
     rows = base_embedding and model.lora is None
-    return {
-        "vit": vit,
-        "connector": connector,
-        "llm": own,
-        "adapters": llm and model.lora is not None,
-        "base_embedding": rows,
-        "head": rows if model.text.tie_embeddings else own,
-    }
+    return Trainable(
+        vit=vit,
+        connector=connector,
+        llm=own,
+        adapters=llm and model.lora is not None,
+        base_embedding=rows,
+        head=rows if model.text.tie_embeddings else own,
+    )

@@ -33,16 +33,20 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config
+from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.model.lora import adapted
-from molmo2_nemo.model.memory import TiledMLP
+from molmo2_nemo.model.memory import TiledMLP, recompute_settings
 from molmo2_nemo.model.rotary import table_of_layer
 from molmo2_nemo.model.sharded import sharded_tensors
 
 
-def transformer_config(model: Molmo2Config, **overrides: Any) -> TransformerConfig:
-    """Megatron's settings for the decoder; `overrides` carries dtype, parallel sizes, dropout and recompute."""
+def transformer_config(model: Molmo2Config, memory: MemoryConfig | None = None, **overrides: Any) -> TransformerConfig:
+    """Megatron's settings for the decoder; `overrides` carries dtype and parallel sizes.
+
+    Raises:
+        ValueError: options of `memory` that do not go together.
+    """
     text = model.text
     settings: dict[str, Any] = dict(
         num_layers=text.num_layers,
@@ -70,20 +74,22 @@ def transformer_config(model: Molmo2Config, **overrides: Any) -> TransformerConf
         masked_softmax_fusion=False,
         moe_token_dispatcher_type="alltoall",  # no experts here, but packs of varying length are refused with another
     )
+    if memory is not None:
+        settings.update(recompute_settings(memory))
     settings.update(overrides)
     return TransformerConfig(**settings)
 
 
 def decoder_spec(
-    model: Molmo2Config, num_layers: int, response_dropout: float = 0.0, mlp_tiles: int = 1
+    model: Molmo2Config, num_layers: int, training: TrainingOptions, memory: MemoryConfig
 ) -> TransformerBlockSubmodules:
     """Specs of `num_layers` layers (those of this pipeline stage) and the final norm."""
-    layer = layer_spec(model, response_dropout, mlp_tiles)
+    layer = layer_spec(model, training, memory)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
-def layer_spec(model: Molmo2Config, response_dropout: float = 0.0, mlp_tiles: int = 1) -> ModuleSpec:
-    """One decoder layer of the model's family; with `mlp_tiles` > 1 its MLP runs in so many slices."""
+def layer_spec(model: Molmo2Config, training: TrainingOptions, memory: MemoryConfig) -> ModuleSpec:
+    """One decoder layer of the model's family."""
     text = model.text
     family = family_of(text)
     linear = functools.partial(_linear, model.lora, family.post_norm)
@@ -96,7 +102,10 @@ def layer_spec(model: Molmo2Config, response_dropout: float = 0.0, mlp_tiles: in
     block_norm = IdentityOp if family.post_norm else RMSNorm
     return ModuleSpec(
         module=Molmo2Layer,
-        params={"response_dropout": response_dropout},
+        params={
+            "hidden_dropout": training.residual_dropout,
+            "response_residual_dropout": training.response_residual_dropout,
+        },
         submodules=TransformerLayerSubmodules(
             input_layernorm=block_norm,
             self_attention=ModuleSpec(
@@ -113,7 +122,9 @@ def layer_spec(model: Molmo2Config, response_dropout: float = 0.0, mlp_tiles: in
             ),
             self_attn_bda=get_bias_dropout_add,  # Molmo2Layer puts its own in its place
             pre_mlp_layernorm=block_norm,
-            mlp=_mlp_spec(MLPSubmodules(linear_fc1=linear("linear_fc1"), linear_fc2=linear("linear_fc2")), mlp_tiles),
+            mlp=_mlp_spec(
+                MLPSubmodules(linear_fc1=linear("linear_fc1"), linear_fc2=linear("linear_fc2")), memory.mlp_tiles
+            ),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -144,15 +155,15 @@ def _linear_classes() -> tuple[type, type]:
 
 
 class Molmo2Layer(TransformerLayer):
-    """Megatron's layer with Molmo2's residual dropout.
+    """Megatron's layer with Molmo2's residual dropout (TrainingOptions; `hidden_dropout` is Megatron's name for it).
 
     Stage 1 drops residuals of response tokens only, stages 2 and 3 of all tokens; both act on the attention output and
     on the MLP output, behind the norm of a post-norm family.
     """
 
-    def __init__(self, *args: Any, response_dropout: float = 0.0, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, response_residual_dropout: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.response_dropout = response_dropout
+        self.response_residual_dropout = response_residual_dropout
         self.self_attn_bda = self._bias_dropout_add
         self.mlp_bda = self._bias_dropout_add
         self._response: Tensor | None = None
@@ -163,12 +174,12 @@ class Molmo2Layer(TransformerLayer):
         return super().forward(*args, **kwargs)
 
     def _bias_dropout_add(self, training: bool, fused: bool) -> Any:
-        response, response_dropout = self._response, self.response_dropout
+        response, response_rate = self._response, self.response_residual_dropout
 
         def bias_dropout_add(x_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
             x = x_with_bias[0] if x_with_bias[1] is None else x_with_bias[0] + x_with_bias[1]
-            if training and response_dropout and response is not None:
-                keep = 1 - torch.where(response, response_dropout, dropout).to(x.dtype).expand_as(x)
+            if training and response_rate and response is not None:
+                keep = 1 - torch.where(response, response_rate, dropout).to(x.dtype).expand_as(x)
                 x = x * torch.bernoulli(keep) / keep
             elif training and dropout:
                 x = F.dropout(x, dropout)

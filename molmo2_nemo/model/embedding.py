@@ -28,16 +28,16 @@ def padded_vocab_size(vocab_size: int) -> int:
 class Embedding(MegatronModule):
     """ids -> vectors, [B, T] -> [T, B, D]; negative ids (padding) read row 0."""
 
-    def __init__(self, config: TransformerConfig, molmo2: Molmo2Config) -> None:
+    def __init__(self, config: TransformerConfig, model_config: Molmo2Config) -> None:
         super().__init__(config=config)
-        self.vocab_size = molmo2.text.vocab_size
+        self.vocab_size = model_config.text.vocab_size
         self.base = tensor_parallel.VocabParallelEmbedding(
-            padded_vocab_size(molmo2.text.vocab_size),
-            molmo2.text.hidden_size,
+            padded_vocab_size(model_config.text.vocab_size),
+            model_config.text.hidden_size,
             init_method=config.init_method,
             config=config,
         )
-        self.extra = ExtraRows(molmo2.extra_vocab_size, molmo2.text.hidden_size, config.params_dtype)
+        self.extra = ExtraRows(model_config.extra_vocab_size, model_config.text.hidden_size, config.params_dtype)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         ids = input_ids.clamp(min=0)
@@ -62,10 +62,10 @@ class Head(tensor_parallel.ColumnParallelLinear):
     """The untied output weight, [V_padded / TP, D] on this rank. The product itself is taken in model/loss.py, only
     where it is needed, so this class adds nothing to Megatron's layer but the padding rule of its checkpoints."""
 
-    def __init__(self, config: TransformerConfig, molmo2: Molmo2Config) -> None:
+    def __init__(self, config: TransformerConfig, model_config: Molmo2Config) -> None:
         super().__init__(
-            molmo2.text.hidden_size,
-            padded_vocab_size(molmo2.text.vocab_size),
+            model_config.text.hidden_size,
+            padded_vocab_size(model_config.text.vocab_size),
             config=config,
             init_method=config.init_method,
             bias=False,

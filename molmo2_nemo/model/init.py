@@ -17,16 +17,21 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.model.config import Molmo2Config
+
 VOCABULARY = ("embedding.base.weight", "output_layer.weight")  # rows are padded to a multiple of the TP size
 
 
 def initialize(model: Any, seed: int) -> None:
     """Fill all parameters of this rank's part of a Molmo2Model with fresh values, in place."""
     shapes = {canonical_name(model, n): full_shape(model, n, p) for n, p in model.named_parameters()}
-    load_canonical(model, lambda name: fresh(name, shapes[name], seed, init_std(model.molmo2, name, shapes[name])))
+    load_canonical(
+        model, lambda name: fresh(name, shapes[name], seed, init_std(model.model_config, name, shapes[name]))
+    )
 
 
-def init_std(molmo2: Any, name: str, shape: tuple[int, ...]) -> float:
+def init_std(model_config: Molmo2Config, name: str, shape: tuple[int, ...]) -> float:
     """Standard deviation of a fresh weight: each part of the model has its own `initializer_range`. An adapter's A is
     spread as PEFT's is (uniform up to 1 / sqrt(in)), its B is zero."""
     if name.endswith("lora_a"):
@@ -34,10 +39,10 @@ def init_std(molmo2: Any, name: str, shape: tuple[int, ...]) -> float:
     if name.endswith("lora_b"):
         return 0.0
     if name.startswith("vision."):
-        return molmo2.vision.initializer_range
+        return model_config.vision.initializer_range
     if name.startswith("connector."):
-        return molmo2.connector.initializer_range
-    return molmo2.text.initializer_range
+        return model_config.connector.initializer_range
+    return model_config.text.initializer_range
 
 
 def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
@@ -47,7 +52,7 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
         read: canonical name -> the whole tensor. Vocabulary tables may bring padding rows; they are ignored.
 
     Raises:
-        ValueError: a tensor has not the shape that the model's parameter has on one process.
+        UserError: a tensor has not the shape that the model's parameter has on one process.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,9 +60,9 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
             if canonical_name(model, name) in VOCABULARY:
                 whole = whole[: shape[0]]
             if tuple(whole.shape) != shape:
-                raise ValueError(
-                    f"{canonical_name(model, name)} has shape {list(whole.shape)}, but model {model.molmo2.name!r} has "
-                    f"{list(shape)} there; choose the model whose weights these are"
+                raise UserError(
+                    f"{canonical_name(model, name)} has shape {list(whole.shape)}, but model "
+                    f"{model.model_config.name!r} has {list(shape)} there; choose the model whose weights these are"
                 )
             parameter.copy_(shard(model, name, parameter, whole))
 
@@ -80,7 +85,7 @@ def full_shape(model: Any, name: str, parameter: Tensor) -> tuple[int, ...]:
     """Shape of a parameter on one process, without vocabulary padding."""
     shape = list(parameter.shape)
     if canonical_name(model, name) in VOCABULARY:
-        shape[0] = model.molmo2.text.vocab_size
+        shape[0] = model.model_config.text.vocab_size
     elif (dim := shard_dim(parameter)) is not None:
         shape[dim] *= parallel_state.get_tensor_model_parallel_world_size()
     return tuple(shape)

@@ -1,6 +1,7 @@
 """Memory traded for time in the decoder, without changing a number: tiled MLPs, and saved activations on the host.
 
-Recomputation itself is Megatron's (`parallel.recompute`). What is here goes with it or without it:
+`MemoryConfig` (model/config.py) has the options. Recomputation is Megatron's in the decoder (`recompute_settings`) and
+torch's in the vision encoder (model/vision.py); two more ways are here, which go with it or without it:
 
 - `TiledMLP`: the MLP of one slice of the tokens at a time, so that its wide intermediates exist for one slice only
   (Arctic Long Sequence Training, arXiv 2506.13996).
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,14 +23,14 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from molmo2_nemo.model.config import check_recompute
+from molmo2_nemo.model.config import MemoryConfig
 
 MIN_BYTES = 1 << 20  # smaller tensors are not worth a copy
 AHEAD = 2  # saved tensors on their way back to the device before backward asks for them
 
 
 class TiledMLP(MLP):
-    """Megatron's MLP, `tiles` slices of the tokens one after another; each is computed again in backward.
+    """Megatron's MLP, `tiles` slices of the tokens one after another; each is recomputed in backward.
 
     [T, B, D] -> [T, B, D]. Under sequence parallelism T is the local shard, which all ranks slice alike.
     """
@@ -140,23 +141,24 @@ class _Waiting:
         return taken
 
 
-def recompute_settings(mode: str, modules: Sequence[str] = ("mlp",), layers: int | None = None) -> dict[str, Any]:
-    """Megatron's settings for a recomputation mode.
+def recompute_settings(memory: MemoryConfig) -> dict[str, Any]:
+    """Megatron's settings for recomputation in the decoder.
 
-    Args:
-        mode: "none"; "selective" (`modules` of every layer); "full" (whole layers).
-        modules: for "selective", of core_attn and mlp. (Megatron's others are for experts, or, like layernorm, need
-            Transformer Engine.)
-        layers: for "full", only the first so many layers of a pipeline stage; default all.
+    Of the modules that Megatron can recompute selectively only core_attn and mlp are offered: others are for experts,
+    or, like layernorm, need Transformer Engine.
 
     Raises:
-        ValueError: see `check_recompute`.
+        UserError: see `MemoryConfig.check`.
     """
-    check_recompute(mode, modules, layers)
-    if mode == "none":
+    memory.check()
+    if memory.recompute == "none":
         return {}
-    if mode == "selective":
-        return {"recompute_granularity": "selective", "recompute_modules": list(modules)}
-    if layers is None:
+    if memory.recompute == "selective":
+        return {"recompute_granularity": "selective", "recompute_modules": list(memory.recompute_modules)}
+    if memory.recompute_layers is None:
         return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    return {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": layers}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "block",
+        "recompute_num_layers": memory.recompute_layers,
+    }

@@ -5,8 +5,8 @@
 
 Parallel layouts. Tensor: decoder, embedding and head are sharded. Sequence: the decoder's residual stream is sharded
 between its linear layers. Context: tokens are cut into contiguous shards, attention trades tokens for heads or shows
-other ranks its keys (attention/across.py). Crops are dealt to the context x tensor ranks (parallel/crops.py). Pipeline:
-vision and embedding live on the first stage, head and loss on the last.
+other ranks its keys (attention/across.py). Crops are spread over the context x tensor ranks (parallel/crops.py).
+Pipeline: vision and embedding live on the first stage, head and loss on the last.
 
 Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D width, C crops, N visual tokens.
 """
@@ -30,7 +30,7 @@ from molmo2_nemo.attention.core import PackDescription
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.ring import visible_keys
 from molmo2_nemo.cost.flops import connector_flops, crop_flops
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
@@ -48,11 +48,10 @@ class Molmo2Model(MegatronModule):
     """Molmo2 as a Megatron-core model; one pipeline stage of it where `pre_process` or `post_process` is False.
 
     Args:
-        molmo2: what the model is.
+        model_config: what the model is.
         config: Megatron's settings, from `decoder.transformer_config`.
-        z_loss: weight of logsumexp^2 in the loss.
-        response_dropout: residual dropout of response tokens only (stage 1); config.hidden_dropout is for all others.
-        mlp_tiles, offload, loss_chunk, vision_chunk: see MemoryConfig; they change no number.
+        training: what is dropped and what the loss adds; None: nothing.
+        memory: what is traded for memory, as given to `transformer_config`; it changes no number.
         context: how ranks that share a pack work together in attention.
         seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
 
@@ -61,36 +60,30 @@ class Molmo2Model(MegatronModule):
 
     def __init__(
         self,
-        molmo2: Molmo2Config,
+        model_config: Molmo2Config,
         config: TransformerConfig,
         *,
         pre_process: bool = True,
         post_process: bool = True,
-        z_loss: float = 1e-4,
-        response_dropout: float = 0.0,
-        mlp_tiles: int = 1,
-        offload: bool = False,
-        loss_chunk: int = 1024,
-        vision_chunk: int | None = None,
+        training: TrainingOptions | None = None,
+        memory: MemoryConfig | None = None,
         context: ContextSettings | None = None,
         seed: int | None = 6198,
     ) -> None:
         super().__init__(config=config)
-        self.molmo2 = molmo2
+        self.model_config = model_config
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
-        self.z_loss, self.response_dropout = z_loss, response_dropout
-        self.mlp_tiles, self.loss_chunk = mlp_tiles, loss_chunk
+        self.training_options, self.memory = training or PLAIN, memory or MemoryConfig()
+        self.offload = HostOffload() if self.memory.offload else None
         self._no_adapters = False
-        self.offload = HostOffload() if offload else None
-        self.vision_chunk = vision_chunk
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
         merged = any(group_size(groups.keys) > 1 for groups in self.groups.values())
         self.kernel = choose(  # or say why not
-            molmo2.attention, device, config.params_dtype, molmo2.text.head_dim, merged=merged
+            model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
-        self.share_embeddings_and_output_weights = molmo2.text.tie_embeddings
+        self.share_embeddings_and_output_weights = model_config.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
             self._build()
@@ -99,22 +92,22 @@ class Molmo2Model(MegatronModule):
             initialize(self, seed)
 
     def _build(self) -> None:
-        molmo2, config = self.molmo2, self.config
+        model_config, config, memory = self.model_config, self.config, self.memory
         if self.pre_process:
-            self.vision = VisionEncoder(molmo2.vision, config.params_dtype)
-            self.connector = Connector(molmo2, config.params_dtype)
-            self.embedding = Embedding(config, molmo2)
+            self.vision = VisionEncoder(model_config.vision, config.params_dtype, recompute=memory.recompute == "full")
+            self.connector = Connector(model_config, config.params_dtype)
+            self.embedding = Embedding(config, model_config)
             if parallel_state.get_tensor_model_parallel_world_size() > 1:
                 mark_partial(self.vision)
                 mark_partial(self.connector)
         self.decoder = TransformerBlock(
             config,
-            decoder_spec(molmo2, get_num_layers_to_build(config), self.response_dropout, self.mlp_tiles),
+            decoder_spec(model_config, get_num_layers_to_build(config), self.training_options, memory),
             pre_process=self.pre_process,
             post_process=self.post_process,
         )
-        if self.post_process and not (self.pre_process and molmo2.text.tie_embeddings):
-            self.output_layer = Head(config, molmo2)
+        if self.post_process and not (self.pre_process and model_config.text.tie_embeddings):
+            self.output_layer = Head(config, model_config)
 
     def forward(self, inputs: PackInputs) -> Tensor:
         """One micro-batch.
@@ -152,7 +145,7 @@ class Molmo2Model(MegatronModule):
         groups, (packs, size) = self.context_of(inputs), inputs.input_ids.shape
         plan = plan_crops(
             inputs.unit_crops,
-            inputs.unit_rows,
+            inputs.unit_pooled_tokens,
             inputs.pooled_positions,
             size,
             packs,
@@ -160,9 +153,9 @@ class Molmo2Model(MegatronModule):
             group_rank(groups.vision),
             tensor=group_size(groups.vision) // groups.size,
             sequence=self.config.sequence_parallel,
-            crop_cost=crop_flops(self.molmo2),
-            row_cost=connector_flops(self.molmo2, 1, 4),
-            chunk=self.vision_chunk,
+            crop_cost=crop_flops(self.model_config),
+            row_cost=connector_flops(self.model_config, 1, 4),
+            chunk=self.memory.vision_chunk,
         )
         visual = self._encode(inputs, plan)
         if visual is None:
@@ -175,7 +168,7 @@ class Molmo2Model(MegatronModule):
     def _encode(self, inputs: PackInputs, plan: CropPlan) -> Tensor | None:
         """Visual tokens [rows, D] of this rank's crops; None without crops.
 
-        With `vision_chunk` pieces are encoded one after another and, in training, encoded again in the backward: only
+        With `memory.vision_chunk` pieces are encoded one after another and, in training, recomputed in backward: only
         their crops and visual tokens are kept.
         """
 
@@ -185,8 +178,8 @@ class Molmo2Model(MegatronModule):
         encoded = []
         for crops, rows in plan.pieces:
             windows = inputs.pooling[rows]
-            windows = torch.where(windows >= 0, windows - crops.start * self.molmo2.vision.num_patches, windows)
-            if self.vision_chunk is not None and self.training and torch.is_grad_enabled():
+            windows = torch.where(windows >= 0, windows - crops.start * self.model_config.vision.num_patches, windows)
+            if self.memory.vision_chunk is not None and self.training and torch.is_grad_enabled():
                 encoded.append(
                     torch.utils.checkpoint.checkpoint(encode, inputs.crops[crops], windows, use_reentrant=False)
                 )
@@ -197,8 +190,9 @@ class Molmo2Model(MegatronModule):
     def decode(self, hidden: Tensor | None, pack: PackDescription) -> Tensor:
         """This stage's decoder layers, [T, B, D] -> the same (None where the stage before sends the input)."""
         if hidden is not None and self.config.recompute_granularity is not None and torch.is_grad_enabled():
-            # Megatron's checkpoints are reentrant: where no input requires grad, what they recompute learns nothing.
-            # So it is when all in front of the decoder is frozen. Costs one more [T, B, D], the gradient of the input.
+            # Megatron's checkpoints are reentrant: where no input requires grad, what they recompute gets no
+            # gradient. So it is when all in front of the decoder is frozen. Costs one more [T, B, D], the gradient of
+            # the input.
             hidden.requires_grad_()
         saved: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.offload is not None and torch.is_grad_enabled():
@@ -211,16 +205,16 @@ class Molmo2Model(MegatronModule):
         """What every attention layer must know about the micro-batch."""
         groups = self.context_of(inputs)
         response = None
-        if self.response_dropout and inputs.loss_weights is not None:
+        if self.training_options.response_residual_dropout and inputs.loss_weights is not None:
             response = (groups.shard(inputs.loss_weights) > 0).T[..., None]
             if self.config.sequence_parallel:
                 group = parallel_state.get_tensor_model_parallel_group()
                 response = response.chunk(group.size())[group.rank()]
-        mask = inputs.mask(self.molmo2.text.vocab_size, self.molmo2.visual_attention)
+        mask = inputs.mask(self.model_config.text.vocab_size, self.model_config.visual_attention)
         chunks = group_size(groups.keys)
         return PackDescription(
             mask=mask,
-            rotary=rotary_tables(self.molmo2.text, groups.shard(inputs.position_ids)),
+            rotary=rotary_tables(self.model_config.text, groups.shard(inputs.position_ids)),
             groups=groups,
             visible=visible_keys(mask, chunks) if chunks > 1 else None,
             response=response,
@@ -238,10 +232,10 @@ class Molmo2Model(MegatronModule):
             self.head_weight(),
             groups.shard(inputs.labels).T.flatten()[scored],
             weights[scored],
-            self.z_loss,
-            self.molmo2.text.vocab_size,
+            self.training_options.z_loss,
+            self.model_config.text.vocab_size,
             parallel_state.get_tensor_model_parallel_group(),
-            self.loss_chunk,
+            self.memory.loss_chunk,
             each,
         )
         if each is not None and inputs.tasks is not None:
@@ -257,7 +251,7 @@ class Molmo2Model(MegatronModule):
         """
         weight = self.head_weight()
         start = parallel_state.get_tensor_model_parallel_rank() * weight.shape[0]
-        return (hidden @ weight[: max(0, self.molmo2.text.vocab_size - start)].T).transpose(0, 1)
+        return (hidden @ weight[: max(0, self.model_config.text.vocab_size - start)].T).transpose(0, 1)
 
     def head_weight(self) -> Tensor:
         return self.embedding.base.weight if hasattr(self, "embedding") and self._tied() else self.output_layer.weight

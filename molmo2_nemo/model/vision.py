@@ -17,12 +17,16 @@ from molmo2_nemo.model.config import VisionConfig
 
 
 class VisionEncoder(nn.Module):
-    """uint8 patches of crops -> features of two depths."""
+    """uint8 patches of crops -> features of two depths.
 
-    def __init__(self, config: VisionConfig, dtype: torch.dtype = torch.float32) -> None:
+    Args:
+        recompute: keep only block inputs, and recompute blocks in backward.
+    """
+
+    def __init__(self, config: VisionConfig, dtype: torch.dtype = torch.float32, *, recompute: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False  # keep only block inputs, run blocks again in backward
+        self.recompute = recompute
         self.patch_embedding = nn.Linear(config.patch_dim, config.hidden_size, dtype=dtype)
         self.position_embedding = nn.Parameter(torch.empty(config.num_patches, config.hidden_size, dtype=dtype))
         self.blocks = nn.ModuleList(VisionBlock(config, dtype) for _ in range(config.num_built_layers))

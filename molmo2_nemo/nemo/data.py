@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -20,9 +20,10 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
-from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
+from molmo2_nemo.settings.run import ModelSelection
 
 
 class PackSampler(MegatronDataSampler):
@@ -49,7 +50,7 @@ class PackDataModule(pl.LightningDataModule):
     Args:
         config: the data settings; sequence length comes from its packing part.
         micro_batch_size, global_batch_size: packs per forward pass and per optimizer step.
-        model, visual_attention: preset and rule whose FLOPs say what a pack costs.
+        model: whose FLOPs say what a pack costs.
         dynamic: how micro-batches are dealt to blocks of the context group; None: all its ranks share each.
     """
 
@@ -58,14 +59,13 @@ class PackDataModule(pl.LightningDataModule):
         config: DataConfig,
         micro_batch_size: int,
         global_batch_size: int,
-        model: str = "8b",
-        visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens",
+        model: ModelSelection | None = None,
         dynamic: DynamicSettings | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
-        self.model, self.dynamic = preset(model, visual_attention=visual_attention), dynamic
+        self.model, self.dynamic = (model or ModelSelection()).model_config(), dynamic
         self.cost = cost_model(self.model)
         self.seq_length = config.packing.sequence_length  # NeMo reads this and the two sizes from a data module
         self.data_sampler = PackSampler(

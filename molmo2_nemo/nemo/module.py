@@ -14,15 +14,14 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import NOTHING_LEARNS, LoraConfig, Molmo2Config, learning, preset, with_options
+from molmo2_nemo.model.config import NOTHING_TRAINS, MemoryConfig, Molmo2Config, Trainable, with_options
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
-from molmo2_nemo.model.memory import recompute_settings
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.nemo.step_statistics import Ledger, task_ids
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import without_padding
-from molmo2_nemo.settings.run import MemoryConfig
+from molmo2_nemo.settings.run import ClusterConfig, ModelSelection, ParallelConfig, RunConfig, StageConfig
 
 
 class WeightedLossReduction(MegatronLossReduction):
@@ -81,73 +80,52 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     """Molmo2 for `nemo.lightning.Trainer` with `MegatronStrategy`.
 
     Args:
-        molmo2: a preset's name, or a whole model config.
+        model: which one; a preset's name stands for that preset with the options of ModelSelection. A Molmo2Config is
+            taken as it is.
         optim: optimizer module; None for inference and conversion.
-        seed: fresh parameters are drawn from it, alike under every layout.
-        z_loss, dropout, response_dropout: see StageConfig.
-        trainable: which groups learn; `base_embedding` covers the base rows and a tied head.
+        stage: what trains, adapters, dropout and loss; the optimizer's part of it is in `optim` already.
         memory: what is traded for memory.
-        context: how ranks that share a pack work together.
-        cut_padding: leave out the padding behind packs.
-        lora: adapters that learn in place of the language model; rank 0 or None for none.
+        parallel: how ranks that share a pack work together.
+        seed: fresh parameters are drawn from it, alike under every layout.
+        precision: dtype of parameters, "fp32" or "bf16".
         variable_length: packs of one run differ in length, so pipeline stages tell each other the shapes.
-        dtype: parameter dtype.
         task_of: data set -> the task that its loss is logged under.
+
+    Raises:
+        UserError: there is an optimizer, but every part is frozen.
     """
 
     def __init__(
         self,
-        molmo2: str | Molmo2Config = "tiny",
+        model: ModelSelection | Molmo2Config | str | None = None,
         optim: Any = None,
         *,
-        seed: int = 6198,
-        z_loss: float = 1e-4,
-        dropout: float = 0.0,
-        response_dropout: float = 0.0,
-        trainable: dict[str, bool] | None = None,
+        stage: StageConfig | None = None,
         memory: MemoryConfig | None = None,
-        context: ContextSettings | None = None,
-        cut_padding: bool = False,
-        float32_attention: bool = False,
-        visual_attention: str | None = None,
-        rope_scaling: str = "none",
-        rope_factor: float = 1.0,
-        attention: str = "auto",
-        lora: LoraConfig | None = None,
+        parallel: ParallelConfig | None = None,
+        seed: int = RunConfig.seed,
+        precision: str = ClusterConfig.precision,
         variable_length: bool = False,
-        dtype: str = "fp32",
         task_of: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self.molmo2 = with_options(
-            preset(molmo2) if isinstance(molmo2, str) else molmo2,
-            visual_attention=visual_attention,
-            float32_attention=float32_attention,
-            rope_scaling=rope_scaling,
-            rope_factor=rope_factor,
-            attention=attention,
-            lora=lora,
-        )
-        self.memory = memory or MemoryConfig()
-        self.context = context or ContextSettings()
-        self.cut_padding = cut_padding
-        params_dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+        self.stage, self.memory = stage or StageConfig(), memory or MemoryConfig()
+        self.parallel, self.seed = parallel or ParallelConfig(), seed
+        self.model_config = chosen_model(model, self.stage)
+        params_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.config = transformer_config(
-            self.molmo2,
-            hidden_dropout=dropout,
+            self.model_config,
+            self.memory,
             params_dtype=params_dtype,
             pipeline_dtype=params_dtype,
             # of what pipeline stages send each other
-            variable_seq_lengths=variable_length or self.context.dynamic or cut_padding,
-            bf16=dtype == "bf16",
+            variable_seq_lengths=variable_length or self.parallel.dynamic_context or self.parallel.cut_padding,
+            bf16=precision == "bf16",
             use_cpu_initialization=not torch.cuda.is_available(),
-            **recompute_settings(self.memory.recompute, self.memory.recompute_modules, self.memory.recompute_layers),
         )
-        self.seed, self.z_loss, self.response_dropout = seed, z_loss, response_dropout
-        self.trainable = {"vit": True, "connector": True, "llm": True, "base_embedding": False} | (trainable or {})
-        self.learns = learning(self.molmo2, **self.trainable)
-        if optim is not None and not any(self.learns.values()):
-            raise UserError(NOTHING_LEARNS)
+        self.trainable = self.stage.trainable(self.model_config)
+        if optim is not None and not self.trainable.any():
+            raise UserError(NOTHING_TRAINS)
         self.tasks = sorted(set((task_of or {}).values()))  # what the loss is also logged for
         self.task_number = {source: self.tasks.index(task) for source, task in (task_of or {}).items()}
         self._loss_reduction = WeightedLossReduction(len(self.tasks))
@@ -168,22 +146,16 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 "packs are handed to one model part per rank; leave it unset and split layers with parallel.pipeline"
             )
         self.module = Molmo2Model(
-            self.molmo2,
+            self.model_config,
             self.config,
             pre_process=parallel_state.is_pipeline_first_stage(),
             post_process=parallel_state.is_pipeline_last_stage(),
-            z_loss=self.z_loss,
-            response_dropout=self.response_dropout,
-            mlp_tiles=self.memory.mlp_tiles,
-            offload=self.memory.offload,
-            loss_chunk=self.memory.loss_chunk,
-            vision_chunk=self.memory.vision_chunk,
-            context=self.context,
+            training=self.stage.training_options(),
+            memory=self.memory,
+            context=context_settings(self.parallel),
             seed=self.seed,
         )
         self.groups, self.kernel = self.module.groups, self.module.kernel
-        if self.module.pre_process:
-            self.module.vision.recompute = self.memory.recompute == "full"
         freeze(self.module, self.trainable)
 
     def on_train_start(self) -> None:
@@ -203,8 +175,8 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         groups = self.groups[batch.context_ranks or max(self.groups)]
         if groups.rank == 0 and is_first_of_replica(context=False):
-            self.ledger.add(batch, self.molmo2, self.learns)
-        if self.cut_padding:
+            self.ledger.add(batch, self.model_config, self.trainable)
+        if self.parallel.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.config.sequence_parallel else 1
             batch = without_padding(batch, groups.size * tensor)
         inputs = PackInputs.from_batch(batch, device)
@@ -237,11 +209,24 @@ def is_first_of_replica(*, context: bool = True) -> bool:
     )
 
 
-def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:
-    """Switch off gradients of what does not learn. Names decide, see nemo/optimizer.py `group_of`."""
+def chosen_model(model: ModelSelection | Molmo2Config | str | None, stage: StageConfig) -> Molmo2Config:
+    """The model that is asked for, with the stage's adapters."""
+    if isinstance(model, Molmo2Config):
+        return with_options(model, lora=stage.lora, attention=model.attention)
+    if isinstance(model, str):
+        model = ModelSelection(preset=model)
+    return (model or ModelSelection()).model_config(stage.lora)
+
+
+def context_settings(parallel: ParallelConfig) -> ContextSettings:
+    """How ranks that share a pack work together in attention."""
+    return ContextSettings(parallel.context_ulysses, parallel.context_exchange, parallel.dynamic_context)
+
+
+def freeze(model: Molmo2Model, trainable: Trainable) -> None:
+    """Switch off gradients of what does not train. Names decide, see nemo/optimizer.py `group_of`."""
     from molmo2_nemo.nemo.optimizer import group_of
 
-    learns = learning(model.molmo2, **trainable)
     for name, parameter in model.named_parameters():
         part = group_of(name)
         if name == "embedding.base.weight":
@@ -250,4 +235,4 @@ def freeze(model: Molmo2Model, trainable: dict[str, bool]) -> None:
             part = "head"
         elif "lora_" in name:
             part = "adapters"
-        parameter.requires_grad_(learns[part])
+        parameter.requires_grad_(getattr(trainable, part))

@@ -32,7 +32,6 @@ from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
-from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.settings.layout import crop_limit
 from molmo2_nemo.settings.run import RunConfig
@@ -49,8 +48,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             data_config(cfg),
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
-            model=cfg.model.preset,
-            visual_attention=cfg.model.visual_attention,
+            model=as_config(cfg.model),
             dynamic=dynamic_context(cfg),
         ),
         trainer=trainer(cfg, folder),
@@ -84,44 +82,24 @@ def stage_folder(cfg: RunConfig) -> Path:
 
 def model(cfg: RunConfig) -> run.Config:
     """The LightningModule with its optimizer."""
-    stage = cfg.stage
+    stage = as_config(cfg.stage)
     return run.Config(
         Molmo2Module,
-        cfg.model.preset,
+        as_config(cfg.model),
         run.Config(
             Molmo2Optimizer,
-            as_config(stage.optim),
-            stage.max_steps,
+            stage.optim,
+            cfg.stage.max_steps,
             bf16=cfg.cluster.precision == "bf16",
             distributed=cfg.parallel.distributed_optimizer,
             faults=as_config(cfg.faults),
         ),
-        seed=cfg.seed,
-        z_loss=stage.z_loss,
-        dropout=stage.residual_dropout,
-        response_dropout=stage.response_residual_dropout,
-        trainable={
-            "vit": stage.train_vit,
-            "connector": stage.train_connector,
-            "llm": stage.train_llm,
-            "base_embedding": stage.train_base_embedding,
-        },
-        lora=as_config(stage.lora),
+        stage=stage,
         memory=as_config(cfg.memory),
-        context=run.Config(
-            ContextSettings,
-            cfg.parallel.context_ulysses,
-            cfg.parallel.context_exchange,
-            cfg.parallel.dynamic_context,
-        ),
-        cut_padding=cfg.parallel.cut_padding,
-        float32_attention=cfg.model.float32_attention,
-        visual_attention=cfg.model.visual_attention,
-        rope_scaling=cfg.model.rope_scaling,
-        rope_factor=cfg.model.rope_factor,
-        attention=cfg.model.attention,
+        parallel=as_config(cfg.parallel),
+        seed=cfg.seed,
+        precision=cfg.cluster.precision,
         variable_length=bool(cfg.data.progression),
-        dtype=cfg.cluster.precision,
         task_of=task_names(cfg.data),
     )
 

@@ -11,7 +11,7 @@ import torch
 from molmo2_nemo.cost.flops import batch_flops, training_flops
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import PAD_EXAMPLE, Batch
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import Molmo2Config, Trainable
 from molmo2_nemo.model.inputs import visual_blocks
 
 
@@ -27,8 +27,8 @@ class Ledger:
     wait: float = 0.0  # seconds that training stood still for data
     keys: list[str] = field(default_factory=list)  # of the records
 
-    def add(self, batch: Batch, model: Molmo2Config, learns: Mapping[str, bool]) -> None:
-        """Count a micro-batch; `model` is whose FLOPs it costs, `learns` what of it learns (model.config.learning)."""
+    def add(self, batch: Batch, model: Molmo2Config, trainable: Trainable) -> None:
+        """Count a micro-batch; `model` is whose FLOPs it costs, `trainable` what of it trains."""
         self.tokens += int((batch.example_ids != PAD_EXAMPLE).sum())
         self.slots += batch.example_ids.size
         self.crops += len(batch.crops)
@@ -41,10 +41,10 @@ class Ledger:
         work = batch_flops(model, batch, blocks)
         self.flops += training_flops(
             work,
-            train_vit=learns["vit"],
-            train_connector=learns["connector"],
-            train_llm=learns["llm"],
-            train_head=learns["head"],
+            train_vit=trainable.vit,
+            train_connector=trainable.connector,
+            train_llm=trainable.llm,
+            train_head=trainable.head,
         ).total
 
 

@@ -35,7 +35,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: something the user can mend, most of it found before the first step.
+        UserError, OSError: something the user can mend, most of it found before the first step.
         Preempted: SIGTERM or SIGUSR1 ended the run early, after a checkpoint.
     """
     with signals.watched():

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from molmo2_nemo.cost.parameters import held, what_learns
+from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.workload import Workload
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.plan.layout import Layout
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.settings.run import StageConfig
 
 GIB = 2.0**30
 RUNTIME = 2.5 * GIB  # CUDA context, libraries' workspaces, NCCL's buffers
@@ -205,4 +205,4 @@ def head_bytes(model: Molmo2Config, stage: StageConfig, layout: Layout, chunk: i
     """Logits of one chunk (bf16, fp32, probabilities, their gradient), and the head's gradient in fp32."""
     columns = model.text.vocab_size / layout.tensor
     logits = min(chunk, tokens) * columns * (2 + 4 + 4 + 2)
-    return logits + (4.0 * columns * model.text.hidden_size if what_learns(model, stage)["head"] else 0.0)
+    return logits + (4.0 * columns * model.text.hidden_size if stage.trainable(model).head else 0.0)

@@ -16,6 +16,7 @@ from molmo2_nemo.rundir import manifest
 from molmo2_nemo.rundir.attempt import process_start
 from molmo2_nemo.rundir.lines import read_lines
 from molmo2_nemo.rundir.stages import metrics, summary
+from molmo2_nemo.rundir.verdicts import read_verdicts
 from molmo2_nemo.settings.compose import STAGES
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
@@ -132,7 +133,8 @@ def read_stage(folder: Path, now: float) -> Progress:
     stage.steps = [m for m in metrics(folder) if all(isinstance(m.get(k), number) for k in ("seconds", "tokens"))]
     stage.validation = read_lines(folder / "validation.jsonl", step=int, losses=dict)
     stage.faults = read_lines(folder / "faults.jsonl", step=int, fault=str)
-    stage.errors = sorted(read_lines(folder / "errors.jsonl", time=number, message=str), key=lambda e: e["time"])
+    errors = [*read_lines(folder / "errors.jsonl", time=number, message=str), *read_verdicts(folder)]
+    stage.errors = sorted(errors, key=lambda e: e["time"])
     stage.attempt = next(iter(read_lines(folder / "attempt.json", time=number, pid=int)), {})
     stage.summary = summary(folder)
     stage.checkpoint = next((p for p in manifest.finished(folder / "checkpoints") if not manifest.faults(p)), None)

@@ -8,16 +8,13 @@ from pathlib import Path
 
 from molmo2_nemo.data.phases import find_problems as phase_problems
 from molmo2_nemo.data.phases import phases
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.sampling import is_missing, present, weights
 from molmo2_nemo.data.shards import ShardDataset
-from molmo2_nemo.errors import UserError, blocking_file, nearest
+from molmo2_nemo.errors import DataError, UserError, blocking_file, nearest
 from molmo2_nemo.model.config import (
-    NOTHING_LEARNS,
+    NOTHING_TRAINS,
     PRESETS,
     Molmo2Config,
-    check_recompute,
-    learning,
     native_positions,
     preset,
     with_options,
@@ -128,7 +125,7 @@ def _running(cfg: RunConfig) -> Iterator[str]:
 def _recompute(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
     memory, stages = cfg.memory, cfg.parallel.pipeline
     try:
-        check_recompute(memory.recompute, memory.recompute_modules, memory.recompute_layers)
+        memory.check()
     except ValueError as error:
         yield str(error)
         return
@@ -156,16 +153,8 @@ def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]
             f"{parallel.context}) deal heads; leave it at ring, or set parallel.context_ulysses to a smaller number: "
             "the other ranks then show each other their keys"
         )
-    if model is not None and not any(
-        learning(
-            model,
-            vit=stage.train_vit,
-            connector=stage.train_connector,
-            llm=stage.train_llm,
-            base_embedding=stage.train_base_embedding,
-        ).values()
-    ):
-        yield NOTHING_LEARNS
+    if model is not None and not stage.trainable(model).any():
+        yield NOTHING_TRAINS
 
 
 def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:

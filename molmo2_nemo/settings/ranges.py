@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from molmo2_nemo.data.config import SourceConfig
+from molmo2_nemo.model.config import MemoryConfig
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import flatten, to_dict
 
@@ -18,8 +20,8 @@ OPTIMIZER_GROUPS = ("vit", "connector", "llm")
 CLOSED: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("seed", "data.seed"), (0, UINT32)),
     **dict.fromkeys(("parallel.tensor", "parallel.context", "parallel.pipeline", "parallel.data"), (1, None)),
-    **dict.fromkeys(("parallel.context_tokens", "memory.vision_chunk", "memory.mlp_tiles"), (1, None)),
-    **dict.fromkeys(("memory.loss_chunk",), (1, None)),
+    "parallel.context_tokens": (1, None),
+    **{f"memory.{f.name}": (f.metadata["at_least"], None) for f in fields(MemoryConfig) if "at_least" in f.metadata},
     **dict.fromkeys(("stage.max_steps", "stage.global_batch_size", "stage.micro_batch_size"), (1, None)),
     **dict.fromkeys((f"stage.optim.{group}.lr" for group in OPTIMIZER_GROUPS), (0, None)),
     **dict.fromkeys((f"stage.optim.{group}.warmup_steps" for group in OPTIMIZER_GROUPS), (0, None)),

@@ -5,11 +5,20 @@ A stage is a config, not code: the three stages of Molmo2 differ only in the val
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from molmo2_nemo.data.config import DataConfig, SourceConfig
-from molmo2_nemo.model.config import LoraConfig
+from molmo2_nemo.model.config import (
+    LoraConfig,
+    MemoryConfig,
+    Molmo2Config,
+    Trainable,
+    TrainingOptions,
+    preset,
+    trainable,
+    with_options,
+)
 from molmo2_nemo.settings.slurm import SlurmConfig
 
 
@@ -23,6 +32,18 @@ class ModelSelection:
     float32_attention: bool = False
     rope_scaling: Literal["none", "linear", "yarn"] = "none"  # for packs longer than the model's native range
     rope_factor: float = 1.0  # longest position over the native one
+
+    def options(self) -> dict[str, Any]:
+        """All but the preset: arguments of `with_options`."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "preset"}
+
+    def model_config(self, lora: LoraConfig | None = None) -> Molmo2Config:
+        """The model, with the adapters that a stage gives it.
+
+        Raises:
+            ValueError: no such preset, or options that make no sense.
+        """
+        return with_options(preset(self.preset), lora=lora, **self.options())
 
 
 @dataclass
@@ -66,6 +87,20 @@ class StageConfig:
     train_base_embedding: bool = False  # the published runs freeze the base rows (and so a tied head)
     lora: LoraConfig = field(default_factory=LoraConfig)  # rank > 0: adapters learn, the language model does not
 
+    def training_options(self) -> TrainingOptions:
+        """What of the stage the model must know."""
+        return TrainingOptions(self.z_loss, self.residual_dropout, self.response_residual_dropout)
+
+    def trainable(self, model: Molmo2Config) -> Trainable:
+        """Which parts of a model train in this stage, its adapters among them."""
+        return trainable(
+            replace(model, lora=self.lora if self.lora.rank else None),
+            vit=self.train_vit,
+            connector=self.train_connector,
+            llm=self.train_llm,
+            base_embedding=self.train_base_embedding,
+        )
+
 
 @dataclass
 class ParallelConfig:
@@ -83,19 +118,6 @@ class ParallelConfig:
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
-
-
-@dataclass
-class MemoryConfig:
-    """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs."""
-
-    recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
-    recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["mlp"])  # selective
-    recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
-    mlp_tiles: int = 1  # decoder MLPs run on so many slices of the tokens, one after another
-    offload: bool = False  # what decoder layers save for backward waits in host memory
-    loss_chunk: int = 1024  # scored positions whose logits exist at once
-    vision_chunk: int | None = None  # crops encoded at once, and again in backward; default: all, kept
 
 
 @dataclass

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.allocations import Allocations
-from benchmarks.packs import long_video_pack, pack, token_mask
 from molmo2_nemo.attention import flash
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.ring import merge, visible_keys
 from molmo2_nemo.data.example import Example
+from tests.support.allocations import Allocations
 from tests.support.pool import start_megatron
+from tests.support.trees import long_video_pack, pack, token_mask
 
 FRAME_PATCHES, POOLED = 9, 81  # patches of a 42-pixel frame; pooled tokens of a frame, as published
 IM_PATCH = 66  # with a vocabulary of 64
@@ -43,7 +43,7 @@ def video_example(size: int) -> Example:
         crops=np.zeros((frames, FRAME_PATCHES, 588), np.uint8),
         pooling=np.arange(frames).repeat(POOLED)[:, None] * FRAME_PATCHES + np.arange(9),
         unit_crops=one,
-        unit_rows=one * POOLED,
+        unit_pooled_tokens=one * POOLED,
     )
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.packs import RULES, Tree, token_mask
 from molmo2_nemo.attention import flash
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
+from tests.support.trees import RULES, Tree, token_mask
 
 SIZE = 128
 PACKS = [

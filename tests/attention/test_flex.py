@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from benchmarks.packs import Tree, token_mask
 from molmo2_nemo.attention import flex
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
+from tests.support.trees import Tree, token_mask
 
 SIZE = 700  # not a multiple of the block
 PACKS = [

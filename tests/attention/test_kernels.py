@@ -8,14 +8,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.allocations import Allocations
-from benchmarks.packs import RULES, Tree, mixed_pack, token_mask
 from molmo2_nemo.attention import blocks, flash
 from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.errors import UserError
 from tests.attention.test_area import packs, rules
+from tests.support.allocations import Allocations
+from tests.support.trees import RULES, Tree, mixed_pack, token_mask
 
 SIZE, HEAD = 96, 16
 KERNELS = ("flash", "blocks")

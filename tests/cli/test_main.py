@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from molmo2_nemo.cli import doctor
 from molmo2_nemo.cli.main import VERBS, build_parser, main
 from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.launch import probes
+from molmo2_nemo.launch.readiness import missing_for
 from molmo2_nemo.settings.compose import compose
 
 
@@ -155,7 +155,7 @@ def test_doctor_looks_at_the_data_sets_of_every_stage(monkeypatch, tmp_path):
     for name in compose(["recipe=8b", "stage=long"]).data.sources:
         (tmp_path / name).mkdir()
         (tmp_path / name / MANIFEST).touch()
-    said = [line for line in doctor.missing_for("8b", tmp_path) if "shards" in line]
+    said = [line for line in missing_for("8b", tmp_path) if "shards" in line]
     assert len(said) == 1
     assert said[0].startswith("2 of 120 data sets have no shards (pixmo_cap_with_transcripts, tulu4_max_2304): ")
 

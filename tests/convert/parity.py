@@ -17,7 +17,7 @@ from molmo2_nemo.model.config import Molmo2Config
 from tests.support.pool import start_megatron
 
 CASES = ("text", "image", "multi_image", "video")
-# Indivisible vision units of each case, as make_fixtures.py lays them out: crops and pooling rows.
+# Indivisible vision units of each case, as make_fixtures.py lays them out: crops and pooled tokens.
 UNITS = {"text": ([], []), "image": ([3], [18]), "multi_image": ([2, 3], [15, 18]), "video": ([1, 1, 1], [4, 4, 4])}
 
 
@@ -27,13 +27,13 @@ def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32, **parallel:
     from megatron.core import parallel_state as ps
 
     from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.molmo2 import Molmo2Model
+    from molmo2_nemo.model.model_config import Molmo2Model
 
     molmo2 = read_model_file(checkpoint)
     assert molmo2 is not None
     config = transformer_config(molmo2, params_dtype=dtype, pipeline_dtype=dtype, **parallel)
     first, last = ps.is_pipeline_first_stage(), ps.is_pipeline_last_stage()
-    model = Molmo2Model(molmo2, config, pre_process=first, post_process=last, z_loss=0.0)
+    model = Molmo2Model(molmo2, config, pre_process=first, post_process=last)
     state = dist_checkpointing.load(model.sharded_state_dict(prefix="module."), str(checkpoint / "weights"))
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     return model.eval()
@@ -56,7 +56,7 @@ def sharded_logits(checkpoint: Path, fixture: Path, tensor: int, context: int) -
     """Job: this rank's logits [T, V_padded / TP] of every case; packs are padded to a multiple of 8 tokens."""
     start_megatron(tensor, context)
     model = load_model(checkpoint, tensor_model_parallel_size=tensor, context_parallel_size=context)
-    vocab = model.molmo2.text.vocab_size
+    vocab = model.model_config.text.vocab_size
     parts = {}
     for kind, case in read_cases(fixture).items():
         with torch.no_grad():
@@ -91,7 +91,7 @@ def case_inputs(case: dict[str, np.ndarray], kind: str, vocab_size: int, scored:
         pooling=torch.from_numpy(case["pooling"]),
         pooled_positions=(ids[0] == vocab_size + 2).nonzero()[:, 0],
         unit_crops=torch.tensor(crops, dtype=torch.int64),
-        unit_rows=torch.tensor(rows, dtype=torch.int64),
+        unit_pooled_tokens=torch.tensor(rows, dtype=torch.int64),
         labels=tokens(case["labels"], -1) if scored else None,
         loss_weights=tokens(case["loss_weights"], 0) if scored else None,
     )
@@ -107,7 +107,7 @@ def compare(checkpoint: Path, fixture: Path) -> dict[str, float]:
     """
     start_megatron()
     model = load_model(checkpoint)
-    vocab, cases = model.molmo2.text.vocab_size, read_cases(fixture)
+    vocab, cases = model.model_config.text.vocab_size, read_cases(fixture)
     total = sum(float(case["loss_weights"].sum()) for case in cases.values())
     worst = {"logits": 0.0, "loss": 0.0}
     for kind, case in cases.items():
@@ -124,7 +124,7 @@ def compare(checkpoint: Path, fixture: Path) -> dict[str, float]:
 def gradient_difference(model: Any, fixture: Path) -> dict[str, float]:
     """`gradient` and `noise` of `compare`; every parameter must have a gradient."""
     stored = safetensors.torch.load_file(fixture / "grads.safetensors")
-    expected = canonical_gradients(model.molmo2, stored)
+    expected = canonical_gradients(model.model_config, stored)
     largest = max(float(grad.norm()) for grad in expected.values())
     worst, noise = 0.0, 0.0
     for name, parameter in model.named_parameters():

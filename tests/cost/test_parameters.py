@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters, what_learns
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig, preset
+from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters
+from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TextConfig, preset
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import Activations, decoder_activations, fullest, head_bytes, vision_activations
-from molmo2_nemo.settings.run import MemoryConfig, StageConfig
+from molmo2_nemo.settings.run import StageConfig
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -80,7 +80,7 @@ def test_a_head_that_does_not_learn_has_no_gradient():
         ("4b", replace(stage, train_base_embedding=True, lora=lora), False),
     ):
         model = preset(name)
-        assert what_learns(model, kind)["head"] is learns
+        assert kind.trainable(model).head is learns
         logits = 1024 * model.text.vocab_size * 12
         gradient = 4 * model.text.vocab_size * model.text.hidden_size * learns
         assert head_bytes(model, kind, Layout(), 1024, 16384) == logits + gradient
@@ -98,19 +98,18 @@ def test_the_fullest_moment():
 
 def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:
     """Bytes alive after the forward pass of two and of four decoder layers, per token."""
-    from benchmarks.allocations import Allocations
-    from benchmarks.packs import Tree, token_mask
     from molmo2_nemo.attention.core import PackDescription
-    from molmo2_nemo.model.memory import recompute_settings
     from molmo2_nemo.model.rotary import rotary_tables
     from tests.model.oracle import build
+    from tests.support.allocations import Allocations
+    from tests.support.trees import Tree, token_mask
 
     start_megatron()
     size, found = 512, []
     for layers in (2, 4):
         config = small(family, layers)
         kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-        model = build(config, params_dtype=kind, **recompute_settings(recompute)).train()
+        model = build(config, memory=MemoryConfig(recompute=recompute), params_dtype=kind).train()
         mask = token_mask([[Tree((size,))]], size)
         pack = PackDescription(mask=mask, rotary=rotary_tables(config.text, torch.arange(size)[None]))
         hidden = torch.randn(size, 1, config.text.hidden_size, dtype=kind, requires_grad=True)
@@ -140,8 +139,8 @@ def test_decoder_activations_are_those_of_the_model(workers, family, recompute, 
 
 def vision_job(recompute: bool) -> float:
     """Bytes alive after encoding and pooling, per crop."""
-    from benchmarks.allocations import Allocations
     from tests.model.oracle import build
+    from tests.support.allocations import Allocations
 
     start_megatron()
     config = preset("tiny")
@@ -167,9 +166,9 @@ def test_vision_activations_are_about_those_of_the_model(workers, recompute):
 
 def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
     """Most bytes alive during a step, and its crops."""
-    from benchmarks.batches import Shapes, batch
-    from benchmarks.memory import Subject, build, counting, narrow
     from molmo2_nemo.model.inputs import PackInputs
+    from tests.support.batches import Shapes, batch
+    from tests.support.memory import Subject, build, counting, narrow
 
     start_megatron()
     subject = Subject(narrow(4), "cpu", torch.float32)
@@ -192,7 +191,7 @@ def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
 )
 def test_peak_of_a_step_is_that_of_the_model(workers, options):
     """The measured table of docs/memory.md in small: what does not exist at the same time is not added up."""
-    from benchmarks.memory import Subject, narrow, predicted
+    from tests.support.memory import Subject, narrow, predicted
 
     tokens, chosen = 1152, MemoryConfig(**options, loss_chunk=64)
     peak, crops = workers.run(peak_job, chosen, tokens)[0]
@@ -202,8 +201,8 @@ def test_peak_of_a_step_is_that_of_the_model(workers, options):
 
 def frozen_job() -> tuple[int, int]:
     """Most bytes alive while a frozen encoder works, and those it returns."""
-    from benchmarks.allocations import Allocations
     from tests.model.oracle import build
+    from tests.support.allocations import Allocations
 
     start_megatron()
     model = build(wide()).train().requires_grad_(False)

@@ -68,12 +68,3 @@ def test_dealing_moves_few_and_stops_when_even():
     assert (place // 4 != np.arange(3)[:, None]).sum() <= 6
     single = np.array([[1], [9]])
     np.testing.assert_array_equal(deal(single), [[0], [1]])
-
-
-def test_spread_on_a_stream_like_the_mixture():
-    """8 data-parallel ranks, 128 packs a step, packs as the packer makes them of an SFT-like stream."""
-    from benchmarks.packing import measure
-
-    found = measure("balanced", "SFT", 256, 48)
-    assert found["spread_dealt"][2] <= 1.05 < found["spread_as_packed"][2] + 0.05
-    assert found["efficiency"] > 0.97 and found["longest_wait"] <= 96

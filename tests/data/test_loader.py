@@ -13,8 +13,8 @@ from molmo2_nemo.data.config import DataConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.loader import PackStream, TooManyBadRecords
 from molmo2_nemo.data.manifest import ShardError
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.errors import DataError
 
 torch.set_num_threads(1)
 IM = 500
@@ -44,7 +44,7 @@ class FakeBuilder:
             crops=rng.integers(0, 255, (crops, 4, 3)).astype(np.uint8),
             pooling=np.arange(crops * 4).reshape(crops, 4),
             unit_crops=np.ones(crops, np.int64),
-            unit_rows=np.ones(crops, np.int64),
+            unit_pooled_tokens=np.ones(crops, np.int64),
         )
 
 

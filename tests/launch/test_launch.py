@@ -11,7 +11,8 @@ import types
 import pytest
 
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
-from molmo2_nemo.launch import local, worker
+from molmo2_nemo.launch import local, reports, worker
+from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.rundir.stages import metrics, only_run, refuse_other_run, resolve_checkpoint, write_config
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.run import RunConfig
@@ -26,7 +27,7 @@ def run_worker(monkeypatch, tmp_path):
         module.train = train
         monkeypatch.setitem(sys.modules, "molmo2_nemo.nemo.train", module)
         monkeypatch.setattr(worker, "quiet", lambda: None)
-        monkeypatch.setenv(local.ERROR_DIR, str(tmp_path))
+        monkeypatch.setenv(reports.ERROR_DIR, str(tmp_path))
         code = worker.run(RunConfig(output_dir=str(tmp_path)))
         path = tmp_path / "rank0.json"
         return code, json.loads(path.read_text()) if path.is_file() else None
@@ -44,14 +45,14 @@ def test_a_users_mistake_is_one_line(run_worker, tmp_path, capsys):
 
     code, report = run_worker(mistake)
     assert code == USER_ERROR and report["user_error"]
-    assert local._explain(tmp_path, code) == USER_ERROR
+    assert reports.explain(tmp_path, code) == USER_ERROR
     assert capsys.readouterr().err == "molmo2: error: /absent: no such checkpoint or run folder\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(run_worker, tmp_path, capsys):
     code, report = run_worker(lambda _: raise_(KeyError("decoder")))
     assert code == 1 and not report["user_error"]
-    assert local._explain(tmp_path, code) == 1
+    assert reports.explain(tmp_path, code) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and err.endswith("molmo2: error: process 0 failed: KeyError: 'decoder'\n")
 
@@ -81,7 +82,7 @@ def _report(folder, rank, time, message, user_error):
 def test_the_first_failure_of_several_is_told(tmp_path, capsys):
     _report(tmp_path, 0, 20.0, "RuntimeError: connection closed by peer", False)
     _report(tmp_path, 1, 10.0, "ZeroDivisionError: the cause", False)
-    assert local._explain(tmp_path, 1) == 1
+    assert reports.explain(tmp_path, 1) == 1
     err = capsys.readouterr().err
     assert "process 1 failed: ZeroDivisionError: the cause" in err and "peer" not in err
 
@@ -89,13 +90,13 @@ def test_the_first_failure_of_several_is_told(tmp_path, capsys):
 def test_a_users_mistake_wins_over_what_follows_from_it(tmp_path, capsys):
     _report(tmp_path, 0, 10.0, "RuntimeError: connection closed by peer", False)
     _report(tmp_path, 1, 20.0, "no such shard", True)
-    assert local._explain(tmp_path, 1) == USER_ERROR
+    assert reports.explain(tmp_path, 1) == USER_ERROR
     assert capsys.readouterr().err == "molmo2: error: no such shard\n"
 
 
 def test_a_killed_process_is_named(tmp_path, capsys):
     (tmp_path / "launcher.json").write_text(json.dumps({"rank": 1, "exit_code": -signal.SIGKILL}))
-    assert local._explain(tmp_path, 9) == 128 + signal.SIGKILL
+    assert reports.explain(tmp_path, 9) == 128 + signal.SIGKILL
     assert "process 1 was ended by SIGKILL" in capsys.readouterr().err
 
 
@@ -113,15 +114,15 @@ def test_slurm_variables_become_torchs():
         "SLURM_JOB_ID": "70042",
         "MASTER_ADDR": "n1",
     }
-    local.adopt_slurm(env)
+    adopt_slurm(env)
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"], env["MASTER_PORT"]) == ("3", "16", "1", "30042")
     assert env["LOCAL_WORLD_SIZE"] == "2"
     alone = {"SLURM_STEP_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "1", "MASTER_ADDR": "n1"}
-    local.adopt_slurm(alone)
+    adopt_slurm(alone)
     assert (alone["RANK"], alone["WORLD_SIZE"]) == ("0", "1")
     for step in ({}, {"SLURM_STEP_ID": str(0xFFFFFFFA)}, {"SLURM_STEP_ID": str(0xFFFFFFFB)}):
         shell = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", **step}  # of sbatch, or of salloc
-        local.adopt_slurm(shell)
+        adopt_slurm(shell)
         assert "RANK" not in shell
 
 

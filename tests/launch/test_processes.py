@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from molmo2_nemo.errors import PREEMPTED, UserError
-from molmo2_nemo.launch import local
-from molmo2_nemo.launch.slurm.script import IN_SLURM_JOB
+from molmo2_nemo.launch import local, reports
+from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.rundir.progress import read_run
 from molmo2_nemo.rundir.stages import only_run, stage_dir
 from molmo2_nemo.settings.run import RunConfig
@@ -76,7 +76,7 @@ def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(shar
     run.send_signal(signal.SIGUSR1)
     out, err = run.communicate(timeout=300)
     assert run.returncode == PREEMPTED, err
-    assert "stopped by a signal; the same command goes on from the last checkpoint" in out
+    assert "stopped by a signal; the same command resumes from the last checkpoint" in out
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert [p.name for p in (tmp_path / "pretrain" / "checkpoints").iterdir()] == [f"step={last}"]
 
@@ -111,7 +111,7 @@ def test_who_was_killed_matters_more_than_who_lost_it(tmp_path, capsys):
     report(tmp_path, 0, LOST)
     failures = {"0": 1, "1": -signal.SIGSEGV, "2": -signal.SIGTERM}
     (tmp_path / "launcher.json").write_text(json.dumps({"rank": 0, "exit_code": 1, "failures": failures}))
-    assert local._explain(tmp_path, 1) == 128 + signal.SIGSEGV
+    assert reports.explain(tmp_path, 1) == 128 + signal.SIGSEGV
     assert "process 1 was ended by SIGSEGV" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_ranks_that_the_launcher_ended_are_not_the_cause(tmp_path, capsys):
     report(tmp_path, 0, "ZeroDivisionError: the cause")
     failures = {"0": 1, "2": -signal.SIGTERM}
     (tmp_path / "launcher.json").write_text(json.dumps({"rank": 2, "exit_code": -15, "failures": failures}))
-    assert local._explain(tmp_path, 1) == 1
+    assert reports.explain(tmp_path, 1) == 1
     assert "the cause" in capsys.readouterr().err
 
 
@@ -127,11 +127,11 @@ def test_what_the_processes_could_not_say_is_noted(tmp_path):
     """A verdict that is all a report says is not said twice."""
     stage, errors = tmp_path / "sft", tmp_path / "errors"
     stage.mkdir(), errors.mkdir()
-    assert local._explain(errors, -signal.SIGKILL, stage) == 128 + signal.SIGKILL  # one process, killed for memory
+    assert reports.explain(errors, -signal.SIGKILL, stage) == 128 + signal.SIGKILL  # one process, killed for memory
     report(errors, 0, "ZeroDivisionError: alone")
-    local._explain(errors, 1, stage)
+    reports.explain(errors, 1, stage)
     report(errors, 1, LOST)
-    local._explain(errors, 1, stage)
+    reports.explain(errors, 1, stage)
     noted = [json.loads(line) for line in (stage / "errors.jsonl").read_text().splitlines()]
     assert all(line["cause"] for line in noted)
     messages = [line["message"] for line in noted]
@@ -143,9 +143,9 @@ def in_job(monkeypatch, tmp_path, ending) -> tuple[RunConfig, Path]:
     """As in a task of a job of ours; `ending` stands for the training."""
     attempt = tmp_path / "attempt-7-0"
     attempt.mkdir()
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", IN_SLURM_JOB: str(attempt)}.items():
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", ATTEMPT_DIR: str(attempt)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv(local.ERROR_DIR, raising=False)
+    monkeypatch.delenv(reports.ERROR_DIR, raising=False)
     monkeypatch.setattr(local.checks, "check", lambda *_: None)
     monkeypatch.setattr("molmo2_nemo.launch.worker.run", ending)
     return RunConfig(output_dir=str(tmp_path / "run")), attempt
@@ -153,7 +153,7 @@ def in_job(monkeypatch, tmp_path, ending) -> tuple[RunConfig, Path]:
 
 def test_a_preempted_task_of_a_job_leaves_with_0_and_says_so(monkeypatch, tmp_path):
     def ending(_):
-        (Path(os.environ[local.ERROR_DIR]) / "preempted").write_text("SIGUSR1: step 3 is saved")
+        (Path(os.environ[reports.ERROR_DIR]) / "preempted").write_text("SIGUSR1: step 3 is saved")
         return PREEMPTED
 
     cfg, attempt = in_job(monkeypatch, tmp_path, ending)
@@ -163,7 +163,7 @@ def test_a_preempted_task_of_a_job_leaves_with_0_and_says_so(monkeypatch, tmp_pa
 
 def test_the_first_task_to_end_says_how(monkeypatch, tmp_path, capsys):
     def ending(_):
-        report(Path(os.environ[local.ERROR_DIR]), 1, LOST)
+        report(Path(os.environ[reports.ERROR_DIR]), 1, LOST)
         return 1
 
     cfg, attempt = in_job(monkeypatch, tmp_path, ending)

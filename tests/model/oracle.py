@@ -16,7 +16,7 @@ from molmo2_nemo.convert.hf_config import read_config
 from molmo2_nemo.convert.names import external_shapes, rules, to_canonical
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.example import Example
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config
 from tests.fixtures.weights import fixture_weight
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -25,7 +25,7 @@ CASES = ("text", "image", "multi_image", "video")
 # Two micro-batches of two rows of packs: alone, packed behind another example, and a row of nothing but padding.
 LAYOUT: tuple[list[list[str]], ...] = ([["text", "image"], ["multi_image"]], [["video"], []])
 # Molmo2Model's, not Megatron's
-OWN = ("z_loss", "response_dropout", "seed", "mlp_tiles", "offload", "loss_chunk", "vision_chunk")
+OWN = ("z_loss", "residual_dropout", "response_residual_dropout", "seed")
 LENGTH = 72  # of a row; the longest has 68 tokens
 
 
@@ -81,7 +81,7 @@ def example(name: str, kind: str) -> Example:
         branch_ids=np.full(len(case["input_ids"]), -1),
         visual=case["visual"].astype(bool),
         unit_crops=np.asarray([u[0] for u in units], np.int64),
-        unit_rows=np.asarray([u[1] for u in units], np.int64),
+        unit_pooled_tokens=np.asarray([u[1] for u in units], np.int64),
         key=kind,
     )
 
@@ -94,17 +94,28 @@ def micro_batches(name: str, config: Molmo2Config) -> list[Any]:
     return [PackInputs.from_batch(collate(r, sequence_length=LENGTH, im_patch_id=patch)) for r in rows]
 
 
-def build(config: Molmo2Config, weights: dict[str, torch.Tensor] | None = None, **settings: Any) -> Any:
-    """This rank's part of the model over the groups that `start_megatron` made; z-loss off unless asked for."""
+def build(
+    config: Molmo2Config,
+    weights: dict[str, torch.Tensor] | None = None,
+    memory: MemoryConfig | None = None,
+    **settings: Any,
+) -> Any:
+    """This rank's part of the model over the groups that `start_megatron` made; no z-loss or dropout unless asked for.
+
+    Args:
+        settings: those of OWN go to the model, all others to Megatron's TransformerConfig.
+    """
     from megatron.core import parallel_state
 
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.init import load_canonical
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
-    own = {"z_loss": 0.0} | {k: settings.pop(k) for k in OWN if k in settings}
+    own = {k: settings.pop(k) for k in OWN if k in settings}
+    seed = {"seed": own.pop("seed")} if "seed" in own else {}
     transformer = transformer_config(
         config,
+        memory,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
         pipeline_model_parallel_size=parallel_state.get_pipeline_model_parallel_world_size(),
         context_parallel_size=parallel_state.get_context_parallel_world_size(),
@@ -116,7 +127,7 @@ def build(config: Molmo2Config, weights: dict[str, torch.Tensor] | None = None, 
         "pre_process": parallel_state.is_pipeline_first_stage(),
         "post_process": parallel_state.is_pipeline_last_stage(),
     }
-    model = Molmo2Model(config, transformer, **stages, **own)
+    model = Molmo2Model(config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, **seed)
     if weights is not None:
         load_canonical(model, weights.__getitem__)
     return model

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from molmo2_nemo.model.config import LoraConfig, learning, preset
+from molmo2_nemo.model.config import LoraConfig, Trainable, preset, trainable
 from molmo2_nemo.model.rotary import table_of_layer, yarn_inverse_frequencies
 from tests.support.pool import start_megatron
 
@@ -79,15 +79,16 @@ def test_yarn_constants():
         assert float(found[j]) == pytest.approx((1 - ramp[j]) * plain + ramp[j] * plain / 8, rel=1e-5)
 
 
-def test_what_learns():
+def test_what_trains():
     parts = {"vit": False, "connector": True, "llm": True, "base_embedding": True}
     for name, tied in (("4b", True), ("8b", False)):
-        full = learning(preset(name), **parts)
-        frozen_rows = learning(preset(name), **parts | {"base_embedding": False})
-        lora = learning(preset(name, lora=LoraConfig(rank=2)), **parts)
-        assert [part for part, learns in full.items() if not learns] == ["vit", "adapters"]
-        assert frozen_rows["head"] is not tied and frozen_rows["llm"]
-        assert [part for part, learns in lora.items() if learns] == ["connector", "adapters"]
+        full = trainable(preset(name), **parts)
+        frozen_rows = trainable(preset(name), **parts | {"base_embedding": False})
+        lora = trainable(preset(name, lora=LoraConfig(rank=2)), **parts)
+        assert [part for part, trains in vars(full).items() if not trains] == ["vit", "adapters"]
+        assert frozen_rows.head is not tied and frozen_rows.llm
+        assert [part for part, trains in vars(lora).items() if trains] == ["connector", "adapters"]
+        assert full.any() and not Trainable(*[False] * 6).any()
 
 
 def test_unknown_preset():

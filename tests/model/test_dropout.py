@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from molmo2_nemo.model.config import MemoryConfig
 from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 from tests.support.pool import start_megatron
@@ -20,7 +21,7 @@ from tests.support.pool import start_megatron
 torch.set_num_threads(1)
 RATE = 0.1
 NAME = "qwen3_tied"  # 2 layers, width 32
-STAGES = {"everywhere": {"hidden_dropout": RATE}, "responses": {"response_dropout": RATE}}
+STAGES = {"everywhere": {"residual_dropout": RATE}, "responses": {"response_residual_dropout": RATE}}
 
 
 def watch(model: Any) -> list[torch.Tensor]:
@@ -64,11 +65,9 @@ def masks_job(
     from megatron.core import parallel_state
 
     start_megatron(**layout)
-    settings: dict[str, Any] = dict(STAGES[stage])
-    if recompute:
-        settings |= {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    memory = MemoryConfig(recompute="full" if recompute else "none")
     config = fixture_config(NAME)
-    model = build(config, fixture_weights(NAME, config), sequence_parallel=sequence, **settings)
+    model = build(config, fixture_weights(NAME, config), memory, sequence_parallel=sequence, **STAGES[stage])
     masks = watch(model)
     for step in steps:
         seed_step(6198, step)

@@ -121,16 +121,16 @@ def trained(checkpoint: Path) -> tuple[dict[str, tuple[int, ...]], float, float,
         start_megatron()
         model = load_model(checkpoint)
         tokens = torch.randint(TEXT.vocab_size, (1, 24), generator=torch.Generator().manual_seed(0))
-        image = model.molmo2.text.vocab_size + 2
+        image = model.model_config.text.vocab_size + 2
         tokens[0, 3:12] = image
-        count, none = model.molmo2.vision.num_patches, torch.full_like(tokens, -1)
+        count, none = model.model_config.vision.num_patches, torch.full_like(tokens, -1)
         inputs = PackInputs(
             input_ids=tokens,
             position_ids=torch.arange(24)[None],
             example_ids=torch.zeros_like(tokens),
             branch_ids=none,
             visual=tokens == image,
-            crops=torch.randint(256, (1, count, model.molmo2.vision.patch_dim)).to(torch.uint8),
+            crops=torch.randint(256, (1, count, model.model_config.vision.patch_dim)).to(torch.uint8),
             pooling=torch.arange(9 * 4).view(9, 4) % count,
             pooled_positions=torch.arange(3, 12),
             unit_crops=torch.tensor([1]),

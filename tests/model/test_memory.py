@@ -8,40 +8,37 @@ from typing import Any
 import pytest
 import torch
 
-from molmo2_nemo.model.config import LoraConfig, with_options
+from molmo2_nemo.model.config import LoraConfig, MemoryConfig, trainable, with_options
 from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
 from tests.model.test_lora import adapters
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
 
-OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # recomputation, the model's own options
-    "plain": ({}, {}),
-    "selective": ({"mode": "selective"}, {}),
-    "selective, attention": ({"mode": "selective", "modules": ["core_attn"]}, {}),
-    "selective, both modules": ({"mode": "selective", "modules": ["core_attn", "mlp"]}, {}),
-    "full": ({"mode": "full"}, {}),
-    "full, one layer": ({"mode": "full", "layers": 1}, {}),
-    "tiles": ({}, {"mlp_tiles": 5}),
-    "tiles, full": ({"mode": "full"}, {"mlp_tiles": 3}),
-    "offload": ({}, {"offload": True}),
-    "offload, full, tiles": ({"mode": "full"}, {"offload": True, "mlp_tiles": 2}),
-    "loss chunks": ({}, {"loss_chunk": 3}),
-    "vision chunks": ({}, {"vision_chunk": 1}),
+OPTIONS = {
+    "plain": MemoryConfig(),
+    "selective": MemoryConfig(recompute="selective"),
+    "selective, attention": MemoryConfig(recompute="selective", recompute_modules=["core_attn"]),
+    "selective, both modules": MemoryConfig(recompute="selective", recompute_modules=["core_attn", "mlp"]),
+    "full": MemoryConfig(recompute="full"),
+    "full, one layer": MemoryConfig(recompute="full", recompute_layers=1),
+    "tiles": MemoryConfig(mlp_tiles=5),
+    "tiles, full": MemoryConfig(recompute="full", mlp_tiles=3),
+    "offload": MemoryConfig(offload=True),
+    "offload, full, tiles": MemoryConfig(recompute="full", offload=True, mlp_tiles=2),
+    "loss chunks": MemoryConfig(loss_chunk=3),
+    "vision chunks": MemoryConfig(vision_chunk=1),
 }
 
 
 def options_job(name: str, tensor: int) -> dict[str, dict[str, Any]]:
     """Per option: the losses, every gradient of this rank, and the bytes that went to the host."""
-    from molmo2_nemo.model.memory import recompute_settings
-
     start_megatron(tensor=tensor)
     config = fixture_config(name)
     weights = fixture_weights(name, config)
     found = {}
-    for option, (recompute, own) in OPTIONS.items():
-        settings = recompute_settings(**recompute) if recompute else {}
-        model = build(config, weights, sequence_parallel=tensor > 1, **settings, **own).train()
+    for option, memory in OPTIONS.items():
+        model = build(config, weights, memory, sequence_parallel=tensor > 1).train()
         if model.offload is not None:
             model.offload.min_bytes = 1
         losses = run_schedule(model, micro_batches(name, config), backward=True)
@@ -73,7 +70,7 @@ def test_options_change_no_number(workers, name, tensor):
         assert found["offload"]["moved"] > 5 * found["offload, full, tiles"]["moved"]
 
 
-LEARNS = {  # adapters: only on the last linear layer of each MLP, so nothing in front of the first learns
+TRAINS = {  # adapters: only on the last linear layer of each MLP, so nothing in front of the first trains
     "decoder": {"llm": True},
     "adapters": {"llm": True},
     "connector": {"connector": True},
@@ -82,26 +79,21 @@ LEARNS = {  # adapters: only on the last linear layer of each MLP, so nothing in
 OPTIONS_OF_FROZEN = ("plain", "selective", "tiles", "full", "full, one layer", "offload, full, tiles", "vision chunks")
 
 
-def frozen_job(learns: str, layout: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """Per option: the losses, and the gradient of every parameter of this rank that learns."""
-    from molmo2_nemo.model.memory import recompute_settings
+def frozen_job(trains: str, layout: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Per option: the losses, and the gradient of every parameter of this rank that trains."""
     from molmo2_nemo.nemo.module import freeze
 
     start_megatron(**layout)
     config = fixture_config("qwen3_tied")
     weights = fixture_weights("qwen3_tied", config)
-    if learns == "adapters":
+    if trains == "adapters":
         lora = LoraConfig(rank=3, alpha=12.0, targets=("linear_fc2",))
         config, weights = with_options(config, lora=lora), weights | adapters("qwen3_tied", lora)
-    trainable = dict.fromkeys(("vit", "connector", "llm", "base_embedding"), False) | LEARNS[learns]
+    parts = dict.fromkeys(("vit", "connector", "llm", "base_embedding"), False) | TRAINS[trains]
     found = {}
     for option in OPTIONS_OF_FROZEN:
-        recompute, own = OPTIONS[option]
-        settings = recompute_settings(**recompute) if recompute else {}
-        model = build(config, weights, sequence_parallel="tensor" in layout, **settings, **own).train()
-        if model.pre_process:
-            model.vision.recompute = recompute.get("mode") == "full"
-        freeze(model, trainable)
+        model = build(config, weights, OPTIONS[option], sequence_parallel="tensor" in layout).train()
+        freeze(model, trainable(config, **parts))
         losses = run_schedule(model, micro_batches("qwen3_tied", config), backward=True)
         grads = {n: p.main_grad.clone() for n, p in model.named_parameters() if p.requires_grad}
         found[option] = {"losses": losses, "grads": grads}
@@ -109,15 +101,15 @@ def frozen_job(learns: str, layout: dict[str, int]) -> dict[str, dict[str, Any]]
 
 
 ALONE: dict[str, int] = {}
-CASES = [(learns, ALONE) for learns in LEARNS]
+CASES = [(trains, ALONE) for trains in TRAINS]
 CASES += [("adapters", {"tensor": 2}), ("vit", {"tensor": 2}), ("decoder", {"pipeline": 2})]
 
 
-@pytest.mark.parametrize(("learns", "layout"), CASES)
-def test_options_change_no_number_where_parts_are_frozen(workers, learns, layout):
-    """Recomputation must reach what learns though nothing in front of it does."""
+@pytest.mark.parametrize(("trains", "layout"), CASES)
+def test_options_change_no_number_where_parts_are_frozen(workers, trains, layout):
+    """Recomputation must reach what trains though nothing in front of it does."""
     learning = 0
-    for found in workers.run(frozen_job, learns, layout, ranks=2 if layout else 1):
+    for found in workers.run(frozen_job, trains, layout, ranks=2 if layout else 1):
         plain = found["plain"]
         learning += len(plain["grads"])
         for option, got in found.items():
@@ -135,8 +127,8 @@ def test_options_change_no_number_where_parts_are_frozen(workers, learns, layout
 
 def waiting_job(links: int, elements: int) -> list[int]:
     """Peak bytes of a chain of so many operations without and with offload, as the benchmark counts them."""
-    from benchmarks.memory import counting
     from molmo2_nemo.model.memory import HostOffload
+    from tests.support.memory import counting
 
     found = []
     for offload in (None, HostOffload(min_bytes=1)):

@@ -51,7 +51,7 @@ def recipe_job(name: str) -> dict:
         "context": recipe.trainer.strategy.context_parallel_size,
         "steps": recipe.trainer.max_steps,
         "rates": [recipe.model.optim.optim.vit.lr, recipe.model.optim.optim.llm.lr],
-        "dropout": (recipe.model.dropout, recipe.model.response_dropout),
+        "dropout": (recipe.model.stage.residual_dropout, recipe.model.stage.response_residual_dropout),
         "log": recipe.log.ckpt.folder,
     }
 

@@ -31,7 +31,8 @@ def scored_alone(cfg, path: str, count: int) -> float:
 
     start_megatron()
     molmo2 = preset("tiny")
-    model = Molmo2Model(molmo2, transformer_config(molmo2, use_cpu_initialization=True), seed=cfg.seed).eval()
+    config = transformer_config(molmo2, use_cpu_initialization=True)
+    model = Molmo2Model(molmo2, config, training=cfg.stage.training_options(), seed=cfg.seed).eval()
     data = dataclasses.replace(cfg.data, sources={"held": SourceConfig(path=path)})
     builder, im_patch = default_builder(data)
     reader = ExampleReader(data, builder, im_patch)

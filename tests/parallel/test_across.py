@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.context_parallel import Counter, exact
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import visible_keys
 from molmo2_nemo.cost.traffic import AttentionShape, context_traffic
 from tests.support.light import run_light
 from tests.support.packs import random_mask_data
+from tests.support.traffic import Counter, exact
 
 torch.set_num_threads(1)
 SIZE, PACKS, HEADS, SCALE = 96, 2, 8, 0.3

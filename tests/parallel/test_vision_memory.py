@@ -10,16 +10,16 @@ from tests.support.pool import start_megatron
 
 def peaks_job() -> dict[tuple[int | None, int], int]:
     """(crops at once, crops) -> bytes alive at the peak of encoding them, forward and backward."""
-    from benchmarks.allocations import Allocations
-    from molmo2_nemo.model.config import preset
+    from molmo2_nemo.model.config import MemoryConfig, preset
     from molmo2_nemo.model.inputs import PackInputs
     from molmo2_nemo.parallel.crops import plan_crops
+    from tests.support.allocations import Allocations
 
     start_megatron()
     config = preset("tiny")
     vision, found = config.vision, {}
     for chunk in (None, 2):
-        model = build(config, vision_chunk=chunk).train()
+        model = build(config, memory=MemoryConfig(vision_chunk=chunk)).train()
         for crops in (8, 32):
             units, rows = torch.ones(crops, dtype=torch.int64), torch.arange(crops)
             token_arrays = [torch.zeros(1, crops, dtype=torch.int64)] * 4

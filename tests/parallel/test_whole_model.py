@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from molmo2_nemo.model.config import TrainingOptions
 from tests.support.light import run_light
 
 torch.set_num_threads(1)
@@ -20,6 +21,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "4 x 2, ring": {"ulysses": 4, "exchange": "ring"},
 }
 KEY_HEADS = (8, 2)
+Z_LOSS = TrainingOptions(z_loss=1e-4, residual_dropout=0.0, response_residual_dropout=0.0)
 
 
 def model_job(packs: list[Any], layouts: dict[str, dict[str, Any]]) -> dict[tuple[str, int], list[dict[str, Any]]]:
@@ -46,7 +48,7 @@ def model_job(packs: list[Any], layouts: dict[str, dict[str, Any]]) -> dict[tupl
             text = replace(tiny.text, num_layers=2, hidden_size=64, num_heads=8, num_kv_heads=key_heads, head_dim=16)
             config = replace(tiny, vision=vision, text=text)
             settings = transformer_config(config, use_cpu_initialization=True, context_parallel_size=ranks)
-            model = Molmo2Model(config, settings, context=ContextSettings(**context))
+            model = Molmo2Model(config, settings, training=Z_LOSS, context=ContextSettings(**context))
             each = []
             for batch in packs:
                 model.zero_grad()

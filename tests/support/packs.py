@@ -41,7 +41,8 @@ def demo_packs(count: int = 20, length: int = 768, micro_batch: int = 1) -> list
 def text_only(batch: Batch) -> Batch:
     """The batch without its crops: visual tokens become text, nothing is pooled."""
     none = {
-        name: getattr(batch, name)[:0] for name in ("crops", "pooling", "pooled_positions", "unit_crops", "unit_rows")
+        name: getattr(batch, name)[:0]
+        for name in ("crops", "pooling", "pooled_positions", "unit_crops", "unit_pooled_tokens")
     }
     ids = np.where(batch.visual, 5, batch.input_ids)
     return dataclasses.replace(batch, input_ids=ids, visual=np.zeros_like(batch.visual), **none)

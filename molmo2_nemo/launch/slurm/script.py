@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molmo2_nemo.errors import PREEMPTED, USER_ERROR, UserError
+from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.login import Login
 from molmo2_nemo.settings.run import ClusterConfig
 from molmo2_nemo.settings.slurm import SlurmConfig
-
-IN_SLURM_JOB = "MOLMO2_ATTEMPT"  # in a job: folder of this attempt, where tasks leave reports and `outcome`
 
 # What gloo, NCCL and torch.distributed's store say when another process is gone: its end is the cause, not this.
 LOST = "|".join(
@@ -29,31 +28,28 @@ LOST = "|".join(
     )
 )
 
-# Runs on the node of the batch script, outside the container. `outcome`: first line preempted, user_error or failed
-# (launch.py writes it), then the message.
+# Runs on the node of the batch script, outside the container, where there may be no Python. `outcome` is described in
+# launch/reports.py.
 TRAP = f"""
 unset SLURM_UNBUFFEREDIO  # NeMo-Run's: it gives tasks a terminal, and logs are then full of progress bars
-export {IN_SLURM_JOB}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
-molmo2_finished() {{  # as runs.summary has it: as many steps are done as there are to be
+export {ATTEMPT_DIR}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
+molmo2_finished() {{  # as `summary` in rundir/stages.py has it: as many steps are done as were asked for
     local steps
     steps=$(sed -n 's/^ *"steps": \\([0-9]*\\),*$/\\1/p' "$molmo2_stage/summary.json" 2> /dev/null)
     [ "${{steps:-0}}" -ge "$molmo2_steps" ]
 }}
 if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
 molmo2_begin=$(($(wc -c < "$molmo2_log") + 1))
-mkdir -p "${IN_SLURM_JOB}" || exit {USER_ERROR}
-molmo2_note() {{  # for molmo2 status: the cause, whatever the tasks have written of what followed from it
-    local text mistake=false
-    [ "$how" = user_error ] && mistake=true
-    text=$(tail -n +2 "$1" | tr '\\n\\t' '  ' | tr -d '\\000-\\037' | sed 's/[\\\\"]/\\\\&/g; s/ *$//')
-    printf '\\n{{"time": %s, "message": "%s", "user_error": %s, "cause": true}}\\n' \\
-        "$(date +%s.%N)" "$text" "$mistake" >> "$molmo2_stage/errors.jsonl"
+mkdir -p "${ATTEMPT_DIR}" || exit {USER_ERROR}
+molmo2_note() {{  # for molmo2 status (rundir/verdicts.py): the cause of whatever the tasks have reported
+    {{ date +%s.%N; echo "$how"; tail -n +2 "$outcome"; }} > "${ATTEMPT_DIR}/verdict.part" &&
+        mv "${ATTEMPT_DIR}/verdict.part" "${ATTEMPT_DIR}/verdict"
 }}
-molmo2_srun() {{  # the first line in which srun tells of a task that ended so
+molmo2_srun() {{  # the first line in which srun reports a task that ended so
     tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E "^srun: error: .*: tasks? [-0-9,]+: $1"
 }}
 molmo2_end() {{
-    local code=$? outcome="${IN_SLURM_JOB}/outcome" how=none
+    local code=$? outcome="${ATTEMPT_DIR}/outcome" how=none
     set +evx
     if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
     if [ -z "$molmo2_cancelled" ]; then
@@ -70,13 +66,13 @@ molmo2_end() {{
         fi
         case "$how/$first" in
             user_error/* | preempted/* | failed/*": Exited "* | failed/) ;;
-            *)  # killed, so it could not say why; what the others say is that they lost it
+            *)  # killed, so it could not report; what the others report is that they lost it
                 printf 'failed\\n%s\\n' "${{first:-srun ended with code $code}}" > "$outcome"
                 case $first in *": Killed" | *"Out Of Memory") echo "perhaps memory ran out" >> "$outcome" ;; esac
                 how=failed ;;
         esac
         tail -n +2 "$outcome" | sed 's/^/molmo2: /'
-        case $how in failed | user_error) molmo2_note "$outcome" ;; esac
+        case $how in failed | user_error) molmo2_note ;; esac
     fi
     case $how in
         none) echo "molmo2: cancelled, or taken away by Slurm"; exit $((code > 0 ? code : {PREEMPTED})) ;;
@@ -84,7 +80,7 @@ molmo2_end() {{
         preempted) code={PREEMPTED} ;;
         *) [ "$code" -eq 0 ] && code=1
            if [ "$(cat "$molmo2_folder"/attempt-"$SLURM_JOB_ID"-*/outcome | grep -c '^failed$')" -gt "$molmo2_retries" ]
-           then echo "molmo2: given up after $molmo2_retries retries; the same command goes on"; exit "$code"; fi ;;
+           then echo "molmo2: given up after $molmo2_retries retries; the same command resumes"; exit "$code"; fi ;;
     esac
     if [ "$molmo2_requeue" = 1 ] && scontrol requeue "$SLURM_JOB_ID"; then
         echo "molmo2: requeued"
@@ -104,7 +100,7 @@ class StageJob:
 
     name: str  # of the job
     stage: Path  # the stage's folder
-    steps: int  # that the stage is to have
+    steps: int  # of the whole stage
     folder: Path  # scripts, logs and attempts of the stage's jobs
     config: Path  # resolved configuration
     cluster: ClusterConfig

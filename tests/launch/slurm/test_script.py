@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.cli.pipeline import compose_stages
 from molmo2_nemo.errors import USER_ERROR, UserError
+from molmo2_nemo.launch.pipeline import compose_stages
+from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
-from molmo2_nemo.launch.slurm.script import IN_SLURM_JOB, TRAP, script
+from molmo2_nemo.launch.slurm.script import TRAP, script
 from molmo2_nemo.nemo.train import write_json
-from molmo2_nemo.rundir.lines import read_lines
+from molmo2_nemo.rundir.progress import read_stage
+from molmo2_nemo.rundir.stages import write_config
+from molmo2_nemo.rundir.verdicts import read_verdicts
 from molmo2_nemo.settings.compose import compose
 
 IDS = (("pretrain", "41"), ("sft", "42"), ("long", "43"))
@@ -72,11 +75,12 @@ def end_of_attempt(tmp_path, outcome: str, said_by_srun: list[str], steps: int =
     stage, log = tmp_path / "run" / "sft", tmp_path / "log"
     stage.mkdir(parents=True, exist_ok=True)
     log.write_text("srun: error: n9: task 9: Killed\n")  # of an attempt before
-    values = {"stage": stage, "folder": tmp_path, "log": log, "steps": steps, "retries": 0, "requeue": 0}
+    folder = tmp_path / "run" / "slurm" / "sft"
+    values = {"stage": stage, "folder": folder, "log": log, "steps": steps, "retries": 0, "requeue": 0}
     lines = [f"molmo2_{name}='{value}'" for name, value in values.items()]
     (tmp_path / "said").write_text("".join(f"srun: error: {line}\n" for line in said_by_srun))
     (tmp_path / "left").write_text(outcome)
-    body = f"cat {tmp_path}/said >> {log}; [ -s {tmp_path}/left ] && cp {tmp_path}/left ${IN_SLURM_JOB}/outcome; exit 1"
+    body = f"cat {tmp_path}/said >> {log}; [ -s {tmp_path}/left ] && cp {tmp_path}/left ${ATTEMPT_DIR}/outcome; exit 1"
     environment = {**os.environ, "SLURM_JOB_ID": "7"}
     script = "\n".join(["set -evx", *lines]) + TRAP + "set +e\n" + body
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment)
@@ -120,20 +124,21 @@ def end_of_attempt(tmp_path, outcome: str, said_by_srun: list[str], steps: int =
     ],
 )
 def test_the_cause_of_a_failed_attempt_is_told_and_noted(tmp_path, outcome, said_by_srun, cause):
-    (tmp_path / "run" / "sft").mkdir(parents=True)
+    write_config(compose(["recipe=tiny", "stage=sft", f"output_dir='{tmp_path}/run'"]))
     errors = tmp_path / "run" / "sft" / "errors.jsonl"
     errors.write_text('{"time": 1.0, "mess')  # of a task that was killed while it wrote
     code, said = end_of_attempt(tmp_path, f"failed\n{outcome}\n" if outcome else "", said_by_srun)
     assert code == 1 and "molmo2: given up after 0 retries" in said
-    (noted,) = read_lines(errors, time=float, message=str)
+    (noted,) = read_stage(tmp_path / "run" / "sft", time.time()).errors
     assert noted["message"] == cause and noted["cause"] is True and noted["user_error"] is False
     assert abs(noted["time"] - time.time()) < 600
 
 
 def test_a_mistake_is_noted_too_and_not_tried_again(tmp_path):
+    write_config(compose(["recipe=tiny", "stage=sft", f"output_dir='{tmp_path}/run'"]))
     code, said = end_of_attempt(tmp_path, "user_error\n2 settings cannot work:\n  - one\n", [])
     assert code == USER_ERROR and "molmo2:   - one" in said
-    (noted,) = read_lines(tmp_path / "run" / "sft" / "errors.jsonl", message=str)
+    (noted,) = read_stage(tmp_path / "run" / "sft", time.time()).errors
     assert noted["message"] == "2 settings cannot work:   - one" and noted["user_error"] is True
 
 
@@ -252,3 +257,15 @@ def test_status_names_jobs_of_stages_that_have_not_begun(tmp_path, capsys):
     out = capsys.readouterr().out
     assert [line.split()[:2] for line in out.splitlines()[1:4]] == [[name, "waiting"] for name, _ in IDS]
     assert "sft: Slurm job 42, log /x/sft_42" in out
+
+
+def test_torn_and_foreign_verdicts_hide_nothing(tmp_path):
+    folder = tmp_path / "slurm" / "sft"
+    texts = ("12.5\nfailed\nthe cause\n", "", "12.5\n", "soon\nfailed\nx", "12.5\npreempted\nx\n", "\x00\x01")
+    for number, text in enumerate(texts):
+        (folder / f"attempt-7-{number}").mkdir(parents=True)
+        (folder / f"attempt-7-{number}" / "verdict").write_text(text)
+    (folder / "attempt-8-0" / "verdict").mkdir(parents=True)
+    assert read_verdicts(tmp_path / "sft") == [
+        {"time": 12.5, "message": "the cause", "user_error": False, "cause": True}
+    ]

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from molmo2_nemo.cli.pipeline import compose_stages, describe_layout, run_stages
 from molmo2_nemo.errors import INTERRUPTED, UserError
+from molmo2_nemo.launch.pipeline import compose_stages, describe_layout, run_stages
 from molmo2_nemo.rundir.stages import stage_dir, write_config
 from molmo2_nemo.settings.compose import STAGES
 

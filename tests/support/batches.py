@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.packs import FRAME, TIMESTAMP, Tree, long_video_pack, sft_example
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import ImageConfig, VideoConfig
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.image import TileGeometry, pool_windows, tile_patch_ids
 from molmo2_nemo.data.tokenizer import SpecialIds
 from molmo2_nemo.model.config import Molmo2Config
+from tests.support.trees import FRAME, TIMESTAMP, Tree, long_video_pack, sft_example
 
 TILINGS = ((1, 1), (2, 2), (2, 4))
 
@@ -121,7 +121,7 @@ def _example(tree: Tree, model: Molmo2Config, shapes: Shapes, rng: np.random.Gen
         crops=rng.integers(0, 256, (crops, *shapes.crop_shape), np.uint8),
         pooling=np.concatenate(pooling),
         unit_crops=np.array(unit_crops, np.int64),
-        unit_rows=np.array([len(rows) for rows in pooling[1:]], np.int64),
+        unit_pooled_tokens=np.array([len(rows) for rows in pooling[1:]], np.int64),
         key="noise",
         source="noise",
     )

@@ -1,4 +1,4 @@
-"""Pictures and videos named on a command line or in a file of prompts: read, and looked at before a model is loaded."""
+"""Media files that a user names, in a prompt for example: read, and checked before anything expensive begins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from molmo2_nemo.errors import UserError
 
 
 def read_media(path: Path, kind: str) -> bytes:
-    """The bytes of a file that holds a picture (`kind` "image") or a "video".
+    """The bytes of a file that holds an image or a video.
+
+    Args:
+        kind: "image" or "video".
 
     Raises:
         UserError: no such file, or it cannot be decoded; names it.

@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.batches import Shapes, batch
 from benchmarks.train_step import TINY, at_depth, main, settings
 from molmo2_nemo.cost.flops import batch_flops, training_flops
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import preset
+from tests.support.batches import Shapes, batch
 
 
 def bench_job(out) -> dict:

@@ -1,0 +1,88 @@
+"""What a recipe would lack on this machine: devices, tokenizer, shards, disk. Torch only where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from molmo2_nemo.settings.run import RunConfig
+
+NAMED = 5  # data sets without shards that are named, where there are no more of them
+
+
+def missing_for(name: str, folder: Path) -> list[str]:
+    """What this recipe would lack here in any of its stages, one line each with the way to get it; empty when it could
+    start.
+
+    Args:
+        folder: where its runs would go.
+    """
+    from molmo2_nemo.settings.compose import STAGES, compose
+
+    try:
+        stages = [compose([f"recipe={name}", f"stage={stage}"]) for stage in STAGES]
+    except ImportError as error:
+        return [f"{error}; pip install --no-deps -r requirements/cpu.txt"]
+    found = [line for cfg in stages for line in (*_devices(cfg), *_tokenizer(cfg), *_disk(cfg, folder))]
+    return list(dict.fromkeys([*found, *_sources(stages)]))
+
+
+def _devices(cfg: RunConfig) -> Iterator[str]:
+    from molmo2_nemo.settings.checks import wanted_processes
+
+    if cfg.cluster.kind == "slurm":
+        ssh = cfg.cluster.slurm.ssh.host
+        if shutil.which("sbatch") is None and ssh is None and "SLURM_JOB_ID" not in os.environ:
+            yield "no Slurm here: call molmo2 on a login node, or set cluster.slurm.ssh.host, or take cluster=gpu"
+        return
+    if cfg.cluster.precision != "bf16":
+        return
+    try:
+        import torch
+
+        here = torch.cuda.device_count()
+    except Exception:  # reported above
+        return
+    wanted = wanted_processes(cfg) // cfg.cluster.nodes
+    if here < wanted:
+        yield f"{wanted} GPUs are wanted, {here} are here; molmo2 plan shows layouts for fewer"
+
+
+def _tokenizer(cfg: RunConfig) -> Iterator[str]:
+    tokenizer = cfg.data.tokenizer
+    if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
+        yield f"no tokenizer in {tokenizer}/: export MOLMO2_TOKENIZER=<folder of the base model's tokenizer.json>"
+
+
+def _sources(stages: Sequence[RunConfig]) -> Iterator[str]:
+    """Data sets of all stages: some are in one only."""
+    from molmo2_nemo.data.sampling import is_missing
+
+    wanted = {
+        (key, source.path): source for cfg in stages for key, source in cfg.data.sources.items() if source.rate > 0
+    }
+    if {key for key, _ in wanted} == {"demo"}:
+        return  # molmo2 demo makes them
+    gone = [key for (key, _), source in wanted.items() if is_missing(source)]
+    if gone:
+        named = f" ({', '.join(gone)})" if len(gone) <= NAMED else ""
+        how = "molmo2 prepare makes shards, molmo2 mixture shows which are missing, data.missing=skip leaves sets out"
+        yield f"{len(gone)} of {len(wanted)} data sets have no shards{named}: {how}"
+    elif not wanted:
+        yield "no data sets: data.sources.mine.path=<folder of shards>"
+
+
+def _disk(cfg: RunConfig, folder: Path) -> Iterator[str]:
+    """Two checkpoints must fit: a new one is written before the old one goes."""
+    from molmo2_nemo.cost.parameters import parameters
+    from molmo2_nemo.model.config import preset
+
+    count = parameters(preset(cfg.model.preset)).total
+    needed = 2 * count * 16 / 2**30  # weights and, in fp32, master weights and two moments: 14 to 16 bytes
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < needed:
+        yield f"two checkpoints take {needed:.0f} GiB, {free:.0f} are free: output_dir=... on a larger file system"

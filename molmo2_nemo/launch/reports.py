@@ -1,0 +1,159 @@
+"""Why the processes of a run ended: what each of them reports, and the one message a launcher makes of it.
+
+A process that fails writes `rank<N>.json` (`Report`) into the folder that ERROR_DIR names; one that a signal stopped
+writes `preempted` there. torch's elastic launcher adds `launcher.json` (`Exits`). `explain` finds the cause among them.
+
+In a Slurm job of ours that folder is the attempt's, and the first task to end also writes `outcome` there, for the
+job's script (launch/slurm/script.py): "preempted", "user_error" or "failed" on the first line, the message on the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
+from molmo2_nemo.rundir.stages import note_error
+
+ERROR_DIR = "MOLMO2_ERROR_DIR"  # variable with the folder that processes report to
+ATTEMPT_DIR = "MOLMO2_ATTEMPT"  # in a Slurm job of ours: variable with the folder of this attempt
+
+
+@dataclass
+class Report:
+    """Why one process failed."""
+
+    rank: int
+    time: float  # seconds since the epoch
+    message: str  # one line, as it is shown
+    traceback: str
+    user_error: bool  # the user can mend it, so no traceback is shown
+
+    @classmethod
+    def of(cls, error: BaseException, message: str, *, user_error: bool) -> Report:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        return cls(this_rank(), time.time(), message, text, user_error)
+
+    def write(self, folder: Path) -> None:
+        path = folder / f"rank{self.rank}.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(asdict(self)))
+        part.replace(path)
+
+
+@dataclass
+class Exits:
+    """With which codes processes ended; negative: by that signal."""
+
+    rank: int  # the first to fail
+    exit_code: int  # its code
+    failures: dict[str, int] = field(default_factory=dict)  # rank -> code, of all that failed
+
+    def write(self, folder: Path) -> None:
+        (folder / "launcher.json").write_text(json.dumps(asdict(self)))
+
+    def killed(self, reported: set[int]) -> Exits | None:
+        """The first process that a signal ended before it could report; SIGTERM is the launcher's own."""
+        for rank, code in self.failures.items():
+            if code < 0 and code != -signal.SIGTERM and int(rank) not in reported:
+                return Exits(int(rank), code)
+        return None
+
+
+def this_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def report_preempted(why: str) -> None:
+    """Notes for the launcher that a signal stopped this process: torch's elastic launcher loses exit codes."""
+    if os.environ.get(ERROR_DIR):
+        (Path(os.environ[ERROR_DIR]) / "preempted").write_text(why)
+
+
+def preempted(folder: Path) -> str | None:
+    """What a process that a signal stopped has reported to `folder`; None where none has."""
+    path = folder / "preempted"
+    return path.read_text() if path.is_file() else None
+
+
+def read_reports(folder: Path) -> list[Report]:
+    return [Report(**json.loads(path.read_text())) for path in sorted(folder.glob("rank*.json"))]
+
+
+def explain(folder: Path, code: int, stage: Path | None = None) -> int:
+    """Shows the one message that says why the processes ended; returns the exit code to leave with.
+
+    Args:
+        folder: where the processes have reported.
+        code: that they ended with.
+        stage: the stage's folder, which keeps the message unless it is all that the processes have noted there
+            themselves. None in a task of a job, which sees some of the processes only; the job's script decides there.
+    """
+    reports = read_reports(folder)
+    stage_of_report = None if len(reports) == 1 else stage
+    mistakes = [r for r in reports if r.user_error]
+    if mistakes:
+        return conclude(folder, "user_error", mistakes[0].message, USER_ERROR, stage_of_report)
+    launcher = folder / "launcher.json"
+    exits = Exits(**json.loads(launcher.read_text())) if launcher.is_file() else Exits(0, code)
+    killed = exits.killed({r.rank for r in reports})
+    if killed is not None:  # what the others report is that they lost it
+        return conclude(folder, "failed", *_signalled(killed), stage)
+    if reports:
+        # The first to fail is the cause; the others usually report a lost connection to it.
+        first = min(reports, key=lambda r: r.time)
+        if first.rank == int(os.environ.get("RANK", first.rank)):
+            print(first.traceback, file=sys.stderr, end="")
+        return conclude(folder, "failed", f"process {first.rank} failed: {first.message}", 1, stage_of_report)
+    if exits.exit_code < 0:
+        return conclude(folder, "failed", *_signalled(exits), stage)
+    message = f"process {exits.rank} ended with exit code {exits.exit_code}"
+    return conclude(folder, "failed", message, code if code > 0 else 1, stage)
+
+
+def _signalled(exits: Exits) -> tuple[str, int]:
+    """Message and exit code for a process that a signal ended."""
+    name = signal.Signals(-exits.exit_code).name
+    hint = "; this is how it looks when memory runs out" if name == "SIGKILL" else ""
+    message = f"process {exits.rank} was ended by {name}{hint}. Call the same command again to resume"
+    return message, 128 - exits.exit_code
+
+
+def conclude(folder: Path, how: str, message: str, code: int, stage: Path | None = None) -> int:
+    """Shows the message, notes it for a Slurm job's script and, as the cause of what else is there, in the stage's
+    errors.jsonl; gives the exit code back."""
+    if ATTEMPT_DIR in os.environ:
+        write_outcome(folder, how, message)
+    if stage is not None:
+        user_error = how == "user_error"
+        note_error(stage, {"time": time.time(), "message": message, "user_error": user_error, "cause": True})
+    show_error(message)
+    return code
+
+
+def write_outcome(folder: Path, how: str, message: str) -> None:
+    """Writes down how an attempt ended, unless another process was first: what that one reported is the cause."""
+    part = folder / f"outcome.{this_rank()}.part"
+    part.write_text(f"{how}\n{message}\n")
+    try:
+        os.link(part, folder / "outcome")  # whole or not at all, and only once
+    except FileExistsError:
+        pass
+    part.unlink()
+
+
+def show_how_to_resume(code: int, where: str = "") -> None:
+    """After Ctrl-C or a signal: that the same command resumes; nothing for other exit codes.
+
+    Args:
+        where: the folder the checkpoint is in, where that helps.
+    """
+    how = {INTERRUPTED: "interrupted", PREEMPTED: "stopped by a signal"}.get(code)
+    if how is not None:
+        print(f"{how}; the same command resumes from the last checkpoint{where and f' in {where}'}", flush=True)

@@ -1,0 +1,164 @@
+"""Curves of a run's stages as inline SVG: loss, gradient norms, learning rates, speed, fill."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from molmo2_nemo.rundir.progress import Progress
+
+POINTS = 700  # of a curve; longer ones are averaged, so that the page stays small
+COLOURS = ("#2a6f97", "#c8553d", "#4f8a4b", "#8e6bb0", "#b98b2e", "#4aa3a2", "#a34a6f", "#5b6875", "#7a9a2e", "#d08c8c")
+
+
+def figure(draw: Callable[[Any, Sequence[Progress]], str | None], stages: Sequence[Progress]) -> str:
+    """A chart as inline SVG with its caption; nothing where the run has no such figures."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    first = draw is CHARTS[0]
+    settings: dict[Any, Any] = {
+        "font.size": 10,
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "svg.hashsalt": "molmo2",
+    }
+    with plt.rc_context(settings):
+        chart, axes = plt.subplots(figsize=(10.4, 3.9) if first else (5.2, 3.0))
+        caption = draw(axes, stages)
+        if caption is None:
+            plt.close(chart)
+            return ""
+        _stage_marks(axes, stages)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="0.92", linewidth=0.8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_axisbelow(True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=9, ncols=2 if first else 1)
+        chart.tight_layout()
+        text = io.StringIO()
+        chart.savefig(text, format="svg", metadata={"Date": None})
+        plt.close(chart)
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    kind = " class=first" if first else ""
+    return f"<figure{kind}>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def offsets(stages: Sequence[Progress]) -> dict[str, int]:
+    """Steps before each stage."""
+    found, total = {}, 0
+    for stage in stages:
+        found[stage.name] = total
+        total += stage.step
+    return found
+
+
+def series(stages: Sequence[Progress], value: Callable[[dict[str, Any]], float | None]) -> list[tuple[list, list]]:
+    """Points (steps, values) of a figure, one curve per stage; of a stage with more than POINTS steps, means."""
+    curves, before = [], offsets(stages)
+    for stage in stages:
+        points = [(before[stage.name] + m["step"], value(m)) for m in stage.steps]
+        known = [(x, y) for x, y in points if y is not None]
+        size = max(1, -(-len(known) // POINTS))
+        bins = [known[i : i + size] for i in range(0, len(known), size)]
+        means = [(sum(x for x, _ in b) / len(b), sum(y for _, y in b) / len(b)) for b in bins]
+        curves.append(([x for x, _ in means], [y for _, y in means]))
+    return curves
+
+
+def _lines(axes: Any, stages: Sequence[Progress], names: dict[str, Callable[[dict[str, Any]], float | None]]) -> bool:
+    """A curve for each name, the same colour in all stages; False where none has a point."""
+    drawn = False
+    for index, (name, value) in enumerate(names.items()):
+        label: str | None = name if len(names) > 1 else None
+        for x, y in series(stages, value):
+            if x:
+                dot = "." if len(x) == 1 else ""
+                axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linewidth=1.3, marker=dot, label=label)
+                label, drawn = None, True
+    return drawn
+
+
+def _loss(axes: Any, stages: Sequence[Progress]) -> str | None:
+    if not _lines(axes, stages, {"training": lambda m: m.get("loss")}):
+        return None
+    names, before = sorted({name for s in stages for line in s.validation for name in line["losses"]}), offsets(stages)
+    for index, name in enumerate(names, start=1):
+        found = [(before[s.name] + line["step"], line["losses"].get(name)) for s in stages for line in s.validation]
+        known = [(x, y) for x, y in found if y is not None]
+        if not known:
+            continue
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(*zip(*known, strict=True), "o", color=colour, markersize=4, label=f"validation, {name}")
+    axes.set_ylim(bottom=0)
+    return "Loss: weighted cross entropy and z-loss of each step" + ("; dots: held-out data sets." if names else ".")
+
+
+def _tasks(axes: Any, stages: Sequence[Progress]) -> str | None:
+    names = sorted({name for s in stages for m in s.steps for name in m.get("tasks", {})})
+    if len(names) < 2:
+        return None
+    _lines(axes, stages, {n: lambda m, n=n: m.get("tasks", {}).get(n) for n in names[: len(COLOURS)]})  # type: ignore
+    return "Loss by task."
+
+
+def _norms(axes: Any, stages: Sequence[Progress]) -> str | None:
+    groups = ("vit", "connector", "llm")
+    if not _lines(axes, stages, {g: lambda m, g=g: m.get(f"grad_norm_{g}") or None for g in groups}):  # type: ignore
+        return None
+    axes.set_yscale("log")
+    return "Gradient norm of each group, before clipping."
+
+
+def _learning_rates(axes: Any, stages: Sequence[Progress]) -> str | None:
+    groups = ("vit", "connector", "llm")
+    if not _lines(axes, stages, {g: lambda m, g=g: m.get(f"lr_{g}") or None for g in groups}):  # type: ignore
+        return None
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    return "Learning rate of each group."
+
+
+def _speed(axes: Any, stages: Sequence[Progress]) -> str | None:
+    _lines(axes, stages, {"tokens/s": lambda m: m["tokens_per_second"]})
+    axes.set_ylim(bottom=0)
+    return "Tokens per second, padding not counted."
+
+
+def _mfu(axes: Any, stages: Sequence[Progress]) -> str | None:
+    if not _lines(axes, stages, {"MFU": lambda m: 100 * m["mfu"] if "mfu" in m else None}):
+        return None
+    axes.set_ylim(bottom=0)
+    return "Model FLOPs utilisation in percent; attention counted by the pairs its mask allows."
+
+
+def _fill(axes: Any, stages: Sequence[Progress]) -> str | None:
+    both = {"tokens": lambda m: 100 * m["fill"], "crops": lambda m: 100 * m["crop_fill"] if "crop_fill" in m else None}
+    _lines(axes, stages, both)
+    axes.set_ylim(0, 103)
+    return "Fill of the packs in percent of their two budgets."
+
+
+def _times(axes: Any, stages: Sequence[Progress]) -> str | None:
+    _lines(axes, stages, {"step": lambda m: m["seconds"], "waiting for data": lambda m: m.get("wait")})
+    axes.set_ylim(bottom=0)
+    return "Seconds of a step, and those of them that it waited for data."
+
+
+CHARTS = (_loss, _tasks, _norms, _learning_rates, _speed, _mfu, _fill, _times)
+
+
+def _stage_marks(axes: Any, stages: Sequence[Progress]) -> None:
+    if len(stages) < 2:
+        return
+    before = offsets(stages)
+    for stage in stages:
+        start = before[stage.name]
+        if start:
+            axes.axvline(start, color="0.75", linewidth=0.8, zorder=0)
+        middle = start + stage.step / 2
+        axes.text(middle, 1.01, stage.name, transform=axes.get_xaxis_transform(), ha="center", color="#5b6875")

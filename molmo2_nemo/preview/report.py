@@ -1,0 +1,134 @@
+"""One HTML page about a run: its stages in a table, curves, what was skipped, the settings. No scripts, no other hosts;
+every text of the run escaped."""
+
+from __future__ import annotations
+
+import datetime
+import html
+from collections.abc import Sequence
+from typing import Any
+
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.preview.curves import CHARTS, figure
+from molmo2_nemo.rundir.progress import Progress, duration
+from molmo2_nemo.settings.schema import to_yaml
+
+STYLE = """
+:root { color-scheme: light }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; margin: 0 auto; max-width: 1080px }
+body { padding: 18px 22px 60px }
+h1 { font-size: 22px; margin: 0 0 4px }
+h2 { font-size: 17px; margin: 30px 0 6px }
+.note { color: #5b6875; margin: 0 0 12px }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: 14px }
+th { text-align: right; font-weight: 600; color: #5b6875; border-bottom: 1px solid #c5ccd3; padding: 3px 6px }
+td { text-align: right; padding: 3px 6px; border-bottom: 1px solid #e8ebee; font-variant-numeric: tabular-nums }
+th:first-child, td:first-child, td.t { text-align: left; padding-left: 0 }
+td, th { white-space: nowrap }
+td.t { white-space: normal; overflow-wrap: anywhere }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 470px), 1fr)); gap: 22px 26px }
+figure { margin: 0 }
+figure.first { grid-column: 1 / -1 }
+figcaption { color: #5b6875; font-size: 13px }
+svg { width: 100%; height: auto; display: block }
+summary { cursor: pointer; margin-top: 8px }
+pre { font: 12px/1.45 ui-monospace, monospace; background: #f5f6f8; padding: 10px; overflow-x: auto }
+"""
+
+
+def page(stages: Sequence[Progress], title: str) -> str:
+    """The whole page.
+
+    Raises:
+        UserError: no stage has made a step yet, so there is nothing to show.
+    """
+    shown = [s for s in stages if s.steps]
+    if not shown:
+        raise UserError(f"{title}: no stage has made a step yet; molmo2 status {title} says where they are")
+    model = shown[0].config.model.preset if shown[0].config else ""
+    charts = "".join(figure(draw, shown) for draw in CHARTS)
+    sections = [
+        f"<h1>{_text(title)}</h1><p class=note>Molmo2 {_text(model)}, {_when(shown)}</p>",
+        f"<div class=wide>{table(stages)}</div>",
+        "<h2>Curves</h2><p class=note>Optimizer steps, stages one after the other.</p>",
+        f"<div class=charts>{charts}</div>",
+        incidents(stages),
+        "<h2>Settings</h2>",
+        *(f"<details><summary>{_text(s.name)}</summary><pre>{_text(to_yaml(s.config))}</pre></details>"
+          for s in stages if s.config),
+    ]  # fmt: skip
+    head = "<meta charset=utf-8><meta name=viewport content='width=device-width'>"
+    return (
+        f"<!doctype html><html lang=en>{head}<title>{_text(title)}</title><style>{STYLE}</style>"
+        f"<body>{''.join(sections)}</body></html>\n"
+    )
+
+
+def table(stages: Sequence[Progress]) -> str:
+    """One row per stage."""
+    columns = ("stage", "state", "layout", "steps", "first loss", "last loss", "tokens", "time", "tokens/s", "MFU",
+               "fill", "crops")  # fmt: skip
+    rows = []
+    for stage in stages:
+        steps = stage.steps
+        losses = [m["loss"] for m in steps if m.get("loss") is not None]
+        seconds = sum(m["seconds"] for m in steps)
+        tokens = sum(m["tokens"] for m in steps)
+        total = f" of {stage.max_steps:,}" if stage.max_steps and stage.step < stage.max_steps else ""
+        cells = [
+            stage.name,
+            stage.state,
+            str(stage.attempt.get("layout", "-")),
+            f"{stage.step:,}{total}",
+            f"{losses[0]:.3f}" if losses else "-",
+            f"{losses[-1]:.3f}" if losses else "-",
+            _big(tokens),
+            duration(seconds) if steps else "-",
+            f"{tokens / seconds:,.0f}" if seconds else "-",
+            *(_mean(steps, name) for name in ("mfu", "fill", "crop_fill")),
+        ]
+        rows.append(cells)
+    known = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]  # no MFU on CPU, for one
+    head = "".join(f"<th>{_text(columns[i])}</th>" for i in known)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(row[i])}</td>' for i in known)}</tr>" for row in rows)
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def incidents(stages: Sequence[Progress]) -> str:
+    """Skipped steps, skipped records, errors."""
+    rows = []
+    for stage in stages:
+        for fault in stage.faults[-20:]:
+            records = ", ".join(fault.get("records", [])[:6])
+            rows.append((stage.name, f"{fault['step']:,}", f"skipped: {fault['fault']} ({records})"))
+        if stage.steps and (count := stage.steps[-1].get("skipped")):
+            rows.append((stage.name, "", f"{count:,} records skipped"))
+        for error in stage.errors[-5:]:
+            rows.append((stage.name, "", f"error: {error['message']}"))
+    if not rows:
+        return "<h2>Incidents</h2><p class=note>No step and no record was skipped, and nothing failed.</p>"
+    body = "".join(f"<tr><td>{_text(a)}</td><td>{_text(b)}</td><td class=t>{_text(c)}</td></tr>" for a, b, c in rows)
+    return f"<h2>Incidents</h2><div class=wide><table><tr><th>stage</th><th>step</th><th></th></tr>{body}</table></div>"
+
+
+def _mean(steps: Sequence[dict[str, Any]], name: str) -> str:
+    known = [m[name] for m in steps if m.get(name) is not None]
+    return f"{sum(known) / len(known):.0%}" if known else "-"
+
+
+def _big(count: float) -> str:
+    """`61,067`, `9.14 B`."""
+    return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count:,}"
+
+
+def _when(stages: Sequence[Progress]) -> str:
+    times = [m["time"] for s in stages for m in s.steps if "time" in m]
+    if not times:
+        return "undated"
+    first, last = (datetime.datetime.fromtimestamp(t).strftime("%Y-%m-%d %H:%M") for t in (min(times), max(times)))
+    return f"{first} to {last}"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
