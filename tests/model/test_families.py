@@ -134,7 +134,7 @@ def trained(checkpoint: Path) -> tuple[dict[str, tuple[int, ...]], float, float,
             pooling=torch.arange(9 * 4).view(9, 4) % count,
             pooled_positions=torch.arange(3, 12),
             unit_crops=torch.tensor([1]),
-            unit_rows=torch.tensor([9]),
+            unit_pooled_tokens=torch.tensor([9]),
             labels=tokens.roll(-1, 1).clamp(max=TEXT.vocab_size - 1),
             loss_weights=(tokens != image).float(),
         )
