@@ -110,7 +110,7 @@ def one_line(target: Path) -> Iterator[Any]:
     Args:
         target: what is written.
     """
-    from molmo2_nemo.launch.worker import quiet
+    from molmo2_nemo.processes import quiet
 
     quiet()
     import torch

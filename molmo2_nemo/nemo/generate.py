@@ -140,7 +140,7 @@ def build_model(molmo2: Any, tensors: Any) -> Any:
 
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.init import load_canonical
-    from molmo2_nemo.model.model_config import Molmo2Model
+    from molmo2_nemo.model.molmo2 import Molmo2Model
 
     dtype = torch.float32 if cpu.is_cpu_only() else torch.bfloat16
     config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=cpu.is_cpu_only())

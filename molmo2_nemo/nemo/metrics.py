@@ -16,7 +16,7 @@ import torch.distributed as dist
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
 from molmo2_nemo.nemo.step_statistics import Ledger
-from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.rundir.lines import append_line, cut_lines
 
 # Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
 PEAK_TFLOPS = (
@@ -69,9 +69,9 @@ class Metrics(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         ledger = pl_module.ledger
         skipped = getattr(getattr(trainer, "datamodule", None), "skipped", 0)
-        own = [ledger.tokens, ledger.slots, ledger.crops, ledger.packs, ledger.flops]
+        own = [ledger.tokens, ledger.padded_tokens, ledger.crops, ledger.packs, ledger.flops]
         own.append(skipped if is_first_of_replica() else 0)
-        tokens, slots, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
+        tokens, padded_tokens, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
         # known on the last pipeline stage, alike on all its ranks
         task_sums = pl_module.training_loss_reduction.take_task_sums()
         wait, memory, *task_sums = _reduced([ledger.wait, memory_gib(), *task_sums], dist.ReduceOp.MAX)
@@ -90,9 +90,9 @@ class Metrics(pl.Callback):
         line |= {f"lr_{name_of_group(g)}": g["last_lr"] for g in optimizer.param_groups if "last_lr" in g}
         line |= {
             "tokens": int(tokens),
-            "slots": int(slots),
+            "padded_tokens": int(padded_tokens),
             "crops": int(crops),
-            "fill": tokens / slots,
+            "fill": tokens / padded_tokens,
             "crop_fill": crops / (packs * self.crop_budget),
             "skipped": int(skipped),
             "skipped_steps": guard.total,
@@ -162,11 +162,6 @@ def memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl that are whole."""
-    return read_lines(path, step=int, tokens=int, slots=int)
 
 
 def _reduced(values: list[float], how: Any) -> list[float]:

@@ -19,8 +19,8 @@ from molmo2_nemo.model.inputs import visual_blocks
 class Ledger:
     """Counts of one step."""
 
-    tokens: int = 0  # padding not counted
-    slots: int = 0  # token slots, padding included
+    tokens: int = 0  # without padding
+    padded_tokens: int = 0  # with padding
     crops: int = 0
     packs: int = 0
     flops: float = 0.0  # of forward and backward, by mask area
@@ -30,7 +30,7 @@ class Ledger:
     def add(self, batch: Batch, model: Molmo2Config, trainable: Trainable) -> None:
         """Count a micro-batch; `model` is whose FLOPs it costs, `trainable` what of it trains."""
         self.tokens += int((batch.example_ids != PAD_EXAMPLE).sum())
-        self.slots += batch.example_ids.size
+        self.padded_tokens += batch.example_ids.size
         self.crops += len(batch.crops)
         self.packs += len(batch.example_ids)
         self.keys += [key for pack in batch.keys for key in pack]
