@@ -21,7 +21,7 @@ INTEGER = re.compile(r"-?(\d+|\d{1,3}(,\d{3})+)", re.ASCII)
 
 def count(answer: str) -> int | None:
     """The number of an answer; None without a single one."""
-    found = set()
+    found: set[int | None] = set()
     for term in TERM.findall(TAG.sub(" ", answer.lower())):
         if term in WORDS:
             found.add(WORDS.index(term))
