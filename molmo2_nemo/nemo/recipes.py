@@ -34,7 +34,7 @@ from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.settings.layout import crop_limit
+from molmo2_nemo.settings.layout import crop_limit, layout_of_run
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -242,18 +242,10 @@ def plugins(cfg: RunConfig) -> list[run.Config]:
     return found
 
 
-def layout_name(cfg: RunConfig) -> str:
-    """A layout in a few letters, such as "TP2+SP" or "DP2"; "1 process" when nothing is split."""
-    parallel = cfg.parallel
-    names = {"TP": parallel.tensor, "CP": parallel.context, "PP": parallel.pipeline}
-    parts = [f"{name}{size}" for name, size in names.items() if size > 1]
-    if parallel.sequence:
-        parts.insert(1, "SP")
-    model_size = parallel.tensor * parallel.context * parallel.pipeline
-    world = int(os.environ.get("WORLD_SIZE", model_size * parallel.data))
-    if world > model_size:
-        parts.append(f"DP{world // model_size}")
-    return "+".join(parts) or "1 process"
+def layout(cfg: RunConfig) -> str:
+    """The name of the run's layout on the processes that the launcher started."""
+    world = os.environ.get("WORLD_SIZE")
+    return layout_of_run(cfg.parallel, None if world is None else int(world))
 
 
 def as_config(value: Any) -> Any:
