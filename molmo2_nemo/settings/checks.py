@@ -47,12 +47,12 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
     if cfg.model.preset in PRESETS:
         model = preset(cfg.model.preset)
         chosen = cfg.model
-        for choices in (
+        for options in (
             {"rope_scaling": chosen.rope_scaling, "rope_factor": chosen.rope_factor},
             {"lora": cfg.stage.lora},
         ):
             try:
-                model = with_options(model, **choices)  # type: ignore[arg-type]
+                model = with_options(model, **options)  # type: ignore[arg-type]
             except ValueError as error:
                 yield str(error)
     else:

@@ -24,7 +24,7 @@ from molmo2_nemo.settings.slurm import SlurmConfig
 
 @dataclass
 class ModelSelection:
-    """Which Molmo2, and what about it is a choice of the run."""
+    """Which Molmo2, and the options of it that a run may pick."""
 
     preset: str = "tiny"
     visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
