@@ -16,7 +16,7 @@ from molmo2_nemo.convert.companions import write_companions
 from molmo2_nemo.convert.folders import new_folder
 from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
-from molmo2_nemo.convert.names import FORMATS, Format, Rule, external_shapes, rules, to_canonical, to_external
+from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shapes, rules, to_canonical, to_external
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
@@ -31,7 +31,6 @@ MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
 OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`: what changes the function
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-HEAD = "lm_head.weight"
 
 
 def import_checkpoint(
