@@ -242,20 +242,6 @@ def plugins(cfg: RunConfig) -> list[run.Config]:
     return found
 
 
-def layout_name(cfg: RunConfig) -> str:
-    """A layout in a few letters, such as "TP2+SP" or "DP2"; "1 process" when nothing is split."""
-    parallel = cfg.parallel
-    names = {"TP": parallel.tensor, "CP": parallel.context, "PP": parallel.pipeline}
-    parts = [f"{name}{size}" for name, size in names.items() if size > 1]
-    if parallel.sequence:
-        parts.insert(1, "SP")
-    model_size = parallel.tensor * parallel.context * parallel.pipeline
-    world = int(os.environ.get("WORLD_SIZE", model_size * parallel.data))
-    if world > model_size:
-        parts.append(f"DP{world // model_size}")
-    return "+".join(parts) or "1 process"
-
-
 def as_config(value: Any) -> Any:
     """A dataclass instance as nested `run.Config`s, which NeMo-Run can print, override and ship to a cluster."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

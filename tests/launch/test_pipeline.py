@@ -7,10 +7,11 @@ import json
 import pytest
 
 from molmo2_nemo.errors import INTERRUPTED, UserError
-from molmo2_nemo.launch.pipeline import compose_stages, describe_layout, run_stages
+from molmo2_nemo.launch.pipeline import compose_stages, run_stages
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.compose import STAGES
+from molmo2_nemo.settings.sizes import layout_name
 
 
 class Trainer:
@@ -128,5 +129,6 @@ def test_settings_for_one_stage(tmp_path):
 
 
 def test_layout_names(tmp_path):
-    assert describe_layout(stages(tmp_path, "parallel=tp2cp2")[0]) == "TP2+SP+CP2"
-    assert describe_layout(stages(tmp_path, "parallel=single")[0]) == "one process"
+    assert layout_name(stages(tmp_path, "parallel=tp2cp2")[0], 4) == "TP2+SP+CP2"
+    assert layout_name(stages(tmp_path, "parallel=tp2cp2")[0], 12) == "TP2+SP+CP2+DP3"
+    assert layout_name(stages(tmp_path, "parallel=single")[0], 1) == "1 process"
