@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.convert.names import Format
 from molmo2_nemo.errors import ConversionError
-from molmo2_nemo.model.config import (
-    PRESETS,
-    ConnectorConfig,
-    Molmo2Config,
-    TextConfig,
-    VisionConfig,
-    YarnConfig,
-    preset,
-)
+from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, VisionConfig, preset
+from molmo2_nemo.model.families import FAMILIES, family_of
+from molmo2_nemo.model.families.base import Family, TextConfig, YarnConfig
 
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
 
@@ -99,7 +94,7 @@ def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
         name="custom",
         vision=vision,
         connector=connector_config(adapter, text),
-        text=text_config(text),
+        text=text_config(text, family_of_part(text)),
         extra_vocab_size=int(text["additional_vocab_size"]),
     )
     if not all(0 <= i < vision.num_layers for i in vision.feature_indices):
@@ -164,19 +159,31 @@ def connector_config(part: dict[str, Any], text: dict[str, Any]) -> ConnectorCon
     )
 
 
-def text_config(part: dict[str, Any]) -> TextConfig:
-    """The language model; its family follows from where the norms are."""
-    families = {("qwen3", False): "qwen3", ("olmo", True): "olmo3"}
-    family = families.get((part["qk_norm_type"], bool(part["norm_after"])))
-    if family is None:
-        seen = f"qk_norm_type={part['qk_norm_type']!r}, norm_after={part['norm_after']!r}"
-        raise ConversionError(
-            f"text_config has {seen}; expected 'qwen3' with false (Qwen3) or 'olmo' with true (OLMo 3)"
-        )
-    expect("text_config", part, attention_bias=False, hidden_act="silu", use_qk_norm=True)
+def family_of_part(part: dict[str, Any]) -> Family:
+    """The family of a Molmo2's language model, from what its `text_config` says about norms.
+
+    Raises:
+        ConversionError: no family is described so.
+    """
+    said = part | {"norm_after": bool(part["norm_after"])}
+    for family in FAMILIES.values():
+        if all(said.get(key) == value for key, value in family.molmo2_fields.items()):
+            return family
+
+    def listed(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in values.items())
+
+    fields = dict.fromkeys(key for family in FAMILIES.values() for key in family.molmo2_fields)
+    known = " or ".join(f"{listed(family.molmo2_fields)} ({family.title})" for family in FAMILIES.values())
+    raise ConversionError(f"text_config has {listed({key: part.get(key) for key in fields})}; expected {known}")
+
+
+def text_config(part: dict[str, Any], family: Family) -> TextConfig:
+    """The language model of a `text_config`."""
+    expect("text_config", part, attention_bias=False, hidden_act="silu", use_qk_norm=family.qk_norm != "none")
     base, scale, yarn = rotary(part)
     return TextConfig(
-        family="olmo3" if family == "olmo3" else "qwen3",
+        family=family.name,
         hidden_size=part["hidden_size"],
         num_layers=part["num_hidden_layers"],
         num_heads=part["num_attention_heads"],
@@ -336,7 +343,7 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
         "text_config": shared_text_json(config)
         | {
             "qkv_bias": False,
-            "use_qk_norm": True,
+            "use_qk_norm": family_of(text).qk_norm != "none",
             "layer_norm_eps": text.rmsnorm_eps,
             "rope_theta": text.rotary_base,
             "rope_scaling": scaling_json(text),
@@ -393,8 +400,7 @@ def shared_text_json(config: Molmo2Config) -> dict[str, Any]:
         "vocab_size": text.vocab_size,
         "additional_vocab_size": config.extra_vocab_size,
         "hidden_act": "silu",
-        "qk_norm_type": "olmo" if text.family == "olmo3" else "qwen3",
-        "norm_after": text.family == "olmo3",
+        **family_of(text).molmo2_fields,
         "max_position_embeddings": text.max_position,
         "attention_dropout": 0.0,
         "initializer_range": text.initializer_range,

@@ -14,8 +14,8 @@ from molmo2_nemo.rundir.paths import CHECKPOINTS, stage_dir
 from molmo2_nemo.rundir.resume import refuse_changes
 from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.settings.compose import STAGES, compose
+from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.sizes import layout_name, wanted_processes
 
 
 def submit_stages(configs: Sequence[RunConfig], *, dry_run: bool = False) -> int:
@@ -84,7 +84,7 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
             continue
         if number:
             cfg.init_from = str(done[number - 1]["checkpoint"])  # type: ignore[index]
-        print(f"{place}: {cfg.stage.max_steps} steps on {layout_name(cfg, wanted_processes(cfg))}", flush=True)
+        print(f"{place}: {cfg.stage.max_steps} steps on {layout_of_run(cfg.parallel)}", flush=True)
         code = train(cfg)
         if code:
             show_how_to_resume(code)

@@ -34,7 +34,7 @@ from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.settings.layout import crop_limit
+from molmo2_nemo.settings.layout import crop_limit, layout_of_run
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -240,6 +240,12 @@ def plugins(cfg: RunConfig) -> list[run.Config]:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         found.append(run.Config(TorchElasticEnvironment))
     return found
+
+
+def layout(cfg: RunConfig) -> str:
+    """The name of the run's layout on the processes that the launcher started."""
+    world = os.environ.get("WORLD_SIZE")
+    return layout_of_run(cfg.parallel, None if world is None else int(world))
 
 
 def as_config(value: Any) -> Any:

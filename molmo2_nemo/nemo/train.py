@@ -22,7 +22,6 @@ from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.attempt import alive, this_process
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.sizes import layout_name, wanted_processes
 
 
 def train(cfg: RunConfig) -> dict[str, Any]:
@@ -53,12 +52,11 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     from molmo2_nemo.nemo.callbacks import StopOnSignal
     from molmo2_nemo.nemo.checkpoints import not_written
     from molmo2_nemo.nemo.metrics import Metrics
-    from molmo2_nemo.nemo.recipes import stage_recipe
+    from molmo2_nemo.nemo.recipes import layout, stage_recipe
 
     folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    layout = layout_name(cfg, int(os.environ.get("WORLD_SIZE", wanted_processes(cfg))))
-    attempt = {**this_process(), "layout": layout}
+    attempt = {**this_process(), "layout": layout(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
         write_json(folder / paths.ATTEMPT, attempt, indent=None)
     with alive(folder / paths.ATTEMPT) if first else nullcontext():
@@ -83,7 +81,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
     summary = {
         "stage": cfg.stage.name,
-        "layout": layout,
+        "layout": layout(cfg),
         "steps": trainer.global_step,
         "first_loss": losses[0],
         "last_loss": losses[-1],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.settings.layout import layout_name
 
 RECOMPUTE_MODES = (("none", False), ("selective", False), ("full", False), ("full", True))  # and whether to offload
 
@@ -36,11 +37,14 @@ class Layout:
 
     @property
     def name(self) -> str:
-        sizes = {"TP": self.tensor, "CP": self.context, "PP": self.pipeline, "DP": self.data}
-        names = {k: f"{k}{v}" for k, v in sizes.items() if v > 1}
-        if self.ulysses < self.context:
-            names["CP"] = f"CP{self.ulysses}x{self.context // self.ulysses}"
-        return " ".join(names.values()) or "1 GPU"
+        return layout_name(
+            self.tensor,
+            sequence=self.sequence,
+            context=self.context,
+            ulysses=self.ulysses,
+            pipeline=self.pipeline,
+            data=self.data,
+        )
 
     @property
     def again(self) -> str:

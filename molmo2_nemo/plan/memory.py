@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
+from molmo2_nemo.model.families import family_of
 from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.settings.run import StageConfig
 
@@ -133,7 +134,7 @@ def decoder_activations(
         one, working = one - mlp, mlp / tiles
     elif layout.recompute == "selective":  # MLPs keep their inputs only, but for the one at work
         mlp = mlp_bytes(model, element) * mine
-        if text.family == "olmo3":  # the norm behind the MLP belongs to it
+        if family_of(text).post_norm:  # the norm behind the MLP belongs to it
             mlp += (6 if element == 2 else 8) * text.hidden_size * mine
         one, working = one - mlp, mlp
     if layout.recompute == "full":  # the layer at work whole, gradients of its output and input
@@ -151,7 +152,7 @@ def layer_bytes(model: Molmo2Config, *, element: int = 2, dropout: bool = True) 
     norm = (4 if element == 2 else 0) + element  # fp32 copy of the input (in fp32 the input itself), normalised value
     norms = 2 * width * (norm + element)  # and the output, which is the next linear layer's input
     residuals = (2 * element if element == 4 else 0) * width + (2 * width if dropout else 0)
-    qk_norm = (queries + keys) * norm
+    qk_norm = 0 if family_of(text).qk_norm == "none" else (queries + keys) * norm
     qkv = element * (queries + 2 * keys)
     attention = attention_bytes(model, element) + element * queries
     return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model, element)

@@ -104,7 +104,7 @@ def _best(plan: Plan) -> Table:
     table = _table(
         f"layouts{_legend(rows, plan)}",
         "layout",
-        "packs at once",
+        "micro-batch",
         "recompute",
         "GiB",
         f"{unit}/step",

@@ -11,7 +11,6 @@ from molmo2_nemo.launch.pipeline import compose_stages, run_stages
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.compose import STAGES
-from molmo2_nemo.settings.sizes import layout_name
 
 
 class Trainer:
@@ -126,9 +125,3 @@ def test_settings_for_one_stage(tmp_path):
     configs = stages(tmp_path, "stage.max_steps=5", "long:stage.max_steps=3", "pretrain:init_from=/weights")
     assert [c.stage.max_steps for c in configs] == [5, 5, 3]
     assert [c.init_from for c in configs] == ["/weights", None, None]
-
-
-def test_layout_names(tmp_path):
-    assert layout_name(stages(tmp_path, "parallel=tp2cp2")[0], 4) == "TP2+SP+CP2"
-    assert layout_name(stages(tmp_path, "parallel=tp2cp2")[0], 12) == "TP2+SP+CP2+DP3"
-    assert layout_name(stages(tmp_path, "parallel=single")[0], 1) == "1 process"
