@@ -21,6 +21,7 @@ from molmo2_nemo.model.config import (
 from molmo2_nemo.settings.layout import context_problems
 from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import model_parallel_size, wanted_processes
 
 
 def check(cfg: RunConfig, processes: int | None = None, files: bool = True, more: Iterable[str] = ()) -> None:
@@ -85,18 +86,6 @@ def file_problems(cfg: RunConfig) -> Iterator[str]:
     yield from _sources(cfg)
     yield from _validation(cfg)
     yield from _start(cfg)
-
-
-def model_parallel_size(cfg: RunConfig) -> int:
-    """Processes that one replica of the model takes."""
-    return cfg.parallel.tensor * cfg.parallel.context * cfg.parallel.pipeline
-
-
-def wanted_processes(cfg: RunConfig) -> int:
-    """Processes of the run when nothing outside says how many there are."""
-    if cfg.cluster.devices is not None:
-        return cfg.cluster.nodes * cfg.cluster.devices
-    return model_parallel_size(cfg) * cfg.parallel.data
 
 
 def _running(cfg: RunConfig) -> Iterator[str]:
