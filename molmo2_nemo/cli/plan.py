@@ -96,8 +96,9 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
         UserError: lists them.
     """
     from molmo2_nemo.errors import UserError
-    from molmo2_nemo.settings.checks import check, model_parallel_size
+    from molmo2_nemo.settings.checks import check
     from molmo2_nemo.settings.run import ParallelConfig
+    from molmo2_nemo.settings.sizes import model_parallel_size
 
     for item in overrides:
         if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):

@@ -21,8 +21,9 @@ from molmo2_nemo.plan.layouts import layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours
 from molmo2_nemo.plan.search import candidates, configured, search
-from molmo2_nemo.settings.checks import find_problems, wanted_processes
+from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.settings.sizes import wanted_processes
 
 
 @pytest.mark.parametrize("name", HOURS)
