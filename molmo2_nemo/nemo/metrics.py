@@ -15,10 +15,11 @@ import torch.distributed as dist
 
 from molmo2_nemo.cost.hardware import device_called, utilisation
 from molmo2_nemo.nemo.module import is_first_of_replica
-from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
+from molmo2_nemo.nemo.optimizer import GroupClippingOptimizer, name_of_group
 from molmo2_nemo.nemo.step_statistics import Ledger
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
 
 class Metrics(pl.Callback):
@@ -72,7 +73,7 @@ class Metrics(pl.Callback):
             "time": time.time(),
             "loss": _number(float(trainer.callback_metrics["reduced_train_loss"])),
         }
-        line |= {f"grad_norm_{g}": _number(clipping.group_norms.get(g, 0.0)) for g in GROUPS}
+        line |= {f"grad_norm_{g}": _number(clipping.group_norms.get(g, 0.0)) for g in OPTIMIZER_GROUPS}
         line |= {f"lr_{name_of_group(g)}": g["last_lr"] for g in optimizer.param_groups if "last_lr" in g}
         line |= {
             "tokens": int(tokens),
