@@ -93,7 +93,7 @@ def export_checkpoint(
     Args:
         format: "native" (transformers >= 5) or "remote" (the published remote-code files' names).
         dtype: stored type; None keeps the checkpoint's.
-        model_config: the model; None finds it: `molmo2.json` of an imported checkpoint, else the preset of the same sizes.
+        model_config: None finds it: `molmo2.json` of an imported checkpoint, else the preset of the same sizes.
         tokenizer: None finds it: the one imported with the checkpoint, else that of the run's config.yaml, else "tiny"
             for the preset of that name. Without one, the folder has no tokenizer files.
         data: image and video settings; None takes the run's, else the published ones.
@@ -307,7 +307,8 @@ def find_tokenizer(
         found = Molmo2Tokenizer.load(str(name), vocab_size=model_config.text.vocab_size)
     if found.vocab_size != model_config.text.vocab_size:
         raise ConversionError(
-            f"tokenizer {found.name!r} has {found.vocab_size} base ids, the model {model_config.text.vocab_size} base rows"
+            f"tokenizer {found.name!r} has {found.vocab_size} base ids, the model "
+            f"{model_config.text.vocab_size} base rows"
         )
     return found
 

@@ -249,8 +249,8 @@ def recognise(model_config: Molmo2Config) -> Molmo2Config:
 
 
 def sizes(model_config: Molmo2Config) -> Molmo2Config:
-    """`model_config` with feature layers counted from the bottom, nothing above them, and no word on how fresh weights are
-    drawn: models of the same parameters and the same function compare equal."""
+    """`model_config` with feature layers counted from the bottom, nothing above them, and no word on how fresh weights
+    are drawn: models of the same parameters and the same function compare equal."""
     vision = model_config.vision
     return replace(
         model_config,

@@ -279,8 +279,8 @@ def to_canonical(rule: Rule, tensors: dict[str, Tensor], model_config: Molmo2Con
         ours = parts
     if rule.head and rule.head in tensors and not torch.equal(tensors[rule.head], ours[0]):
         raise ConversionError(
-            f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {model_config.name!r} ties its "
-            "head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
+            f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {model_config.name!r} ties "
+            "its head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
         )
     return dict(zip(rule.canonical, ours, strict=True))
 
