@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['backward_bytes_bound'] / 2**20:7.2f}); as formula {row['forward_as_formula']} "
             f"{row['backward_as_formula']}; work {row['work_imbalance']:.2f}; same to {row['largest_difference']:.1e}"
         )
-    settings = {"tokens": args.tokens, "heads": HEADS, "head_size": HEAD, "element": 4, "ranks": RANKS}
+    settings = {"tokens": args.tokens, "heads": HEADS, "head_size": HEAD, "bytes_per_element": 4, "ranks": RANKS}
     write_result("context_parallel", {"machine": machine(), "settings": settings, "results": table}, args.out)
     return 0
 

@@ -26,9 +26,9 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     return None if dtype.is_floating_point else f"{dtype} is not a floating-point type"
 
 
-def title(device: str) -> str:
-    """What runs there, for the log."""
-    return "plain tensor operations"
+def implementation(device: str) -> tuple[str, str]:
+    """What runs there: as cost/efficiency.py names it, and for the log."""
+    return "blocks", "plain tensor operations"
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.attention.area import Area, Piece
+from molmo2_nemo.attention.automatic import flash_problem
 
 # what PyTorch calls them, their module, and the compute capabilities (major) they are written for
 NEWER_FLASH = (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10}))
@@ -33,15 +34,7 @@ NEWER_FLASH = (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", 
 
 def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     """Why this kernel cannot run here, or None."""
-    if device == "cpu":
-        return None if dtype.is_floating_point else f"PyTorch's CPU flash attention does not take {dtype}"
-    if device != "cuda":
-        return f"PyTorch has no flash attention for {device}"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"flash attention on CUDA takes fp16 and bf16, not {dtype} (cluster.precision=bf16)"
-    if head_size > 256 or head_size % 8:
-        return f"flash attention on CUDA takes head sizes that are multiples of 8 up to 256, not {head_size}"
-    return None
+    return flash_problem(device, str(dtype).removeprefix("torch."), head_size)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
@@ -297,14 +290,14 @@ def _take(x: Tensor, where: Tensor | None) -> Tensor:
     return x.contiguous() if where is None else x.index_select(0, where)
 
 
-def title(device: str) -> str:
-    """What runs there, for the log."""
-    return use_newest_flash() if device == "cuda" else "PyTorch's CPU flash attention"
+def implementation(device: str) -> tuple[str, str]:
+    """What runs there: as cost/efficiency.py names it, and for the log."""
+    return use_newest_flash() if device == "cuda" else ("flash-cpu", "PyTorch's CPU flash attention")
 
 
 @functools.cache
-def use_newest_flash() -> str:
-    """Put the fastest installed flash implementation under PyTorch's flash operators; says which that is.
+def use_newest_flash() -> tuple[str, str]:
+    """Put the fastest installed flash implementation under PyTorch's flash operators; says which that is, twice.
 
     FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on Hopper and
     Blackwell, else what PyTorch was built with: where neither is there, works, or can be put into this PyTorch.
@@ -313,7 +306,7 @@ def use_newest_flash() -> str:
     try:
         from torch.nn.attention import activate_flash_attention_impl
     except ImportError:
-        return own
+        return "flash2", own
     major = torch.cuda.get_device_capability()[0]
     for name, module, majors in NEWER_FLASH:
         if major in majors and is_installed(module):
@@ -323,8 +316,8 @@ def use_newest_flash() -> str:
                 problem = str(error).splitlines()[0] if str(error) else repr(error)
                 own += f"; {module} is installed but does not work: {problem}"
                 continue
-            return f"FlashAttention-{name[-1]} (module {module})"
-    return own
+            return f"flash{name[-1]}", f"FlashAttention-{name[-1]} (module {module})"
+    return "flash2", own
 
 
 @functools.cache

@@ -42,9 +42,9 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     return None
 
 
-def title(device: str) -> str:
-    """What runs there, for the log."""
-    return f"FlexAttention of PyTorch {torch.__version__}"
+def implementation(device: str) -> tuple[str, str]:
+    """What runs there: as cost/efficiency.py names it, and for the log."""
+    return "flex", f"FlexAttention of PyTorch {torch.__version__}"
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from molmo2_nemo.attention import blocks, flash, flex
 from molmo2_nemo.attention.area import Area
+from molmo2_nemo.attention.automatic import automatic
 from molmo2_nemo.errors import UserError, nearest
 
 NAMES = ("auto", "flash", "flex", "blocks")
@@ -45,7 +46,8 @@ class Kernel:
     backward: (
         Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Area, float], tuple[Tensor, Tensor, Tensor]] | None
     )
-    title: str  # which implementation it is, for the log
+    implementation: str  # which one it is, as cost/efficiency.py names it
+    title: str  # and for the log
 
 
 KERNELS = {module.__name__.rpartition(".")[2]: module for module in (flash, flex, blocks)}
@@ -66,13 +68,13 @@ def choose(
         raise UserError(f"model.attention={name}: no such attention kernel; {nearest(name, NAMES)}")
     kind = torch.device(device).type
     if name == "auto":
-        name = "flash" if flash.problem(kind, dtype, head_size) is None else "blocks"
+        name = automatic(kind, str(dtype).removeprefix("torch."), head_size)
     module = KERNELS[name]
     problem = _problem(name, kind, dtype, head_size, merged)
     if problem is not None:
         others = [other for other in KERNELS if _problem(other, kind, dtype, head_size, merged) is None]
         raise UserError(f"model.attention={name}: {problem}; use auto or one of: {', '.join(others)}")
-    return Kernel(name, module.forward, getattr(module, "backward", None), module.title(kind))
+    return Kernel(name, module.forward, getattr(module, "backward", None), *module.implementation(kind))
 
 
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.parallel.partition import can_shard_heads
 
 
 class _SwapSequenceAndHeads(torch.autograd.Function):
@@ -81,7 +82,7 @@ def replicate_kv(x: Tensor, group_size: int, query_heads: int) -> Tensor:
         UserError: the query heads of this tensor-parallel rank cannot be dealt evenly.
     """
     kv_heads = x.shape[2]
-    if query_heads % group_size or (kv_heads % group_size and group_size % kv_heads):
+    if not can_shard_heads(query_heads, kv_heads, group_size):
         raise UserError(
             f"Ulysses over {group_size} ranks cannot deal {query_heads} query heads and {kv_heads} key heads per "
             f"tensor-parallel rank evenly; choose a parallel.context_ulysses that divides {query_heads}"

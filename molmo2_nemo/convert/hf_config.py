@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.convert.names import Format
+from molmo2_nemo.data.special_tokens import OFFSETS
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, VisionConfig, preset
 from molmo2_nemo.model.families import FAMILIES, family_of
@@ -17,16 +18,20 @@ from molmo2_nemo.model.families.base import Family, TextConfig, YarnConfig
 
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
 
-# Positions of the visual special tokens after the base vocabulary (the tokenizer adds them in this fixed order).
+# Fields of config.json that name a visual special token, and its place behind the base vocabulary.
 TOKEN_OFFSETS = {
-    "image_start_token_id": 0,
-    "image_end_token_id": 1,
-    "image_patch_id": 2,
-    "low_res_image_start_token_id": 4,
-    "frame_start_token_id": 7,
-    "frame_end_token_id": 8,
+    "image_start_token_id": OFFSETS.im_start,
+    "image_end_token_id": OFFSETS.im_end,
+    "image_patch_id": OFFSETS.im_patch,
+    "low_res_image_start_token_id": OFFSETS.low_res_im_start,
+    "frame_start_token_id": OFFSETS.frame_start,
+    "frame_end_token_id": OFFSETS.frame_end,
 }
-REMOTE_TOKEN_OFFSETS = {"image_high_res_id": 2, "image_col_id": 3, "image_low_res_id": 6}
+REMOTE_TOKEN_OFFSETS = {
+    "image_high_res_id": OFFSETS.im_patch,
+    "image_col_id": OFFSETS.im_col,
+    "image_low_res_id": OFFSETS.im_low,
+}
 
 # What transformers assumes where a native config.json leaves a field out.
 VISION_DEFAULTS: dict[str, Any] = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 25}

@@ -15,12 +15,13 @@ tensor-parallel peers, which vision needs.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+
+from molmo2_nemo.parallel.partition import degrees, ulysses_degree
 
 Exchange = Literal["ring", "all_gather"]
 
@@ -92,16 +93,6 @@ def context_groups(settings: ContextSettings) -> dict[int, ContextGroups]:
         size: block_groups(size, both, tensor, settings, ready)
         for size in (degrees(context) if settings.dynamic else [context])
     }
-
-
-def degrees(context: int) -> list[int]:
-    """Numbers of ranks that may share a pack: powers of two that divide the context size, and that size."""
-    return [d for d in (2**n for n in range(context.bit_length())) if context % d == 0 and d < context] + [context]
-
-
-def ulysses_degree(size: int, ulysses: int | None) -> int:
-    """Ranks that deal heads among `size` ranks that share a pack."""
-    return size if ulysses is None else math.gcd(size, ulysses)
 
 
 def block_groups(

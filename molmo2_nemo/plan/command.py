@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from molmo2_nemo.cost.hardware import Cluster
-from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.settings.run import RunConfig
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.parallel.partition import can_shard_heads
 from molmo2_nemo.settings.run import ParallelConfig
 
 
@@ -112,7 +113,7 @@ def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
     if text.num_heads % tensor or text.num_kv_heads % tensor:
         return  # said elsewhere
     heads, kv_heads = text.num_heads // tensor, text.num_kv_heads // tensor
-    works = [u for u in _divisors(context) if heads % u == 0 and (kv_heads % u == 0 or u % kv_heads == 0)]
+    works = [u for u in _divisors(context) if can_shard_heads(heads, kv_heads, u)]
     if ulysses in works:
         return
     key = "parallel.context" if parallel.context_ulysses is None else "parallel.context_ulysses"

@@ -16,7 +16,7 @@ from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.flash import group
 from molmo2_nemo.attention.flex import BLOCK, block_lists
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.cost.flops import attention_pairs
+from molmo2_nemo.data.counts import allowed_pairs
 from tests.support.trees import RULES, Tree, token_mask
 
 
@@ -35,7 +35,7 @@ packs = st.lists(st.lists(trees, max_size=4), min_size=1, max_size=2)
 rules = st.sampled_from(RULES)
 
 
-def allowed_pairs(area: Area) -> np.ndarray:
+def pairs_of_pieces(area: Area) -> np.ndarray:
     """How often each pair is in a piece, [B, Q, K]."""
     found = np.zeros((area.mask.on_host().shape[1], *area.shape), np.int64)
     for piece in area.pieces:
@@ -52,12 +52,12 @@ def test_pieces_hold_every_allowed_pair_once(trees, rule, size, data):
     mask = token_mask(trees, size, rule)
     expected = mask.rows(0, size).numpy()
     whole = area_of(mask)
-    assert (allowed_pairs(whole) == expected).all()
+    assert (pairs_of_pieces(whole) == expected).all()
     assert whole.pairs == expected.sum()
     edges = st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True).map(sorted).map(tuple)
     (q0, q1), (k0, k1) = data.draw(edges), data.draw(edges)
     part = Area(mask, (q0, q1), (k0, k1))
-    assert (allowed_pairs(part) == expected[:, q0:q1, k0:k1]).all()
+    assert (pairs_of_pieces(part) == expected[:, q0:q1, k0:k1]).all()
     for area, dense in ((whole, expected), (part, expected[:, q0:q1, k0:k1])):
         counts = area.tiles(16, 8)
         for i, j in np.ndindex(counts.shape[1:]):
@@ -91,7 +91,7 @@ def test_pairs_equal_those_that_flops_are_counted_by():
     """Padding counts nothing there, so: without padding."""
     for rule in RULES:
         mask = token_mask([[Tree((3, 2, 4), (9, 9), (5, 1, 7)), Tree((6,)), Tree((2, 0), (30,))]], rule=rule)
-        assert area_of(mask).pairs == attention_pairs(*mask.on_host()[:, 0], rule)
+        assert area_of(mask).pairs == allowed_pairs(*mask.on_host()[:, 0], rule)
 
 
 def test_a_branch_before_its_root_is_refused():
