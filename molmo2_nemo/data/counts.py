@@ -2,7 +2,7 @@
 
 Numpy only. The mask's rule is `attention.mask.may_attend`; `allowed_pairs` counts what it allows without looking at
 pairs, and is tested against it. The attention kernels do not count by it: they split the mask into exact rectangles and
-triangles (attention/area.py), whose sum is tested against the rule too.
+triangles (attention/regions.py), whose sum is tested against the rule too.
 
 Shape legend: B packs, S tokens of a pack, U indivisible vision units (an image with its tiles, or one video frame).
 """

@@ -78,7 +78,7 @@ class Molmo2Model(MegatronModule):
         self._no_adapters = False
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        merged = any(group_size(groups.keys) > 1 for groups in self.groups.values())
+        merged = any(group_size(groups.ring) > 1 for groups in self.groups.values())
         self.kernel = choose(  # or say why not
             model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
@@ -198,7 +198,7 @@ class Molmo2Model(MegatronModule):
                 group = parallel_state.get_tensor_model_parallel_group()
                 response = response.chunk(group.size())[group.rank()]
         mask = inputs.mask(self.model_config.text.vocab_size, self.model_config.visual_attention)
-        chunks = group_size(groups.keys)
+        chunks = group_size(groups.ring)
         return PackDescription(
             mask=mask,
             rotary=rotary_tables(self.model_config.text, groups.shard(inputs.position_ids)),
