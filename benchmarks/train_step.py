@@ -60,7 +60,7 @@ def settings(model: str, stage: str, world: int, overrides: Sequence[str], micro
     if world % replica:
         raise UserError(f"{world} processes: expected a multiple of tensor * context * pipeline = {replica}")
     if parallel.dynamic_context:
-        raise UserError("parallel.dynamic_context: this benchmark deals its packs itself; leave it off")
+        raise UserError("parallel.dynamic_context: this benchmark assigns its packs itself; leave it off")
     parallel.data = world // replica
     cfg.stage.global_batch_size = cfg.stage.micro_batch_size * parallel.data * micro_batches
     cfg.log.tensorboard, cfg.log.wandb = False, None
@@ -104,12 +104,13 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
 
-    from molmo2_nemo.nemo.metrics import read_metrics
-    from molmo2_nemo.nemo.recipes import stage_folder, stage_recipe
+    from molmo2_nemo.nemo.recipes import stage_recipe
+    from molmo2_nemo.rundir.lines import read_metrics
+    from molmo2_nemo.rundir.paths import stage_dir
 
     with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
-        stage_folder(cfg).mkdir(parents=True)
+        stage_dir(cfg).mkdir(parents=True)
         recipe = stage_recipe(cfg)
         recipe.model.model = with_options(model, **cfg.model.options())
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
@@ -121,7 +122,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
-        lines = read_metrics(stage_folder(cfg) / "metrics.jsonl")[warmup:]
+        lines = read_metrics(stage_dir(cfg))[warmup:]
     del run_stage, data, recipe
     unset_num_microbatches_calculator()  # the next stage has another
     gc.collect()  # the trainer and its model refer to each other
@@ -215,8 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = "tiny" if args.tiny else args.model
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.launch.worker import quiet
     from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.processes import quiet
 
     quiet()
     cpu.enable(1)

@@ -1,5 +1,5 @@
-"""Where each stage of a run is: loss, speed, time left, last checkpoint, last error. Reads the run's folder only, so it
-works while the run does, from any machine that sees the folder."""
+"""Where each stage of a run stands: loss, speed, time left, last checkpoint, last error. Reads only the run's folder,
+so it works while the run is going, from any machine that sees the folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from molmo2_nemo.rundir.progress import Progress, duration, read_run
+from molmo2_nemo.rundir.progress import StageProgress, duration, read_run
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def as_dict(stage: Progress) -> dict[str, Any]:
+def as_dict(stage: StageProgress) -> dict[str, Any]:
     """The figures of the table and the remarks, for programs."""
     return {
         "stage": stage.name,
@@ -59,7 +59,7 @@ def as_dict(stage: Progress) -> dict[str, Any]:
     }
 
 
-def print_table(stages: list[Progress]) -> None:
+def print_table(stages: list[StageProgress]) -> None:
     """One row per stage, at most 80 columns."""
     from rich.console import Console
     from rich.table import Table
@@ -86,8 +86,8 @@ def print_table(stages: list[Progress]) -> None:
     console.print(table)
 
 
-def remarks(stage: Progress, now: float) -> list[str]:
-    """What a table has no room for, one line each."""
+def remarks(stage: StageProgress, now: float) -> list[str]:
+    """What the table has no room for, one line each."""
     found = []
     if stage.job is not None and stage.state != "finished":
         found.append(f"Slurm job {stage.job.id}, log {stage.job.log.replace('%j', stage.job.id)}")
@@ -102,8 +102,8 @@ def remarks(stage: Progress, now: float) -> list[str]:
         losses = ", ".join(f"{name} {_figure(loss, '.4f')}" for name, loss in last["losses"].items())
         found.append(f"validation loss at step {last['step']:,}: {losses}")
     if stage.skipped_steps:
-        told = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
-        found.append(f"{stage.skipped_steps} steps skipped{''.join(told)}")
+        newest = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
+        found.append(f"{stage.skipped_steps} steps skipped{''.join(newest)}")
     if stage.steps and stage.steps[-1].get("skipped"):
         found.append(f"{stage.steps[-1]['skipped']:,} records skipped")
     if stage.last_error is not None and stage.state != "finished":

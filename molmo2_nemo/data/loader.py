@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
@@ -25,11 +23,12 @@ from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Mixture, example_rng, normalised_rates
 from molmo2_nemo.data.packing import Item, Packer
-from molmo2_nemo.data.phases import find_problems, phase_at, phases
+from molmo2_nemo.data.phases import phase_at, phase_problems, phases
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
 from molmo2_nemo.errors import DataError
+from molmo2_nemo.processes import die_with_parent
 
 SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
@@ -150,7 +149,7 @@ class PackStream:
     ):
         if micro_batch_size < 1 or not 0 <= dp_rank < dp_size:
             raise DataError(f"micro batch of {micro_batch_size} packs, rank {dp_rank} of {dp_size}: out of range")
-        for problem in find_problems(config):
+        for problem in phase_problems(config):
             raise DataError(problem)
         self.config = config
         self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size
@@ -437,13 +436,7 @@ def _start_worker(worker: int) -> None:
     room in the queue it shares with its sisters would wait for ever.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    die_with_parent()
 
 
 def _same(value: Any) -> Any:

@@ -2,12 +2,11 @@
 
 Inside a torchrun or Slurm job the processes exist already and training runs right here. Otherwise one process runs in a
 fresh interpreter, several through torch's elastic launcher (`molmo2_nemo.launch.elastic`). With cluster=slurm, outside
-a job, nothing runs: the stage is submitted.
+a job, nothing runs here: pipeline.py submits the stage.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import signal
@@ -21,18 +20,16 @@ from pathlib import Path
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.rundir.stages import (
-    Locked,
-    only_run,
-    refuse_other_run,
-    resolve_checkpoint,
-    stage_dir,
-    write_config,
-)
+from molmo2_nemo.launch.start import resolve_start, start_problems
+from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.lock import Locked, only_run
+from molmo2_nemo.rundir.paths import stage_dir
+from molmo2_nemo.rundir.resume import refuse_other_run
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import wanted_processes
 
-LOCK_WAIT = 120.0  # seconds a Slurm job waits for another run to leave the folder: one of a node that died may be in it
+LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a node that died may still hold
 
 
 def launch(cfg: RunConfig) -> int:
@@ -51,13 +48,13 @@ def launch(cfg: RunConfig) -> int:
             "molmo2 pipeline, start it with srun inside an allocation, or use cluster=local"
         )
     resolve_start(cfg)
-    checks.check(cfg)
+    checks.check(cfg, more=start_problems(cfg))
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
         refuse_other_run(cfg)
         path = write_config(cfg)
         if cfg.cluster.nodes > 1:
             raise UserError(start_by_hand(cfg, path))
-        count = checks.wanted_processes(cfg)
+        count = wanted_processes(cfg)
         command = [sys.executable, "-m", "molmo2_nemo.launch.elastic", str(count), str(path)]
         if count == 1:
             command = [sys.executable, "-m", "molmo2_nemo.launch.worker", str(path)]
@@ -73,33 +70,14 @@ def launch(cfg: RunConfig) -> int:
 
 
 def start_by_hand(cfg: RunConfig, config: Path) -> str:
-    """How to start what has no scheduler to start it: one line for every node."""
+    """How to start a run on several nodes without a scheduler: one command, the same on every node."""
     nodes = cfg.cluster.nodes
-    line = [f"torchrun --nnodes={nodes} --nproc-per-node={checks.wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
+    line = [f"torchrun --nnodes={nodes} --nproc-per-node={wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
     line.append(f"--rdzv-endpoint=FIRST_NODE:29500 -m molmo2_nemo.cli.main train --config {shlex.quote(str(config))}")
     return (
-        f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Call this "
-        f"line on each node, in the same folder, with the name of one node for FIRST_NODE: {' '.join(line)}"
+        f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Run "
+        f"this command on each node, in the same folder, with one node's name in place of FIRST_NODE: {' '.join(line)}"
     )
-
-
-def resolve_start(cfg: RunConfig) -> None:
-    """Where `init_from` names a run's folder, the checkpoint it ended with.
-
-    Raises:
-        UserError: there is none.
-    """
-    if cfg.init_from is not None:
-        cfg.init_from = str(resolve_checkpoint(cfg.init_from))
-
-
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent is gone: a killed launcher leaves no ranks behind."""
-    pr_set_pdeathsig = 1
-    try:
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    except (OSError, AttributeError):
-        pass  # not Linux
 
 
 def _run_here(cfg: RunConfig) -> int:
@@ -113,7 +91,7 @@ def _run_here(cfg: RunConfig) -> int:
     attempt = os.environ.get(ATTEMPT_DIR)
     try:
         resolve_start(cfg)
-        checks.check(cfg, int(os.environ["WORLD_SIZE"]))
+        checks.check(cfg, int(os.environ["WORLD_SIZE"]), more=start_problems(cfg))
         first = os.environ["RANK"] == "0"
         with only_run(stage_dir(cfg), LOCK_WAIT if attempt else 0.0) if first else nullcontext():
             if first:

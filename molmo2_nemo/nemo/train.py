@@ -8,19 +8,19 @@ there are several.
 from __future__ import annotations
 
 import faulthandler
-import json
-import logging
 import os
 import signal
-import warnings
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from molmo2_nemo import cpu
 from molmo2_nemo.errors import Preempted
+from molmo2_nemo.files import write_json
 from molmo2_nemo.nemo import signals
+from molmo2_nemo.processes import quiet
+from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -51,52 +51,52 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
     from molmo2_nemo.nemo.checkpoints import not_written
-    from molmo2_nemo.nemo.metrics import Metrics, read_metrics
-    from molmo2_nemo.nemo.recipes import layout_name, stage_folder, stage_recipe
+    from molmo2_nemo.nemo.metrics import Metrics
+    from molmo2_nemo.nemo.recipes import layout, stage_recipe
 
-    folder = stage_folder(cfg)
+    folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = {**this_process(), "layout": layout_name(cfg)}
+    attempt = {**this_process(), "layout": layout(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
-        write_json(folder / "attempt.json", attempt, indent=None)
-    with alive(folder / "attempt.json") if first else nullcontext():
+        write_json(folder / paths.ATTEMPT, attempt, indent=None)
+    with alive(folder / paths.ATTEMPT) if first else nullcontext():
         run_stage = fiddle.build(stage_recipe(cfg))
         trainer = run_stage.keywords["trainer"]
         try:
             run_stage()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            if (told := not_written(error, folder / "checkpoints")) is not None:
+            if (told := not_written(error, folder / paths.CHECKPOINTS)) is not None:
                 raise told from error
             raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.stopped and trainer.global_step < cfg.stage.max_steps:
         if first:
-            write_json(folder / "attempt.json", {**attempt, "left": stop.stopped}, indent=None)
+            write_json(folder / paths.ATTEMPT, {**attempt, "left": stop.stopped}, indent=None)
         raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
     metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
     if first and not metrics.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
-    steps = read_metrics(metrics.path)  # all of them, also those before a resume
+    steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all of them, also those before a resume
     tokens = sum(m["tokens"] for m in steps)
     losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
     summary = {
         "stage": cfg.stage.name,
-        "layout": layout_name(cfg),
+        "layout": layout(cfg),
         "steps": trainer.global_step,
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "tokens": tokens,
-        "fill": tokens / sum(m["slots"] for m in steps),
+        "fill": tokens / sum(m["padded_tokens"] for m in steps),
         **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train
-        "checkpoint": f"checkpoints/step={trainer.global_step}",  # seen from the folder, which may be moved
+        "checkpoint": f"{paths.CHECKPOINTS}/step={trainer.global_step}",  # seen from the folder, which may be moved
     }
     if first:
-        write_json(folder / "summary.json", summary)
+        write_json(folder / paths.SUMMARY, summary)
     return summary
 
 
 def start_nemo() -> None:
-    """Import NeMo with the CPU stand-ins in place, and without NVIDIA's job telemetry (it would want settings of its
+    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
     own, and this project sends nothing anywhere)."""
     from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
     from nemo.lightning.callback_group import CallbackGroup
@@ -106,18 +106,3 @@ def start_nemo() -> None:
 
     cpu.enable_megatron()
     CallbackGroup.get_instance().callbacks.clear()
-
-
-def write_json(path: Path, value: dict[str, Any], indent: int | None = 1) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=indent) + "\n")
-    temporary.replace(path)
-
-
-def quiet() -> None:
-    """Keep the stack's start-up chatter off a user's screen; our own messages are printed, not logged."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "megatron", "nv_one_logger", "nemo_logger", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)

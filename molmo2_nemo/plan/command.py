@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 from molmo2_nemo.cost.hardware import Cluster
-from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.settings.renamed import new_name
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -39,14 +40,15 @@ def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
         "memory.recompute_layers": (cfg.memory.recompute_layers is None, "null"),
     }
     if layout.ulysses == layout.context:
-        wanted["parallel.context_exchange"] = (cfg.parallel.context_exchange == "ring", "ring")
+        wanted["parallel.cp_comm_type"] = (cfg.parallel.cp_comm_type == "ring", "ring")
     if layout.recompute == "selective":
         wanted["memory.recompute_modules"] = (cfg.memory.recompute_modules == ["mlp"], "[mlp]")
     return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in said]
 
 
 def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]
+    """The setting's name of today."""
+    return new_name(override.lstrip("+~").split("=", 1)[0])
 
 
 def lines(words: Sequence[str], width: int = 78) -> list[str]:

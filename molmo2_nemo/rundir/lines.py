@@ -9,9 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.files import write_text
+from molmo2_nemo.rundir.paths import METRICS
+
+RENAMED = {  # file -> old key of its lines -> the one they have
+    METRICS: {"slots": "padded_tokens"},
+}
+
 
 def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
-    """The objects of the file, in order; empty where there is no file.
+    """The objects of the file, in order, with the keys that they have today; empty where there is no file.
 
     Args:
         needed: keys that a line must have, with the type of their values. Other lines are left out, as are those that
@@ -19,19 +26,36 @@ def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, 
     """
     if not path.is_file():
         return []
-    found = []
+    found, names = [], RENAMED.get(path.name, {})
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict):
+            line = {names.get(key, key): value for key, value in line.items()}
         if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in needed.items()):
             found.append(line)
     return found
 
 
+def read_metrics(folder: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """One dictionary per logged step of the stage in `folder`, in order; of a step that was run again after a crash,
+    its last line.
+
+    Args:
+        needed: keys that a line must have besides the step, with the type of their values; others are left out.
+    """
+    steps = {line["step"]: line for line in read_lines(folder / METRICS, step=int, **needed)}
+    return [steps[step] for step in sorted(steps)]
+
+
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line, on a line of its own whatever stands before it; in one write, as processes may share a file."""
+    """Add a line, on a line of its own whatever stands before it; in one write, as processes may share a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with path.open("ab+", buffering=0) as file:
         end = file.seek(0, 2)
         file.seek(max(0, end - 1))
@@ -40,9 +64,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Drop lines of later steps, which a resumed run will write again."""
+    """Drop lines of later steps, which a resumed run will write again. Those that stay get the keys of today."""
     if path.exists():
-        temporary = path.with_suffix(".tmp")
         kept = (line for line in read_lines(path, step=int) if line["step"] <= step)
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError, nearest, read_text
+from molmo2_nemo.settings.renamed import new_name, with_new_names
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import structure
+from molmo2_nemo.settings.schema import flatten, structure, to_dict
 
 GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "cluster")
 STAGES = ("pretrain", "sft", "long")
@@ -30,7 +31,7 @@ def conf_dir() -> Path:
     raise UserError(f"the configuration folder is missing from {package}; install the package again")
 
 
-def group_choices(group: str, config_dir: str | Path | None = None) -> list[str]:
+def group_options(group: str, config_dir: str | Path | None = None) -> list[str]:
     """Names that may stand after `group=`."""
     folders = [conf_dir() / group] + ([Path(config_dir) / group] if config_dir else [])
     return sorted({p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.yaml")})
@@ -46,7 +47,11 @@ def compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> R
     Raises:
         UserError: an override Hydra cannot read, an unknown group, choice or key, a value of the wrong type.
     """
-    return structure(RunConfig, _compose(_checked(overrides, config_dir), config_dir))
+    checked = _checked(overrides, config_dir)
+    values = _compose(checked, config_dir)
+    said = {override.lstrip("+~").partition("=")[0] for override in checked}
+    where = f"--config-dir {config_dir}" if config_dir else "the configuration"
+    return structure(RunConfig, with_new_names(values, where, flatten(to_dict(RunConfig())), said))
 
 
 def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
@@ -59,19 +64,21 @@ def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[st
         match = re.fullmatch(r"(~|\+{0,2})([^=]+?)(?:=(.*))?", override, flags=re.DOTALL)
         if not match or (match[1] != "~" and match[3] is None):
             raise UserError(f"cannot read {override!r}; settings are written key=value, for example stage.max_steps=20")
-        prefix, key, value = match[1], match[2], match[3]
+        prefix, key, value = match[1], new_name(match[2]), match[3]
         head = key.split(".")[0]
         if head not in known:
             raise UserError(f"unknown setting {key!r}; {nearest(head, known)}")
         if key in GROUPS:
             value = ALIASES.get((key, value), value)
-            choices = group_choices(key, config_dir)
-            if value not in choices:
-                raise UserError(f"unknown choice {key}={value}; {nearest(str(value), choices)} ({', '.join(choices)})")
-            ready.append(f"{prefix}{key}={value}" if prefix != "~" else override)
+            options = group_options(key, config_dir)
+            if value not in options:
+                raise UserError(f"unknown choice {key}={value}; {nearest(str(value), options)} ({', '.join(options)})")
+            ready.append(f"{prefix}{key}={value}")
+        elif prefix == "~":
+            ready.append(f"~{key}" if value is None else f"~{key}={value}")
         else:
             # `++` sets or adds: the schema, not Hydra, says which keys exist, and names the nearest one.
-            ready.append(override if prefix == "~" else f"++{key}={_readable(key, value)}")
+            ready.append(f"++{key}={_readable(key, value)}")
     return ready
 
 

@@ -27,7 +27,7 @@ def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32, **parallel:
     from megatron.core import parallel_state as ps
 
     from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.model_config import Molmo2Model
+    from molmo2_nemo.model.molmo2 import Molmo2Model
 
     molmo2 = read_model_file(checkpoint)
     assert molmo2 is not None

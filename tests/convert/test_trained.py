@@ -13,7 +13,7 @@ from molmo2_nemo.convert import export_checkpoint, import_checkpoint, init_check
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, Format, canonical_shapes
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.rundir.stages import resolve_checkpoint
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from tests.convert.test_checkpoints import load, make_source
 from tests.convert.test_names import family
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
@@ -59,7 +59,7 @@ def test_only_what_trains_has_changed(workers: Any, packs: Any, tmp_path: Path, 
             assert same == (key == BASE), key  # the base rows (and so a tied head) are frozen, all else learns
         assert after.dtype(key) == torch.float32
     for target in FORMATS:
-        hf = export_checkpoint(done, tmp_path / target, format=target, config=config, tokenizer="tiny")
+        hf = export_checkpoint(done, tmp_path / target, format=target, model_config=config, tokenizer="tiny")
         again = MegatronCheckpoint(import_checkpoint(hf, tmp_path / f"again-{target}"))
         for key, shape in shapes.items():
             assert torch.equal(again.read(key), after.read(key, shape[0])), key

@@ -240,18 +240,18 @@ def test_bad_records_are_skipped_and_listed(config, tmp_path):
         same(a, b)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_run_stops_when_nothing_is_good(config, tmp_path, workers):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_run_stops_when_nothing_is_good(config, tmp_path, num_workers):
     write_shards(tmp_path / "bad", records(["crash"] * 9))
     config.sources = {"bad": SourceConfig(str(tmp_path / "bad"))}
-    config.num_workers = workers
+    config.num_workers = num_workers
     with pytest.raises(TooManyBadRecords, match="5 records in a row.*a fault nobody foresaw.*KeyError: 5"):
         take(stream(config), 1)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_breaks_stops_the_run(config, workers):
-    config.num_workers = workers
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_breaks_stops_the_run(config, num_workers):
+    config.num_workers = num_workers
     source = stream(config)
     for dataset in source.reader.datasets.values():
         for shard in dataset.path.glob("*.tar"):

@@ -29,7 +29,7 @@ def test_of_a_gpu():
     assert text.startswith(
         "process 3 ran out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB). What is left to try, "
         "cheapest first: stage.micro_batch_size=1; memory.loss_chunk=256; memory.vision_chunk=16 (crops are "
-        "encoded twice)"
+        "encoded again in the backward pass)"
     )
     assert "memory.offload=true" in text and "parallel.context=2 " in text and "\n" not in text
 
@@ -82,7 +82,7 @@ DYNAMIC = {"context": 8, "dynamic_context": True}
         ({"context": 8}, ["parallel.context=16 (16 ranks share a pack; takes 16 processes)"]),
         ({"context": 8, "devices": 32}, ["parallel.context=16 (16 ranks share a pack)"]),
         ({"context": 8, "devices": 8}, ["parallel.context=16 (16 ranks share a pack; takes 16 processes)"]),
-        # 64 ranks cannot deal 32 heads
+        # 64 ranks cannot shard 32 heads
         (
             {"context": 32},
             ["parallel.context=64 parallel.context_ulysses=32 (64 ranks share a pack; takes 64 processes)"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.settings.run import RunConfig
+from tests.support.shards import demo_shards
 
 
 def demo_data(folder: Path, part: str = "sft", length: int = 768, crops: int = 24) -> DataConfig:
@@ -28,14 +28,12 @@ def demo_data(folder: Path, part: str = "sft", length: int = 768, crops: int = 2
 @functools.cache
 def demo_packs(count: int = 20, length: int = 768, micro_batch: int = 1) -> list[Batch]:
     """Real micro-batches from the demo's shards: text-only, pictures, several pictures, video, trees."""
-    from data_prep.demo import build_demo
     from molmo2_nemo.data.loader import PackStream
 
-    with tempfile.TemporaryDirectory() as folder:
-        build_demo(Path(folder))
-        data = demo_data(Path(folder), length=length)
-        stream = iter(PackStream(data, micro_batch_size=micro_batch, dp_rank=0, dp_size=1))
-        return [next(stream) for _ in range(count)]
+    stream = iter(
+        PackStream(demo_data(demo_shards(), length=length), micro_batch_size=micro_batch, dp_rank=0, dp_size=1)
+    )
+    return [next(stream) for _ in range(count)]
 
 
 def text_only(batch: Batch) -> Batch:
@@ -108,9 +106,9 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
 
     from molmo2_nemo.data import loader
     from molmo2_nemo.nemo import data
-    from molmo2_nemo.nemo.metrics import read_metrics
-    from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
+    from molmo2_nemo.rundir.lines import read_metrics
+    from molmo2_nemo.rundir.paths import stage_dir
 
     def dataloader(self: Any) -> FixedPacks:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
@@ -122,20 +120,20 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
     def open_stream(config: Any, *, dp_rank: int, dp_size: int, **rest: Any) -> FixedPacks:
         return FixedPacks(packs, dp_rank, dp_size)
 
-    if cfg.parallel.dynamic_context:  # the loader itself deals packs to ranks: only what it reads is replaced
+    if cfg.parallel.dynamic_context:  # the loader itself assigns packs to ranks: only what it reads is replaced
         original_stream, loader.PackStream = loader.PackStream, open_stream
         try:
             train(cfg)
         finally:
             loader.PackStream = original_stream
-        return read_metrics(stage_folder(cfg) / "metrics.jsonl")
+        return read_metrics(stage_dir(cfg))
     original = data.PackDataModule.train_dataloader
     data.PackDataModule.train_dataloader = dataloader
     try:
         train(cfg)
     finally:
         data.PackDataModule.train_dataloader = original
-    return read_metrics(stage_folder(cfg) / "metrics.jsonl")
+    return read_metrics(stage_dir(cfg))
 
 
 def random_mask_data(rng: np.random.Generator, packs: int, size: int) -> dict[str, np.ndarray]:

@@ -1,29 +1,32 @@
-"""Which stages are Slurm jobs: submit what is missing, recognise what waits or runs, and keep their ids.
+"""Stages as Slurm jobs: submit what is missing, recognise what waits or runs, and keep the jobs' ids.
 
 `<output_dir>/slurm/` holds jobs.json (the last job of each stage), the stages' resolved configurations, and a folder
-per stage with its sbatch script, logs and attempts. Slurm is asked with squeue: accounting (sacct), which not every
-cluster has, only adds how an old job ended.
+per stage with its sbatch script, logs and attempts. A job's state comes from squeue; accounting (sacct), which not
+every cluster has, only adds how an old job ended.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.launch.slurm.login import Login
 from molmo2_nemo.launch.slurm.script import StageJob, script
-from molmo2_nemo.rundir.stages import FREE, changed_settings, only_run, refuse_other_run, stage_dir
+from molmo2_nemo.launch.start import start_problems
+from molmo2_nemo.rundir.jobs import Job, jobs_text, read_jobs
+from molmo2_nemo.rundir.lock import only_run
+from molmo2_nemo.rundir.paths import JOBS, slurm_dir, stage_dir
+from molmo2_nemo.rundir.resume import FREE, changed_settings, refuse_other_run
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import to_yaml
+from molmo2_nemo.settings.sizes import wanted_processes
 
 GONE = (
     "COMPLETED",
@@ -39,36 +42,6 @@ GONE = (
 HOPELESS = "DependencyNeverSatisfied"
 
 
-@dataclass
-class Job:
-    """The last job submitted for a stage."""
-
-    id: str
-    name: str
-    after: str | None  # id of the job it waits for
-    submitted: float  # seconds since the epoch
-    log: str  # pattern of its tasks' output; %j is the id
-
-
-def jobs_folder(cfg: RunConfig) -> Path:
-    return Path(cfg.output_dir) / "slurm"
-
-
-def read_jobs(folder: Any) -> dict[str, Job]:
-    """The stages' last jobs as noted in `folder` (a run's `slurm/`); empty when there are none.
-
-    Raises:
-        UserError: jobs.json is damaged.
-    """
-    path = folder / "jobs.json"
-    if not path.is_file():
-        return {}
-    try:
-        return {stage: Job(**values) for stage, values in json.loads(read_text(path)).items()}
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); see `squeue --me` for what runs, then remove it") from None
-
-
 @contextmanager
 def login_of(configs: Sequence[RunConfig]) -> Iterator[Login]:
     """The login node of a run, and the run's paths made absolute for it.
@@ -78,7 +51,7 @@ def login_of(configs: Sequence[RunConfig]) -> Iterator[Login]:
     """
     slurm = configs[0].cluster.slurm
     if any(c.cluster.kind != "slurm" or c.cluster.slurm.ssh != slurm.ssh for c in configs):
-        raise UserError("all stages of a pipeline go to one cluster; use cluster=... without a stage's name before it")
+        raise UserError("all stages of a pipeline go to one cluster; set cluster=... without a stage's name before it")
     for cfg in configs:
         if slurm.ssh.host is None:
             cfg.output_dir = str(Path(cfg.output_dir).absolute())
@@ -87,7 +60,7 @@ def login_of(configs: Sequence[RunConfig]) -> Iterator[Login]:
             raise UserError(
                 "over ssh, output_dir and cluster.slurm.workdir must be absolute paths of the cluster's file system"
             )
-    login = Login(slurm, jobs_folder(configs[0]))
+    login = Login(slurm, slurm_dir(configs[0]))
     try:
         yield login
     finally:
@@ -97,7 +70,7 @@ def login_of(configs: Sequence[RunConfig]) -> Iterator[Login]:
 def submit(
     configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | None], login: Login, *, dry_run: bool = False
 ) -> int:
-    """Submits every stage that is neither finished nor under way, each after the one before.
+    """Submits every stage that is neither finished nor already submitted, each after the one before.
 
     Args:
         configs: in order; `init_from` of a stage after the first is set here.
@@ -109,8 +82,9 @@ def submit(
     """
     to_run = [cfg for cfg, result in zip(configs, done, strict=True) if result is None]
     for cfg in to_run:
-        checks.check(cfg, files=_sees_files(cfg) and not dry_run)
-    folder = jobs_folder(configs[0])
+        files = _sees_files(cfg) and not dry_run
+        checks.check(cfg, files=files, more=start_problems(cfg) if files else ())
+    folder = slurm_dir(configs[0])
     if dry_run:
         lacking = _lacking(to_run)  # now: the later stages' starts are filled in next
         code = _submit(configs, done, login, dry_run=True)
@@ -124,13 +98,13 @@ def submit(
 
 
 def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, dry_run: bool) -> int:
-    folder = jobs_folder(configs[0])
+    folder = slurm_dir(configs[0])
     jobs = read_jobs(login.path(folder))
     waits_for: str | None = None
     for number, cfg in enumerate(configs):
         place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"
         if done[number] is not None:
-            print(f"{place}: finished before, skipped ({stage_dir(cfg)})", flush=True)
+            print(f"{place}: already finished, skipped ({stage_dir(cfg)})", flush=True)
             waits_for = None
             continue
         if number:
@@ -145,14 +119,14 @@ def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, 
         if known and alive(state) and not dry_run:
             login.run("scancel", known.id)
             print(f"{place}: job {known.id} waited for a job that is gone, cancelled", flush=True)
-        if login.is_local:  # elsewhere the job itself looks
+        if login.is_local:  # elsewhere the job itself checks
             refuse_other_run(cfg)
         job = stage_job(cfg)
         if dry_run:
             print(f"# {place}\n{script(job, login, waits_for or _placeholder(configs, done, number))}\n", flush=True)
             continue
         known = jobs[cfg.stage.name] = _sbatch(job, cfg, login, waits_for)
-        login.write(folder / "jobs.json", json.dumps({k: asdict(v) for k, v in jobs.items()}, indent=1) + "\n")
+        login.write(folder / JOBS, jobs_text(jobs))
         after = f", after job {waits_for}" if waits_for else ""
         print(f"{place}: job {known.id} submitted{after}; log {known.log.replace('%j', known.id)}", flush=True)
         waits_for = known.id
@@ -178,9 +152,9 @@ def _sbatch(job: StageJob, cfg: RunConfig, login: Login, after: str | None) -> J
 
 def stage_job(cfg: RunConfig) -> StageJob:
     """What the script of this stage is made of."""
-    folder = jobs_folder(cfg)
+    folder = slurm_dir(cfg)
     assert cfg.cluster.slurm.workdir is not None
-    count, nodes = checks.wanted_processes(cfg), cfg.cluster.nodes
+    count, nodes = wanted_processes(cfg), cfg.cluster.nodes
     if count % nodes:
         raise UserError(f"{count} processes cannot be spread evenly over cluster.nodes={nodes}; set cluster.devices")
     return StageJob(
@@ -206,7 +180,7 @@ def _lacking(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
     """What a job could not start without, each with the stages that lack it."""
     found: dict[str, list[str]] = {}
     for cfg in configs:
-        for problem in checks.file_problems(cfg) if _sees_files(cfg) else ():
+        for problem in (*checks.file_problems(cfg), *start_problems(cfg)) if _sees_files(cfg) else ():
             found.setdefault(problem, []).append(cfg.stage.name)
     return found
 
@@ -250,12 +224,12 @@ def _still_good(job: Job, state: str, reason: str, waits_for: str | None) -> boo
 
 
 def _refuse_changes(cfg: RunConfig, job: Job, login: Login) -> None:
-    path = login.path(jobs_folder(cfg) / f"{cfg.stage.name}.yaml")
+    path = login.path(slurm_dir(cfg) / f"{cfg.stage.name}.yaml")
     changes = changed_settings(cfg, path, FREE)
     if changes:
         raise UserError(
-            f"job {job.id} of {cfg.stage.name} is under way with other settings: {'; '.join(changes[:3])}. "
-            f"Take the old settings, or `scancel {job.id}` first"
+            f"job {job.id} of {cfg.stage.name} waits or runs with other settings: {'; '.join(changes[:3])}. "
+            f"Use its settings, or `scancel {job.id}` first"
         )
 
 

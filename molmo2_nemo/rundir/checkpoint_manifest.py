@@ -1,7 +1,8 @@
-"""The list of a checkpoint's files with sizes and checksums, written last; and what it says of a checkpoint later.
+"""manifest.json of a checkpoint: its files with sizes and checksums, written last; and what it says of the checkpoint
+later. (The manifest of a data set is another: data/manifest.py.)
 
-A checkpoint is whole if its folder has a manifest and no mark of an unfinished one beside it. No torch here: `molmo2
-status` reads these folders while a run writes them.
+A checkpoint is whole if its folder has a manifest and no mark of an unfinished one beside it. `molmo2 status` reads
+these folders while a run writes them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from molmo2_nemo.files import write_json
 
 MANIFEST = "manifest.json"
 UNFINISHED = "-unfinished"  # NeMo's mark: an empty file beside the folder, named like it with this at the end
@@ -33,6 +36,11 @@ def finished(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def newest_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a stage's checkpoints/ folder, by names and sizes; None where there is none."""
+    return next((path for path in finished(folder) if not damage(path)), None)
+
+
 def share(checkpoint: Path, rank: int, size: int) -> list[Path]:
     """Files of the checkpoint that process `rank` of `size` answers for, about equal in bytes."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
@@ -50,10 +58,7 @@ def describe(checkpoint: Path, files: Iterable[Path]) -> dict[str, list[Any]]:
 
 def write(checkpoint: Path, files: dict[str, list[Any]]) -> None:
     """Write the manifest, whole or not at all."""
-    text = json.dumps({"version": VERSION, "files": dict(sorted(files.items()))}, indent=1)
-    part = checkpoint / (MANIFEST + ".part")
-    part.write_text(text + "\n")
-    part.replace(checkpoint / MANIFEST)
+    write_json(checkpoint / MANIFEST, {"version": VERSION, "files": dict(sorted(files.items()))})
 
 
 def read(checkpoint: Path) -> dict[str, list[Any]] | None:
@@ -65,7 +70,7 @@ def read(checkpoint: Path) -> dict[str, list[Any]] | None:
         return None
 
 
-def faults(checkpoint: Path, *, sums: bool = False, rank: int = 0, size: int = 1) -> list[str]:
+def damage(checkpoint: Path, *, sums: bool = False, rank: int = 0, size: int = 1) -> list[str]:
     """What is wrong with a checkpoint, in words; empty if it is whole.
 
     Args:
