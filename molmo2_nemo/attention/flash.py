@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molmo2_nemo import cpu
 from molmo2_nemo.attention.area import Area, Piece
 
 # what PyTorch calls them, their module, and the compute capabilities (major) they are written for
@@ -80,9 +81,10 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# --- CPU: one call for each piece
+# --- CPU: one call for each piece. Pieces are small: going through the CPU shims would cost as much as the work
 
 
+@cpu.suspended()
 def _forward_pieces(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
     merge = _Merge(q)
     groups = k.shape[2]
@@ -102,6 +104,7 @@ def _forward_pieces(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -
     return merge.out.to(q.dtype), merge.lse
 
 
+@cpu.suspended()
 def _backward_pieces(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
