@@ -19,10 +19,25 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.errors import ConversionError
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config
+from molmo2_nemo.model.families import family_of
+from molmo2_nemo.model.families.base import LayerNames, TextConfig
 
 Format = Literal["native", "remote"]
 FORMATS: tuple[Format, ...] = ("native", "remote")
+HEAD = "lm_head.weight"  # the output head, in both formats
+LAYER_NAMES: dict[Format, LayerNames] = {
+    "native": LayerNames(prefix="model.language_model.layers.{i}"),
+    "remote": LayerNames(
+        prefix="model.transformer.blocks.{i}",
+        attention_norm="attn_norm",
+        mlp_norm="ff_norm",
+        qkv=("self_attn.att_proj",),
+        proj="self_attn.attn_out",
+        gate_up=("mlp.ff_proj",),
+        down="mlp.ff_out",
+    ),
+}
 
 Kind = Literal["copy", "qkv_split", "qkv_rows", "gate_up_split", "up_gate_rows", "embedding_rows", "embedding"]
 
@@ -41,9 +56,9 @@ class Rule:
     head: str | None = None
 
 
-def canonical_shapes(config: Molmo2Config) -> dict[str, tuple[int, ...]]:
+def canonical_shapes(model_config: Molmo2Config) -> dict[str, tuple[int, ...]]:
     """Every canonical parameter of the whole model and its shape, in the order of the forward pass."""
-    vision, connector, text = config.vision, config.connector, config.text
+    vision, connector, text = model_config.vision, model_config.connector, model_config.text
     d, width = text.hidden_size, vision.hidden_size
     shapes: dict[str, tuple[int, ...]] = {}
     linear(shapes, "vision.patch_embedding", width, vision.patch_dim)
@@ -63,11 +78,11 @@ def canonical_shapes(config: Molmo2Config) -> dict[str, tuple[int, ...]]:
         shapes[f"connector.projector.{name}.weight"] = (connector.ffn_size, connector.hidden_size)
     shapes["connector.projector.down_proj.weight"] = (d, connector.ffn_size)
     shapes["embedding.base.weight"] = (text.vocab_size, d)
-    shapes["embedding.extra.weight"] = (config.extra_vocab_size, d)
+    shapes["embedding.extra.weight"] = (model_config.extra_vocab_size, d)
     for i in range(text.num_layers):
         shapes |= layer_shapes(text, i)
-        if config.lora is not None:
-            shapes |= adapter_shapes(config.lora, layer_shapes(text, i))
+        if model_config.lora is not None:
+            shapes |= adapter_shapes(model_config.lora, layer_shapes(text, i))
     shapes["decoder.final_layernorm.weight"] = (d,)
     if not text.tie_embeddings:
         shapes["output_layer.weight"] = (text.vocab_size, d)
@@ -83,18 +98,19 @@ def linear(shapes: dict[str, tuple[int, ...]], name: str, out_size: int, in_size
 def layer_shapes(text: TextConfig, i: int) -> dict[str, tuple[int, ...]]:
     """Canonical parameters of decoder layer `i`."""
     d, heads, groups, head = text.hidden_size, text.num_heads, text.num_kv_heads, text.head_dim
-    layer = f"decoder.layers.{i}"
-    full_width = text.family == "olmo3"
-    return {
-        f"{layer}.{norm_names(text)[0]}": (d,),
-        f"{layer}.self_attention.linear_qkv.weight": ((heads + 2 * groups) * head, d),
-        f"{layer}.self_attention.q_layernorm.weight": (heads * head if full_width else head,),
-        f"{layer}.self_attention.k_layernorm.weight": (groups * head if full_width else head,),
-        f"{layer}.self_attention.linear_proj.weight": (d, heads * head),
-        f"{layer}.{norm_names(text)[1]}": (d,),
-        f"{layer}.mlp.linear_fc1.weight": (2 * text.ffn_size, d),
-        f"{layer}.mlp.linear_fc2.weight": (d, text.ffn_size),
+    q_norm, k_norm = family_of(text).qk_norm_widths(text)
+    attention_norm, mlp_norm = norm_names(text)
+    shapes = {
+        attention_norm: (d,),
+        "self_attention.linear_qkv.weight": ((heads + 2 * groups) * head, d),
+        "self_attention.q_layernorm.weight": (q_norm,),
+        "self_attention.k_layernorm.weight": (k_norm,),
+        "self_attention.linear_proj.weight": (d, heads * head),
+        mlp_norm: (d,),
+        "mlp.linear_fc1.weight": (2 * text.ffn_size, d),
+        "mlp.linear_fc2.weight": (d, text.ffn_size),
     }
+    return {f"decoder.layers.{i}.{name}": shape for name, shape in shapes.items() if shape != (0,)}
 
 
 def adapter_shapes(lora: LoraConfig, layer: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -109,25 +125,25 @@ def adapter_shapes(lora: LoraConfig, layer: dict[str, tuple[int, ...]]) -> dict[
 
 def norm_names(text: TextConfig) -> tuple[str, str]:
     """Names, within a layer, of the attention branch's norm and of the MLP branch's norm."""
-    if text.family == "olmo3":  # post-norm: the norm belongs to the branch's last linear map
+    if family_of(text).post_norm:  # the norm belongs to the branch's last linear map
         return "self_attention.linear_proj.post_norm.weight", "mlp.linear_fc2.post_norm.weight"
     return "input_layernorm.weight", "pre_mlp_layernorm.weight"
 
 
-def rules(config: Molmo2Config, target: Format) -> Iterator[Rule]:
+def rules(model_config: Molmo2Config, target: Format) -> Iterator[Rule]:
     """All rules between the canonical names and those of one external format."""
     if target not in FORMATS:
         raise ConversionError(f"unknown format {target!r}; known formats: {', '.join(FORMATS)}")
     native = target == "native"
-    yield from vision_rules(config, native)
-    yield from embedding_rules(config, native)
-    for i in range(config.text.num_layers):
-        yield from layer_rules(config.text, i, native)
+    yield from vision_rules(model_config, native)
+    yield from embedding_rules(model_config, native)
+    for i in range(model_config.text.num_layers):
+        yield from layer_rules(model_config.text, i, LAYER_NAMES[target])
     final = "model.language_model.norm.weight" if native else "model.transformer.ln_f.weight"
     yield Rule("copy", ("decoder.final_layernorm.weight",), (final,))
 
 
-def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
+def vision_rules(model_config: Molmo2Config, native: bool) -> Iterator[Rule]:
     """Vision encoder and connector: pure renaming."""
     tower = "model.vision_tower" if native else "model.vision_backbone.image_vit"
     parts = ("weight", "bias")
@@ -144,7 +160,7 @@ def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
         names["mlp.fc2"] = "feed_forward.w2"
         attention, blocks = "attention", f"{tower}.transformer.resblocks"
     names |= {f"attention.{ours}": f"{attention}.{theirs}" for ours, theirs in projections.items()}
-    for i in range(config.vision.num_built_layers):
+    for i in range(model_config.vision.num_built_layers):
         for ours, theirs in names.items():
             for part in parts:
                 yield Rule("copy", (f"vision.blocks.{i}.{ours}.{part}",), (f"{blocks}.{i}.{theirs}.{part}",))
@@ -159,53 +175,48 @@ def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
         yield Rule("copy", (f"connector.projector.{ours}.weight",), (external,))
 
 
-def embedding_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
+def embedding_rules(model_config: Molmo2Config, native: bool) -> Iterator[Rule]:
     """Embedding tables and the head."""
-    head = "lm_head.weight"
-    tied = head if config.text.tie_embeddings else None
+    tied = HEAD if model_config.text.tie_embeddings else None
     base, extra = "embedding.base.weight", "embedding.extra.weight"
     if native:
         yield Rule("embedding_rows", (base, extra), ("model.language_model.embed_tokens.weight",), head=tied)
     else:
         yield Rule("embedding", (base,), ("model.transformer.wte.embedding",), head=tied)
         yield Rule("copy", (extra,), ("model.transformer.wte.new_embedding",))
-    if not config.text.tie_embeddings:
-        yield Rule("copy", ("output_layer.weight",), (head,))
+    if not model_config.text.tie_embeddings:
+        yield Rule("copy", ("output_layer.weight",), (HEAD,))
 
 
-def layer_rules(text: TextConfig, i: int, native: bool) -> Iterator[Rule]:
-    """One decoder layer."""
+def layer_rules(text: TextConfig, i: int, names: LayerNames) -> Iterator[Rule]:
+    """Decoder layer `i`, in a format that calls its weights `names`."""
     ours = f"decoder.layers.{i}"
-    theirs = f"model.language_model.layers.{i}" if native else f"model.transformer.blocks.{i}"
-    norms = ("input_layernorm", "post_attention_layernorm") if native else ("attn_norm", "ff_norm")
-    for name, external in zip(norm_names(text), norms, strict=True):
-        yield Rule("copy", (f"{ours}.{name}",), (f"{theirs}.{external}.weight",))
-    qkv, fc1 = f"{ours}.self_attention.linear_qkv.weight", f"{ours}.mlp.linear_fc1.weight"
-    if native:
-        yield Rule("qkv_split", (qkv,), tuple(f"{theirs}.self_attn.{p}_proj.weight" for p in "qkv"))
-        yield Rule("gate_up_split", (fc1,), tuple(f"{theirs}.mlp.{p}_proj.weight" for p in ("gate", "up")))
-        proj, fc2 = "self_attn.o_proj", "mlp.down_proj"
-    else:
-        yield Rule("qkv_rows", (qkv,), (f"{theirs}.self_attn.att_proj.weight",))
-        yield Rule("up_gate_rows", (fc1,), (f"{theirs}.mlp.ff_proj.weight",))
-        proj, fc2 = "self_attn.attn_out", "mlp.ff_out"
-    for norm in ("q", "k"):
-        canonical = f"{ours}.self_attention.{norm}_layernorm.weight"
-        yield Rule("copy", (canonical,), (f"{theirs}.self_attn.{norm}_norm.weight",))
-    yield Rule("copy", (f"{ours}.self_attention.linear_proj.weight",), (f"{theirs}.{proj}.weight",))
-    yield Rule("copy", (f"{ours}.mlp.linear_fc2.weight",), (f"{theirs}.{fc2}.weight",))
+
+    def rule(kind: Kind, canonical: str, *external: str) -> Rule:
+        return Rule(kind, (f"{ours}.{canonical}",), tuple(names.of_layer(i, name) for name in external))
+
+    for canonical, external in zip(norm_names(text), (names.attention_norm, names.mlp_norm), strict=True):
+        yield rule("copy", canonical, external)
+    yield rule("qkv_split" if len(names.qkv) == 3 else "qkv_rows", "self_attention.linear_qkv.weight", *names.qkv)
+    split = len(names.gate_up) == 2
+    yield rule("gate_up_split" if split else "up_gate_rows", "mlp.linear_fc1.weight", *names.gate_up)
+    if family_of(text).qk_norm != "none":
+        yield rule("copy", "self_attention.q_layernorm.weight", names.q_norm)
+        yield rule("copy", "self_attention.k_layernorm.weight", names.k_norm)
+    yield rule("copy", "self_attention.linear_proj.weight", names.proj)
+    yield rule("copy", "mlp.linear_fc2.weight", names.down)
 
 
-def external_shapes(config: Molmo2Config, target: Format) -> dict[str, tuple[int, ...]]:
+def external_shapes(model_config: Molmo2Config, target: Format) -> dict[str, tuple[int, ...]]:
     """Every tensor of an external format and its shape, the tied copy of the head included."""
-    return rule_shapes(rules(config, target), config)
+    return rule_shapes(rules(model_config, target), model_config)
 
 
-def rule_shapes(chosen: Iterable[Rule], config: Molmo2Config) -> dict[str, tuple[int, ...]]:
+def rule_shapes(chosen: Iterable[Rule], model_config: Molmo2Config) -> dict[str, tuple[int, ...]]:
     """Every external tensor of the chosen rules and its shape, the tied copy of the head included."""
     shapes: dict[str, tuple[int, ...]] = {}
-    ours = canonical_shapes(config)
-    text = config.text
+    ours = canonical_shapes(model_config)
+    text = model_config.text
     for rule in chosen:
         first = ours[rule.canonical[0]]
         if rule.kind == "qkv_split":
@@ -223,13 +234,13 @@ def rule_shapes(chosen: Iterable[Rule], config: Molmo2Config) -> dict[str, tuple
     return shapes
 
 
-def to_external(rule: Rule, tensors: list[Tensor], config: Molmo2Config) -> dict[str, Tensor]:
+def to_external(rule: Rule, tensors: list[Tensor], model_config: Molmo2Config) -> dict[str, Tensor]:
     """External tensors of one rule from its canonical ones (in the order of `rule.canonical`)."""
     first = tensors[0]
     if rule.kind == "qkv_split":
-        parts: tuple[Tensor, ...] = split_qkv(first, config.text)
+        parts: tuple[Tensor, ...] = split_qkv(first, model_config.text)
     elif rule.kind == "qkv_rows":
-        parts = (torch.cat(split_qkv(first, config.text)),)
+        parts = (torch.cat(split_qkv(first, model_config.text)),)
     elif rule.kind == "gate_up_split":
         parts = first.chunk(2)
     elif rule.kind == "up_gate_rows":
@@ -244,7 +255,7 @@ def to_external(rule: Rule, tensors: list[Tensor], config: Molmo2Config) -> dict
     return external
 
 
-def to_canonical(rule: Rule, tensors: dict[str, Tensor], config: Molmo2Config) -> dict[str, Tensor]:
+def to_canonical(rule: Rule, tensors: dict[str, Tensor], model_config: Molmo2Config) -> dict[str, Tensor]:
     """Canonical tensors of one rule from its external ones. A tied head may be absent.
 
     Raises:
@@ -253,23 +264,23 @@ def to_canonical(rule: Rule, tensors: dict[str, Tensor], config: Molmo2Config) -
     parts = [tensors[name] for name in rule.external]
     first = parts[0]
     if rule.kind == "qkv_split":
-        ours = [join_qkv(first, parts[1], parts[2], config.text)]
+        ours = [join_qkv(first, parts[1], parts[2], model_config.text)]
     elif rule.kind == "qkv_rows":
-        groups, heads, head = config.text.num_kv_heads, config.text.num_heads, config.text.head_dim
+        groups, heads, head = model_config.text.num_kv_heads, model_config.text.num_heads, model_config.text.head_dim
         q, k, v = first.split([heads * head, groups * head, groups * head])
-        ours = [join_qkv(q, k, v, config.text)]
+        ours = [join_qkv(q, k, v, model_config.text)]
     elif rule.kind == "gate_up_split":
         ours = [torch.cat(parts)]
     elif rule.kind == "up_gate_rows":
         ours = [torch.cat(first.chunk(2)[::-1])]
     elif rule.kind == "embedding_rows":
-        ours = list(first.split([config.text.vocab_size, config.extra_vocab_size]))
+        ours = list(first.split([model_config.text.vocab_size, model_config.extra_vocab_size]))
     else:
         ours = parts
     if rule.head and rule.head in tensors and not torch.equal(tensors[rule.head], ours[0]):
         raise ConversionError(
-            f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {config.name!r} ties its "
-            "head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
+            f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {model_config.name!r} ties "
+            "its head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
         )
     return dict(zip(rule.canonical, ours, strict=True))
 

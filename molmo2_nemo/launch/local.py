@@ -20,14 +20,14 @@ from pathlib import Path
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.launch.start import start_problems
+from molmo2_nemo.launch.start import resolve_start, start_problems
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lock import Locked, only_run
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.resume import refuse_other_run
-from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import wanted_processes
 
 LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a node that died may still hold
 
@@ -54,7 +54,7 @@ def launch(cfg: RunConfig) -> int:
         path = write_config(cfg)
         if cfg.cluster.nodes > 1:
             raise UserError(start_by_hand(cfg, path))
-        count = checks.wanted_processes(cfg)
+        count = wanted_processes(cfg)
         command = [sys.executable, "-m", "molmo2_nemo.launch.elastic", str(count), str(path)]
         if count == 1:
             command = [sys.executable, "-m", "molmo2_nemo.launch.worker", str(path)]
@@ -72,22 +72,12 @@ def launch(cfg: RunConfig) -> int:
 def start_by_hand(cfg: RunConfig, config: Path) -> str:
     """How to start a run on several nodes without a scheduler: one command, the same on every node."""
     nodes = cfg.cluster.nodes
-    line = [f"torchrun --nnodes={nodes} --nproc-per-node={checks.wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
+    line = [f"torchrun --nnodes={nodes} --nproc-per-node={wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
     line.append(f"--rdzv-endpoint=FIRST_NODE:29500 -m molmo2_nemo.cli.main train --config {shlex.quote(str(config))}")
     return (
         f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Run "
         f"this command on each node, in the same folder, with one node's name in place of FIRST_NODE: {' '.join(line)}"
     )
-
-
-def resolve_start(cfg: RunConfig) -> None:
-    """Replaces an `init_from` that names a run's folder by the checkpoint that the run ended with.
-
-    Raises:
-        UserError: there is none.
-    """
-    if cfg.init_from is not None:
-        cfg.init_from = str(resolve_checkpoint(cfg.init_from))
 
 
 def _run_here(cfg: RunConfig) -> int:

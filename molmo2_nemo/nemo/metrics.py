@@ -13,27 +13,13 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
+from molmo2_nemo.cost.hardware import device_called, utilisation
 from molmo2_nemo.nemo.module import is_first_of_replica
-from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
+from molmo2_nemo.nemo.optimizer import GroupClippingOptimizer, name_of_group
 from molmo2_nemo.nemo.step_statistics import Ledger
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
-
-# Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
-PEAK_TFLOPS = (
-    ("GB200", 2500.0),
-    ("B200", 2250.0),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.4),
-    ("H200", 989.4),
-    ("GH200", 989.4),
-    ("H20", 148.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("L40S", 362.0),
-    ("A10", 125.0),
-)
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
 
 class Metrics(pl.Callback):
@@ -44,7 +30,7 @@ class Metrics(pl.Callback):
         stage: name shown with the progress.
         log_every: steps between plain lines when there is no terminal.
         crop_budget: crops a pack may hold.
-        peak_tflops: of one device; None asks the table above.
+        peak_tflops: of one device; None asks the table of known ones (cost/hardware.py).
     """
 
     def __init__(
@@ -87,7 +73,7 @@ class Metrics(pl.Callback):
             "time": time.time(),
             "loss": _number(float(trainer.callback_metrics["reduced_train_loss"])),
         }
-        line |= {f"grad_norm_{g}": _number(clipping.group_norms.get(g, 0.0)) for g in GROUPS}
+        line |= {f"grad_norm_{g}": _number(clipping.group_norms.get(g, 0.0)) for g in OPTIMIZER_GROUPS}
         line |= {f"lr_{name_of_group(g)}": g["last_lr"] for g in optimizer.param_groups if "last_lr" in g}
         line |= {
             "tokens": int(tokens),
@@ -105,7 +91,7 @@ class Metrics(pl.Callback):
             "tasks": _means(pl_module.tasks, task_sums),
         }
         if self.peak:
-            line["mfu"] = line["tflops"] / self.peak
+            line["mfu"] = utilisation(flops, seconds, dist.get_world_size() * self.peak * 1e12)
         if guard.reason:
             line["fault"] = guard.reason
         self._record(trainer, line)
@@ -152,10 +138,8 @@ class Metrics(pl.Callback):
 
 def known_peak() -> float | None:
     """Dense bf16 TFLOP/s of this device; None where it is not known, as on CPU."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for known, peak in PEAK_TFLOPS if known in name), None)
+    device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return None if device is None else device.tflops
 
 
 def memory_gib() -> float:

@@ -31,9 +31,7 @@ from nemo.utils import AppState
 from torch import Tensor
 
 from molmo2_nemo.nemo.faults import FaultGuard
-from molmo2_nemo.settings.run import FaultConfig, OptimConfig
-
-GROUPS = ("vit", "connector", "llm")
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, FaultConfig, OptimConfig
 
 
 def group_of(name: str) -> str:
@@ -69,7 +67,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
     ) -> None:
         config = OptimizerConfig(
             optimizer="adam",
-            lr=max(getattr(optim, g).lr for g in GROUPS),
+            lr=max(getattr(optim, g).lr for g in OPTIMIZER_GROUPS),
             weight_decay=optim.weight_decay,
             adam_beta1=optim.beta1,
             adam_beta2=optim.beta2,
@@ -90,7 +88,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
 
     def optimizers(self, model: Any) -> list[torch.optim.Optimizer]:
         overrides: dict[ParamKey, dict[str, Any]] = {}
-        for index, group in enumerate(GROUPS):
+        for index, group in enumerate(OPTIMIZER_GROUPS):
             predicate = ParamWithNamePredicate(name=group, fn=lambda p, name, group=group: group_of(name) == group)
             overrides[ParamKey(with_name_predicate=predicate)] = dict(
                 max_lr=getattr(self.optim, group).lr,
@@ -116,7 +114,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
 
     def _skips(self, norms: dict[str, float]) -> bool:
         loss = self.loss_weights.take_loss() if self.loss_weights is not None else None
-        return self.guard.skips(loss, [norms.get(group, 0.0) for group in GROUPS])
+        return self.guard.skips(loss, [norms.get(group, 0.0) for group in OPTIMIZER_GROUPS])
 
     def finalize_model_grads(self, model: Any, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
         """Megatron's reductions, then division by the global batch's sum of loss weights.
@@ -214,8 +212,8 @@ def l2_norm(tensors: list[Tensor], group: Any) -> float:
 
 
 def name_of_group(group: dict[str, Any]) -> str:
-    """Which of GROUPS an optimizer's parameter group is; `Molmo2Optimizer.optimizers` numbers them by lr_mult."""
-    return GROUPS[round(group["lr_mult"] if "lr_mult" in group else group["pre_lr_mult"]) - 1]
+    """Name of an optimizer's parameter group; `Molmo2Optimizer.optimizers` numbers them by lr_mult."""
+    return OPTIMIZER_GROUPS[round(group["lr_mult"] if "lr_mult" in group else group["pre_lr_mult"]) - 1]
 
 
 def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:

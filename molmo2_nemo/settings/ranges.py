@@ -10,11 +10,10 @@ from typing import Any
 
 from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.model.config import MemoryConfig
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, RunConfig
 from molmo2_nemo.settings.schema import flatten, to_dict
 
 UINT32 = 2**32 - 1  # largest seed that numpy's older generators take
-OPTIMIZER_GROUPS = ("vit", "connector", "llm")
 
 # The least value allowed, with the greatest where there is one. A setting that may be null may also be left so.
 CLOSED: dict[str, tuple[float, float | None]] = {
@@ -85,7 +84,7 @@ def _closed(name: str, value: Any, bounds: tuple[float, float | None]) -> Iterat
 def _source(name: str, source: SourceConfig) -> Iterator[str]:
     for key, bounds in SOURCE.items():
         value = getattr(source, key)
-        if value is None or math.isfinite(value):  # others are told above
+        if value is None or math.isfinite(value):  # others are reported above
             yield from _closed(f"{name}.{key}", value, bounds)
 
 

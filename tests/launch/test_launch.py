@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -66,6 +67,23 @@ def test_a_value_error_inside_a_library_is_not_the_users(run_worker):
 
     code, report = run_worker(lambda _: np.zeros(3).reshape(2))
     assert code == 1 and not report["user_error"]
+
+
+def test_a_value_error_of_this_package_is_not_the_users_either(run_worker):
+    code, report = run_worker(lambda _: raise_(ValueError("x")))
+    assert code == 1 and not report["user_error"] and report["message"] == "ValueError: x"
+
+
+def test_missing_files_are_the_users_and_lost_connections_are_not(run_worker, tmp_path):
+    code, report = run_worker(lambda _: (tmp_path / "absent").read_text())
+    assert code == USER_ERROR and report["message"] == f"{tmp_path}/absent: No such file or directory"
+    code, report = run_worker(lambda _: raise_(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")))
+    assert code == 1 and not report["user_error"] and report["message"].startswith("ConnectionResetError: ")
+
+
+def test_a_wrong_import_of_ours_is_no_missing_package(run_worker):
+    code, report = run_worker(lambda _: __import__("molmo2_nemo.no_such_module"))
+    assert code == 1 and not report["user_error"] and "doctor" not in report["message"]
 
 
 def test_interrupted_and_success(run_worker):

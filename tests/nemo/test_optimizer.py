@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from molmo2_nemo.nemo.optimizer import GROUPS, group_of, lr_factor
-from molmo2_nemo.settings.run import OptimConfig
+from molmo2_nemo.nemo.optimizer import group_of, lr_factor
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
 
 
 @pytest.mark.parametrize(
@@ -60,20 +60,20 @@ def step_job(clip_grad: float, distributed: bool) -> dict:
     module = Molmo2Optimizer(OptimConfig(clip_grad=clip_grad), 100, distributed=distributed)
     wrapped = module.optimizers([SimpleNamespace(module=chunk)])[0]
     generator = torch.Generator().manual_seed(0)
-    squares = dict.fromkeys(GROUPS, 0.0)
+    squares = dict.fromkeys(OPTIMIZER_GROUPS, 0.0)
     for index, (name, parameter) in enumerate(chunk.named_parameters()):
         parameter.main_grad.copy_(torch.randn(parameter.shape, generator=generator) * (1e-4 if index % 2 else 1e-2))
         squares[group_of(name)] += float(parameter.main_grad.double().square().sum())
     wrapped.step()
     clipped = {}
     for group in wrapped.param_groups:
-        name = GROUPS[round(group["lr_mult"]) - 1]
+        name = OPTIMIZER_GROUPS[round(group["lr_mult"]) - 1]
         clipped[name] = math.sqrt(sum(float(p.grad.double().square().sum()) for p in group["params"]))
     return {
         "expected": {k: math.sqrt(v) for k, v in squares.items()},
         "norms": wrapped.mcore_optimizer.group_norms,
         "clipped": clipped,
-        "rates": {GROUPS[round(g["lr_mult"]) - 1]: g["lr"] for g in wrapped.param_groups},
+        "rates": {OPTIMIZER_GROUPS[round(g["lr_mult"]) - 1]: g["lr"] for g in wrapped.param_groups},
         "decay": [g["weight_decay"] for g in wrapped.param_groups],
     }
 
@@ -81,7 +81,7 @@ def step_job(clip_grad: float, distributed: bool) -> dict:
 @pytest.mark.parametrize("distributed", [True, False])
 def test_each_group_is_clipped_on_its_own(workers, distributed):
     got = workers.run(step_job, 1.0, distributed)[0]
-    for group in GROUPS:
+    for group in OPTIMIZER_GROUPS:
         assert got["norms"][group] == pytest.approx(got["expected"][group], rel=1e-6)
         assert got["clipped"][group] == pytest.approx(min(1.0, got["expected"][group]), rel=1e-4)
     assert min(got["expected"].values()) > 0.5  # the norms differ, and at least one is clipped
