@@ -96,7 +96,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
 
 def start_nemo() -> None:
-    """Import NeMo with the CPU stand-ins in place, and without NVIDIA's job telemetry (it would want settings of its
+    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
     own, and this project sends nothing anywhere)."""
     from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
     from nemo.lightning.callback_group import CallbackGroup
