@@ -97,7 +97,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
 
 def start_nemo() -> None:
-    """Import NeMo with the CPU stand-ins in place, and without NVIDIA's job telemetry (it would want settings of its
+    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
     own, and this project sends nothing anywhere)."""
     gc.disable()  # 8,000 modules stay: looking through them for garbage takes a fifth of the import
     try:
