@@ -118,7 +118,7 @@ def summarise(per_rank: list[list[dict[str, Any]]], tokens: int) -> list[dict[st
         row: dict[str, Any] = {
             "context": context,
             "ulysses": first["method"][1],
-            "exchange": first["method"][2],
+            "cp_comm_type": first["method"][2],
             "pack": first["pack"],
             "kv_heads": first["kv_heads"],
         }
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     table = summarise(run_light(measure, args.tokens, ranks=RANKS), args.tokens)
     for row in table:
         print(
-            f"CP {row['context']} = {row['ulysses']} x {row['context'] // row['ulysses']} {row['exchange']:>10} "
+            f"CP {row['context']} = {row['ulysses']} x {row['context'] // row['ulysses']} {row['cp_comm_type']:>10} "
             f"{row['pack']:>5} {row['kv_heads']} key heads: forward {row['forward_messages']} messages "
             f"{row['forward_bytes'] / 2**20:7.2f} MiB (bound {row['forward_bytes_bound'] / 2**20:7.2f}), backward "
             f"{row['backward_messages']} messages {row['backward_bytes'] / 2**20:7.2f} MiB (bound "
