@@ -14,9 +14,8 @@ import torch
 import torch.distributed as dist
 
 from molmo2_nemo.nemo.module import is_first_of_replica
-from molmo2_nemo.nemo.optimizer import GROUPS, GroupClippingOptimizer, name_of_group
-from molmo2_nemo.nemo.step_statistics import Ledger
 from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
 # Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
 PEAK_TFLOPS = (
@@ -63,31 +62,28 @@ class Metrics(pl.Callback):
                 self._bar = _progress_bar(self.stage, trainer.max_steps, trainer.global_step)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.ledger = Ledger()
         self._clock = time.perf_counter()  # the step fetches its data itself; saving and validating come between steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        ledger = pl_module.ledger
+        result = pl_module.step_result
+        counts = result.statistics
         skipped = getattr(getattr(trainer, "datamodule", None), "skipped", 0)
-        own = [ledger.tokens, ledger.slots, ledger.crops, ledger.packs, ledger.flops]
+        own = [counts.tokens, counts.padded_tokens, counts.crops, counts.packs, counts.flops]
         own.append(skipped if is_first_of_replica() else 0)
         tokens, slots, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
         # known on the last pipeline stage, alike on all its ranks
-        task_sums = pl_module.training_loss_reduction.take_task_sums()
-        wait, memory, *task_sums = _reduced([ledger.wait, memory_gib(), *task_sums], dist.ReduceOp.MAX)
+        task_sums = result.task_sums or [0.0] * (2 * len(pl_module.tasks))
+        wait, memory, *task_sums = _reduced([counts.wait, memory_gib(), *task_sums], dist.ReduceOp.MAX)
         seconds = time.perf_counter() - self._clock
         if not trainer.is_global_zero:
             return
-        optimizer = trainer.optimizers[0]
-        clipping: GroupClippingOptimizer = optimizer.mcore_optimizer  # type: ignore[attr-defined]
-        guard = pl_module.optim.guard
         line: dict[str, Any] = {
             "step": trainer.global_step,
             "time": time.time(),
             "loss": _number(float(trainer.callback_metrics["reduced_train_loss"])),
         }
-        line |= {f"grad_norm_{g}": _number(clipping.group_norms.get(g, 0.0)) for g in GROUPS}
-        line |= {f"lr_{name_of_group(g)}": g["last_lr"] for g in optimizer.param_groups if "last_lr" in g}
+        line |= {f"grad_norm_{g}": _number(result.gradient_norms.get(g, 0.0)) for g in OPTIMIZER_GROUPS}
+        line |= {f"lr_{name}": rate for name, rate in result.learning_rates.items()}
         line |= {
             "tokens": int(tokens),
             "slots": int(slots),
@@ -95,7 +91,7 @@ class Metrics(pl.Callback):
             "fill": tokens / slots,
             "crop_fill": crops / (packs * self.crop_budget),
             "skipped": int(skipped),
-            "skipped_steps": guard.total,
+            "skipped_steps": result.skipped_steps,
             "seconds": seconds,
             "wait": wait,
             "tokens_per_second": tokens / seconds,
@@ -105,13 +101,9 @@ class Metrics(pl.Callback):
         }
         if self.peak:
             line["mfu"] = line["tflops"] / self.peak
-        if guard.reason:
-            line["fault"] = guard.reason
+        if result.fault:
+            line["fault"] = result.fault
         self._record(trainer, line)
-
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        for group in optimizer.param_groups:
-            group["last_lr"] = group["lr"]  # the rate of this update; the schedule moves on before the step ends
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._stop_bar()

@@ -1,4 +1,4 @@
-"""What this rank's micro-batches of one step held: the figures behind the log. numpy only, on the host."""
+"""What this rank's micro-batches of one step held: the figures behind the log. All of it is on the host."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from molmo2_nemo.model.inputs import visual_blocks
 
 
 @dataclass
-class Ledger:
+class StepStatistics:
     """Counts of one step."""
 
     tokens: int = 0  # padding not counted
-    slots: int = 0  # token slots, padding included
+    padded_tokens: int = 0  # padding counted too
     crops: int = 0
     packs: int = 0
     flops: float = 0.0  # of forward and backward, by mask area
@@ -30,7 +30,7 @@ class Ledger:
     def add(self, batch: Batch, model: Molmo2Config, trainable: Trainable) -> None:
         """Count a micro-batch; `model` is whose FLOPs it costs, `trainable` what of it trains."""
         self.tokens += int((batch.example_ids != PAD_EXAMPLE).sum())
-        self.slots += batch.example_ids.size
+        self.padded_tokens += batch.example_ids.size
         self.crops += len(batch.crops)
         self.packs += len(batch.example_ids)
         self.keys += [key for pack in batch.keys for key in pack]

@@ -10,11 +10,10 @@ from typing import Any
 
 from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.model.config import MemoryConfig
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, RunConfig
 from molmo2_nemo.settings.schema import flatten, to_dict
 
 UINT32 = 2**32 - 1  # largest seed that numpy's older generators take
-OPTIMIZER_GROUPS = ("vit", "connector", "llm")
 
 # The least value allowed, with the greatest where there is one. A setting that may be null may also be left so.
 CLOSED: dict[str, tuple[float, float | None]] = {
