@@ -134,8 +134,8 @@ def build(
 
 
 def run_schedule(model: Any, batches: list[Any], *, backward: bool) -> list[torch.Tensor]:
-    """What the last stage returns for every micro-batch, of a loss its sum; with `backward`, `main_grad` holds sums over
-    all of them.
+    """What the last stage returns for every micro-batch, of a loss its sum. With `backward`, `main_grad` holds sums
+    over all of them.
 
     Gradients are reduced by Megatron's own DDP and finalize_model_grads, as in the trainer.
     """

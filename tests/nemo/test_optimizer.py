@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from molmo2_nemo.nemo.lr_schedule import lr_factor
-from molmo2_nemo.nemo.optimizer import group_of
+from molmo2_nemo.nemo.optimizer import LR_MULT, group_of, name_saved_groups
 from molmo2_nemo.rundir import manifest
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
@@ -114,8 +114,7 @@ def make_older(checkpoint: Path) -> None:
             del group["name"]
         groups.reverse()
     torch.save(state, common)
-    files = [path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()]
-    manifest.write(checkpoint, manifest.describe(checkpoint, [name for name in files if name != "manifest.json"]))
+    manifest.write(checkpoint, manifest.describe(checkpoint, manifest.share(checkpoint, 0, 1)))
 
 
 def test_a_checkpoint_without_group_names_resumes(workers, tmp_path):
