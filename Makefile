@@ -1,6 +1,6 @@
 # venv  the pinned environment, in .venv            demo   the three stages on a laptop CPU, from real pictures and video
-# test  the tests, in that environment              lint   ruff and mypy
-# test-demo   the demo, checked
+# test-fast  the tests that start no trainer        test   all tests but the demo and Slurm's
+# test-demo  the demo, checked                      lint   ruff and mypy
 # test-slurm  the pipeline on a real Slurm, started here (minutes; as root, needs slurmctld, slurmd, munge)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: venv demo test test-demo test-slurm container-test lint fixtures clean
+.PHONY: venv demo test-fast test test-demo test-slurm container-test lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -34,15 +34,21 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/molmo2 demo $(DEMO_ARGS)
 
-# Two at a time: the tests that share the pool of trainer processes, one after the other, and the rest (tests/conftest.py).
+# Two processes, which take files in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(STAMP)
+	@$(PYTEST) $(TWO) -m "not trainer" $(PYTEST_ARGS)
+
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	@$(PYTEST) $(TWO) $(PYTEST_ARGS)
 
 test-demo: $(STAMP)
-	@MOLMO2_FULL_DEMO=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/nemo/test_demo.py $(PYTEST_ARGS)
+	@MOLMO2_FULL_DEMO=1 $(PYTEST) tests/nemo/test_demo.py $(PYTEST_ARGS)
 
 test-slurm: $(STAMP)
-	@MOLMO2_SLURM_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/launch/slurm $(PYTEST_ARGS)
+	@MOLMO2_SLURM_TESTS=1 $(PYTEST) -rs tests/launch/slurm $(PYTEST_ARGS)
 
 container-test: $(STAMP)
 	@PYTHON=$(BIN)/python tests/container/build_and_run.sh

@@ -105,7 +105,7 @@ def together(parts: list[PackCounts]) -> PackCounts:
         tokens=tokens,
         pairs=sum(p.pairs for p in parts),
         unit_crops=np.concatenate([p.unit_crops for p in parts]),
-        unit_rows=np.concatenate([p.unit_rows for p in parts]),
+        unit_pooled_tokens=np.concatenate([p.unit_pooled_tokens for p in parts]),
         slots=sum(p.slots for p in parts),
         scored=sum(p.scored for p in parts),
         length=tokens,

@@ -118,8 +118,8 @@ def main() -> None:
     args = parser.parse_args()
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.launch.worker import quiet
     from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.processes import quiet
 
     quiet()
     cpu.enable(1)

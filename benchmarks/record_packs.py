@@ -52,7 +52,7 @@ def write(path: Path, head: dict[str, Any], packs: Iterable[PackCounts]) -> None
     """One JSON line for the head and for each micro-batch; equal units that follow each other are counted."""
     lines = [json.dumps(head)]
     for pack in packs:
-        units = zip(pack.unit_crops.tolist(), pack.unit_rows.tolist(), strict=True)
+        units = zip(pack.unit_crops.tolist(), pack.unit_pooled_tokens.tolist(), strict=True)
         runs = [[len(list(run)), *unit] for unit, run in groupby(units)]
         lines.append(json.dumps({name: getattr(pack, name) for name in NUMBERS} | {"units": runs}))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +70,9 @@ def read(path: Path) -> tuple[dict[str, Any], list[PackCounts]]:
         packs = []
         for row in rows:
             runs = np.array(row["units"], np.int64).reshape(-1, 3)
-            crops, rows_of = (np.repeat(runs[:, i], runs[:, 0]) for i in (1, 2))
-            packs.append(PackCounts(unit_crops=crops, unit_rows=rows_of, **{name: row[name] for name in NUMBERS}))
+            crops, pooled = (np.repeat(runs[:, i], runs[:, 0]) for i in (1, 2))
+            numbers = {name: row[name] for name in NUMBERS}
+            packs.append(PackCounts(unit_crops=crops, unit_pooled_tokens=pooled, **numbers))
         head["sequence_length"], head["max_crops"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a file of benchmarks.record_packs ({type(error).__name__}: {error})") from error

@@ -104,8 +104,8 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
 
-    from molmo2_nemo.nemo.metrics import read_metrics
     from molmo2_nemo.nemo.recipes import stage_folder, stage_recipe
+    from molmo2_nemo.rundir.stages import read_metrics
 
     with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
@@ -121,7 +121,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
-        lines = read_metrics(stage_folder(cfg) / "metrics.jsonl")[warmup:]
+        lines = read_metrics(stage_folder(cfg))[warmup:]
     del run_stage, data, recipe
     unset_num_microbatches_calculator()  # the next stage has another
     gc.collect()  # the trainer and its model refer to each other
@@ -215,8 +215,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = "tiny" if args.tiny else args.model
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.launch.worker import quiet
     from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.processes import quiet
 
     quiet()
     cpu.enable(1)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 MAX_MEMBERS = 5_000_000
 MAX_BYTES = 2 * 2**40  # of everything in one archive

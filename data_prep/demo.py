@@ -14,7 +14,7 @@ from data_prep import demo_records
 from data_prep.prepare import Options, prepare
 from data_prep.sources.base import Context, Manual, Row, Sample, Skip, Source
 from data_prep.sources.own import entry_sample
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 MEDIA = Path(__file__).parent / "demo_media"
 SETS = {"pretrain": demo_records.pretrain, "sft": demo_records.sft, "long": demo_records.long}

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.errors import DataError
 
 CHUNK = 1 << 18
 RETRIES = 5
@@ -89,7 +89,7 @@ class Downloader:
 
     def _try(self, url: str, path: Path, gone: Path) -> None:
         """All tries. What is there of a file stays for the next run, unless it is refused."""
-        part = path.with_suffix(".part")
+        part = path.with_suffix(".part")  # not files.atomic, which keeps nothing of an interrupted one
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # one thread of one process fetches, the others wait for it
             if path.exists():

@@ -28,7 +28,9 @@ from data_prep.sources.base import (
     SourceError,
     Url,
 )
-from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError
+from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from molmo2_nemo.errors import DataError
+from molmo2_nemo.files import atomic
 
 T = TypeVar("T")
 SUFFIXES = (*sorted(VIDEO_SUFFIXES), *sorted(IMAGE_SUFFIXES))
@@ -393,12 +395,8 @@ def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
     target = cache / name[:2] / f"{name}.mp4"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}.part.mp4")
-        try:
+        with atomic(target) as part:
             encode_video(_pictures(files), part, media.fps)
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
     return target
 
 
@@ -413,7 +411,7 @@ def _pictures(files: list[Path]) -> Iterator[Any]:
 
 
 def encode_video(pictures: Iterator[Any], path: Path, fps: float) -> None:
-    """Write RGB pictures (uint8 [H, W, 3]) as H.264, the same bytes for the same pictures.
+    """Write RGB pictures (uint8 [H, W, 3]) as an mp4 of H.264, the same bytes for the same pictures.
 
     Odd sizes lose their last row or column.
     """
@@ -424,7 +422,7 @@ def encode_video(pictures: Iterator[Any], path: Path, fps: float) -> None:
 
     rate = fractions.Fraction(fps).limit_denominator(1001)
     size: tuple[int, int] | None = None
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1

@@ -31,6 +31,7 @@ from molmo2_nemo.data.shard_writer import (
     shard_stem,
 )
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.files import write_text
 
 SETTINGS = "settings.json"
 LOCK = ".writing"
@@ -194,7 +195,7 @@ class Output:
             for path in self.work.iterdir():
                 if path.name != LOCK:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
-            _write_atomic(self.work / SETTINGS, json.dumps(now))
+            write_text(self.work / SETTINGS, json.dumps(now), sync=True)
         self._skips = (self.work / SKIPPED).open("ab")
         self._resume()
 
@@ -290,7 +291,7 @@ class Output:
             "skips": self._skips.tell(),
             "entries": [asdict(entry) for entry in entries],
         }
-        _write_atomic(self._journal(len(self._shards)), json.dumps(journal))
+        write_text(self._journal(len(self._shards)), json.dumps(journal), sync=True)
         self._shards.append(line)
 
     def _journal(self, number: int) -> Path:
@@ -320,12 +321,3 @@ class Output:
             f"no space left while writing {error.filename or self.work} ({error.strerror}). The {len(self._shards)} "
             "complete shards are kept: make room and call again"
         )
-
-
-def _write_atomic(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

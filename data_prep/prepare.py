@@ -7,9 +7,7 @@ order. What is written depends on rows, media and settings only: not on the numb
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -29,6 +27,7 @@ from data_prep.tables import Tables
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.shards import file_sha256
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.processes import die_with_parent
 
 BATCH_ITEMS = 32  # samples that travel to a worker together; videos count as more
 VIDEO_WEIGHT = 8
@@ -266,14 +265,7 @@ def _start_worker(resolver: Resolver, options: BuildOptions) -> None:
     global _worker
     _worker = resolver, options
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    die_with_parent()
 
 
 def _work(batch: list[Item]) -> list[Built | Skip]:

@@ -18,6 +18,7 @@ from data_prep.media import MediaError, Picture, Resolver, Video
 from data_prep.sources.base import Media, Sample, Skip
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
+from molmo2_nemo.errors import DataError
 
 MAX_KEY = 80  # characters; a member name has 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -119,7 +120,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     try:
         members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, UnicodeEncodeError) as error:
-        raise ValueError(f"not JSON: {error}") from None
+        raise DataError(f"not JSON: {error}") from None
     parse_record(
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from molmo2_nemo.data.manifest import MANIFEST, Entry, ShardError, read_entries,
 from molmo2_nemo.data.record import BadRecord, load_json, parse_record
 from molmo2_nemo.data.shard_writer import TarShard, index_tar, members_crc, read_records, write_manifest
 from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.files import atomic
 
 REMOVED = "removed by repair"
 
@@ -204,12 +204,11 @@ def _replace_manifest(
         skipped[REMOVED] = skipped.get(REMOVED, 0) + len(lost)
     factor = head["length"] // max(head.get("records", head["length"]), 1)
     head = {**head, "shards": shards, "records": records, "length": records * max(factor, 1), "skipped": skipped}
-    part = folder / f".{MANIFEST}.part"
-    write_manifest_file(part, head, kept)
-    with (folder / SKIPPED).open("a", encoding="utf-8") as file:
-        for problem in lost:
-            file.write(json.dumps({"key": problem.key, "reason": REMOVED, "detail": problem.text}) + "\n")
-    os.replace(part, folder / MANIFEST)
+    with atomic(folder / MANIFEST) as part:
+        write_manifest_file(part, head, kept)
+        with (folder / SKIPPED).open("a", encoding="utf-8") as file:
+            for problem in lost:
+                file.write(json.dumps({"key": problem.key, "reason": REMOVED, "detail": problem.text}) + "\n")
 
 
 def index(folder: Path, name: str | None = None) -> dict[str, Any]:

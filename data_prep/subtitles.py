@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from molmo2_nemo.errors import DataError
+
 
 def supervisions(recording: str, lines: Iterable[tuple[float, float, str]]) -> list[Any]:
     """(start, end, text) in seconds -> `SupervisionSegment`s, in order of time; empty lines are left out.
 
     Raises:
-        ValueError: a line that ends before it starts or starts before 0.
+        DataError: a line that ends before it starts or starts before 0.
     """
     from lhotse import SupervisionSegment
 
     made = []
     for i, (start, end, text) in enumerate(sorted(lines, key=lambda line: (line[0], line[1]))):
         if not 0 <= start <= end:
-            raise ValueError(f"subtitle {i} must have 0 <= start <= end, not {start} - {end}")
+            raise DataError(f"subtitle {i} must have 0 <= start <= end, not {start} - {end}")
         if text.strip():
             made.append(
                 SupervisionSegment(f"{recording}-{i}", recording, start, round(end - start, 8), text=text.strip())

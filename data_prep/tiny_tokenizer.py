@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from molmo2_nemo.errors import UserError
+
 ENTRIES = 1024  # base embedding rows of the `tiny` preset
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Words with their leading space or sign, single digits, runs of signs, line ends, blanks.
@@ -123,7 +125,7 @@ def make() -> Tokenizer:
     """Train the tokenizer.
 
     Raises:
-        ValueError: the text is too short to fill the vocabulary.
+        UserError: the text is too short to fill the vocabulary.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -141,7 +143,7 @@ def make() -> Tokenizer:
     tokenizer.train_from_iterator(corpus(), trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     if tokenizer.get_vocab_size() != ENTRIES:
-        raise ValueError(f"the text gives {tokenizer.get_vocab_size()} entries, expected {ENTRIES}; add more text")
+        raise UserError(f"the text gives {tokenizer.get_vocab_size()} entries, expected {ENTRIES}; add more text")
     return tokenizer
 
 

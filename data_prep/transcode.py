@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Video, encode_video, probe_video
+from molmo2_nemo.errors import DataError
 
 Clip = tuple[float, float]
 TAIL = 1.0  # seconds kept after a clip, so that its last frame is there whatever the order of packets
@@ -61,7 +62,7 @@ def _key_before(source: Any, stream: Any, seconds: float) -> int:
     keys = [p.pts for p in source.demux(stream) if p.is_keyframe and p.pts is not None and p.size]
     before = [pts for pts in keys if float(pts * stream.time_base) <= seconds + 1e-6]
     if not keys:
-        raise ValueError("no key frame")
+        raise DataError("no key frame")
     return int(max(before) if before else min(keys))
 
 

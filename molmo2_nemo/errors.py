@@ -20,6 +20,14 @@ class UserError(ValueError):
     """What was seen, what was expected, what to change; shown without a traceback."""
 
 
+class DataError(UserError):
+    """Something about the data a user gave is wrong; the message names the place."""
+
+
+class ConversionError(UserError):
+    """A checkpoint or model folder that cannot be converted; the message names the file or tensor."""
+
+
 class Preempted(Exception):
     """A signal (SIGTERM, SIGUSR1) asked the run to stop; a checkpoint is saved. Raised in every process of the run."""
 

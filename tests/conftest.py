@@ -1,42 +1,53 @@
-"""Fixtures that several test folders share."""
+"""Fixtures that several test folders share, and what they say about the tests that use them."""
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
+import os
+import sys
 
 import pytest
 
-
-@functools.cache
-def uses_pool(path: str) -> bool:
-    """Whether tests of a file, relative to the project, run in the pool of `workers`."""
-    return "workers.run(" in (Path(__file__).parent.parent / path).read_text()
+# Fixtures that start trainers. Tests that use one are marked `trainer`; make test-fast leaves them out.
+TRAINERS = ("workers", "molmo2", "slurm", "finished_demo")
 
 
 def pytest_collection_modifyitems(items):
-    """What needs the pool comes first: it takes the longest."""
-    items.sort(key=lambda item: not uses_pool(item.nodeid.split("::")[0]))
+    """What trains comes first, as it takes the longest; `pytest -n 2 --dist loadfile` hands files out in this order."""
+    for item in items:
+        if any(name in item.fixturenames for name in TRAINERS):
+            item.add_marker("trainer")
+    training = {item.path for item in items if item.get_closest_marker("trainer")}
+    items.sort(key=lambda item: item.path not in training)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Under `pytest -n`, one process has all files that need the pool, so that there is one pool."""
-    from xdist.scheduler import LoadScopeScheduling
+@pytest.fixture(scope="session", autouse=True)
+def _shared_folder(tmp_path_factory):
+    """Tells tests.support.shards where; the processes of `pytest -n` have their own folders in one that they share."""
+    from tests.support.shards import RUN
 
-    class OnePool(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            path = nodeid.split("::")[0]
-            return "pool" if uses_pool(path) else path
-
-    return OnePool(config, log)
+    base = tmp_path_factory.getbasetemp()
+    os.environ[RUN] = str(base.parent if "PYTEST_XDIST_WORKER" in os.environ else base)
 
 
 @pytest.fixture(scope="session")
-def workers():
+def shards(_shared_folder):
+    """The demo's three data sets: a folder with pretrain, sft and long. Not to be changed."""
+    from tests.support.shards import demo_shards
+
+    return demo_shards()
+
+
+@pytest.fixture(scope="session")
+def workers(_shared_folder):
     """Four warm processes with NeMo imported; `workers.run(function, *args, ranks=n)`."""
     from tests.support.pool import Pool
 
     pool = Pool(4)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def molmo2():
+    """The user's command, for a process of its own: words to which the verb and its arguments are added."""
+    return [sys.executable, "-m", "molmo2_nemo.cli.main"]

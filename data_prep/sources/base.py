@@ -75,7 +75,8 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     picture,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
-from molmo2_nemo.data.record import DataError, check_annotation
+from molmo2_nemo.data.record import check_annotation
+from molmo2_nemo.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,6 +24,7 @@ from data_prep.sources.base import (
 )
 from data_prep.sources.common import questions, tree
 from data_prep.sources.schema import one_of
+from molmo2_nemo.errors import DataError
 
 Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
 
@@ -146,11 +147,11 @@ def ai2d_choice(row: Row, letters: set[str]) -> Annotation:
     Where all options but at most one are letters in the picture, they stand without further names.
 
     Raises:
-        ValueError: the right answer is not among the options.
+        DataError: the right answer is not among the options.
     """
     texts = row["answerTexts"]
     if not 0 <= row["correctAnswer"] < len(texts) or texts[row["correctAnswer"]] == "{}":
-        raise ValueError(f"answer {row['correctAnswer']} of {texts}")
+        raise DataError(f"answer {row['correctAnswer']} of {texts}")
     options = list(dict.fromkeys(text for text in texts if text != "{}"))
     right = options.index(texts[row["correctAnswer"]])
     is_letter = [option.upper() in letters for option in options]

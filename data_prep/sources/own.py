@@ -23,6 +23,7 @@ from typing import Any
 
 from data_prep.sources.base import Context, File, Manual, Media, Row, Sample, Skip, Source, Table, Url
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, load_json
+from molmo2_nemo.errors import DataError
 
 KNOWN = {
     *("key", "image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"),
@@ -67,20 +68,20 @@ def entry_sample(entry: dict[str, Any], key: str) -> Sample:
     """One entry (see the module's text) as a sample; `key` is for entries that have none.
 
     Raises:
-        ValueError: what is wrong with the entry.
+        DataError: what is wrong with the entry.
     """
     unknown = sorted(set(entry) - KNOWN)
     if unknown:
-        raise ValueError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
+        raise DataError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
     key = entry.get("key", key)
     if not isinstance(key, str) or not key:
-        raise ValueError(f"key must be a text that is not empty, not {key!r}")
+        raise DataError(f"key must be a text that is not empty, not {key!r}")
     pictures = entry.get("images", [entry["image"]] if "image" in entry else [])
     if not isinstance(pictures, list) or ("image" in entry and "images" in entry):
-        raise ValueError(f"images must be a list of paths (image is for a single one), not {pictures!r}")
+        raise DataError(f"images must be a list of paths (image is for a single one), not {pictures!r}")
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
-        raise ValueError(f"sampling must be an object, not {sampling!r}")
+        raise DataError(f"sampling must be an object, not {sampling!r}")
     variants = _variants(entry)
     return Sample(
         key,
@@ -100,18 +101,18 @@ def entry_sample(entry: dict[str, Any], key: str) -> Sample:
 def _annotations(entry: dict[str, Any]) -> list[dict[str, Any]]:
     full = entry.get("annotations", [])
     if not isinstance(full, list) or not all(isinstance(annotation, dict) for annotation in full):
-        raise ValueError(f"annotations must be a list of objects, not {full!r}")
+        raise DataError(f"annotations must be a list of objects, not {full!r}")
     full = list(full)
     if "caption" in entry:
         full.append({"style": "video_long_caption" if "video" in entry else "long_caption", "text": entry["caption"]})
     if ("question" in entry) != ("answer" in entry):
-        raise ValueError("question and answer belong together; one of them is missing")
+        raise DataError("question and answer belong together; one of them is missing")
     if "question" in entry:
         full.append({"style": "user_qa", "question": entry["question"], "answer": entry["answer"]})
     if "messages" in entry:
         full.append({"style": "text_sft", "messages": entry["messages"]})
     if not full:
-        raise ValueError("nothing to learn: give caption, question and answer, messages, or annotations")
+        raise DataError("nothing to learn: give caption, question and answer, messages, or annotations")
     return full
 
 
@@ -121,22 +122,22 @@ def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
         isinstance(tree, list) and all(isinstance(annotation, dict) for annotation in tree) for tree in variants
     )
     if not ok:
-        raise ValueError(f"variants must be a list of lists of annotations, not {variants!r}")
+        raise DataError(f"variants must be a list of lists of annotations, not {variants!r}")
     if variants and any(name in entry for name in ("annotations", "caption", "question", "messages")):
-        raise ValueError("variants stand in place of annotations, caption, question and messages; give one of them")
+        raise DataError("variants stand in place of annotations, caption, question and messages; give one of them")
     return variants
 
 
 def _medium(path: Any, allowed: frozenset[str]) -> Media:
     if not isinstance(path, str) or not path:
-        raise ValueError(f"a path must be a text, not {path!r}")
+        raise DataError(f"a path must be a text, not {path!r}")
     if "://" in path:
         if not path.startswith("https://"):
-            raise ValueError(f"{path}: only https addresses are fetched")
+            raise DataError(f"{path}: only https addresses are fetched")
         return Url(path)
     suffix = PurePosixPath(path).suffix.lower().lstrip(".")
     if suffix not in allowed:
-        raise ValueError(f"{path}: the suffix {suffix!r} is not one of {', '.join(sorted(allowed))}")
+        raise DataError(f"{path}: the suffix {suffix!r} is not one of {', '.join(sorted(allowed))}")
     return File(path)
 
 
@@ -144,7 +145,7 @@ def _clip(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2 or not all(_is_number(v) for v in value):
-        raise ValueError(f"clip must be [start, end] in seconds, not {value!r}")
+        raise DataError(f"clip must be [start, end] in seconds, not {value!r}")
     return float(value[0]), float(value[1])
 
 
@@ -155,14 +156,14 @@ def _subtitles(value: Any) -> list[tuple[float, float, str]] | str:
     for i, line in enumerate(lines):
         ok = isinstance(line, dict) and _is_number(line.get("start")) and _is_number(line.get("end"))
         if not ok or not isinstance(line.get("text"), str):
-            raise ValueError(f"subtitle {i} must be {{start, end, text}} in seconds of the video, not {line!r}")
+            raise DataError(f"subtitle {i} must be {{start, end, text}} in seconds of the video, not {line!r}")
     return [(float(line["start"]), float(line["end"]), line["text"]) for line in lines]
 
 
 def _number(entry: dict[str, Any], name: str) -> float | None:
     value = entry.get(name)
     if value is not None and not _is_number(value):
-        raise ValueError(f"{name} must be a number, not {value!r}")
+        raise DataError(f"{name} must be a number, not {value!r}")
     return None if value is None else float(value)
 
 

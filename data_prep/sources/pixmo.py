@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from data_prep.sources import shapes
 from data_prep.sources.base import Annotation, Context, FirstOf, Hub, Row, Sample, Skip, Source, maybe
 from data_prep.sources.common import COORDINATES, coordinates, hold_out, questions, tree, web_image
+from molmo2_nemo.errors import DataError
 
 HELD_OUT = 2048  # images of each set that the published loader keeps for validation
 MAX_POINTS = 60  # of one label, and of all labels of one sample
@@ -157,17 +158,17 @@ def conversation_turns(question: str, answer: str) -> list[str]:
     """Turns of a PixMo-CapQA row: `[USER] .. [ASSISTANT] .. [USER] .. [ASSISTANT]` and the last answer.
 
     Raises:
-        ValueError: the marks do not alternate, or a turn is empty.
+        DataError: the marks do not alternate, or a turn is empty.
     """
     before, *rest = _SPEAKER.split(question)
     speakers, said = rest[::2], rest[1::2]
     if before or not said or said[-1]:
-        raise ValueError("it must start with [USER] and end with [ASSISTANT]")
+        raise DataError("it must start with [USER] and end with [ASSISTANT]")
     if speakers != ["[USER]", "[ASSISTANT]"] * (len(speakers) // 2):
-        raise ValueError("[USER] and [ASSISTANT] do not alternate")
+        raise DataError("[USER] and [ASSISTANT] do not alternate")
     turns = [*said[:-1], answer]
     if not all(turn.strip() for turn in turns):
-        raise ValueError("a turn is empty")
+        raise DataError("a turn is empty")
     return turns
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from molmo2_nemo.errors import DataError
+
 
 @dataclass(frozen=True, slots=True)
 class Inline:
@@ -142,7 +144,7 @@ def picture(value: Any) -> Media:
     """The medium of an image or video column as `datasets` gives it undecoded: {bytes, path}, bytes, an URL or a path.
 
     Raises:
-        ValueError: None or anything else.
+        DataError: None or anything else.
     """
     if isinstance(value, dict) and value.get("bytes"):
         suffix = PurePosixPath(value.get("path") or "").suffix.lower().lstrip(".")
@@ -153,4 +155,4 @@ def picture(value: Any) -> Media:
         value = value["path"]
     if isinstance(value, str) and value:
         return Url(value) if value.startswith(("https://", "http://")) else File(value)
-    raise ValueError(f"no picture: {str(value)[:60]}")
+    raise DataError(f"no picture: {str(value)[:60]}")

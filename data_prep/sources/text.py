@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.sources import shapes
 from data_prep.sources.base import Context, Hub, Media, Prepared, Row, Sample, Skip, Source, maybe, picture
 from data_prep.sources.schema import image
+from molmo2_nemo.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,16 +29,16 @@ def chat_turns(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """Turns of a chat, user first; a system message is put before the first question. A last question is dropped.
 
     Raises:
-        ValueError: the roles do not alternate, or nothing is answered.
+        DataError: the roles do not alternate, or nothing is answered.
     """
     roles, said = [m["role"] for m in messages], [m["content"] for m in messages]
     if roles[:2] == ["system", "user"]:
         roles, said = roles[1:], [f"System: {said[0]}\n{said[1]}", *said[2:]]
     if roles != [("user", "assistant")[i % 2] for i in range(len(roles))]:
-        raise ValueError(f"roles do not alternate from a user: {', '.join(roles[:6])}")
+        raise DataError(f"roles do not alternate from a user: {', '.join(roles[:6])}")
     turns = said[: len(said) // 2 * 2]
     if not turns:
-        raise ValueError("nothing is answered")
+        raise DataError("nothing is answered")
     return turns
 
 

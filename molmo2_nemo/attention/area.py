@@ -59,7 +59,7 @@ class Area:
         whole: the area of all of it, where that is at hand: a part's pieces are cut from its pieces.
 
     Raises:
-        ValueError: a layout that the data pipeline never writes (a branch before its root, or for within_image
+        AssertionError: a layout that the data pipeline never writes (a branch before its root, or for within_image
             pictures whose numbers decrease along a segment).
     """
 
@@ -207,7 +207,7 @@ def _split(
             continue
         branches = np.sort(np.concatenate([segments[i] for i in mine[1:]]), kind="stable")  # one run, as a rule
         if branches[0] < root[-1]:
-            raise ValueError(
+            raise AssertionError(
                 f"token {branches[0]} of pack {pack} is in a branch of example {number} but comes before token "
                 f"{root[-1]} of its root; attention kernels need every root before its branches"
             )
@@ -234,7 +234,7 @@ def _later_visual(pack: int, segment: np.ndarray, visual_block: np.ndarray, visu
     if visual_attention == "within_image":
         step = np.diff(visual_block[visual])
         if (step < 0).any():
-            raise ValueError(
+            raise AssertionError(
                 f"pictures of pack {pack} are not numbered in their order (token {visual[1:][step < 0][0]}); "
                 "visual_attention 'within_image' needs numbers that never decrease"
             )

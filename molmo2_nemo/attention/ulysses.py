@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from molmo2_nemo.errors import UserError
+
 
 class _SwapSequenceAndHeads(torch.autograd.Function):
     """[T, B, N, H] -> [S, B, N / C, H] when `to_heads`, and the way back otherwise."""
@@ -76,11 +78,11 @@ def replicate_kv(x: Tensor, group_size: int, query_heads: int) -> Tensor:
         x: [T, B, G, H].
 
     Raises:
-        ValueError: the query heads of this tensor-parallel rank cannot be dealt evenly.
+        UserError: the query heads of this tensor-parallel rank cannot be dealt evenly.
     """
     kv_heads = x.shape[2]
     if query_heads % group_size or (kv_heads % group_size and group_size % kv_heads):
-        raise ValueError(
+        raise UserError(
             f"Ulysses over {group_size} ranks cannot deal {query_heads} query heads and {kv_heads} key heads per "
             f"tensor-parallel rank evenly; choose a parallel.context_ulysses that divides {query_heads}"
         )

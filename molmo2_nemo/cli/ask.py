@@ -56,7 +56,7 @@ def ask(
     max_new_tokens: int = 128,
 ) -> str:
     """The model's answer about encoded pictures or a video. Loads the model: seconds for `tiny`."""
-    from molmo2_nemo.launch.worker import quiet
+    from molmo2_nemo.processes import quiet
 
     quiet()
     from molmo2_nemo.nemo.generate import answer

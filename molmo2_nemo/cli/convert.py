@@ -104,12 +104,12 @@ def one_line(target: Path) -> Iterator[Any]:
     Args:
         target: what is written.
     """
-    from molmo2_nemo.launch.worker import quiet
+    from molmo2_nemo.processes import quiet
 
     quiet()
     import torch
 
-    from molmo2_nemo.convert import ConversionError
+    from molmo2_nemo.errors import ConversionError
 
     try:
         with writing(target):

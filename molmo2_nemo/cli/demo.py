@@ -60,7 +60,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     """Exports the last stage, asks it three things, and shows what happened."""
     from molmo2_nemo.cli.ask import ask
     from molmo2_nemo.cli.convert import export_checkpoint
-    from molmo2_nemo.rundir.stages import metrics, stage_dir, summary
+    from molmo2_nemo.rundir.stages import read_metrics, stage_dir, summary
 
     summaries = [summary(stage_dir(cfg)) or {} for cfg in configs]
     checkpoint = Path(summaries[-1]["checkpoint"])
@@ -74,7 +74,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
         print(f"  {file}: {question}\n    {ask(checkpoint, question, **seen, style=style)}", flush=True)
     print()
     print_table(summaries)
-    curves = plot({cfg.stage.name: metrics(stage_dir(cfg)) for cfg in configs}, folder / "losses.png")
+    curves = plot({cfg.stage.name: read_metrics(stage_dir(cfg)) for cfg in configs}, folder / "losses.png")
     print(f"loss curves: {curves}\ntook {int(seconds) // 60} min {int(seconds) % 60} s")
 
 

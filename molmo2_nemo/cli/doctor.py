@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         ("machine", probes.python()),
         ("needed", probes.packages()),
         ("optional", probes.optional_packages()),
-        ("pictures and video", probes.media()),
+        ("images and video", probes.media()),
         ("devices", probes.devices() if probes.version_of("torch") else ()),
         ("cluster", probes.slurm()),
         ("files", probes.storage(args.dir.absolute())),
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     missing = [f for f in found if f.level == "missing"]
     lacking = {name: missing_for(name, args.dir) for name in ([args.recipe] if args.recipe else known)}
     if missing:
-        lacking = {name: ["what is marked x above", *problems] for name, problems in lacking.items()}
+        lacking = {name: ["everything marked x above", *problems] for name, problems in lacking.items()}
     show_recipes(lacking)
     for finding in missing:
         print(f"missing: {finding.name}; {finding.fix}")
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(title: str, findings: Iterable[Finding]) -> list[Finding]:
-    """Prints a part of the report and returns what it says."""
+    """Prints a part of the report and returns its findings."""
     found = list(findings)
     if found:
         print(title)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.launch.worker import quiet
+    from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.stages import resolve_checkpoint
 
     if (args.prompts is None) == (args.data is None):

@@ -13,17 +13,17 @@ from molmo2_nemo.errors import INTERRUPTED, OURS, USER_ERROR, UserError, file_er
 VERBS = {
     "demo": "the whole recipe on this machine's CPU, in minutes",
     "train": "run one stage",
-    "pipeline": "run the three stages, each from the one before; finished ones are skipped",
+    "pipeline": "run the three stages, each from the weights of the one before; finished ones are skipped",
     "plan": "what fits on a cluster, how fast, in how many GPU-hours",
-    "prepare": "data sets, published or your own, into shards for training",
+    "prepare": "turn data sets, published or your own, into training shards",
     "shards": "check, repair, index and describe shards",
     "mixture": "the data sets of a stage and the share of each",
     "preview": "draw what the model sees: crops, frames, tokens, trees, masks",
-    "status": "where each stage of a run is, from its files",
+    "status": "where each stage of a run stands, from its files",
     "report": "one HTML page with the curves of a run's stages",
-    "generate": "answers to a file of prompts or to records, beside the references",
-    "ask": "ask a trained model about a picture or a video",
-    "convert": "Hugging Face weights to a checkpoint and back",
+    "generate": "answer a file of prompts or the records of shards, beside the reference answers",
+    "ask": "ask a trained model about an image or a video",
+    "convert": "turn Hugging Face weights into a checkpoint and back",
     "doctor": "what is installed, what is missing, and how to get it",
 }
 
@@ -71,13 +71,13 @@ def version() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0, 2 for a user's mistake or a file that cannot be read or written, 130
-    after Ctrl-C. A fault of ours is raised."""
+    after Ctrl-C. A fault in our code is raised."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     unknown = [a for a in rest if a.startswith("-")]
     if rest and (unknown or not hasattr(args, "overrides")):
-        parser.error(f"unrecognised: {' '.join(unknown or rest)}; try molmo2 {args.verb} --help")
-    if rest:  # settings that stood behind an option
+        parser.error(f"unrecognized: {' '.join(unknown or rest)}; see molmo2 {args.verb} --help")
+    if rest:  # settings that came after an option
         args.overrides.extend(rest)
     try:
         return int(args.run(args))
@@ -87,24 +87,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except UserError as error:
-        return _told(error, str(error))
+        return _show(error, str(error))
     except OSError as error:
         if error.errno in OURS and error.filename is None:
             raise
-        return _told(error, file_error(error))
+        return _show(error, file_error(error))
     except ImportError as error:
         if (error.name or "").split(".")[0] in ("", "molmo2_nemo", "data_prep"):
             raise
-        return _told(error, f"{error}; `molmo2 doctor` says what is missing and how to get it")
+        return _show(error, f"{error}; `molmo2 doctor` says what is missing and how to get it")
     except ValueError as error:
         from molmo2_nemo.launch.worker import is_user_error
 
         if not is_user_error(error):
             raise
-        return _told(error, str(error))
+        return _show(error, str(error))
 
 
-def _told(error: Exception, line: str) -> int:
+def _show(error: Exception, line: str) -> int:
     """Shows one line, after the traceback where that is wanted; returns the exit code."""
     if verbose():
         traceback.print_exception(error)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from molmo2_nemo.errors import UserError, blocking_file
 
-NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; --cfg job shows what a local run would do"
+NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local run, --cfg job prints its configuration"
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def check_numbers(args: argparse.Namespace, least: Mapping[str, float]) -> None:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Refuses a folder to write that cannot be made, because it or one above it is a file.
+    """Refuses an output folder that cannot be made, because it or one above it is a file.
 
     Raises:
         UserError: names the option and that file.
@@ -47,7 +47,7 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_file(option: str, path: Path) -> None:
-    """Refuses a file to write that cannot be written: it is a folder, or there is none to put it into.
+    """Refuses an output file that cannot be written: it is a folder, or there is none to put it into.
 
     Raises:
         UserError: names the option and what is in the way.
@@ -60,4 +60,4 @@ def check_file(option: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{option} {path}: it may not be written there")
+        raise UserError(f"{option} {path}: it cannot be written there")

@@ -64,14 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.data.record import DataError
-
-    try:
-        if args.list:
-            return _list(args.what)
-        return _prepare(args)
-    except DataError as error:
-        raise UserError(str(error)) from None
+    return _list(args.what) if args.list else _prepare(args)
 
 
 def _list(names: list[str]) -> int:
@@ -100,7 +93,6 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from data_prep import prepare as work
     from data_prep.progress import RichProgress
-    from molmo2_nemo.data.record import DataError
 
     out, console = Path(args.out), Console(stderr=True, highlight=False)
     failed: list[str] = []
@@ -114,7 +106,7 @@ def _prepare(args: argparse.Namespace) -> int:
                     summary = work.prepare_own(what, out / name, options, progress)
                 else:
                     summary = work.prepare(what, out / name, options, progress=progress)
-        except (DataError, UserError) as error:
+        except UserError as error:
             if len(wanted) == 1:
                 raise
             show_error(error)

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_file, check_numbers
-from molmo2_nemo.errors import USER_ERROR, UserError, writing
+from molmo2_nemo.errors import USER_ERROR, writing
 
 EXAMPLES = """\
 examples:
@@ -33,13 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.data.record import DataError
-
     check_numbers(args, {"workers": 0})
-    try:
-        return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
-    except DataError as error:
-        raise UserError(str(error)) from None
+    return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
 
 
 def _check(args: argparse.Namespace) -> int:

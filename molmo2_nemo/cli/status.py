@@ -1,5 +1,5 @@
-"""Where each stage of a run is: loss, speed, time left, last checkpoint, last error. Reads the run's folder only, so it
-works while the run does, from any machine that sees the folder."""
+"""Where each stage of a run stands: loss, speed, time left, last checkpoint, last error. Reads only the run's folder,
+so it works while the run is going, from any machine that sees the folder."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def print_table(stages: list[Progress]) -> None:
 
 
 def remarks(stage: Progress, now: float) -> list[str]:
-    """What a table has no room for, one line each."""
+    """What the table has no room for, one line each."""
     found = []
     if stage.job is not None and stage.state != "finished":
         found.append(f"Slurm job {stage.job.id}, log {stage.job.log.replace('%j', stage.job.id)}")
@@ -102,8 +102,8 @@ def remarks(stage: Progress, now: float) -> list[str]:
         losses = ", ".join(f"{name} {_figure(loss, '.4f')}" for name, loss in last["losses"].items())
         found.append(f"validation loss at step {last['step']:,}: {losses}")
     if stage.skipped_steps:
-        told = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
-        found.append(f"{stage.skipped_steps} steps skipped{''.join(told)}")
+        newest = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
+        found.append(f"{stage.skipped_steps} steps skipped{''.join(newest)}")
     if stage.steps and stage.steps[-1].get("skipped"):
         found.append(f"{stage.steps[-1]['skipped']:,} records skipped")
     if stage.last_error is not None and stage.state != "finished":

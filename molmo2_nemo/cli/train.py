@@ -1,4 +1,4 @@
-"""Run one stage. Settings are written key=value; a group takes one of the files in conf/, a dotted key any value."""
+"""Run one stage. Settings are written key=value; a group takes the name of a file in conf/, a dotted key any value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ examples:
   molmo2 train recipe=tiny stage=sft parallel.tensor=2 stage.max_steps=20
   molmo2 train recipe=8b stage=long init_from=runs/8b/sft --cfg job
   molmo2 train --config-dir my_conf recipe=tiny data=my_data
-  molmo2 train --config runs/tiny/sft/config.yaml          # exactly what a run's folder says
+  molmo2 train --config runs/tiny/sft/config.yaml          # exactly what a run's folder holds
   molmo2 train recipe=8b stage=sft init_from=checkpoints/8b cluster=slurm --dry-run
 """
 

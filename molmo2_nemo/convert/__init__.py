@@ -2,7 +2,7 @@
 
 from molmo2_nemo.convert.checkpoints import export_checkpoint, import_checkpoint
 from molmo2_nemo.convert.initial import init_checkpoint
-from molmo2_nemo.convert.names import ConversionError
+from molmo2_nemo.errors import ConversionError
 
 import_hf = import_checkpoint
 export_hf = export_checkpoint

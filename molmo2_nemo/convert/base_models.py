@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.convert.hf_config import TEXT_DEFAULTS, expect, text_config
-from molmo2_nemo.convert.names import ConversionError, Rule, layer_rules, vision_rules
+from molmo2_nemo.convert.names import Rule, layer_rules, vision_rules
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, TextConfig, VisionConfig, preset
 
 LLM_FAMILIES = {

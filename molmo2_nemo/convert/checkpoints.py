@@ -16,19 +16,11 @@ from molmo2_nemo.convert.companions import write_companions
 from molmo2_nemo.convert.folders import new_folder
 from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
-from molmo2_nemo.convert.names import (
-    FORMATS,
-    ConversionError,
-    Format,
-    Rule,
-    external_shapes,
-    rules,
-    to_canonical,
-    to_external,
-)
+from molmo2_nemo.convert.names import FORMATS, Format, Rule, external_shapes, rules, to_canonical, to_external
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_options
 from molmo2_nemo.settings.schema import structure
 

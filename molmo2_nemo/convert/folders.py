@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from molmo2_nemo.convert.names import ConversionError
+from molmo2_nemo.errors import ConversionError
 
 
 @contextmanager

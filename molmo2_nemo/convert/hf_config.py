@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.convert.names import ConversionError, Format
+from molmo2_nemo.convert.names import Format
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import (
     PRESETS,
     ConnectorConfig,

@@ -19,9 +19,10 @@ from molmo2_nemo.convert.base_models import (
 from molmo2_nemo.convert.checkpoints import MODEL_FILE, TOKENIZER_FOLDER, write_model_file
 from molmo2_nemo.convert.folders import new_folder
 from molmo2_nemo.convert.megatron_io import MegatronWriter
-from molmo2_nemo.convert.names import ConversionError, Rule, canonical_shapes, rule_shapes, to_canonical
+from molmo2_nemo.convert.names import Rule, canonical_shapes, rule_shapes, to_canonical
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config
 
 HEAD = "lm_head.weight"

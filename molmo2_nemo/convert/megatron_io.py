@@ -32,8 +32,9 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from molmo2_nemo.convert.names import ConversionError, canonical_shapes
+from molmo2_nemo.convert.names import canonical_shapes
 from molmo2_nemo.convert.safetensors_io import listing
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config
 
 PREFIX = "module."  # of model tensors in a trainer's checkpoint

@@ -18,16 +18,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig
 
 Format = Literal["native", "remote"]
 FORMATS: tuple[Format, ...] = ("native", "remote")
 
 Kind = Literal["copy", "qkv_split", "qkv_rows", "gate_up_split", "up_gate_rows", "embedding_rows", "embedding"]
-
-
-class ConversionError(ValueError):
-    """A checkpoint or model folder that cannot be converted; the message names the file or tensor."""
 
 
 @dataclass(frozen=True)

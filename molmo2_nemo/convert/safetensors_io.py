@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from molmo2_nemo.convert.names import ConversionError
+from molmo2_nemo.errors import ConversionError
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"

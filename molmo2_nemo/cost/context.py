@@ -35,7 +35,7 @@ class PackCounts:
     tokens: int  # real ones
     pairs: int  # (query, key) pairs that the mask allows
     unit_crops: np.ndarray  # int64 [U], crops of each indivisible unit
-    unit_rows: np.ndarray  # int64 [U], pooled tokens of each
+    unit_pooled_tokens: np.ndarray  # int64 [U], pooled tokens of each
     slots: int = 0  # filled window slots of all pooled tokens
     scored: int = 0  # tokens with a loss weight
     length: int = 0  # of the longest pack, the padding behind it not counted
@@ -47,7 +47,7 @@ class PackCounts:
             tokens=int((batch.example_ids != PAD_EXAMPLE).sum()),
             pairs=allowed_pairs(batch, visual_attention),
             unit_crops=batch.unit_crops,
-            unit_rows=batch.unit_rows,
+            unit_pooled_tokens=batch.unit_pooled_tokens,
             slots=int((batch.pooling >= 0).sum()),
             scored=int((batch.loss_weights > 0).sum()),
             length=used_tokens(batch),
@@ -56,7 +56,7 @@ class PackCounts:
 
     @cached_property
     def rows(self) -> int:
-        return int(self.unit_rows.sum())
+        return int(self.unit_pooled_tokens.sum())
 
 
 def used_tokens(batch: Batch) -> int:
@@ -118,13 +118,13 @@ class ContextCost:
         bounds, slots = self._runs(pack, shards), pack.slots / max(1, pack.rows)  # filled ones of a pooled token
         return max(
             crop_flops(self.model) * int(pack.unit_crops[a:b].sum())
-            + connector_flops(self.model, 1, 0) * int(pack.unit_rows[a:b].sum())
-            + connector_flops(self.model, 0, 1) * int(pack.unit_rows[a:b].sum()) * slots
+            + connector_flops(self.model, 1, 0) * int(pack.unit_pooled_tokens[a:b].sum())
+            + connector_flops(self.model, 0, 1) * int(pack.unit_pooled_tokens[a:b].sum()) * slots
             for a, b in zip(bounds, bounds[1:], strict=False)
         )
 
     def _runs(self, pack: PackCounts, shards: int) -> list[int]:
-        return deal_runs(unit_costs(self.model, pack.unit_crops, pack.unit_rows), shards)
+        return deal_runs(unit_costs(self.model, pack.unit_crops, pack.unit_pooled_tokens), shards)
 
     def _sending(self, tokens: int, ranks: int) -> float:
         if ranks == 1:
@@ -149,6 +149,6 @@ class ContextCost:
         return (1 - rates.hidden_exchange) * total.bytes / speed + total.messages * rates.latency
 
 
-def unit_costs(model: Molmo2Config, unit_crops: np.ndarray, unit_rows: np.ndarray) -> np.ndarray:
+def unit_costs(model: Molmo2Config, unit_crops: np.ndarray, unit_pooled_tokens: np.ndarray) -> np.ndarray:
     """What units are dealt by: operations of encoding their crops and pooling their rows of four patches."""
-    return unit_crops * crop_flops(model) + unit_rows * connector_flops(model, 1, 4)
+    return unit_crops * crop_flops(model) + unit_pooled_tokens * connector_flops(model, 1, 4)

@@ -171,11 +171,11 @@ def batch_flops(config: Molmo2Config, batch: Batch, visual_block: np.ndarray | N
         visual_block: int [B, S], needed where the model's visual attention is "within_image".
 
     Raises:
-        ValueError: it is needed and missing.
+        AssertionError: it is needed and missing.
     """
     if visual_block is None:
         if config.visual_attention == "within_image":
-            raise ValueError("visual_attention 'within_image' needs visual_block (model.inputs.visual_blocks)")
+            raise AssertionError("visual_attention 'within_image' needs visual_block (model.inputs.visual_blocks)")
         visual_block = batch.visual.astype(np.int64)
     rows = zip(batch.example_ids, batch.branch_ids, visual_block, strict=True)
     pairs = sum(attention_pairs(*row, visual_attention=config.visual_attention) for row in rows)

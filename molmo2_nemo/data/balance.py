@@ -105,7 +105,7 @@ def _of_pictures(batch: Batch) -> np.ndarray:
     if not len(batch.pooled_positions):
         return np.zeros(0, np.int64)
     run = np.cumsum(np.diff(places, prepend=-2) > 1)
-    unit = np.repeat(np.arange(len(batch.unit_rows)), batch.unit_rows)
+    unit = np.repeat(np.arange(len(batch.unit_pooled_tokens)), batch.unit_pooled_tokens)
     pooled_run = run[np.searchsorted(places, batch.pooled_positions)]
     after = np.searchsorted(batch.pooled_positions, places).clip(max=len(unit) - 1)
     return np.bincount(unit[np.where(pooled_run[after] == run, after, after - 1)])

@@ -16,6 +16,7 @@ from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
 from molmo2_nemo.data.video import encode_video, read_video
+from molmo2_nemo.errors import DataError
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class ExampleBuilder:
     """Builds examples with the settings of a stage. Holds no state between calls: all randomness is the caller's."""
 
     def __init__(self, config: DataConfig, tokenizer: Molmo2Tokenizer, *, training: bool = True):
-        """Raises ValueError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`)."""
+        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`)."""
         TileGeometry.of(config.image)
         self.config = config
         self.tokenizer = tokenizer
@@ -102,7 +103,7 @@ class ExampleBuilder:
         `history` holds earlier (question, answer) exchanges, whose first opens the conversation.
 
         Raises:
-            ValueError: media that cannot be read, or pictures and a video together.
+            DataError: media that cannot be read, or pictures and a video together.
         """
         rng = np.random.default_rng(0)  # only stage-1 prefixes in training mode draw from it
         extra = Record("", subtitles=list(subtitles), clip=clip, sampling=sampling or {})
@@ -142,7 +143,7 @@ class ExampleBuilder:
     ) -> _Root:
         config = self.config
         if images and video is not None:
-            raise ValueError("pictures and a video in one example; Molmo2 takes either pictures or one video")
+            raise DataError("pictures and a video in one example; Molmo2 takes either pictures or one video")
         if video is not None:
             sampled = read_video(
                 video,
@@ -169,7 +170,7 @@ class ExampleBuilder:
         """One conversation per annotation, in random order."""
         limit = self.config.limits.annotations
         if not annotations or len(annotations) > limit:
-            raise ValueError(
+            raise DataError(
                 f"a record needs 1 to {limit} annotations, got {len(annotations)} (data.limits.annotations)"
             )
         conversations = [self.formatter.conversation(annotation, context, rng) for annotation in annotations]
@@ -191,9 +192,9 @@ class ExampleBuilder:
     def _checked_text(self, text: str) -> str:
         limit = self.config.limits.text_chars
         if not isinstance(text, str):
-            raise ValueError(f"a message must be text, got {type(text).__name__}")
+            raise DataError(f"a message must be text, got {type(text).__name__}")
         if len(text) > limit:
-            raise ValueError(f"a message of {len(text)} characters; at most {limit} are read (data.limits.text_chars)")
+            raise DataError(f"a message of {len(text)} characters; at most {limit} are read (data.limits.text_chars)")
         return text
 
     def _rule(self, flat: float | None, factor: float | None) -> WeightRule:
@@ -208,7 +209,7 @@ class ExampleBuilder:
         special = self.tokenizer.special
         patches = int(np.count_nonzero(tree.input_ids == special.im_patch))
         if patches != len(visual.pooling):
-            raise AssertionError(f"{patches} <im_patch> tokens for {len(visual.pooling)} pooling rows")
+            raise AssertionError(f"{patches} <im_patch> tokens for {len(visual.pooling)} pooled tokens")
         return Example(
             input_ids=tree.input_ids,
             labels=tree.labels,
@@ -219,7 +220,7 @@ class ExampleBuilder:
             crops=visual.crops,
             pooling=visual.pooling,
             unit_crops=np.array(visual.unit_crops, dtype=np.int64),
-            unit_rows=np.array(visual.unit_rows, dtype=np.int64),
+            unit_pooled_tokens=np.array(visual.unit_pooled_tokens, dtype=np.int64),
             key=key,
             info=info,
         )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from molmo2_nemo.errors import DataError
+
 STANDARD_INSTRUCTION = "Only return the correct answer option."
 P_STANDARD, P_LABEL_ONLY, P_LABELLED, P_INLINE, P_INSTRUCTION, P_COMMON, P_BULLET = 0.1, 0.25, 0.8, 0.1, 0.5, 0.8, 0.5
 
@@ -102,9 +104,9 @@ def _pick(rng: np.random.Generator, items: Sequence) -> object:
 
 def _check(options: Sequence[str], answer: int | None) -> None:
     if not options or len(options) > len(NAMES[0]):
-        raise ValueError(f"multiple choice needs 1 to {len(NAMES[0])} options, got {len(options)}")
+        raise DataError(f"multiple choice needs 1 to {len(NAMES[0])} options, got {len(options)}")
     if answer is not None and not 0 <= answer < len(options):
-        raise ValueError(f"answer_idx {answer} is outside 0..{len(options) - 1}")
+        raise DataError(f"answer_idx {answer} is outside 0..{len(options) - 1}")
 
 
 def plain_choice(question: str, options: Sequence[str], answer: int | None) -> tuple[str, str]:

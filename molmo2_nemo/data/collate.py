@@ -1,6 +1,6 @@
 """Packs of examples -> one `Batch`: offsets, padding, and where each pooled visual token goes.
 
-Shapes: B packs, S tokens, C crops, P patches per crop, N pooled tokens, K pooling window slots.
+Shapes: B packs, S tokens, C crops, P patches per crop, N pooled tokens, K patches in a full pooling window.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from molmo2_nemo.data.example import PAD_EXAMPLE, PAD_TOKEN, ROOT_BRANCH, Batch, Example
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 
 def check_example(example: Example, im_patch_id: int) -> None:
-    """What the model relies on: array lengths, one pooling row per <im_patch>, indices inside the crops.
+    """What the model relies on: array lengths, one pooled token per <im_patch>, indices inside the crops.
 
     Raises:
         DataError: names the example and what disagrees.
@@ -24,24 +24,24 @@ def check_example(example: Example, im_patch_id: int) -> None:
     for name in ("labels", "loss_weights", "position_ids", "branch_ids", "visual"):
         if getattr(example, name).shape != (tokens,):
             raise DataError(f"example {example.key}: {name} has shape {getattr(example, name).shape}, not ({tokens},)")
-    rows = example.pooling.shape[0]
+    pooled = example.pooling.shape[0]
     patches = int((example.input_ids == im_patch_id).sum())
-    if rows != patches:
-        raise DataError(f"example {example.key}: {patches} <im_patch> tokens but {rows} pooling rows")
-    if int(example.unit_rows.sum()) != rows or int(example.unit_crops.sum()) != example.num_crops:
+    if pooled != patches:
+        raise DataError(f"example {example.key}: {patches} <im_patch> tokens but {pooled} pooled tokens")
+    if int(example.unit_pooled_tokens.sum()) != pooled or int(example.unit_crops.sum()) != example.num_crops:
         raise DataError(
             f"example {example.key}: units hold {int(example.unit_crops.sum())} crops and "
-            f"{int(example.unit_rows.sum())} rows, the example {example.num_crops} and {rows}"
+            f"{int(example.unit_pooled_tokens.sum())} pooled tokens, the example {example.num_crops} and {pooled}"
         )
     limit = example.num_crops * example.crops.shape[1]
-    if rows and not (example.pooling.min() >= -1 and example.pooling.max() < limit):
+    if pooled and not (example.pooling.min() >= -1 and example.pooling.max() < limit):
         raise DataError(f"example {example.key}: a pooling index lies outside its {limit} patches")
     if tokens and not np.isfinite(example.loss_weights).all():
         raise DataError(f"example {example.key}: a loss weight is not finite")
 
 
 def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patch_id: int) -> Batch:
-    """Lay packs out as rows of `sequence_length` tokens.
+    """Lay packs side by side, each padded to `sequence_length` tokens.
 
     Position ids are kept (every example restarts at 0), example ids count from 0 in each pack, pooling indices are
     shifted to the flattened patches of the whole batch and widened with -1 to the widest window.
@@ -49,15 +49,15 @@ def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patc
     Raises:
         DataError: a pack holds more tokens than `sequence_length`; nothing is ever cut here.
     """
-    rows, length = len(packs), sequence_length
+    shape, length = (len(packs), sequence_length), sequence_length
     batch = Batch(
-        input_ids=np.full((rows, length), PAD_TOKEN, np.int64),
-        labels=np.full((rows, length), PAD_TOKEN, np.int64),
-        loss_weights=np.zeros((rows, length), np.float32),
-        position_ids=np.zeros((rows, length), np.int64),
-        example_ids=np.full((rows, length), PAD_EXAMPLE, np.int64),
-        branch_ids=np.full((rows, length), ROOT_BRANCH, np.int64),
-        visual=np.zeros((rows, length), bool),
+        input_ids=np.full(shape, PAD_TOKEN, np.int64),
+        labels=np.full(shape, PAD_TOKEN, np.int64),
+        loss_weights=np.zeros(shape, np.float32),
+        position_ids=np.zeros(shape, np.int64),
+        example_ids=np.full(shape, PAD_EXAMPLE, np.int64),
+        branch_ids=np.full(shape, ROOT_BRANCH, np.int64),
+        visual=np.zeros(shape, bool),
         **_join_vision([example for pack in packs for example in pack]),
         pooled_positions=np.zeros(0, np.int64),
         keys=[[example.key for example in pack] for pack in packs],
@@ -82,14 +82,14 @@ def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patc
     batch.pooled_positions = np.flatnonzero(batch.input_ids.reshape(-1) == im_patch_id).astype(np.int64)
     if len(batch.pooled_positions) != len(batch.pooling):
         raise DataError(
-            f"{len(batch.pooled_positions)} <im_patch> tokens but {len(batch.pooling)} pooling rows in a batch of "
+            f"{len(batch.pooled_positions)} <im_patch> tokens but {len(batch.pooling)} pooled tokens in a batch of "
             f"{batch.keys}"
         )
     return batch
 
 
 def _join_vision(examples: list[Example]) -> dict[str, Any]:
-    """Concatenate crops, pooling rows and units in the order of the tokens."""
+    """Concatenate crops, pooling windows and units in the order of the tokens."""
     with_crops = [example for example in examples if example.num_crops]
     shapes = {example.crops.shape[1:] for example in with_crops}
     if len(shapes) > 1:
@@ -98,15 +98,15 @@ def _join_vision(examples: list[Example]) -> dict[str, Any]:
     width = max((example.pooling.shape[1] for example in with_crops), default=1)
     pooling, offset = [np.zeros((0, width), np.int64)], 0
     for example in with_crops:
-        rows = np.full((example.pooling.shape[0], width), -1, np.int64)
+        windows = np.full((example.pooling.shape[0], width), -1, np.int64)
         source = example.pooling
-        rows[:, : source.shape[1]] = np.where(source >= 0, source + offset, -1)
-        pooling.append(rows)
+        windows[:, : source.shape[1]] = np.where(source >= 0, source + offset, -1)
+        pooling.append(windows)
         offset += example.num_crops * example.crops.shape[1]
     none = np.zeros(0, np.int64)
     return {
         "crops": np.concatenate([example.crops for example in with_crops]) if with_crops else empty,
         "pooling": np.concatenate(pooling),
         "unit_crops": np.concatenate([none, *(example.unit_crops for example in with_crops)]),
-        "unit_rows": np.concatenate([none, *(example.unit_rows for example in with_crops)]),
+        "unit_pooled_tokens": np.concatenate([none, *(example.unit_pooled_tokens for example in with_crops)]),
     }

@@ -1,7 +1,7 @@
-"""The two values that flow through `data/`: an `Example` (one record, tokenised) and a `Pack` (a batch row's worth).
+"""The two values that flow through `data/`: an `Example` (one record, tokenised) and a `Batch` (packs of examples).
 
-Shape legend: T tokens of one example, S tokens of a pack, C crops, P patches per crop, D_p values per patch,
-N pooled visual tokens, K pooling window slots, U indivisible vision units, B packs in a micro-batch.
+Shape legend: T tokens of one example, S tokens of a pack with its padding, C crops, P patches per crop, D_p values per
+patch, N pooled tokens, K patches in a full pooling window, U indivisible vision units, B packs in a micro-batch.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Example:
     branch_ids: np.ndarray  # int64 [T]; ROOT_BRANCH, or the branch's number
     visual: np.ndarray  # bool [T]; tokens that attend to each other in both directions
     crops: np.ndarray  # uint8 [C, P, D_p]
-    pooling: np.ndarray  # int64 [N, K]; patch index crop*P + patch, -1 for an empty slot; row n feeds n-th <im_patch>
+    pooling: np.ndarray  # int64 [N, K]; patch index crop*P + patch, -1 past a small window; n feeds the n-th <im_patch>
     unit_crops: np.ndarray  # int64 [U]; crops per indivisible unit (an image with its tiles, or one video frame)
-    unit_rows: np.ndarray  # int64 [U]; pooling rows per unit
+    unit_pooled_tokens: np.ndarray  # int64 [U]; pooled tokens per unit
     key: str = ""  # "shard-name:record-key", for messages
     source: str = ""  # the data set, as data.sources names it
     info: dict[str, Any] = field(default_factory=dict)  # what the preview shows: frame times, texts, tilings
@@ -56,9 +56,9 @@ class Batch:
     visual: np.ndarray  # bool [B, S]
     crops: np.ndarray  # uint8 [C, P, D_p], all packs' crops in order
     pooling: np.ndarray  # int64 [N, K], patch indices into the flattened [C * P] axis
-    pooled_positions: np.ndarray  # int64 [N], flattened b * S + s of the <im_patch> that row n is added to
+    pooled_positions: np.ndarray  # int64 [N], flattened b * S + s of the <im_patch> that pooled token n joins
     unit_crops: np.ndarray  # int64 [U]
-    unit_rows: np.ndarray  # int64 [U]
+    unit_pooled_tokens: np.ndarray  # int64 [U]
     keys: list[list[str]] = field(default_factory=list)  # per pack, the keys of its examples
     sources: list[list[str]] = field(default_factory=list)  # and the data sets they come from
     state: dict[str, Any] = field(default_factory=dict)  # loader state after this batch (JSON values only)

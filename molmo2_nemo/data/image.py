@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from molmo2_nemo.data.config import ImageConfig, LimitsConfig
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.errors import DataError, UserError
 
 # Only formats that decode in-process from bytes: none that start a program (EPS) or read other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -34,7 +35,7 @@ class VisualInput:
     crops: np.ndarray  # uint8 [C, P, D_p]
     pooling: np.ndarray  # int64 [N, K], patch index crop * P + patch or -1
     unit_crops: list[int]  # crops per indivisible unit: one picture with its tiles, or one video frame
-    unit_rows: list[int]  # pooling rows per unit
+    unit_pooled_tokens: list[int]  # pooled tokens per unit
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,7 +52,7 @@ class TileGeometry:
     def of(cls, config: ImageConfig) -> TileGeometry:
         geometry = cls(config.crop_size, config.patch_size, config.margin, config.pool)
         if geometry.crop % geometry.patch or geometry.window_patches <= 0:
-            raise ValueError(
+            raise UserError(
                 f"image.crop_size {config.crop_size}, patch_size {config.patch_size} and margin {config.margin} do not "
                 "fit: crop_size must be a multiple of patch_size and hold more than two margins"
             )
@@ -87,23 +88,23 @@ def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.nd
     Transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
 
     Raises:
-        ValueError: not a picture, cut short, or more than `max_pixels`.
+        DataError: not a picture, cut short, or more than `max_pixels`.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
-                raise ValueError(
+                raise DataError(
                     f"picture of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
                 )
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
     except Image.DecompressionBombError as error:
-        raise ValueError(f"picture too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
+        raise DataError(f"picture too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
     except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
         # What Pillow raises for broken files depends on the format and on where it breaks.
         start = data[:8].hex() or "nothing"
         why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f"cannot read picture of {len(data)} bytes (starts with {start}): {why}") from error
+        raise DataError(f"cannot read picture of {len(data)} bytes (starts with {start}): {why}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -232,7 +233,7 @@ def encode_image(
         crops=patchify(np.stack(views), geometry.patch),
         pooling=pooling,
         unit_crops=[len(views)],
-        unit_rows=[len(pooling)],
+        unit_pooled_tokens=[len(pooling)],
         info={"size": [width, height], "tiling": list(tiling), "token_grid": list(high.shape[:2])},
     )
 
@@ -250,7 +251,7 @@ def encode_images(
     them. `high_res` allows a single picture `high_res_max_crops` tiles.
     """
     if not images:
-        raise ValueError("no pictures given")
+        raise DataError("no pictures given")
     used = images[: config.max_images]
     max_crops = config.max_crops if len(used) == 1 else config.max_multi_image_crops
     if high_res and len(used) == 1:
@@ -270,7 +271,7 @@ def encode_images(
         crops=np.concatenate([part.crops for part in parts]),
         pooling=np.concatenate([part.pooling for part in parts]),
         unit_crops=[math.prod(part.info["tiling"]) + 1 for part in parts],
-        unit_rows=[len(part.pooling) for part in parts],
+        unit_pooled_tokens=[len(part.pooling) for part in parts],
         info={"images": [part.info for part in parts], "ignored": len(images) - len(used)},
     )
 
@@ -283,5 +284,5 @@ def no_visual(config: ImageConfig) -> VisualInput:
         crops=np.zeros((0, geometry.grid**2, geometry.patch**2 * 3), np.uint8),
         pooling=np.zeros((0, geometry.pool**2), np.int64),
         unit_crops=[],
-        unit_rows=[],
+        unit_pooled_tokens=[],
     )

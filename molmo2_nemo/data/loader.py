@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
@@ -26,9 +24,11 @@ from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Mixture, example_rng, normalised_rates
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.data.phases import find_problems, phase_at, phases
-from molmo2_nemo.data.record import BadRecord, DataError, Record, parse_record
+from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
+from molmo2_nemo.errors import DataError
+from molmo2_nemo.processes import die_with_parent
 
 SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
@@ -436,13 +436,7 @@ def _start_worker(worker: int) -> None:
     room in the queue it shares with its sisters would wait for ever.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+    die_with_parent()
 
 
 def _same(value: Any) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 MANIFEST = "manifest.parquet"
 FORMAT = "molmo2-shards"

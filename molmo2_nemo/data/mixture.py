@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from molmo2_nemo.data.config import SourceConfig
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.sampling import present, weights
+from molmo2_nemo.errors import DataError
 
 CHUNK = 1 << 14  # data set draws made at a time
 FEISTEL_ROUNDS = 8

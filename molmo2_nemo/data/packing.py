@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 CELLS = 1024  # least token resolution of the balanced mode
 GRAIN = 16  # and its largest cell, tokens

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from molmo2_nemo.errors import DataError, UserError
+
 SEPARATORS = {"html-v1": "\t", "html-v2": ";"}
 NONE_TEXT = "There are none."
 NO_TRACKS_TEXT = "No tracks available."
@@ -60,12 +62,12 @@ def scale_point(point: Sequence[float], size: tuple[float, float]) -> tuple[int,
     """Thousandths of `size` (width, height), rounded half to even and kept inside the picture.
 
     Raises:
-        ValueError: not two finite numbers, or a size that is not positive.
+        DataError: not two finite numbers, or a size that is not positive.
     """
     if len(point) != 2 or not all(math.isfinite(v) for v in point):
-        raise ValueError(f"a point must be two finite numbers, got {point!r}")
+        raise DataError(f"a point must be two finite numbers, got {point!r}")
     if not all(side > 0 for side in size):
-        raise ValueError(f"points need a positive scale or picture size, got {size!r}")
+        raise DataError(f"points need a positive scale or picture size, got {size!r}")
     x, y = (min(max(round(1000 * value / side), 0), 1000) for value, side in zip(point, size, strict=True))
     return x, y
 
@@ -91,10 +93,10 @@ def render(tag: PointTag, point_format: str) -> str:
     """The text of a tag. A label or alternative text that would break the tag is defused.
 
     Raises:
-        ValueError: unknown format.
+        UserError: unknown format.
     """
     if point_format not in SEPARATORS:
-        raise ValueError(f"unknown text.point_format {point_format!r}; known: {', '.join(SEPARATORS)}")
+        raise UserError(f"unknown text.point_format {point_format!r}; known: {', '.join(SEPARATORS)}")
     groups = SEPARATORS[point_format].join(
         " ".join([group.frame, *(f"{number} {x:03d} {y:03d}" for number, x, y in group.points)]) for group in tag.groups
     )
@@ -128,7 +130,7 @@ def count_text(mode: str, tag: PointTag, point_format: str) -> str:
         return f"Counting the {text} shows a total of {tag.count}."
     if mode == "count_point":
         return f"There are {tag.count} {text}."
-    raise ValueError(f"unknown counting mode {mode!r}; known: point, point_count, count_point, count")
+    raise AssertionError(f"unknown counting mode {mode!r}; known: point, point_count, count_point, count")
 
 
 _TAG = re.compile(

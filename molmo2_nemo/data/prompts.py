@@ -42,6 +42,7 @@ from molmo2_nemo.data.styles import (
     UNCONDITIONED_STYLES,
     canonical_style,
 )
+from molmo2_nemo.errors import DataError, UserError
 
 P_ALL_IMAGES = 0.5  # chance that a multi-image pointing prompt is about all pictures
 P_UNCONDITIONED = 0.1  # chance that a stage-1 prefix says nothing about the length
@@ -80,7 +81,7 @@ class PromptFormatter:
         }
         for name, (value, choices) in known.items():
             if value not in choices:
-                raise ValueError(f"unknown {name} {value!r}; known: {', '.join(choices)}")
+                raise UserError(f"unknown {name} {value!r}; known: {', '.join(choices)}")
         self.config = config
         self.training = training
         self.inference_length = inference_length
@@ -92,7 +93,7 @@ class PromptFormatter:
         """The exchanges of one annotation, the style's prefix on the first.
 
         Raises:
-            ValueError: a field the style needs is missing or wrong; the message names style and field.
+            DataError: a field the style needs is missing or wrong; the message names style and field.
         """
         annotation = _drawn(annotation, rng)
         style = str(annotation.get("style", ""))
@@ -100,7 +101,7 @@ class PromptFormatter:
             return self._conversation(annotation, style, context, rng)
         except (KeyError, TypeError, AttributeError) as error:
             what = f"field {error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"annotation of style {style!r} cannot be read: {what}") from error
+            raise DataError(f"annotation of style {style!r} cannot be read: {what}") from error
 
     def question(
         self, question: str, style: str, rng: np.random.Generator, *, options: Sequence[str] | None = None
@@ -127,7 +128,7 @@ class PromptFormatter:
         if annotation.get("messages"):
             texts = annotation["messages"]
             if len(texts) % 2:
-                raise ValueError(f"messages must alternate user and assistant and end with an answer; got {len(texts)}")
+                raise DataError(f"messages must alternate user and assistant and end with an answer; got {len(texts)}")
             turns = [Turn(user, answer) for user, answer in zip(texts[::2], texts[1::2], strict=True)]
         elif annotation.get("turns"):  # several annotations, one after the other in one conversation
             drawn = [_drawn(part, rng) for part in annotation["turns"]]
@@ -157,7 +158,7 @@ class PromptFormatter:
             return style, self._choice(annotation, question, rng)
         answer = plain_answer(annotation, self.config.point_format, rng)
         if not answer.strip():
-            raise ValueError(f"annotation of style {style!r} has an empty answer")
+            raise DataError(f"annotation of style {style!r} has an empty answer")
         if style in POINT_MODES:
             return style, Turn(self._point_prompt(annotation, style, rng), answer)
         if not self.templated:
@@ -228,7 +229,7 @@ class PromptFormatter:
     ) -> Turn:
         count = min(len(context.image_sizes), len(annotation["points"]))
         if count == 0:
-            raise ValueError(f"annotation of style {style!r} needs pictures and one list of points for each")
+            raise DataError(f"annotation of style {style!r} needs pictures and one list of points for each")
         if not self.templated or count == 1 or rng.random() < P_ALL_IMAGES:
             chosen, phrase = list(range(count)), "all images"
         else:
@@ -288,7 +289,7 @@ class PromptFormatter:
             if visible:
                 other = self.training and rng.random() < P_OTHER_START
                 return visible[int(rng.integers(len(visible)))] if other else visible[0]
-        raise ValueError("single-object tracking needs a visible point")
+        raise DataError("single-object tracking needs a visible point")
 
 
 def _drawn(annotation: Mapping[str, Any], rng: np.random.Generator) -> Mapping[str, Any]:
@@ -330,7 +331,7 @@ def plain_answer(annotation: Mapping[str, Any], point_format: str, rng: np.rando
     for name in ("answer_with_points", "text"):
         if name in annotation:
             return annotation[name]
-    raise ValueError(f"annotation of style {annotation.get('style')!r} has no answer (answer, answers or text)")
+    raise DataError(f"annotation of style {annotation.get('style')!r} has no answer (answer, answers or text)")
 
 
 def _label(annotation: Mapping[str, Any], style: str) -> str:
@@ -347,7 +348,7 @@ def _scale(annotation: Mapping[str, Any], size: tuple[int, int] | None) -> tuple
     if annotation.get("width") and annotation.get("height"):
         return float(annotation["width"]), float(annotation["height"])
     if size is None:
-        raise ValueError("points need point_scale, width and height, or a picture; none is there")
+        raise DataError("points need point_scale, width and height, or a picture; none is there")
     return float(size[0]), float(size[1])
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
 VIDEO_SUFFIXES = frozenset(
@@ -28,10 +29,6 @@ RECORD_KEYS = frozenset(
         *("annotations", "variants", "variant_weights"),
     }
 )
-
-
-class DataError(ValueError):
-    """Something about the data a user gave is wrong; the message names the place."""
 
 
 class BadRecord(DataError):
@@ -142,14 +139,14 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number")
+    raise DataError(f"{name} is not a JSON number")
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the name {next(n for n in names if names.count(n) > 1)!r} appears twice in one object")
+        raise DataError(f"the name {next(n for n in names if names.count(n) > 1)!r} appears twice in one object")
     return result
 
 
@@ -264,23 +261,23 @@ def check_annotation(annotation: dict[str, Any], num_images: int, has_video: boo
     """Check the fields that are present against their type.
 
     Raises:
-        ValueError: what is wrong, without naming the record (the caller does).
+        DataError: what is wrong, without naming the record (the caller does).
     """
     for name in ("text", "question", "answer", "label", "explanation", "prompt"):
         if name in annotation and not isinstance(annotation[name], str):
-            raise ValueError(f"{name} must be a string, not {_show(annotation[name])}")
+            raise DataError(f"{name} must be a string, not {_show(annotation[name])}")
     if "options" in annotation or "answer_idx" in annotation:
         _check_options(annotation)
     if "messages" in annotation:
         messages = annotation["messages"]
         if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(m, str) for m in messages):
-            raise ValueError(f"messages must be a list of at least two strings, not {_show(messages)}")
+            raise DataError(f"messages must be a list of at least two strings, not {_show(messages)}")
         if len(messages) % 2:
-            raise ValueError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
+            raise DataError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
     marked = annotation.get("no_pointing", [])
     exchanges = len(annotation["messages"]) // 2 if "messages" in annotation else 1
     if not isinstance(marked, list) or not all(type(n) is int and 0 <= n < exchanges for n in marked):
-        raise ValueError(f"no_pointing must list questions by number, 0 to {exchanges - 1}, not {_show(marked)}")
+        raise DataError(f"no_pointing must list questions by number, 0 to {exchanges - 1}, not {_show(marked)}")
     if "either" in annotation:
         either = annotation["either"]
         if (
@@ -288,19 +285,19 @@ def check_annotation(annotation: dict[str, Any], num_images: int, has_video: boo
             or not either
             or not all(isinstance(e, dict) and "either" not in e for e in either)
         ):
-            raise ValueError(
+            raise DataError(
                 f"either must be a list of objects whose fields are laid over the annotation: {_show(either)}"
             )
         base = {name: value for name, value in annotation.items() if name != "either"}
         for fields in either:
             if not isinstance(fields.get("style", ""), str):
-                raise ValueError(f"style must be a string, not {_show(fields['style'])}")
+                raise DataError(f"style must be a string, not {_show(fields['style'])}")
             check_annotation({**base, **fields}, num_images, has_video)
         return
     if "turns" in annotation:
         turns = annotation["turns"]
         if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and "turns" not in t for t in turns):
-            raise ValueError(f"turns must be a list of annotations, not {_show(turns)}")
+            raise DataError(f"turns must be a list of annotations, not {_show(turns)}")
         for turn in turns:
             check_annotation({"style": annotation["style"], **turn}, num_images, has_video)
     if "points" in annotation:
@@ -310,10 +307,10 @@ def check_annotation(annotation: dict[str, Any], num_images: int, has_video: boo
         elif style.startswith("video_"):
             times = annotation.get("timestamps")
             if not isinstance(times, list) or not all(_is_number(t) and t >= 0 for t in times):
-                raise ValueError(f"timestamps must be a list of seconds, not {_show(times)}")
+                raise DataError(f"timestamps must be a list of seconds, not {_show(times)}")
             _check_groups(points, len(times), "timestamp")
             if not has_video:
-                raise ValueError("points in a video, but the record names no video")
+                raise DataError("points in a video, but the record names no video")
         elif style.startswith("multi_image"):
             _check_groups(points, num_images, "picture")
         else:
@@ -323,9 +320,9 @@ def check_annotation(annotation: dict[str, Any], num_images: int, has_video: boo
 def _check_options(annotation: dict[str, Any]) -> None:
     options, index = annotation.get("options"), annotation.get("answer_idx")
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
-        raise ValueError(f"options must be a list of strings, not {_show(options)}")
+        raise DataError(f"options must be a list of strings, not {_show(options)}")
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options):
-        raise ValueError(f"answer_idx must be 0..{len(options) - 1} for {len(options)} options, not {_show(index)}")
+        raise DataError(f"answer_idx must be 0..{len(options) - 1} for {len(options)} options, not {_show(index)}")
 
 
 def _check_points(points: Any) -> None:

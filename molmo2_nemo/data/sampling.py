@@ -19,8 +19,8 @@ from pathlib import Path
 
 from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.data.manifest import MANIFEST
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.errors import DataError
 
 NO_GROUP = "-"  # shown for sources outside every group
 

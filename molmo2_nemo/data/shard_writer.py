@@ -20,6 +20,7 @@ from typing import Any
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, write_manifest_file
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
+from molmo2_nemo.files import atomic
 
 OLD_MANIFEST = "manifest.json"  # of data sets that earlier versions wrote: they may be replaced
 LOCK = ".writing"  # in a working folder, locked while its writer lives
@@ -88,7 +89,8 @@ def _headers(path: Path, file: Any, size: int) -> Iterator[tuple[bytes, int]]:
 
 
 class TarShard:
-    """One shard being written: a hidden file that gets its name when it is complete and on disk.
+    """One shard being written: a hidden file that gets its name when it is complete and on disk. Not by `files.atomic`:
+    many calls write it, and one may discard it.
 
     The bytes depend on the records only. Members of a record stand in alphabetical order.
     """
@@ -369,12 +371,8 @@ def write_manifest(
     if not shards:
         raise ShardError(f"no shards (*.tar) in {folder}")
     manifest = {**(head or {}), "name": name, "records": sum(s["records"] for s in shards), "shards": shards}
-    part = folder / f".{MANIFEST}.tmp-{os.getpid()}"
-    try:
+    with atomic(folder / MANIFEST) as part:
         write_manifest_file(part, manifest, listed)
-        os.replace(part, folder / MANIFEST)
-    finally:
-        part.unlink(missing_ok=True)
     return manifest
 
 

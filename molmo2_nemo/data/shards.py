@@ -17,6 +17,7 @@ from typing import Any
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, ShardIndex, read_head, read_index
 from molmo2_nemo.data.record import BadRecord
+from molmo2_nemo.errors import DataError
 
 BLOCK = 512  # bytes of a tar header
 OPEN_FILES = 16
@@ -28,7 +29,7 @@ def split_name(name: str) -> tuple[str, str]:
     folder, _, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
     if not dot or not suffix:
-        raise ValueError(f"member {name!r} has no suffix; records are <key>.json and <key>.<media suffix>")
+        raise DataError(f"member {name!r} has no suffix; records are <key>.json and <key>.<media suffix>")
     return (f"{folder}/{stem}" if folder else stem), suffix.lower()
 
 
@@ -36,22 +37,22 @@ def check_header(header: bytes) -> tarfile.TarInfo:
     """Parse one tar header and refuse everything but a plain file under a plain relative name.
 
     Raises:
-        ValueError: damaged header, link, device, folder, absolute path, `..`, or a name that is not plain ASCII.
+        DataError: damaged header, link, device, folder, absolute path, `..`, or a name that is not plain ASCII.
     """
     try:
         info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
     except UnicodeDecodeError:
-        raise ValueError("a member name is not plain ASCII") from None
+        raise DataError("a member name is not plain ASCII") from None
     except tarfile.HeaderError as error:
-        raise ValueError(f"damaged tar header ({error})") from None
+        raise DataError(f"damaged tar header ({error})") from None
     name = info.name
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         kind = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.DIRTYPE: "a folder"}
-        raise ValueError(f"member {name!r} is {kind.get(info.type, 'not a plain file')}; only plain files are read")
+        raise DataError(f"member {name!r} is {kind.get(info.type, 'not a plain file')}; only plain files are read")
     if not name.isascii() or not name.isprintable() or "\\" in name:
-        raise ValueError(f"member {name!r} has a name that is not plain ASCII")
+        raise DataError(f"member {name!r} has a name that is not plain ASCII")
     if name.startswith("/") or any(part in ("..", ".", "") for part in name.split("/")):
-        raise ValueError(f"member {name!r} has an absolute or climbing path")
+        raise DataError(f"member {name!r} has an absolute or climbing path")
     return info
 
 

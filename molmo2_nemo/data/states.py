@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 STATE_VERSION = 2
 

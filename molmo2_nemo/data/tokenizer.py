@@ -20,6 +20,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from molmo2_nemo.errors import UserError
+
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"tiny": ASSETS / "tiny_tokenizer"}
 
@@ -89,7 +91,7 @@ class Molmo2Tokenizer:
         """Args: `vocab_size` is the number of base embedding rows; by default what the tokenizer itself has.
 
         Raises:
-            ValueError: more entries than embedding rows, extra tokens at other ids, or no end-of-text token.
+            UserError: more entries than embedding rows, extra tokens at other ids, or no end-of-text token.
         """
         self.name = name
         self.config = dict(config)
@@ -121,17 +123,17 @@ class Molmo2Tokenizer:
         tokenizer's own size.
 
         Raises:
-            ValueError: no such tokenizer, or a file that is not one.
+            UserError: no such tokenizer, or a file that is not one.
         """
         folder = SHIPPED.get(str(name), Path(name))
         path = folder / "tokenizer.json"
         if not path.is_file():
             known = ", ".join(repr(n) for n in SHIPPED)
-            raise ValueError(f"no tokenizer at {folder}: expected {path.name} there, or one of the names {known}")
+            raise UserError(f"no tokenizer at {folder}: expected {path.name} there, or one of the names {known}")
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+            raise UserError(f"{path} is not a tokenizer file: {error}") from error
         config = _read_json(folder / "tokenizer_config.json")
         if vocab_size is None:
             model = _read_json(folder / "config.json")
@@ -142,12 +144,12 @@ class Molmo2Tokenizer:
         """Token ids of plain text; special strings inside it stay text.
 
         Raises:
-            ValueError: the text holds lone surrogates, which no tokenizer can read.
+            UserError: the text holds lone surrogates, which no tokenizer can read.
         """
         try:
             return self._plain.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
-            raise ValueError(f"text is not valid Unicode: {text[:40]!r}...") from error
+            raise UserError(f"text is not valid Unicode: {text[:40]!r}...") from error
 
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of trusted scaffolding: `<|im_start|>` and `<|im_end|>` become the chat tokens, nothing else."""
@@ -192,7 +194,7 @@ class Molmo2Tokenizer:
     def _required(self, token: str) -> int:
         token_id = self._special_aware.token_to_id(token)
         if token_id is None:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer {self.name!r} has no token {token!r}; Molmo2 needs the chat tokens {CHAT_START} and "
                 f"{CHAT_END} and the eos_token that tokenizer_config.json names"
             )
@@ -210,7 +212,7 @@ def _add_extra_tokens(tokenizer: Tokenizer, vocab_size: int | None, name: str) -
         entries = tokenizer.get_vocab_size(with_added_tokens=True)
         base = entries if vocab_size is None else vocab_size
         if entries > base:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer {name!r} has {entries} entries but the model only {base} base embedding rows; "
                 "use the model's own tokenizer"
             )
@@ -220,13 +222,13 @@ def _add_extra_tokens(tokenizer: Tokenizer, vocab_size: int | None, name: str) -
     else:
         base = present
         if vocab_size is not None and vocab_size != base:
-            raise ValueError(
+            raise UserError(
                 f"tokenizer {name!r} was saved with extra tokens at {base}, but the model has {vocab_size} base rows"
             )
     for i, token in enumerate(EXTRA_SPECIAL_TOKENS):
         if tokenizer.token_to_id(token) != base + i:
             found = tokenizer.token_to_id(token)
-            raise ValueError(f"tokenizer {name!r}: {token} has id {found}, expected {base + i}; its ids have gaps")
+            raise UserError(f"tokenizer {name!r}: {token} has id {found}, expected {base + i}; its ids have gaps")
     return base
 
 
@@ -236,7 +238,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def _token_text(entry: Any) -> str | None:

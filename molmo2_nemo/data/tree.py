@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from molmo2_nemo.data.example import ROOT_BRANCH
+from molmo2_nemo.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,15 @@ def flatten(
         root_ids: BOS and everything all branches see.
         rule: one weight rule, or one per branch.
     Raises:
-        ValueError: no branch, a root without tokens or longer than `max_tokens`, or no loss token left within it.
+        DataError: a root longer than `max_tokens`, or no loss token left within it.
     """
     if not branches or not root_ids:
-        raise ValueError(f"a message tree needs a root and a branch, got {len(root_ids)} and {len(branches)}")
+        raise AssertionError(f"a message tree needs a root and a branch, got {len(root_ids)} and {len(branches)}")
     rules = [rule] * len(branches) if isinstance(rule, WeightRule) else list(rule)
     if len(rules) != len(branches):
-        raise ValueError(f"{len(rules)} weight rules for {len(branches)} branches")
+        raise AssertionError(f"{len(rules)} weight rules for {len(branches)} branches")
     if max_tokens is not None and len(root_ids) > max_tokens:
-        raise ValueError(
+        raise DataError(
             f"the pictures or frames take {len(root_ids)} tokens, more than the {max_tokens} of a sequence; "
             "use fewer crops or frames, or a longer sequence"
         )
@@ -191,7 +192,7 @@ def _truncate(tree: FlatTree, max_tokens: int) -> FlatTree:
         cut=cut,
     )
     if cut and not np.any(result.loss_weights > 0):
-        raise ValueError(
+        raise DataError(
             f"no answer begins within the {max_tokens} tokens of a sequence (the example has {tree.num_tokens}); "
             "use fewer crops or frames, a shorter prompt, or a longer sequence"
         )

@@ -26,6 +26,7 @@ from av.error import FFmpegError
 from molmo2_nemo.data.config import ImageConfig, LimitsConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry, VisualInput, patchify, pool_windows, resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.errors import DataError, UserError
 
 SEEK_GAP = 8  # frames; decoding fewer than this on is cheaper than a jump
 EDGE = 1e-6  # seconds a requested time is kept away from both ends of the stream
@@ -75,7 +76,7 @@ class TimeSampler:
     def __call__(self, duration: float) -> np.ndarray:
         """Seconds from the clip's start: float64 [n], 1 <= n <= max_frames."""
         if self.max_frames < 1 or self.max_fps <= 0 or min(self.candidate_fps) <= 0:
-            raise ValueError(f"video sampling needs max_frames >= 1 and rates > 0, got {self}")
+            raise UserError(f"video sampling needs max_frames >= 1 and rates > 0, got {self}")
         if self.mode == "uniform_last_frame":
             if (self.max_frames - 1) / self.max_fps < duration:
                 return np.linspace(0, duration, self.max_frames, endpoint=True, dtype=np.float64)
@@ -88,7 +89,7 @@ class TimeSampler:
                 rate = candidate
             times = np.arange(self.max_frames, dtype=np.float64) / rate
             return times[times < duration] if duration > 0 else times[:1]
-        raise ValueError(f"unknown video sampling mode {self.mode!r}; known: uniform_last_frame, fps")
+        raise UserError(f"unknown video sampling mode {self.mode!r}; known: uniform_last_frame, fps")
 
 
 @dataclass(frozen=True)
@@ -128,35 +129,35 @@ class Deadline:
 
     def check(self) -> None:
         if time.thread_time() > self._end:
-            raise ValueError(
+            raise DataError(
                 f"reading the video took more than {self.seconds:g} s of processor time (data.limits.decode_seconds)"
             )
 
 
 @contextmanager
 def _opened(source: bytes | str | Path, limits: LimitsConfig) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream; every error of the library leaves as ValueError."""
+    """The container and its first video stream; every error of the library leaves as DataError."""
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     name = f"video of {len(source)} bytes" if isinstance(source, bytes) else f"video {source}"
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(file, container_options=options, metadata_errors="replace") as container:
             if not container.streams.video:
-                raise ValueError(f"{name} has no picture stream")
+                raise DataError(f"{name} has no picture stream")
             stream = container.streams.video[0]
             if stream.codec_context is None:
-                raise ValueError(f"{name} is in a format for which there is no decoder")
+                raise DataError(f"{name} is in a format for which there is no decoder")
             _check_size(stream.codec_context.width, stream.codec_context.height, limits)
             stream.codec_context.thread_count = 1  # threads would decode frames ahead that nobody asked for
             yield container, stream
     except (FFmpegError, OSError, EOFError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error  # the library's words without its numbers
-        raise ValueError(f"cannot read {name}: {why}") from error
+        raise DataError(f"cannot read {name}: {why}") from error
 
 
 def _check_size(width: int, height: int, limits: LimitsConfig) -> None:
     if width * height > limits.pixels:
-        raise ValueError(
+        raise DataError(
             f"video frames of {width} x {height} pixels; at most {limits.pixels} are read (data.limits.pixels)"
         )
 
@@ -165,7 +166,7 @@ def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) 
     """Read the packet times of a stream without decoding.
 
     Raises:
-        ValueError: no frames, or more frames, seconds or processor time than the limits allow.
+        DataError: no frames, or more frames, seconds or processor time than the limits allow.
     """
     rows: list[tuple[int, int, int]] = []  # pts, duration, dts of a key frame or -1 << 62
     none = -(1 << 62)
@@ -176,11 +177,11 @@ def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) 
         dts = packet.dts if packet.dts is not None else pts
         rows.append((pts, packet.duration or 0, dts if packet.is_keyframe else none))
         if len(rows) > limits.video_frames:
-            raise ValueError(f"video has more than {limits.video_frames} frames (data.limits.video_frames)")
+            raise DataError(f"video has more than {limits.video_frames} frames (data.limits.video_frames)")
         if len(rows) % 1024 == 0:
             deadline.check()
     if not rows:
-        raise ValueError("video has no frames")
+        raise DataError("video has no frames")
     table = np.array(sorted(rows), dtype=np.int64)
     pts = np.unique(table[:, 0])
     last = int(table[-1, 1]) or (int(pts[-1] - pts[-2]) if len(pts) > 1 else 0)
@@ -190,7 +191,7 @@ def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) 
     tick = float(stream.time_base)
     index = VideoIndex(pts, table[is_key, 0], np.maximum(table[is_key, 2], -(1 << 60)), tick, (pts[-1] + last) * tick)
     if index.duration > limits.video_seconds:
-        raise ValueError(
+        raise DataError(
             f"video lasts {index.duration:.0f} s; at most {limits.video_seconds:.0f} s are read "
             "(data.limits.video_seconds)"
         )
@@ -220,7 +221,7 @@ class _FrameReader:
             if not self._step():
                 break
         if self._last is None:
-            raise ValueError("no frame of the video could be decoded")
+            raise DataError("no frame of the video could be decoded")
         # A frame that the decoder left out is replaced by the one shown before it.
         return self._before if self._last.pts > target and self._before is not None else self._last
 
@@ -295,7 +296,7 @@ def inspect_video(source: bytes | str | Path, limits: LimitsConfig | None = None
     """Scan a video without decoding more than its first frame.
 
     Raises:
-        ValueError: not a video, broken at the start, or beyond the limits.
+        DataError: not a video, broken at the start, or beyond the limits.
     """
     limits = limits or LimitsConfig()
     deadline = Deadline(limits.decode_seconds)
@@ -320,7 +321,7 @@ def read_video(
     """Decode the sampled frames of a video, or of its `clip` (seconds), each stretched to side x side pixels.
 
     Raises:
-        ValueError: not a video, broken, beyond the limits, or a clip that lies outside it.
+        DataError: not a video, broken, beyond the limits, or a clip that lies outside it.
     """
     limits = limits or LimitsConfig()
     deadline = Deadline(limits.decode_seconds)
@@ -330,7 +331,7 @@ def read_video(
         if clip is not None:
             start, end = float(clip[0]), min(float(clip[1]), index.duration)
             if not 0 <= start <= end or (start == end and index.duration > 0):
-                raise ValueError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
+                raise DataError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
         times = TimeSampler.of(config, sampling or {}, index.fps)(end - start)
         numbers = index.frame_at(times + start + index.begin)
         reader = _FrameReader(container, stream, index, numbers, deadline)
@@ -358,7 +359,7 @@ def timestamp_text(number: int, seconds: float, mode: str) -> str:
     """What precedes frame `number` (from 0) in the token sequence.
 
     Raises:
-        ValueError: unknown mode.
+        DataError: unknown mode.
     """
     if mode == "per-frame-compact":
         return f"{seconds:.1f} " if number == 0 else f" {seconds:.1f} "
@@ -368,7 +369,7 @@ def timestamp_text(number: int, seconds: float, mode: str) -> str:
         return f"{number}:"
     if mode == "none":
         return ""
-    raise ValueError(f"unknown video.time_mode {mode!r}; known: per-frame-compact, per-frame, numbered-frames, none")
+    raise UserError(f"unknown video.time_mode {mode!r}; known: per-frame-compact, per-frame, numbered-frames, none")
 
 
 def subtitle_text(subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, mode: str) -> str:
@@ -381,7 +382,7 @@ def subtitle_text(subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, mo
         return ""
     near = re.fullmatch(r"frame(?:_(\d+(?:\.\d+)?))?", mode)
     if not near and mode != "all" and not re.fullmatch(r"truncate_\d+", mode):
-        raise ValueError(f"unknown video.subtitle_mode {mode!r}; known: frame_N, all, truncate_N, ignore")
+        raise UserError(f"unknown video.subtitle_mode {mode!r}; known: frame_N, all, truncate_N, ignore")
     if isinstance(subtitles, str):
         return "subtitle\n" + subtitles
     lines = ["subtitle\n"]
@@ -439,16 +440,16 @@ def encode_video(
     patches = geometry.grid**2
     first = pool_windows(np.arange(patches).reshape(geometry.grid, geometry.grid), config.pool)
     first = first.reshape(-1, config.pool**2)
-    count, rows = len(video.frames), len(first)
+    count, pooled = len(video.frames), len(first)
     offsets = (np.arange(count) * patches)[:, None, None]
-    pooling = np.where(first < 0, -1, first + offsets).reshape(count * rows, -1).astype(np.int64)
+    pooling = np.where(first < 0, -1, first + offsets).reshape(count * pooled, -1).astype(np.int64)
     return VisualInput(
-        token_ids=video_token_ids(video.times, rows, config, tokenizer)
+        token_ids=video_token_ids(video.times, pooled, config, tokenizer)
         + subtitle_ids(subtitles, video.times, config, tokenizer),
         crops=patchify(video.frames, geometry.patch),
         pooling=pooling,
         unit_crops=[1] * count,
-        unit_rows=[rows] * count,
+        unit_pooled_tokens=[pooled] * count,
         info={
             "frame_times": [float(t) for t in video.times],
             "size": list(video.size),

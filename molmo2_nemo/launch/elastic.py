@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import INTERRUPTED
-from molmo2_nemo.launch.local import die_with_parent
 from molmo2_nemo.launch.reports import ERROR_DIR, Exits
+from molmo2_nemo.processes import die_with_parent
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; nemo/signals.py says what follows
 GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them

@@ -2,12 +2,11 @@
 
 Inside a torchrun or Slurm job the processes exist already and training runs right here. Otherwise one process runs in a
 fresh interpreter, several through torch's elastic launcher (`molmo2_nemo.launch.elastic`). With cluster=slurm, outside
-a job, nothing runs: the stage is submitted.
+a job, nothing runs here: pipeline.py submits the stage.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import signal
@@ -32,7 +31,7 @@ from molmo2_nemo.rundir.stages import (
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 
-LOCK_WAIT = 120.0  # seconds a Slurm job waits for another run to leave the folder: one of a node that died may be in it
+LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a node that died may still hold
 
 
 def launch(cfg: RunConfig) -> int:
@@ -73,33 +72,24 @@ def launch(cfg: RunConfig) -> int:
 
 
 def start_by_hand(cfg: RunConfig, config: Path) -> str:
-    """How to start what has no scheduler to start it: one line for every node."""
+    """How to start a run on several nodes without a scheduler: one command, the same on every node."""
     nodes = cfg.cluster.nodes
     line = [f"torchrun --nnodes={nodes} --nproc-per-node={checks.wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
     line.append(f"--rdzv-endpoint=FIRST_NODE:29500 -m molmo2_nemo.cli.main train --config {shlex.quote(str(config))}")
     return (
-        f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Call this "
-        f"line on each node, in the same folder, with the name of one node for FIRST_NODE: {' '.join(line)}"
+        f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Run "
+        f"this command on each node, in the same folder, with one node's name in place of FIRST_NODE: {' '.join(line)}"
     )
 
 
 def resolve_start(cfg: RunConfig) -> None:
-    """Where `init_from` names a run's folder, the checkpoint it ended with.
+    """Replaces an `init_from` that names a run's folder by the checkpoint that the run ended with.
 
     Raises:
         UserError: there is none.
     """
     if cfg.init_from is not None:
         cfg.init_from = str(resolve_checkpoint(cfg.init_from))
-
-
-def die_with_parent() -> None:
-    """Asks Linux to kill this process when its parent is gone: a killed launcher leaves no ranks behind."""
-    pr_set_pdeathsig = 1
-    try:
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    except (OSError, AttributeError):
-        pass  # not Linux
 
 
 def _run_here(cfg: RunConfig) -> int:

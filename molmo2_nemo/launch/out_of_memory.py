@@ -1,4 +1,4 @@
-"""What to change when memory runs out: the settings that are not in use yet, cheapest first. No torch here."""
+"""What to change when memory runs out: the settings not in use yet, cheapest first. No torch here."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def explain(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
     said = ". ".join(part for part in seen[:2] if part) or type(error).__name__
     return (
         f"process {rank} ran out of {where} memory ({said}). What is left to try, cheapest first: {'; '.join(found)}. "
-        "`molmo2 plan` with the same settings says what each layout needs; docs/memory.md says what each setting costs"
+        "`molmo2 plan` with the same settings shows what each layout needs; docs/memory.md, what each setting costs"
     )
 
 
@@ -47,24 +47,24 @@ def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
         (cfg.stage.micro_batch_size > 1, {"stage.micro_batch_size": 1}, ""),
         (not parallel.distributed_optimizer, {"parallel.distributed_optimizer": True}, ""),
         (memory.loss_chunk > 256, {"memory.loss_chunk": 256}, ""),
-        (memory.vision_chunk is None, {"memory.vision_chunk": 16}, "crops are encoded twice"),
-        (memory.mlp_tiles == 1, {"memory.mlp_tiles": 8}, "MLPs run twice"),
+        (memory.vision_chunk is None, {"memory.vision_chunk": 16}, "crops are encoded again in the backward pass"),
+        (memory.mlp_tiles == 1, {"memory.mlp_tiles": 8}, "MLPs are recomputed"),
         (
             memory.recompute != "full" or memory.recompute_layers is not None,
             {"memory.recompute": "full", "memory.recompute_layers": None},
-            "every layer runs twice",
+            "every layer is recomputed",
         ),
         (offload and not memory.offload, {"memory.offload": True}, "copies to and from the host"),
     )
     found = [_text(values, note) for open_, values, note in known if open_ and not _refused(cfg, values)]
     found += _less_of_a_pack(cfg)
-    where = "other packs are trained on, in another output_dir once there is a checkpoint"
+    where = "this changes the packs; once there is a checkpoint it needs another output_dir"
     return [*found, f"smaller data.packing.sequence_length and data.packing.max_crops ({where})"]
 
 
 def _less_of_a_pack(cfg: RunConfig) -> list[str]:
-    """What gives a rank a smaller part: under dynamic context parallelism its limits, where they are above a static
-    share; else more ranks to a pack."""
+    """Settings that give a rank a smaller part of a pack: under dynamic context parallelism lower limits, where they
+    are above a static share; else more ranks for each pack."""
     parallel, packing = cfg.parallel, cfg.data.packing
     if parallel.dynamic_context:
         limits = (
@@ -91,8 +91,8 @@ def _less_of_a_pack(cfg: RunConfig) -> list[str]:
 
 
 def _wider(cfg: RunConfig) -> Iterator[tuple[Overrides, int]]:
-    """Settings with twice the ranks to a pack, and how many processes they take: as many as now, if replicas can be
-    halved. Where heads cannot be dealt to so many, the new ranks show each other their keys."""
+    """Settings with twice the ranks for each pack, and how many processes they take: as many as before, if replicas can
+    be halved. Where heads cannot be sharded over so many, the new ranks form a ring instead."""
     parallel, packing = cfg.parallel, cfg.data.packing
     values: Overrides = {"parallel.context": 2 * parallel.context}
     if parallel.dynamic_context:

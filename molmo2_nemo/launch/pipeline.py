@@ -16,7 +16,7 @@ from molmo2_nemo.settings.run import RunConfig
 
 
 def submit_stages(configs: Sequence[RunConfig], *, dry_run: bool = False) -> int:
-    """Submits the stages that are neither finished nor under way as Slurm jobs, or prints their scripts.
+    """Submits the stages that are neither finished nor already submitted as Slurm jobs, or prints their scripts.
 
     Raises:
         UserError: as `run_stages`; settings that cannot work; no Slurm; what sbatch refuses.
@@ -48,9 +48,9 @@ def compose_stages(overrides: Sequence[str], config_dir: str | Path | None = Non
     for override in (*common, *(o for several in own.values() for o in several)):
         key = override.split("=")[0].lstrip("+~")
         if key in ("stage", "stage.name"):
-            raise UserError(f"{override}: the pipeline runs all stages; for a single one call molmo2 train {override}")
+            raise UserError(f"{override}: the pipeline runs all stages; for a single one run molmo2 train {override}")
     if any(o.split("=")[0].lstrip("+") == "init_from" for o in common):
-        raise UserError("init_from: only the first stage may start elsewhere; write pretrain:init_from=...")
+        raise UserError("init_from: only the first stage may start from other weights; write pretrain:init_from=...")
     configs = []
     for name in STAGES:
         cfg = compose([*common, f"stage={name}", *own[name]], config_dir)
@@ -77,7 +77,7 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
         result = done[number]
         place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"
         if result is not None:
-            print(f"{place}: finished before, skipped ({stage_dir(cfg)})", flush=True)
+            print(f"{place}: already finished, skipped ({stage_dir(cfg)})", flush=True)
             continue
         if number:
             cfg.init_from = str(done[number - 1]["checkpoint"])  # type: ignore[index]
@@ -88,7 +88,9 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
             return code
         done[number] = summary(stage_dir(cfg))
         if done[number] is None:
-            raise UserError(f"{stage_dir(cfg)} has no summary.json though the stage ended well; call the command again")
+            raise UserError(
+                f"{stage_dir(cfg)} has no summary.json although the stage ended without an error; run the command again"
+            )
     return 0
 
 
@@ -96,10 +98,11 @@ def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) ->
     """The summary of a stage that is finished with these settings, None when it has to run.
 
     Args:
-        folder: the stage's, a `Path` or what stands for one on another machine; `path` makes further ones.
+        folder: the stage's, a `Path` or a `RemotePath` (slurm/login.py).
+        path: makes one of the same kind from a text.
 
     Raises:
-        UserError: it is finished with others.
+        UserError: it is finished with other settings, or its checkpoint is gone.
     """
     result = summary(folder, cfg.stage.max_steps)
     if result is None:
@@ -114,7 +117,7 @@ def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) ->
 
 
 def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | None]) -> None:
-    """A stage that was trained after one which is not finished started from weights that are not the final ones."""
+    """Refuses a stage that was trained although one before it is not finished: it started from other weights."""
     for number, result in enumerate(done):
         earlier = [c.stage.name for c, d in zip(configs[:number], done[:number], strict=True) if d is None]
         folder = stage_dir(configs[number])
@@ -124,7 +127,7 @@ def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | N
 
 
 def describe_layout(cfg: RunConfig) -> str:
-    """For people: `DP2`, `TP2+SP`, `CP2`, `one process`."""
+    """As shown to people: `DP2`, `TP2+SP`, `CP2`, `one process`."""
     p = cfg.parallel
     parts = [f"{name}{size}" for name, size in (("DP", p.data), ("TP", p.tensor)) if size > 1]
     parts += ["SP"] if p.sequence else []

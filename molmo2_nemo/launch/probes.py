@@ -1,4 +1,4 @@
-"""What `molmo2 doctor` looks at: each function looks at one thing and yields findings. Torch only where asked for."""
+"""What `molmo2 doctor` checks: each function checks one thing and yields findings. Only `devices` imports torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 PINS = "pip install --no-deps -r requirements/cpu.txt (or make venv; an NGC NeMo image has it)"
-# What a run cannot do without: use, line that brings it.
+# What a run cannot do without: its use, and the command that installs it.
 NEEDED = {
     "torch": ("the tensors and the processes", PINS),
     "megatron-core": ("the parallel layers", PINS),
@@ -32,7 +32,7 @@ NEEDED = {
     "webdataset": ("shards", "pip install webdataset"),
     "pyarrow": ("manifests of shards", "pip install pyarrow"),
     "av": ("video decoding", "pip install av"),
-    "pillow": ("picture decoding", "pip install pillow"),
+    "pillow": ("image decoding", "pip install pillow"),
     "lhotse": ("subtitles", "pip install lhotse"),
     "tokenizers": ("text", "pip install tokenizers"),
     "safetensors": ("weights", "pip install safetensors"),
@@ -42,7 +42,7 @@ OPTIONAL = {
     "transformers": "NeMo's own Hugging Face paths",
     "nvidia-modelopt": "llm.import_ckpt and llm.export_ckpt of NeMo",
     "tensorboard": "reading the event files",
-    "matplotlib": "the demo's picture of the curves",
+    "matplotlib": "the curves of molmo2 demo and molmo2 report",
     "wandb": "logging to Weights & Biases",
 }
 # Versions that the code is written for, with the reason; a wrong base image is refused when the container is built.
@@ -62,7 +62,7 @@ GPU_PACKAGES = {  # module, use; distributions differ in name from builder to bu
 }
 SHARED_SYSTEMS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "wekafs", "virtiofs", "9p", "pvfs2", "cifs")
 CODECS = ("h264", "hevc", "vp9", "av1")
-PICTURES = ("jpg", "webp", "zlib")  # zlib is PNG's
+IMAGE_FORMATS = ("jpg", "webp", "zlib")  # zlib is PNG's
 TORCHRUN_PORT = 29500
 
 
@@ -97,7 +97,7 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """What a run needs, in a version it is written for."""
+    """What a run needs, in versions that the code is written for."""
     for name, (use, fix) in NEEDED.items():
         found = version_of(name)
         if found is None:
@@ -139,9 +139,9 @@ def media() -> Iterator[Finding]:
         else ""
     )
     yield Finding("note" if absent else "ok", "video codecs", seen, fix)
-    lacking = [f for f in PICTURES if not features.check(f)]
+    lacking = [f for f in IMAGE_FORMATS if not features.check(f)]
     fix = f"no {', '.join(lacking)}: pip install --force-reinstall --no-deps pillow" if lacking else ""
-    yield Finding("missing" if lacking else "ok", "picture formats", "JPEG, PNG, WebP" if not lacking else "", fix)
+    yield Finding("missing" if lacking else "ok", "image formats", "JPEG, PNG, WebP" if not lacking else "", fix)
 
 
 def devices() -> Iterator[Finding]:
@@ -149,11 +149,11 @@ def devices() -> Iterator[Finding]:
     try:
         import torch
         import torch.distributed as dist
-    except Exception as error:  # a broken torch is exactly what this verb is asked about
-        yield Finding("missing", "torch", f"does not import: {error}", "docs/install.md says which build to take")
+    except Exception as error:  # a broken torch is what this is to find out
+        yield Finding("missing", "torch", f"does not import: {error}", "docs/install.md says which build to install")
         return
     if not dist.is_available() or not dist.is_gloo_available():
-        yield Finding("missing", "gloo", "not in this torch", "several CPU processes need it: take another build")
+        yield Finding("missing", "gloo", "not in this torch", "several CPU processes need it: install another build")
     else:
         yield Finding("ok", "gloo", "for CPU processes and checkpoints")
     if not torch.cuda.is_available():
@@ -164,12 +164,12 @@ def devices() -> Iterator[Finding]:
     seen = f"{torch.cuda.device_count()} x {', '.join(names)}, {memory:.0f} GiB each"
     yield Finding("ok", "GPUs", f"{seen}, CUDA {torch.version.cuda}, driver {_driver() or 'unknown'}")
     if not torch.cuda.is_bf16_supported():
-        fix = "cluster.precision=fp32; the big recipes want Ampere or newer"
+        fix = "cluster.precision=fp32; the big recipes need Ampere or newer"
         yield Finding("note", "bfloat16", "not on this GPU", fix)
     if dist.is_nccl_available():
         yield Finding("ok", "NCCL", ".".join(map(str, torch.cuda.nccl.version())))
     else:
-        yield Finding("missing", "NCCL", "not in this torch", "GPU processes need it: take NVIDIA's or PyTorch's build")
+        yield Finding("missing", "NCCL", "not in this torch", "GPU processes need it: install a CUDA build")
     yield from _gpu_packages()
 
 
@@ -181,7 +181,7 @@ def _no_gpu(torch: Any) -> Iterator[Finding]:
         fix = "this torch is a CPU build: install a CUDA build, or run in the NGC NeMo container"
         yield Finding("note", "GPUs", f"driver {driver}, but torch cannot use it", fix)
     else:
-        fix = f"torch wants CUDA {torch.version.cuda}: update the driver, or in a container pass the GPUs (--gpus all)"
+        fix = f"torch needs CUDA {torch.version.cuda}: update the driver, or start the container with --gpus all"
         yield Finding("note", "GPUs", f"driver {driver}, but CUDA does not start", fix)
 
 
@@ -191,14 +191,14 @@ def _gpu_packages() -> Iterator[Finding]:
     for name, (module, use) in GPU_PACKAGES.items():
         problem = _import_problem(module)
         if problem == "absent":
-            yield Finding("ok", name, f"-              {use}; it works without, slower")
+            yield Finding("ok", name, f"-              {use}; optional, slower without")
             continue
         top = module.partition(".")[0]
         found = ", ".join(f"{owner} {version_of(owner)}" for owner in sorted(set(owners.get(top, [])))) or top
         if problem is None:
             yield Finding("ok", name, f"{found:<14} {use}")
         else:
-            fix = f"built for another torch: take both from one NGC image, or pip uninstall {found.split()[0]}"
+            fix = f"built for another torch: use both from one NGC image, or pip uninstall {found.split()[0]}"
             yield Finding("note", name, f"{found} does not import: {problem}", fix)
 
 
@@ -224,20 +224,20 @@ def _driver() -> str | None:
 
 def slurm() -> Iterator[Finding]:
     """Slurm and its container plugin, if this is a login node."""
-    fix = "cluster=slurm wants a login node: call molmo2 there, or set cluster.slurm.ssh.host"
+    fix = "cluster=slurm needs a login node: run molmo2 on one, or set cluster.slurm.ssh.host"
     if shutil.which("sbatch") is None:
-        yield Finding("ok", "slurm", "not here", fix)
+        yield Finding("ok", "slurm", "not installed", fix)
         return
     answer = _run("scontrol", "ping")
     if answer.returncode or "is UP" not in answer.stdout:
         why = (answer.stderr or answer.stdout).strip().splitlines()
-        yield Finding("note", "slurm", f"sbatch is here, but no controller answers: {why[-1] if why else ''}", fix)
+        yield Finding("note", "slurm", f"sbatch is installed, but no controller answers: {why[-1] if why else ''}", fix)
         return
     yield Finding("ok", "slurm", f"{_run('sinfo', '--version').stdout.strip()}, the controller answers")
     if "--container-image" in _run("srun", "--help").stdout:
         yield Finding("ok", "pyxis", "srun takes --container-image")
     else:
-        yield Finding("ok", "pyxis", "not here", "jobs run in the environment molmo2 is called from, not in containers")
+        yield Finding("ok", "pyxis", "not installed", "jobs run in molmo2's own environment, not in containers")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -257,7 +257,7 @@ def storage(folder: Path) -> Iterator[Finding]:
     yield Finding("note" if free < 5 else "ok", "disk", f"{free:.0f} GiB free in {folder}", fix)
     kind = file_system(folder)
     shared = kind in SHARED_SYSTEMS or kind.startswith("fuse.")
-    who = "other nodes can see it" if shared else "of this machine alone: several nodes need a shared one"
+    who = "other nodes can see it" if shared else "local to this machine: several nodes need a shared one"
     yield Finding("ok", "file system", f"{kind}, {who}")
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".molmo2-") as name:
@@ -266,14 +266,14 @@ def storage(folder: Path) -> Iterator[Finding]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.rename(Path(name) / "whole")
     except PermissionError:
-        yield Finding("note", "writing", f"not allowed in {folder}", "take another output_dir; --dir asks about it")
+        yield Finding("note", "writing", f"not allowed in {folder}", "choose another output_dir; --dir checks it")
     except OSError as error:
         fix = "two runs in one folder would not notice each other (mount with locks: -o flock or local_lock=none)"
         yield Finding("note", "locks", f"not in {folder}: {error}", fix)
     shm = Path("/dev/shm")
     if shm.is_dir():
         size = shutil.disk_usage(shm).total / 2**30
-        fix = "loader workers hand batches over there: start the container with --shm-size=16g or --ipc=host"
+        fix = "loader workers pass batches through it: start the container with --shm-size=16g or --ipc=host"
         yield Finding("note" if size < 1 else "ok", "/dev/shm", f"{size:.1f} GiB", fix if size < 1 else "")
 
 
@@ -294,12 +294,17 @@ def file_system(folder: Path) -> str:
 
 
 def network() -> Iterator[Finding]:
-    """Whether processes can meet: a port on the loopback, the machine's own name, torchrun's usual port."""
+    """Whether processes can find each other: a port on the loopback, the machine's own name, torchrun's usual port."""
     try:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
     except OSError as error:
-        yield Finding("missing", "ports", f"none can be opened on 127.0.0.1: {error}", "processes meet there: allow it")
+        yield Finding(
+            "missing",
+            "ports",
+            f"none can be opened on 127.0.0.1: {error}",
+            "processes need them to find each other: allow it",
+        )
         return
     name = socket.gethostname()
     try:
@@ -310,6 +315,6 @@ def network() -> Iterator[Finding]:
         yield Finding("note", "host name", f"{name} has no address", fix)
     with socket.socket() as s:
         taken = s.connect_ex(("127.0.0.1", TORCHRUN_PORT)) == 0
-    fix = "something listens there: give torchrun another --master-port (molmo2 takes a free one by itself)"
+    fix = "something listens there: give torchrun another --master-port (molmo2 picks a free one itself)"
     seen = f"{TORCHRUN_PORT} is {'taken' if taken else 'free'} (torchrun's default)"
     yield Finding("note" if taken else "ok", "port", seen, fix if taken else "")

@@ -35,7 +35,7 @@ def _devices(cfg: RunConfig) -> Iterator[str]:
     if cfg.cluster.kind == "slurm":
         ssh = cfg.cluster.slurm.ssh.host
         if shutil.which("sbatch") is None and ssh is None and "SLURM_JOB_ID" not in os.environ:
-            yield "no Slurm here: call molmo2 on a login node, or set cluster.slurm.ssh.host, or take cluster=gpu"
+            yield "no Slurm here: run molmo2 on a login node, set cluster.slurm.ssh.host, or use cluster=gpu"
         return
     if cfg.cluster.precision != "bf16":
         return
@@ -47,7 +47,7 @@ def _devices(cfg: RunConfig) -> Iterator[str]:
         return
     wanted = wanted_processes(cfg) // cfg.cluster.nodes
     if here < wanted:
-        yield f"{wanted} GPUs are wanted, {here} are here; molmo2 plan shows layouts for fewer"
+        yield f"{wanted} GPUs are needed on a node, {here} are here; molmo2 plan shows layouts for fewer"
 
 
 def _tokenizer(cfg: RunConfig) -> Iterator[str]:
@@ -85,4 +85,4 @@ def _disk(cfg: RunConfig, folder: Path) -> Iterator[str]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**30
     if free < needed:
-        yield f"two checkpoints take {needed:.0f} GiB, {free:.0f} are free: output_dir=... on a larger file system"
+        yield f"two checkpoints take {needed:.0f} GiB, {free:.0f} are free: set output_dir=... on a larger file system"

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
+from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir.stages import note_error
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # variable with the folder that processes report to
@@ -41,10 +42,7 @@ class Report:
         return cls(this_rank(), time.time(), message, text, user_error)
 
     def write(self, folder: Path) -> None:
-        path = folder / f"rank{self.rank}.json"
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(path)
+        write_json(folder / f"rank{self.rank}.json", asdict(self), indent=None)
 
 
 @dataclass
@@ -56,7 +54,7 @@ class Exits:
     failures: dict[str, int] = field(default_factory=dict)  # rank -> code, of all that failed
 
     def write(self, folder: Path) -> None:
-        (folder / "launcher.json").write_text(json.dumps(asdict(self)))
+        write_json(folder / "launcher.json", asdict(self), indent=None)
 
     def killed(self, reported: set[int]) -> Exits | None:
         """The first process that a signal ended before it could report; SIGTERM is the launcher's own."""
@@ -120,8 +118,8 @@ def explain(folder: Path, code: int, stage: Path | None = None) -> int:
 def _signalled(exits: Exits) -> tuple[str, int]:
     """Message and exit code for a process that a signal ended."""
     name = signal.Signals(-exits.exit_code).name
-    hint = "; this is how it looks when memory runs out" if name == "SIGKILL" else ""
-    message = f"process {exits.rank} was ended by {name}{hint}. Call the same command again to resume"
+    hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
+    message = f"process {exits.rank} was ended by {name}{hint}. Run the same command again to resume"
     return message, 128 - exits.exit_code
 
 
@@ -139,7 +137,7 @@ def conclude(folder: Path, how: str, message: str, code: int, stage: Path | None
 
 def write_outcome(folder: Path, how: str, message: str) -> None:
     """Writes down how an attempt ended, unless another process was first: what that one reported is the cause."""
-    part = folder / f"outcome.{this_rank()}.part"
+    part = folder / f"outcome.{this_rank()}.part"  # not files.atomic, with which the last would win
     part.write_text(f"{how}\n{message}\n")
     try:
         os.link(part, folder / "outcome")  # whole or not at all, and only once

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import traceback
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError, verbose
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError
 from molmo2_nemo.launch import out_of_memory
-from molmo2_nemo.launch.local import die_with_parent
 from molmo2_nemo.launch.reports import ERROR_DIR, Report, report_preempted, this_rank
+from molmo2_nemo.processes import die_with_parent, quiet
 from molmo2_nemo.rundir.stages import note_error, stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
@@ -48,15 +46,6 @@ def is_user_error(error: BaseException) -> bool:
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = str(Path(__file__).resolve().parents[1])
     return last.filename.startswith(ours) and (last.line or "").startswith("raise")
-
-
-def quiet() -> None:
-    """Hides what the libraries say about themselves at import; MOLMO2_VERBOSE=1 shows it."""
-    if verbose():
-        return
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")  # for loader workers
-    logging.disable(logging.WARNING)  # our own messages to a person are printed, not logged
 
 
 def _report(cfg: RunConfig, error: Exception) -> int:

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from molmo2_nemo.errors import UserError
+
 EXTRA_VOCAB_SIZE = 128  # rows after the base vocabulary; the visual special tokens live in the first of them
 
 
@@ -206,10 +208,10 @@ def preset(name: str, **overrides: object) -> Molmo2Config:
     """The named preset, top-level fields replaced by `overrides`.
 
     Raises:
-        ValueError: no such preset; the message lists the known ones.
+        UserError: no such preset; the message lists the known ones.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown model preset {name!r}; known presets: {', '.join(PRESETS)}")
+        raise UserError(f"unknown model preset {name!r}; known presets: {', '.join(PRESETS)}")
     return replace(PRESETS[name](), **overrides)  # type: ignore[arg-type]
 
 
@@ -226,7 +228,7 @@ def with_options(
     """`config` with the options of a run; arguments as the fields of `ModelSelection`, and `StageConfig.lora`.
 
     Raises:
-        ValueError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.
+        UserError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.
     """
     if visual_attention is not None:
         config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
@@ -240,12 +242,12 @@ def with_options(
     if lora is not None and lora.rank:
         unknown = set(lora.targets) - set(LORA_TARGETS)
         if lora.rank < 0 or unknown or not lora.targets:
-            raise ValueError(
+            raise UserError(
                 f"stage.lora.rank={lora.rank} stage.lora.targets={list(lora.targets)}: expected a rank of at least 1 "
                 f"and some of {', '.join(LORA_TARGETS)}"
             )
         if not 0 < lora.alpha < math.inf:
-            raise ValueError(
+            raise UserError(
                 f"stage.lora.alpha={lora.alpha:g}: expected a number above 0; adapters are multiplied by it"
             )
         config = replace(config, lora=lora)
@@ -260,22 +262,22 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
             layers, or where the model has YaRN already (OLMo 3) on the same ones, with this factor in place of its own.
 
     Raises:
-        ValueError: a factor that is no number above 1, or not above that of the model's own YaRN; a factor without a
+        UserError: a factor that is no number above 1, or not above that of the model's own YaRN; a factor without a
             kind; or linear scaling on top of YaRN.
     """
     if kind == "none":
         if factor != 1:
-            raise ValueError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear or yarn")
+            raise UserError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear or yarn")
         return text
     if not 1 < factor < math.inf:
-        raise ValueError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
+        raise UserError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
     if kind == "linear":
         if text.yarn is not None:
-            raise ValueError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
+            raise UserError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
         return replace(text, rotary_scale=factor, max_position=round(text.max_position * factor))
     native = native_positions(text)
     if text.yarn is not None and factor <= text.yarn.factor:
-        raise ValueError(
+        raise UserError(
             f"model.rope_factor={factor:g}: this model has YaRN of factor {text.yarn.factor:g} over {native} positions "
             f"already, so {text.max_position} need none; the factor replaces the model's and must be above it"
         )
@@ -314,24 +316,24 @@ class MemoryConfig:
         """Whether the three settings of recomputation go together.
 
         Raises:
-            ValueError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
+            UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
         """
         mode, modules, layers = self.recompute, self.recompute_modules, self.recompute_layers
         if mode not in ("none", "selective", "full"):
-            raise ValueError(f"memory.recompute={mode}: expected none, selective or full")
+            raise UserError(f"memory.recompute={mode}: expected none, selective or full")
         if mode == "selective" and (not modules or set(modules) - {"core_attn", "mlp"}):
-            raise ValueError(
+            raise UserError(
                 f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp, or memory.recompute=none"
             )
         if layers is None:
             return
         if mode != "full":
-            raise ValueError(
+            raise UserError(
                 f"memory.recompute_layers={layers} has no effect with memory.recompute={mode}; set "
                 "memory.recompute=full, or memory.recompute_layers=null"
             )
         if layers < 1:
-            raise ValueError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
+            raise UserError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
 
 
 @dataclass(frozen=True)

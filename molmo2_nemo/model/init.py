@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from torch import Tensor
 
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config
 
 VOCABULARY = ("embedding.base.weight", "output_layer.weight")  # rows are padded to a multiple of the TP size
@@ -51,7 +52,7 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
         read: canonical name -> the whole tensor. Vocabulary tables may bring padding rows; they are ignored.
 
     Raises:
-        ValueError: a tensor has not the shape that the model's parameter has on one process.
+        UserError: a tensor has not the shape that the model's parameter has on one process.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -59,7 +60,7 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
             if canonical_name(model, name) in VOCABULARY:
                 whole = whole[: shape[0]]
             if tuple(whole.shape) != shape:
-                raise ValueError(
+                raise UserError(
                     f"{canonical_name(model, name)} has shape {list(whole.shape)}, but model "
                     f"{model.model_config.name!r} has {list(shape)} there; choose the model whose weights these are"
                 )

@@ -13,7 +13,11 @@ from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.parallel.context import ContextGroups
 
 TOKEN_FIELDS = ("input_ids", "example_ids", "branch_ids", "visual")  # what the mask follows from
-HOST_FIELDS = ("pooled_positions", "unit_crops", "unit_rows")  # read to plan communication: never moved to a device
+HOST_FIELDS = (
+    "pooled_positions",
+    "unit_crops",
+    "unit_pooled_tokens",
+)  # read to plan communication: never moved to a device
 
 
 @dataclass
@@ -29,7 +33,7 @@ class PackInputs:
     pooling: Tensor  # int64 [N, K]
     pooled_positions: Tensor  # int64 [N], host
     unit_crops: Tensor  # int64 [U], host
-    unit_rows: Tensor  # int64 [U], host
+    unit_pooled_tokens: Tensor  # int64 [U], host
     labels: Tensor | None = None  # int64 [B, S]; None for inference
     loss_weights: Tensor | None = None  # fp32 [B, S]
     tasks: Tensor | None = None  # int64 [B, S], number of the task group each token belongs to; for the log

@@ -87,11 +87,11 @@ def weighted_loss(
         each: fp32 [n], filled with the weighted loss of every position (for logging: no gradient flows from it).
 
     Raises:
-        ValueError: a label that the head cannot predict (an extra id, or padding with a positive weight).
+        AssertionError: a label that the head cannot predict (an extra id, or padding with a positive weight).
     """
     if labels.numel() and not bool(((labels >= 0) & (labels < vocab_size)).all()):
         bad = labels[(labels < 0) | (labels >= vocab_size)][0]
-        raise ValueError(
+        raise AssertionError(
             f"a position with loss has label {int(bad)}, but only ids 0..{vocab_size - 1} can be predicted: "
             "visual special tokens and padding must carry loss weight 0"
         )

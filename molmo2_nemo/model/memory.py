@@ -148,7 +148,7 @@ def recompute_settings(memory: MemoryConfig) -> dict[str, Any]:
     or, like layernorm, need Transformer Engine.
 
     Raises:
-        ValueError: see `MemoryConfig.check`.
+        UserError: see `MemoryConfig.check`.
     """
     memory.check()
     if memory.recompute == "none":

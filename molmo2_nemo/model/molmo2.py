@@ -144,7 +144,7 @@ class Molmo2Model(MegatronModule):
         groups, (packs, size) = self.context_of(inputs), inputs.input_ids.shape
         plan = plan_crops(
             inputs.unit_crops,
-            inputs.unit_rows,
+            inputs.unit_pooled_tokens,
             inputs.pooled_positions,
             size,
             packs,

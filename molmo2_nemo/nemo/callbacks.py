@@ -13,7 +13,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-from molmo2_nemo.errors import Preempted
+from molmo2_nemo.errors import Preempted, UserError
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.nemo.faults import FaultGuard, agreed
 from molmo2_nemo.rundir.lines import append_line, cut_lines
@@ -55,7 +55,7 @@ class SkippedSteps(pl.Callback):
         """Weights that are not finite would make every step a fault.
 
         Raises:
-            ValueError: names the first such parameter of this rank.
+            UserError: names the first such parameter of this rank.
         """
         self.guard = pl_module.optim.guard
         if trainer.is_global_zero:
@@ -64,7 +64,7 @@ class SkippedSteps(pl.Callback):
             self.guard.load(self._loaded)
         for name, parameter in pl_module.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
-                raise ValueError(f"{name} is not finite in the weights this run starts from; take another init_from")
+                raise UserError(f"{name} is not finite in the weights this run starts from; take another init_from")
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         assert self.guard is not None

@@ -23,7 +23,7 @@ from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 from nemo.utils.callbacks import dist_ckpt_io
 from torch.distributed.checkpoint.api import CheckpointException
 
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import manifest
 from molmo2_nemo.settings.run import CheckpointConfig
@@ -117,7 +117,7 @@ class Resume(nl.AutoResume):
         found = manifest.finished(folder)
         whole = next((p for p in found if not manifest.faults(p)), None)
         if found and whole is None:
-            raise ValueError(nothing_whole(folder))
+            raise UserError(nothing_whole(folder))
         return whole
 
     def setup(self, trainer: Any, model: Any = None) -> None:
@@ -141,7 +141,7 @@ class VerifyingStrategy(nl.MegatronStrategy):
         sums = self.trainer.checkpoint_callback.keep.verify
         if selective_restore:
             if manifest.read(path) is not None and (wrong := faults_together(path, sums)):
-                raise ValueError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
+                raise UserError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
             self.fresh_adapters = self.lightning_module.model_config.lora is not None and not has_adapters(path)
             with self.lightning_module.module.without_adapters(self.fresh_adapters):
                 return super().load_checkpoint(path, selective_restore)
@@ -156,7 +156,7 @@ class VerifyingStrategy(nl.MegatronStrategy):
                 shutil.rmtree(aside, ignore_errors=True)
                 candidate.rename(aside)
                 print(f"checkpoint {candidate} is damaged: {wrong[0]}. It is now {aside}; going back to the one before")
-        raise ValueError(nothing_whole(folder))
+        raise UserError(nothing_whole(folder))
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Adapters that start in this stage are not in the checkpoint of the stage before: they keep their values."""
@@ -222,10 +222,9 @@ def check_model(checkpoint: Path, model_config: Molmo2Config) -> None:
     """Refuse a checkpoint of another model before anything is built from it.
 
     Raises:
-        ValueError: no finished checkpoint there, or its tensors are not this model's; names the differences.
+        UserError: no finished checkpoint there, or its tensors are not this model's; names the differences.
     """
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
-    from molmo2_nemo.convert.names import ConversionError
 
     found = None
     try:
@@ -234,11 +233,11 @@ def check_model(checkpoint: Path, model_config: Molmo2Config) -> None:
         found.check(model_config if found.has_adapters else without)
     except ConversionError as error:
         if found is not None and model_config.lora is None and found.has_adapters:
-            raise ValueError(
+            raise UserError(
                 f"init_from={checkpoint} has adapters (stage.lora), this stage has none. Merge them first: molmo2 "
                 f"convert export {checkpoint} HF, then molmo2 convert import HF CHECKPOINT, and start from that"
             ) from None
-        raise ValueError(
+        raise UserError(
             f"init_from={checkpoint} cannot start a {model_config.name!r} model: {error}. Name a checkpoint of the "
             "same model, or choose the model it was made from"
         ) from None

@@ -18,6 +18,7 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Example
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.errors import UserError
 
 
 def answer(
@@ -37,7 +38,7 @@ def answer(
         style: what kind of answer, as in training annotations.
 
     Raises:
-        ValueError: not a Molmo2 checkpoint, or media that cannot be read.
+        UserError: not a Molmo2 checkpoint, or media that cannot be read.
     """
     model, builder, tokenizer = load(Path(checkpoint))
     example = builder.prompt(images, video, question, style)
@@ -51,14 +52,14 @@ def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_toke
         prompts: `question`, `images`, `video`, `style` as `answer` takes them, and the `reference` answer or None.
 
     Raises:
-        ValueError: media of a prompt cannot be read; names its number.
+        UserError: media of a prompt cannot be read; names its number.
     """
     model, builder, tokenizer = load(checkpoint)
     for number, prompt in enumerate(prompts, start=1):
         try:
             example = builder.prompt(prompt["images"], prompt["video"], prompt["question"], prompt["style"])
         except ValueError as error:
-            raise ValueError(f"prompt {number}: {error}") from error
+            raise UserError(f"prompt {number}: {error}") from error
         text = tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
         yield {
             "key": f"prompt {number}",
@@ -121,7 +122,7 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     tensors.check(molmo2)
     tokenizer = find_tokenizer(checkpoint, molmo2, run, None)
     if tokenizer is None:
-        raise ValueError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
+        raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
     return build_model(molmo2, tensors), ExampleBuilder(run_data(run), tokenizer, training=False), tokenizer
 
 
@@ -139,7 +140,7 @@ def build_model(molmo2: Any, tensors: Any) -> Any:
 
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.init import load_canonical
-    from molmo2_nemo.model.model_config import Molmo2Model
+    from molmo2_nemo.model.molmo2 import Molmo2Model
 
     dtype = torch.float32 if cpu.is_cpu_only() else torch.bfloat16
     config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=cpu.is_cpu_only())
@@ -205,6 +206,6 @@ def extend(example: Example, new: list[int]) -> Example:
         crops=example.crops,
         pooling=example.pooling,
         unit_crops=example.unit_crops,
-        unit_rows=example.unit_rows,
+        unit_pooled_tokens=example.unit_pooled_tokens,
         key=example.key,
     )

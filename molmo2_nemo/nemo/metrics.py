@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from molmo2_nemo.nemo.module import is_first_of_replica
-from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
 # Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
@@ -70,7 +70,7 @@ class Metrics(pl.Callback):
         skipped = getattr(getattr(trainer, "datamodule", None), "skipped", 0)
         own = [counts.tokens, counts.padded_tokens, counts.crops, counts.packs, counts.flops]
         own.append(skipped if is_first_of_replica() else 0)
-        tokens, slots, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
+        tokens, padded_tokens, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
         # known on the last pipeline stage, alike on all its ranks
         task_sums = result.task_sums or [0.0] * (2 * len(pl_module.tasks))
         wait, memory, *task_sums = _reduced([counts.wait, memory_gib(), *task_sums], dist.ReduceOp.MAX)
@@ -86,9 +86,9 @@ class Metrics(pl.Callback):
         line |= {f"lr_{name}": rate for name, rate in result.learning_rates.items()}
         line |= {
             "tokens": int(tokens),
-            "slots": int(slots),
+            "padded_tokens": int(padded_tokens),
             "crops": int(crops),
-            "fill": tokens / slots,
+            "fill": tokens / padded_tokens,
             "crop_fill": crops / (packs * self.crop_budget),
             "skipped": int(skipped),
             "skipped_steps": result.skipped_steps,
@@ -154,11 +154,6 @@ def memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl that are whole."""
-    return read_lines(path, step=int, tokens=int, slots=int)
 
 
 def _reduced(values: list[float], how: Any) -> list[float]:

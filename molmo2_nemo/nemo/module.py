@@ -202,7 +202,7 @@ def chosen_model(model: ModelSelection | Molmo2Config | str | None, stage: Stage
 
 def context_settings(parallel: ParallelConfig) -> ContextSettings:
     """How ranks that share a pack work together in attention."""
-    return ContextSettings(parallel.context_ulysses, parallel.context_exchange, parallel.dynamic_context)
+    return ContextSettings(parallel.context_ulysses, parallel.cp_comm_type, parallel.dynamic_context)
 
 
 def freeze(model: Molmo2Model, trainable: Trainable) -> None:

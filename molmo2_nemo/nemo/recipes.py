@@ -68,7 +68,7 @@ def dynamic_context(cfg: RunConfig) -> run.Config | None:
         parallel.context_tokens,
         crop_limit(parallel, cfg.data.packing.max_crops, cfg.memory.vision_chunk),
         parallel.context_ulysses,
-        parallel.context_exchange,
+        parallel.cp_comm_type,
         recompute=cfg.memory.recompute == "full",
         sequence=parallel.sequence,
         element=2 if cfg.cluster.precision == "bf16" else 4,

@@ -1,6 +1,23 @@
-"""The signals that ask a run to save and leave: SIGTERM, and the SIGUSR1 that Slurm sends ahead of it.
+"""SIGTERM and SIGUSR1 ask a run to save a checkpoint and leave. The whole story, from sender to exit code:
 
-A handler only notes the signal; callbacks.py `StopOnSignal` acts on it when a step has ended, on all ranks at once.
+1. Sender. Anyone, to any process of the run. Slurm sends SIGUSR1 to every task `cluster.slurm.grace` seconds before the
+   time limit, and SIGTERM at preemption and on scancel.
+2. Down to the training processes. `molmo2 train` and `pipeline` pass both signals to their child (launch/local.py). If
+   that is torch's elastic launcher, it passes them to every worker and gives these 600 s to leave (launch/elastic.py).
+   Inside a torchrun or Slurm job the training process gets them directly. Loader workers ignore SIGTERM, because their
+   trainer still needs them (data/loader.py).
+3. In a training process. `watched`, in place from before the first heavy import, only notes the signal.
+4. All ranks agree. After every step, and between two packs of a validation, `StopOnSignal` (callbacks.py) asks all
+   ranks whether any was sent one. If so, training ends there and the last step is saved as at any end. A signal that
+   came before the first step ends the run with nothing trained.
+5. Out. train.py writes the signal into attempt.json and raises `Preempted` on every rank. The worker notes that in the
+   folder for reports, as elastic loses exit codes (launch/reports.py), and leaves with 75; local.py returns 75 and the
+   verb says that the same command resumes.
+6. In a Slurm job of ours tasks write "preempted" into `outcome` and leave with 0, since srun would kill the others for
+   any other code. The job's script then has Slurm requeue the job. A script that is itself sent SIGTERM was cancelled,
+   and leaves without a requeue (launch/slurm/script.py).
+
+Ctrl-C (SIGINT) is not one of them: the run leaves at once, without a checkpoint, with 130.
 """
 
 from __future__ import annotations
@@ -17,7 +34,7 @@ _seen: signal.Signals | None = None
 
 
 def received() -> signal.Signals | None:
-    """The first of SIGNALS that this process was sent since `watched` began."""
+    """The first of SIGNALS that this process was sent since `watched` began; None when there was none."""
     return _seen
 
 
@@ -30,7 +47,7 @@ def catch() -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Note SIGNALS instead of dying of them, from before the first import to the end of a run."""
+    """SIGNALS are noted instead of ending the process, until the block is left; then handlers are as before."""
     global _seen
     _seen = None
     if threading.current_thread() is not threading.main_thread():
@@ -52,4 +69,5 @@ def _note(number: int, frame: Any) -> None:
 
 
 def name(number: int) -> str:
+    """Such as "SIGTERM"."""
     return signal.Signals(number).name

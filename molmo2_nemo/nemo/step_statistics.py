@@ -19,8 +19,8 @@ from molmo2_nemo.model.inputs import visual_blocks
 class StepStatistics:
     """Counts of one step."""
 
-    tokens: int = 0  # padding not counted
-    padded_tokens: int = 0  # padding counted too
+    tokens: int = 0  # without padding
+    padded_tokens: int = 0  # with padding
     crops: int = 0
     packs: int = 0
     flops: float = 0.0  # of forward and backward, by mask area

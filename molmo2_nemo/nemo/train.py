@@ -8,19 +8,18 @@ there are several.
 from __future__ import annotations
 
 import faulthandler
-import json
-import logging
 import os
 import signal
-import warnings
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from molmo2_nemo import cpu
 from molmo2_nemo.errors import Preempted
+from molmo2_nemo.files import write_json
 from molmo2_nemo.nemo import signals
+from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.stages import read_metrics
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -35,7 +34,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
 
     Raises:
-        ValueError, FileNotFoundError: something the user can mend, most of it found before the first step.
+        UserError, OSError: something the user can mend, most of it found before the first step.
         Preempted: SIGTERM or SIGUSR1 ended the run early, after a checkpoint.
     """
     with signals.watched():
@@ -51,7 +50,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
     from molmo2_nemo.nemo.checkpoints import not_written
-    from molmo2_nemo.nemo.metrics import Metrics, read_metrics
+    from molmo2_nemo.nemo.metrics import Metrics
     from molmo2_nemo.nemo.recipes import layout_name, stage_folder, stage_recipe
 
     folder = stage_folder(cfg)
@@ -76,7 +75,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
     if first and not metrics.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
-    steps = read_metrics(metrics.path)  # all of them, also those before a resume
+    steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all of them, also those before a resume
     tokens = sum(m["tokens"] for m in steps)
     losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
     summary = {
@@ -86,7 +85,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         "first_loss": losses[0],
         "last_loss": losses[-1],
         "tokens": tokens,
-        "fill": tokens / sum(m["slots"] for m in steps),
+        "fill": tokens / sum(m["padded_tokens"] for m in steps),
         **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train
         "checkpoint": f"checkpoints/step={trainer.global_step}",  # seen from the folder, which may be moved
     }
@@ -106,18 +105,3 @@ def start_nemo() -> None:
 
     cpu.enable_megatron()
     CallbackGroup.get_instance().callbacks.clear()
-
-
-def write_json(path: Path, value: dict[str, Any], indent: int | None = 1) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=indent) + "\n")
-    temporary.replace(path)
-
-
-def quiet() -> None:
-    """Keep the stack's start-up chatter off a user's screen; our own messages are printed, not logged."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    for name in ("lightning.pytorch", "lightning.fabric", "megatron", "nv_one_logger", "nemo_logger", "torch"):
-        logging.getLogger(name).setLevel(logging.ERROR)

@@ -43,7 +43,7 @@ class CropPlan:
 
 def plan_crops(
     unit_crops: Tensor,
-    unit_rows: Tensor,
+    unit_pooled_tokens: Tensor,
     pooled_positions: Tensor,
     size: int,
     packs: int,
@@ -59,7 +59,7 @@ def plan_crops(
     """Deal units to ranks and find out who sends which pooled token where.
 
     Args:
-        unit_crops, unit_rows: int64 [U], crops and pooling rows of each unit, in order.
+        unit_crops, unit_pooled_tokens: int64 [U], crops and pooling rows of each unit, in order.
         pooled_positions: int64 [N], flattened b * S + s of each row's token.
         size: S, a multiple of context (times tensor with `sequence`).
         packs: B.
@@ -71,8 +71,10 @@ def plan_crops(
     """
     ranks, copies = context * tensor, 1 if sequence else tensor
     tokens = size * copies // ranks
-    bounds = deal_runs((unit_crops * crop_cost + unit_rows * row_cost).numpy(), ranks)
-    crop_start, row_start = (torch.cat((u.new_zeros(1), u.cumsum(0))).tolist() for u in (unit_crops, unit_rows))
+    bounds = deal_runs((unit_crops * crop_cost + unit_pooled_tokens * row_cost).numpy(), ranks)
+    crop_start, row_start = (
+        torch.cat((u.new_zeros(1), u.cumsum(0))).tolist() for u in (unit_crops, unit_pooled_tokens)
+    )
     runs = [slice(row_start[a], row_start[b]) for a, b in zip(bounds, bounds[1:], strict=False)]
     owner = pooled_positions % size // tokens  # [N], the owning shard; `copies` ranks hold it
     mine = runs[rank]

@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from molmo2_nemo.data.balance import CostModel, deal
 from molmo2_nemo.data.example import Batch
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError, UserError
 from molmo2_nemo.parallel.assignment import Turn
 from molmo2_nemo.parallel.dynamic import DynamicContext
 
@@ -267,7 +267,7 @@ def agree(failure: BaseException | None, group: Any, ranks: list[int]) -> None:
         return
     text: dict[str, Any] = {}
     if failure is not None:
-        usual = isinstance(failure, (ValueError, OSError))
+        usual = isinstance(failure, (UserError, OSError))
         text = {"message": str(failure) if usual else f"{type(failure).__name__}: {failure}", "usual": usual}
 
     def ship(tensor: torch.Tensor) -> None:

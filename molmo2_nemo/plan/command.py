@@ -39,7 +39,7 @@ def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
         "memory.recompute_layers": (cfg.memory.recompute_layers is None, "null"),
     }
     if layout.ulysses == layout.context:
-        wanted["parallel.context_exchange"] = (cfg.parallel.context_exchange == "ring", "ring")
+        wanted["parallel.cp_comm_type"] = (cfg.parallel.cp_comm_type == "ring", "ring")
     if layout.recompute == "selective":
         wanted["memory.recompute_modules"] = (cfg.memory.recompute_modules == ["mlp"], "[mlp]")
     return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in said]

@@ -16,9 +16,10 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
 from molmo2_nemo.data.loader import PackStream, default_builder
 from molmo2_nemo.data.mixture import Place, example_rng, normalised_rates
-from molmo2_nemo.data.record import DataError, Record, parse_record
+from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.errors import DataError
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.model.inputs import visual_blocks
 from molmo2_nemo.settings.run import RunConfig

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.processes import process_start
+
 BEAT = 20.0  # seconds between two touches
 
 
@@ -22,16 +24,6 @@ def this_process() -> dict[str, Any]:
     """What attempt.json says of the process that makes the attempt."""
     pid = os.getpid()
     return {"time": time.time(), "host": socket.gethostname(), "pid": pid, "started": process_start(pid)}
-
-
-def process_start(pid: int) -> int | None:
-    """When a process of this machine began, in clock ticks since boot: tells it from a later one with the same id. None
-    if it is gone, or where Linux's /proc is missing."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state == "Z" else int(fields[18])  # starttime is field 22 of proc(5), the state field 3
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 @contextmanager

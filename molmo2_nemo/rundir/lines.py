@@ -9,9 +9,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.files import write_text
+
+RENAMED = {  # file -> old key of its lines -> the one they have
+    "metrics.jsonl": {"slots": "padded_tokens"},
+}
+
 
 def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
-    """The objects of the file, in order; empty where there is no file.
+    """The objects of the file, in order, with the keys that they have today; empty where there is no file.
 
     Args:
         needed: keys that a line must have, with the type of their values. Other lines are left out, as are those that
@@ -19,12 +25,14 @@ def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, 
     """
     if not path.is_file():
         return []
-    found = []
+    found, names = [], RENAMED.get(path.name, {})
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict):
+            line = {names.get(key, key): value for key, value in line.items()}
         if isinstance(line, dict) and all(isinstance(line.get(key), kind) for key, kind in needed.items()):
             found.append(line)
     return found
@@ -42,7 +50,5 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 def cut_lines(path: Path, step: int) -> None:
     """Drop lines of later steps, which a resumed run will write again."""
     if path.exists():
-        temporary = path.with_suffix(".tmp")
         kept = (line for line in read_lines(path, step=int) if line["step"] <= step)
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

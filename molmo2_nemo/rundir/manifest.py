@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.files import write_json
+
 MANIFEST = "manifest.json"
 UNFINISHED = "-unfinished"  # NeMo's mark: an empty file beside the folder, named like it with this at the end
 VERSION = 1
@@ -50,10 +52,7 @@ def describe(checkpoint: Path, files: Iterable[Path]) -> dict[str, list[Any]]:
 
 def write(checkpoint: Path, files: dict[str, list[Any]]) -> None:
     """Write the manifest, whole or not at all."""
-    text = json.dumps({"version": VERSION, "files": dict(sorted(files.items()))}, indent=1)
-    part = checkpoint / (MANIFEST + ".part")
-    part.write_text(text + "\n")
-    part.replace(checkpoint / MANIFEST)
+    write_json(checkpoint / MANIFEST, {"version": VERSION, "files": dict(sorted(files.items()))})
 
 
 def read(checkpoint: Path) -> dict[str, list[Any]] | None:

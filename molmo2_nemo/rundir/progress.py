@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.launch.slurm.jobs import Job, read_jobs
+from molmo2_nemo.processes import process_start
 from molmo2_nemo.rundir import manifest
-from molmo2_nemo.rundir.attempt import process_start
 from molmo2_nemo.rundir.lines import read_lines
-from molmo2_nemo.rundir.stages import metrics, summary
+from molmo2_nemo.rundir.stages import read_metrics, summary
 from molmo2_nemo.rundir.verdicts import read_verdicts
 from molmo2_nemo.settings.compose import STAGES
 from molmo2_nemo.settings.run import RunConfig
@@ -130,7 +130,7 @@ def read_stage(folder: Path, now: float) -> Progress:
         return stage
     stage.config = load_yaml(folder / "config.yaml")
     number = (int, float)
-    stage.steps = [m for m in metrics(folder) if all(isinstance(m.get(k), number) for k in ("seconds", "tokens"))]
+    stage.steps = read_metrics(folder, seconds=number, tokens=number)
     stage.validation = read_lines(folder / "validation.jsonl", step=int, losses=dict)
     stage.faults = read_lines(folder / "faults.jsonl", step=int, fault=str)
     errors = [*read_lines(folder / "errors.jsonl", time=number, message=str), *read_verdicts(folder)]

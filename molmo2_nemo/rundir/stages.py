@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.files import write_text
 from molmo2_nemo.rundir import manifest
 from molmo2_nemo.rundir.lines import append_line, read_lines
 from molmo2_nemo.settings.run import RunConfig
@@ -45,9 +46,7 @@ def write_config(cfg: RunConfig) -> Path:
     folder = stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
-    part = path.with_suffix(".yaml.part")
-    part.write_text(to_yaml(cfg))
-    part.replace(path)
+    write_text(path, to_yaml(cfg))
     return path
 
 
@@ -120,9 +119,13 @@ def summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | None:
     return {**values, "checkpoint": str(folder / "checkpoints" / Path(values["checkpoint"]).name)}
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """One dictionary per logged step, in order; of a step that was run again after a crash, its last line."""
-    steps = {line["step"]: line for line in read_lines(folder / "metrics.jsonl", step=int)}
+def read_metrics(folder: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """One dictionary per logged step, in order; of a step that was run again after a crash, its last line.
+
+    Args:
+        needed: keys that a line must have besides the step, with the type of their values; others are left out.
+    """
+    steps = {line["step"]: line for line in read_lines(folder / "metrics.jsonl", step=int, **needed)}
     return [steps[s] for s in sorted(steps)]
 
 

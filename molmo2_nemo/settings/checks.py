@@ -8,10 +8,9 @@ from pathlib import Path
 
 from molmo2_nemo.data.phases import find_problems as phase_problems
 from molmo2_nemo.data.phases import phases
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.sampling import is_missing, present, weights
 from molmo2_nemo.data.shards import ShardDataset
-from molmo2_nemo.errors import UserError, blocking_file, nearest
+from molmo2_nemo.errors import DataError, UserError, blocking_file, nearest
 from molmo2_nemo.model.config import (
     NOTHING_TRAINS,
     PRESETS,
@@ -148,9 +147,9 @@ def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]
             f"parallel.context_tokens={parallel.context_tokens} has no effect without parallel.dynamic_context=true; "
             "set that, or parallel.context_tokens=null"
         )
-    if parallel.context_exchange != "ring" and parallel.context_ulysses in (None, parallel.context):
+    if parallel.cp_comm_type != "ring" and parallel.context_ulysses in (None, parallel.context):
         yield (
-            f"parallel.context_exchange={parallel.context_exchange} has no effect where all context ranks (here "
+            f"parallel.cp_comm_type={parallel.cp_comm_type} has no effect where all context ranks (here "
             f"{parallel.context}) deal heads; leave it at ring, or set parallel.context_ulysses to a smaller number: "
             "the other ranks then show each other their keys"
         )

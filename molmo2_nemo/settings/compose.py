@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError, nearest, read_text
+from molmo2_nemo.settings.renamed import new_name, with_new_names
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import structure
+from molmo2_nemo.settings.schema import flatten, structure, to_dict
 
 GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "cluster")
 STAGES = ("pretrain", "sft", "long")
@@ -46,7 +47,11 @@ def compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> R
     Raises:
         UserError: an override Hydra cannot read, an unknown group, choice or key, a value of the wrong type.
     """
-    return structure(RunConfig, _compose(_checked(overrides, config_dir), config_dir))
+    checked = _checked(overrides, config_dir)
+    values = _compose(checked, config_dir)
+    said = {override.lstrip("+~").partition("=")[0] for override in checked}
+    where = f"--config-dir {config_dir}" if config_dir else "the configuration"
+    return structure(RunConfig, with_new_names(values, where, flatten(to_dict(RunConfig())), said))
 
 
 def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
@@ -59,7 +64,7 @@ def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[st
         match = re.fullmatch(r"(~|\+{0,2})([^=]+?)(?:=(.*))?", override, flags=re.DOTALL)
         if not match or (match[1] != "~" and match[3] is None):
             raise UserError(f"cannot read {override!r}; settings are written key=value, for example stage.max_steps=20")
-        prefix, key, value = match[1], match[2], match[3]
+        prefix, key, value = match[1], new_name(match[2]), match[3]
         head = key.split(".")[0]
         if head not in known:
             raise UserError(f"unknown setting {key!r}; {nearest(head, known)}")
@@ -68,10 +73,12 @@ def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[st
             choices = group_choices(key, config_dir)
             if value not in choices:
                 raise UserError(f"unknown choice {key}={value}; {nearest(str(value), choices)} ({', '.join(choices)})")
-            ready.append(f"{prefix}{key}={value}" if prefix != "~" else override)
+            ready.append(f"{prefix}{key}={value}")
+        elif prefix == "~":
+            ready.append(f"~{key}" if value is None else f"~{key}={value}")
         else:
             # `++` sets or adds: the schema, not Hydra, says which keys exist, and names the nearest one.
-            ready.append(override if prefix == "~" else f"++{key}={_readable(key, value)}")
+            ready.append(f"++{key}={_readable(key, value)}")
     return ready
 
 

@@ -127,7 +127,7 @@ class ParallelConfig:
     sequence: bool = False  # Megatron sequence parallelism, needs tensor > 1
     context: int = 1  # ranks that share a pack
     context_ulysses: int | None = None  # of them, consecutive ones that deal heads among them; default: all
-    context_exchange: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
+    cp_comm_type: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
     dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
     cut_padding: bool = False  # nothing is computed for the padding behind packs; lengths then differ step by step
     context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from molmo2_nemo.errors import UserError, nearest, read_text
+from molmo2_nemo.settings.renamed import with_new_names
 from molmo2_nemo.settings.run import RunConfig
 
 T = TypeVar("T")
@@ -104,7 +105,7 @@ def load_yaml(path: str | Path) -> RunConfig:
 
 
 def read_yaml(text: str, path: str) -> RunConfig:
-    """The configuration that `text` is; `path` names it in errors.
+    """The configuration that `text` is, its settings under the names that they have today; `path` names it in errors.
 
     Raises:
         UserError: it is not YAML, or does not fit the schema.
@@ -117,6 +118,8 @@ def read_yaml(text: str, path: str) -> RunConfig:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if values is None:
         raise UserError(f"{path} is empty; expected the settings of a run")
+    if isinstance(values, dict):
+        values = with_new_names(values, path)
     try:
         return structure(RunConfig, values)
     except UserError as error:

@@ -43,7 +43,7 @@ def video_example(size: int) -> Example:
         crops=np.zeros((frames, FRAME_PATCHES, 588), np.uint8),
         pooling=np.arange(frames).repeat(POOLED)[:, None] * FRAME_PATCHES + np.arange(9),
         unit_crops=one,
-        unit_rows=one * POOLED,
+        unit_pooled_tokens=one * POOLED,
     )
 
 

@@ -96,14 +96,14 @@ def test_pairs_equal_those_that_flops_are_counted_by():
 
 def test_a_branch_before_its_root_is_refused():
     mask = TokenMask(*torch.tensor([[[0, 0, 0, 0]], [[-1, 0, -1, 0]], [[0, 0, 0, 0]]]))
-    with pytest.raises(ValueError, match="token 1 of pack 0 is in a branch of example 0 but comes before token 2"):
+    with pytest.raises(AssertionError, match="token 1 of pack 0 is in a branch of example 0 but comes before token 2"):
         _ = area_of(mask).pieces
 
 
 def test_pictures_out_of_order_are_refused_only_where_their_order_matters():
     described = torch.tensor([[[0, 0, 0]], [[-1, -1, -1]], [[2, 2, 1]]])
     assert area_of(TokenMask(*described)).pairs == 9
-    with pytest.raises(ValueError, match=r"pictures of pack 0 are not numbered in their order \(token 2\)"):
+    with pytest.raises(AssertionError, match=r"pictures of pack 0 are not numbered in their order \(token 2\)"):
         _ = area_of(TokenMask(*described, "within_image")).pieces
 
 

@@ -17,7 +17,7 @@ from molmo2_nemo.model.config import Molmo2Config
 from tests.support.pool import start_megatron
 
 CASES = ("text", "image", "multi_image", "video")
-# Indivisible vision units of each case, as make_fixtures.py lays them out: crops and pooling rows.
+# Indivisible vision units of each case, as make_fixtures.py lays them out: crops and pooled tokens.
 UNITS = {"text": ([], []), "image": ([3], [18]), "multi_image": ([2, 3], [15, 18]), "video": ([1, 1, 1], [4, 4, 4])}
 
 
@@ -27,7 +27,7 @@ def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32, **parallel:
     from megatron.core import parallel_state as ps
 
     from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.model_config import Molmo2Model
+    from molmo2_nemo.model.molmo2 import Molmo2Model
 
     molmo2 = read_model_file(checkpoint)
     assert molmo2 is not None
@@ -91,7 +91,7 @@ def case_inputs(case: dict[str, np.ndarray], kind: str, vocab_size: int, scored:
         pooling=torch.from_numpy(case["pooling"]),
         pooled_positions=(ids[0] == vocab_size + 2).nonzero()[:, 0],
         unit_crops=torch.tensor(crops, dtype=torch.int64),
-        unit_rows=torch.tensor(rows, dtype=torch.int64),
+        unit_pooled_tokens=torch.tensor(rows, dtype=torch.int64),
         labels=tokens(case["labels"], -1) if scored else None,
         loss_weights=tokens(case["loss_weights"], 0) if scored else None,
     )

@@ -15,11 +15,12 @@ import safetensors.torch
 import torch
 from torch.distributed import checkpoint as dcp
 
-from molmo2_nemo.convert import ConversionError, export_checkpoint, import_checkpoint
+from molmo2_nemo.convert import export_checkpoint, import_checkpoint
 from molmo2_nemo.convert.hf_config import config_json, read_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, Format, canonical_shapes, external_shapes
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config, preset
 from tests.convert.test_names import FAMILIES, family
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
-from molmo2_nemo.convert.names import FORMATS, ConversionError, Format
+from molmo2_nemo.convert.names import FORMATS, Format
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, preset, with_options
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"

@@ -11,12 +11,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from molmo2_nemo.convert import ConversionError, export_checkpoint, import_checkpoint, init_checkpoint
+from molmo2_nemo.convert import export_checkpoint, import_checkpoint, init_checkpoint
 from molmo2_nemo.convert.base_models import combine, read_llm, read_vit
 from molmo2_nemo.convert.checkpoints import read_model_file
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import canonical_shapes
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import preset
 from tests.convert.parity import load_model
 from tests.support.pool import start_megatron
@@ -107,7 +108,7 @@ def text_logits(checkpoint: Path, ids: list[int]) -> torch.Tensor:
         pooling=torch.zeros(0, 4, dtype=torch.int64),
         pooled_positions=none,
         unit_crops=none,
-        unit_rows=none,
+        unit_pooled_tokens=none,
         labels=None,
         loss_weights=None,
     )

@@ -11,7 +11,6 @@ import torch
 from molmo2_nemo.convert.hf_config import read_config
 from molmo2_nemo.convert.names import (
     FORMATS,
-    ConversionError,
     Format,
     Rule,
     canonical_shapes,
@@ -23,6 +22,7 @@ from molmo2_nemo.convert.names import (
     to_external,
 )
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
+from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config, TextConfig, YarnConfig, preset
 
 torch.set_num_threads(1)

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 
 from molmo2_nemo.convert.folders import new_folder
-from molmo2_nemo.convert.names import ConversionError
 from molmo2_nemo.convert.safetensors_io import INDEX_NAME, SafetensorsFolder, SafetensorsWriter
+from molmo2_nemo.errors import ConversionError
 
 torch.set_num_threads(1)
 TENSORS = {

@@ -159,11 +159,11 @@ def test_batch() -> None:
         pooling=np.array([[0, 1, 2, 3], [4, 5, -1, -1]]),
         pooled_positions=np.array([1, 2]),
         unit_crops=np.array([1]),
-        unit_rows=np.array([2]),
+        unit_pooled_tokens=np.array([2]),
     )
     expected = forward_flops(config, tokens=5, pairs=16, crops=1, pooled_rows=2, pooled_slots=6, scored_tokens=2)
     assert batch_flops(config, batch) == expected
     within = preset("tiny", visual_attention="within_image")
-    with pytest.raises(ValueError, match="needs visual_block"):
+    with pytest.raises(AssertionError, match="needs visual_block"):
         batch_flops(within, batch)
     assert batch_flops(within, batch, np.array([[0, 1, 2, 0, 0, 0]])).attention < expected.attention

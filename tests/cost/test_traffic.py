@@ -65,7 +65,7 @@ def test_other_kinds():
 
 def counts(unit_crops: list[int], **rest: int) -> PackCounts:
     units = np.array(unit_crops, np.int64)
-    return PackCounts(tokens=30000, pairs=10**8, unit_crops=units, unit_rows=units * 81, scored=1000, **rest)
+    return PackCounts(tokens=30000, pairs=10**8, unit_crops=units, unit_pooled_tokens=units * 81, scored=1000, **rest)
 
 
 def test_cost_is_work_over_rates():

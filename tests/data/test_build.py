@@ -97,7 +97,7 @@ def check(example):
     assert example.crops.dtype == np.uint8 and example.crops.shape[1:] == (81, 588)
     assert example.pooling.dtype == np.int64 and example.pooling.max(initial=-1) < 81 * example.num_crops
     assert np.count_nonzero(example.input_ids == TOKENIZER.special.im_patch) == len(example.pooling)
-    assert example.unit_crops.sum() == example.num_crops and example.unit_rows.sum() == len(example.pooling)
+    assert example.unit_crops.sum() == example.num_crops and example.unit_pooled_tokens.sum() == len(example.pooling)
     assert example.input_ids[0] == TOKENIZER.bos_id
     learned = example.loss_weights > 0
     assert learned.any() and example.labels[learned].max() < TOKENIZER.vocab_size
@@ -173,7 +173,7 @@ def test_special_strings_of_users_stay_text():
 def test_video_example():
     example = builder().build(RECORDS["video"], rng())
     assert example.info["frame_times"] == [i / 2 for i in range(8)]
-    assert example.unit_crops.tolist() == [1] * 8 and example.unit_rows.tolist() == [9] * 8
+    assert example.unit_crops.tolist() == [1] * 8 and example.unit_pooled_tokens.tolist() == [9] * 8
     assert "subtitle\n0.0 - 1.0 hello\n" in TOKENIZER.decode(example.input_ids[: example.info["root_tokens"]])
     (track,) = [a for a in answers(example) if a.startswith("<tracks")]
     assert [g.frame for g in parse(track)[0].groups] == [str(i / 2) for i in range(8)]

@@ -5,7 +5,7 @@ import pytest
 
 from molmo2_nemo.data.collate import check_example, collate
 from molmo2_nemo.data.example import PAD_EXAMPLE, PAD_TOKEN, ROOT_BRANCH, Example
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 PATCH, IM = 5, 77  # patches per crop, id of <im_patch>
 rng = np.random.default_rng(0)
@@ -32,7 +32,7 @@ def example(text, units=(), window=4, key="k"):
         crops=rng.integers(0, 255, (crops, PATCH, 3)).astype(np.uint8),
         pooling=pooling,
         unit_crops=np.array([c for c, _ in units], np.int64),
-        unit_rows=np.array([r for _, r in units], np.int64),
+        unit_pooled_tokens=np.array([r for _, r in units], np.int64),
         key=key,
     )
 
@@ -69,14 +69,14 @@ def test_every_value_can_be_followed_back():
         assert (batch.input_ids[b, start:] == PAD_TOKEN).all() and (batch.labels[b, start:] == PAD_TOKEN).all()
         assert (batch.example_ids[b, start:] == PAD_EXAMPLE).all() and not batch.visual[b, start:].any()
         assert (batch.loss_weights[b, start:] == 0).all() and (batch.branch_ids[b, start:] == ROOT_BRANCH).all()
-    assert row == len(batch.pooling) == batch.unit_rows.sum()
+    assert row == len(batch.pooling) == batch.unit_pooled_tokens.sum()
     assert batch.unit_crops.tolist() == [2, 1, 3, 1] and batch.unit_crops.sum() == len(batch.crops)
 
 
 def test_text_only():
     batch = collate([[example(3)], [example(4)]], sequence_length=8, im_patch_id=IM)
     assert batch.crops.shape == (0, PATCH, 3) and batch.pooling.shape[0] == 0 and batch.pooled_positions.shape == (0,)
-    assert batch.unit_crops.dtype == np.int64 and batch.unit_rows.shape == (0,)
+    assert batch.unit_crops.dtype == np.int64 and batch.unit_pooled_tokens.shape == (0,)
 
 
 def test_exact_fit_and_overflow():
@@ -88,7 +88,7 @@ def test_exact_fit_and_overflow():
 
 def test_checks():
     cases = {
-        "pooling rows": lambda e: setattr(e, "pooling", e.pooling[:-1]),
+        "pooled tokens": lambda e: setattr(e, "pooling", e.pooling[:-1]),
         "outside": lambda e: e.pooling.__setitem__((0, 0), 2 * PATCH),
         "units hold": lambda e: setattr(e, "unit_crops", np.array([1])),
         "labels has shape": lambda e: setattr(e, "labels", e.labels[1:]),

@@ -197,7 +197,7 @@ def test_several_pictures():
         crops += len(alone.crops)
     assert visual.token_ids == expected
     assert sum(visual.unit_crops) == crops == len(visual.crops)
-    assert sum(visual.unit_rows) == len(visual.pooling)
+    assert sum(visual.unit_pooled_tokens) == len(visual.pooling)
     assert len(visual.unit_crops) == 3
 
 

@@ -132,12 +132,12 @@ def run_and_kill(data, log, workers, window, after):
     return len(complete_lines(log))
 
 
-@pytest.mark.parametrize("workers, window", [(1, 0), (2, 5)])
-def test_the_next_hundred_packs_after_a_kill(data, tmp_path, workers, window):
+@pytest.mark.parametrize("num_workers, window", [(1, 0), (2, 5)])
+def test_the_next_hundred_packs_after_a_kill(data, tmp_path, num_workers, window):
     log = tmp_path / "log"
-    first = run_and_kill(data, log, workers, window, after=13)
-    last = run_and_kill(data, log, workers, window, after=first + 9)  # and once more, from a resumed run
-    assert start(data, log, workers, window, last + NEXT).wait() == 0
+    first = run_and_kill(data, log, num_workers, window, after=13)
+    last = run_and_kill(data, log, num_workers, window, after=first + 9)  # and once more, from a resumed run
+    assert start(data, log, num_workers, window, last + NEXT).wait() == 0
     assert start(data, tmp_path / "whole", 0, window, last + NEXT).wait() == 0
     got, whole = ([json.loads(line) for line in complete_lines(path)] for path in (log, tmp_path / "whole"))
     assert len(got) == len(whole) == last + NEXT

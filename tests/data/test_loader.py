@@ -13,8 +13,8 @@ from molmo2_nemo.data.config import DataConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.loader import PackStream, TooManyBadRecords
 from molmo2_nemo.data.manifest import ShardError
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.errors import DataError
 
 torch.set_num_threads(1)
 IM = 500
@@ -44,7 +44,7 @@ class FakeBuilder:
             crops=rng.integers(0, 255, (crops, 4, 3)).astype(np.uint8),
             pooling=np.arange(crops * 4).reshape(crops, 4),
             unit_crops=np.ones(crops, np.int64),
-            unit_rows=np.ones(crops, np.int64),
+            unit_pooled_tokens=np.ones(crops, np.int64),
         )
 
 
@@ -240,18 +240,18 @@ def test_bad_records_are_skipped_and_listed(config, tmp_path):
         same(a, b)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_the_run_stops_when_nothing_is_good(config, tmp_path, workers):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_run_stops_when_nothing_is_good(config, tmp_path, num_workers):
     write_shards(tmp_path / "bad", records(["crash"] * 9))
     config.sources = {"bad": SourceConfig(str(tmp_path / "bad"))}
-    config.num_workers = workers
+    config.num_workers = num_workers
     with pytest.raises(TooManyBadRecords, match="5 records in a row.*a fault nobody foresaw.*KeyError: 5"):
         take(stream(config), 1)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_breaks_stops_the_run(config, workers):
-    config.num_workers = workers
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_shard_that_breaks_stops_the_run(config, num_workers):
+    config.num_workers = num_workers
     source = stream(config)
     for dataset in source.reader.datasets.values():
         for shard in dataset.path.glob("*.tar"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.data.mixture import CHUNK, Mixture, Place, example_rng, normalised_rates, permute
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 LENGTHS = {"a": 7, "b": 1, "c": 130}
 RATES = {"a": 0.5, "b": 0.1, "c": 0.4}

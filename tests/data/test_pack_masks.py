@@ -39,7 +39,7 @@ def example(visual, branches, key):
         crops=np.zeros((int(visual > 0), 4, 3), np.uint8),
         pooling=np.zeros((visual, 1), np.int64),
         unit_crops=np.array([1] * (visual > 0), np.int64),
-        unit_rows=np.array([visual] * (visual > 0), np.int64),
+        unit_pooled_tokens=np.array([visual] * (visual > 0), np.int64),
         key=key,
     )
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.data.packing import Item, Packer, SubsetSums, knapsack, pack_score
-from molmo2_nemo.data.record import DataError
+from molmo2_nemo.errors import DataError
 
 SIZES = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), min_size=1, max_size=9)
 

@@ -10,8 +10,8 @@ import pytest
 from molmo2_nemo.data.config import DataConfig, PackingConfig, PhaseConfig, SourceConfig
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.phases import find_problems, phases
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.errors import DataError
 from tests.data.test_loader import IM, FakeBuilder, records, same, take, used
 
 SIZES = [(64, 3), (64, 3), (96, 6), (128, 6), (128, 6), (128, 6)]  # tokens and crops of a pack at each step

@@ -111,7 +111,7 @@ def test_bad_settings():
         scale_point((1, 1), (0, 10))
     with pytest.raises(ValueError, match="html-v1, html-v2"):
         render(CARS, "xml")
-    with pytest.raises(ValueError, match="unknown counting mode"):
+    with pytest.raises(AssertionError, match="unknown counting mode"):
         count_text("guess", CARS, "html-v2")
 
 

@@ -69,7 +69,7 @@ def test_pictures(case):
     np.testing.assert_array_equal(example.input_ids, expanded(case["input_ids"]))
     np.testing.assert_array_equal(example.visual, expanded(case["visual"]) == 1)
     assert example.unit_crops.tolist() == case["num_crops"]
-    assert example.unit_rows.tolist() == [a * b + c * d for a, b, c, d in case["grids"]]
+    assert example.unit_pooled_tokens.tolist() == [a * b + c * d for a, b, c, d in case["grids"]]
     assert [info["token_grid"] for info in example.info["images"]] == [grid[2:] for grid in case["grids"]]
 
 

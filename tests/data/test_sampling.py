@@ -9,9 +9,9 @@ from molmo2_nemo.cli.mixture import render
 from molmo2_nemo.data.config import DataConfig, SourceConfig
 from molmo2_nemo.data.loader import ExampleReader
 from molmo2_nemo.data.mixture import normalised_rates
-from molmo2_nemo.data.record import DataError
 from molmo2_nemo.data.sampling import effective_size, group_shares, is_missing, mixture_table, weights
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.errors import DataError
 from molmo2_nemo.settings.compose import compose
 
 PUBLISHED = {  # per cent of all examples

@@ -161,7 +161,7 @@ def length(one):
 
 
 def test_misuse():
-    with pytest.raises(ValueError, match="needs a root and a branch"):
+    with pytest.raises(AssertionError, match="needs a root and a branch"):
         flatten([BOS], [], eos_id=EOS, rule=GENERIC)
-    with pytest.raises(ValueError, match="1 weight rules for 2 branches"):
+    with pytest.raises(AssertionError, match="1 weight rules for 2 branches"):
         flatten([BOS], BRANCHES, eos_id=EOS, rule=[GENERIC])

@@ -213,7 +213,7 @@ def test_pooling_of_frames():
     assert visual.pooling.shape == (162, 9) and visual.crops.shape == (2, 729, 588)
     assert visual.pooling[0].tolist() == [0, 1, 2, 27, 28, 29, 54, 55, 56]
     assert visual.pooling[81].tolist() == [729, 730, 731, 756, 757, 758, 783, 784, 785]
-    assert (visual.unit_crops, visual.unit_rows) == ([1, 1], [81, 81])
+    assert (visual.unit_crops, visual.unit_pooled_tokens) == ([1, 1], [81, 81])
     assert visual.token_ids.count(TOKENIZER.special.im_patch) == 162
 
 

@@ -117,7 +117,7 @@ def test_real_builder_makes_batches(demo, name, length, crops, frames):
         keys.update(key.split(":")[1] for pack in batch.keys for key in pack)
         fill.append((batch.input_ids >= 0).mean())
         assert len(batch.crops) <= 2 * crops
-        assert len(batch.pooling) == len(batch.pooled_positions) == batch.unit_rows.sum()
+        assert len(batch.pooling) == len(batch.pooled_positions) == batch.unit_pooled_tokens.sum()
         assert batch.pooling.max(initial=-1) < batch.crops.shape[0] * batch.crops.shape[1]
         assert (batch.loss_weights > 0).any(axis=1).all()
     assert not stream.skipped

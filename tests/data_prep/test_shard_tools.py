@@ -10,23 +10,15 @@ import tarfile
 import pytest
 from PIL import Image
 
-from data_prep.demo import build_demo
 from data_prep.shard_tools import check, repair
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_entries, read_head
 from molmo2_nemo.data.shards import ShardDataset
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("demo")
-    build_demo(folder)
-    return folder
-
-
 @pytest.fixture
-def sft(demo, tmp_path):
-    return shutil.copytree(demo / "sft", tmp_path / "sets" / "sft")
+def sft(shards, tmp_path):
+    return shutil.copytree(shards / "sft", tmp_path / "sets" / "sft")
 
 
 def flip(path, offset):
@@ -50,11 +42,11 @@ def keys(folder):
     return [data.read(i)[0].split(":")[1] for i in range(len(data))]
 
 
-def test_good_shards(demo, capsys):
-    assert main(["shards", "check", str(demo), "--workers", "0"]) == 0
+def test_good_shards(shards, sft, capsys):
+    assert main(["shards", "check", str(shards), "--workers", "0"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("good") == 3 and all(name in shown for name in ("pretrain", "sft", "long"))
-    assert repair(demo / "sft") == []
+    assert repair(sft) == []
 
 
 @pytest.mark.parametrize("suffix", ["json", "jpg", "mp4"])
@@ -170,10 +162,10 @@ def test_index_of_foreign_tars(tmp_path, capsys):
     assert main(["shards", "index", str(tmp_path / "empty")]) == 2 and "x.tar" in capsys.readouterr().err
 
 
-def test_statistics(demo, tmp_path, capsys):
-    assert main(["shards", "stats", str(demo), "--png", str(tmp_path / "stats.png")]) == 0
+def test_statistics(shards, tmp_path, capsys):
+    assert main(["shards", "stats", str(shards), "--png", str(tmp_path / "stats.png")]) == 0
     shown = capsys.readouterr().out
-    counted = {name: len(ShardDataset(demo / name)) for name in ("pretrain", "sft", "long")}
+    counted = {name: len(ShardDataset(shards / name)) for name in ("pretrain", "sft", "long")}
     for name, count in counted.items():
         (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
         assert line.split()[1] == str(count)

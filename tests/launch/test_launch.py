@@ -13,7 +13,7 @@ import pytest
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.launch import local, reports, worker
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.rundir.stages import metrics, only_run, refuse_other_run, resolve_checkpoint, write_config
+from molmo2_nemo.rundir.stages import only_run, read_metrics, refuse_other_run, resolve_checkpoint, write_config
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.run import RunConfig
 
@@ -137,7 +137,7 @@ def test_metrics_of_a_run_that_was_cut_and_resumed(tmp_path):
     rows = [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}, {"step": 2, "loss": 2.5}]
     text = "\n".join(json.dumps(r) for r in rows) + '\n{"step": 3, "lo'
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert [(r["step"], r["loss"]) for r in metrics(tmp_path)] == [(1, 3.0), (2, 2.5)]
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [(1, 3.0), (2, 2.5)]
 
 
 def test_a_summary_holds_wherever_the_folder_goes(tmp_path):

@@ -29,7 +29,7 @@ def test_of_a_gpu():
     assert text.startswith(
         "process 3 ran out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB). What is left to try, "
         "cheapest first: stage.micro_batch_size=1; memory.loss_chunk=256; memory.vision_chunk=16 (crops are "
-        "encoded twice)"
+        "encoded again in the backward pass)"
     )
     assert "memory.offload=true" in text and "parallel.context=2 " in text and "\n" not in text
 

@@ -6,14 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from molmo2_nemo.errors import PREEMPTED, UserError
 from molmo2_nemo.launch import local, reports
@@ -43,20 +40,11 @@ def worker_of(run: Path, rank: int) -> int | None:
     return None
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    from data_prep.demo import build_demo
-
-    folder = tmp_path_factory.mktemp("data")
-    build_demo(folder)
-    return folder / "pretrain"
-
-
-def start(folder: Path, shards: Path) -> subprocess.Popen[str]:
+def start(molmo2: list[str], folder: Path, shards: Path) -> subprocess.Popen[str]:
     """The user's command: two replicas, far more steps than it will get to."""
-    settings = ["recipe=tiny", "stage=pretrain", f"data.sources.demo.path={shards}", f"output_dir={folder}"]
+    settings = ["recipe=tiny", "stage=pretrain", f"data.sources.demo.path={shards}/pretrain", f"output_dir={folder}"]
     small = ["stage.max_steps=900", "stage.global_batch_size=2", "stage.micro_batch_size=1"]
-    command = [sys.executable, "-m", "molmo2_nemo.cli.main", "train", *settings, *small]
+    command = [*molmo2, "train", *settings, *small]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -69,8 +57,8 @@ def wait(run: subprocess.Popen[str], met: Callable[[], Any]) -> Any:
     return value
 
 
-def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(shards, tmp_path):
-    run = start(tmp_path, shards)
+def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(molmo2, shards, tmp_path):
+    run = start(molmo2, tmp_path, shards)
     metrics = tmp_path / "pretrain" / "metrics.jsonl"
     wait(run, lambda: metrics.is_file() and '"step": 2,' in metrics.read_text())
     run.send_signal(signal.SIGUSR1)
@@ -81,8 +69,8 @@ def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(shar
     assert [p.name for p in (tmp_path / "pretrain" / "checkpoints").iterdir()] == [f"step={last}"]
 
 
-def test_a_killed_launcher_leaves_no_process_behind(shards, tmp_path):
-    run = start(tmp_path, shards)
+def test_a_killed_launcher_leaves_no_process_behind(molmo2, shards, tmp_path):
+    run = start(molmo2, tmp_path, shards)
     worker = wait(run, lambda: worker_of(tmp_path, 1))
     wait(run, lambda: "libtorch" in Path(f"/proc/{worker}/maps").read_text())  # past its first lines
     run.kill()
@@ -93,15 +81,15 @@ def test_a_killed_launcher_leaves_no_process_behind(shards, tmp_path):
         time.sleep(0.05)
 
 
-def test_a_killed_process_ends_the_run_and_is_named(shards, tmp_path):
-    run = start(tmp_path, shards)
+def test_a_killed_process_ends_the_run_and_is_named(molmo2, shards, tmp_path):
+    run = start(molmo2, tmp_path, shards)
     worker = wait(run, lambda: worker_of(tmp_path, 1))
     metrics = tmp_path / "pretrain" / "metrics.jsonl"
     wait(run, lambda: metrics.is_file() and '"step": 1,' in metrics.read_text())
     os.kill(worker, signal.SIGKILL)
     error = run.communicate(timeout=120)[1]
     assert run.returncode == 128 + signal.SIGKILL
-    told = "process 1 was ended by SIGKILL; this is how it looks when"
+    told = "process 1 was ended by SIGKILL, as happens when memory runs out"
     assert error.splitlines()[-1].startswith(f"molmo2: error: {told}")
     (stage,) = read_run(tmp_path / "pretrain")
     assert stage.state == "failed" and stage.last_error["message"].startswith(told)

@@ -81,7 +81,7 @@ def example(name: str, kind: str) -> Example:
         branch_ids=np.full(len(case["input_ids"]), -1),
         visual=case["visual"].astype(bool),
         unit_crops=np.asarray([u[0] for u in units], np.int64),
-        unit_rows=np.asarray([u[1] for u in units], np.int64),
+        unit_pooled_tokens=np.asarray([u[1] for u in units], np.int64),
         key=kind,
     )
 

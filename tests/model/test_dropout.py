@@ -191,7 +191,6 @@ def curve(workers: Any, packs: Any, folder: Any, stage: str, ranks: int = 1, **l
     return [(m["loss"], m["grad_norm_vit"], m["grad_norm_connector"], m["grad_norm_llm"]) for m in metrics]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_training_with_dropout(workers, packs, tmp_path, stage):
     """The real trainer: tensor ranks draw as one process does, so TP2 follows its curve, and recompute changes nothing
@@ -201,7 +200,6 @@ def test_training_with_dropout(workers, packs, tmp_path, stage):
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_training_repeats_bit_by_bit(workers, packs, tmp_path):
     """With sequence shards that draw masks of their own."""
     layout = {"tensor": 2, "sequence": True}

@@ -81,7 +81,6 @@ CASES = {  # what a run sets: which parameters must not move
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_trains(workers, packs, tmp_path, case):
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
@@ -107,7 +106,6 @@ def test_what_trains(workers, packs, tmp_path, case):
     assert groups == {name: group_of(name) for name in before if not frozen(name)}
 
 
-@pytest.mark.slow
 def test_resume_where_a_pipeline_stage_trains_nothing(workers, packs, tmp_path):
     """Two steps, a checkpoint, one more step; against three in a row."""
     curves = []

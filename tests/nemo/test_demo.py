@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -18,16 +17,15 @@ pytestmark = pytest.mark.skipif(not os.environ.get("MOLMO2_FULL_DEMO"), reason="
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def finished_demo(tmp_path_factory, molmo2):
     folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "-m", "molmo2_nemo.cli.main", "demo", "--dir", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([*molmo2, "demo", "--dir", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder, done.stdout
 
 
-def test_stages_chain_over_three_layouts(demo):
-    folder, text = demo
+def test_stages_chain_over_three_layouts(finished_demo):
+    folder, text = finished_demo
     summaries = [json.loads((folder / "run" / s / "summary.json").read_text()) for s in ("pretrain", "sft", "long")]
     assert [s["layout"] for s in summaries] == ["DP2", "TP2+SP", "CP2"]
     assert summaries[0]["last_loss"] < 0.2 * summaries[0]["first_loss"]
@@ -40,16 +38,15 @@ def test_stages_chain_over_three_layouts(demo):
         assert stage in text
 
 
-def test_answers_with_a_caption_it_was_trained_on(demo):
+def test_answers_with_a_caption_it_was_trained_on(finished_demo):
     """Greedy decoding of the model after stage 3, for pictures of the demo."""
-    _, text = demo
+    _, text = finished_demo
     assert [caption for caption in CAPTIONS.values() if caption in text], text[-2000:]
 
 
-def test_calling_it_again_trains_nothing(demo):
-    folder, _ = demo
+def test_calling_it_again_trains_nothing(finished_demo, molmo2):
+    folder, _ = finished_demo
     before = [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]
-    command = [sys.executable, "-m", "molmo2_nemo.cli.main", "demo", "--dir", str(folder)]
-    again = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert again.stdout.count("finished before, skipped") == 3
+    again = subprocess.run([*molmo2, "demo", "--dir", str(folder)], capture_output=True, text=True, check=True)
+    assert again.stdout.count("already finished, skipped") == 3
     assert before == [(folder / "run" / s / "metrics.jsonl").stat().st_mtime for s in ("pretrain", "sft", "long")]

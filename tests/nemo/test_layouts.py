@@ -71,7 +71,7 @@ def test_packs_mix_everything(packs):
             },
         ),
         (4, {"tensor": 2, "context": 2, "context_ulysses": 1}),
-        (4, {"pipeline": 2, "context": 2, "context_ulysses": 1, "context_exchange": "all_gather"}),
+        (4, {"pipeline": 2, "context": 2, "context_ulysses": 1, "cp_comm_type": "all_gather"}),
         (2, {"data": 2, "distributed_optimizer": False}),
     ],
     ids=lambda x: "+".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else f"{x} processes",

@@ -34,6 +34,6 @@ def test_a_pipeline_follows_one_process_when_packs_grow(workers, tmp_path):
     single = workers.run(train_on_packs, growing_run(tmp_path / "one"), grown, fit=True)[0]
     pipeline = growing_run(tmp_path / "pp", pipeline=2)
     got = workers.run(train_on_packs, pipeline, grown, ranks=2, fit=True)[0]
-    assert [m["slots"] for m in got] == [4 * SHORT, 4 * LONG, 4 * LONG]
+    assert [m["padded_tokens"] for m in got] == [4 * SHORT, 4 * LONG, 4 * LONG]
     for name in ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm"):
         np.testing.assert_allclose([m[name] for m in got], [m[name] for m in single], rtol=1e-5, err_msg=name)

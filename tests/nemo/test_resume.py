@@ -6,17 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 STEPS = 9
 
 
-def command(data: Path, out: Path, *settings: str) -> list[str]:
-    """The user's own command; dropout on, so that random states matter too."""
+def train_arguments(data: Path, out: Path, *settings: str) -> list[str]:
+    """Of the user's own command; dropout on, so that random states matter too."""
     return [
-        *(sys.executable, "-m", "molmo2_nemo.cli.main", "train", "recipe=tiny", "stage=sft"),
+        *("train", "recipe=tiny", "stage=sft"),
         *(f"data.sources.demo.path={data}/sft", f"output_dir={out}", f"stage.max_steps={STEPS}", "save_every=3"),
         *("stage.residual_dropout=0.1", "stage.global_batch_size=2", "stage.micro_batch_size=1", *settings),
     ]
@@ -48,13 +47,14 @@ def losses(folder: Path) -> list[tuple]:
     return [(m["step"], m["loss"], m["grad_norm_vit"], m["grad_norm_connector"], m["grad_norm_llm"]) for m in lines]
 
 
-def test_killed_run_ends_like_an_unbroken_one(shards, tmp_path):
+def test_killed_run_ends_like_an_unbroken_one(molmo2, shards, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     setting = "parallel=dp2"
-    finish(command(shards, whole, setting))
-    run_until(command(shards, broken, setting), broken / "sft" / "metrics.jsonl", 4)  # checkpoint at 3, next at 6
+    finish([*molmo2, *train_arguments(shards, whole, setting)])
+    command = [*molmo2, *train_arguments(shards, broken, setting)]
+    run_until(command, broken / "sft" / "metrics.jsonl", 4)  # checkpoint at 3, next at 6
     assert not (broken / "sft" / "summary.json").exists()
     assert 4 <= losses(broken)[-1][0] < 6
-    finish(command(shards, broken, setting))
+    finish(command)
     assert [step for step, *_ in losses(whole)] == list(range(1, STEPS + 1))
     assert losses(broken) == losses(whole)

@@ -20,7 +20,8 @@ torch.set_num_threads(1)
 
 @st.composite
 def batches(draw):
-    """Random units over random packs: (unit_crops, unit_rows, pooled_positions, S, B, context ranks), and the rest."""
+    """Random units over random packs: unit_crops, unit_pooled_tokens, pooled_positions, S, B, context ranks, and the
+    rest."""
     cp, tensor, packs = (
         draw(st.sampled_from([1, 2, 3, 4, 8])),
         draw(st.sampled_from([1, 1, 2])),
@@ -45,11 +46,11 @@ def plans(batch, rest) -> list[CropPlan]:
 @settings(max_examples=200, deadline=None)
 @given(batches())
 def test_every_token_arrives_where_it_belongs(case):
-    (unit_crops, unit_rows, positions, size, packs, cp), rest = case
+    (unit_crops, unit_pooled_tokens, positions, size, packs, cp), rest = case
     found = plans(*case)
     copies = 1 if rest["sequence"] else rest["tensor"]
     # crops and rows: consecutive runs that cover everything, cut between units
-    for kind, sizes in (("crops", unit_crops), ("rows", unit_rows)):
+    for kind, sizes in (("crops", unit_crops), ("rows", unit_pooled_tokens)):
         runs = [getattr(p, kind) for p in found]
         assert [r.start for r in runs] + [int(sizes.sum())] == [0] + [r.stop for r in runs]
     ends = {0, *np.cumsum(unit_crops.tolist()).tolist()}

@@ -31,7 +31,7 @@ def batch(tokens: int, size: int = 4096, step: int = 0, units: tuple[int, ...] =
         pooling=np.zeros((len(units), 1), np.int64),
         pooled_positions=np.arange(len(units)),
         unit_crops=unit_crops,
-        unit_rows=np.ones_like(unit_crops),
+        unit_pooled_tokens=np.ones_like(unit_crops),
         state={"step": step},
     )
 

@@ -15,15 +15,6 @@ from tests.support.packs import demo_data, tiny_run
 LAYOUTS = {"tp2": {"tensor": 2}, "cp2": {"context": 2}, "pp2": {"pipeline": 2}, "dp2": {"data": 2}}
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    from data_prep.demo import build_demo
-
-    folder = tmp_path_factory.mktemp("demo")
-    build_demo(folder)
-    return folder
-
-
 def digest(batch):
     """A batch as something that can be compared: content, types and shapes of every array."""
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
@@ -90,22 +81,22 @@ def plain(folder: Path, dp_rank: int, dp_size: int, count: int):
 
 
 @pytest.mark.parametrize("workers_per_rank", [0, 1])
-def test_a_group_gets_one_readers_packs(workers, demo, workers_per_rank):
-    got = workers.run(shared_packs, demo, 1, 2, 3, workers_per_rank, True, ranks=2)
+def test_a_group_gets_one_readers_packs(workers, shards, workers_per_rank):
+    got = workers.run(shared_packs, shards, 1, 2, 3, workers_per_rank, True, ranks=2)
     assert got[0][0] == got[1][0]
-    own = [digest(batch) for batch in plain(demo, 0, 1, 6)]
+    own = [digest(batch) for batch in plain(shards, 0, 1, 6)]
     assert [d[:2] for d in got[0][0]] == [d[:2] for d in own]
     assert [d[2] for d in got[0][0]][1::2] == [d[2] for d in own][1::2]  # the state at the end of each step
     assert got[1][1] == 0 and (got[0][1] > 0 or workers_per_rank)  # workers read in processes of their own
 
 
-def test_packs_are_dealt_and_resume_exactly(workers, demo):
+def test_packs_are_dealt_and_resume_exactly(workers, shards):
     """Four ranks, two readers: a step holds both readers' packs, spread evenly; a resumed run goes on alike."""
-    whole = workers.run(shared_packs, demo, 2, 4, 3, 0, True, ranks=4)
-    kept = workers.run(shared_packs, demo, 2, 4, 3, 0, False, ranks=4)
+    whole = workers.run(shared_packs, shards, 2, 4, 3, 0, True, ranks=4)
+    kept = workers.run(shared_packs, shards, 2, 4, 3, 0, False, ranks=4)
     assert whole[0][0] == whole[1][0] and whole[2][0] == whole[3][0]
     for rank in (0, 2):
-        own = [digest(b)[:2] for b in plain(demo, rank // 2, 2, 12)]
+        own = [digest(b)[:2] for b in plain(shards, rank // 2, 2, 12)]
         assert [d[:2] for d in kept[rank][0]] == own
     moved = 0
     for step in range(3):
@@ -116,9 +107,9 @@ def test_packs_are_dealt_and_resume_exactly(workers, demo):
         assert heaviest[0] <= heaviest[1]
         moved += heaviest[0] < heaviest[1]
     assert moved
-    first = workers.run(shared_packs, demo, 2, 4, 1, 0, True, ranks=4)
+    first = workers.run(shared_packs, shards, 2, 4, 1, 0, True, ranks=4)
     states = json.loads(json.dumps([run[2] for run in first]))
-    rest = workers.run(shared_packs, demo, 2, 4, 2, 0, True, states, ranks=4)
+    rest = workers.run(shared_packs, shards, 2, 4, 2, 0, True, states, ranks=4)
     for rank in range(4):
         assert first[rank][0] + rest[rank][0] == whole[rank][0]
 
@@ -167,8 +158,8 @@ def failing(folder: Path, when: str):
         ("unforeseen", "RuntimeError: the data loader of rank 0 failed: MemoryError: none left"),
     ],
 )
-def test_a_failing_reader_ends_every_rank(workers, demo, when, message):
-    got = workers.run(failing, demo, when, ranks=4)
+def test_a_failing_reader_ends_every_rank(workers, shards, when, message):
+    got = workers.run(failing, shards, when, ranks=4)
     assert {text for text, _ in got} == {message}
     assert len({used for _, used in got}) == 1 and (got[0][1] > 0) == (when != "at once")
 
@@ -176,9 +167,9 @@ def test_a_failing_reader_ends_every_rank(workers, demo, when, message):
 def trained(folder: Path, out: Path, share: bool, parallel: dict[str, int]):
     """Metrics of a real run on the demo's shards, and the records this rank read."""
     from molmo2_nemo.data.config import DataConfig
-    from molmo2_nemo.nemo.metrics import read_metrics
     from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
+    from molmo2_nemo.rundir.stages import read_metrics
 
     cfg = tiny_run(out, 3, **parallel)
     data: DataConfig = demo_data(folder)
@@ -190,13 +181,13 @@ def trained(folder: Path, out: Path, share: bool, parallel: dict[str, int]):
     finally:
         undo()
     assert summary["counts"]["examples"] > 0 and summary["skipped"] == {}
-    return read_metrics(stage_folder(cfg) / "metrics.jsonl"), len(reads)
+    return read_metrics(stage_folder(cfg)), len(reads)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_training_is_the_same(workers, demo, tmp_path, layout):
-    with_sharing = workers.run(trained, demo, tmp_path / "a", True, LAYOUTS[layout], ranks=2, fit=True)
-    without = workers.run(trained, demo, tmp_path / "b", False, LAYOUTS[layout], ranks=2, fit=True)
+def test_training_is_the_same(workers, shards, tmp_path, layout):
+    with_sharing = workers.run(trained, shards, tmp_path / "a", True, LAYOUTS[layout], ranks=2, fit=True)
+    without = workers.run(trained, shards, tmp_path / "b", False, LAYOUTS[layout], ranks=2, fit=True)
     for name in ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm", "tokens", "skipped"):
         a, b = ([m[name] for m in run[0][0]] for run in (with_sharing, without))
         if layout == "dp2":  # the step's packs may have changed places, and with them the order of sums

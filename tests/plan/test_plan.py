@@ -156,7 +156,7 @@ def test_bad_input(capsys, arguments, message):
         ["recipe=8b", "stage=long", "cluster=h100x8", "nodes=16"],
         ["recipe=8b", "stage=long", "cluster=h200x4", "nodes=2", "parallel=ulysses8", "stage.optim.llm.lr=3e-6"],
         ["recipe=o7b", "stage=sft", "cluster=h100x8", "parallel.context=8", "parallel.context_ulysses=4"]
-        + ["parallel.tensor=1", "parallel.sequence=false", "parallel.context_exchange=all_gather"],
+        + ["parallel.tensor=1", "parallel.sequence=false", "parallel.cp_comm_type=all_gather"],
         ["recipe=8b", "stage=sft", "cluster=h100x8", "nodes=4", "memory.recompute=full", "memory.recompute_layers=4"],
         ["recipe=8b", "stage=sft", "cluster=h100x8", "cluster.slurm.partition=big", "stage.micro_batch_size=64"],
         ["recipe=8b", "stage=long", "cluster=h100x8", "nodes=2", "model.attention=flex", "memory.vision_chunk=16"],

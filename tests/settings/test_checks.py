@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from typing import get_type_hints
 
 import pytest
 
-from data_prep.demo import build_demo
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings import ranges
 from molmo2_nemo.settings.checks import check, file_problems, find_problems, wanted_processes
 from molmo2_nemo.settings.compose import STAGES, compose
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import to_yaml
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    build_demo(folder)
-    return folder
 
 
 def tiny(shards, *overrides, stage="sft"):
@@ -69,7 +62,7 @@ def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
         (["stage.lora.rank=-1"], "expected a rank of at least 1"),
         (["stage.lora.rank=4", "stage.lora.targets=[head]"], "some of linear_qkv, linear_proj"),
         (["parallel.context_tokens=768"], "no effect without parallel.dynamic_context=true"),
-        (["parallel=cp2", "parallel.context_exchange=all_gather"], "no effect where all context ranks (here 2)"),
+        (["parallel=cp2", "parallel.cp_comm_type=all_gather"], "no effect where all context ranks (here 2)"),
         (["data.video.max_frames=500"], "a pack holds data.packing.max_crops="),
         (["data.sources.demo.path=/absent"], "/absent"),
         (["data.sources.more.rate=1"], "data.sources.more.path is not set"),
@@ -232,7 +225,7 @@ def test_missing_data_sets_of_a_published_mix_are_one_problem(tmp_path):
 
 
 def test_a_cut_shard_is_named(shards, tmp_path):
-    build_demo(tmp_path)
+    shutil.copytree(shards / "sft", tmp_path / "sft")
     shard = min((tmp_path / "sft").glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     problems = list(find_problems(tiny(tmp_path)))

@@ -48,7 +48,7 @@ def test_what_does_not_work_is_named(settings, expected):
         {"context": 16},  # 8 key/value heads, each on two ranks
         {"context": 32, "context_ulysses": 8},
         {"context": 6, "context_ulysses": 2},
-        {"tensor": 2, "sequence": True, "context": 16, "context_ulysses": 1, "context_exchange": "all_gather"},
+        {"tensor": 2, "sequence": True, "context": 16, "context_ulysses": 1, "cp_comm_type": "all_gather"},
         {"context": 8, "attention": "flex"},
         {"context": 8, **DYNAMIC},
         {"context": 8, **DYNAMIC, "context_crops": 48},

@@ -121,7 +121,7 @@ def _example(tree: Tree, model: Molmo2Config, shapes: Shapes, rng: np.random.Gen
         crops=rng.integers(0, 256, (crops, *shapes.crop_shape), np.uint8),
         pooling=np.concatenate(pooling),
         unit_crops=np.array(unit_crops, np.int64),
-        unit_rows=np.array([len(rows) for rows in pooling[1:]], np.int64),
+        unit_pooled_tokens=np.array([len(rows) for rows in pooling[1:]], np.int64),
         key="noise",
         source="noise",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.settings.run import RunConfig
+from tests.support.shards import demo_shards
 
 
 def demo_data(folder: Path, part: str = "sft", length: int = 768, crops: int = 24) -> DataConfig:
@@ -28,20 +28,19 @@ def demo_data(folder: Path, part: str = "sft", length: int = 768, crops: int = 2
 @functools.cache
 def demo_packs(count: int = 20, length: int = 768, micro_batch: int = 1) -> list[Batch]:
     """Real micro-batches from the demo's shards: text-only, pictures, several pictures, video, trees."""
-    from data_prep.demo import build_demo
     from molmo2_nemo.data.loader import PackStream
 
-    with tempfile.TemporaryDirectory() as folder:
-        build_demo(Path(folder))
-        data = demo_data(Path(folder), length=length)
-        stream = iter(PackStream(data, micro_batch_size=micro_batch, dp_rank=0, dp_size=1))
-        return [next(stream) for _ in range(count)]
+    stream = iter(
+        PackStream(demo_data(demo_shards(), length=length), micro_batch_size=micro_batch, dp_rank=0, dp_size=1)
+    )
+    return [next(stream) for _ in range(count)]
 
 
 def text_only(batch: Batch) -> Batch:
     """The batch without its crops: visual tokens become text, nothing is pooled."""
     none = {
-        name: getattr(batch, name)[:0] for name in ("crops", "pooling", "pooled_positions", "unit_crops", "unit_rows")
+        name: getattr(batch, name)[:0]
+        for name in ("crops", "pooling", "pooled_positions", "unit_crops", "unit_pooled_tokens")
     }
     ids = np.where(batch.visual, 5, batch.input_ids)
     return dataclasses.replace(batch, input_ids=ids, visual=np.zeros_like(batch.visual), **none)
@@ -107,9 +106,9 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
 
     from molmo2_nemo.data import loader
     from molmo2_nemo.nemo import data
-    from molmo2_nemo.nemo.metrics import read_metrics
     from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
+    from molmo2_nemo.rundir.stages import read_metrics
 
     def dataloader(self: Any) -> FixedPacks:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
@@ -127,14 +126,14 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
             train(cfg)
         finally:
             loader.PackStream = original_stream
-        return read_metrics(stage_folder(cfg) / "metrics.jsonl")
+        return read_metrics(stage_folder(cfg))
     original = data.PackDataModule.train_dataloader
     data.PackDataModule.train_dataloader = dataloader
     try:
         train(cfg)
     finally:
         data.PackDataModule.train_dataloader = original
-    return read_metrics(stage_folder(cfg) / "metrics.jsonl")
+    return read_metrics(stage_folder(cfg))
 
 
 def random_mask_data(rng: np.random.Generator, packs: int, size: int) -> dict[str, np.ndarray]:

@@ -1,8 +1,8 @@
 """A pool of warm processes for distributed tests.
 
-Importing NeMo costs about 10 seconds a process, so the pool is started once for all tests (`workers` in conftest.py)
-and each job forms a fresh process group of the size it asks for. A job is a function of a test module, called as
-`function(*args)` on every rank; what it returns must be picklable.
+Importing NeMo takes more than 10 seconds, so it is done once: a parent imports it and forks the processes of the pool,
+which serve all tests (`workers` in conftest.py). Each job forms a fresh process group of the size it asks for. A job is
+a function of a test module, called as `function(*args)` on every rank; what it returns must be picklable.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -24,20 +25,21 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self.pipes: list[Any] = []
-        self.processes: list[Any] = []
+        self.pids: list[int] = []
+        self.parent: Any = None
 
     def start(self) -> None:
         """Start the processes, if they are not there."""
-        if self.processes:
+        if self.parent is not None:
             return
         context = multiprocessing.get_context("spawn")
-        for rank in range(self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank), daemon=False)
-            process.start()
+        ends = [context.Pipe() for _ in range(self.size)]
+        self.pipes = [ours for ours, _ in ends]
+        self.parent = context.Process(target=_fork_warm, args=([theirs for _, theirs in ends],), daemon=False)
+        self.parent.start()
+        for _, theirs in ends:
             theirs.close()
-            self.pipes.append(ours)
-            self.processes.append(process)
+        self.pids = [pipe.recv() for pipe in self.pipes]
 
     def run(self, function: Callable[..., Any], *args: Any, ranks: int = 1, fit: bool = False) -> list[Any]:
         """Results of all ranks, in order.
@@ -61,11 +63,14 @@ class Pool:
 
     def close(self) -> None:
         """End the processes; the next job starts new ones."""
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
-        self.pipes, self.processes = [], []
+        if self.parent is None:
+            return
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)  # the parent waits for them, and for nothing else
+        self.parent.join()
+        for pipe in self.pipes:
+            pipe.close()
+        self.pipes, self.pids, self.parent = [], [], None
 
 
 def _free_port() -> int:
@@ -74,14 +79,36 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def _serve(pipe: Any, rank: int) -> None:
-    """Warm up, then answer jobs until killed or the test process is gone."""
+def _fork_warm(pipes: list[Any]) -> None:
+    """Import NeMo, fork a process for each pipe, and wait until all are gone.
+
+    Forking is safe here: imports start no thread, and torch has computed nothing.
+    """
     from molmo2_nemo import cpu
-    from molmo2_nemo.nemo.train import quiet, start_nemo
+    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.processes import quiet
 
     quiet()
     cpu.enable(threads=1)
     start_nemo()
+    gc.collect()
+    gc.freeze()  # what is imported stays: collections between jobs need not look at it
+    children = []
+    for pipe in pipes:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _serve(pipe)
+            finally:
+                os._exit(0)
+        children.append(pid)
+    for pid in children:
+        os.waitpid(pid, 0)
+
+
+def _serve(pipe: Any) -> None:
+    """Answer jobs until killed or the test process is gone."""
+    pipe.send(os.getpid())
     while True:
         try:
             function, args, rank, ranks, port, fit = pipe.recv()

@@ -1,8 +1,8 @@
-"""Which stages are Slurm jobs: submit what is missing, recognise what waits or runs, and keep their ids.
+"""Stages as Slurm jobs: submit what is missing, recognise what waits or runs, and keep the jobs' ids.
 
 `<output_dir>/slurm/` holds jobs.json (the last job of each stage), the stages' resolved configurations, and a folder
-per stage with its sbatch script, logs and attempts. Slurm is asked with squeue: accounting (sacct), which not every
-cluster has, only adds how an old job ended.
+per stage with its sbatch script, logs and attempts. A job's state comes from squeue; accounting (sacct), which not
+every cluster has, only adds how an old job ended.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def login_of(configs: Sequence[RunConfig]) -> Iterator[Login]:
     """
     slurm = configs[0].cluster.slurm
     if any(c.cluster.kind != "slurm" or c.cluster.slurm.ssh != slurm.ssh for c in configs):
-        raise UserError("all stages of a pipeline go to one cluster; use cluster=... without a stage's name before it")
+        raise UserError("all stages of a pipeline go to one cluster; set cluster=... without a stage's name before it")
     for cfg in configs:
         if slurm.ssh.host is None:
             cfg.output_dir = str(Path(cfg.output_dir).absolute())
@@ -97,7 +97,7 @@ def login_of(configs: Sequence[RunConfig]) -> Iterator[Login]:
 def submit(
     configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | None], login: Login, *, dry_run: bool = False
 ) -> int:
-    """Submits every stage that is neither finished nor under way, each after the one before.
+    """Submits every stage that is neither finished nor already submitted, each after the one before.
 
     Args:
         configs: in order; `init_from` of a stage after the first is set here.
@@ -130,7 +130,7 @@ def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, 
     for number, cfg in enumerate(configs):
         place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"
         if done[number] is not None:
-            print(f"{place}: finished before, skipped ({stage_dir(cfg)})", flush=True)
+            print(f"{place}: already finished, skipped ({stage_dir(cfg)})", flush=True)
             waits_for = None
             continue
         if number:
@@ -145,7 +145,7 @@ def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, 
         if known and alive(state) and not dry_run:
             login.run("scancel", known.id)
             print(f"{place}: job {known.id} waited for a job that is gone, cancelled", flush=True)
-        if login.is_local:  # elsewhere the job itself looks
+        if login.is_local:  # elsewhere the job itself checks
             refuse_other_run(cfg)
         job = stage_job(cfg)
         if dry_run:
@@ -254,8 +254,8 @@ def _refuse_changes(cfg: RunConfig, job: Job, login: Login) -> None:
     changes = changed_settings(cfg, path, FREE)
     if changes:
         raise UserError(
-            f"job {job.id} of {cfg.stage.name} is under way with other settings: {'; '.join(changes[:3])}. "
-            f"Take the old settings, or `scancel {job.id}` first"
+            f"job {job.id} of {cfg.stage.name} waits or runs with other settings: {'; '.join(changes[:3])}. "
+            f"Use its settings, or `scancel {job.id}` first"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.files import write_text
 from molmo2_nemo.settings.slurm import SlurmConfig
 
 
@@ -38,22 +39,24 @@ class Login:
         line = " ".join(shlex.quote(part) for part in command)
         try:
             done = self.tunnel.run(line, hide=True, warn=True, in_stream=False)
-        except SystemExit:  # NeMo-Run's, when it is not let in
-            raise UserError(f"{self.name} did not let us in; try `ssh {self.name}`, then cluster.slurm.ssh.*") from None
+        except SystemExit:  # NeMo-Run's, when the login is refused
+            raise UserError(
+                f"{self.name} refused the login; make `ssh {self.name}` work, then set cluster.slurm.ssh.*"
+            ) from None
         except (OSError, EOFError, SSHException) as error:
             raise UserError(f"cannot reach {self.name}: {error}; see cluster.slurm.ssh.*") from None
         return int(done.return_code), done.stdout, done.stderr
 
     def run(self, *command: str) -> str:
-        """Standard output of a command that has to succeed.
+        """Runs a command that has to succeed; its standard output.
 
         Raises:
-            UserError: it fails; with its own message.
+            UserError: it fails; with what it wrote.
         """
         code, out, err = self.try_run(*command)
         if code == 127:
             raise UserError(
-                f"{self.name} has no {command[0]}: it is not a login node of a Slurm cluster; call this on one, "
+                f"{self.name} has no {command[0]}: it is not a login node of a Slurm cluster; run this on one, "
                 "name one with cluster.slurm.ssh.host=..., or use cluster=local"
             )
         if code:
@@ -61,7 +64,7 @@ class Login:
         return out
 
     def path(self, path: str | Path) -> Any:
-        """The file or folder there, with the few methods of `pathlib.Path` that reading a run's folder takes."""
+        """The file or folder there, with the few methods of `pathlib.Path` that reading a run's folder needs."""
         return Path(path) if self.is_local else RemotePath(self, str(path))
 
     def make_folder(self, path: Path) -> None:
@@ -69,11 +72,11 @@ class Login:
 
     def write(self, path: Path, text: str) -> None:
         """Writes a small file, whole or not at all."""
-        part = f"{path}.part"
         if self.is_local:
-            Path(part).write_text(text)
-        else:
-            self._upload(part, text)
+            write_text(path, text)
+            return
+        part = f"{path}.part"
+        self._upload(part, text)
         self.run("mv", part, str(path))
 
     def _upload(self, path: str, text: str) -> None:

@@ -2,8 +2,8 @@
 
 NeMo-Run writes the options, the container's flags and the srun line (which ends all tasks when one fails). What it does
 not know is added in `setup_lines`: a trap that looks at how the attempt ended and has Slurm start the job again where
-that helps. Tasks say how it ended in a file, not by their exit code: srun kills the others when one leaves with a code,
-and its own code is then theirs.
+that helps. Tasks report how it ended in a file, not by their exit code: srun kills the others when one leaves with a
+code, and then its own code is theirs.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ molmo2_end() {{
         case $how in failed | user_error) molmo2_note ;; esac
     fi
     case $how in
-        none) echo "molmo2: cancelled, or taken away by Slurm"; exit $((code > 0 ? code : {PREEMPTED})) ;;
+        none) echo "molmo2: cancelled, or ended by Slurm"; exit $((code > 0 ? code : {PREEMPTED})) ;;
         user_error) exit {USER_ERROR} ;;
         preempted) code={PREEMPTED} ;;
         *) [ "$code" -eq 0 ] && code=1
            if [ "$(cat "$molmo2_folder"/attempt-"$SLURM_JOB_ID"-*/outcome | grep -c '^failed$')" -gt "$molmo2_retries" ]
-           then echo "molmo2: given up after $molmo2_retries retries; the same command resumes"; exit "$code"; fi ;;
+           then echo "molmo2: giving up after $molmo2_retries retries; the same command resumes"; exit "$code"; fi ;;
     esac
     if [ "$molmo2_requeue" = 1 ] && scontrol requeue "$SLURM_JOB_ID"; then
         echo "molmo2: requeued"
@@ -154,7 +154,7 @@ def script(job: StageJob, login: Login, after: str | None = None) -> str:
     if slurm.container is None and "/nemo_run" in f"{job.folder}{job.stage}{job.config}{command(job)}":
         raise UserError(
             "NeMo-Run replaces '/nemo_run' in job scripts that use no container; "
-            f"take a folder without it (output_dir, cluster.slurm.command or workdir): {job.folder}"
+            f"choose paths without it (output_dir, cluster.slurm.command or workdir): {job.folder}"
         )
     return text
 
@@ -175,7 +175,7 @@ def setup(job: StageJob) -> str:
     slurm = job.cluster.slurm
     for name in slurm.env:
         if not name.isidentifier():
-            raise UserError(f"cluster.slurm.env.{name}: not a name that a variable of the environment can have")
+            raise UserError(f"cluster.slurm.env.{name}: not a valid name of an environment variable")
     values = {
         "molmo2_stage": str(job.stage),
         "molmo2_folder": str(job.folder),

@@ -1,4 +1,4 @@
-"""A Slurm for the tests of this folder, and the demo's shards."""
+"""A Slurm for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -26,12 +26,3 @@ def slurm(tmp_path_factory):
         yield cluster
     finally:
         cluster.stop()
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory):
-    from data_prep.demo import build_demo
-
-    folder = tmp_path_factory.mktemp("data")
-    build_demo(folder)
-    return folder

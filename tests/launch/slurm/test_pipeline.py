@@ -136,7 +136,7 @@ def test_a_cancelled_job_stays_cancelled_and_the_same_command_completes_it(run):
     assert not run.finished("sft")
     said = run.call()
     after = run.jobs()
-    assert "pretrain: finished before, skipped" in said and after["pretrain"] == before["pretrain"]
+    assert "pretrain: already finished, skipped" in said and after["pretrain"] == before["pretrain"]
     assert after["sft"] != before["sft"] and after["long"] != before["long"]
     run.wait_for_state(after["sft"], "COMPLETED")
     assert sorted(set(run.steps("sft"))) == list(range(1, STEPS + 1))
@@ -161,7 +161,7 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_completes_it(run):
 
 def test_nothing_is_left_to_do(run):
     before = run.jobs()
-    assert run.call().count("finished before, skipped") == 3
+    assert run.call().count("already finished, skipped") == 3
     assert run.jobs() == before and run.slurm.run("squeue", "--noheader").stdout == ""
 
 

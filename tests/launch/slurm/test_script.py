@@ -13,11 +13,11 @@ import pytest
 
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.errors import USER_ERROR, UserError
+from molmo2_nemo.files import write_json
 from molmo2_nemo.launch.pipeline import compose_stages
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
 from molmo2_nemo.launch.slurm.script import TRAP, script
-from molmo2_nemo.nemo.train import write_json
 from molmo2_nemo.rundir.progress import read_stage
 from molmo2_nemo.rundir.stages import write_config
 from molmo2_nemo.rundir.verdicts import read_verdicts
@@ -128,7 +128,7 @@ def test_the_cause_of_a_failed_attempt_is_told_and_noted(tmp_path, outcome, said
     errors = tmp_path / "run" / "sft" / "errors.jsonl"
     errors.write_text('{"time": 1.0, "mess')  # of a task that was killed while it wrote
     code, said = end_of_attempt(tmp_path, f"failed\n{outcome}\n" if outcome else "", said_by_srun)
-    assert code == 1 and "molmo2: given up after 0 retries" in said
+    assert code == 1 and "molmo2: giving up after 0 retries" in said
     (noted,) = read_stage(tmp_path / "run" / "sft", time.time()).errors
     assert noted["message"] == cause and noted["cause"] is True and noted["user_error"] is False
     assert abs(noted["time"] - time.time()) < 600
@@ -155,7 +155,7 @@ def test_a_job_ends_at_once_only_if_all_steps_are_done(tmp_path, steps, code):
     ("setting", "expected"),
     [
         ("mounts=[/data]", "is not FROM:TO"),
-        ("env={a-b: x}", "not a name"),
+        ("env={a-b: x}", "not a valid name"),
         ("command=/opt/nemo_run/bin/molmo2", "NeMo-Run replaces '/nemo_run'"),
         ("grase=5", "did you mean 'cluster.slurm.grace'?"),
         ("time=5", "cluster.slurm.time is 5; expected text"),
@@ -171,16 +171,13 @@ def test_what_cannot_be_written_into_a_script_is_named(tmp_path, setting, expect
     assert expected in str(error.value)
 
 
-def test_no_slurm_here_is_one_line(tmp_path, monkeypatch, capsys):
-    from data_prep.demo import build_demo
-
-    build_demo(tmp_path / "data")
+def test_no_slurm_here_is_one_line(shards, tmp_path, monkeypatch, capsys):
     (tmp_path / "bin").mkdir()
     for program in ("env", "mkdir", "mv", "bash", "sh"):  # a machine without Slurm
         (tmp_path / "bin" / program).symlink_to(shutil.which(program))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
-    data = f"data.sources.demo.path={tmp_path}/data/sft"
+    data = f"data.sources.demo.path={shards}/sft"
     settings = ["recipe=tiny", "stage=sft", "parallel=single", "cluster=slurm", "cluster.nodes=1", "cluster.devices=1"]
     call = ["train", *settings, data, f"output_dir={tmp_path}/run"]
     assert main([*call, "--dry-run"]) == 0

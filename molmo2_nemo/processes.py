@@ -1,0 +1,61 @@
+"""What every process of ours may need: to end with its parent, to be told from a later one, to keep libraries quiet."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import warnings
+from pathlib import Path
+
+from molmo2_nemo.errors import verbose
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
+POLL = 1.0  # seconds between two looks at the parent
+
+
+def die_with_parent() -> None:
+    """Sees to it that this process ends when the one that started it is gone: a killed launcher leaves no ranks behind,
+    a killed trainer no loader workers. Never raises.
+
+    Linux kills a program that asks for it. It would do so when the thread ends that started the process, so a worker of
+    multiprocessing, which any thread may have started, looks for itself, as all do where there is no Linux.
+    """
+    if multiprocessing.parent_process() is None:
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            return
+        except (OSError, AttributeError):
+            pass  # not Linux
+    threading.Thread(target=_leave_with, args=(os.getppid(),), name="parent watch", daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    os._exit(1)
+
+
+def process_start(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks since boot: tells it from a later one with the same id. None
+    if it is gone, or where Linux's /proc is missing."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else int(fields[18])  # starttime is field 22 of proc(5), the state field 3
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def quiet() -> None:
+    """Hides what the libraries say about themselves, here and in loader workers; MOLMO2_VERBOSE=1 shows it. To be
+    called before they are imported. Our own messages to a person are printed, not logged."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if verbose():
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    logging.disable(logging.WARNING)

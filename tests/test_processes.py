@@ -1,0 +1,69 @@
+"""A process ends with the one that started it, a program as well as a worker of multiprocessing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from molmo2_nemo.processes import process_start
+
+CHILD = "from molmo2_nemo.processes import die_with_parent; die_with_parent(); print(flush=True); time.sleep(600)"
+PROGRAM = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; {CHILD}"], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+WORKER = """
+import multiprocessing, sys, threading, time
+from molmo2_nemo.processes import die_with_parent
+
+def work(ready):
+    die_with_parent()
+    ready.set()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    child = context.Process(target=work, args=(ready,))
+    starter = threading.Thread(target=child.start)  # a thread that ends is no parent that is gone
+    starter.start()
+    starter.join()
+    ready.wait()
+    time.sleep(1.5)
+    print(child.pid if child.is_alive() else "dead", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+@pytest.mark.parametrize("code", [PROGRAM, WORKER], ids=["program", "worker"])
+def test_a_child_ends_with_its_killed_parent(code):
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    began = process_start(child)
+    assert began is not None
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(1200):
+        if process_start(child) != began:
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child is still there")
+
+
+def test_process_start():
+    began = process_start(os.getpid())
+    assert began is None or began > 0
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert process_start(child.pid) is None
