@@ -1,9 +1,12 @@
-"""The log of a run: one JSON line and one set of scalars per optimizer step, and progress a person can follow."""
+"""The log of a run: one JSON line and one set of scalars per optimizer step, and progress a person can follow.
+
+What is logged is in metrics/, a file a subject.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import resource
 import sys
 import time
 from pathlib import Path
@@ -13,9 +16,11 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
+from molmo2_nemo.nemo import metrics
+from molmo2_nemo.nemo.data import pack_data
+from molmo2_nemo.nemo.metrics.interface import FinishedStep
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.rundir.lines import append_line, cut_lines
-from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
 # Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
 PEAK_TFLOPS = (
@@ -34,24 +39,25 @@ PEAK_TFLOPS = (
 )
 
 
-class Metrics(pl.Callback):
+class StepLog(pl.Callback):
     """Writes metrics.jsonl and feeds the loggers.
 
     Args:
         folder: the run's folder; steps that a resumed run will repeat are dropped from metrics.jsonl.
         stage: name shown with the progress.
         log_every: steps between plain lines when there is no terminal.
-        crop_budget: crops a pack may hold.
+        max_crops: of a pack.
         peak_tflops: of one device; None asks the table above.
     """
 
     def __init__(
-        self, folder: str, stage: str, log_every: int = 1, *, crop_budget: int, peak_tflops: float | None = None
+        self, folder: str, stage: str, log_every: int = 1, *, max_crops: int, peak_tflops: float | None = None
     ) -> None:
         self.path = Path(folder) / "metrics.jsonl"
-        self.stage, self.log_every, self.crop_budget = stage, log_every, crop_budget
+        self.stage, self.log_every, self.max_crops = stage, log_every, max_crops
         self.peak = peak_tflops if peak_tflops is not None else known_peak()
         self.data: dict[str, dict[str, int]] = {}  # at the end: records skipped per cause, and what else was counted
+        self.metrics = metrics.found()
         self._bar: Any = None
         self._clock = 0.0
 
@@ -65,50 +71,37 @@ class Metrics(pl.Callback):
         self._clock = time.perf_counter()  # the step fetches its data itself; saving and validating come between steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        result = pl_module.step_result
-        counts = result.statistics
-        skipped = getattr(getattr(trainer, "datamodule", None), "skipped", 0)
-        own = [counts.tokens, counts.padded_tokens, counts.crops, counts.packs, counts.flops]
-        own.append(skipped if is_first_of_replica() else 0)
-        tokens, padded_tokens, crops, packs, flops, skipped = _reduced(own, dist.ReduceOp.SUM)
-        # known on the last pipeline stage, alike on all its ranks
-        task_sums = result.task_sums or [0.0] * (2 * len(pl_module.tasks))
-        wait, memory, *task_sums = _reduced([counts.wait, memory_gib(), *task_sums], dist.ReduceOp.MAX)
-        seconds = time.perf_counter() - self._clock
+        data = pack_data(trainer)
+        step = FinishedStep(
+            result=pl_module.step_result,
+            loss=float(trainer.callback_metrics["reduced_train_loss"]) if trainer.is_global_zero else math.nan,
+            skipped_records=0 if data is None else data.skipped,
+            first_of_replica=is_first_of_replica(),
+            tasks=pl_module.tasks,
+            max_crops=self.max_crops,
+            peak_tflops=self.peak,
+            processes=dist.get_world_size(),
+        )
+        summed = reduced([metric.summed(step) for metric in self.metrics], dist.ReduceOp.SUM)
+        largest = reduced([metric.largest(step) for metric in self.metrics], dist.ReduceOp.MAX)
+        step = dataclasses.replace(step, seconds=time.perf_counter() - self._clock)
         if not trainer.is_global_zero:
             return
-        line: dict[str, Any] = {
-            "step": trainer.global_step,
-            "time": time.time(),
-            "loss": _number(float(trainer.callback_metrics["reduced_train_loss"])),
-        }
-        line |= {f"grad_norm_{g}": _number(result.gradient_norms.get(g, 0.0)) for g in OPTIMIZER_GROUPS}
-        line |= {f"lr_{name}": rate for name, rate in result.learning_rates.items()}
-        line |= {
-            "tokens": int(tokens),
-            "padded_tokens": int(padded_tokens),
-            "crops": int(crops),
-            "fill": tokens / padded_tokens,
-            "crop_fill": crops / (packs * self.crop_budget),
-            "skipped": int(skipped),
-            "skipped_steps": result.skipped_steps,
-            "seconds": seconds,
-            "wait": wait,
-            "tokens_per_second": tokens / seconds,
-            "tflops": flops / seconds / dist.get_world_size() / 1e12,
-            "memory_gib": memory,
-            "tasks": _means(pl_module.tasks, task_sums),
-        }
-        if self.peak:
-            line["mfu"] = line["tflops"] / self.peak
-        if result.fault:
-            line["fault"] = result.fault
-        self._record(trainer, line)
+        line: dict[str, Any] = {"step": trainer.global_step, "time": time.time()}
+        scalars: dict[str, float] = {}
+        for metric, own_sum, own_largest in zip(self.metrics, summed, largest, strict=True):
+            figures = metric.figures(step, own_sum, own_largest)
+            line |= figures
+            scalars |= metric.scalars(figures)
+        append_line(self.path, line)
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=line["step"])
+        self._show(trainer, line)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._stop_bar()
-        data = getattr(trainer, "datamodule", None)
-        if data is None or not hasattr(data, "totals"):
+        data = pack_data(trainer)
+        if data is None:
             return
         self.data = data.totals()
         if trainer.is_global_zero and (skipped := self.data["skipped"]):
@@ -123,12 +116,7 @@ class Metrics(pl.Callback):
         if self._bar is not None:
             self._bar.stop()
 
-    def _record(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
-        append_line(self.path, line)
-        scalars = {k: v for k, v in line.items() if k not in ("step", "time") and isinstance(v, (int, float))}
-        scalars |= {f"task/{name}": value for name, value in line["tasks"].items() if value is not None}
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=line["step"])
+    def _show(self, trainer: pl.Trainer, line: dict[str, Any]) -> None:
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.4f}"
         text = f"loss {loss}  {line['tokens_per_second']:,.0f} tokens/s  fill {line['fill']:.0%}"
         if "mfu" in line:
@@ -149,30 +137,11 @@ def known_peak() -> float | None:
     return next((peak for known, peak in PEAK_TFLOPS if known in name), None)
 
 
-def memory_gib() -> float:
-    """The most memory this process has held: of the device, or of the host where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _reduced(values: list[float], how: Any) -> list[float]:
-    """Sum or maximum over all ranks."""
-    tensor = torch.tensor(values, dtype=torch.float64).to(torch.cuda.current_device())
+def reduced(values: list[list[float]], how: Any) -> list[list[float]]:
+    """Sum or maximum over all ranks of every value, in the lists they came in. A collective of all ranks."""
+    tensor = torch.tensor([x for part in values for x in part], dtype=torch.float64).to(torch.cuda.current_device())
     dist.all_reduce(tensor, op=how)
-    return tensor.tolist()
-
-
-def _means(tasks: list[str], sums: list[float]) -> dict[str, float | None]:
-    """Loss of each task that the step had tokens of. sums: weighted losses of all tasks, then their weights."""
-    losses, weights = sums[: len(tasks)], sums[len(tasks) :]
-    means = zip(tasks, losses, weights, strict=True)
-    return {task: _number(loss / weight) for task, loss, weight in means if weight > 0}
-
-
-def _number(value: float) -> float | None:
-    """JSON knows no NaN."""
-    return value if math.isfinite(value) else None
+    return [part.tolist() for part in tensor.split([len(part) for part in values])]
 
 
 def _progress_bar(stage: str, total: int, done: int) -> Any:
