@@ -104,12 +104,13 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
     from megatron.core import parallel_state
     from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
 
-    from molmo2_nemo.nemo.recipes import stage_folder, stage_recipe
-    from molmo2_nemo.rundir.stages import read_metrics
+    from molmo2_nemo.nemo.recipes import stage_recipe
+    from molmo2_nemo.rundir.lines import read_metrics
+    from molmo2_nemo.rundir.paths import stage_dir
 
     with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
-        stage_folder(cfg).mkdir(parents=True)
+        stage_dir(cfg).mkdir(parents=True)
         recipe = stage_recipe(cfg)
         recipe.model.model = with_options(model, **cfg.model.options())
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
@@ -121,7 +122,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
-        lines = read_metrics(stage_folder(cfg))[warmup:]
+        lines = read_metrics(stage_dir(cfg))[warmup:]
     del run_stage, data, recipe
     unset_num_microbatches_calculator()  # the next stage has another
     gc.collect()  # the trainer and its model refer to each other

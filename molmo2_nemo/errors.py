@@ -51,6 +51,7 @@ HINTS = {  # what to change, where the system's own words do not say it
 }
 # Only wrong code gets these, when the error names no file.
 OURS = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK, errno.ESPIPE, errno.ECHILD})
+OWN_PACKAGES = ("molmo2_nemo", "data_prep")  # a module that is missing inside them is nothing to install
 
 
 def file_error(error: OSError) -> str:
@@ -63,6 +64,18 @@ def file_error(error: OSError) -> str:
         hint = f"{file} is a file" if str(file) != names[0] else "name a folder"
     text = ": ".join([*([" -> ".join(names)] if names else []), error.strerror])
     return f"{text}; {hint}" if hint else text
+
+
+def user_message(error: BaseException) -> str | None:
+    """One line about an error that a user can mend: a `UserError`, a file that the system refuses, a missing package.
+    None for anything else, which is a fault in our code."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return None if error.errno in OURS and error.filename is None else file_error(error)
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in ("", *OWN_PACKAGES):
+        return f"{error}; `molmo2 doctor` says what is missing and how to get it"
+    return None
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.styles import asked_style
-    from molmo2_nemo.rundir.stages import resolve_checkpoint
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if args.image and args.video:
         raise UserError("--image and --video: pictures or one video, not both")

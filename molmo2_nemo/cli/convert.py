@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.rundir.stages import resolve_checkpoint
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     check_folder("the target", args.target)
     if args.target.exists() and not args.overwrite:

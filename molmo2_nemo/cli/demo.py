@@ -60,9 +60,11 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     """Exports the last stage, asks it three things, and shows what happened."""
     from molmo2_nemo.cli.ask import ask
     from molmo2_nemo.cli.convert import export_checkpoint
-    from molmo2_nemo.rundir.stages import read_metrics, stage_dir, summary
+    from molmo2_nemo.rundir.lines import read_metrics
+    from molmo2_nemo.rundir.paths import stage_dir
+    from molmo2_nemo.rundir.summary import read_summary
 
-    summaries = [summary(stage_dir(cfg)) or {} for cfg in configs]
+    summaries = [read_summary(stage_dir(cfg)) or {} for cfg in configs]
     checkpoint = Path(summaries[-1]["checkpoint"])
     exported = export_checkpoint(checkpoint, folder / "hf", overwrite=True)
     print(f"exported to Hugging Face format: {exported}")

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.processes import quiet
-    from molmo2_nemo.rundir.stages import resolve_checkpoint
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if (args.prompts is None) == (args.data is None):
         raise UserError("name either a file of prompts or --data with a folder of shards")

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from molmo2_nemo.errors import INTERRUPTED, OURS, USER_ERROR, UserError, file_error, show_error, verbose
+from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, show_error, user_message, verbose
 
 VERBS = {
     "demo": "the whole recipe on this machine's CPU, in minutes",
@@ -70,8 +70,8 @@ def version() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0, 2 for a user's mistake or a file that cannot be read or written, 130
-    after Ctrl-C. A fault in our code is raised."""
+    """Runs one verb; returns the exit code: 0, 2 for a user's mistake, a file that cannot be read or written or a
+    missing package, 130 after Ctrl-C. A fault in our code is raised."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     unknown = [a for a in rest if a.startswith("-")]
@@ -86,30 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
-    except UserError as error:
-        return _show(error, str(error))
-    except OSError as error:
-        if error.errno in OURS and error.filename is None:
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
             raise
-        return _show(error, file_error(error))
-    except ImportError as error:
-        if (error.name or "").split(".")[0] in ("", "molmo2_nemo", "data_prep"):
-            raise
-        return _show(error, f"{error}; `molmo2 doctor` says what is missing and how to get it")
-    except ValueError as error:
-        from molmo2_nemo.launch.worker import is_user_error
-
-        if not is_user_error(error):
-            raise
-        return _show(error, str(error))
-
-
-def _show(error: Exception, line: str) -> int:
-    """Shows one line, after the traceback where that is wanted; returns the exit code."""
-    if verbose():
-        traceback.print_exception(error)
-    show_error(line)
-    return USER_ERROR
+        if verbose():
+            traceback.print_exception(error)
+        show_error(message)
+        return USER_ERROR
 
 
 if __name__ == "__main__":

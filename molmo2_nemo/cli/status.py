@@ -8,7 +8,7 @@ import json
 import time
 from typing import Any
 
-from molmo2_nemo.rundir.progress import Progress, duration, read_run
+from molmo2_nemo.rundir.progress import StageProgress, duration, read_run
 
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def as_dict(stage: Progress) -> dict[str, Any]:
+def as_dict(stage: StageProgress) -> dict[str, Any]:
     """The figures of the table and the remarks, for programs."""
     return {
         "stage": stage.name,
@@ -59,7 +59,7 @@ def as_dict(stage: Progress) -> dict[str, Any]:
     }
 
 
-def print_table(stages: list[Progress]) -> None:
+def print_table(stages: list[StageProgress]) -> None:
     """One row per stage, at most 80 columns."""
     from rich.console import Console
     from rich.table import Table
@@ -86,7 +86,7 @@ def print_table(stages: list[Progress]) -> None:
     console.print(table)
 
 
-def remarks(stage: Progress, now: float) -> list[str]:
+def remarks(stage: StageProgress, now: float) -> list[str]:
     """What the table has no room for, one line each."""
     found = []
     if stage.job is not None and stage.state != "finished":

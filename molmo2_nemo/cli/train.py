@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.launch.reports import show_how_to_resume
     from molmo2_nemo.launch.slurm.step import in_step
     from molmo2_nemo.launch.worker import leave
-    from molmo2_nemo.rundir.stages import stage_dir
+    from molmo2_nemo.rundir.paths import stage_dir
 
     if cfg.cluster.kind == "slurm" and not in_step(os.environ):
         return submit_stages([cfg], dry_run=args.dry_run)

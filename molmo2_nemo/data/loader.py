@@ -23,7 +23,7 @@ from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Mixture, example_rng, normalised_rates
 from molmo2_nemo.data.packing import Item, Packer
-from molmo2_nemo.data.phases import find_problems, phase_at, phases
+from molmo2_nemo.data.phases import phase_at, phase_problems, phases
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
@@ -149,7 +149,7 @@ class PackStream:
     ):
         if micro_batch_size < 1 or not 0 <= dp_rank < dp_size:
             raise DataError(f"micro batch of {micro_batch_size} packs, rank {dp_rank} of {dp_size}: out of range")
-        for problem in find_problems(config):
+        for problem in phase_problems(config):
             raise DataError(problem)
         self.config = config
         self.micro_batch_size, self.dp_rank, self.dp_size = micro_batch_size, dp_rank, dp_size

@@ -29,7 +29,7 @@ def phase_at(config: DataConfig, step: int) -> int:
     return sum(step >= phase.until_step for phase in config.progression)
 
 
-def find_problems(config: DataConfig) -> Iterator[str]:
+def phase_problems(config: DataConfig) -> Iterator[str]:
     """What cannot work about a progression, in words: steps and sizes may only grow."""
     made = phases(config)
     before = 0

@@ -20,14 +20,12 @@ from pathlib import Path
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.rundir.stages import (
-    Locked,
-    only_run,
-    refuse_other_run,
-    resolve_checkpoint,
-    stage_dir,
-    write_config,
-)
+from molmo2_nemo.launch.start import start_problems
+from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.lock import Locked, only_run
+from molmo2_nemo.rundir.paths import stage_dir
+from molmo2_nemo.rundir.resume import refuse_other_run
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 
@@ -50,7 +48,7 @@ def launch(cfg: RunConfig) -> int:
             "molmo2 pipeline, start it with srun inside an allocation, or use cluster=local"
         )
     resolve_start(cfg)
-    checks.check(cfg)
+    checks.check(cfg, more=start_problems(cfg))
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
         refuse_other_run(cfg)
         path = write_config(cfg)
@@ -103,7 +101,7 @@ def _run_here(cfg: RunConfig) -> int:
     attempt = os.environ.get(ATTEMPT_DIR)
     try:
         resolve_start(cfg)
-        checks.check(cfg, int(os.environ["WORLD_SIZE"]))
+        checks.check(cfg, int(os.environ["WORLD_SIZE"]), more=start_problems(cfg))
         first = os.environ["RANK"] == "0"
         with only_run(stage_dir(cfg), LOCK_WAIT if attempt else 0.0) if first else nullcontext():
             if first:

@@ -9,8 +9,10 @@ from typing import Any
 from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.launch.local import launch
 from molmo2_nemo.launch.reports import show_how_to_resume
-from molmo2_nemo.rundir import manifest
-from molmo2_nemo.rundir.stages import refuse_changes, stage_dir, summary
+from molmo2_nemo.rundir import checkpoint_manifest
+from molmo2_nemo.rundir.paths import CHECKPOINTS, stage_dir
+from molmo2_nemo.rundir.resume import refuse_changes
+from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.settings.compose import STAGES, compose
 from molmo2_nemo.settings.run import RunConfig
 
@@ -86,7 +88,7 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
         if code:
             show_how_to_resume(code)
             return code
-        done[number] = summary(stage_dir(cfg))
+        done[number] = read_summary(stage_dir(cfg))
         if done[number] is None:
             raise UserError(
                 f"{stage_dir(cfg)} has no summary.json although the stage ended without an error; run the command again"
@@ -104,7 +106,7 @@ def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) ->
     Raises:
         UserError: it is finished with other settings, or its checkpoint is gone.
     """
-    result = summary(folder, cfg.stage.max_steps)
+    result = read_summary(folder, cfg.stage.max_steps)
     if result is None:
         return None
     refuse_changes(cfg, folder, result["checkpoint"], finished=True)
@@ -121,7 +123,7 @@ def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | N
     for number, result in enumerate(done):
         earlier = [c.stage.name for c, d in zip(configs[:number], done[:number], strict=True) if d is None]
         folder = stage_dir(configs[number])
-        if earlier and (result is not None or manifest.finished(folder / "checkpoints")):
+        if earlier and (result is not None or checkpoint_manifest.finished(folder / CHECKPOINTS)):
             how = "was trained" if result is None else "is finished"
             raise UserError(f"{folder} {how}, but {earlier[0]}, which it starts from, is not finished; remove {folder}")
 

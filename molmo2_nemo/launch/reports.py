@@ -20,7 +20,7 @@ from pathlib import Path
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
 from molmo2_nemo.files import write_json
-from molmo2_nemo.rundir.stages import note_error
+from molmo2_nemo.rundir.attempt import note_error
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # variable with the folder that processes report to
 ATTEMPT_DIR = "MOLMO2_ATTEMPT"  # in a Slurm job of ours: variable with the folder of this attempt

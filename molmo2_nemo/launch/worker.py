@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, UserError
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, show_error, user_message
 from molmo2_nemo.launch import out_of_memory
 from molmo2_nemo.launch.reports import ERROR_DIR, Report, report_preempted, this_rank
 from molmo2_nemo.processes import die_with_parent, quiet
-from molmo2_nemo.rundir.stages import note_error, stage_dir
+from molmo2_nemo.rundir.attempt import note_error
+from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
 
@@ -34,20 +34,6 @@ def run(cfg: RunConfig) -> int:
     return 0
 
 
-def is_user_error(error: BaseException) -> bool:
-    """True for what our own code raises about the user's input: a ValueError or missing file from a frame of ours."""
-    if isinstance(error, UserError):
-        return True
-    if not isinstance(error, (ValueError, FileNotFoundError, PermissionError)):
-        return False
-    if isinstance(error, OSError):
-        return True
-    # A ValueError from inside a library is a fault of ours, so only a `raise` statement of this package counts.
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    ours = str(Path(__file__).resolve().parents[1])
-    return last.filename.startswith(ours) and (last.line or "").startswith("raise")
-
-
 def _report(cfg: RunConfig, error: Exception) -> int:
     """Reports a failure to the stage's errors.jsonl and to the launcher, or where there is none to stderr."""
     message = out_of_memory.explain(error, cfg, this_rank())
@@ -59,21 +45,24 @@ def _report(cfg: RunConfig, error: Exception) -> int:
     folder = os.environ.get(ERROR_DIR)
     if folder:
         report.write(Path(folder))
+    elif user_error:
+        show_error(message)
     else:
-        print(f"molmo2: error: {message}" if user_error else report.traceback, file=sys.stderr)
+        print(report.traceback, file=sys.stderr)
     return USER_ERROR if user_error else 1
 
 
 def explained(error: Exception) -> tuple[str, bool]:
-    """One line for an error, and whether it is the user's to mend."""
-    text = str(error) or repr(error)
-    if isinstance(error, ImportError):
-        # A missing package is the user's to install, a wrong name inside ours is not.
-        if (error.name or "").split(".")[0] not in ("", "molmo2_nemo", "data_prep"):
-            return f"{error}; `molmo2 doctor` says what is missing and how to get it", True
-    elif is_user_error(error):
-        return text, True
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}", False
+    """One line for an error, and whether it is the user's to mend.
+
+    Of the system's errors only missing and forbidden files are: others, such as lost connections and file systems that
+    do not answer, may be over when a job tries again.
+    """
+    retried = isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, PermissionError))
+    message = None if retried else user_message(error)
+    if message is not None:
+        return message, True
+    return f"{type(error).__name__}: {error}" if str(error) else repr(error), False
 
 
 def main(config: str) -> int:

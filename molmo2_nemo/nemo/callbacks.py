@@ -17,6 +17,7 @@ from molmo2_nemo.errors import Preempted, UserError
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.nemo.faults import FaultGuard, agreed
 from molmo2_nemo.rundir.lines import append_line, cut_lines
+from molmo2_nemo.rundir.paths import FAULTS
 
 
 class SeedEachStep(pl.Callback):
@@ -47,7 +48,7 @@ class SkippedSteps(pl.Callback):
     """
 
     def __init__(self, folder: str) -> None:
-        self.path = Path(folder) / "faults.jsonl"
+        self.path = Path(folder) / FAULTS
         self.guard: FaultGuard | None = None
         self._loaded: str | None = None
 

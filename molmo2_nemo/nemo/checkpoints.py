@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.rundir import manifest
+from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import CheckpointConfig
 
 if not dist_ckpt_io.HAVE_MEGATRON_CORE:
@@ -90,7 +90,7 @@ class StageCheckpoints(ModelCheckpoint):
 
         def finish_with_manifest() -> None:
             """Called on all ranks when all have written, also after an asynchronous save."""
-            write_manifest(Path(ckpt_to_dir(filepath)))
+            write_checkpoint_manifest(Path(ckpt_to_dir(filepath)))
             finish()
             if trainer.is_global_zero:
                 self._thin()
@@ -99,9 +99,9 @@ class StageCheckpoints(ModelCheckpoint):
 
     def _thin(self) -> None:
         """Remove what CheckpointConfig does not keep. A kill in between leaves the mark of an unfinished checkpoint."""
-        whole = [p for p in manifest.finished(Path(self.folder)) if not manifest.faults(p)]
+        whole = [p for p in checkpoint_manifest.finished(Path(self.folder)) if not checkpoint_manifest.damage(p)]
         for path in whole[max(1, self.keep.keep_last) :]:
-            if not (self.keep.keep_every and manifest.step_of(path) % self.keep.keep_every == 0):
+            if not (self.keep.keep_every and checkpoint_manifest.step_of(path) % self.keep.keep_every == 0):
                 _remove(path)
 
 
@@ -114,9 +114,8 @@ class Resume(nl.AutoResume):
 
     def _find_trainer_ckpt_path(self) -> Path | None:
         folder = Path(str(self.resume_from_directory))
-        found = manifest.finished(folder)
-        whole = next((p for p in found if not manifest.faults(p)), None)
-        if found and whole is None:
+        whole = checkpoint_manifest.newest_whole(folder)
+        if whole is None and checkpoint_manifest.finished(folder):
             raise UserError(nothing_whole(folder))
         return whole
 
@@ -140,13 +139,13 @@ class VerifyingStrategy(nl.MegatronStrategy):
         path = path.parent if path.name == WEIGHTS_PATH else path
         sums = self.trainer.checkpoint_callback.keep.verify
         if selective_restore:
-            if manifest.read(path) is not None and (wrong := faults_together(path, sums)):
+            if checkpoint_manifest.read(path) is not None and (wrong := faults_together(path, sums)):
                 raise UserError(f"init_from={path} is damaged: {wrong[0]}; name another checkpoint")
             self.fresh_adapters = self.lightning_module.model_config.lora is not None and not has_adapters(path)
             with self.lightning_module.module.without_adapters(self.fresh_adapters):
                 return super().load_checkpoint(path, selective_restore)
         folder = path.parent
-        for candidate in _agreed(manifest.finished(folder)):
+        for candidate in _agreed(checkpoint_manifest.finished(folder)):
             wrong = faults_together(candidate, sums)
             if not wrong:
                 return super().load_checkpoint(candidate)
@@ -163,33 +162,28 @@ class VerifyingStrategy(nl.MegatronStrategy):
         super().load_model_state_dict(checkpoint, strict and not self.fresh_adapters)
 
 
-def write_manifest(checkpoint: Path) -> None:
+def write_checkpoint_manifest(checkpoint: Path) -> None:
     """Checksums of all files, each rank reading its share; rank 0 writes the list. A collective of all ranks."""
-    files = manifest.share(checkpoint, dist.get_rank(), dist.get_world_size())
+    files = checkpoint_manifest.share(checkpoint, dist.get_rank(), dist.get_world_size())
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, manifest.describe(checkpoint, files))
+    dist.all_gather_object(parts, checkpoint_manifest.describe(checkpoint, files))
     if dist.get_rank() == 0:
-        manifest.write(checkpoint, {name: entry for part in parts for name, entry in part.items()})
+        checkpoint_manifest.write(checkpoint, {name: entry for part in parts for name, entry in part.items()})
 
 
 def faults_together(checkpoint: Path, sums: bool) -> list[str]:
     """What is wrong with a checkpoint, found by all ranks together; the same answer on each."""
     size = dist.get_world_size()
     found: list[Any] = [None] * size
-    dist.all_gather_object(found, manifest.faults(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
+    dist.all_gather_object(found, checkpoint_manifest.damage(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
     return [fault for part in found for fault in part]
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The whole checkpoint of the highest step in a stage's checkpoints/ folder, by names and sizes; None if none."""
-    return next((p for p in manifest.finished(folder) if not manifest.faults(p)), None)
 
 
 def nothing_whole(folder: Path) -> str:
     """The message for a folder in which every checkpoint is damaged."""
-    found = [f"{p.name}: {wrong[0]}" for p in manifest.finished(folder) if (wrong := manifest.faults(p))]
-    told = "; ".join(found[:3]) or "all were damaged"
-    return f"no checkpoint in {folder} is whole ({told}). Remove the folder to start the stage again"
+    named = [(path.name, checkpoint_manifest.damage(path)) for path in checkpoint_manifest.finished(folder)]
+    found = "; ".join([f"{name}: {damage[0]}" for name, damage in named if damage][:3]) or "all were damaged"
+    return f"no checkpoint in {folder} is whole ({found}). Remove the folder to start the stage again"
 
 
 def not_written(error: BaseException, folder: Path) -> Exception | None:
@@ -209,7 +203,7 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
         why = str(error)
     else:
         return None
-    before = latest_checkpoint(folder)
+    before = checkpoint_manifest.newest_whole(folder)
     kept = f"{before} is whole, and the same command goes on from it" if before else "no checkpoint was written before"
     left = shutil.disk_usage(folder).free / 2**30
     return UserError(
@@ -258,7 +252,7 @@ def _agreed(paths: list[Path]) -> list[Path]:
 
 
 def _remove(checkpoint: Path) -> None:
-    mark = checkpoint.with_name(checkpoint.name + manifest.UNFINISHED)
+    mark = checkpoint.with_name(checkpoint.name + checkpoint_manifest.UNFINISHED)
     mark.touch()
     shutil.rmtree(checkpoint, ignore_errors=True)
     if not checkpoint.exists():

@@ -33,13 +33,14 @@ from molmo2_nemo.nemo.step_log import StepLog
 from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.parallel.dynamic import DynamicSettings
+from molmo2_nemo.rundir import paths
 from molmo2_nemo.settings.layout import crop_limit
 from molmo2_nemo.settings.run import RunConfig
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
     """Everything of one stage, not yet built: model, data, trainer, log and resume."""
-    folder = stage_folder(cfg)
+    folder = paths.stage_dir(cfg)
     return run.Partial(
         llm.train,
         model=model(cfg),
@@ -73,11 +74,6 @@ def dynamic_context(cfg: RunConfig) -> run.Config | None:
         sequence=parallel.sequence,
         element=2 if cfg.cluster.precision == "bf16" else 4,
     )
-
-
-def stage_folder(cfg: RunConfig) -> Path:
-    """Where a stage leaves its checkpoints, metrics and summary."""
-    return Path(cfg.output_dir) / cfg.stage.name
 
 
 def model(cfg: RunConfig) -> run.Config:
@@ -177,9 +173,9 @@ def log(cfg: RunConfig, folder: Path) -> run.Config:
     return run.Config(
         nl.NeMoLogger,
         name="",
-        explicit_log_dir=str(folder / "logs"),
-        ckpt=run.Config(StageCheckpoints, str(folder / "checkpoints"), cfg.save_every, as_config(cfg.checkpoint)),
-        tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name="tb", version="")
+        explicit_log_dir=str(folder / paths.LOGS),
+        ckpt=run.Config(StageCheckpoints, str(folder / paths.CHECKPOINTS), cfg.save_every, as_config(cfg.checkpoint)),
+        tensorboard=run.Config(TensorBoardLogger, save_dir=str(folder), name=paths.TENSORBOARD, version="")
         if cfg.log.tensorboard
         else None,
         wandb=wandb(cfg, folder),
@@ -220,7 +216,7 @@ def resume(cfg: RunConfig, folder: Path) -> run.Config:
     return run.Config(
         Resume,
         restore_config=restore,
-        resume_from_directory=str(folder / "checkpoints"),
+        resume_from_directory=str(folder / paths.CHECKPOINTS),
         resume_if_exists=True,
         resume_ignore_no_checkpoint=True,
     )

@@ -21,6 +21,7 @@ from molmo2_nemo.nemo.data import pack_data
 from molmo2_nemo.nemo.metrics.interface import FinishedStep
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.rundir.lines import append_line, cut_lines
+from molmo2_nemo.rundir.paths import METRICS
 
 # Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
 PEAK_TFLOPS = (
@@ -53,7 +54,7 @@ class StepLog(pl.Callback):
     def __init__(
         self, folder: str, stage: str, log_every: int = 1, *, max_crops: int, peak_tflops: float | None = None
     ) -> None:
-        self.path = Path(folder) / "metrics.jsonl"
+        self.path = Path(folder) / METRICS
         self.stage, self.log_every, self.max_crops = stage, log_every, max_crops
         self.peak = peak_tflops if peak_tflops is not None else known_peak()
         self.data: dict[str, dict[str, int]] = {}  # at the end: records skipped per cause, and what else was counted

@@ -18,8 +18,9 @@ from molmo2_nemo.errors import Preempted
 from molmo2_nemo.files import write_json
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.processes import quiet
+from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.attempt import alive, this_process
-from molmo2_nemo.rundir.stages import read_metrics
+from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -50,27 +51,27 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
     from molmo2_nemo.nemo.checkpoints import not_written
-    from molmo2_nemo.nemo.recipes import layout_name, stage_folder, stage_recipe
+    from molmo2_nemo.nemo.recipes import layout_name, stage_recipe
     from molmo2_nemo.nemo.step_log import StepLog
 
-    folder = stage_folder(cfg)
+    folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     attempt = {**this_process(), "layout": layout_name(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
-        write_json(folder / "attempt.json", attempt, indent=None)
-    with alive(folder / "attempt.json") if first else nullcontext():
+        write_json(folder / paths.ATTEMPT, attempt, indent=None)
+    with alive(folder / paths.ATTEMPT) if first else nullcontext():
         run_stage = fiddle.build(stage_recipe(cfg))
         trainer = run_stage.keywords["trainer"]
         try:
             run_stage()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            if (told := not_written(error, folder / "checkpoints")) is not None:
+            if (told := not_written(error, folder / paths.CHECKPOINTS)) is not None:
                 raise told from error
             raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.stopped and trainer.global_step < cfg.stage.max_steps:
         if first:
-            write_json(folder / "attempt.json", {**attempt, "left": stop.stopped}, indent=None)
+            write_json(folder / paths.ATTEMPT, {**attempt, "left": stop.stopped}, indent=None)
         raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
     metrics = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if first and not metrics.data:
@@ -87,10 +88,10 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         "tokens": tokens,
         "fill": tokens / sum(m["padded_tokens"] for m in steps),
         **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train
-        "checkpoint": f"checkpoints/step={trainer.global_step}",  # seen from the folder, which may be moved
+        "checkpoint": f"{paths.CHECKPOINTS}/step={trainer.global_step}",  # seen from the folder, which may be moved
     }
     if first:
-        write_json(folder / "summary.json", summary)
+        write_json(folder / paths.SUMMARY, summary)
     return summary
 
 

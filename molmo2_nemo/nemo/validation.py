@@ -30,6 +30,7 @@ from molmo2_nemo.nemo.callbacks import StopOnSignal
 from molmo2_nemo.nemo.faults import agreed
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.rundir.paths import VALIDATION
 from molmo2_nemo.settings.run import ValidationConfig
 
 
@@ -48,7 +49,7 @@ class Validation(pl.Callback):
 
     def __init__(self, config: ValidationConfig, data: DataConfig, folder: str, stage: str) -> None:
         self.config, self.data, self.stage = config, data, stage
-        self.path = Path(folder) / "validation.jsonl"
+        self.path = Path(folder) / VALIDATION
         self.readers: dict[str, ExampleReader] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -7,13 +7,13 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from molmo2_nemo.rundir.progress import Progress
+from molmo2_nemo.rundir.progress import StageProgress
 
 POINTS = 700  # of a curve; longer ones are averaged, so that the page stays small
 COLOURS = ("#2a6f97", "#c8553d", "#4f8a4b", "#8e6bb0", "#b98b2e", "#4aa3a2", "#a34a6f", "#5b6875", "#7a9a2e", "#d08c8c")
 
 
-def figure(draw: Callable[[Any, Sequence[Progress]], str | None], stages: Sequence[Progress]) -> str:
+def figure(draw: Callable[[Any, Sequence[StageProgress]], str | None], stages: Sequence[StageProgress]) -> str:
     """A chart as inline SVG with its caption; nothing where the run has no such figures."""
     import matplotlib
 
@@ -49,7 +49,7 @@ def figure(draw: Callable[[Any, Sequence[Progress]], str | None], stages: Sequen
     return f"<figure{kind}>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
-def offsets(stages: Sequence[Progress]) -> dict[str, int]:
+def offsets(stages: Sequence[StageProgress]) -> dict[str, int]:
     """Steps before each stage."""
     found, total = {}, 0
     for stage in stages:
@@ -58,7 +58,7 @@ def offsets(stages: Sequence[Progress]) -> dict[str, int]:
     return found
 
 
-def series(stages: Sequence[Progress], value: Callable[[dict[str, Any]], float | None]) -> list[tuple[list, list]]:
+def series(stages: Sequence[StageProgress], value: Callable[[dict[str, Any]], float | None]) -> list[tuple[list, list]]:
     """Points (steps, values) of a figure, one curve per stage; of a stage with more than POINTS steps, means."""
     curves, before = [], offsets(stages)
     for stage in stages:
@@ -71,7 +71,9 @@ def series(stages: Sequence[Progress], value: Callable[[dict[str, Any]], float |
     return curves
 
 
-def _lines(axes: Any, stages: Sequence[Progress], names: dict[str, Callable[[dict[str, Any]], float | None]]) -> bool:
+def _lines(
+    axes: Any, stages: Sequence[StageProgress], names: dict[str, Callable[[dict[str, Any]], float | None]]
+) -> bool:
     """A curve for each name, the same colour in all stages; False where none has a point."""
     drawn = False
     for index, (name, value) in enumerate(names.items()):
@@ -84,7 +86,7 @@ def _lines(axes: Any, stages: Sequence[Progress], names: dict[str, Callable[[dic
     return drawn
 
 
-def _loss(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _loss(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if not _lines(axes, stages, {"training": lambda m: m.get("loss")}):
         return None
     names, before = sorted({name for s in stages for line in s.validation for name in line["losses"]}), offsets(stages)
@@ -99,7 +101,7 @@ def _loss(axes: Any, stages: Sequence[Progress]) -> str | None:
     return "Loss: weighted cross entropy and z-loss of each step" + ("; dots: held-out data sets." if names else ".")
 
 
-def _tasks(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _tasks(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     names = sorted({name for s in stages for m in s.steps for name in m.get("tasks", {})})
     if len(names) < 2:
         return None
@@ -107,7 +109,7 @@ def _tasks(axes: Any, stages: Sequence[Progress]) -> str | None:
     return "Loss by task."
 
 
-def _norms(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _norms(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     groups = ("vit", "connector", "llm")
     if not _lines(axes, stages, {g: lambda m, g=g: m.get(f"grad_norm_{g}") or None for g in groups}):  # type: ignore
         return None
@@ -115,7 +117,7 @@ def _norms(axes: Any, stages: Sequence[Progress]) -> str | None:
     return "Gradient norm of each group, before clipping."
 
 
-def _learning_rates(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _learning_rates(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     groups = ("vit", "connector", "llm")
     if not _lines(axes, stages, {g: lambda m, g=g: m.get(f"lr_{g}") or None for g in groups}):  # type: ignore
         return None
@@ -123,27 +125,27 @@ def _learning_rates(axes: Any, stages: Sequence[Progress]) -> str | None:
     return "Learning rate of each group."
 
 
-def _speed(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _speed(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     _lines(axes, stages, {"tokens/s": lambda m: m["tokens_per_second"]})
     axes.set_ylim(bottom=0)
     return "Tokens per second, padding not counted."
 
 
-def _mfu(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _mfu(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if not _lines(axes, stages, {"MFU": lambda m: 100 * m["mfu"] if "mfu" in m else None}):
         return None
     axes.set_ylim(bottom=0)
     return "Model FLOPs utilisation in percent; attention counted by the pairs its mask allows."
 
 
-def _fill(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _fill(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     both = {"tokens": lambda m: 100 * m["fill"], "crops": lambda m: 100 * m["crop_fill"] if "crop_fill" in m else None}
     _lines(axes, stages, both)
     axes.set_ylim(0, 103)
     return "Fill of the packs in percent of their two budgets."
 
 
-def _times(axes: Any, stages: Sequence[Progress]) -> str | None:
+def _times(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     _lines(axes, stages, {"step": lambda m: m["seconds"], "waiting for data": lambda m: m.get("wait")})
     axes.set_ylim(bottom=0)
     return "Seconds of a step, and those of them that it waited for data."
@@ -152,7 +154,7 @@ def _times(axes: Any, stages: Sequence[Progress]) -> str | None:
 CHARTS = (_loss, _tasks, _norms, _learning_rates, _speed, _mfu, _fill, _times)
 
 
-def _stage_marks(axes: Any, stages: Sequence[Progress]) -> None:
+def _stage_marks(axes: Any, stages: Sequence[StageProgress]) -> None:
     if len(stages) < 2:
         return
     before = offsets(stages)

@@ -10,7 +10,7 @@ from typing import Any
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.preview.curves import CHARTS, figure
-from molmo2_nemo.rundir.progress import Progress, duration
+from molmo2_nemo.rundir.progress import StageProgress, duration
 from molmo2_nemo.settings.schema import to_yaml
 
 STYLE = """
@@ -37,7 +37,7 @@ pre { font: 12px/1.45 ui-monospace, monospace; background: #f5f6f8; padding: 10p
 """
 
 
-def page(stages: Sequence[Progress], title: str) -> str:
+def page(stages: Sequence[StageProgress], title: str) -> str:
     """The whole page.
 
     Raises:
@@ -65,7 +65,7 @@ def page(stages: Sequence[Progress], title: str) -> str:
     )
 
 
-def table(stages: Sequence[Progress]) -> str:
+def table(stages: Sequence[StageProgress]) -> str:
     """One row per stage."""
     columns = ("stage", "state", "layout", "steps", "first loss", "last loss", "tokens", "time", "tokens/s", "MFU",
                "fill", "crops")  # fmt: skip
@@ -95,7 +95,7 @@ def table(stages: Sequence[Progress]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def incidents(stages: Sequence[Progress]) -> str:
+def incidents(stages: Sequence[StageProgress]) -> str:
     """Skipped steps, skipped records, errors."""
     rows = []
     for stage in stages:
@@ -122,7 +122,7 @@ def _big(count: float) -> str:
     return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count:,}"
 
 
-def _when(stages: Sequence[Progress]) -> str:
+def _when(stages: Sequence[StageProgress]) -> str:
     times = [m["time"] for s in stages for m in s.steps if "time" in m]
     if not times:
         return "undated"

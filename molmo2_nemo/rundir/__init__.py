@@ -1,1 +1,1 @@
-"""The contract of a run's folder: what lies where, how it is written and read. No torch here."""
+"""The contract of a run's folder: what lies where (paths.py), how it is written and read. No torch here."""

@@ -1,7 +1,8 @@
-"""attempt.json of a stage: when and where its last attempt began, and that it is alive. No torch here.
+"""An attempt at a stage: attempt.json says when and where the last one began and that it is alive, errors.jsonl why
+attempts failed.
 
-A thread touches the file while the attempt lasts, so that a machine which cannot ask for the process sees that a run is
-there while no step ends: compiling, saving, validating.
+A thread touches attempt.json while the attempt lasts, so that a machine which cannot ask for the process sees that a
+run is there while no step ends: compiling, saving, validating.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.processes import process_start
+from molmo2_nemo.rundir.lines import append_line
+from molmo2_nemo.rundir.paths import ERRORS
 
 BEAT = 20.0  # seconds between two touches
 
@@ -45,3 +48,12 @@ def alive(path: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def note_error(folder: Path, report: dict[str, Any]) -> None:
+    """Adds a report to the errors.jsonl of the stage in `folder`, for `molmo2 status`; a full disk must not hide the
+    error itself."""
+    try:
+        append_line(folder / ERRORS, report)
+    except OSError:
+        pass

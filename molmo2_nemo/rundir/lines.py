@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.files import write_text
+from molmo2_nemo.rundir.paths import METRICS
 
 RENAMED = {  # file -> old key of its lines -> the one they have
-    "metrics.jsonl": {"slots": "padded_tokens"},
+    METRICS: {"slots": "padded_tokens"},
 }
 
 
@@ -38,8 +39,23 @@ def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, 
     return found
 
 
+def read_metrics(folder: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
+    """One dictionary per logged step of the stage in `folder`, in order; of a step that was run again after a crash,
+    its last line.
+
+    Args:
+        needed: keys that a line must have besides the step, with the type of their values; others are left out.
+    """
+    steps = {line["step"]: line for line in read_lines(folder / METRICS, step=int, **needed)}
+    return [steps[step] for step in sorted(steps)]
+
+
 def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line, on a line of its own whatever stands before it; in one write, as processes may share a file."""
+    """Add a line, on a line of its own whatever stands before it; in one write, as processes may share a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with path.open("ab+", buffering=0) as file:
         end = file.seek(0, 2)
         file.seek(max(0, end - 1))
@@ -48,7 +64,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Drop lines of later steps, which a resumed run will write again."""
+    """Drop lines of later steps, which a resumed run will write again. Those that stay get the keys of today."""
     if path.exists():
         kept = (line for line in read_lines(path, step=int) if line["step"] <= step)
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

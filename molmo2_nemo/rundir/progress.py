@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.launch.slurm.jobs import Job, read_jobs
 from molmo2_nemo.processes import process_start
-from molmo2_nemo.rundir import manifest
-from molmo2_nemo.rundir.lines import read_lines
-from molmo2_nemo.rundir.stages import read_metrics, summary
+from molmo2_nemo.rundir import checkpoint_manifest, paths
+from molmo2_nemo.rundir.config_file import read_config
+from molmo2_nemo.rundir.jobs import Job, read_jobs
+from molmo2_nemo.rundir.lines import read_lines, read_metrics
+from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.rundir.verdicts import read_verdicts
 from molmo2_nemo.settings.compose import STAGES
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import load_yaml
 
 State = Literal["waiting", "starting", "running", "stopped", "failed", "finished"]
 
@@ -28,7 +28,7 @@ QUIET = 180.0  # seconds without a sign of life after which a run on another mac
 
 
 @dataclass
-class Progress:
+class StageProgress:
     """One stage: what its files say now."""
 
     name: str
@@ -91,7 +91,7 @@ class Progress:
         return statistics.fmean(p for p in paces if p <= longest) * max(0, self.max_steps - self.step)
 
 
-def read_run(path: str | Path, now: float | None = None) -> list[Progress]:
+def read_run(path: str | Path, now: float | None = None) -> list[StageProgress]:
     """The stages of a run's folder, or the one stage at `path`, in the order they run.
 
     Args:
@@ -104,12 +104,12 @@ def read_run(path: str | Path, now: float | None = None) -> list[Progress]:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; name the output_dir of a run, or a stage inside it")
     now = time.time() if now is None else now
-    if (path / "config.yaml").is_file():
+    if (path / paths.CONFIG).is_file():
         stage = read_stage(path, now)
-        stage.job = read_jobs(path.parent / "slurm").get(stage.name)
+        stage.job = read_jobs(path.parent / paths.SLURM).get(stage.name)
         return [stage]
-    found = [p.parent for p in path.glob("*/config.yaml")]
-    jobs = read_jobs(path / "slurm")
+    found = [p.parent for p in path.glob(f"*/{paths.CONFIG}")]
+    jobs = read_jobs(path / paths.SLURM)
     if not found and not jobs:
         raise UserError(
             f"{path}: no stage with a config.yaml in it; name the output_dir of a run, or a stage inside it"
@@ -123,26 +123,26 @@ def read_run(path: str | Path, now: float | None = None) -> list[Progress]:
     return stages
 
 
-def read_stage(folder: Path, now: float) -> Progress:
+def read_stage(folder: Path, now: float) -> StageProgress:
     """One stage's files; whatever is not there yet is left empty."""
-    stage = Progress(folder.name, folder)
-    if not (folder / "config.yaml").is_file():
+    stage = StageProgress(folder.name, folder)
+    stage.config = read_config(folder / paths.CONFIG)
+    if stage.config is None:
         return stage
-    stage.config = load_yaml(folder / "config.yaml")
     number = (int, float)
     stage.steps = read_metrics(folder, seconds=number, tokens=number)
-    stage.validation = read_lines(folder / "validation.jsonl", step=int, losses=dict)
-    stage.faults = read_lines(folder / "faults.jsonl", step=int, fault=str)
-    errors = [*read_lines(folder / "errors.jsonl", time=number, message=str), *read_verdicts(folder)]
+    stage.validation = read_lines(folder / paths.VALIDATION, step=int, losses=dict)
+    stage.faults = read_lines(folder / paths.FAULTS, step=int, fault=str)
+    errors = [*read_lines(folder / paths.ERRORS, time=number, message=str), *read_verdicts(folder)]
     stage.errors = sorted(errors, key=lambda e: e["time"])
-    stage.attempt = next(iter(read_lines(folder / "attempt.json", time=number, pid=int)), {})
-    stage.summary = summary(folder)
-    stage.checkpoint = next((p for p in manifest.finished(folder / "checkpoints") if not manifest.faults(p)), None)
+    stage.attempt = next(iter(read_lines(folder / paths.ATTEMPT, time=number, pid=int)), {})
+    stage.summary = read_summary(folder)
+    stage.checkpoint = checkpoint_manifest.newest_whole(folder / paths.CHECKPOINTS)
     stage.state = _state(stage, now)
     return stage
 
 
-def _state(stage: Progress, now: float) -> State:
+def _state(stage: StageProgress, now: float) -> State:
     if stage.summary is not None:
         return "finished"
     if stage.last_error is not None:
@@ -157,7 +157,7 @@ def _state(stage: Progress, now: float) -> State:
     return "running" if stepped else "starting"
 
 
-def _alive(stage: Progress, now: float) -> bool:
+def _alive(stage: StageProgress, now: float) -> bool:
     """Whether the last attempt's first process is there: on its own machine by its id, elsewhere by the sign of life
     that it gives while it saves, validates or compiles, too (rundir/attempt.py)."""
     attempt = stage.attempt
@@ -169,7 +169,7 @@ def _alive(stage: Progress, now: float) -> bool:
         except OSError:
             pass  # somebody else's process: it is there
         return attempt.get("started") in (None, process_start(attempt["pid"]))
-    last = max([(stage.folder / "attempt.json").stat().st_mtime, *(m["time"] for m in stage.steps[-1:] if "time" in m)])
+    last = max([(stage.folder / paths.ATTEMPT).stat().st_mtime, *(m["time"] for m in stage.steps[-1:] if "time" in m)])
     return now - last < QUIET
 
 

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.rundir.paths import SLURM
+
 HOW = ("failed", "user_error")
 
 
@@ -20,7 +22,7 @@ def read_verdicts(stage: Path) -> list[dict[str, Any]]:
     Args:
         stage: the stage's folder, `<output_dir>/<stage>`.
     """
-    found = (_read(path) for path in sorted((stage.parent / "slurm" / stage.name).glob("attempt-*/verdict")))
+    found = (_read(path) for path in sorted((stage.parent / SLURM / stage.name).glob("attempt-*/verdict")))
     return [verdict for verdict in found if verdict is not None]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from molmo2_nemo.data.phases import find_problems as phase_problems
-from molmo2_nemo.data.phases import phases
+from molmo2_nemo.data.phases import phase_problems, phases
 from molmo2_nemo.data.sampling import is_missing, present, weights
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import DataError, UserError, blocking_file, nearest
@@ -19,24 +18,23 @@ from molmo2_nemo.model.config import (
     preset,
     with_options,
 )
-from molmo2_nemo.rundir.stages import run_of_checkpoint
 from molmo2_nemo.settings.layout import context_problems
 from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import load_yaml
 
 
-def check(cfg: RunConfig, processes: int | None = None, files: bool = True) -> None:
+def check(cfg: RunConfig, processes: int | None = None, files: bool = True, more: Iterable[str] = ()) -> None:
     """Raises one error that lists everything wrong with the run.
 
     Args:
         processes: how many there are, where that is already known (inside a torchrun or Slurm job).
         files: look at shards and checkpoints too; not where the run will see another file system.
+        more: further problems, which the caller has found.
 
     Raises:
         UserError: each line says what was seen, what was expected, what to change.
     """
-    problems = list(find_problems(cfg, processes, files))
+    problems = [*find_problems(cfg, processes, files), *more]
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
@@ -44,7 +42,7 @@ def check(cfg: RunConfig, processes: int | None = None, files: bool = True) -> N
 
 
 def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = True) -> Iterator[str]:
-    """Every problem that the configuration, the shards' manifests and the starting checkpoint show."""
+    """Every problem that the configuration, the shards' manifests and the file system show."""
     model = None
     if cfg.model.preset in PRESETS:
         model = preset(cfg.model.preset)
@@ -105,7 +103,7 @@ def _running(cfg: RunConfig) -> Iterator[str]:
     """Checkpoints, faults and logging."""
     keep, faults = cfg.checkpoint, cfg.faults
     if keep.keep_last < 1:
-        yield f"checkpoint.keep_last={keep.keep_last}: must be at least 1; a run goes on from its last checkpoint"
+        yield f"checkpoint.keep_last={keep.keep_last}: must be at least 1; a run resumes from its last checkpoint"
     if keep.keep_every is not None and (keep.keep_every < 1 or keep.keep_every % max(1, cfg.save_every)):
         yield (
             f"checkpoint.keep_every={keep.keep_every}: must be a multiple of save_every={cfg.save_every}; no "
@@ -304,17 +302,3 @@ def _start(cfg: RunConfig) -> Iterator[str]:
         return
     if not any(start.iterdir()):
         yield f"init_from={start}: the folder is empty, not a checkpoint"
-        return
-    run = run_of_checkpoint(start)
-    if run is None:
-        return
-    try:
-        saved = load_yaml(run / "config.yaml").model.preset
-    except UserError as error:
-        yield f"init_from={start}: {error}"
-        return
-    if saved != cfg.model.preset:
-        yield (
-            f"init_from={start} is a checkpoint of model {saved!r}, but model.preset={cfg.model.preset}; "
-            f"use model={saved} or another checkpoint"
-        )

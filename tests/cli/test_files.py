@@ -218,7 +218,8 @@ def test_a_fault_of_ours_is_raised_with_its_traceback(monkeypatch):
     for error in (KeyError("x"), ValueError("from a library"), OSError(errno.EBADF, "Bad file descriptor")):
         with pytest.raises(type(error)):
             fails(error)
-    for error in (OSError(errno.EROFS, "Read-only file system", "a"), ConnectionResetError(errno.ECONNRESET, "Reset")):
+    system = (OSError(errno.EROFS, "Read-only file system", "a"), ConnectionResetError(errno.ECONNRESET, "Reset"))
+    for error in (UserError("a"), *system, ModuleNotFoundError("No module named 'lhotse'", name="lhotse")):
         assert fails(error) == 2
 
 

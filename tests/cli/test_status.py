@@ -16,12 +16,13 @@ import pytest
 
 from molmo2_nemo.cli import main as command
 from molmo2_nemo.errors import USER_ERROR, UserError
-from molmo2_nemo.rundir import manifest
+from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lines import append_line as append
 from molmo2_nemo.rundir.lines import cut_lines
-from molmo2_nemo.rundir.progress import Progress, duration, read_run, read_stage
-from molmo2_nemo.rundir.stages import resolve_checkpoint, write_config
+from molmo2_nemo.rundir.progress import StageProgress, duration, read_run, read_stage
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings.compose import compose
 
 NOW = 1_000_000.0
@@ -54,7 +55,7 @@ def checkpoint(place, step):
     folder = place / "checkpoints" / f"step={step}"
     (folder / "weights").mkdir(parents=True)
     (folder / "weights" / "a.distcp").write_bytes(b"x" * step)
-    manifest.write(folder, manifest.describe(folder, manifest.share(folder, 0, 1)))
+    checkpoint_manifest.write(folder, checkpoint_manifest.describe(folder, checkpoint_manifest.share(folder, 0, 1)))
     return folder
 
 
@@ -180,7 +181,7 @@ def test_figures(tmp_path):
     assert found.rate("tokens", "seconds") == pytest.approx(100) and found.rate("mfu") == pytest.approx(0.31)
     assert found.seconds_left() == pytest.approx(60 * 10.0)
     assert found.checkpoint == kept
-    assert Progress("x", tmp_path).seconds_left() is None
+    assert StageProgress("x", tmp_path).seconds_left() is None
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from molmo2_nemo.convert import export_checkpoint, import_checkpoint
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import canonical_shapes
 from molmo2_nemo.model.config import LoraConfig, preset, with_options
-from molmo2_nemo.rundir.stages import resolve_checkpoint
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings.schema import to_yaml
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 

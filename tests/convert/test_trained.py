@@ -13,7 +13,7 @@ from molmo2_nemo.convert import export_checkpoint, import_checkpoint, init_check
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, Format, canonical_shapes
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.rundir.stages import resolve_checkpoint
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from tests.convert.test_checkpoints import load, make_source
 from tests.convert.test_names import family
 from tests.support.packs import demo_packs, tiny_run, train_on_packs

@@ -9,7 +9,7 @@ import pytest
 
 from molmo2_nemo.data.config import DataConfig, PackingConfig, PhaseConfig, SourceConfig
 from molmo2_nemo.data.loader import PackStream
-from molmo2_nemo.data.phases import find_problems, phases
+from molmo2_nemo.data.phases import phase_problems, phases
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.errors import DataError
 from tests.data.test_loader import IM, FakeBuilder, records, same, take, used
@@ -99,6 +99,6 @@ def test_phases_change_budgets_and_frames_only(config):
 )
 def test_bad_progression(config, progression, message):
     bad = replace(config, progression=progression)
-    assert len(list(find_problems(bad))) == 1
+    assert len(list(phase_problems(bad))) == 1
     with pytest.raises(DataError, match=message):
         stream(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -13,7 +14,11 @@ import pytest
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
 from molmo2_nemo.launch import local, reports, worker
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.rundir.stages import only_run, read_metrics, refuse_other_run, resolve_checkpoint, write_config
+from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.lines import read_metrics
+from molmo2_nemo.rundir.lock import only_run
+from molmo2_nemo.rundir.resume import refuse_other_run
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.run import RunConfig
 
@@ -62,6 +67,23 @@ def test_a_value_error_inside_a_library_is_not_the_users(run_worker):
 
     code, report = run_worker(lambda _: np.zeros(3).reshape(2))
     assert code == 1 and not report["user_error"]
+
+
+def test_a_value_error_of_this_package_is_not_the_users_either(run_worker):
+    code, report = run_worker(lambda _: raise_(ValueError("x")))
+    assert code == 1 and not report["user_error"] and report["message"] == "ValueError: x"
+
+
+def test_missing_files_are_the_users_and_lost_connections_are_not(run_worker, tmp_path):
+    code, report = run_worker(lambda _: (tmp_path / "absent").read_text())
+    assert code == USER_ERROR and report["message"] == f"{tmp_path}/absent: No such file or directory"
+    code, report = run_worker(lambda _: raise_(ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")))
+    assert code == 1 and not report["user_error"] and report["message"].startswith("ConnectionResetError: ")
+
+
+def test_a_wrong_import_of_ours_is_no_missing_package(run_worker):
+    code, report = run_worker(lambda _: __import__("molmo2_nemo.no_such_module"))
+    assert code == 1 and not report["user_error"] and "doctor" not in report["message"]
 
 
 def test_interrupted_and_success(run_worker):
@@ -200,7 +222,7 @@ def test_without_a_checkpoint_anything_goes(tmp_path, capsys):
     (tmp_path / "sft" / "checkpoints" / "step=3-unfinished").unlink()
     refuse_other_run(composed("stage.max_steps=80", "init_from=elsewhere"))
     said = capsys.readouterr().out
-    assert "init_from=elsewhere is not read: sft goes on from" in said and "stage.max_steps was 8, is now 80" in said
+    assert "init_from=elsewhere is not read: sft resumes from" in said and "stage.max_steps was 8, is now 80" in said
 
 
 def test_the_line_for_several_nodes_is_whole(tmp_path):

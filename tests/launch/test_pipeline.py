@@ -8,7 +8,8 @@ import pytest
 
 from molmo2_nemo.errors import INTERRUPTED, UserError
 from molmo2_nemo.launch.pipeline import compose_stages, describe_layout, run_stages
-from molmo2_nemo.rundir.stages import stage_dir, write_config
+from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.compose import STAGES
 
 

@@ -15,8 +15,9 @@ from typing import Any
 from molmo2_nemo.errors import PREEMPTED, UserError
 from molmo2_nemo.launch import local, reports
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
+from molmo2_nemo.rundir.lock import only_run
+from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.progress import read_run
-from molmo2_nemo.rundir.stages import only_run, stage_dir
 from molmo2_nemo.settings.run import RunConfig
 
 LOST = "RuntimeError: connection reset by peer"
@@ -170,7 +171,7 @@ def test_a_job_waits_for_the_folder_and_is_tried_again(monkeypatch, tmp_path, ca
     cfg, attempt = in_job(monkeypatch, tmp_path, lambda _: 0)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(local, "LOCK_WAIT", 0.2)
-    monkeypatch.setattr("molmo2_nemo.rundir.stages.LOCK_POLL", 0.05)
+    monkeypatch.setattr("molmo2_nemo.rundir.lock.LOCK_POLL", 0.05)
     with only_run(stage_dir(cfg)):
         assert local.launch(cfg) == 1
     assert (attempt / "outcome").read_text().startswith("failed\nanother run is at work in")

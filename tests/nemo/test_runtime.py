@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data.config import SourceConfig
-from molmo2_nemo.rundir import manifest
+from molmo2_nemo.rundir import checkpoint_manifest
 from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 
 TRACED = ("step", "loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm", "lr_llm", "tasks", "tokens")
@@ -124,7 +124,10 @@ def test_log(whole):
 
 def test_which_checkpoints_stay(whole):
     assert saved(whole[0]) == ["step=4", "step=6"]
-    assert all(manifest.faults(p, sums=True) == [] for p in manifest.finished(whole[0] / "sft" / "checkpoints"))
+    assert all(
+        checkpoint_manifest.damage(p, sums=True) == []
+        for p in checkpoint_manifest.finished(whole[0] / "sft" / "checkpoints")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def test_damaged_checkpoint_and_full_disk(workers, packs, whole):
     data = bytearray(victim.read_bytes())
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
-    assert manifest.faults(newest) == [] and manifest.faults(newest, sums=True) != []
+    assert checkpoint_manifest.damage(newest) == [] and checkpoint_manifest.damage(newest, sums=True) != []
     assert workers.run(live, cfg, packs, ranks=2, fit=True) == [("", "")] * 2
     assert traced(folder) == before
     assert saved(folder) == ["damaged-step=6", "step=4", "step=6"]
@@ -185,8 +188,8 @@ def test_damaged_checkpoint_and_full_disk(workers, packs, whole):
     assert "UserError" in [name for name, _ in ended]
     text = next(text for name, text in ended if name == "UserError")
     assert "could not be written" in text and "GiB left" in text and "step=6 is whole" in text
-    found = manifest.finished(folder / "sft" / "checkpoints")
-    assert [p.name for p in found] == ["step=6", "step=4"] and manifest.faults(found[0], sums=True) == []
+    found = checkpoint_manifest.finished(folder / "sft" / "checkpoints")
+    assert [p.name for p in found] == ["step=6", "step=4"] and checkpoint_manifest.damage(found[0], sums=True) == []
 
 
 def thrice(cfg: Any) -> tuple[str, str, str]:

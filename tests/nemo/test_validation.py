@@ -64,7 +64,7 @@ def test_validation_scores_examples_and_leaves_training_alone(workers, shards, t
 @pytest.fixture(scope="module")
 def learned(workers, shards, tmp_path_factory):
     """Three steps with validation after each, and their metrics."""
-    from molmo2_nemo.rundir.stages import write_config
+    from molmo2_nemo.rundir.config_file import write_config
 
     folder = tmp_path_factory.mktemp("learned")
     cfg = learning_run(folder, shards)

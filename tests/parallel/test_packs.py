@@ -167,9 +167,9 @@ def test_a_failing_reader_ends_every_rank(workers, shards, when, message):
 def trained(folder: Path, out: Path, share: bool, parallel: dict[str, int]):
     """Metrics of a real run on the demo's shards, and the records this rank read."""
     from molmo2_nemo.data.config import DataConfig
-    from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
-    from molmo2_nemo.rundir.stages import read_metrics
+    from molmo2_nemo.rundir.lines import read_metrics
+    from molmo2_nemo.rundir.paths import stage_dir
 
     cfg = tiny_run(out, 3, **parallel)
     data: DataConfig = demo_data(folder)
@@ -181,7 +181,7 @@ def trained(folder: Path, out: Path, share: bool, parallel: dict[str, int]):
     finally:
         undo()
     assert summary["counts"]["examples"] > 0 and summary["skipped"] == {}
-    return read_metrics(stage_folder(cfg)), len(reads)
+    return read_metrics(stage_dir(cfg)), len(reads)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

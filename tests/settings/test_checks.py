@@ -14,7 +14,6 @@ from molmo2_nemo.settings import ranges
 from molmo2_nemo.settings.checks import check, file_problems, find_problems, wanted_processes
 from molmo2_nemo.settings.compose import STAGES, compose
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import to_yaml
 
 
 def tiny(shards, *overrides, stage="sft"):
@@ -230,15 +229,6 @@ def test_a_cut_shard_is_named(shards, tmp_path):
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     problems = list(find_problems(tiny(tmp_path)))
     assert len(problems) == 1 and shard.name in problems[0]
-
-
-def test_a_checkpoint_of_another_model(shards, tmp_path):
-    checkpoint = tmp_path / "sft" / "checkpoints" / "step=9-last"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "weights").mkdir()
-    (tmp_path / "sft" / "config.yaml").write_text(to_yaml(compose(["recipe=8b", "stage=sft"])))
-    problems = list(find_problems(tiny(shards, f"init_from='{checkpoint}'")))
-    assert len(problems) == 1 and "checkpoint of model '8b'" in problems[0]
 
 
 def test_processes():

@@ -106,9 +106,9 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
 
     from molmo2_nemo.data import loader
     from molmo2_nemo.nemo import data
-    from molmo2_nemo.nemo.recipes import stage_folder
     from molmo2_nemo.nemo.train import train
-    from molmo2_nemo.rundir.stages import read_metrics
+    from molmo2_nemo.rundir.lines import read_metrics
+    from molmo2_nemo.rundir.paths import stage_dir
 
     def dataloader(self: Any) -> FixedPacks:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
@@ -126,14 +126,14 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
             train(cfg)
         finally:
             loader.PackStream = original_stream
-        return read_metrics(stage_folder(cfg))
+        return read_metrics(stage_dir(cfg))
     original = data.PackDataModule.train_dataloader
     data.PackDataModule.train_dataloader = dataloader
     try:
         train(cfg)
     finally:
         data.PackDataModule.train_dataloader = original
-    return read_metrics(stage_folder(cfg))
+    return read_metrics(stage_dir(cfg))
 
 
 def random_mask_data(rng: np.random.Generator, packs: int, size: int) -> dict[str, np.ndarray]:

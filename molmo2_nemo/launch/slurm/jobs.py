@@ -8,19 +8,21 @@ every cluster has, only adds how an old job ended.
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.launch.slurm.login import Login
 from molmo2_nemo.launch.slurm.script import StageJob, script
-from molmo2_nemo.rundir.stages import FREE, changed_settings, only_run, refuse_other_run, stage_dir
+from molmo2_nemo.launch.start import start_problems
+from molmo2_nemo.rundir.jobs import Job, jobs_text, read_jobs
+from molmo2_nemo.rundir.lock import only_run
+from molmo2_nemo.rundir.paths import JOBS, slurm_dir, stage_dir
+from molmo2_nemo.rundir.resume import FREE, changed_settings, refuse_other_run
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import to_yaml
@@ -37,36 +39,6 @@ GONE = (
     "BOOT_FAIL",
 )
 HOPELESS = "DependencyNeverSatisfied"
-
-
-@dataclass
-class Job:
-    """The last job submitted for a stage."""
-
-    id: str
-    name: str
-    after: str | None  # id of the job it waits for
-    submitted: float  # seconds since the epoch
-    log: str  # pattern of its tasks' output; %j is the id
-
-
-def jobs_folder(cfg: RunConfig) -> Path:
-    return Path(cfg.output_dir) / "slurm"
-
-
-def read_jobs(folder: Any) -> dict[str, Job]:
-    """The stages' last jobs as noted in `folder` (a run's `slurm/`); empty when there are none.
-
-    Raises:
-        UserError: jobs.json is damaged.
-    """
-    path = folder / "jobs.json"
-    if not path.is_file():
-        return {}
-    try:
-        return {stage: Job(**values) for stage, values in json.loads(read_text(path)).items()}
-    except (json.JSONDecodeError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); see `squeue --me` for what runs, then remove it") from None
 
 
 @contextmanager
@@ -87,7 +59,7 @@ def login_of(configs: Sequence[RunConfig]) -> Iterator[Login]:
             raise UserError(
                 "over ssh, output_dir and cluster.slurm.workdir must be absolute paths of the cluster's file system"
             )
-    login = Login(slurm, jobs_folder(configs[0]))
+    login = Login(slurm, slurm_dir(configs[0]))
     try:
         yield login
     finally:
@@ -109,8 +81,9 @@ def submit(
     """
     to_run = [cfg for cfg, result in zip(configs, done, strict=True) if result is None]
     for cfg in to_run:
-        checks.check(cfg, files=_sees_files(cfg) and not dry_run)
-    folder = jobs_folder(configs[0])
+        files = _sees_files(cfg) and not dry_run
+        checks.check(cfg, files=files, more=start_problems(cfg) if files else ())
+    folder = slurm_dir(configs[0])
     if dry_run:
         lacking = _lacking(to_run)  # now: the later stages' starts are filled in next
         code = _submit(configs, done, login, dry_run=True)
@@ -124,7 +97,7 @@ def submit(
 
 
 def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, dry_run: bool) -> int:
-    folder = jobs_folder(configs[0])
+    folder = slurm_dir(configs[0])
     jobs = read_jobs(login.path(folder))
     waits_for: str | None = None
     for number, cfg in enumerate(configs):
@@ -152,7 +125,7 @@ def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, 
             print(f"# {place}\n{script(job, login, waits_for or _placeholder(configs, done, number))}\n", flush=True)
             continue
         known = jobs[cfg.stage.name] = _sbatch(job, cfg, login, waits_for)
-        login.write(folder / "jobs.json", json.dumps({k: asdict(v) for k, v in jobs.items()}, indent=1) + "\n")
+        login.write(folder / JOBS, jobs_text(jobs))
         after = f", after job {waits_for}" if waits_for else ""
         print(f"{place}: job {known.id} submitted{after}; log {known.log.replace('%j', known.id)}", flush=True)
         waits_for = known.id
@@ -178,7 +151,7 @@ def _sbatch(job: StageJob, cfg: RunConfig, login: Login, after: str | None) -> J
 
 def stage_job(cfg: RunConfig) -> StageJob:
     """What the script of this stage is made of."""
-    folder = jobs_folder(cfg)
+    folder = slurm_dir(cfg)
     assert cfg.cluster.slurm.workdir is not None
     count, nodes = checks.wanted_processes(cfg), cfg.cluster.nodes
     if count % nodes:
@@ -206,7 +179,7 @@ def _lacking(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
     """What a job could not start without, each with the stages that lack it."""
     found: dict[str, list[str]] = {}
     for cfg in configs:
-        for problem in checks.file_problems(cfg) if _sees_files(cfg) else ():
+        for problem in (*checks.file_problems(cfg), *start_problems(cfg)) if _sees_files(cfg) else ():
             found.setdefault(problem, []).append(cfg.stage.name)
     return found
 
@@ -250,7 +223,7 @@ def _still_good(job: Job, state: str, reason: str, waits_for: str | None) -> boo
 
 
 def _refuse_changes(cfg: RunConfig, job: Job, login: Login) -> None:
-    path = login.path(jobs_folder(cfg) / f"{cfg.stage.name}.yaml")
+    path = login.path(slurm_dir(cfg) / f"{cfg.stage.name}.yaml")
     changes = changed_settings(cfg, path, FREE)
     if changes:
         raise UserError(

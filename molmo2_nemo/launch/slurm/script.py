@@ -33,7 +33,7 @@ LOST = "|".join(
 TRAP = f"""
 unset SLURM_UNBUFFEREDIO  # NeMo-Run's: it gives tasks a terminal, and logs are then full of progress bars
 export {ATTEMPT_DIR}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
-molmo2_finished() {{  # as `summary` in rundir/stages.py has it: as many steps are done as were asked for
+molmo2_finished() {{  # as `read_summary` in rundir/summary.py has it: as many steps are done as were asked for
     local steps
     steps=$(sed -n 's/^ *"steps": \\([0-9]*\\),*$/\\1/p' "$molmo2_stage/summary.json" 2> /dev/null)
     [ "${{steps:-0}}" -ge "$molmo2_steps" ]

@@ -16,10 +16,11 @@ from molmo2_nemo.errors import USER_ERROR, UserError
 from molmo2_nemo.files import write_json
 from molmo2_nemo.launch.pipeline import compose_stages
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
-from molmo2_nemo.launch.slurm.jobs import Job, alive, login_of, read_jobs, stage_job
+from molmo2_nemo.launch.slurm.jobs import alive, login_of, stage_job
 from molmo2_nemo.launch.slurm.script import TRAP, script
+from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.jobs import Job, read_jobs
 from molmo2_nemo.rundir.progress import read_stage
-from molmo2_nemo.rundir.stages import write_config
 from molmo2_nemo.rundir.verdicts import read_verdicts
 from molmo2_nemo.settings.compose import compose
 

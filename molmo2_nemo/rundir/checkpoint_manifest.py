@@ -1,7 +1,8 @@
-"""The list of a checkpoint's files with sizes and checksums, written last; and what it says of a checkpoint later.
+"""manifest.json of a checkpoint: its files with sizes and checksums, written last; and what it says of the checkpoint
+later. (The manifest of a data set is another: data/manifest.py.)
 
-A checkpoint is whole if its folder has a manifest and no mark of an unfinished one beside it. No torch here: `molmo2
-status` reads these folders while a run writes them.
+A checkpoint is whole if its folder has a manifest and no mark of an unfinished one beside it. `molmo2 status` reads
+these folders while a run writes them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ def finished(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
+def newest_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a stage's checkpoints/ folder, by names and sizes; None where there is none."""
+    return next((path for path in finished(folder) if not damage(path)), None)
+
+
 def share(checkpoint: Path, rank: int, size: int) -> list[Path]:
     """Files of the checkpoint that process `rank` of `size` answers for, about equal in bytes."""
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST)
@@ -64,7 +70,7 @@ def read(checkpoint: Path) -> dict[str, list[Any]] | None:
         return None
 
 
-def faults(checkpoint: Path, *, sums: bool = False, rank: int = 0, size: int = 1) -> list[str]:
+def damage(checkpoint: Path, *, sums: bool = False, rank: int = 0, size: int = 1) -> list[str]:
     """What is wrong with a checkpoint, in words; empty if it is whole.
 
     Args:

@@ -1,0 +1,33 @@
+"""Whether the checkpoint that a run starts from suits it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.rundir.config_file import read_config, run_of_checkpoint
+from molmo2_nemo.rundir.paths import CONFIG
+from molmo2_nemo.settings.run import RunConfig
+
+
+def start_problems(cfg: RunConfig) -> Iterator[str]:
+    """What the run that `init_from` comes from shows, beside settings/checks.py: another model, or damaged settings.
+
+    A checkpoint that lies in no run's folder, or is not there, shows nothing.
+    """
+    if cfg.init_from is None:
+        return
+    run = run_of_checkpoint(Path(cfg.init_from))
+    if run is None or not Path(cfg.init_from).is_dir():
+        return
+    try:
+        saved = read_config(run / CONFIG)
+    except UserError as error:
+        yield f"init_from={cfg.init_from}: {error}"
+        return
+    if saved is not None and saved.model.preset != cfg.model.preset:
+        yield (
+            f"init_from={cfg.init_from} is a checkpoint of model {saved.model.preset!r}, but model.preset="
+            f"{cfg.model.preset}; use model={saved.model.preset} or another checkpoint"
+        )
