@@ -32,9 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.report import machine, write_result
-from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.regions import MaskRegion, region_of
 from tests.support.allocations import Allocations
 from tests.support.trees import Tree, long_video_pack, mixed_pack, token_mask
 
@@ -122,17 +122,22 @@ def compare(trees: list[Tree], size: int, heads: tuple[int, int, int], args: arg
     """All ways over one pack."""
     device, dtype = args.device, args.dtype
     mask = token_mask([trees], size, args.rule, device)
-    area = area_of(mask)
+    region = region_of(mask)
     query_heads, key_heads, head = heads
     scale = head**-0.5
     generator = torch.Generator().manual_seed(size)
     shapes = [(size, 1, n, head) for n in (query_heads, key_heads, key_heads, query_heads)]
     *inputs, grad = (torch.randn(s, generator=generator).to(device, dtype) for s in shapes)
-    ways = {name: kernel_way(name, area, scale, args) for name in args.kernels}
+    ways = {name: kernel_way(name, region, scale, args) for name in args.kernels}
     ways["dense bias"] = with_bias(mask, scale)
     if device == "cuda":
         ways["full"] = full_flash(scale)
-    result: dict[str, Any] = {"tokens": size, "heads": heads, "pairs": area.pairs, "mask area": area.pairs / size**2}
+    result: dict[str, Any] = {
+        "tokens": size,
+        "heads": heads,
+        "pairs": region.pairs,
+        "mask area": region.pairs / size**2,
+    }
     result["peak bytes"] = {name: peak_memory(make, inputs, grad, device) for name, make in ways.items()}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     ready = {name: make(dtype) for name, make in ways.items()}
@@ -148,7 +153,7 @@ def compare(trees: list[Tree], size: int, heads: tuple[int, int, int], args: arg
         for name in args.kernels
     }
     operations = {"forward": 4.0, "backward": 10.0, "both": 14.0}
-    pairs = {name: size**2 if name == "full" else area.pairs for name in ways}
+    pairs = {name: size**2 if name == "full" else region.pairs for name in ways}
     result["TFLOP/s"] = {
         name: {k: n * pairs[name] * query_heads * head / seconds[k] / 1e12 for k, n in operations.items()}
         for name, seconds in result["seconds"].items()
@@ -156,11 +161,11 @@ def compare(trees: list[Tree], size: int, heads: tuple[int, int, int], args: arg
     return result
 
 
-def kernel_way(name: str, area: Area, scale: float, args: argparse.Namespace) -> Callable[[torch.dtype], Way]:
+def kernel_way(name: str, region: MaskRegion, scale: float, args: argparse.Namespace) -> Callable[[torch.dtype], Way]:
     def make(dtype: torch.dtype) -> Way:
         kernel = choose(name, args.device, dtype, 128)
-        area.cache.clear()  # a pack's plan is part of its cost in memory
-        return lambda q, k, v: attend(q, k, v, area, scale, kernel)
+        region.cache.clear()  # a pack's plan is part of its cost in memory
+        return lambda q, k, v: attend(q, k, v, region, scale, kernel)
 
     return make
 

@@ -1,4 +1,4 @@
-"""What planning the attention of a micro-batch costs the host: pieces, what a ring's ranks see, and flash calls.
+"""What planning the attention of a micro-batch costs the host: segments, what a ring's ranks see, and flash calls.
 
     python -m benchmarks.attention_plans [--size 36864] [--repeats 9] [--out FILE]
 
@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.report import machine, write_result
 from molmo2_nemo.attention import flash
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.regions import region_of
 from molmo2_nemo.attention.ring import visible_keys
 from tests.support.trees import Tree, long_video_pack, mixed_pack, token_mask
 
@@ -31,13 +31,13 @@ def plan(mask: TokenMask, ranks: int) -> None:
     """All that the last rank's host does for a micro-batch before its kernels can run."""
     device = torch.device("cpu")
     if ranks == 1:
-        flash.calls(area_of(mask), device)
+        flash.calls(region_of(mask), device)
         return
     size, visible = mask.size // ranks, visible_keys(mask, ranks)
     for owner, (low, high) in enumerate(visible.runs[-1]):
         if high > low:
             keys = owner * size + low, owner * size + high
-            flash.calls(area_of(mask, (mask.size - size, mask.size), keys), device)
+            flash.calls(region_of(mask, (mask.size - size, mask.size), keys), device)
 
 
 def milliseconds(trees: list[Tree], size: int, rule: str, ranks: int, repeats: int) -> float:

@@ -28,9 +28,9 @@ import torch
 
 from benchmarks.report import machine, write_result
 from molmo2_nemo.attention.across import attend_across
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.regions import region_of
 from molmo2_nemo.cost.traffic import AttentionShape, context_traffic
 from molmo2_nemo.parallel.context import ContextSettings, block_groups, group_rank, group_size
 from tests.support.light import run_light
@@ -81,8 +81,8 @@ def measure(tokens: int) -> list[dict[str, Any]]:
                 forward = counter.take()
                 out.backward(grad[mine])
                 backward = counter.take()
-                chunk, size = group_rank(groups.keys), tokens * ulysses // context
-                area = area_of(mask, (chunk * size, (chunk + 1) * size))
+                chunk, size = group_rank(groups.ring), tokens * ulysses // context
+                region = region_of(mask, (chunk * size, (chunk + 1) * size))
                 rows.append(
                     {
                         "method": (context, ulysses, exchange if ulysses < context else ""),
@@ -94,9 +94,9 @@ def measure(tokens: int) -> list[dict[str, Any]]:
                         "bound": [
                             (t.messages, t.bytes) for t in steps(context_traffic(shape, context, ulysses, exchange))
                         ],
-                        "work": area.pairs * HEADS // ulysses,
+                        "work": region.pairs * HEADS // ulysses,
                         "parts": [t.detach().numpy() for t in (out, q.grad, k.grad, v.grad)],
-                        "chunks": group_size(groups.keys),
+                        "chunks": group_size(groups.ring),
                     }
                 )
     return rows
@@ -137,7 +137,7 @@ def on_one(tokens: int, name: str, kv_heads: int) -> list[np.ndarray]:
     mask = masks(tokens)[name]
     *qkv, grad = tensors(mask, kv_heads)
     q, k, v = (t.requires_grad_() for t in qkv)
-    out = attend(q, k, v, area_of(mask), 0.5, choose("auto", "cpu", q.dtype, HEAD))
+    out = attend(q, k, v, region_of(mask), 0.5, choose("auto", "cpu", q.dtype, HEAD))
     out.backward(grad)
     return [t.detach().numpy() for t in (out, q.grad, k.grad, v.grad)]
 
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['backward_bytes_bound'] / 2**20:7.2f}); as formula {row['forward_as_formula']} "
             f"{row['backward_as_formula']}; work {row['work_imbalance']:.2f}; same to {row['largest_difference']:.1e}"
         )
-    settings = {"tokens": args.tokens, "heads": HEADS, "head_size": HEAD, "element": 4, "ranks": RANKS}
+    settings = {"tokens": args.tokens, "heads": HEADS, "head_size": HEAD, "bytes_per_element": 4, "ranks": RANKS}
     write_result("context_parallel", {"machine": machine(), "settings": settings, "results": table}, args.out)
     return 0
 

@@ -5,12 +5,12 @@
 Packs are drawn from the mixture of benchmarks/packing.py and packed by the same packer as in training: stage 2 (16,384
 tokens, 128 crops) and stage 3 (36,864, 384); "single" is stage 3's examples one by one, as without packing.
 `--recorded` adds packs that benchmarks/record_packs.py took from the real loader. A step is 128 packs (for "single" as
-many examples as those packs hold), dealt to replicas by data/balance.py, and inside a replica to blocks of ranks by
+many examples as those packs hold), balanced over replicas by data/balance.py, and inside a replica assigned by
 parallel/dynamic.py and parallel/assignment.py: the code that training runs. With one pack per replica a step's packs
 are taken as they come (data.packing.balance_window, which orders them, is left out). Seconds come from cost/context.py,
-whose rates (cost/rates.py) are assumptions; nothing here was measured on a GPU. Left out, as it is the same for all:
-the gradients' reduction and the optimizer. Static context parallelism gives every pack to all ranks of a group of 8 and
-pads it to full length.
+whose shares of peak (cost/efficiency.py) are assumptions; nothing here was measured on a GPU. Left out, as it is the
+same for all: the gradients' reduction and the optimizer. Static context parallelism gives every pack to all ranks of a
+group of 8 and pads it to full length.
 
 static 8          all packs on 8 ranks (Ulysses)
 static 8, cut     the same without the padding behind packs (parallel.cut_padding), as all dynamic ones
@@ -34,19 +34,23 @@ import numpy as np
 
 from benchmarks import packing, record_packs
 from benchmarks.report import machine, write_result
-from molmo2_nemo.cost.context import ContextCost, PackCounts
-from molmo2_nemo.cost.flops import forward_flops
-from molmo2_nemo.data.balance import UNIT, deal, example_pairs
+from molmo2_nemo.cost import layout as cost_layout
+from molmo2_nemo.cost.context import ContextCost
+from molmo2_nemo.cost.efficiency import KERNELS
+from molmo2_nemo.cost.flops import pack_flops
+from molmo2_nemo.cost.step import StepCost
+from molmo2_nemo.data.balance import UNIT, balance
+from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config, preset
-from molmo2_nemo.parallel.assignment import assign, step_time
-from molmo2_nemo.parallel.context import degrees
+from molmo2_nemo.parallel.assignment import assign, largest_load
 from molmo2_nemo.parallel.dynamic import DynamicContext
+from molmo2_nemo.parallel.partition import degrees
 
 STEP_PACKS = 128
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
-PICTURE_CROPS = 9  # of one of several pictures: 8 tiles and the whole
+IMAGE_CROPS = 9  # of one of several images: 8 tiles and the whole
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,14 @@ def counts(kind: str, root: int, visual: int, pictures: int, branches: list[int]
         kept.append(branch)
     is_video = kind in ("video", "captioned video", "track", "video pointing")
     visual = min(visual, root)
-    parts = pictures if is_video else -(-pictures // PICTURE_CROPS) if kind == "pictures" else min(1, pictures)
-    units, rows = (np.array([n // parts + (i < n % parts) for i in range(parts)], np.int64) for n in (pictures, visual))
-    pairs = int(example_pairs(np.int64(root), np.int64(visual))) + sum(b * (b + 1) // 2 + b * root for b in kept)
+    parts = pictures if is_video else -(-pictures // IMAGE_CROPS) if kind == "pictures" else min(1, pictures)
+    units, pooled = (
+        np.array([n // parts + (i < n % parts) for i in range(parts)], np.int64) for n in (pictures, visual)
+    )
+    pairs = packing.example_pairs(root, visual, kept)
     tokens = root + sum(kept)
     scored = round((sum(kept) if kept else tokens // 2) * 0.8)
-    return PackCounts(tokens, pairs, units, rows, visual * (9 if is_video else 4), scored, tokens)
+    return PackCounts(tokens, pairs, units, pooled, visual * (9 if is_video else 4), scored, tokens)
 
 
 def together(parts: list[PackCounts]) -> PackCounts:
@@ -106,7 +112,7 @@ def together(parts: list[PackCounts]) -> PackCounts:
         pairs=sum(p.pairs for p in parts),
         unit_crops=np.concatenate([p.unit_crops for p in parts]),
         unit_pooled_tokens=np.concatenate([p.unit_pooled_tokens for p in parts]),
-        slots=sum(p.slots for p in parts),
+        window_positions=sum(p.window_positions for p in parts),
         scored=sum(p.scored for p in parts),
         length=tokens,
     )
@@ -157,8 +163,8 @@ def recorded_steps(path: Path) -> tuple[str, list[Step]]:
 
 def table_of(step: Step, cost: ContextCost, layout: Layout) -> np.ndarray:
     """Microseconds of each pack by degree, -1 where it does not fit; int64 [packs, degrees]."""
-    most_tokens, most_crops = round(layout.tokens * step.tokens), round(layout.crops * step.crops)
-    context = DynamicContext(cost, layout.size, 0, most_tokens, most_crops)
+    context_tokens, context_crops = round(layout.tokens * step.tokens), round(layout.crops * step.crops)
+    context = DynamicContext(cost, layout.size, 0, context_tokens, context_crops)
     if layout.dynamic:
         return context.table(step.packs)
     packs = step.packs
@@ -170,17 +176,14 @@ def table_of(step: Step, cost: ContextCost, layout: Layout) -> np.ndarray:
 
 
 def work_of(pack: PackCounts, model: Molmo2Config) -> int:
-    """What training deals micro-batches to replicas by: data/balance.py, `CostModel`, which needs a batch."""
-    work = forward_flops(
-        model,
-        tokens=pack.tokens,
-        pairs=pack.pairs,
-        crops=int(pack.unit_crops.sum()),
-        pooled_rows=pack.rows,
-        pooled_slots=pack.slots,
-        scored_tokens=pack.scored,
-    )
-    return round(work.total / UNIT)
+    """What training balances micro-batches by: whole megaFLOPs, as data/balance.py has them of a batch."""
+    return round(pack_flops(model, pack).total / UNIT)
+
+
+def context_cost(model: Molmo2Config, kernel: str = "flash2") -> ContextCost:
+    """On H100 in nodes of 8, heads shared inside a node, whole layers recomputed."""
+    step = StepCost(model, efficiency=KERNELS[kernel])
+    return ContextCost(step, cost_layout.Layout(recompute="full"), ulysses=8)
 
 
 def step_seconds(costs: np.ndarray, work: np.ndarray, gpus: int, layout: Layout) -> float:
@@ -188,17 +191,17 @@ def step_seconds(costs: np.ndarray, work: np.ndarray, gpus: int, layout: Layout)
     replicas, sizes = gpus // layout.size, degrees(layout.size)
     usable = len(costs) // replicas * replicas
     slowest = 0
-    for mine in deal(work[:usable].reshape(replicas, -1)):
+    for mine in balance(work[:usable].reshape(replicas, -1)):
         if layout.dynamic:
-            slowest = max(slowest, step_time(assign(costs[mine], sizes), costs[mine], sizes))
+            slowest = max(slowest, largest_load(assign(costs[mine], sizes), costs[mine], sizes))
         else:
             slowest = max(slowest, int(costs[mine, -1].sum()))
     return slowest * 1e-6
 
 
-def simulate(setting: str, steps: list[Step], model: str) -> list[dict]:
+def simulate(setting: str, steps: list[Step], model: str, kernel: str) -> list[dict]:
     """Mean predicted seconds of a step for every layout and number of GPUs."""
-    cost = ContextCost(preset(model), ulysses=8, recompute=True)
+    cost = context_cost(preset(model), kernel)
     works = [np.array([work_of(pack, preset(model)) for pack in step.packs], np.int64) for step in steps]
     rows: dict[int, dict] = {n: {"setting": setting, "model": model, "gpus": n} for n in GPUS}
     for name, layout in LAYOUTS.items():
@@ -215,6 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps that are averaged, of drawn packs")
     parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="files of benchmarks.record_packs")
     parser.add_argument("--model", default="8b")
+    parser.add_argument("--kernel", choices=list(KERNELS), default="flash2", help="whose speed of attention to assume")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/dynamic_cp-<date>.json")
     args = parser.parse_args(argv)
     try:
@@ -224,14 +228,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     results = []
     for setting, steps in (*drawn_steps(args.steps), *recorded):
-        for row in simulate(setting, steps, args.model):
+        for row in simulate(setting, steps, args.model, args.kernel):
             results.append(row)
             static = row["static 8"]
             others = ", ".join(
                 f"{n} {row[n]:.2f} s ({static / row[n]:.2f}x)" for n in LAYOUTS if n in row and n != "static 8"
             )
             print(f"{setting:>6} {row['gpus']:>5} GPUs: static 8 {static:.2f} s; {others}", flush=True)
-    settings = {"steps": args.steps, "packs_per_step": STEP_PACKS, "model": args.model}
+    settings = {"steps": args.steps, "packs_per_step": STEP_PACKS, "model": args.model, "kernel": args.kernel}
     settings["recorded"] = [path.name for path in args.recorded]
     write_result("dynamic_cp", {"machine": machine(), "settings": settings, "results": results}, args.out)
     return 0

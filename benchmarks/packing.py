@@ -5,13 +5,13 @@
 The stream follows the shares of the published mixture by kind (text, single pictures with and without many tiles,
 several pictures, short and long videos) with the token counts of Molmo2's layouts; lengths of texts and videos are our
 assumption, chosen so that about 3.8 examples share 16,384 tokens, as published. Both packers see the same examples in
-the same run, dealt to 8 data-parallel ranks as in training; an optimizer step takes 128 packs.
+the same run, balanced over 8 data-parallel ranks as in training; an optimizer step takes 128 packs.
 
 efficiency   max(sum of tokens / S, sum of crops / budget) over the packed examples / packs used, worst rank and all
 wait         longest wait of an example, in packs of its rank
 ms           processor time for one pack
 spread       largest rank's estimated FLOPs over the mean, per step: mean, 95th percentile and maximum over the steps;
-             as packed, and as dealt among the 8 ranks (16 packs of each in a step)
+             as packed, and as balanced among the 8 ranks (16 packs of each in a step)
 single       the same where each rank has one pack in a step, as packed and in windows of packs in order of cost
              (data.packing.balance_window): over the 8 ranks, and over 128 made of stretches of the 8 ranks' packs
 """
@@ -23,13 +23,13 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.report import machine, write_result
-from molmo2_nemo.data.balance import UNIT, CostModel, deal, example_pairs, spread
+from molmo2_nemo.data.balance import UNIT, CostModel, balance, spread
 from molmo2_nemo.data.config import PackingConfig
 from molmo2_nemo.data.packing import Item, Packer
 
@@ -88,6 +88,13 @@ def example(kind: str, rng: random.Random, frames: int) -> tuple[int, int, int, 
     return count * FRAME_TOKENS + 1, count * 83, count, branches
 
 
+def example_pairs(root: int, visual: int, branches: Sequence[int]) -> int:
+    """Pairs that the mask allows in an example of so many tokens in its root, of them visual ones, and in its branches:
+    everything earlier, and for visual tokens the later ones too. Tested against data/counts.py, which takes tokens."""
+    earlier = root * (root + 1) // 2 + sum(b * (b + 1) // 2 + b * root for b in branches)
+    return earlier + visual * (visual - 1) // 2
+
+
 def stream(seed: int, length: int, crops: int, frames: int) -> Iterator[Item]:
     """Endless examples; the payload is the estimated forward cost."""
     rng, cost = random.Random(seed), CostModel()
@@ -103,12 +110,15 @@ def stream(seed: int, length: int, crops: int, frames: int) -> Iterator[Item]:
             if root + sum(kept) + branch > length:
                 break
             kept.append(branch)
-        pairs = int(example_pairs(np.int64(root), np.int64(min(visual, root))))
-        pairs += sum(b * (b + 1) // 2 + b * root for b in kept)
+        pairs = example_pairs(root, min(visual, root), kept)
         tokens = root + sum(kept)
         patches = min(visual, root)
-        work = cost.token * tokens + cost.pair * pairs + cost.crop * pictures + cost.row * patches
-        work += cost.slot * patches * (9 if kind in ("video", "captioned video", "track", "video pointing") else 4)
+        work = cost.token * tokens + cost.pair * pairs + cost.crop * pictures + cost.pooled_token * patches
+        work += (
+            cost.window_position
+            * patches
+            * (9 if kind in ("video", "captioned video", "track", "video pointing") else 4)
+        )
         work += cost.score * (sum(kept) if kept else tokens // 2) * 0.8
         yield Item(n, tokens, pictures, round(work / UNIT))
         n += 1
@@ -154,22 +164,22 @@ def measure(mode: str, setting: str, packs: int, buffer: int, seed: int = 0) -> 
     return result | spreads(table, STEP_PACKS // RANKS) | single
 
 
-def spreads(table: np.ndarray, slots: int) -> dict:
-    """Max over mean per step, as packed and as dealt, the share of packs that travel, and the time of dealing."""
-    own, dealt, moved, seconds = [], [], 0, 0.0
-    for start in range(0, table.shape[1] - slots + 1, slots):
-        costs = table[:, start : start + slots]
+def spreads(table: np.ndarray, count: int) -> dict:
+    """Max over mean per step, as packed and as balanced, the share of packs that travel, and the time of balancing."""
+    own, balanced, moved, seconds = [], [], 0, 0.0
+    for start in range(0, table.shape[1] - count + 1, count):
+        costs = table[:, start : start + count]
         began = time.process_time()
-        place = deal(costs)
+        place = balance(costs)
         seconds += time.process_time() - began
         own.append(spread(costs))
-        dealt.append(spread(costs.reshape(-1)[place]))
-        moved += int((place // slots != np.arange(RANKS)[:, None]).sum())
+        balanced.append(spread(costs.reshape(-1)[place]))
+        moved += int((place // count != np.arange(RANKS)[:, None]).sum())
     return {
         "spread_as_packed": summary(own),
-        "spread_dealt": summary(dealt),
-        "packs_moved": moved / (len(own) * RANKS * slots),
-        "ms_per_deal": seconds / len(own) * 1e3,
+        "spread_balanced": summary(balanced),
+        "packs_moved": moved / (len(own) * RANKS * count),
+        "ms_per_balancing": seconds / len(own) * 1e3,
     }
 
 
@@ -203,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{setting:>5} {mode:>9}: efficiency {found['efficiency']:.4f} (tokens {found['token_fill']:.4f}, "
                 f"crops {found['crop_fill']:.4f}), {found['examples_per_pack']:.2f} examples a pack, longest wait "
                 f"{max(found['longest_wait'], found['longest_still_waiting'])}, {found['ms_per_pack']:.1f} ms a pack, "
-                f"spread {found['spread_as_packed'][2]:.3f} -> {found['spread_dealt'][2]:.3f}, "
+                f"spread {found['spread_as_packed'][2]:.3f} -> {found['spread_balanced'][2]:.3f}, "
                 f"{found['packs_moved']:.1%} moved",
                 flush=True,
             )

@@ -4,8 +4,8 @@
 
 The overrides are those of `molmo2 train`: recipe, stage, data.*. Shards are read, media decoded, packs packed as in
 training; of each micro-batch one line is kept: tokens, pairs of the mask, crops and visual tokens of every indivisible
-unit, window slots, scored tokens. The first line says what was read and with which limits. For example the demo's
-shards with the limits of stage 2:
+unit, filled window positions, scored tokens. The first line says what was read and with which limits. For example the
+demo's shards with the limits of stage 2:
 
     python -m data_prep.demo demo/data
     python -m benchmarks.record_packs packs.jsonl recipe=tiny stage=sft data.image.crop_size=378 data.image.margin=4 \\
@@ -24,15 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from molmo2_nemo.cost.context import PackCounts
+from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.errors import UserError
 
-NUMBERS = ("tokens", "pairs", "slots", "scored", "length", "packs")
+NUMBERS = ("tokens", "pairs", "window_positions", "scored", "length", "packs")
 
 
 def record(overrides: list[str], packs: int, micro_batch: int) -> tuple[dict[str, Any], list[PackCounts]]:
     """What was read, and the first so many micro-batches of a run's first data-parallel rank."""
     from molmo2_nemo.data.loader import PackStream
+    from molmo2_nemo.model.config import preset
     from molmo2_nemo.settings.compose import compose
 
     cfg = compose(overrides)
@@ -45,7 +46,8 @@ def record(overrides: list[str], packs: int, micro_batch: int) -> tuple[dict[str
         "visual_attention": cfg.model.visual_attention,
         "overrides": [text for text in overrides if "/" not in text],  # no folders of this machine
     }
-    return head, [PackCounts.of(batch, cfg.model.visual_attention) for batch in islice(stream, packs)]
+    rule, vocab_size = cfg.model.visual_attention, preset(cfg.model.preset).text.vocab_size
+    return head, [PackCounts.of(batch, rule, vocab_size) for batch in islice(stream, packs)]
 
 
 def write(path: Path, head: dict[str, Any], packs: Iterable[PackCounts]) -> None:

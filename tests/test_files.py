@@ -35,9 +35,11 @@ def test_the_old_file_stays_when_the_block_fails(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_errors_name_the_file_and_not_the_part(tmp_path):
-    path = tmp_path / "missing" / "a.txt"
-    with pytest.raises(FileNotFoundError) as raised:
+@pytest.mark.parametrize("folder", ["missing", "file", "file/below", "x" * 300])
+def test_errors_name_the_file_and_not_the_part(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / folder / "a.txt"
+    with pytest.raises(OSError) as raised:
         write_text(path, "a")
     assert raised.value.filename == str(path)
 

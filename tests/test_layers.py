@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "molmo2_nemo"
 LAYERS = (  # docs/code.md says what each is
-    *("cli", "launch", "nemo", "plan", "preview", "convert", "cost", "rundir", "settings"),
+    *("cli", "launch", "evaluation", "nemo", "plan", "preview", "convert", "cost", "rundir", "settings"),
     *("model", "attention", "parallel", "data", "cpu", "files", "processes", "errors"),
 )
 

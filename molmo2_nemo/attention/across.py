@@ -1,4 +1,4 @@
-"""Attention of a pack that several ranks share: Ulysses inside a node, keys exchanged across nodes, either or both.
+"""Attention of a pack that several ranks share: Ulysses inside a node, a ring across nodes, either or both.
 
 Shape legend: S tokens of the pack, T tokens of this rank, B packs, N query heads, G key heads, H head size.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.kernels import Kernel, attend
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.attention.ring import VisibleKeys, exchange_attention, visible_keys
+from molmo2_nemo.attention.regions import region_of
+from molmo2_nemo.attention.ring import VisibleKeys, ring_attention, visible_keys
 from molmo2_nemo.attention.ulysses import gather_heads, gather_sequence, replicate_kv
 from molmo2_nemo.parallel.context import ContextGroups, group_size
 
@@ -32,21 +32,21 @@ def attend_across(
     Args:
         q: [T, B, N, H]; k, v: [T, B, G, H].
         mask: description of all S tokens.
-        kernel: one that can merge, where keys are exchanged.
-        visible: what the chunks of the ranks that exchange keys may see of each other; computed if missing.
+        kernel: one that can merge, where ranks show each other their keys.
+        visible: what the chunks of the ring's ranks may see of each other; computed if missing.
 
     Returns:
         [T, B, N, H].
     """
-    ulysses, chunks = group_size(groups.heads), group_size(groups.keys)
+    ulysses, chunks = group_size(groups.ulysses), group_size(groups.ring)
     if ulysses > 1:
         k, v = (replicate_kv(t, ulysses, q.shape[2]) for t in (k, v))
-        q, k, v = gather_sequence((q, k, v), groups.heads)
+        q, k, v = gather_sequence((q, k, v), groups.ulysses)
     if chunks > 1:
         visible = visible or visible_keys(mask, chunks)
-        out = exchange_attention(q, k, v, mask, scale, kernel, groups.keys, groups.exchange, visible)
+        out = ring_attention(q, k, v, mask, scale, kernel, groups.ring, groups.cp_comm_type, visible)
     else:
-        out = attend(q, k, v, area_of(mask), scale, kernel)
+        out = attend(q, k, v, region_of(mask), scale, kernel)
     if ulysses > 1:
-        out = gather_heads(out, groups.heads)
+        out = gather_heads(out, groups.ulysses)
     return out

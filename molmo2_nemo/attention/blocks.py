@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molmo2_nemo.attention.area import Area, Range
+from molmo2_nemo.attention.regions import MaskRegion, Range
 
 QUERIES = 256  # per tile
 KEYS = 256
@@ -26,22 +26,22 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     return None if dtype.is_floating_point else f"{dtype} is not a floating-point type"
 
 
-def title(device: str) -> str:
-    """What runs there, for the log."""
-    return "plain tensor operations"
+def implementation(device: str) -> tuple[str, str]:
+    """What runs there: as cost/efficiency.py names it, and for the log."""
+    return "blocks", "plain tensor operations"
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
     """See `kernels.Kernel`."""
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
     lse = torch.full(q.shape[:-1], -torch.inf, dtype=_compute(q.dtype), device=q.device)
-    for pack, rows, tiles in _rows(area):
+    for pack, rows, tiles in _rows(region):
         q_tile = _queries(q, pack, rows, k.shape[2]) * scale
         top = q_tile.new_full(q_tile.shape[:-1], -torch.inf)  # largest score so far
         total = torch.zeros_like(top)
         summed = torch.zeros_like(q_tile)
         for columns, masked in tiles:
-            scores = _scores(q_tile, k, area, pack, rows, columns, masked)
+            scores = _scores(q_tile, k, region, pack, rows, columns, masked)
             new_top = torch.maximum(top, scores.amax(-1))
             # a row that has seen nothing yet keeps -inf; subtracting 0 instead avoids -inf - -inf
             shift = torch.where(new_top == -torch.inf, 0.0, new_top)
@@ -56,20 +56,20 @@ def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.Kernel`."""
     groups, compute = k.shape[2], _compute(q.dtype)
     dq = torch.zeros_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(t, dtype=compute, memory_format=torch.contiguous_format) for t in (k, v))
-    for pack, rows, tiles in _rows(area):
+    for pack, rows, tiles in _rows(region):
         q_tile, g_tile, o_tile = (_queries(t, pack, rows, groups) for t in (q, grad, out))
         l_tile = _queries(lse[..., None], pack, rows, groups)
         drift = (g_tile * o_tile).sum(-1, keepdim=True)
         dq_tile = torch.zeros_like(q_tile)
         for columns, masked in tiles:
             k_tile, v_tile = _keys(k, pack, columns), _keys(v, pack, columns)
-            weights = (_scores(q_tile * scale, k, area, pack, rows, columns, masked) - l_tile).exp_()
+            weights = (_scores(q_tile * scale, k, region, pack, rows, columns, masked) - l_tile).exp_()
             d_scores = weights * (g_tile @ v_tile.mT - drift)
             dq_tile += d_scores @ k_tile
             dk[columns[0] : columns[1], pack] += (d_scores.mT @ q_tile).transpose(0, 1) * scale
@@ -78,16 +78,16 @@ def backward(
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _rows(area: Area) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
+def _rows(region: MaskRegion) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
     """Pack, rows, and the key ranges those rows see, each with whether it needs a mask; rows without keys left out."""
-    if "rows" not in area.cache:
-        area.cache["rows"] = list(_plan(area))
-    yield from area.cache["rows"]
+    if "rows" not in region.cache:
+        region.cache["rows"] = list(_plan(region))
+    yield from region.cache["rows"]
 
 
-def _plan(area: Area) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
-    queries, keys = area.shape
-    for pack, counts in enumerate(area.tiles(QUERIES, KEYS)):
+def _plan(region: MaskRegion) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
+    queries, keys = region.shape
+    for pack, counts in enumerate(region.tiles(QUERIES, KEYS)):
         for i, row in enumerate(counts):
             rows = i * QUERIES, min((i + 1) * QUERIES, queries)
             tiles: list[tuple[Range, bool]] = []
@@ -104,11 +104,11 @@ def _plan(area: Area) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
                 yield pack, rows, tiles
 
 
-def _scores(q: Tensor, k: Tensor, area: Area, pack: int, rows: Range, columns: Range, masked: bool) -> Tensor:
+def _scores(q: Tensor, k: Tensor, region: MaskRegion, pack: int, rows: Range, columns: Range, masked: bool) -> Tensor:
     """Scores of one tile, [G, N / G * q, k]; -inf where not allowed. q is scaled."""
     scores = q @ _keys(k, pack, columns).mT
     if masked:
-        allowed = area.masked(pack, rows, columns)
+        allowed = region.masked(pack, rows, columns)
         scores.view(len(scores), -1, *allowed.shape).masked_fill_(~allowed, -torch.inf)
     return scores
 

@@ -34,7 +34,7 @@ class PackDescription(PackedSeqParams):
     mask: TokenMask = None  # type: ignore[assignment]  # all S tokens, on every context rank
     rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # table name -> cos, sin [T, B, 1, H] fp32
     groups: ContextGroups | None = None  # the ranks that share the pack; None: this one alone
-    visible: VisibleKeys | None = None  # what its shards may see of each other, where keys are exchanged
+    visible: VisibleKeys | None = None  # what its shards may see of each other, where they show each other keys
     response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
 
 
@@ -82,6 +82,6 @@ class TreeAttention(torch.nn.Module):
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         pack = packed_seq_params
         groups = pack.groups or ContextGroups(None, None, None, None)
-        merged = group_size(groups.keys) > 1
+        merged = group_size(groups.ring) > 1
         kernel = choose(self.kernel, query.device, query.dtype, query.shape[-1], merged=merged)
         return attend_across(query, key, value, pack.mask, self.scale, kernel, groups, pack.visible).flatten(2)

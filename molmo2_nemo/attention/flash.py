@@ -1,17 +1,17 @@
 """Tree attention as a few plain flash calls, merged by their log-sum-exps. Exact, and no mask is ever made.
 
-The pieces of an `Area` are causal, full, or causal read backwards, so any flash kernel can do them. Outputs over
+The segments of a `MaskRegion` are causal, full, or causal read backwards, so any flash kernel can do them. Outputs over
 disjoint keys merge as in ring attention (arXiv 2310.01889): with l = logsumexp(l_1, l_2), out = e^(l_1 - l) out_1 +
-e^(l_2 - l) out_2. Backward, every piece is given the merged output and log-sum-exp, with which its own probabilities
-and the softmax's correction term come out right; the gradients of the pieces add up.
+e^(l_2 - l) out_2. Backward, every segment is given the merged output and log-sum-exp, with which its own probabilities
+and the softmax's correction term come out right; the gradients of the segments add up.
 
-Two ways to run the pieces:
-    CPU    one call of PyTorch's CPU flash kernel for each piece, on views where the tokens lie together
-    CUDA   one variable-length call of aten._flash_attention_forward for all pieces whose tokens are disjoint: three for
-           a batch of packs, however many examples and branches it has. PyTorch's own kernel (FlashAttention-2), or
+Two ways to run the segments:
+    CPU    one call of PyTorch's CPU flash kernel for each segment, on views where the tokens lie together
+    CUDA   one variable-length call of aten._flash_attention_forward for all segments whose tokens are disjoint: three
+           for a batch of packs, however many examples and branches it has. PyTorch's own kernel (FlashAttention-2), or
            FlashAttention-3 or 4 where `use_newest_flash` finds one that PyTorch can put in its place.
 
-Shape legend: Q queries, K keys, B packs, N query heads, G key heads, H head size; L tokens of a piece.
+Shape legend: Q queries, K keys, B packs, N query heads, G key heads, H head size; L tokens of a segment.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molmo2_nemo.attention.area import Area, Piece
+from molmo2_nemo.attention.automatic import flash_problem
+from molmo2_nemo.attention.regions import MaskRegion, Segment
 
 # what PyTorch calls them, their module, and the compute capabilities (major) they are written for
 NEWER_FLASH = (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10}))
@@ -33,43 +34,35 @@ NEWER_FLASH = (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", 
 
 def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     """Why this kernel cannot run here, or None."""
-    if device == "cpu":
-        return None if dtype.is_floating_point else f"PyTorch's CPU flash attention does not take {dtype}"
-    if device != "cuda":
-        return f"PyTorch has no flash attention for {device}"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"flash attention on CUDA takes fp16 and bf16, not {dtype} (cluster.precision=bf16)"
-    if head_size > 256 or head_size % 8:
-        return f"flash attention on CUDA takes head sizes that are multiples of 8 up to 256, not {head_size}"
-    return None
+    return flash_problem(device, str(dtype).removeprefix("torch."), head_size)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
     """See `kernels.Kernel`."""
-    return _forward_varlen(q, k, v, area, scale) if q.is_cuda else _forward_pieces(q, k, v, area, scale)
+    return _forward_varlen(q, k, v, region, scale) if q.is_cuda else _forward_segments(q, k, v, region, scale)
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.Kernel`."""
-    run = _backward_varlen if q.is_cuda else _backward_pieces
-    return run(grad, q, k, v, out, lse, area, scale)
+    run = _backward_varlen if q.is_cuda else _backward_segments
+    return run(grad, q, k, v, out, lse, region, scale)
 
 
 class _Merge:
-    """Output and log-sum-exp so far, in fp32 (or fp64); rows that no piece has reached have lse -inf and output 0."""
+    """Output and log-sum-exp so far, in fp32 (or fp64); rows that no segment has reached have lse -inf and output 0."""
 
     def __init__(self, q: Tensor) -> None:
         self.out = torch.zeros_like(q, dtype=_accumulator(q.dtype), memory_format=torch.contiguous_format)
         self.lse = torch.full(q.shape[:-1], -torch.inf, dtype=self.out.dtype, device=q.device)
 
     def put(self, where: Any, out: Tensor, lse: Tensor) -> None:
-        """The first piece to reach these rows. where: their index; out [L, N, H], lse [L, N]."""
+        """The first segment to reach these rows. where: their index; out [L, N, H], lse [L, N]."""
         self.out[where], self.lse[where] = out.to(self.out.dtype), lse
 
     def add(self, where: Any, out: Tensor, lse: Tensor) -> None:
-        """One more piece over these rows."""
+        """One more segment over these rows."""
         before = self.lse[where]
         total = torch.logaddexp(before, lse)
         self.out[where] = self.out[where] * (before - total).exp()[..., None] + out * (lse - total).exp()[..., None]
@@ -80,52 +73,52 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# --- CPU: one call for each piece
+# --- CPU: one call for each segment
 
 
-def _forward_pieces(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+def _forward_segments(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
     merge = _Merge(q)
     groups = k.shape[2]
-    for piece in area.pieces:
-        rows, columns = _places(piece, area)
+    for segment in region.segments:
+        rows, columns = _places(segment, region)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            _heads(q[rows, piece.pack], groups),
-            _heads(k[columns, piece.pack], groups, q.shape[2]),
-            _heads(v[columns, piece.pack], groups, q.shape[2]),
+            _heads(q[rows, segment.pack], groups),
+            _heads(k[columns, segment.pack], groups, q.shape[2]),
+            _heads(v[columns, segment.pack], groups, q.shape[2]),
             0.0,
-            piece.kind != "full",
+            segment.kind != "full",
             scale=scale,
         )
-        # causal pieces come first and share no query
-        merge_in = merge.put if piece.kind == "causal" else merge.add
-        merge_in((rows, piece.pack), _tokens(out), lse.flatten(0, 1).T)
+        # causal segments come first and share no query
+        merge_in = merge.put if segment.kind == "causal" else merge.add
+        merge_in((rows, segment.pack), _tokens(out), lse.flatten(0, 1).T)
     return merge.out.to(q.dtype), merge.lse
 
 
-def _backward_pieces(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+def _backward_segments(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = _accumulator(q.dtype)
     dq, dk, dv = (torch.zeros_like(t, dtype=dtype) for t in (q, k, v))
     groups, heads = k.shape[2], q.shape[2]
-    for piece in area.pieces:
-        rows, columns = _places(piece, area)
+    for segment in region.segments:
+        rows, columns = _places(segment, region)
         # PyTorch's CPU kernel adds up dk and dv block by block in the dtype of its inputs: in bf16 one plain call over
         # 4,096 tokens is wrong by 3 roundings, and more the longer the pack. So it is given fp32.
         parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            _heads(grad[rows, piece.pack].to(dtype), groups),
-            _heads(q[rows, piece.pack].to(dtype), groups),
-            _heads(k[columns, piece.pack].to(dtype), groups, heads),
-            _heads(v[columns, piece.pack].to(dtype), groups, heads),
-            _heads(out[rows, piece.pack].to(dtype), groups),
-            lse[rows, piece.pack].T.unflatten(0, (groups, -1)).contiguous(),
+            _heads(grad[rows, segment.pack].to(dtype), groups),
+            _heads(q[rows, segment.pack].to(dtype), groups),
+            _heads(k[columns, segment.pack].to(dtype), groups, heads),
+            _heads(v[columns, segment.pack].to(dtype), groups, heads),
+            _heads(out[rows, segment.pack].to(dtype), groups),
+            lse[rows, segment.pack].T.unflatten(0, (groups, -1)).contiguous(),
             0.0,
-            piece.kind != "full",
+            segment.kind != "full",
             scale=scale,
         )
-        dq[rows, piece.pack] += _tokens(parts[0])
-        dk[columns, piece.pack] += parts[1].sum(1).transpose(0, 1)
-        dv[columns, piece.pack] += parts[2].sum(1).transpose(0, 1)
+        dq[rows, segment.pack] += _tokens(parts[0])
+        dk[columns, segment.pack] += parts[1].sum(1).transpose(0, 1)
+        dv[columns, segment.pack] += parts[2].sum(1).transpose(0, 1)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -141,13 +134,13 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(0, 1).transpose(0, 1)
 
 
-def _places(piece: Piece, area: Area) -> tuple[slice | Tensor, slice | Tensor]:
-    """Where a piece's queries and keys are: slices where they lie together, else indices; reversed for "reverse"."""
-    key = ("places", id(piece))
-    if key not in area.cache:
-        step = -1 if piece.kind == "reverse" else 1
-        area.cache[key] = _place(piece.queries[::step]), _place(piece.keys[::step])
-    return area.cache[key]
+def _places(segment: Segment, region: MaskRegion) -> tuple[slice | Tensor, slice | Tensor]:
+    """Where a segment's queries and keys are: slices where they lie together, else indices; reversed for "reverse"."""
+    key = ("places", id(segment))
+    if key not in region.cache:
+        step = -1 if segment.kind == "reverse" else 1
+        region.cache[key] = _place(segment.queries[::step]), _place(segment.keys[::step])
+    return region.cache[key]
 
 
 def _place(tokens: np.ndarray) -> slice | Tensor:
@@ -166,57 +159,57 @@ class Call:
     causal: bool
     queries: Tensor | None  # int64 [tokens], None for all tokens in order
     keys: Tensor | None
-    query_offsets: Tensor  # int32 [pieces + 1]
+    query_offsets: Tensor  # int32 [segments + 1]
     key_offsets: Tensor
     longest_query: int
     longest_key: int
 
 
-def calls(area: Area, device: torch.device) -> list[Call]:
-    """The variable-length calls of an area, cached on it."""
+def calls(region: MaskRegion, device: torch.device) -> list[Call]:
+    """The variable-length calls of an region, cached on it."""
     key = ("calls", device)
-    if key not in area.cache:
-        area.cache[key] = [_call(pieces, area, device) for pieces in group(area)]
-    return area.cache[key]
+    if key not in region.cache:
+        region.cache[key] = [_call(segments, region, device) for segments in group(region)]
+    return region.cache[key]
 
 
-def group(area: Area) -> list[list[Piece]]:
+def group(region: MaskRegion) -> list[list[Segment]]:
     """Pieces in as few groups as a first-fit pass finds, all causal (or reverse) or all full, each token once as a
     query and once as a key: then a group's gradients are added without two writers of one row."""
     groups: list[_Group] = []
-    packs = area.mask.on_host().shape[1]
-    for piece in area.pieces:
-        chosen = next((g for g in groups if g.has_room(piece)), None)
+    packs = region.mask.on_host().shape[1]
+    for segment in region.segments:
+        chosen = next((g for g in groups if g.has_room(segment)), None)
         if chosen is None:
-            chosen = _Group(piece.kind != "full", np.ones((2, packs, max(area.shape)), bool), [])
+            chosen = _Group(segment.kind != "full", np.ones((2, packs, max(region.shape)), bool), [])
             groups.append(chosen)
-        chosen.free[0, piece.pack, piece.queries] = False
-        chosen.free[1, piece.pack, piece.keys] = False
-        chosen.pieces.append(piece)
-    return [g.pieces for g in groups]
+        chosen.free[0, segment.pack, segment.queries] = False
+        chosen.free[1, segment.pack, segment.keys] = False
+        chosen.segments.append(segment)
+    return [g.segments for g in groups]
 
 
 @dataclass(frozen=True)
 class _Group:
     causal: bool
     free: np.ndarray  # bool [2, B, tokens]: not yet a query, not yet a key
-    pieces: list[Piece]
+    segments: list[Segment]
 
-    def has_room(self, piece: Piece) -> bool:
-        if self.causal != (piece.kind != "full"):
+    def has_room(self, segment: Segment) -> bool:
+        if self.causal != (segment.kind != "full"):
             return False
-        free_queries, free_keys = self.free[:, piece.pack]
-        return bool(free_queries[piece.queries].all() and free_keys[piece.keys].all())
+        free_queries, free_keys = self.free[:, segment.pack]
+        return bool(free_queries[segment.queries].all() and free_keys[segment.keys].all())
 
 
-def _call(pieces: list[Piece], area: Area, device: torch.device) -> Call:
-    packs = area.mask.on_host().shape[1]
+def _call(segments: list[Segment], region: MaskRegion, device: torch.device) -> Call:
+    packs = region.mask.on_host().shape[1]
 
     def flat(tokens: list[np.ndarray], size: int) -> Tensor | None:
         joined = np.concatenate(
             [
-                (places[::-1] if piece.kind == "reverse" else places) * packs + piece.pack
-                for piece, places in zip(pieces, tokens, strict=True)
+                (places[::-1] if segment.kind == "reverse" else places) * packs + segment.pack
+                for segment, places in zip(segments, tokens, strict=True)
             ]
         )
         if len(joined) == size * packs and (np.diff(joined) == 1).all():
@@ -227,11 +220,11 @@ def _call(pieces: list[Piece], area: Area, device: torch.device) -> Call:
         counts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
         return torch.from_numpy(counts).to(device, non_blocking=True)
 
-    queries, keys = [piece.queries for piece in pieces], [piece.keys for piece in pieces]
+    queries, keys = [segment.queries for segment in segments], [segment.keys for segment in segments]
     return Call(
-        causal=pieces[0].kind != "full",
-        queries=flat(queries, area.shape[0]),
-        keys=flat(keys, area.shape[1]),
+        causal=segments[0].kind != "full",
+        queries=flat(queries, region.shape[0]),
+        keys=flat(keys, region.shape[1]),
         query_offsets=offsets(queries),
         key_offsets=offsets(keys),
         longest_query=max(map(len, queries)),
@@ -239,10 +232,10 @@ def _call(pieces: list[Piece], area: Area, device: torch.device) -> Call:
     )
 
 
-def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
     merge = _Merge(q.flatten(0, 1))
     q_flat, k_flat, v_flat = (t.flatten(0, 1) for t in (q, k, v))
-    for number, call in enumerate(calls(area, q.device)):
+    for number, call in enumerate(calls(region, q.device)):
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             _take(q_flat, call.queries),
             _take(k_flat, call.keys),
@@ -262,12 +255,12 @@ def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -
 
 
 def _backward_varlen(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, area: Area, scale: float
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_flat, q_flat, k_flat, v_flat, out_flat, lse_flat = (t.flatten(0, 1) for t in (grad, q, k, v, out, lse))
     sums = [torch.zeros_like(t, dtype=_accumulator(t.dtype)) for t in (q_flat, k_flat, v_flat)]
     unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the generator's state: there is no dropout
-    for call in calls(area, q.device):
+    for call in calls(region, q.device):
         parts = torch.ops.aten._flash_attention_backward(
             _take(grad_flat, call.queries),
             _take(q_flat, call.queries),
@@ -297,14 +290,14 @@ def _take(x: Tensor, where: Tensor | None) -> Tensor:
     return x.contiguous() if where is None else x.index_select(0, where)
 
 
-def title(device: str) -> str:
-    """What runs there, for the log."""
-    return use_newest_flash() if device == "cuda" else "PyTorch's CPU flash attention"
+def implementation(device: str) -> tuple[str, str]:
+    """What runs there: as cost/efficiency.py names it, and for the log."""
+    return use_newest_flash() if device == "cuda" else ("flash-cpu", "PyTorch's CPU flash attention")
 
 
 @functools.cache
-def use_newest_flash() -> str:
-    """Put the fastest installed flash implementation under PyTorch's flash operators; says which that is.
+def use_newest_flash() -> tuple[str, str]:
+    """Put the fastest installed flash implementation under PyTorch's flash operators; says which that is, twice.
 
     FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on Hopper and
     Blackwell, else what PyTorch was built with: where neither is there, works, or can be put into this PyTorch.
@@ -313,7 +306,7 @@ def use_newest_flash() -> str:
     try:
         from torch.nn.attention import activate_flash_attention_impl
     except ImportError:
-        return own
+        return "flash2", own
     major = torch.cuda.get_device_capability()[0]
     for name, module, majors in NEWER_FLASH:
         if major in majors and is_installed(module):
@@ -323,8 +316,8 @@ def use_newest_flash() -> str:
                 problem = str(error).splitlines()[0] if str(error) else repr(error)
                 own += f"; {module} is installed but does not work: {problem}"
                 continue
-            return f"FlashAttention-{name[-1]} (module {module})"
-    return own
+            return f"flash{name[-1]}", f"FlashAttention-{name[-1]} (module {module})"
+    return "flash2", own
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 The lists say, for every block of queries, which blocks of keys hold allowed pairs (some: masked by the rule inside the
 kernel; all: not masked), and the same for every block of keys, which the backward pass walks. They come from the pair
-counts of the area's tiles, so nothing larger than (S / 128)^2 integers is made.
+counts of the region's tiles, so nothing larger than (S / 128)^2 integers is made.
 
 FlexAttention has no backward pass on CPU; there only `forward` without gradients works (used by the tests).
 
@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molmo2_nemo.attention.area import Area
 from molmo2_nemo.attention.flash import is_installed
 from molmo2_nemo.attention.mask import may_attend
+from molmo2_nemo.attention.regions import MaskRegion
 
 if TYPE_CHECKING:  # importing it takes a while, and an old PyTorch lacks parts of it
     from torch.nn.attention.flex_attention import BlockMask
@@ -42,12 +42,12 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     return None
 
 
-def title(device: str) -> str:
-    """What runs there, for the log."""
-    return f"FlexAttention of PyTorch {torch.__version__}"
+def implementation(device: str) -> tuple[str, str]:
+    """What runs there: as cost/efficiency.py names it, and for the log."""
+    return "flex", f"FlexAttention of PyTorch {torch.__version__}"
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
     """See `kernels.Kernel`, but differentiable by autograd, in out and in lse."""
     from torch.nn.attention.flex_attention import AuxRequest
 
@@ -56,7 +56,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float) -> tuple[
         q,
         k,
         v,
-        block_mask=block_mask(area, q.device),
+        block_mask=block_mask(region, q.device),
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
         return_aux=AuxRequest(lse=True),
@@ -71,22 +71,24 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def block_mask(area: Area, device: torch.device) -> BlockMask:
-    """The area as FlexAttention takes it, cached on the area."""
+def block_mask(region: MaskRegion, device: torch.device) -> BlockMask:
+    """The region as FlexAttention takes it, cached on the region."""
     key = ("block_mask", device)
-    if key not in area.cache:
-        area.cache[key] = _block_mask(area, device)
-    return area.cache[key]
+    if key not in region.cache:
+        region.cache[key] = _block_mask(region, device)
+    return region.cache[key]
 
 
-def _block_mask(area: Area, device: torch.device) -> BlockMask:
+def _block_mask(region: MaskRegion, device: torch.device) -> BlockMask:
     from torch.nn.attention.flex_attention import BlockMask
 
     def to_device(array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    lists: dict[str, Any] = {name: to_device(array) for name, array in block_lists(area.tiles(BLOCK, BLOCK)).items()}
-    return BlockMask(seq_lengths=area.shape, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=_predicate(area, to_device), **lists)
+    lists: dict[str, Any] = {name: to_device(array) for name, array in block_lists(region.tiles(BLOCK, BLOCK)).items()}
+    return BlockMask(
+        seq_lengths=region.shape, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=_predicate(region, to_device), **lists
+    )
 
 
 def block_lists(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -111,11 +113,11 @@ def block_lists(counts: np.ndarray) -> dict[str, np.ndarray]:
     return lists
 
 
-def _predicate(area: Area, to_device: Callable[[np.ndarray], Tensor]) -> Callable[..., Tensor]:
+def _predicate(region: MaskRegion, to_device: Callable[[np.ndarray], Tensor]) -> Callable[..., Tensor]:
     """`may_attend` on the token arrays, as the kernel evaluates it inside mixed blocks."""
-    example, branch, block = (to_device(array.astype(np.int32)) for array in area.mask.on_host())
-    first_query, first_key = area.queries[0], area.keys[0]
-    visual_attention = area.mask.visual_attention
+    example, branch, block = (to_device(array.astype(np.int32)) for array in region.mask.on_host())
+    first_query, first_key = region.queries[0], region.keys[0]
+    visual_attention = region.mask.visual_attention
 
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         q, k = q + first_query, k + first_key

@@ -5,8 +5,8 @@
     blocks   tile by tile with plain tensor operations (blocks.py). Anywhere
     auto     flash where it can, else blocks; docs/attention.md says what was measured
 
-Every kernel takes q [Q, B, N, H] and k, v [K, B, G, H], query head n reading key head n // (N / G), and an `Area` that
-says which queries may look at which keys.
+Every kernel takes q [Q, B, N, H] and k, v [K, B, G, H], query head n reading key head n // (N / G), and a `MaskRegion`
+that says which queries may look at which keys.
 """
 
 from __future__ import annotations
@@ -19,33 +19,37 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.attention import blocks, flash, flex
-from molmo2_nemo.attention.area import Area
+from molmo2_nemo.attention.automatic import automatic
+from molmo2_nemo.attention.regions import MaskRegion
 from molmo2_nemo.errors import UserError, nearest
 
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, MaskRegion, float], tuple[Tensor, Tensor, Tensor]]
 NAMES = ("auto", "flash", "flex", "blocks")
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to compute attention over an area. The two directions are separate so that partial results can be merged.
+    """A way to compute attention over an region. The two directions are separate so that partial results can be merged.
 
-    forward(q, k, v, area, scale) -> out [Q, B, N, H] in q's dtype, lse fp32 [Q, B, N] (fp64 for fp64 inputs). lse is
-    the log of the summed exponentials of the scaled scores; a query that sees no key of the area has lse -inf, out 0.
+    forward(q, k, v, region, scale) -> out [Q, B, N, H] in q's dtype, lse fp32 [Q, B, N] (fp64 for fp64 inputs). lse is
+    the log of the summed exponentials of the scaled scores; a query that sees no key of the region has lse -inf, out 0.
 
-    backward(grad, q, k, v, out, lse, area, scale) -> dq, dk, dv. With the out and lse of this area these are its
-    gradients. With out and lse merged over several areas that share the queries (ring attention), they are this
-    area's exact share: dq of all areas add up, dk and dv belong to the area's keys.
+    backward(grad, q, k, v, out, lse, region, scale) -> dq, dk, dv. With the out and lse of this region these are its
+    gradients. With out and lse merged over several regions that share the queries (ring attention), they are this
+    region's exact share: dq of all regions add up, dk and dv belong to the region's keys.
 
     Neither is differentiable by autograd; `attend` is. Where backward is None (flex), forward itself is differentiable,
     in out and in lse.
     """
 
     name: str
-    forward: Callable[[Tensor, Tensor, Tensor, Area, float], tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor, Tensor, Tensor, MaskRegion, float], tuple[Tensor, Tensor]]
     backward: (
-        Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Area, float], tuple[Tensor, Tensor, Tensor]] | None
+        Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, MaskRegion, float], tuple[Tensor, Tensor, Tensor]]
+        | None
     )
-    title: str  # which implementation it is, for the log
+    implementation: str  # which one it is, as cost/efficiency.py names it
+    title: str  # and for the log
 
 
 KERNELS = {module.__name__.rpartition(".")[2]: module for module in (flash, flex, blocks)}
@@ -57,7 +61,7 @@ def choose(
     """The kernel of that name, or for "auto" the fastest that works for these tensors.
 
     Args:
-        merged: it must have a backward direction for results merged over several areas, as ring attention needs.
+        merged: it must have a backward direction for results merged over several regions, as ring attention needs.
 
     Raises:
         UserError: no such kernel, or it cannot run here; says which can.
@@ -66,13 +70,13 @@ def choose(
         raise UserError(f"model.attention={name}: no such attention kernel; {nearest(name, NAMES)}")
     kind = torch.device(device).type
     if name == "auto":
-        name = "flash" if flash.problem(kind, dtype, head_size) is None else "blocks"
+        name = automatic(kind, str(dtype).removeprefix("torch."), head_size)
     module = KERNELS[name]
     problem = _problem(name, kind, dtype, head_size, merged)
     if problem is not None:
         others = [other for other in KERNELS if _problem(other, kind, dtype, head_size, merged) is None]
         raise UserError(f"model.attention={name}: {problem}; use auto or one of: {', '.join(others)}")
-    return Kernel(name, module.forward, getattr(module, "backward", None), module.title(kind))
+    return Kernel(name, module.forward, getattr(module, "backward", None), *module.implementation(kind))
 
 
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:
@@ -84,22 +88,22 @@ def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float, kernel: Kernel) -> Tensor:
-        out, lse = kernel.forward(q, k, v, area, scale)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, kernel: Kernel) -> Tensor:
+        out, lse = kernel.forward(q, k, v, region, scale)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.rest = area, scale, kernel
+        ctx.rest = region, scale, kernel
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        area, scale, kernel = ctx.rest
+        region, scale, kernel = ctx.rest
         assert kernel.backward is not None
-        return *kernel.backward(grad, *ctx.saved_tensors, area, scale), None, None, None
+        return *kernel.backward(grad, *ctx.saved_tensors, region, scale), None, None, None
 
 
 @torch.compiler.disable
-def attend(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float, kernel: Kernel) -> Tensor:
-    """Attention of the area's queries over its keys, differentiable. Nothing of Q x K elements is ever made.
+def attend(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, kernel: Kernel) -> Tensor:
+    """Attention of the region's queries over its keys, differentiable. Nothing of Q x K elements is ever made.
 
     Compiled models break their graph here: a plan that differs from pack to pack would be compiled again every time.
 
@@ -111,5 +115,5 @@ def attend(q: Tensor, k: Tensor, v: Tensor, area: Area, scale: float, kernel: Ke
         [Q, B, N, H].
     """
     if kernel.backward is None:
-        return kernel.forward(q, k, v, area, scale)[0]
-    return _Attend.apply(q, k, v, area, scale, kernel)
+        return kernel.forward(q, k, v, region, scale)[0]
+    return _Attend.apply(q, k, v, region, scale, kernel)

@@ -1,11 +1,14 @@
 """Who may look at whom, defined once.
 
-A pack is described by a few integers per token, never by a matrix. `may_attend` is the whole rule (DESIGN 4.3; Molmo2
-paper section on message trees):
+A pack is described by a few integers per token, never by a matrix. `may_attend` is the whole rule (Molmo2's paper, on
+message trees):
 
     same example
     and (the key is in the root, or key and query are in one branch)
     and (the key is not later than the query, or both are visual tokens)
+
+Whatever else knows something of the mask is tested against it: the segments that kernels work on (regions.py), the
+keys that ranks show each other (ring.py), the number of allowed pairs (data/counts.py).
 
 Shape legend: B packs, S tokens; Q and K are any slices of S.
 """
@@ -20,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROOT_BRANCH = -1  # same value as molmo2_nemo.data.example.ROOT_BRANCH; attention does not import data
+from molmo2_nemo.data.example import ROOT_BRANCH
 
 
 @dataclass
@@ -32,12 +35,12 @@ class TokenMask:
 
     example_ids: Tensor  # int64 [B, S]
     branch_ids: Tensor  # int64 [B, S], ROOT_BRANCH in the root
-    visual_block: Tensor  # int64 [B, S], 0 for text, else the running number of the picture or frame
+    visual_block: Tensor  # int64 [B, S], 0 for text, else the running number of the image or frame
     visual_attention: str = "image_tokens"  # or "within_image", "none"
     # The same three as numpy int64 [3, B, S], where the caller has them: kernels plan their work from these. Without
     # them they are copied from the tensors once, which makes the host wait for an accelerator.
     host: np.ndarray | None = field(default=None, repr=False)
-    areas: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # what area.area_of has made of it
+    regions: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # made by regions.region_of
 
     def on_host(self) -> np.ndarray:
         """Example ids, branch ids and visual blocks as numpy int64 [3, B, S]."""
@@ -73,7 +76,7 @@ def may_attend(
         q, k: (example id, branch id, visual block) of queries and keys.
         q_index, k_index: their places in the pack.
         visual_attention: "image_tokens" (every visual token of an example sees every other), "within_image" (only keys
-            of the same or an earlier picture), or "none" (plain causal).
+            of the same or an earlier image), or "none" (plain causal).
 
     Returns:
         bool, broadcast shape; True where the query may look at the key.

@@ -26,11 +26,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.kernels import Kernel
-from molmo2_nemo.attention.mask import ROOT_BRANCH, TokenMask
-
-PADDING = -1  # example id
+from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.regions import MaskRegion, region_of
+from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
     example, branch, block = mask.on_host()
     packs, length = example.shape
     size = length // chunks
-    real, at_root = example != PADDING, branch == ROOT_BRANCH
+    real, at_root = example != PAD_EXAMPLE, branch == ROOT_BRANCH
     example = example * packs + np.arange(packs)[:, None]  # unique over the packs
     member = _numbered(example * (int(branch.max()) + 2) + branch + 1)  # example and branch as one number
     example = _numbered(example)
@@ -70,10 +69,10 @@ def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
         earlier = _related(example, member, at_root, mine)
         later = np.zeros_like(real)
         if mask.visual_attention != "none":
-            pictures = mine & (block > 0)
-            later = _related(example, member, at_root, pictures) & (block > 0)
+            visual = mine & (block > 0)
+            later = _related(example, member, at_root, visual) & (block > 0)
             if mask.visual_attention == "within_image":
-                later &= block <= np.where(pictures, block, 0).max(1, keepdims=True)
+                later &= block <= np.where(visual, block, 0).max(1, keepdims=True)
         row = []
         for j in range(chunks):
             visible = ((earlier if j < i else later) & real)[:, j * size : (j + 1) * size]
@@ -107,7 +106,7 @@ def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Ten
     return out * (lse - safe).exp()[..., None] + more * (more_lse - safe).exp()[..., None], total
 
 
-def exchange_attention(
+def ring_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -115,7 +114,7 @@ def exchange_attention(
     scale: float,
     kernel: Kernel,
     group: Any,
-    exchange: str,
+    cp_comm_type: str,
     visible: VisibleKeys,
 ) -> Tensor:
     """Attention of this rank's chunk over the keys of all ranks of the group.
@@ -123,13 +122,13 @@ def exchange_attention(
     Args:
         q: [Q, B, N, H]; k, v: [Q, B, G, H].
         kernel: one with a backward for merged results (`kernels.choose(..., merged=True)`).
-        exchange: "ring" or "all_gather".
+        cp_comm_type: "ring" or "all_gather".
         visible: of the group's R chunks.
 
     Returns:
         [Q, B, N, H] in q's dtype.
     """
-    function = {"ring": _Ring, "all_gather": _AllGather}[exchange]
+    function = {"ring": _Ring, "all_gather": _AllGather}[cp_comm_type]
     return function.apply(q, k, v, mask, scale, kernel, group, visible)
 
 
@@ -149,13 +148,13 @@ class _Ring(torch.autograd.Function):
         size, rank = dist.get_world_size(group), dist.get_rank(group)
         kv = torch.stack((k, v))
         coming = _send_keys(kv, 1, visible, group)
-        own, lse = kernel.forward(q, k, v, _area(mask, visible, rank, rank), scale)
+        own, lse = kernel.forward(q, k, v, _region(mask, visible, rank, rank), scale)
         out = own.float()
         for step in range(1, size):
-            piece, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
-            if piece is not None:
-                area = _area(mask, visible, rank, (rank - step) % size)
-                out, lse = merge(out, lse, *kernel.forward(q, piece[0], piece[1], area, scale))
+            received, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
+            if received is not None:
+                region = _region(mask, visible, rank, (rank - step) % size)
+                out, lse = merge(out, lse, *kernel.forward(q, received[0], received[1], region, scale))
         out = out.to(q.dtype)
         ctx.save_for_backward(q, kv, out, lse)
         ctx.settings = mask, scale, kernel, group, visible
@@ -168,30 +167,30 @@ class _Ring(torch.autograd.Function):
         assert kernel.backward is not None
         size, rank = dist.get_world_size(group), dist.get_rank(group)
         coming = _send_keys(kv, 1, visible, group)
-        area = _area(mask, visible, rank, rank)
-        dq, *own = (t.float() for t in kernel.backward(grad, q, kv[0], kv[1], out, lse, area, scale))
+        region = _region(mask, visible, rank, rank)
+        dq, *own = (t.float() for t in kernel.backward(grad, q, kv[0], kv[1], out, lse, region, scale))
         d_kv = torch.stack(own)
         returning = _Message(None, [])
         for step in range(1, size):
-            piece, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
-            d_piece = None
-            if piece is not None:
-                area = _area(mask, visible, rank, (rank - step) % size)
-                more, *d_pair = kernel.backward(grad, q, piece[0], piece[1], out, lse, area, scale)
+            received, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
+            d_received = None
+            if received is not None:
+                region = _region(mask, visible, rank, (rank - step) % size)
+                more, *d_pair = kernel.backward(grad, q, received[0], received[1], out, lse, region, scale)
                 dq += more
-                d_piece = torch.stack(d_pair)
+                d_received = torch.stack(d_pair)
             _add_returned(d_kv, returning, step - 1, visible, group)
-            returning = _send_gradients(d_piece, kv, step, visible, group)
+            returning = _send_gradients(d_received, kv, step, visible, group)
         _add_returned(d_kv, returning, size - 1, visible, group)
         dk, dv = d_kv.to(kv.dtype)
         return (dq.to(q.dtype), dk, dv, *([None] * 5))
 
 
-def _area(mask: TokenMask, visible: VisibleKeys, queries: int, owner: int) -> Area:
+def _region(mask: TokenMask, visible: VisibleKeys, queries: int, owner: int) -> MaskRegion:
     """What chunk `queries` sees of the run of chunk `owner` that is shown to it."""
     size = mask.size // len(visible.runs)
     low, high = visible.runs[queries][owner]
-    return area_of(mask, (queries * size, (queries + 1) * size), (owner * size + low, owner * size + high))
+    return region_of(mask, (queries * size, (queries + 1) * size), (owner * size + low, owner * size + high))
 
 
 @dataclass
@@ -223,13 +222,13 @@ def _send_keys(kv: Tensor, step: int, visible: VisibleKeys, group: Any) -> _Mess
     return _post(sent, to, content, source, group)
 
 
-def _send_gradients(d_piece: Tensor | None, kv: Tensor, step: int, visible: VisibleKeys, group: Any) -> _Message:
+def _send_gradients(d_received: Tensor | None, kv: Tensor, step: int, visible: VisibleKeys, group: Any) -> _Message:
     """Gradients of what came in step `step` go back to rank - step; those of what was sent come from rank + step."""
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     to, source = (rank - step) % size, (rank + step) % size
     low, high = visible.runs[source][rank]
     content = kv.new_empty(2, high - low, *kv.shape[2:]) if high > low else None
-    return _post(d_piece, to, content, source, group)
+    return _post(d_received, to, content, source, group)
 
 
 def _add_returned(d_kv: Tensor, returning: _Message, step: int, visible: VisibleKeys, group: Any) -> None:
@@ -264,20 +263,20 @@ class _AllGather(torch.autograd.Function):
     ) -> Tensor:
         kv = torch.stack((k, v), dim=1)  # [Q, 2, B, G, H]: a gathered tensor is in the order of the tokens
         rank = dist.get_rank(group)
-        area = area_of(mask, (rank * q.shape[0], (rank + 1) * q.shape[0]))
+        region = region_of(mask, (rank * q.shape[0], (rank + 1) * q.shape[0]))
         keys, values = _gather(kv, group).unbind(1)
-        out, lse = kernel.forward(q, keys, values, area, scale)
+        out, lse = kernel.forward(q, keys, values, region, scale)
         ctx.save_for_backward(q, kv, out, lse)
-        ctx.settings = area, scale, kernel, group
+        ctx.settings = region, scale, kernel, group
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, kv, out, lse = ctx.saved_tensors
-        area, scale, kernel, group = ctx.settings
+        region, scale, kernel, group = ctx.settings
         assert kernel.backward is not None
         keys, values = _gather(kv, group).unbind(1)
-        dq, *own = kernel.backward(grad, q, keys, values, out, lse, area, scale)
+        dq, *own = kernel.backward(grad, q, keys, values, out, lse, region, scale)
         d_kv = torch.empty_like(kv)
         dist.reduce_scatter_tensor(d_kv, torch.stack(own, dim=1), group=group)
         return (dq, *d_kv.unbind(1), *([None] * 5))

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.parallel.partition import can_shard_heads
 
 
 class _SwapSequenceAndHeads(torch.autograd.Function):
@@ -52,7 +53,7 @@ def _to_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def gather_sequence(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
-    """This rank's tokens with all heads -> all tokens with this rank's heads; heads are dealt in contiguous runs.
+    """This rank's tokens with all heads -> all tokens with this rank's heads; heads are sharded in contiguous runs.
 
     Args:
         tensors: each [T, B, heads, H], heads a multiple of the group's size; they travel together.
@@ -61,9 +62,9 @@ def gather_sequence(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list
         Each as [S, B, heads / C, H].
     """
     size = dist.get_world_size(group)
-    dealt = [t.unflatten(2, (size, -1)) for t in tensors]  # [T, B, C, heads / C, H]
-    together = _SwapSequenceAndHeads.apply(torch.cat(dealt, dim=3).flatten(2, 3), group, True)
-    return list(together.split([t.shape[3] for t in dealt], dim=2))
+    sharded = [t.unflatten(2, (size, -1)) for t in tensors]  # [T, B, C, heads / C, H]
+    together = _SwapSequenceAndHeads.apply(torch.cat(sharded, dim=3).flatten(2, 3), group, True)
+    return list(together.split([t.shape[3] for t in sharded], dim=2))
 
 
 def gather_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -72,18 +73,18 @@ def gather_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def replicate_kv(x: Tensor, group_size: int, query_heads: int) -> Tensor:
-    """Repeat key or value heads until they can be dealt to `group_size` ranks; their gradients add up by autograd.
+    """Repeat key or value heads until they can be sharded over `group_size` ranks; their gradients add up by autograd.
 
     Args:
         x: [T, B, G, H].
 
     Raises:
-        UserError: the query heads of this tensor-parallel rank cannot be dealt evenly.
+        UserError: the query heads of this tensor-parallel rank cannot be sharded evenly.
     """
     kv_heads = x.shape[2]
-    if query_heads % group_size or (kv_heads % group_size and group_size % kv_heads):
+    if not can_shard_heads(query_heads, kv_heads, group_size):
         raise UserError(
-            f"Ulysses over {group_size} ranks cannot deal {query_heads} query heads and {kv_heads} key heads per "
+            f"Ulysses over {group_size} ranks cannot shard {query_heads} query heads and {kv_heads} key heads per "
             f"tensor-parallel rank evenly; choose a parallel.context_ulysses that divides {query_heads}"
         )
     return x if kv_heads % group_size == 0 else x.repeat_interleave(group_size // kv_heads, dim=2)

@@ -45,11 +45,13 @@ examples:
 """,
     ),
 }
-MODELS = ("4b", "8b", "o7b")
 DEFAULT_SEED = 6198
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from molmo2_nemo.model.config import PRESETS
+
+    models = [name for name in PRESETS if name != "tiny"]
     directions = parser.add_subparsers(dest="direction", metavar="import|export|init", required=True)
     importing, exporting, starting = (
         directions.add_parser(
@@ -71,7 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     starting.add_argument("--llm", type=Path, required=True, help="folder of Qwen3-4B-Instruct-2507, Qwen3-8B, ...")
     starting.add_argument("--vit", type=Path, required=True, help="folder of siglip2-so400m-patch14-384")
-    starting.add_argument("--model", choices=MODELS, help="insist that these are this model's base models")
+    starting.add_argument(
+        "--model",
+        choices=models,
+        help="insist that these are this model's base models",
+    )
     starting.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the connector and the extra rows")
     for direction in (importing, exporting, starting):
         direction.add_argument("target", type=Path, help="folder to write")

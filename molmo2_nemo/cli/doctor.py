@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.launch import probes
     from molmo2_nemo.launch.readiness import missing_for
-    from molmo2_nemo.settings.compose import group_choices
+    from molmo2_nemo.settings.compose import group_options
 
     check_folder("--dir", args.dir)
-    known = group_choices("recipe")
+    known = group_options("recipe")
     if args.recipe is not None and args.recipe not in known:
         raise UserError(f"unknown recipe {args.recipe!r}; {nearest(args.recipe, known)}")
     found: list[probes.Finding] = []

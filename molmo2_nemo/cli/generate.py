@@ -1,26 +1,28 @@
 """Answers of a trained model to a file of prompts, or to records of a data set as training formats them, each beside
-its reference. For a look; scores belong to an evaluation harness."""
+its reference; with --score, how good they are."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli.options import check_file, check_numbers
 from molmo2_nemo.data.media import read_media
 from molmo2_nemo.errors import UserError, read_text, writing
+from molmo2_nemo.evaluation.scorers import scorer_names
+from molmo2_nemo.evaluation.scoring import Scoring
 
 EXAMPLES = """\
 examples:
   molmo2 generate demo/run --data demo/data/sft --examples 5
-  molmo2 generate runs/8b prompts.jsonl --out answers.jsonl
+  molmo2 generate runs/8b prompts.jsonl --out answers.jsonl --score exact_match,anls
   a line of prompts.jsonl: {"question": "What is this?", "image": "cat.jpg", "answer": "A cat."}
 """
 
-KEYS = ("question", "image", "video", "style", "answer")  # of a prompt; image may be a list
+KEYS = ("question", "image", "video", "style", "answer")  # of a prompt; image and answer may be lists
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, default=10, metavar="N", help="records of --data (default: 10)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines there too")
     parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    names = ", ".join(scorer_names())
+    parser.add_argument("--score", metavar="NAME[,NAME]", help=f"score answers against their references: {names}")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,8 +45,12 @@ def run(args: argparse.Namespace) -> int:
     check_numbers(args, {"examples": 1, "max_new_tokens": 1})
     if args.out:
         check_file("--out", args.out)
+    scoring = Scoring(args.score.split(",")) if args.score is not None else None
     checkpoint = resolve_checkpoint(args.checkpoint)
     prompts = read_prompts(args.prompts) if args.prompts else None
+    if scoring is not None:
+        for number, prompt in enumerate(prompts or [], start=1):
+            scoring.references(f"{args.prompts}: prompt {number}", prompt["reference"])
     quiet()
     from molmo2_nemo.nemo.generate import answer_prompts, answer_records
 
@@ -50,14 +58,27 @@ def run(args: argparse.Namespace) -> int:
         found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, args.max_new_tokens)
     else:
         found = answer_records(checkpoint, args.data, args.examples, args.max_new_tokens)
+    write_answers(found, args.out, scoring)
+    return 0
+
+
+def write_answers(found: Iterable[dict[str, Any]], out: Path | None, scoring: Scoring | None) -> None:
+    """Shows answers as they come, each with its scores, and writes them to `out`; at the end, the scorers' figures.
+
+    Raises:
+        UserError: an answer to score has no reference.
+    """
     lines = []
     for line in found:
+        if scoring is not None:
+            line["scores"] = scoring.score(line["key"], line["answer"], line["reference"])
         show(line)
         lines.append(json.dumps(line, ensure_ascii=False))
-        if args.out:
-            with writing(args.out):
-                args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 0
+        if out:
+            with writing(out):
+                out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if scoring is not None:
+        print(scoring.table())
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
@@ -103,8 +124,9 @@ def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     names = images if isinstance(images, list) else [images]
     if names and "video" in given:
         raise UserError("image and video: a prompt has pictures or one video, not both")
-    if not isinstance(given.get("answer", ""), str):
-        raise UserError(f"answer is {given['answer']!r}; expected a text")
+    answer = given.get("answer", "")
+    if not all(isinstance(text, str) for text in (answer if isinstance(answer, list) else [answer])):
+        raise UserError(f"answer is {answer!r}; expected a text or a list of texts")
     return {
         "question": given["question"],
         "images": [_media(folder, "image", name) for name in names],
@@ -118,7 +140,10 @@ def show(line: dict[str, Any]) -> None:
     """One answer, for people."""
     print(f"{line['key']}\n  asked     {_short(line['question'])}\n  answered  {_short(line['answer'])}")
     if line.get("reference") is not None:
-        print(f"  reference {_short(line['reference'])}")
+        given = line["reference"] if isinstance(line["reference"], list) else [line["reference"]]
+        print(f"  reference {' | '.join(_short(text) for text in given)}")
+    if "scores" in line:
+        print("  score     " + "  ".join(f"{name} {score['value']:.2f}" for name, score in line["scores"].items()))
     print(flush=True)
 
 

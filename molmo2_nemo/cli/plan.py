@@ -31,19 +31,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "l40sx8) and nodes=N",
     )
     parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
-    parser.add_argument("--kernel", choices=("flex", "flash"), default="flex", help="whose attention rates to assume")
+    parser.add_argument(
+        "--kernel",
+        choices=("auto", "flash2", "flash3", "flex"),
+        default="auto",
+        help="whose speed of attention to assume; auto: of what model.attention picks on GPUs, where flash is "
+        "FlashAttention-2 (flash3 where FlashAttention-3 is installed)",
+    )
     parser.add_argument("--area", type=float, help="share of S x S that the mask allows, where you know it (0 to 1)")
     parser.add_argument("--json", action="store_true", help="numbers instead of tables")
 
 
 def run(args: argparse.Namespace) -> int:
+    from molmo2_nemo.cost.efficiency import KERNELS
     from molmo2_nemo.cost.hardware import parse_cluster
-    from molmo2_nemo.cost.rates import KERNELS
     from molmo2_nemo.cost.workload import workload
     from molmo2_nemo.errors import UserError
     from molmo2_nemo.model.config import preset, with_options
     from molmo2_nemo.plan.command import lines, train_command
-    from molmo2_nemo.plan.search import search
+    from molmo2_nemo.plan.search import efficiency_of, search
     from molmo2_nemo.settings.compose import compose
 
     asked = dict(item.split("=", 1) for item in args.overrides if item.startswith(("cluster=", "nodes=")))
@@ -59,10 +65,13 @@ def run(args: argparse.Namespace) -> int:
     check_settings(cfg, rest)
     chosen = cfg.model
     model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
-    plan = search(cfg, model, workload(cfg, args.area), cluster, KERNELS[args.kernel])
+    kernel, efficiency = efficiency_of(cfg, model)
+    if args.kernel != "auto":
+        kernel, efficiency = args.kernel, KERNELS[args.kernel]
+    plan = search(cfg, model, workload(cfg, args.area), cluster, efficiency)
     command = train_command(rest, cfg, cluster, plan.best[0].layout, args.config_dir)
     if args.json:
-        print(json.dumps(numbers(plan, model) | {"command": command}, indent=1))
+        print(json.dumps(numbers(plan, model) | {"kernel": kernel, "command": command}, indent=1))
         return 0
     from rich.console import Console
 
@@ -72,7 +81,10 @@ def run(args: argparse.Namespace) -> int:
     for part in render(cfg, model, plan):
         console.print(part)
     print("\nto train so:", *lines(command), sep="\n")
-    console.print("\nPredicted from stated rates (molmo2_nemo/cost/rates.py), not measured on a cluster.")
+    console.print(
+        f"\nPredicted with {kernel} attention from stated shares of peak\n"
+        "(molmo2_nemo/cost/efficiency.py), not measured on a cluster."
+    )
     return 0
 
 
@@ -84,8 +96,9 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
         UserError: lists them.
     """
     from molmo2_nemo.errors import UserError
-    from molmo2_nemo.settings.checks import check, model_parallel_size
+    from molmo2_nemo.settings.checks import check
     from molmo2_nemo.settings.run import ParallelConfig
+    from molmo2_nemo.settings.sizes import model_parallel_size
 
     for item in overrides:
         if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):
@@ -108,7 +121,7 @@ def numbers(plan: Plan, model: Molmo2Config) -> dict[str, Any]:
             "layout": candidate.layout.name,
             "settings": candidate.layout.settings,
             "fits": candidate.fits(plan.cluster),
-            "fullest_moment": candidate.memory.moment,
+            "fullest_moment": candidate.memory.phase,
             "memory_gib": {name: value / GIB for name, value in candidate.memory.parts().items()},
             "step_seconds": step.parts(),
             "seconds": step.seconds,

@@ -1,8 +1,8 @@
-"""The base models a Molmo2 is made from, in Hugging Face format: a Qwen3 or OLMo 3 and the vision tower of a SigLIP.
+"""The base models a Molmo2 is made from, in Hugging Face format: a language model and the vision tower of a SigLIP.
 
-Facts of the formats (model_type, config fields, weight names) are those of Qwen3ForCausalLM, Olmo3ForCausalLM,
-SiglipModel / SiglipVisionModel and their Siglip2 siblings. `google/siglip2-so400m-patch14-384` is of the SiglipModel
-kind: its patches come from a convolution, its position table has 27 x 27 rows (384 // 14 = 27).
+Families of language models are described in model/families. Facts of vision models (model_type, config fields, weight
+names) are those of SiglipModel / SiglipVisionModel and their Siglip2 siblings. `google/siglip2-so400m-patch14-384` is
+of the SiglipModel kind: its patches come from a convolution, its position table has 27 x 27 rows (384 // 14 = 27).
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from typing import Any
 from molmo2_nemo.convert.hf_config import TEXT_DEFAULTS, expect, text_config
 from molmo2_nemo.convert.names import Rule, layer_rules, vision_rules
 from molmo2_nemo.errors import ConversionError
-from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, TextConfig, VisionConfig, preset
+from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, VisionConfig, preset
+from molmo2_nemo.model.families import FAMILIES, family_of
+from molmo2_nemo.model.families.base import TextConfig
 
-LLM_FAMILIES = {
-    "qwen3": {"qk_norm_type": "qwen3", "norm_after": False},
-    "olmo3": {"qk_norm_type": "olmo", "norm_after": True},
-}
 LLM_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
@@ -45,41 +43,31 @@ FREE_VISION_FIELDS = ("feature_layers", "initializer_range", "float32_attention"
 def read_llm(folder: Path) -> TextConfig:
     """The language model of `folder/config.json`.
 
-    OLMo 3's sliding window is not carried over: Molmo2 attends to everything in every layer, and the base model's
-    `layer_types` only says which layers' rotary embedding is scaled by YaRN (the full-attention ones).
-
     Raises:
         ConversionError: no config.json, another family, or a variant of it that Molmo2 cannot be made from.
     """
     data = read_json(folder, "language model")
-    family = data.get("model_type")
-    if family not in LLM_FAMILIES:
+    family = FAMILIES.get(str(data.get("model_type")))
+    if family is None:
+        made_from = " or ".join(known.architecture for known in FAMILIES.values())
         raise ConversionError(
-            f"{folder / 'config.json'}: model_type is {family!r}, expected one of {', '.join(LLM_FAMILIES)}: Molmo2 is "
-            "made from a Qwen3ForCausalLM or an Olmo3ForCausalLM"
+            f"{folder / 'config.json'}: model_type is {data.get('model_type')!r}, expected one of "
+            f"{', '.join(FAMILIES)}: Molmo2 is made from {made_from}"
         )
     missing = [name for name in LLM_FIELDS if data.get(name) is None]
     if missing:
         raise ConversionError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
-    part = {**TEXT_DEFAULTS, **data, **LLM_FAMILIES[family]}
+    part = {**TEXT_DEFAULTS, **data}
     heads = part["num_attention_heads"]
     part["num_key_value_heads"] = data.get("num_key_value_heads") or heads
     part["head_dim"] = data.get("head_dim") or part["hidden_size"] // heads
-    part["rope_scaling_layers"] = full_attention_layers(data) if family == "olmo3" else None
+    part["rope_scaling_layers"] = list(family.yarn_layers(data))
     try:
-        if family == "qwen3":
-            expect("config", part, use_sliding_window=False)
-        config = text_config(part)
+        expect("config", part, **family.required)
+        config = text_config(part, family)
     except ConversionError as error:
         raise ConversionError(f"{folder / 'config.json'}: {error}") from error
     return replace(config, tie_embeddings=bool(data.get("tie_word_embeddings", False)))
-
-
-def full_attention_layers(data: dict[str, Any]) -> list[int]:
-    """Layers of an OLMo 3 without a sliding window; by default every fourth."""
-    count = data["num_hidden_layers"]
-    kinds = data.get("layer_types") or ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(count)]
-    return [i for i, kind in enumerate(kinds) if kind == "full_attention"]
 
 
 def read_vit(folder: Path) -> VisionConfig:
@@ -180,25 +168,15 @@ def differences(text: TextConfig, vision: VisionConfig, wanted: Molmo2Config) ->
 
 
 def llm_rules(text: TextConfig) -> Iterator[Rule]:
-    """Rules between the canonical names and those of Qwen3ForCausalLM or Olmo3ForCausalLM."""
-    head = "lm_head.weight"
-    table = Rule("embedding", ("embedding.base.weight",), ("model.embed_tokens.weight",))
-    yield replace(table, head=head) if text.tie_embeddings else table
+    """Rules between the canonical names and those of the family's base models."""
+    names = family_of(text).base_names
+    table = Rule("embedding", ("embedding.base.weight",), (names.embedding,))
+    yield replace(table, head=names.head) if text.tie_embeddings else table
     if not text.tie_embeddings:
-        yield Rule("copy", ("output_layer.weight",), (head,))
+        yield Rule("copy", ("output_layer.weight",), (names.head,))
     for i in range(text.num_layers):
-        for rule in layer_rules(text, i, native=True):
-            yield replace(rule, external=tuple(llm_name(name, text) for name in rule.external))
-    yield Rule("copy", ("decoder.final_layernorm.weight",), ("model.norm.weight",))
-
-
-def llm_name(native: str, text: TextConfig) -> str:
-    """A base model's name for what Molmo2's native format calls `native`."""
-    name = native.replace("model.language_model.", "model.")
-    if text.family == "olmo3":  # its norms stand behind the branches, and are called so
-        name = name.replace("post_attention_layernorm", "post_feedforward_layernorm")
-        name = name.replace("input_layernorm", "post_attention_layernorm")
-    return name
+        yield from layer_rules(text, i, names.layer)
+    yield Rule("copy", ("decoder.final_layernorm.weight",), (names.final_norm,))
 
 
 def vit_rules(config: Molmo2Config, prefix: str) -> Iterator[Rule]:

@@ -16,19 +16,21 @@ from molmo2_nemo.convert.companions import write_companions
 from molmo2_nemo.convert.folders import new_folder
 from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
-from molmo2_nemo.convert.names import FORMATS, Format, Rule, external_shapes, rules, to_canonical, to_external
+from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shapes, rules, to_canonical, to_external
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_options
+from molmo2_nemo.rundir.config_file import run_of_checkpoint
+from molmo2_nemo.rundir.paths import CONFIG
+from molmo2_nemo.settings.renamed import with_new_names
 from molmo2_nemo.settings.schema import structure
 
 MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
 OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`: what changes the function
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-HEAD = "lm_head.weight"
 
 
 def import_checkpoint(
@@ -255,20 +257,21 @@ def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) 
 
 
 def run_settings(checkpoint: Path) -> dict[str, Any]:
-    """config.yaml of the run that a checkpoint lies in; empty where it lies in none.
+    """config.yaml of the run that a checkpoint lies in, with the names that settings have today; empty where it lies in
+    none.
 
     Raises:
         ConversionError: it is damaged.
     """
-    for folder in (checkpoint, *list(checkpoint.resolve().parents)[:3]):
-        path = folder / "config.yaml"
-        if path.is_file():
-            try:
-                loaded = yaml.safe_load(path.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ConversionError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
-            return loaded if isinstance(loaded, dict) else {}
-    return {}
+    run = run_of_checkpoint(checkpoint)
+    if run is None:
+        return {}
+    path = run / CONFIG
+    try:
+        loaded = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConversionError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    return with_new_names(loaded, str(path)) if isinstance(loaded, dict) else {}
 
 
 def run_data(run: dict[str, Any]) -> DataConfig | None:

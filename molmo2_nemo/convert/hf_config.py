@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.convert.names import Format
+from molmo2_nemo.data.special_tokens import OFFSETS
 from molmo2_nemo.errors import ConversionError
-from molmo2_nemo.model.config import (
-    PRESETS,
-    ConnectorConfig,
-    Molmo2Config,
-    TextConfig,
-    VisionConfig,
-    YarnConfig,
-    preset,
-)
+from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, VisionConfig, preset
+from molmo2_nemo.model.families import FAMILIES, family_of
+from molmo2_nemo.model.families.base import Family, TextConfig, YarnConfig
 
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
 
-# Positions of the visual special tokens after the base vocabulary (the tokenizer adds them in this fixed order).
+# Fields of config.json that name a visual special token, and its place behind the base vocabulary.
 TOKEN_OFFSETS = {
-    "image_start_token_id": 0,
-    "image_end_token_id": 1,
-    "image_patch_id": 2,
-    "low_res_image_start_token_id": 4,
-    "frame_start_token_id": 7,
-    "frame_end_token_id": 8,
+    "image_start_token_id": OFFSETS.im_start,
+    "image_end_token_id": OFFSETS.im_end,
+    "image_patch_id": OFFSETS.im_patch,
+    "low_res_image_start_token_id": OFFSETS.low_res_im_start,
+    "frame_start_token_id": OFFSETS.frame_start,
+    "frame_end_token_id": OFFSETS.frame_end,
 }
-REMOTE_TOKEN_OFFSETS = {"image_high_res_id": 2, "image_col_id": 3, "image_low_res_id": 6}
+REMOTE_TOKEN_OFFSETS = {
+    "image_high_res_id": OFFSETS.im_patch,
+    "image_col_id": OFFSETS.im_col,
+    "image_low_res_id": OFFSETS.im_low,
+}
 
 # What transformers assumes where a native config.json leaves a field out.
 VISION_DEFAULTS: dict[str, Any] = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 25}
@@ -99,7 +99,7 @@ def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
         name="custom",
         vision=vision,
         connector=connector_config(adapter, text),
-        text=text_config(text),
+        text=text_config(text, family_of_part(text)),
         extra_vocab_size=int(text["additional_vocab_size"]),
     )
     if not all(0 <= i < vision.num_layers for i in vision.feature_indices):
@@ -164,19 +164,31 @@ def connector_config(part: dict[str, Any], text: dict[str, Any]) -> ConnectorCon
     )
 
 
-def text_config(part: dict[str, Any]) -> TextConfig:
-    """The language model; its family follows from where the norms are."""
-    families = {("qwen3", False): "qwen3", ("olmo", True): "olmo3"}
-    family = families.get((part["qk_norm_type"], bool(part["norm_after"])))
-    if family is None:
-        seen = f"qk_norm_type={part['qk_norm_type']!r}, norm_after={part['norm_after']!r}"
-        raise ConversionError(
-            f"text_config has {seen}; expected 'qwen3' with false (Qwen3) or 'olmo' with true (OLMo 3)"
-        )
-    expect("text_config", part, attention_bias=False, hidden_act="silu", use_qk_norm=True)
+def family_of_part(part: dict[str, Any]) -> Family:
+    """The family of a Molmo2's language model, from what its `text_config` says about norms.
+
+    Raises:
+        ConversionError: no family is described so.
+    """
+    said = part | {"norm_after": bool(part["norm_after"])}
+    for family in FAMILIES.values():
+        if all(said.get(key) == value for key, value in family.molmo2_fields.items()):
+            return family
+
+    def listed(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{key}={value!r}" for key, value in values.items())
+
+    fields = dict.fromkeys(key for family in FAMILIES.values() for key in family.molmo2_fields)
+    known = " or ".join(f"{listed(family.molmo2_fields)} ({family.title})" for family in FAMILIES.values())
+    raise ConversionError(f"text_config has {listed({key: part.get(key) for key in fields})}; expected {known}")
+
+
+def text_config(part: dict[str, Any], family: Family) -> TextConfig:
+    """The language model of a `text_config`."""
+    expect("text_config", part, attention_bias=False, hidden_act="silu", use_qk_norm=family.qk_norm != "none")
     base, scale, yarn = rotary(part)
     return TextConfig(
-        family="olmo3" if family == "olmo3" else "qwen3",
+        family=family.name,
         hidden_size=part["hidden_size"],
         num_layers=part["num_hidden_layers"],
         num_heads=part["num_attention_heads"],
@@ -336,7 +348,7 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
         "text_config": shared_text_json(config)
         | {
             "qkv_bias": False,
-            "use_qk_norm": True,
+            "use_qk_norm": family_of(text).qk_norm != "none",
             "layer_norm_eps": text.rmsnorm_eps,
             "rope_theta": text.rotary_base,
             "rope_scaling": scaling_json(text),
@@ -393,8 +405,7 @@ def shared_text_json(config: Molmo2Config) -> dict[str, Any]:
         "vocab_size": text.vocab_size,
         "additional_vocab_size": config.extra_vocab_size,
         "hidden_act": "silu",
-        "qk_norm_type": "olmo" if text.family == "olmo3" else "qwen3",
-        "norm_after": text.family == "olmo3",
+        **family_of(text).molmo2_fields,
         "max_position_embeddings": text.max_position,
         "attention_dropout": 0.0,
         "initializer_range": text.initializer_range,

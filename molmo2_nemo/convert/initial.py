@@ -24,8 +24,8 @@ from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.families import family_of
 
-HEAD = "lm_head.weight"
 ORIGIN_FILE = "origin.json"  # what the checkpoint was made from, and which tensors were left behind
 NEW_PARTS = ("connector.", "embedding.extra.")  # no base model has them
 
@@ -49,7 +49,7 @@ def init_checkpoint(
     included.
 
     Args:
-        llm_dir: Qwen3ForCausalLM or Olmo3ForCausalLM.
+        llm_dir: a base model of one of the FAMILIES.
         vit_dir: SigLIP or its vision tower, as google/siglip2-so400m-patch14-384.
         model: the preset these must be the base models of; None recognises it, or makes a custom model.
         dtype: stored type. The default loses nothing of either source; stage 1 trains in it.
@@ -66,7 +66,7 @@ def init_checkpoint(
     config = combine(read_llm(llm), read_vit(vit), model)
     text_source = SafetensorsFolder(llm)
     text = list(llm_rules(config.text))
-    optional = frozenset([HEAD] if config.text.tie_embeddings else [])
+    optional = frozenset([family_of(config.text).base_names.head] if config.text.tie_embeddings else [])
     text_source.check(rule_shapes(text, config), optional)
     vision_source, vision, dropped = open_vision(vit, config)
     with new_folder(target, overwrite=overwrite) as staging:

@@ -19,10 +19,25 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.errors import ConversionError
-from molmo2_nemo.model.config import LoraConfig, Molmo2Config, TextConfig
+from molmo2_nemo.model.config import LoraConfig, Molmo2Config
+from molmo2_nemo.model.families import family_of
+from molmo2_nemo.model.families.base import LayerNames, TextConfig
 
 Format = Literal["native", "remote"]
 FORMATS: tuple[Format, ...] = ("native", "remote")
+HEAD = "lm_head.weight"  # the output head, in both formats
+LAYER_NAMES: dict[Format, LayerNames] = {
+    "native": LayerNames(prefix="model.language_model.layers.{i}"),
+    "remote": LayerNames(
+        prefix="model.transformer.blocks.{i}",
+        attention_norm="attn_norm",
+        mlp_norm="ff_norm",
+        qkv=("self_attn.att_proj",),
+        proj="self_attn.attn_out",
+        gate_up=("mlp.ff_proj",),
+        down="mlp.ff_out",
+    ),
+}
 
 Kind = Literal["copy", "qkv_split", "qkv_rows", "gate_up_split", "up_gate_rows", "embedding_rows", "embedding"]
 
@@ -83,18 +98,19 @@ def linear(shapes: dict[str, tuple[int, ...]], name: str, out_size: int, in_size
 def layer_shapes(text: TextConfig, i: int) -> dict[str, tuple[int, ...]]:
     """Canonical parameters of decoder layer `i`."""
     d, heads, groups, head = text.hidden_size, text.num_heads, text.num_kv_heads, text.head_dim
-    layer = f"decoder.layers.{i}"
-    full_width = text.family == "olmo3"
-    return {
-        f"{layer}.{norm_names(text)[0]}": (d,),
-        f"{layer}.self_attention.linear_qkv.weight": ((heads + 2 * groups) * head, d),
-        f"{layer}.self_attention.q_layernorm.weight": (heads * head if full_width else head,),
-        f"{layer}.self_attention.k_layernorm.weight": (groups * head if full_width else head,),
-        f"{layer}.self_attention.linear_proj.weight": (d, heads * head),
-        f"{layer}.{norm_names(text)[1]}": (d,),
-        f"{layer}.mlp.linear_fc1.weight": (2 * text.ffn_size, d),
-        f"{layer}.mlp.linear_fc2.weight": (d, text.ffn_size),
+    q_norm, k_norm = family_of(text).qk_norm_widths(text)
+    attention_norm, mlp_norm = norm_names(text)
+    shapes = {
+        attention_norm: (d,),
+        "self_attention.linear_qkv.weight": ((heads + 2 * groups) * head, d),
+        "self_attention.q_layernorm.weight": (q_norm,),
+        "self_attention.k_layernorm.weight": (k_norm,),
+        "self_attention.linear_proj.weight": (d, heads * head),
+        mlp_norm: (d,),
+        "mlp.linear_fc1.weight": (2 * text.ffn_size, d),
+        "mlp.linear_fc2.weight": (d, text.ffn_size),
     }
+    return {f"decoder.layers.{i}.{name}": shape for name, shape in shapes.items() if shape != (0,)}
 
 
 def adapter_shapes(lora: LoraConfig, layer: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -109,7 +125,7 @@ def adapter_shapes(lora: LoraConfig, layer: dict[str, tuple[int, ...]]) -> dict[
 
 def norm_names(text: TextConfig) -> tuple[str, str]:
     """Names, within a layer, of the attention branch's norm and of the MLP branch's norm."""
-    if text.family == "olmo3":  # post-norm: the norm belongs to the branch's last linear map
+    if family_of(text).post_norm:  # the norm belongs to the branch's last linear map
         return "self_attention.linear_proj.post_norm.weight", "mlp.linear_fc2.post_norm.weight"
     return "input_layernorm.weight", "pre_mlp_layernorm.weight"
 
@@ -122,7 +138,7 @@ def rules(config: Molmo2Config, target: Format) -> Iterator[Rule]:
     yield from vision_rules(config, native)
     yield from embedding_rules(config, native)
     for i in range(config.text.num_layers):
-        yield from layer_rules(config.text, i, native)
+        yield from layer_rules(config.text, i, LAYER_NAMES[target])
     final = "model.language_model.norm.weight" if native else "model.transformer.ln_f.weight"
     yield Rule("copy", ("decoder.final_layernorm.weight",), (final,))
 
@@ -161,8 +177,7 @@ def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
 
 def embedding_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
     """Embedding tables and the head."""
-    head = "lm_head.weight"
-    tied = head if config.text.tie_embeddings else None
+    tied = HEAD if config.text.tie_embeddings else None
     base, extra = "embedding.base.weight", "embedding.extra.weight"
     if native:
         yield Rule("embedding_rows", (base, extra), ("model.language_model.embed_tokens.weight",), head=tied)
@@ -170,30 +185,26 @@ def embedding_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
         yield Rule("embedding", (base,), ("model.transformer.wte.embedding",), head=tied)
         yield Rule("copy", (extra,), ("model.transformer.wte.new_embedding",))
     if not config.text.tie_embeddings:
-        yield Rule("copy", ("output_layer.weight",), (head,))
+        yield Rule("copy", ("output_layer.weight",), (HEAD,))
 
 
-def layer_rules(text: TextConfig, i: int, native: bool) -> Iterator[Rule]:
-    """One decoder layer."""
+def layer_rules(text: TextConfig, i: int, names: LayerNames) -> Iterator[Rule]:
+    """Decoder layer `i`, in a format that calls its weights `names`."""
     ours = f"decoder.layers.{i}"
-    theirs = f"model.language_model.layers.{i}" if native else f"model.transformer.blocks.{i}"
-    norms = ("input_layernorm", "post_attention_layernorm") if native else ("attn_norm", "ff_norm")
-    for name, external in zip(norm_names(text), norms, strict=True):
-        yield Rule("copy", (f"{ours}.{name}",), (f"{theirs}.{external}.weight",))
-    qkv, fc1 = f"{ours}.self_attention.linear_qkv.weight", f"{ours}.mlp.linear_fc1.weight"
-    if native:
-        yield Rule("qkv_split", (qkv,), tuple(f"{theirs}.self_attn.{p}_proj.weight" for p in "qkv"))
-        yield Rule("gate_up_split", (fc1,), tuple(f"{theirs}.mlp.{p}_proj.weight" for p in ("gate", "up")))
-        proj, fc2 = "self_attn.o_proj", "mlp.down_proj"
-    else:
-        yield Rule("qkv_rows", (qkv,), (f"{theirs}.self_attn.att_proj.weight",))
-        yield Rule("up_gate_rows", (fc1,), (f"{theirs}.mlp.ff_proj.weight",))
-        proj, fc2 = "self_attn.attn_out", "mlp.ff_out"
-    for norm in ("q", "k"):
-        canonical = f"{ours}.self_attention.{norm}_layernorm.weight"
-        yield Rule("copy", (canonical,), (f"{theirs}.self_attn.{norm}_norm.weight",))
-    yield Rule("copy", (f"{ours}.self_attention.linear_proj.weight",), (f"{theirs}.{proj}.weight",))
-    yield Rule("copy", (f"{ours}.mlp.linear_fc2.weight",), (f"{theirs}.{fc2}.weight",))
+
+    def rule(kind: Kind, canonical: str, *external: str) -> Rule:
+        return Rule(kind, (f"{ours}.{canonical}",), tuple(names.of_layer(i, name) for name in external))
+
+    for canonical, external in zip(norm_names(text), (names.attention_norm, names.mlp_norm), strict=True):
+        yield rule("copy", canonical, external)
+    yield rule("qkv_split" if len(names.qkv) == 3 else "qkv_rows", "self_attention.linear_qkv.weight", *names.qkv)
+    split = len(names.gate_up) == 2
+    yield rule("gate_up_split" if split else "up_gate_rows", "mlp.linear_fc1.weight", *names.gate_up)
+    if family_of(text).qk_norm != "none":
+        yield rule("copy", "self_attention.q_layernorm.weight", names.q_norm)
+        yield rule("copy", "self_attention.k_layernorm.weight", names.k_norm)
+    yield rule("copy", "self_attention.linear_proj.weight", names.proj)
+    yield rule("copy", "mlp.linear_fc2.weight", names.down)
 
 
 def external_shapes(config: Molmo2Config, target: Format) -> dict[str, tuple[int, ...]]:

@@ -1,22 +1,21 @@
 """Floating-point operations of a pack, component by component. No torch: numpy and the model's sizes.
 
 A multiplication and its addition count as two. Only what the model needs is counted, so that a utilisation figure
-cannot be flattered: attention by the number of (query, key) pairs the mask allows, crops and window slots that exist,
-tokens that are not padding, head columns of scored tokens only, no recomputation. Norms, activations, softmax and
-rotary are left out, as is usual (well under 1 %).
+cannot be flattered: attention by the number of (query, key) pairs the mask allows, crops and window positions that
+exist, tokens that are not padding, head columns of scored tokens only, no recomputation. Norms, activations, softmax
+and rotary are left out, as is usual (well under 1 %).
 
-Legend: S tokens, A allowed (query, key) pairs, C crops, P patches, N pooled rows, K window slots.
+Legend: S tokens, A allowed (query, key) pairs, C crops, N pooled tokens, K positions of a pooling window.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
-import numpy as np
-
-from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH, Batch
+from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.flops import connector_flops, crop_flops
 
 
 @dataclass(frozen=True)
@@ -41,32 +40,32 @@ class Flops:
 
 
 def forward_flops(
-    config: Molmo2Config,
+    model_config: Molmo2Config,
     *,
-    tokens: int,
+    tokens: float,
     pairs: float,
-    crops: int = 0,
-    pooled_rows: int = 0,
-    pooled_slots: int = 0,
-    scored_tokens: int = 0,
+    crops: float = 0,
+    pooled_tokens: float = 0,
+    window_positions: float = 0,
+    scored_tokens: float = 0,
 ) -> Flops:
     """Forward pass.
 
     Args:
         tokens: S, padding not counted.
-        pairs: A, see `attention_pairs`; S * S for full and S * (S + 1) / 2 for causal attention.
+        pairs: A (data/counts.py); S * S for full and S * (S + 1) / 2 for causal attention.
         crops: C.
-        pooled_rows: N.
-        pooled_slots: filled window slots of all rows, at most N * K.
+        pooled_tokens: N.
+        window_positions: filled ones of all pooled tokens, at most N * K.
         scored_tokens: positions whose logits are needed (loss weight > 0).
     """
-    text = config.text
+    text = model_config.text
     heads_width = text.num_heads * text.head_dim
     return Flops(
-        linear=2.0 * layer_weights(config) * text.num_layers * tokens,
+        linear=2.0 * layer_weights(model_config) * text.num_layers * tokens,
         attention=4.0 * pairs * heads_width * text.num_layers,
-        vit=crop_flops(config) * crops,
-        connector=connector_flops(config, pooled_rows, pooled_slots),
+        vit=crop_flops(model_config) * crops,
+        connector=connector_flops(model_config, pooled_tokens, window_positions),
         head=2.0 * text.vocab_size * text.hidden_size * scored_tokens,
     )
 
@@ -100,91 +99,26 @@ def training_flops(
     return Flops(**{f.name: getattr(forward, f.name) * getattr(passes, f.name) for f in fields(Flops)})
 
 
-def layer_weights(config: Molmo2Config) -> int:
+def layer_weights(model_config: Molmo2Config) -> int:
     """Weights of one decoder layer's linear maps."""
-    text = config.text
+    text = model_config.text
     queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     return text.hidden_size * (2 * queries + 2 * keys + 3 * text.ffn_size)
 
 
-def crop_flops(config: Molmo2Config) -> float:
-    """The vision encoder on one crop: built blocks with full attention over its patches, and the patch embedding."""
-    vision = config.vision
-    width, patches = vision.hidden_size, vision.num_patches
-    weights = 4 * width * width + 2 * width * vision.ffn_size
-    block = 2.0 * patches * weights + 4.0 * patches * patches * width
-    return vision.num_built_layers * block + 2.0 * patches * vision.patch_dim * width
-
-
-def connector_flops(config: Molmo2Config, rows: int, slots: int) -> float:
-    """Pooling (keys and values per filled slot, query and output per row) and the projector per row."""
-    connector, features, width = config.connector, config.vision.feature_size, config.connector.hidden_size
-    per_slot = 2.0 * 2 * features * width + 4.0 * width
-    weights = features * width + width * width + connector.ffn_size * (2 * width + config.text.hidden_size)
-    return per_slot * slots + 2.0 * weights * rows
-
-
-def attention_pairs(
-    example_ids: np.ndarray,
-    branch_ids: np.ndarray,
-    visual_block: np.ndarray,
-    visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens",
-) -> int:
-    """Number of (query, key) pairs of one pack that the mask allows, in O(S).
-
-    Args:
-        example_ids: int [S], PAD_EXAMPLE where padded (padding counts nothing).
-        branch_ids: int [S], ROOT_BRANCH in the root of an example.
-        visual_block: int [S], 0 for text, else the number of the picture or frame; for "image_tokens" and "none" a
-            0/1 flag will do. Numbers never decrease along a pack.
-    """
-    total = 0
-    for example in np.unique(example_ids[example_ids != PAD_EXAMPLE]):
-        chosen = example_ids == example
-        total += example_pairs(branch_ids[chosen], visual_block[chosen], visual_attention)
-    return total
-
-
-def example_pairs(branches: np.ndarray, blocks: np.ndarray, visual_attention: str) -> int:
-    """`attention_pairs` of one example."""
-    root = branches == ROOT_BRANCH
-    _, sizes = np.unique(branches[~root], return_counts=True)
-    # earlier keys: everybody sees the root so far, and a branch sees itself so far
-    pairs = int(np.cumsum(root).sum()) + int((sizes * (sizes + 1) // 2).sum())
-    if visual_attention == "none":
-        return pairs
-    # later keys: only visual ones, seen by visual queries
-    block_of = blocks if visual_attention == "within_image" else np.minimum(blocks, 1)
-    for block in np.unique(block_of[block_of > 0]):
-        inside = block_of == block
-        later_root = np.cumsum((inside & root)[::-1])[::-1] - (inside & root)
-        pairs += int(later_root[inside].sum())
-        _, sizes = np.unique(branches[inside & ~root], return_counts=True)
-        pairs += int((sizes * (sizes - 1) // 2).sum())
-    return pairs
-
-
-def batch_flops(config: Molmo2Config, batch: Batch, visual_block: np.ndarray | None = None) -> Flops:
-    """Forward pass of a micro-batch.
-
-    Args:
-        visual_block: int [B, S], needed where the model's visual attention is "within_image".
-
-    Raises:
-        AssertionError: it is needed and missing.
-    """
-    if visual_block is None:
-        if config.visual_attention == "within_image":
-            raise AssertionError("visual_attention 'within_image' needs visual_block (model.inputs.visual_blocks)")
-        visual_block = batch.visual.astype(np.int64)
-    rows = zip(batch.example_ids, batch.branch_ids, visual_block, strict=True)
-    pairs = sum(attention_pairs(*row, visual_attention=config.visual_attention) for row in rows)
+def pack_flops(model_config: Molmo2Config, pack: PackCounts) -> Flops:
+    """Forward pass of a micro-batch."""
     return forward_flops(
-        config,
-        tokens=int((batch.example_ids != PAD_EXAMPLE).sum()),
-        pairs=pairs,
-        crops=len(batch.crops),
-        pooled_rows=len(batch.pooling),
-        pooled_slots=int((batch.pooling >= 0).sum()),
-        scored_tokens=int((batch.loss_weights > 0).sum()),
+        model_config,
+        tokens=pack.tokens,
+        pairs=pack.pairs,
+        crops=pack.crops,
+        pooled_tokens=pack.pooled_tokens,
+        window_positions=pack.window_positions,
+        scored_tokens=pack.scored,
     )
+
+
+def batch_flops(model_config: Molmo2Config, batch: Batch) -> Flops:
+    """Forward pass of a micro-batch that has not been counted yet."""
+    return pack_flops(model_config, PackCounts.of(batch, model_config.visual_attention, model_config.text.vocab_size))

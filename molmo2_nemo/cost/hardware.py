@@ -1,7 +1,8 @@
-"""Clusters by name: `h100x8` is nodes of eight H100.
+"""GPUs by name, for predictions and for the utilisation that a run logs, and clusters: `h100x8` is nodes of eight H100.
 
 Figures are the manufacturers': dense bf16 rate, memory, memory bandwidth, and the bandwidth of links in one direction
-per GPU. Networks differ from site to site: 400 Gb/s per GPU is the usual build with H100 and later.
+per GPU (of PCIe where GPUs are linked in pairs at most). Networks differ from site to site: 400 Gb/s per GPU is the
+usual build with H100 and later.
 """
 
 from __future__ import annotations
@@ -22,18 +23,46 @@ class Device:
     memory_gbs: float  # GB/s of its memory
     link_gbs: float  # GB/s to the others of its node, one direction
     network_gbs: float  # GB/s to other nodes, one direction, its share of the node's
+    torch_name: str  # part of what torch calls it
+
+    @property
+    def peak(self) -> float:
+        """Dense bf16 operations per second."""
+        return self.tflops * 1e12
 
 
 DEVICES = {
     d.name: d
     for d in (
-        Device("a100", 312, 79.2, 2039, 300, 25),
-        Device("h100", 989, 79.2, 3350, 450, 50),
-        Device("h200", 989, 139.8, 4800, 450, 50),
-        Device("b200", 2250, 178.4, 8000, 900, 50),
-        Device("l40s", 362, 44.4, 864, 28, 12.5),
+        Device("a10", 125, 22.0, 600, 32, 12.5, "A10"),
+        Device("a100", 312, 79.2, 2039, 300, 25, "A100"),
+        Device("a800", 312, 79.2, 2039, 200, 25, "A800"),
+        Device("h20", 148, 95.0, 4000, 450, 50, "H20"),
+        Device("h100", 989, 79.2, 3350, 450, 50, "H100"),
+        Device("h100pcie", 756, 79.2, 2039, 64, 50, "H100 PCIe"),
+        Device("h100nvl", 835, 93.0, 3938, 64, 50, "H100 NVL"),
+        Device("h200", 989, 139.8, 4800, 450, 50, "H200"),
+        Device("gh200", 989, 95.0, 4000, 450, 50, "GH200"),
+        Device("b200", 2250, 178.4, 8000, 900, 50, "B200"),
+        Device("gb200", 2500, 184.0, 8000, 900, 50, "GB200"),
+        Device("l40s", 362, 44.4, 864, 28, 12.5, "L40S"),
     )
 }
+
+
+def device_called(torch_name: str) -> Device | None:
+    """The GPU that torch calls so (`torch.cuda.get_device_name()`); None where it is not in the table."""
+    known = [device for device in DEVICES.values() if device.torch_name in torch_name]
+    return max(known, key=lambda device: len(device.torch_name), default=None)  # "H100 PCIe" before "H100"
+
+
+def utilisation(flops: float, seconds: float, peak: float) -> float:
+    """MFU: operations that the model needs (cost/flops.py) over what the hardware could have done in the time.
+
+    Args:
+        peak: operations per second of all GPUs together.
+    """
+    return flops / (seconds * peak)
 
 
 @dataclass(frozen=True)
@@ -47,6 +76,11 @@ class Cluster:
     @property
     def gpus(self) -> int:
         return self.per_node * self.nodes
+
+    @property
+    def peak(self) -> float:
+        """Dense bf16 operations per second of all GPUs."""
+        return self.gpus * self.device.peak
 
     def __str__(self) -> str:
         nodes = f"{self.nodes} node{'s' * (self.nodes > 1)} of "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from molmo2_nemo.cost.flops import layer_weights
 from molmo2_nemo.model.config import LoraConfig, Molmo2Config
+from molmo2_nemo.model.families import family_of
 from molmo2_nemo.settings.run import StageConfig
 
 
@@ -39,13 +40,12 @@ class Parameters:
 def parameters(model: Molmo2Config) -> Parameters:
     """Exact numbers for a model, without padding of the vocabulary."""
     text, vision, connector = model.text, model.vision, model.connector
-    qk_norm = 2 * text.head_dim if text.family == "qwen3" else (text.num_heads + text.num_kv_heads) * text.head_dim
     width, ffn = vision.hidden_size, vision.ffn_size
     block = 4 * (width * width + width) + 2 * width * ffn + ffn + width + 4 * width
     pooling = 3 * (vision.feature_size + 1) * connector.hidden_size + connector.hidden_size**2 + connector.hidden_size
     projector = connector.ffn_size * (2 * connector.hidden_size + text.hidden_size)
     return Parameters(
-        layer=layer_weights(model) + 2 * text.hidden_size + qk_norm,
+        layer=layer_weights(model) + family_of(text).layer_norm_parameters(text),
         layers=text.num_layers,
         final_norm=text.hidden_size,
         embedding=text.vocab_size * text.hidden_size,

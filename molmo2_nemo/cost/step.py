@@ -1,25 +1,223 @@
-"""Time of one optimizer step, component by component, from rates (rates.py) that can be replaced."""
+"""Seconds of a micro-batch and of an optimizer step, component by component: the one cost model of a step. No torch.
+
+    a micro-batch    (products + attention + vision + recomputation) * (1 + other) + exchanges that are not hidden
+    a step           its micro-batches + waiting for the costliest rank + pipeline bubble + gradients
+
+Operations are those of cost/flops.py, bytes those of cost/traffic.py; both are divided by what share of the hardware's
+figures (cost/hardware.py) such work reaches (cost/efficiency.py). Whoever predicts time asks here: the planner for the
+average micro-batch of a run (`step_time`), dynamic context parallelism for one pack on so many ranks (cost/context.py).
+The utilisation that a run logs is the same operations over the same peak.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
-from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, training_flops
-from molmo2_nemo.cost.hardware import Cluster
+from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, KERNELS, Efficiency
+from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, training_flops
+from molmo2_nemo.cost.hardware import DEVICES, Cluster, Device, utilisation
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import held
-from molmo2_nemo.cost.rates import ATTENTION_BACKWARD, Rates
 from molmo2_nemo.cost.traffic import (
     AttentionShape,
     Traffic,
     gradient_traffic,
-    ring_traffic,
+    keys_traffic,
     tensor_traffic,
     ulysses_traffic,
 )
 from molmo2_nemo.cost.workload import Workload
-from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
-from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, Trainable
+from molmo2_nemo.model.flops import connector_flops, crop_flops, unit_costs
+from molmo2_nemo.parallel.partition import even_runs
 from molmo2_nemo.settings.run import StageConfig
+
+ALL_TRAINED = Trainable(vit=True, connector=True, llm=True, adapters=False, base_embedding=True, head=True)
+DEFAULT_DEVICE = DEVICES["h100"]  # where nothing is known of the real one
+
+
+@dataclass(frozen=True)
+class Work:
+    """One micro-batch, all its ranks together."""
+
+    forward: Flops  # of the forward pass; of linear layers, over `tokens`
+    tokens: int  # that the decoder works on: padding too, where it is not cut
+    vision_share: float  # of encoder and connector, what the rank with most of it has
+
+    @classmethod
+    def average(cls, model_config: Molmo2Config, work: Workload, layout: Layout) -> Work:
+        """The average micro-batch of a run. Crops are taken to be shared evenly."""
+        pack = forward_flops(
+            model_config,
+            tokens=round(work.length),
+            pairs=work.pairs,
+            crops=round(work.crops),
+            pooled_tokens=round(work.pooled_tokens),
+            window_positions=round(work.window_positions),
+            scored_tokens=round(work.scored),
+        )
+        share = 1 / (layout.context * layout.tensor)
+        return cls(pack * layout.micro_batch, work.length * layout.micro_batch, share)
+
+    @classmethod
+    def of(cls, model_config: Molmo2Config, pack: PackCounts, layout: Layout) -> Work:
+        """A certain micro-batch. Crops are shared in whole units."""
+        share = busiest_share(model_config, pack, layout.context * layout.tensor)
+        return cls(pack_flops(model_config, pack), pack.tokens, share)
+
+
+def unit_runs(model_config: Molmo2Config, pack: PackCounts, ranks: int) -> list[int]:
+    """Ends of the runs of units that so many ranks encode, as parallel/crops.py shards them."""
+    return even_runs(unit_costs(model_config, pack.unit_crops, pack.unit_pooled_tokens), ranks)
+
+
+def busiest_share(model_config: Molmo2Config, pack: PackCounts, ranks: int) -> float:
+    """Share of a pack's vision work that the rank with most of it has."""
+    if not pack.crops:
+        return 0.0
+    positions = pack.window_positions / max(1, pack.pooled_tokens)  # filled ones of a pooled token
+    pooling = connector_flops(model_config, 1, positions)
+    costs = pack.unit_crops * crop_flops(model_config) + pack.unit_pooled_tokens * pooling
+    bounds = unit_runs(model_config, pack, ranks)
+    return max(float(costs[a:b].sum()) for a, b in zip(bounds, bounds[1:], strict=False)) / float(costs.sum())
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Seconds of one, forward and backward, on a rank of the layout."""
+
+    linear: float  # matrix products of the decoder, and the head
+    attention: float
+    vision: float
+    recompute: float
+    other: float
+    tensor: float  # exchanges that are not hidden
+    context: float
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What a rank sends for a micro-batch in all layers of its pipeline stage, in one dimension of the layout."""
+
+    kind: str  # tensor or context
+    traffic: Traffic
+    inside: bool  # of a node: over its links, not over the network
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Predicts the time of micro-batches.
+
+    Args:
+        trainable: what is frozen has less of a backward.
+        device, per_node: the hardware, and GPUs whose exchanges stay on links.
+        efficiency: what share of it is reached.
+        memory: whose tiles and chunks are recomputed.
+        bytes_per_element: of an activation.
+    """
+
+    model_config: Molmo2Config
+    trainable: Trainable = ALL_TRAINED
+    device: Device = DEFAULT_DEVICE
+    per_node: int = 8
+    efficiency: Efficiency = KERNELS["flash2"]
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    bytes_per_element: int = 2
+
+    def training_flops(self, forward: Flops) -> Flops:
+        """Forward and backward, nothing recomputed."""
+        trained = self.trainable
+        return training_flops(
+            forward,
+            train_vit=trained.vit,
+            train_connector=trained.connector,
+            train_llm=trained.llm,
+            train_head=trained.head,
+        )
+
+    def micro_batch(self, work: Work, layout: Layout) -> MicroBatch:
+        """Forward and backward of a micro-batch on the ranks of one replica."""
+        efficiency, forward, ranks = self.efficiency, work.forward, layout.model_size
+        both = self.training_flops(forward)
+        tokens = work.tokens / (layout.context * layout.tensor)
+        products = ranks * efficiency.matrix_share(max(1.0, tokens)) * self.device.peak
+        attention = forward.attention / ranks / self.device.peak
+        there, back = (attention / efficiency.attention_forward, attention / efficiency.attention_backward)
+        vision = work.vision_share / (efficiency.vision * self.device.peak)
+        linear = (both.linear + both.head) / products
+        recompute = self._recompute(layout, forward.linear / products, there, forward * vision)
+        encoding = (both.vit + both.connector) * vision
+        computing = linear + there + ATTENTION_BACKWARD * back + encoding + recompute
+        exposed = {"tensor": 0.0, "context": 0.0}
+        for exchange in self.exchanges(work.tokens, layout):
+            exposed[exchange.kind] += self.exposed(exchange)
+        return MicroBatch(
+            linear=linear,
+            attention=there + ATTENTION_BACKWARD * back,
+            vision=encoding,
+            recompute=recompute,
+            other=efficiency.other * computing,
+            **exposed,
+        )
+
+    def _recompute(self, layout: Layout, linear: float, attention: float, vision: Flops) -> float:
+        """Seconds of what is computed once more in backward, from those of the forward pass.
+
+        Args:
+            vision: seconds of `vit` and `connector`, the rest unused.
+        """
+        model_config = self.model_config
+        mlps = linear * 3 * model_config.text.hidden_size * model_config.text.ffn_size / layer_weights(model_config)
+        seconds = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
+        if self.memory.mlp_tiles > 1 and layout.recompute != "selective":
+            seconds += mlps
+        if layout.recompute == "full" and self.trainable.vit:
+            seconds += vision.vit
+        if self.memory.vision_chunk is not None:
+            seconds += vision.vit + vision.connector
+        return seconds
+
+    def exchanges(self, tokens: int, layout: Layout) -> list[Exchange]:
+        """What a rank sends for a micro-batch of so many tokens. The formulas are tested against the collectives."""
+        text, recompute = self.model_config.text, layout.recompute == "full"
+        shape = AttentionShape(
+            tokens=tokens,
+            heads=max(1, text.num_heads // layout.tensor),
+            kv_heads=max(1, text.num_kv_heads // layout.tensor),
+            head_size=text.head_dim,
+            bytes_per_element=self.bytes_per_element,
+        )
+        split = tensor_traffic(
+            tokens // layout.context, text.hidden_size, self.bytes_per_element, layout.tensor, layout.sequence
+        )
+        heads = ulysses_traffic(shape, layout.context, layout.ulysses)
+        keys = keys_traffic(shape, layout.context, layout.ulysses, layout.cp_comm_type)
+        layers = text.num_layers / layout.pipeline
+        return [
+            Exchange(kind, steps.total(recompute) * layers, ranks * layout.tensor <= self.per_node)
+            for kind, steps, ranks in (
+                ("tensor", split, 1),
+                ("context", heads, layout.ulysses),
+                ("context", keys, layout.context),
+            )
+        ]
+
+    def speed(self, inside: bool) -> float:
+        """Bytes per second that a rank sends inside a node or beyond it."""
+        device, efficiency = self.device, self.efficiency
+        return 1e9 * (efficiency.link * device.link_gbs if inside else efficiency.network * device.network_gbs)
+
+    def exposed(self, exchange: Exchange) -> float:
+        """Seconds of it that computing does not hide."""
+        traffic, efficiency = exchange.traffic, self.efficiency
+        sending = (1 - efficiency.hidden_exchange) * traffic.bytes / self.speed(exchange.inside)
+        return sending + traffic.messages * efficiency.latency
+
 
 PARTS = (
     "linear",
@@ -62,127 +260,59 @@ class Step:
 
     def mfu(self, cluster: Cluster) -> float:
         """Model FLOPs by mask area over the peak of all GPUs."""
-        return self.flops.total / (self.seconds * cluster.gpus * cluster.device.tflops * 1e12)
+        return utilisation(self.flops.total, self.seconds, cluster.peak)
 
     def gpu_hours(self, cluster: Cluster, steps: int) -> float:
         return self.seconds * steps * cluster.gpus / 3600
 
 
 def step_time(
-    model: Molmo2Config,
+    model_config: Molmo2Config,
     stage: StageConfig,
     work: Workload,
     cluster: Cluster,
     layout: Layout,
-    rates: Rates | None = None,
+    efficiency: Efficiency = KERNELS["flash2"],
     options: MemoryConfig | None = None,
 ) -> Step:
-    """Predicted step of one layout; of `options`, what is computed twice counts."""
-    rates, options = rates or Rates(), options or MemoryConfig()
-    peak = cluster.device.tflops * 1e12
-    packs = work.packs / layout.data  # of one replica in a step
-    pack = forward_flops(
-        model,
-        tokens=round(work.length),  # padding is computed too
-        pairs=work.pairs,
-        crops=round(work.crops),
-        pooled_rows=round(work.pooled_rows),
-        pooled_slots=round(work.pooled_slots),
-        scored_tokens=round(work.scored),
+    """Predicted step of one layout; of `options`, what is recomputed counts."""
+    cost = StepCost(
+        model_config,
+        stage.trainable(model_config),
+        cluster.device,
+        cluster.per_node,
+        efficiency,
+        options or MemoryConfig(),
     )
-    ranks = layout.model_size
-    tokens = work.length * layout.micro_batch / (layout.context * layout.tensor)
-    matrix = rates.matrix_share(tokens) * peak
-    trains = stage.trainable(model)
-    passes = {f"train_{part}": getattr(trains, part) for part in ("vit", "connector", "llm", "head")}
-    all_passes = training_flops(pack, **passes)
-    linear = pack.linear / matrix / ranks * packs
-    products = (all_passes.linear + all_passes.head) / matrix / ranks * packs
-    forward = pack.attention / (rates.attention_forward * peak) / ranks * packs
-    backward = ATTENTION_BACKWARD * pack.attention / (rates.attention_backward * peak) / ranks * packs
-    spread = rates.vision * peak * layout.context * layout.tensor  # crops are dealt to the ranks of a pack
-    vit, connector = pack.vit / spread * packs, pack.connector / spread * packs
-    again = twice(model, stage, layout, options, linear=linear, attention=forward, vit=vit, connector=connector)
-    vision = (all_passes.vit + all_passes.connector) / spread * packs
-    busy = products + forward + backward + vision + again
-    other = rates.other * busy
-    micro_batches = max(1.0, packs / layout.micro_batch)
-    # dealing a step's micro-batches evens them out to 5 %; one each can only be ordered (benchmarks/results/packing-*)
-    waits = 0.0 if layout.data == 1 else 0.05 if micro_batches >= 2 else 0.25
-    bubble = (layout.pipeline - 1) / micro_batches
-    links, network, exposed = exchanges(model, stage, work, cluster, layout, rates)
-    useful = replace(pack, linear=pack.linear * work.tokens / work.length)
+    average = Work.average(model_config, work, layout)
+    one, count = cost.micro_batch(average, layout), work.packs / (layout.data * layout.micro_batch)
+    parts = {f.name: getattr(one, f.name) * count for f in fields(one)}
+    computing = sum(parts.values()) - parts["tensor"] - parts["context"]
+    # balancing evens out several micro-batches to 5 %; one each can only be ordered (benchmarks/results/packing-*)
+    waits = 0.0 if layout.data == 1 else 0.05 if count >= 2 else 0.25
+    useful = average.forward * (1 / layout.micro_batch)
+    useful = replace(useful, linear=useful.linear * work.tokens / work.length)
+    gradients, inside, beyond = _gradients(cost, stage, cluster, layout)
+    for exchange in cost.exchanges(average.tokens, layout):
+        inside += exchange.traffic.bytes * count * exchange.inside
+        beyond += exchange.traffic.bytes * count * (not exchange.inside)
     return Step(
-        linear=products,
-        attention=forward + backward,
-        vision=vision,
-        recompute=again,
-        other=other,
-        imbalance=waits * (busy + other),
-        bubble=bubble * (busy + other),
-        flops=training_flops(useful, **passes) * work.packs,
-        link_bytes=links,
-        network_bytes=network,
-        **exposed,
+        **parts,
+        imbalance=waits * computing,
+        bubble=(layout.pipeline - 1) / max(1.0, count) * computing,
+        gradients=gradients,
+        flops=cost.training_flops(useful) * work.packs,
+        link_bytes=inside,
+        network_bytes=beyond,
     )
 
 
-def twice(
-    model: Molmo2Config,
-    stage: StageConfig,
-    layout: Layout,
-    options: MemoryConfig,
-    *,
-    linear: float,
-    attention: float,
-    vit: float,
-    connector: float,
-) -> float:
-    """Seconds of what is computed again in backward, from those of the forward pass."""
-    mlps = linear * 3 * model.text.hidden_size * model.text.ffn_size / layer_weights(model)
-    again = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
-    if options.mlp_tiles > 1 and layout.recompute != "selective":
-        again += mlps
-    if layout.recompute == "full" and stage.train_vit:
-        again += vit
-    if options.vision_chunk is not None:
-        again += vit + connector
-    return again
-
-
-def exchanges(
-    model: Molmo2Config, stage: StageConfig, work: Workload, cluster: Cluster, layout: Layout, rates: Rates
-) -> tuple[float, float, dict[str, float]]:
-    """Bytes per GPU and step over links and over the network, and the seconds of each kind that are not hidden.
-
-    What is sent is counted by cost/traffic.py, which is tested against the collectives.
-    """
-    text, device, ulysses = model.text, cluster.device, layout.ulysses
-    link, network = rates.link * device.link_gbs * 1e9, rates.network * device.network_gbs * 1e9
-    micro_batches = work.packs / (layout.data * layout.micro_batch)
-    times = micro_batches * text.num_layers / layout.pipeline
-    again = layout.recompute == "full"
-    tokens = work.length * layout.micro_batch
-    shape = AttentionShape(
-        tokens, text.num_heads // layout.tensor, max(1, text.num_kv_heads // layout.tensor), text.head_dim
-    )
-    heads = ulysses_traffic(shape, layout.context, ulysses).total(again) * times
-    across = layout.context > ulysses
-    keys = (ring_traffic(shape, layout.context, ulysses).total(again) if across else Traffic()) * times
-    split = tensor_traffic(tokens // layout.context, text.hidden_size, 2, layout.tensor, True).total(again) * times
-    trained, ranks = held(model, stage, layout.tensor, layout.pipeline).trained, layout.data * layout.context
-    gradients = gradient_traffic(round(trained), ranks)
+def _gradients(cost: StepCost, stage: StageConfig, cluster: Cluster, layout: Layout) -> tuple[float, float, float]:
+    """Seconds of a step's reduction of gradients that are not hidden, bytes per GPU over links and over the network."""
+    trained = held(cost.model_config, stage, layout.tensor, layout.pipeline).trained
+    gradients = gradient_traffic(round(trained), layout.data * layout.context)
     one_node = layout.model_size * layout.data <= cluster.per_node
     together = max(1, cluster.per_node // (layout.tensor * layout.pipeline))  # ranks of that group in a node
-    gradient_rate = link if one_node else min(link, network * together)
-
-    def exposed(traffic: Traffic, rate: float) -> float:
-        return (1 - rates.hidden_exchange) * traffic.bytes / rate + traffic.messages * rates.latency
-
-    seconds = {
-        "tensor": exposed(split, link),
-        "context": exposed(heads, link) + exposed(keys, network),
-        "gradients": (1 - rates.hidden_gradients) * gradients.bytes / gradient_rate,
-    }
-    inside = split.bytes + heads.bytes + (gradients.bytes if one_node else 0.0)
-    return inside, keys.bytes + (0.0 if one_node else gradients.bytes / together), seconds
+    speed = cost.speed(True) if one_node else min(cost.speed(True), cost.speed(False) * together)
+    seconds = (1 - cost.efficiency.hidden_gradients) * gradients.bytes / speed
+    return (seconds, gradients.bytes, 0.0) if one_node else (seconds, 0.0, gradients.bytes / together)

@@ -1,11 +1,11 @@
-"""What each kind of parallelism sends: messages and bytes by formula. No torch here: the planner and the cost model of
-dynamic context parallelism read it, and benchmarks/context_parallel.py compares it with what the collectives carry.
+"""What each kind of parallelism sends: messages and bytes by formula. No torch here: cost/step.py turns them into
+seconds, and benchmarks/context_parallel.py compares them with what the collectives carry.
 
 Counted is what one rank sends to others, once for every other rank that gets it; what stays on the rank is not. An
 all-gather and a reduce-scatter over n ranks are counted as rings: each rank sends n - 1 shards. A message is one
 collective, or one point-to-point send.
 
-Legend: S tokens of a pack, C context ranks = U Ulysses x R that exchange keys, N query heads and G key heads of a
+Legend: S tokens of a pack, C context ranks = U Ulysses x R in a ring, N query heads and G key heads of a
 tensor-parallel rank, H head size, D width, e bytes of an element.
 """
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from molmo2_nemo.parallel.partition import ulysses_degree
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class AttentionShape:
     heads: int  # N
     kv_heads: int  # G
     head_size: int  # H
-    element: int = 2  # e
+    bytes_per_element: int = 2  # e
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Steps:
         return self.forward * (2 if recompute else 1) + self.backward
 
 
-def dealt_kv_heads(kv_heads: int, ulysses: int) -> int:
-    """Key heads after replication to as many as the ranks they are dealt to."""
+def replicated_kv_heads(kv_heads: int, ulysses: int) -> int:
+    """Key heads after replication, so that Ulysses ranks can shard them."""
     return kv_heads if kv_heads % ulysses == 0 else math.lcm(kv_heads, ulysses)
 
 
@@ -64,9 +66,9 @@ def ulysses_traffic(shape: AttentionShape, context: int, ulysses: int) -> Steps:
     """Two all-to-alls each way: queries, keys and values together, and the output."""
     if ulysses == 1:
         return Steps(Traffic(), Traffic())
-    kv_heads = dealt_kv_heads(shape.kv_heads, ulysses)
+    kv_heads = replicated_kv_heads(shape.kv_heads, ulysses)
     heads = 2 * shape.heads + 2 * kv_heads
-    sent = shape.tokens // context * heads * shape.head_size * shape.element * (ulysses - 1) // ulysses
+    sent = shape.tokens // context * heads * shape.head_size * shape.bytes_per_element * (ulysses - 1) // ulysses
     return Steps(Traffic(2, sent), Traffic(2, sent))
 
 
@@ -78,8 +80,8 @@ def ring_traffic(shape: AttentionShape, context: int, ulysses: int, shown: Seque
             each (its row), in that order: [*sent, *returned]; None: all tokens to and from all, an upper bound.
     """
     ranks = context // ulysses
-    kv_heads = dealt_kv_heads(shape.kv_heads, ulysses) // ulysses
-    per_token = 2 * kv_heads * shape.head_size * shape.element
+    kv_heads = replicated_kv_heads(shape.kv_heads, ulysses) // ulysses
+    per_token = 2 * kv_heads * shape.head_size * shape.bytes_per_element
     if shown is None:
         shown = [shape.tokens // ranks] * (2 * (ranks - 1))
     keys, gradients = shown[: len(shown) // 2], shown[len(shown) // 2 :]
@@ -95,23 +97,25 @@ def all_gather_traffic(shape: AttentionShape, context: int, ulysses: int) -> Ste
     ranks = context // ulysses
     if ranks == 1:
         return Steps(Traffic(), Traffic())
-    kv_heads = dealt_kv_heads(shape.kv_heads, ulysses) // ulysses
-    sent = (ranks - 1) * (shape.tokens // ranks) * 2 * kv_heads * shape.head_size * shape.element
+    kv_heads = replicated_kv_heads(shape.kv_heads, ulysses) // ulysses
+    sent = (ranks - 1) * (shape.tokens // ranks) * 2 * kv_heads * shape.head_size * shape.bytes_per_element
     return Steps(Traffic(1, sent), Traffic(2, 2 * sent))
 
 
-def context_traffic(shape: AttentionShape, context: int, ulysses: int | None = None, exchange: str = "ring") -> Steps:
+def context_traffic(
+    shape: AttentionShape, context: int, ulysses: int | None = None, cp_comm_type: str = "ring"
+) -> Steps:
     """One layer's attention over C ranks, every key shown to every rank."""
-    ulysses = context if ulysses is None else math.gcd(context, ulysses)
-    return ulysses_traffic(shape, context, ulysses) + keys_traffic(shape, context, ulysses, exchange)
+    ulysses = ulysses_degree(context, ulysses)
+    return ulysses_traffic(shape, context, ulysses) + keys_traffic(shape, context, ulysses, cp_comm_type)
 
 
-def keys_traffic(shape: AttentionShape, context: int, ulysses: int, exchange: str = "ring") -> Steps:
+def keys_traffic(shape: AttentionShape, context: int, ulysses: int, cp_comm_type: str = "ring") -> Steps:
     """What ranks that hold the same heads show each other, every key to every rank."""
-    return {"ring": ring_traffic, "all_gather": all_gather_traffic}[exchange](shape, context, ulysses)
+    return {"ring": ring_traffic, "all_gather": all_gather_traffic}[cp_comm_type](shape, context, ulysses)
 
 
-def tensor_traffic(tokens: int, width: int, element: int, tensor: int, sequence: bool) -> Steps:
+def tensor_traffic(tokens: int, width: int, bytes_per_element: int, tensor: int, sequence: bool) -> Steps:
     """One decoder layer's linear maps: an all-reduce behind attention and one behind the MLP, and as many backward; as
     all-gather and reduce-scatter with sequence parallelism, where the backward also gathers the inputs again.
 
@@ -120,31 +124,31 @@ def tensor_traffic(tokens: int, width: int, element: int, tensor: int, sequence:
     """
     if tensor == 1:
         return Steps(Traffic(), Traffic())
-    shard = tokens * width * element * (tensor - 1) / tensor
+    shard = tokens * width * bytes_per_element * (tensor - 1) / tensor
     if sequence:
         return Steps(Traffic(4, 4 * shard), Traffic(6, 6 * shard))
     return Steps(Traffic(2, 4 * shard), Traffic(2, 4 * shard))
 
 
-def pipeline_traffic(tokens: int, width: int, element: int) -> Steps:
+def pipeline_traffic(tokens: int, width: int, bytes_per_element: int) -> Steps:
     """Hidden states to the next stage, their gradient back. tokens: of one context (and sequence) shard."""
-    return Steps(Traffic(1, tokens * width * element), Traffic(1, tokens * width * element))
+    return Steps(Traffic(1, tokens * width * bytes_per_element), Traffic(1, tokens * width * bytes_per_element))
 
 
-def gradient_traffic(parameters: int, ranks: int, *, element: int = 2, distributed: bool = True) -> Traffic:
+def gradient_traffic(parameters: int, ranks: int, *, parameter_bytes: int = 2, distributed: bool = True) -> Traffic:
     """Once a step: fp32 gradients reduced over data x context ranks, and with a distributed optimizer the updated
     parameters gathered.
 
     Args:
         parameters: trained ones of one model-parallel rank.
-        element: bytes of a parameter.
+        parameter_bytes: of one.
     """
     if ranks == 1:
         return Traffic()
     share = parameters * (ranks - 1) / ranks
-    return Traffic(2, share * (4 + element)) if distributed else Traffic(1, 2 * share * 4)
+    return Traffic(2, share * (4 + parameter_bytes)) if distributed else Traffic(1, 2 * share * 4)
 
 
-def vision_all_gather_bytes(rows: int, width: int, element: int, ranks: int) -> int:
+def vision_all_gather_bytes(pooled_tokens: int, width: int, bytes_per_element: int, ranks: int) -> int:
     """What all ranks together would send if every pooled token went to every rank (what the published code does)."""
-    return rows * width * element * (ranks - 1)
+    return pooled_tokens * width * bytes_per_element * (ranks - 1)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from molmo2_nemo.settings.run import RunConfig
 
 # Averages per pack on the stream of benchmarks/packing.py, which follows the published mixture (stage 1 is our estimate
-# from its single pictures): length, share of token slots filled, of the crop budget used, of S x S that the mask
-# allows, and of the slots that have a loss.
+# from its single images): length, share of its tokens that are not padding, of the crop budget used, of S x S that the
+# mask allows, and of its tokens that have a loss.
 AVERAGES = (
     (2536, 0.90, 0.85, 0.55, 0.15),
     (16384, 0.78, 0.995, 0.343, 0.041),
@@ -22,8 +22,8 @@ class Workload:
 
     packs: int  # per optimizer step
     steps: int
-    length: int  # token slots of a pack
-    tokens: float  # filled ones
+    length: int  # tokens of a pack, padding included
+    tokens: float  # padding left out
     area: float  # share of S x S that the mask allows
     crops: float
     max_crops: int
@@ -35,12 +35,12 @@ class Workload:
         return self.area * self.length**2
 
     @property
-    def pooled_rows(self) -> float:
-        """Visual tokens: 81 of a frame; pictures have more, of fewer patches each."""
+    def pooled_tokens(self) -> float:
+        """Visual tokens: 81 of a frame; images have more, of fewer patches each."""
         return self.crops * 81.0
 
     @property
-    def pooled_slots(self) -> float:
+    def window_positions(self) -> float:
         return self.crops * 729.0
 
 

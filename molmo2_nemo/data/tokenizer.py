@@ -14,74 +14,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from molmo2_nemo.data.special_tokens import EXTRA_SPECIAL_TOKENS, SpecialIds
 from molmo2_nemo.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {"tiny": ASSETS / "tiny_tokenizer"}
 
-# Ids start at the height of the base embedding table, in this order (ids of the published checkpoints depend on it).
-EXTRA_SPECIAL_TOKENS = (
-    "<im_start>",
-    "<im_end>",
-    "<im_patch>",
-    "<im_col>",
-    "<low_res_im_start>",
-    "<|image|>",
-    "<im_low>",
-    "<frame_start>",
-    "<frame_end>",
-    "<|video|>",
-    "<|points|>",
-    "<|token_index|>",
-    "<|vit_index|>",
-    "<|vit_loc|>",
-)
 DUMMY_TOKEN = "|<EXTRA_TOKENS_{}>|"
 CHAT_START, CHAT_END = "<|im_start|>", "<|im_end|>"
 _CHAT_SPLIT = re.compile(f"({re.escape(CHAT_START)}|{re.escape(CHAT_END)})")
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """Ids of the visual special tokens. `im_start` is `<im_start>` (a picture), not the chat token `<|im_start|>`."""
-
-    im_start: int
-    im_end: int
-    im_patch: int
-    im_col: int
-    low_res_im_start: int
-    image: int
-    im_low: int
-    frame_start: int
-    frame_end: int
-    video: int
-
-    @classmethod
-    def at(cls, base: int) -> SpecialIds:
-        names = [f.name for f in fields(cls)]  # declared in the order of EXTRA_SPECIAL_TOKENS
-        return cls(**{name: base + i for i, name in enumerate(names)})
-
-    @property
-    def visual(self) -> frozenset[int]:
-        """The eight ids whose positions attend to each other in both directions; placeholders are not among them."""
-        return frozenset(
-            (
-                self.im_patch,
-                self.im_col,
-                self.im_start,
-                self.low_res_im_start,
-                self.frame_start,
-                self.im_end,
-                self.frame_end,
-                self.im_low,
-            )
-        )
 
 
 class Molmo2Tokenizer:

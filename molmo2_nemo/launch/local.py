@@ -28,6 +28,7 @@ from molmo2_nemo.rundir.resume import refuse_other_run
 from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import wanted_processes
 
 LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a node that died may still hold
 
@@ -54,7 +55,7 @@ def launch(cfg: RunConfig) -> int:
         path = write_config(cfg)
         if cfg.cluster.nodes > 1:
             raise UserError(start_by_hand(cfg, path))
-        count = checks.wanted_processes(cfg)
+        count = wanted_processes(cfg)
         command = [sys.executable, "-m", "molmo2_nemo.launch.elastic", str(count), str(path)]
         if count == 1:
             command = [sys.executable, "-m", "molmo2_nemo.launch.worker", str(path)]
@@ -72,7 +73,7 @@ def launch(cfg: RunConfig) -> int:
 def start_by_hand(cfg: RunConfig, config: Path) -> str:
     """How to start a run on several nodes without a scheduler: one command, the same on every node."""
     nodes = cfg.cluster.nodes
-    line = [f"torchrun --nnodes={nodes} --nproc-per-node={checks.wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
+    line = [f"torchrun --nnodes={nodes} --nproc-per-node={wanted_processes(cfg) // nodes} --rdzv-backend=c10d"]
     line.append(f"--rdzv-endpoint=FIRST_NODE:29500 -m molmo2_nemo.cli.main train --config {shlex.quote(str(config))}")
     return (
         f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Run "

@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from molmo2_nemo.settings.checks import find_problems, wanted_processes
+from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.layout import crop_limit
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import wanted_processes
 
 Overrides = dict[str, Any]
 

@@ -14,6 +14,7 @@ from molmo2_nemo.rundir.paths import CHECKPOINTS, stage_dir
 from molmo2_nemo.rundir.resume import refuse_changes
 from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.settings.compose import STAGES, compose
+from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -83,7 +84,7 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
             continue
         if number:
             cfg.init_from = str(done[number - 1]["checkpoint"])  # type: ignore[index]
-        print(f"{place}: {cfg.stage.max_steps} steps on {describe_layout(cfg)}", flush=True)
+        print(f"{place}: {cfg.stage.max_steps} steps on {layout_of_run(cfg.parallel)}", flush=True)
         code = train(cfg)
         if code:
             show_how_to_resume(code)
@@ -126,12 +127,3 @@ def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | N
         if earlier and (result is not None or checkpoint_manifest.finished(folder / CHECKPOINTS)):
             how = "was trained" if result is None else "is finished"
             raise UserError(f"{folder} {how}, but {earlier[0]}, which it starts from, is not finished; remove {folder}")
-
-
-def describe_layout(cfg: RunConfig) -> str:
-    """As shown to people: `DP2`, `TP2+SP`, `CP2`, `one process`."""
-    p = cfg.parallel
-    parts = [f"{name}{size}" for name, size in (("DP", p.data), ("TP", p.tensor)) if size > 1]
-    parts += ["SP"] if p.sequence else []
-    parts += [f"{name}{size}" for name, size in (("CP", p.context), ("PP", p.pipeline)) if size > 1]
-    return "+".join(parts) or "one process"

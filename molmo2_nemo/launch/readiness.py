@@ -30,7 +30,7 @@ def missing_for(name: str, folder: Path) -> list[str]:
 
 
 def _devices(cfg: RunConfig) -> Iterator[str]:
-    from molmo2_nemo.settings.checks import wanted_processes
+    from molmo2_nemo.settings.sizes import wanted_processes
 
     if cfg.cluster.kind == "slurm":
         ssh = cfg.cluster.slurm.ssh.host

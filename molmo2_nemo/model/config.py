@@ -1,16 +1,21 @@
-"""What a Molmo2 is made of: typed sizes, and the presets `tiny`, `4b`, `8b`, `o7b`.
+"""What a Molmo2 is made of: typed sizes, and the presets: `tiny`, and the sizes of every family (`4b`, `8b`, `o7b`).
 
 No torch here: configs are read by the command line, the planner and the converters before any model exists.
-Sizes follow the published checkpoints (https://huggingface.co/allenai/Molmo2-8B and its siblings).
+Language models are described in families/. Sizes follow the published checkpoints
+(https://huggingface.co/allenai/Molmo2-8B and its siblings).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.model.families import FAMILIES
+from molmo2_nemo.model.families.base import TextConfig, YarnConfig
 
 EXTRA_VOCAB_SIZE = 128  # rows after the base vocabulary; the visual special tokens live in the first of them
 
@@ -79,39 +84,6 @@ class ConnectorConfig:
         return self.hidden_size // self.num_heads
 
 
-@dataclass(frozen=True)
-class YarnConfig:
-    """YaRN rotary scaling on `layers`, plain rotary on all others: OLMo 3's, or one chosen for longer packs."""
-
-    layers: tuple[int, ...]
-    factor: float = 8.0
-    attention_factor: float = 1.2079441541679836
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    original_max_position: int = 8192
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The language model. `qwen3`: pre-norm, per-head QK-norm. `olmo3`: post-norm, full-width QK-norm."""
-
-    family: Literal["qwen3", "olmo3"] = "qwen3"
-    hidden_size: int = 4096
-    num_layers: int = 36
-    num_heads: int = 32
-    num_kv_heads: int = 8
-    head_dim: int = 128
-    ffn_size: int = 12288
-    vocab_size: int = 151936  # base rows; logits have exactly this many columns
-    tie_embeddings: bool = False
-    rotary_base: float = 1_000_000.0
-    rotary_scale: float = 1.0  # plain rotary turns by position / rotary_scale (position interpolation)
-    yarn: YarnConfig | None = None
-    max_position: int = 36864  # as the published Molmo2 states it: its longest packs, see docs/memory.md
-    rmsnorm_eps: float = 1e-6
-    initializer_range: float = 0.02
-
-
 LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
@@ -172,36 +144,14 @@ def _tiny() -> Molmo2Config:
     )
 
 
-def _qwen3_4b() -> Molmo2Config:
-    return Molmo2Config(
-        name="4b",
-        connector=ConnectorConfig(ffn_size=9728),
-        text=TextConfig(hidden_size=2560, ffn_size=9728, tie_embeddings=True, rotary_base=5_000_000.0),
-    )
+def _published(name: str, text: TextConfig) -> Molmo2Config:
+    # the projector is as wide as the language model's MLPs
+    return Molmo2Config(name=name, connector=ConnectorConfig(ffn_size=text.ffn_size), text=text)
 
 
-def _qwen3_8b() -> Molmo2Config:
-    return Molmo2Config(name="8b")
-
-
-def _olmo3_7b() -> Molmo2Config:
-    return Molmo2Config(
-        name="o7b",
-        connector=ConnectorConfig(ffn_size=11008),
-        text=TextConfig(
-            family="olmo3",
-            num_layers=32,
-            num_kv_heads=32,
-            ffn_size=11008,
-            vocab_size=100278,
-            rotary_base=500_000.0,
-            max_position=65536,  # 8 * 8,192
-            yarn=YarnConfig(layers=tuple(range(3, 32, 4))),
-        ),
-    )
-
-
-PRESETS = {"tiny": _tiny, "4b": _qwen3_4b, "8b": _qwen3_8b, "o7b": _olmo3_7b}
+_SIZES = {name: text for family in FAMILIES.values() for name, text in family.sizes.items()}
+PRESETS: dict[str, Callable[[], Molmo2Config]] = {"tiny": _tiny}
+PRESETS |= {name: partial(_published, name, _SIZES[name]) for name in sorted(_SIZES)}
 
 
 def preset(name: str, **overrides: object) -> Molmo2Config:
@@ -259,7 +209,7 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
 
     Args:
         kind: "none"; "linear" (positions divided by the factor, arXiv 2306.15595); "yarn" (arXiv 2309.00071), on all
-            layers, or where the model has YaRN already (OLMo 3) on the same ones, with this factor in place of its own.
+            layers, or where the model has YaRN already on the same ones, with this factor in place of its own.
 
     Raises:
         UserError: a factor that is no number above 1, or not above that of the model's own YaRN; a factor without a

@@ -1,9 +1,9 @@
-"""The language model as Megatron layer specs: Qwen 3 and OLMo 3.
+"""The language model as Megatron layer specs.
 
-Layers are Megatron-core `TransformerLayer`s; what differs between the families is in the specs below:
+Layers are Megatron-core `TransformerLayer`s. How those of a family differ (model/families) is turned into specs here:
 
-    qwen3   x + attention(norm(x)), x + mlp(norm(x));   QK-norm per head
-    olmo3   x + norm(attention(x)), x + norm(mlp(x));   QK-norm over the whole projection
+    post_norm   x + norm(attention(x)), x + norm(mlp(x)) in place of x + attention(norm(x)), x + mlp(norm(x))
+    qk_norm     no norm of queries and keys, one per head, or one over the whole projection
 
 With Transformer Engine installed (GPU) the linear layers are its own; otherwise Megatron's. Norms are ours in both
 cases: a plain RMSNorm whose weight takes part in sequence parallelism.
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
+from molmo2_nemo.model.families import family_of
 from molmo2_nemo.model.lora import adapted
 from molmo2_nemo.model.memory import TiledMLP, recompute_settings
 from molmo2_nemo.model.rotary import table_of_layer
@@ -61,7 +62,7 @@ def transformer_config(model: Molmo2Config, memory: MemoryConfig | None = None, 
         add_bias_linear=False,
         # For per-head norms (one weight, many heads) Megatron sums their gradients over the tensor-parallel group; the
         # full-width norm's weight is sharded and must not be summed.
-        qk_layernorm=text.family == "qwen3",
+        qk_layernorm=family_of(text).qk_norm == "head",
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=text.initializer_range,
@@ -90,11 +91,15 @@ def decoder_spec(
 def layer_spec(model: Molmo2Config, training: TrainingOptions, memory: MemoryConfig) -> ModuleSpec:
     """One decoder layer of the model's family."""
     text = model.text
-    post_norm = text.family == "olmo3"
-    linear = functools.partial(_linear, model.lora, post_norm)
-    qk_norm = {"qwen3": (RMSNorm, RMSNorm), "olmo3": (_full_width(text.num_heads), _full_width(text.num_kv_heads))}
-    q_norm, k_norm = qk_norm[text.family]
-    block_norm = IdentityOp if post_norm else RMSNorm
+    family = family_of(text)
+    linear = functools.partial(_linear, model.lora, family.post_norm)
+    norms = {
+        "none": (None, None),
+        "head": (RMSNorm, RMSNorm),
+        "full": (_full_width(text.num_heads), _full_width(text.num_kv_heads)),
+    }
+    q_norm, k_norm = norms[family.qk_norm]
+    block_norm = IdentityOp if family.post_norm else RMSNorm
     return ModuleSpec(
         module=Molmo2Layer,
         params={
@@ -132,7 +137,7 @@ def _mlp_spec(submodules: MLPSubmodules, tiles: int) -> ModuleSpec:
 
 
 def _linear(lora: LoraConfig | None, post_norm: bool, name: str) -> type:
-    """The class of a layer's linear map: Megatron's, with an adapter beside it and OLMo 3's norm behind it."""
+    """The class of a layer's linear map: Megatron's, with an adapter beside it and the post-norm behind it."""
     column, row = _linear_classes()
     if name in ("linear_qkv", "linear_fc1"):
         return adapted(column, name, lora, column=True)
@@ -153,7 +158,7 @@ class Molmo2Layer(TransformerLayer):
     """Megatron's layer with Molmo2's residual dropout (TrainingOptions; `hidden_dropout` is Megatron's name for it).
 
     Stage 1 drops residuals of response tokens only, stages 2 and 3 of all tokens; both act on the attention output and
-    on the MLP output, after OLMo 3's post-norm.
+    on the MLP output, behind the norm of a post-norm family.
     """
 
     def __init__(self, *args: Any, response_residual_dropout: float, **kwargs: Any) -> None:
@@ -202,7 +207,7 @@ class RMSNorm(nn.Module):
 
 
 class FullWidthRMSNorm(nn.Module):
-    """OLMo 3's QK-norm: one RMS over all heads of the projection, [T, B, N / TP, H] on this rank.
+    """QK-norm of kind "full": one RMS over all heads of the projection, [T, B, N / TP, H] on this rank.
 
     The sum of squares is added up over the tensor-parallel group, forward and backward; the weight [N * H / TP] is
     sharded with the heads.
@@ -255,7 +260,7 @@ def _full_width(heads: int) -> ModuleSpec:
 
 @functools.cache
 def _with_post_norm(row_linear: type) -> type:
-    """The row-parallel linear layer followed by an RMSNorm of its (reduced) output: OLMo 3's block norms."""
+    """The row-parallel linear layer followed by an RMSNorm of its (reduced) output: a post-norm family's."""
 
     class PostNormRowParallelLinear(row_linear):  # type: ignore[misc, valid-type]
         def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.data.special_tokens import image_numbers
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.flops import unit_costs
 from molmo2_nemo.parallel.context import ContextGroups
+from molmo2_nemo.parallel.crops import VisionUnits
 
 TOKEN_FIELDS = ("input_ids", "example_ids", "branch_ids", "visual")  # what the mask follows from
 HOST_FIELDS = (
@@ -55,37 +59,17 @@ class PackInputs:
             values["host"] = {name: torch.as_tensor(getattr(batch, name)) for name in TOKEN_FIELDS}
         return cls(**values)
 
-    def mask(self, first_extra_id: int, visual_attention: str) -> TokenMask:
+    def mask(self, vocab_size: int, visual_attention: str) -> TokenMask:
         """Who may look at whom, with what plans it on the host: nothing waits for a device."""
-        blocks = visual_blocks(self.input_ids, self.visual, first_extra_id)
+        blocks = image_numbers(self.input_ids, self.visual, vocab_size)
         host = None
         if self.host is not None:
-            host_blocks = visual_blocks(self.host["input_ids"], self.host["visual"], first_extra_id)
+            host_blocks = image_numbers(self.host["input_ids"], self.host["visual"], vocab_size)
             host = np.stack((self.host["example_ids"], self.host["branch_ids"], host_blocks))
         return TokenMask(self.example_ids, self.branch_ids, blocks, visual_attention, host)
 
-
-def visual_blocks(input_ids: Tensor, visual: Tensor, first_extra_id: int) -> Tensor:
-    """Running number of the picture or frame each visual token belongs to; 0 for text.
-
-    A new picture begins at <low_res_im_start> or <frame_start>, or at an <im_start> that does not directly follow the
-    end of a low-resolution view (frames marked with <im_start> have their timestamp in between). Offsets are the order
-    of the extra tokens: <im_start> 0, <im_end> 1, <low_res_im_start> 4, <frame_start> 7.
-
-    Only `within_image` attention tells pictures apart. The released code counts the first two markers alone (and says
-    that it assumes them), so under it a video whose frames carry <im_start> would be a single picture; no released
-    model was trained that way.
-
-    Args:
-        input_ids: int64 [B, S].
-        visual: bool [B, S].
-        first_extra_id: V, the id of <im_start>.
-
-    Returns:
-        int64 [B, S].
-    """
-    extra = input_ids - first_extra_id
-    after_end = torch.roll(extra, 1, dims=1) == 1
-    after_end[:, 0] = False
-    starts = (extra == 4) | (extra == 7) | ((extra == 0) & ~after_end)
-    return starts.long().cumsum(1).clamp(min=1) * visual
+    def vision_units(self, model_config: Molmo2Config) -> VisionUnits:
+        """What is to be encoded and pooled, and what each unit of it costs."""
+        packs, size = self.input_ids.shape
+        costs = unit_costs(model_config, self.unit_crops.numpy(), self.unit_pooled_tokens.numpy())
+        return VisionUnits(self.unit_crops, self.unit_pooled_tokens, costs, self.pooled_positions, packs, size)

@@ -5,7 +5,7 @@
 
 Parallel layouts. Tensor: decoder, embedding and head are sharded. Sequence: the decoder's residual stream is sharded
 between its linear layers. Context: tokens are cut into contiguous shards, attention trades tokens for heads or shows
-other ranks its keys (attention/across.py). Crops are spread over the context x tensor ranks (parallel/crops.py).
+other ranks its keys (attention/across.py). Crops are sharded among the context x tensor ranks (parallel/crops.py).
 Pipeline: vision and embedding live on the first stage, head and loss on the last.
 
 Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D width, C crops, N visual tokens.
@@ -29,7 +29,6 @@ from torch import Tensor
 from molmo2_nemo.attention.core import PackDescription
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.ring import visible_keys
-from molmo2_nemo.cost.flops import connector_flops, crop_flops
 from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
@@ -40,8 +39,8 @@ from molmo2_nemo.model.loss import LossSums, sum_of_weights, weighted_loss
 from molmo2_nemo.model.memory import HostOffload
 from molmo2_nemo.model.rotary import rotary_tables
 from molmo2_nemo.model.vision import VisionEncoder
-from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_rank, group_size
-from molmo2_nemo.parallel.crops import CropPlan, exchange, mark_partial, plan_crops, tie_parameters
+from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_size
+from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, exchange, mark_partial, plan_crops, tie_parameters
 
 
 class Molmo2Model(MegatronModule):
@@ -79,7 +78,7 @@ class Molmo2Model(MegatronModule):
         self._no_adapters = False
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        merged = any(group_size(groups.keys) > 1 for groups in self.groups.values())
+        merged = any(group_size(groups.ring) > 1 for groups in self.groups.values())
         self.kernel = choose(  # or say why not
             model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
@@ -141,21 +140,9 @@ class Molmo2Model(MegatronModule):
         Args:
             hidden: [T, B, D], embeddings of this rank's tokens (T / TP of them with sequence parallelism).
         """
-        groups, (packs, size) = self.context_of(inputs), inputs.input_ids.shape
-        plan = plan_crops(
-            inputs.unit_crops,
-            inputs.unit_pooled_tokens,
-            inputs.pooled_positions,
-            size,
-            packs,
-            groups.size,
-            group_rank(groups.vision),
-            tensor=group_size(groups.vision) // groups.size,
-            sequence=self.config.sequence_parallel,
-            crop_cost=crop_flops(self.model_config),
-            row_cost=connector_flops(self.model_config, 1, 4),
-            chunk=self.memory.vision_chunk,
-        )
+        groups = self.context_of(inputs)
+        ranks = VisionRanks.of(groups, self.config.sequence_parallel)
+        plan = plan_crops(inputs.vision_units(self.model_config), ranks, self.memory.vision_chunk)
         visual = self._encode(inputs, plan)
         if visual is None:
             visual = hidden.new_zeros(0, hidden.shape[-1])
@@ -165,9 +152,9 @@ class Molmo2Model(MegatronModule):
         return flat.index_add(0, plan.targets.to(flat.device), visual.to(flat.dtype)).view_as(hidden)
 
     def _encode(self, inputs: PackInputs, plan: CropPlan) -> Tensor | None:
-        """Visual tokens [rows, D] of this rank's crops; None without crops.
+        """Visual tokens [this rank's pooled tokens, D]; None without crops.
 
-        With `memory.vision_chunk` pieces are encoded one after another and, in training, recomputed in backward: only
+        With `memory.vision_chunk` chunks are encoded one after another and, in training, recomputed in backward: only
         their crops and visual tokens are kept.
         """
 
@@ -175,8 +162,8 @@ class Molmo2Model(MegatronModule):
             return self.connector(self.vision(crops), windows)
 
         encoded = []
-        for crops, rows in plan.pieces:
-            windows = inputs.pooling[rows]
+        for crops, pooled_tokens in plan.chunks:
+            windows = inputs.pooling[pooled_tokens]
             windows = torch.where(windows >= 0, windows - crops.start * self.model_config.vision.num_patches, windows)
             if self.memory.vision_chunk is not None and self.training and torch.is_grad_enabled():
                 encoded.append(
@@ -210,7 +197,7 @@ class Molmo2Model(MegatronModule):
                 group = parallel_state.get_tensor_model_parallel_group()
                 response = response.chunk(group.size())[group.rank()]
         mask = inputs.mask(self.model_config.text.vocab_size, self.model_config.visual_attention)
-        chunks = group_size(groups.keys)
+        chunks = group_size(groups.ring)
         return PackDescription(
             mask=mask,
             rotary=rotary_tables(self.model_config.text, groups.shard(inputs.position_ids)),

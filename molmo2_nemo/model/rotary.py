@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from molmo2_nemo.model.config import TextConfig, YarnConfig
+from molmo2_nemo.model.families.base import TextConfig, YarnConfig
 
 
 def inverse_frequencies(text: TextConfig) -> Tensor:

@@ -1,7 +1,7 @@
 """The data module: packs of this data-parallel rank, and the loader's state in the checkpoint.
 
 With several processes and `data.share_packs`, one rank of each model-parallel group reads for all of it and a step's
-micro-batches are dealt by cost (parallel/packs.py); otherwise every rank reads for itself.
+micro-batches are balanced by cost (parallel/packs.py); otherwise every rank reads for itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.parallel.dynamic import DynamicSettings
+from molmo2_nemo.nemo.dynamic_context import DynamicSettings, dynamic_context
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 from molmo2_nemo.settings.run import ModelSelection
 
@@ -29,7 +29,7 @@ from molmo2_nemo.settings.run import ModelSelection
 class PackSampler(MegatronDataSampler):
     """Tells Megatron's schedule the sizes of a step. The stream itself already yields this rank's micro-batches."""
 
-    packs: SharedPacks | None = None  # asked how many micro-batches this rank has, where they are dealt step by step
+    packs: SharedPacks | None = None  # asked how many micro-batches this rank has, where they are assigned step by step
 
     def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
         return dataloader
@@ -51,7 +51,7 @@ class PackDataModule(pl.LightningDataModule):
         config: the data settings; sequence length comes from its packing part.
         micro_batch_size, global_batch_size: packs per forward pass and per optimizer step.
         model: whose FLOPs say what a pack costs.
-        dynamic: how micro-batches are dealt to blocks of the context group; None: all its ranks share each.
+        dynamic: how micro-batches are assigned to blocks of the context group; None: all its ranks share each.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class PackDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        slots = self.global_batch_size // (self.micro_batch_size * size)
+        count = self.global_batch_size // (self.micro_batch_size * size)
 
         def open_stream() -> Any:
             from molmo2_nemo.data.loader import PackStream
@@ -90,11 +90,11 @@ class PackDataModule(pl.LightningDataModule):
                 micro_batch_size=self.micro_batch_size,
                 dp_rank=rank,
                 dp_size=size,
-                batches_per_step=slots,
+                batches_per_step=count,
             )
             stream: PackStream | CostOrder = packs
             packing = self.config.packing
-            if packing.balance and packing.balance_window > 1 and slots == 1 and size > 1:
+            if packing.balance and packing.balance_window > 1 and count == 1 and size > 1:
                 stream = CostOrder(packs, packing.balance_window, self.cost)
             if self._restored is not None:
                 stream.load_states(self._restored)
@@ -103,15 +103,13 @@ class PackDataModule(pl.LightningDataModule):
         if not self.config.share_packs or dist.get_world_size() == 1:
             return open_stream()
         assert self.trainer is not None and self.trainer.max_steps > 0
-        context = parallel_state.get_context_parallel_world_size()
         dynamic = None
-        if self.dynamic is not None and context > 1:
-            tensor = parallel_state.get_tensor_model_parallel_world_size()
-            dynamic = self.dynamic.of_rank(self.model, tensor, context, parallel_state.get_context_parallel_rank())
+        if self.dynamic is not None and parallel_state.get_context_parallel_world_size() > 1:
+            dynamic = dynamic_context(self.dynamic, self.model)
         self.data_sampler.packs = SharedPacks(
             open_stream,
             pack_groups(rank, size),
-            slots=slots,
+            micro_batches=count,
             steps=self.trainer.max_steps - self.trainer.global_step,
             cost=self.cost if self.config.packing.balance else None,
             dynamic=dynamic,
@@ -169,8 +167,9 @@ def cost_model(config: Molmo2Config) -> CostModel:
         token=one(tokens=1),
         pair=one(pairs=1),
         crop=one(crops=1),
-        row=one(pooled_rows=1),
-        slot=one(pooled_slots=1),
+        pooled_token=one(pooled_tokens=1),
+        window_position=one(window_positions=1),
         score=one(scored_tokens=1),
         visual_attention=config.visual_attention,
+        vocab_size=config.text.vocab_size,
     )

@@ -49,7 +49,7 @@ def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_toke
     """Answers to prompts, one after another; the model is loaded once.
 
     Args:
-        prompts: `question`, `images`, `video`, `style` as `answer` takes them, and the `reference` answer or None.
+        prompts: `question`, `images`, `video`, `style` as `answer` takes them; `reference`: an answer, several or None.
 
     Raises:
         UserError: media of a prompt cannot be read; names its number.

@@ -27,14 +27,14 @@ from molmo2_nemo.model.config import preset
 from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
+from molmo2_nemo.nemo.dynamic_context import DynamicSettings
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.nemo.step_log import StepLog
 from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
-from molmo2_nemo.parallel.dynamic import DynamicSettings
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.settings.layout import crop_limit
+from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -50,7 +50,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
             model=as_config(cfg.model),
-            dynamic=dynamic_context(cfg),
+            dynamic=dynamic_settings(cfg),
         ),
         trainer=trainer(cfg, folder),
         log=log(cfg, folder),
@@ -58,21 +58,17 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
     )
 
 
-def dynamic_context(cfg: RunConfig) -> run.Config | None:
-    """How packs are dealt to blocks of the context group, where they are."""
-    parallel = cfg.parallel
-    if not parallel.dynamic_context:
+def dynamic_settings(cfg: RunConfig) -> run.Config | None:
+    """How packs are assigned to blocks of the context group, where they are."""
+    if not cfg.parallel.dynamic_context:
         return None
-    assert parallel.context_tokens is not None, "settings/checks.py asks for it"
     return run.Config(
         DynamicSettings,
-        parallel.context_tokens,
-        crop_limit(parallel, cfg.data.packing.max_crops, cfg.memory.vision_chunk),
-        parallel.context_ulysses,
-        parallel.cp_comm_type,
-        recompute=cfg.memory.recompute == "full",
-        sequence=parallel.sequence,
-        element=2 if cfg.cluster.precision == "bf16" else 4,
+        as_config(cfg.parallel),
+        as_config(cfg.memory),
+        as_config(cfg.stage),
+        cfg.data.packing.max_crops,
+        cfg.cluster.precision,
     )
 
 
@@ -242,18 +238,10 @@ def plugins(cfg: RunConfig) -> list[run.Config]:
     return found
 
 
-def layout_name(cfg: RunConfig) -> str:
-    """A layout in a few letters, such as "TP2+SP" or "DP2"; "1 process" when nothing is split."""
-    parallel = cfg.parallel
-    names = {"TP": parallel.tensor, "CP": parallel.context, "PP": parallel.pipeline}
-    parts = [f"{name}{size}" for name, size in names.items() if size > 1]
-    if parallel.sequence:
-        parts.insert(1, "SP")
-    model_size = parallel.tensor * parallel.context * parallel.pipeline
-    world = int(os.environ.get("WORLD_SIZE", model_size * parallel.data))
-    if world > model_size:
-        parts.append(f"DP{world // model_size}")
-    return "+".join(parts) or "1 process"
+def layout(cfg: RunConfig) -> str:
+    """The name of the run's layout on the processes that the launcher started."""
+    world = os.environ.get("WORLD_SIZE")
+    return layout_of_run(cfg.parallel, None if world is None else int(world))
 
 
 def as_config(value: Any) -> Any:

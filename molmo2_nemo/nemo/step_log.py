@@ -16,28 +16,13 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
+from molmo2_nemo.cost.hardware import device_called
 from molmo2_nemo.nemo import metrics
 from molmo2_nemo.nemo.data import pack_data
 from molmo2_nemo.nemo.metrics.interface import FinishedStep
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
-
-# Dense bf16 TFLOP/s of one device, from the makers' data sheets; the first name found in torch's is taken.
-PEAK_TFLOPS = (
-    ("GB200", 2500.0),
-    ("B200", 2250.0),
-    ("H100 PCIe", 756.0),
-    ("H100 NVL", 835.0),
-    ("H100", 989.4),
-    ("H200", 989.4),
-    ("GH200", 989.4),
-    ("H20", 148.0),
-    ("A100", 312.0),
-    ("A800", 312.0),
-    ("L40S", 362.0),
-    ("A10", 125.0),
-)
 
 
 class StepLog(pl.Callback):
@@ -48,7 +33,7 @@ class StepLog(pl.Callback):
         stage: name shown with the progress.
         log_every: steps between plain lines when there is no terminal.
         max_crops: of a pack.
-        peak_tflops: of one device; None asks the table above.
+        peak_tflops: of one device; None asks the table of known ones (cost/hardware.py).
     """
 
     def __init__(
@@ -132,10 +117,8 @@ class StepLog(pl.Callback):
 
 def known_peak() -> float | None:
     """Dense bf16 TFLOP/s of this device; None where it is not known, as on CPU."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for known, peak in PEAK_TFLOPS if known in name), None)
+    device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return None if device is None else device.tflops
 
 
 def reduced(values: list[list[float]], how: Any) -> list[list[float]]:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
-from molmo2_nemo.cost.flops import batch_flops, training_flops
+from molmo2_nemo.cost.flops import pack_flops, training_flops
 from molmo2_nemo.data.config import DataConfig
-from molmo2_nemo.data.example import PAD_EXAMPLE, Batch
+from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import Molmo2Config, Trainable
-from molmo2_nemo.model.inputs import visual_blocks
 
 
 @dataclass
@@ -29,18 +28,14 @@ class StepStatistics:
 
     def add(self, batch: Batch, model: Molmo2Config, trainable: Trainable) -> None:
         """Count a micro-batch; `model` is whose FLOPs it costs, `trainable` what of it trains."""
-        self.tokens += int((batch.example_ids != PAD_EXAMPLE).sum())
+        counts = PackCounts.of(batch, model.visual_attention, model.text.vocab_size)
+        self.tokens += counts.tokens
         self.padded_tokens += batch.example_ids.size
         self.crops += len(batch.crops)
-        self.packs += len(batch.example_ids)
+        self.packs += counts.packs
         self.keys += [key for pack in batch.keys for key in pack]
-        blocks = None
-        if model.visual_attention == "within_image":
-            ids, visual = torch.as_tensor(batch.input_ids), torch.as_tensor(batch.visual)
-            blocks = visual_blocks(ids, visual, model.text.vocab_size).numpy()
-        work = batch_flops(model, batch, blocks)
         self.flops += training_flops(
-            work,
+            pack_flops(model, counts),
             train_vit=trainable.vit,
             train_connector=trainable.connector,
             train_llm=trainable.llm,

@@ -51,12 +51,12 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
     from molmo2_nemo.nemo.checkpoints import not_written
-    from molmo2_nemo.nemo.recipes import layout_name, stage_recipe
+    from molmo2_nemo.nemo.recipes import layout, stage_recipe
     from molmo2_nemo.nemo.step_log import StepLog
 
     folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = {**this_process(), "layout": layout_name(cfg)}
+    attempt = {**this_process(), "layout": layout(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
         write_json(folder / paths.ATTEMPT, attempt, indent=None)
     with alive(folder / paths.ATTEMPT) if first else nullcontext():
@@ -81,7 +81,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
     summary = {
         "stage": cfg.stage.name,
-        "layout": layout_name(cfg),
+        "layout": layout(cfg),
         "steps": trainer.global_step,
         "first_loss": losses[0],
         "last_loss": losses[-1],

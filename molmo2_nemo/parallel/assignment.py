@@ -20,8 +20,8 @@ PLACED = 8192  # while they place no more packs than this: some 30 ms either way
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One pack on ranks start..start + size of the context group."""
+class Assignment:
+    """One pack, assigned to ranks start..start + size of the context group."""
 
     number: int
     start: int
@@ -31,8 +31,8 @@ class Turn:
         return self.start <= rank < self.start + self.size
 
 
-def assign(costs: np.ndarray, degrees: Sequence[int]) -> list[Turn]:
-    """Deal a step's packs to blocks of ranks.
+def assign(costs: np.ndarray, degrees: Sequence[int]) -> list[Assignment]:
+    """Assign a step's packs to blocks of ranks.
 
     Args:
         costs: int64 [k, D], microseconds of pack k on degrees[d] ranks; negative where it does not fit into memory.
@@ -87,33 +87,33 @@ def _improve(best: np.ndarray, span: int, costs: np.ndarray, allowed: np.ndarray
             if 0 <= degree < len(degrees) and allowed[pack, degree]:
                 choice[pack] = degree
         found = _place(choice, costs, degrees)[1]
-        if found <= span:  # as good will do: the next draw goes on from there
+        if found <= span:  # as good will do: the next draw starts from there
             best, span = choice, found
     return best
 
 
-def _place(choice: np.ndarray, costs: np.ndarray, degrees: Sequence[int]) -> tuple[list[Turn], int]:
+def _place(choice: np.ndarray, costs: np.ndarray, degrees: Sequence[int]) -> tuple[list[Assignment], int]:
     """Longest first onto the least loaded block, wide blocks before narrow ones.
 
     Returns:
-        The turns, and the largest load of a rank; a rank without a pack makes it more than any real one.
+        The assignments, and the largest load of a rank; a rank without a pack makes it more than any real one.
     """
     ranks = degrees[-1]
     loads = [0] * ranks
-    turns = []
+    assignments = []
     chosen = costs[np.arange(len(costs)), choice]
     for pack in np.lexsort((np.arange(len(costs)), -chosen, -choice)).tolist():
         size = degrees[choice[pack]]
         start = min(range(0, ranks, size), key=loads.__getitem__)  # all ranks of a block have the same load so far
-        turns.append(Turn(pack, start, size))
+        assignments.append(Assignment(pack, start, size))
         after = loads[start] + int(chosen[pack])
         loads[start : start + size] = [after] * size
-    return turns, max(loads) if min(loads) > 0 else int(np.iinfo(np.int64).max)
+    return assignments, max(loads) if min(loads) > 0 else int(np.iinfo(np.int64).max)
 
 
-def step_time(turns: Sequence[Turn], costs: np.ndarray, degrees: Sequence[int]) -> int:
-    """Largest sum of a rank, as `assign` sees it."""
+def largest_load(assignments: Sequence[Assignment], costs: np.ndarray, degrees: Sequence[int]) -> int:
+    """What the rank with most to do has, in the unit of `costs`: how long the step lasts."""
     loads = np.zeros(degrees[-1], np.int64)
-    for turn in turns:
-        loads[turn.start : turn.start + turn.size] += costs[turn.number, list(degrees).index(turn.size)]
+    for each in assignments:
+        loads[each.start : each.start + each.size] += costs[each.number, list(degrees).index(each.size)]
     return int(loads.max())

@@ -1,9 +1,9 @@
 """Who shares a pack: the process groups of context parallelism, static or chosen pack by pack.
 
 The C ranks of a context group hold C consecutive runs of a pack's tokens. Inside attention they work in two
-dimensions: `heads` groups of U consecutive ranks (one node) trade tokens for heads, all-to-all; `keys` groups of C / U
-ranks that lie U apart (across nodes) show each other their keys and values (attention/ring.py). U = C is plain Ulysses,
-U = 1 plain ring or all-gather.
+dimensions: `ulysses` groups of U consecutive ranks (one node) trade tokens for heads, all-to-all; `ring` groups of
+C / U ranks that lie U apart (across nodes) show each other their keys and values (attention/ring.py). U = C is plain
+Ulysses, U = 1 plain ring or all-gather.
 
 With dynamic context parallelism every aligned block of 1, 2, 4, ... C ranks is such a group as well, and each
 micro-batch names the one that works on it (parallel/assignment.py).
@@ -15,14 +15,15 @@ tensor-parallel peers, which vision needs.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 
-Exchange = Literal["ring", "all_gather"]
+from molmo2_nemo.parallel.partition import degrees, ulysses_degree
+
+CommType = Literal["ring", "all_gather"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class ContextSettings:
     """How a context group works inside attention.
 
     Args:
-        ulysses: U, ranks among which heads are dealt; None: all C.
-        exchange: how ranks that hold the same heads see each other's keys, where C / U > 1.
+        ulysses: U, ranks that shard heads among them; None: all C.
+        cp_comm_type: how ranks that hold the same heads see each other's keys, where C / U > 1.
         dynamic: make groups of 1, 2, 4, ... too.
     """
 
     ulysses: int | None = None
-    exchange: Exchange = "ring"
+    cp_comm_type: CommType = "ring"
     dynamic: bool = False
 
 
@@ -45,10 +46,10 @@ class ContextGroups:
     """The groups of one rank for packs shared by `size` ranks. A group of this rank alone is None."""
 
     whole: Any  # the ranks that share a pack, in the order of their tokens
-    heads: Any  # U consecutive ranks of them
-    keys: Any  # the C / U ranks of them that hold the same heads inside attention, in the order of their tokens
+    ulysses: Any  # U consecutive ranks of them
+    ring: Any  # the C / U ranks of them that hold the same heads inside attention, in the order of their tokens
     vision: Any  # whole x tensor-parallel group, tensor rank fastest
-    exchange: Exchange = "ring"
+    cp_comm_type: CommType = "ring"
 
     @property
     def size(self) -> int:
@@ -94,16 +95,6 @@ def context_groups(settings: ContextSettings) -> dict[int, ContextGroups]:
     }
 
 
-def degrees(context: int) -> list[int]:
-    """Numbers of ranks that may share a pack: powers of two that divide the context size, and that size."""
-    return [d for d in (2**n for n in range(context.bit_length())) if context % d == 0 and d < context] + [context]
-
-
-def ulysses_degree(size: int, ulysses: int | None) -> int:
-    """Ranks that deal heads among `size` ranks that share a pack."""
-    return size if ulysses is None else math.gcd(size, ulysses)
-
-
 def block_groups(
     size: int, both: list[int], tensor: int, settings: ContextSettings, ready: dict[tuple[int, ...], Any]
 ) -> ContextGroups:
@@ -116,18 +107,17 @@ def block_groups(
             ready[tuple(ranks)] = dist.new_group(ranks, use_local_synchronization=True)
         return ready[tuple(ranks)]
 
-    place = both.index(dist.get_rank())
-    rank, tensor_rank = divmod(place, tensor)
+    rank, tensor_rank = divmod(both.index(dist.get_rank()), tensor)
     start = rank // size * size
     block = both[start * tensor : (start + size) * tensor]
     whole = block[tensor_rank::tensor]
-    ulysses = ulysses_degree(size, settings.ulysses)
+    degree = ulysses_degree(size, settings.ulysses)
     inside = rank - start
-    heads = whole[inside // ulysses * ulysses : (inside // ulysses + 1) * ulysses]
-    keys = whole[inside % ulysses :: ulysses]
-    groups = ContextGroups(group(whole), group(heads), group(keys), group(block), settings.exchange)
-    if len(keys) > 1:
-        _meet(groups.keys)
+    ulysses = whole[inside // degree * degree : (inside // degree + 1) * degree]
+    ring = whole[inside % degree :: degree]
+    groups = ContextGroups(group(whole), group(ulysses), group(ring), group(block), settings.cp_comm_type)
+    if len(ring) > 1:
+        _meet(groups.ring)
     return groups
 
 

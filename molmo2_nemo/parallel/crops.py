@@ -1,6 +1,6 @@
 """Vision over context- and tensor-parallel ranks: who encodes which crops, and how pooled tokens reach their owners.
 
-Crops are dealt in indivisible units (a picture with its tiles, or one video frame) in contiguous runs whose largest
+Crops are sharded in indivisible units (an image with its tiles, or one video frame), as contiguous runs whose largest
 cost is as small as contiguous runs allow: crops lie in the order of their tokens, so most pooled tokens of a run belong
 to the rank that made them and never travel. Each rank encodes and pools its own run; one all-to-all then sends every
 pooled token to the rank that owns its position in the sequence. Every rank knows the whole plan from the batch alone,
@@ -11,8 +11,8 @@ all tokens of its context shard: each gets a copy, and only the one with the sen
 which is the same on all of them. Either way the encoder's gradients are partial sums over the tensor-parallel group too
 (`mark_partial`; nemo/optimizer.py adds them up once a step).
 
-Shape legend: U units, C crops, P patches per crop, N pooled tokens, K window slots, S tokens of a pack, V ranks that
-share the vision work (context x tensor, tensor fastest), T tokens of a pack on one of them.
+Shape legend: U units, C crops, N pooled tokens, B packs, S tokens of a pack, V ranks that share the vision work
+(context x tensor, tensor fastest), T tokens of a pack on one of them, D width.
 """
 
 from __future__ import annotations
@@ -20,11 +20,49 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from molmo2_nemo.parallel.partition import deal_runs
+from molmo2_nemo.parallel.context import ContextGroups, group_rank, group_size
+from molmo2_nemo.parallel.partition import even_runs
+
+
+@dataclass(frozen=True)
+class VisionUnits:
+    """The vision work of a micro-batch, in the order of its tokens. Tensors live on the host."""
+
+    crops: Tensor  # int64 [U], of each unit
+    pooled_tokens: Tensor  # int64 [U], of each unit
+    costs: np.ndarray  # [U], what units are shared out by
+    positions: Tensor  # int64 [N], flattened b * S + s of each pooled token's place
+    packs: int  # B
+    size: int  # S
+
+
+@dataclass(frozen=True)
+class VisionRanks:
+    """The ranks that share the vision work, and which one this is."""
+
+    context: int = 1  # ranks that share a pack's tokens
+    tensor: int = 1  # tensor-parallel ranks of each
+    rank: int = 0  # of the context * tensor, tensor fastest
+    sequence: bool = False  # a context rank's tokens are cut into one shard per tensor rank
+
+    @classmethod
+    def of(cls, groups: ContextGroups, sequence: bool) -> VisionRanks:
+        tensor = group_size(groups.vision) // groups.size
+        return cls(groups.size, tensor, group_rank(groups.vision), sequence)
+
+    @property
+    def count(self) -> int:
+        return self.context * self.tensor
+
+    @property
+    def copies(self) -> int:
+        """Ranks that hold each token."""
+        return 1 if self.sequence else self.tensor
 
 
 @dataclass
@@ -32,103 +70,82 @@ class CropPlan:
     """This rank's part of a micro-batch's vision work. All tensors live on the host."""
 
     crops: slice  # of the C crops, this rank's run
-    rows: slice  # of the N pooling rows, this rank's run
-    pieces: list[tuple[slice, slice]]  # crops and rows that are encoded together; consecutive, they make up the run
-    send_order: Tensor  # int64 [sent], this rank's rows by the rank they go to
-    send_counts: list[int]  # rows for every rank of the group
-    receive_counts: list[int]  # rows from every rank of the group
+    pooled_tokens: slice  # of the N pooled tokens, this rank's run
+    chunks: list[tuple[slice, slice]]  # crops and pooled tokens made together; consecutive, they make up the run
+    send_order: Tensor  # int64 [sent], this rank's pooled tokens by the rank they go to
+    send_counts: list[int]  # pooled tokens for every rank of the group
+    receive_counts: list[int]  # pooled tokens from every rank of the group
     targets: Tensor  # int64 [received], index into the flattened [T, B] tokens of this rank
     returning: list[bool] = field(default_factory=list)  # ranks with which gradients are exchanged in the backward
 
 
-def plan_crops(
-    unit_crops: Tensor,
-    unit_pooled_tokens: Tensor,
-    pooled_positions: Tensor,
-    size: int,
-    packs: int,
-    context: int,
-    rank: int,
-    *,
-    tensor: int = 1,
-    sequence: bool = False,
-    crop_cost: float = 1.0,
-    row_cost: float = 0.0,
-    chunk: int | None = None,
-) -> CropPlan:
-    """Deal units to ranks and find out who sends which pooled token where.
+def plan_crops(units: VisionUnits, ranks: VisionRanks, chunk: int | None = None) -> CropPlan:
+    """Shard units among ranks and find out who sends which pooled token where.
 
     Args:
-        unit_crops, unit_pooled_tokens: int64 [U], crops and pooling rows of each unit, in order.
-        pooled_positions: int64 [N], flattened b * S + s of each row's token.
-        size: S, a multiple of context (times tensor with `sequence`).
-        packs: B.
-        context, tensor: ranks that share a pack, and tensor-parallel ranks of each.
-        rank: place among the context * tensor ranks, tensor fastest.
-        sequence: a context rank's tokens are cut into one shard per tensor rank.
-        crop_cost, row_cost: what encoding a crop and pooling a row cost.
+        units: their `size` is a multiple of the ranks among which a pack's tokens are cut.
         chunk: crops encoded together at most (a larger unit is encoded alone); None: all.
     """
-    ranks, copies = context * tensor, 1 if sequence else tensor
-    tokens = size * copies // ranks
-    bounds = deal_runs((unit_crops * crop_cost + unit_pooled_tokens * row_cost).numpy(), ranks)
-    crop_start, row_start = (
-        torch.cat((u.new_zeros(1), u.cumsum(0))).tolist() for u in (unit_crops, unit_pooled_tokens)
+    size, packs, copies, rank = units.size, units.packs, ranks.copies, ranks.rank
+    tokens = size * copies // ranks.count
+    bounds = even_runs(units.costs, ranks.count)
+    crop_start, pooled_start = (
+        torch.cat((u.new_zeros(1), u.cumsum(0))).tolist() for u in (units.crops, units.pooled_tokens)
     )
-    runs = [slice(row_start[a], row_start[b]) for a, b in zip(bounds, bounds[1:], strict=False)]
-    owner = pooled_positions % size // tokens  # [N], the owning shard; `copies` ranks hold it
+    runs = [slice(pooled_start[a], pooled_start[b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    owner = units.positions % size // tokens  # [N], the owning shard; `copies` ranks hold it
     mine = runs[rank]
     targets, receive_counts = [], []
     for run in runs:
-        positions = pooled_positions[run][owner[run] == rank // copies]
+        positions = units.positions[run][owner[run] == rank // copies]
         targets.append((positions % size % tokens) * packs + positions // size)
         receive_counts.append(positions.numel())
-    orders = [(owner[mine] == shard).nonzero()[:, 0] for shard in range(ranks // copies)]
+    orders = [(owner[mine] == shard).nonzero()[:, 0] for shard in range(ranks.count // copies)]
     orders = [order for order in orders for _ in range(copies)]
     return CropPlan(
         crops=slice(crop_start[bounds[rank]], crop_start[bounds[rank + 1]]),
-        rows=mine,
-        pieces=_pieces(crop_start, row_start, bounds[rank], bounds[rank + 1], chunk),
+        pooled_tokens=mine,
+        chunks=_chunks(crop_start, pooled_start, bounds[rank], bounds[rank + 1], chunk),
         send_order=torch.cat(orders),
         send_counts=[order.numel() for order in orders],
         receive_counts=receive_counts,
         targets=torch.cat(targets),
-        returning=[other % copies == rank % copies for other in range(ranks)],
+        returning=[other % copies == rank % copies for other in range(ranks.count)],
     )
 
 
-def _pieces(
-    crop_start: list[int], row_start: list[int], first: int, last: int, chunk: int | None
+def _chunks(
+    crop_start: list[int], pooled_start: list[int], first: int, last: int, most: int | None
 ) -> list[tuple[slice, slice]]:
-    """Units first..last in consecutive pieces of at most `chunk` crops, or of one unit."""
+    """Units first..last in consecutive chunks of at most so many crops, or of one unit."""
     found = []
     while first < last:
         stop = first + 1
-        while stop < last and (chunk is None or crop_start[stop + 1] - crop_start[first] <= chunk):
+        while stop < last and (most is None or crop_start[stop + 1] - crop_start[first] <= most):
             stop += 1
-        found.append((slice(crop_start[first], crop_start[stop]), slice(row_start[first], row_start[stop])))
+        found.append((slice(crop_start[first], crop_start[stop]), slice(pooled_start[first], pooled_start[stop])))
         first = stop
     return found
 
 
-def exchange(rows: Tensor, plan: CropPlan, group: dist.ProcessGroup | None) -> Tensor:
+def exchange(pooled: Tensor, plan: CropPlan, group: dist.ProcessGroup | None) -> Tensor:
     """Send pooled tokens to the owners of their positions.
 
     Args:
-        rows: [this rank's rows, D], in row order.
+        pooled: [this rank's pooled tokens, D], in their order.
         group: the V ranks; None where this rank is alone.
 
     Returns:
         [received, D], matching plan.targets.
     """
-    return rows if group is None or dist.get_world_size(group) == 1 else _Exchange.apply(rows, plan, group)
+    return pooled if group is None or dist.get_world_size(group) == 1 else _Exchange.apply(pooled, plan, group)
 
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, plan: CropPlan, group: dist.ProcessGroup) -> Tensor:
-        ctx.plan, ctx.group, ctx.count = plan, group, rows.shape[0]
-        return _all_to_all(rows[plan.send_order.to(rows.device)], plan.send_counts, plan.receive_counts, group)
+    def forward(ctx: Any, pooled: Tensor, plan: CropPlan, group: dist.ProcessGroup) -> Tensor:
+        ctx.plan, ctx.group, ctx.count = plan, group, pooled.shape[0]
+        return _all_to_all(pooled[plan.send_order.to(pooled.device)], plan.send_counts, plan.receive_counts, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -139,7 +156,7 @@ class _Exchange(torch.autograd.Function):
             [n * r for n, r in zip(plan.send_counts, plan.returning, strict=True)],
             ctx.group,
         )
-        order = _chosen(plan.send_order, plan.send_counts, plan.returning).to(grad.device)  # every row once
+        order = _chosen(plan.send_order, plan.send_counts, plan.returning).to(grad.device)  # every token once
         return grad.new_empty(ctx.count, grad.shape[1]).index_copy_(0, order, back), None, None
 
 

@@ -1,4 +1,4 @@
-"""Dynamic context parallelism in the loader: a step's packs dealt to blocks of the context group's ranks.
+"""Dynamic context parallelism in the loader: a step's packs assigned to blocks of the context group's ranks.
 
 The rank that reads for a replica (parallel/packs.py) makes the assignment, which travels with the packs; every rank
 then keeps its own, cut to the tokens they hold.
@@ -8,67 +8,53 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
-from molmo2_nemo.cost.context import ContextCost, PackCounts, used_tokens
+from molmo2_nemo.data.counts import PackCounts, used_tokens
 from molmo2_nemo.data.example import Batch
-from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.parallel.assignment import Turn, assign
-from molmo2_nemo.parallel.context import degrees
+from molmo2_nemo.parallel.assignment import Assignment, assign
+from molmo2_nemo.parallel.partition import degrees
 
 
-@dataclass(frozen=True)
-class DynamicSettings:
-    """What a run says about it.
+class PackCost(Protocol):
+    """Predicts what a pack costs (cost/context.py)."""
 
-    Args:
-        most_tokens: of a pack on one rank; what it has memory for.
-        most_crops: of a pack on one rank (settings/layout.py, `crop_limit`); None: any number.
-        ulysses, exchange: as in ContextSettings.
-        recompute: forward work is done twice.
-        sequence: sequence parallelism cuts a rank's tokens again.
-        element: bytes of an activation.
-    """
+    def counts(self, batch: Batch) -> PackCounts:
+        """What the predictions are made from."""
 
-    most_tokens: int
-    most_crops: int | None = None
-    ulysses: int | None = None
-    exchange: str = "ring"
-    recompute: bool = False
-    sequence: bool = False
-    element: int = 2
+    def microseconds(self, pack: PackCounts, ranks: int) -> int:
+        """Of a pack that so many context ranks share."""
 
-    def of_rank(self, model: Molmo2Config, tensor: int, size: int, rank: int) -> DynamicContext:
-        """For a rank of a context group."""
-        cost = ContextCost(model, tensor, self.ulysses, self.exchange, self.recompute, self.element)
-        return DynamicContext(cost, size, rank, self.most_tokens, self.most_crops, tensor if self.sequence else 1)
+    def crops_of_rank(self, pack: PackCounts, ranks: int) -> int:
+        """The most crops that one of so many context ranks encodes."""
 
 
 @dataclass(frozen=True)
 class DynamicContext:
-    """How packs are dealt.
+    """How packs are assigned.
 
     Args:
         cost: of a pack by ranks.
         size, rank: of the context group.
-        most_tokens, most_crops: of a pack on one rank; what it has memory for. A rank of a micro-batch of several packs
-            has memory for the crops of so many.
+        context_tokens: most tokens of a pack on one rank; what it has memory for.
+        context_crops: most crops (settings/layout.py, `crop_limit`); None: any number. A rank of a micro-batch of
+            several packs has memory for the crops of so many.
         multiple: a rank's share of a pack is cut into so many equal parts again (tensor ranks, with sequence
             parallelism).
     """
 
-    cost: ContextCost
+    cost: PackCost
     size: int
     rank: int
-    most_tokens: int
-    most_crops: int | None = None
+    context_tokens: int
+    context_crops: int | None = None
     multiple: int = 1
 
-    def plan(self, batches: Sequence[Batch]) -> list[Turn]:
+    def plan(self, batches: Sequence[Batch]) -> list[Assignment]:
         """Who works on what, decided once for all ranks."""
-        rule = self.cost.model.visual_attention
-        return assign(self.table([PackCounts.of(batch, rule) for batch in batches]), degrees(self.size))
+        return assign(self.table([self.cost.counts(batch) for batch in batches]), degrees(self.size))
 
     def table(self, packs: Sequence[PackCounts]) -> np.ndarray:
         """Microseconds of each pack by number of ranks, -1 where it does not fit; int64 [packs, degrees]."""
@@ -81,23 +67,23 @@ class DynamicContext:
         return costs
 
     def fits(self, pack: PackCounts, size: int) -> bool:
-        """Whether each of `size` ranks has memory for its tokens and crops. A picture is never divided: one with more
-        crops than `most_crops` is a rank's under any layout, and is no reason for more ranks."""
-        if rounded(pack.length, size * self.multiple) // size > self.most_tokens:
+        """Whether each of `size` ranks has memory for its tokens and crops. An image is never divided: one with more
+        crops than `context_crops` is a rank's under any layout, and is no reason for more ranks."""
+        if rounded(pack.length, size * self.multiple) // size > self.context_tokens:
             return False
-        if self.most_crops is None:
+        if self.context_crops is None:
             return True
-        room = max(self.most_crops * pack.packs, int(pack.unit_crops.max(initial=0)))
+        room = max(self.context_crops * pack.packs, int(pack.unit_crops.max(initial=0)))
         return int(pack.unit_crops.sum()) <= room or self.cost.crops_of_rank(pack, size) <= room
 
-    def take(self, batches: Sequence[Batch], turns: Sequence[Turn]) -> list[Batch]:
+    def take(self, batches: Sequence[Batch], assignments: Sequence[Assignment]) -> list[Batch]:
         """This rank's batches in their order. The last carries the loader's state after the step, all others before."""
-        mine = [turn for turn in turns if turn.has(self.rank)]
+        mine = [each for each in assignments if each.has(self.rank)]
         taken = []
-        for turn in mine:
-            batch = without_padding(batches[turn.number], turn.size * self.multiple)
-            state = batches[-1 if turn is mine[-1] else 0].state
-            taken.append(replace(batch, context_ranks=turn.size, state=state))
+        for each in mine:
+            batch = without_padding(batches[each.number], each.size * self.multiple)
+            state = batches[-1 if each is mine[-1] else 0].state
+            taken.append(replace(batch, context_ranks=each.size, state=state))
         return taken
 
 

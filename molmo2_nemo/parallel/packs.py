@@ -1,4 +1,4 @@
-"""Who reads which packs: one reader in each model-parallel group, micro-batches dealt among the readers by cost.
+"""Who reads which packs: one reader in each model-parallel group, micro-batches balanced among the readers by cost.
 
 The ranks that share a data-parallel rank (a tensor x context x pipeline block) need the same micro-batches. One of them
 reads, decodes and packs; the others get the finished arrays by broadcast. Before that the readers exchange a few of a
@@ -27,10 +27,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from molmo2_nemo.data.balance import CostModel, deal
+from molmo2_nemo.data.balance import CostModel, balance
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.errors import DataError, UserError
-from molmo2_nemo.parallel.assignment import Turn
+from molmo2_nemo.parallel.assignment import Assignment
 from molmo2_nemo.parallel.dynamic import DynamicContext
 
 TIMEOUT = timedelta(hours=2)  # readers may wait long for each other while a checkpoint is written
@@ -79,10 +79,10 @@ class SharedPacks:
 
     Args:
         open_stream: opens this data-parallel rank's `PackStream`; called on the readers only.
-        slots: micro-batches of one rank in an optimizer step.
+        micro_batches: of one rank in an optimizer step.
         steps: optimizer steps that will be taken; nothing is read beyond them.
         cost: what to balance by; None keeps every micro-batch where it was packed.
-        dynamic: deals a step's micro-batches to blocks of the context group; None: all ranks share every one.
+        dynamic: assigns a step's micro-batches to blocks of the context group; None: all ranks share every one.
 
     Raises:
         DataError: on every rank, when the stream of any reader cannot be opened or, while iterating, fails.
@@ -93,13 +93,13 @@ class SharedPacks:
         open_stream: Callable[[], Any],
         groups: PackGroups,
         *,
-        slots: int,
+        micro_batches: int,
         steps: int,
         cost: CostModel | None = None,
         dynamic: DynamicContext | None = None,
     ):
-        self.groups, self.slots, self.steps = groups, slots, steps
-        self.cost = cost if slots > 1 and len(groups.reader_ranks) > 1 else None
+        self.groups, self.micro_batches, self.steps = groups, micro_batches, steps
+        self.cost = cost if micro_batches > 1 and len(groups.reader_ranks) > 1 else None
         self.dynamic = dynamic
         self.stream: Any = None
         failure: BaseException | None = None
@@ -196,54 +196,55 @@ class SharedPacks:
                 failure = error
         agree(failure, groups.everyone, list(range(dist.get_world_size())))
         if groups.is_reader and self.cost is not None:
-            batches = self._exchange(batches)
+            batches = self._balance(batches)
         if groups.is_reader:
             after = self.stream.state()
-            for slot, batch in enumerate(batches):
-                batch.state = after if slot == self.slots - 1 else self._state
+            for number, batch in enumerate(batches):
+                batch.state = after if number == self.micro_batches - 1 else self._state
             self._state = after
         if len(groups.member_ranks) > 1:
             batches = self._broadcast(batches)
-        return batches if self.dynamic is None else self._deal_to_ranks(self.dynamic, batches)
+        return batches if self.dynamic is None else self._assign(self.dynamic, batches)
 
-    def _deal_to_ranks(self, dynamic: DynamicContext, batches: list[Batch]) -> list[Batch]:
+    def _assign(self, dynamic: DynamicContext, batches: list[Batch]) -> list[Batch]:
         """This rank's part of the replica's micro-batches, as its reader assigns them."""
-        plan = [astuple(turn) for turn in dynamic.plan(batches)] if self.groups.is_reader else None
-        turns: Any = _head(plan, self._ship) if len(self.groups.member_ranks) > 1 else plan
-        return dynamic.take(batches, [Turn(*turn) for turn in turns])
+        plan = [astuple(each) for each in dynamic.plan(batches)] if self.groups.is_reader else None
+        shipped: Any = _head(plan, self._ship) if len(self.groups.member_ranks) > 1 else plan
+        return dynamic.take(batches, [Assignment(*each) for each in shipped])
 
     def _collect(self, source: Any, first: Batch | BaseException | None) -> list[Batch]:
         if isinstance(first, BaseException):
             raise first
         batches = [] if first is None else [first]
-        while len(batches) < self.slots:
+        while len(batches) < self.micro_batches:
             batches.append(next(source))
         return batches
 
-    def _exchange(self, batches: list[Batch]) -> list[Batch]:
-        """Deal the step's micro-batches among the readers."""
+    def _balance(self, batches: list[Batch]) -> list[Batch]:
+        """Swap some of the step's micro-batches among the readers, so that all have equal work."""
         groups, me = self.groups, self.groups.dp_rank
         assert self.cost is not None
         own = torch.tensor([self.cost.of(batch) for batch in batches], dtype=torch.int64)
         table = [torch.empty_like(own) for _ in groups.reader_ranks]
         dist.all_gather(table, own, group=groups.readers)
-        place = deal(torch.stack(table).numpy())
-        result = [batches[n % self.slots] if n // self.slots == me else None for n in place[me].tolist()]
+        place = balance(torch.stack(table).numpy())
+        givers = [divmod(number, self.micro_batches) for number in place[me].tolist()]
+        result = [batches[index] if giver == me else None for giver, index in givers]
         for taker in range(len(place)):  # in the same order everywhere, so sender and taker always meet
-            for slot, number in enumerate(place[taker].tolist()):
-                giver = number // self.slots
+            for index, number in enumerate(place[taker].tolist()):
+                giver = number // self.micro_batches
                 if giver == taker or me not in (giver, taker):
                     continue
                 if me == giver:
                     to = partial(dist.send, dst=groups.reader_ranks[taker], group=groups.readers)
-                    send(batches[number % self.slots], to)
+                    send(batches[number % self.micro_batches], to)
                 else:
-                    result[slot] = receive(partial(dist.recv, src=groups.reader_ranks[giver], group=groups.readers))
+                    result[index] = receive(partial(dist.recv, src=groups.reader_ranks[giver], group=groups.readers))
         return [batch for batch in result if batch is not None]
 
     def _broadcast(self, batches: list[Batch]) -> list[Batch]:
         if not self.groups.is_reader:
-            return [receive(self._ship) for _ in range(self.slots)]
+            return [receive(self._ship) for _ in range(self.micro_batches)]
         for batch in batches:
             send(batch, self._ship)
         return batches
@@ -253,7 +254,7 @@ class SharedPacks:
 
 
 def agree(failure: BaseException | None, group: Any, ranks: list[int]) -> None:
-    """All ranks of the group go on, or all raise the failure of the first rank that has one.
+    """All ranks of the group continue, or all raise the failure of the first rank that has one.
 
     Raises:
         DataError: the first failure is one of the data (something a user can mend).
@@ -273,10 +274,10 @@ def agree(failure: BaseException | None, group: Any, ranks: list[int]) -> None:
     def ship(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, ranks[first], group=group)
 
-    told = _head(text, ship) if dist.get_rank() == ranks[first] else _head(None, ship)
-    if told["usual"]:
-        raise DataError(told["message"]) from failure
-    raise RuntimeError(f"the data loader of rank {ranks[first]} failed: {told['message']}") from failure
+    report = _head(text, ship) if dist.get_rank() == ranks[first] else _head(None, ship)
+    if report["usual"]:
+        raise DataError(report["message"]) from failure
+    raise RuntimeError(f"the data loader of rank {ranks[first]} failed: {report['message']}") from failure
 
 
 def send(batch: Batch, ship: Ship) -> None:

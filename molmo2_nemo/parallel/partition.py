@@ -1,11 +1,13 @@
-"""Contiguous runs of about equal cost: how crops are dealt to ranks. No torch here."""
+"""How work is divided among ranks: contiguous runs of about equal cost, and sizes of groups. No torch here."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 
-def deal_runs(costs: np.ndarray, ranks: int) -> list[int]:
+def even_runs(costs: np.ndarray, ranks: int) -> list[int]:
     """Cut units into `ranks` contiguous runs, some perhaps empty, with the smallest possible largest cost.
 
     Among the cuts that reach it, those nearest to equal shares.
@@ -41,3 +43,18 @@ def _first_starts(ends: np.ndarray, ranks: int, capacity: float) -> list[int]:
     for _ in range(ranks):
         starts.append(int(np.searchsorted(ends, ends[starts[-1]] - capacity, side="left")))
     return starts[:0:-1]
+
+
+def degrees(context: int) -> list[int]:
+    """Numbers of ranks that may share a pack: powers of two that divide the context size, and that size."""
+    return [d for d in (2**n for n in range(context.bit_length())) if context % d == 0 and d < context] + [context]
+
+
+def can_shard_heads(heads: int, kv_heads: int, ranks: int) -> bool:
+    """Whether so many ranks get equal shares of query heads, and of key heads once those are repeated."""
+    return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
+
+
+def ulysses_degree(size: int, ulysses: int | None) -> int:
+    """Ranks that shard heads among `size` ranks that share a pack."""
+    return size if ulysses is None else math.gcd(size, ulysses)

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 
 from molmo2_nemo.cost.hardware import Cluster
-from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.settings.renamed import new_name
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -46,7 +47,8 @@ def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
 
 
 def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]
+    """The setting's name of today."""
+    return new_name(override.lstrip("+~").split("=", 1)[0])
 
 
 def lines(words: Sequence[str], width: int = 78) -> list[str]:

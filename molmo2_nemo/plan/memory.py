@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
-from molmo2_nemo.plan.layout import Layout
+from molmo2_nemo.model.families import family_of
 from molmo2_nemo.settings.run import StageConfig
 
 GIB = 2.0**30
@@ -23,7 +24,7 @@ OFFLOAD_AHEAD = 2  # layers' inputs that offload brings back ahead of use (model
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the GPU that needs most, at the moment of a step when it needs most."""
+    """Bytes on the GPU that needs most, in the phase of a step in which it needs most."""
 
     weights: float
     gradients: float
@@ -33,10 +34,10 @@ class Memory:
     head: float  # logits of a chunk, gradient of the head
     exchange: float  # what context and tensor parallelism send and receive
     runtime: float
-    moment: str  # of MOMENTS
+    phase: str  # of PHASES
 
     def parts(self) -> dict[str, float]:
-        return {name: value for name, value in vars(self).items() if name != "moment"}
+        return {name: value for name, value in vars(self).items() if name != "phase"}
 
     @property
     def total(self) -> float:
@@ -48,10 +49,10 @@ class Activations:
     """Bytes of one micro-batch."""
 
     waiting: float  # from its forward until its backward
-    working: float = 0.0  # besides, while single layers, blocks or chunks are computed again or run without a trace
+    working: float = 0.0  # besides, while single layers, blocks or chunks are recomputed or run without a trace
 
 
-MOMENTS = ("loss", "decoder", "vision")  # while which of them works memory may be fullest
+PHASES = ("loss", "decoder", "vision")  # while which of them works memory may be fullest
 
 
 def memory(
@@ -64,7 +65,7 @@ def memory(
     tokens = work.length / layout.context * layout.micro_batch
     crops = work.max_crops / (layout.context * layout.tensor) * layout.micro_batch
     in_flight = min(layout.pipeline, max(1, work.packs // (layout.data * layout.micro_batch)))
-    moment, decoder, vision, head = fullest(
+    phase, decoder, vision, head = fullest(
         decoder_activations(model, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles),
         vision_activations(model, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk),
         head_bytes(model, stage, layout, options.loss_chunk, tokens),
@@ -82,30 +83,30 @@ def memory(
         + (2 * 2.0 * tokens * model.text.hidden_size if layout.tensor > 1 else 0.0),
     }
     slack = SLACK * sum(parts.values())
-    return Memory(**parts, runtime=RUNTIME + slack, moment=moment)
+    return Memory(**parts, runtime=RUNTIME + slack, phase=phase)
 
 
 def fullest(
     decoder: Activations, vision: Activations, head: float, in_flight: int = 1
 ) -> tuple[str, float, float, float]:
-    """The fullest moment, and what decoder, vision and head have then.
+    """The fullest phase, and what decoder, vision and head have then.
 
     A micro-batch is encoded, decoded, scored, and goes back the same way: at the loss everything waits; then the head
-    is done and layers are computed again; when the encoder's turn comes, the decoder has nothing left. (A frozen
+    is done and layers are recomputed; when the encoder's turn comes, the decoder has nothing left. (A frozen
     encoder works before the decoder has anything.)
 
     Args:
         in_flight: micro-batches of a pipeline stage; all but the last only wait.
     """
-    moments = {
+    phases = {
         "loss": (decoder.waiting, vision.waiting, head),
         "decoder": (decoder.waiting + decoder.working, vision.waiting, 0.0),
         "vision": (0.0, vision.waiting + vision.working, 0.0),
     }
-    moment = max(MOMENTS, key=lambda name: sum(moments[name]))
-    of_decoder, of_vision, of_head = moments[moment]
+    phase = max(PHASES, key=lambda name: sum(phases[name]))
+    of_decoder, of_vision, of_head = phases[phase]
     earlier = in_flight - 1
-    return moment, of_decoder + earlier * decoder.waiting, of_vision + earlier * vision.waiting, of_head
+    return phase, of_decoder + earlier * decoder.waiting, of_vision + earlier * vision.waiting, of_head
 
 
 def dropout(stage: StageConfig) -> bool:
@@ -113,28 +114,28 @@ def dropout(stage: StageConfig) -> bool:
 
 
 def decoder_activations(
-    model: Molmo2Config, layout: Layout, tokens: float, *, dropout: bool, element: int = 2, tiles: int = 1
+    model: Molmo2Config, layout: Layout, tokens: float, *, dropout: bool, bytes_per_element: int = 2, tiles: int = 1
 ) -> Activations:
     """Of the decoder layers of one stage, for one micro-batch of `tokens` tokens of a context rank.
 
     Args:
-        element: bytes of an activation: 2 (bf16) or 4 (fp32).
+        bytes_per_element: of an activation: 2 (bf16) or 4 (fp32).
         tiles: slices that an MLP runs on; with more than one, only the slice at work keeps anything.
 
     Selective recomputation is taken to be the default's, of the MLPs.
     """
     text, mine = model.text, tokens / layout.tensor
     layers = text.num_layers / layout.pipeline
-    inputs = element * text.hidden_size * mine
-    one = layer_bytes(model, element=element, dropout=dropout) * mine
+    inputs = bytes_per_element * text.hidden_size * mine
+    one = layer_bytes(model, bytes_per_element=bytes_per_element, dropout=dropout) * mine
     ends, working = 3 * inputs, 0.0  # embedding's output, and around the final norm
     if tiles > 1:
-        mlp = mlp_bytes(model, element) * mine
+        mlp = mlp_bytes(model, bytes_per_element) * mine
         one, working = one - mlp, mlp / tiles
     elif layout.recompute == "selective":  # MLPs keep their inputs only, but for the one at work
-        mlp = mlp_bytes(model, element) * mine
-        if text.family == "olmo3":  # the norm behind the MLP belongs to it
-            mlp += (6 if element == 2 else 8) * text.hidden_size * mine
+        mlp = mlp_bytes(model, bytes_per_element) * mine
+        if family_of(text).post_norm:  # the norm behind the MLP belongs to it
+            mlp += (6 if bytes_per_element == 2 else 8) * text.hidden_size * mine
         one, working = one - mlp, mlp
     if layout.recompute == "full":  # the layer at work whole, gradients of its output and input
         working += one + 2 * inputs
@@ -144,28 +145,29 @@ def decoder_activations(
     return Activations(layers * one + ends, working)
 
 
-def layer_bytes(model: Molmo2Config, *, element: int = 2, dropout: bool = True) -> float:
+def layer_bytes(model: Molmo2Config, *, bytes_per_element: int = 2, dropout: bool = True) -> float:
     """Bytes per token that one decoder layer keeps, without tensor parallelism."""
     text = model.text
     width, queries, keys = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    norm = (4 if element == 2 else 0) + element  # fp32 copy of the input (in fp32 the input itself), normalised value
-    norms = 2 * width * (norm + element)  # and the output, which is the next linear layer's input
-    residuals = (2 * element if element == 4 else 0) * width + (2 * width if dropout else 0)
-    qk_norm = (queries + keys) * norm
-    qkv = element * (queries + 2 * keys)
-    attention = attention_bytes(model, element) + element * queries
-    return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model, element)
+    # normalised value, and the fp32 copy of the input (in fp32 the input itself)
+    norm = bytes_per_element + (4 if bytes_per_element == 2 else 0)
+    norms = 2 * width * (norm + bytes_per_element)  # and the output, which is the next linear layer's input
+    residuals = (2 * bytes_per_element if bytes_per_element == 4 else 0) * width + (2 * width if dropout else 0)
+    qk_norm = 0 if family_of(text).qk_norm == "none" else (queries + keys) * norm
+    qkv = bytes_per_element * (queries + 2 * keys)
+    attention = attention_bytes(model, bytes_per_element) + bytes_per_element * queries
+    return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model, bytes_per_element)
 
 
-def mlp_bytes(model: Molmo2Config, element: int = 2) -> float:
+def mlp_bytes(model: Molmo2Config, bytes_per_element: int = 2) -> float:
     """Of them, the MLP's: gate and up together, silu(gate), Megatron's copy of up, the product."""
-    return 5.0 * element * model.text.ffn_size
+    return 5.0 * bytes_per_element * model.text.ffn_size
 
 
-def attention_bytes(model: Molmo2Config, element: int = 2) -> float:
+def attention_bytes(model: Molmo2Config, bytes_per_element: int = 2) -> float:
     """Of them, what attention keeps besides its values and output: queries and keys after rotary, logsumexp."""
     text = model.text
-    return element * (text.num_heads + text.num_kv_heads) * text.head_dim + 4.0 * text.num_heads
+    return bytes_per_element * (text.num_heads + text.num_kv_heads) * text.head_dim + 4.0 * text.num_heads
 
 
 def vision_activations(
@@ -173,31 +175,31 @@ def vision_activations(
     crops: float,
     recompute: bool,
     train_vit: bool = True,
-    element: int = 2,
+    bytes_per_element: int = 2,
     chunk: int | None = None,
 ) -> Activations:
     """Of encoder and connector for `crops` crops; encoded `chunk` at a time, only their visual tokens wait."""
     if chunk is not None and chunk < crops:
-        one = vision_activations(model, chunk, recompute, train_vit, element)
-        tokens = element * model.text.hidden_size * model.vision.num_patches / 9 * crops
+        one = vision_activations(model, chunk, recompute, train_vit, bytes_per_element)
+        tokens = bytes_per_element * model.text.hidden_size * model.vision.num_patches / 9 * crops
         return Activations(tokens, one.waiting + one.working)
     vision, width = model.vision, model.vision.hidden_size
     patches = vision.num_patches * crops
-    block = block_bytes(model, element) * patches
-    features = element * vision.feature_size * patches
-    pooling = features + 2 * element * model.connector.hidden_size * patches  # windows, their keys and values
-    projector = 4 * element * model.connector.ffn_size * patches / 9  # a row has 4 or 9 patches
+    block = block_bytes(model, bytes_per_element) * patches
+    features = bytes_per_element * vision.feature_size * patches
+    pooling = features + 2 * bytes_per_element * model.connector.hidden_size * patches  # windows, their keys and values
+    projector = 4 * bytes_per_element * model.connector.ffn_size * patches / 9  # a visual token has 4 or 9 patches
     connector = features + pooling + projector
     if not train_vit:  # nothing of it waits, and no more lives at once than a block would keep
         return Activations(connector, block)
-    encoder = element * vision.patch_dim * patches  # normalised pixels
-    encoder += vision.num_built_layers * (element * width * patches if recompute else block)
+    encoder = bytes_per_element * vision.patch_dim * patches  # normalised pixels
+    encoder += vision.num_built_layers * (bytes_per_element * width * patches if recompute else block)
     return Activations(encoder + connector, block if recompute else 0.0)
 
 
-def block_bytes(model: Molmo2Config, element: int) -> float:
+def block_bytes(model: Molmo2Config, bytes_per_element: int) -> float:
     """Bytes per patch that one encoder block keeps: q, k, v, two norms, two residuals, attention, two of the MLP."""
-    return element * (8 * model.vision.hidden_size + 2 * model.vision.ffn_size)
+    return bytes_per_element * (8 * model.vision.hidden_size + 2 * model.vision.ffn_size)
 
 
 def head_bytes(model: Molmo2Config, stage: StageConfig, layout: Layout, chunk: int, tokens: float) -> float:

@@ -1,19 +1,20 @@
 """The published training code by the same accounting: where its time goes, and that the accounting is right.
 
-Released code and paper, stage 3 on 16 nodes of 8 H100: Ulysses over the node, one pack at a time, whole layers computed
-again, parameters gathered in fp32 for every micro-batch, and attention with a dense S x S bias, which skips nothing:
-explicit-mask kernels do 16 and 15 TFLOP/s by mask area on documents of at most a quarter of the sequence (causal, so an
-eighth of the square), some 128 and 120 by what they execute. The bias is built and cast in every layer.
+Released code and paper, stage 3 on 16 nodes of 8 H100: Ulysses over the node, one pack at a time, whole layers
+recomputed, parameters gathered in fp32 for every micro-batch, and attention with a dense S x S bias, which skips
+nothing: explicit-mask kernels do 16 and 15 TFLOP/s by mask area on documents of at most a quarter of the sequence
+(causal, so an eighth of the square), some 128 and 120 by what they execute. The bias is built and cast in every layer.
 """
 
 from __future__ import annotations
 
-from molmo2_nemo.cost.flops import crop_flops, forward_flops
+from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, Efficiency
+from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.cost.parameters import parameters
-from molmo2_nemo.cost.rates import ATTENTION_BACKWARD, Rates
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.flops import crop_flops
 
 HOURS = {"4b": 25.3, "o7b": 25.7, "8b": 26.0}  # stage 3, 128 H100, 2,000 steps (paper)
 BIAS_FORWARD, BIAS_BACKWARD = 128 / 989, 120 / 989  # shares of an H100's peak, by executed area
@@ -21,25 +22,27 @@ BIAS_FORWARD, BIAS_BACKWARD = 128 / 989, 120 / 989  # shares of an H100's peak, 
 
 def published_step(model: Molmo2Config, work: Workload, cluster: Cluster, context: int = 8) -> dict[str, float]:
     """Seconds of one step by component; `context` ranks share a pack, crops are split over them as in the paper."""
-    rates, peak = Rates(), cluster.device.tflops * 1e12
+    efficiency, peak = Efficiency(), cluster.device.peak
     packs = work.packs * context / cluster.gpus
     pack = forward_flops(model, tokens=work.length, pairs=float(work.length) ** 2, scored_tokens=round(work.scored))
-    linear = (pack.linear + pack.head) / context / (rates.matrix * peak) * packs
+    linear = (pack.linear + pack.head) / context / (efficiency.matrix * peak) * packs
     attention = pack.attention / context / peak * packs
-    # padding crops are encoded on some paths; all slots are counted
-    vision = crop_flops(model) * work.max_crops / context / (rates.vision * peak) * packs
+    # padding crops are encoded on some paths; the whole budget is counted
+    vision = crop_flops(model) * work.max_crops / context / (efficiency.vision * peak) * packs
     layers, square = model.text.num_layers, float(work.length) ** 2
     cast = 2 * layers * (4 + 2) * square / (cluster.device.memory_gbs * 1e9) * packs  # read fp32, write bf16, twice
     gathered = 3 * 4.0 * parameters(model).total * packs  # for forward, for backward, and gradients the other way
-    exchange = min(rates.link * cluster.device.link_gbs, rates.network * cluster.device.network_gbs * cluster.per_node)
+    exchange = min(
+        efficiency.link * cluster.device.link_gbs, efficiency.network * cluster.device.network_gbs * cluster.per_node
+    )
     computing = 4 * linear + 4 * vision + attention * (2 / BIAS_FORWARD + ATTENTION_BACKWARD / BIAS_BACKWARD) + cast
     return {
         "linear": 4 * linear,
         "attention": attention * (2 / BIAS_FORWARD + ATTENTION_BACKWARD / BIAS_BACKWARD),
         "vision": 4 * vision,
         "bias": cast,
-        "other": rates.other * computing,
-        "gathering": (1 - rates.hidden_gradients) * gathered / (exchange * 1e9),
+        "other": efficiency.other * computing,
+        "gathering": (1 - efficiency.hidden_gradients) * gathered / (exchange * 1e9),
     }
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from molmo2_nemo.attention.automatic import automatic
+from molmo2_nemo.cost.efficiency import KERNELS, NEAREST, Efficiency
 from molmo2_nemo.cost.hardware import Cluster
-from molmo2_nemo.cost.rates import Rates
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.plan.layout import RECOMPUTE_MODES, Layout, layouts
+from molmo2_nemo.plan.layouts import RECOMPUTE_MODES, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
 from molmo2_nemo.settings.run import RunConfig
 
 REASONS = {  # component of a step: why a layout loses that spends more on it
-    "recompute": "computes activations again",
+    "recompute": "recomputes activations",
     "imbalance": "one micro-batch per rank and step: ranks with costly packs are waited for",
     "bubble": "pipeline stages wait",
     "tensor": "tensor-parallel exchange",
@@ -49,14 +51,19 @@ class Plan:
 
 
 def search(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None = None, keep: int = 3
+    cfg: RunConfig,
+    model: Molmo2Config,
+    work: Workload,
+    cluster: Cluster,
+    efficiency: Efficiency | None = None,
+    keep: int = 3,
 ) -> Plan:
     """The best layouts for a run.
 
     Raises:
         UserError: nothing fits; the message says what would.
     """
-    found = candidates(cfg, model, work, cluster, rates)
+    found = candidates(cfg, model, work, cluster, efficiency)
     if not found:
         raise UserError(
             f"no layout of the {model.name} model divides {work.packs} packs over {cluster}; change "
@@ -71,14 +78,14 @@ def search(
     others = [(c, _why_slower(c, best[0])) for c in best[keep:]]
     others += [(c, _why_too_big(c, cluster)) for c in _one_of_each(too_big)]
     modes = [
-        weigh(cfg, model, work, cluster, replace(best[0].layout, recompute=recompute, offload=offload), rates)
+        weigh(cfg, model, work, cluster, replace(best[0].layout, recompute=recompute, offload=offload), efficiency)
         for recompute, offload in RECOMPUTE_MODES
     ]
-    return Plan(cluster, work, best[:keep], others, modes, configured(cfg, model, work, cluster, rates))
+    return Plan(cluster, work, best[:keep], others, modes, configured(cfg, model, work, cluster, efficiency))
 
 
 def configured(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None = None
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None = None
 ) -> Candidate | None:
     """The layout that the run's settings have, replicas filling the cluster; None where that does not come out even, or
     where they have what plans are not made with."""
@@ -103,29 +110,43 @@ def configured(
         cfg.stage.micro_batch_size,
         m.recompute,
         m.offload,
+        p.cp_comm_type if p.context_ulysses not in (None, p.context) else "ring",
     )
-    return weigh(cfg, model, work, cluster, layout, rates)
+    return weigh(cfg, model, work, cluster, layout, efficiency)
 
 
 def candidates(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, rates: Rates | None
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None
 ) -> list[Candidate]:
     return [
-        weigh(cfg, model, work, cluster, layout, rates)
-        for layout in layouts(model, cluster, work.packs, work.length)
+        weigh(cfg, model, work, cluster, layout, efficiency)
+        for layout in layouts(model, cluster, work.packs, work.length, cfg.parallel.cp_comm_type)
         if cfg.model.attention != "flex" or layout.ulysses == layout.context  # it cannot merge keys of several ranks
     ]
 
 
 def weigh(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, layout: Layout, rates: Rates | None
+    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, layout: Layout, efficiency: Efficiency | None
 ) -> Candidate:
     """Memory and time of one layout."""
     return Candidate(
         layout,
         memory(model, cfg.stage, work, layout, cfg.memory),
-        step_time(model, cfg.stage, work, cluster, layout, rates, cfg.memory),
+        step_time(model, cfg.stage, work, cluster, layout, efficiency or efficiency_of(cfg, model)[1], cfg.memory),
     )
+
+
+def efficiency_of(cfg: RunConfig, model: Molmo2Config) -> tuple[str, Efficiency]:
+    """What computes attention on a cluster as far as the settings say, and what such work reaches.
+
+    `flash` counts as FlashAttention-2, which PyTorch brings along; whether a newer one is installed where the run will
+    be is not known.
+    """
+    name: str = cfg.model.attention
+    if name == "auto":
+        name = automatic("cuda", "bfloat16", model.text.head_dim)
+    implementation = {"flash": "flash2"}.get(name, name)
+    return implementation, KERNELS[NEAREST.get(implementation, implementation)]
 
 
 def _way(layout: Layout) -> tuple[int, int, int]:

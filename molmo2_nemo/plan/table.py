@@ -29,7 +29,7 @@ WHERE = {
     "linear": "matrix products of the decoder, head",
     "attention": "attention, by mask area",
     "vision": "encoder and connector",
-    "recompute": "activations computed again",
+    "recompute": "activations recomputed",
     "other": "norms, rotary, launches (allowance)",
     "imbalance": "waiting for the costliest packs",
     "bubble": "pipeline bubble",
@@ -39,7 +39,7 @@ WHERE = {
 }
 
 
-MOMENTS = {
+PHASES = {
     "loss": "at the loss",
     "decoder": "in a layer's backward",
     "vision": "in the encoder",
@@ -59,7 +59,7 @@ def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[str | Ta
     if plan.others:
         yield _others(plan)
     yield _parts(
-        f"memory of a GPU, {best.layout.name}, {MOMENTS[best.memory.moment]}",
+        f"memory of a GPU, {best.layout.name}, {PHASES[best.memory.phase]}",
         "GiB",
         WHAT,
         {k: v / GIB for k, v in best.memory.parts().items()},
@@ -104,7 +104,7 @@ def _best(plan: Plan) -> Table:
     table = _table(
         f"layouts{_legend(rows, plan)}",
         "layout",
-        "packs at once",
+        "micro-batch",
         "recompute",
         "GiB",
         f"{unit}/step",
@@ -116,7 +116,7 @@ def _best(plan: Plan) -> Table:
         table.add_row(
             c.layout.name + (" (as set)" if mine and c.layout == mine.layout else ""),
             str(c.layout.micro_batch),
-            c.layout.again,
+            c.layout.recomputed,
             _gib(c, plan),
             f"{c.step.seconds / seconds:,.1f}",
             f"{c.step.mfu(plan.cluster):.0%}",
@@ -148,7 +148,12 @@ def _modes(plan: Plan) -> Table:
     for c in plan.modes:
         decoder, vision = (f"{x / GIB:.2f}" for x in (c.memory.decoder, c.memory.vision))
         table.add_row(
-            c.layout.again, decoder, vision, _gib(c, plan), f"{c.step.seconds / seconds:,.1f}", MOMENTS[c.memory.moment]
+            c.layout.recomputed,
+            decoder,
+            vision,
+            _gib(c, plan),
+            f"{c.step.seconds / seconds:,.1f}",
+            PHASES[c.memory.phase],
         )
     return table
 

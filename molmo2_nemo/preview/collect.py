@@ -18,10 +18,10 @@ from molmo2_nemo.data.loader import PackStream, default_builder
 from molmo2_nemo.data.mixture import Place, example_rng, normalised_rates
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.model.inputs import visual_blocks
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -67,7 +67,7 @@ class PackView:
     def mask(self, vocab_size: int, visual_attention: str) -> TokenMask:
         """The mask as the model makes it from the pack."""
         ids, visual = torch.from_numpy(self.batch.input_ids), torch.from_numpy(self.batch.visual)
-        blocks = visual_blocks(ids, visual, vocab_size)
+        blocks = image_numbers(ids, visual, vocab_size)
         example_ids, branch_ids = torch.from_numpy(self.batch.example_ids), torch.from_numpy(self.batch.branch_ids)
         return TokenMask(example_ids, branch_ids, blocks, visual_attention)
 

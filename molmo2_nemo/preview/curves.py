@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from molmo2_nemo.rundir.progress import StageProgress
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
 POINTS = 700  # of a curve; longer ones are averaged, so that the page stays small
 COLOURS = ("#2a6f97", "#c8553d", "#4f8a4b", "#8e6bb0", "#b98b2e", "#4aa3a2", "#a34a6f", "#5b6875", "#7a9a2e", "#d08c8c")
@@ -109,17 +110,20 @@ def _tasks(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     return "Loss by task."
 
 
+def _of_groups(figure: str) -> dict[str, Callable[[dict[str, Any]], float | None]]:
+    """A figure that a line has of every optimizer group; 0 counts as none."""
+    return {group: lambda m, key=f"{figure}_{group}": m.get(key) or None for group in OPTIMIZER_GROUPS}  # type: ignore
+
+
 def _norms(axes: Any, stages: Sequence[StageProgress]) -> str | None:
-    groups = ("vit", "connector", "llm")
-    if not _lines(axes, stages, {g: lambda m, g=g: m.get(f"grad_norm_{g}") or None for g in groups}):  # type: ignore
+    if not _lines(axes, stages, _of_groups("grad_norm")):
         return None
     axes.set_yscale("log")
     return "Gradient norm of each group, before clipping."
 
 
 def _learning_rates(axes: Any, stages: Sequence[StageProgress]) -> str | None:
-    groups = ("vit", "connector", "llm")
-    if not _lines(axes, stages, {g: lambda m, g=g: m.get(f"lr_{g}") or None for g in groups}):  # type: ignore
+    if not _lines(axes, stages, _of_groups("lr")):
         return None
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     return "Learning rate of each group."

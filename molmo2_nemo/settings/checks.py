@@ -21,6 +21,7 @@ from molmo2_nemo.model.config import (
 from molmo2_nemo.settings.layout import context_problems
 from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import model_parallel_size, wanted_processes
 
 
 def check(cfg: RunConfig, processes: int | None = None, files: bool = True, more: Iterable[str] = ()) -> None:
@@ -47,12 +48,12 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
     if cfg.model.preset in PRESETS:
         model = preset(cfg.model.preset)
         chosen = cfg.model
-        for choices in (
+        for options in (
             {"rope_scaling": chosen.rope_scaling, "rope_factor": chosen.rope_factor},
             {"lora": cfg.stage.lora},
         ):
             try:
-                model = with_options(model, **choices)  # type: ignore[arg-type]
+                model = with_options(model, **options)  # type: ignore[arg-type]
             except ValueError as error:
                 yield str(error)
     else:
@@ -85,18 +86,6 @@ def file_problems(cfg: RunConfig) -> Iterator[str]:
     yield from _sources(cfg)
     yield from _validation(cfg)
     yield from _start(cfg)
-
-
-def model_parallel_size(cfg: RunConfig) -> int:
-    """Processes that one replica of the model takes."""
-    return cfg.parallel.tensor * cfg.parallel.context * cfg.parallel.pipeline
-
-
-def wanted_processes(cfg: RunConfig) -> int:
-    """Processes of the run when nothing outside says how many there are."""
-    if cfg.cluster.devices is not None:
-        return cfg.cluster.nodes * cfg.cluster.devices
-    return model_parallel_size(cfg) * cfg.parallel.data
 
 
 def _running(cfg: RunConfig) -> Iterator[str]:
@@ -148,8 +137,8 @@ def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]
     if parallel.cp_comm_type != "ring" and parallel.context_ulysses in (None, parallel.context):
         yield (
             f"parallel.cp_comm_type={parallel.cp_comm_type} has no effect where all context ranks (here "
-            f"{parallel.context}) deal heads; leave it at ring, or set parallel.context_ulysses to a smaller number: "
-            "the other ranks then show each other their keys"
+            f"{parallel.context}) are one Ulysses group; leave it at ring, or set parallel.context_ulysses to a lower "
+            "number: keys then travel between the groups"
         )
     if model is not None and not stage.trainable(model).any():
         yield NOTHING_TRAINS
@@ -188,8 +177,8 @@ def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
     yield from context_problems(p, model, lengths, crops=crops, attention=cfg.model.attention)
     if p.dynamic_context and not cfg.data.share_packs:
         yield (
-            "parallel.dynamic_context=true needs data.share_packs=true: the rank that reads for the others deals the "
-            "packs; turn one of them off"
+            "parallel.dynamic_context=true needs data.share_packs=true: the rank that reads for the others assigns "
+            "packs to ranks; set both, or neither"
         )
 
 

@@ -31,7 +31,7 @@ def conf_dir() -> Path:
     raise UserError(f"the configuration folder is missing from {package}; install the package again")
 
 
-def group_choices(group: str, config_dir: str | Path | None = None) -> list[str]:
+def group_options(group: str, config_dir: str | Path | None = None) -> list[str]:
     """Names that may stand after `group=`."""
     folders = [conf_dir() / group] + ([Path(config_dir) / group] if config_dir else [])
     return sorted({p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.yaml")})
@@ -70,9 +70,9 @@ def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[st
             raise UserError(f"unknown setting {key!r}; {nearest(head, known)}")
         if key in GROUPS:
             value = ALIASES.get((key, value), value)
-            choices = group_choices(key, config_dir)
-            if value not in choices:
-                raise UserError(f"unknown choice {key}={value}; {nearest(str(value), choices)} ({', '.join(choices)})")
+            options = group_options(key, config_dir)
+            if value not in options:
+                raise UserError(f"unknown choice {key}={value}; {nearest(str(value), options)} ({', '.join(options)})")
             ready.append(f"{prefix}{key}={value}")
         elif prefix == "~":
             ready.append(f"~{key}" if value is None else f"~{key}={value}")

@@ -1,11 +1,52 @@
-"""What a layout of context ranks cannot do, said before anything starts. No torch here."""
+"""The name of a layout, and what a layout of context ranks cannot do, said before anything starts. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.parallel.partition import can_shard_heads
 from molmo2_nemo.settings.run import ParallelConfig
+
+
+def layout_name(
+    tensor: int = 1,
+    *,
+    sequence: bool = False,
+    context: int = 1,
+    ulysses: int | None = None,
+    pipeline: int = 1,
+    data: int = 1,
+) -> str:
+    """A layout in a few letters, such as "DP2", "TP2+SP", "CP4x2" (4 Ulysses ranks, 2 of their groups in a ring);
+    "1 process" when nothing is split.
+
+    Args:
+        ulysses: of the context ranks; default: all of them.
+    """
+    parts = [f"TP{tensor}"] if tensor > 1 else []
+    parts += ["SP"] if sequence else []
+    if context > 1:
+        parts.append(f"CP{context}" if ulysses in (None, context) else f"CP{ulysses}x{context // ulysses}")
+    parts += [f"{name}{size}" for name, size in (("PP", pipeline), ("DP", data)) if size > 1]
+    return "+".join(parts) or "1 process"
+
+
+def layout_of_run(parallel: ParallelConfig, processes: int | None = None) -> str:
+    """`layout_name` of a run's settings.
+
+    Args:
+        processes: how many there are, where that is known; default: what `parallel.data` asks for.
+    """
+    replica = parallel.tensor * parallel.context * parallel.pipeline
+    return layout_name(
+        parallel.tensor,
+        sequence=parallel.sequence,
+        context=parallel.context,
+        ulysses=parallel.context_ulysses,
+        pipeline=parallel.pipeline,
+        data=parallel.data if processes is None else processes // replica,
+    )
 
 
 def context_problems(
@@ -72,7 +113,7 @@ def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
     if text.num_heads % tensor or text.num_kv_heads % tensor:
         return  # said elsewhere
     heads, kv_heads = text.num_heads // tensor, text.num_kv_heads // tensor
-    works = [u for u in _divisors(context) if heads % u == 0 and (kv_heads % u == 0 or u % kv_heads == 0)]
+    works = [u for u in _divisors(context) if can_shard_heads(heads, kv_heads, u)]
     if ulysses in works:
         return
     key = "parallel.context" if parallel.context_ulysses is None else "parallel.context_ulysses"

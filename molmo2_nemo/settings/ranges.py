@@ -84,7 +84,7 @@ def _closed(name: str, value: Any, bounds: tuple[float, float | None]) -> Iterat
 def _source(name: str, source: SourceConfig) -> Iterator[str]:
     for key, bounds in SOURCE.items():
         value = getattr(source, key)
-        if value is None or math.isfinite(value):  # others are told above
+        if value is None or math.isfinite(value):  # others are reported above
             yield from _closed(f"{name}.{key}", value, bounds)
 
 

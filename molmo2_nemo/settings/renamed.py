@@ -14,11 +14,11 @@ RENAMED = {  # old dotted key of a setting or group -> the one it has
     "parallel.context_exchange": "parallel.cp_comm_type",
 }
 
-_answered: set[tuple[str, str]] = set()
+_answered: set[str] = set()  # old names, of this process
 
 
 def new_name(key: str, where: str = "") -> str:
-    """The name of a setting, which may be given by an old one; that is answered on standard error, once per place.
+    """The name of a setting, which may be given by an old one; that is answered on standard error, once.
 
     Args:
         key: dotted, a setting or a group of them.
@@ -63,8 +63,8 @@ def with_new_names(
 
 
 def _answer(old: str, new: str, where: str) -> None:
-    if (old, where) not in _answered:
-        _answered.add((old, where))
+    if old not in _answered:
+        _answered.add(old)
         print(f"{where + ': ' if where else ''}{old} is called {new} now, and taken as that", file=sys.stderr)
 
 

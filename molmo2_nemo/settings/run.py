@@ -24,7 +24,7 @@ from molmo2_nemo.settings.slurm import SlurmConfig
 
 @dataclass
 class ModelSelection:
-    """Which Molmo2, and what about it is a choice of the run."""
+    """Which Molmo2, and the options of it that a run may pick."""
 
     preset: str = "tiny"
     visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
@@ -81,7 +81,8 @@ class OptimConfig:
     clip_grad: float = 1.0  # L2 norm of each group separately
 
 
-OPTIMIZER_GROUPS: dict[str, tuple[str, ...]] = {  # name -> how the names of its parameters begin
+# The fields of OptimConfig that are groups, in the order in which they are logged -> how their parameters' names begin
+OPTIMIZER_GROUPS: dict[str, tuple[str, ...]] = {
     f.name: f.metadata["parameters"] for f in fields(OptimConfig) if "parameters" in f.metadata
 }
 
@@ -102,7 +103,7 @@ class StageConfig:
     train_connector: bool = True
     train_llm: bool = True
     train_base_embedding: bool = False  # the published runs freeze the base rows (and so a tied head)
-    lora: LoraConfig = field(default_factory=LoraConfig)  # rank > 0: adapters learn, the language model does not
+    lora: LoraConfig = field(default_factory=LoraConfig)  # rank > 0: adapters are trained, the language model is frozen
 
     def training_options(self) -> TrainingOptions:
         """What of the stage the model must know."""
@@ -126,8 +127,8 @@ class ParallelConfig:
     tensor: int = 1
     sequence: bool = False  # Megatron sequence parallelism, needs tensor > 1
     context: int = 1  # ranks that share a pack
-    context_ulysses: int | None = None  # of them, consecutive ones that deal heads among them; default: all
-    cp_comm_type: Literal["ring", "all_gather"] = "ring"  # how the others show each other their keys
+    context_ulysses: int | None = None  # of them, consecutive ones that split heads (Ulysses); default: all
+    cp_comm_type: Literal["ring", "all_gather"] = "ring"  # how keys travel between Ulysses groups
     dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
     cut_padding: bool = False  # nothing is computed for the padding behind packs; lengths then differ step by step
     context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for

@@ -24,7 +24,7 @@ class SlurmConfig:
     qos: str | None = None
     reservation: str | None = None
     constraint: str | None = None
-    time: str = "04:00:00"  # of one job; a stage that needs longer is requeued and goes on
+    time: str = "04:00:00"  # of one job; a stage that needs longer is requeued and resumes
     gpus_per_node: int | None = None  # default: one per process; 0 asks for none
     cpus_per_task: int | None = None
     mem: str | None = None  # per node, such as 900G; 0 is all of it
@@ -37,6 +37,6 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)  # shell lines before the start, such as `module load cuda`
     env: dict[str, str] = field(default_factory=dict)
     grace: int = 300  # seconds before the time limit at which USR1 asks the run to save and leave; 0: never
-    requeue: bool = True  # go on by itself after preemption, the time limit or a fault
+    requeue: bool = True  # resume by itself after preemption, the time limit or a fault
     retries: int = 2  # how many faults of one job are followed by another try
     ssh: SshConfig = field(default_factory=SshConfig)

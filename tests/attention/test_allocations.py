@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from molmo2_nemo.attention import flash
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.kernels import choose
+from molmo2_nemo.attention.regions import region_of
 from molmo2_nemo.attention.ring import merge, visible_keys
 from molmo2_nemo.data.example import Example
 from tests.support.allocations import Allocations
@@ -99,22 +99,22 @@ def test_the_plan_of_a_ring_is_linear(rule):
     mask = token_mask([long_video_pack(size, 384)], size, rule)
     tracemalloc.start()
     chunks = list(visible_chunks(mask, 2))
-    for area, *_ in chunks:
-        flash.calls(area, torch.device("cpu"))
+    for region, *_ in chunks:
+        flash.calls(region, torch.device("cpu"))
     host = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(chunks) == 4 and host < 512 * size, f"{host} bytes of numpy arrays and Python objects"
 
 
 def visible_chunks(mask, chunks: int):
-    """The areas that a ring walks through, with their queries and keys: chunk by chunk, a chunk's own keys first."""
+    """The regions that a ring walks through, with their queries and keys: chunk by chunk, a chunk's own keys first."""
     visible, size = visible_keys(mask, chunks), mask.size // chunks
     for i in range(chunks):
         for j in ((i + n) % chunks for n in range(chunks)):
             low, high = visible.runs[i][j]
             if high > low:
                 queries, keys = (i * size, (i + 1) * size), (j * size + low, j * size + high)
-                yield area_of(mask, queries, keys), slice(*queries), slice(*keys)
+                yield region_of(mask, queries, keys), slice(*queries), slice(*keys)
 
 
 def test_a_ring_of_two_makes_nothing_quadratic():
@@ -127,14 +127,14 @@ def test_a_ring_of_two_makes_nothing_quadratic():
         q, k, v, grad = (torch.randn(size, 1, 1, 16) for _ in range(4))
         with Allocations() as allocations:
             out, lse = torch.zeros_like(q), torch.full((size, 1, 1), -torch.inf)
-            areas = list(visible_chunks(mask, 2))
-            for area, rows, keys in areas:
+            regions = list(visible_chunks(mask, 2))
+            for region, rows, keys in regions:
                 out[rows], lse[rows] = merge(
-                    out[rows], lse[rows], *kernel.forward(q[rows], k[keys], v[keys], area, 0.25)
+                    out[rows], lse[rows], *kernel.forward(q[rows], k[keys], v[keys], region, 0.25)
                 )
-            for area, rows, keys in areas:
-                kernel.backward(grad[rows], q[rows], k[keys], v[keys], out[rows], lse[rows], area, 0.25)
-        assert len(areas) == 4 and lse.isfinite().all()
+            for region, rows, keys in regions:
+                kernel.backward(grad[rows], q[rows], k[keys], v[keys], out[rows], lse[rows], region, 0.25)
+        assert len(regions) == 4 and lse.isfinite().all()
         peaks.append(allocations.peak)
         largest.append(allocations.largest[0])
     assert peaks[1] <= 2.1 * peaks[0]

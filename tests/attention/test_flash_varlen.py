@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.attention import flash
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
+from molmo2_nemo.attention.regions import region_of
 from tests.support.trees import RULES, Tree, token_mask
 
 SIZE = 128
@@ -85,12 +85,12 @@ def flash_operators_on_cpu():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_variable_length_calls_equal_dense(rule, kv_heads, dtype):
     mask = token_mask(PACKS, SIZE, rule)
-    area = area_of(mask)
+    region = region_of(mask)
     generator = torch.Generator().manual_seed(kv_heads)
     shapes = [(SIZE, 2, n, 16) for n in (4, kv_heads, kv_heads, 4)]
     *inputs, grad = (torch.randn(s, generator=generator).to(dtype) for s in shapes)
-    out, lse = flash._forward_varlen(*inputs, area, 0.25)
-    got = out, *flash._backward_varlen(grad, *inputs, out, lse, area, 0.25)
+    out, lse = flash._forward_varlen(*inputs, region, 0.25)
+    got = out, *flash._backward_varlen(grad, *inputs, out, lse, region, 0.25)
     exact = [t.float().requires_grad_() for t in inputs]
     expected = dense_attention(*exact, mask, 0.25)
     for a, b in zip(got, (expected, *torch.autograd.grad(expected, exact, grad.float())), strict=True):
@@ -103,15 +103,15 @@ def test_variable_length_calls_equal_dense(rule, kv_heads, dtype):
 
 @pytest.mark.parametrize(("queries", "keys"), [((32, 96), (0, 64)), ((0, 64), (32, 128)), ((64, 128), (0, 64))])
 def test_rectangles(queries, keys):
-    """Against the route of single pieces, on parts of a pack: some queries see nothing there."""
-    area = area_of(token_mask(PACKS, SIZE), queries, keys)
+    """Against the route of single segments, on parts of a pack: some queries see nothing there."""
+    region = region_of(token_mask(PACKS, SIZE), queries, keys)
     generator = torch.Generator().manual_seed(1)
-    rows, columns = area.shape
+    rows, columns = region.shape
     q, k, v, grad = (torch.randn(n, 2, h, 16, generator=generator) for n, h in ((rows, 4), (columns, 2)) * 2)
     v, grad = torch.randn(columns, 2, 2, 16, generator=generator), torch.randn(rows, 2, 4, 16, generator=generator)
-    got, expected = ([f(q, k, v, area, 0.25)] for f in (flash._forward_varlen, flash._forward_pieces))
-    for route, backward in ((got, flash._backward_varlen), (expected, flash._backward_pieces)):
+    got, expected = ([f(q, k, v, region, 0.25)] for f in (flash._forward_varlen, flash._forward_segments))
+    for route, backward in ((got, flash._backward_varlen), (expected, flash._backward_segments)):
         out, lse = route[0]
-        route.append(backward(grad, q, k, v, out, lse, area, 0.25))
+        route.append(backward(grad, q, k, v, out, lse, region, 0.25))
     for a, b in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

@@ -9,8 +9,8 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from molmo2_nemo.attention import flex
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
+from molmo2_nemo.attention.regions import region_of
 from tests.support.trees import Tree, token_mask
 
 SIZE = 700  # not a multiple of the block
@@ -25,7 +25,7 @@ def run(function, trees, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(SIZE, 1, n, 32, generator=generator) for n in (4, 2, 2))
     mask = token_mask(trees, SIZE)
-    blocks = flex.block_mask(area_of(mask), q.device)
+    blocks = flex.block_mask(region_of(mask), q.device)
     out = function(*(t.permute(1, 2, 0, 3) for t in (q, k, v)), block_mask=blocks, scale=0.2, enable_gqa=True)
     return out.permute(2, 0, 1, 3), dense_attention(q, k, v, mask, 0.2)
 

@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.attention import blocks, flash
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.kernels import attend, choose
+from molmo2_nemo.attention.regions import region_of
 from molmo2_nemo.errors import UserError
-from tests.attention.test_area import packs, rules
+from tests.attention.test_regions import packs, rules
 from tests.support.allocations import Allocations
 from tests.support.trees import RULES, Tree, mixed_pack, token_mask
 
@@ -56,7 +56,7 @@ def test_kernels_equal_dense(name, small_tiles):
         mask = token_mask(trees, SIZE, rule)
         q, k, v, grad = tensors(*heads, len(trees))
         kernel = choose(name, "cpu", torch.float32, HEAD)
-        got = run(lambda q, k, v: attend(q, k, v, area_of(mask), 0.25, kernel), q, k, v, grad)
+        got = run(lambda q, k, v: attend(q, k, v, region_of(mask), 0.25, kernel), q, k, v, grad)
         expected = run(lambda q, k, v: dense_attention(q, k, v, mask, 0.25), q, k, v, grad)
         for a, b in zip(got, expected, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_bf16_within_its_rounding(name, rule):
     mask = token_mask([VIDEO, FIFTY], SIZE, rule)
     q, k, v, grad = tensors(4, 2, 2, torch.bfloat16)
     kernel = choose(name, "cpu", torch.bfloat16, HEAD)
-    got = run(lambda q, k, v: attend(q, k, v, area_of(mask), 0.25, kernel), q, k, v, grad)
+    got = run(lambda q, k, v: attend(q, k, v, region_of(mask), 0.25, kernel), q, k, v, grad)
     exact = run(lambda q, k, v: dense_attention(q, k, v, mask, 0.25), *(t.double().float() for t in (q, k, v, grad)))
     for a, b in zip(got, exact, strict=True):
         assert a.dtype == torch.bfloat16
@@ -89,7 +89,7 @@ def test_bf16_of_longer_packs(name):
     shapes = [(512, 1, n, 64) for n in (8, 2, 2, 8)]
     q, k, v, grad = (torch.randn(shape, generator=generator).bfloat16() for shape in shapes)
     kernel = choose(name, "cpu", torch.bfloat16, 64)
-    got = run(lambda q, k, v: attend(q, k, v, area_of(mask), 0.125, kernel), q, k, v, grad)
+    got = run(lambda q, k, v: attend(q, k, v, region_of(mask), 0.125, kernel), q, k, v, grad)
     exact = run(lambda q, k, v: dense_attention(q, k, v, mask, 0.125), *(t.float() for t in (q, k, v, grad)))
     for a, b in zip(got, exact, strict=True):
         assert (a.float() - b).abs().max() <= 2 * 2**-8 * b.abs().max()
@@ -100,7 +100,7 @@ def test_double_precision(name):
     mask = token_mask([VIDEO], SIZE)
     q, k, v, grad = tensors(4, 2, 1, torch.float64)
     kernel = choose(name, "cpu", torch.float64, HEAD)
-    out, lse = kernel.forward(q, k, v, area_of(mask), 0.25)
+    out, lse = kernel.forward(q, k, v, region_of(mask), 0.25)
     scores = torch.einsum("qbnh,kbnh->bnqk", q, k.repeat_interleave(2, 2)) * 0.25
     scores = scores.masked_fill(~mask.rows(0, SIZE)[:, None], -torch.inf)
     torch.testing.assert_close(lse, scores.logsumexp(-1).permute(2, 0, 1), atol=1e-12, rtol=1e-12)
@@ -120,15 +120,15 @@ def test_areas_merge_as_in_ring_attention(name, rule):
     got = [torch.zeros_like(t) for t in (q, q, k, v)]
     for rows in chunks:
         mine = slice(*rows)
-        parts = [kernel.forward(q[mine], k[slice(*c)], v[slice(*c)], area_of(mask, rows, c), 0.25) for c in chunks]
+        parts = [kernel.forward(q[mine], k[slice(*c)], v[slice(*c)], region_of(mask, rows, c), 0.25) for c in chunks]
         lses = torch.stack([lse for _, lse in parts])
         lse = lses.logsumexp(0)
         out = sum((part_lse - lse).exp()[..., None] * out for out, part_lse in parts)
         got[0][mine] = out
         for c in chunks:
             keys = slice(*c)
-            area = area_of(mask, rows, c)
-            grads = kernel.backward(grad[mine], q[mine], k[keys], v[keys], out, lse, area, 0.25)
+            region = region_of(mask, rows, c)
+            grads = kernel.backward(grad[mine], q[mine], k[keys], v[keys], out, lse, region, 0.25)
             for total, where, part in zip(got[1:], (mine, keys, keys), grads, strict=True):
                 total[where] += part
     for a, b in zip(got, expected, strict=True):
@@ -141,10 +141,10 @@ def test_queries_that_see_nothing(name):
     mask = token_mask([[Tree((48,)), Tree((48,))]], SIZE)
     q, k, v, grad = tensors(2, 2, 1)
     kernel = choose(name, "cpu", torch.float32, HEAD)
-    area = area_of(mask, (0, SIZE), (48, SIZE))
-    out, lse = kernel.forward(q, k[48:], v[48:], area, 0.25)
+    region = region_of(mask, (0, SIZE), (48, SIZE))
+    out, lse = kernel.forward(q, k[48:], v[48:], region, 0.25)
     assert (out[:48] == 0).all() and (lse[:48] == -torch.inf).all() and lse[48:].isfinite().all()
-    dq, dk, dv = kernel.backward(grad, q, k[48:], v[48:], out, lse, area, 0.25)
+    dq, dk, dv = kernel.backward(grad, q, k[48:], v[48:], out, lse, region, 0.25)
     assert (dq[:48] == 0).all() and all(t.isfinite().all() for t in (dq, dk, dv))
 
 
@@ -222,7 +222,7 @@ def test_memory_grows_with_the_tokens_not_their_square(name):
         mask = token_mask([[Tree((size // 2, 8), (size // 4,), (4, size // 4 - 12))]], size)
         q, k, v = (torch.randn(size, 1, 2, HEAD, requires_grad=True) for _ in range(3))
         with Allocations() as allocations:
-            attend(q, k, v, area_of(mask), 0.25, kernel).sum().backward()
+            attend(q, k, v, region_of(mask), 0.25, kernel).sum().backward()
         peaks.append(allocations.peak)
         largest.append(allocations.largest[0])
     assert peaks[1] <= 4.1 * peaks[0]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
 from benchmarks import dynamic_cp, record_packs
-from molmo2_nemo.cost.context import PackCounts
+from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.errors import UserError
 from tests.support.packs import demo_packs, text_only
 
@@ -31,8 +32,8 @@ def test_what_was_recorded_is_read_again(tmp_path):
 def test_dynamic_is_never_predicted_to_be_slower():
     """Than the same group size without padding, whatever a rank has memory for."""
     step = dynamic_cp.Step([PackCounts.of(batch) for batch in demo_packs(12)], 768, 24)
-    cost = dynamic_cp.ContextCost(dynamic_cp.preset("8b"), ulysses=8)
-    work = np.array([dynamic_cp.work_of(pack, cost.model) for pack in step.packs], np.int64)
+    cost = replace(dynamic_cp.context_cost(dynamic_cp.preset("8b")), layout=Layout())
+    work = np.array([dynamic_cp.work_of(pack, cost.step.model_config) for pack in step.packs], np.int64)
     for gpus in (32, 96):
         seconds = {}
         for name in ("static 8", "static 8, cut", "dynamic 8", "dynamic 8, crops"):

@@ -75,7 +75,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["export", nameless, out], "not a checkpoint of any known Molmo2: tiny: "),
         (
             ["init", "--llm", vit, "--vit", llm, out],
-            "model_type is 'siglip_vision_model', expected one of qwen3",
+            "model_type is 'siglip_vision_model', expected one of olmo3, qwen3",
         ),
         (["init", "--llm", llm, "--vit", vit, "--model", "8b", out], "not the base models of '8b'"),
     ):

@@ -1,16 +1,20 @@
-"""FLOPs against the published sizes' arithmetic, and the mask's area against counting every pair."""
+"""FLOPs against the published sizes' arithmetic and the engine's own count."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from molmo2_nemo.cost.flops import Flops, attention_pairs, batch_flops, crop_flops, forward_flops, training_flops
+from molmo2_nemo.cost.flops import Flops, batch_flops, forward_flops, training_flops
+from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH, Batch
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.model.connector import Connector
+from molmo2_nemo.model.flops import crop_flops
 
 # Per packed sequence, forward: name, tokens, crops (frames of 81 tokens), linear, attention full, ViT, connector,
 # sum with full and sum with causal attention.
@@ -27,7 +31,7 @@ PUBLISHED = [
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"{row[0]}-{row[1]}")
 def test_published_table(row: tuple[str, int, int, float, float, float, float, float, float]) -> None:
     name, tokens, crops, linear, attention, vit, connector, full, causal = row
-    sizes = {"tokens": tokens, "crops": crops, "pooled_rows": 81 * crops, "pooled_slots": 729 * crops}
+    sizes = {"tokens": tokens, "crops": crops, "pooled_tokens": 81 * crops, "window_positions": 729 * crops}
     flops = forward_flops(preset(name), pairs=tokens**2, **sizes)
     assert flops.linear == pytest.approx(linear, rel=5e-4)
     assert flops.attention == pytest.approx(attention, rel=5e-4)
@@ -42,13 +46,15 @@ def test_one_crop_and_one_frame() -> None:
     by_hand = 25 * (2 * 729 * 15_224_832 + 4 * 729**2 * 1152) + 2 * 729 * 588 * 1152
     assert crop_flops(preset("4b")) == by_hand
     for name, expected in (("4b", 16.0e9), ("o7b", 19.8e9), ("8b", 21.1e9)):
-        flops = forward_flops(preset(name), tokens=0, pairs=0, pooled_rows=81, pooled_slots=729)
+        flops = forward_flops(preset(name), tokens=0, pairs=0, pooled_tokens=81, window_positions=729)
         assert flops.connector == pytest.approx(expected, rel=0.005)
 
 
 def test_head_and_training() -> None:
     config = preset("8b")
-    forward = forward_flops(config, tokens=100, pairs=5050, crops=2, pooled_rows=8, pooled_slots=72, scored_tokens=10)
+    forward = forward_flops(
+        config, tokens=100, pairs=5050, crops=2, pooled_tokens=8, window_positions=72, scored_tokens=10
+    )
     assert forward.head == 2 * 151936 * 4096 * 10
     assert training_flops(forward).total == pytest.approx(3 * forward.total)
     adapted = training_flops(forward, train_llm=False)
@@ -80,68 +86,12 @@ def test_connector_against_the_engines_count(train_vit: bool, train_connector: b
     with FlopCounterMode(display=False) as backward, sdpa_kernel(SDPBackend.MATH):
         if out.requires_grad:
             out.sum().backward()
-    ours = forward_flops(config, tokens=0, pairs=0, pooled_rows=len(windows), pooled_slots=windows.numel())
+    ours = forward_flops(config, tokens=0, pairs=0, pooled_tokens=len(windows), window_positions=windows.numel())
     assert forward.get_total_flops() == pytest.approx(ours.connector, rel=1e-6)
     trained = training_flops(ours, train_vit=train_vit, train_connector=train_connector).connector
     # attention's products have two gradients however much is frozen
     attention = 4 * windows.numel() * config.connector.hidden_size * train_vit * (not train_connector)
     assert forward.get_total_flops() + backward.get_total_flops() == pytest.approx(trained + attention, rel=1e-6)
-
-
-def allowed(q: int, k: int, pack: tuple[np.ndarray, np.ndarray, np.ndarray], visual_attention: str) -> bool:
-    """The mask rule, written out for one pair."""
-    examples, branches, blocks = pack
-    if examples[q] != examples[k] or examples[q] == PAD_EXAMPLE or branches[k] not in (ROOT_BRANCH, branches[q]):
-        return False
-    both = blocks[q] > 0 and blocks[k] > 0
-    later = {"none": False, "image_tokens": both, "within_image": both and blocks[k] <= blocks[q]}
-    return k <= q or bool(later[visual_attention])
-
-
-def random_pack(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Examples with a root and branches, pictures anywhere, padding behind."""
-    examples, branches, blocks = [], [], []
-    block = 0
-    for example in range(rng.integers(1, 4)):
-        for branch in [ROOT_BRANCH, *range(rng.integers(0, 3))]:
-            for _ in range(rng.integers(1, 4)):
-                length = int(rng.integers(1, 5))
-                visual = rng.random() < 0.5
-                block += int(visual)
-                examples += [example] * length
-                branches += [branch] * length
-                blocks += [block if visual else 0] * length
-    pad = int(rng.integers(0, 4))
-    return (
-        np.array(examples + [PAD_EXAMPLE] * pad),
-        np.array(branches + [ROOT_BRANCH] * pad),
-        np.array(blocks + [0] * pad),
-    )
-
-
-@pytest.mark.parametrize("visual_attention", ["image_tokens", "within_image", "none"])
-def test_pairs_are_the_masks_area(visual_attention: str) -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        pack = random_pack(rng)
-        size = len(pack[0])
-        counted = sum(allowed(q, k, pack, visual_attention) for q in range(size) for k in range(size))
-        assert attention_pairs(*pack, visual_attention=visual_attention) == counted  # type: ignore[arg-type]
-
-
-def test_known_areas() -> None:
-    zeros, root = np.zeros(10, dtype=int), np.full(10, ROOT_BRANCH)
-    assert attention_pairs(zeros, root, zeros) == 55
-    assert attention_pairs(zeros, root, zeros + 1) == 100
-    assert attention_pairs(zeros + PAD_EXAMPLE, root, zeros) == 0
-    # one 384-frame film of 81 tokens a frame: its patches alone are 71 % of a full 36,864 x 36,864 matrix
-    film = np.zeros(36864, dtype=int)
-    film[1000 : 1000 + 384 * 81] = 1
-    zeros = np.zeros(36864, dtype=int)
-    pairs = attention_pairs(zeros, np.full(36864, ROOT_BRANCH), film)
-    assert pairs > 0.71 * 36864**2
-    causal_part = 36864 * 36865 // 2
-    assert pairs == causal_part + 31104 * 31103 // 2
 
 
 def test_batch() -> None:
@@ -161,9 +111,12 @@ def test_batch() -> None:
         unit_crops=np.array([1]),
         unit_pooled_tokens=np.array([2]),
     )
-    expected = forward_flops(config, tokens=5, pairs=16, crops=1, pooled_rows=2, pooled_slots=6, scored_tokens=2)
+    expected = forward_flops(config, tokens=5, pairs=16, crops=1, pooled_tokens=2, window_positions=6, scored_tokens=2)
     assert batch_flops(config, batch) == expected
     within = preset("tiny", visual_attention="within_image")
-    with pytest.raises(AssertionError, match="needs visual_block"):
-        batch_flops(within, batch)
-    assert batch_flops(within, batch, np.array([[0, 1, 2, 0, 0, 0]])).attention < expected.attention
+    with pytest.raises(ValueError, match="needs vocab_size"):
+        PackCounts.of(batch, "within_image")
+    assert batch_flops(within, batch) == expected  # the two are one image's
+    two_images = replace(batch, input_ids=np.array([[1, 1024, 1024, 2, 3, -1]]))
+    assert batch_flops(config, two_images) == expected
+    assert batch_flops(within, two_images).attention < expected.attention

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TextConfig, preset
-from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import Activations, decoder_activations, fullest, head_bytes, vision_activations
 from molmo2_nemo.settings.run import StageConfig
 from tests.support.pool import start_megatron
@@ -88,7 +88,7 @@ def test_a_head_that_does_not_learn_has_no_gradient():
     assert own - without > preset("8b").text.vocab_size * preset("8b").text.hidden_size
 
 
-def test_the_fullest_moment():
+def test_the_fullest_phase():
     decoder, vision = Activations(10, 5), Activations(20, 12)
     assert fullest(decoder, vision, 7) == ("loss", 10, 20, 7)
     assert fullest(decoder, vision, 3) == ("decoder", 15, 20, 0)
@@ -133,7 +133,9 @@ def test_decoder_activations_are_those_of_the_model(workers, family, recompute, 
     two, four = workers.run(decoder_job, family, recompute, dtype)[0]
     element = 2 if dtype == "bf16" else 4
     layout = Layout(recompute=recompute)
-    low, high = (decoder_activations(small(family, n), layout, 1, dropout=False, element=element) for n in (2, 4))
+    low, high = (
+        decoder_activations(small(family, n), layout, 1, dropout=False, bytes_per_element=element) for n in (2, 4)
+    )
     assert four - two == pytest.approx(high.waiting - low.waiting, rel=0.10)
 
 
@@ -160,7 +162,7 @@ def vision_job(recompute: bool) -> float:
 def test_vision_activations_are_about_those_of_the_model(workers, recompute):
     alive = workers.run(vision_job, recompute)[0]
     config = preset("tiny")
-    expected = vision_activations(config, 1, recompute, element=4).waiting
+    expected = vision_activations(config, 1, recompute, bytes_per_element=4).waiting
     assert alive == pytest.approx(expected, rel=0.10)
 
 
@@ -219,5 +221,5 @@ def wide() -> Molmo2Config:
 
 def test_a_frozen_encoder_needs_no_more_than_a_block(workers):
     peak, features = workers.run(frozen_job)[0]
-    working = vision_activations(wide(), 4, False, train_vit=False, element=4).working
+    working = vision_activations(wide(), 4, False, train_vit=False, bytes_per_element=4).working
     assert 0.5 * working < peak - features < working

@@ -1,4 +1,4 @@
-"""Costs against cost/flops.py, which counts them independently; dealing against what it promises."""
+"""Costs against cost/flops.py, which counts them independently; balancing against what it promises."""
 
 import numpy as np
 import pytest
@@ -6,11 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.cost.flops import attention_pairs, batch_flops
-from molmo2_nemo.data.balance import UNIT, CostModel, allowed_pairs, deal, spread
-from molmo2_nemo.data.example import ROOT_BRANCH
+from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.cost.flops import batch_flops
+from molmo2_nemo.data.balance import UNIT, CostModel, balance, spread
+from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
+from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.model.inputs import visual_blocks
 from molmo2_nemo.nemo.data import cost_model
 from tests.support.packs import demo_packs
 
@@ -25,22 +27,24 @@ def test_cost_is_the_flops_of_real_packs(rule):
     assert any((batch.branch_ids != ROOT_BRANCH).any() for batch in packs) and any(len(batch.crops) for batch in packs)
     for batch in packs:
         ids, visual = torch.from_numpy(batch.input_ids), torch.from_numpy(batch.visual)
-        blocks = visual_blocks(ids, visual, config.text.vocab_size).numpy()
-        assert cost.of(batch) == pytest.approx(batch_flops(config, batch, blocks).total / UNIT, rel=1e-3)
-        rows = zip(batch.example_ids, batch.branch_ids, blocks, strict=True)
-        assert allowed_pairs(batch, rule) == sum(attention_pairs(*row, rule) for row in rows)
+        blocks = image_numbers(ids, visual, config.text.vocab_size)
+        assert cost.of(batch) == pytest.approx(batch_flops(config, batch).total / UNIT, rel=1e-3)
+        mask = TokenMask(torch.from_numpy(batch.example_ids), torch.from_numpy(batch.branch_ids), blocks, rule)
+        allowed = mask.rows(0, mask.size).sum(2) * torch.from_numpy(batch.example_ids != PAD_EXAMPLE)
+        assert PackCounts.of(batch, rule, config.text.vocab_size).pairs == allowed.sum()
 
 
 def test_rules_differ_on_pictures():
     pairs = [
-        sum(allowed_pairs(batch, rule) for batch in demo_packs(12)) for rule in ("none", "within_image", "image_tokens")
+        sum(PackCounts.of(batch, rule, 1024).pairs for batch in demo_packs(12))
+        for rule in ("none", "within_image", "image_tokens")
     ]
     assert pairs[0] < pairs[1] < pairs[2]
 
 
 def test_default_constants_are_those_of_8b():
     default, computed = CostModel(), cost_model(preset("8b"))
-    for name in ("token", "pair", "crop", "row", "slot", "score"):
+    for name in ("token", "pair", "crop", "pooled_token", "window_position", "score"):
         assert getattr(default, name) == pytest.approx(getattr(computed, name), rel=1e-3), name
 
 
@@ -51,20 +55,20 @@ COSTS = st.integers(1, 8).flatmap(
 
 @settings(max_examples=200, deadline=None)
 @given(COSTS)
-def test_dealing_loses_nothing_and_never_makes_it_worse(costs):
+def test_balancing_loses_nothing_and_never_makes_it_worse(costs):
     table = np.array(costs, np.int64)
-    place = deal(table)
+    place = balance(table)
     assert sorted(place.reshape(-1).tolist()) == list(range(table.size))
     assert spread(table.reshape(-1)[place]) <= spread(table) + 1e-12
-    np.testing.assert_array_equal(place, deal(table.copy()))  # every rank computes the same
+    np.testing.assert_array_equal(place, balance(table.copy()))  # every rank computes the same
 
 
-def test_dealing_moves_few_and_stops_when_even():
+def test_balancing_moves_few_and_stops_when_even():
     even = np.full((4, 4), 7)
-    np.testing.assert_array_equal(deal(even), np.arange(16).reshape(4, 4))
+    np.testing.assert_array_equal(balance(even), np.arange(16).reshape(4, 4))
     one_heavy = np.array([[9, 9, 1, 1], [5, 5, 5, 5], [1, 9, 5, 5]]) + np.array([[4], [0], [-4]])
-    place = deal(one_heavy)
+    place = balance(one_heavy)
     assert spread(one_heavy.reshape(-1)[place]) < spread(one_heavy)
     assert (place // 4 != np.arange(3)[:, None]).sum() <= 6
     single = np.array([[1], [9]])
-    np.testing.assert_array_equal(deal(single), [[0], [1]])
+    np.testing.assert_array_equal(balance(single), [[0], [1]])

@@ -15,7 +15,9 @@ from molmo2_nemo.data.shard_writer import write_shards
 
 from .test_loader import IM, FakeBuilder, records, same, take, used
 
-COST = CostModel(token=1e6, pair=1e5, crop=5e6, row=0, slot=0, score=0)  # small packs, visible differences
+COST = CostModel(
+    token=1e6, pair=1e5, crop=5e6, pooled_token=0, window_position=0, score=0
+)  # small packs, visible differences
 
 
 @pytest.fixture

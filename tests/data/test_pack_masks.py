@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.example import PAD_EXAMPLE, Example
+from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.data.tree import Branch, WeightRule, flatten
-from molmo2_nemo.model.inputs import visual_blocks
 
 torch.set_num_threads(1)
 V = 100  # base vocabulary; <im_start> V, <im_end> V+1, <im_patch> V+2, <low_res_im_start> V+4
@@ -67,7 +67,7 @@ def test_masks_of_random_packs(trees, padding):
     mask = TokenMask(
         torch.from_numpy(batch.example_ids),
         torch.from_numpy(batch.branch_ids),
-        visual_blocks(ids, torch.from_numpy(batch.visual), V),
+        image_numbers(ids, torch.from_numpy(batch.visual), V),
     )
     found = mask.rows(0, used + padding)[0].numpy()
     visual = batch.input_ids[0] >= V

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from molmo2_nemo.attention.area import area_of
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.kernels import attend, choose
+from molmo2_nemo.attention.regions import region_of
 from tests.support.trees import Tree, long_video_pack, token_mask
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -44,7 +44,7 @@ def test_kernels_equal_dense(name, dtype, rule):
     found = []
     kernel = choose(name, "cuda", dtype, 128)
     for run, inputs in (
-        (lambda q, k, v: attend(q, k, v, area_of(mask), 0.1, kernel), (q, k, v)),
+        (lambda q, k, v: attend(q, k, v, region_of(mask), 0.1, kernel), (q, k, v)),
         (lambda q, k, v: dense_attention(q, k, v, mask, 0.1), (q.float(), k.float(), v.float())),
     ):
         inputs = tuple(t.clone().requires_grad_() for t in inputs)
@@ -70,14 +70,14 @@ def test_areas_merge(name):
     chunks = [(0, half), (half, size)]
     for rows in chunks:
         mine = slice(*rows)
-        parts = [kernel.forward(q[mine], k[slice(*c)], v[slice(*c)], area_of(mask, rows, c), 0.1) for c in chunks]
+        parts = [kernel.forward(q[mine], k[slice(*c)], v[slice(*c)], region_of(mask, rows, c), 0.1) for c in chunks]
         lse = torch.logaddexp(parts[0][1], parts[1][1])
         out = sum((part_lse - lse).exp()[..., None] * part.float() for part, part_lse in parts).to(q.dtype)
         close(out, exact[mine].detach())
         for c in chunks:
             keys = slice(*c)
-            area = area_of(mask, rows, c)
-            grads = kernel.backward(grad[mine], q[mine], k[keys], v[keys], out, lse, area, 0.1)
+            region = region_of(mask, rows, c)
+            grads = kernel.backward(grad[mine], q[mine], k[keys], v[keys], out, lse, region, 0.1)
             for total, where, part in zip(sums, (mine, keys, keys), grads, strict=True):
                 total[where] += part
     for got, expected in zip(sums, exact_grads, strict=True):
@@ -94,7 +94,7 @@ def test_flash_memory_is_linear():
         q.requires_grad_()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        attend(q, k, v, area_of(mask), 0.1, kernel).sum().backward()
+        attend(q, k, v, region_of(mask), 0.1, kernel).sum().backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] <= 4.2 * peaks[0]
 
@@ -104,10 +104,10 @@ def test_forward_and_backward_do_not_wait_for_the_device():
     mask = token_mask(PACKS, 2048, "image_tokens", "cuda")
     kernel = choose("flash", "cuda", torch.bfloat16, 128)
     q = torch.randn(2048, 2, 4, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    attend(q, q, q, area_of(mask), 0.1, kernel).sum().backward()  # whatever is set up once
+    attend(q, q, q, region_of(mask), 0.1, kernel).sum().backward()  # whatever is set up once
     mask = token_mask(PACKS, 2048, "image_tokens", "cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:
-        attend(q, q, q, area_of(mask), 0.1, kernel).sum().backward()
+        attend(q, q, q, region_of(mask), 0.1, kernel).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")

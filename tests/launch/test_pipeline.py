@@ -7,7 +7,7 @@ import json
 import pytest
 
 from molmo2_nemo.errors import INTERRUPTED, UserError
-from molmo2_nemo.launch.pipeline import compose_stages, describe_layout, run_stages
+from molmo2_nemo.launch.pipeline import compose_stages, run_stages
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.compose import STAGES
@@ -125,8 +125,3 @@ def test_settings_for_one_stage(tmp_path):
     configs = stages(tmp_path, "stage.max_steps=5", "long:stage.max_steps=3", "pretrain:init_from=/weights")
     assert [c.stage.max_steps for c in configs] == [5, 5, 3]
     assert [c.init_from for c in configs] == ["/weights", None, None]
-
-
-def test_layout_names(tmp_path):
-    assert describe_layout(stages(tmp_path, "parallel=tp2cp2")[0]) == "TP2+SP+CP2"
-    assert describe_layout(stages(tmp_path, "parallel=single")[0]) == "one process"

@@ -135,7 +135,7 @@ def in_job(monkeypatch, tmp_path, ending) -> tuple[RunConfig, Path]:
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", ATTEMPT_DIR: str(attempt)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv(reports.ERROR_DIR, raising=False)
-    monkeypatch.setattr(local.checks, "check", lambda *_: None)
+    monkeypatch.setattr(local.checks, "check", lambda *_, **__: None)
     monkeypatch.setattr("molmo2_nemo.launch.worker.run", ending)
     return RunConfig(output_dir=str(tmp_path / "run")), attempt
 

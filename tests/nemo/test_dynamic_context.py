@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from molmo2_nemo.parallel.dynamic import rounded, used_tokens, without_padding
+from molmo2_nemo.data.counts import used_tokens
+from molmo2_nemo.parallel.dynamic import rounded, without_padding
 from tests.support.packs import demo_packs, padding_only, text_only, tiny_run, train_on_packs
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")

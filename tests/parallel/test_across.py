@@ -86,9 +86,9 @@ def across_job() -> tuple[list[list[torch.Tensor]], list[tuple]]:
         out = attend_across(q, k, v, mask, SCALE, kernel, groups)
         forward = counter.take()
         out.backward(grad[mine])
-        sent.append((forward, counter.take(), group_rank(groups.keys)))
+        sent.append((forward, counter.take(), group_rank(groups.ring)))
         found.append([out.detach(), q.grad, k.grad, v.grad])
-        kept += [weakref.ref(mask), *map(weakref.ref, mask.areas.values())]
+        kept += [weakref.ref(mask), *map(weakref.ref, mask.regions.values())]
         del mask, out
     assert len(kept) > 2 * len(CASES) and not any(ref() for ref in kept), "a micro-batch's plans outlive it"
     return found, sent

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.parallel.assignment import Turn, assign, step_time
-from molmo2_nemo.parallel.context import degrees
+from molmo2_nemo.parallel.assignment import Assignment, assign, largest_load
+from molmo2_nemo.parallel.partition import degrees
 
 
 @st.composite
@@ -29,17 +29,17 @@ def steps(draw):
 @given(steps())
 def test_assignments_are_valid_and_never_worse_than_static(step):
     costs, sizes = step
-    turns = assign(costs, sizes)
-    assert sorted(t.number for t in turns) == list(range(len(costs)))
-    assert all(t.start % t.size == 0 and costs[t.number, sizes.index(t.size)] >= 0 for t in turns)
-    lists = [[t for t in turns if t.has(rank)] for rank in range(sizes[-1])]
+    assignments = assign(costs, sizes)
+    assert sorted(t.number for t in assignments) == list(range(len(costs)))
+    assert all(t.start % t.size == 0 and costs[t.number, sizes.index(t.size)] >= 0 for t in assignments)
+    lists = [[t for t in assignments if t.has(rank)] for rank in range(sizes[-1])]
     assert all(lists)
     for mine in lists:  # a pack has the same place in the lists of all its ranks
         assert [t.size for t in mine] == sorted((t.size for t in mine), reverse=True)
-        for place, turn in enumerate(mine):
-            assert all(lists[rank][place] == turn for rank in range(turn.start, turn.start + turn.size))
-    static = [Turn(n, 0, sizes[-1]) for n in range(len(costs))]
-    assert step_time(turns, costs, sizes) <= step_time(static, costs, sizes)
+        for place, each in enumerate(mine):
+            assert all(lists[rank][place] == each for rank in range(each.start, each.start + each.size))
+    static = [Assignment(n, 0, sizes[-1]) for n in range(len(costs))]
+    assert largest_load(assignments, costs, sizes) <= largest_load(static, costs, sizes)
 
 
 def test_near_the_best():
@@ -57,15 +57,15 @@ def test_near_the_best():
             for choice in itertools.product(blocks, repeat=len(work))
         )
         best = min(max(of_ranks) for of_ranks in loads if min(of_ranks) > 0)  # every rank has work
-        ratios.append(step_time(assign(costs, sizes), costs, sizes) / best)
+        ratios.append(largest_load(assign(costs, sizes), costs, sizes) / best)
     assert np.mean(ratios) < 1.02 and max(ratios) < 1.25
 
 
 def test_short_packs_get_one_rank_and_a_long_one_all():
     costs = np.array([[8000, 4100, 2100, 1100]] + [[800, 500, 350, 275]] * 8, np.int64)
-    turns = assign(costs, [1, 2, 4, 8])
-    assert turns[0] == Turn(0, 0, 8)
-    assert [t.size for t in turns[1:]] == [1] * 8
+    assignments = assign(costs, [1, 2, 4, 8])
+    assert assignments[0] == Assignment(0, 0, 8)
+    assert [t.size for t in assignments[1:]] == [1] * 8
 
 
 def test_memory_decides_first():

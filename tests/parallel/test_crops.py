@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.cost.traffic import vision_all_gather_bytes
-from molmo2_nemo.parallel.crops import CropPlan, exchange, plan_crops, tie_parameters
-from molmo2_nemo.parallel.partition import deal_runs
+from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, VisionUnits, exchange, plan_crops, tie_parameters
+from molmo2_nemo.parallel.partition import even_runs
 from tests.support.light import run_light
 
 torch.set_num_threads(1)
@@ -20,8 +20,7 @@ torch.set_num_threads(1)
 
 @st.composite
 def batches(draw):
-    """Random units over random packs: unit_crops, unit_pooled_tokens, pooled_positions, S, B, context ranks, and the
-    rest."""
+    """Random units over random packs: (unit_crops, unit_pooled, positions, S, B, context ranks), and the rest."""
     cp, tensor, packs = (
         draw(st.sampled_from([1, 2, 3, 4, 8])),
         draw(st.sampled_from([1, 1, 2])),
@@ -35,28 +34,48 @@ def batches(draw):
         rows[rows.index(max(rows))] -= 1
     positions = draw(st.permutations(range(size * packs)))[: sum(rows)]
     as_tensor = [torch.tensor(x, dtype=torch.int64) for x in (crops, rows, sorted(positions))]
-    rest = {"tensor": tensor, "sequence": sequence, "row_cost": 0.1, "chunk": draw(st.sampled_from([None, 1, 4]))}
+    rest = {"tensor": tensor, "sequence": sequence, "pooled_cost": 0.1, "chunk": draw(st.sampled_from([None, 1, 4]))}
     return (*as_tensor, size, packs, cp), rest
 
 
+def plan_of(
+    unit_crops,
+    unit_pooled,
+    positions,
+    size,
+    packs,
+    context,
+    rank,
+    *,
+    tensor=1,
+    sequence=False,
+    pooled_cost=0.0,
+    chunk=None,
+) -> CropPlan:
+    """A crop costs 1, a pooled token `pooled_cost`."""
+    costs = (unit_crops + unit_pooled * pooled_cost).numpy()
+    units = VisionUnits(unit_crops, unit_pooled, costs, positions, packs, size)
+    return plan_crops(units, VisionRanks(context, tensor, rank, sequence), chunk)
+
+
 def plans(batch, rest) -> list[CropPlan]:
-    return [plan_crops(*batch, rank, **rest) for rank in range(batch[-1] * rest["tensor"])]
+    return [plan_of(*batch, rank, **rest) for rank in range(batch[-1] * rest["tensor"])]
 
 
 @settings(max_examples=200, deadline=None)
 @given(batches())
 def test_every_token_arrives_where_it_belongs(case):
-    (unit_crops, unit_pooled_tokens, positions, size, packs, cp), rest = case
+    (unit_crops, unit_pooled, positions, size, packs, cp), rest = case
     found = plans(*case)
     copies = 1 if rest["sequence"] else rest["tensor"]
     # crops and rows: consecutive runs that cover everything, cut between units
-    for kind, sizes in (("crops", unit_crops), ("rows", unit_pooled_tokens)):
+    for kind, sizes in (("crops", unit_crops), ("pooled_tokens", unit_pooled)):
         runs = [getattr(p, kind) for p in found]
         assert [r.start for r in runs] + [int(sizes.sum())] == [0] + [r.stop for r in runs]
     ends = {0, *np.cumsum(unit_crops.tolist()).tolist()}
     assert all(p.crops.start in ends for p in found)
     # what is sent is what is expected, in the order in which the receiver expects it
-    rows = [torch.arange(p.rows.start, p.rows.stop)[p.send_order] for p in found]
+    rows = [torch.arange(p.pooled_tokens.start, p.pooled_tokens.stop)[p.send_order] for p in found]
     local = size * copies // len(found)
     for receiver, plan in enumerate(found):
         arriving = []
@@ -72,7 +91,7 @@ def test_every_token_arrives_where_it_belongs(case):
     for plan in found:  # every row's gradient is returned by exactly one of the ranks that have it
         parts = plan.send_order.split(plan.send_counts)
         back = [row for part, r in zip(parts, plan.returning, strict=True) if r for row in part.tolist()]
-        assert sorted(back) == list(range(plan.rows.stop - plan.rows.start))
+        assert sorted(back) == list(range(plan.pooled_tokens.stop - plan.pooled_tokens.start))
 
 
 @settings(max_examples=100, deadline=None)
@@ -80,8 +99,8 @@ def test_every_token_arrives_where_it_belongs(case):
 def test_pieces_are_the_run(case):
     (unit_crops, *_), rest = case
     for plan in plans(*case):
-        crops, rows = zip(*plan.pieces, strict=True) if plan.pieces else ((), ())
-        for kind, whole in ((crops, plan.crops), (rows, plan.rows)):
+        crops, rows = zip(*plan.chunks, strict=True) if plan.chunks else ((), ())
+        for kind, whole in ((crops, plan.crops), (rows, plan.pooled_tokens)):
             ends = [whole.start, *(piece.stop for piece in kind)]
             assert [piece.start for piece in kind] == ends[:-1] and (not kind or ends[-1] == whole.stop)
         if rest["chunk"] is not None:
@@ -94,7 +113,7 @@ def test_runs_are_as_even_as_contiguous_runs_can_be(costs, ranks):
     def largest(bounds):
         return max(sum(costs[a:b]) for a, b in itertools.pairwise(bounds))
 
-    bounds = deal_runs(np.array(costs, np.int64), ranks)
+    bounds = even_runs(np.array(costs, np.int64), ranks)
     assert bounds[0] == 0 and bounds[-1] == len(costs) and bounds == sorted(bounds)
     cuts = itertools.combinations_with_replacement(range(len(costs) + 1), ranks - 1)
     assert largest(bounds) == min(largest((0, *cut, len(costs))) for cut in cuts)
@@ -120,8 +139,13 @@ def exchange_job(cases: list[tuple]) -> list[tuple]:
     rank, out, sent = torch.distributed.get_rank(), [], []
     counted_all_to_all(sent)
     for batch, rest in cases:
-        plan = plan_crops(*batch, rank, **rest)
-        rows = torch.arange(plan.rows.start, plan.rows.stop).float()[:, None].repeat(1, 2).requires_grad_()
+        plan = plan_of(*batch, rank, **rest)
+        rows = (
+            torch.arange(plan.pooled_tokens.start, plan.pooled_tokens.stop)
+            .float()[:, None]
+            .repeat(1, 2)
+            .requires_grad_()
+        )
         received = exchange(rows, plan, group)
         # without sequence parallelism tensor ranks have equal gradients
         number = rank // (1 if rest["sequence"] else rest["tensor"])
@@ -155,7 +179,7 @@ def test_exchange_and_its_gradient():
         local = size // (4 // copies)
         grads = torch.cat([results[r][i][1] for r in range(4)])[:, 0].tolist()
         for rank in range(4):
-            plan = plan_crops(*batch, rank, **rest)
+            plan = plan_of(*batch, rank, **rest)
             for value, target in zip(results[rank][i][0][:, 0].tolist(), plan.targets.tolist(), strict=True):
                 t, b = divmod(target, packs)
                 assert int(positions[int(value)]) == b * size + rank // copies * local + t

@@ -1,4 +1,4 @@
-"""Packs dealt to blocks of ranks: everybody agrees, nothing is lost, the loader's state ends each rank's step."""
+"""Packs assigned to blocks of ranks: everybody agrees, nothing is lost, the loader's state ends each rank's step."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from molmo2_nemo.cost.context import PackCounts
+from molmo2_nemo.cost.context import ContextCost
+from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.cost.step import StepCost
+from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.parallel.dynamic import DynamicSettings
+from molmo2_nemo.parallel.dynamic import DynamicContext
 from molmo2_nemo.settings.layout import crop_limit
 from molmo2_nemo.settings.run import ParallelConfig
 
@@ -36,20 +39,28 @@ def batch(tokens: int, size: int = 4096, step: int = 0, units: tuple[int, ...] =
     )
 
 
-def taken(lengths: list[int], most_tokens: int, ranks: int = 8, multiple_of_two: bool = False) -> list[list[Batch]]:
+def of_rank(
+    size: int, rank: int, context_tokens: int, context_crops: int | None = None, *, tensor: int = 1, multiple: int = 1
+) -> DynamicContext:
+    """For the 8B."""
+    cost = ContextCost(StepCost(preset("8b")), Layout(tensor=tensor))
+    return DynamicContext(cost, size, rank, context_tokens, context_crops, multiple)
+
+
+def taken(lengths: list[int], context_tokens: int, ranks: int = 8, multiple_of_two: bool = False) -> list[list[Batch]]:
     """What every rank of a context group gets of a step; the state changes with its last micro-batch."""
-    settings = DynamicSettings(most_tokens, sequence=multiple_of_two)
     batches = [batch(n, step=int(i == len(lengths) - 1)) for i, n in enumerate(lengths)]
-    contexts = [settings.of_rank(preset("8b"), 2, ranks, rank) for rank in range(ranks)]
-    turns = contexts[0].plan(batches)
-    assert contexts[-1].plan(batches) == turns  # whichever rank is asked
-    return [context.take(batches, turns) for context in contexts]
+    multiple = 2 if multiple_of_two else 1
+    contexts = [of_rank(ranks, rank, context_tokens, tensor=2, multiple=multiple) for rank in range(ranks)]
+    assignments = contexts[0].plan(batches)
+    assert contexts[-1].plan(batches) == assignments  # whichever rank is asked
+    return [context.take(batches, assignments) for context in contexts]
 
 
-@pytest.mark.parametrize("most_tokens", [512, 2048, 4096])
-def test_every_token_is_worked_on_once(most_tokens):
+@pytest.mark.parametrize("context_tokens", [512, 2048, 4096])
+def test_every_token_is_worked_on_once(context_tokens):
     lengths = [4096, 300, 1000, 4000, 256, 257, 3000, 90]
-    of_ranks = taken(lengths, most_tokens)
+    of_ranks = taken(lengths, context_tokens)
     shares = [(b.example_ids >= 0).sum() / b.context_ranks for mine in of_ranks for b in mine]
     assert sum(shares) == sum(lengths)
     for mine in of_ranks:
@@ -57,7 +68,7 @@ def test_every_token_is_worked_on_once(most_tokens):
         for b in mine:
             used, length = int((b.example_ids >= 0).sum()), b.input_ids.shape[1]
             assert length % b.context_ranks == 0 and used <= length < used + b.context_ranks
-            assert length / b.context_ranks <= most_tokens
+            assert length / b.context_ranks <= context_tokens
     assert len({b.context_ranks for mine in of_ranks for b in mine}) > 1
 
 
@@ -70,13 +81,13 @@ def test_one_pack_is_shared_by_all():
     assert [[b.context_ranks for b in mine] for mine in taken([4096], 4096)] == [[8]] * 8
 
 
-def most_crops_of_a_rank(units: list[tuple[int, ...]], most_crops: int | None, tokens: int = 2000) -> list[int]:
+def most_crops_of_a_rank(units: list[tuple[int, ...]], context_crops: int | None, tokens: int = 2000) -> list[int]:
     """Of each pack, on 8 ranks that have memory for all its tokens."""
-    context = DynamicSettings(4096, most_crops).of_rank(preset("8b"), 1, 8, 0)
+    context = of_rank(8, 0, 4096, context_crops)
     batches = [batch(tokens + n, units=of_pack) for n, of_pack in enumerate(units)]
-    turns = context.plan(batches)
-    counts = {turn.number: PackCounts.of(batches[turn.number]) for turn in turns}
-    return [context.cost.crops_of_rank(counts[t.number], t.size) for t in sorted(turns, key=lambda t: t.number)]
+    assignments = context.plan(batches)
+    counts = {each.number: PackCounts.of(batches[each.number]) for each in assignments}
+    return [context.cost.crops_of_rank(counts[t.number], t.size) for t in sorted(assignments, key=lambda t: t.number)]
 
 
 def test_no_rank_gets_more_crops_than_it_may():
@@ -88,7 +99,7 @@ def test_no_rank_gets_more_crops_than_it_may():
         assert max(most_crops_of_a_rank(units, limit)) <= limit
     mixed = [(9,) * 14, (1,) * 40, (), (5, 5, 5, 5)] * 4
     assert max(most_crops_of_a_rank(mixed, 27)) <= 27
-    # 25 crops of one picture are one rank's under any layout, and no reason to share the pack
+    # 25 crops of one image are one rank's under any layout, and no reason to share the pack
     assert most_crops_of_a_rank([(25,)] * 16, 16) == [25] * 16
 
 
@@ -96,11 +107,11 @@ def test_a_micro_batch_of_two_packs_may_have_twice_the_crops():
     one = batch(2000, units=(1,) * 32)
     names = ("input_ids", "labels", "loss_weights", "position_ids", "example_ids", "branch_ids", "visual")
     both = replace(one, **{name: np.repeat(getattr(one, name), 2, axis=0) for name in names})
-    context = DynamicSettings(4096, 16).of_rank(preset("8b"), 1, 8, 0)
+    context = of_rank(8, 0, 4096, 16)
     assert not context.fits(PackCounts.of(one), 1) and context.fits(PackCounts.of(both), 1)
 
 
-def test_packs_without_a_token_are_dealt():
+def test_packs_without_a_token_are_assigned():
     taken_by = taken([0, 0, 0, 0, 4096], 4096, ranks=4)
     assert all(mine for mine in taken_by)
     assert sum((b.example_ids >= 0).sum() / b.context_ranks for mine in taken_by for b in mine) == 4096

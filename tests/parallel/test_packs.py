@@ -64,7 +64,7 @@ def shared_packs(folder: Path, dp_size: int, slots: int, steps: int, workers: in
     try:
         groups = pack_groups(dp_rank, dp_size)
         cost = cost_model(preset("tiny")) if balance else None
-        got = list(SharedPacks(open_stream, groups, slots=slots, steps=steps, cost=cost))
+        got = list(SharedPacks(open_stream, groups, micro_batches=slots, steps=steps, cost=cost))
     finally:
         undo()
     costs = [cost_model(preset("tiny")).of(batch) for batch in got]
@@ -143,7 +143,7 @@ def failing(folder: Path, when: str):
 
     used = 0
     try:
-        for _ in SharedPacks(open_stream, pack_groups(rank // 2, 2), slots=2, steps=200):
+        for _ in SharedPacks(open_stream, pack_groups(rank // 2, 2), micro_batches=2, steps=200):
             used += 1
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}", used

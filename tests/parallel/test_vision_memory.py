@@ -12,7 +12,7 @@ def peaks_job() -> dict[tuple[int | None, int], int]:
     """(crops at once, crops) -> bytes alive at the peak of encoding them, forward and backward."""
     from molmo2_nemo.model.config import MemoryConfig, preset
     from molmo2_nemo.model.inputs import PackInputs
-    from molmo2_nemo.parallel.crops import plan_crops
+    from molmo2_nemo.parallel.crops import VisionRanks, plan_crops
     from tests.support.allocations import Allocations
 
     start_megatron()
@@ -26,7 +26,7 @@ def peaks_job() -> dict[tuple[int | None, int], int]:
             pixels = torch.zeros(crops, vision.num_patches, vision.patch_dim, dtype=torch.uint8)
             windows = rows[:, None] * vision.num_patches + torch.arange(4)
             inputs = PackInputs(*token_arrays, torch.ones(1, crops, dtype=bool), pixels, windows, rows, units, units)
-            plan = plan_crops(units, units, rows, crops, 1, 1, 0, chunk=chunk)
+            plan = plan_crops(inputs.vision_units(config), VisionRanks(), chunk)
             model.zero_grad()
             with Allocations() as allocations:
                 model._encode(inputs, plan).sum().backward()

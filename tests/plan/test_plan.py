@@ -10,18 +10,20 @@ from dataclasses import replace
 import pytest
 
 from molmo2_nemo.cli.main import main
+from molmo2_nemo.cost.efficiency import KERNELS
 from molmo2_nemo.cost.hardware import DEVICES, parse_cluster
-from molmo2_nemo.cost.rates import FLASH
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import step_time
 from molmo2_nemo.cost.workload import averages, workload
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import LoraConfig, preset
-from molmo2_nemo.plan.layout import Layout, layouts
+from molmo2_nemo.plan.layouts import layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours
 from molmo2_nemo.plan.search import candidates, configured, search
-from molmo2_nemo.settings.checks import find_problems, wanted_processes
+from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.settings.sizes import wanted_processes
 
 
 @pytest.mark.parametrize("name", HOURS)
@@ -82,16 +84,20 @@ def test_components_move_as_they_must():
     assert need(data=128, recompute="full").decoder < 0.2 * one.decoder
     assert step(data=128).recompute == 0 < step(data=128, recompute="selective").recompute
     assert step(data=16, pipeline=8).bubble > step(data=32, pipeline=4).bubble > step(data=128).bubble == 0
-    assert step(data=128).imbalance > step(data=64, tensor=2).imbalance  # two micro-batches each can be dealt
+    assert step(data=128).imbalance > step(data=64, tensor=2).imbalance  # two micro-batches each can be balanced
     chunks, tiles = (replace(cfg.memory, **{k: v}) for k, v in (("vision_chunk", 8), ("mlp_tiles", 4)))
     plain = step(data=128)
     for options, most in ((chunks, plain.vision), (tiles, plain.linear)):
-        again = step_time(model, cfg.stage, work, cluster, Layout(data=128), options=options).recompute
-        assert 0.2 * most < again < 0.34 * most  # one pass more than the three
+        recompute = step_time(model, cfg.stage, work, cluster, Layout(data=128), options=options).recompute
+        assert 0.2 * most < recompute < 0.34 * most  # one pass more than the three
     lora = step_time(model, replace(cfg.stage, lora=LoraConfig(rank=8)), work, cluster, Layout(data=128))
     assert lora.linear == pytest.approx(plain.linear * 2 / 3) and lora.flops.linear == plain.flops.linear * 2 / 3
-    fast = step_time(model, cfg.stage, work, cluster, Layout(data=128), FLASH)
-    assert fast.attention < 0.5 * step(data=128).attention and fast.linear == step(data=128).linear
+    slow, usual, fast = (
+        step_time(model, cfg.stage, work, cluster, Layout(data=128), KERNELS[name])
+        for name in ("flex", "flash2", "flash3")
+    )
+    assert fast.attention < 0.5 * slow.attention and fast.linear == slow.linear
+    assert usual == step(data=128) and fast.attention < usual.attention < slow.attention
     assert step(data=128).flops.total == step(context=8, ulysses=8, data=16).flops.total
 
 

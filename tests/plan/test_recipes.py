@@ -9,7 +9,7 @@ from molmo2_nemo.cost.workload import workload
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.plan.search import configured
 from molmo2_nemo.settings.checks import find_problems
-from molmo2_nemo.settings.compose import STAGES, compose, group_choices
+from molmo2_nemo.settings.compose import STAGES, compose, group_options
 
 CLUSTERS = {
     "published": ("h100x8", 16),
@@ -22,7 +22,7 @@ TOO_BIG = {("gpu", "8b"), ("gpu", "o7b"), ("gpu_frozen_vit", "8b"), ("gpu_frozen
 
 
 def test_scales_are_all_here():
-    assert set(group_choices("scale")) == set(CLUSTERS)
+    assert set(group_options("scale")) == set(CLUSTERS)
 
 
 @pytest.mark.parametrize("size", ["4b", "8b", "o7b"])

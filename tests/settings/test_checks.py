@@ -11,9 +11,10 @@ import pytest
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings import ranges
-from molmo2_nemo.settings.checks import check, file_problems, find_problems, wanted_processes
+from molmo2_nemo.settings.checks import check, file_problems, find_problems
 from molmo2_nemo.settings.compose import STAGES, compose
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import wanted_processes
 
 
 def tiny(shards, *overrides, stage="sft"):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.settings.compose import GROUPS, STAGES, compose, conf_dir, group_choices
+from molmo2_nemo.settings.compose import GROUPS, STAGES, compose, conf_dir, group_options
 from molmo2_nemo.settings.run import OptimConfig, RunConfig
 from molmo2_nemo.settings.schema import load_yaml, to_yaml
 
@@ -70,7 +70,7 @@ def test_tiny_keeps_the_published_rules(stage):
 
 def test_every_choice_of_every_group_composes():
     for group in GROUPS:
-        for choice in group_choices(group):
+        for choice in group_options(group):
             assert isinstance(compose([f"{group}={choice}"]), RunConfig)
 
 

@@ -5,15 +5,37 @@ from __future__ import annotations
 import pytest
 
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.settings.layout import context_problems
+from molmo2_nemo.settings.layout import context_problems, layout_name, layout_of_run
 from molmo2_nemo.settings.run import ParallelConfig
 
+NAMES = [
+    ({}, "1 process"),
+    ({"data": 2}, "DP2"),
+    ({"tensor": 2, "sequence": True}, "TP2+SP"),
+    ({"tensor": 2, "sequence": True, "context": 2}, "TP2+SP+CP2"),
+    ({"tensor": 2, "context": 8, "pipeline": 2, "data": 4}, "TP2+CP8+PP2+DP4"),
+    ({"context": 8, "context_ulysses": 8}, "CP8"),
+    ({"context": 8, "context_ulysses": 4}, "CP4x2"),
+    ({"context": 8, "context_ulysses": 1}, "CP1x8"),
+]
 DYNAMIC = {"dynamic_context": True, "context_tokens": 18432}
 
 
 def problems(model="8b", length=36864, attention="auto", **parallel):
     lengths = {"data.packing.sequence_length": length}
     return list(context_problems(ParallelConfig(**parallel), preset(model), lengths, crops=384, attention=attention))
+
+
+@pytest.mark.parametrize(("settings", "name"), NAMES)
+def test_names(settings, name):
+    assert layout_of_run(ParallelConfig(**settings)) == name
+    sizes = {"ulysses" if key == "context_ulysses" else key: value for key, value in settings.items()}
+    assert layout_name(**sizes) == name
+
+
+def test_the_replicas_that_the_processes_make():
+    assert layout_of_run(ParallelConfig(tensor=2, data=1), processes=8) == "TP2+DP4"
+    assert layout_of_run(ParallelConfig(context=2, data=4), processes=2) == "CP2"
 
 
 @pytest.mark.parametrize(

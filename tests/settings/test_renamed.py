@@ -68,4 +68,7 @@ def test_a_whole_group(monkeypatch, capsys):
     values = {"data": {"old": {"x": 1}, "z": 2}, "gone": None}
     wanted = {"data": {"new": {"inner": {"x": 1}}, "z": 2}, "kept": None}
     assert renamed.with_new_names(values, "f") == wanted and values["data"]["old"] == {"x": 1}
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert capsys.readouterr().err.splitlines() == [
+        "data.old is called data.new.inner now, and taken as that",
+        "f: gone is called kept now, and taken as that",
+    ]

@@ -14,7 +14,7 @@ from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import ImageConfig, VideoConfig
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.image import TileGeometry, pool_windows, tile_patch_ids
-from molmo2_nemo.data.tokenizer import SpecialIds
+from molmo2_nemo.data.special_tokens import SpecialIds
 from molmo2_nemo.model.config import Molmo2Config
 from tests.support.trees import FRAME, TIMESTAMP, Tree, long_video_pack, sft_example
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, preset
-from molmo2_nemo.plan.layout import Layout
 from molmo2_nemo.plan.memory import decoder_activations, fullest, head_bytes, vision_activations
 from molmo2_nemo.settings.run import StageConfig
 from tests.support.allocations import Allocations
@@ -30,7 +30,7 @@ class Subject:
     dtype: torch.dtype
 
     @property
-    def element(self) -> int:
+    def bytes_per_element(self) -> int:
         return self.dtype.itemsize
 
 
@@ -111,10 +111,12 @@ def predicted(subject: Subject, options: MemoryConfig, tokens: int, crops: int) 
         return None
     layout = Layout(recompute=options.recompute, offload=options.offload)
     stage = StageConfig(residual_dropout=0.0, train_base_embedding=True)
-    full, element = options.recompute == "full", subject.element
+    full, size = options.recompute == "full", subject.bytes_per_element
     _, *parts = fullest(
-        decoder_activations(subject.model, layout, tokens, dropout=False, element=element, tiles=options.mlp_tiles),
-        vision_activations(subject.model, crops, full, element=element, chunk=options.vision_chunk),
+        decoder_activations(
+            subject.model, layout, tokens, dropout=False, bytes_per_element=size, tiles=options.mlp_tiles
+        ),
+        vision_activations(subject.model, crops, full, bytes_per_element=size, chunk=options.vision_chunk),
         head_bytes(subject.model, stage, layout, options.loss_chunk, tokens),
     )
     return sum(parts)

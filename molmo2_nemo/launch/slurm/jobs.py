@@ -26,6 +26,7 @@ from molmo2_nemo.rundir.resume import FREE, changed_settings, refuse_other_run
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import to_yaml
+from molmo2_nemo.settings.sizes import wanted_processes
 
 GONE = (
     "COMPLETED",
@@ -153,7 +154,7 @@ def stage_job(cfg: RunConfig) -> StageJob:
     """What the script of this stage is made of."""
     folder = slurm_dir(cfg)
     assert cfg.cluster.slurm.workdir is not None
-    count, nodes = checks.wanted_processes(cfg), cfg.cluster.nodes
+    count, nodes = wanted_processes(cfg), cfg.cluster.nodes
     if count % nodes:
         raise UserError(f"{count} processes cannot be spread evenly over cluster.nodes={nodes}; set cluster.devices")
     return StageJob(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from molmo2_nemo.cost.hardware import utilisation
 from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric
 
 
@@ -35,10 +36,11 @@ class Compute(Metric):
 
 
 class Utilisation(Compute):
-    """The same as a share of what the device could do (MFU), where that is known."""
+    """MFU, where it is known what a device can do."""
 
     place = 110
 
     def figures(self, step: FinishedStep, summed: list[float], largest: list[float]) -> dict[str, Any]:
-        own = super().figures(step, summed, largest)["tflops"]
-        return {"mfu": own / step.peak_tflops} if step.peak_tflops else {}
+        if not step.peak_tflops:
+            return {}
+        return {"mfu": utilisation(summed[0], step.seconds, step.processes * step.peak_tflops * 1e12)}

@@ -1,4 +1,4 @@
-"""The split of the mask into plain pieces against the rule itself, pair by pair."""
+"""The split of the mask into plain segments against the rule itself, pair by pair."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.attention import flash
-from molmo2_nemo.attention.area import Area, area_of
 from molmo2_nemo.attention.flash import group
 from molmo2_nemo.attention.flex import BLOCK, block_lists
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.cost.flops import attention_pairs
+from molmo2_nemo.attention.regions import MaskRegion, region_of
+from molmo2_nemo.data.counts import allowed_pairs
 from tests.support.trees import RULES, Tree, token_mask
 
 
@@ -35,53 +35,53 @@ packs = st.lists(st.lists(trees, max_size=4), min_size=1, max_size=2)
 rules = st.sampled_from(RULES)
 
 
-def allowed_pairs(area: Area) -> np.ndarray:
-    """How often each pair is in a piece, [B, Q, K]."""
-    found = np.zeros((area.mask.on_host().shape[1], *area.shape), np.int64)
-    for piece in area.pieces:
-        ones = np.ones((len(piece.queries), len(piece.keys)), np.int64)
-        table = {"full": ones, "causal": np.tril(ones), "reverse": np.triu(ones)}[piece.kind]
-        assert table.sum() == piece.pairs
-        found[piece.pack][np.ix_(piece.queries, piece.keys)] += table
+def pairs_of_segments(region: MaskRegion) -> np.ndarray:
+    """How often each pair is in a segment, [B, Q, K]."""
+    found = np.zeros((region.mask.on_host().shape[1], *region.shape), np.int64)
+    for segment in region.segments:
+        ones = np.ones((len(segment.queries), len(segment.keys)), np.int64)
+        table = {"full": ones, "causal": np.tril(ones), "reverse": np.triu(ones)}[segment.kind]
+        assert table.sum() == segment.pairs
+        found[segment.pack][np.ix_(segment.queries, segment.keys)] += table
     return found
 
 
 @settings(max_examples=60, deadline=None)
 @given(packs, rules, st.integers(40, 90), st.data())
-def test_pieces_hold_every_allowed_pair_once(trees, rule, size, data):
+def test_segments_hold_every_allowed_pair_once(trees, rule, size, data):
     mask = token_mask(trees, size, rule)
     expected = mask.rows(0, size).numpy()
-    whole = area_of(mask)
-    assert (allowed_pairs(whole) == expected).all()
+    whole = region_of(mask)
+    assert (pairs_of_segments(whole) == expected).all()
     assert whole.pairs == expected.sum()
     edges = st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True).map(sorted).map(tuple)
     (q0, q1), (k0, k1) = data.draw(edges), data.draw(edges)
-    part = Area(mask, (q0, q1), (k0, k1))
-    assert (allowed_pairs(part) == expected[:, q0:q1, k0:k1]).all()
-    for area, dense in ((whole, expected), (part, expected[:, q0:q1, k0:k1])):
-        counts = area.tiles(16, 8)
+    part = MaskRegion(mask, (q0, q1), (k0, k1))
+    assert (pairs_of_segments(part) == expected[:, q0:q1, k0:k1]).all()
+    for region, dense in ((whole, expected), (part, expected[:, q0:q1, k0:k1])):
+        counts = region.tiles(16, 8)
         for i, j in np.ndindex(counts.shape[1:]):
             tile = dense[:, i * 16 : i * 16 + 16, j * 8 : j * 8 + 8]
             assert (counts[:, i, j] == tile.sum((1, 2))).all()
             rows, columns = (i * 16, i * 16 + tile.shape[1]), (j * 8, j * 8 + tile.shape[2])
             for b in range(len(tile)):
-                assert (area.masked(b, rows, columns).numpy() == tile[b]).all()
+                assert (region.masked(b, rows, columns).numpy() == tile[b]).all()
 
 
-def test_area_is_made_once():
+def test_region_is_made_once():
     mask = token_mask([[Tree()]], 32)
-    assert area_of(mask) is area_of(mask) and area_of(mask, (0, 8)) is area_of(mask, (0, 8), (0, 32))
-    assert area_of(mask, (0, 8)) is not area_of(mask)
+    assert region_of(mask) is region_of(mask) and region_of(mask, (0, 8)) is region_of(mask, (0, 8), (0, 32))
+    assert region_of(mask, (0, 8)) is not region_of(mask)
 
 
 def test_plans_go_with_the_mask_without_the_garbage_collector():
     gc.disable()
     try:
         mask = token_mask([[Tree((3, 2), (9,), (5, 1, 7))]], 32)
-        for area in (area_of(mask), area_of(mask, (16, 32), (0, 8))):
-            flash.calls(area, torch.device("cpu")), area.tiles(16, 8)
-        kept = [weakref.ref(mask), *map(weakref.ref, mask.areas.values())]
-        del mask, area
+        for region in (region_of(mask), region_of(mask, (16, 32), (0, 8))):
+            flash.calls(region, torch.device("cpu")), region.tiles(16, 8)
+        kept = [weakref.ref(mask), *map(weakref.ref, mask.regions.values())]
+        del mask, region
         assert len(kept) == 3 and not any(ref() for ref in kept)
     finally:
         gc.enable()
@@ -91,32 +91,32 @@ def test_pairs_equal_those_that_flops_are_counted_by():
     """Padding counts nothing there, so: without padding."""
     for rule in RULES:
         mask = token_mask([[Tree((3, 2, 4), (9, 9), (5, 1, 7)), Tree((6,)), Tree((2, 0), (30,))]], rule=rule)
-        assert area_of(mask).pairs == attention_pairs(*mask.on_host()[:, 0], rule)
+        assert region_of(mask).pairs == allowed_pairs(*mask.on_host()[:, 0], rule)
 
 
 def test_a_branch_before_its_root_is_refused():
     mask = TokenMask(*torch.tensor([[[0, 0, 0, 0]], [[-1, 0, -1, 0]], [[0, 0, 0, 0]]]))
     with pytest.raises(AssertionError, match="token 1 of pack 0 is in a branch of example 0 but comes before token 2"):
-        _ = area_of(mask).pieces
+        _ = region_of(mask).segments
 
 
-def test_pictures_out_of_order_are_refused_only_where_their_order_matters():
+def test_images_out_of_order_are_refused_only_where_their_order_matters():
     described = torch.tensor([[[0, 0, 0]], [[-1, -1, -1]], [[2, 2, 1]]])
-    assert area_of(TokenMask(*described)).pairs == 9
-    with pytest.raises(AssertionError, match=r"pictures of pack 0 are not numbered in their order \(token 2\)"):
-        _ = area_of(TokenMask(*described, "within_image")).pieces
+    assert region_of(TokenMask(*described)).pairs == 9
+    with pytest.raises(AssertionError, match=r"images of pack 0 are not numbered in their order \(token 2\)"):
+        _ = region_of(TokenMask(*described, "within_image")).segments
 
 
 def test_variable_length_calls_are_few_and_name_no_token_twice():
     """Many examples, many branches, several packs: one causal, one full and one reverse call."""
     trees = [Tree((4, 3, 2), (20, 20), tuple(range(1, 31))), Tree((9,)), Tree((2, 1), (12,), (3, 3))]
     for rule, expected in (("image_tokens", 3), ("within_image", 3), ("none", 2)):
-        groups = group(area_of(token_mask([trees, trees[::-1]], rule=rule)))
+        groups = group(region_of(token_mask([trees, trees[::-1]], rule=rule)))
         assert len(groups) == expected
-        for pieces in groups:
-            assert len({piece.kind == "full" for piece in pieces}) == 1
+        for segments in groups:
+            assert len({segment.kind == "full" for segment in segments}) == 1
             for name in ("queries", "keys"):
-                flat = [(piece.pack, int(t)) for piece in pieces for t in getattr(piece, name)]
+                flat = [(segment.pack, int(t)) for segment in segments for t in getattr(segment, name)]
                 assert len(flat) == len(set(flat))
 
 
@@ -126,7 +126,7 @@ def test_block_lists_of_flex(rule):
     trees = [Tree((40, 5, 9), (300, 250), (80, 1, 200)), Tree((200,)), Tree((10, 4), (150,), (33,) * 3)]
     mask = token_mask([trees, [Tree((700,))]], 1400, rule)
     dense = mask.rows(0, 1400).numpy()
-    lists = block_lists(area_of(mask).tiles(BLOCK, BLOCK))
+    lists = block_lists(region_of(mask).tiles(BLOCK, BLOCK))
     blocks = -(-1400 // BLOCK)
     for b, i, j in np.ndindex(2, blocks, blocks):
         tile = dense[b, i * BLOCK : (i + 1) * BLOCK, j * BLOCK : (j + 1) * BLOCK]

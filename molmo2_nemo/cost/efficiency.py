@@ -1,0 +1,45 @@
+"""What share of a GPU's peak and of its links' bandwidth each kind of work reaches: the one place that states it.
+
+The planner and dynamic context parallelism both compute from these (cost/step.py). Nothing of this was measured on a
+cluster: the shares come from public measurements on H100. Large matrix products reach 600-650 of 989 TFLOP/s, the
+vision encoder's smaller ones 380; attention on packed documents (MagiAttention's chart) 584 forward and 426 backward
+with FlashAttention-3, 344 and 263 with FlashAttention-2, 270 and 178 with FlexAttention. Links reach some three
+quarters of their nominal bandwidth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ATTENTION_BACKWARD = 2.5  # times the forward's operations: the scores are recomputed
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """Shares of peak, and of a link's bandwidth; attention's are those of FlashAttention-2."""
+
+    matrix: float = 0.62
+    vision: float = 0.38
+    attention_forward: float = 0.35
+    attention_backward: float = 0.27
+    link: float = 0.75
+    network: float = 0.80
+    other: float = 0.12  # of all computing: norms, activations, rotary, launches
+    hidden_gradients: float = 0.7  # share of the gradients' exchange behind computing
+    hidden_exchange: float = 0.3  # of the exchanges inside layers
+    half_rate: float = 256.0  # tokens of a rank at which matrix products reach half of `matrix`
+    latency: float = 20e-6  # seconds of one exchange, whatever its size
+
+    def matrix_share(self, tokens: float) -> float:
+        """Of peak, for matrix products on so many tokens of a rank."""
+        return self.matrix * tokens / (tokens + self.half_rate)
+
+
+# By what computes attention, `implementation` of attention/kernels.py. What is not here has no public figure that we
+# know of: FlashAttention-4, and `blocks`, which is no fast kernel.
+KERNELS = {
+    "flash2": Efficiency(),
+    "flash3": Efficiency(attention_forward=0.59, attention_backward=0.43),
+    "flex": Efficiency(attention_forward=0.27, attention_backward=0.18),
+}
+NEAREST = {"flash4": "flash3", "flash-cpu": "flash2", "blocks": "flex"}  # whose figures are taken for these

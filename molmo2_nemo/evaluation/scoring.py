@@ -1,0 +1,72 @@
+"""Answers, one after another, compared with their references by chosen scorers, and the figures of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.evaluation.base import Score, Scorer
+from molmo2_nemo.evaluation.scorers import find_scorer
+
+
+class Scoring:
+    """The scorers of one evaluation and the scores they gave.
+
+    Args:
+        names: of scorers.
+
+    Raises:
+        UserError: no name, one that no scorer has, or one twice.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"{','.join(names)!r}: name scorers, each once, with commas between")
+        self.scorers: list[Scorer] = [find_scorer(name) for name in names]
+        self.scores: dict[str, list[Score]] = {name: [] for name in names}
+
+    def references(self, key: str, reference: str | Sequence[str] | None) -> list[str]:
+        """The references of one answer, as a list.
+
+        Raises:
+            UserError: fewer than a scorer needs; names `key`.
+        """
+        given = [reference] if isinstance(reference, str) else list(reference or [])
+        given = [text for text in given if text.strip()]
+        if not given:
+            raise UserError(f"{key} has no reference answer to score against")
+        for scorer in self.scorers:
+            if len(given) < scorer.min_references:
+                raise UserError(
+                    f"{key} has {len(given)} reference answers, but {scorer.name} needs {scorer.min_references} or more"
+                )
+        return given
+
+    def score(self, key: str, prediction: str, reference: str | Sequence[str] | None) -> dict[str, dict[str, Any]]:
+        """Scores of one answer: name of the scorer -> {"value": 0 to 1, and what it was made of}.
+
+        Raises:
+            UserError: too few references, or one that a scorer cannot use; names `key`.
+        """
+        given = self.references(key, reference)
+        found = {}
+        for scorer in self.scorers:
+            try:
+                score = scorer.score(prediction, given)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+            assert 0 <= score.value <= 1, (scorer.name, score)
+            self.scores[scorer.name].append(score)
+            found[scorer.name] = {"value": score.value, **score.details}
+        return found
+
+    def table(self) -> str:
+        """The figure of each scorer over all answers, for people."""
+        width = max(len(scorer.name) for scorer in self.scorers)
+        lines = [f"{'scorer':{width}}  {'answers':>7}  {'score':>7}"]
+        for scorer in self.scorers:
+            scores = self.scores[scorer.name]
+            figure = f"{100 * scorer.aggregate(scores):.1f} %" if scores else "-"
+            lines.append(f"{scorer.name:{width}}  {len(scores):7}  {figure:>7}  {scorer.title}")
+        return "\n".join(lines)

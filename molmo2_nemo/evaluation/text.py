@@ -1,0 +1,26 @@
+"""Text as scorers compare it."""
+
+from __future__ import annotations
+
+import re
+import string
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> str:
+    """Lower case without ASCII punctuation, articles and surplus whitespace, as SQuAD compares answers (arXiv
+    1606.05250)."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein's distance: fewest insertions, deletions and replacements of a character that turn `a` into `b`."""
+    previous = list(range(len(b) + 1))
+    for i, left in enumerate(a, start=1):
+        row = [i]
+        for j, right in enumerate(b, start=1):
+            row.append(min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + (left != right)))
+        previous = row
+    return previous[-1]

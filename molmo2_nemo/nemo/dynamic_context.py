@@ -1,0 +1,105 @@
+"""Dynamic context parallelism of a run: its settings, and the hardware and kernel that packs are weighed for."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from molmo2_nemo.attention.kernels import choose
+from molmo2_nemo.cost.context import ContextCost
+from molmo2_nemo.cost.efficiency import KERNELS, NEAREST, Efficiency
+from molmo2_nemo.cost.hardware import Device, device_called
+from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.cost.step import DEFAULT_DEVICE, StepCost
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
+from molmo2_nemo.parallel.dynamic import DynamicContext
+from molmo2_nemo.settings.layout import crop_limit
+from molmo2_nemo.settings.run import ParallelConfig, StageConfig
+
+GPUS_PER_NODE = 8  # where the launcher does not say
+
+
+@dataclass
+class DynamicSettings:
+    """What of a run's settings decides how packs are assigned."""
+
+    parallel: ParallelConfig
+    memory: MemoryConfig
+    stage: StageConfig
+    max_crops: int  # of a pack
+    precision: str = "fp32"
+
+
+def dynamic_context(settings: DynamicSettings, model_config: Molmo2Config) -> DynamicContext:
+    """For this rank; the process groups exist. The world's first rank says what is guessed."""
+    parallel = settings.parallel
+    assert parallel.context_tokens is not None, "settings/checks.py asks for it"
+    cost, guesses = context_cost(settings, model_config)
+    if dist.get_rank() == 0:
+        for guess in guesses:
+            print(f"dynamic context: {guess}", flush=True)
+    return DynamicContext(
+        cost,
+        parallel_state.get_context_parallel_world_size(),
+        parallel_state.get_context_parallel_rank(),
+        parallel.context_tokens,
+        crop_limit(parallel, settings.max_crops, settings.memory.vision_chunk),
+        parallel.tensor if parallel.sequence else 1,
+    )
+
+
+def context_cost(settings: DynamicSettings, model_config: Molmo2Config) -> tuple[ContextCost, list[str]]:
+    """What packs are weighed by on this machine, and one sentence for everything about it that had to be guessed."""
+    parallel, memory = settings.parallel, settings.memory
+    guesses: list[str] = []
+    device = this_device(guesses)
+    step = StepCost(
+        model_config,
+        settings.stage.trainable(model_config),
+        device,
+        int(os.environ.get("LOCAL_WORLD_SIZE", GPUS_PER_NODE)) if torch.cuda.is_available() else GPUS_PER_NODE,
+        this_efficiency(settings, model_config, guesses),
+        memory,
+        2 if settings.precision == "bf16" else 4,
+    )
+    selective = memory.recompute == "selective" and "mlp" not in memory.recompute_modules
+    layout = Layout(
+        tensor=parallel.tensor,
+        recompute="none" if selective else memory.recompute,
+        cp_comm_type=parallel.cp_comm_type,
+    )
+    return ContextCost(step, layout, parallel.context_ulysses), guesses
+
+
+def this_device(guesses: list[str]) -> Device:
+    """This process's GPU, or the default's figures."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
+    device = device_called(name)
+    if device is None:
+        guesses.append(
+            f"nothing is known of the speed of {name}; packs are assigned to ranks as an "
+            f"{DEFAULT_DEVICE.name.upper()} would take for them"
+        )
+    return device or DEFAULT_DEVICE
+
+
+def this_efficiency(settings: DynamicSettings, model_config: Molmo2Config, guesses: list[str]) -> Efficiency:
+    """Of the attention kernel that runs here, or of the nearest one with public figures."""
+    parallel = settings.parallel
+    kernel = choose(
+        model_config.attention,
+        "cuda" if torch.cuda.is_available() else "cpu",
+        torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        model_config.text.head_dim,
+        merged=parallel.context_ulysses not in (None, parallel.context),
+    )
+    if kernel.implementation in KERNELS:
+        return KERNELS[kernel.implementation]
+    known = NEAREST[kernel.implementation]
+    if torch.cuda.is_available():  # else the device's sentence says it
+        guesses.append(f"nothing is known of the speed of {kernel.title}; attention counts as {known}")
+    return KERNELS[known]

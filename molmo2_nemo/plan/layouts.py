@@ -1,0 +1,49 @@
+"""Every way to spread a model over a cluster that the model, the cluster and the batch allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from molmo2_nemo.cost.hardware import Cluster
+from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.parallel.partition import can_shard_heads
+
+RECOMPUTE_MODES = (("none", False), ("selective", False), ("full", False), ("full", True))  # and whether to offload
+
+
+def layouts(
+    model_config: Molmo2Config, cluster: Cluster, packs: int, length: int, cp_comm_type: str = "ring"
+) -> Iterator[Layout]:
+    """Those layouts.
+
+    Args:
+        packs: per optimizer step.
+        length: tokens of a pack.
+        cp_comm_type: how context ranks of several nodes see each other's keys.
+    """
+    text = model_config.text
+    for tensor in _powers(cluster.per_node):
+        if text.num_heads % tensor or text.num_kv_heads % tensor or text.ffn_size % tensor:
+            continue
+        for context in _powers(min(32, cluster.gpus // tensor)):
+            for pipeline in _powers(min(8, cluster.gpus // (tensor * context))):
+                data, left = divmod(cluster.gpus, tensor * context * pipeline)
+                ulysses = min(context, max(1, cluster.per_node // tensor))
+                if left or packs % data or text.num_layers % pipeline or length % (context * tensor):
+                    continue
+                if not can_shard_heads(text.num_heads // tensor, text.num_kv_heads // tensor, ulysses):
+                    continue
+                for micro_batch in (1, 2, 4):
+                    if packs % (data * micro_batch):
+                        continue
+                    for recompute, offload in RECOMPUTE_MODES:
+                        across = cp_comm_type if ulysses < context else "ring"
+                        yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, recompute, offload, across)
+
+
+def _powers(most: int) -> Iterator[int]:
+    size = 1
+    while size <= most:
+        yield size
+        size *= 2
