@@ -1,4 +1,4 @@
-"""Ask a trained model about pictures or a video; the answer is decoded greedily."""
+"""Ask a trained model about images or a video; the answer is decoded greedily."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a checkpoint, or the folder of a finished stage or run")
     parser.add_argument("question", help="what to ask")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     parser.add_argument("--video", metavar="FILE", help="a video")
     parser.add_argument(
         "--style",
@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--image and --video: pictures or one video, not both")
     style = asked_style(args.style)
     check_numbers(args, {"max_new_tokens": 1})
-    pictures = [read_media(Path(name), "image") for name in args.image]
+    images = [read_media(Path(name), "image") for name in args.image]
     video = read_media(Path(args.video), "video") if args.video else None
     checkpoint = resolve_checkpoint(args.checkpoint)
-    print(ask(checkpoint, args.question, pictures, video, style=style, max_new_tokens=args.max_new_tokens))
+    print(ask(checkpoint, args.question, images, video, style=style, max_new_tokens=args.max_new_tokens))
     return 0
 
 
@@ -55,7 +55,7 @@ def ask(
     style: str = "user_qa",
     max_new_tokens: int = 128,
 ) -> str:
-    """The model's answer about encoded pictures or a video. Loads the model: seconds for `tiny`."""
+    """The model's answer about images or a video, both as encoded files. Loads the model: seconds for `tiny`."""
     from molmo2_nemo.processes import quiet
 
     quiet()

@@ -48,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     scoring = Scoring(args.score.split(",")) if args.score is not None else None
     checkpoint = resolve_checkpoint(args.checkpoint)
     prompts = read_prompts(args.prompts) if args.prompts else None
-    if scoring is not None:
+    if scoring is not None and prompts is None:
+        scoring.references("a record of --data", "its answer")  # one each, whatever it is
+    elif scoring is not None:
         for number, prompt in enumerate(prompts or [], start=1):
             scoring.references(f"{args.prompts}: prompt {number}", prompt["reference"])
     quiet()

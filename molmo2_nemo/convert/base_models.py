@@ -179,9 +179,9 @@ def llm_rules(text: TextConfig) -> Iterator[Rule]:
     yield Rule("copy", ("decoder.final_layernorm.weight",), (names.final_norm,))
 
 
-def vit_rules(config: Molmo2Config, prefix: str) -> Iterator[Rule]:
+def vit_rules(model_config: Molmo2Config, prefix: str) -> Iterator[Rule]:
     """Rules between the canonical names and those of a SigLIP vision tower, whose names begin with `prefix`."""
-    for rule in vision_rules(config, native=True):
+    for rule in vision_rules(model_config, native=True):
         if rule.canonical[0].startswith("vision."):
             yield replace(rule, external=tuple(vit_name(name, prefix) for name in rule.external))
 
@@ -207,11 +207,13 @@ def vit_prefix(names: list[str]) -> str:
     return found[0]
 
 
-def dropped_vit_tensors(names: list[str], config: Molmo2Config, prefix: str) -> list[str]:
+def dropped_vit_tensors(names: list[str], model_config: Molmo2Config, prefix: str) -> list[str]:
     """Tensors of a SigLIP that Molmo2 does without: blocks above the deepest feature layer, the final norm, the pooling
     head, and, in a whole model, the text tower and the scale and bias of the contrastive loss."""
-    whole = replace(config, vision=replace(config.vision, feature_layers=(config.vision.num_layers - 1,)))
-    kept = {name for rule in vit_rules(config, prefix) for name in rule.external}
+    whole = replace(
+        model_config, vision=replace(model_config.vision, feature_layers=(model_config.vision.num_layers - 1,))
+    )
+    kept = {name for rule in vit_rules(model_config, prefix) for name in rule.external}
     upper = {name for rule in vit_rules(whole, prefix) for name in rule.external} - kept
     upper |= {f"{prefix}post_layernorm.weight", f"{prefix}post_layernorm.bias", f"{prefix}embeddings.position_ids"}
     other = (f"{prefix}head.", f"{prefix.removesuffix('vision_model.')}text_model.")

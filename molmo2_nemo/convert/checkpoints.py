@@ -59,17 +59,17 @@ def import_checkpoint(
         ConversionError: the source is not a complete Molmo2 in safetensors; nothing is left at `out_dir`.
     """
     source, target = Path(hf_dir), Path(out_dir)
-    config, written_as = read_config(source)
+    model_config, written_as = read_config(source)
     folder = SafetensorsFolder(source)
-    config = with_head(config, folder, written_as, tie_embeddings)
-    optional = frozenset([HEAD] if config.text.tie_embeddings else [])
-    folder.check(external_shapes(config, written_as), optional)
+    model_config = with_head(model_config, folder, written_as, tie_embeddings)
+    optional = frozenset([HEAD] if model_config.text.tie_embeddings else [])
+    folder.check(external_shapes(model_config, written_as), optional)
     with new_folder(target, overwrite=overwrite) as staging:
-        writer = MegatronWriter(staging / "weights", config)
-        for rule in rules(config, written_as):
+        writer = MegatronWriter(staging / "weights", model_config)
+        for rule in rules(model_config, written_as):
             import_rule(rule, folder, writer, dtype)
         writer.finish()
-        write_model_file(staging / MODEL_FILE, config)
+        write_model_file(staging / MODEL_FILE, model_config)
         copy_tokenizer(source, staging / TOKENIZER_FOLDER)
     return target
 
@@ -80,7 +80,7 @@ def export_checkpoint(
     *,
     format: Format = "native",
     dtype: torch.dtype | None = None,
-    config: Molmo2Config | None = None,
+    model_config: Molmo2Config | None = None,
     tokenizer: Molmo2Tokenizer | str | Path | None = None,
     data: DataConfig | None = None,
     max_shard_bytes: int = 5_000_000_000,
@@ -93,7 +93,7 @@ def export_checkpoint(
     Args:
         format: "native" (transformers >= 5) or "remote" (the published remote-code files' names).
         dtype: stored type; None keeps the checkpoint's.
-        config: the model; None finds it: `molmo2.json` of an imported checkpoint, else the preset of the same sizes.
+        model_config: None finds it: `molmo2.json` of an imported checkpoint, else the preset of the same sizes.
         tokenizer: None finds it: the one imported with the checkpoint, else that of the run's config.yaml, else "tiny"
             for the preset of that name. Without one, the folder has no tokenizer files.
         data: image and video settings; None takes the run's, else the published ones.
@@ -110,59 +110,61 @@ def export_checkpoint(
         raise ConversionError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
     checkpoint = MegatronCheckpoint(source)
     run = run_settings(source)
-    if config is None:
-        config = model_of(source, checkpoint, run)
-    checkpoint.check(config)
-    tokenizer = find_tokenizer(source, config, run, tokenizer)
-    shapes = external_shapes(config, format)
-    dtypes = external_dtypes(checkpoint, config, format, dtype)
+    if model_config is None:
+        model_config = model_of(source, checkpoint, run)
+    checkpoint.check(model_config)
+    tokenizer = find_tokenizer(source, model_config, run, tokenizer)
+    shapes = external_shapes(model_config, format)
+    dtypes = external_dtypes(checkpoint, model_config, format, dtype)
     with new_folder(target, overwrite=overwrite) as staging:
         with SafetensorsWriter(staging, shapes, dtypes, max_shard_bytes) as writer:
-            for rule in rules(config, format):
-                export_rule(rule, checkpoint, writer, config)
+            for rule in rules(model_config, format):
+                export_rule(rule, checkpoint, writer, model_config)
         stored = str(dtypes[HEAD]).removeprefix("torch.")
-        text = json.dumps(config_json(config, format, stored), indent=2)
+        text = json.dumps(config_json(model_config, format, stored), indent=2)
         (staging / "config.json").write_text(text + "\n")
-        write_companions(staging, config, format, tokenizer, data or run_data(run))
+        write_companions(staging, model_config, format, tokenizer, data or run_data(run))
     return target
 
 
 def import_rule(rule: Rule, folder: SafetensorsFolder, writer: MegatronWriter, dtype: torch.dtype | None) -> None:
     """Convert the tensors of one rule. In a function of its own, so that they are gone before the next one's come."""
     names = [*rule.external, *([rule.head] if rule.head and rule.head in folder.tensors else [])]
-    canonical = to_canonical(rule, {name: folder.read(name) for name in names}, writer.config)
+    canonical = to_canonical(rule, {name: folder.read(name) for name in names}, writer.model_config)
     for name in list(canonical):
         tensor = canonical.pop(name)
         writer.write(name, tensor if dtype is None else tensor.to(dtype))
 
 
-def export_rule(rule: Rule, checkpoint: MegatronCheckpoint, writer: SafetensorsWriter, config: Molmo2Config) -> None:
+def export_rule(
+    rule: Rule, checkpoint: MegatronCheckpoint, writer: SafetensorsWriter, model_config: Molmo2Config
+) -> None:
     """The way back of `import_rule`."""
-    tensors = [read_merged(checkpoint, name, config) for name in rule.canonical]
-    for name, tensor in to_external(rule, tensors, config).items():
+    tensors = [read_merged(checkpoint, name, model_config) for name in rule.canonical]
+    for name, tensor in to_external(rule, tensors, model_config).items():
         writer.write(name, tensor)
 
 
-def read_merged(checkpoint: MegatronCheckpoint, name: str, config: Molmo2Config) -> torch.Tensor:
+def read_merged(checkpoint: MegatronCheckpoint, name: str, model_config: Molmo2Config) -> torch.Tensor:
     """One canonical tensor, what its adapter adds included."""
-    weight = checkpoint.read(name, vocabulary_rows(name, config))
-    if config.lora is None or name.split(".")[-2] not in config.lora.targets:
+    weight = checkpoint.read(name, vocabulary_rows(name, model_config))
+    if model_config.lora is None or name.split(".")[-2] not in model_config.lora.targets:
         return weight
     lora_a, lora_b = (checkpoint.read(name.replace("weight", part)) for part in ("lora_a", "lora_b"))
-    return (weight.float() + config.lora.scale * (lora_b.float() @ lora_a.float())).to(weight.dtype)
+    return (weight.float() + model_config.lora.scale * (lora_b.float() @ lora_a.float())).to(weight.dtype)
 
 
-def vocabulary_rows(name: str, config: Molmo2Config) -> int | None:
+def vocabulary_rows(name: str, model_config: Molmo2Config) -> int | None:
     """Rows to keep of tables that are padded to the tensor-parallel size; None for other tensors."""
-    return config.text.vocab_size if name in ("embedding.base.weight", "output_layer.weight") else None
+    return model_config.text.vocab_size if name in ("embedding.base.weight", "output_layer.weight") else None
 
 
 def external_dtypes(
-    checkpoint: MegatronCheckpoint, config: Molmo2Config, target: Format, dtype: torch.dtype | None
+    checkpoint: MegatronCheckpoint, model_config: Molmo2Config, target: Format, dtype: torch.dtype | None
 ) -> dict[str, torch.dtype]:
     """Stored type of every external tensor."""
     dtypes = {}
-    for rule in rules(config, target):
+    for rule in rules(model_config, target):
         stored = [checkpoint.dtype(name) for name in rule.canonical]
         # tensors joined into one may be stored in different types: none may lose bits
         for name in (*rule.external, *([rule.head] if rule.head else [])):
@@ -171,28 +173,28 @@ def external_dtypes(
 
 
 def with_head(
-    config: Molmo2Config, folder: SafetensorsFolder, source: Format, tie_embeddings: bool | None
+    model_config: Molmo2Config, folder: SafetensorsFolder, source: Format, tie_embeddings: bool | None
 ) -> Molmo2Config:
-    """`config` with the question of the tied head answered (see `import_checkpoint`)."""
-    if tie_embeddings is None and config.name in PRESETS:
-        return config
+    """`model_config` with the question of the tied head answered (see `import_checkpoint`)."""
+    if tie_embeddings is None and model_config.name in PRESETS:
+        return model_config
     if tie_embeddings is None:
         table = "model.language_model.embed_tokens.weight" if source == "native" else "model.transformer.wte.embedding"
         tie_embeddings = HEAD not in folder.tensors
-        rows = config.text.vocab_size
+        rows = model_config.text.vocab_size
         if not tie_embeddings and table in folder.tensors and folder.tensors[table].shape[0] >= rows:
             tie_embeddings = torch.equal(folder.read(table)[:rows], folder.read(HEAD))
-    name = config.name if tie_embeddings == config.text.tie_embeddings else "custom"
-    return replace(config, name=name, text=replace(config.text, tie_embeddings=tie_embeddings))
+    name = model_config.name if tie_embeddings == model_config.text.tie_embeddings else "custom"
+    return replace(model_config, name=name, text=replace(model_config.text, tie_embeddings=tie_embeddings))
 
 
-def write_model_file(path: Path, config: Molmo2Config) -> None:
+def write_model_file(path: Path, model_config: Molmo2Config) -> None:
     """Remember which Molmo2 an imported checkpoint is."""
     data = {
-        "name": config.name,
-        "tie_embeddings": config.text.tie_embeddings,
-        "visual_attention": config.visual_attention,
-        "config": config_json(config, "native", "float32"),
+        "name": model_config.name,
+        "tie_embeddings": model_config.text.tie_embeddings,
+        "visual_attention": model_config.visual_attention,
+        "config": config_json(model_config, "native", "float32"),
     }
     path.write_text(json.dumps(data, indent=2) + "\n")
 
@@ -208,9 +210,9 @@ def read_model_file(checkpoint: Path) -> Molmo2Config | None:
         return None
     try:
         data = json.loads(path.read_text())
-        config, _ = parse_config(data["config"])
-        text = replace(config.text, tie_embeddings=bool(data["tie_embeddings"]))
-        return replace(config, name=data["name"], text=text, visual_attention=data["visual_attention"])
+        model_config, _ = parse_config(data["config"])
+        text = replace(model_config.text, tie_embeddings=bool(data["tie_embeddings"]))
+        return replace(model_config, name=data["name"], text=text, visual_attention=data["visual_attention"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConversionError(f"{path} is damaged: {error!r}") from error
 
@@ -249,9 +251,9 @@ def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) 
         with_options(preset("tiny"), lora=chosen["lora"])
     except ValueError as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
-    config = read_model_file(folder) or recognise_checkpoint(checkpoint, chosen["lora"])
+    model_config = read_model_file(folder) or recognise_checkpoint(checkpoint, chosen["lora"])
     try:
-        return with_options(config, **chosen)
+        return with_options(model_config, **chosen)
     except (TypeError, ValueError) as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
 
@@ -289,7 +291,7 @@ def run_data(run: dict[str, Any]) -> DataConfig | None:
 
 
 def find_tokenizer(
-    checkpoint: Path, config: Molmo2Config, run: dict[str, Any], given: Molmo2Tokenizer | str | Path | None
+    checkpoint: Path, model_config: Molmo2Config, run: dict[str, Any], given: Molmo2Tokenizer | str | Path | None
 ) -> Molmo2Tokenizer | None:
     """The tokenizer to write beside the weights (see `export_checkpoint`)."""
     if isinstance(given, Molmo2Tokenizer):
@@ -297,13 +299,16 @@ def find_tokenizer(
     else:
         imported = checkpoint / TOKENIZER_FOLDER
         of_run = (run.get("data") or {}).get("tokenizer")
-        name = given or (imported if imported.is_dir() else of_run) or ("tiny" if config.name in SHIPPED else None)
+        name = (
+            given or (imported if imported.is_dir() else of_run) or ("tiny" if model_config.name in SHIPPED else None)
+        )
         if name is None:
             return None
-        found = Molmo2Tokenizer.load(str(name), vocab_size=config.text.vocab_size)
-    if found.vocab_size != config.text.vocab_size:
+        found = Molmo2Tokenizer.load(str(name), vocab_size=model_config.text.vocab_size)
+    if found.vocab_size != model_config.text.vocab_size:
         raise ConversionError(
-            f"tokenizer {found.name!r} has {found.vocab_size} base ids, the model {config.text.vocab_size} base rows"
+            f"tokenizer {found.name!r} has {found.vocab_size} base ids, the model "
+            f"{model_config.text.vocab_size} base rows"
         )
     return found
 

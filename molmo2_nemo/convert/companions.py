@@ -58,7 +58,7 @@ CHAT_TEMPLATE = """\
 
 def write_companions(
     folder: Path,
-    config: Molmo2Config,
+    model_config: Molmo2Config,
     target: Format,
     tokenizer: Molmo2Tokenizer | None,
     data: DataConfig | None = None,
@@ -70,14 +70,14 @@ def write_companions(
         data: image and video settings of the run; None takes the published ones, at the model's crop size.
     """
     if data is None:
-        data = default_data(config)
+        data = default_data(model_config)
     files = {
         "preprocessor_config.json": image_processor_json(data.image),
         "video_preprocessor_config.json": video_processor_json(data),
         "processor_config.json": processor_json(data),
     }
     if target == "remote":
-        hub = HUB_REPOSITORIES.get(config.name, HUB_REPOSITORIES["8b"])
+        hub = HUB_REPOSITORIES.get(model_config.name, HUB_REPOSITORIES["8b"])
         names = ("image_processing_molmo2.Molmo2ImageProcessor", "video_processing_molmo2.Molmo2VideoProcessor")
         classes = dict(zip(("AutoImageProcessor", "AutoVideoProcessor"), names, strict=True))
         classes["AutoProcessor"] = "processing_molmo2.Molmo2Processor"
@@ -92,9 +92,9 @@ def write_companions(
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("STYLES", styles))
 
 
-def default_data(config: Molmo2Config) -> DataConfig:
+def default_data(model_config: Molmo2Config) -> DataConfig:
     """Published preprocessing; a smaller crop keeps the published share of its side for margins."""
-    vision = config.vision
+    vision = model_config.vision
     margin = 4 if vision.grid >= 27 else max(1, vision.grid // 4)
     return DataConfig(image=ImageConfig(crop_size=vision.image_size, patch_size=vision.patch_size, margin=margin))
 

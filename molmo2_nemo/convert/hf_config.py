@@ -95,7 +95,7 @@ def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
     adapter = section(data, "adapter_config", ADAPTER_DEFAULTS)
     text = section(data, "text_config", TEXT_DEFAULTS)
     vision = replace(vision, feature_layers=tuple(int(i) for i in adapter["vision_feature_layer"]))
-    config = Molmo2Config(
+    model_config = Molmo2Config(
         name="custom",
         vision=vision,
         connector=connector_config(adapter, text),
@@ -105,10 +105,10 @@ def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
     if not all(0 <= i < vision.num_layers for i in vision.feature_indices):
         raise ConversionError(f"feature layers {vision.feature_layers} do not lie in {vision.num_layers} vision layers")
     for key, offset in (TOKEN_OFFSETS | REMOTE_TOKEN_OFFSETS).items():
-        expected = config.text.vocab_size + offset
+        expected = model_config.text.vocab_size + offset
         if key in data and data[key] != expected:
             raise ConversionError(f"{key} is {data[key]}, expected {expected} (base vocabulary + {offset})")
-    return recognise(config), source
+    return recognise(model_config), source
 
 
 def section(data: dict[str, Any], key: str, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -241,53 +241,55 @@ def rotary(part: dict[str, Any]) -> tuple[float, float, YarnConfig | None]:
     return float(base), 1.0, yarn
 
 
-def recognise(config: Molmo2Config) -> Molmo2Config:
-    """`config`, or the preset of the same sizes with `config`'s longest position."""
+def recognise(model_config: Molmo2Config) -> Molmo2Config:
+    """`model_config`, or the preset of the same sizes with `model_config`'s longest position."""
     for name in PRESETS:
         known = preset(name)
-        text = replace(known.text, max_position=config.text.max_position, tie_embeddings=config.text.tie_embeddings)
-        if sizes(replace(known, name=config.name, text=text)) == sizes(config):
-            return replace(known, text=replace(known.text, max_position=config.text.max_position))
-    return config
+        text = replace(
+            known.text, max_position=model_config.text.max_position, tie_embeddings=model_config.text.tie_embeddings
+        )
+        if sizes(replace(known, name=model_config.name, text=text)) == sizes(model_config):
+            return replace(known, text=replace(known.text, max_position=model_config.text.max_position))
+    return model_config
 
 
-def sizes(config: Molmo2Config) -> Molmo2Config:
-    """`config` with feature layers counted from the bottom, nothing above them, and no word on how fresh weights are
-    drawn: models of the same parameters and the same function compare equal."""
-    vision = config.vision
+def sizes(model_config: Molmo2Config) -> Molmo2Config:
+    """`model_config` with feature layers counted from the bottom, nothing above them, and no word on how fresh weights
+    are drawn: models of the same parameters and the same function compare equal."""
+    vision = model_config.vision
     return replace(
-        config,
+        model_config,
         vision=replace(
             vision, num_layers=vision.num_built_layers, feature_layers=vision.feature_indices, initializer_range=0.0
         ),
-        connector=replace(config.connector, initializer_range=0.0),
-        text=replace(config.text, initializer_range=0.0),
+        connector=replace(model_config.connector, initializer_range=0.0),
+        text=replace(model_config.text, initializer_range=0.0),
     )
 
 
-def config_json(config: Molmo2Config, target: Format, dtype: str) -> dict[str, Any]:
+def config_json(model_config: Molmo2Config, target: Format, dtype: str) -> dict[str, Any]:
     """The content of config.json. `dtype` as torch names it without the prefix, e.g. "bfloat16"."""
-    part = native_json(config) if target == "native" else remote_json(config)
+    part = native_json(model_config) if target == "native" else remote_json(model_config)
     ids = TOKEN_OFFSETS if target == "native" else TOKEN_OFFSETS | REMOTE_TOKEN_OFFSETS
     return {
         "architectures": ["Molmo2ForConditionalGeneration"],
         "model_type": "molmo2",
         "dtype": dtype,
-        "initializer_range": config.text.initializer_range,
+        "initializer_range": model_config.text.initializer_range,
         # Both formats store the head as a tensor of its own, a copy where it is tied.
         "tie_word_embeddings": False,
-        **{key: config.text.vocab_size + offset for key, offset in ids.items()},
+        **{key: model_config.text.vocab_size + offset for key, offset in ids.items()},
         **part,
     }
 
 
-def native_json(config: Molmo2Config) -> dict[str, Any]:
+def native_json(model_config: Molmo2Config) -> dict[str, Any]:
     """The parts of a native config.json."""
-    vision, text = config.vision, config.text
+    vision, text = model_config.vision, model_config.text
     rope = (scaling_json(text) or {"rope_type": "default"}) | {"rope_theta": text.rotary_base}
     layers = text.yarn.layers if text.yarn else range(text.num_layers)
     return {
-        "vision_config": shared_vision_json(config)
+        "vision_config": shared_vision_json(model_config)
         | {
             "model_type": "molmo2_vision",
             "num_hidden_layers": vision.num_built_layers,
@@ -297,14 +299,14 @@ def native_json(config: Molmo2Config) -> dict[str, Any]:
             "num_channels": 3,
             "attention_bias": True,
         },
-        "adapter_config": shared_adapter_json(config)
+        "adapter_config": shared_adapter_json(model_config)
         | {
             "model_type": "molmo2_adapter",
             "vision_feature_layer": list(vision.feature_indices),
             "attention_bias": True,
             "mlp_bias": False,
         },
-        "text_config": shared_text_json(config)
+        "text_config": shared_text_json(model_config)
         | {
             "attention_bias": False,
             "rms_norm_eps": text.rmsnorm_eps,
@@ -315,10 +317,10 @@ def native_json(config: Molmo2Config) -> dict[str, Any]:
     }
 
 
-def remote_json(config: Molmo2Config) -> dict[str, Any]:
+def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
     """The parts of a remote-code config.json; the code itself stays in the published repository."""
-    vision, text = config.vision, config.text
-    hub = HUB_REPOSITORIES.get(config.name, HUB_REPOSITORIES["8b"])
+    vision, text = model_config.vision, model_config.text
+    hub = HUB_REPOSITORIES.get(model_config.name, HUB_REPOSITORIES["8b"])
     return {
         "auto_map": {
             "AutoConfig": f"{hub}--configuration_molmo2.Molmo2Config",
@@ -326,7 +328,7 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
         },
         "use_cache": True,
         "use_frame_special_tokens": False,
-        "vit_config": shared_vision_json(config)
+        "vit_config": shared_vision_json(model_config)
         | {
             "model_type": "molmo2",
             "num_hidden_layers": vision.num_layers,
@@ -336,7 +338,7 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
             "residual_dropout": 0.0,
             "float32_attention": True,
         },
-        "adapter_config": shared_adapter_json(config)
+        "adapter_config": shared_adapter_json(model_config)
         | {
             "model_type": "molmo2",
             "vit_layers": list(vision.feature_layers),
@@ -345,7 +347,7 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
             "image_feature_dropout": 0.0,
             "float32_attention": True,
         },
-        "text_config": shared_text_json(config)
+        "text_config": shared_text_json(model_config)
         | {
             "qkv_bias": False,
             "use_qk_norm": family_of(text).qk_norm != "none",
@@ -359,9 +361,9 @@ def remote_json(config: Molmo2Config) -> dict[str, Any]:
     }
 
 
-def shared_vision_json(config: Molmo2Config) -> dict[str, Any]:
+def shared_vision_json(model_config: Molmo2Config) -> dict[str, Any]:
     """Vision fields that both formats call the same."""
-    vision = config.vision
+    vision = model_config.vision
     return {
         "hidden_size": vision.hidden_size,
         "intermediate_size": vision.ffn_size,
@@ -375,13 +377,13 @@ def shared_vision_json(config: Molmo2Config) -> dict[str, Any]:
     }
 
 
-def shared_adapter_json(config: Molmo2Config) -> dict[str, Any]:
+def shared_adapter_json(model_config: Molmo2Config) -> dict[str, Any]:
     """Connector fields that both formats call the same."""
-    connector = config.connector
+    connector = model_config.connector
     return {
         "hidden_size": connector.hidden_size,
         "intermediate_size": connector.ffn_size,
-        "text_hidden_size": config.text.hidden_size,
+        "text_hidden_size": model_config.text.hidden_size,
         "num_attention_heads": connector.num_heads,
         "num_key_value_heads": connector.num_heads,
         "head_dim": connector.head_dim,
@@ -391,9 +393,9 @@ def shared_adapter_json(config: Molmo2Config) -> dict[str, Any]:
     }
 
 
-def shared_text_json(config: Molmo2Config) -> dict[str, Any]:
+def shared_text_json(model_config: Molmo2Config) -> dict[str, Any]:
     """Language-model fields that both formats call the same."""
-    text = config.text
+    text = model_config.text
     return {
         "model_type": "molmo2_text",
         "hidden_size": text.hidden_size,
@@ -403,7 +405,7 @@ def shared_text_json(config: Molmo2Config) -> dict[str, Any]:
         "head_dim": text.head_dim,
         "intermediate_size": text.ffn_size,
         "vocab_size": text.vocab_size,
-        "additional_vocab_size": config.extra_vocab_size,
+        "additional_vocab_size": model_config.extra_vocab_size,
         "hidden_act": "silu",
         **family_of(text).molmo2_fields,
         "max_position_embeddings": text.max_position,

@@ -63,43 +63,43 @@ def init_checkpoint(
             nothing is left at `out_dir`.
     """
     llm, vit, target = Path(llm_dir), Path(vit_dir), Path(out_dir)
-    config = combine(read_llm(llm), read_vit(vit), model)
+    model_config = combine(read_llm(llm), read_vit(vit), model)
     text_source = SafetensorsFolder(llm)
-    text = list(llm_rules(config.text))
-    optional = frozenset([family_of(config.text).base_names.head] if config.text.tie_embeddings else [])
-    text_source.check(rule_shapes(text, config), optional)
-    vision_source, vision, dropped = open_vision(vit, config)
+    text = list(llm_rules(model_config.text))
+    optional = frozenset([family_of(model_config.text).base_names.head] if model_config.text.tie_embeddings else [])
+    text_source.check(rule_shapes(text, model_config), optional)
+    vision_source, vision, dropped = open_vision(vit, model_config)
     with new_folder(target, overwrite=overwrite) as staging:
-        writer = MegatronWriter(staging / "weights", config)
+        writer = MegatronWriter(staging / "weights", model_config)
         for source, chosen in ((vision_source, vision), (text_source, text)):
             for rule in chosen:
                 write_rule(rule, source, writer, dtype)
-        write_fresh(writer, config, seed, dtype)
+        write_fresh(writer, model_config, seed, dtype)
         writer.finish()
-        write_model_file(staging / MODEL_FILE, config)
+        write_model_file(staging / MODEL_FILE, model_config)
         origin = {"llm": str(llm.resolve()), "vit": str(vit.resolve()), "seed": seed, "dropped": dropped}
         (staging / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
         if (llm / "tokenizer.json").is_file():
-            Molmo2Tokenizer.load(llm, vocab_size=config.text.vocab_size).save(staging / TOKENIZER_FOLDER)
+            Molmo2Tokenizer.load(llm, vocab_size=model_config.text.vocab_size).save(staging / TOKENIZER_FOLDER)
     return target
 
 
-def open_vision(folder: Path, config: Molmo2Config) -> tuple[SafetensorsFolder, list[Rule], list[str]]:
+def open_vision(folder: Path, model_config: Molmo2Config) -> tuple[SafetensorsFolder, list[Rule], list[str]]:
     """The vision tower's tensors, checked; the rules to read it by; the names of the tensors left behind."""
     source = SafetensorsFolder(folder)
     try:
         prefix = vit_prefix(list(source.tensors))
     except ConversionError as error:
         raise ConversionError(f"{folder}: {error}") from error
-    dropped = sorted(dropped_vit_tensors(list(source.tensors), config, prefix))
+    dropped = sorted(dropped_vit_tensors(list(source.tensors), model_config, prefix))
     for name in dropped:
         del source.tensors[name]
-    chosen = list(vit_rules(config, prefix))
-    shapes = rule_shapes(chosen, config)
+    chosen = list(vit_rules(model_config, prefix))
+    shapes = rule_shapes(chosen, model_config)
     patches = f"{prefix}embeddings.patch_embedding.weight"
     if len(source.tensors[patches].shape) == 4:  # a convolution, [out, channel, row, column]
-        size = config.vision.patch_size
-        shapes[patches] = (config.vision.hidden_size, 3, size, size)
+        size = model_config.vision.patch_size
+        shapes[patches] = (model_config.vision.hidden_size, 3, size, size)
     source.check(shapes)
     return source, chosen, dropped
 
@@ -112,14 +112,14 @@ def write_rule(rule: Rule, source: SafetensorsFolder, writer: MegatronWriter, dt
     for name, tensor in tensors.items():
         if tensor.dim() == 4:
             tensors[name] = tensor.permute(0, 2, 3, 1).flatten(1)
-    for name, tensor in to_canonical(rule, tensors, writer.config).items():
+    for name, tensor in to_canonical(rule, tensors, writer.model_config).items():
         writer.write(name, tensor.to(dtype))
 
 
-def write_fresh(writer: MegatronWriter, config: Molmo2Config, seed: int, dtype: torch.dtype) -> None:
+def write_fresh(writer: MegatronWriter, model_config: Molmo2Config, seed: int, dtype: torch.dtype) -> None:
     """The parts that no base model has, drawn as the trainer draws them for a model from scratch."""
     from molmo2_nemo.model.init import fresh, init_std  # imports Megatron
 
-    for name, shape in canonical_shapes(config).items():
+    for name, shape in canonical_shapes(model_config).items():
         if name.startswith(NEW_PARTS):
-            writer.write(name, fresh(name, shape, seed, init_std(config, name, shape)).to(dtype))
+            writer.write(name, fresh(name, shape, seed, init_std(model_config, name, shape)).to(dtype))

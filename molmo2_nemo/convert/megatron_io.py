@@ -193,13 +193,13 @@ class MegatronCheckpoint:
         """Stored type of a canonical tensor."""
         return self.tensors[self.locate(name)[0]].properties.dtype
 
-    def check(self, config: Molmo2Config) -> None:
+    def check(self, model_config: Molmo2Config) -> None:
         """Compare stored tensors with those of a model.
 
         Raises:
             ConversionError: names tensors that are missing, left over, or of another shape.
         """
-        wanted = canonical_shapes(config)
+        wanted = canonical_shapes(model_config)
         missing, used = [], set()
         for name, shape in wanted.items():
             try:
@@ -213,15 +213,15 @@ class MegatronCheckpoint:
             if stored[1:] != shape[1:] or (stored[0] < shape[0] if padded else stored[0] != shape[0]):
                 raise ConversionError(
                     f"{key} in {self.folder} has shape {list(stored)} per tensor, expected {list(shape)} for model "
-                    f"{config.name!r}"
+                    f"{model_config.name!r}"
                 )
         if missing:
-            raise ConversionError(f"{self.folder} lacks {listing(missing)} of model {config.name!r}")
+            raise ConversionError(f"{self.folder} lacks {listing(missing)} of model {model_config.name!r}")
         extra = [key for key in self.tensors if key not in used]
-        layers = config.text.num_layers
+        layers = model_config.text.num_layers
         extra += [key for key in used if key.startswith(f"{PREFIX}decoder.layers.") and self.depth(key) > layers]
         if extra:
-            raise ConversionError(f"{self.folder} has {listing(extra)} that model {config.name!r} does not have")
+            raise ConversionError(f"{self.folder} has {listing(extra)} that model {model_config.name!r} does not have")
 
     def depth(self, key: str) -> int:
         """Number of layers stacked in a stored tensor, 0 where it holds one layer's."""
@@ -278,10 +278,10 @@ class MegatronCheckpoint:
 class MegatronWriter:
     """Writes model tensors as a distributed checkpoint that any layout can load, each tensor as soon as it is there."""
 
-    def __init__(self, folder: Path, config: Molmo2Config) -> None:
+    def __init__(self, folder: Path, model_config: Molmo2Config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.config = folder, config
-        self.shapes = canonical_shapes(config)
+        self.folder, self.model_config = folder, model_config
+        self.shapes = canonical_shapes(model_config)
         self.missing = set(self.shapes)
         self.entries: dict[str, Any] = {}
         self.storage: dict[MetadataIndex, _StorageInfo] = {}
@@ -297,7 +297,7 @@ class MegatronWriter:
         key, offsets, size = PREFIX + name, [0] * tensor.dim(), tuple(tensor.shape)
         if match:
             key = f"{PREFIX}decoder.layers.{match[2]}"
-            offsets, size = [int(match[1]), *offsets], (self.config.text.num_layers, *size)
+            offsets, size = [int(match[1]), *offsets], (self.model_config.text.num_layers, *size)
             tensor = tensor[None]
         entry = self.entries.setdefault(
             key, TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(size), [])
@@ -320,7 +320,7 @@ class MegatronWriter:
     def finish(self) -> None:
         """Write what makes the folder a checkpoint; call it last."""
         assert not self.missing, f"never written: {sorted(self.missing)[:3]}"
-        layers = self.config.text.num_layers
+        layers = self.model_config.text.num_layers
         states = [
             f"decoder.layers.{name}._extra_state/shard_{i}_{layers}"
             for name in EXTRA_STATE_LAYERS

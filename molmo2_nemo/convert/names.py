@@ -56,9 +56,9 @@ class Rule:
     head: str | None = None
 
 
-def canonical_shapes(config: Molmo2Config) -> dict[str, tuple[int, ...]]:
+def canonical_shapes(model_config: Molmo2Config) -> dict[str, tuple[int, ...]]:
     """Every canonical parameter of the whole model and its shape, in the order of the forward pass."""
-    vision, connector, text = config.vision, config.connector, config.text
+    vision, connector, text = model_config.vision, model_config.connector, model_config.text
     d, width = text.hidden_size, vision.hidden_size
     shapes: dict[str, tuple[int, ...]] = {}
     linear(shapes, "vision.patch_embedding", width, vision.patch_dim)
@@ -78,11 +78,11 @@ def canonical_shapes(config: Molmo2Config) -> dict[str, tuple[int, ...]]:
         shapes[f"connector.projector.{name}.weight"] = (connector.ffn_size, connector.hidden_size)
     shapes["connector.projector.down_proj.weight"] = (d, connector.ffn_size)
     shapes["embedding.base.weight"] = (text.vocab_size, d)
-    shapes["embedding.extra.weight"] = (config.extra_vocab_size, d)
+    shapes["embedding.extra.weight"] = (model_config.extra_vocab_size, d)
     for i in range(text.num_layers):
         shapes |= layer_shapes(text, i)
-        if config.lora is not None:
-            shapes |= adapter_shapes(config.lora, layer_shapes(text, i))
+        if model_config.lora is not None:
+            shapes |= adapter_shapes(model_config.lora, layer_shapes(text, i))
     shapes["decoder.final_layernorm.weight"] = (d,)
     if not text.tie_embeddings:
         shapes["output_layer.weight"] = (text.vocab_size, d)
@@ -130,20 +130,20 @@ def norm_names(text: TextConfig) -> tuple[str, str]:
     return "input_layernorm.weight", "pre_mlp_layernorm.weight"
 
 
-def rules(config: Molmo2Config, target: Format) -> Iterator[Rule]:
+def rules(model_config: Molmo2Config, target: Format) -> Iterator[Rule]:
     """All rules between the canonical names and those of one external format."""
     if target not in FORMATS:
         raise ConversionError(f"unknown format {target!r}; known formats: {', '.join(FORMATS)}")
     native = target == "native"
-    yield from vision_rules(config, native)
-    yield from embedding_rules(config, native)
-    for i in range(config.text.num_layers):
-        yield from layer_rules(config.text, i, LAYER_NAMES[target])
+    yield from vision_rules(model_config, native)
+    yield from embedding_rules(model_config, native)
+    for i in range(model_config.text.num_layers):
+        yield from layer_rules(model_config.text, i, LAYER_NAMES[target])
     final = "model.language_model.norm.weight" if native else "model.transformer.ln_f.weight"
     yield Rule("copy", ("decoder.final_layernorm.weight",), (final,))
 
 
-def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
+def vision_rules(model_config: Molmo2Config, native: bool) -> Iterator[Rule]:
     """Vision encoder and connector: pure renaming."""
     tower = "model.vision_tower" if native else "model.vision_backbone.image_vit"
     parts = ("weight", "bias")
@@ -160,7 +160,7 @@ def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
         names["mlp.fc2"] = "feed_forward.w2"
         attention, blocks = "attention", f"{tower}.transformer.resblocks"
     names |= {f"attention.{ours}": f"{attention}.{theirs}" for ours, theirs in projections.items()}
-    for i in range(config.vision.num_built_layers):
+    for i in range(model_config.vision.num_built_layers):
         for ours, theirs in names.items():
             for part in parts:
                 yield Rule("copy", (f"vision.blocks.{i}.{ours}.{part}",), (f"{blocks}.{i}.{theirs}.{part}",))
@@ -175,16 +175,16 @@ def vision_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
         yield Rule("copy", (f"connector.projector.{ours}.weight",), (external,))
 
 
-def embedding_rules(config: Molmo2Config, native: bool) -> Iterator[Rule]:
+def embedding_rules(model_config: Molmo2Config, native: bool) -> Iterator[Rule]:
     """Embedding tables and the head."""
-    tied = HEAD if config.text.tie_embeddings else None
+    tied = HEAD if model_config.text.tie_embeddings else None
     base, extra = "embedding.base.weight", "embedding.extra.weight"
     if native:
         yield Rule("embedding_rows", (base, extra), ("model.language_model.embed_tokens.weight",), head=tied)
     else:
         yield Rule("embedding", (base,), ("model.transformer.wte.embedding",), head=tied)
         yield Rule("copy", (extra,), ("model.transformer.wte.new_embedding",))
-    if not config.text.tie_embeddings:
+    if not model_config.text.tie_embeddings:
         yield Rule("copy", ("output_layer.weight",), (HEAD,))
 
 
@@ -207,16 +207,16 @@ def layer_rules(text: TextConfig, i: int, names: LayerNames) -> Iterator[Rule]:
     yield rule("copy", "mlp.linear_fc2.weight", names.down)
 
 
-def external_shapes(config: Molmo2Config, target: Format) -> dict[str, tuple[int, ...]]:
+def external_shapes(model_config: Molmo2Config, target: Format) -> dict[str, tuple[int, ...]]:
     """Every tensor of an external format and its shape, the tied copy of the head included."""
-    return rule_shapes(rules(config, target), config)
+    return rule_shapes(rules(model_config, target), model_config)
 
 
-def rule_shapes(chosen: Iterable[Rule], config: Molmo2Config) -> dict[str, tuple[int, ...]]:
+def rule_shapes(chosen: Iterable[Rule], model_config: Molmo2Config) -> dict[str, tuple[int, ...]]:
     """Every external tensor of the chosen rules and its shape, the tied copy of the head included."""
     shapes: dict[str, tuple[int, ...]] = {}
-    ours = canonical_shapes(config)
-    text = config.text
+    ours = canonical_shapes(model_config)
+    text = model_config.text
     for rule in chosen:
         first = ours[rule.canonical[0]]
         if rule.kind == "qkv_split":
@@ -234,13 +234,13 @@ def rule_shapes(chosen: Iterable[Rule], config: Molmo2Config) -> dict[str, tuple
     return shapes
 
 
-def to_external(rule: Rule, tensors: list[Tensor], config: Molmo2Config) -> dict[str, Tensor]:
+def to_external(rule: Rule, tensors: list[Tensor], model_config: Molmo2Config) -> dict[str, Tensor]:
     """External tensors of one rule from its canonical ones (in the order of `rule.canonical`)."""
     first = tensors[0]
     if rule.kind == "qkv_split":
-        parts: tuple[Tensor, ...] = split_qkv(first, config.text)
+        parts: tuple[Tensor, ...] = split_qkv(first, model_config.text)
     elif rule.kind == "qkv_rows":
-        parts = (torch.cat(split_qkv(first, config.text)),)
+        parts = (torch.cat(split_qkv(first, model_config.text)),)
     elif rule.kind == "gate_up_split":
         parts = first.chunk(2)
     elif rule.kind == "up_gate_rows":
@@ -255,7 +255,7 @@ def to_external(rule: Rule, tensors: list[Tensor], config: Molmo2Config) -> dict
     return external
 
 
-def to_canonical(rule: Rule, tensors: dict[str, Tensor], config: Molmo2Config) -> dict[str, Tensor]:
+def to_canonical(rule: Rule, tensors: dict[str, Tensor], model_config: Molmo2Config) -> dict[str, Tensor]:
     """Canonical tensors of one rule from its external ones. A tied head may be absent.
 
     Raises:
@@ -264,23 +264,23 @@ def to_canonical(rule: Rule, tensors: dict[str, Tensor], config: Molmo2Config) -
     parts = [tensors[name] for name in rule.external]
     first = parts[0]
     if rule.kind == "qkv_split":
-        ours = [join_qkv(first, parts[1], parts[2], config.text)]
+        ours = [join_qkv(first, parts[1], parts[2], model_config.text)]
     elif rule.kind == "qkv_rows":
-        groups, heads, head = config.text.num_kv_heads, config.text.num_heads, config.text.head_dim
+        groups, heads, head = model_config.text.num_kv_heads, model_config.text.num_heads, model_config.text.head_dim
         q, k, v = first.split([heads * head, groups * head, groups * head])
-        ours = [join_qkv(q, k, v, config.text)]
+        ours = [join_qkv(q, k, v, model_config.text)]
     elif rule.kind == "gate_up_split":
         ours = [torch.cat(parts)]
     elif rule.kind == "up_gate_rows":
         ours = [torch.cat(first.chunk(2)[::-1])]
     elif rule.kind == "embedding_rows":
-        ours = list(first.split([config.text.vocab_size, config.extra_vocab_size]))
+        ours = list(first.split([model_config.text.vocab_size, model_config.extra_vocab_size]))
     else:
         ours = parts
     if rule.head and rule.head in tensors and not torch.equal(tensors[rule.head], ours[0]):
         raise ConversionError(
-            f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {config.name!r} ties its "
-            "head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
+            f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {model_config.name!r} ties "
+            "its head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
         )
     return dict(zip(rule.canonical, ours, strict=True))
 

@@ -39,7 +39,8 @@ class Scoring:
         for scorer in self.scorers:
             if len(given) < scorer.min_references:
                 raise UserError(
-                    f"{key} has {len(given)} reference answers, but {scorer.name} needs {scorer.min_references} or more"
+                    f"{key} has {len(given)} reference answer{'s' if len(given) > 1 else ''}, but {scorer.name} needs "
+                    f"{scorer.min_references} or more"
                 )
         return given
 

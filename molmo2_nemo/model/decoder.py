@@ -41,13 +41,15 @@ from molmo2_nemo.model.rotary import table_of_layer
 from molmo2_nemo.model.sharded import sharded_tensors
 
 
-def transformer_config(model: Molmo2Config, memory: MemoryConfig | None = None, **overrides: Any) -> TransformerConfig:
+def transformer_config(
+    model_config: Molmo2Config, memory: MemoryConfig | None = None, **overrides: Any
+) -> TransformerConfig:
     """Megatron's settings for the decoder; `overrides` carries dtype and parallel sizes.
 
     Raises:
         ValueError: options of `memory` that do not go together.
     """
-    text = model.text
+    text = model_config.text
     settings: dict[str, Any] = dict(
         num_layers=text.num_layers,
         hidden_size=text.hidden_size,
@@ -81,18 +83,18 @@ def transformer_config(model: Molmo2Config, memory: MemoryConfig | None = None, 
 
 
 def decoder_spec(
-    model: Molmo2Config, num_layers: int, training: TrainingOptions, memory: MemoryConfig
+    model_config: Molmo2Config, num_layers: int, training: TrainingOptions, memory: MemoryConfig
 ) -> TransformerBlockSubmodules:
     """Specs of `num_layers` layers (those of this pipeline stage) and the final norm."""
-    layer = layer_spec(model, training, memory)
+    layer = layer_spec(model_config, training, memory)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
 
 
-def layer_spec(model: Molmo2Config, training: TrainingOptions, memory: MemoryConfig) -> ModuleSpec:
+def layer_spec(model_config: Molmo2Config, training: TrainingOptions, memory: MemoryConfig) -> ModuleSpec:
     """One decoder layer of the model's family."""
-    text = model.text
+    text = model_config.text
     family = family_of(text)
-    linear = functools.partial(_linear, model.lora, family.post_norm)
+    linear = functools.partial(_linear, model_config.lora, family.post_norm)
     norms = {
         "none": (None, None),
         "head": (RMSNorm, RMSNorm),
@@ -113,7 +115,7 @@ def layer_spec(model: Molmo2Config, training: TrainingOptions, memory: MemoryCon
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=linear("linear_qkv"),
                     core_attention=functools.partial(
-                        TreeAttention, rotary_by_layer=table_of_layer(text), kernel=model.attention
+                        TreeAttention, rotary_by_layer=table_of_layer(text), kernel=model_config.attention
                     ),
                     linear_proj=linear("linear_proj"),
                     q_layernorm=q_norm,

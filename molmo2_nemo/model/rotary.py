@@ -35,8 +35,8 @@ def yarn_inverse_frequencies(text: TextConfig, yarn: YarnConfig) -> Tensor:
 
     low = max(math.floor(dimension(yarn.beta_fast)), 0)
     high = min(math.ceil(dimension(yarn.beta_slow)), text.head_dim - 1)
-    slots = torch.arange(text.head_dim // 2, dtype=torch.float32)
-    ramp = ((slots - low) / max(high - low, 1e-3)).clamp(0, 1)
+    index = torch.arange(text.head_dim // 2, dtype=torch.float32)
+    ramp = ((index - low) / max(high - low, 1e-3)).clamp(0, 1)
     plain = inverse_frequencies(text)
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 

@@ -90,6 +90,7 @@ class SkippedSteps(pl.Callback):
 
 class StopOnSignal(pl.Callback):
     """Ends training after the step in which any rank was sent SIGTERM or SIGUSR1; the last step is saved as at any end.
+    signals.py has the whole story.
 
     `stopped` then names the signal, on every rank. Whoever keeps training waiting between two steps asks `leaves` now
     and then (validation.py).

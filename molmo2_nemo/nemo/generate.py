@@ -1,7 +1,7 @@
 """Ask a trained model: greedy answers from a Megatron checkpoint, on one process.
 
-Every new token runs the whole sequence again, without a cache: right for trying out small models; a served Molmo2 is
-exported to Hugging Face format first.
+Every new token runs the whole sequence anew, without a cache: right for trying out small models. To serve a Molmo2,
+export it to Hugging Face format.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def answer(
     style: str = "user_qa",
     max_new_tokens: int = 128,
 ) -> str:
-    """The model's greedy answer to a question about pictures or a video.
+    """The model's greedy answer to a question about images or a video.
 
     Args:
         checkpoint: a Megatron checkpoint, written under any layout; tokenizer and image settings are those of its run.
@@ -73,7 +73,7 @@ def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: in
     """Answers to the first turn of a data set's records, formatted as in training but without chance in the wording.
 
     Raises:
-        DataError: no shards there. A record that cannot be used is passed over and said.
+        DataError: no shards there. A record that cannot be used is left out and reported.
     """
     from molmo2_nemo.data.config import SourceConfig
     from molmo2_nemo.data.loader import ExampleReader, Skipped
@@ -86,7 +86,7 @@ def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: in
     for number in range(min(count, len(reader.datasets["records"]))):
         example = reader[number]
         if isinstance(example, Skipped):
-            print(f"{example.key}: passed over, {example.cause}: {example.detail}")
+            print(f"{example.key}: left out, {example.cause}: {example.detail}")
             continue
         prompt, reference = first_turn(example)
         words = [i for i, visual in zip(prompt.input_ids.tolist(), prompt.visual.tolist(), strict=True) if not visual]
@@ -118,22 +118,22 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
 
     tensors = MegatronCheckpoint(checkpoint)
     run = run_settings(checkpoint)
-    molmo2 = model_of(checkpoint, tensors, run)
-    tensors.check(molmo2)
-    tokenizer = find_tokenizer(checkpoint, molmo2, run, None)
+    model_config = model_of(checkpoint, tensors, run)
+    tensors.check(model_config)
+    tokenizer = find_tokenizer(checkpoint, model_config, run, None)
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
-    return build_model(molmo2, tensors), ExampleBuilder(run_data(run), tokenizer, training=False), tokenizer
+    return build_model(model_config, tensors), ExampleBuilder(data_settings(run), tokenizer, training=False), tokenizer
 
 
-def run_data(run: dict[str, Any]) -> DataConfig:
+def data_settings(run: dict[str, Any]) -> DataConfig:
     """The data settings of a run's config.yaml; the published ones where there is none."""
     from molmo2_nemo.settings.schema import structure
 
     return structure(DataConfig, run.get("data") or {})
 
 
-def build_model(molmo2: Any, tensors: Any) -> Any:
+def build_model(model_config: Any, tensors: Any) -> Any:
     """A Molmo2Model on this process alone, filled from a checkpoint."""
     start_single_process()
     import torch
@@ -143,8 +143,8 @@ def build_model(molmo2: Any, tensors: Any) -> Any:
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
     dtype = torch.float32 if cpu.is_cpu_only() else torch.bfloat16
-    config = transformer_config(molmo2, params_dtype=dtype, use_cpu_initialization=cpu.is_cpu_only())
-    model = Molmo2Model(molmo2, config, seed=None)
+    config = transformer_config(model_config, params_dtype=dtype, use_cpu_initialization=cpu.is_cpu_only())
+    model = Molmo2Model(model_config, config, seed=None)
     load_canonical(model, tensors.read)
     return model.eval() if cpu.is_cpu_only() else model.cuda().eval()
 

@@ -241,6 +241,7 @@ def test_report_is_one_page_with_curves(whole_run, tmp_path, capsys):
         ET.fromstring(svg)
     assert "&lt;b&gt;x&lt;/b&gt;" in page and "<b>x</b>" not in page and "text &lt;1&gt;" in page
     assert "loss is not finite (a:1)" in page and "3 records skipped" in page
+    assert "validation, held" in page and "validation, other" not in page  # which has no loss to show
 
 
 @pytest.mark.parametrize("verb", ["status", "report"])

@@ -28,7 +28,7 @@ def test_a_change_of_layout_keeps_every_bit(
 ) -> None:
     source = import_checkpoint(FIXTURES / fixture, tmp_path / "megatron", dtype=dtype)
     workers.run(relayout, source, tmp_path / "moved", dtype, tensor, pipeline, ranks=tensor * pipeline)
-    export_checkpoint(tmp_path / "moved", tmp_path / "hf", config=read_model_file(source))
+    export_checkpoint(tmp_path / "moved", tmp_path / "hf", model_config=read_model_file(source))
     expected = {name: value.to(dtype) for name, value in load(FIXTURES / fixture).items()}
     assert_same(load(tmp_path / "hf"), expected)
 
@@ -40,6 +40,6 @@ def test_a_model_of_another_type_loads_it(
     """What `convert init` stores in fp32 may be trained in bf16, and the other way round."""
     source = import_checkpoint(FIXTURES / "olmo3", tmp_path / "megatron", dtype=stored)
     workers.run(relayout, source, tmp_path / "moved", trained, 2, 1, ranks=2)
-    export_checkpoint(tmp_path / "moved", tmp_path / "hf", config=read_model_file(source))
+    export_checkpoint(tmp_path / "moved", tmp_path / "hf", model_config=read_model_file(source))
     expected = {name: value.to(stored).to(trained) for name, value in load(FIXTURES / "olmo3").items()}
     assert_same(load(tmp_path / "hf"), expected)

@@ -59,7 +59,7 @@ def test_only_what_trains_has_changed(workers: Any, packs: Any, tmp_path: Path, 
             assert same == (key == BASE), key  # the base rows (and so a tied head) are frozen, all else learns
         assert after.dtype(key) == torch.float32
     for target in FORMATS:
-        hf = export_checkpoint(done, tmp_path / target, format=target, config=config, tokenizer="tiny")
+        hf = export_checkpoint(done, tmp_path / target, format=target, model_config=config, tokenizer="tiny")
         again = MegatronCheckpoint(import_checkpoint(hf, tmp_path / f"again-{target}"))
         for key, shape in shapes.items():
             assert torch.equal(again.read(key), after.read(key, shape[0])), key

@@ -97,6 +97,12 @@ def test_what_cannot_be_scored_is_said_before_the_model_loads(names, answers, ex
     assert expected in said.err and not said.out
 
 
+def test_records_have_one_reference_each(checkpoint, tmp_path, capsys):
+    assert main(["generate", str(checkpoint), "--data", str(tmp_path), "--score", "anls,vqa_accuracy"]) == 2
+    expected = "a record of --data has 1 reference answer, but vqa_accuracy needs 4 or more"
+    assert expected in capsys.readouterr().err
+
+
 def test_the_help_names_every_scorer(capsys):
     with pytest.raises(SystemExit):
         main(["generate", "--help"])
