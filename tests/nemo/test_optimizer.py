@@ -11,7 +11,7 @@ import torch
 
 from molmo2_nemo.nemo.lr_schedule import lr_factor
 from molmo2_nemo.nemo.optimizer import LR_MULT, group_of, name_saved_groups
-from molmo2_nemo.rundir import manifest
+from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 
@@ -114,7 +114,9 @@ def make_older(checkpoint: Path) -> None:
             del group["name"]
         groups.reverse()
     torch.save(state, common)
-    manifest.write(checkpoint, manifest.describe(checkpoint, manifest.share(checkpoint, 0, 1)))
+    checkpoint_manifest.write(
+        checkpoint, checkpoint_manifest.describe(checkpoint, checkpoint_manifest.share(checkpoint, 0, 1))
+    )
 
 
 def test_a_checkpoint_without_group_names_resumes(workers, tmp_path):
