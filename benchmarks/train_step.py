@@ -60,7 +60,7 @@ def settings(model: str, stage: str, world: int, overrides: Sequence[str], micro
     if world % replica:
         raise UserError(f"{world} processes: expected a multiple of tensor * context * pipeline = {replica}")
     if parallel.dynamic_context:
-        raise UserError("parallel.dynamic_context: this benchmark deals its packs itself; leave it off")
+        raise UserError("parallel.dynamic_context: this benchmark assigns its packs itself; leave it off")
     parallel.data = world // replica
     cfg.stage.global_batch_size = cfg.stage.micro_batch_size * parallel.data * micro_batches
     cfg.log.tensorboard, cfg.log.wandb = False, None

@@ -125,7 +125,7 @@ class Downloader:
         raise DownloadError(url, FAILED, f"{self.retries} tries, the last: {problem}")
 
     def _once(self, url: str, file: Any) -> str:
-        """One try, going on where an earlier one stopped; "" when the file is complete, else what went wrong."""
+        """One try, which resumes where an earlier one stopped; "" when the file is complete, else what went wrong."""
         have = file.seek(0, os.SEEK_END)
         headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
         if have:

@@ -1,7 +1,7 @@
 """Data sets on the Hugging Face Hub: which files a split has, and fetching them. No code of a data set ever runs.
 
 `datasets` resolves configurations and splits (of a repository, or of a local folder laid out like one) to files;
-`huggingface_hub` fetches each into its cache, where an interrupted transfer goes on.
+`huggingface_hub` fetches each into its cache, where an interrupted transfer resumes.
 """
 
 from __future__ import annotations

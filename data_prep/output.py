@@ -108,8 +108,8 @@ class Output:
         self._follow(key)
         if self.items == self._resumed[0] and self._chain.hexdigest() != self._resumed[1]:
             raise UserError(
-                f"{self.work} was begun with other rows than there are now (the source's files changed); go on with "
-                "the old ones, or begin again with --overwrite"
+                f"{self.work} was begun with other rows than there are now (the source's files changed); resume "
+                "with the old ones, or begin again with --overwrite"
             )
 
     def add(self, key: str, item: Built | Skip) -> None:
@@ -250,7 +250,7 @@ class Output:
         self._skips.truncate(skips)
         self._skips.seek(skips)
 
-    # --- going on ---------------------------------------------------------------------------------------------------
+    # --- resuming ----------------------------------------------------------------------------------------------------
 
     def _follow(self, key: str) -> None:
         self.items += 1

@@ -274,7 +274,7 @@ def _work(batch: list[Item]) -> list[Built | Skip]:
 
 
 def _check(item: Item, built: Built | Skip, output: Output, options: Options) -> None:
-    """Stop where going on is pointless.
+    """Stop where more items would fare no better.
 
     Raises:
         UserError: with `strict`, at the first item that is skipped for a fault of its own.

@@ -1,4 +1,4 @@
-"""Lets NeMo and Megatron-core run on a machine without CUDA, over gloo.
+"""CPU shims: they let NeMo and Megatron-core run on a machine without CUDA, over gloo.
 
 Both libraries ask for `torch.cuda` in places where any device would do: the current device, a side stream, a random
 generator, a buffer with `device="cuda"`. `enable()` answers those questions with the CPU. With CUDA present it does
@@ -33,7 +33,7 @@ _MODE: _CpuForCuda | None = None
 
 
 def is_cpu_only() -> bool:
-    """True where torch sees no CUDA device and the stand-ins are needed."""
+    """True where torch sees no CUDA device and the CPU shims are needed."""
     return not torch.cuda.is_available()
 
 
@@ -44,7 +44,7 @@ def enable(threads: int | None = None) -> bool:
         threads: torch threads of this process; None leaves torch's own choice.
 
     Returns:
-        True if the stand-ins are active, False (and nothing changed) where CUDA is available.
+        True if the CPU shims are active, False (and nothing changed) where CUDA is available.
     """
     global _MODE
     if not is_cpu_only():

@@ -13,7 +13,7 @@ from typing import Any
 
 USER_ERROR = 2  # exit code when the user's input is the cause
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
-PREEMPTED = 75  # exit code after a signal took the machine away and a checkpoint was saved: start again to go on
+PREEMPTED = 75  # exit code after a signal took the machine away and a checkpoint was saved: start again to resume
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""The CPU stand-ins: what they change without CUDA, and that they change nothing with it."""
+"""The CPU shims: what they change without CUDA, and that they change nothing with it."""
 
 from __future__ import annotations
 

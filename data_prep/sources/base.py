@@ -75,7 +75,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     picture,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
-from molmo2_nemo.data.record import check_annotation
+from molmo2_nemo.data.annotations import read_annotation
 from molmo2_nemo.errors import DataError
 
 if TYPE_CHECKING:
@@ -342,7 +342,7 @@ def sample_problem(sample: Sample) -> str:
             if not isinstance(annotation.get("style"), str):
                 return f"annotation {i} has no style"
             try:
-                check_annotation(annotation, len(sample.images), sample.video is not None)
-            except ValueError as error:
+                read_annotation(annotation, len(sample.images), sample.video is not None)
+            except DataError as error:
                 return f"annotation {i} ({annotation['style']}): {error}"
     return ""

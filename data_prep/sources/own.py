@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.sources.base import Context, File, Manual, Media, Row, Sample, Skip, Source, Table, Url
+from molmo2_nemo.data.json_values import is_number
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, load_json
 from molmo2_nemo.errors import DataError
 
@@ -144,7 +145,7 @@ def _medium(path: Any, allowed: frozenset[str]) -> Media:
 def _clip(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != 2 or not all(_is_number(v) for v in value):
+    if not isinstance(value, list) or len(value) != 2 or not all(is_number(v) for v in value):
         raise DataError(f"clip must be [start, end] in seconds, not {value!r}")
     return float(value[0]), float(value[1])
 
@@ -154,7 +155,7 @@ def _subtitles(value: Any) -> list[tuple[float, float, str]] | str:
         return value
     lines = value if isinstance(value, list) else [value]
     for i, line in enumerate(lines):
-        ok = isinstance(line, dict) and _is_number(line.get("start")) and _is_number(line.get("end"))
+        ok = isinstance(line, dict) and is_number(line.get("start")) and is_number(line.get("end"))
         if not ok or not isinstance(line.get("text"), str):
             raise DataError(f"subtitle {i} must be {{start, end, text}} in seconds of the video, not {line!r}")
     return [(float(line["start"]), float(line["end"]), line["text"]) for line in lines]
@@ -162,10 +163,6 @@ def _subtitles(value: Any) -> list[tuple[float, float, str]] | str:
 
 def _number(entry: dict[str, Any], name: str) -> float | None:
     value = entry.get(name)
-    if value is not None and not _is_number(value):
+    if value is not None and not is_number(value):
         raise DataError(f"{name} must be a number, not {value!r}")
     return None if value is None else float(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,6 +1,7 @@
 """The shapes annotations have, each written once: question and answer, choice, caption, conversation, points, tracks.
 
-They return what molmo2_nemo/data/prompts.py reads. `style` picks the wording and the loss weight's conditioning there.
+They return the form annotations have on disk, which molmo2_nemo/data/annotations.py reads. `style` picks the wording
+there.
 """
 
 from __future__ import annotations

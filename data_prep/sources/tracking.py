@@ -139,7 +139,7 @@ def _native_rates(ctx: Context, table: Table | None) -> dict[str, float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class VideoFolders:
     """Where a set keeps encoded videos and, maybe, frames. `{video}` is the row's name.
 
     The first folder of `videos` may be left away.
@@ -167,18 +167,18 @@ class Place:
         return " or ".join(found)
 
 
-def _several(name: str, hub: str, title: str, fetch: str, place: Place, tasks: Iterable[str]) -> list[Source]:
+def _several(name: str, hub: str, title: str, fetch: str, folders: VideoFolders, tasks: Iterable[str]) -> list[Source]:
     """The sources of one data set with several objects, one per task."""
-    native = Table("video_original_fps.json", repo=hub, key="video") if place.native else None
+    native = Table("video_original_fps.json", repo=hub, key="video") if folders.native else None
     return [
         Source(
             name=f"{name}_{task}",
             mixes=MIXES,
             kind=f"video, {KINDS[task]}",
-            origin=Hub(hub, configs=(task,), media=f"{title} ({fetch}): {place.words()}"),
+            origin=Hub(hub, configs=(task,), media=f"{title} ({fetch}): {folders.words()}"),
             licence=LICENCE,
             fields=FIELDS,
-            records=_records(task, place.media, native),
+            records=_records(task, folders.media, native),
             notes=NOTES,
         )
         for task in tasks
@@ -197,7 +197,7 @@ SEVERAL = [
         "allenai/molmo2-mevis",
         "MeViS",
         "hub FudanCVL/MeViS",
-        Place("MeViS/train/videos/{video}", "MeViS/MeViS_release/train/JPEGImages/{video}"),
+        VideoFolders("MeViS/train/videos/{video}", "MeViS/MeViS_release/train/JPEGImages/{video}"),
         ALL,
     ),
     *_several(
@@ -205,7 +205,7 @@ SEVERAL = [
         "allenai/molmo2-ref-yt-vos",
         "Refer-YouTube-VOS",
         "train.zip of the CodaLab competition 29139",
-        Place("Ref-YT-VOS/train/videos/{video}", "Ref-YT-VOS/train/JPEGImages/{video}"),
+        VideoFolders("Ref-YT-VOS/train/videos/{video}", "Ref-YT-VOS/train/JPEGImages/{video}"),
         ("track",),
     ),
     *_several(
@@ -213,7 +213,7 @@ SEVERAL = [
         "allenai/molmo2-lv-vis",
         "LV-VIS",
         "train.zip from https://github.com/haochenheheda/LVVIS",
-        Place("LV-VIS/train/videos/{video}", "LV-VIS/train/JPEGImages/{video}"),
+        VideoFolders("LV-VIS/train/videos/{video}", "LV-VIS/train/JPEGImages/{video}"),
         ALL,
     ),
     *_several(
@@ -221,7 +221,7 @@ SEVERAL = [
         "allenai/molmo2-vicas",
         "ViCaS",
         "hub kumuji/ViCaS, its videos split into frames with ffmpeg",
-        Place("ViCaS/train/videos/{video}", "ViCaS/JPEGImages/{video}", native=True),
+        VideoFolders("ViCaS/train/videos/{video}", "ViCaS/JPEGImages/{video}", native=True),
         ALL,
     ),
     *_several(
@@ -229,7 +229,7 @@ SEVERAL = [
         "allenai/molmo2-revos",
         "ReVOS",
         "JPEGImages.zip, access through https://github.com/cilinyan/ReVOS-api",
-        Place("ReVOS/train/videos/{video}", "ReVOS/JPEGImages/{video}"),
+        VideoFolders("ReVOS/train/videos/{video}", "ReVOS/JPEGImages/{video}"),
         ALL,
     ),
     *_several(
@@ -237,7 +237,7 @@ SEVERAL = [
         "allenai/molmo2-burst",
         "BURST on TAO-Amodal frames",
         "hub chengyenhsieh/TAO-Amodal, after signing",
-        Place("TAO-Amodal/train/videos/{video}", "TAO-Amodal/frames/train/{video}", native=True),
+        VideoFolders("TAO-Amodal/train/videos/{video}", "TAO-Amodal/frames/train/{video}", native=True),
         ALL,
     ),
     *_several(
@@ -245,7 +245,7 @@ SEVERAL = [
         "allenai/molmo2-ref-davis17",
         "Ref-DAVIS17",
         "DAVIS-2017-trainval-480p.zip from https://davischallenge.org",
-        Place("Ref-DAVIS17/train/videos/{video}", "Ref-DAVIS17/DAVIS/JPEGImages/480p/{video}"),
+        VideoFolders("Ref-DAVIS17/train/videos/{video}", "Ref-DAVIS17/DAVIS/JPEGImages/480p/{video}"),
         ("track",),
     ),
     *_several(
@@ -253,7 +253,7 @@ SEVERAL = [
         "allenai/molmo2-yt-vis",
         "YouTube-VIS",
         "train.zip from https://youtube-vos.org/dataset/vis",
-        Place("YT-VIS/train/videos/{video}", "YT-VIS/train/JPEGImages/{video}"),
+        VideoFolders("YT-VIS/train/videos/{video}", "YT-VIS/train/JPEGImages/{video}"),
         ("track",),
     ),
     *_several(
@@ -261,46 +261,46 @@ SEVERAL = [
         "allenai/molmo2-moca",
         "MoCA",
         "MoCA.zip from https://www.robots.ox.ac.uk/~vgg/data/MoCA",
-        Place("MoCA/videos/{video}", "MoCA/MoCA/JPEGImages/{video}"),
+        VideoFolders("MoCA/videos/{video}", "MoCA/MoCA/JPEGImages/{video}"),
         ("track", "ground"),
     ),
 ]
 
 # --- one object: config of allenai/molmo2-single-object-track -> where its videos are --------------------------------
 
-SINGLE: dict[str, tuple[str, str, Place]] = {
-    "webuav": ("WebUAV-3M", "Train", Place("WebUAV/videos/{video}", "WebUAV/Train/{video}/img")),
-    "got10k": ("GOT-10k", "full_data.zip", Place("GOT-10k/videos/{video}", "GOT-10k/train/{video}")),
+SINGLE: dict[str, tuple[str, str, VideoFolders]] = {
+    "webuav": ("WebUAV-3M", "Train", VideoFolders("WebUAV/videos/{video}", "WebUAV/Train/{video}/img")),
+    "got10k": ("GOT-10k", "full_data.zip", VideoFolders("GOT-10k/videos/{video}", "GOT-10k/train/{video}")),
     "vasttrack": (
         "VastTrack",
         "train parts",
-        Place("VastTrack/videos/{video}", "VastTrack/train/{class}/{video}/imgs"),
+        VideoFolders("VastTrack/videos/{video}", "VastTrack/train/{class}/{video}/imgs"),
     ),
-    "trackingnet": ("TrackingNet", "all chunks", Place("TrackingNet/videos/{video}")),
-    "lvosv1": ("LVOS v1", "train", Place("LVOSv1/train/videos/{video}", "LVOSv1/train/JPEGImages/{video}")),
-    "lvosv2": ("LVOS v2", "train", Place("LVOSv2/train/videos/{video}", "LVOSv2/train/JPEGImages/{video}")),
-    "lasot": ("LaSOT", "hub l-lt/LaSOT", Place("LaSOT/train/videos/{video}", "LaSOT/annotation/{video}/img")),
-    "uwcot": ("UW-COT220", "its zip holds the videos", Place("UW-COT220/UW-COT220/{video}")),
-    "webuot": ("WebUOT-1M", "Train; its zip holds the videos", Place("webuot/Train/{video}")),
-    "latot": ("LaTOT", "all", Place("LaTOT/videos/{video}", "LaTOT/LaTOT/{video}/img")),
-    "tnl2k": ("TNL2K", "train subsets", Place("TNL2K/videos/{video}", "TNL2K/{video}/imgs")),
-    "tnllt": ("TNLLT", "all", Place("TNLLT/videos/{video}", "TNLLT/frames/{video}/imgs")),
+    "trackingnet": ("TrackingNet", "all chunks", VideoFolders("TrackingNet/videos/{video}")),
+    "lvosv1": ("LVOS v1", "train", VideoFolders("LVOSv1/train/videos/{video}", "LVOSv1/train/JPEGImages/{video}")),
+    "lvosv2": ("LVOS v2", "train", VideoFolders("LVOSv2/train/videos/{video}", "LVOSv2/train/JPEGImages/{video}")),
+    "lasot": ("LaSOT", "hub l-lt/LaSOT", VideoFolders("LaSOT/train/videos/{video}", "LaSOT/annotation/{video}/img")),
+    "uwcot": ("UW-COT220", "its zip holds the videos", VideoFolders("UW-COT220/UW-COT220/{video}")),
+    "webuot": ("WebUOT-1M", "Train; its zip holds the videos", VideoFolders("webuot/Train/{video}")),
+    "latot": ("LaTOT", "all", VideoFolders("LaTOT/videos/{video}", "LaTOT/LaTOT/{video}/img")),
+    "tnl2k": ("TNL2K", "train subsets", VideoFolders("TNL2K/videos/{video}", "TNL2K/{video}/imgs")),
+    "tnllt": ("TNLLT", "all", VideoFolders("TNLLT/videos/{video}", "TNLLT/frames/{video}/imgs")),
 }
 SPELLED = {"tnllt": "tnnlt"}  # configurations whose name on the hub has a slip
 
 
-def _single(name: str, title: str, fetch: str, place: Place) -> Source:
+def _single(name: str, title: str, fetch: str, folders: VideoFolders) -> Source:
     config = SPELLED.get(name, name)
     return Source(
         name=f"{name}_single_point_track",
         mixes=MIXES,
         kind=f"video, {KINDS['single_point_track']}",
         origin=Hub(
-            "allenai/molmo2-single-object-track", configs=(config,), media=f"{title} ({fetch}): {place.words()}"
+            "allenai/molmo2-single-object-track", configs=(config,), media=f"{title} ({fetch}): {folders.words()}"
         ),
         licence=LICENCE,
         fields=FIELDS,
-        records=_records("single_point_track", place.media, None),
+        records=_records("single_point_track", folders.media, None),
         notes=f"Configuration {config!r} (sic). {NOTES}" if config != name else NOTES,
     )
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from molmo2_nemo import cpu
 from molmo2_nemo.attention.automatic import flash_problem
 from molmo2_nemo.attention.regions import MaskRegion, Segment
 
@@ -73,9 +74,10 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-# --- CPU: one call for each segment
+# --- CPU: one call for each segment. Segments are small: going through the CPU shims would cost as much as the work
 
 
+@cpu.suspended()
 def _forward_segments(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
     merge = _Merge(q)
     groups = k.shape[2]
@@ -95,6 +97,7 @@ def _forward_segments(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale
     return merge.out.to(q.dtype), merge.lse
 
 
+@cpu.suspended()
 def _backward_segments(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Turn data sets into shards for training: those of the published mixture by name, or your own JSONL file.
 
-Interrupted? Call it again: it goes on where it stopped. What cannot be used is counted, and listed in skipped.jsonl
+Interrupted? Call it again: it resumes where it stopped. What cannot be used is counted, and listed in skipped.jsonl
 beside the shards. A data set appears in --out when it is complete; until then it is DIR/NAME.partial."""
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ read does not depend on what it was given: resume, waits and elasticity are unto
 The alternative, planning packs over all ranks before decoding, needs exact sizes from the manifest; they depend on the
 tokenizer, the prompt wording drawn and the crop settings, so a manifest would have to be rebuilt for every change.
 
-The limit: only micro-batches of one step change places. With one micro-batch per rank there is nothing to exchange.
+The limit: only micro-batches of one step change places. With one micro-batch per rank there is nothing to swap.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import Batch
 
-TOLERANCE = 0.01  # of the mean; an exchange that gains less is not worth sending a pack
-UNIT = 1e6  # costs are whole megaFLOPs, so that every rank computes exactly the same exchange
+TOLERANCE = 0.01  # of the mean; a swap that gains less is not worth sending a pack
+UNIT = 1e6  # costs are whole megaFLOPs, so that every rank computes exactly the same swaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def balance(costs: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
     """
     ranks, count = costs.shape
     place = np.arange(ranks * count).reshape(ranks, count)
-    if ranks == 1 or count == 1:  # one each: an exchange would only rename the ranks
+    if ranks == 1 or count == 1:  # one each: a swap would only rename the ranks
         return place
     now = costs.astype(np.int64).copy()
     goal = now.sum() / ranks * (1 + tolerance)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
 from molmo2_nemo.data.image import TileGeometry, VisualInput, decode_image, encode_images, no_visual
@@ -165,7 +166,7 @@ class ExampleBuilder:
         return _Root(visual, VisualContext(image_sizes=tuple((p.shape[1], p.shape[0]) for p in pixels)))
 
     def _conversations(
-        self, annotations: Sequence[dict[str, Any]], context: VisualContext, rng: np.random.Generator
+        self, annotations: Sequence[Annotation | Alternatives], context: VisualContext, rng: np.random.Generator
     ) -> list[list[Turn]]:
         """One conversation per annotation, in random order."""
         limit = self.config.limits.annotations
@@ -226,7 +227,7 @@ class ExampleBuilder:
         )
 
 
-def _tree(record: Record, rng: np.random.Generator) -> Sequence[dict[str, Any]]:
+def _tree(record: Record, rng: np.random.Generator) -> Sequence[Annotation | Alternatives]:
     """The record's annotations, or the variant that this access draws."""
     if not record.variants:
         return record.annotations

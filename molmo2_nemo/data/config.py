@@ -72,7 +72,7 @@ class PackingConfig:
     buffer_size: int = 48
     crop_value: float = 30.0  # worth of one crop in tokens when the knapsack chooses
     mode: Literal["balanced", "knapsack"] = "balanced"  # knapsack: as published, without an age rule
-    balance: bool = True  # deal a step's micro-batches so that data-parallel ranks have equal work (with share_packs)
+    balance: bool = True  # swap a step's micro-batches so that data-parallel ranks have equal work (with share_packs)
     balance_window: int = 8  # with one micro-batch per rank and step: so many are given in order of cost; 1: as packed
     max_wait: int | None = None  # packs after which an example is forced into the next one; default: buffer_size
 

@@ -91,12 +91,12 @@ class PackCounts:
             vocab_size: base rows of the model; "within_image" finds the images by it.
 
         Raises:
-            ValueError: it is needed and missing.
+            AssertionError: it is needed and missing.
         """
         images = batch.visual
         if visual_attention == "within_image":
             if vocab_size is None:
-                raise ValueError("visual_attention 'within_image' needs vocab_size to tell images apart")
+                raise AssertionError("visual_attention 'within_image' needs vocab_size to tell images apart")
             images = image_numbers(batch.input_ids, batch.visual, vocab_size)
         return cls(
             tokens=int((batch.example_ids != PAD_EXAMPLE).sum()),

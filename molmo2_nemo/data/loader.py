@@ -83,22 +83,22 @@ class ExampleReader:
 
     def __getitem__(self, n: int) -> Example | Skipped:
         """Raises ShardError when a shard itself fails; everything about one record becomes `Skipped`."""
-        place = self.mixture.place(n)
-        dataset = self.datasets[place.source]
-        key = f"{place.source}[{place.index}]"
-        source = self.config.sources[place.source]
+        draw = self.mixture.draw(n)
+        dataset = self.datasets[draw.source]
+        key = f"{draw.source}[{draw.index}]"
+        source = self.config.sources[draw.source]
         packing = self.config.packing
         try:
-            key, members = dataset.read(place.index)
+            key, members = dataset.read(draw.index)
             record = parse_record(key, members, max_json_bytes=self.config.limits.json_bytes)
             example = self.builder.build(
                 record,
-                example_rng(self.config.seed, place),
+                example_rng(self.config.seed, draw),
                 weight=source.weight,
                 p_high_res=source.p_high_res,
                 max_tokens=packing.sequence_length,
             )
-            example.key, example.source = key, place.source
+            example.key, example.source = key, draw.source
             check_example(example, self.im_patch_id)
             self._check_size(example)
             return example
@@ -268,7 +268,7 @@ class PackStream:
         self._built_in = {}
 
     def _new_packer(self, packing: PackingConfig) -> None:
-        """A packer for a phase's budgets that goes on with what waits."""
+        """A packer for a phase's budgets, with the examples that wait."""
         before, self.packer = self.packer, new_packer(packing)
         self.packer.emitted, self.packer.waiting = before.emitted, before.waiting
 

@@ -23,7 +23,7 @@ FEISTEL_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Draw:
     """One example of the global stream."""
 
     source: str  # name of the data set
@@ -37,11 +37,9 @@ def stable_key(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
-def example_rng(seed: int, place: Place) -> np.random.Generator:
+def example_rng(seed: int, draw: Draw) -> np.random.Generator:
     """The only source of randomness for building an example."""
-    return np.random.Generator(
-        np.random.Philox(key=stable_key("example", seed, place.source, place.epoch, place.index))
-    )
+    return np.random.Generator(np.random.Philox(key=stable_key("example", seed, draw.source, draw.epoch, draw.index)))
 
 
 def permute(index: int, size: int, key: int) -> int:
@@ -113,7 +111,7 @@ class Mixture:
         self._counts = np.zeros(0, np.int64)
         self._keys: dict[tuple[int, int], int] = {}
 
-    def place(self, n: int) -> Place:
+    def draw(self, n: int) -> Draw:
         """The n-th example of the global stream (n from 0)."""
         chunk, inner = divmod(n, CHUNK)
         if chunk != self._chunk:
@@ -123,9 +121,9 @@ class Mixture:
         key = self._keys.get((source, epoch))
         if key is None:
             key = self._keys[source, epoch] = stable_key("shuffle", self.seed, self.names[source], epoch)
-        return Place(self.names[source], epoch, permute(position, self.lengths[source], key))
+        return Draw(self.names[source], epoch, permute(position, self.lengths[source], key))
 
-    def _draw(self, chunk: int) -> np.ndarray:
+    def _draw_chunk(self, chunk: int) -> np.ndarray:
         """Data set number of each example of a chunk, int64 [CHUNK]."""
         bits = np.random.Philox(key=stable_key("mixture", self.seed, chunk)).random_raw(CHUNK)
         draws = np.searchsorted(self._edges, (bits >> np.uint64(11)) * 2.0**-53, side="right")
@@ -133,9 +131,9 @@ class Mixture:
 
     def _load(self, chunk: int) -> None:
         while len(self._totals) <= chunk:  # fast-forward: about a tenth of a second per million examples
-            counts = np.bincount(self._draw(len(self._totals) - 1), minlength=len(self.names))
+            counts = np.bincount(self._draw_chunk(len(self._totals) - 1), minlength=len(self.names))
             self._totals.append(self._totals[-1] + counts)
-        draws = self._draw(chunk)
+        draws = self._draw_chunk(chunk)
         counts = np.empty(CHUNK, np.int64)  # how often the data set was drawn before this example
         for source, before in enumerate(self._totals[chunk]):
             where = draws == source

@@ -1,7 +1,7 @@
 """Like with like: each rank gives the packs of a window in order of cost, for steps of one micro-batch per rank.
 
-Where a rank has several micro-batches in a step, the ranks exchange some until their sums are equal (balance.py). With
-one there is nothing to exchange, but every rank can choose when to use it: if all sort the same number of packs, the
+Where a rank has several micro-batches in a step, the ranks swap some until their sums are equal (balance.py). With one
+there is nothing to swap, but every rank can choose when to use it: if all sort the same number of packs, the
 heaviest of each meet in one step, the second heaviest in the next, and so on. No rank needs to know of the others, no
 pack travels, and no example is used twice or left out. What changes is which packs share a step.
 
@@ -24,7 +24,7 @@ class CostOrder:
     """Iterates over a `PackStream` in windows sorted by cost, the heaviest first. One batch is one step.
 
     The state is the stream's at the beginning of the window, how many were given since, and their examples. A resumed
-    run builds the window again and goes on behind those; a run of another width reads what they leave.
+    run builds the window again and continues behind those; a run of another width reads what they leave.
 
     Args:
         window: batches that are sorted together; all ranks must use the same. A window ends early where a phase of
@@ -52,7 +52,7 @@ class CostOrder:
                 self._read(source)
                 while not self._current:
                     self._read(source)
-                    self._turn()
+                    self._start_window()
                 batch = self._give()
                 batch.state = self.state()
                 yield batch
@@ -108,7 +108,7 @@ class CostOrder:
         if len(self._next) < self._size(self._end["steps"]):
             self._next.append((next(source), self.stream.numbers))
 
-    def _turn(self) -> None:
+    def _start_window(self) -> None:
         """Use the next window, if it is complete."""
         begin = self._base if self._skip else self._end
         if len(self._next) < self._size(begin["steps"]):

@@ -1,6 +1,6 @@
 """Packs that grow within a stage: `data.progression` lists shorter ones for its first steps.
 
-A phase changes budgets and frames only. The order of the stream, the examples that wait and every count go on as they
+A phase changes budgets and frames only. The order of the stream, the examples that wait and every count stay as they
 are, so a run that is resumed in any phase is the unbroken one, bit by bit.
 """
 

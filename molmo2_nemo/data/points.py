@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from molmo2_nemo.data.annotations import TrackFrame
 from molmo2_nemo.errors import DataError, UserError
 
 SEPARATORS = {"html-v1": "\t", "html-v2": ";"}
@@ -30,7 +30,7 @@ Point = tuple[int, int, int]  # number, x, y in thousandths
 
 @dataclass(frozen=True)
 class PointGroup:
-    """The points of one picture or moment. `frame` is what the text says: `1`, or seconds such as `12.2`."""
+    """The points of one image or frame. `frame` is what the text says: `1`, or seconds such as `12.2`."""
 
     frame: str
     points: tuple[Point, ...]
@@ -158,50 +158,50 @@ def parse(text: str) -> list[PointTag]:
 # --- tracks ---------------------------------------------------------------------------------------------------------
 
 
-def _visible(frame: Mapping[str, Any]) -> dict[str, Sequence[float]]:
-    return {key: entry["point"] for key, entry in frame["points"].items() if not entry.get("occluded", False)}
+def _visible(frame: TrackFrame) -> dict[str, Sequence[float]]:
+    return {key: entry.point for key, entry in frame.points.items() if not entry.occluded}
 
 
-def seen_track_frames(frames: Iterable[Mapping[str, Any]], frame_times: np.ndarray) -> list[Mapping[str, Any]]:
+def seen_track_frames(frames: Iterable[TrackFrame], frame_times: np.ndarray) -> list[TrackFrame]:
     """Annotated frames that the model sees, in the order given."""
     times = np.asarray(frame_times)
-    return [frame for frame in frames if bool(np.any(np.abs(times - float(frame["time"])) <= SAME_TIME))]
+    return [frame for frame in frames if bool(np.any(np.abs(times - frame.time) <= SAME_TIME))]
 
 
-def on_grid(frames: Iterable[Mapping[str, Any]], fps: float) -> list[Mapping[str, Any]]:
+def on_grid(frames: Iterable[TrackFrame], fps: float) -> list[TrackFrame]:
     """Those at multiples of 1/fps seconds."""
-    return [f for f in frames if abs(float(f["time"]) * fps - round(float(f["time"]) * fps)) / fps <= SAME_TIME]
+    return [f for f in frames if abs(f.time * fps - round(f.time * fps)) / fps <= SAME_TIME]
 
 
-def first_and_last(frames: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def first_and_last(frames: Sequence[TrackFrame]) -> list[TrackFrame]:
     """Of every object only its first and its last frame. One that is hidden there says nothing, as published."""
     found: dict[str, list[int]] = {}
     for i, frame in enumerate(frames):
-        for key in frame["points"]:
+        for key in frame.points:
             found.setdefault(key, []).append(i)
-    result: list[Mapping[str, Any]] = []
+    result: list[TrackFrame] = []
     for i, frame in enumerate(frames):
-        points = {k: p for k, p in frame["points"].items() if i in (found[k][0], found[k][-1])}
+        points = {k: p for k, p in frame.points.items() if i in (found[k][0], found[k][-1])}
         if points:
-            result.append({"time": frame["time"], "points": points})
+            result.append(TrackFrame(frame.time, points))
     return result
 
 
-def track_groups(frames: Iterable[Mapping[str, Any]], size: tuple[float, float]) -> tuple[PointGroup, ...]:
+def track_groups(frames: Iterable[TrackFrame], size: tuple[float, float]) -> tuple[PointGroup, ...]:
     """Groups by time with object numbers that stay: 1, 2, ... in order of appearance, (x, y) order among newcomers."""
     numbers: dict[str, int] = {}
     groups = []
-    for frame in sorted(frames, key=lambda f: f["time"]):
+    for frame in sorted(frames, key=lambda f: f.time):
         scaled = {key: scale_point(point, size) for key, point in _visible(frame).items()}
         for key in sorted(scaled, key=lambda k: (scaled[k], k)):
             numbers.setdefault(key, len(numbers) + 1)
         points = sorted((numbers[key], x, y) for key, (x, y) in scaled.items())
         if points:
-            groups.append(PointGroup(seconds_text(frame["time"]), tuple(points)))
+            groups.append(PointGroup(seconds_text(frame.time), tuple(points)))
     return tuple(groups)
 
 
-def track_text(frames: Sequence[Mapping[str, Any]], size: tuple[float, float], label: str, point_format: str) -> str:
+def track_text(frames: Sequence[TrackFrame], size: tuple[float, float], label: str, point_format: str) -> str:
     """The answer of a tracking task. No frames: a sentence; frames whose every point is hidden: the empty text."""
     if not frames:
         return NO_TRACKS_TEXT

@@ -8,12 +8,13 @@ code (pickles and their relatives) make the record unreadable.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from molmo2_nemo.data.annotations import Alternatives, Annotation, read_annotation
 from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.data.json_values import is_number, show
 from molmo2_nemo.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
@@ -29,6 +30,9 @@ RECORD_KEYS = frozenset(
         *("annotations", "variants", "variant_weights"),
     }
 )
+
+
+Tree = list[Annotation | Alternatives]
 
 
 class BadRecord(DataError):
@@ -59,8 +63,8 @@ class Record:
     images: list[bytes] = field(default_factory=list)
     video: bytes | None = None
     subtitles: list[Subtitle] | str = field(default_factory=list)  # lines with times, or a text shown as it is
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    variants: list[list[dict[str, Any]]] = field(default_factory=list)  # instead: every access draws one of these
+    annotations: Tree = field(default_factory=list)  # the branches of one message tree
+    variants: list[Tree] = field(default_factory=list)  # instead: every access draws one of these
     variant_weights: list[float] | None = None  # how likely each is; None: all alike
     clip: tuple[float, float] | None = None  # seconds of the video
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling
@@ -90,7 +94,7 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
     names = _string_list(key, data.get("images", []), "images")
     video = data.get("video")
     if video is not None and not isinstance(video, str):
-        raise BadRecord(key, "bad record", f"video must be the suffix of a member such as 'mp4', not {_show(video)}")
+        raise BadRecord(key, "bad record", f"video must be the suffix of a member such as 'mp4', not {show(video)}")
     if names and video is not None:
         raise BadRecord(key, "bad record", "a record holds either images or one video, this one names both")
     weight, factor = _weight(key, data, "weight"), _weight(key, data, "weight_factor")
@@ -98,7 +102,7 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
         raise BadRecord(key, "bad record", "weight (flat) and weight_factor (of the generic weights): give one of them")
     sampling = data.get("sampling", {})
     if not isinstance(sampling, dict):
-        raise BadRecord(key, "bad record", f"sampling must be an object, not {_show(sampling)}")
+        raise BadRecord(key, "bad record", f"sampling must be an object, not {show(sampling)}")
     variants, weights = _variants(key, data, len(names), video is not None)
     return Record(
         key=key,
@@ -134,7 +138,7 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
     except ValueError as error:
         raise BadRecord(key, "bad json", f".json cannot be parsed: {error}") from None
     if not isinstance(data, dict):
-        raise BadRecord(key, "bad json", f".json must hold an object, not {_show(data)}")
+        raise BadRecord(key, "bad json", f".json must hold an object, not {show(data)}")
     return data
 
 
@@ -150,30 +154,16 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int too large for a float
-        return False
-
-
 def _weight(key: str, data: dict[str, Any], name: str) -> float | None:
     value = data.get(name)
-    if value is not None and not (_is_number(value) and value >= 0):
-        raise BadRecord(key, "bad record", f"{name} must be a finite number >= 0, not {_show(value)}")
+    if value is not None and not (is_number(value) and value >= 0):
+        raise BadRecord(key, "bad record", f"{name} must be a finite number >= 0, not {show(value)}")
     return None if value is None else float(value)
 
 
 def _string_list(key: str, value: Any, what: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise BadRecord(key, "bad record", f"{what} must be a list of strings, not {_show(value)}")
+        raise BadRecord(key, "bad record", f"{what} must be a list of strings, not {show(value)}")
     return value
 
 
@@ -181,7 +171,7 @@ def _media(key: str, members: Mapping[str, bytes], suffix: str, what: str, allow
     name = suffix.lower()
     if name.rsplit(".", 1)[-1] not in allowed:
         kinds = ", ".join(sorted(allowed))
-        raise BadRecord(key, "bad record", f"{what} member .{_show(suffix)[1:-1]} is of no known type ({kinds})")
+        raise BadRecord(key, "bad record", f"{what} member .{show(suffix)[1:-1]} is of no known type ({kinds})")
     data = members.get(name)
     if data is None:
         seen = ", ".join("." + s for s in sorted(members)[:8])
@@ -195,12 +185,12 @@ def _subtitles(key: str, value: Any) -> list[Subtitle] | str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise BadRecord(key, "bad record", f"subtitles must be a list or a text, not {_show(value)}")
+        raise BadRecord(key, "bad record", f"subtitles must be a list or a text, not {show(value)}")
     lines = []
     for i, line in enumerate(value):
         ok = isinstance(line, dict) and isinstance(line.get("text"), str)
-        if not ok or not _is_number(line.get("start")) or not _is_number(line.get("end")):
-            raise BadRecord(key, "bad record", f"subtitle {i} must be {{start, end, text}}, not {_show(line)}")
+        if not ok or not is_number(line.get("start")) or not is_number(line.get("end")):
+            raise BadRecord(key, "bad record", f"subtitle {i} must be {{start, end, text}}, not {show(line)}")
         if not 0 <= line["start"] <= line["end"]:
             raise BadRecord(
                 key, "bad record", f"subtitle {i} must have 0 <= start <= end, not {line['start']} - {line['end']}"
@@ -212,16 +202,16 @@ def _subtitles(key: str, value: Any) -> list[Subtitle] | str:
 def _clip(key: str, value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or len(value) != 2 or not all(_is_number(v) for v in value):
-        raise BadRecord(key, "bad record", f"clip must be [start, end] in seconds, not {_show(value)}")
+    if not isinstance(value, list) or len(value) != 2 or not all(is_number(v) for v in value):
+        raise BadRecord(key, "bad record", f"clip must be [start, end] in seconds, not {show(value)}")
     if not 0 <= value[0] < value[1]:
-        raise BadRecord(key, "bad record", f"clip must have 0 <= start < end, not {_show(value)}")
+        raise BadRecord(key, "bad record", f"clip must have 0 <= start < end, not {show(value)}")
     return float(value[0]), float(value[1])
 
 
 def _variants(
     key: str, data: dict[str, Any], num_images: int, has_video: bool
-) -> tuple[list[list[dict[str, Any]]], list[float] | None]:
+) -> tuple[list[Tree], list[float] | None]:
     value, weights = data.get("variants"), data.get("variant_weights")
     if value is None:
         if weights is not None:
@@ -231,124 +221,28 @@ def _variants(
         raise BadRecord(
             key,
             "bad record",
-            f"variants must be a list of lists of annotations, in place of annotations: {_show(value)}",
+            f"variants must be a list of lists of annotations, in place of annotations: {show(value)}",
         )
     if weights is not None:
-        ok = isinstance(weights, list) and len(weights) == len(value) and all(_is_number(w) and w >= 0 for w in weights)
+        ok = isinstance(weights, list) and len(weights) == len(value) and all(is_number(w) and w >= 0 for w in weights)
         if not ok or sum(weights) <= 0:
             raise BadRecord(
-                key, "bad record", f"variant_weights must be {len(value)} numbers >= 0, not all 0: {_show(weights)}"
+                key, "bad record", f"variant_weights must be {len(value)} numbers >= 0, not all 0: {show(weights)}"
             )
         weights = [float(w) for w in weights]
     return [_annotations(key, tree, num_images, has_video) for tree in value], weights
 
 
-def _annotations(key: str, value: Any, num_images: int, has_video: bool) -> list[dict[str, Any]]:
+def _annotations(key: str, value: Any, num_images: int, has_video: bool) -> Tree:
     if not isinstance(value, list) or not value:
-        raise BadRecord(key, "bad record", f"annotations must be a list with at least one entry, not {_show(value)}")
-    for i, annotation in enumerate(value):
+        raise BadRecord(key, "bad record", f"annotations must be a list with at least one entry, not {show(value)}")
+    tree: Tree = []
+    for i, fields in enumerate(value):
         where = f"annotation {i}"
-        if not isinstance(annotation, dict) or not isinstance(annotation.get("style"), str):
-            raise BadRecord(key, "bad record", f"{where} must be an object with a style, not {_show(annotation)}")
+        if not isinstance(fields, dict) or not isinstance(fields.get("style"), str):
+            raise BadRecord(key, "bad record", f"{where} must be an object with a style, not {show(fields)}")
         try:
-            check_annotation(annotation, num_images, has_video)
-        except ValueError as error:
-            raise BadRecord(key, "bad record", f"{where} ({annotation['style']}): {error}") from None
-    return value
-
-
-def check_annotation(annotation: dict[str, Any], num_images: int, has_video: bool) -> None:
-    """Check the fields that are present against their type.
-
-    Raises:
-        DataError: what is wrong, without naming the record (the caller does).
-    """
-    for name in ("text", "question", "answer", "label", "explanation", "prompt"):
-        if name in annotation and not isinstance(annotation[name], str):
-            raise DataError(f"{name} must be a string, not {_show(annotation[name])}")
-    if "options" in annotation or "answer_idx" in annotation:
-        _check_options(annotation)
-    if "messages" in annotation:
-        messages = annotation["messages"]
-        if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(m, str) for m in messages):
-            raise DataError(f"messages must be a list of at least two strings, not {_show(messages)}")
-        if len(messages) % 2:
-            raise DataError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
-    marked = annotation.get("no_pointing", [])
-    exchanges = len(annotation["messages"]) // 2 if "messages" in annotation else 1
-    if not isinstance(marked, list) or not all(type(n) is int and 0 <= n < exchanges for n in marked):
-        raise DataError(f"no_pointing must list questions by number, 0 to {exchanges - 1}, not {_show(marked)}")
-    if "either" in annotation:
-        either = annotation["either"]
-        if (
-            not isinstance(either, list)
-            or not either
-            or not all(isinstance(e, dict) and "either" not in e for e in either)
-        ):
-            raise DataError(
-                f"either must be a list of objects whose fields are laid over the annotation: {_show(either)}"
-            )
-        base = {name: value for name, value in annotation.items() if name != "either"}
-        for fields in either:
-            if not isinstance(fields.get("style", ""), str):
-                raise DataError(f"style must be a string, not {_show(fields['style'])}")
-            check_annotation({**base, **fields}, num_images, has_video)
-        return
-    if "turns" in annotation:
-        turns = annotation["turns"]
-        if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and "turns" not in t for t in turns):
-            raise DataError(f"turns must be a list of annotations, not {_show(turns)}")
-        for turn in turns:
-            check_annotation({"style": annotation["style"], **turn}, num_images, has_video)
-    if "points" in annotation:
-        style, points = annotation["style"], annotation["points"]
-        if "track" in style or "ground" in style:
-            _check_track(points)
-        elif style.startswith("video_"):
-            times = annotation.get("timestamps")
-            if not isinstance(times, list) or not all(_is_number(t) and t >= 0 for t in times):
-                raise DataError(f"timestamps must be a list of seconds, not {_show(times)}")
-            _check_groups(points, len(times), "timestamp")
-            if not has_video:
-                raise DataError("points in a video, but the record names no video")
-        elif style.startswith("multi_image"):
-            _check_groups(points, num_images, "picture")
-        else:
-            _check_points(points)
-
-
-def _check_options(annotation: dict[str, Any]) -> None:
-    options, index = annotation.get("options"), annotation.get("answer_idx")
-    if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
-        raise DataError(f"options must be a list of strings, not {_show(options)}")
-    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options):
-        raise DataError(f"answer_idx must be 0..{len(options) - 1} for {len(options)} options, not {_show(index)}")
-
-
-def _check_points(points: Any) -> None:
-    if not isinstance(points, list):
-        raise DataError(f"points must be a list of [x, y], not {_show(points)}")
-    for point in points:
-        if not isinstance(point, list) or len(point) != 2 or not all(_is_number(v) for v in point):
-            raise DataError(f"a point must be [x, y] with finite numbers, not {_show(point)}")
-
-
-def _check_groups(points: Any, count: int, what: str) -> None:
-    if not isinstance(points, list) or len(points) != count:
-        got = len(points) if isinstance(points, list) else _show(points)
-        raise DataError(f"points must hold one list of points per {what}: {count} expected, got {got}")
-    for group in points:
-        _check_points(group)
-
-
-def _check_track(points: Any) -> None:
-    if not isinstance(points, list):
-        raise DataError(f"points of a track must be a list of frames, not {_show(points)}")
-    for frame in points:
-        ok = isinstance(frame, dict) and _is_number(frame.get("time")) and isinstance(frame.get("points"), dict)
-        if not ok:
-            raise DataError(f"a frame of a track must be {{time, points: {{id: {{point}}}}}}, not {_show(frame)}")
-        for entry in frame["points"].values():
-            if not isinstance(entry, dict):
-                raise DataError(f"a tracked point must be {{point: [x, y], occluded}}, not {_show(entry)}")
-            _check_points([entry.get("point")])
+            tree.append(read_annotation(fields, num_images, has_video))
+        except DataError as error:
+            raise BadRecord(key, "bad record", f"{where} ({fields['style']}): {error}") from None
+    return tree

@@ -32,7 +32,7 @@ def merge_states(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
     """Numbers below `start` that no batch used yet, ascending, and `start`: nobody has read from there on.
 
-    A state of `CostOrder` (ordering.py) is that of an earlier moment; it names what was used since, and how far its
+    A state of `CostOrder` (ordering.py) is that of an earlier batch; it names what was used since, and how far its
     rank had read.
     """
     size = len(by_rank)

@@ -1,11 +1,30 @@
-"""Styles: the task that each names, its wordings, and which of them carry no prefix."""
+"""Styles: the task that each names, its wordings, and which of them carry no prefix.
+
+An annotation names its style; `style_of` gives the `Style` with everything that follows from the name. What a style
+takes and how it is worded is decided here and nowhere else.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import lru_cache
 
 from molmo2_nemo.data import templates as words
 from molmo2_nemo.errors import UserError, nearest
+
+
+class Kind(Enum):
+    """What an annotation holds: what its style says, where the fields for it are there."""
+
+    ANSWER = auto()  # a question with an answer or with options
+    CAPTION = auto()  # a description that the style's wordings ask for
+    TIMED_CAPTION = auto()  # one of a stretch of a video, or of a frame
+    POINTS = auto()  # points in one image
+    MULTI_IMAGE_POINTS = auto()  # points in each of several images
+    VIDEO_POINTS = auto()  # points in some frames of a video
+    TRACKS = auto()  # objects followed through a video
+
 
 POINT_MODES = {
     "pointing": "point",
@@ -110,6 +129,8 @@ TIMED_CAPTIONS: dict[str, tuple[str, ...]] = {
     "video_clip_caption_start_end": words.CLIP_CAPTION,
     "video_clip_transcript_start_end": words.CLIP_TRANSCRIPT,
 }
+START_END = ("start", "end")
+TIME_FIELDS = {"video_frame_caption_timestamp": ("time",)}  # the others have START_END
 POINT_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "image": {
         "point": words.POINTING,
@@ -145,6 +166,51 @@ PUBLISHED = frozenset(  # of the published data sets, besides those above: their
 KNOWN_STYLES = (
     frozenset({*POINT_MODES, *TRACK_STYLES, *CAPTIONS, *TIMED_CAPTIONS}) | MC_STYLES | DEMO_STYLES | PUBLISHED
 )
+POINT_KINDS = {
+    **dict.fromkeys(("video_point", "video_point_count", "video_count_point", "video_count"), Kind.VIDEO_POINTS),
+    "multi_image_pointing": Kind.MULTI_IMAGE_POINTS,
+    "multi_image_point_then_count": Kind.MULTI_IMAGE_POINTS,
+    "multi_image_count_then_point": Kind.MULTI_IMAGE_POINTS,
+    "multi_image_counting": Kind.MULTI_IMAGE_POINTS,
+}  # the other pointing and counting styles are on one image
+EXPLAINED = "_exp"  # in a style's name: the answer is explained first, and the question asks for that
+
+
+@dataclass(frozen=True)
+class Style:
+    """What a style's name stands for."""
+
+    name: str
+    kind: Kind
+    wordings: tuple[str, ...] = field(
+        default=(), repr=False
+    )  # of which one asks where an annotation has no question; of tracks: see `track`
+    question_wordings: tuple[str, ...] = field(default=(), repr=False)  # of which one is put around a question
+    count: str = ""  # points: point, point_count, count_point or count
+    time_fields: tuple[str, ...] = ()  # timed captions: the fields with seconds that the wordings name
+    track: TrackStyle | None = field(default=None, repr=False)
+
+
+@lru_cache(maxsize=1024)
+def style_of(name: str) -> Style:
+    """The style of that name. Any other name than the known ones is a question's with an answer."""
+    if name in TRACK_STYLES:
+        return Style(name, Kind.TRACKS, track=TRACK_STYLES[name])
+    if name in POINT_MODES:
+        kind = POINT_KINDS.get(name, Kind.POINTS)
+        # Without points, in words, a task on several images is asked for as one on a single image.
+        medium = "video" if kind is Kind.VIDEO_POINTS else "image"
+        return Style(name, kind, POINT_WORDS[medium][POINT_MODES[name]], count=POINT_MODES[name])
+    if name in TIMED_CAPTIONS:
+        return Style(name, Kind.TIMED_CAPTION, TIMED_CAPTIONS[name], time_fields=TIME_FIELDS.get(name, START_END))
+    if canonical_style(name) == "video_short_answer":
+        return Style(name, Kind.ANSWER, question_wordings=words.VIDEO_SHORT_ANSWER)
+    explained = words.EXPLAIN if EXPLAINED in name else ()
+    if name in CAPTIONS:
+        return Style(name, Kind.CAPTION, CAPTIONS[name], question_wordings=explained)
+    return Style(name, Kind.ANSWER, question_wordings=explained)
+
+
 OWN = "own:"  # before a style that only a user's own data has, where a question is asked
 
 
@@ -159,7 +225,7 @@ def asked_style(style: object) -> str:
         raise UserError(f"a style is a name such as user_qa or long_caption, not {style!r}")
     if style.startswith(OWN) and len(style) > len(OWN):
         return style.removeprefix(OWN)
-    if canonical_style(style, training=False) not in KNOWN_STYLES and style not in KNOWN_STYLES:
+    if canonical_style(style) not in KNOWN_STYLES and style not in KNOWN_STYLES:
         hint = nearest(style, KNOWN_STYLES)
         if not hint.startswith("did"):
             hint = "known are user_qa, long_caption, video_long_caption, pointing, ..."
@@ -167,7 +233,7 @@ def asked_style(style: object) -> str:
     return style
 
 
-def canonical_style(style: str, training: bool) -> str:
+def canonical_style(style: str) -> str:
     """The style that prefixes name: evaluation aliases and counting variants lead back to their base style."""
     aliases = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}
     style = aliases.get(style, style)

@@ -1,4 +1,4 @@
-"""Videos: which moments to look at, decoding just those frames, and their tokens with timestamps and subtitles.
+"""Videos: at which seconds to look at them, decoding just those frames, and their tokens with timestamps and subtitles.
 
 Times are seconds from the start of the clip. Every frame is one stretched crop (no tiles, no global view) whose patches
 are pooled in pool x pool windows. A file is first scanned without decoding (packet times only), so that the duration is
@@ -44,7 +44,7 @@ class SubtitleLike(Protocol):
 
 @dataclass(frozen=True)
 class TimeSampler:
-    """Moments to look at in a clip of a given duration.
+    """When to look at a clip of a given duration.
 
     `uniform_last_frame`: every 1/max_fps seconds and the end itself, or, if that is more than `max_frames`, that many
     evenly from start to end. `fps`: the largest of the ascending `candidate_fps` with which `max_frames` frames still

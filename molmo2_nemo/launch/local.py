@@ -20,12 +20,11 @@ from pathlib import Path
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.launch.start import start_problems
+from molmo2_nemo.launch.start import resolve_start, start_problems
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lock import Locked, only_run
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.resume import refuse_other_run
-from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
@@ -79,16 +78,6 @@ def start_by_hand(cfg: RunConfig, config: Path) -> str:
         f"cluster.nodes={nodes} with cluster.kind=local: processes on other nodes are not started from here. Run "
         f"this command on each node, in the same folder, with one node's name in place of FIRST_NODE: {' '.join(line)}"
     )
-
-
-def resolve_start(cfg: RunConfig) -> None:
-    """Replaces an `init_from` that names a run's folder by the checkpoint that the run ended with.
-
-    Raises:
-        UserError: there is none.
-    """
-    if cfg.init_from is not None:
-        cfg.init_from = str(resolve_checkpoint(cfg.init_from))
 
 
 def _run_here(cfg: RunConfig) -> int:

@@ -1,4 +1,4 @@
-"""Whether the checkpoint that a run starts from suits it."""
+"""The checkpoint that a run starts from: which it is, and whether it suits."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.rundir.config_file import read_config, run_of_checkpoint
 from molmo2_nemo.rundir.paths import CONFIG
+from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -31,3 +32,13 @@ def start_problems(cfg: RunConfig) -> Iterator[str]:
             f"init_from={cfg.init_from} is a checkpoint of model {saved.model.preset!r}, but model.preset="
             f"{cfg.model.preset}; use model={saved.model.preset} or another checkpoint"
         )
+
+
+def resolve_start(cfg: RunConfig) -> None:
+    """Replaces an `init_from` that names a run's folder by the checkpoint that the run ended with.
+
+    Raises:
+        UserError: there is none.
+    """
+    if cfg.init_from is not None:
+        cfg.init_from = str(resolve_checkpoint(cfg.init_from))

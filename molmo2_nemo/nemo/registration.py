@@ -18,7 +18,7 @@ from molmo2_nemo import cpu
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.nemo.module import Molmo2Module
 
-cpu.enable()  # NeMo's command has imported this module: without CUDA its runs need the CPU stand-ins
+cpu.enable()  # NeMo's command has imported this module: without CUDA its runs need the CPU shims
 cpu.enable_megatron()
 
 STAGES = ("pretrain", "sft", "long")

@@ -1,7 +1,7 @@
 """Who reads which packs: one reader in each model-parallel group, micro-batches balanced among the readers by cost.
 
 The ranks that share a data-parallel rank (a tensor x context x pipeline block) need the same micro-batches. One of them
-reads, decodes and packs; the others get the finished arrays by broadcast. Before that the readers exchange a few of a
+reads, decodes and packs; the others get the finished arrays by broadcast. Before that the readers swap a few of a
 step's micro-batches so that all data-parallel ranks have equal work (data/balance.py).
 
 All of it happens one optimizer step ahead, in a thread of its own and over gloo groups of its own, for two reasons:

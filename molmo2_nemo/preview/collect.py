@@ -15,7 +15,7 @@ from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
 from molmo2_nemo.data.loader import PackStream, default_builder
-from molmo2_nemo.data.mixture import Place, example_rng, normalised_rates
+from molmo2_nemo.data.mixture import Draw, example_rng, normalised_rates
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.special_tokens import image_numbers
@@ -146,7 +146,7 @@ def record(cfg: RunConfig, key: str) -> PackView:
         source = data.sources[name]
         example = builder.build(
             parse_record(label, members, max_json_bytes=data.limits.json_bytes),
-            example_rng(data.seed, Place(name, 0, index)),
+            example_rng(data.seed, Draw(name, 0, index)),
             weight=source.weight,
             p_high_res=source.p_high_res,
             max_tokens=data.packing.sequence_length,

@@ -1,7 +1,7 @@
-"""Arrays -> pictures: crops with their pooling windows, the mask of a pack, the strip of its tokens.
+"""Arrays -> images: crops with their pooling windows, the mask of a pack, the strip of its tokens.
 
 Shape legend: C crops, P patches of a crop, D_p values of a patch, G patches per side (P = G * G), N pooled tokens,
-K slots, S tokens of a pack, R mask picture side.
+K patches of a full pooling window, S tokens of a pack, R side of the mask's image.
 """
 
 from __future__ import annotations
@@ -105,10 +105,10 @@ def contact_sheet(part: Part, *, limit: int, width: int = 1200) -> tuple[Image.I
     rows = -(-len(drawn) // columns)
     sheet = Image.new("RGB", (columns * cell - gap, rows * (drawn[0].height + label + gap) - gap), "white")
     pen, font = ImageDraw.Draw(sheet), _font(13)
-    for place, (index, picture) in enumerate(zip(chosen, drawn, strict=True)):
-        x, y = place % columns * cell, place // columns * (picture.height + label + gap)
+    for place, (index, image) in enumerate(zip(chosen, drawn, strict=True)):
+        x, y = place % columns * cell, place // columns * (image.height + label + gap)
         pen.text((x, y), captions[index], fill=INK, font=font)
-        sheet.paste(picture, (x, y + label))
+        sheet.paste(image, (x, y + label))
     return sheet, len(drawn)
 
 
@@ -121,7 +121,7 @@ def shown_branches(view: PackView) -> np.ndarray:
     return found
 
 
-def mask_picture(mask: TokenMask, length: int, shown: np.ndarray, *, side: int = 960) -> np.ndarray:
+def mask_image(mask: TokenMask, length: int, shown: np.ndarray, *, side: int = 960) -> np.ndarray:
     """The mask of the first `length` tokens, drawn from `TokenMask.rows` in blocks: uint8 [R, R, 3].
 
     One pixel stands for a square of tokens; its colour mixes by the number of allowed pairs: visual pairs orange, keys
@@ -135,7 +135,7 @@ def mask_picture(mask: TokenMask, length: int, shown: np.ndarray, *, side: int =
     owner = torch.arange(length) // cell  # the cell of each token
     widths = torch.bincount(owner, minlength=cells).float()
     per_pass = max(1, 4_000_000 // (length * cell))  # rows of cells at a time: a few million pairs
-    picture = torch.empty(cells, cells, 3)
+    image = torch.empty(cells, cells, 3)
     for first in range(0, cells, per_pass):
         last = min(first + per_pass, cells)
         top, bottom = first * cell, min(last * cell, length)
@@ -155,8 +155,8 @@ def mask_picture(mask: TokenMask, length: int, shown: np.ndarray, *, side: int =
             counts += share
         filled = (counts / (widths[first:last, None] * widths)[..., None]).clamp(0, 1)
         strength = torch.where(counts > 0, 0.25 + 0.75 * filled, 0.0)  # a single allowed pair must stay visible
-        picture[first:last] = 255 * (1 - strength) + totals / counts.clamp(min=1) * strength
-    return picture.clamp(0, 255).round().to(torch.uint8).numpy()
+        image[first:last] = 255 * (1 - strength) + totals / counts.clamp(min=1) * strength
+    return image.clamp(0, 255).round().to(torch.uint8).numpy()
 
 
 def enlarge(pixels: np.ndarray, side: int) -> Image.Image:
@@ -217,7 +217,7 @@ def overview(view: PackView, square: Image.Image) -> Image.Image:
 
 
 def data_uri(image: Image.Image, *, photo: bool = False) -> str:
-    """The picture as a `data:` address: JPEG for photos, else PNG."""
+    """The image as a `data:` address: JPEG for photos, else PNG."""
     out = io.BytesIO()
     image.save(out, "JPEG", quality=85) if photo else image.save(out, "PNG", optimize=True)
     kind = "jpeg" if photo else "png"

@@ -62,7 +62,7 @@ def write_pages(
     for number, view in enumerate(views, start=1):
         used = max(1, sum(part.example.num_tokens for part in view.parts))
         mask = view.mask(tokenizer.vocab_size, cfg.model.visual_attention)
-        square = draw.enlarge(draw.mask_picture(mask, used, draw.shown_branches(view)), 960)
+        square = draw.enlarge(draw.mask_image(mask, used, draw.shown_branches(view)), 960)
         sheets = [draw.contact_sheet(part, limit=MAX_CROPS) for part in view.parts]
         body.append(pack_section(view, square, sheets, tokenizer))
         path = folder / f"pack{number}.png"
@@ -99,7 +99,7 @@ def pack_section(
     view: PackView, square: Image.Image, sheets: list[tuple[Image.Image, int] | None], tokenizer: Molmo2Tokenizer
 ) -> str:
     """Overview of a pack (mask, numbers, strip), then its examples."""
-    picture = draw.data_uri(square)
+    image = draw.data_uri(square)
     strip = draw.data_uri(draw.token_strip(view))
     parts = "".join(
         example_section(_anchor(view, i), part, i, sheet, tokenizer)
@@ -109,7 +109,7 @@ def pack_section(
         f"<h2>{_text(view.title)}</h2>"
         f"<img class=strip src='{strip}' alt='the tokens of the pack from left to right, loss weights below'>"
         "<div class=note>the pack from left to right; bars: loss weight of each token</div>"
-        f"<div class=pack><div><img class=mask src='{picture}' alt='attention mask'>"
+        f"<div class=pack><div><img class=mask src='{image}' alt='attention mask'>"
         "<div class=note>attention mask: a row is a token that looks, a column one that is looked at; white: may not. "
         "Paler: part of the tokens under the pixel. Padding is left out.</div></div>"
         f"<div>{pack_numbers(view)}</div></div>{parts}"

@@ -68,20 +68,20 @@ def context_problems(
     if ulysses is not None and (ulysses < 1 or context % ulysses):
         yield (
             f"parallel.context_ulysses={ulysses} does not divide parallel.context={context}: it is the number of those "
-            f"ranks that deal heads among them; use one of {_divisors(context)}"
+            f"ranks that shard heads (Ulysses); use one of {_divisors(context)}"
         )
         return
     yield from _heads(parallel, model)
-    pieces = context * (parallel.tensor if parallel.sequence else 1)
-    what = f"context{' * tensor' if parallel.sequence else ''} = {pieces}"
+    shards = context * (parallel.tensor if parallel.sequence else 1)
+    what = f"context{' * tensor' if parallel.sequence else ''} = {shards}"
     for key, length in lengths.items():
-        if length < pieces:
+        if length < shards:
             yield (
                 f"{key}={length} tokens cannot be shared by {what} ranks: more ranks than tokens; lower "
                 f"parallel.context or use longer packs"
             )
-        elif length % pieces:
-            yield f"{key}={length} is not a multiple of {what}; {length // pieces * pieces} is"
+        elif length % shards:
+            yield f"{key}={length} is not a multiple of {what}; {length // shards * shards} is"
     if attention == "flex" and ulysses is not None and ulysses < context:
         yield (
             "model.attention=flex cannot merge attention over keys of several ranks, which parallel.context_ulysses="
@@ -118,7 +118,7 @@ def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
         return
     key = "parallel.context" if parallel.context_ulysses is None else "parallel.context_ulysses"
     yield (
-        f"{key}={ulysses} ranks would deal the {heads} query heads and {kv_heads} key/value heads that a "
+        f"{key}={ulysses} ranks would shard the {heads} query heads and {kv_heads} key/value heads that a "
         f"tensor-parallel rank of the {model.name} model has, which does not come out even; set "
         f"parallel.context_ulysses to one of {works}: the other ranks then show each other their keys"
     )

@@ -209,6 +209,7 @@ def test_which_flash_a_gpu_gets_is_said(monkeypatch, major, installed, broken, e
     try:
         kernel = choose("auto", "cuda", torch.bfloat16, 128)
         assert kernel.name == "flash" and kernel.title.endswith(expected)
+        assert kernel.title.startswith(f"FlashAttention-{kernel.implementation.removeprefix('flash')} ")
         assert len(active) == (0 if "FlashAttention-2" in kernel.title else 1)
     finally:
         flash.use_newest_flash.cache_clear()

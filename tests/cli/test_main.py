@@ -7,15 +7,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from molmo2_nemo.cli.main import VERBS, build_parser, main
-from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.launch import probes
-from molmo2_nemo.launch.readiness import missing_for
-from molmo2_nemo.settings.compose import compose
 
 
 def test_help_imports_nothing_heavy():
@@ -150,16 +146,6 @@ def test_doctor_says_what_a_recipe_lacks(capsys, monkeypatch, tmp_path):
     assert main(["doctor", "--recipe", "tiny"]) == 0
 
 
-def test_doctor_looks_at_the_data_sets_of_every_stage(monkeypatch, tmp_path):
-    monkeypatch.setenv("MOLMO2_DATA", str(tmp_path))
-    for name in compose(["recipe=8b", "stage=long"]).data.sources:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / MANIFEST).touch()
-    said = [line for line in missing_for("8b", tmp_path) if "shards" in line]
-    assert len(said) == 1
-    assert said[0].startswith("2 of 120 data sets have no shards (pixmo_cap_with_transcripts, tulu4_max_2304): ")
-
-
 def test_doctor_names_what_is_missing_or_does_not_fit(capsys, monkeypatch):
     real = probes.version_of
     fake = {"lhotse": None, "nemo-toolkit": "3.0.1", "torch": "2.9.0a0+nv25.10"}
@@ -168,31 +154,3 @@ def test_doctor_names_what_is_missing_or_does_not_fit(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "missing: lhotse; pip install lhotse" in out and "3.0.1, but >=2.7rc0,<2.8 is needed" in out
     assert "missing: torch" not in out and "ready: " not in out
-
-
-def test_doctor_tells_a_gpu_library_that_imports_from_one_that_does_not(monkeypatch, tmp_path):
-    (tmp_path / "flash_attn_interface.py").write_text("raise ImportError('undefined symbol: torch')")
-    (tmp_path / "flash_attn_3-3.0.0.dist-info").mkdir()
-    (tmp_path / "flash_attn_3-3.0.0.dist-info" / "METADATA").write_text("Name: flash_attn_3\nVersion: 3.0.0\n")
-    (tmp_path / "flash_attn_3-3.0.0.dist-info" / "top_level.txt").write_text("flash_attn_interface\n")
-    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
-    (tmp_path / "flash_attn" / "cute" / "__init__.py").write_text("")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("flash_attn", "flash_attn.cute", "flash_attn_interface"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(probes.GPU_PACKAGES, "other", ("no_such_module", "tests"))
-    try:
-        found = {finding.name: finding for finding in probes._gpu_packages()}
-    finally:
-        for name in ("flash_attn", "flash_attn.cute"):
-            sys.modules.pop(name, None)
-    assert found["FlashAttention-3"].level == "note"
-    assert found["FlashAttention-3"].seen == "flash_attn_3 3.0.0 does not import: undefined symbol: torch"
-    assert "pip uninstall flash_attn_3" in found["FlashAttention-3"].fix
-    assert found["FlashAttention-4"].level == "ok" and found["FlashAttention-4"].seen.startswith("flash_attn ")
-    assert found["other"].seen.startswith("-")
-
-
-def test_file_systems(tmp_path, monkeypatch):
-    assert probes.file_system(tmp_path) != "unknown"
-    assert probes.file_system(Path("/proc")) == "proc"

@@ -114,7 +114,7 @@ def test_batch() -> None:
     expected = forward_flops(config, tokens=5, pairs=16, crops=1, pooled_tokens=2, window_positions=6, scored_tokens=2)
     assert batch_flops(config, batch) == expected
     within = preset("tiny", visual_attention="within_image")
-    with pytest.raises(ValueError, match="needs vocab_size"):
+    with pytest.raises(AssertionError, match="needs vocab_size"):
         PackCounts.of(batch, "within_image")
     assert batch_flops(within, batch) == expected  # the two are one image's
     two_images = replace(batch, input_ids=np.array([[1, 1024, 1024, 2, 3, -1]]))

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from molmo2_nemo.data.annotations import Annotation, Points, read_annotation
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, LimitsConfig, TextFormatConfig, VideoConfig
 from molmo2_nemo.data.points import parse
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
+from molmo2_nemo.data.styles import style_of
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 
 from .test_video import make_clip
@@ -72,18 +74,31 @@ SEVERAL = [
     {"style": "multi_image_pointing", "label": "Dog", "points": [[[1, 2]], []], "point_scale": 100},
     {"style": "correction_qa", "question": "Which?", "answer": "The first."},
 ]
+
+
+def made(key, images=(), video=None, annotations=(), variants=(), **fields):
+    """A record whose annotations are read from the form they have on disk."""
+
+    def read(tree):
+        return [read_annotation(entry, len(images), video is not None) for entry in tree]
+
+    return Record(
+        key, list(images), video, annotations=read(annotations), variants=[read(v) for v in variants], **fields
+    )
+
+
 RECORDS = {
-    "picture": Record("s:picture", [png(200, 300)], annotations=PICTURE),
-    "single": Record("s:single", [png(64, 64)], annotations=PICTURE[:1]),
-    "several": Record("s:several", [png(64, 64), png(100, 200)], annotations=SEVERAL),
-    "video": Record(
+    "picture": made("s:picture", [png(200, 300)], annotations=PICTURE),
+    "single": made("s:single", [png(64, 64)], annotations=PICTURE[:1]),
+    "several": made("s:several", [png(64, 64), png(100, 200)], annotations=SEVERAL),
+    "video": made(
         "s:video",
         video=CLIP,
         subtitles=[Subtitle(0, 1, "hello")],
         annotations=MOVING,
         sampling={"frame_sample_mode": "fps", "candidate_sampling_fps": [1, 2]},
     ),
-    "text": Record("s:text", annotations=[{"style": "text_sft", "messages": ["u1", "a1", "u2", "a2"]}]),
+    "text": made("s:text", annotations=[{"style": "text_sft", "messages": ["u1", "a1", "u2", "a2"]}]),
 }
 
 
@@ -182,7 +197,7 @@ def test_video_example():
 def test_weights():
     flat = builder().build(RECORDS["picture"], rng(), weight=0.2).loss_weights
     assert set(flat.tolist()) == {0.0, np.float32(0.2)}
-    own = Record("s:k", [png(64, 64)], annotations=PICTURE, weight=0.1)
+    own = made("s:k", [png(64, 64)], annotations=PICTURE, weight=0.1)
     assert set(builder().build(own, rng()).loss_weights.tolist()) == {0.0, np.float32(0.1)}
     assert set(builder().build(own, rng(), weight=0.3).loss_weights.tolist()) == {0.0, np.float32(0.3)}
     generic = builder().build(RECORDS["picture"], rng())
@@ -196,25 +211,25 @@ def test_weights():
 
 def test_a_weight_factor_keeps_the_generic_rule():
     """As published for ChartQA: human questions 1.4772, machine-made ones 0.5228 times 2 / sqrt(n)."""
-    plain = builder().build(Record("s:k", [png(64, 64)], annotations=PICTURE), rng()).loss_weights
-    scaled = builder().build(Record("s:k", [png(64, 64)], annotations=PICTURE, weight_factor=1.4772), rng())
+    plain = builder().build(made("s:k", [png(64, 64)], annotations=PICTURE), rng()).loss_weights
+    scaled = builder().build(made("s:k", [png(64, 64)], annotations=PICTURE, weight_factor=1.4772), rng())
     np.testing.assert_allclose(scaled.loss_weights, plain * 1.4772, rtol=1e-6)
-    flat = builder().build(Record("s:k", [png(64, 64)], annotations=PICTURE, weight_factor=2.0), rng(), weight=0.2)
+    flat = builder().build(made("s:k", [png(64, 64)], annotations=PICTURE, weight_factor=2.0), rng(), weight=0.2)
     assert set(flat.loss_weights.tolist()) == {0.0, np.float32(0.2)}  # the data set's goes before it
 
 
 def test_high_resolution_is_drawn():
-    record = Record("s:k", [png(400, 600)], annotations=PICTURE[:1])
+    record = made("s:k", [png(400, 600)], annotations=PICTURE[:1])
     crops = [builder().build(record, rng(s), p_high_res=0.5).num_crops for s in range(30)]
     assert set(crops) == {7, 25} or len(set(crops)) == 2
     assert 0.2 < np.mean([c == max(crops) for c in crops]) < 0.8
     assert builder(training=False).build(record, rng(), p_high_res=1.0).num_crops == min(crops)
-    pair = Record("s:k", [png(400, 600)] * 2, annotations=PICTURE[:1])
+    pair = made("s:k", [png(400, 600)] * 2, annotations=PICTURE[:1])
     assert len({builder().build(pair, rng(s), p_high_res=0.5).num_crops for s in range(10)}) == 1
 
 
 def test_branches_beyond_the_limit_are_dropped():
-    many = Record("s:many", [png(64, 64)], annotations=PICTURE[:2] * 1000)
+    many = made("s:many", [png(64, 64)], annotations=PICTURE[:2] * 1000)
     example = builder().build(many, rng(), max_tokens=512)
     check_prefix = example.info
     assert example.num_tokens <= 512
@@ -231,7 +246,7 @@ def test_pictures_are_never_cut():
 
 
 def test_pictures_beyond_the_maximum_are_counted():
-    record = Record("s:k", [png(64, 64)] * 4, annotations=[{"style": "user_qa", "question": "q", "answer": "a"}])
+    record = made("s:k", [png(64, 64)] * 4, annotations=[{"style": "user_qa", "question": "q", "answer": "a"}])
     example = builder(max_images=3).build(record, rng())
     assert example.num_crops == 6 and example.info["ignored"] == 1
 
@@ -240,7 +255,7 @@ def test_pictures_beyond_the_maximum_are_counted():
 
 
 def test_prompt_is_the_beginning_of_a_training_example():
-    record = Record("s:k", [png(100, 200)], annotations=[{"style": "user_qa", "question": "Why?", "answer": "So."}])
+    record = made("s:k", [png(100, 200)], annotations=[{"style": "user_qa", "question": "Why?", "answer": "So."}])
     example = builder().build(record, rng())
     prompt = builder().prompt([png(100, 200)], question="Why?")
     assert np.array_equal(prompt.input_ids, example.input_ids[: prompt.num_tokens])
@@ -266,27 +281,26 @@ def test_prompt_variants():
 # --- hostile input --------------------------------------------------------------------------------------------------
 
 QA = {"style": "user_qa", "question": "q", "answer": "a"}
+NOWHERE = Annotation(Points(style_of("pointing"), None, "x", None, ((float("nan"), 1.0),)))
 
 
 @pytest.mark.parametrize(
     "record, cause, message",
     [
-        (Record("s:k", [png(64, 64)[:200]], annotations=[QA]), "bad media", "s:k: cannot read picture of 200 bytes"),
-        (Record("s:k", video=CLIP[:500], annotations=[QA]), "bad media", "cannot read video of 500 bytes"),
-        (Record("s:k", [png(9, 9)], CLIP, annotations=[QA]), "bad media", "either pictures or one video"),
-        (Record("s:k", annotations=[]), "bad annotation", "1 to 4096 annotations, got 0"),
-        (Record("s:k", annotations=[{**QA, "answer": ""}]), "bad annotation", "'user_qa' has an empty answer"),
-        (Record("s:k", annotations=[{**QA, "answer": "\ud800"}]), "bad annotation", "not valid Unicode"),
-        (Record("s:k", annotations=[{**QA, "question": "x" * 10**8}]), "bad annotation", "100000000 characters"),
+        (made("s:k", [png(64, 64)[:200]], annotations=[QA]), "bad media", "s:k: cannot read picture of 200 bytes"),
+        (made("s:k", video=CLIP[:500], annotations=[QA]), "bad media", "cannot read video of 500 bytes"),
+        (made("s:k", [png(9, 9)], CLIP, annotations=[QA]), "bad media", "either pictures or one video"),
+        (made("s:k", annotations=[]), "bad annotation", "1 to 4096 annotations, got 0"),
+        (made("s:k", annotations=[{**QA, "answer": ""}]), "bad annotation", "'user_qa' has an empty answer"),
+        (made("s:k", annotations=[{**QA, "answer": "\ud800"}]), "bad annotation", "not valid Unicode"),
+        (made("s:k", annotations=[{**QA, "question": "x" * 10**8}]), "bad annotation", "100000000 characters"),
         (
-            Record(
-                "s:k", [png(9, 9)], annotations=[{"style": "pointing", "label": "x", "points": [[float("nan"), 1]]}]
-            ),
+            Record("s:k", [png(9, 9)], annotations=[NOWHERE]),
             "bad annotation",
             "two finite numbers",
         ),
-        (Record("s:k", video=CLIP, clip=(50.0, 60.0), annotations=[QA]), "bad media", "does not lie in a video"),
-        (Record("s:k", video=CLIP, sampling={"mode": "x"}, annotations=[QA]), "bad media", "unknown video sampling"),
+        (made("s:k", video=CLIP, clip=(50.0, 60.0), annotations=[QA]), "bad media", "does not lie in a video"),
+        (made("s:k", video=CLIP, sampling={"mode": "x"}, annotations=[QA]), "bad media", "unknown video sampling"),
     ],
 )
 def test_bad_records_name_themselves(record, cause, message):
@@ -298,10 +312,10 @@ def test_bad_records_name_themselves(record, cause, message):
 @pytest.mark.parametrize(
     "limits, record, message",
     [
-        (LimitsConfig(pixels=80), Record("s:k", [png(9, 9)], annotations=[QA]), "data.limits.pixels"),
-        (LimitsConfig(decode_seconds=0), Record("s:k", video=CLIP, annotations=[QA]), "data.limits.decode_seconds"),
-        (LimitsConfig(annotations=1), Record("s:k", annotations=[QA, QA]), "data.limits.annotations"),
-        (LimitsConfig(text_chars=2), Record("s:k", annotations=[{**QA, "answer": "abc"}]), "data.limits.text_chars"),
+        (LimitsConfig(pixels=80), made("s:k", [png(9, 9)], annotations=[QA]), "data.limits.pixels"),
+        (LimitsConfig(decode_seconds=0), made("s:k", video=CLIP, annotations=[QA]), "data.limits.decode_seconds"),
+        (LimitsConfig(annotations=1), made("s:k", annotations=[QA, QA]), "data.limits.annotations"),
+        (LimitsConfig(text_chars=2), made("s:k", annotations=[{**QA, "answer": "abc"}]), "data.limits.text_chars"),
     ],
 )
 def test_limits_of_the_config_are_used(limits, record, message):
@@ -321,17 +335,17 @@ def test_bad_settings_fail_before_any_record():
 def test_variants_are_drawn_by_weight():
     """Every access draws one; over many accesses each comes as often as its weight says."""
     trees = [[{"style": "user_qa", "question": "q", "answer": text}] for text in ("one", "two", "never")]
-    record = Record("s:k", variants=trees, variant_weights=[3, 1, 0])
+    record = made("s:k", variants=trees, variant_weights=[3, 1, 0])
     build = builder()
     said = [build.build(record, rng(i)).info["conversations"][0][0][1] for i in range(200)]
     assert 120 <= said.count("one") <= 180 and said.count("one") + said.count("two") == 200
-    record = Record("s:k", variants=trees)
+    record = made("s:k", variants=trees)
     assert {build.build(record, rng(i)).info["conversations"][0][0][1] for i in range(30)} == {"one", "two", "never"}
 
 
 def test_annotations_as_turns_of_one_conversation():
     turns = [PICTURE[4], {**PICTURE[3], "label": "Trees"}]
-    record = Record("s:k", [png(64, 64)], annotations=[{"style": "point_count", "turns": turns}])
+    record = made("s:k", [png(64, 64)], annotations=[{"style": "point_count", "turns": turns}])
     example = builder().build(record, rng())
     (conversation,) = example.info["conversations"]
     assert len(conversation) == 2 and "cars" in conversation[0][0].lower() and "trees" in conversation[1][0].lower()

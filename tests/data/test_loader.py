@@ -28,7 +28,7 @@ class FakeBuilder:
         tokens = int(rng.integers(crops + 3, 60))
         ids = rng.integers(0, 400, tokens)
         ids[:crops] = IM
-        text = record.annotations[0]["text"]
+        text = record.annotations[0].content.answer.texts[0]
         if text == "too long":
             crops, ids = 0, np.zeros(999, np.int64)
         if text == "crash":

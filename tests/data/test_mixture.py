@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.data.config import SourceConfig
-from molmo2_nemo.data.mixture import CHUNK, Mixture, Place, example_rng, normalised_rates, permute
+from molmo2_nemo.data.mixture import CHUNK, Draw, Mixture, example_rng, normalised_rates, permute
 from molmo2_nemo.errors import DataError
 
 LENGTHS = {"a": 7, "b": 1, "c": 130}
@@ -31,8 +31,8 @@ def test_every_epoch_holds_every_record_once():
     mixture = Mixture(1, RATES, LENGTHS)
     seen = defaultdict(list)
     for n in range(2000):
-        place = mixture.place(n)
-        seen[place.source, place.epoch].append(place.index)
+        draw = mixture.draw(n)
+        seen[draw.source, draw.epoch].append(draw.index)
     for (source, epoch), indices in seen.items():
         assert len(set(indices)) == len(indices)
         if (source, epoch + 1) in seen:
@@ -42,27 +42,27 @@ def test_every_epoch_holds_every_record_once():
 
 def test_random_access_equals_sequential_across_chunks():
     sequential = Mixture(3, RATES, LENGTHS)
-    places = [sequential.place(n) for n in range(2 * CHUNK + 50)]
-    picks = random.Random(0).sample(range(len(places)), 60)
+    draws = [sequential.draw(n) for n in range(2 * CHUNK + 50)]
+    picks = random.Random(0).sample(range(len(draws)), 60)
     fresh = Mixture(3, RATES, LENGTHS)
-    assert [fresh.place(n) for n in picks] == [places[n] for n in picks]
-    counts = Counter(p.source for p in places)
+    assert [fresh.draw(n) for n in picks] == [draws[n] for n in picks]
+    counts = Counter(p.source for p in draws)
     for name, rate in RATES.items():
-        assert counts[name] / len(places) == pytest.approx(rate, abs=0.02)
+        assert counts[name] / len(draws) == pytest.approx(rate, abs=0.02)
 
 
 def test_order_does_not_change_between_versions():
     """Frozen on purpose: a change here breaks the resume of every run in the world."""
     mixture = Mixture(50189, RATES, LENGTHS)
-    assert [(p.source, p.epoch, p.index) for p in map(mixture.place, (0, 1, 2, 3, 100, 20000))] == FROZEN
-    assert example_rng(1, Place("a", 2, 3)).bit_generator.random_raw(2).tolist() == FROZEN_RNG
+    assert [(p.source, p.epoch, p.index) for p in map(mixture.draw, (0, 1, 2, 3, 100, 20000))] == FROZEN
+    assert example_rng(1, Draw("a", 2, 3)).bit_generator.random_raw(2).tolist() == FROZEN_RNG
 
 
 def test_example_rng_depends_on_everything():
-    places = [(1, Place("a", 0, 0)), (2, Place("a", 0, 0)), (1, Place("b", 0, 0)), (1, Place("a", 1, 0))]
-    places += [(1, Place("a", 0, 1)), (1, Place("a", 0, 10)), (1, Place("a1", 0, 0))]
-    draws = {example_rng(seed, place).integers(2**62) for seed, place in places}
-    assert len(draws) == len(places)
+    draws = [(1, Draw("a", 0, 0)), (2, Draw("a", 0, 0)), (1, Draw("b", 0, 0)), (1, Draw("a", 1, 0))]
+    draws += [(1, Draw("a", 0, 1)), (1, Draw("a", 0, 10)), (1, Draw("a1", 0, 0))]
+    draws = {example_rng(seed, draw).integers(2**62) for seed, draw in draws}
+    assert len(draws) == len(draws)
 
 
 def test_rates():

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from molmo2_nemo.data.annotations import TrackFrame, TrackPoint
 from molmo2_nemo.data.points import (
     PointGroup,
     PointTag,
@@ -47,15 +48,15 @@ def test_several_pictures():
 
 
 def test_video():
-    moments = [(0.5, [(500, 500)]), (2.0, [(100, 200), (50, 990)]), (12.25, [(333, 667)])]
-    tag = PointTag(number_points([(seconds_text(t), p) for t, p in moments]), "ball")
+    timed = [(0.5, [(500, 500)]), (2.0, [(100, 200), (50, 990)]), (12.25, [(333, 667)])]
+    tag = PointTag(number_points([(seconds_text(t), p) for t, p in timed]), "ball")
     expected = '<points coords="0.5 1 500 500;2.0 2 050 990 3 100 200;12.2 4 333 667">ball</points>'
     assert render(tag, "html-v2") == expected
     assert seconds_text(3) == "3.0"
 
 
 def frame(time, **points):
-    return {"time": time, "points": {k: {"point": p, "occluded": len(p) > 2} for k, p in points.items()}}
+    return TrackFrame(time, {k: TrackPoint(tuple(p[:2]), occluded=len(p) > 2) for k, p in points.items()})
 
 
 def test_track():
@@ -145,10 +146,10 @@ def test_parser_reads_what_the_writer_makes(groups, text, alt, with_alt, point_f
 
 objects = st.dictionaries(
     st.sampled_from("abcde"),
-    st.fixed_dictionaries({"point": st.tuples(coordinate, coordinate).map(list), "occluded": st.booleans()}),
+    st.builds(TrackPoint, point=st.tuples(coordinate, coordinate), occluded=st.booleans()),
 )
 track = st.lists(objects, min_size=1, max_size=6).map(
-    lambda frames: [{"time": i * 0.5, "points": f} for i, f in enumerate(frames)]
+    lambda frames: [TrackFrame(i * 0.5, f) for i, f in enumerate(frames)]
 )
 
 
@@ -156,7 +157,7 @@ track = st.lists(objects, min_size=1, max_size=6).map(
 @settings(max_examples=200, deadline=None)
 def test_tracks_can_be_read_back(frames, point_format):
     text = track_text(frames, (1000, 1000), "it", point_format)
-    visible = [(f["time"], k, tuple(p["point"])) for f in frames for k, p in f["points"].items() if not p["occluded"]]
+    visible = [(f.time, k, p.point) for f in frames for k, p in f.points.items() if not p.occluded]
     if not visible:
         assert text == ""
         return
@@ -186,9 +187,9 @@ def test_frames_of_a_track_that_the_model_sees():
     frames = [frame(t, a=[1, 1]) for t in (0.0, 0.25, 0.5, 0.755, 1.0, 1.5)]
     times = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.25])
     seen = seen_track_frames(frames, times)
-    assert [f["time"] for f in seen] == [0.0, 0.25, 0.5, 0.755, 1.0]
-    assert [f["time"] for f in on_grid(seen, 2)] == [0.0, 0.5, 1.0]
-    assert [f["time"] for f in on_grid(seen, 1)] == [0.0, 1.0]
+    assert [f.time for f in seen] == [0.0, 0.25, 0.5, 0.755, 1.0]
+    assert [f.time for f in on_grid(seen, 2)] == [0.0, 0.5, 1.0]
+    assert [f.time for f in on_grid(seen, 1)] == [0.0, 1.0]
 
 
 def test_first_and_last_of_every_object():
@@ -198,6 +199,6 @@ def test_first_and_last_of_every_object():
         frame(2, a=[4, 4], b=[5, 5, "occluded"], c=[9, 8, "occluded"]),
     ]
     kept = first_and_last(frames)
-    assert [(f["time"], sorted(f["points"])) for f in kept] == [(0, ["a", "c"]), (1, ["b"]), (2, ["a", "b", "c"])]
+    assert [(f.time, sorted(f.points)) for f in kept] == [(0, ["a", "c"]), (1, ["b"]), (2, ["a", "b", "c"])]
     text = track_text(kept, (1000, 1000), "it", "html-v2")  # what is hidden at its end is not written
     assert text == '<tracks coords="0.0 1 001 001 2 009 009;1.0 3 003 003;2.0 1 004 004">it</tracks>'

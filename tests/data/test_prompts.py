@@ -5,10 +5,13 @@ import re
 import numpy as np
 import pytest
 
-from molmo2_nemo.data import choices, prompts, templates
+from molmo2_nemo.data import annotations, choices, styles, templates
+from molmo2_nemo.data.annotations import read_annotation
 from molmo2_nemo.data.config import TextFormatConfig
 from molmo2_nemo.data.points import parse
-from molmo2_nemo.data.prompts import PromptFormatter, VisualContext, canonical_style, time_text
+from molmo2_nemo.data.prompts import PromptFormatter, VisualContext, time_text
+from molmo2_nemo.data.styles import canonical_style
+from molmo2_nemo.errors import DataError
 
 STAGE1 = TextFormatConfig("none", "style_and_length_v2", "html-v1", False, False)
 STAGE2 = TextFormatConfig()
@@ -35,8 +38,14 @@ def seeded(seed=0):
     return np.random.default_rng(seed)
 
 
+def said(formatter, annotation, rng, context=CONTEXT):
+    """The conversation of an annotation that is read from a record with the context's images or video."""
+    read = read_annotation(annotation, len(context.image_sizes), context.video_size is not None)
+    return formatter.conversation(read, context, rng)
+
+
 def one(annotation, config=STAGE2, training=True, seed=0, context=CONTEXT):
-    (turn,) = PromptFormatter(config, training=training).conversation(annotation, context, seeded(seed))
+    (turn,) = said(PromptFormatter(config, training=training), annotation, seeded(seed), context)
     return turn
 
 
@@ -62,7 +71,7 @@ def test_styles_that_keep_their_prefix():
     formatter = PromptFormatter(STAGE2)
     for style in ("video_short_answer", "video_point_ground_start_end", "video_single_point_track_per_frame"):
         assert formatter.prefix(style, "", seeded()) == f"{style}:"
-    for style in prompts.DEMO_STYLES | prompts.MC_STYLES:
+    for style in styles.DEMO_STYLES | styles.MC_STYLES:
         assert formatter.prefix(style, "", seeded()) == ""
 
 
@@ -80,13 +89,13 @@ def test_length_prefix():
 
 def test_prefix_goes_to_the_first_turn_and_counts_the_last_answer():
     annotation = {"style": "text_sft", "messages": ["u1", "a" * 30, "u2", "b" * 300]}
-    turns = PromptFormatter(STAGE1).conversation(annotation, CONTEXT, Scripted(0.9))
+    turns = said(PromptFormatter(STAGE1), annotation, Scripted(0.9))
     assert [(t.user, t.answer) for t in turns] == [("text_sft 20: u1", "a" * 30), ("u2", "b" * 300)]
-    assert [t.user for t in PromptFormatter(STAGE2).conversation(annotation, CONTEXT, seeded())] == ["u1", "u2"]
+    assert [t.user for t in said(PromptFormatter(STAGE2), annotation, seeded())] == ["u1", "u2"]
 
 
 def test_stage_1_captions_are_the_prefix_alone():
-    turn = PromptFormatter(STAGE1).conversation({"style": "long_caption", "text": "x" * 150}, CONTEXT, Scripted(0.9))[0]
+    turn = said(PromptFormatter(STAGE1), {"style": "long_caption", "text": "x" * 150}, Scripted(0.9))[0]
     assert (turn.user, turn.answer) == ("long_caption 10:", "x" * 150)
     turn = one({"style": "pointing", "label": "Red Cars", "points": [[5, 5]], "point_scale": 10}, STAGE1)
     assert (turn.user, turn.answer) == ("pointing: red cars", '<points coords="1 1 500 500">red cars</points>')
@@ -103,18 +112,18 @@ def test_stage_1_captions_are_the_prefix_alone():
     ],
 )
 def test_aliases(style, base):
-    assert canonical_style(style, True) == base
+    assert canonical_style(style) == base
 
 
 # --- captions, questions, times -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", sorted(prompts.CAPTIONS))
+@pytest.mark.parametrize("style", sorted(styles.CAPTIONS))
 def test_captions_draw_a_wording(style):
     seen = {one({"style": style, "text": "words"}, seed=s).user for s in range(60)}
-    prefix = "" if style in prompts.DEMO_STYLES else f"{style}: "
+    prefix = "" if style in styles.DEMO_STYLES else f"{style}: "
     assert len(seen) >= 4
-    known = {text.replace("{object}", prompts.MAIN_OBJECT) for text in prompts.CAPTIONS[style]}
+    known = {text.replace("{object}", annotations.MAIN_OBJECT) for text in styles.CAPTIONS[style]}
     assert seen <= {prefix + text for text in known}
 
 
@@ -184,7 +193,7 @@ def test_standard_choice():
 
 
 def test_stage_1_choice():
-    turn = PromptFormatter(STAGE1).conversation(CHOICE, CONTEXT, Scripted(0.05))[0]
+    turn = said(PromptFormatter(STAGE1), CHOICE, Scripted(0.05))[0]
     assert (turn.user, turn.answer) == ("a_okvqa_mc: Which {o}?\nA. red\nB. blue\nC. green\n", "B. blue")
 
 
@@ -214,7 +223,7 @@ def test_blank_correct_options_are_always_named():
 def test_choices_need_options():
     with pytest.raises(ValueError, match="1 to 26 options, got 27"):
         one({**CHOICE, "options": ["x"] * 27})
-    with pytest.raises(ValueError, match="answer_idx 3 is outside 0..2"):
+    with pytest.raises(DataError, match="answer_idx must be 0..2 for 3 options, not 3"):
         one({**CHOICE, "answer_idx": 3})
     many = {**CHOICE, "options": [f"o{i}" for i in range(26)]}
     assert {one(many, seed=s).answer for s in range(30)}
@@ -248,7 +257,7 @@ def test_video_points():
     tag = '<points coords="0.5 1 500 500;2.0 2 050 990 3 100 200;12.2 4 333 667">ball</points>'
     assert one(annotation).answer == tag
     assert one({**annotation, "style": "video_point_count"}).answer == f"Counting the {tag} shows a total of 4."
-    with pytest.raises(ValueError, match="video_point"):
+    with pytest.raises(DataError, match="timestamps must be a list of seconds, not None"):
         one({k: v for k, v in annotation.items() if k != "timestamps"})
 
 
@@ -291,7 +300,7 @@ def test_tracks():
     turn = one(TRACK)
     assert turn.answer == '<tracks coords="0.0 1 156 208;1.0 1 172 208;2.0 1 188 208">people</tracks>'
     assert "people" in turn.user and "1" in turn.user
-    assert one({**TRACK, "points": None}).answer == "There are none."
+    assert one({name: value for name, value in TRACK.items() if name != "points"}).answer == "There are none."
     assert one({**TRACK, "points": TRACK["points"][-1:]}).answer == "No tracks available."
     hidden = [{"time": 0.0, "points": {"7": {"point": [1, 1], "occluded": True}}}]
     assert one({**TRACK, "points": hidden}).answer == ""
@@ -329,7 +338,7 @@ def test_single_object_tracks_may_start_between_the_answers():
         one({**single, "points": [{"time": 0.0, "points": {}}]})
 
 
-@pytest.mark.parametrize("style", sorted(prompts.TRACK_STYLES))
+@pytest.mark.parametrize("style", sorted(styles.TRACK_STYLES))
 def test_every_track_style(style):
     """Also those of which the reference has only the names; answers can be read back."""
     turns = [one({**TRACK, "style": style, "sampling_fps": 1}, training=False, seed=s) for s in range(60)]
@@ -353,16 +362,16 @@ def test_every_track_style(style):
 def test_requests_not_to_point():
     """Marked questions of a conversation get one of several requests; where points are asked for nothing changes."""
     chat = {"style": "user_qa", "messages": ["How many?", "2", "Why?", "So.", "And how many now?", "3"]}
-    formatter, said = PromptFormatter(STAGE2), set()
+    formatter, requests = PromptFormatter(STAGE2), set()
     for seed in range(80):
-        turns = formatter.conversation({**chat, "no_pointing": [0, 2]}, CONTEXT, seeded(seed))
+        turns = said(formatter, {**chat, "no_pointing": [0, 2]}, seeded(seed))
         assert turns[1].user == "Why?" and [t.answer for t in turns] == ["2", "So.", "3"]
         for turn, question in ((turns[0], "How many?"), (turns[2], "And how many now?")):
             request = turn.user.removesuffix(question)
             assert request in templates.NO_POINTING
-            said.add(request)
-    assert len(said) > 15
-    assert [t.user for t in formatter.conversation(chat, CONTEXT, seeded())][0] == "How many?"
+            requests.add(request)
+    assert len(requests) > 15
+    assert [t.user for t in said(formatter, chat, seeded())][0] == "How many?"
     turn = one({"style": "vqa2", "question": "How many?", "answer": "2", "no_pointing": [0]})
     assert re.fullmatch(r"vqa2: .+\sHow many\?", turn.user, re.DOTALL)
 
@@ -404,25 +413,39 @@ EVERY = [
 @pytest.mark.parametrize("annotation", EVERY, ids=lambda a: a["style"])
 def test_same_generator_same_text(annotation, config):
     formatter = PromptFormatter(config)
-    first = formatter.conversation(annotation, CONTEXT, seeded(5))
+    first = said(formatter, annotation, seeded(5))
     np.random.seed(1)
-    assert formatter.conversation(annotation, CONTEXT, seeded(5)) == first
+    assert said(formatter, annotation, seeded(5)) == first
     assert all(turn.answer for turn in first) and first[0].user
 
 
 @pytest.mark.parametrize(
     "annotation, message",
     [
-        ({"style": "long_caption"}, "'long_caption' has no answer"),
+        ({"style": "long_caption"}, "has no answer (answer, answers or text)"),
         ({"style": "long_caption", "text": "  "}, "'long_caption' has an empty answer"),
-        ({"style": "pointing", "points": [[1, 1]]}, "'pointing' cannot be read: field 'label' is missing"),
-        ({"style": "pointing", "label": "x", "points": [["a", 1]]}, "'pointing' cannot be read"),
-        ({"style": "text_sft", "messages": ["u", "a", "u"]}, "end with an answer; got 3"),
-        ({"style": "video_point", "label": "x", "points": [[[1, 1]]], "timestamps": []}, "zip"),
+        ({"style": "pointing", "points": [[1, 1]]}, "label is missing"),
+        (
+            {"style": "pointing", "label": "x", "points": [["a", 1]]},
+            "a point must be [x, y] with finite numbers, not ['a', 1]",
+        ),
+        ({"style": "text_sft", "messages": ["u", "a", "u"]}, "end with an answer; there are 3"),
+        (
+            {"style": "video_point", "label": "x", "points": [[[1, 1]]], "timestamps": []},
+            "per timestamp: 0 expected, got 1",
+        ),
+        ({"style": "video_frame_caption_timestamp", "text": "x"}, "time is missing"),
+        (
+            {"style": "video_clip_caption_start_end", "text": "x", "start": 0, "end": "1"},
+            "end must be a number, not '1'",
+        ),
+        ({"style": "vqa2", "question": "Q", "answers": "yes"}, "answers must be a list of strings, not 'yes'"),
+        ({**TRACK, "sampling_fps": 0.5}, "sampling_fps must be a number of at least 1, not 0.5"),
+        ({**TRACK, "points": None}, "points of a track must be a list of frames, not None"),
     ],
 )
 def test_bad_annotations(annotation, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=re.escape(message)):
         one(annotation)
 
 
@@ -439,18 +462,18 @@ def test_unknown_settings():
 def test_either_is_drawn_at_every_access():
     base = {"style": "video_point", "label": "cars", "timestamps": [1.0], "points": [[[50, 50]]], "point_scale": 100}
     annotation = {**base, "either": [{"style": "video_point_count", "question": "How many cars pass?"}, {}]}
-    said = [one(annotation, seed=i) for i in range(60)]
-    counted = [turn for turn in said if turn.answer.startswith("Counting the")]
+    turns = [one(annotation, seed=i) for i in range(60)]
+    counted = [turn for turn in turns if turn.answer.startswith("Counting the")]
     assert 15 <= len(counted) <= 45 and {turn.user for turn in counted} == {"How many cars pass?"}
-    pointed = [turn for turn in said if turn not in counted]
+    pointed = [turn for turn in turns if turn not in counted]
     assert {turn.answer for turn in pointed} == {'<points coords="1.0 1 500 500">cars</points>'}
     assert "How many cars pass?" not in {turn.user for turn in pointed}
     both = {"style": "video_point", "turns": [annotation, {**base, "label": "dogs"}]}
-    first, second = PromptFormatter(STAGE2, training=True).conversation(both, CONTEXT, seeded(1))
+    first, second = said(PromptFormatter(STAGE2, training=True), both, seeded(1))
     assert "cars" in first.answer and second.answer == '<points coords="1.0 1 500 500">dogs</points>'
 
 
 def test_object_captions_name_the_object():
     turn = one({"style": "video_object_caption", "text": "It runs.", "object": "brown dog"})
     assert "brown dog" in turn.user and turn.user.startswith("video_object_caption: ") and turn.answer == "It runs."
-    assert prompts.MAIN_OBJECT in one({"style": "video_object_caption", "text": "It runs."}).user
+    assert annotations.MAIN_OBJECT in one({"style": "video_object_caption", "text": "It runs."}).user

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from molmo2_nemo.data.annotations import read_annotation
 from molmo2_nemo.data.record import BadRecord, parse_record
 
 QA = {"style": "user_qa", "question": "q", "answer": "a"}
@@ -102,7 +103,9 @@ def test_bad_annotations(annotation, words):
 def test_variants_are_checked_like_annotations():
     other = {"style": "user_qa", "question": "q", "answer": "b"}
     record = parse_record("s:k", members({"variants": [[QA], [QA, other]], "variant_weights": [3, 1]}))
-    assert record.variants == [[QA], [QA, other]] and record.variant_weights == [3.0, 1.0] and record.annotations == []
+    first, second = (read_annotation(fields, 0, False) for fields in (QA, other))
+    assert record.variants == [[first], [first, second]] and first != second
+    assert record.variant_weights == [3.0, 1.0] and record.annotations == []
     for bad in (
         {"variants": [[QA]], "annotations": [QA]},
         {"variants": []},
@@ -125,7 +128,11 @@ def test_subtitles_may_be_one_text():
 def test_either_is_checked_as_it_will_be_laid_over():
     points = {"style": "pointing", "label": "cars", "points": [[1, 2]]}
     good = {**points, "either": [{"style": "point_count", "question": "How many?"}, {}]}
-    assert parse_record("s:k", members({"annotations": [good]})).annotations == [good]
+    (read,) = parse_record("s:k", members({"annotations": [good]})).annotations
+    where = ("cars", None, ((1, 2),))
+    said = [(form.content.style.name, form.content.question) for form in read.forms]
+    assert said == [("point_count", "How many?"), ("pointing", None)]
+    assert all((form.content.label, form.content.scale, form.content.points) == where for form in read.forms)
     for bad in ([], "x", [1], [{"style": 5}], [{"points": [[1]]}], [{"question": 3}], [{"either": []}]):
         with pytest.raises(BadRecord, match="annotation 0"):
             parse_record("s:k", members({"annotations": [{**points, "either": bad}]}))

@@ -11,6 +11,7 @@ from PIL import Image
 from data_prep.demo import MEDIA, SETS, build_demo, main
 from data_prep.demo_records import CAPTIONS, HEAD
 from data_prep.shard_tools import index
+from molmo2_nemo.data.annotations import MultiImagePoints, Points, VideoPoints
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.manifest import MANIFEST, read_entries
@@ -45,7 +46,8 @@ def test_media_are_small_attributed_and_real():
 
 
 def test_sets_cover_what_the_demo_promises(demo):
-    styles = {name: Counter(a["style"] for r in all_records(demo / name) for a in r.annotations) for name in SETS}
+    said = {name: [a.content for r in all_records(demo / name) for a in r.annotations] for name in SETS}
+    styles = {name: Counter(content.style.name for content in contents) for name, contents in said.items()}
     assert set(styles["pretrain"]) == {"long_caption", "pointing", "point_count", "text_sft"}
     needed = {"long_caption", "user_qa", "a_okvqa_mc", "pointing", "point_count", "multi_image_pointing", "text_sft"}
     needed |= {"video_long_caption", "video_point", "video_point_count", "video_point_track_per_frame"}
@@ -61,12 +63,11 @@ def test_sets_cover_what_the_demo_promises(demo):
 
 def test_points_lie_inside(demo):
     for r in all_records(demo / "long"):
-        for a in r.annotations:
-            flat = a.get("points", [])
-            if a["style"].startswith(("multi", "video")) and "track" not in a["style"]:
-                flat = [p for group in flat for p in group]
-            if "track" not in a["style"]:
-                assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in flat)
+        for content in (a.content for a in r.annotations):
+            flat = content.points if isinstance(content, Points) else ()
+            if isinstance(content, (MultiImagePoints, VideoPoints)):
+                flat = [p for group in content.points for p in group]
+            assert all(0 <= x <= 100 and 0 <= y <= 100 for x, y in flat)
     assert all(0 < x < 480 and 0 < y < 270 for x, y in HEAD)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from data_prep import demo
 from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.annotations import read_annotation
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import ShardDataset
 
@@ -46,10 +47,11 @@ def test_short_and_full_forms(tmp_path, capsys):
     assert "5 records, 3 shards" in capsys.readouterr().out
     got = records(tmp_path)
     cat, horse = ((demo.MEDIA / name).read_bytes() for name in ("cat.jpg", "horse.jpg"))
-    assert got[0].images == [cat] and got[0].annotations == [{"style": "long_caption", "text": "A cat."}]
+    caption = read_annotation({"style": "long_caption", "text": "A cat."}, num_images=1, has_video=False)
+    assert got[0].images == [cat] and got[0].annotations == [caption]
     assert got[1].video == (demo.MEDIA / "bunny.mp4").read_bytes() and got[1].clip == (1.0, 3.0)
     assert [(line.start, line.end, line.text) for line in got[1].subtitles] == [(0.0, 0.5, "hello")]
-    assert got[2].annotations[0]["messages"] == ["hi", "hello"]
+    assert got[2].annotations[0].content.turns == (("hi", "hello"),)
     assert got[3].key.endswith(":mine") and got[3].images == [cat, horse, cat] and got[3].weight == 0.5
     assert [len(tree) for tree in got[4].variants] == [1, 2] and got[4].variant_weights == [1.0, 2.0]
     _, members = ShardDataset(tmp_path / "out" / "my").read(3)

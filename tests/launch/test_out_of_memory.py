@@ -82,7 +82,7 @@ DYNAMIC = {"context": 8, "dynamic_context": True}
         ({"context": 8}, ["parallel.context=16 (16 ranks share a pack; takes 16 processes)"]),
         ({"context": 8, "devices": 32}, ["parallel.context=16 (16 ranks share a pack)"]),
         ({"context": 8, "devices": 8}, ["parallel.context=16 (16 ranks share a pack; takes 16 processes)"]),
-        # 64 ranks cannot deal 32 heads
+        # 64 ranks cannot shard 32 heads
         (
             {"context": 32},
             ["parallel.context=64 parallel.context_ulysses=32 (64 ranks share a pack; takes 64 processes)"],

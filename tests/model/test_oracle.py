@@ -145,7 +145,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_logits_and_gradients(workers, layout):
     ranks, sizes, sequence = LAYOUTS[layout]
-    # three query heads per rank of qwen3_tied_odd cannot be dealt to two context ranks
+    # three query heads per rank of qwen3_tied_odd cannot be sharded over two context ranks
     names = tuple(n for n in SMALL if not (n == "qwen3_tied_odd" and "x CP2" in layout))
     results = workers.run(layout_job, names, sizes, sequence, ranks=ranks)
     for name in names:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from data_prep.demo_records import CAPTIONS
 
+README = Path(__file__).parents[2] / "README.md"
 pytestmark = pytest.mark.skipif(not os.environ.get("MOLMO2_FULL_DEMO"), reason="costs minutes: make test-demo")
 
 
@@ -42,6 +45,25 @@ def test_answers_with_a_caption_it_was_trained_on(finished_demo):
     """Greedy decoding of the model after stage 3, for pictures of the demo."""
     _, text = finished_demo
     assert [caption for caption in CAPTIONS.values() if caption in text], text[-2000:]
+
+
+def test_readme_shows_what_it_prints(finished_demo):
+    """To the letter, but for the losses, which depend a little on the processor, and for the time it took."""
+    shown, printed = (text[text.index("asked after stage 3:") :] for text in (README.read_text(), finished_demo[1]))
+    shown, printed = (text[: text.index("loss curves:")] for text in (shown, printed))
+    assert without_losses(shown) == without_losses(printed)
+    assert losses_of(shown) == pytest.approx(losses_of(printed), rel=0.15)
+
+
+LOSS = re.compile(r"\d+\.\d{3}\b")
+
+
+def without_losses(text: str) -> list[str]:
+    return [LOSS.sub("loss", line).rstrip() for line in text.splitlines()]
+
+
+def losses_of(text: str) -> list[float]:
+    return [float(number) for number in LOSS.findall(text)]
 
 
 def test_calling_it_again_trains_nothing(finished_demo, molmo2):

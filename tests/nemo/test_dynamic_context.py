@@ -8,8 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from molmo2_nemo.cost.efficiency import KERNELS
+from molmo2_nemo.cost.hardware import DEVICES
+from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.data.counts import used_tokens
+from molmo2_nemo.model.config import MemoryConfig, preset
 from molmo2_nemo.parallel.dynamic import rounded, without_padding
+from molmo2_nemo.settings.run import ParallelConfig, StageConfig
 from tests.support.packs import demo_packs, padding_only, text_only, tiny_run, train_on_packs
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
@@ -35,8 +40,8 @@ def recorded(cfg, packs):
     seen = []
     take = dynamic.DynamicContext.take
 
-    def watched(self, batches, turns):
-        found = take(self, batches, turns)
+    def watched(self, batches, assignments):
+        found = take(self, batches, assignments)
         seen.append([(batch.context_ranks, batch.input_ids.shape[1]) for batch in found])
         return found
 
@@ -112,6 +117,22 @@ def run_of_pairs(folder, **settings):
     cfg = tiny_run(folder, STEPS - 1, **settings)
     cfg.stage.micro_batch_size, cfg.stage.global_batch_size = 2, 8
     return cfg
+
+
+def test_unknown_hardware_is_said():
+    """On CPU packs are weighed as on the default GPU, and one sentence says so; what is known of the run counts."""
+    from molmo2_nemo.nemo.dynamic_context import DynamicSettings, context_cost
+
+    parallel = ParallelConfig(context=4, tensor=2, context_ulysses=2, context_tokens=300, cp_comm_type="all_gather")
+    memory = MemoryConfig(recompute="full", vision_chunk=8)
+    settings = DynamicSettings(parallel, memory, StageConfig(train_vit=False), max_crops=24)
+    cost, guesses = context_cost(settings, preset("tiny"))
+    assert guesses == [
+        "nothing is known of the speed of a CPU; packs are assigned to ranks as an H100 would take for them"
+    ]
+    assert (cost.step.device, cost.step.efficiency) == (DEVICES["h100"], KERNELS["flash2"])
+    assert cost.layout == Layout(tensor=2, recompute="full", cp_comm_type="all_gather") and cost.ulysses == 2
+    assert cost.step.memory == memory and not cost.step.trainable.vit and cost.step.bytes_per_element == 4
 
 
 def test_cut_keeps_what_is_not_padding(packs):

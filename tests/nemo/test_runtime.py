@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -92,12 +93,16 @@ def packs():
 def whole(workers, packs, tmp_path_factory):
     """Six steps in one go, checkpoints written beside training; every fourth is kept, and the last."""
     folder = tmp_path_factory.mktemp("whole")
+    cfg = settings_of_whole(folder)
+    assert workers.run(live, cfg, packs, ranks=2, fit=True) == [("", "")] * 2
+    return folder, cfg, traced(folder)
+
+
+def settings_of_whole(folder: Path) -> Any:
     cfg = settings(folder, 6)
     cfg.save_every = 2
     cfg.checkpoint.async_save, cfg.checkpoint.keep_last, cfg.checkpoint.keep_every = True, 1, 4
-    assert workers.run(live, cfg, packs, ranks=2, fit=True) == [("", "")] * 2
-    before = traced(folder)
-    return folder, cfg, before
+    return cfg
 
 
 def test_a_step_that_cannot_be_taken_is_skipped(workers, packs, whole, tmp_path):
@@ -155,10 +160,11 @@ def test_after_a_signal_the_run_ends_as_if_there_had_been_none(stopped, whole):
     assert traced(stopped[0]) == whole[2]
 
 
-def test_too_many_skipped_steps_end_the_run(workers, packs, stopped):
+def test_too_many_skipped_steps_end_the_run(workers, packs, stopped, tmp_path):
     """Counts outlive a resume: one step was skipped before it. It ends as a mistake does, as the same packs would come
     again; with the limit raised it goes on past them, and what happened twice is listed once."""
-    cfg = settings(stopped[0], 8)
+    folder = shutil.copytree(stopped[0], tmp_path / "run")
+    cfg = settings(folder, 8)
     cfg.faults.max_in_a_row = 1
     ended = workers.run(live, cfg, packs, ranks=2, fit=True)
     assert [name for name, _ in ended] == ["UserError"] * 2
@@ -166,13 +172,14 @@ def test_too_many_skipped_steps_end_the_run(workers, packs, stopped):
     assert "go on with a higher faults.max_in_a_row" in ended[0][1]
     cfg.faults.max_in_a_row = 2
     assert workers.run(live, cfg, packs, ranks=2, fit=True) == [("", "")] * 2
-    assert [line["step"] for line in lines(stopped[0], "faults.jsonl")] == [3, 7, 8]
+    assert [line["step"] for line in lines(folder, "faults.jsonl")] == [3, 7, 8]
 
 
-def test_damaged_checkpoint_and_full_disk(workers, packs, whole):
+def test_damaged_checkpoint_and_full_disk(workers, packs, whole, tmp_path):
     """One changed byte: back to the checkpoint before, which an asynchronous save wrote, and on to the same figures.
     Then no room for the next one: it does not count, and the one before is still good."""
-    folder, cfg, before = whole
+    folder, before = shutil.copytree(whole[0], tmp_path / "run"), whole[2]
+    cfg = settings_of_whole(folder)
     newest = folder / "sft" / "checkpoints" / "step=6"
     victim = max((newest / "weights").glob("*.distcp"), key=lambda p: p.stat().st_size)
     data = bytearray(victim.read_bytes())

@@ -121,7 +121,7 @@ def test_windows_of_a_tiled_picture():
 
 @pytest.mark.parametrize("side", [1000, 40, 13])
 @pytest.mark.parametrize("visual_attention", ["image_tokens", "within_image", "none"])
-def test_mask_picture_against_the_predicate(side, visual_attention):
+def test_mask_image_against_the_predicate(side, visual_attention):
     """White exactly where no pair of the square is allowed, at full size and downsampled."""
     rng = np.random.default_rng(side)
     length = 97
@@ -130,7 +130,7 @@ def test_mask_picture_against_the_predicate(side, visual_attention):
     block = np.where(branch < 0, rng.integers(0, 3, length), 0)
     mask = TokenMask(*(torch.from_numpy(v[None]) for v in (example, branch, block)), visual_attention)
     dense = mask.rows(0, length)[0].numpy()
-    picture = draw.mask_picture(mask, length, branch, side=side)
+    picture = draw.mask_image(mask, length, branch, side=side)
     cell = -(-length // side)
     cells = -(-length // cell)
     assert picture.shape == (cells, cells, 3)

@@ -42,7 +42,7 @@ def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
         (["model.preset=tinny"], "did you mean 'tiny'?"),
         (["parallel.tensor=3", "parallel.sequence=false"], "does not divide the 4 query heads"),
         (["parallel.tensor=4"], "does not divide the 2 key/value heads"),
-        (["parallel=cp2", "parallel.context=8"], "parallel.context=8 ranks would deal the 4 query heads"),
+        (["parallel=cp2", "parallel.context=8"], "parallel.context=8 ranks would shard the 4 query heads"),
         (["parallel=pp2", "parallel.pipeline=3"], "does not divide the 4 layers"),
         (["parallel=cp2", "data.packing.sequence_length=511"], "is not a multiple of context = 2; 510 is"),
         (["parallel=tp2sp", "data.packing.sequence_length=513"], "is not a multiple of context * tensor = 2"),

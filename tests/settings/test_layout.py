@@ -47,7 +47,7 @@ def test_the_replicas_that_the_processes_make():
         ({"tensor": 8, "context": 8}, "the 4 query heads and 1 key/value heads"),
         ({"context": 8, "context_ulysses": 3}, "use one of [1, 2, 4, 8]"),
         ({"context": 8, "context_ulysses": 0}, "does not divide parallel.context=8"),
-        ({"context": 3, "length": 36864}, "parallel.context=3 ranks would deal the 32 query heads"),
+        ({"context": 3, "length": 36864}, "parallel.context=3 ranks would shard the 32 query heads"),
         ({"context": 8, "context_ulysses": 4, "attention": "flex"}, "context_ulysses=8"),
         ({"dynamic_context": True}, "set parallel.context to the most ranks"),
         ({"context": 8, "dynamic_context": True}, "(static context parallelism gives it 4608 of packs of 36864)"),

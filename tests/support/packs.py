@@ -120,7 +120,7 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
     def open_stream(config: Any, *, dp_rank: int, dp_size: int, **rest: Any) -> FixedPacks:
         return FixedPacks(packs, dp_rank, dp_size)
 
-    if cfg.parallel.dynamic_context:  # the loader itself deals packs to ranks: only what it reads is replaced
+    if cfg.parallel.dynamic_context:  # the loader itself assigns packs to ranks: only what it reads is replaced
         original_stream, loader.PackStream = loader.PackStream, open_stream
         try:
             train(cfg)

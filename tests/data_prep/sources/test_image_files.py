@@ -11,6 +11,7 @@ import pytest
 from data_prep.prepare import Options, prepare
 from data_prep.sources import find_source
 from data_prep.sources.base import SourceError
+from molmo2_nemo.data.annotations import read_annotation
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from tests.support.source_rows import png
@@ -60,7 +61,7 @@ def test_points_from_a_copy_of_the_hub(tmp_path):
         write(source / "pixmo_images" / hashlib.sha256(url.encode()).hexdigest(), png())
     records = shards("pixmo_points_train", source, tmp_path)
     assert [record.images for record in records] == [[png()], [png()]]
-    assert [tree[0]["style"] for tree in records[0].variants] == ["point_count", "pointing"]
+    assert [tree[0].content.style.name for tree in records[0].variants] == ["point_count", "pointing"]
     names = [hashlib.sha256(url.encode()).hexdigest() for url in URLS[:2]]
     several = {
         "images": [f"pixmo_images/{name}" for name in names],
@@ -71,7 +72,7 @@ def test_points_from_a_copy_of_the_hub(tmp_path):
     }
     parquet(source / "molmo2-pixmo-multi-points" / "train.parquet", [several])
     (record,) = shards("pixmo_multi_points", source, tmp_path)
-    assert len(record.images) == 2 and record.variants[0][0]["points"] == [[[1.0, 2.0]], []]
+    assert len(record.images) == 2 and record.variants[0][0].content.points == (((1.0, 2.0),), ())
 
 
 def test_message_lists_with_pictures_below_the_source(tmp_path):
@@ -86,7 +87,7 @@ def test_message_lists_with_pictures_below_the_source(tmp_path):
     write(source / "images" / "coco" / "annotations" / "instances_train2014.json", {"images": []})
     write(source / path, png())
     (record,) = shards("coco_2014_vqa_multi", source, tmp_path)
-    assert record.images == [png()] and record.annotations[0]["answers"] == ["cake", "cake", "bread"]
+    assert record.images == [png()] and record.annotations[0].content.answer.texts == ("cake", "cake", "bread")
 
 
 def test_pictures_inside_parquet(tmp_path):
@@ -95,7 +96,7 @@ def test_pictures_inside_parquet(tmp_path):
     pairs = {"question": ["How high?"], "explanation": ["It says 5."], "answer": ["5"]}
     parquet(source / "chart" / "train-00000-of-00001.parquet", [{"id": "c1", "image": image, "qa_pairs": pairs}])
     (record,) = shards("cosyn_chart_exp", source, tmp_path)
-    assert record.images == [png()] and record.annotations[0]["explanation"] == "It says 5."
+    assert record.images == [png()] and record.annotations[0].content.answer.explanation == "It says 5."
     both = [{"image": image, "query": "?", "label": [str(i)], "human_or_machine": i} for i in range(2)]
     parquet(tmp_path / "charts" / "data" / "train-00000-of-00001.parquet", both)
     human, machine = shards("chart_qa_weighted", tmp_path / "charts", tmp_path)
@@ -110,19 +111,20 @@ def test_documents_fetched_by_hand(tmp_path):
     write(source / "train_v1.0_withQT.json", {"dataset_name": "x", "data": [{**row, "data_split": "train"}]})
     write(source / "documents" / "a_1.png", png())
     (record,) = shards("doc_qa", source, tmp_path)
-    assert record.images == [png()] and record.annotations[0]["style"] == "doc_qa"
+    assert record.images == [png()] and record.annotations[0].content.style.name == "doc_qa"
 
 
 def test_tables_and_figures(tmp_path):
     write(tmp_path / "t" / "tables" / "9.png", png())
     write(tmp_path / "t" / "problems_train.json", {"9": {"question": "Sum?", "answer": "4", "split": "train"}})
     (record,) = shards("tabwmp_da", tmp_path / "t", tmp_path)
-    assert record.annotations == [{"style": "tabwmp_da", "question": "Sum?", "answer": "4"}]
+    expected = {"style": "tabwmp_da", "question": "Sum?", "answer": "4"}
+    assert record.annotations == [read_annotation(expected, num_images=1, has_video=False)]
     asked = [{"image_index": 3, "question_string": f"Q{i}", "answer": i, "question_id": i} for i in (0, 1)]
     write(tmp_path / "f" / "png" / "3.png", png())
     write(tmp_path / "f" / "qa_pairs.json", {"qa_pairs": asked})
     (record,) = shards("figure_qa", tmp_path / "f", tmp_path)
-    assert [annotation["answer"] for annotation in record.annotations] == ["0", "1"]
+    assert [annotation.content.answer.texts for annotation in record.annotations] == [("0",), ("1",)]
 
 
 def test_diagrams_with_letters(tmp_path):
@@ -144,4 +146,4 @@ def test_diagrams_with_letters(tmp_path):
     write(source / "ai2d_test_ids.csv", "11\n12\n")
     opaque, beside, other = shards("ai2_diagram_v2_mix_transparent", source, tmp_path)
     assert other.images == [png()] and len({opaque.images[0], beside.images[0], png()}) == 3
-    assert opaque.annotations == beside.annotations and other.annotations[0]["options"] == ["root", "leaf"]
+    assert opaque.annotations == beside.annotations and other.annotations[0].content.options == ("root", "leaf")

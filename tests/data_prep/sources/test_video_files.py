@@ -11,6 +11,7 @@ import pytest
 
 from data_prep.prepare import Options, prepare
 from data_prep.sources import find_source
+from molmo2_nemo.data.annotations import MultipleChoice
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.record import Record, parse_record
@@ -92,7 +93,7 @@ def test_part_of_a_folder_of_frames_with_subtitles(tmp_path):
     frames(tmp_path / "s/frames_hq/friends_frames/v", 12)
     record = only(records("tvqa_with_sub", tmp_path / "s", tmp_path))
     assert (record.subtitles[0].start, record.subtitles[0].end) == (1.5, 2.0)
-    assert record.annotations[0]["style"] == "video_multiple_choice_w_subtitle"
+    assert record.annotations[0].content.style.name == "video_multiple_choice_w_subtitle"
     example = ExampleBuilder(CONFIG, Molmo2Tokenizer.load("tiny")).build(record, np.random.default_rng(0))
     assert example.info["duration"] == pytest.approx(2.0)
 
@@ -115,7 +116,8 @@ def test_a_table_of_lists(tmp_path):
     lines(tmp_path / "s/R2_train.jsonl", [columns, row])
     film(tmp_path / "s/compressed_videos/b_1.mp4")
     record = only(records("sutd_trafficqa", tmp_path / "s", tmp_path))
-    assert record.annotations[0]["options"] == ["a", "c"] and record.annotations[0]["answer_idx"] == 1
+    choice = record.annotations[0].content
+    assert choice.options == ("a", "c") and choice.answer == 1
 
 
 def test_tables_with_tabs(tmp_path):
@@ -128,7 +130,8 @@ def test_tables_with_tabs(tmp_path):
     write(tmp_path / "s/Train_frameqa_question.csv", "gif_name\tquestion\tanswer\nlost\tWho?\tman\n")
     film(tmp_path / "s/videos/g.mp4")
     record = only(records("tgif", tmp_path / "s", tmp_path))
-    assert [a.get("answer") for a in record.annotations] == [None, "b", "3"]
+    chosen, *said = (annotation.content for annotation in record.annotations)
+    assert isinstance(chosen, MultipleChoice) and [content.answer.texts for content in said] == [("b",), ("3",)]
     skipped = [path for path in (tmp_path / "out/tgif").iterdir() if "skip" in path.name]
     assert "lost" in only(skipped).read_text(encoding="utf-8")
 
@@ -143,13 +146,14 @@ def test_json_objects_and_lists_of_lines(tmp_path):
     ])  # fmt: skip
     film(tmp_path / "s/videos/abc.mkv")
     record = only(records("coin_all_qa", tmp_path / "s", tmp_path))
-    assert record.clip == (1.0, 3.0) and record.annotations[0]["answer"] == "yawn"
+    assert record.clip == (1.0, 3.0) and record.annotations[0].content.answer.texts == ("yawn",)
     write(tmp_path / "k/kinetics710/k710_label_map.txt", "yawning\n")
     write(tmp_path / "k/kinetics710/k700_train_list_videos.txt", "k700/train/a.mp4 0\n")
     write(tmp_path / "k/kinetics710/k600_train_list_videos.txt", "")
     parquet(tmp_path / "k/kinetics_corrupt.parquet", [{"video": "x"}])
     film(tmp_path / "k/kinetics700/train/yawning/a.mp4")
-    assert only(records("kinetics_qa", tmp_path / "k", tmp_path)).annotations[0]["answer"] == "yawning"
+    record = only(records("kinetics_qa", tmp_path / "k", tmp_path))
+    assert record.annotations[0].content.answer.texts == ("yawning",)
 
 
 def test_an_arrow_file(tmp_path):

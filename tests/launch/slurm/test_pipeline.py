@@ -82,7 +82,7 @@ def open_partition(slurm, state: str) -> None:
     slurm.run("scontrol", "update", "PartitionName=main", f"State={state}")
 
 
-def test_submitted_in_order_and_only_once(run):
+def submitted_in_order_and_only_once(run):
     open_partition(run.slurm, "DOWN")
     run.call()
     first = run.jobs()
@@ -96,13 +96,13 @@ def test_submitted_in_order_and_only_once(run):
     assert len(run.slurm.run("squeue", "--noheader").stdout.splitlines()) == 3
 
 
-def test_other_settings_while_a_job_waits_are_refused(run):
+def other_settings_while_a_job_waits_are_refused(run):
     before = run.jobs()
     error = run.call("sft:stage.max_steps=9", code=USER_ERROR)
     assert "is now 9" in error and f"scancel {before['sft']}" in error and run.jobs() == before
 
 
-def test_a_preempted_job_is_requeued_and_goes_on(run):
+def a_preempted_job_is_requeued_and_goes_on(run):
     job, waiting = run.jobs()["pretrain"], run.jobs()["sft"]
     open_partition(run.slurm, "UP")
     run.wait_for_step("pretrain", 2)
@@ -120,7 +120,7 @@ def test_a_preempted_job_is_requeued_and_goes_on(run):
     assert run.steps("pretrain") == list(range(1, STEPS + 1))
 
 
-def test_the_next_stage_starts_after_it(run):
+def the_next_stage_starts_after_it(run):
     first, second = run.jobs()["pretrain"], run.jobs()["sft"]
     run.wait_for_step("sft", 2)
     assert property_of(run.slurm, second, "StartTime") >= property_of(run.slurm, first, "EndTime")
@@ -128,7 +128,7 @@ def test_the_next_stage_starts_after_it(run):
     assert f"{run.folder}/pretrain/checkpoints/" in start  # init_from, looked up when the job started
 
 
-def test_a_cancelled_job_stays_cancelled_and_the_same_command_completes_it(run):
+def a_cancelled_job_stays_cancelled_and_the_same_command_completes_it(run):
     before = run.jobs()
     run.slurm.run("scancel", before["sft"])
     run.wait_for_state(before["sft"], "CANCELLED")
@@ -142,7 +142,7 @@ def test_a_cancelled_job_stays_cancelled_and_the_same_command_completes_it(run):
     assert sorted(set(run.steps("sft"))) == list(range(1, STEPS + 1))
 
 
-def test_a_dead_rank_ends_the_job_and_the_same_command_completes_it(run):
+def a_dead_rank_ends_the_job_and_the_same_command_completes_it(run):
     job = run.jobs()["long"]
     run.wait_for_step("long", 1)
     assert property_of(run.slurm, job, "TresPerNode") in ("gres:gpu:2", "gpu:2")
@@ -159,10 +159,39 @@ def test_a_dead_rank_ends_the_job_and_the_same_command_completes_it(run):
     assert sorted(set(run.steps("long"))) == list(range(1, STEPS + 1))
 
 
-def test_nothing_is_left_to_do(run):
+def nothing_is_left_to_do(run):
     before = run.jobs()
     assert run.call().count("already finished, skipped") == 3
     assert run.jobs() == before and run.slurm.run("squeue", "--noheader").stdout == ""
+
+
+STORY = (
+    submitted_in_order_and_only_once,
+    other_settings_while_a_job_waits_are_refused,
+    a_preempted_job_is_requeued_and_goes_on,
+    the_next_stage_starts_after_it,
+    a_cancelled_job_stays_cancelled_and_the_same_command_completes_it,
+    a_dead_rank_ends_the_job_and_the_same_command_completes_it,
+    nothing_is_left_to_do,
+)
+
+
+@pytest.fixture(scope="module")
+def story(run):
+    """Tells the story up to a part, from where it was told last; so each part can also be asked for alone."""
+    told = []
+
+    def until(part) -> None:
+        while part not in told:
+            STORY[len(told)](run)
+            told.append(STORY[len(told)])
+
+    return until
+
+
+@pytest.mark.parametrize("part", STORY, ids=lambda part: part.__name__)
+def test_story(story, part):
+    story(part)
 
 
 def test_the_users_mistake_in_a_job_is_told_and_not_tried_again(slurm, shards, tmp_path):
