@@ -4,7 +4,7 @@ A picture is stretched to a canvas of rows x cols overlapping tiles and, separat
 the canvas form one grid (each from the tile that owns it), which is pooled in pool x pool windows; each window is one
 `<im_patch>` token. Facts: Molmo2's released image preprocessor; transformers' Molmo2 image processor agrees with it.
 
-Shape legend: C crops, P patches per crop, D_p values per patch, N pooled visual tokens, K slots of a pooling window.
+Shape legend: C crops, P patches per crop, D_p values per patch, N pooled tokens, K patches of a full pooling window.
 """
 
 from __future__ import annotations

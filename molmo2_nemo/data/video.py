@@ -5,7 +5,7 @@ are pooled in pool x pool windows. A file is first scanned without decoding (pac
 that of the content, whatever the header says, and every wanted frame is reached by the shortest way: on from where the
 decoder is, or by a jump to the key frame before it. Beyond the stretched crops at most two decoded frames are held.
 
-Shape legend: C frames (= crops), P patches per frame, D_p values per patch, N pooled tokens, K slots of a window.
+Shape legend: C frames (= crops), P patches per frame, D_p values per patch, N pooled tokens, K patches of a window.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
     from molmo2_nemo.nemo.checkpoints import not_written
-    from molmo2_nemo.nemo.metrics import Metrics
     from molmo2_nemo.nemo.recipes import layout, stage_recipe
+    from molmo2_nemo.nemo.step_log import StepLog
 
     folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         if first:
             write_json(folder / paths.ATTEMPT, {**attempt, "left": stop.stopped}, indent=None)
         raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
-    metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
+    metrics = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if first and not metrics.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
     steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all of them, also those before a resume
