@@ -58,7 +58,7 @@ def measure(subject: Subject, sizes: list[int], names: list[str], video: int | N
             packs = [shapes.videos(size, min(size, video or size))]
             inputs = PackInputs.from_batch(batch(packs, size, subject.model), subject.device)
             with counting(subject.device) as peak:
-                model(inputs).backward()
+                model(inputs).loss.backward()
             told = predicted(subject, options, size, len(inputs.crops))
             moved = model.offload.moved_bytes if model.offload is not None else 0
             error = None if told is None else told / peak[0] - 1

@@ -82,7 +82,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Row = dict[str, Any]
-Annotation = dict[str, Any]
+AnnotationJson = dict[
+    str, Any
+]  # as a record has it on disk; `shapes.py` writes them, molmo2_nemo/data/annotations.py reads
 GROUP_ROWS_IN_MEMORY = 50_000  # more rows than this are grouped on disk
 STOP_AFTER_BAD_ROWS = 20  # when all of the first rows are bad the schema is, not the rows
 
@@ -102,7 +104,7 @@ class Sample:
     """
 
     key: str
-    annotations: Sequence[Annotation] = ()
+    annotations: Sequence[AnnotationJson] = ()
     images: Sequence[Media] = ()
     video: Media | None = None
     clip: tuple[float, float] | None = None  # seconds of the video
@@ -111,10 +113,10 @@ class Sample:
     sampling: Mapping[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
     weight_factor: float | None = None  # multiplies the loss weights of every answer, whatever rule makes them
-    variants: Sequence[Sequence[Annotation]] = ()
+    variants: Sequence[Sequence[AnnotationJson]] = ()
     variant_weights: Sequence[float] | None = None
 
-    def trees(self) -> Sequence[Sequence[Annotation]]:
+    def trees(self) -> Sequence[Sequence[AnnotationJson]]:
         """Every list of annotations that training may see."""
         return self.variants or (self.annotations,)
 

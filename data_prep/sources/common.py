@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Annotation, Context, File, FirstOf, Media, Sample, Skip, Url
+from data_prep.sources.base import AnnotationJson, Context, File, FirstOf, Media, Sample, Skip, Url
 from data_prep.sources.schema import OneOf, maybe, number, one_of
 
 T = TypeVar("T")
@@ -17,9 +17,9 @@ COORDINATES = one_of([{"x": number, "y": number}], {"x": [number], "y": [number]
 DIFFERENT_LENGTHS = "lists of different lengths"
 
 
-def tree(key: str, branches: Iterable[Annotation | Skip], images: Sequence[Media]) -> Iterator[Sample | Skip]:
+def tree(key: str, branches: Iterable[AnnotationJson | Skip], images: Sequence[Media]) -> Iterator[Sample | Skip]:
     """The skips as they come, then one sample with the annotations that are left; no sample without any."""
-    kept: list[Annotation] = []
+    kept: list[AnnotationJson] = []
     for branch in branches:
         if isinstance(branch, Skip):
             yield branch
@@ -37,7 +37,7 @@ def questions(
     *,
     explanations: Sequence[str] | None = None,
     no_pointing: bool = False,
-) -> Iterator[Annotation | Skip]:
+) -> Iterator[AnnotationJson | Skip]:
     """Question-and-answer branches from parallel lists; an entry of `answers` may be a list of answers.
 
     With `no_pointing`, questions that ask for a number get training's request not to point.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Annotation, Context, Hub, Row, Sample, Skip, Source, maybe, picture
+from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, maybe, picture
 from data_prep.sources.common import COORDINATES, DIFFERENT_LENGTHS, coordinates, pairs, parallel, questions, tree
 from data_prep.sources.schema import image
 
@@ -18,7 +18,7 @@ MULTIDOC = ("chart", "chemical", "diagram", "doc", "music", "table")
 Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
 
 
-def _questions(key: str, row: Row, style: str, explained: bool) -> Iterator[Annotation | Skip]:
+def _questions(key: str, row: Row, style: str, explained: bool) -> Iterator[AnnotationJson | Skip]:
     asked, answers = parallel(row["qa_pairs"], "question", "answer")
     explanations = parallel(row["qa_pairs"], "explanation")[0] if explained else None
     return questions(key, asked, answers, style, explanations=explanations)
@@ -49,7 +49,7 @@ def _points(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         yield from tree(row["id"], _pointed(row), [picture(row["image"])])
 
 
-def _pointed(row: Row) -> Iterator[Annotation | Skip]:
+def _pointed(row: Row) -> Iterator[AnnotationJson | Skip]:
     names = row.get("names") or row["questions"]  # early versions of the set have no names
     if not len(row["questions"]) == len(row["answer_points"]) == len(names):
         yield Skip(row["id"], DIFFERENT_LENGTHS)

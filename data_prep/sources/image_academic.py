@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Annotation, Context, Hub, Row, Sample, Skip, Source, maybe, picture
+from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, maybe, picture
 from data_prep.sources.common import answer_text, local, questions, tree
 from data_prep.sources.schema import image, one_of
 
@@ -50,7 +50,7 @@ def _flat_okvqa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             yield from tree(key, questions(key, [asked["question"]], answers, "okvqa"), [local(row["image"])])
 
 
-def _a_okvqa(branch: Callable[[str, Row], Annotation | Skip]) -> Records:
+def _a_okvqa(branch: Callable[[str, Row], AnnotationJson | Skip]) -> Records:
     def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         for place, row in enumerate(rows):
             key = f"{place:08d}"
@@ -60,12 +60,12 @@ def _a_okvqa(branch: Callable[[str, Row], Annotation | Skip]) -> Records:
     return records
 
 
-def _direct_answer(key: str, message: Row) -> Annotation | Skip:
+def _direct_answer(key: str, message: Row) -> AnnotationJson | Skip:
     answers = answer_text(message["direct_answers"] or [])
     return shapes.qa(message["question"], answers, "a_okvqa_da") if answers else Skip(key, "empty answer")
 
 
-def _one_of_the_choices(key: str, message: Row) -> Annotation | Skip:
+def _one_of_the_choices(key: str, message: Row) -> AnnotationJson | Skip:
     if message["answer_idx"] is None:
         return Skip(key, "no such option", "no answer_idx")
     return shapes.choice(message["question"], message["choices"], message["answer_idx"], "a_okvqa_mc")

@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.sources import shapes
 from data_prep.sources.base import (
-    Annotation,
+    AnnotationJson,
     Context,
     File,
     Lettered,
@@ -141,7 +141,7 @@ def _boxes(found: Sequence[Any]) -> Boxes:
     return tuple((box["replacementText"], *(float(v) for corner in box["rectangle"] for v in corner)) for box in found)  # type: ignore[misc]
 
 
-def ai2d_choice(row: Row, letters: set[str]) -> Annotation:
+def ai2d_choice(row: Row, letters: set[str]) -> AnnotationJson:
     """The choice of a question. Options `{}` are none, and of equal options one stays.
 
     Where all options but at most one are letters in the picture, they stand without further names.

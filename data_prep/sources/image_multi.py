@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from data_prep.sources import shapes
 from data_prep.sources.base import (
-    Annotation,
+    AnnotationJson,
     Context,
     File,
     FirstOf,
@@ -77,7 +77,7 @@ def _pixmo_picture(path: str, urls: dict[str, str]) -> Media:
     return web_image(urls[name]) if name in urls else File(path)
 
 
-def multi_image_annotations(row: Row) -> list[Annotation]:
+def multi_image_annotations(row: Row) -> list[AnnotationJson]:
     """One annotation for each normalized label and style; training draws one per access.
 
     Every picture has one label. Pictures with the same normalized label count as showing the same thing; it is called
@@ -119,7 +119,7 @@ def _mantis_picture(path: str, archive: HubFile) -> Media:
     return FirstOf(File(path), Member(archive, rest))
 
 
-def _mantis_choices(key: str, row: Row) -> Iterator[Annotation | Skip]:
+def _mantis_choices(key: str, row: Row) -> Iterator[AnnotationJson | Skip]:
     asked, options, right = row["mc_question"], row["choices"], row["correct_choice_idx"]
     if not len(asked) == len(options) == len(right):
         yield Skip(key, DIFFERENT_LENGTHS)

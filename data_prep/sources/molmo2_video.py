@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data_prep.sources.base import (
-    Annotation,
+    AnnotationJson,
     Context,
     File,
     Hub,
@@ -87,12 +87,12 @@ def _captions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             yield Sample(key, made, video=video) if made else Skip(key, "no caption")
 
 
-def _asked(row: Row, rng: np.random.Generator) -> list[Annotation] | str:
+def _asked(row: Row, rng: np.random.Generator) -> list[AnnotationJson] | str:
     answer = row["answer"].strip()
     return [qa(row["question"].strip(), answer)] if answer else EMPTY_ANSWER
 
 
-def _chosen(row: Row, rng: np.random.Generator) -> list[Annotation]:
+def _chosen(row: Row, rng: np.random.Generator) -> list[AnnotationJson]:
     return [shuffled_choice(row["Question"], row["Answer"], row["NegativeAnswers"], rng)]
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Annotation, Context, FirstOf, Hub, Row, Sample, Skip, Source, maybe
+from data_prep.sources.base import AnnotationJson, Context, FirstOf, Hub, Row, Sample, Skip, Source, maybe
 from data_prep.sources.common import COORDINATES, coordinates, hold_out, questions, tree, web_image
 from molmo2_nemo.errors import DataError
 
@@ -181,7 +181,7 @@ def _caption_questions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | S
             yield from tree(url, _conversations(url, asked), [web_image(url)])
 
 
-def _conversations(url: str, rows: Sequence[Row]) -> Iterator[Annotation | Skip]:
+def _conversations(url: str, rows: Sequence[Row]) -> Iterator[AnnotationJson | Skip]:
     for i, row in enumerate(rows):
         try:
             turns = conversation_turns(row["question"], row["answer"])

@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from data_prep.sources.base import AnnotationJson
 from data_prep.sources.counting import asks_for_count
 
 if TYPE_CHECKING:
     import numpy as np
 
-Annotation = dict[str, Any]
 
-
-def qa(question: str, answer: str | Sequence[str], style: str = "user_qa", *, explanation: str = "") -> Annotation:
+def qa(question: str, answer: str | Sequence[str], style: str = "user_qa", *, explanation: str = "") -> AnnotationJson:
     """A question with its answer, or with several answers of which training takes the most frequent (ties at random).
 
     With an explanation the model answers "<explanation> Answer: <answer>".
     """
-    made: Annotation = {"style": style, "question": question}
+    made: AnnotationJson = {"style": style, "question": question}
     if isinstance(answer, str):
         made["answer"] = answer
     else:
@@ -40,12 +39,12 @@ def choice(
     *,
     unlabelled: bool = False,
     shuffle: bool = False,
-) -> Annotation:
+) -> AnnotationJson:
     """Multiple choice. `unlabelled`: the options are names already (letters in the picture).
 
     The options keep the data set's order; with `shuffle` training draws another order at every access.
     """
-    made: Annotation = {
+    made: AnnotationJson = {
         "style": style,
         "question": question,
         "options": list(options),
@@ -64,7 +63,7 @@ def shuffled_choice(
     wrong: Sequence[str],
     rng: np.random.Generator,
     style: str = "video_multiple_choice",
-) -> Annotation:
+) -> AnnotationJson:
     """Multiple choice with the correct answer put at a random place among the wrong ones, which keep their order."""
     options = list(wrong)
     place = int(rng.integers(len(options) + 1))
@@ -72,29 +71,29 @@ def shuffled_choice(
     return choice(question, options, place, style)
 
 
-def caption(text: str, style: str = "long_caption") -> Annotation:
+def caption(text: str, style: str = "long_caption") -> AnnotationJson:
     """A description; training chooses the words that ask for it."""
     return {"style": style, "text": text}
 
 
-def conversation(turns: Sequence[str], style: str = "text_sft") -> Annotation:
+def conversation(turns: Sequence[str], style: str = "text_sft") -> AnnotationJson:
     """Ready-made turns: user, assistant, user, assistant."""
     return {"style": style, "messages": list(turns)}
 
 
-def no_pointing(annotation: Annotation) -> Annotation:
+def no_pointing(annotation: AnnotationJson) -> AnnotationJson:
     """The annotation, its questions that ask for a number marked: training puts a request not to point before them."""
     asked = annotation["messages"][::2] if "messages" in annotation else [annotation["question"]]
     counting = [i for i, question in enumerate(asked) if asks_for_count(question)]
     return {**annotation, "no_pointing": counting} if counting else annotation
 
 
-def turns(annotations: Sequence[Annotation], style: str) -> Annotation:
+def turns(annotations: Sequence[AnnotationJson], style: str) -> AnnotationJson:
     """Several annotations, one after the other in one conversation (instead of branches)."""
     return {"style": style, "turns": list(annotations)}
 
 
-def either(annotation: Annotation, *fields: Mapping[str, Any]) -> Annotation:
+def either(annotation: AnnotationJson, *fields: Mapping[str, Any]) -> AnnotationJson:
     """An annotation of which every access draws one form: each of `fields` is laid over it ({} = as it is)."""
     return {**annotation, "either": [dict(form) for form in fields]}
 
@@ -106,9 +105,9 @@ def points(
     *,
     scale: float | None = 100,
     question: str | None = None,
-) -> Annotation:
+) -> AnnotationJson:
     """Points in one picture. `scale`: what 1.0 of the width is in the numbers (100 = percent); None = pixels."""
-    made: Annotation = {"style": style, "label": label, "points": [[float(x), float(y)] for x, y in where]}
+    made: AnnotationJson = {"style": style, "label": label, "points": [[float(x), float(y)] for x, y in where]}
     return _with(made, point_scale=scale, question=question)
 
 
@@ -118,7 +117,7 @@ def image_points(
     style: str = "multi_image_pointing",
     *,
     scale: float | None = 100,
-) -> Annotation:
+) -> AnnotationJson:
     """Points in several pictures: one list per picture, in the order of the sample's images."""
     groups = [[[float(x), float(y)] for x, y in group] for group in per_image]
     return _with({"style": style, "label": label, "points": groups}, point_scale=scale)
@@ -132,10 +131,15 @@ def video_points(
     *,
     scale: float | None = 100,
     question: str | None = None,
-) -> Annotation:
+) -> AnnotationJson:
     """Points in a video: one list per timestamp; seconds from the start of the clip."""
     groups = [[[float(x), float(y)] for x, y in group] for group in per_time]
-    made: Annotation = {"style": style, "label": label, "timestamps": [float(t) for t in timestamps], "points": groups}
+    made: AnnotationJson = {
+        "style": style,
+        "label": label,
+        "timestamps": [float(t) for t in timestamps],
+        "points": groups,
+    }
     return _with(made, point_scale=scale, question=question)
 
 
@@ -146,7 +150,7 @@ def track(
     *,
     size: tuple[float, float],
     sampling_fps: float,
-) -> Annotation:
+) -> AnnotationJson:
     """Objects followed through a video.
 
     Args:
@@ -155,12 +159,12 @@ def track(
         size: width and height in pixels that the points are measured in.
         sampling_fps: frames per second of the answer.
     """
-    made: Annotation = {"style": style, "label": label, "sampling_fps": sampling_fps}
+    made: AnnotationJson = {"style": style, "label": label, "sampling_fps": sampling_fps}
     if frames is not None:
         made["points"] = sorted((dict(frame) for frame in frames), key=lambda frame: frame["time"])
     return _with(made, width=size[0], height=size[1])
 
 
-def _with(annotation: Annotation, **more: Any) -> Annotation:
+def _with(annotation: AnnotationJson, **more: Any) -> AnnotationJson:
     annotation.update({name: value for name, value in more.items() if value is not None})
     return annotation

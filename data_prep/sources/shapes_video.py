@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from data_prep.sources.base import Annotation, Context, File, Manual, Row, Sample, Skip, Source, Table, number
+from data_prep.sources.base import AnnotationJson, Context, File, Manual, Row, Sample, Skip, Source, Table, number
 from data_prep.sources.schema import one_of
 from data_prep.sources.shapes import choice, qa
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Line = tuple[float, float, str]  # a subtitle: start and end in seconds, text
 Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
-Branches = Sequence[Annotation | str] | str
+Branches = Sequence[AnnotationJson | str] | str
 
 EMPTY_ANSWER = "empty answer"
 EMPTY_CLIP = "clip ends before it starts"
@@ -85,7 +85,7 @@ def _one(
 ) -> Iterator[Sample | Skip]:
     """The skips and samples of the rows of one record."""
     rng = ctx.rng(name)
-    made: list[Annotation] = []
+    made: list[AnnotationJson] = []
     used: list[Row] = []
     for i, row in enumerate(group):
         found = branches(row, rng)
@@ -104,7 +104,7 @@ def _one(
             yield Sample(f"{name}/{i}" if at_most and len(made) > at_most else name, part, **seen)
 
 
-def even_parts(items: Sequence[Annotation], at_most: int | None) -> list[Sequence[Annotation]]:
+def even_parts(items: Sequence[AnnotationJson], at_most: int | None) -> list[Sequence[AnnotationJson]]:
     """As few parts of at most `at_most` items as possible, their sizes differing by one at most, in order."""
     if at_most is None or len(items) <= at_most:
         return [items]
@@ -229,13 +229,13 @@ UNKNOWN_LICENCE = "see the publisher's terms (not stated here)"
 ODC = "ODC-BY 1.0 (annotations as repackaged); the videos keep their publishers' terms"
 
 
-def open_ended(question: Any, answer: Any, style: str = SHORT) -> Annotation | str:
+def open_ended(question: Any, answer: Any, style: str = SHORT) -> AnnotationJson | str:
     """A question with a short answer, or why there is none."""
     words = text(answer)
     return qa(text(question), words, style) if words.strip() else EMPTY_ANSWER
 
 
-def chosen(question: Any, options: Iterable[Any], index: Any) -> Annotation | str:
+def chosen(question: Any, options: Iterable[Any], index: Any) -> AnnotationJson | str:
     """A multiple-choice branch, or why there is none."""
     words = [text(option) for option in options]
     place = option_index(index, words)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_prep.sources.base import (
-    Annotation,
+    AnnotationJson,
     Context,
     File,
     FirstOf,
@@ -71,7 +71,7 @@ def sampling_rates(fps: float, most: int = MAX_RATE) -> list[int]:
     return [rate for rate in range(1, min(int(fps), most) + 1) if int(fps) % rate == 0]
 
 
-def tracked(row: Row, task: str) -> Annotation:
+def tracked(row: Row, task: str) -> AnnotationJson:
     """The annotation of a row. Objects are numbered by their place in `mask_id`; points of others are not meant."""
     numbers = {str(name): str(i) for i, name in enumerate(row["mask_id"])}
     frames = [
@@ -90,7 +90,7 @@ def tracked(row: Row, task: str) -> Annotation:
     return track(row["expression"], frames or None, STYLES[task], size=size, sampling_fps=int(row["sampling_fps"]))
 
 
-def _problem(row: Row, annotation: Annotation, task: str) -> str:
+def _problem(row: Row, annotation: AnnotationJson, task: str) -> str:
     """Why a row cannot be used ("" if it can)."""
     fps = row.get("fps") or DEFAULT_FPS
     if not sampling_rates(fps):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from data_prep.sources.base import (
-    Annotation,
+    AnnotationJson,
     Context,
     File,
     Hub,
@@ -73,7 +73,7 @@ def _llava(kind: str, mark: str) -> Source:
 
     def branches(row: Row, rng: np.random.Generator) -> Branches:
         said = [turn["value"] for turn in row["conversations"]]
-        made: list[Annotation | str] = []
+        made: list[AnnotationJson | str] = []
         for question, answer in zip(said[::2], said[1::2], strict=False):
             question, answer = question.removeprefix("<image>\n"), answer.strip()
             made.append(qa(question, answer, style) if answer else EMPTY_ANSWER)

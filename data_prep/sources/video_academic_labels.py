@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from data_prep.sources.base import (
-    Annotation,
+    AnnotationJson,
     Context,
     Cut,
     File,
@@ -54,7 +54,7 @@ LABEL, CLIP_LABEL = "video, label", "video clips, label"
 GCS = "https://storage.googleapis.com/molmo-datasets"  # where the released loader gets lists of corrupt files
 
 
-Part = tuple[float | None, float | None, Annotation | str]  # start and end in seconds, what is said of it
+Part = tuple[float | None, float | None, AnnotationJson | str]  # start and end in seconds, what is said of it
 
 
 def labelled(
@@ -75,7 +75,7 @@ def clips_of(
     parts: Iterable[Part],
 ) -> Iterator[Sample | Skip]:
     """One record per (start, end) of a video, with all annotations of that part; a text says why there is none."""
-    gathered: dict[tuple[float, float], list[Annotation]] = {}
+    gathered: dict[tuple[float, float], list[AnnotationJson]] = {}
     for i, (start, end, annotation) in enumerate(parts):
         if start is None or end is None or end <= start:
             yield Skip(f"{video}#{i}", EMPTY_CLIP)
@@ -207,7 +207,7 @@ def _youcook2(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             continue
         rng = ctx.rng(video)
         parts: list[Part] = []
-        spans: list[Annotation] = []
+        spans: list[AnnotationJson] = []
         for entry in row["annotations"]:
             start, end = _segment(entry)
             sentence = entry["sentence"] if entry["sentence"].endswith(".") else entry["sentence"] + "."

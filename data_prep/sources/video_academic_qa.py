@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from data_prep.sources.base import Annotation, Context, File, Hub, Row, Sample, Skip, Source, Table, maybe
+from data_prep.sources.base import AnnotationJson, Context, File, Hub, Row, Sample, Skip, Source, Table, maybe
 from data_prep.sources.schema import one_of
 from data_prep.sources.shapes import choice
 from data_prep.sources.shapes_video import (
@@ -84,7 +84,7 @@ def _open(row: Row, rng: np.random.Generator) -> Branches:
 
 
 def _clevrer(row: Row, rng: np.random.Generator) -> Branches:
-    made: list[Annotation | str] = []
+    made: list[AnnotationJson | str] = []
     for question in row["questions"]:
         if question.get("answer") is not None:
             made.append(open_ended(question["question"], question["answer"]))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from data_prep.sources.base import Annotation, Context, File, Hub, Media, Row, Sample, Skip, Source, maybe, number
+from data_prep.sources.base import AnnotationJson, Context, File, Hub, Media, Row, Sample, Skip, Source, maybe, number
 from data_prep.sources.common import COORDINATES, coordinates
 from data_prep.sources.shapes import either, turns, video_points
 from data_prep.sources.shapes_video import Records, UniqueKeys, youtube_cc
@@ -38,7 +38,7 @@ MIXES = {"sft": "video_pointing"}
 class Pointed:
     """One label of a video with its points, and the clip it belongs to."""
 
-    annotation: Annotation
+    annotation: AnnotationJson
     clip: tuple[float, float]
 
 

@@ -5,7 +5,7 @@ are pooled in pool x pool windows. A file is first scanned without decoding (pac
 that of the content, whatever the header says, and every wanted frame is reached by the shortest way: on from where the
 decoder is, or by a jump to the key frame before it. Beyond the stretched crops at most two decoded frames are held.
 
-Shape legend: C frames (= crops), P patches per frame, D_p values per patch, N pooled tokens, K slots of a window.
+Shape legend: C frames (= crops), P patches per frame, D_p values per patch, N pooled tokens, K patches of a window.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ class SampledVideo:
 
     frames: np.ndarray  # uint8 [C, side, side, 3]
     times: np.ndarray  # float64 [C], requested seconds from the clip's start
-    size: tuple[int, int]  # width and height of the upright picture, pixels
+    size: tuple[int, int]  # width and height of the upright image, pixels
     duration: float  # seconds of the clip
     fps: float  # of the file, averaged
     decoded: int  # frames decoded to get these
@@ -285,7 +285,7 @@ class VideoInfo:
     duration: float  # seconds of the content
     fps: float  # averaged
     frames: int
-    size: tuple[int, int]  # width and height of the upright picture, pixels
+    size: tuple[int, int]  # width and height of the upright image, pixels
     suffix: str  # customary for this kind of container
 
 

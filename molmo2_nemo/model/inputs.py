@@ -42,7 +42,6 @@ class PackInputs:
     loss_weights: Tensor | None = None  # fp32 [B, S]
     tasks: Tensor | None = None  # int64 [B, S], number of the task group each token belongs to; for the log
     num_tasks: int = 0
-    task_sums: Tensor | None = None  # fp32 [2, num_tasks], set by the model: weighted losses and weights of this rank
     groups: ContextGroups | None = None  # the ranks that share it; None: all of the context group
     host: dict[str, Tensor] | None = None  # TOKEN_FIELDS as they came, where the others went to a device
 

@@ -35,7 +35,7 @@ from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs
-from molmo2_nemo.model.loss import weighted_loss
+from molmo2_nemo.model.loss import LossSums, sum_of_weights, weighted_loss
 from molmo2_nemo.model.memory import HostOffload
 from molmo2_nemo.model.rotary import rotary_tables
 from molmo2_nemo.model.vision import VisionEncoder
@@ -108,13 +108,12 @@ class Molmo2Model(MegatronModule):
         if self.post_process and not (self.pre_process and model_config.text.tie_embeddings):
             self.output_layer = Head(config, model_config)
 
-    def forward(self, inputs: PackInputs) -> Tensor:
+    def forward(self, inputs: PackInputs) -> Tensor | LossSums:
         """One micro-batch.
 
         Returns:
-            On the last pipeline stage, with labels: this rank's sum of weighted token losses, fp32 scalar (a part of
-            the sum over the context-parallel group). Without labels: logits [B, T, V / TP], see `logits`. On other
-            stages: the hidden states for the next one.
+            On the last pipeline stage, with labels: this rank's part of the sums that make the loss (model/loss.py).
+            Without labels: logits [B, T, V / TP], see `logits`. On other stages: the hidden states for the next one.
         """
         hidden = None
         if self.pre_process:
@@ -207,11 +206,12 @@ class Molmo2Model(MegatronModule):
             response=response,
         )
 
-    def loss(self, hidden: Tensor, inputs: PackInputs) -> Tensor:
+    def loss(self, hidden: Tensor, inputs: PackInputs) -> LossSums:
         """Weighted loss of this rank's response positions; only they reach the head. hidden: [T, B, D]."""
         assert inputs.labels is not None and inputs.loss_weights is not None
         groups = self.context_of(inputs)
-        weights = groups.shard(inputs.loss_weights).T.flatten()  # [T * B]
+        own = groups.shard(inputs.loss_weights)  # [B, T]
+        weights = own.T.flatten()  # [T * B]
         scored = weights.nonzero()[:, 0]
         each = torch.empty_like(weights[scored], dtype=torch.float32) if inputs.tasks is not None else None
         loss = weighted_loss(
@@ -225,11 +225,12 @@ class Molmo2Model(MegatronModule):
             self.memory.loss_chunk,
             each,
         )
+        by_task = None
         if each is not None and inputs.tasks is not None:
             tasks = groups.shard(inputs.tasks).T.flatten()[scored]
             sums = torch.stack((each, weights[scored].float()))
-            inputs.task_sums = sums.new_zeros(2, inputs.num_tasks).index_add_(1, tasks, sums)
-        return loss
+            by_task = sums.new_zeros(2, inputs.num_tasks).index_add_(1, tasks, sums)
+        return LossSums(loss, sum_of_weights(own), by_task)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[T, B, D] -> [B, T, columns of this tensor-parallel rank]; all ranks' together are the V base columns.

@@ -72,7 +72,7 @@ class SkippedSteps(pl.Callback):
         if self.guard.reason is None:
             return
         gathered: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(gathered, pl_module.ledger.keys)
+        dist.all_gather_object(gathered, pl_module.step_result.statistics.keys)
         if trainer.is_global_zero:
             records = [key for part in gathered for key in part]
             append_line(

@@ -151,6 +151,12 @@ class PackDataModule(pl.LightningDataModule):
         self._restored = [s for s in states if s is not None] or None
 
 
+def pack_data(trainer: Any) -> PackDataModule | None:
+    """The data module that a trainer trains on; None without one that keeps a loader's state."""
+    found = getattr(trainer, "datamodule", None)
+    return found if isinstance(found, PackDataModule) else None
+
+
 def cost_model(config: Molmo2Config) -> CostModel:
     """The cost of a pack for a model: its FLOPs, which are linear in every count."""
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.settings.run import FaultConfig
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, FaultConfig
 
 
 class FaultGuard:
@@ -76,14 +76,14 @@ class FaultGuard:
         self.taken.extend(values["taken"])
 
     def _fault(self, figures: list[float]) -> str | None:
-        names = ("loss", "gradient norm of vit", "gradient norm of connector", "gradient norm of llm")
-        for name, value in zip(names, figures, strict=False):
+        names = ("loss", *(f"gradient norm of {group}" for group in OPTIMIZER_GROUPS))
+        for name, value in zip(names, figures, strict=True):
             if math.isnan(value) or value == math.inf:
                 return f"{name} is not finite"
         sigma = self.config.spike_sigma
         if sigma is None or len(self.taken) < max(2, self.config.spike_window // 2):
             return None
-        for index, (name, value) in enumerate(zip(names, figures, strict=False)):
+        for index, (name, value) in enumerate(zip(names, figures, strict=True)):
             before = [row[index] for row in self.taken]
             mean, deviation = statistics.fmean(before), statistics.stdev(before)
             if deviation > 0 and value > mean + sigma * deviation:

@@ -1,4 +1,4 @@
-"""Molmo2 as NeMo sees it: a LightningModule on MegatronParallel, and the loss reduction over the global batch."""
+"""Molmo2 as NeMo sees it: a LightningModule on MegatronParallel, and what it hands to Megatron as a step's loss."""
 
 from __future__ import annotations
 
@@ -17,63 +17,41 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import NOTHING_TRAINS, MemoryConfig, Molmo2Config, Trainable, with_options
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.inputs import PackInputs
+from molmo2_nemo.model.loss import LossSums, global_loss, global_sums
 from molmo2_nemo.model.molmo2 import Molmo2Model
-from molmo2_nemo.nemo.step_statistics import Ledger, task_ids
+from molmo2_nemo.nemo.data import pack_data
+from molmo2_nemo.nemo.step_result import StepResult
+from molmo2_nemo.nemo.step_statistics import task_ids
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import without_padding
 from molmo2_nemo.settings.run import ClusterConfig, ModelSelection, ParallelConfig, RunConfig, StageConfig
 
 
 class WeightedLossReduction(MegatronLossReduction):
-    """Sums of weighted losses and of weights, micro-batch by micro-batch; their quotient over the global batch.
-
-    The gradient's divisor is the same sum of weights: `take_weight_sum` hands it to the optimizer module.
+    """Adds up a step's sums of weighted losses and of weights; what they are is said in model/loss.py.
 
     Args:
+        result: of the step; gets the loss, the sums of tasks, and this rank's sum of weights.
         num_tasks: tasks that the loss is also logged for, see PackInputs.tasks.
     """
 
-    def __init__(self, num_tasks: int = 0) -> None:
+    def __init__(self, result: StepResult, num_tasks: int = 0) -> None:
         super().__init__()
-        self._weight_sum: float | Tensor = 0.0
-        self._loss: Tensor | None = None
-        self._task_sums: Tensor | None = None
-        self.num_tasks = num_tasks
+        self.result, self.num_tasks = result, num_tasks
 
-    def forward(self, batch: PackInputs, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        assert batch.loss_weights is not None
-        assert batch.groups is not None
-        weight = batch.groups.shard(batch.loss_weights).clamp(min=0).sum(dtype=torch.float32)
-        self._weight_sum = self._weight_sum + weight
-        sums = torch.stack((forward_out.detach().float(), weight))
-        by_task = sums.new_zeros(2 * self.num_tasks) if batch.task_sums is None else batch.task_sums.flatten()
-        sums = torch.cat((sums, by_task))
+    def forward(self, batch: PackInputs, sums: LossSums) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One micro-batch, on the last pipeline stage, as Megatron's schedules want it."""
+        self.result.weight = self.result.weight + sums.weight
         # Megatron adds the middle value to an integer count that Molmo2's optimizer module does not use.
-        return forward_out, torch.zeros((), dtype=torch.int, device=forward_out.device), {"sums": sums}
+        unused = torch.zeros((), dtype=torch.int, device=sums.loss.device)
+        return sums.loss, unused, {"sums": sums.numbers(self.num_tasks)}
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
         """Mean loss of the global batch, over micro-batches, data and context parallel ranks."""
-        total = torch.stack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(0)
-        torch.distributed.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-        self._loss = total[0] / total[1].clamp(min=torch.finfo(torch.float32).tiny)
-        self._task_sums = total[2:]
-        return self._loss
-
-    def take_loss(self) -> float | None:
-        """The last global batch's loss; None on pipeline stages that do not compute it."""
-        loss, self._loss = self._loss, None
-        return None if loss is None else float(loss)
-
-    def take_task_sums(self) -> list[float]:
-        """The last global batch's weighted losses of every task, then their weights; zeros where they are not known."""
-        sums, self._task_sums = self._task_sums, None
-        return [0.0] * (2 * self.num_tasks) if sums is None else sums.tolist()
-
-    def take_weight_sum(self) -> Tensor:
-        """This rank's sum of weights since the last call, fp32 [1]."""
-        taken = torch.as_tensor(self._weight_sum, dtype=torch.float32, device=torch.cuda.current_device()).reshape(1)
-        self._weight_sum = 0.0
-        return taken
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        total = global_sums([x["sums"] for x in losses_reduced_per_micro_batch], group)
+        self.result.loss, self.result.task_sums = global_loss(total), total[2:].tolist()
+        return self.result.loss
 
 
 class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
@@ -128,8 +106,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             raise UserError(NOTHING_TRAINS)
         self.tasks = sorted(set((task_of or {}).values()))  # what the loss is also logged for
         self.task_number = {source: self.tasks.index(task) for source, task in (task_of or {}).items()}
-        self._loss_reduction = WeightedLossReduction(len(self.tasks))
-        self.ledger = Ledger()
+        self.step_result = StepResult()
         self.model_transform = None  # NeMo's callbacks look for it (adapters); Molmo2 has none
         self.optim = optim
         if optim is not None:
@@ -162,20 +139,25 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         if self.trainer.is_global_zero:
             print(f"attention: {self.kernel.name}, {self.kernel.title}", flush=True)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Begin a step. Its data is fetched by the step itself."""
+        self.step_result = StepResult()
+        self.optim.result = self.step_result
+
     def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:
         """The next micro-batch, on this rank's device. Remembers the loader's state after it, for checkpoints."""
+        statistics = self.step_result.statistics
         start = time.perf_counter()
         batch = next(dataloader_iter)
-        self.ledger.wait += time.perf_counter() - start
+        statistics.wait += time.perf_counter() - start
         if isinstance(batch, tuple):
             batch = batch[0]
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None and hasattr(datamodule, "consumed"):
-            datamodule.consumed(batch.state)
+        if (data := pack_data(self.trainer)) is not None:
+            data.consumed(batch.state)
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         groups = self.groups[batch.context_ranks or max(self.groups)]
         if groups.rank == 0 and is_first_of_replica(context=False):
-            self.ledger.add(batch, self.model_config, self.trainable)
+            statistics.add(batch, self.model_config, self.trainable)
         if self.parallel.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.config.sequence_parallel else 1
             batch = without_padding(batch, groups.size * tensor)
@@ -186,18 +168,18 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             inputs.num_tasks = len(self.tasks)
         return inputs
 
-    def forward(self, inputs: PackInputs) -> Tensor:
+    def forward(self, inputs: PackInputs) -> Tensor | LossSums:
         return self.module(inputs)
 
-    def forward_step(self, batch: PackInputs) -> Tensor:
+    def forward_step(self, batch: PackInputs) -> Tensor | LossSums:
         return self(batch)
 
-    def training_step(self, batch: PackInputs, batch_idx: int | None = None) -> Tensor:
+    def training_step(self, batch: PackInputs, batch_idx: int | None = None) -> Any:
         return self.forward_step(batch)
 
     @property
     def training_loss_reduction(self) -> WeightedLossReduction:
-        return self._loss_reduction
+        return WeightedLossReduction(self.step_result, len(self.tasks))
 
 
 def is_first_of_replica(*, context: bool = True) -> bool:
@@ -224,7 +206,7 @@ def context_settings(parallel: ParallelConfig) -> ContextSettings:
 
 
 def freeze(model: Molmo2Model, trainable: Trainable) -> None:
-    """Switch off gradients of what does not train. Names decide, see nemo/optimizer.py `group_of`."""
+    """Switch off gradients of what does not train. Names decide, see `OptimConfig` for the groups."""
     from molmo2_nemo.nemo.optimizer import group_of
 
     for name, parameter in model.named_parameters():

@@ -1,17 +1,17 @@
-"""Molmo2's optimizer on NeMo: three groups with their own rate, warm-up and clipping; weighted-mean gradients.
+"""Molmo2's optimizer on NeMo: groups with their own rate, warm-up and clipping; weighted-mean gradients.
 
 NeMo 2.7's `MegatronOptimizerModule` calls Megatron-core with arguments that 0.16 no longer takes, clips one global norm
 and warms every group up alike; this subclass does what the published recipe says instead:
 
-  * groups `vit`, `connector` (with the 128 extra embedding rows) and `llm`, told apart by parameter names;
+  * groups `vit`, `connector` (with the 128 extra embedding rows) and `llm` are the fields of OptimConfig, which also
+    says how the names of their parameters begin; a parameter group knows its own by "name";
   * each group's L2 norm is taken over all shards and clipped on its own;
-  * learning rate of update t (from 1): p t / W while t < W, then cosine from p to final_lr_fraction * p over the stage;
-  * gradients are divided by the sum of loss weights of the whole global batch.
+  * the learning rate is in lr_schedule.py;
+  * gradients are divided by the sum of loss weights of the whole global batch (model/loss.py).
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,23 +26,26 @@ from megatron.core.optimizer.optimizer import param_is_not_shared
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
-from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 from nemo.utils import AppState
 from torch import Tensor
 
 from molmo2_nemo.nemo.faults import FaultGuard
+from molmo2_nemo.nemo.lr_schedule import GroupSchedule
+from molmo2_nemo.nemo.step_result import StepResult
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, FaultConfig, OptimConfig
+
+# Megatron's checkpoints match parameter groups by lr_mult, among fields that are alike for all of ours. Nothing
+# multiplies by it: GroupSchedule sets the rates.
+LR_MULT = {name: float(number) for number, name in enumerate(OPTIMIZER_GROUPS, start=1)}
+UNNAMED = {"vit": 1.0, "connector": 2.0, "llm": 3.0}  # lr_mult in checkpoints from before groups had names
 
 
 def group_of(name: str) -> str:
     """The optimizer group of a parameter, by its canonical (or wrapped) name."""
     while name.startswith("module."):
         name = name.removeprefix("module.")
-    if name.startswith("vision."):
-        return "vit"
-    if name.startswith("connector.") or name == "embedding.extra.weight":
-        return "connector"
-    return "llm"
+    return next(group for group, beginnings in OPTIMIZER_GROUPS.items() if name.startswith(beginnings))
 
 
 class Molmo2Optimizer(MegatronOptimizerModule):
@@ -54,6 +57,8 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         bf16: parameters are bf16 with fp32 master weights.
         distributed: shard master weights and moments over data-parallel ranks.
         faults: which steps are skipped.
+
+    `result` is the step that is going on: Molmo2Module puts a fresh one there with every step.
     """
 
     def __init__(
@@ -80,22 +85,17 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         super().__init__(config=config, lr_scheduler=GroupSchedule(optim, max_steps))
         self.optim = optim
         self.guard = FaultGuard(faults or FaultConfig())
-        self.loss_weights: Any = None  # the module's WeightedLossReduction, set when it connects
-
-    def connect(self, model: Any) -> None:
-        super().connect(model)
-        self.loss_weights = model.training_loss_reduction
+        self.result = StepResult()
 
     def optimizers(self, model: Any) -> list[torch.optim.Optimizer]:
         overrides: dict[ParamKey, dict[str, Any]] = {}
-        for index, group in enumerate(OPTIMIZER_GROUPS):
+        for group in OPTIMIZER_GROUPS:
             predicate = ParamWithNamePredicate(name=group, fn=lambda p, name, group=group: group_of(name) == group)
             overrides[ParamKey(with_name_predicate=predicate)] = dict(
+                name=group,
                 max_lr=getattr(self.optim, group).lr,
                 min_lr=getattr(self.optim, group).lr * self.optim.final_lr_fraction,
-                # Checkpoints match groups by lr_mult among others, so each group needs its own. Nothing multiplies by
-                # it: the schedule below sets the rates.
-                lr_mult=float(index + 1),
+                lr_mult=LR_MULT[group],
                 wd_mult=1.0,
             )
         megatron = get_megatron_optimizer(
@@ -106,48 +106,54 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         )
         inner = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else [megatron]
         clipping = GroupClippingOptimizer(inner, self.optim.clip_grad, self._skips)
-        for group in clipping.param_groups:
-            group["lr"] = group["initial_lr"] = group["max_lr"]
+        for made in clipping.param_groups:
+            made["lr"] = made["initial_lr"] = made["max_lr"]
         for optimizer in inner:
             _materialise_adam_state(optimizer)
         return [_NeMoOptimizer(clipping)]
 
-    def _skips(self, norms: dict[str, float]) -> bool:
-        loss = self.loss_weights.take_loss() if self.loss_weights is not None else None
-        return self.guard.skips(loss, [norms.get(group, 0.0) for group in OPTIMIZER_GROUPS])
+    def _skips(self, norms: dict[str, float], rates: dict[str, float]) -> bool:
+        """Put down what the optimizer knows of the step; whether it must not be taken."""
+        result = self.result
+        result.gradient_norms, result.learning_rates = norms, rates
+        loss = None if result.loss is None else float(result.loss)
+        skips = self.guard.skips(loss, [norms.get(group, 0.0) for group in OPTIMIZER_GROUPS])
+        result.fault, result.skipped_steps = self.guard.reason, self.guard.total
+        return skips
 
     def finalize_model_grads(self, model: Any, num_tokens: Tensor | None = None, **kwargs: Any) -> None:
         """Megatron's reductions, then division by the global batch's sum of loss weights.
 
-        Megatron counts tokens in an integer tensor; loss weights are floats, so the sum that the loss reduction kept is
-        handed over instead. Stages without a loss hand over zero: Megatron broadcasts the last stage's.
+        Megatron counts tokens in an integer tensor; loss weights are floats, so this rank's sum of them is handed over
+        instead, fp32 [1]; Megatron adds it up over data and context parallel ranks. Stages without a loss hand over
+        zero: Megatron broadcasts the last stage's.
         """
-        finalize_model_grads(model, self.loss_weights.take_weight_sum(), **kwargs)
+        weight = torch.as_tensor(self.result.weight, dtype=torch.float32, device=torch.cuda.current_device())
+        finalize_model_grads(model, weight.reshape(1), **kwargs)
         sum_partial_gradients(model)
 
 
 class GroupClippingOptimizer(ChainedOptimizer):
     """Megatron's optimizer, each parameter group clipped to its own L2 norm.
 
-    `group_norms` holds the norms before clipping, alike on all ranks, after every step.
-
     Args:
-        skips: asked on every rank with these norms; True leaves weights and moments as they are.
+        skips: called on every rank with each group's norm before clipping, alike on all ranks, and its learning rate;
+            True leaves weights and moments as they are.
     """
 
     def __init__(
         self,
         chained_optimizers: list[MegatronOptimizer],
         clip_grad: float,
-        skips: Callable[[dict[str, float]], bool],
+        skips: Callable[[dict[str, float], dict[str, float]], bool],
     ) -> None:
         super().__init__(chained_optimizers)
         self.clip_grad, self.skips = clip_grad, skips
-        self.group_norms: dict[str, float] = {}
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """As Megatron's, which gives all of torch's AdamW states one and the same `step` tensor: it would then be
-        counted up once per parameter and step."""
+        """As Megatron's, but groups are matched by their names, and every parameter gets a `step` of its own: Megatron
+        gives all of torch's AdamW states one and the same tensor, which would be counted up once per parameter."""
+        name_saved_groups(state_dict)
         super().load_state_dict(state_dict)
         for optimizer in self.chained_optimizers:
             for state in optimizer.optimizer.state.values():
@@ -158,15 +164,14 @@ class GroupClippingOptimizer(ChainedOptimizer):
     def step(self) -> tuple[bool, float | None, int | None]:
         if self.prepare_grads():
             return False, None, None
-        squares = 0.0
+        norms, rates = {}, {}
         for optimizer in self.chained_optimizers:
             for group in optimizer.param_groups:
-                norm = self._clip(optimizer, group["params"])
-                self.group_norms[name_of_group(group)] = norm
-                squares += norm**2
-        if self.skips(self.group_norms):
+                norms[group["name"]] = self._clip(optimizer, group["params"])
+                rates[group["name"]] = group["lr"]
+        if self.skips(norms, rates):
             return False, None, None
-        return self.step_with_ready_grads(), math.sqrt(squares), None
+        return self.step_with_ready_grads(), math.sqrt(sum(norm**2 for norm in norms.values())), None
 
     def _clip(self, optimizer: MegatronOptimizer, parameters: list[Tensor]) -> float:
         grads = [
@@ -211,9 +216,17 @@ def l2_norm(tensors: list[Tensor], group: Any) -> float:
     return math.sqrt(total.item())
 
 
-def name_of_group(group: dict[str, Any]) -> str:
-    """Name of an optimizer's parameter group; `Molmo2Optimizer.optimizers` numbers them by lr_mult."""
-    return OPTIMIZER_GROUPS[round(group["lr_mult"] if "lr_mult" in group else group["pre_lr_mult"]) - 1]
+def name_saved_groups(state_dict: Any) -> None:
+    """Give every parameter group of a checkpoint its name, where it has none, and the lr_mult of that name, in place.
+
+    So a checkpoint is read whatever the order of OPTIMIZER_GROUPS was when it was written.
+    """
+    for state in state_dict if isinstance(state_dict, list) else [state_dict]:
+        for group in state.get("optimizer", state)["param_groups"]:
+            key = "lr_mult" if "lr_mult" in group else "pre_lr_mult"  # NeMo's name for it
+            named = next((name for name, number in UNNAMED.items() if number == group[key]), None)
+            group.setdefault("name", named)
+            group[key] = LR_MULT[group["name"]]
 
 
 def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:
@@ -230,12 +243,12 @@ def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:
             }
     if isinstance(optimizer, DistributedOptimizer):
         _keep_step_on_load(optimizer)
-        if not inner.state:  # a pipeline stage where nothing learns; Megatron would look for a `step` there
+        if not inner.state:  # a pipeline stage where nothing trains; Megatron would look for a `step` there
             optimizer.state_dict = lambda: {"optimizer": _groups_without_parameters(inner)}
 
 
 def _groups_without_parameters(inner: torch.optim.Optimizer) -> dict[str, Any]:
-    """What Megatron keeps of an optimizer besides tensors; `step` is that of the stages that learn, on loading."""
+    """What Megatron keeps of an optimizer besides tensors; `step` is that of the stages that train, on loading."""
     groups = [{k: v for k, v in group.items() if k != "params"} | {"step": 0.0} for group in inner.param_groups]
     return {"param_groups": groups}
 
@@ -265,37 +278,3 @@ class _NeMoOptimizer(McoreDistributedOptimizer):
         **unused: Any,
     ) -> dict[str, Any]:
         return self.mcore_optimizer.sharded_state_dict(model_sharded_state_dict, is_loading, metadata=metadata)
-
-
-class GroupSchedule(LRSchedulerModule):
-    """Linear warm-up from 0 and cosine to `final_lr_fraction`, with each group's own warm-up."""
-
-    def __init__(self, optim: OptimConfig, max_steps: int) -> None:
-        super().__init__()
-        self.optim, self.max_steps = optim, max_steps
-
-    def scheduler(self, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        factors: list[Callable[[int], float]] = []
-        for group in optimizer.param_groups:
-            warmup = getattr(self.optim, name_of_group(group)).warmup_steps
-            factors.append(
-                # LambdaLR counts from 0 before the first update; the published schedule calls that update 1
-                functools.partial(self._factor, warmup)
-            )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _factor(self, warmup: int, done: int) -> float:
-        return lr_factor(done + 1, warmup, self.max_steps, self.optim.final_lr_fraction)
-
-
-def lr_factor(t: int, warmup: int, horizon: int, final: float) -> float:
-    """Learning rate of update t (from 1) as a fraction of the peak.
-
-    t < warmup: t / warmup; then final + (1 - final) (1 + cos(pi (t - warmup) / (horizon - warmup))) / 2; final beyond.
-    """
-    if t < warmup:
-        return t / warmup
-    if t >= horizon:
-        return final
-    return final + (1 - final) * (1 + math.cos(math.pi * (t - warmup) / (horizon - warmup))) / 2

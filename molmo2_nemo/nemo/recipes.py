@@ -28,9 +28,9 @@ from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
 from molmo2_nemo.nemo.dynamic_context import DynamicSettings
-from molmo2_nemo.nemo.metrics import Metrics
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
+from molmo2_nemo.nemo.step_log import StepLog
 from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.rundir import paths
@@ -135,11 +135,11 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         callbacks=[
             run.Config(SeedEachStep, cfg.seed),
             run.Config(
-                Metrics,
+                StepLog,
                 str(folder),
                 cfg.stage.name,
                 cfg.log_every,
-                crop_budget=cfg.data.packing.max_crops,
+                max_crops=cfg.data.packing.max_crops,
                 peak_tflops=cfg.log.peak_tflops,
             ),
             run.Config(SkippedSteps, str(folder)),

@@ -1,4 +1,4 @@
-"""What this rank's micro-batches of one step held: the figures behind the log. numpy only, on the host."""
+"""What this rank's micro-batches of one step held: the figures behind the log. All of it is on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from molmo2_nemo.model.config import Molmo2Config, Trainable
 
 
 @dataclass
-class Ledger:
+class StepStatistics:
     """Counts of one step."""
 
     tokens: int = 0  # without padding

@@ -11,7 +11,9 @@ import faulthandler
 import gc
 import os
 import signal
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from molmo2_nemo import cpu
@@ -52,8 +54,8 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
     from molmo2_nemo.nemo.checkpoints import not_written
-    from molmo2_nemo.nemo.metrics import Metrics
     from molmo2_nemo.nemo.recipes import layout, stage_recipe
+    from molmo2_nemo.nemo.step_log import StepLog
 
     folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         if first:
             write_json(folder / paths.ATTEMPT, {**attempt, "left": stop.stopped}, indent=None)
         raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
-    metrics = next(c for c in trainer.callbacks if isinstance(c, Metrics))
+    metrics = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if first and not metrics.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
     steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all of them, also those before a resume
@@ -96,16 +98,25 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     return summary
 
 
-def start_nemo() -> None:
-    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
-    own, and this project sends nothing anywhere)."""
-    gc.disable()  # 8,000 modules stay: looking through them for garbage takes a fifth of the import
+@contextmanager
+def importing_much() -> Iterator[None]:
+    """For imports of thousands of modules, which all stay: looking through them for garbage, again and again as they
+    come in, takes a fifth of the time, and more whenever garbage is collected later."""
+    gc.disable()
     try:
-        from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
-        from nemo.lightning.callback_group import CallbackGroup
+        yield
     finally:
         gc.enable()
         gc.freeze()
+
+
+def start_nemo() -> None:
+    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
+    own, and this project sends nothing anywhere)."""
+    with nullcontext() if "nemo.collections.llm" in sys.modules else importing_much():
+        from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
+        from nemo.lightning.callback_group import CallbackGroup
+
     for number in (signal.SIGINT, signal.SIGTERM):
         faulthandler.unregister(number)  # Megatron's inference code would print a stack for every Ctrl-C
 

@@ -46,9 +46,6 @@ class ModelSelection:
         return with_options(preset(self.preset), lora=lora, **self.options())
 
 
-OPTIMIZER_GROUPS = ("vit", "connector", "llm")  # fields of OptimConfig, in the order in which they are logged
-
-
 @dataclass
 class GroupConfig:
     """One optimizer group: peak learning rate and linear warm-up."""
@@ -57,19 +54,37 @@ class GroupConfig:
     warmup_steps: int = 200
 
 
+def group(lr: float, warmup_steps: int, *parameters: str) -> Any:
+    """A field of OptimConfig that is an optimizer group.
+
+    Args:
+        parameters: how the names of its parameters begin.
+    """
+    return field(default_factory=lambda: GroupConfig(lr, warmup_steps), metadata={"parameters": parameters})
+
+
 @dataclass
 class OptimConfig:
-    """AdamW with three groups, each warmed up and clipped on its own."""
+    """AdamW with a few groups of parameters, each warmed up and clipped on its own.
 
-    vit: GroupConfig = field(default_factory=lambda: GroupConfig(5e-6, 200))
-    connector: GroupConfig = field(default_factory=lambda: GroupConfig(5e-6, 200))
-    llm: GroupConfig = field(default_factory=lambda: GroupConfig(1e-5, 200))
+    A parameter belongs to the first group that names it.
+    """
+
+    vit: GroupConfig = group(5e-6, 200, "vision.")
+    connector: GroupConfig = group(5e-6, 200, "connector.", "embedding.extra.")
+    llm: GroupConfig = group(1e-5, 200, "")  # all others
     final_lr_fraction: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-6
     weight_decay: float = 0.0
     clip_grad: float = 1.0  # L2 norm of each group separately
+
+
+# The fields of OptimConfig that are groups, in the order in which they are logged -> how their parameters' names begin
+OPTIMIZER_GROUPS: dict[str, tuple[str, ...]] = {
+    f.name: f.metadata["parameters"] for f in fields(OptimConfig) if "parameters" in f.metadata
+}
 
 
 @dataclass

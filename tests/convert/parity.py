@@ -114,7 +114,7 @@ def compare(checkpoint: Path, fixture: Path) -> dict[str, float]:
         with torch.no_grad():
             logits = model(case_inputs(case, kind, vocab, scored=False))[0, case["logit_positions"], :vocab]
         worst["logits"] = max(worst["logits"], float((logits - torch.from_numpy(case["logits"])).abs().max()))
-        part = model(case_inputs(case, kind, vocab, scored=True)) / total
+        part = model(case_inputs(case, kind, vocab, scored=True)).loss / total
         part.backward()
         expected = float((case["loss_weights"] * case["token_loss"]).sum()) / total
         worst["loss"] = max(worst["loss"], abs(float(part.detach()) - expected))

@@ -177,7 +177,7 @@ def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
     model = build(subject, options)
     inputs = PackInputs.from_batch(batch([Shapes(subject.model).videos(tokens, tokens)], tokens, subject.model), "cpu")
     with counting("cpu") as peak:
-        model(inputs).backward()
+        model(inputs).loss.backward()
     return peak[0], len(inputs.crops)
 
 

@@ -8,11 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.packing import example_pairs
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.data.counts import allowed_pairs
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
-from tests.support.trees import RULES, Tree, pack, token_mask
+from tests.support.trees import RULES
 
 torch.set_num_threads(1)
 
@@ -93,13 +92,3 @@ def test_any_description_is_counted_as_the_rule_says(packs, rule):
     real = described[0] != PAD_EXAMPLE
     allowed = TokenMask(*torch.from_numpy(described), rule).rows(0, size).numpy()
     assert allowed_pairs(*described, rule) == (allowed & real[:, :, None] & real[:, None]).sum()
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 5), st.lists(st.integers(0, 7), max_size=3), st.lists(st.integers(1, 6), max_size=3))
-def test_pairs_of_an_example_follow_from_its_sizes(text, images, branches):
-    """Where all visual tokens lie in the root."""
-    tree = Tree((1, *[text] * len(images)), tuple(images), tuple(branches))
-    described, root = pack([tree]), 1 + (text * len(images)) + sum(images)
-    counted = example_pairs(root, sum(images), branches)
-    assert counted == allowed_pairs(*described) == int(token_mask([[tree]]).rows(0, described.shape[1]).sum())

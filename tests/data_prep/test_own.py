@@ -78,6 +78,8 @@ BAD = [
     ({"image": "cat.jpg", "video": "bunny.mp4", "caption": "x"}, "00000002", "both pictures and a video"),
     ({"messages": ["a", "b"], "subtitles": [{"start": "x"}]}, "line 2", "subtitle 0"),
     ({"messages": ["a", "b"], "weight": "x"}, "line 2", "weight must be a number"),
+    ({"messages": ["a", "b"], "weight": 10**400}, "line 2", "weight must be a number"),
+    ({"annotations": [{"style": "pointing", "points": []}]}, "00000002", "annotation 0 (pointing): label is missing"),
     ({"key": "00000001", "messages": ["a", "b"]}, "00000001", "duplicate key"),
     ("[1]", "line 2", "must hold an object"),
 ]

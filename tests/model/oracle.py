@@ -134,20 +134,23 @@ def build(
 
 
 def run_schedule(model: Any, batches: list[Any], *, backward: bool) -> list[torch.Tensor]:
-    """What the last stage returns for every micro-batch; with `backward`, `main_grad` holds sums over all of them.
+    """What the last stage returns for every micro-batch, of a loss its sum. With `backward`, `main_grad` holds sums
+    over all of them.
 
     Gradients are reduced by Megatron's own DDP and finalize_model_grads, as in the trainer.
     """
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from molmo2_nemo.model.loss import LossSums
     from molmo2_nemo.nemo.optimizer import sum_partial_gradients
 
     outputs = []
 
-    def loss_func(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        outputs.append(output.detach())
-        loss = output if output.dim() == 0 else output.sum() * 0
+    def loss_func(output: LossSums | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        scored = isinstance(output, LossSums)
+        outputs.append(output.loss.detach() if scored else output.detach())
+        loss = output.loss if scored else output.sum() * 0
         return loss, torch.zeros((), dtype=torch.int), {"loss": loss.detach()}
 
     module = model

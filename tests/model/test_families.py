@@ -23,6 +23,7 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config, preset
 from molmo2_nemo.model.families import FAMILIES, family_of
 from molmo2_nemo.model.families.base import BaseNames, Family, LayerNames, TextConfig
+from molmo2_nemo.plan.memory import layer_bytes
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -107,6 +108,13 @@ def test_an_unknown_family_is_named_with_the_nearest():
 def test_parameters_are_those_of_the_weights(plain, name):
     config = plain if name == "plain" else preset(name)
     assert parameters(config).total == sum(math.prod(shape) for shape in canonical_shapes(config).values())
+
+
+def test_the_planner_leaves_out_norms_that_are_not_there(plain):
+    """A norm of queries and keys keeps an fp32 copy and the normalised value, 6 bytes a number in bf16."""
+    normed = replace(plain, text=replace(TEXT, family="qwen3"))
+    numbers = (TEXT.num_heads + TEXT.num_kv_heads) * TEXT.head_dim
+    assert layer_bytes(normed) - layer_bytes(plain) == 6 * numbers
 
 
 def trained(checkpoint: Path) -> tuple[dict[str, tuple[int, ...]], float, float, list[str]]:

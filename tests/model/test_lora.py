@@ -96,7 +96,7 @@ def fresh_job(lora: LoraConfig) -> dict[str, Any]:
     for key, chosen in (("without", config), ("with", with_options(config, lora=lora))):
         model = build(chosen, seed=5)
         with torch.no_grad():
-            found[key] = torch.stack([model(b) for b in micro_batches("qwen3_tied", config)])
+            found[key] = torch.stack([model(b).loss for b in micro_batches("qwen3_tied", config)])
     return found | {"adapters": {n: p.detach() for n, p in model.named_parameters() if "lora_" in n}}
 
 

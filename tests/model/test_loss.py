@@ -128,7 +128,7 @@ def test_labels_that_cannot_be_predicted(group, bad):
     hidden, head, labels, weights = problem(0, 5, 4, 10, 1.0)
     labels[3] = bad
     with pytest.raises(AssertionError, match=rf"label {bad}, but only ids 0\.\.9 can be predicted"):
-        weighted_loss(hidden, head, labels, weights, 1e-4, 10, group)
+        weighted_loss(hidden, head, labels, weights, 1e-4, 10, group, 6)
 
 
 def test_logits_exist_for_one_chunk_at_a_time(group, monkeypatch):
@@ -172,7 +172,7 @@ def memory_job(sizes: list[int]) -> dict[int, tuple[int, int, int]]:
         hidden = torch.randn(size, 1, model.config.hidden_size, requires_grad=True)
         model.zero_grad()
         with Allocations() as counted:
-            loss = model.loss(hidden, inputs)
+            loss = model.loss(hidden, inputs).loss
             forward = counted.peak
             loss.backward()
         assert int((hidden.grad.abs().sum(-1) > 0).sum()) == SCORED

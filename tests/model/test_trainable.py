@@ -1,4 +1,4 @@
-"""What learns: the real trainer over a few steps, its final checkpoint compared bit by bit with the fresh model."""
+"""What trains: the real trainer over a few steps, its final checkpoint compared bit by bit with the fresh model."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def train_job(cfg: Any, packs: Any) -> dict[str, str]:
         names = {p: canonical_name(stage, n) for n, p in stage.named_parameters()}
         for inner in made[0].mcore_optimizer.chained_optimizers:
             for parameter, (group, _) in inner.model_param_group_index_map.items():
-                held[names.pop(parameter)] = optimizer.name_of_group(inner.param_groups[group])
+                held[names.pop(parameter)] = inner.param_groups[group]["name"]
         return made
 
     optimizer.Molmo2Optimizer.optimizers = watched
@@ -67,7 +67,7 @@ CASES = {  # what a run sets: which parameters must not move
     "default TP2": ({}, {"tensor": 2, "sequence": True}, lambda n: n == BASE),
     "base rows too, PP2": ({"train_base_embedding": True}, {"pipeline": 2}, lambda n: False),
     "no vit": ({"train_vit": False}, {}, lambda n: n == BASE or group_of(n) == "vit"),
-    # the last stage has nothing that learns
+    # the last stage has nothing that trains
     "connector only, PP2": (
         {"train_vit": False, "train_llm": False},
         {"pipeline": 2},
@@ -82,7 +82,7 @@ CASES = {  # what a run sets: which parameters must not move
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_learns(workers, packs, tmp_path, case):
+def test_what_trains(workers, packs, tmp_path, case):
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 
     choices, layout, frozen = CASES[case]
@@ -106,7 +106,7 @@ def test_what_learns(workers, packs, tmp_path, case):
     assert groups == {name: group_of(name) for name in before if not frozen(name)}
 
 
-def test_resume_where_a_stage_learns_nothing(workers, packs, tmp_path):
+def test_resume_where_a_pipeline_stage_trains_nothing(workers, packs, tmp_path):
     """Two steps, a checkpoint, one more step; against three in a row."""
     curves = []
     for folder, parts in (("whole", (3,)), ("parts", (2, 3))):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from molmo2_nemo.nemo.optimizer import group_of, lr_factor
+from molmo2_nemo.nemo.lr_schedule import lr_factor
+from molmo2_nemo.nemo.optimizer import LR_MULT, group_of, name_saved_groups
+from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
+from tests.support.packs import demo_packs, tiny_run, train_on_packs
 
 
 @pytest.mark.parametrize(
@@ -67,13 +71,12 @@ def step_job(clip_grad: float, distributed: bool) -> dict:
     wrapped.step()
     clipped = {}
     for group in wrapped.param_groups:
-        name = OPTIMIZER_GROUPS[round(group["lr_mult"]) - 1]
-        clipped[name] = math.sqrt(sum(float(p.grad.double().square().sum()) for p in group["params"]))
+        clipped[group["name"]] = math.sqrt(sum(float(p.grad.double().square().sum()) for p in group["params"]))
     return {
         "expected": {k: math.sqrt(v) for k, v in squares.items()},
-        "norms": wrapped.mcore_optimizer.group_norms,
+        "norms": module.result.gradient_norms,
         "clipped": clipped,
-        "rates": {OPTIMIZER_GROUPS[round(g["lr_mult"]) - 1]: g["lr"] for g in wrapped.param_groups},
+        "rates": {g["name"]: g["lr"] for g in wrapped.param_groups},
         "decay": [g["weight_decay"] for g in wrapped.param_groups],
     }
 
@@ -88,3 +91,46 @@ def test_each_group_is_clipped_on_its_own(workers, distributed):
     assert max(got["expected"].values()) > 1.0
     assert got["rates"] == {"vit": 5e-6, "connector": 5e-6, "llm": 1e-5}
     assert set(got["decay"]) == {0.0}
+
+
+def test_saved_groups_are_known_by_name():
+    """Older checkpoints have none; a newer one may have been written with the groups in another order."""
+    older = [{"lr_mult": 3.0, "lr": 0.3}, {"pre_lr_mult": 1.0, "lr": 0.1}]
+    newer = [{"name": "llm", "lr_mult": 1.0}, {"name": "connector", "lr_mult": 7.0}]
+    name_saved_groups({"optimizer": {"param_groups": older}})
+    name_saved_groups([{"param_groups": newer}])
+    assert older == [{"name": "llm", "lr_mult": 3.0, "lr": 0.3}, {"name": "vit", "pre_lr_mult": 1.0, "lr": 0.1}]
+    assert newer == [{"name": name, "lr_mult": LR_MULT[name]} for name in ("llm", "connector")]
+
+
+def make_older(checkpoint: Path) -> None:
+    """The optimizer's groups as they were saved before they had names, in another order."""
+    common = checkpoint / "weights" / "common.pt"
+    state = torch.load(common, weights_only=False)
+    for part in state["optimizer"]:
+        groups = part["optimizer"]["param_groups"]
+        for group in groups:
+            group["last_lr"] = group["lr"]
+            del group["name"]
+        groups.reverse()
+    torch.save(state, common)
+    checkpoint_manifest.write(
+        checkpoint, checkpoint_manifest.describe(checkpoint, checkpoint_manifest.share(checkpoint, 0, 1))
+    )
+
+
+def test_a_checkpoint_without_group_names_resumes(workers, tmp_path):
+    """Two steps, a checkpoint made older, one more step; against three in a row. Peaks and warm-ups differ by group."""
+    packs, curves = demo_packs(12), []
+    for folder, parts in (("whole", (3,)), ("parts", (2, 3))):
+        cfg = tiny_run(tmp_path / folder, 3)
+        cfg.stage.optim.vit.lr, cfg.stage.optim.connector.warmup_steps = 3e-4, 1
+        cfg.stage.optim.final_lr_fraction = 1.0  # else the schedule would depend on the number of steps
+        for steps in parts:
+            cfg.stage.max_steps = steps
+            curves.append(workers.run(train_on_packs, cfg, packs, fit=True)[0])
+            if steps == 2:
+                make_older(tmp_path / folder / "sft" / "checkpoints" / "step=2")
+    traced = [key for key in curves[0][0] if key.startswith(("loss", "grad_norm", "lr_"))]
+    assert len(traced) == 7
+    assert [[m[key] for key in traced] for m in curves[2]] == [[m[key] for key in traced] for m in curves[0]]

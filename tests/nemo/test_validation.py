@@ -42,7 +42,7 @@ def scored_alone(cfg, path: str, count: int) -> float:
         example = reader[n]
         length = -(-example.num_tokens // 64) * 64
         inputs = PackInputs.from_batch(collate([[example]], sequence_length=length, im_patch_id=im_patch))
-        total += float(model(inputs).detach())
+        total += float(model(inputs).loss.detach())
         weight += float(example.loss_weights.clip(0).sum())
     return total / weight
 

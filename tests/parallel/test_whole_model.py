@@ -52,7 +52,7 @@ def model_job(packs: list[Any], layouts: dict[str, dict[str, Any]]) -> dict[tupl
             each = []
             for batch in packs:
                 model.zero_grad()
-                loss = model(PackInputs.from_batch(batch))
+                loss = model(PackInputs.from_batch(batch)).loss
                 loss.backward()
                 parts = {"loss": loss.detach()}
                 for key, parameter in model.named_parameters():

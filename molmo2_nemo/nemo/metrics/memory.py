@@ -1,0 +1,29 @@
+"""Memory."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import torch
+
+from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric
+
+
+class Memory(Metric):
+    """GiB of the process that has held most since the run began."""
+
+    place = 90
+
+    def largest(self, step: FinishedStep) -> list[float]:
+        return [memory_gib()]
+
+    def figures(self, step: FinishedStep, summed: list[float], largest: list[float]) -> dict[str, Any]:
+        return {"memory_gib": largest[0]}
+
+
+def memory_gib() -> float:
+    """The most memory this process has held: of the device, or of the host where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,26 @@
+"""What one optimizer step was: written as the step runs, read by the optimizer, the fault guard and the log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from molmo2_nemo.nemo.step_statistics import StepStatistics
+
+
+@dataclass
+class StepResult:
+    """One step on one rank. Molmo2Module begins every step with a fresh one and hands it to those who write into it.
+
+    In the order in which a step comes to know them:
+    """
+
+    statistics: StepStatistics = field(default_factory=StepStatistics)  # Molmo2Module.data_step
+    weight: Tensor | float = 0.0  # WeightedLossReduction: this rank's sum of loss weights, fp32, over micro-batches
+    loss: Tensor | None = None  # WeightedLossReduction: of the global batch; None on stages that do not compute it
+    task_sums: list[float] | None = None  # likewise: weighted losses of every task, then their weights
+    gradient_norms: dict[str, float] = field(default_factory=dict)  # Molmo2Optimizer: of every group, before clipping
+    learning_rates: dict[str, float] = field(default_factory=dict)  # Molmo2Optimizer: of every group, in this update
+    fault: str | None = None  # Molmo2Optimizer: why the step was skipped; None if it was taken
+    skipped_steps: int = 0  # Molmo2Optimizer: of the whole run so far
