@@ -39,11 +39,11 @@ from tests.support.trees import long_video_pack, mixed_pack, token_mask
 
 HEADS, HEAD, RANKS = 16, 4, 8
 METHODS = [
-    (context, ulysses, exchange)
+    (context, ulysses, cp_comm_type)
     for context in (2, 4, 8)
     for ulysses in (8, 4, 2, 1)
-    for exchange in ("ring", "all_gather")
-    if ulysses <= context and (ulysses < context or exchange == "ring")
+    for cp_comm_type in ("ring", "all_gather")
+    if ulysses <= context and (ulysses < context or cp_comm_type == "ring")
 ]
 
 
@@ -67,8 +67,8 @@ def measure(tokens: int) -> list[dict[str, Any]]:
     """On each of 8 ranks: messages, bytes, formulas, work and this rank's part of output and gradients."""
     counter, ready, rows = Counter(), {}, []
     packs = masks(tokens)
-    for context, ulysses, exchange in METHODS:
-        groups = block_groups(context, list(range(RANKS)), 1, ContextSettings(ulysses, exchange), ready)
+    for context, ulysses, cp_comm_type in METHODS:
+        groups = block_groups(context, list(range(RANKS)), 1, ContextSettings(ulysses, cp_comm_type), ready)
         for name, mask in packs.items():
             for kv_heads in (8, 2):
                 shape = AttentionShape(tokens, HEADS, kv_heads, HEAD, 4)
@@ -85,14 +85,14 @@ def measure(tokens: int) -> list[dict[str, Any]]:
                 region = region_of(mask, (chunk * size, (chunk + 1) * size))
                 rows.append(
                     {
-                        "method": (context, ulysses, exchange if ulysses < context else ""),
+                        "method": (context, ulysses, cp_comm_type if ulysses < context else ""),
                         "pack": name,
                         "kv_heads": kv_heads,
                         "forward": forward,
                         "backward": backward,
-                        "formula": exact(shape, context, ulysses, exchange, mask, chunk),
+                        "formula": exact(shape, context, ulysses, cp_comm_type, mask, chunk),
                         "bound": [
-                            (t.messages, t.bytes) for t in steps(context_traffic(shape, context, ulysses, exchange))
+                            (t.messages, t.bytes) for t in steps(context_traffic(shape, context, ulysses, cp_comm_type))
                         ],
                         "work": region.pairs * HEADS // ulysses,
                         "parts": [t.detach().numpy() for t in (out, q.grad, k.grad, v.grad)],
@@ -118,7 +118,7 @@ def summarise(per_rank: list[list[dict[str, Any]]], tokens: int) -> list[dict[st
         row: dict[str, Any] = {
             "context": context,
             "ulysses": first["method"][1],
-            "exchange": first["method"][2],
+            "cp_comm_type": first["method"][2],
             "pack": first["pack"],
             "kv_heads": first["kv_heads"],
         }
@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     table = summarise(run_light(measure, args.tokens, ranks=RANKS), args.tokens)
     for row in table:
         print(
-            f"CP {row['context']} = {row['ulysses']} x {row['context'] // row['ulysses']} {row['exchange']:>10} "
+            f"CP {row['context']} = {row['ulysses']} x {row['context'] // row['ulysses']} {row['cp_comm_type']:>10} "
             f"{row['pack']:>5} {row['kv_heads']} key heads: forward {row['forward_messages']} messages "
             f"{row['forward_bytes'] / 2**20:7.2f} MiB (bound {row['forward_bytes_bound'] / 2**20:7.2f}), backward "
             f"{row['backward_messages']} messages {row['backward_bytes'] / 2**20:7.2f} MiB (bound "

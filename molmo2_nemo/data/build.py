@@ -53,7 +53,7 @@ class ExampleBuilder:
         Args:
             rng: decides wordings, branch order and resolution; nothing else does.
             weight: the data set's flat loss weight; goes before the record's own, and before its factor.
-            p_high_res: the data set's chance of many tiles for a single picture; default `image.p_high_res`.
+            p_high_res: the data set's chance of many tiles for a single image; default `image.p_high_res`.
             max_tokens: longest sequence; branches that do not reach it are dropped, the last one may be cut.
         Raises:
             BadRecord: the media or an annotation cannot be used; names the record's key.
@@ -104,7 +104,7 @@ class ExampleBuilder:
         `history` holds earlier (question, answer) exchanges, whose first opens the conversation.
 
         Raises:
-            DataError: media that cannot be read, or pictures and a video together.
+            DataError: media that cannot be read, or images and a video together.
         """
         rng = np.random.default_rng(0)  # only stage-1 prefixes in training mode draw from it
         extra = Record("", subtitles=list(subtitles), clip=clip, sampling=sampling or {})

@@ -8,14 +8,14 @@ from typing import Literal
 
 @dataclass
 class ImageConfig:
-    """Tiling of still pictures (published: 378-pixel crops of 27 x 27 patches, 4 patches of overlap margin)."""
+    """Tiling of still images (published: 378-pixel crops of 27 x 27 patches, 4 patches of overlap margin)."""
 
     crop_size: int = 378  # pixels; must equal the vision encoder's image size
     patch_size: int = 14
     margin: int = 4  # patches cut from each inner edge of a tile
-    max_crops: int = 8  # tiles of a picture, the global view not counted
+    max_crops: int = 8  # tiles of an image, the global view not counted
     high_res_max_crops: int = 24
-    p_high_res: float = 0.0  # chance that a single picture may use high_res_max_crops
+    p_high_res: float = 0.0  # chance that a single image may use high_res_max_crops
     max_images: int = 5
     max_multi_image_crops: int = 8
     pool: int = 2  # pooling window side, patches
@@ -83,7 +83,7 @@ class LimitsConfig:
 
     json_bytes: int = 16 * 2**20  # of the .json member
     record_bytes: int = 4 * 2**30  # of all its members together, as stored
-    pixels: int = 64_000_000  # of a picture or video frame, about 16 bytes each; Pillow's own limit is 178 million
+    pixels: int = 64_000_000  # of an image or video frame, about 16 bytes each; Pillow's own limit is 178 million
     video_seconds: float = 6 * 3600.0
     video_frames: int = 3_000_000  # in the file, not those sampled
     decode_seconds: float = 600.0  # processor time that reading one video may take

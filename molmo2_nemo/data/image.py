@@ -1,6 +1,6 @@
-"""Still pictures: bytes -> RGB -> tiles and a global view -> patches, pooling windows, visual tokens.
+"""Still images: bytes -> RGB -> tiles and a global view -> patches, pooling windows, visual tokens.
 
-A picture is stretched to a canvas of rows x cols overlapping tiles and, separately, to one global view. The patches of
+An image is stretched to a canvas of rows x cols overlapping tiles and, separately, to one global view. The patches of
 the canvas form one grid (each from the tile that owns it), which is pooled in pool x pool windows; each window is one
 `<im_patch>` token. Facts: Molmo2's released image preprocessor; transformers' Molmo2 image processor agrees with it.
 
@@ -34,7 +34,7 @@ class VisualInput:
     token_ids: list[int]
     crops: np.ndarray  # uint8 [C, P, D_p]
     pooling: np.ndarray  # int64 [N, K], patch index crop * P + patch or -1
-    unit_crops: list[int]  # crops per indivisible unit: one picture with its tiles, or one video frame
+    unit_crops: list[int]  # crops per indivisible unit: one image with its tiles, or one video frame
     unit_pooled_tokens: list[int]  # pooled tokens per unit
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -78,17 +78,17 @@ class TileGeometry:
         return 2 * self.margin * self.patch
 
     def canvas(self, tiling: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in pixels of the stretched picture."""
+        """Height and width in pixels of the stretched image."""
         return tiling[0] * self.window + self.overlap, tiling[1] * self.window + self.overlap
 
 
 def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.ndarray:
-    """Pixels of an encoded picture, turned upright: uint8 [H, W, 3].
+    """Pixels of an encoded image, turned upright: uint8 [H, W, 3].
 
     Transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
 
     Raises:
-        DataError: not a picture, cut short, or more than `max_pixels`.
+        DataError: not an image, cut short, or more than `max_pixels`.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -154,9 +154,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
-    """Rows and columns of tiles for a picture of height x width pixels, the overlap already taken off.
+    """Rows and columns of tiles for an image of height x width pixels, the overlap already taken off.
 
-    The smallest enlargement wins; if every canvas is smaller than the picture, the one that shrinks it least.
+    The smallest enlargement wins; if every canvas is smaller than the image, the one that shrinks it least.
     """
     candidates = [(i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops // i + 1)]
     candidates.sort(key=lambda tiling: (tiling[0] * tiling[1], tiling[0]))
@@ -188,7 +188,7 @@ def pool_windows(ids: np.ndarray, pool: int) -> np.ndarray:
 
 
 def tile_patch_ids(tiling: tuple[int, int], geometry: TileGeometry, first_crop: int) -> np.ndarray:
-    """Flat patch ids of the stitched picture: int64 [rows * window + overlap, cols * window + overlap] in patches.
+    """Flat patch ids of the stitched image: int64 [rows * window + overlap, cols * window + overlap] in patches.
 
     Where tiles overlap, each keeps its inside: `margin` patches are cut from every edge it shares with a neighbour.
     """
@@ -203,9 +203,9 @@ def tile_patch_ids(tiling: tuple[int, int], geometry: TileGeometry, first_crop: 
 def encode_image(
     pixels: np.ndarray, config: ImageConfig, tokenizer: Molmo2Tokenizer, *, max_crops: int, first_crop: int = 0
 ) -> VisualInput:
-    """One picture, uint8 [H, W, 3], as crops (global view first, then tiles row by row) and tokens.
+    """One image, uint8 [H, W, 3], as crops (global view first, then tiles row by row) and tokens.
 
-    `first_crop` is the number of crops before this picture; pooling ids count from the example's first crop.
+    `first_crop` is the number of crops before this image; pooling ids count from the example's first crop.
     """
     geometry, special = TileGeometry.of(config), tokenizer.special
     height, width = pixels.shape[:2]
@@ -245,10 +245,10 @@ def encode_images(
     *,
     high_res: bool = False,
 ) -> VisualInput:
-    """All pictures of an example, in order. More than one: each is announced by the text `Image N`.
+    """All images of an example, in order. More than one: each is announced by the text `Image N`.
 
-    Pictures beyond `config.max_images` are left out (as in training of the released model); `info["ignored"]` counts
-    them. `high_res` allows a single picture `high_res_max_crops` tiles.
+    Images beyond `config.max_images` are left out (as in training of the released model); `info["ignored"]` counts
+    them. `high_res` allows a single image `high_res_max_crops` tiles.
     """
     if not images:
         raise DataError("no pictures given")

@@ -32,7 +32,7 @@ from molmo2_nemo.processes import die_with_parent
 
 SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
-COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: branches, tokens, pictures left out
+COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: branches, tokens, images left out
 
 
 class Builder(Protocol):

@@ -2,7 +2,7 @@
 
 The file's metadata hold the head, a JSON object: name, number of records, length (examples as the mixture counts them),
 the shards with their sizes and SHA-256, and where the data come from. Rows say where every member of a record lies in
-its tar and, as far as they were measured, pictures, frames, duration, and estimated tokens and crops. Pages carry
+its tar and, as far as they were measured, images, frames, duration, and estimated tokens and crops. Pages carry
 checksums. The manifest is written last, so a data set that has one is complete.
 """
 

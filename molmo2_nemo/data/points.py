@@ -3,9 +3,9 @@
     <points coords="1 1 031 625 2 156 104">red cars</points>
     <tracks coords="0.0 1 156 208 2 469 208;0.5 1 172 208">people</tracks>
 
-A group is `FRAME IDX X Y IDX X Y ...`: the picture's number from 1, or seconds of a video; coordinates are thousandths
+A group is `FRAME IDX X Y IDX X Y ...`: the image's number from 1, or seconds of a video; coordinates are thousandths
 of the width and height. Formats `html-v1` and `html-v2` differ only in what separates groups (TAB, semicolon).
-Points outside the picture are moved to its edge, so that everything written can be read back.
+Points outside the image are moved to its edge, so that everything written can be read back.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PointTag:
         return sum(len(group.points) for group in self.groups)
 
     def located(self, width: float, height: float) -> list[tuple[float, int, float, float]]:
-        """(frame number or seconds, point number, x, y) of every point, in pixels of a width x height picture."""
+        """(frame number or seconds, point number, x, y) of every point, in pixels of a width x height image."""
         return [
             (float(group.frame), number, x * width / 1000, y * height / 1000)
             for group in self.groups
@@ -59,7 +59,7 @@ class PointTag:
 
 
 def scale_point(point: Sequence[float], size: tuple[float, float]) -> tuple[int, int]:
-    """Thousandths of `size` (width, height), rounded half to even and kept inside the picture.
+    """Thousandths of `size` (width, height), rounded half to even and kept inside the image.
 
     Raises:
         DataError: not two finite numbers, or a size that is not positive.

@@ -350,7 +350,7 @@ def write_manifest(
         The head.
     Raises:
         ShardError: no shards, or a tar that is not one.
-        BadRecord: (with `parse`) a record that could never be used, such as one whose picture is not in the shard; no
+        BadRecord: (with `parse`) a record that could never be used, such as one whose image is not in the shard; no
             manifest is written, so no run begins with it.
     """
     shards: list[dict[str, Any]] = []

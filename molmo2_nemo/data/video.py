@@ -272,7 +272,7 @@ class SampledVideo:
 
     frames: np.ndarray  # uint8 [C, side, side, 3]
     times: np.ndarray  # float64 [C], requested seconds from the clip's start
-    size: tuple[int, int]  # width and height of the upright picture, pixels
+    size: tuple[int, int]  # width and height of the upright image, pixels
     duration: float  # seconds of the clip
     fps: float  # of the file, averaged
     decoded: int  # frames decoded to get these
@@ -285,7 +285,7 @@ class VideoInfo:
     duration: float  # seconds of the content
     fps: float  # averaged
     frames: int
-    size: tuple[int, int]  # width and height of the upright picture, pixels
+    size: tuple[int, int]  # width and height of the upright image, pixels
     suffix: str  # customary for this kind of container
 
 

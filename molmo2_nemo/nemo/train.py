@@ -11,7 +11,9 @@ import faulthandler
 import gc
 import os
 import signal
-from contextlib import nullcontext
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from molmo2_nemo import cpu
@@ -96,16 +98,25 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     return summary
 
 
-def start_nemo() -> None:
-    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
-    own, and this project sends nothing anywhere)."""
-    gc.disable()  # 8,000 modules stay: looking through them for garbage takes a fifth of the import
+@contextmanager
+def importing_much() -> Iterator[None]:
+    """For imports of thousands of modules, which all stay: looking through them for garbage, again and again as they
+    come in, takes a fifth of the time, and more whenever garbage is collected later."""
+    gc.disable()
     try:
-        from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
-        from nemo.lightning.callback_group import CallbackGroup
+        yield
     finally:
         gc.enable()
         gc.freeze()
+
+
+def start_nemo() -> None:
+    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
+    own, and this project sends nothing anywhere)."""
+    with nullcontext() if "nemo.collections.llm" in sys.modules else importing_much():
+        from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
+        from nemo.lightning.callback_group import CallbackGroup
+
     for number in (signal.SIGINT, signal.SIGTERM):
         faulthandler.unregister(number)  # Megatron's inference code would print a stack for every Ctrl-C
 

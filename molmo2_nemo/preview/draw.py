@@ -72,7 +72,7 @@ def draw_crop(pixels: np.ndarray, windows: np.ndarray, side: int) -> Image.Image
 
 
 def crop_captions(part: Part) -> list[str]:
-    """What each crop of an example is: a view of a picture, or a frame with its time."""
+    """What each crop of an example is: a view of an image, or a frame with its time."""
     info = part.example.info
     if "frame_times" in info:
         return [f"{seconds:.1f} s" for seconds in info["frame_times"]]

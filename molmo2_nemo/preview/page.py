@@ -1,4 +1,4 @@
-"""The HTML page: self-contained (pictures inline, no scripts, no other hosts), every text of the data escaped."""
+"""The HTML page: self-contained (images inline, no scripts, no other hosts), every text of the data escaped."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def example_section(
 
 
 def visual_summary(part: Part) -> str:
-    """One line about the pictures or the video."""
+    """One line about the images or the video."""
     info = part.example.info
     if "frame_times" in info:
         width, height = info["size"]

@@ -52,7 +52,7 @@ def compiled_job(packs: list[Any], context: dict[str, Any]) -> tuple[list[list[t
 
 @pytest.mark.parametrize(
     ("ranks", "context"),
-    [(1, {}), (2, {}), (2, {"ulysses": 1, "exchange": "ring"})],
+    [(1, {}), (2, {}), (2, {"ulysses": 1, "cp_comm_type": "ring"})],
     ids=["alone", "ulysses", "ring"],
 )
 def test_compiled_layer_equals_plain_layer(workers, ranks, context):

@@ -18,7 +18,7 @@ from tests.support.light import run_light
 torch.set_num_threads(1)
 LAYOUTS: dict[str, dict[str, Any]] = {
     "8 x 1": {"ulysses": 8},
-    "4 x 2, ring": {"ulysses": 4, "exchange": "ring"},
+    "4 x 2, ring": {"ulysses": 4, "cp_comm_type": "ring"},
 }
 KEY_HEADS = (8, 2)
 Z_LOSS = TrainingOptions(z_loss=1e-4, residual_dropout=0.0, response_residual_dropout=0.0)

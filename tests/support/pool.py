@@ -91,8 +91,6 @@ def _fork_warm(pipes: list[Any]) -> None:
     quiet()
     cpu.enable(threads=1)
     start_nemo()
-    gc.collect()
-    gc.freeze()  # what is imported stays: collections between jobs need not look at it
     children = []
     for pipe in pipes:
         pid = os.fork()

@@ -47,11 +47,11 @@ class Counter:
 
 
 def exact(
-    shape: AttentionShape, context: int, ulysses: int, exchange: str, mask: TokenMask, chunk: int
+    shape: AttentionShape, context: int, ulysses: int, cp_comm_type: str, mask: TokenMask, chunk: int
 ) -> list[tuple[float, float]]:
     """The formula with what this pack shows, forward and backward."""
-    if exchange != "ring" or ulysses == context:
-        return [(t.messages, t.bytes) for t in steps(context_traffic(shape, context, ulysses, exchange))]
+    if cp_comm_type != "ring" or ulysses == context:
+        return [(t.messages, t.bytes) for t in steps(context_traffic(shape, context, ulysses, cp_comm_type))]
     chunks = context // ulysses
     runs = visible_keys(mask, chunks).runs
     others = [j for j in range(chunks) if j != chunk]
