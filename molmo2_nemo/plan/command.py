@@ -32,7 +32,8 @@ def train_command(
 
 
 def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
-    """What plans are made with, where the run's settings are otherwise and the layout does not say."""
+    """Overrides for what plans assume, where the run is set otherwise and `said`, the layout's settings, leaves it
+    open."""
     wanted = {
         "parallel.context_ulysses": (cfg.parallel.context_ulysses is None, "null"),
         "parallel.distributed_optimizer": (cfg.parallel.distributed_optimizer, "true"),
@@ -47,15 +48,15 @@ def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
 
 
 def _key(override: str) -> str:
-    """The setting's name of today."""
+    """The current name of the setting that an override sets."""
     return new_name(override.lstrip("+~").split("=", 1)[0])
 
 
 def lines(words: Sequence[str], width: int = 78) -> list[str]:
-    """The command as a shell reads it, on lines of at most `width` columns where words are that short."""
+    """The command quoted for a shell, on lines of at most `width` columns unless one word is longer."""
     found, line = [], ""
     for word in map(shlex.quote, words):
-        if line and len(line) + len(word) + 3 > width:  # a space, and the backslash with its own
+        if line and len(line) + len(word) + 3 > width:  # for a space, and for the backslash and the space before it
             found.append(line + " \\")
             line = "    " + word
         else:
