@@ -31,9 +31,8 @@ def train_command(
     return start + [o for o in overrides if _key(o) not in replaced] + settings
 
 
-def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
-    """Overrides for what plans assume, where the run is set otherwise and `said`, the layout's settings, leaves it
-    open."""
+def _as_planned(cfg: RunConfig, layout: Layout, given: set[str]) -> list[str]:
+    """Overrides for what plans assume, where the run is set otherwise; keys in `given` have an override already."""
     wanted = {
         "parallel.context_ulysses": (cfg.parallel.context_ulysses is None, "null"),
         "parallel.distributed_optimizer": (cfg.parallel.distributed_optimizer, "true"),
@@ -44,7 +43,7 @@ def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
         wanted["parallel.cp_comm_type"] = (cfg.parallel.cp_comm_type == "ring", "ring")
     if layout.recompute == "selective":
         wanted["memory.recompute_modules"] = (cfg.memory.recompute_modules == ["mlp"], "[mlp]")
-    return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in said]
+    return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in given]
 
 
 def _key(override: str) -> str:
