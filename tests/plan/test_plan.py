@@ -215,6 +215,21 @@ def test_small_plans_show_nothing_empty(capsys, monkeypatch, arguments, width):
     assert all(len(line) <= width for line in out.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kernel"),
+    [([], "flash2"), (["model.attention=flex"], "flex"), (["--kernel", "flash3"], "flash3")],
+)
+def test_attention_is_as_fast_as_the_kernel_of_the_run(capsys, arguments, kernel):
+    """Unless another is asked for: what model.attention names, or for auto what training on GPUs picks."""
+    assert main(["plan", "recipe=tiny", "stage=long", "cluster=h100x1", "--json", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kernel"] == kernel
+    cfg = compose(["recipe=tiny", "stage=long"])
+    work, cluster = workload(cfg), parse_cluster("h100x1")
+    same = search(cfg, preset("tiny"), work, cluster, KERNELS[kernel]).best[0]
+    assert found["best"][0]["seconds"] == pytest.approx(same.step.seconds)
+
+
 def test_command(capsys):
     assert main(["plan", "recipe=8b", "stage=long", "cluster=h100x8", "nodes=16"]) == 0
     out = capsys.readouterr().out
