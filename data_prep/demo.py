@@ -1,4 +1,4 @@
-"""Demo data: real pictures and a real film clip -> three small data sets of webdataset shards.
+"""Demo data: real images and a real film clip -> three small data sets of webdataset shards.
 
 python -m data_prep.demo OUT        # makes OUT/pretrain, OUT/sft, OUT/long
 """
@@ -34,7 +34,7 @@ def _source(name: str) -> Source:
     return Source(
         name=name,
         mixes={},
-        kind="pictures and a film clip",
+        kind="images and a film clip",
         origin=Manual("nothing: the media come with the package", ()),
         licence="see data_prep/demo_media/ATTRIBUTION.md",
         fields={"key": str},

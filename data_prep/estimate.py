@@ -24,8 +24,8 @@ SUBTITLE_TOKENS = 12  # times of one line
 FRAME_MARKERS = 2
 
 
-def picture_cost(sizes: Sequence[tuple[int, int]], config: ImageConfig | None = None) -> tuple[int, int]:
-    """(tokens, crops) of all pictures of a record, given their (width, height) in pixels."""
+def image_cost(sizes: Sequence[tuple[int, int]], config: ImageConfig | None = None) -> tuple[int, int]:
+    """(tokens, crops) of all images of a record, given their (width, height) in pixels."""
     config = config or ImageConfig()
     geometry = TileGeometry.of(config)
     used = sizes[: config.max_images]
@@ -80,7 +80,7 @@ def _annotation(annotation: Mapping[str, Any]) -> int:
 
 
 def _points(points: Any) -> int:
-    """Points in a picture, in groups, or in the frames of a track."""
+    """Points in an image, in groups, or in the frames of a track."""
     if isinstance(points, Mapping):  # a tracked point
         return POINT_TOKENS
     if len(points) == 2 and all(isinstance(v, (int, float)) for v in points):

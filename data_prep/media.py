@@ -54,8 +54,8 @@ NOT_FOUND = "media not found"
 
 
 @dataclass(slots=True)
-class Picture:
-    """A picture that was decoded once."""
+class StillImage:
+    """An image that was decoded once."""
 
     data: bytes
     suffix: str
@@ -155,11 +155,11 @@ class Resolver:
     def _lettered(self, media: Lettered) -> tuple[bytes, str]:
         from data_prep.lettering import draw_letters
 
-        content, _ = self.read(media.picture)
+        content, _ = self.read(media.image)
         try:
             return draw_letters(content, media.boxes, beside=media.beside), "png"
         except (OSError, ValueError) as error:
-            raise MediaError("picture cannot be decoded", str(error)[:300]) from None
+            raise MediaError("image cannot be decoded", str(error)[:300]) from None
 
     def file(self, media: Media) -> tuple[Path, str]:
         """(local file, a name whose suffix tells the type) of a medium that is not in memory.
@@ -259,20 +259,20 @@ class Resolver:
         if data is None and record.images:
             data = record.images[media.image % len(record.images)]
         if data is None:
-            raise MediaError(NOT_FOUND, f"record {label} of data set {media.name} has no picture or video")
+            raise MediaError(NOT_FOUND, f"record {label} of data set {media.name} has no image or video")
         suffix = next(s for s, content in members.items() if content is data)
         return data, suffix.rsplit(".", 1)[-1]
 
     # --- looking at them --------------------------------------------------------------------------------------------
 
-    def picture(self, media: Media) -> Picture:
-        """A picture, decoded once to be sure that training can.
+    def image(self, media: Media) -> StillImage:
+        """An image, decoded once to be sure that training can.
 
         Raises:
-            MediaError: not there, not a picture, cut short, too many pixels.
+            MediaError: not there, not an image, cut short, too many pixels.
         """
         data, _ = self.read(media)
-        return probe_picture(data)
+        return probe_image(data)
 
     def video(self, media: Media) -> Video:
         """A video, its packets scanned and its first frame decoded.
@@ -329,11 +329,11 @@ def _below(folder: Path, name: str) -> Path | None:
     return path if path == root or root in path.parents else None
 
 
-def probe_picture(data: bytes) -> Picture:
-    """Decode a picture (JPEG at an eighth of its size, which still reads every byte) and tell its size and type.
+def probe_image(data: bytes) -> StillImage:
+    """Decode an image (JPEG at an eighth of its size, which still reads every byte) and tell its size and type.
 
     Raises:
-        MediaError: not a picture of a type training reads, cut short, too many pixels.
+        MediaError: not an image of a type training reads, cut short, too many pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -347,7 +347,7 @@ def probe_picture(data: bytes) -> Picture:
         with image:
             width, height = image.size
             if width * height > LimitsConfig.pixels:
-                raise MediaError("too large", f"picture of {width} x {height} pixels; at most {LimitsConfig.pixels}")
+                raise MediaError("too large", f"image of {width} x {height} pixels; at most {LimitsConfig.pixels}")
             kind = FORMAT_SUFFIX.get(image.format or "")
             turned = (image.getexif().get(0x0112) or 1) >= 5  # EXIF orientation: on its side
             image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
@@ -358,10 +358,10 @@ def probe_picture(data: bytes) -> Picture:
         # Its text names a memory address, and what is listed must not differ from run to run.
         what = "of no known type" if isinstance(error, UnidentifiedImageError) else error
         detail = f"{len(data)} bytes, starting with {data[:8].hex() or 'nothing'}: {what}"
-        raise MediaError("picture cannot be decoded", detail[:300]) from None
+        raise MediaError("image cannot be decoded", detail[:300]) from None
     if kind is None:
-        raise MediaError("picture cannot be decoded", "of a type that training does not read")
-    return Picture(data, kind, *((height, width) if turned else (width, height)))
+        raise MediaError("image cannot be decoded", "of a type that training does not read")
+    return StillImage(data, kind, *((height, width) if turned else (width, height)))
 
 
 def probe_video(data: bytes | Path, suffix: str | None) -> Video:
@@ -381,37 +381,37 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
-    """An mp4 (H.264) of the pictures of a folder, made once.
+    """An mp4 (H.264) of the images of a folder, made once.
 
     Raises:
-        MediaError: no pictures, or one that cannot be decoded.
+        MediaError: no images, or one that cannot be decoded.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
     files = files[:: media.step][media.first : None if media.last is None else media.last + 1]
     if not files or len(files) > MAX_FRAME_FILES:
-        raise MediaError(NOT_FOUND, f"{len(files)} pictures in {folder}, {media.first} to {media.last}")
+        raise MediaError(NOT_FOUND, f"{len(files)} images in {folder}, {media.first} to {media.last}")
     identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
     name = hashlib.sha256(identity.encode()).hexdigest()
     target = cache / name[:2] / f"{name}.mp4"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as part:
-            encode_video(_pictures(files), part, media.fps)
+            encode_video(_images(files), part, media.fps)
     return target
 
 
-def _pictures(files: list[Path]) -> Iterator[Any]:
+def _images(files: list[Path]) -> Iterator[Any]:
     from molmo2_nemo.data.image import decode_image
 
     for file in files:
         try:
             yield decode_image(file.read_bytes())
         except (ValueError, OSError) as error:
-            raise MediaError("picture cannot be decoded", f"{file}: {error}") from None
+            raise MediaError("image cannot be decoded", f"{file}: {error}") from None
 
 
-def encode_video(pictures: Iterator[Any], path: Path, fps: float) -> None:
-    """Write RGB pictures (uint8 [H, W, 3]) as an mp4 of H.264, the same bytes for the same pictures.
+def encode_video(images: Iterator[Any], path: Path, fps: float) -> None:
+    """Write RGB images (uint8 [H, W, 3]) as an mp4 of H.264, the same bytes for the same images.
 
     Odd sizes lose their last row or column.
     """
@@ -427,7 +427,7 @@ def encode_video(pictures: Iterator[Any], path: Path, fps: float) -> None:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(max(round(2 * fps), 1))}
-        for pixels in pictures:
+        for pixels in images:
             height, width = (v - v % 2 for v in pixels.shape[:2])
             if size is None:
                 size = stream.width, stream.height = width, height

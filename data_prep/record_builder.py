@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.media import MediaError, Picture, Resolver, Video
+from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.sources.base import Media, Sample, Skip
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
@@ -81,7 +81,7 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
-    pictures = [resolver.picture(media) for media in sample.images]
+    images = [resolver.image(media) for media in sample.images]
     video = resolver.video(sample.video) if sample.video is not None else None
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip counts from the part's start
@@ -90,12 +90,12 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
-    if pictures:
+    if images:
         data["images"] = []
-        for i, picture in enumerate(pictures):
-            name = _same_picture(pictures, i) or f"{i}.{picture.suffix}"
+        for i, image in enumerate(images):
+            name = _same_image(images, i) or f"{i}.{image.suffix}"
             data["images"].append(name)
-            members[name] = picture.data
+            members[name] = image.data
     subtitles = _subtitles(sample)
     if video is not None:
         video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
@@ -124,14 +124,14 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     parse_record(
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )
-    return Built(member_key(sample.key), members, measure(data, pictures, video))
+    return Built(member_key(sample.key), members, measure(data, images, video))
 
 
-def _same_picture(pictures: Sequence[Picture], i: int) -> str | None:
-    """The name of an earlier picture with the same bytes: media are stored once."""
+def _same_image(images: Sequence[StillImage], i: int) -> str | None:
+    """The name of an earlier image with the same bytes: media are stored once."""
     for j in range(i):
-        if pictures[j].data == pictures[i].data:
-            return f"{j}.{pictures[j].suffix}"
+        if images[j].data == images[i].data:
+            return f"{j}.{images[j].suffix}"
     return None
 
 
@@ -162,16 +162,16 @@ def _transcoded(
     return video, clip
 
 
-def measure(data: dict[str, Any], pictures: Sequence[Picture], video: Video | None) -> Entry:
+def measure(data: dict[str, Any], images: Sequence[StillImage], video: Video | None) -> Entry:
     """Sizes, durations and estimated costs of a record, from its JSON and what was learnt of its media."""
-    from data_prep.estimate import picture_cost, text_cost, video_cost
+    from data_prep.estimate import image_cost, text_cost, video_cost
 
     trees = data.get("variants") or [data["annotations"]]
-    entry = Entry("", images=len(pictures), annotations=max(len(tree) for tree in trees))
+    entry = Entry("", images=len(images), annotations=max(len(tree) for tree in trees))
     tokens = text_cost(trees, data.get("subtitles", ()))
     crops = 0
-    if pictures:
-        visual, crops = picture_cost([(p.width, p.height) for p in pictures])
+    if images:
+        visual, crops = image_cost([(p.width, p.height) for p in images])
         tokens += visual
     if video is not None:
         start, end = data.get("clip") or (0.0, video.duration)

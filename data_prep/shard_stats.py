@@ -1,4 +1,4 @@
-"""What is in data sets of shards: counts, sizes, estimated tokens and crops, licences; as a table and a picture."""
+"""What is in data sets of shards: counts, sizes, estimated tokens and crops, licences; as a table and a chart."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def tables(found: Sequence[Stats]) -> list[Any]:
         "records",
         "length",
         "MB",
-        "pictures",
+        "images",
         "videos",
         "hours",
         "annot.",

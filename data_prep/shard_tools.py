@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from data_prep.media import MediaError, Picture, Video, probe_picture, probe_video
+from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
 from data_prep.output import SKIPPED
 from data_prep.record_builder import measure
 from molmo2_nemo.data.manifest import MANIFEST, Entry, ShardError, read_entries, read_head, write_manifest_file
@@ -50,7 +50,7 @@ def data_sets(folder: Path) -> list[Path]:
 
 
 def check(folder: Path, *, quick: bool = False, workers: int = 0) -> list[Problem]:
-    """Everything that is wrong with a data set: files, checksums, structure, every record, every picture and video.
+    """Everything that is wrong with a data set: files, checksums, structure, every record, every image and video.
 
     Args:
         quick: sizes and checksums only.
@@ -134,11 +134,11 @@ def look(label: str, content: dict[str, bytes]) -> Entry:
     """
     record = parse_record(label, content)
     data = load_json(label, content)
-    pictures: list[Picture] = [probe_picture(picture) for picture in record.images]
+    images: list[StillImage] = [probe_image(image) for image in record.images]
     video: Video | None = probe_video(record.video, data["video"].lower()) if record.video is not None else None
     if video is not None and record.clip is not None and record.clip[0] >= video.duration:
         raise MediaError("clip outside the video", f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s")
-    return measure(data, pictures, video)
+    return measure(data, images, video)
 
 
 def repair(folder: Path) -> list[Problem]:

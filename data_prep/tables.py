@@ -14,7 +14,7 @@ from data_prep import hub
 from data_prep.download import Downloader
 from data_prep.sources.base import Hub, Manual, Row, Source, SourceError, Table
 
-BATCH_ROWS = 64  # read from a parquet file at a time; a row may hold pictures
+BATCH_ROWS = 64  # read from a parquet file at a time; a row may hold images
 WHOLE_JSON_BYTES = 64 * 2**20  # larger JSON files are streamed
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 

@@ -72,7 +72,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     Member,
     Prepared,
     Url,
-    picture,
+    column_media,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
 from molmo2_nemo.data.annotations import read_annotation
@@ -98,7 +98,7 @@ class SourceError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One record to be: a visual input (pictures, or one video, or nothing) and its annotations.
+    """One record to be: a visual input (images, or one video, or nothing) and its annotations.
 
     Either `annotations`, or `variants`: lists of annotations of which every access in training draws one.
     """
@@ -332,7 +332,7 @@ def _checked_rows(source: Source, rows: Iterable[Row], skipped: list[Skip]) -> I
 def sample_problem(sample: Sample) -> str:
     """What is wrong with a sample; "" when nothing is."""
     if sample.images and sample.video is not None:
-        return "both pictures and a video"
+        return "both images and a video"
     if bool(sample.annotations) == bool(sample.variants):
         return "neither annotations nor variants" if not sample.variants else "annotations and variants"
     if sample.variant_weights is not None and len(sample.variant_weights) != len(sample.variants):

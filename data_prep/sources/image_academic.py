@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_prep.sources import shapes
-from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, maybe, picture
+from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, column_media, maybe
 from data_prep.sources.common import answer_text, local, questions, tree
 from data_prep.sources.schema import image, one_of
 
@@ -86,7 +86,7 @@ def _chart_qa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             continue
         made = shapes.qa(row["query"], answers, "chart_qa")
         factor = CHART_WEIGHTS[row["human_or_machine"]]
-        yield Sample(key, [made], images=[picture(row["image"])], weight_factor=factor)
+        yield Sample(key, [made], images=[column_media(row["image"])], weight_factor=factor)
 
 
 def _science_qa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
@@ -97,7 +97,7 @@ def _science_qa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             continue
         question = f"{row['hint']}\n{row['question']}" if row.get("hint") else row["question"]
         made = shapes.choice(question, row["choices"], row["answer"], "science_qa")
-        yield Sample(key, [made], images=[picture(row["image"])])
+        yield Sample(key, [made], images=[column_media(row["image"])])
 
 
 def _message_source(name: str, repo: str, style: str, media: str, licence: str) -> Source:

@@ -144,7 +144,7 @@ def _boxes(found: Sequence[Any]) -> Boxes:
 def ai2d_choice(row: Row, letters: set[str]) -> AnnotationJson:
     """The choice of a question. Options `{}` are none, and of equal options one stays.
 
-    Where all options but at most one are letters in the picture, they stand without further names.
+    Where all options but at most one are letters in the image, they stand without further names.
 
     Raises:
         DataError: the right answer is not among the options.
@@ -188,7 +188,7 @@ def _by_image(image: str, question: str, style: str, path: str) -> Records:
 def _rrc(
     name: str, fetch: str, table: str, media: str, more: dict[str, Any], records: Records, notes: str = ""
 ) -> Source:
-    """A challenge of the Robust Reading Competition: a JSON file with `data`, and pictures."""
+    """A challenge of the Robust Reading Competition: a JSON file with `data`, and images."""
     return Source(
         name=name,
         mixes=MIX,

@@ -1,4 +1,4 @@
-"""A person's own data: a JSONL file that names pictures and videos.
+"""A person's own data: a JSONL file that names images and videos.
 
 One line is one record. The short forms
 
@@ -77,9 +77,9 @@ def entry_sample(entry: dict[str, Any], key: str) -> Sample:
     key = entry.get("key", key)
     if not isinstance(key, str) or not key:
         raise DataError(f"key must be a text that is not empty, not {key!r}")
-    pictures = entry.get("images", [entry["image"]] if "image" in entry else [])
-    if not isinstance(pictures, list) or ("image" in entry and "images" in entry):
-        raise DataError(f"images must be a list of paths (image is for a single one), not {pictures!r}")
+    images = entry.get("images", [entry["image"]] if "image" in entry else [])
+    if not isinstance(images, list) or ("image" in entry and "images" in entry):
+        raise DataError(f"images must be a list of paths (image is for a single one), not {images!r}")
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
         raise DataError(f"sampling must be an object, not {sampling!r}")
@@ -87,7 +87,7 @@ def entry_sample(entry: dict[str, Any], key: str) -> Sample:
     return Sample(
         key,
         () if variants else _annotations(entry),
-        images=[_medium(path, IMAGE_SUFFIXES) for path in pictures],
+        images=[_medium(path, IMAGE_SUFFIXES) for path in images],
         video=_medium(entry["video"], VIDEO_SUFFIXES) if "video" in entry else None,
         clip=_clip(entry.get("clip")),
         subtitles=_subtitles(entry.get("subtitles", [])),

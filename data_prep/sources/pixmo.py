@@ -52,16 +52,16 @@ def _captions(rows: Iterable[Row], ctx: Context, transcripts: bool) -> Iterator[
         if not row["caption"].strip():
             yield Skip(key, "empty caption", row["image_url"])
             continue
-        picture = [web_image(row["image_url"])]
+        images = [web_image(row["image_url"])]
         caption = shapes.caption(row["caption"], "long_caption")
         spoken = [text for text in row.get("transcripts") or () if text and text.strip()] if transcripts else []
         if transcripts and not spoken:
             yield Skip(f"{key}#transcript", "no transcript", row["image_url"])
         if len(spoken) > 1:
             variants = [[caption, shapes.caption(text, "transcript")] for text in spoken]
-            yield Sample(key, images=picture, variants=variants)
+            yield Sample(key, images=images, variants=variants)
         else:
-            yield Sample(key, [caption, *(shapes.caption(text, "transcript") for text in spoken)], images=picture)
+            yield Sample(key, [caption, *(shapes.caption(text, "transcript") for text in spoken)], images=images)
 
 
 def _captions_with_transcripts(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:

@@ -1,4 +1,4 @@
-"""Media references: where a picture or a video is. A source only names it; data_prep/media.py fetches it."""
+"""Media references: where an image or a video is. A source only names it; data_prep/media.py fetches it."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class _Alternatives:
 class File(_Alternatives):
     """A file below --source: the first of several relative paths that is there.
 
-    A path without a suffix that we know matches any picture or video suffix (`videos/abc` finds `videos/abc.webm`); one
-    that ends in "/" is a folder, of which the only picture or video is taken (`videos/abc/`).
+    A path without a suffix that we know matches any image or video suffix (`videos/abc` finds `videos/abc.webm`); one
+    that ends in "/" is a folder, of which the only image or video is taken (`videos/abc/`).
     """
 
     __slots__ = ()
@@ -82,9 +82,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """A folder of numbered pictures below --source that is encoded as a video of `fps` frames per second.
+    """A folder of numbered images below --source that is encoded as a video of `fps` frames per second.
 
-    `first` and `last` choose among the sorted pictures (0-based, both included) after only every `step`-th was kept.
+    `first` and `last` choose among the sorted images (0-based, both included) after only every `step`-th was kept.
     """
 
     folder: str
@@ -105,9 +105,9 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Lettered:
-    """A picture with letters drawn on it by data_prep/lettering.py: AI2D asks about parts by letter."""
+    """An image with letters drawn on it by data_prep/lettering.py: AI2D asks about parts by letter."""
 
-    picture: File | HubFile | Member
+    image: File | HubFile | Member
     boxes: tuple[tuple[str, float, float, float, float], ...]  # letter, left, top, right, bottom in pixels
     beside: bool = False  # see-through boxes with the letter beside, instead of filled boxes with it inside
 
@@ -127,7 +127,7 @@ class FirstOf(_Alternatives):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A medium of another data set that was prepared beside this one: picture `image` of its record, or its video.
+    """A medium of another data set that was prepared beside this one: image `image` of its record, or its video.
 
     `record` counts from 0 and is taken modulo the data set's size; see `Context.prepared`.
     """
@@ -140,7 +140,7 @@ class Prepared:
 Media = Inline | Url | File | HubFile | Member | Frames | Prepared | Cut | Lettered | FirstOf
 
 
-def picture(value: Any) -> Media:
+def column_media(value: Any) -> Media:
     """The medium of an image or video column as `datasets` gives it undecoded: {bytes, path}, bytes, an URL or a path.
 
     Raises:
@@ -155,4 +155,4 @@ def picture(value: Any) -> Media:
         value = value["path"]
     if isinstance(value, str) and value:
         return Url(value) if value.startswith(("https://", "http://")) else File(value)
-    raise DataError(f"no picture: {str(value)[:60]}")
+    raise DataError(f"no image: {str(value)[:60]}")

@@ -2,7 +2,7 @@
 
 str, int, bool, float, bytes, dict, list    that type (float takes whole numbers too)
 number                                      int or float, finite
-image                                       a picture or video column, undecoded: {bytes, path}, bytes, URL or path
+image                                       an image or video column, undecoded: {bytes, path}, bytes, URL or path
 object                                      anything, None too
 [T]                                         a list of T
 {"a": T, "b": U}                            an object with at least these fields
@@ -97,7 +97,7 @@ def describe(kind: Any) -> str:
     names = {str: "text", bytes: "bytes", int: "a whole number", float: "a number", bool: "true or false"}
     names |= {dict: "an object", list: "a list", object: "anything"}
     if kind in (number, image):
-        return "a number" if kind is number else "a picture (bytes, path or URL)"
+        return "a number" if kind is number else "an image (bytes, path or URL)"
     return names.get(kind, str(kind))
 
 

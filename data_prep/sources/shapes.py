@@ -40,7 +40,7 @@ def choice(
     unlabelled: bool = False,
     shuffle: bool = False,
 ) -> AnnotationJson:
-    """Multiple choice. `unlabelled`: the options are names already (letters in the picture).
+    """Multiple choice. `unlabelled`: the options are names already (letters in the image).
 
     The options keep the data set's order; with `shuffle` training draws another order at every access.
     """
@@ -106,7 +106,7 @@ def points(
     scale: float | None = 100,
     question: str | None = None,
 ) -> AnnotationJson:
-    """Points in one picture. `scale`: what 1.0 of the width is in the numbers (100 = percent); None = pixels."""
+    """Points in one image. `scale`: what 1.0 of the width is in the numbers (100 = percent); None = pixels."""
     made: AnnotationJson = {"style": style, "label": label, "points": [[float(x), float(y)] for x, y in where]}
     return _with(made, point_scale=scale, question=question)
 
@@ -118,7 +118,7 @@ def image_points(
     *,
     scale: float | None = 100,
 ) -> AnnotationJson:
-    """Points in several pictures: one list per picture, in the order of the sample's images."""
+    """Points in several images: one list per image, in the order of the sample's images."""
     groups = [[[float(x), float(y)] for x, y in group] for group in per_image]
     return _with({"style": style, "label": label, "points": groups}, point_scale=scale)
 

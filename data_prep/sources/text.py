@@ -1,4 +1,4 @@
-"""Text without a picture: the classified Tulu mixture, and fixed answers about the model itself."""
+"""Text without an image: the classified Tulu mixture, and fixed answers about the model itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Context, Hub, Media, Prepared, Row, Sample, Skip, Source, maybe, picture
+from data_prep.sources.base import Context, Hub, Media, Prepared, Row, Sample, Skip, Source, column_media, maybe
 from data_prep.sources.schema import image
 from molmo2_nemo.errors import DataError
 
@@ -92,17 +92,17 @@ def _fixed_answers(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]
             answer = [shapes.qa(question, row["response"], "user_qa")]
             if row["images"]:
                 for i, own in enumerate(row["images"]):
-                    yield Sample(f"{key}-image{i}", answer, images=[picture(own)])
+                    yield Sample(f"{key}-image{i}", answer, images=[column_media(own)])
                 continue
             for copy in range(COPIES):
-                pictures, video = _root(ctx.rng(f"{key}-{copy}"), images, videos)
-                yield Sample(f"{key}-{copy}", answer, images=pictures, video=video)
+                seen, video = _root(ctx.rng(f"{key}-{copy}"), images, videos)
+                yield Sample(f"{key}-{copy}", answer, images=seen, video=video)
 
 
 def _root(
     rng: np.random.Generator, images: Mapping[str, int], videos: Mapping[str, int]
 ) -> tuple[list[Media], Media | None]:
-    """Random pictures or a random video of the data sets that are prepared already, or nothing."""
+    """Random images or a random video of the data sets that are prepared already, or nothing."""
     chances = dict(ROOTS)
     if not any(images.values()):
         chances["image"] = chances["several images"] = 0.0
@@ -160,7 +160,7 @@ SOURCES = (
         licence="not stated on its card",
         fields={"questions": [str], "response": str, "images": maybe([image])},
         records=_fixed_answers,
-        notes="A question without an image of its own is seen with a random picture (25), video (25), several pictures"
+        notes="A question without an image of its own is seen with a random image (25), video (25), several images"
         " (15) or nothing (35) of 100. The published loader draws it at every access, here each question gives"
         f" {COPIES} records with one of their own, from data sets prepared beside this one (prepare"
         f" {IMAGE_SETS[0]} and {VIDEO_SETS[0]} first; what is missing is not drawn). The set is alone in its group, so"

@@ -351,7 +351,7 @@ def _points(
             raise DataError("points in a video, but the record names no video")
         return VideoPoints(style, question, _label(style, fields), _scale(fields), tuple(times), groups)
     if style.kind is Kind.MULTI_IMAGE_POINTS:
-        groups = _groups(points, num_images, "picture")
+        groups = _groups(points, num_images, "image")
         return MultiImagePoints(style, question, _label(style, fields), _scale(fields), groups)
     return Points(style, question, _label(style, fields), _scale(fields), read_points(points))
 

@@ -144,7 +144,7 @@ class ExampleBuilder:
     ) -> _Root:
         config = self.config
         if images and video is not None:
-            raise DataError("pictures and a video in one example; Molmo2 takes either pictures or one video")
+            raise DataError("images and a video in one example; Molmo2 takes either images or one video")
         if video is not None:
             sampled = read_video(
                 video,

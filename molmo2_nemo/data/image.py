@@ -95,16 +95,16 @@ def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.nd
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(
-                    f"picture of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
+                    f"image of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
                 )
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
     except Image.DecompressionBombError as error:
-        raise DataError(f"picture too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
+        raise DataError(f"image too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
     except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
         # What Pillow raises for broken files depends on the format and on where it breaks.
         start = data[:8].hex() or "nothing"
         why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot read picture of {len(data)} bytes (starts with {start}): {why}") from error
+        raise DataError(f"cannot read image of {len(data)} bytes (starts with {start}): {why}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -251,7 +251,7 @@ def encode_images(
     them. `high_res` allows a single image `high_res_max_crops` tiles.
     """
     if not images:
-        raise DataError("no pictures given")
+        raise DataError("no images given")
     used = images[: config.max_images]
     max_crops = config.max_crops if len(used) == 1 else config.max_multi_image_crops
     if high_res and len(used) == 1:

@@ -67,7 +67,7 @@ def scale_point(point: Sequence[float], size: tuple[float, float]) -> tuple[int,
     if len(point) != 2 or not all(math.isfinite(v) for v in point):
         raise DataError(f"a point must be two finite numbers, got {point!r}")
     if not all(side > 0 for side in size):
-        raise DataError(f"points need a positive scale or picture size, got {size!r}")
+        raise DataError(f"points need a positive scale or image size, got {size!r}")
     x, y = (min(max(round(1000 * value / side), 0), 1000) for value, side in zip(point, size, strict=True))
     return x, y
 

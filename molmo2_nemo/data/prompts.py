@@ -34,7 +34,7 @@ from molmo2_nemo.data.annotations import (
     Tracks,
     VideoPoints,
 )
-from molmo2_nemo.data.choices import plain_choice, random_choice, standard_choice
+from molmo2_nemo.data.multiple_choice import plain_choice, random_choice, standard_choice
 from molmo2_nemo.data.config import TextFormatConfig
 from molmo2_nemo.data.points import (
     NONE_TEXT,
@@ -227,7 +227,7 @@ class PromptFormatter:
     def _multi_image_points(self, entry: MultiImagePoints, context: VisualContext, rng: np.random.Generator) -> Turn:
         style, count = entry.style, min(len(context.image_sizes), len(entry.points))
         if count == 0:
-            raise DataError(f"annotation of style {style.name!r} needs pictures and one list of points for each")
+            raise DataError(f"annotation of style {style.name!r} needs images and one list of points for each")
         if not self.templated or count == 1 or rng.random() < P_ALL_IMAGES:
             chosen, phrase = list(range(count)), "all images"
         else:
@@ -313,7 +313,7 @@ def _scale(scale: tuple[float, float] | None, size: tuple[int, int] | None) -> t
     if scale is not None:
         return scale
     if size is None:
-        raise DataError("points need point_scale, width and height, or a picture; none is there")
+        raise DataError("points need point_scale, width and height, or an image; none is there")
     return float(size[0]), float(size[1])
 
 

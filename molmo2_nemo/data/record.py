@@ -106,7 +106,7 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
     variants, weights = _variants(key, data, len(names), video is not None)
     return Record(
         key=key,
-        images=[_media(key, members, name, "picture", IMAGE_SUFFIXES) for name in names],
+        images=[_media(key, members, name, "image", IMAGE_SUFFIXES) for name in names],
         video=None if video is None else _media(key, members, video, "video", VIDEO_SUFFIXES),
         subtitles=_subtitles(key, data.get("subtitles", [])),
         annotations=[] if variants else _annotations(key, data.get("annotations"), len(names), video is not None),

@@ -103,7 +103,7 @@ def flatten(
         raise AssertionError(f"{len(rules)} weight rules for {len(branches)} branches")
     if max_tokens is not None and len(root_ids) > max_tokens:
         raise DataError(
-            f"the pictures or frames take {len(root_ids)} tokens, more than the {max_tokens} of a sequence; "
+            f"the images or frames take {len(root_ids)} tokens, more than the {max_tokens} of a sequence; "
             "use fewer crops or frames, or a longer sequence"
         )
     if len(branches) == 1:

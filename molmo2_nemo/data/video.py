@@ -143,7 +143,7 @@ def _opened(source: bytes | str | Path, limits: LimitsConfig) -> Iterator[tuple[
     try:
         with av.open(file, container_options=options, metadata_errors="replace") as container:
             if not container.streams.video:
-                raise DataError(f"{name} has no picture stream")
+                raise DataError(f"{name} has no video stream")
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise DataError(f"{name} is in a format for which there is no decoder")

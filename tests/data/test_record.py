@@ -46,7 +46,7 @@ BAD = {
     "a list": ({"json": b"[]"}, "bad json", "object"),
     "pickle": ({**members(), "pyd": b"x"}, "unsafe member", "pyd"),
     "inner pickle": ({**members(), "a.pkl": b"x"}, "unsafe member", "a.pkl"),
-    "no picture": (members({"images": ["0.jpg"], "annotations": [QA]}), "missing member", "picture .0.jpg is missing"),
+    "no picture": (members({"images": ["0.jpg"], "annotations": [QA]}), "missing member", "image .0.jpg is missing"),
     "empty picture": (
         members({"images": ["0.jpg"], "annotations": [QA]}, **{"0__jpg": b""}),
         "missing member",
@@ -83,7 +83,7 @@ ANNOTATIONS = [
     ({"style": "a_okvqa_mc", "question": "q", "options": [], "answer_idx": 0}, "options"),
     ({"style": "pointing", "label": "x", "points": [[1]]}, "point"),
     ({"style": "pointing", "label": "x", "points": [[1, "2"]]}, "point"),
-    ({"style": "multi_image_pointing", "label": "x", "points": [[[1, 2]]]}, "per picture"),
+    ({"style": "multi_image_pointing", "label": "x", "points": [[[1, 2]]]}, "per image"),
     ({"style": "video_point", "label": "x", "points": [[[1, 2]]], "timestamps": []}, "per timestamp"),
     ({"style": "video_point_track_per_frame", "label": "x", "points": [[1, 2]]}, "track"),
     ({"style": "text_sft", "messages": ["only one"]}, "messages"),

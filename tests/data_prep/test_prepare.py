@@ -105,7 +105,7 @@ def test_what_is_written(raw, tmp_path):
     assert data.counted == 2 * len(kept) == head["length"] and head["licence"] == "CC0"
     assert [shard["records"] for shard in data.shards] == [10] * (len(kept) // 10) + [len(kept) % 10]
     assert parse_record(*data.read(3)).images == [png(kept[3])]
-    assert head["skipped"] == {"unwanted": 9, "picture cannot be decoded": 4}
+    assert head["skipped"] == {"unwanted": 9, "image cannot be decoded": 4}
     lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == [str(n) for n in range(ROWS) if n not in kept]
     entries = [entry for group in read_entries(out / MANIFEST) for entry in group]
