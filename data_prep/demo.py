@@ -23,7 +23,7 @@ SETS = {"pretrain": demo_records.pretrain, "sft": demo_records.sft, "long": demo
 def build_demo(out_dir: str | Path) -> dict[str, int]:
     """Write the three data sets under `out_dir`, replacing earlier ones; returns records per set.
 
-    Each set is complete or absent: it is written beside its place and renamed.
+    Each set is complete or absent: it is written to a temporary folder and renamed.
     """
     out = Path(out_dir)
     options = Options(records_per_shard=8, folders=(MEDIA,), cache=out / ".cache", overwrite=True, strict=True)

@@ -1,7 +1,7 @@
-"""Letters drawn over or beside the text boxes of an image, as AI2D's questions about letters want them.
+"""Letters drawn on or beside the text boxes of an image, for AI2D's questions that refer to letters.
 
-The published builder draws with Arial; here it is the font that comes with Pillow, so that every machine draws the
-same. Colors, sizes and places are the published ones.
+The published builder draws in Arial; this module uses the font that comes with Pillow, so that every machine draws the
+same. Colors, sizes and positions are the published ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 FILL = (25, 249, 255)
-ALPHA = 127  # of a see-through box
+ALPHA = 127  # opacity of a translucent box, 0 to 255
 LARGEST_INSIDE = 22  # font size of a letter in its box
 SMALLEST_BESIDE, LARGEST_BESIDE = 16, 32
 BESIDE_SHARE = 50  # of the shorter side: the font size of letters beside boxes
@@ -26,8 +26,8 @@ def draw_letters(content: bytes, boxes: Sequence[Box], *, beside: bool = False) 
 
     Args:
         content: the encoded image.
-        boxes: boxes without height are left out.
-        beside: a see-through box with the letter at its upper left, instead of a filled box with the letter inside.
+        boxes: boxes without height are skipped.
+        beside: a translucent box with the letter at its upper left, instead of an opaque box with the letter inside.
     Raises:
         OSError, ValueError: the image cannot be decoded.
     """

@@ -1,7 +1,7 @@
-"""A source's `Sample` -> the members of a record, checked as training will check them, and its measures.
+"""A source's `Sample` -> the members of a record, checked as in training, and its measures.
 
-This is the work that runs in parallel: fetching, decoding, probing. Nothing here depends on anything but the sample,
-the options and the media, so any number of workers gives the same bytes.
+This is the work that runs in parallel: fetching, decoding, probing. The result depends only on the sample, the options
+and the media, so any number of workers gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
 from molmo2_nemo.errors import DataError
 
-MAX_KEY = 80  # characters; a member name has 99
+MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 KEY_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user may ask for beyond the data set as it is."""
+    """Optional changes to the videos of a data set."""
 
-    cut_clips: bool = False  # store only the part of a video that the clip shows (no re-encoding)
+    cut_clips: bool = False  # store only the part of a video that the clip shows, without re-encoding
     video_height: int = 0  # re-encode videos that are higher, pixels; 0 = never
     video_fps: float = 0.0  # re-encode videos with more frames per second; 0 = never
 
 
 @dataclass(slots=True)
 class Built:
-    """A record ready to be written; `entry` has the measures, and no members yet."""
+    """A record ready to be written; `entry` has its measures, but no members yet."""
 
     key: str
     members: dict[str, bytes | Path]  # a path: read when it is written
@@ -53,7 +53,7 @@ def member_key(key: str) -> str:
 
 
 def build_all(items: Sequence[Sample | Skip], resolver: Resolver, options: BuildOptions) -> list[Built | Skip]:
-    """Build a batch; downloads of the whole batch run at once."""
+    """Build a batch of records; the downloads of the whole batch run concurrently."""
     wanted: list[Media] = []
     for item in items:
         if isinstance(item, Sample):
@@ -63,7 +63,7 @@ def build_all(items: Sequence[Sample | Skip], resolver: Resolver, options: Build
 
 
 def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | Skip:
-    """One record, or why it cannot be one.
+    """Build one record, or return the reason why it cannot be built.
 
     Raises:
         OSError: the cache cannot be written.
@@ -76,7 +76,7 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
         reason, detail = error.cause, error.detail
     except ValueError as error:
         reason, detail = "bad sample", str(error)
-    # Some libraries put memory addresses into their texts; what is listed must not differ from run to run.
+    # Some libraries put memory addresses into their messages, but skipped.jsonl must be the same in every run.
     return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400])
 
 
@@ -84,7 +84,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     images = [resolver.image(media) for media in sample.images]
     video = resolver.video(sample.video) if sample.video is not None else None
     clip, part = sample.clip, video.part if video is not None else None
-    if part is not None:  # a clip counts from the part's start
+    if part is not None:  # a clip's times count from the start of the part
         clip = part if clip is None else (part[0] + clip[0], min(part[0] + clip[1], part[1]))
     if video is not None and clip is not None and not 0 <= clip[0] < min(clip[1], video.duration):
         raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
@@ -163,7 +163,7 @@ def _transcoded(
 
 
 def measure(data: dict[str, Any], images: Sequence[StillImage], video: Video | None) -> Entry:
-    """Sizes, durations and estimated costs of a record, from its JSON and what was learnt of its media."""
+    """Sizes, durations and estimated costs of a record, from its JSON and its probed media."""
     from data_prep.estimate import image_cost, text_cost, video_cost
 
     trees = data.get("variants") or [data["annotations"]]

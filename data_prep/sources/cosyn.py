@@ -11,7 +11,7 @@ from data_prep.sources.schema import image
 
 LICENCE = "ODC-BY 1.0; images are synthetic"
 MAX_IMAGES = 5
-# circuit and graphic are left out of the published mixture for their quality, nutrition is kept for evaluation.
+# The published mixture omits circuit and graphic for their quality, and keeps nutrition for evaluation.
 EXPLAINED = ("chart", "chemical", "diagram", "math", "music", "table")
 MULTIDOC = ("chart", "chemical", "diagram", "doc", "music", "table")
 

@@ -80,8 +80,8 @@ def _pixmo_image(path: str, urls: dict[str, str]) -> Media:
 def multi_image_annotations(row: Row) -> list[AnnotationJson]:
     """One annotation for each normalized label and style; training draws one per access.
 
-    Every image has one label. Images with the same normalized label count as showing the same thing; it is called
-    by the label of the first of them.
+    Every image has one label. Images with the same normalized label count as showing the same thing, which gets the
+    label of the first of them.
     """
     found: dict[str, str] = {}
     for normalized, label in zip(row["normalized_labels"], row["labels"], strict=True):

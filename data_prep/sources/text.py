@@ -26,10 +26,10 @@ LEFT_OUT_CATEGORIES = ("code", "non-english")
 
 
 def chat_turns(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Turns of a chat, user first; a system message is put before the first question. A last question is dropped.
+    """Turns of a chat, user first. A system message goes before the first question; an unanswered last one is dropped.
 
     Raises:
-        DataError: the roles do not alternate, or nothing is answered.
+        DataError: the roles do not alternate, or no question is answered.
     """
     roles, said = [m["role"] for m in messages], [m["content"] for m in messages]
     if roles[:2] == ["system", "user"]:
@@ -38,12 +38,12 @@ def chat_turns(messages: Sequence[Mapping[str, Any]]) -> list[str]:
         raise DataError(f"roles do not alternate from a user: {', '.join(roles[:6])}")
     turns = said[: len(said) // 2 * 2]
     if not turns:
-        raise DataError("nothing is answered")
+        raise DataError("no question is answered")
     return turns
 
 
 def left_out(row: Row, max_tokens: int) -> str:
-    """Why the published mixture leaves the row out; "" if it does not."""
+    """The reason why the published mixture leaves the row out; "" if it does not."""
     if row["empty_messages"]:
         return "an empty message"
     if row["has_special_token"]:
@@ -77,7 +77,7 @@ def _tulu(max_tokens: int) -> Callable[[Iterable[Row], Context], Iterator[Sample
 
 # --- fixed answers ---------------------------------------------------------------------------------------------------
 
-COPIES = 5  # records of a question without its own image, each with a root of its own
+COPIES = 5  # records per question without an image of its own, each with another root
 ROOTS = {"image": 0.25, "video": 0.25, "several images": 0.15, "none": 0.35}
 IMAGE_SETS = ("pixmo_cap", "pixmo_cap_with_transcripts", "pixmo_ask_model_anything", "pixmo_cap_qa_as_user_qa")
 VIDEO_SETS = ("molmo2_human_qa", "molmo2_syn_captions_qa")
@@ -102,7 +102,7 @@ def _fixed_answers(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]
 def _root(
     rng: np.random.Generator, images: Mapping[str, int], videos: Mapping[str, int]
 ) -> tuple[list[Media], Media | None]:
-    """Random images or a random video of the data sets that are prepared already, or nothing."""
+    """Random images or a random video from the data sets that have been prepared, or nothing."""
     chances = dict(ROOTS)
     if not any(images.values()):
         chances["image"] = chances["several images"] = 0.0

@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 @dataclass(slots=True)
 class VisualInput:
-    """The visual root of an example: its crops and the tokens that stand for them."""
+    """The visual input of an example: its crops, and the tokens that represent them in the sequence."""
 
     token_ids: list[int]
     crops: np.ndarray  # uint8 [C, P, D_p]
@@ -154,7 +154,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
-    """Rows and columns of tiles for an image of height x width pixels, the overlap already taken off.
+    """Rows and columns of tiles for an image of height x width pixels, not counting the overlap margins.
 
     The smallest enlargement wins; if every canvas is smaller than the image, the one that shrinks it least.
     """
@@ -245,10 +245,10 @@ def encode_images(
     *,
     high_res: bool = False,
 ) -> VisualInput:
-    """All images of an example, in order. More than one: each is announced by the text `Image N`.
+    """All images of an example, in order. If there are several, the text `Image N` precedes each.
 
-    Images beyond `config.max_images` are left out (as in training of the released model); `info["ignored"]` counts
-    them. `high_res` allows a single image `high_res_max_crops` tiles.
+    Images beyond `config.max_images` are ignored (as in the training of the released model); `info["ignored"]` counts
+    them. `high_res` allows a single image up to `high_res_max_crops` tiles.
     """
     if not images:
         raise DataError("no images given")
@@ -277,7 +277,7 @@ def encode_images(
 
 
 def no_visual(config: ImageConfig) -> VisualInput:
-    """The root of a text-only example: no crops, no tokens."""
+    """The visual input of a text-only example: no crops, no tokens."""
     geometry = TileGeometry.of(config)
     return VisualInput(
         token_ids=[],
