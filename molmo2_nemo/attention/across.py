@@ -27,13 +27,13 @@ def attend_across(
     groups: ContextGroups,
     visible: VisibleKeys | None = None,
 ) -> Tensor:
-    """Attention of this rank's tokens.
+    """Attention of this rank's tokens over all tokens of the pack that they may see.
 
     Args:
         q: [T, B, N, H]; k, v: [T, B, G, H].
         mask: description of all S tokens.
         kernel: one that can merge, where ranks show each other their keys.
-        visible: what the chunks of the ring's ranks may see of each other; computed if missing.
+        visible: which keys the chunks of the ring's ranks may see of each other; None: computed from the mask.
 
     Returns:
         [T, B, N, H].

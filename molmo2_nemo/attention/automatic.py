@@ -1,4 +1,4 @@
-"""What `model.attention=auto` takes, from words alone. No torch: the planner asks too."""
+"""What `model.attention=auto` takes, from names alone. No torch here: the planner asks too."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def flash_problem(device: str, dtype: str, head_size: int) -> str | None:
-    """Why `flash` cannot run there, or None.
+    """Why the `flash` kernel cannot run on such a device, or None.
 
     Args:
         device: cpu, cuda, ...
-        dtype: torch's name of it, such as bfloat16.
+        dtype: torch's name of the type, such as bfloat16.
     """
     if device == "cpu":
         return None if dtype in FLOATS else f"PyTorch's CPU flash attention does not take torch.{dtype}"
@@ -24,5 +24,5 @@ def flash_problem(device: str, dtype: str, head_size: int) -> str | None:
 
 
 def automatic(device: str, dtype: str, head_size: int) -> str:
-    """The fastest kernel that works there; arguments as `flash_problem`."""
+    """The fastest kernel for a device ("cpu", "cuda"), a dtype by torch's name, and a head size."""
     return "flash" if flash_problem(device, dtype, head_size) is None else "blocks"

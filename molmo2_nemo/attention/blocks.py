@@ -27,7 +27,7 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
 
 
 def implementation(device: str) -> tuple[str, str]:
-    """What runs there: as cost/efficiency.py names it, and for the log."""
+    """The kernel's name in cost/efficiency.py, and its title for the log."""
     return "blocks", "plain tensor operations"
 
 
@@ -79,7 +79,8 @@ def backward(
 
 
 def _rows(region: MaskRegion) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
-    """Pack, rows, and the key ranges those rows see, each with whether it needs a mask; rows without keys left out."""
+    """(pack, queries, the key ranges they see, each with whether it needs a mask); queries without keys are left
+    out."""
     if "rows" not in region.cache:
         region.cache["rows"] = list(_plan(region))
     yield from region.cache["rows"]

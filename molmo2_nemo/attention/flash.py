@@ -59,11 +59,11 @@ class _Merge:
         self.lse = torch.full(q.shape[:-1], -torch.inf, dtype=self.out.dtype, device=q.device)
 
     def put(self, where: Any, out: Tensor, lse: Tensor) -> None:
-        """The first segment to reach these rows. where: their index; out [L, N, H], lse [L, N]."""
+        """Store the result of the first segment to reach the rows `where`; out [L, N, H], lse [L, N]."""
         self.out[where], self.lse[where] = out.to(self.out.dtype), lse
 
     def add(self, where: Any, out: Tensor, lse: Tensor) -> None:
-        """One more segment over these rows."""
+        """Merge in a further segment over the rows `where`; out [L, N, H], lse [L, N]."""
         before = self.lse[where]
         total = torch.logaddexp(before, lse)
         self.out[where] = self.out[where] * (before - total).exp()[..., None] + out * (lse - total).exp()[..., None]
@@ -157,7 +157,10 @@ def _place(tokens: np.ndarray) -> slice | Tensor:
 
 @dataclass(frozen=True)
 class Call:
-    """Pieces with disjoint queries and disjoint keys as one variable-length call. Tokens are flat: place * B + pack."""
+    """Segments with disjoint queries and disjoint keys as one variable-length call.
+
+    Tokens are flat indices: place * B + pack.
+    """
 
     causal: bool
     queries: Tensor | None  # int64 [tokens], None for all tokens in order
@@ -169,16 +172,17 @@ class Call:
 
 
 def calls(region: MaskRegion, device: torch.device) -> list[Call]:
-    """The variable-length calls of an region, cached on it."""
+    """The variable-length calls of a region, cached on the region."""
     key = ("calls", device)
     if key not in region.cache:
-        region.cache[key] = [_call(segments, region, device) for segments in group(region)]
+        region.cache[key] = [_call(segments, region, device) for segments in group_segments(region)]
     return region.cache[key]
 
 
-def group(region: MaskRegion) -> list[list[Segment]]:
-    """Pieces in as few groups as a first-fit pass finds, all causal (or reverse) or all full, each token once as a
-    query and once as a key: then a group's gradients are added without two writers of one row."""
+def group_segments(region: MaskRegion) -> list[list[Segment]]:
+    """The region's segments in as few groups as a first-fit pass finds. A group is all causal (or reverse) or all full
+    and has each token once as a query and once as a key, so that no two segments of it add gradients to the same
+    row."""
     groups: list[_Group] = []
     packs = region.mask.on_host().shape[1]
     for segment in region.segments:
@@ -294,16 +298,17 @@ def _take(x: Tensor, where: Tensor | None) -> Tensor:
 
 
 def implementation(device: str) -> tuple[str, str]:
-    """What runs there: as cost/efficiency.py names it, and for the log."""
+    """The kernel's name in cost/efficiency.py, and its title for the log."""
     return use_newest_flash() if device == "cuda" else ("flash-cpu", "PyTorch's CPU flash attention")
 
 
 @functools.cache
 def use_newest_flash() -> tuple[str, str]:
-    """Put the fastest installed flash implementation under PyTorch's flash operators; says which that is, twice.
+    """Put the fastest installed flash implementation under PyTorch's flash operators; returns its name in
+    cost/efficiency.py, and its title for the log.
 
     FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on Hopper and
-    Blackwell, else what PyTorch was built with: where neither is there, works, or can be put into this PyTorch.
+    Blackwell, else what PyTorch was built with: where neither is installed, works, or can be put into this PyTorch.
     """
     own = f"FlashAttention-2 of PyTorch {torch.__version__}"
     try:

@@ -43,7 +43,7 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
 
 
 def implementation(device: str) -> tuple[str, str]:
-    """What runs there: as cost/efficiency.py names it, and for the log."""
+    """The kernel's name in cost/efficiency.py, and its title for the log."""
     return "flex", f"FlexAttention of PyTorch {torch.__version__}"
 
 

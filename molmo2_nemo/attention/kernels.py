@@ -29,7 +29,7 @@ NAMES = ("auto", "flash", "flex", "blocks")
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to compute attention over an region. The two directions are separate so that partial results can be merged.
+    """A way to compute attention over a region. The two directions are separate so that partial results can be merged.
 
     forward(q, k, v, region, scale) -> out [Q, B, N, H] in q's dtype, lse fp32 [Q, B, N] (fp64 for fp64 inputs). lse is
     the log of the summed exponentials of the scaled scores; a query that sees no key of the region has lse -inf, out 0.
@@ -48,8 +48,8 @@ class Kernel:
         Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, MaskRegion, float], tuple[Tensor, Tensor, Tensor]]
         | None
     )
-    implementation: str  # which one it is, as cost/efficiency.py names it
-    title: str  # and for the log
+    implementation: str  # its name in cost/efficiency.py
+    title: str  # what the log calls it
 
 
 KERNELS = {module.__name__.rpartition(".")[2]: module for module in (flash, flex, blocks)}
@@ -61,10 +61,11 @@ def choose(
     """The kernel of that name, or for "auto" the fastest that works for these tensors.
 
     Args:
-        merged: it must have a backward direction for results merged over several regions, as ring attention needs.
+        merged: the kernel must have a backward direction for results merged over several regions, as ring attention
+            needs.
 
     Raises:
-        UserError: no such kernel, or it cannot run here; says which can.
+        UserError: no such kernel, or one that cannot run here; the message names those that can.
     """
     if name not in NAMES:
         raise UserError(f"model.attention={name}: no such attention kernel; {nearest(name, NAMES)}")

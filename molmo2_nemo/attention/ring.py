@@ -1,5 +1,5 @@
-"""Attention over keys that other ranks hold: ring of direct hops, or all-gather. The second dimension of context
-parallelism, beside Ulysses (ulysses.py).
+"""Attention over keys that other ranks hold: a ring of direct sends, or an all-gather. This is the second dimension of
+context parallelism, beside Ulysses (ulysses.py).
 
 Each of R ranks has a consecutive chunk of a pack's queries and keys (of the same heads). Which keys of chunk j the
 queries of chunk i may see follows from the pack's description, on the host (`visible_keys`); it is nothing at all for
@@ -84,7 +84,7 @@ def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
 
 
 def _related(example: np.ndarray, member: np.ndarray, at_root: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """bool [B, S]: tokens in the root of an example that one of the chosen queries is in, or in its branch."""
+    """bool [B, S]: tokens that share an example's root, or a branch, with one of the chosen queries."""
     near = np.zeros((2, example.size), bool)  # by number of example, of member
     near[0, example[queries]] = near[1, member[queries]] = True
     return (near[0][example] & at_root) | near[1][member]

@@ -68,7 +68,7 @@ def gather_sequence(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list
 
 
 def gather_heads(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """All tokens with this rank's heads -> this rank's tokens with all heads."""
+    """All tokens, this rank's heads [S, B, heads / C, H] -> this rank's tokens, all heads [T, B, heads, H]."""
     return _SwapSequenceAndHeads.apply(x, group, False)
 
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         choices=("auto", "flash2", "flash3", "flex"),
         default="auto",
-        help="whose speed of attention to assume; auto: of what model.attention picks on GPUs, where flash is "
+        help="attention kernel whose speed is assumed; auto: the one model.attention picks on GPUs, where flash is "
         "FlashAttention-2 (flash3 where FlashAttention-3 is installed)",
     )
     parser.add_argument("--area", type=float, help="share of S x S that the mask allows, where you know it (0 to 1)")
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     for part in render(cfg, model, plan):
         console.print(part)
-    print("\nto train so:", *lines(command), sep="\n")
+    print("\nto train with this plan:", *lines(command), sep="\n")
     console.print(
         f"\nPredicted with {kernel} attention from stated shares of peak\n"
         "(molmo2_nemo/cost/efficiency.py), not measured on a cluster."
@@ -102,7 +102,9 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
 
     for item in overrides:
         if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):
-            raise UserError(f"{item}: a plan's hardware is said with cluster=h100x8 nodes=N; it is for bfloat16")
+            raise UserError(
+                f"{item}: a plan's hardware is set with cluster=h100x8 nodes=N, and its precision is bfloat16"
+            )
     mine = any(item.lstrip("+~").startswith("parallel") for item in overrides)
     parallel = cfg.parallel if mine else ParallelConfig()
     stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it

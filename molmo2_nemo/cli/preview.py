@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--packs {args.packs}: between 1 and 100 packs can be drawn")
     check_folder("--out", Path(args.out))
     rank, ranks = _rank(args.rank)
+    if folders:  # looked at before the imports, which take seconds
+        _check_shards(Path(folders[0]))
 
     from molmo2_nemo.data.config import SourceConfig
     from molmo2_nemo.preview import collect
@@ -77,16 +79,22 @@ def _rank(text: str) -> tuple[int, int]:
     raise UserError(f"--rank {text}: expected K/N with K from 0 to N - 1, such as 3/8")
 
 
-def _alone(shard: Path, folder: Path) -> Path:
-    """A data set of one shard: a link to it and an index of its own.
+def _check_shards(path: Path) -> None:
+    """Refuses a path that is neither a folder nor a .tar file.
 
     Raises:
-        UserError: no such file.
+        UserError: names the path.
     """
+    if path.suffix == ".tar" and not path.is_file():
+        raise UserError(f"{path}: no such shard")
+    if path.suffix != ".tar" and not path.is_dir():
+        raise UserError(f"no folder at {path}. Give the folder that holds the shards and manifest.parquet, or one .tar")
+
+
+def _alone(shard: Path, folder: Path) -> Path:
+    """Makes `folder` a data set of one shard: a link to the shard, and a manifest for it alone."""
     from molmo2_nemo.data.shard_writer import write_manifest
 
-    if not shard.is_file():
-        raise UserError(f"{shard}: no such shard")
     (folder / shard.name).symlink_to(shard.resolve())
     write_manifest(folder, shard.stem)
     return folder

@@ -1,6 +1,6 @@
 """How long a pack takes on 1, 2, 4, ... ranks: what dynamic context parallelism assigns packs by. No torch here.
 
-seconds(pack, ranks) = of the micro-batch on so many context ranks (cost/step.py) + what no rank shares
+seconds(pack, ranks) = seconds of the micro-batch on `ranks` context ranks (cost/step.py) + seconds that no rank shares
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class ContextCost:
     Only ratios matter to an assignment, so a pipeline counts as one rank: its stages share every pack alike.
 
     Args:
-        step: what predicts a micro-batch.
-        layout: of a rank alone; its context ranks are replaced.
-        ulysses: most context ranks that shard heads; None: all that share the pack.
+        step: predicts the time of a micro-batch.
+        layout: of one rank alone; its number of context ranks is replaced.
+        ulysses: context ranks that shard heads; None: all that share the pack.
         unshared: seconds of a micro-batch that no rank shares.
     """
 
@@ -36,17 +36,19 @@ class ContextCost:
     unshared: float = UNSHARED
 
     def counts(self, batch: Batch) -> PackCounts:
-        """What `seconds` and `crops_of_rank` ask of a micro-batch."""
+        """What the predictions need to know of a micro-batch: its tokens, allowed pairs and vision units, counted."""
         model_config = self.step.model_config
         return PackCounts.of(batch, model_config.visual_attention, model_config.text.vocab_size)
 
     def seconds(self, pack: PackCounts, ranks: int) -> float:
+        """Predicted seconds of a pack, forward and backward, on `ranks` context ranks."""
         layout = replace(self.layout, context=ranks, ulysses=ulysses_degree(ranks, self.ulysses))
         work = Work.of(self.step.model_config, pack, layout)
         return self.step.micro_batch(work, layout).total + self.unshared
 
     def microseconds(self, pack: PackCounts, ranks: int) -> int:
-        """Rounded, so that sums do not depend on their order."""
+        """Predicted time of a pack on `ranks` context ranks, in whole microseconds: their sums do not depend on
+        order."""
         return round(self.seconds(pack, ranks) / MICROSECOND)
 
     def crops_of_rank(self, pack: PackCounts, ranks: int) -> int:

@@ -25,21 +25,25 @@ class Efficiency:
     link: float = 0.75
     network: float = 0.80
     other: float = 0.12  # of all computing: norms, activations, rotary, launches
-    hidden_gradients: float = 0.7  # share of the gradients' exchange behind computing
-    hidden_exchange: float = 0.3  # of the exchanges inside layers
+    hidden_gradients: float = 0.7  # share of the gradients' reduction that computing hides
+    hidden_exchange: float = 0.3  # share of the communication inside layers that computing hides
     half_rate: float = 256.0  # tokens of a rank at which matrix products reach half of `matrix`
-    latency: float = 20e-6  # seconds of one exchange, whatever its size
+    latency: float = 20e-6  # seconds of one message, whatever its size
 
     def matrix_share(self, tokens: float) -> float:
-        """Of peak, for matrix products on so many tokens of a rank."""
+        """The share of peak that matrix products on `tokens` tokens of a rank reach."""
         return self.matrix * tokens / (tokens + self.half_rate)
 
 
-# By what computes attention, `implementation` of attention/kernels.py. What is not here has no public figure that we
-# know of: FlashAttention-4, and `blocks`, which is no fast kernel.
+# By implementation of attention, as `Kernel.implementation` (attention/kernels.py) names it. For FlashAttention-4 we
+# know of no public figures; `blocks` is not a fast kernel and has none.
 KERNELS = {
     "flash2": Efficiency(),
     "flash3": Efficiency(attention_forward=0.59, attention_backward=0.43),
     "flex": Efficiency(attention_forward=0.27, attention_backward=0.18),
 }
-NEAREST = {"flash4": "flash3", "flash-cpu": "flash2", "blocks": "flex"}  # whose figures are taken for these
+NEAREST = {
+    "flash4": "flash3",
+    "flash-cpu": "flash2",
+    "blocks": "flex",
+}  # implementation -> the one whose figures it gets

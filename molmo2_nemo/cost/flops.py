@@ -49,7 +49,7 @@ def forward_flops(
     window_positions: float = 0,
     scored_tokens: float = 0,
 ) -> Flops:
-    """Forward pass.
+    """Operations of a forward pass, by component.
 
     Args:
         tokens: S, padding not counted.
@@ -78,15 +78,17 @@ def training_flops(
     train_llm: bool = True,
     train_head: bool | None = None,
 ) -> Flops:
-    """Forward and backward: twice the forward again, for the gradients of inputs and of weights.
+    """Operations of forward and backward: the backward is twice the forward, for the gradients of inputs and of
+    weights.
 
-    What is frozen computes none of its weights. It passes on those of its inputs, but where nothing in front of it
-    learns: a frozen vision encoder, being first, has no backward at all, nor has a connector frozen behind it. What the
-    first part that learns saves by passing none on is left out (a fraction of a layer), as are adapters.
+    A frozen part computes no gradients of its weights, and those of its inputs only if something before it is
+    trainable: a frozen vision encoder, which comes first, has no backward at all, nor has a frozen connector behind
+    it. Not counted are what the first trainable part saves by passing no gradient on (a fraction of a layer), and
+    adapters.
 
     Args:
-        train_llm: the language model's own weights learn, not adapters beside them.
-        train_head: the same of the head, which is the base embedding where it is tied; default as `train_llm`.
+        train_llm: the language model's own weights are trainable, not adapters beside them.
+        train_head: the head is trainable (where it is tied, it is the base embedding); default: as `train_llm`.
     """
     train_head = train_llm if train_head is None else train_head
     passes = Flops(
@@ -107,7 +109,7 @@ def layer_weights(model_config: Molmo2Config) -> int:
 
 
 def pack_flops(model_config: Molmo2Config, pack: PackCounts) -> Flops:
-    """Forward pass of a micro-batch."""
+    """Operations of a micro-batch's forward pass, from its counts."""
     return forward_flops(
         model_config,
         tokens=pack.tokens,
@@ -120,5 +122,5 @@ def pack_flops(model_config: Molmo2Config, pack: PackCounts) -> Flops:
 
 
 def batch_flops(model_config: Molmo2Config, batch: Batch) -> Flops:
-    """Forward pass of a micro-batch that has not been counted yet."""
+    """Operations of a micro-batch's forward pass, from its arrays."""
     return pack_flops(model_config, PackCounts.of(batch, model_config.visual_attention, model_config.text.vocab_size))

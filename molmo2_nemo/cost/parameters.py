@@ -61,11 +61,12 @@ class Held:
     """Parameters of one rank of the heaviest pipeline stage."""
 
     all: float
-    trained: float  # of them, those with gradients and optimizer state
+    trained: float  # those of them with gradients and optimizer state
 
 
 def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) -> Held:
-    """The largest share of any pipeline stage: vision and the embedding are on the first, the head on the last."""
+    """Parameters of a rank of the heaviest pipeline stage: vision and embedding are on the first, the head on the
+    last."""
     p = parameters(model)
     rows = math.ceil(model.text.vocab_size / tensor) * model.text.hidden_size
     adapters = adapter_parameters(model, stage.lora) / pipeline / tensor  # A or B of each is cut, the other small

@@ -41,13 +41,13 @@ DEFAULT_DEVICE = DEVICES["h100"]  # where nothing is known of the real one
 class Work:
     """One micro-batch, all its ranks together."""
 
-    forward: Flops  # of the forward pass; of linear layers, over `tokens`
-    tokens: int  # that the decoder works on: padding too, where it is not cut
-    vision_share: float  # of encoder and connector, what the rank with most of it has
+    forward: Flops  # operations of the forward pass; linear layers are counted over `tokens`
+    tokens: int  # tokens that the decoder works on, with padding where that is not cut
+    vision_share: float  # share of encoder and connector that falls to the rank with the most of it
 
     @classmethod
     def average(cls, model_config: Molmo2Config, work: Workload, layout: Layout) -> Work:
-        """The average micro-batch of a run. Crops are taken to be shared evenly."""
+        """The work of a run's average micro-batch. Crops are taken to be sharded evenly."""
         pack = forward_flops(
             model_config,
             tokens=round(work.length),
@@ -62,7 +62,7 @@ class Work:
 
     @classmethod
     def of(cls, model_config: Molmo2Config, pack: PackCounts, layout: Layout) -> Work:
-        """A certain micro-batch. Crops are shared in whole units."""
+        """The work of one micro-batch, from its counts. Crops are sharded in whole units."""
         share = busiest_share(model_config, pack, layout.context * layout.tensor)
         return cls(pack_flops(model_config, pack), pack.tokens, share)
 
@@ -85,7 +85,7 @@ def busiest_share(model_config: Molmo2Config, pack: PackCounts, ranks: int) -> f
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Seconds of one, forward and backward, on a rank of the layout."""
+    """Seconds of a micro-batch, forward and backward, on a rank of the layout, by component."""
 
     linear: float  # matrix products of the decoder, and the head
     attention: float
@@ -114,10 +114,11 @@ class StepCost:
     """Predicts the time of micro-batches.
 
     Args:
-        trainable: what is frozen has less of a backward.
-        device, per_node: the hardware, and GPUs whose exchanges stay on links.
-        efficiency: what share of it is reached.
-        memory: whose tiles and chunks are recomputed.
+        trainable: parts that are trained; frozen ones have less of a backward, or none.
+        device: the GPU.
+        per_node: GPUs of a node; what they send each other goes over links, all else over the network.
+        efficiency: what share of the hardware's figures is reached.
+        memory: settings that say which tiles and chunks are recomputed.
         bytes_per_element: of an activation.
     """
 
@@ -130,7 +131,7 @@ class StepCost:
     bytes_per_element: int = 2
 
     def training_flops(self, forward: Flops) -> Flops:
-        """Forward and backward, nothing recomputed."""
+        """Operations of forward and backward, nothing recomputed."""
         trained = self.trainable
         return training_flops(
             forward,
@@ -141,7 +142,7 @@ class StepCost:
         )
 
     def micro_batch(self, work: Work, layout: Layout) -> MicroBatch:
-        """Forward and backward of a micro-batch on the ranks of one replica."""
+        """Predicted seconds of a micro-batch, forward and backward, on the ranks of one replica."""
         efficiency, forward, ranks = self.efficiency, work.forward, layout.model_size
         both = self.training_flops(forward)
         tokens = work.tokens / (layout.context * layout.tensor)
@@ -166,7 +167,7 @@ class StepCost:
         )
 
     def _recompute(self, layout: Layout, linear: float, attention: float, vision: Flops) -> float:
-        """Seconds of what is computed once more in backward, from those of the forward pass.
+        """Seconds of recomputation in backward, from the seconds of the forward pass.
 
         Args:
             vision: seconds of `vit` and `connector`, the rest unused.
@@ -208,12 +209,12 @@ class StepCost:
         ]
 
     def speed(self, inside: bool) -> float:
-        """Bytes per second that a rank sends inside a node or beyond it."""
+        """Bytes per second that a rank sends inside a node (`inside`), or to other nodes."""
         device, efficiency = self.device, self.efficiency
         return 1e9 * (efficiency.link * device.link_gbs if inside else efficiency.network * device.network_gbs)
 
     def exposed(self, exchange: Exchange) -> float:
-        """Seconds of it that computing does not hide."""
+        """Seconds of an exchange that computing does not hide."""
         traffic, efficiency = exchange.traffic, self.efficiency
         sending = (1 - efficiency.hidden_exchange) * traffic.bytes / self.speed(exchange.inside)
         return sending + traffic.messages * efficiency.latency
@@ -275,7 +276,11 @@ def step_time(
     efficiency: Efficiency = KERNELS["flash2"],
     options: MemoryConfig | None = None,
 ) -> Step:
-    """Predicted step of one layout; of `options`, what is recomputed counts."""
+    """Predicts a run's average optimizer step under one layout.
+
+    Args:
+        options: memory settings; what they recompute takes time.
+    """
     cost = StepCost(
         model_config,
         stage.trainable(model_config),

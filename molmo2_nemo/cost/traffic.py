@@ -6,7 +6,7 @@ all-gather and a reduce-scatter over n ranks are counted as rings: each rank sen
 collective, or one point-to-point send.
 
 Legend: S tokens of a pack, C context ranks = U Ulysses x R in a ring, N query heads and G key heads of a
-tensor-parallel rank, H head size, D width, e bytes of an element.
+tensor-parallel rank, H head size, D width, e bytes per element.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from molmo2_nemo.parallel.partition import ulysses_degree
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one rank sends."""
+    """Messages and bytes that one rank sends."""
 
     messages: float = 0
     bytes: float = 0
@@ -45,7 +45,7 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Steps:
-    """Traffic of one layer. Recomputation in the backward sends `forward` once more."""
+    """Traffic of one layer, forward and backward. Recomputation in the backward sends `forward` once more."""
 
     forward: Traffic
     backward: Traffic

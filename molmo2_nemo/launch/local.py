@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain, preempted, write_outcome
@@ -33,11 +34,11 @@ LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a no
 
 
 def launch(cfg: RunConfig) -> int:
-    """Runs one stage to its end and returns the exit code: 0, 2 (user error), 75 (preempted), 130 (interrupted) or
-    another failure.
+    """Runs one stage to its end and returns the exit code: 0, 2 (user error), 75 (preempted), 130 (interrupted), or any
+    other for a failure.
 
     Raises:
-        UserError: something is wrong that can be known before any process starts.
+        UserError: a mistake that can be found before any process starts.
     """
     adopt_slurm(os.environ)
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
@@ -117,11 +118,33 @@ def _run_here(cfg: RunConfig) -> int:
 
 
 def _run_child(command: list[str], env: Mapping[str, str]) -> int:
-    """Runs the command to its end; passes SIGTERM and SIGUSR1 on (nemo/signals.py has the whole story), as the terminal
-    does Ctrl-C, and waits for the children to leave."""
-    process = subprocess.Popen(command, env=dict(env))
-    passed_on = (signal.SIGTERM, signal.SIGUSR1)
-    before = [signal.signal(number, lambda number, _: process.send_signal(number)) for number in passed_on]
+    """Runs the command as a child process to its end and returns its exit code, INTERRUPTED after Ctrl-C.
+
+    SIGTERM and SIGUSR1 are passed on to the child, those that arrive before it exists as soon as it does;
+    nemo/signals.py has the whole story. The terminal sends Ctrl-C to both.
+    """
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []  # signals that came before there was a child
+
+    def pass_on(number: int, _: Any) -> None:
+        if process is None:
+            early.append(number)
+        else:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        process = subprocess.Popen(command, env=dict(env))
+        for number in early:
+            process.send_signal(number)
+        return _wait(process)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The child's exit code; INTERRUPTED after Ctrl-C, once the child has left."""
     try:
         return process.wait()
     except KeyboardInterrupt:
@@ -132,6 +155,3 @@ def _run_child(command: list[str], env: Mapping[str, str]) -> int:
             process.kill()
             process.wait()
         return INTERRUPTED
-    finally:
-        for number, handler in zip(passed_on, before, strict=True):
-            signal.signal(number, handler)

@@ -1,9 +1,10 @@
 """From patch features to visual tokens: attention pooling over small windows, then a projector.
 
-A visual token is a window of patches (2 x 2 in pictures, 3 x 3 in video). Its query is the mean of the window's valid
+A visual token is a window of patches (2 x 2 in images, 3 x 3 in video). Its query is the mean of the window's valid
 patches; keys and values are the patches themselves. A SwiGLU projects the result to the language model's width.
 
-Shape legend: C crops, P patches per crop, F feature width, N visual tokens, K window slots, D language model width.
+Shape legend: C crops, P patches per crop, F feature width, N visual tokens, K positions of a window, D width of the
+language model.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ class Connector(nn.Module):
 
         Args:
             features: [C, P, F].
-            windows: int64 [N, K], indices into the flattened C * P axis; -1 marks an empty slot. Every row has at least
-                one valid slot.
+            windows: int64 [N, K], indices into the flattened C * P axis; -1 marks an empty position. Every window has
+                at least one valid one.
 
         Returns:
-            [N, D] in the order of the rows.
+            [N, D] in the order of the windows.
         """
         valid = windows >= 0  # [N, K]
         patches = features.flatten(0, 1)[windows.clamp(min=0)] * valid[..., None]  # [N, K, F]

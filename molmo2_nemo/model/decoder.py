@@ -47,7 +47,7 @@ def transformer_config(
     """Megatron's settings for the decoder; `overrides` carries dtype and parallel sizes.
 
     Raises:
-        ValueError: options of `memory` that do not go together.
+        UserError: options of `memory` that do not go together.
     """
     text = model_config.text
     settings: dict[str, Any] = dict(

@@ -42,11 +42,11 @@ class TiledMLP(MLP):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         # No random numbers in an MLP, so the generators' states need not be saved
         whole = super().forward
-        pieces = hidden_states.tensor_split(min(self.tiles, len(hidden_states)))
+        slices = hidden_states.tensor_split(min(self.tiles, len(hidden_states)))
         if torch.is_grad_enabled():
-            done = [checkpoint(whole, x, use_reentrant=False, preserve_rng_state=False) for x in pieces]
+            done = [checkpoint(whole, x, use_reentrant=False, preserve_rng_state=False) for x in slices]
         else:
-            done = [whole(x) for x in pieces]
+            done = [whole(x) for x in slices]
         return torch.cat([out for out, _ in done]), done[0][1]
 
 
@@ -82,8 +82,8 @@ class HostOffload:
         def unpack(saved: Tensor | _Waiting) -> Tensor:
             if isinstance(saved, Tensor):
                 return saved
-            for place in range(max(0, saved.place - AHEAD), saved.place):  # backward wants them in reverse order
-                earlier = order[place]()
+            for number in range(max(0, saved.number - AHEAD), saved.number):  # backward wants them in reverse order
+                earlier = order[number]()
                 if earlier is not None:
                     earlier.start_return()
             return saved.returned()
@@ -100,15 +100,16 @@ class HostOffload:
 
 
 def host_buffer(like: Tensor, *, pinned: bool) -> Tensor:
-    """Where a tensor waits. On CPU this is the same memory as the device's; benchmarks/memory.py tells it apart."""
+    """Where a tensor waits. On CPU this is the same memory as the device's; tests/support/memory.py
+    tells the two apart."""
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned)
 
 
 class _Waiting:
     """One tensor on the host, and on request its copy on the device again."""
 
-    def __init__(self, tensor: Tensor, stream: Any, place: int) -> None:
-        self.place, self.device, self.stream = place, tensor.device, stream
+    def __init__(self, tensor: Tensor, stream: Any, number: int) -> None:
+        self.number, self.device, self.stream = number, tensor.device, stream
         self.copy: Tensor | None = None
         self.host = host_buffer(tensor, pinned=stream is not None)
         if stream is None:

@@ -40,7 +40,7 @@ from molmo2_nemo.model.memory import HostOffload
 from molmo2_nemo.model.rotary import rotary_tables
 from molmo2_nemo.model.vision import VisionEncoder
 from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_size
-from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, exchange, mark_partial, plan_crops, tie_parameters
+from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, mark_partial, plan_crops, send_to_owners, tie_parameters
 
 
 class Molmo2Model(MegatronModule):
@@ -147,7 +147,7 @@ class Molmo2Model(MegatronModule):
         if visual is None:
             visual = hidden.new_zeros(0, hidden.shape[-1])
             visual = tie_parameters(tie_parameters(visual, self.vision), self.connector)
-        visual = exchange(visual, plan, groups.vision)
+        visual = send_to_owners(visual, plan, groups.vision)
         flat = hidden.flatten(0, 1)
         return flat.index_add(0, plan.targets.to(flat.device), visual.to(flat.dtype)).view_as(hidden)
 

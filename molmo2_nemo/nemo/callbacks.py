@@ -31,11 +31,11 @@ class SeedEachStep(pl.Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        place = (
+        rank = (
             parallel_state.get_data_parallel_rank(with_context_parallel=True),
             parallel_state.get_pipeline_model_parallel_rank(),
         )
-        digest = hashlib.sha256(repr((self.seed, trainer.global_step, place)).encode()).digest()
+        digest = hashlib.sha256(repr((self.seed, trainer.global_step, rank)).encode()).digest()
         seed = int.from_bytes(digest[:4], "little") >> 1
         torch.default_generator.manual_seed(seed)  # torch.manual_seed also queues a call for devices that are not there
         model_parallel_cuda_manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, which it may start from, how they are written, and which are kept.
+"""Which checkpoint a run resumes from, which it may start from, how they are written, and which are kept.
 
 `checkpoints/step=N/` is one checkpoint: Megatron's distributed format in `weights/`, and manifest.json with the size
 and SHA-256 of every file. NeMo's mark of an unfinished one lies beside the folder from before the first byte until the
@@ -106,7 +106,7 @@ class StageCheckpoints(ModelCheckpoint):
 
 
 class Resume(nl.AutoResume):
-    """NeMo's AutoResume, going on from the whole checkpoint of the highest step.
+    """NeMo's AutoResume, resuming from the whole checkpoint of the highest step.
 
     AutoResume refuses to start when the only checkpoint is one that a killed run left unfinished; this one passes it by
     (NeMo removes it when training starts) and begins again from `restore_config` or from fresh weights.
@@ -190,7 +190,7 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
     """What a person needs to hear if `error` comes of a checkpoint that could not be written; None if it does not.
 
     torch hides the system's error number on the way from writer to trainer ("unexpected pos" is its word for a full
-    disk), so any failure to write is told with the room that is left.
+    disk), so any failure to write is reported with the room that is left.
 
     Args:
         folder: checkpoints/ of the stage.
@@ -204,7 +204,7 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
     else:
         return None
     before = checkpoint_manifest.newest_whole(folder)
-    kept = f"{before} is whole, and the same command goes on from it" if before else "no checkpoint was written before"
+    kept = f"{before} is whole, and the same command resumes from it" if before else "no checkpoint was written before"
     left = shutil.disk_usage(folder).free / 2**30
     return UserError(
         f"a checkpoint in {folder} could not be written ({why}). Its disk has {left:.1f} GiB left; is it full, or is a "

@@ -27,7 +27,7 @@ from molmo2_nemo.settings.run import ModelSelection
 
 
 class PackSampler(MegatronDataSampler):
-    """Tells Megatron's schedule the sizes of a step. The stream itself already yields this rank's micro-batches."""
+    """Gives Megatron's schedule the sizes of a step. The stream itself already yields this rank's micro-batches."""
 
     packs: SharedPacks | None = None  # asked how many micro-batches this rank has, where they are assigned step by step
 
@@ -127,7 +127,7 @@ class PackDataModule(pl.LightningDataModule):
 
     def totals(self) -> dict[str, dict[str, int]]:
         """Over all data-parallel ranks: records skipped per cause, and what was counted (examples, branches dropped,
-        tokens cut, pictures left out). Called on every rank."""
+        tokens cut, images left out). Called on every rank."""
         found: dict[str, Counter[str]] = {"skipped": Counter(), "counts": Counter()}
         for state in self._states():
             for name, counter in found.items():

@@ -1,7 +1,7 @@
 """Steps whose loss or gradient would spoil the model: seen before the update, skipped, counted, and when to give up.
 
-All ranks judge the same numbers, so all skip or none. A skipped step counts as a step: the schedule and the data go on,
-weights and moments stay.
+All ranks judge the same numbers, so all skip or none. A skipped step counts as a step: the schedule and the data move
+on, weights and moments stay.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FaultGuard:
             raise UserError(
                 f"step {step}: {self.reason}. {self.in_a_row} steps in a row were skipped, {self.total} in all "
                 f"(faults.max_in_a_row={config.max_in_a_row}, faults.max_total={config.max_total}). The same command "
-                "would meet the same packs again. To pass them over, go on with a higher faults.max_in_a_row or "
+                "would meet the same packs again. To pass over them, resume with a higher faults.max_in_a_row or "
                 "faults.max_total. For lower rates (stage.optim.vit.lr, connector.lr, llm.lr), or without the records "
                 "that faults.jsonl names, begin in another output_dir with init_from=<the last checkpoint>"
             )

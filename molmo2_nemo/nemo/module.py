@@ -66,7 +66,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         parallel: how ranks that share a pack work together.
         seed: fresh parameters are drawn from it, alike under every layout.
         precision: dtype of parameters, "fp32" or "bf16".
-        variable_length: packs of one run differ in length, so pipeline stages tell each other the shapes.
+        variable_length: packs of one run differ in length, so pipeline stages send each other the shapes.
         task_of: data set -> the task that its loss is logged under.
 
     Raises:

@@ -58,7 +58,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         distributed: shard master weights and moments over data-parallel ranks.
         faults: which steps are skipped.
 
-    `result` is the step that is going on: Molmo2Module puts a fresh one there with every step.
+    `result` is of the current step: Molmo2Module puts a fresh one there when a step begins.
     """
 
     def __init__(

@@ -199,7 +199,7 @@ def wandb(cfg: RunConfig, folder: Path) -> run.Config | None:
 
 
 def resume(cfg: RunConfig, folder: Path) -> run.Config:
-    """Go on from this stage's checkpoint, or start from the weights of the stage before."""
+    """Resume from this stage's checkpoint, or start from the weights of the stage before."""
     restore = None
     if cfg.init_from:
         restore = run.Config(

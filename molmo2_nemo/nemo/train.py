@@ -28,11 +28,11 @@ from molmo2_nemo.settings.run import RunConfig
 
 
 def train(cfg: RunConfig) -> dict[str, Any]:
-    """Run, or go on with, the stage that `cfg` describes.
+    """Run, or resume, the stage that `cfg` describes.
 
     The folder is `<output_dir>/<stage name>`: checkpoints/, tb/, metrics.jsonl, validation.jsonl, faults.jsonl,
     attempt.json (when and where the last attempt began), and summary.json when done. If a whole checkpoint is there,
-    training goes on from it, exactly; otherwise it starts from `cfg.init_from`'s weights, or fresh.
+    training resumes from it, exactly; otherwise it starts from `cfg.init_from`'s weights, or fresh.
 
     Returns:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
@@ -68,14 +68,14 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         try:
             run_stage()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            if (told := not_written(error, folder / paths.CHECKPOINTS)) is not None:
-                raise told from error
+            if (reported := not_written(error, folder / paths.CHECKPOINTS)) is not None:
+                raise reported from error
             raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.stopped and trainer.global_step < cfg.stage.max_steps:
         if first:
             write_json(folder / paths.ATTEMPT, {**attempt, "left": stop.stopped}, indent=None)
-        raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command goes on from it")
+        raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command resumes from it")
     metrics = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if first and not metrics.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)

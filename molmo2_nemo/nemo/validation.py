@@ -1,9 +1,9 @@
-"""Loss on held-out data sets while training goes on, without touching it: data, random states and weights stay theirs.
+"""Loss on held-out data sets during training, without any effect on it: data, random states and weights stay theirs.
 
 The first `examples` records of each data set, in the order of `data.seed`, formatted as in training. They are packed as
 they come, so every layout scores the same examples; the loss of an example does not depend on its pack.
 
-A signal that ends the run is noticed between two packs. What was due is then done when the run goes on.
+A signal that ends the run is noticed between two packs. What was due is then done when the run resumes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from molmo2_nemo.settings.run import ValidationConfig
 
 class Validation(pl.Callback):
     """Scores every data set after every `config.every` steps and after the last; writes validation.jsonl. A run that
-    goes on from a step where it was due but not done begins with it.
+    resumes at a step where it was due but not done begins with it.
 
     Examples are read and decoded by the training process itself, between two steps: keep them few.
 

@@ -39,7 +39,7 @@ def assign(costs: np.ndarray, degrees: Sequence[int]) -> list[Assignment]:
         degrees: ascending, each a divisor of the next; the last is the size of the context group, where all packs fit.
 
     Returns:
-        In the order in which every rank takes those that it has a part in; every rank has at least one.
+        One for each pack, in the order in which every rank works on those it shares in; every rank has at least one.
     """
     allowed = costs >= 0
     assert allowed[:, -1].all(), "every pack fits on all ranks of the context group"
@@ -87,13 +87,13 @@ def _improve(best: np.ndarray, span: int, costs: np.ndarray, allowed: np.ndarray
             if 0 <= degree < len(degrees) and allowed[pack, degree]:
                 choice[pack] = degree
         found = _place(choice, costs, degrees)[1]
-        if found <= span:  # as good will do: the next draw starts from there
+        if found <= span:  # an equal one will do too: the next draw starts from there
             best, span = choice, found
     return best
 
 
 def _place(choice: np.ndarray, costs: np.ndarray, degrees: Sequence[int]) -> tuple[list[Assignment], int]:
-    """Longest first onto the least loaded block, wide blocks before narrow ones.
+    """Place each pack on the least loaded block of its degree: wide blocks before narrow ones, costly packs first.
 
     Returns:
         The assignments, and the largest load of a rank; a rank without a pack makes it more than any real one.
@@ -112,7 +112,7 @@ def _place(choice: np.ndarray, costs: np.ndarray, degrees: Sequence[int]) -> tup
 
 
 def largest_load(assignments: Sequence[Assignment], costs: np.ndarray, degrees: Sequence[int]) -> int:
-    """What the rank with most to do has, in the unit of `costs`: how long the step lasts."""
+    """The busiest rank's sum of costs, in the unit of `costs`: how long the step lasts."""
     loads = np.zeros(degrees[-1], np.int64)
     for each in assignments:
         loads[each.start : each.start + each.size] += costs[each.number, list(degrees).index(each.size)]

@@ -76,7 +76,8 @@ def group_rank(group: Any) -> int:
 def context_groups(settings: ContextSettings) -> dict[int, ContextGroups]:
     """This rank's groups by the number of ranks that share a pack; a collective of Megatron's context group.
 
-    Call it on every rank, in the same order as other collectives. Without `dynamic` there is one entry.
+    Call it on every rank, in the same order as other collectives. Without `dynamic` there is one entry, of the whole
+    context group.
     """
     from megatron.core import parallel_state
 

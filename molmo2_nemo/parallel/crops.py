@@ -35,7 +35,7 @@ class VisionUnits:
 
     crops: Tensor  # int64 [U], of each unit
     pooled_tokens: Tensor  # int64 [U], of each unit
-    costs: np.ndarray  # [U], what units are shared out by
+    costs: np.ndarray  # [U], by which units are balanced over ranks
     positions: Tensor  # int64 [N], flattened b * S + s of each pooled token's place
     packs: int  # B
     size: int  # S
@@ -76,7 +76,9 @@ class CropPlan:
     send_counts: list[int]  # pooled tokens for every rank of the group
     receive_counts: list[int]  # pooled tokens from every rank of the group
     targets: Tensor  # int64 [received], index into the flattened [T, B] tokens of this rank
-    returning: list[bool] = field(default_factory=list)  # ranks with which gradients are exchanged in the backward
+    returning: list[bool] = field(
+        default_factory=list
+    )  # by rank: whether gradients travel to and from it in the backward
 
 
 def plan_crops(units: VisionUnits, ranks: VisionRanks, chunk: int | None = None) -> CropPlan:
@@ -128,7 +130,7 @@ def _chunks(
     return found
 
 
-def exchange(pooled: Tensor, plan: CropPlan, group: dist.ProcessGroup | None) -> Tensor:
+def send_to_owners(pooled: Tensor, plan: CropPlan, group: dist.ProcessGroup | None) -> Tensor:
     """Send pooled tokens to the owners of their positions.
 
     Args:
@@ -138,10 +140,10 @@ def exchange(pooled: Tensor, plan: CropPlan, group: dist.ProcessGroup | None) ->
     Returns:
         [received, D], matching plan.targets.
     """
-    return pooled if group is None or dist.get_world_size(group) == 1 else _Exchange.apply(pooled, plan, group)
+    return pooled if group is None or dist.get_world_size(group) == 1 else _SendToOwners.apply(pooled, plan, group)
 
 
-class _Exchange(torch.autograd.Function):
+class _SendToOwners(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pooled: Tensor, plan: CropPlan, group: dist.ProcessGroup) -> Tensor:
         ctx.plan, ctx.group, ctx.count = plan, group, pooled.shape[0]

@@ -22,27 +22,27 @@ class PackCost(Protocol):
     """Predicts what a pack costs (cost/context.py)."""
 
     def counts(self, batch: Batch) -> PackCounts:
-        """What the predictions are made from."""
+        """What a micro-batch holds, as far as its cost depends on it."""
 
     def microseconds(self, pack: PackCounts, ranks: int) -> int:
-        """Of a pack that so many context ranks share."""
+        """Predicted time of a pack that `ranks` context ranks share."""
 
     def crops_of_rank(self, pack: PackCounts, ranks: int) -> int:
-        """The most crops that one of so many context ranks encodes."""
+        """The most crops that one of `ranks` context ranks encodes."""
 
 
 @dataclass(frozen=True)
 class DynamicContext:
-    """How packs are assigned.
+    """Assigns a step's packs to the ranks of a context group.
 
     Args:
-        cost: of a pack by ranks.
-        size, rank: of the context group.
+        cost: predicts a pack's time by the number of ranks that share it.
+        size, rank: the context group's size, and this rank in it.
         context_tokens: most tokens of a pack on one rank; what it has memory for.
         context_crops: most crops (settings/layout.py, `crop_limit`); None: any number. A rank of a micro-batch of
             several packs has memory for the crops of so many.
-        multiple: a rank's share of a pack is cut into so many equal parts again (tensor ranks, with sequence
-            parallelism).
+        multiple: equal parts that a rank's share of a pack is further cut into (the tensor ranks, with sequence
+            parallelism; else 1).
     """
 
     cost: PackCost
@@ -53,7 +53,7 @@ class DynamicContext:
     multiple: int = 1
 
     def plan(self, batches: Sequence[Batch]) -> list[Assignment]:
-        """Who works on what, decided once for all ranks."""
+        """The step's assignment, made by the reader for all ranks of the context group."""
         return assign(self.table([self.cost.counts(batch) for batch in batches]), degrees(self.size))
 
     def table(self, packs: Sequence[PackCounts]) -> np.ndarray:
@@ -68,7 +68,7 @@ class DynamicContext:
 
     def fits(self, pack: PackCounts, size: int) -> bool:
         """Whether each of `size` ranks has memory for its tokens and crops. An image is never divided: one with more
-        crops than `context_crops` is a rank's under any layout, and is no reason for more ranks."""
+        crops than `context_crops` is on one rank under any layout, and is no reason for more ranks."""
         if rounded(pack.length, size * self.multiple) // size > self.context_tokens:
             return False
         if self.context_crops is None:
@@ -88,11 +88,12 @@ class DynamicContext:
 
 
 def rounded(tokens: int, multiple: int) -> int:
+    """`tokens` rounded up to a multiple of `multiple`."""
     return -(-tokens // multiple) * multiple
 
 
 def without_padding(batch: Batch, multiple: int) -> Batch:
-    """The batch without the padding behind its longest pack, but for what makes its length a multiple."""
+    """The batch cut to its longest pack, whose length without padding is rounded up to a multiple of `multiple`."""
     size = batch.input_ids.shape[1]
     length = rounded(used_tokens(batch), multiple)
     if length >= size:

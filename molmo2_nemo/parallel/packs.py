@@ -81,7 +81,7 @@ class SharedPacks:
         open_stream: opens this data-parallel rank's `PackStream`; called on the readers only.
         micro_batches: of one rank in an optimizer step.
         steps: optimizer steps that will be taken; nothing is read beyond them.
-        cost: what to balance by; None keeps every micro-batch where it was packed.
+        cost: by which micro-batches are balanced; None keeps every micro-batch where it was packed.
         dynamic: assigns a step's micro-batches to blocks of the context group; None: all ranks share every one.
 
     Raises:
@@ -257,8 +257,8 @@ def agree(failure: BaseException | None, group: Any, ranks: list[int]) -> None:
     """All ranks of the group continue, or all raise the failure of the first rank that has one.
 
     Raises:
-        DataError: the first failure is one of the data (something a user can mend).
-        RuntimeError: it is any other.
+        DataError: the first failure is a `DataError` (something a user can fix).
+        RuntimeError: it is any other failure.
     """
     failed = torch.tensor([failure is not None], dtype=torch.int64)
     found = [torch.empty_like(failed) for _ in ranks]

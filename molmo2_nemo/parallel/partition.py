@@ -38,7 +38,7 @@ def even_runs(costs: np.ndarray, ranks: int) -> list[int]:
 
 
 def _first_starts(ends: np.ndarray, ranks: int, capacity: float) -> list[int]:
-    """For each rank the first unit from which the rest still fits into it and the ranks behind it."""
+    """For each rank the first unit from which all that follow fit into this rank and those behind it."""
     starts = [len(ends) - 1]
     for _ in range(ranks):
         starts.append(int(np.searchsorted(ends, ends[starts[-1]] - capacity, side="left")))
@@ -51,10 +51,10 @@ def degrees(context: int) -> list[int]:
 
 
 def can_shard_heads(heads: int, kv_heads: int, ranks: int) -> bool:
-    """Whether so many ranks get equal shares of query heads, and of key heads once those are repeated."""
+    """Whether `ranks` ranks get equal shares of query heads, and of key heads once those are repeated."""
     return heads % ranks == 0 and (kv_heads % ranks == 0 or ranks % kv_heads == 0)
 
 
 def ulysses_degree(size: int, ulysses: int | None) -> int:
-    """Ranks that shard heads among `size` ranks that share a pack."""
+    """How many of `size` ranks that share a pack shard heads: all, or the largest divisor they share with `ulysses`."""
     return size if ulysses is None else math.gcd(size, ulysses)

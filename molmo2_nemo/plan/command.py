@@ -31,8 +31,8 @@ def train_command(
     return start + [o for o in overrides if _key(o) not in replaced] + settings
 
 
-def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
-    """What plans are made with, where the run's settings are otherwise and the layout does not say."""
+def _as_planned(cfg: RunConfig, layout: Layout, given: set[str]) -> list[str]:
+    """Overrides for what plans assume, where the run is set otherwise; keys in `given` have an override already."""
     wanted = {
         "parallel.context_ulysses": (cfg.parallel.context_ulysses is None, "null"),
         "parallel.distributed_optimizer": (cfg.parallel.distributed_optimizer, "true"),
@@ -43,19 +43,19 @@ def _as_planned(cfg: RunConfig, layout: Layout, said: set[str]) -> list[str]:
         wanted["parallel.cp_comm_type"] = (cfg.parallel.cp_comm_type == "ring", "ring")
     if layout.recompute == "selective":
         wanted["memory.recompute_modules"] = (cfg.memory.recompute_modules == ["mlp"], "[mlp]")
-    return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in said]
+    return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in given]
 
 
 def _key(override: str) -> str:
-    """The setting's name of today."""
+    """The current name of the setting that an override sets."""
     return new_name(override.lstrip("+~").split("=", 1)[0])
 
 
 def lines(words: Sequence[str], width: int = 78) -> list[str]:
-    """The command as a shell reads it, on lines of at most `width` columns where words are that short."""
+    """The command quoted for a shell, on lines of at most `width` columns unless one word is longer."""
     found, line = [], ""
     for word in map(shlex.quote, words):
-        if line and len(line) + len(word) + 3 > width:  # a space, and the backslash with its own
+        if line and len(line) + len(word) + 3 > width:  # for a space, and for the backslash and the space before it
             found.append(line + " \\")
             line = "    " + word
         else:

@@ -15,7 +15,7 @@ RECOMPUTE_MODES = (("none", False), ("selective", False), ("full", False), ("ful
 def layouts(
     model_config: Molmo2Config, cluster: Cluster, packs: int, length: int, cp_comm_type: str = "ring"
 ) -> Iterator[Layout]:
-    """Those layouts.
+    """Every layout that the model, the cluster and the batch allow.
 
     Args:
         packs: per optimizer step.

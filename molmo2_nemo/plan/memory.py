@@ -46,13 +46,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch."""
+    """Bytes of activations of one micro-batch."""
 
     waiting: float  # from its forward until its backward
-    working: float = 0.0  # besides, while single layers, blocks or chunks are recomputed or run without a trace
+    working: float = 0.0  # in addition while single layers, blocks or chunks are recomputed or run without autograd
 
 
-PHASES = ("loss", "decoder", "vision")  # while which of them works memory may be fullest
+PHASES = ("loss", "decoder", "vision")  # parts of a step during which memory may be fullest
 
 
 def memory(
@@ -110,19 +110,20 @@ def fullest(
 
 
 def dropout(stage: StageConfig) -> bool:
+    """Whether the stage drops any residuals."""
     return stage.residual_dropout > 0 or stage.response_residual_dropout > 0
 
 
 def decoder_activations(
     model: Molmo2Config, layout: Layout, tokens: float, *, dropout: bool, bytes_per_element: int = 2, tiles: int = 1
 ) -> Activations:
-    """Of the decoder layers of one stage, for one micro-batch of `tokens` tokens of a context rank.
+    """Activations of one pipeline stage's decoder layers for a micro-batch. Selective recomputation is taken to be the
+    default's, of the MLPs.
 
     Args:
+        tokens: of the micro-batch on one context rank.
         bytes_per_element: of an activation: 2 (bf16) or 4 (fp32).
         tiles: slices that an MLP runs on; with more than one, only the slice at work keeps anything.
-
-    Selective recomputation is taken to be the default's, of the MLPs.
     """
     text, mine = model.text, tokens / layout.tensor
     layers = text.num_layers / layout.pipeline
@@ -160,12 +161,14 @@ def layer_bytes(model: Molmo2Config, *, bytes_per_element: int = 2, dropout: boo
 
 
 def mlp_bytes(model: Molmo2Config, bytes_per_element: int = 2) -> float:
-    """Of them, the MLP's: gate and up together, silu(gate), Megatron's copy of up, the product."""
+    """Bytes per token that one decoder layer's MLP keeps: gate and up together, silu(gate), Megatron's copy of up, the
+    product."""
     return 5.0 * bytes_per_element * model.text.ffn_size
 
 
 def attention_bytes(model: Molmo2Config, bytes_per_element: int = 2) -> float:
-    """Of them, what attention keeps besides its values and output: queries and keys after rotary, logsumexp."""
+    """Bytes per token that one layer's attention keeps besides values and output: queries and keys after rotary, and
+    the log-sum-exp."""
     text = model.text
     return bytes_per_element * (text.num_heads + text.num_kv_heads) * text.head_dim + 4.0 * text.num_heads
 
@@ -178,7 +181,8 @@ def vision_activations(
     bytes_per_element: int = 2,
     chunk: int | None = None,
 ) -> Activations:
-    """Of encoder and connector for `crops` crops; encoded `chunk` at a time, only their visual tokens wait."""
+    """Activations of encoder and connector for `crops` crops. Where they are encoded `chunk` at a time, only their
+    visual tokens wait for backward."""
     if chunk is not None and chunk < crops:
         one = vision_activations(model, chunk, recompute, train_vit, bytes_per_element)
         tokens = bytes_per_element * model.text.hidden_size * model.vision.num_patches / 9 * crops
@@ -190,7 +194,7 @@ def vision_activations(
     pooling = features + 2 * bytes_per_element * model.connector.hidden_size * patches  # windows, their keys and values
     projector = 4 * bytes_per_element * model.connector.ffn_size * patches / 9  # a visual token has 4 or 9 patches
     connector = features + pooling + projector
-    if not train_vit:  # nothing of it waits, and no more lives at once than a block would keep
+    if not train_vit:  # nothing of the encoder waits, and no more lives at once than a block would keep
         return Activations(connector, block)
     encoder = bytes_per_element * vision.patch_dim * patches  # normalised pixels
     encoder += vision.num_built_layers * (bytes_per_element * width * patches if recompute else block)
@@ -203,7 +207,7 @@ def block_bytes(model: Molmo2Config, bytes_per_element: int) -> float:
 
 
 def head_bytes(model: Molmo2Config, stage: StageConfig, layout: Layout, chunk: int, tokens: float) -> float:
-    """Logits of one chunk (bf16, fp32, probabilities, their gradient), and the head's gradient in fp32."""
+    """Bytes of a chunk's logits (bf16, fp32, probabilities, their gradient), and of the head's gradient in fp32."""
     columns = model.text.vocab_size / layout.tensor
     logits = min(chunk, tokens) * columns * (2 + 4 + 4 + 2)
     return logits + (4.0 * columns * model.text.hidden_size if stage.trainable(model).head else 0.0)

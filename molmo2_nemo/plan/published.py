@@ -1,4 +1,4 @@
-"""The published training code by the same accounting: where its time goes, and that the accounting is right.
+"""The published training code, predicted by the same cost model: where its time goes, and a check of the model.
 
 Released code and paper, stage 3 on 16 nodes of 8 H100: Ulysses over the node, one pack at a time, whole layers
 recomputed, parameters gathered in fp32 for every micro-batch, and attention with a dense S x S bias, which skips
@@ -21,7 +21,7 @@ BIAS_FORWARD, BIAS_BACKWARD = 128 / 989, 120 / 989  # shares of an H100's peak, 
 
 
 def published_step(model: Molmo2Config, work: Workload, cluster: Cluster, context: int = 8) -> dict[str, float]:
-    """Seconds of one step by component; `context` ranks share a pack, crops are split over them as in the paper."""
+    """Seconds of one step by component; `context` ranks share a pack and its crops, as in the paper."""
     efficiency, peak = Efficiency(), cluster.device.peak
     packs = work.packs * context / cluster.gpus
     pack = forward_flops(model, tokens=work.length, pairs=float(work.length) ** 2, scored_tokens=round(work.scored))

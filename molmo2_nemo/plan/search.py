@@ -46,7 +46,7 @@ class Plan:
     work: Workload
     best: list[Candidate]  # that fit, fastest first, one of each way to split
     others: list[tuple[Candidate, str]]  # with the reason each loses
-    modes: list[Candidate]  # the best layout with every mode of recomputation
+    modes: list[Candidate]  # the best way to split, with every mode of recomputation
     configured: Candidate | None = None  # the run's own settings, where they make sense on this cluster
 
 
@@ -87,8 +87,8 @@ def search(
 def configured(
     cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None = None
 ) -> Candidate | None:
-    """The layout that the run's settings have, replicas filling the cluster; None where that does not come out even, or
-    where they have what plans are not made with."""
+    """The layout that the run's settings have, replicas filling the cluster; None where they do not divide it evenly,
+    or where the run has settings that plans do not cover."""
     p, m = cfg.parallel, cfg.memory
     modules = m.recompute == "selective" and m.recompute_modules != ["mlp"]
     if (
@@ -137,10 +137,10 @@ def weigh(
 
 
 def efficiency_of(cfg: RunConfig, model: Molmo2Config) -> tuple[str, Efficiency]:
-    """What computes attention on a cluster as far as the settings say, and what such work reaches.
+    """The kernel that computes attention on a cluster, as far as the settings say, and the efficiency it reaches.
 
-    `flash` counts as FlashAttention-2, which PyTorch brings along; whether a newer one is installed where the run will
-    be is not known.
+    `flash` counts as FlashAttention-2, which PyTorch brings along; whether the cluster has a newer one installed is
+    not known.
     """
     name: str = cfg.model.attention
     if name == "auto":

@@ -189,7 +189,7 @@ def _parts(title: str, unit: str, words: dict[str, str], values: dict[str, float
 
 
 def _published(model: Molmo2Config, plan: Plan) -> Iterator[str]:
-    """The published way beside ours, for its stage 3."""
+    """The published code beside the best plan, where the run is its stage 3."""
     if plan.work.length != 36864 or model.name not in HOURS or plan.cluster.gpus < 8:
         return
     step = sum(published_step(model, plan.work, plan.cluster).values())

@@ -41,7 +41,7 @@ class ModelSelection:
         """The model, with the adapters that a stage gives it.
 
         Raises:
-            ValueError: no such preset, or options that make no sense.
+            UserError: no such preset, or options that make no sense.
         """
         return with_options(preset(self.preset), lora=lora, **self.options())
 

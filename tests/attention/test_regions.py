@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.attention import flash
-from molmo2_nemo.attention.flash import group
+from molmo2_nemo.attention.flash import group_segments
 from molmo2_nemo.attention.flex import BLOCK, block_lists
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.regions import MaskRegion, region_of
@@ -111,7 +111,7 @@ def test_variable_length_calls_are_few_and_name_no_token_twice():
     """Many examples, many branches, several packs: one causal, one full and one reverse call."""
     trees = [Tree((4, 3, 2), (20, 20), tuple(range(1, 31))), Tree((9,)), Tree((2, 1), (12,), (3, 3))]
     for rule, expected in (("image_tokens", 3), ("within_image", 3), ("none", 2)):
-        groups = group(region_of(token_mask([trees, trees[::-1]], rule=rule)))
+        groups = group_segments(region_of(token_mask([trees, trees[::-1]], rule=rule)))
         assert len(groups) == expected
         for segments in groups:
             assert len({segment.kind == "full" for segment in segments}) == 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import types
 
@@ -124,6 +126,25 @@ def test_a_killed_process_is_named(tmp_path, capsys):
 
 def test_children_end_with_their_code():
     assert local._run_child([sys.executable, "-c", "raise SystemExit(7)"], {}) == 7
+
+
+def test_a_signal_before_the_child_exists_reaches_it(monkeypatch):
+    class SignalledFirst(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__(*args, **kwargs)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(subprocess, "Popen", SignalledFirst)
+    assert local._run_child([sys.executable, "-c", "import time; time.sleep(60)"], {}) == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_child_that_cannot_be_started_leaves_the_handlers_as_they_were(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FileNotFoundError):
+        local._run_child([str(tmp_path / "absent")], {})
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_slurm_variables_become_torchs():

@@ -108,7 +108,7 @@ def make_older(checkpoint: Path) -> None:
     common = checkpoint / "weights" / "common.pt"
     state = torch.load(common, weights_only=False)
     for part in state["optimizer"]:
-        groups = part["optimizer"]["param_groups"]
+        groups = part.get("optimizer", part)["param_groups"]
         for group in groups:
             group["last_lr"] = group["lr"]
             del group["name"]
@@ -119,11 +119,12 @@ def make_older(checkpoint: Path) -> None:
     )
 
 
-def test_a_checkpoint_without_group_names_resumes(workers, tmp_path):
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_checkpoint_without_group_names_resumes(workers, tmp_path, distributed):
     """Two steps, a checkpoint made older, one more step; against three in a row. Peaks and warm-ups differ by group."""
     packs, curves = demo_packs(12), []
     for folder, parts in (("whole", (3,)), ("parts", (2, 3))):
-        cfg = tiny_run(tmp_path / folder, 3)
+        cfg = tiny_run(tmp_path / folder, 3, distributed_optimizer=distributed)
         cfg.stage.optim.vit.lr, cfg.stage.optim.connector.warmup_steps = 3e-4, 1
         cfg.stage.optim.final_lr_fraction = 1.0  # else the schedule would depend on the number of steps
         for steps in parts:

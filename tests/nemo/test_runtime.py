@@ -169,7 +169,7 @@ def test_too_many_skipped_steps_end_the_run(workers, packs, stopped, tmp_path):
     ended = workers.run(live, cfg, packs, ranks=2, fit=True)
     assert [name for name, _ in ended] == ["UserError"] * 2
     assert "step 8: loss is not finite. 2 steps in a row were skipped, 3 in all" in ended[0][1]
-    assert "go on with a higher faults.max_in_a_row" in ended[0][1]
+    assert "resume with a higher faults.max_in_a_row" in ended[0][1]
     cfg.faults.max_in_a_row = 2
     assert workers.run(live, cfg, packs, ranks=2, fit=True) == [("", "")] * 2
     assert [line["step"] for line in lines(folder, "faults.jsonl")] == [3, 7, 8]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.cost.traffic import vision_all_gather_bytes
-from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, VisionUnits, exchange, plan_crops, tie_parameters
+from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, VisionUnits, plan_crops, send_to_owners, tie_parameters
 from molmo2_nemo.parallel.partition import even_runs
 from tests.support.light import run_light
 
@@ -146,7 +146,7 @@ def exchange_job(cases: list[tuple]) -> list[tuple]:
             .repeat(1, 2)
             .requires_grad_()
         )
-        received = exchange(rows, plan, group)
+        received = send_to_owners(rows, plan, group)
         # without sequence parallelism tensor ranks have equal gradients
         number = rank // (1 if rest["sequence"] else rest["tensor"])
         (received * (1 + plan.targets + 1000 * number)[:, None]).sum().backward()

@@ -131,7 +131,7 @@ def test_what_cannot_fit_is_refused_with_what_would():
         (["nodes=0"], "at least one"),
         (["--area", "3"], "expected a share"),
         (["nodes=3"], "no layout of the 8b model divides 128 packs"),
-        (["cluster.nodes=4"], "cluster.nodes=4: a plan's hardware is said with cluster=h100x8 nodes=N"),
+        (["cluster.nodes=4"], "cluster.nodes=4: a plan's hardware is set with cluster=h100x8 nodes=N"),
         (["data.packing.sequence_length=0"], "data.packing.sequence_length=0: must be at least 1"),
         (["data.packing.sequence_length=-100"], "data.packing.sequence_length=-100: must be at least 1"),
         (["data.packing.sequence_length=99999"], "more than the 36864 positions of the 8b model"),
@@ -174,7 +174,7 @@ def test_printed_command_is_the_planned_run(capsys, arguments):
     """What is printed, read by a shell and composed: the user's settings, on the plan's processes, in its layout."""
     assert main(["plan", *arguments]) == 0
     out = capsys.readouterr().out
-    words = shlex.split(out.split("to train so:")[1].split("\n\n")[0].replace("\\\n", " "))
+    words = shlex.split(out.split("to train with this plan:")[1].split("\n\n")[0].replace("\\\n", " "))
     assert words[:2] == ["molmo2", "train"]
     hardware = dict(a.split("=") for a in arguments if a.startswith(("cluster=", "nodes=")))
     cluster = parse_cluster(hardware["cluster"], int(hardware.get("nodes", 1)))
@@ -213,6 +213,21 @@ def test_small_plans_show_nothing_empty(capsys, monkeypatch, arguments, width):
     assert "why not" not in out and "inside the node" not in out
     assert not re.search(r"\b0(\.0+)? (B|M|PFLOP|[sm]*/step)", out) and " 0.0 " not in out
     assert all(len(line) <= width for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kernel"),
+    [([], "flash2"), (["model.attention=flex"], "flex"), (["--kernel", "flash3"], "flash3")],
+)
+def test_attention_is_as_fast_as_the_kernel_of_the_run(capsys, arguments, kernel):
+    """Unless another is asked for: what model.attention names, or for auto what training on GPUs picks."""
+    assert main(["plan", "recipe=tiny", "stage=long", "cluster=h100x1", "--json", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kernel"] == kernel
+    cfg = compose(["recipe=tiny", "stage=long"])
+    work, cluster = workload(cfg), parse_cluster("h100x1")
+    same = search(cfg, preset("tiny"), work, cluster, KERNELS[kernel]).best[0]
+    assert found["best"][0]["seconds"] == pytest.approx(same.step.seconds)
 
 
 def test_command(capsys):
