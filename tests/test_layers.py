@@ -16,7 +16,6 @@ LAYERS = (  # docs/code.md says what each is
     *("model", "attention", "parallel", "data", "cpu", "files", "processes", "errors"),
 )
 
-
 WITHOUT_TORCH = ("settings", "rundir", "cost", "plan")
 ONLY_IN = {  # what is imported -> the packages that may
     "nemo": ("nemo",),
