@@ -69,7 +69,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     Inline,
     Lettered,
     Media,
-    Member,
+    ArchiveMember,
     Prepared,
     Url,
     picture,

@@ -14,7 +14,7 @@ from data_prep.sources.base import (
     Hub,
     HubFile,
     Media,
-    Member,
+    ArchiveMember,
     Row,
     Sample,
     Skip,
@@ -116,7 +116,7 @@ def _mantis(name: str) -> Records:
 def _mantis_picture(path: str, archive: HubFile) -> Media:
     """`mantis-instruct/NAME/train_images/REST` below --source, or the member REST of the archive."""
     rest = path.split("train_images/", 1)[-1]
-    return FirstOf(File(path), Member(archive, rest))
+    return FirstOf(File(path), ArchiveMember(archive, rest))
 
 
 def _mantis_choices(key: str, row: Row) -> Iterator[AnnotationJson | Skip]:

@@ -43,10 +43,10 @@ def unpatchify(crops: np.ndarray) -> np.ndarray:
 
 
 def window_map(pooling: np.ndarray, num_crops: int, patches: int) -> np.ndarray:
-    """Which pooling row each patch feeds: int64 [C, G, G], -1 where no row takes it (the cut margins of tiles)."""
+    """Which pooled token each patch feeds: int64 [C, G, G], -1 where none takes it (the cut margins of tiles)."""
     found = np.full(num_crops * patches, -1, np.int64)
-    rows, slots = np.nonzero(pooling >= 0)
-    found[pooling[rows, slots]] = rows
+    tokens, positions = np.nonzero(pooling >= 0)
+    found[pooling[tokens, positions]] = tokens
     grid = math.isqrt(patches)
     return found.reshape(num_crops, grid, grid)
 
