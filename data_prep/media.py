@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from data_prep.archive import ArchiveError, unpack
 from data_prep.download import FAILED, Downloader, DownloadError
 from data_prep.sources.base import (
+    ArchiveMember,
     Cut,
     File,
     FirstOf,
@@ -23,7 +24,6 @@ from data_prep.sources.base import (
     Inline,
     Lettered,
     Media,
-    ArchiveMember,
     Prepared,
     SourceError,
     Url,

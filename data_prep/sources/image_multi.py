@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 from data_prep.sources import shapes
 from data_prep.sources.base import (
     AnnotationJson,
+    ArchiveMember,
     Context,
     File,
     FirstOf,
     Hub,
     HubFile,
     Media,
-    ArchiveMember,
     Row,
     Sample,
     Skip,

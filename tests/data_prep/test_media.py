@@ -14,7 +14,7 @@ from data_prep.demo import MEDIA
 from data_prep.download import Downloader
 from data_prep.media import MediaError, Resolver, encode_frames, probe_picture, probe_video
 from data_prep.record_builder import BuildOptions, Built, build
-from data_prep.sources.base import Cut, File, FirstOf, Frames, Inline, Lettered, ArchiveMember, Prepared, Sample
+from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, Inline, Lettered, Prepared, Sample
 from data_prep.sources.shapes import qa
 from data_prep.transcode import cut_packets, reencode
 from molmo2_nemo.data.config import VideoConfig

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from data_prep.sources.base import File, FirstOf, HubFile, ArchiveMember
+from data_prep.sources.base import ArchiveMember, File, FirstOf, HubFile
 from data_prep.sources.common import web_image
 from tests.support.source_rows import conversations, only, prepare, reasons
 
