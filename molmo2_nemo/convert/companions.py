@@ -15,7 +15,7 @@ from molmo2_nemo.data.prompts import DEMO_STYLES, MC_STYLES
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.model.config import Molmo2Config
 
-# Pictures first, then the film, then subtitles, then the turns as in training: the end token of an answer is followed
+# Images first, then the film, then subtitles, then the turns as in training: the end token of an answer is followed
 # by the one that opens the next user turn. A text part may carry a style, written before it unless it is one of STYLES.
 CHAT_TEMPLATE = """\
 {%- set plain_styles = STYLES -%}

@@ -79,7 +79,7 @@ def crop_captions(part: Part) -> list[str]:
     captions = []
     for number, image in enumerate(info.get("images", []), start=1):
         rows, cols = image["tiling"]
-        name = f"picture {number}" if len(info["images"]) > 1 else "picture"
+        name = f"image {number}" if len(info["images"]) > 1 else "image"
         captions.append(f"{name}, global")
         captions += [f"tile {r + 1},{c + 1} of {rows}x{cols}" for r in range(rows) for c in range(cols)]
     return captions

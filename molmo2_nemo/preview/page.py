@@ -170,7 +170,7 @@ def visual_summary(part: Part) -> str:
         f"{im['size'][0]} x {im['size'][1]} in {im['tiling'][0]} x {im['tiling'][1]} tiles" for im in info["images"]
     ]
     ignored = f", {info['ignored']} ignored" if info.get("ignored") else ""
-    return f"{len(sizes)} picture{'s' * (len(sizes) > 1)}: {'; '.join(sizes)}{ignored}"
+    return f"{len(sizes)} image{'s' * (len(sizes) > 1)}: {'; '.join(sizes)}{ignored}"
 
 
 def tree(part: Part) -> str:
