@@ -17,11 +17,10 @@ from nemo.lightning import io
 from molmo2_nemo import cpu
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.nemo.module import Molmo2Module
+from molmo2_nemo.settings.compose import STAGES
 
 cpu.enable()  # NeMo's command has imported this module: without CUDA its runs need the CPU shims
 cpu.enable_megatron()
-
-STAGES = ("pretrain", "sft", "long")
 
 
 @io.model_importer(Molmo2Module, "hf")

@@ -17,6 +17,7 @@ from molmo2_nemo.convert.names import external_shapes, rules, to_canonical
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config
+from molmo2_nemo.settings.run import RunConfig
 from tests.fixtures.weights import fixture_weight
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -112,7 +113,7 @@ def build(
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
     own = {k: settings.pop(k) for k in OWN if k in settings}
-    seed = {"seed": own.pop("seed")} if "seed" in own else {}
+    seed = own.pop("seed", RunConfig.seed)
     transformer = transformer_config(
         config,
         memory,
@@ -127,7 +128,7 @@ def build(
         "pre_process": parallel_state.is_pipeline_first_stage(),
         "post_process": parallel_state.is_pipeline_last_stage(),
     }
-    model = Molmo2Model(config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, **seed)
+    model = Molmo2Model(config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, seed=seed)
     if weights is not None:
         load_canonical(model, weights.__getitem__)
     return model
