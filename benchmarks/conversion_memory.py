@@ -72,10 +72,10 @@ def plain_import(source: Path, target: Path) -> None:
     import safetensors.torch
     import torch
 
-    from molmo2_nemo.convert.hf_config import read_config
+    from molmo2_nemo.convert.hf_config import read_model_config
     from molmo2_nemo.convert.names import rules, to_canonical
 
-    config, _ = read_config(source)
+    config, _ = read_model_config(source)
     tensors: dict[str, Any] = {}
     for shard in sorted(source.glob("*.safetensors")):
         tensors |= safetensors.torch.load_file(shard)
@@ -93,10 +93,10 @@ def plain_export(source: Path, target: Path) -> None:
     import safetensors.torch
     import torch
 
-    from molmo2_nemo.convert.hf_config import read_config
+    from molmo2_nemo.convert.hf_config import read_model_config
     from molmo2_nemo.convert.names import rules, to_external
 
-    config, _ = read_config(source)
+    config, _ = read_model_config(source)
     model = torch.load(source / "model.pt", weights_only=True)
     tensors: dict[str, Any] = {}
     for rule in rules(config, "native"):

@@ -36,7 +36,7 @@ from benchmarks import packing, record_packs
 from benchmarks.report import machine, write_result
 from molmo2_nemo.cost import layout as cost_layout
 from molmo2_nemo.cost.context import ContextCost
-from molmo2_nemo.cost.efficiency import KERNELS
+from molmo2_nemo.cost.efficiency import EFFICIENCIES
 from molmo2_nemo.cost.flops import pack_flops
 from molmo2_nemo.cost.step import StepCost
 from molmo2_nemo.data.balance import UNIT, balance
@@ -182,7 +182,7 @@ def work_of(pack: PackCounts, model: Molmo2Config) -> int:
 
 def context_cost(model: Molmo2Config, kernel: str = "flash2") -> ContextCost:
     """On H100 in nodes of 8, heads shared inside a node, whole layers recomputed."""
-    step = StepCost(model, efficiency=KERNELS[kernel])
+    step = StepCost(model, efficiency=EFFICIENCIES[kernel])
     return ContextCost(step, cost_layout.Layout(recompute="full"), ulysses=8)
 
 
@@ -218,7 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps that are averaged, of drawn packs")
     parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="files of benchmarks.record_packs")
     parser.add_argument("--model", default="8b")
-    parser.add_argument("--kernel", choices=list(KERNELS), default="flash2", help="whose speed of attention to assume")
+    parser.add_argument(
+        "--kernel", choices=list(EFFICIENCIES), default="flash2", help="whose speed of attention to assume"
+    )
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/dynamic_cp-<date>.json")
     args = parser.parse_args(argv)
     try:

@@ -14,7 +14,7 @@ import yaml
 
 from molmo2_nemo.convert.companions import write_companions
 from molmo2_nemo.convert.folders import new_folder
-from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
+from molmo2_nemo.convert.hf_config import config_json, parse_config, read_model_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
 from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shapes, rules, to_canonical, to_external
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
@@ -59,7 +59,7 @@ def import_checkpoint(
         ConversionError: the source is not a complete Molmo2 in safetensors; nothing is left at `out_dir`.
     """
     source, target = Path(hf_dir), Path(out_dir)
-    model_config, written_as = read_config(source)
+    model_config, written_as = read_model_config(source)
     folder = SafetensorsFolder(source)
     model_config = with_head(model_config, folder, written_as, tie_embeddings)
     optional = frozenset([HEAD] if model_config.text.tie_embeddings else [])

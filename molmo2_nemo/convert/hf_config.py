@@ -59,7 +59,7 @@ REMOTE_NAMES = {
 }
 
 
-def read_config(folder: Path) -> tuple[Molmo2Config, Format]:
+def read_model_config(folder: Path) -> tuple[Molmo2Config, Format]:
     """The model that `folder/config.json` describes, and the format it is written in.
 
     The name is that of the preset with the same sizes, else "custom". Whether the head is tied cannot be told from a
@@ -84,7 +84,7 @@ def read_config(folder: Path) -> tuple[Molmo2Config, Format]:
 
 
 def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
-    """`read_config` of an already parsed config.json."""
+    """`read_model_config` of an already parsed config.json."""
     family = data.get("model_type")
     if family != "molmo2":
         raise ConversionError(

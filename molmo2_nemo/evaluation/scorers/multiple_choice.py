@@ -34,7 +34,7 @@ def same_option(prediction: str, reference: str) -> bool:
     return bool(normalised(text)) and normalised(text) == normalised(expected)
 
 
-class MultipleChoice(Scorer):
+class ChoiceAccuracy(Scorer):
     name = "multiple_choice"
     title = "the option that the answer names, by letter or text, is the reference's"
 
@@ -45,4 +45,4 @@ class MultipleChoice(Scorer):
         )
 
 
-SCORER = MultipleChoice()
+SCORER = ChoiceAccuracy()
