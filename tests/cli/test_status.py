@@ -254,5 +254,5 @@ def test_wrong_folders(verb, tmp_path, capsys):
 def test_report_before_the_first_step(tmp_path, capsys):
     stage(tmp_path, "sft", 0)
     assert command.main(["report", str(tmp_path)]) == USER_ERROR
-    assert "no stage has made a step yet" in capsys.readouterr().err
+    assert "no stage has finished a step yet" in capsys.readouterr().err
     assert [(s.name, s.state) for s in read_run(tmp_path, NOW)] == [("sft", "starting")]
