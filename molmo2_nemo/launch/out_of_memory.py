@@ -20,8 +20,8 @@ HOST = "can't allocate memory"
 DEVICE = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure 2 'out of memory'")
 
 
-def explain(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
-    """One line for the user; None where the error is about something else."""
+def advice(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
+    """One line for the user about an error, with what is left to try; None if the error is not about memory."""
     on_host = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and HOST in str(error))
     on_device = type(error).__name__ == "OutOfMemoryError" or DEVICE.search(str(error)) is not None
     if not on_host and not on_device:

@@ -38,7 +38,7 @@ def run(cfg: RunConfig) -> int:
 
 def _report(cfg: RunConfig, error: Exception) -> int:
     """Reports a failure to the stage's errors.jsonl and to the launcher, or where there is none to stderr."""
-    message = out_of_memory.explain(error, cfg, this_rank())
+    message = out_of_memory.advice(error, cfg, this_rank())
     user_error = message is not None
     if message is None:
         message, user_error = explained(error)

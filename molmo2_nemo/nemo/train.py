@@ -22,7 +22,7 @@ from molmo2_nemo.files import write_json
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.attempt import sign_of_life, this_process
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.settings.run import RunConfig
 
@@ -38,7 +38,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
 
     Raises:
-        UserError, OSError: something the user can mend, most of it found before the first step.
+        UserError, OSError: something the user can fix, most of it found before the first step.
         Preempted: SIGTERM or SIGUSR1 ended the run early, after a checkpoint.
     """
     with signals.watched():
@@ -62,7 +62,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     attempt = {**this_process(), "layout": layout(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
         write_json(folder / paths.ATTEMPT, attempt, indent=None)
-    with alive(folder / paths.ATTEMPT) if first else nullcontext():
+    with sign_of_life(folder / paths.ATTEMPT) if first else nullcontext():
         run_stage = fiddle.build(stage_recipe(cfg))
         trainer = run_stage.keywords["trainer"]
         try:

@@ -17,7 +17,7 @@ import pytest
 from molmo2_nemo.cli import main as command
 from molmo2_nemo.errors import USER_ERROR, UserError
 from molmo2_nemo.rundir import checkpoint_manifest
-from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.attempt import sign_of_life, this_process
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lines import append_line as append
 from molmo2_nemo.rundir.lines import cut_lines
@@ -155,7 +155,7 @@ def test_the_sign_of_life(tmp_path, monkeypatch):
     path = tmp_path / "attempt.json"
     path.write_text("{}")
     os.utime(path, (1.0, 1.0))
-    with alive(path):
+    with sign_of_life(path):
         while path.stat().st_mtime == 1.0:
             time.sleep(0.01)
     os.utime(path, (1.0, 1.0))

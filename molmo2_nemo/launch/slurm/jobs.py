@@ -111,12 +111,12 @@ def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, 
             cfg.init_from = str(stage_dir(configs[number - 1]))  # its checkpoint is looked up when the job starts
         known = jobs.get(cfg.stage.name)
         state, reason = job_state(login, known) if known else ("", "")
-        if known and alive(state) and _still_good(known, state, reason, waits_for):
+        if known and waits_or_runs(state) and _still_good(known, state, reason, waits_for):
             _refuse_changes(cfg, known, login)
             print(f"{place}: job {known.id} is {state.lower()}{_because(reason)}", flush=True)
             waits_for = known.id
             continue
-        if known and alive(state) and not dry_run:
+        if known and waits_or_runs(state) and not dry_run:
             login.run("scancel", known.id)
             print(f"{place}: job {known.id} waited for a job that is gone, cancelled", flush=True)
         if login.is_local:  # elsewhere the job itself checks
@@ -211,7 +211,7 @@ def _job_state(login: Login, job: Job) -> tuple[str, str]:
     return (words[0], "") if words else ("", "")
 
 
-def alive(state: str) -> bool:
+def waits_or_runs(state: str) -> bool:
     """Whether a job in this state waits or runs."""
     return bool(state) and state not in GONE and not state.startswith("CANCELLED")
 
