@@ -9,7 +9,7 @@ import torch
 from molmo2_nemo.errors import USER_ERROR
 from molmo2_nemo.launch.out_of_memory import advice, remedies
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import flatten, to_dict
+from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.31 GiB is "
@@ -28,8 +28,8 @@ def test_of_a_gpu():
     text = advice(torch.cuda.OutOfMemoryError(CUDA), RunConfig(), rank=3)
     assert text.startswith(
         "process 3 ran out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB). What is left to try, "
-        "cheapest first: stage.micro_batch_size=1; memory.loss_chunk=256; memory.vision_chunk=16 (crops are "
-        "encoded again in the backward pass)"
+        "cheapest first: stage.micro_batch_size=1; memory.loss_chunk=256; memory.vision_chunk=16 (the encoder is "
+        "recomputed in the backward pass)"
     )
     assert "memory.offload=true" in text and "parallel.context=2 " in text and "\n" not in text
 
@@ -114,7 +114,7 @@ def test_layouts_that_can_work(settings, expected):
 
 
 def test_suggested_settings_exist():
-    known = set(flatten(to_dict(RunConfig())))
+    known = set(by_dotted_key(to_dict(RunConfig())))
     words = [word.partition("=")[0] for text in remedies(RunConfig()) for word in text.split() if "." in word]
     assert words and all(word in known for word in words)
 

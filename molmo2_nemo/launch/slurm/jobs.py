@@ -177,7 +177,7 @@ def _sees_files(cfg: RunConfig) -> bool:
 
 
 def _lacking(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
-    """What a job could not start without, each with the stages that lack it."""
+    """Problems for which a job could not start, each with the stages that have it."""
     found: dict[str, list[str]] = {}
     for cfg in configs:
         for problem in (*checks.file_problems(cfg), *start_problems(cfg)) if _sees_files(cfg) else ():
@@ -196,7 +196,7 @@ def job_state(login: Login, job: Job) -> tuple[str, str]:
 
 
 def _job_state(login: Login, job: Job) -> tuple[str, str]:
-    """What squeue says, else the state from accounting where there is one."""
+    """State and reason from squeue, else the state from accounting where there is one."""
     code, out, err = login.try_run("squeue", "--noheader", "--states=all", f"--jobs={job.id}", "--format=%T|%r|%j")
     if code == 127:
         login.run("squeue")  # raises with the advice
@@ -217,7 +217,7 @@ def waits_or_runs(state: str) -> bool:
 
 
 def _still_good(job: Job, state: str, reason: str, waits_for: str | None) -> bool:
-    """False for a job that waits for one that is gone, or has to wait for another than it does."""
+    """False for a job that waits for one that is gone, or for another one than it should."""
     if state != "PENDING":
         return True
     return reason != HOPELESS and (waits_for is None or job.after == waits_for)
