@@ -1,4 +1,4 @@
-"""Unpacking archives that others made: nothing outside the target, no links, no bombs."""
+"""Unpacking archives from elsewhere safely: nothing outside the target, no links, no decompression bombs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 from molmo2_nemo.errors import DataError
 
 MAX_MEMBERS = 5_000_000
-MAX_BYTES = 2 * 2**40  # of everything in one archive
-MAX_RATIO = 200  # unpacked bytes per packed byte; media hardly shrink at all
-RATIO_FROM = 64 * 2**20  # unpacked bytes from which on the ratio counts
+MAX_BYTES = 2 * 2**40  # unpacked size of one archive
+MAX_RATIO = 200  # unpacked bytes per packed byte; media hardly compress
+RATIO_FROM = 64 * 2**20  # unpacked bytes above which the ratio is checked
 
 
 class ArchiveError(DataError):
@@ -25,7 +25,7 @@ class ArchiveError(DataError):
 
 
 def unpack(archive: Path, target: Path, *, max_bytes: int = MAX_BYTES) -> Path:
-    """Unpack a tar (plain, gz, bz2, xz) or zip into `target`, once: the folder appears when it is complete.
+    """Unpack a tar (plain, gz, bz2, xz) or zip into `target`, once; the folder appears when it is complete.
 
     Only plain files below plain relative paths are written, without their modes and owners.
 
@@ -65,7 +65,7 @@ def _unpack(archive: Path, work: Path, max_bytes: int) -> None:
                     out.write(chunk)
     except FileExistsError as error:
         raise ArchiveError(
-            f"{archive} holds {Path(error.filename).name!r} twice, or a file where a folder is"
+            f"{archive} holds {Path(error.filename).name!r} twice, or a file in place of a folder"
         ) from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ArchiveError(f"{archive} is damaged or of an unknown kind: {error}") from None

@@ -1,4 +1,4 @@
-"""Demo data: real pictures and a real film clip -> three small data sets of webdataset shards.
+"""Demo data: real images and a real film clip -> three small data sets of webdataset shards.
 
 python -m data_prep.demo OUT        # makes OUT/pretrain, OUT/sft, OUT/long
 """
@@ -23,7 +23,7 @@ SETS = {"pretrain": demo_records.pretrain, "sft": demo_records.sft, "long": demo
 def build_demo(out_dir: str | Path) -> dict[str, int]:
     """Write the three data sets under `out_dir`, replacing earlier ones; returns records per set.
 
-    Each set is complete or absent: it is written beside its place and renamed.
+    Each set is complete or absent: it is written to a temporary folder and renamed.
     """
     out = Path(out_dir)
     options = Options(records_per_shard=8, folders=(MEDIA,), cache=out / ".cache", overwrite=True, strict=True)
@@ -34,7 +34,7 @@ def _source(name: str) -> Source:
     return Source(
         name=name,
         mixes={},
-        kind="pictures and a film clip",
+        kind="images and a film clip",
         origin=Manual("nothing: the media come with the package", ()),
         licence="see data_prep/demo_media/ATTRIBUTION.md",
         fields={"key": str},

@@ -1,7 +1,7 @@
-"""What the demo's pictures and film clip show, in the form of one's own JSONL (data_prep/sources/own.py).
+"""Annotations of the demo's images and film clip, in the form of a user's own JSONL (data_prep/sources/own.py).
 
-Every statement was written while looking at the file. Points are percent of width and height; the track's are pixels of
-the 480 x 270 clip. Captions are short because the tiny model has to learn them by heart in minutes.
+Every statement was written while looking at the image or clip. Points are percent of width and height; the track's are
+pixels of the 480 x 270 clip. Captions are short because the tiny model has to learn them by heart in minutes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ END_CHOICE: Entry = {
 
 
 def track(frames: int) -> Entry:
-    """The rabbit's head in the first `frames` half seconds."""
+    """A track of the rabbit's head at the first `frames` multiples of half a second."""
     return {
         "style": "video_point_track_per_frame",
         "label": "head of the rabbit",
@@ -209,7 +209,7 @@ def _trees() -> list[Entry]:
 
 
 def sft() -> list[Entry]:
-    """Message trees over pictures, several pictures together, the clip with subtitles, and text."""
+    """Message trees about single images, several images together, the clip with subtitles, and text."""
     whole = {  # 3.5 s at 2 frames per second: the eight frames that the tiny stage 2 allows
         "key": "video-rabbit",
         "video": "bunny.mp4",
@@ -227,7 +227,7 @@ def sft() -> list[Entry]:
 
 
 def long() -> list[Entry]:
-    """As `sft`, with the whole clip, also sampled more densely, and another record of several pictures."""
+    """As `sft`, with the whole clip, also sampled more densely, and another record of several images."""
     whole = {
         "key": "video-rabbit",
         "video": "bunny.mp4",

@@ -1,7 +1,7 @@
-"""Files over https into a cache: retries with back-off, a rate limit, size caps, checksums, and resumed transfers.
+"""Downloads over https into a cache: retries with back-off, a rate limit, size caps, checksums, resumed transfers.
 
-Plain http is refused, on redirects too. A file that the server says is gone for good is remembered, so that calling
-again does not ask again; remove `*.gone` below the cache to ask once more.
+Plain http is refused, on redirects too. A file that the server reports as permanently gone is remembered, so that later
+runs do not request it; remove `*.gone` below the cache to try it again.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from molmo2_nemo.errors import DataError
 CHUNK = 1 << 18
 RETRIES = 5
 BACKOFF = 1.0  # seconds before the second try; doubled each time, with up to half of it added at random
-LONGEST_WAIT = 60.0  # seconds between tries, also where the server asks for more
+LONGEST_WAIT = 60.0  # upper limit in seconds between tries, even if the server asks for more
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces
-GONE = frozenset({400, 401, 403, 404, 405, 406, 410, 414, 415, 451})  # asking again will not help
-FAILED = "download failed"  # the reason when another time may do: all others are for good
+GONE = frozenset({400, 401, 403, 404, 405, 406, 410, 414, 415, 451})  # status codes for which a retry is pointless
+FAILED = "download failed"  # the one reason that is temporary; all others are permanent
 AGENT = "molmo2_nemo data_prep"
 
 
 class DownloadError(DataError):
-    """A file cannot be had. `reason` is a short, countable text."""
+    """A file cannot be downloaded. `reason` is a short, countable text."""
 
     def __init__(self, url: str, reason: str, detail: str = ""):
         super().__init__(f"{url}: {reason}{f' ({detail})' if detail else ''}")
@@ -43,8 +43,8 @@ class Downloader:
 
     Args:
         max_bytes: of one file.
-        rate: files per second that this object begins at most; 0 = no limit.
-        verify: as `requests` has it: True, or a file of certificates to trust.
+        rate: at most this many downloads are started per second; 0 = no limit.
+        verify: as in `requests`: True, or a file of certificates to trust.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Downloader:
     ):
         self.cache, self.max_bytes, self.rate = cache, max_bytes, rate
         self.retries, self.backoff, self.verify = retries, backoff, verify
-        self._next = 0.0  # when the next file may begin
+        self._next = 0.0  # earliest start of the next download
         self._session: Any = None
 
     def __getstate__(self) -> dict[str, Any]:  # workers open their own connections
         return {**self.__dict__, "_session": None, "_next": 0.0}
 
     def fetch(self, url: str, sha256: str | None = None) -> Path:
-        """The cached file of an URL, downloaded when it is not there.
+        """The cached file of a URL, downloaded if it is not in the cache.
 
         Raises:
-            DownloadError: not https, gone, too large, another checksum, or still failing after all tries.
+            DownloadError: not https, gone, too large, wrong checksum, or still failing after all tries.
             OSError: the cache cannot be written (the disk is full).
         """
         if not url.startswith("https://"):
@@ -88,10 +88,10 @@ class Downloader:
         return path
 
     def _try(self, url: str, path: Path, gone: Path) -> None:
-        """All tries. What is there of a file stays for the next run, unless it is refused."""
-        part = path.with_suffix(".part")  # not files.atomic, which keeps nothing of an interrupted one
+        """Download with all tries. A partial file is kept for the next run, unless it is refused."""
+        part = path.with_suffix(".part")  # not files.atomic, which discards a partial file
         with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # one thread of one process fetches, the others wait for it
+            fcntl.flock(file, fcntl.LOCK_EX)  # one thread of one process downloads; the others wait
             if path.exists():
                 part.unlink(missing_ok=True)
                 return
@@ -125,7 +125,7 @@ class Downloader:
         raise DownloadError(url, FAILED, f"{self.retries} tries, the last: {problem}")
 
     def _once(self, url: str, file: Any) -> str:
-        """One try, which resumes where an earlier one stopped; "" when the file is complete, else what went wrong."""
+        """One try, which resumes where an earlier one stopped. Returns "" on success, else what failed."""
         have = file.seek(0, os.SEEK_END)
         headers = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
         if have:
@@ -133,7 +133,7 @@ class Downloader:
         with self._connection().get(url, headers=headers, stream=True, timeout=TIMEOUT, verify=self.verify) as answer:
             if answer.status_code in GONE:
                 raise DownloadError(url, "gone", f"status {answer.status_code}")
-            if answer.status_code == 416:  # what we have is not the beginning of what is there now
+            if answer.status_code == 416:  # the partial file is not the start of the current one
                 file.truncate(0)
                 return "status 416"
             if answer.status_code not in (200, 206):
@@ -159,7 +159,7 @@ class Downloader:
             import requests
 
             session = requests.Session()
-            session.adapters.clear()  # so that a redirect to http finds nothing to carry it
+            session.adapters.clear()  # so that a redirect to http finds no adapter
             session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=32))
             session.max_redirects = 5
             self._session = session
@@ -178,5 +178,5 @@ class Downloader:
         asked = problem.partition("retry-after=")[2]
         if asked.isdigit():
             wait = max(wait, float(asked))
-        # Not from the seed: it spreads clients in time and changes no output.
+        # Not seeded: it spreads clients in time and does not affect the output.
         time.sleep(min(wait * (1 + random.random() / 2), LONGEST_WAIT))

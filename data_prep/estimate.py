@@ -1,8 +1,8 @@
-"""How many tokens and crops a record will make, as far as that is known before training.
+"""Estimates of the tokens and crops that a record will have in training.
 
 Crops and visual tokens follow from sizes and durations and are exact for the published preprocessing (`ImageConfig` and
-`VideoConfig` as they come: 8 tiles, 128 frames). Text is estimated: it depends on the tokenizer and on wordings drawn
-in training. The manifest keeps both for `molmo2 shards stats`; nothing in training depends on them.
+`VideoConfig` with their defaults: 8 tiles, 128 frames). Text is estimated: it depends on the tokenizer and on the
+wordings drawn in training. The manifest keeps both for `molmo2 shards stats`; nothing in training depends on them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from molmo2_nemo.data.image import TileGeometry, select_tiling
 from molmo2_nemo.data.video import TimeSampler
 
 BYTES_PER_TOKEN = 4.0  # of English text
-TURN_TOKENS = 10  # chat scaffolding of one exchange, and the end
-PROMPT_TOKENS = 12  # a wording of training, where the annotation has no question
+TURN_TOKENS = 10  # chat scaffolding of one turn, and its end token
+PROMPT_TOKENS = 12  # a training prompt, where the annotation has no question
 POINT_TOKENS = 10  # "1 234 567" and its separator
 TIME_TOKENS = 6  # "12.5" with a space before and after
 SUBTITLE_TOKENS = 12  # times of one line
 FRAME_MARKERS = 2
 
 
-def picture_cost(sizes: Sequence[tuple[int, int]], config: ImageConfig | None = None) -> tuple[int, int]:
-    """(tokens, crops) of all pictures of a record, given their (width, height) in pixels."""
+def image_cost(sizes: Sequence[tuple[int, int]], config: ImageConfig | None = None) -> tuple[int, int]:
+    """(tokens, crops) of all images of a record; `sizes` holds their (width, height) in pixels."""
     config = config or ImageConfig()
     geometry = TileGeometry.of(config)
     used = sizes[: config.max_images]
@@ -55,7 +55,7 @@ def video_cost(
 
 
 def text_cost(trees: Iterable[Sequence[Mapping[str, Any]]], subtitles: Sequence[Mapping[str, Any]] | str = ()) -> int:
-    """Tokens of the longest variant's texts, and of the subtitles."""
+    """Estimated text tokens: those of the longest variant and of the subtitles."""
     longest = max((sum(_annotation(a) for a in tree) for tree in trees), default=0)
     if isinstance(subtitles, str):
         return longest + _text(subtitles)
@@ -80,7 +80,7 @@ def _annotation(annotation: Mapping[str, Any]) -> int:
 
 
 def _points(points: Any) -> int:
-    """Points in a picture, in groups, or in the frames of a track."""
+    """The number of points in a list of points, of groups of points, or of frames of a track."""
     if isinstance(points, Mapping):  # a tracked point
         return POINT_TOKENS
     if len(points) == 2 and all(isinstance(v, (int, float)) for v in points):

@@ -1,4 +1,4 @@
-"""Data sets on the Hugging Face Hub: which files a split has, and fetching them. No code of a data set ever runs.
+"""Data sets on the Hugging Face Hub: the files of a split, and fetching them. No code of a data set is ever run.
 
 `datasets` resolves configurations and splits (of a repository, or of a local folder laid out like one) to files;
 `huggingface_hub` fetches each into its cache, where an interrupted transfer resumes.
@@ -16,12 +16,12 @@ from typing import Any
 from data_prep.sources.base import Hub, SourceError
 
 HUB_PREFIX = "hf://datasets/"
-_unreachable: list[str] = []  # why the Hub could not be reached, in this process
+_unreachable: list[str] = []  # why the Hub could not be reached; remembered in this process
 DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv", ".arrow")
 
 
 def split_files(origin: Hub, config: str | None, folder: Path | None) -> list[str]:
-    """Files of one split: local paths, or hf:// addresses.
+    """The files of one split: local paths, or hf:// addresses.
 
     Args:
         folder: a copy of the repository, or a folder of its parquet / JSON files; None = ask the Hub.
@@ -32,14 +32,14 @@ def split_files(origin: Hub, config: str | None, folder: Path | None) -> list[st
         return _by_name(folder, config, origin.split)
     place = str(folder) if folder is not None else origin.repo
     if folder is None and _unreachable:
-        raise SourceError(f"data set {place}: the Hub could not be reached a moment ago ({_unreachable[0]})")
+        raise SourceError(f"data set {place}: the Hub cannot be reached ({_unreachable[0]})")
     try:
         data_files = _builder(place, config, None if folder is not None else origin.revision).config.data_files or {}
-    except Exception as error:  # the libraries raise many kinds, their texts are good
+    except Exception as error:  # the libraries raise many types with helpful messages
         hint = ""
         if folder is None and isinstance(error, ConnectionError):
-            _unreachable.append(_short(error))  # dozens of data sets need not each wait for the same
-            hint = "Is the network there? A copy of the repository below --source does as well"
+            _unreachable.append(_short(error))  # dozens of data sets need not each run into the same timeout
+            hint = "Check the network, or put a copy of the repository below --source"
         label = f"data set {place}, configuration {config or 'default'}"
         raise SourceError(f"{label}: {_short(error)} {hint}".strip()) from None
     files = data_files.get(origin.split)
@@ -50,12 +50,12 @@ def split_files(origin: Hub, config: str | None, folder: Path | None) -> list[st
 
 
 def _by_name(folder: Path, config: str | None, split: str) -> list[str]:
-    """Data files of a folder without a data card: those in FOLDER/<configuration> named for the split, or all there."""
+    """Data files of a folder without a data card: those in FOLDER/<configuration> named after the split, or all."""
     place = folder / config if config else folder
     files = sorted(path for path in _data_files(place))
     named = [path for path in files if re.split(r"[-_.]", path.name)[0] == split or path.parent.name == split]
     others = {"train", "test", "validation", "val", "dev"} - {split}
-    if not named:  # files that are named for no split at all
+    if not named:  # no file is named after any split
         named = [path for path in files if not others & {path.parent.name, *re.split(r"[-_.]", path.name)}]
     if not named:
         there = ", ".join(str(path.relative_to(place)) for path in files[:6]) or "nothing"
@@ -67,16 +67,16 @@ def _builder(place: str, config: str | None, revision: str | None) -> Any:
     import datasets
     import huggingface_hub
 
-    huggingface_hub.logging.set_verbosity_error()  # it reports every retry; the last error is ours to tell
+    huggingface_hub.logging.set_verbosity_error()  # it would report every retry; this package reports the last error
     options: dict[str, Any] = {"revision": revision} if revision else {}
-    if int(datasets.__version__.split(".")[0]) < 4:  # later ones cannot run a data set's code at all
+    if int(datasets.__version__.split(".")[0]) < 4:  # later versions cannot run code of a data set
         options["trust_remote_code"] = False
     datasets.disable_progress_bars()
     return datasets.load_dataset_builder(place, config, **options)
 
 
 def open_file(file: str) -> Path:
-    """A local path for one of `split_files`, fetched if it is on the Hub."""
+    """The local path of one of `split_files`, fetched if it is on the Hub."""
     if not file.startswith(HUB_PREFIX):
         return Path(file)
     repo, revision, path = parts(file)
@@ -84,7 +84,7 @@ def open_file(file: str) -> Path:
 
 
 def parts(file: str) -> tuple[str, str, str]:
-    """(repository, revision, path) of an hf:// address."""
+    """The (repository, revision, path) of an hf:// address."""
     repo, _, rest = file.removeprefix(HUB_PREFIX).partition("@")
     revision, _, path = rest.partition("/")
     return repo, revision.replace("%2F", "/"), path
@@ -94,7 +94,7 @@ def download_file(repo: str, path: str, revision: str | None) -> Path:
     """One file of a data set repository, from the cache or the Hub.
 
     Raises:
-        SourceError: not there, not allowed, or no network.
+        SourceError: no such file, no permission, or no network.
     """
     import huggingface_hub
 
@@ -109,10 +109,10 @@ def download_file(repo: str, path: str, revision: str | None) -> Path:
 
 
 def matching_files(repo: str, pattern: str) -> list[str]:
-    """Files of a data set repository whose path fits a pattern such as `data/*.arrow`, in order of name.
+    """Files of a data set repository whose path matches a pattern such as `data/*.arrow`, sorted by name.
 
     Raises:
-        SourceError: no such repository or file, not allowed, or no network.
+        SourceError: no such repository or file, no permission, or no network.
     """
     import huggingface_hub
 
@@ -127,10 +127,10 @@ def matching_files(repo: str, pattern: str) -> list[str]:
 
 
 def local_copy(origin: Hub, folders: tuple[Path, ...], *, own: bool = True) -> Path | None:
-    """The folder of --source that holds this repository's files.
+    """The folder below --source that holds this repository's files; None if there is none.
 
-    FOLDER/<repo name>, or, for the rows of the source itself (`own`), FOLDER if data files lie at its top, in data/,
-    or in the folder of a configuration or the split; JSON among the media below does not make it a copy.
+    It is FOLDER/<repo name>, or, for the rows of the source itself (`own`), FOLDER if data files lie at its top level,
+    in data/, or in a folder named after a configuration or the split. JSON files among the media do not make it a copy.
     """
     for folder in folders:
         named = folder / origin.repo.rpartition("/")[2]

@@ -1,7 +1,7 @@
-"""Letters drawn over or beside the text boxes of a picture, as AI2D's questions about letters want them.
+"""Letters drawn on or beside the text boxes of an image, for AI2D's questions that refer to letters.
 
-The published builder draws with Arial; here it is the font that comes with Pillow, so that every machine draws the
-same. Colors, sizes and places are the published ones.
+The published builder draws in Arial; this module uses the font that comes with Pillow, so that every machine draws the
+same. Colors, sizes and positions are the published ones.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 FILL = (25, 249, 255)
-ALPHA = 127  # of a see-through box
+ALPHA = 127  # opacity of a translucent box, 0 to 255
 LARGEST_INSIDE = 22  # font size of a letter in its box
 SMALLEST_BESIDE, LARGEST_BESIDE = 16, 32
 BESIDE_SHARE = 50  # of the shorter side: the font size of letters beside boxes
@@ -22,29 +22,29 @@ Box = tuple[str, float, float, float, float]  # letter, left, top, right, bottom
 
 
 def draw_letters(content: bytes, boxes: Sequence[Box], *, beside: bool = False) -> bytes:
-    """The picture with a letter on every box, as PNG.
+    """The image with a letter on every box, as PNG.
 
     Args:
-        content: the encoded picture.
-        boxes: boxes without height are left out.
-        beside: a see-through box with the letter at its upper left, instead of a filled box with the letter inside.
+        content: the encoded image.
+        boxes: boxes without height are skipped.
+        beside: a translucent box with the letter at its upper left, instead of an opaque box with the letter inside.
     Raises:
-        OSError, ValueError: the picture cannot be decoded.
+        OSError, ValueError: the image cannot be decoded.
     """
     with Image.open(io.BytesIO(content)) as opened:
-        picture = opened.convert("RGB")
-    draw = ImageDraw.Draw(picture, "RGBA" if beside else "RGB")
+        image = opened.convert("RGB")
+    draw = ImageDraw.Draw(image, "RGBA" if beside else "RGB")
     for letter, left, top, right, bottom in boxes:
         if top == bottom:
             continue
         edges = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
         draw.rectangle(edges, fill=(*FILL, ALPHA) if beside else FILL)
         if beside:
-            _draw_beside(draw, letter, edges, min(picture.size))
+            _draw_beside(draw, letter, edges, min(image.size))
         else:
             _draw_inside(draw, letter, edges)
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    image.save(out, "PNG")
     return out.getvalue()
 
 

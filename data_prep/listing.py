@@ -1,4 +1,4 @@
-"""`molmo2 prepare --list`: what is known of every data set."""
+"""`molmo2 prepare --list`: a table of all data sets, and the details of one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data_prep.sources.schema import describe
 
 
 def table(sources: Sequence[Source], width: int | None = None) -> Any:
-    """A table of all data sets and remarks on names. `width`: characters, where there is no terminal to ask."""
+    """A table of all data sets, with remarks on names. `width`: in characters, for output that is not a terminal."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -23,8 +23,8 @@ def table(sources: Sequence[Source], width: int | None = None) -> Any:
         groups = [source.mixes.get(stage, "") for stage in ("pretrain", "sft")]
         made.add_row(name, *groups, source.kind, place(source), short_licence(source.licence))
     notes = [
-        "Stages 2 and 3 share the SFT mixture. (hand): some of its files have to be fetched by hand; "
-        "molmo2 prepare --list NAME says which and where they go."
+        "Stages 2 and 3 share the SFT mixture. (hand): some files must be downloaded by hand; "
+        "molmo2 prepare --list NAME says which, and where to put them."
     ]
     for source in sources:
         if source.published_as:
@@ -37,7 +37,7 @@ def table(sources: Sequence[Source], width: int | None = None) -> Any:
 
 
 def place(source: Source) -> str:
-    """Where a data set comes from, short."""
+    """The origin of a data set, in a few words."""
     origin = source.origin
     if isinstance(origin, Hub):
         return origin.repo + (" (hand)" if origin.media else "")
@@ -56,7 +56,7 @@ def details(source: Source) -> str:
     elif not source.resolvable:
         lines.append("  published  under this name, which the released registry cannot resolve")
     if source.counts_as != 1:
-        lines.append(f"  length     the mixture counts a record as {source.counts_as} examples")
+        lines.append(f"  length     the mixture counts each record as {source.counts_as} examples")
     lines.append(f"  licence    {source.licence}")
     if isinstance(origin, Hub):
         configs = f", configurations {', '.join(origin.configs)}" if origin.configs else ""
@@ -82,7 +82,7 @@ def _fetched(where: Any) -> str:
 
 
 def short_licence(licence: str) -> str:
-    """The first clause: that of the annotations; `details` has all of it."""
+    """The first clause of a licence, which is about the annotations; `details` shows all of it."""
     for end in (";", "(", ","):
         licence = licence.partition(end)[0]
     return licence.strip()

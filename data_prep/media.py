@@ -1,4 +1,4 @@
-"""Finding, fetching and looking at media: what a source names -> bytes that training can read, and their measures."""
+"""Finding, fetching and probing media: media references -> bytes that training can read, with sizes and durations."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from data_prep.archive import ArchiveError, unpack
 from data_prep.download import FAILED, Downloader, DownloadError
 from data_prep.sources.base import (
+    ArchiveMember,
     Cut,
     File,
     FirstOf,
@@ -23,7 +24,6 @@ from data_prep.sources.base import (
     Inline,
     Lettered,
     Media,
-    Member,
     Prepared,
     SourceError,
     Url,
@@ -34,13 +34,13 @@ from molmo2_nemo.files import atomic
 
 T = TypeVar("T")
 SUFFIXES = (*sorted(VIDEO_SUFFIXES), *sorted(IMAGE_SUFFIXES))
-FETCH_THREADS = 16  # transfers at once in each worker
+FETCH_THREADS = 16  # concurrent transfers in each worker
 FORMAT_SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 MAX_FRAME_FILES = 200_000
 
 
 class MediaError(DataError):
-    """A medium cannot be used. `reason` is a short, countable text."""
+    """A media file cannot be used. `reason` is a short, countable text."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -54,8 +54,8 @@ NOT_FOUND = "media not found"
 
 
 @dataclass(slots=True)
-class Picture:
-    """A picture that was decoded once."""
+class StillImage:
+    """An image that was decoded successfully: its encoded bytes, type, and size in pixels."""
 
     data: bytes
     suffix: str
@@ -67,13 +67,13 @@ class Picture:
 class Video:
     """A video whose packets were scanned and whose first frame was decoded."""
 
-    data: bytes | Path  # a file where there is one: videos are too large to carry about
+    data: bytes | Path  # a path where there is a file, as videos are large
     suffix: str
     duration: float  # seconds
     fps: float
     frames: int
     size: tuple[int, int]  # pixels
-    part: tuple[float, float] | None = None  # seconds: only this part is meant
+    part: tuple[float, float] | None = None  # (start, end) in seconds of the part that is meant; None: all of it
 
     def content(self) -> bytes:
         """The encoded bytes, read if they are in a file."""
@@ -85,10 +85,10 @@ class Resolver:
     """Turns media references into local files and bytes.
 
     Args:
-        folders: where `File`s are looked for, in this order (--source).
+        folders: searched for `File`s in this order (--source).
         cache: downloads, unpacked archives, encoded frame folders.
         prepared: folder that holds other prepared data sets.
-        max_bytes: of one medium.
+        max_bytes: largest media file.
     """
 
     folders: tuple[Path, ...]
@@ -99,7 +99,7 @@ class Resolver:
     _sets: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def prefetch(self, media: list[Media]) -> None:
-        """Download all URLs at once; what fails is reported when it is read."""
+        """Download all URLs concurrently; a failure is reported when the media are read."""
         urls = [m for m in dict.fromkeys(self._leaves(media)) if isinstance(m, Url)]
         if len(urls) < 2:
             return
@@ -109,9 +109,9 @@ class Resolver:
                     result.result()
 
     def _leaves(self, media: Iterable[Media]) -> Iterator[Media]:
-        """What has to be fetched for these media; of alternatives the first that is not a missing file."""
+        """The single references that have to be fetched; of alternatives, the first that is not a missing file."""
         for one in media:
-            while isinstance(one, (FirstOf, Cut, Member)):
+            while isinstance(one, (FirstOf, Cut, ArchiveMember)):
                 if isinstance(one, FirstOf):
                     possible = (m for m in one.media if not isinstance(m, File) or self._there(m.paths) is not None)
                     one = next(possible, one.media[-1])
@@ -120,10 +120,10 @@ class Resolver:
             yield one
 
     def read(self, media: Media) -> tuple[bytes, str | None]:
-        """(encoded bytes, suffix if the reference tells it).
+        """(encoded bytes, suffix if the reference has one).
 
         Raises:
-            MediaError: not there, refused, too large.
+            MediaError: not found, refused, or too large.
             OSError: the cache cannot be written.
         """
         if isinstance(media, Inline):
@@ -141,8 +141,8 @@ class Resolver:
             raise MediaError(NOT_FOUND, f"{path} cannot be read: {error.strerror}") from None
 
     def first(self, media: FirstOf, get: Callable[[Media], T]) -> T:
-        """`get` of the first medium that is there."""
-        missing = MediaError(NOT_FOUND, "no place to look")
+        """`get` of the first alternative that is found."""
+        missing = MediaError(NOT_FOUND, "no alternatives")
         for one in media.media:
             try:
                 return get(one)
@@ -155,14 +155,14 @@ class Resolver:
     def _lettered(self, media: Lettered) -> tuple[bytes, str]:
         from data_prep.lettering import draw_letters
 
-        content, _ = self.read(media.picture)
+        content, _ = self.read(media.image)
         try:
             return draw_letters(content, media.boxes, beside=media.beside), "png"
         except (OSError, ValueError) as error:
-            raise MediaError("picture cannot be decoded", str(error)[:300]) from None
+            raise MediaError("image cannot be decoded", str(error)[:300]) from None
 
     def file(self, media: Media) -> tuple[Path, str]:
-        """(local file, a name whose suffix tells the type) of a medium that is not in memory.
+        """(local file, a name whose suffix gives the type) of media that are not in memory.
 
         Raises:
             MediaError: as `read`.
@@ -177,7 +177,7 @@ class Resolver:
         return path, name
 
     def _locate(self, media: Media) -> tuple[Path, str]:
-        """(local file, a name whose suffix tells the type)."""
+        """(local file, a name whose suffix gives the type); the size is not checked."""
         try:
             if isinstance(media, Url):
                 return self.downloader.fetch(secure(media.url), media.sha256), media.url.partition("?")[0]
@@ -187,7 +187,7 @@ class Resolver:
             if isinstance(media, HubFile):
                 path = self._hub(media)
                 return path, media.path
-            if isinstance(media, Member):
+            if isinstance(media, ArchiveMember):
                 path = self._member(media)
                 return path, path.name
             if isinstance(media, Frames):
@@ -210,7 +210,7 @@ class Resolver:
         return found
 
     def _there(self, paths: tuple[str, ...]) -> Path | None:
-        """The first of these paths that is below a folder."""
+        """The first of these paths that exists below one of the folders; None if there is none."""
         for path in paths:
             for folder in self.folders:
                 found = find_below(folder, path)
@@ -234,7 +234,7 @@ class Resolver:
 
         return download_file(media.repo, media.path, media.revision)
 
-    def _member(self, media: Member) -> Path:
+    def _member(self, media: ArchiveMember) -> Path:
         archive, _ = self._locate(media.archive)
         stat = archive.stat()
         name = hashlib.sha256(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
@@ -259,26 +259,26 @@ class Resolver:
         if data is None and record.images:
             data = record.images[media.image % len(record.images)]
         if data is None:
-            raise MediaError(NOT_FOUND, f"record {label} of data set {media.name} has no picture or video")
+            raise MediaError(NOT_FOUND, f"record {label} of data set {media.name} has no image or video")
         suffix = next(s for s, content in members.items() if content is data)
         return data, suffix.rsplit(".", 1)[-1]
 
     # --- looking at them --------------------------------------------------------------------------------------------
 
-    def picture(self, media: Media) -> Picture:
-        """A picture, decoded once to be sure that training can.
+    def image(self, media: Media) -> StillImage:
+        """An image, decoded once to make sure that training can read it.
 
         Raises:
-            MediaError: not there, not a picture, cut short, too many pixels.
+            MediaError: not found, not an image, truncated, or too many pixels.
         """
         data, _ = self.read(media)
-        return probe_picture(data)
+        return probe_image(data)
 
     def video(self, media: Media) -> Video:
         """A video, its packets scanned and its first frame decoded.
 
         Raises:
-            MediaError: not there, not a video, damaged at the start, too long.
+            MediaError: not found, not a video, damaged at the start, or too long.
         """
         if isinstance(media, FirstOf):
             return self.first(media, self.video)
@@ -293,7 +293,7 @@ class Resolver:
 
 
 def secure(url: str) -> str:
-    """The https address of an http one: most old links work so, and plain http is never fetched."""
+    """The https form of an http address; most old links still work this way, and plain http is never fetched."""
     return f"https://{url.removeprefix('http://')}" if url.startswith("http://") else url
 
 
@@ -302,7 +302,7 @@ def _suffix(name: str) -> str | None:
 
 
 def find_below(folder: Path, name: str) -> Path | None:
-    """The file `name` below `folder`; without a suffix that we know, with any; of a folder (`x/`) its only medium."""
+    """The file `name` below `folder`. A name without a media suffix matches any; `x/` means its only media file."""
     path = _below(folder, name)
     if path is None:
         return None
@@ -321,7 +321,7 @@ def find_below(folder: Path, name: str) -> Path | None:
 
 
 def _below(folder: Path, name: str) -> Path | None:
-    """`folder / name` unless that leads outside; rows of a data set do not choose files of this machine."""
+    """`folder / name` unless that leads outside: rows of a data set must not pick other files of this machine."""
     if not name or "\0" in name:
         return None
     path = Path(os.path.normpath(folder / name))
@@ -329,11 +329,12 @@ def _below(folder: Path, name: str) -> Path | None:
     return path if path == root or root in path.parents else None
 
 
-def probe_picture(data: bytes) -> Picture:
-    """Decode a picture (JPEG at an eighth of its size, which still reads every byte) and tell its size and type.
+def probe_image(data: bytes) -> StillImage:
+    """The size and type of an image, found by decoding it (JPEG at an eighth of its size, which still reads every
+    byte).
 
     Raises:
-        MediaError: not a picture of a type training reads, cut short, too many pixels.
+        MediaError: not an image of a type that training reads, truncated, or too many pixels.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -342,12 +343,12 @@ def probe_picture(data: bytes) -> Picture:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # this package's limit is lower
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         with image:
             width, height = image.size
             if width * height > LimitsConfig.pixels:
-                raise MediaError("too large", f"picture of {width} x {height} pixels; at most {LimitsConfig.pixels}")
+                raise MediaError("too large", f"image of {width} x {height} pixels; at most {LimitsConfig.pixels}")
             kind = FORMAT_SUFFIX.get(image.format or "")
             turned = (image.getexif().get(0x0112) or 1) >= 5  # EXIF orientation: on its side
             image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
@@ -355,20 +356,20 @@ def probe_picture(data: bytes) -> Picture:
     except MediaError:
         raise
     except Exception as error:  # what Pillow raises for broken files depends on the format and on where it breaks
-        # Its text names a memory address, and what is listed must not differ from run to run.
+        # Its text may contain a memory address, but skipped.jsonl must be the same in every run.
         what = "of no known type" if isinstance(error, UnidentifiedImageError) else error
         detail = f"{len(data)} bytes, starting with {data[:8].hex() or 'nothing'}: {what}"
-        raise MediaError("picture cannot be decoded", detail[:300]) from None
+        raise MediaError("image cannot be decoded", detail[:300]) from None
     if kind is None:
-        raise MediaError("picture cannot be decoded", "of a type that training does not read")
-    return Picture(data, kind, *((height, width) if turned else (width, height)))
+        raise MediaError("image cannot be decoded", "of a type that training does not read")
+    return StillImage(data, kind, *((height, width) if turned else (width, height)))
 
 
 def probe_video(data: bytes | Path, suffix: str | None) -> Video:
-    """Scan a video's packets, decode its first frame.
+    """Scan a video's packets and decode its first frame.
 
     Raises:
-        MediaError: not a video, damaged at the start, too long.
+        MediaError: not a video, damaged at the start, or too long.
     """
     from molmo2_nemo.data.video import inspect_video
 
@@ -381,37 +382,37 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
-    """An mp4 (H.264) of the pictures of a folder, made once.
+    """An mp4 (H.264) of the images in a folder, encoded once and cached.
 
     Raises:
-        MediaError: no pictures, or one that cannot be decoded.
+        MediaError: no images, or one that cannot be decoded.
     """
     files = sorted(path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
     files = files[:: media.step][media.first : None if media.last is None else media.last + 1]
     if not files or len(files) > MAX_FRAME_FILES:
-        raise MediaError(NOT_FOUND, f"{len(files)} pictures in {folder}, {media.first} to {media.last}")
+        raise MediaError(NOT_FOUND, f"{len(files)} images in {folder}, {media.first} to {media.last}")
     identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
     name = hashlib.sha256(identity.encode()).hexdigest()
     target = cache / name[:2] / f"{name}.mp4"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as part:
-            encode_video(_pictures(files), part, media.fps)
+            encode_video(_images(files), part, media.fps)
     return target
 
 
-def _pictures(files: list[Path]) -> Iterator[Any]:
+def _images(files: list[Path]) -> Iterator[Any]:
     from molmo2_nemo.data.image import decode_image
 
     for file in files:
         try:
             yield decode_image(file.read_bytes())
         except (ValueError, OSError) as error:
-            raise MediaError("picture cannot be decoded", f"{file}: {error}") from None
+            raise MediaError("image cannot be decoded", f"{file}: {error}") from None
 
 
-def encode_video(pictures: Iterator[Any], path: Path, fps: float) -> None:
-    """Write RGB pictures (uint8 [H, W, 3]) as an mp4 of H.264, the same bytes for the same pictures.
+def encode_video(images: Iterator[Any], path: Path, fps: float) -> None:
+    """Write RGB images (uint8 [H, W, 3]) as an H.264 mp4; the same images give the same bytes.
 
     Odd sizes lose their last row or column.
     """
@@ -427,7 +428,7 @@ def encode_video(pictures: Iterator[Any], path: Path, fps: float) -> None:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
         stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(max(round(2 * fps), 1))}
-        for pixels in pictures:
+        for pixels in images:
             height, width = (v - v % 2 for v in pixels.shape[:2])
             if size is None:
                 size = stream.width, stream.height = width, height

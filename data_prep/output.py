@@ -1,8 +1,8 @@
-"""The shards of one data set being written: resumable, and complete or not there at all.
+"""Writing the shards of one data set: resumable, and either complete or absent.
 
-Work happens in `<name>.partial` beside the data set. A shard gets its name when it is complete and on disk; then its
-journal is written, which says how many items of the source are dealt with so far. A run that was killed begins again
-behind the last journal. At the end the journals become the manifest and the folder is renamed.
+The shards are written to `<name>.partial` beside the data set. A shard gets its final name when it is complete and on
+disk; then its journal is written, which records how many items of the source have been processed so far. A run that was
+killed resumes after the last journal. At the end the journals become the manifest, and the folder is renamed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Output:
-    """Writes records in the order given. Use as a context manager: leaving it early keeps what is complete.
+    """Writes records in the order given. Use it as a context manager: leaving it early keeps the complete shards.
 
     Args:
         out: folder of the data set.
-        settings: JSON values that decide what is written; output of other settings is refused.
-        tool: name and version; a half-made data set of another one is refused.
+        settings: JSON values that determine the output; output made with other settings is refused.
+        tool: name and version; a partial data set of another tool is refused.
     Raises:
-        UserError: `out` or its half-made predecessor has other settings (without `overwrite`), or somebody else writes.
+        UserError: `out` or its partial folder has other settings (without `overwrite`), or another process is writing
+            it.
     """
 
     def __init__(
@@ -63,13 +64,13 @@ class Output:
         self.out, self.work = out, out.with_name(f"{out.name}.partial")
         self.settings, self.tool = json.loads(json.dumps(settings)), tool
         self.bytes_per_shard, self.records_per_shard = bytes_per_shard, records_per_shard
-        self.items = 0  # of the source, dealt with
+        self.items = 0  # items of the source processed so far
         self.records = 0
         self.bytes = 0
         self.skipped: Counter[str] = Counter()
-        self.done: dict[str, Any] | None = None  # the head of a complete data set of the same settings
+        self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
         self._chain = hashlib.blake2b(digest_size=16)
-        self._resumed: tuple[int, str] | None = None  # items and the chain that a resumed run must arrive at
+        self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
         self._shard: TarShard | None = None
         self._shards: list[dict[str, Any]] = []
         self._lock: Any = None
@@ -89,31 +90,31 @@ class Output:
         if self._skips is not None:
             self._skips.close()
         if self._lock is not None:
-            if self.work.is_dir() and not self._shards:  # nothing of it is worth keeping
+            if self.work.is_dir() and not self._shards:  # there is nothing to keep
                 shutil.rmtree(self.work)
             self._lock.close()
 
     @property
     def resume_at(self) -> int:
-        """How many items of the source an earlier run has dealt with; pass each of their keys to `seen`."""
+        """Number of items of the source that an earlier run has processed; pass each of their keys to `seen`."""
         return self._resumed[0] if self._resumed else 0
 
     def seen(self, key: str) -> None:
-        """An item that an earlier run has dealt with goes by.
+        """Pass an item that an earlier run has processed.
 
         Raises:
-            UserError: at the last of them, if they are not the items of the earlier run.
+            UserError: at the last such item, if these are not the items of the earlier run.
         """
         assert self._resumed is not None
         self._follow(key)
         if self.items == self._resumed[0] and self._chain.hexdigest() != self._resumed[1]:
             raise UserError(
-                f"{self.work} was begun with other rows than there are now (the source's files changed); resume "
-                "with the old ones, or begin again with --overwrite"
+                f"{self.work} was begun with different rows (the source's files have changed); resume with the old "
+                "files, or start over with --overwrite"
             )
 
     def add(self, key: str, item: Built | Skip) -> None:
-        """The next item of the source, whose own key is `key`.
+        """Write the next item of the source; `key` is the source's own key for it.
 
         Raises:
             UserError: the disk is full.
@@ -128,10 +129,10 @@ class Output:
             raise self.full(error) from None
 
     def finish(self, head: dict[str, Any], counts_as: int = 1) -> dict[str, Any]:
-        """Write the manifest and give the folder its name; returns the manifest's head.
+        """Write the manifest and give the folder its final name; returns the manifest's head.
 
         Raises:
-            UserError: the disk is full, or not one record was written.
+            UserError: the disk is full, or no record was written.
         """
         try:
             if self._shard is not None:
@@ -169,7 +170,7 @@ class Output:
                 check_replaceable(self.out)
             return False
         if not (self.out / MANIFEST).is_file() and any(self.out.iterdir()):
-            raise UserError(f"{self.out} exists and is not a data set of ours (no {MANIFEST}); choose another --out")
+            raise UserError(f"{self.out} exists and is not a molmo2 data set (no {MANIFEST}); choose another --out")
         if not (self.out / MANIFEST).is_file():
             self.out.rmdir()
             return False
@@ -200,17 +201,17 @@ class Output:
         self._resume()
 
     def _before(self) -> dict[str, Any] | None:
-        """Settings of a half-made data set; None when there is none."""
+        """The settings file of a partial data set; None when there is none."""
         path = self.work / SETTINGS
         others = [p.name for p in self.work.iterdir() if p.name not in (LOCK, SETTINGS)]
         if not path.is_file():
             if others:
-                raise UserError(f"{self.work} exists and is not ours (it holds {others[0]}); remove or rename it")
+                raise UserError(f"{self.work} is not from molmo2 prepare (it holds {others[0]}); remove or rename it")
             return None
         try:
             return dict(json.loads(path.read_text()))
         except ValueError:
-            raise UserError(f"{path} is damaged; remove {self.work} and call again") from None
+            raise UserError(f"{path} is damaged; remove {self.work} and run the command again") from None
 
     def _refuse(self, where: Path, before: Any, tool: str | None = None) -> None:
         if not isinstance(before, dict):
@@ -220,12 +221,12 @@ class Output:
         if not changes:
             changes = [f"tool: {tool} there, {self.tool} now"]
         raise UserError(
-            f"{where} was prepared with other settings ({'; '.join(changes)}). Use the same, choose another --out, or "
-            "replace it with --overwrite"
+            f"{where} was prepared with other settings ({'; '.join(changes)}). Use the same settings, choose another "
+            "--out, or replace it with --overwrite"
         )
 
     def _resume(self) -> None:
-        """Take over what complete shards there are, and remove the rest."""
+        """Keep the complete shards of an earlier run, and remove everything else."""
         skips = 0
         while True:
             path = self._journal(len(self._shards))
@@ -314,10 +315,10 @@ class Output:
         )
 
     def full(self, error: OSError) -> Exception:
-        """What to raise in place of an error of the system: a UserError when the disk is full, else itself."""
+        """The exception to raise for a system error: a UserError when the disk is full, else the error itself."""
         if error.errno not in FULL:
             return error
         return UserError(
             f"no space left while writing {error.filename or self.work} ({error.strerror}). The {len(self._shards)} "
-            "complete shards are kept: make room and call again"
+            "complete shards are kept: make room and run the command again"
         )

@@ -1,7 +1,7 @@
 """One source -> one data set of shards: rows, samples, media, shards, manifest.
 
-Rows become samples in this process; worker processes fetch and decode media; this process writes, in the source's
-order. What is written depends on rows, media and settings only: not on the number of workers, nor on interruptions.
+The main process turns rows into samples and writes the records, in the source's order; worker processes fetch and
+decode media. The output depends only on rows, media and settings, not on the number of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from molmo2_nemo.data.shards import file_sha256
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.processes import die_with_parent
 
-BATCH_ITEMS = 32  # samples that travel to a worker together; videos count as more
+BATCH_ITEMS = 32  # samples sent to a worker together; videos count as more than one
 VIDEO_WEIGHT = 8
 BATCH_INLINE_BYTES = 32 * 2**20
-BATCHES_PER_WORKER = 2  # on their way at once
-GIVE_UP_AFTER = 200  # samples without one record: something general is wrong
-OUTAGE_AFTER = 50  # downloads in a row that failed: the network, not the files
+BATCHES_PER_WORKER = 2  # in flight at once
+GIVE_UP_AFTER = 200  # samples without a single record: the cause is a general one
+OUTAGE_AFTER = 50  # consecutive failed downloads: the network is at fault, not the files
 Item = Sample | Skip
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `molmo2 prepare` was asked for. Those in `settings` decide what is written."""
+    """The options of `molmo2 prepare`. Those in `settings` determine the output."""
 
     seed: int = 0
     limit: int = 0  # samples; 0 = all
@@ -48,16 +48,16 @@ class Options:
     records_per_shard: int = 10_000
     max_media_bytes: int = 4 * 2**30
     build: BuildOptions = field(default_factory=BuildOptions)
-    workers: int = 0  # processes; 0 = in this one
+    workers: int = 0  # worker processes; 0 = work in the main process
     folders: tuple[Path, ...] = ()  # --source
     cache: Path = Path(".cache")
     rate: float = 0.0  # downloads per second, all workers together
     verify: bool | str = True  # certificates of https
     overwrite: bool = False
-    strict: bool = False  # the first sample that cannot be used is an error
+    strict: bool = False  # fail at the first sample that cannot be used
 
     def settings(self, source: Source) -> dict[str, Any]:
-        """What output of other settings differs in."""
+        """The settings that determine the output; a data set made with others is refused."""
         return {
             "name": source.name,
             "origin": _origin(source),
@@ -72,23 +72,23 @@ class Options:
 
 @dataclass
 class Summary:
-    """What came out."""
+    """The result of preparing one data set."""
 
     head: dict[str, Any]
-    already: bool = False  # it was there
+    already: bool = False  # it had been prepared before
 
 
 class Progress:
-    """What `prepare` reports to while it works; the default shows nothing."""
+    """Receives the progress of `prepare`; this base class shows nothing."""
 
     def begin(self, name: str, rows: int | None) -> None:
-        """`rows`: how many there are, where that is known."""
+        """A data set begins. `rows`: their total, or None if unknown."""
 
     def step(self, rows: int, output: Output) -> None:
-        """So many rows were read; `output` has the counts."""
+        """`rows` rows have been read so far; `output` has the other counts."""
 
     def end(self) -> None:
-        """No more steps."""
+        """The data set is done."""
 
 
 def prepare(
@@ -99,12 +99,12 @@ def prepare(
     rows: Callable[[], Iterable[Row]] | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Write the data set `out` (its folder), or finish what an interrupted run left, or find it done.
+    """Write a data set to the folder `out`, finish one that an earlier run began, or find it complete.
 
     Args:
-        rows: in place of the source's own.
+        rows: used in place of the source's own rows.
     Raises:
-        UserError, SourceError: files that are not there, another schema, other settings, a full disk, no record.
+        UserError, SourceError: missing files, another schema, other settings, a full disk, or no record at all.
     """
     progress = progress or Progress()
     settings = options.settings(source)
@@ -143,14 +143,16 @@ def prepare(
             for item in islice(items, output.resume_at):
                 output.seen(item.key)
             if output.items < output.resume_at:
-                raise UserError(f"{output.work} was begun with more rows than there are now; begin again: --overwrite")
+                raise UserError(
+                    f"{output.work} was begun with more rows than there are now; start over with --overwrite"
+                )
             failed = 0
             for item, built in _built(items, resolver, options):
                 failed = failed + 1 if isinstance(built, Skip) and built.reason == FAILED else 0
-                if failed >= OUTAGE_AFTER:  # no shard was closed since the first of them: they are tried again
+                if failed >= OUTAGE_AFTER:  # no shard was closed since the first failure, so all are retried
                     raise UserError(
-                        f"{failed} downloads in a row failed; is the network there? Call again when it is: what is "
-                        f"complete is kept. The last: {built.detail if isinstance(built, Skip) else ''}"
+                        f"{failed} downloads in a row failed. Check the network and run the command again; complete "
+                        f"shards are kept. The last failure: {built.detail if isinstance(built, Skip) else ''}"
                     )
                 output.add(item.key, built)
                 _check(item, built, output, options)
@@ -163,13 +165,13 @@ def prepare(
 
 
 def prepare_own(path: Path, out: Path, options: Options, progress: Progress | None = None) -> Summary:
-    """`prepare` for a JSONL file of one's own.
+    """`prepare` for a user's own JSONL file.
 
     Raises:
-        UserError: see `prepare`; a file that is not there.
+        UserError: the file does not exist, or any error of `prepare`.
     """
     if not path.is_file():
-        raise UserError(f"{path} is not there; give a .jsonl file, or a name that molmo2 prepare --list shows")
+        raise UserError(f"{path} does not exist; give a .jsonl file, or a name from molmo2 prepare --list")
     folders = (path.resolve().parent, *options.folders)
     source = own.own_source(path, out.name)
     source = replace(source, notes=f"{path.name} with SHA-256 {file_sha256(path)}")
@@ -191,7 +193,7 @@ def tool_version() -> str:
 
 
 class _Counter:
-    """Rows, counted as they go by."""
+    """An iterable of rows that counts those it has yielded."""
 
     def __init__(self, rows: Iterable[Row]):
         self._rows, self.count = rows, 0
@@ -227,7 +229,7 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _built(items: Iterator[Item], resolver: Resolver, options: Options) -> Iterator[tuple[Item, Built | Skip]]:
-    """Every item with what became of it, in order."""
+    """Every item with its record or the reason why it is skipped, in order."""
     if options.workers < 1:
         for batch in _batches(items):
             yield from zip(batch, build_all(batch, resolver, options.build), strict=True)
@@ -246,15 +248,15 @@ def _built(items: Iterator[Item], resolver: Resolver, options: Options) -> Itera
             yield from zip(done, future.result(), strict=True)
     except BrokenProcessPool:
         raise UserError(
-            "a worker process died, most likely for want of memory; call again with fewer --workers: what is complete "
-            "is kept"
+            "a worker process died, most likely out of memory; run the command again with fewer --workers "
+            "(complete shards are kept)"
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _light(batch: list[Item]) -> list[Item]:
-    """The items without the media they carry: those are on their way to a worker."""
+    """The items without their inline media, which have been sent to a worker."""
     return [Sample(item.key) if isinstance(item, Sample) else item for item in batch]
 
 
@@ -264,7 +266,7 @@ _worker: tuple[Resolver, BuildOptions] | None = None
 def _start_worker(resolver: Resolver, options: BuildOptions) -> None:
     global _worker
     _worker = resolver, options
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     die_with_parent()
 
 
@@ -274,11 +276,11 @@ def _work(batch: list[Item]) -> list[Built | Skip]:
 
 
 def _check(item: Item, built: Built | Skip, output: Output, options: Options) -> None:
-    """Stop where more items would fare no better.
+    """Stop the run where further items would fail as well.
 
     Raises:
-        UserError: with `strict`, at the first item that is skipped for a fault of its own.
-        SourceError: not one record among the first samples.
+        UserError: with `strict`, at the first item that is skipped because it cannot be used.
+        SourceError: none of the first samples became a record.
     """
     if not isinstance(built, Skip):
         return

@@ -1,4 +1,4 @@
-"""Progress of `molmo2 prepare`: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+"""Progress of `molmo2 prepare`: a bar with rate and time left on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from data_prep.output import Output
 from data_prep.prepare import Progress
 
-LINE_EVERY = 30.0  # seconds, where there is no terminal
+LINE_EVERY = 30.0  # seconds between lines, if the output is not a terminal
 
 
 class RichProgress(Progress):
@@ -21,7 +21,7 @@ class RichProgress(Progress):
         self._name = ""
         self._rows: int | None = None
         self._start = self._shown = time.monotonic()
-        self._before: int | None = None  # records that an earlier run had written
+        self._before: int | None = None  # records that an earlier run wrote
 
     def __enter__(self) -> RichProgress:
         return self

@@ -1,7 +1,7 @@
-"""A source's `Sample` -> the members of a record, checked as training will check them, and its measures.
+"""A source's `Sample` -> the members of a record, checked as in training, and its measures.
 
-This is the work that runs in parallel: fetching, decoding, probing. Nothing here depends on anything but the sample,
-the options and the media, so any number of workers gives the same bytes.
+This is the work that runs in parallel: fetching, decoding, probing. The result depends only on the sample, the options
+and the media, so any number of workers gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.media import MediaError, Picture, Resolver, Video
+from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.sources.base import Media, Sample, Skip
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
 from molmo2_nemo.errors import DataError
 
-MAX_KEY = 80  # characters; a member name has 99
+MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 KEY_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What the user may ask for beyond the data set as it is."""
+    """Optional changes to the videos of a data set."""
 
-    cut_clips: bool = False  # store only the part of a video that the clip shows (no re-encoding)
+    cut_clips: bool = False  # store only the part of a video that the clip shows, without re-encoding
     video_height: int = 0  # re-encode videos that are higher, pixels; 0 = never
     video_fps: float = 0.0  # re-encode videos with more frames per second; 0 = never
 
 
 @dataclass(slots=True)
 class Built:
-    """A record ready to be written; `entry` has the measures, and no members yet."""
+    """A record ready to be written; `entry` has its measures, but no members yet."""
 
     key: str
     members: dict[str, bytes | Path]  # a path: read when it is written
@@ -53,7 +53,7 @@ def member_key(key: str) -> str:
 
 
 def build_all(items: Sequence[Sample | Skip], resolver: Resolver, options: BuildOptions) -> list[Built | Skip]:
-    """Build a batch; downloads of the whole batch run at once."""
+    """Build a batch of records; the downloads of the whole batch run concurrently."""
     wanted: list[Media] = []
     for item in items:
         if isinstance(item, Sample):
@@ -63,7 +63,7 @@ def build_all(items: Sequence[Sample | Skip], resolver: Resolver, options: Build
 
 
 def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | Skip:
-    """One record, or why it cannot be one.
+    """Build one record, or return the reason why it cannot be built.
 
     Raises:
         OSError: the cache cannot be written.
@@ -76,26 +76,26 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
         reason, detail = error.cause, error.detail
     except ValueError as error:
         reason, detail = "bad sample", str(error)
-    # Some libraries put memory addresses into their texts; what is listed must not differ from run to run.
+    # Some libraries put memory addresses into their messages, but skipped.jsonl must be the same in every run.
     return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400])
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
-    pictures = [resolver.picture(media) for media in sample.images]
+    images = [resolver.image(media) for media in sample.images]
     video = resolver.video(sample.video) if sample.video is not None else None
     clip, part = sample.clip, video.part if video is not None else None
-    if part is not None:  # a clip counts from the part's start
+    if part is not None:  # a clip's times count from the start of the part
         clip = part if clip is None else (part[0] + clip[0], min(part[0] + clip[1], part[1]))
     if video is not None and clip is not None and not 0 <= clip[0] < min(clip[1], video.duration):
         raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
-    if pictures:
+    if images:
         data["images"] = []
-        for i, picture in enumerate(pictures):
-            name = _same_picture(pictures, i) or f"{i}.{picture.suffix}"
+        for i, image in enumerate(images):
+            name = _same_image(images, i) or f"{i}.{image.suffix}"
             data["images"].append(name)
-            members[name] = picture.data
+            members[name] = image.data
     subtitles = _subtitles(sample)
     if video is not None:
         video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
@@ -124,14 +124,14 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     parse_record(
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )
-    return Built(member_key(sample.key), members, measure(data, pictures, video))
+    return Built(member_key(sample.key), members, measure(data, images, video))
 
 
-def _same_picture(pictures: Sequence[Picture], i: int) -> str | None:
-    """The name of an earlier picture with the same bytes: media are stored once."""
+def _same_image(images: Sequence[StillImage], i: int) -> str | None:
+    """The name of an earlier image with the same bytes: media are stored once."""
     for j in range(i):
-        if pictures[j].data == pictures[i].data:
-            return f"{j}.{pictures[j].suffix}"
+        if images[j].data == images[i].data:
+            return f"{j}.{images[j].suffix}"
     return None
 
 
@@ -162,16 +162,16 @@ def _transcoded(
     return video, clip
 
 
-def measure(data: dict[str, Any], pictures: Sequence[Picture], video: Video | None) -> Entry:
-    """Sizes, durations and estimated costs of a record, from its JSON and what was learnt of its media."""
-    from data_prep.estimate import picture_cost, text_cost, video_cost
+def measure(data: dict[str, Any], images: Sequence[StillImage], video: Video | None) -> Entry:
+    """Sizes, durations and estimated costs of a record, from its JSON and its probed media."""
+    from data_prep.estimate import image_cost, text_cost, video_cost
 
     trees = data.get("variants") or [data["annotations"]]
-    entry = Entry("", images=len(pictures), annotations=max(len(tree) for tree in trees))
+    entry = Entry("", images=len(images), annotations=max(len(tree) for tree in trees))
     tokens = text_cost(trees, data.get("subtitles", ()))
     crops = 0
-    if pictures:
-        visual, crops = picture_cost([(p.width, p.height) for p in pictures])
+    if images:
+        visual, crops = image_cost([(p.width, p.height) for p in images])
         tokens += visual
     if video is not None:
         start, end = data.get("clip") or (0.0, video.duration)

@@ -1,4 +1,4 @@
-"""What is in data sets of shards: counts, sizes, estimated tokens and crops, licences; as a table and a picture."""
+"""Statistics of data sets of shards: counts, sizes, estimated tokens and crops, licences; as tables and as a chart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from molmo2_nemo.data.manifest import MANIFEST, read_entries, read_head
 
 @dataclass
 class Stats:
-    """Numbers of one data set, from its manifest."""
+    """Statistics of one data set, from its manifest."""
 
     name: str
     head: dict[str, Any]
@@ -28,10 +28,10 @@ class Stats:
 
 
 def collect(folder: Path) -> Stats:
-    """Read the manifest of a data set.
+    """The statistics of a data set, from its manifest.
 
     Raises:
-        ShardError: there is none, or it is damaged.
+        ShardError: there is no manifest, or it is damaged.
     """
     head = read_head(folder / MANIFEST)
     stats = Stats(head["name"], head, sum(shard["bytes"] for shard in head["shards"]))
@@ -58,7 +58,7 @@ def tables(found: Sequence[Stats]) -> list[Any]:
         "records",
         "length",
         "MB",
-        "pictures",
+        "images",
         "videos",
         "hours",
         "annot.",

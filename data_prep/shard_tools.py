@@ -1,4 +1,4 @@
-"""Checking shards against their manifest, making good ones of damaged ones, and indexing foreign tars."""
+"""Checking shards against their manifest, repairing damaged shards, and indexing tars from other tools."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from data_prep.media import MediaError, Picture, Video, probe_picture, probe_video
+from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
 from data_prep.output import SKIPPED
 from data_prep.record_builder import measure
 from molmo2_nemo.data.manifest import MANIFEST, Entry, ShardError, read_entries, read_head, write_manifest_file
@@ -24,7 +24,7 @@ REMOVED = "removed by repair"
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong in a shard; `key` is empty when it is the shard as a whole."""
+    """Something wrong with a record, or with a shard as a whole if `key` is empty."""
 
     shard: str
     key: str
@@ -32,10 +32,10 @@ class Problem:
 
 
 def data_sets(folder: Path) -> list[Path]:
-    """`folder` itself if it is a data set, else those in it.
+    """`folder` itself if it is a data set, else the data sets in it.
 
     Raises:
-        ShardError: neither.
+        ShardError: `folder` is no data set and holds none.
     """
     if not folder.is_dir():
         raise ShardError(f"no folder at {folder}")
@@ -44,13 +44,13 @@ def data_sets(folder: Path) -> list[Path]:
     found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
     if not found:
         tars = any(folder.glob("*.tar"))
-        hint = f"it holds tars: molmo2 shards index {folder} makes them a data set" if tars else "nor do folders in it"
+        hint = f"molmo2 shards index {folder} makes its tars a data set" if tars else "nor has any folder in it"
         raise ShardError(f"{folder} has no {MANIFEST}; {hint}")
     return found
 
 
 def check(folder: Path, *, quick: bool = False, workers: int = 0) -> list[Problem]:
-    """Everything that is wrong with a data set: files, checksums, structure, every record, every picture and video.
+    """All problems of a data set: files, checksums, structure, every record, every image and video.
 
     Args:
         quick: sizes and checksums only.
@@ -105,13 +105,13 @@ def _check_shard(folder: Path, shard: dict[str, Any], entries: list[Entry], quic
 
 
 def _judged(path: Path, entries: list[Entry]) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
-    """Each entry with what is wrong with it ("" = nothing) and its members."""
+    """Each entry with its problem ("" if there is none) and its members."""
     for entry, content in read_records(path, entries):
         yield entry, record_problem(f"{path.name}:{entry.key}", entry, content), content
 
 
 def record_problem(label: str, entry: Entry, content: dict[str, bytes]) -> str:
-    """What is wrong with a record as it was read; "" when training can use it."""
+    """The problem of a record, given its members as read; "" when training can use it."""
     for member in entry.members:
         if len(content[member.suffix]) != member.size:
             return f"its member .{member.suffix} is cut off"
@@ -134,21 +134,21 @@ def look(label: str, content: dict[str, bytes]) -> Entry:
     """
     record = parse_record(label, content)
     data = load_json(label, content)
-    pictures: list[Picture] = [probe_picture(picture) for picture in record.images]
+    images: list[StillImage] = [probe_image(image) for image in record.images]
     video: Video | None = probe_video(record.video, data["video"].lower()) if record.video is not None else None
     if video is not None and record.clip is not None and record.clip[0] >= video.duration:
         raise MediaError("clip outside the video", f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s")
-    return measure(data, pictures, video)
+    return measure(data, images, video)
 
 
 def repair(folder: Path) -> list[Problem]:
-    """Write damaged shards anew without the records that cannot be used; returns those.
+    """Rewrite damaged shards without the records that cannot be used; returns the problems of those records.
 
-    The new shard has a name of its own, the manifest is replaced at once, then the old shard is removed: whenever this
-    stops, the data set is the old or the new one, and calling again is enough.
+    The new shard has a new name, the manifest is replaced atomically, and then the old shard is removed: whenever this
+    is interrupted, the data set is the old or the new one, and another call finishes the repair.
 
     Raises:
-        ShardError: nothing of the data set would be left.
+        ShardError: no record would be left.
     """
     head = read_head(folder / MANIFEST)
     shards, kept, old, lost = [], [], [], []
@@ -168,7 +168,7 @@ def repair(folder: Path) -> list[Problem]:
     if not old:
         return []
     if not shards:
-        raise ShardError(f"{folder}: no record of it can be used; nothing was changed. Prepare the data set again")
+        raise ShardError(f"{folder}: none of its records can be used; nothing was changed. Prepare the data set again")
     _replace_manifest(folder, head, shards, kept, lost)
     for path in old:
         path.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def _replace_manifest(
 
 
 def index(folder: Path, name: str | None = None) -> dict[str, Any]:
-    """Make plain webdataset tars a data set: check every record, measure it, write the manifest.
+    """Turn plain webdataset tars into a data set: check and measure every record, then write the manifest.
 
     Raises:
         DataError: no tars, a damaged one, or a record that training could not use; no manifest is written.

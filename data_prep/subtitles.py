@@ -28,11 +28,11 @@ def supervisions(recording: str, lines: Iterable[tuple[float, float, str]]) -> l
 
 
 def cut(segments: Iterable[Any], start: float, end: float) -> list[Any]:
-    """The supervisions heard between `start` and `end`, trimmed to that, their times counted from `start`."""
+    """The supervisions between `start` and `end`, trimmed to that span, with times counted from `start`."""
     heard = (s for s in segments if s.start < end and (s.end > start or s.start >= start))
     return [segment.with_offset(-start).trim(end=end - start) for segment in heard]
 
 
 def as_record(segments: Iterable[Any]) -> list[dict[str, Any]]:
-    """What a record's `subtitles` field holds."""
+    """Supervisions in the form of a record's `subtitles` field."""
     return [{"start": float(s.start), "end": float(s.end), "text": s.text} for s in segments]

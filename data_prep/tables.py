@@ -1,4 +1,4 @@
-"""Rows of a source: from the Hub, a copy of it, or files that a person fetched. One row at a time."""
+"""Rows of a source: from the Hub, a copy of it, or files downloaded by hand. One row at a time."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from data_prep import hub
 from data_prep.download import Downloader
 from data_prep.sources.base import Hub, Manual, Row, Source, SourceError, Table
 
-BATCH_ROWS = 64  # read from a parquet file at a time; a row may hold pictures
+BATCH_ROWS = 64  # read from a parquet file at a time; a row may hold images
 WHOLE_JSON_BYTES = 64 * 2**20  # larger JSON files are streamed
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
 
 
 class Tables:
-    """Reads the rows of origins below `folders` (--source), else from the Hub."""
+    """Reads the rows of a data set from files below `folders` (--source), else from the Hub."""
 
     def __init__(self, folders: tuple[Path, ...] = (), downloader: Downloader | None = None):
         self.folders, self.downloader = folders, downloader
-        self.revisions: dict[str, str] = {}  # of the Hub's repositories that rows came from
+        self.revisions: dict[str, str] = {}  # repository on the Hub -> the revision that rows were read from
 
     def check(self, source: Source) -> None:
-        """Raises SourceError when files that have to be fetched by hand are not there; the message says which."""
+        """Raises SourceError when files that must be downloaded by hand are missing; the message names them."""
         if not isinstance(source.origin, Manual):
             return
         tables = [table for table in source.origin.tables if not table.repo and not table.url]
@@ -37,7 +37,7 @@ class Tables:
         looked = ", ".join(map(str, self.folders)) or "nowhere (give a folder with --source)"
         media = f" Its media: {', '.join(source.origin.media)}." if source.origin.media else ""
         raise SourceError(
-            f"data set {source.name}: {', '.join(missing)} not found below {looked}. It has to be fetched by hand: "
+            f"data set {source.name}: {', '.join(missing)} not found below {looked}. Download by hand: "
             f"{source.origin.fetch}.{media}"
         )
 
@@ -45,10 +45,10 @@ class Tables:
         """All rows; of a parquet file only `columns`, where given.
 
         Args:
-            own: these are the rows of the source itself. Those of another repository that it asks for are looked for
-                below --source only in a folder of that repository's name.
+            own: these are the rows of the source itself. The rows of another repository are looked for below --source
+                only in a folder with that repository's name.
         Raises:
-            SourceError: a file is not there or cannot be read as what its suffix says.
+            SourceError: a file is missing, or cannot be read as the type that its suffix names.
         """
         wanted = tuple(columns)
         if isinstance(origin, Table):
@@ -66,7 +66,7 @@ class Tables:
                         yield row
 
     def count(self, origin: Hub | Manual) -> int | None:
-        """Number of rows where it is cheap to know (local parquet and line-based files), for the time left."""
+        """Number of rows, for estimating the time left; None where counting is expensive or files are not local."""
         try:
             if isinstance(origin, Manual):
                 if not all(self._paths(table) for table in origin.tables):
@@ -111,9 +111,9 @@ def read_file(path: Path, table: Table | None = None, columns: tuple[str, ...] =
     """Rows of a .parquet, .arrow, .jsonl, .json, .csv or .tsv file.
 
     Raises:
-        SourceError: not there, damaged, or of another kind; names file and line.
+        SourceError: missing, damaged, or of another type; names the file and the line.
     """
-    # A download has no suffix of its own.
+    # A cached download has no suffix.
     reader = _READERS.get(path.suffix.lower() or Path(table.path if table else "").suffix.lower())
     if reader is None:
         raise SourceError(f"{path}: rows are read from {', '.join(sorted(_READERS))} files")
@@ -123,7 +123,7 @@ def read_file(path: Path, table: Table | None = None, columns: tuple[str, ...] =
         raise
     except FileNotFoundError:
         raise SourceError(f"{path} is not there") from None
-    except Exception as error:  # of csv, json and Arrow, which have no common class
+    except Exception as error:  # csv, json and Arrow have no common error class
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise SourceError(f"{path} cannot be read: {str(error)[:300]}") from None
@@ -178,7 +178,7 @@ def _json(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _whole_json(path: Path, table: Table) -> tuple[bool, Iterable[Any]]:
-    """(whether entries are (name, value) pairs, entries)."""
+    """(whether the entries are (name, value) pairs, the entries) of a JSON file read whole."""
     data = json.loads(path.read_bytes())
     for name in table.at:
         if not isinstance(data, dict) or name not in data:
@@ -190,7 +190,7 @@ def _whole_json(path: Path, table: Table) -> tuple[bool, Iterable[Any]]:
 
 
 def _streamed_json(path: Path, table: Table) -> tuple[bool, Iterable[Any]]:
-    """As `_whole_json`, one entry at a time."""
+    """(whether the entries are (name, value) pairs, the entries) of a JSON file, streamed one entry at a time."""
     import ijson
 
     place, there = ".".join(table.at), []

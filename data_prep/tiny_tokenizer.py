@@ -2,10 +2,9 @@
 
     python data_prep/tiny_tokenizer.py [output folder]
 
-It is trained on the text below: what prompts, captions and point tags of the demo look like. The result depends on
-nothing else, so running it again writes the same bytes. The vocabulary is fixed once checkpoints exist; changing the
-text
-changes every id, so do it only together with new checkpoints.
+It is trained on the texts in this file, which resemble the prompts, captions and point tags of the demo. The result
+depends on nothing else, so every run writes the same bytes. The vocabulary is fixed once checkpoints exist; changing
+the texts changes every id, so do it only together with new checkpoints.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from molmo2_nemo.errors import UserError
 
 ENTRIES = 1024  # base embedding rows of the `tiny` preset
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Words with their leading space or sign, single digits, runs of signs, line ends, blanks.
+# Words with their leading space or sign, single digits, runs of punctuation, line ends, spaces.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -115,7 +114,7 @@ Between the city and the river there was once a small place where many families 
 
 
 def corpus() -> list[str]:
-    """Lines to learn from; the tags and prompts count double, as they are what the demo mostly trains on."""
+    """Training lines; tags and prompts are included twice, as the demo mostly trains on them."""
     lines = [*CAPTIONS.splitlines(), *PROMPTS.splitlines(), *ANSWERS.splitlines(), *TEXTS.splitlines()]
     lines += PROMPTS.splitlines() + ANSWERS.splitlines()
     return [line + "\n" for line in lines if line]

@@ -18,11 +18,11 @@ TAIL = 1.0  # seconds kept after a clip, so that its last frame is there whateve
 
 
 def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
-    """The packets of a clip from the key frame before it, as they are; the clip's times in the new file.
+    """A video with only the packets of a clip, from the key frame before it on, and the clip's times in the new video.
 
-    The frames shown in the clip are the same, bit by bit (a moment that falls exactly between two frames may be rounded
-    to the other one, since times are shifted). Returns the video unchanged where an mp4 cannot hold its
-    packets, or when the cut would not be smaller.
+    The frames shown in the clip are the same, bit by bit (a time exactly between two frames may be rounded to the other
+    one, since times are shifted). Returns the video unchanged where an mp4 cannot hold its packets, or when the cut
+    would not be smaller.
 
     Raises:
         MediaError: the cut file cannot be read.
@@ -58,7 +58,7 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
 
 
 def _key_before(source: Any, stream: Any, seconds: float) -> int:
-    """Time stamp of the last key frame that is shown at or before `seconds` of the stream's clock."""
+    """Timestamp of the last key frame that is shown at or before `seconds` on the stream's clock."""
     keys = [p.pts for p in source.demux(stream) if p.is_keyframe and p.pts is not None and p.size]
     before = [pts for pts in keys if float(pts * stream.time_base) <= seconds + 1e-6]
     if not keys:
@@ -67,7 +67,8 @@ def _key_before(source: Any, stream: Any, seconds: float) -> int:
 
 
 def reencode(video: Video, clip: Clip | None, height: int, fps: float, *, cut: bool) -> tuple[Video, Clip | None]:
-    """H.264 with at most `height` lines and `fps` frames per second; unchanged where it is neither higher nor faster.
+    """H.264 with at most `height` lines and `fps` frames per second; unchanged where it has neither more lines nor more
+    frames per second.
 
     Args:
         cut: keep only the clip; its times then begin with 0.

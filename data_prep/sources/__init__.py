@@ -1,4 +1,4 @@
-"""Every data set that `molmo2 prepare` knows. Modules are listed here and imported only when a source is looked up."""
+"""Every data set that `molmo2 prepare` knows. Modules are listed here, and imported only when a source is looked up."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def all_sources() -> dict[str, Source]:
 
 
 def find_source(name: str) -> Source:
-    """The source of that name, or of that name in the released mixture.
+    """The source with that name, or with that name in the released mixture.
 
     Raises:
-        UserError: there is none; names the nearest.
+        UserError: there is none; the message suggests the nearest name.
     """
     from molmo2_nemo.errors import UserError, nearest
 

@@ -1,8 +1,8 @@
-"""What a source is: a small declarative module that says where a data set comes from and what its rows mean.
+"""The interface of sources: small declarative modules that say where a data set comes from and what its rows mean.
 
-The framework (data_prep/) loads and checks the rows, fetches or finds the media, probes them, writes the shards, counts
-and reports. A source does none of that: it opens no file, downloads nothing, imports nothing heavy. It maps rows to
-`Sample`s and says with a `Skip` what it leaves out and why.
+The framework (data_prep/) loads and checks the rows, finds or fetches the media, probes them, writes the shards, counts
+and reports. A source does none of that: it opens no file, downloads nothing and imports nothing heavy. It maps rows to
+`Sample`s, and reports with a `Skip` what it leaves out and why.
 
 A module below data_prep/sources/ holds `SOURCES: tuple[Source, ...]` and is listed in data_prep/sources/__init__.py:
 
@@ -36,14 +36,14 @@ A module below data_prep/sources/ holds `SOURCES: tuple[Source, ...]` and is lis
     )
 
 Rules
-- Keys are unique in the data set. Any text will do; the framework makes member names of them (`member_key`).
+- Keys are unique in the data set. Any text will do; the framework turns them into member names (`member_key`).
 - One `Sample` is one visual input with all its annotations (a message tree). Media are stored once.
-- Where the published loader decides anew at every access (which transcript, point or point_count), give `variants`:
+- Where the published loader draws at every access (which transcript, point or point_count), give `variants`:
   the lists of annotations of which training draws one per access, and `variant_weights` if not all are equally likely.
 - Several annotations in one conversation (multi-turn) are one annotation {"style": ..., "turns": [annotation, ...]}:
   `shapes.turns`.
 - `clip` and `subtitles` are in seconds of the whole video; the framework cuts subtitles to the clip and counts them
-  from its start. Timestamps of points are seconds from the start of the clip already.
+  from its start. Timestamps of points, however, are seconds from the start of the clip.
 - Annotations are those of molmo2_nemo/data/prompts.py; make them with data_prep/sources/shapes.py.
 - The mixture counts `records * counts_as` as the length of the data set.
 
@@ -61,6 +61,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.sources.grouping import grouped_on_disk
 from data_prep.sources.references import (  # noqa: F401 - part of what sources import from here
+    ArchiveMember,
     Cut,
     File,
     FirstOf,
@@ -69,10 +70,9 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     Inline,
     Lettered,
     Media,
-    Member,
     Prepared,
     Url,
-    picture,
+    column_media,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
 from molmo2_nemo.data.annotations import read_annotation
@@ -84,13 +84,13 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 AnnotationJson = dict[
     str, Any
-]  # as a record has it on disk; `shapes.py` writes them, molmo2_nemo/data/annotations.py reads
+]  # as stored in a record; written by `shapes.py`, read by molmo2_nemo/data/annotations.py
 GROUP_ROWS_IN_MEMORY = 50_000  # more rows than this are grouped on disk
-STOP_AFTER_BAD_ROWS = 20  # when all of the first rows are bad the schema is, not the rows
+STOP_AFTER_BAD_ROWS = 20  # if this many first rows are all bad, the schema has changed
 
 
 class SourceError(DataError):
-    """A data set cannot be prepared as a whole: its rows are not what the source expects, or something is missing."""
+    """A whole data set cannot be prepared: its rows are not what the source expects, or files are missing."""
 
 
 # --- what a source yields --------------------------------------------------------------------------------------------
@@ -98,9 +98,9 @@ class SourceError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One record to be: a visual input (pictures, or one video, or nothing) and its annotations.
+    """One future record: a visual input (images, one video, or nothing) and its annotations.
 
-    Either `annotations`, or `variants`: lists of annotations of which every access in training draws one.
+    Set either `annotations` or `variants`, which are lists of annotations; every access in training draws one of them.
     """
 
     key: str
@@ -108,25 +108,25 @@ class Sample:
     images: Sequence[Media] = ()
     video: Media | None = None
     clip: tuple[float, float] | None = None  # seconds of the video
-    # (start, end, text), seconds of the whole video; a text without times is shown as it is
+    # (start, end, text) in seconds of the whole video; a text without times is shown as it is
     subtitles: Sequence[tuple[float, float, str]] | str = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
-    weight_factor: float | None = None  # multiplies the loss weights of every answer, whatever rule makes them
+    weight_factor: float | None = None  # a factor on the loss weight of every answer
     variants: Sequence[Sequence[AnnotationJson]] = ()
     variant_weights: Sequence[float] | None = None
 
     def trees(self) -> Sequence[Sequence[AnnotationJson]]:
-        """Every list of annotations that training may see."""
+        """Every list of annotations that training may draw."""
         return self.variants or (self.annotations,)
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Something that is left out: a row, one annotation of a sample (`key#3`), or a whole sample."""
+    """A row, an annotation of a sample (`key#3`), or a whole sample that is left out."""
 
     key: str
-    reason: str  # a few fixed words, they are counted
+    reason: str  # a few fixed words, as reasons are counted
     detail: str = ""
 
 
@@ -145,17 +145,17 @@ class Hub:
     split: str = "train"
     revision: str | None = None
     columns: tuple[str, ...] = ()  # () = those of the source's `fields`
-    media: str = ""  # words: which media must lie below --source, and where they come from; "" = nothing
+    media: str = ""  # in words: which media must be below --source, and where to get them; "" = none
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """A file of rows below --source: .json, .jsonl, .csv, .tsv, .parquet, .arrow or .txt. The path may be a glob.
 
-    `at` descends into a JSON object first; a JSON object in place of a list gives one row per entry, whose name is put
-    into the row under `key` (an entry that is not an object itself comes as {key: name, "value": entry}). In a .jsonl
-    whose lines are lists the first one names the columns. A .txt gives a row {"line": text} per line that is not empty.
-    Every row gets `__table__`, the path relative to --source.
+    `at` first descends into a JSON object. A JSON object in place of a list gives one row per entry, with the entry's
+    name under `key` (an entry that is not an object itself becomes {key: name, "value": entry}). In a .jsonl whose
+    lines are lists, the first line names the columns. A .txt gives a row {"line": text} per non-empty line. Every row
+    gets `__table__`, the path relative to --source.
 
     With `repo` (a Hugging Face data set repository that holds it at `path`) or `url` (https) a file that is not below
     --source is fetched.
@@ -172,7 +172,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Manual:
-    """Something a person has to fetch (a form to sign, a site to log in to)."""
+    """A data set that must be downloaded by hand (a form to sign, a site to log in to)."""
 
     fetch: str  # in words: what, from where
     tables: tuple[Table, ...]  # their rows are concatenated in this order
@@ -184,26 +184,26 @@ Origin = Hub | Manual
 
 @dataclass(frozen=True)
 class Source:
-    """One data set of the mixture. See the module's text."""
+    """One data set of the mixture; the docstring of this module explains how to write one."""
 
     name: str  # the folder of shards, and the name in conf/data/
     mixes: Mapping[str, str]  # stage ("pretrain", "sft") -> group of the mixture; {} = in no published mixture
-    kind: str  # for people: "image, question and answer"
+    kind: str  # description for users: "image, question and answer"
     origin: Origin
     licence: str  # of the annotations, and what is known of the media
     fields: Mapping[str, Any]  # column -> type, see data_prep/sources/schema.py; others are not read
     records: Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
     counts_as: int = 1  # examples of the mixture per record
-    published_as: str | None = None  # the name in the released mixture, where it is another one
+    published_as: str | None = None  # the name in the released mixture, where it differs
     resolvable: bool = True  # False: the released registry does not know `published_as` (or `name`)
-    notes: str = ""  # for people: filters, and what differs from the published loader
+    notes: str = ""  # for users: filters, and differences from the published loader
 
 
 # --- what a source may ask for ---------------------------------------------------------------------------------------
 
 
 class Context:
-    """What `records` gets besides rows: randomness, grouping, and other tables."""
+    """What `Source.records` gets besides its rows: randomness, grouping, and other tables."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ class Context:
         tables: Mapping[str, Sequence[Row]] | None = None,
         prepared: Mapping[str, int] | None = None,
     ) -> Context:
-        """A context whose other tables are given: by path for a `Table`, by repo for a `Hub`."""
+        """A context with the given contents of other tables: by path for a `Table`, by repo for a `Hub`."""
         known = dict(tables or {})
         sizes = dict(prepared or {})
         return cls(
@@ -239,7 +239,7 @@ class Context:
         )
 
     def rng(self, key: str) -> np.random.Generator:
-        """A generator that depends on the seed, the source and `key` only."""
+        """A generator that depends only on the seed, the source and `key`."""
         import numpy as np
 
         from molmo2_nemo.data.mixture import stable_key
@@ -247,20 +247,20 @@ class Context:
         return np.random.Generator(np.random.Philox(key=stable_key("prepare", self.seed, self.source, key)))
 
     def rows(self, table: Hub | Table) -> Iterator[Row]:
-        """Rows of another table: answers kept apart from questions, keys that are held out. Not schema-checked."""
+        """Rows of another table, such as answers in a separate file or keys to hold out. Not schema-checked."""
         if self._tables is None:
             raise SourceError(f"{self.source}: no other table can be read here ({table})")
         yield from self._tables(table)
 
     def prepared(self, name: str) -> int:
-        """How many records the data set `name`, prepared beside this one, has; 0 if it is not there."""
+        """Number of records of the data set `name`, prepared beside this one; 0 if it does not exist."""
         return self._prepared(name) if self._prepared is not None else 0
 
     def grouped(self, rows: Iterable[Row], key: str | Callable[[Row], str]) -> Iterator[tuple[str, list[Row]]]:
         """(key, its rows in order) for every key, in order of first appearance.
 
-        Keys are compared as text. Memory is bounded by `GROUP_ROWS_IN_MEMORY` rows and the largest group: what is more
-        goes through a temporary database on disk.
+        Keys are compared as text. Memory is bounded by `GROUP_ROWS_IN_MEMORY` rows and the largest group; further rows
+        go through a temporary database on disk.
         """
         get = (lambda row: row[key]) if isinstance(key, str) else key
         held: dict[str, list[Row]] = {}
@@ -283,12 +283,12 @@ class Context:
 
 
 def convert(source: Source, rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
-    """Rows -> what the source makes of them, checked: schema, unique keys, fields of every annotation.
+    """Convert rows to samples and check them: schema, unique keys, fields of every annotation.
 
-    Bad rows and bad samples become `Skip`s. Order is the source's.
+    Bad rows and bad samples become `Skip`s. The order is the source's.
 
     Raises:
-        SourceError: the first rows are all bad (the schema is another one; the message names the field).
+        SourceError: the first rows are all bad, so the schema has changed; the message names the field.
     """
     skipped: list[Skip] = []
     seen: set[int] = set()
@@ -325,14 +325,14 @@ def _checked_rows(source: Source, rows: Iterable[Row], skipped: list[Skip]) -> I
         name = fields.most_common(1)[0][0]
         raise SourceError(
             f"data set {source.name}: none of its first {sum(fields.values())} rows fits; "
-            f"field {name!r}: {details[name]}. Expected are the columns {', '.join(source.fields)}"
+            f"field {name!r}: {details[name]}. The expected columns are {', '.join(source.fields)}"
         )
 
 
 def sample_problem(sample: Sample) -> str:
-    """What is wrong with a sample; "" when nothing is."""
+    """The problem of a sample; "" when there is none."""
     if sample.images and sample.video is not None:
-        return "both pictures and a video"
+        return "both images and a video"
     if bool(sample.annotations) == bool(sample.variants):
         return "neither annotations nor variants" if not sample.variants else "annotations and variants"
     if sample.variant_weights is not None and len(sample.variant_weights) != len(sample.variants):

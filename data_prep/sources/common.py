@@ -1,4 +1,4 @@
-"""What several source modules do with rows: collect branches, hold out images, name files, read coordinates."""
+"""Helpers for several source modules: collecting branches, holding out images, naming files, reading coordinates."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 from data_prep.sources import shapes
 from data_prep.sources.base import AnnotationJson, Context, File, FirstOf, Media, Sample, Skip, Url
-from data_prep.sources.schema import OneOf, maybe, number, one_of
+from data_prep.sources.schema import AnyOf, maybe, number, one_of
 
 T = TypeVar("T")
-# Points as parquet readers give them: a list of points, or (older `datasets` sequences) a list of x and one of y.
+# Points as parquet readers return them: a list of points, or (older `datasets` sequences) a list of x and one of y.
 COORDINATES = one_of([{"x": number, "y": number}], {"x": [number], "y": [number]})
 DIFFERENT_LENGTHS = "lists of different lengths"
 
 
 def tree(key: str, branches: Iterable[AnnotationJson | Skip], images: Sequence[Media]) -> Iterator[Sample | Skip]:
-    """The skips as they come, then one sample with the annotations that are left; no sample without any."""
+    """The skips among the branches, then one sample with the annotations; no sample if there is no annotation."""
     kept: list[AnnotationJson] = []
     for branch in branches:
         if isinstance(branch, Skip):
@@ -40,7 +40,7 @@ def questions(
 ) -> Iterator[AnnotationJson | Skip]:
     """Question-and-answer branches from parallel lists; an entry of `answers` may be a list of answers.
 
-    With `no_pointing`, questions that ask for a number get training's request not to point.
+    With `no_pointing`, questions that ask for a number are marked, so that training adds a request not to point.
     """
     if len(asked) != len(answers) or (explanations is not None and len(explanations) != len(asked)):
         yield Skip(key, DIFFERENT_LENGTHS)
@@ -56,7 +56,7 @@ def questions(
 
 
 def answer_text(answer: Any) -> str | list[str]:
-    """An answer as training takes it: text, or a list of several without the empty ones; "" if nothing is left."""
+    """An answer as training takes it: a text, or a list of the non-empty ones of several; "" if none is left."""
     if isinstance(answer, (list, tuple)):
         return [text for text in map(_text, answer) if text.strip()] or ""
     text = _text(answer)
@@ -74,7 +74,7 @@ def hold_out(
 
     Which ones depends on the seed, `name` and the keys only, not on their order: data sets that share images hold out
     the same ones by using the same name. Of fewer than `count * smallest_share` pairs, one in `smallest_share` is held
-    out. Holds `count` pairs in memory.
+    out. At most `count` pairs are kept in memory.
     """
     from molmo2_nemo.data.mixture import stable_key
 
@@ -101,7 +101,7 @@ def url_hash(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()
 
 
-def pairs(*names: str) -> OneOf:
+def pairs(*names: str) -> AnyOf:
     """The type of question-and-answer columns: an object of parallel lists, or a list of objects."""
     return one_of({name: [maybe(str)] for name in names}, [{name: maybe(str) for name in names}])
 
@@ -113,12 +113,12 @@ def parallel(value: Any, *names: str) -> list[list[Any]]:
 
 
 def web_image(url: str, sha256: str | None = None) -> FirstOf:
-    """An image of the web: `pixmo_images/HASH` below --source, which outlives the link, or else fetched."""
+    """An image from the web: `pixmo_images/HASH` below --source, in case the link is dead, else downloaded."""
     return FirstOf(File(f"pixmo_images/{url_hash(url)}"), Url(url, sha256))
 
 
 def local(path: str) -> File:
-    """A file below --source: the published relative path, or any end of it that still has a folder.
+    """A file below --source: the published relative path, or any tail of it that still has a folder.
 
     `images/coco/train2014/x.jpg` is also found as `coco/train2014/x.jpg` and `train2014/x.jpg`.
     """

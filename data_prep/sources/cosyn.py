@@ -1,17 +1,17 @@
-"""CoSyn and Molmo2-SynMultiImageQA: pictures rendered by code, with questions, explanations and points."""
+"""CoSyn and Molmo2-SynMultiImageQA: images rendered by code, with questions, explanations and points."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
 from data_prep.sources import shapes
-from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, maybe, picture
+from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, column_media, maybe
 from data_prep.sources.common import COORDINATES, DIFFERENT_LENGTHS, coordinates, pairs, parallel, questions, tree
 from data_prep.sources.schema import image
 
 LICENCE = "ODC-BY 1.0; images are synthetic"
 MAX_IMAGES = 5
-# circuit and graphic are left out of the published mixture for their quality, nutrition is kept for evaluation.
+# The published mixture omits circuit and graphic for their quality, and keeps nutrition for evaluation.
 EXPLAINED = ("chart", "chemical", "diagram", "math", "music", "table")
 MULTIDOC = ("chart", "chemical", "diagram", "doc", "music", "table")
 
@@ -27,7 +27,7 @@ def _questions(key: str, row: Row, style: str, explained: bool) -> Iterator[Anno
 def _single(style: str, explained: bool) -> Records:
     def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         for row in rows:
-            yield from tree(row["id"], _questions(row["id"], row, style, explained), [picture(row["image"])])
+            yield from tree(row["id"], _questions(row["id"], row, style, explained), [column_media(row["image"])])
 
     return records
 
@@ -38,15 +38,15 @@ def _several(style: str) -> Records:
             if row["metadata"]["num_images"] > MAX_IMAGES:
                 yield Skip(row["id"], f"more than {MAX_IMAGES} images", str(row["metadata"]["num_images"]))
                 continue
-            pictures = [picture(value) for value in row["images"]]
-            yield from tree(row["id"], _questions(row["id"], row, style, explained=True), pictures)
+            images = [column_media(value) for value in row["images"]]
+            yield from tree(row["id"], _questions(row["id"], row, style, explained=True), images)
 
     return records
 
 
 def _points(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
     for row in rows:
-        yield from tree(row["id"], _pointed(row), [picture(row["image"])])
+        yield from tree(row["id"], _pointed(row), [column_media(row["image"])])
 
 
 def _pointed(row: Row) -> Iterator[AnnotationJson | Skip]:

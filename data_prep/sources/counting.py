@@ -1,14 +1,14 @@
-"""Does a question ask for a number of things? Such questions of PixMo carry a request not to point (Molmo2's data).
+"""Whether a question asks for a number of things. Molmo2's data add a request not to point to such questions of PixMo.
 
-Conservative: it rather finds too many. Quantities that nobody points at are left out: time, length, money, speed,
-volume, weight, comparisons.
+The test prefers false positives. Quantities that cannot be pointed at are excluded: time, length, money, speed, volume,
+weight, comparisons.
 """
 
 from __future__ import annotations
 
 import re
 
-# A counted word that starts like one of these is a quantity.
+# A counted word that starts with one of these is a quantity.
 QUANTITIES = (
     *("year", "month", "week", "days", "hour", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds"),
     *("meters", "metres", "kilometers", "centimeters", "millimeters", "decimeters", "nanometers", "micrometers"),

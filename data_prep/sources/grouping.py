@@ -1,4 +1,4 @@
-"""Grouping rows on disk: what `Context.grouped` does when there are more rows than should be held."""
+"""Grouping rows on disk, for `Context.grouped` when there are too many rows to hold in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def grouped_on_disk(
     """(key, its rows in order) in order of first appearance, through a temporary database below `scratch`.
 
     Args:
-        held: rows that were read before `rows`, by key; emptied.
+        held: rows that were read before `rows`, by key; emptied here.
         get: the key of a row.
     """
     if scratch is not None:

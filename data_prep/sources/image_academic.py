@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from data_prep.sources import shapes
-from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, maybe, picture
+from data_prep.sources.base import AnnotationJson, Context, Hub, Row, Sample, Skip, Source, column_media, maybe
 from data_prep.sources.common import answer_text, local, questions, tree
 from data_prep.sources.schema import image, one_of
 
@@ -37,7 +37,7 @@ def _message_list(style: str) -> Records:
 
 
 def _answers(message: Mapping[str, Any]) -> Any:
-    """Several answers of annotators, or the one of sets that have one."""
+    """The answers of several annotators, or the single answer."""
     several = message.get("answers")
     return several if several is not None else message.get("answer")
 
@@ -73,7 +73,7 @@ def _one_of_the_choices(key: str, message: Row) -> AnnotationJson | Skip:
 
 # --- one row, one question -------------------------------------------------------------------------------------------
 
-# Questions by people and by programs, of 28,299; the weights make both kinds count alike in sum.
+# Questions by people and by programs, of 28,299; the weights make both kinds contribute equally in sum.
 HUMAN, MACHINE = 7398, 20901
 CHART_WEIGHTS = {0: 2 * MACHINE / (HUMAN + MACHINE), 1: 2 * HUMAN / (HUMAN + MACHINE)}
 
@@ -86,7 +86,7 @@ def _chart_qa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             continue
         made = shapes.qa(row["query"], answers, "chart_qa")
         factor = CHART_WEIGHTS[row["human_or_machine"]]
-        yield Sample(key, [made], images=[picture(row["image"])], weight_factor=factor)
+        yield Sample(key, [made], images=[column_media(row["image"])], weight_factor=factor)
 
 
 def _science_qa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
@@ -97,11 +97,11 @@ def _science_qa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             continue
         question = f"{row['hint']}\n{row['question']}" if row.get("hint") else row["question"]
         made = shapes.choice(question, row["choices"], row["answer"], "science_qa")
-        yield Sample(key, [made], images=[picture(row["image"])])
+        yield Sample(key, [made], images=[column_media(row["image"])])
 
 
 def _message_source(name: str, repo: str, style: str, media: str, licence: str) -> Source:
-    """A set of allenai's with `message_list`; its training part is the configuration `train`."""
+    """A data set of allenai with a `message_list`; its training part is the configuration `train`."""
     messages = [{"question": str, "answers": maybe([maybe(str)]), "answer": maybe(one_of(str, int))}]
     return Source(
         name=name,

@@ -1,4 +1,4 @@
-"""Academic image sets that a person fetches: documents, scene text, diagrams, rendered charts and tables."""
+"""Academic image sets to download by hand: documents, scene text, diagrams, rendered charts and tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RRC = "https://rrc.cvc.uab.es"
 
 
 def _numpy_order(count: int, seed: int) -> list[int]:
-    """0 .. count-1 as NumPy's legacy generator shuffles a list of that length: how published splits were made."""
+    """0 .. count-1 as shuffled by NumPy's legacy generator, which the published splits were made with."""
     import numpy as np
 
     order = list(range(count))
@@ -142,9 +142,9 @@ def _boxes(found: Sequence[Any]) -> Boxes:
 
 
 def ai2d_choice(row: Row, letters: set[str]) -> AnnotationJson:
-    """The choice of a question. Options `{}` are none, and of equal options one stays.
+    """The multiple-choice annotation of a question. Options `{}` are dropped, and equal options are merged.
 
-    Where all options but at most one are letters in the picture, they stand without further names.
+    Where all options but at most one are letters in the image, they get no further labels.
 
     Raises:
         DataError: the right answer is not among the options.
@@ -188,7 +188,7 @@ def _by_image(image: str, question: str, style: str, path: str) -> Records:
 def _rrc(
     name: str, fetch: str, table: str, media: str, more: dict[str, Any], records: Records, notes: str = ""
 ) -> Source:
-    """A challenge of the Robust Reading Competition: a JSON file with `data`, and pictures."""
+    """A challenge of the Robust Reading Competition: a JSON file with `data`, and its images."""
     return Source(
         name=name,
         mixes=MIX,

@@ -1,4 +1,4 @@
-"""Several pictures in one sample: Molmo2-MultiImageQA, points in several pictures, Mantis-Instruct."""
+"""Several images in one sample: Molmo2-MultiImageQA, points in several images, Mantis-Instruct."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 from data_prep.sources import shapes
 from data_prep.sources.base import (
     AnnotationJson,
+    ArchiveMember,
     Context,
     File,
     FirstOf,
     Hub,
     HubFile,
     Media,
-    Member,
     Row,
     Sample,
     Skip,
@@ -37,7 +37,7 @@ from data_prep.sources.pixmo import NO_POINTING_NOTE
 Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
 
 MAX_IMAGES = 5
-SEES_FIVE = f"Training reads the first {MAX_IMAGES} pictures of a sample."
+SEES_FIVE = f"Training reads the first {MAX_IMAGES} images of a sample."
 
 # --- Molmo2-MultiImageQA ---------------------------------------------------------------------------------------------
 
@@ -53,7 +53,7 @@ def _human_questions(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Ski
         yield from tree(key, branches, [web_image(url) for url in urls])
 
 
-# --- points in several pictures --------------------------------------------------------------------------------------
+# --- points in several images --------------------------------------------------------------------------------------
 
 POINT_STYLES = ("multi_image_pointing", "multi_image_point_then_count")
 PIXMO_URLS = Hub("allenai/pixmo-points", columns=("image_url",))
@@ -66,12 +66,12 @@ def _multi_points(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         if not len(row["images"]) == len(row["labels"]) == len(row["normalized_labels"]) == len(row["points"]):
             yield Skip(key, DIFFERENT_LENGTHS)
             continue
-        pictures = [_pixmo_picture(path, urls) for path in row["images"]]
+        images = [_pixmo_image(path, urls) for path in row["images"]]
         variants = [[annotation] for annotation in multi_image_annotations(row)]
-        yield Sample(key, images=pictures, variants=variants)
+        yield Sample(key, images=images, variants=variants)
 
 
-def _pixmo_picture(path: str, urls: dict[str, str]) -> Media:
+def _pixmo_image(path: str, urls: dict[str, str]) -> Media:
     """The web image whose file `pixmo_images/HASH` the row names."""
     name = PurePosixPath(path).name
     return web_image(urls[name]) if name in urls else File(path)
@@ -80,8 +80,8 @@ def _pixmo_picture(path: str, urls: dict[str, str]) -> Media:
 def multi_image_annotations(row: Row) -> list[AnnotationJson]:
     """One annotation for each normalized label and style; training draws one per access.
 
-    Every picture has one label. Pictures with the same normalized label count as showing the same thing; it is called
-    by the label of the first of them.
+    Every image has one label. Images with the same normalized label count as showing the same thing, which gets the
+    label of the first of them.
     """
     found: dict[str, str] = {}
     for normalized, label in zip(row["normalized_labels"], row["labels"], strict=True):
@@ -107,16 +107,16 @@ def _mantis(name: str) -> Records:
             if len(row["images"]) < 2:
                 yield Skip(key, "a single image", str(row["example_id"]))
                 continue
-            pictures = [_mantis_picture(path, archive) for path in row["images"]]
-            yield from tree(key, _mantis_choices(key, row), pictures)
+            images = [_mantis_image(path, archive) for path in row["images"]]
+            yield from tree(key, _mantis_choices(key, row), images)
 
     return records
 
 
-def _mantis_picture(path: str, archive: HubFile) -> Media:
+def _mantis_image(path: str, archive: HubFile) -> Media:
     """`mantis-instruct/NAME/train_images/REST` below --source, or the member REST of the archive."""
     rest = path.split("train_images/", 1)[-1]
-    return FirstOf(File(path), Member(archive, rest))
+    return FirstOf(File(path), ArchiveMember(archive, rest))
 
 
 def _mantis_choices(key: str, row: Row) -> Iterator[AnnotationJson | Skip]:

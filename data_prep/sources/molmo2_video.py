@@ -51,7 +51,7 @@ KOALA = Table("koala_meta/*.json", key="field")  # one object per file; `url` na
 
 
 def koala_names(ctx: Context) -> dict[str, str]:
-    """YouTube id -> what Koala-36M calls the video; empty where koala_meta.zip was not unpacked."""
+    """YouTube id -> the name of the video in Koala-36M; empty where koala_meta.zip was not unpacked."""
     names: dict[str, str] = {}
     try:
         for row in ctx.rows(KOALA):
@@ -63,7 +63,7 @@ def koala_names(ctx: Context) -> dict[str, str]:
 
 
 def caption_video(video_id: str, koala: str | None = None) -> File:
-    """A video of Molmo2-Cap by its id, in every folder where the published loader looks, or flat."""
+    """A video of Molmo2-Cap by its id, in any of the folders of the published loader, or directly below --source."""
     llava = [f"LLaVA-Video-178K/{s}_academic_v0_1/academic_source/activitynet/v_{video_id}" for s in _LLAVA_SPANS]
     youtube = "LLaVA-Video-178K/{}_youtube_v0_1/liwei_youtube_videos/videos/{}"
     llava += [youtube.format(s, f"youtube_video_2024/ytb_{video_id}") for s in _LLAVA_SPANS]
@@ -101,7 +101,7 @@ def _seen(rows: list[Row]) -> dict[str, Any]:
 
 
 def _heard(rows: list[Row]) -> dict[str, Any]:
-    """All rows of a video carry the same subtitles; those of the first are taken."""
+    """The subtitles of a video. All of its rows carry the same ones, so those of the first row are used."""
     return {**_seen(rows), "subtitles": all_lines(rows[0]["subtitle"])}
 
 

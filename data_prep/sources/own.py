@@ -1,4 +1,4 @@
-"""A person's own data: a JSONL file that names pictures and videos.
+"""A user's own data: a JSONL file that names images and videos.
 
 One line is one record. The short forms
 
@@ -7,7 +7,7 @@ One line is one record. The short forms
     {"video": "clip.mp4", "question": "What happens?", "answer": "A rabbit yawns."}
     {"messages": ["What is 2 + 2?", "4"]}
 
-stand for the full one, whose `annotations` share one visual input (a message tree):
+are equivalent to the full form, whose `annotations` share one visual input (a message tree):
 
     {"images": ["a.jpg", "b.png"], "annotations": [{"style": "user_qa", "question": "...", "answer": "..."}, ...]}
 
@@ -47,7 +47,7 @@ def own_source(path: Path, name: str) -> Source:
 
 
 def read_lines(path: Path) -> Iterator[Row]:
-    """The lines that are not empty, unparsed: one that cannot be parsed spoils no other."""
+    """The non-empty lines, unparsed, so that a malformed line does not affect the others."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -66,20 +66,20 @@ def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
 
 
 def entry_sample(entry: dict[str, Any], key: str) -> Sample:
-    """One entry (see the module's text) as a sample; `key` is for entries that have none.
+    """The sample of one JSONL entry; `key` is used for entries without a key of their own.
 
     Raises:
-        DataError: what is wrong with the entry.
+        DataError: the entry is invalid; the message says why.
     """
     unknown = sorted(set(entry) - KNOWN)
     if unknown:
         raise DataError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
     key = entry.get("key", key)
     if not isinstance(key, str) or not key:
-        raise DataError(f"key must be a text that is not empty, not {key!r}")
-    pictures = entry.get("images", [entry["image"]] if "image" in entry else [])
-    if not isinstance(pictures, list) or ("image" in entry and "images" in entry):
-        raise DataError(f"images must be a list of paths (image is for a single one), not {pictures!r}")
+        raise DataError(f"key must be a non-empty string, not {key!r}")
+    images = entry.get("images", [entry["image"]] if "image" in entry else [])
+    if not isinstance(images, list) or ("image" in entry and "images" in entry):
+        raise DataError(f"images must be a list of paths (image is for a single one), not {images!r}")
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
         raise DataError(f"sampling must be an object, not {sampling!r}")
@@ -87,7 +87,7 @@ def entry_sample(entry: dict[str, Any], key: str) -> Sample:
     return Sample(
         key,
         () if variants else _annotations(entry),
-        images=[_medium(path, IMAGE_SUFFIXES) for path in pictures],
+        images=[_medium(path, IMAGE_SUFFIXES) for path in images],
         video=_medium(entry["video"], VIDEO_SUFFIXES) if "video" in entry else None,
         clip=_clip(entry.get("clip")),
         subtitles=_subtitles(entry.get("subtitles", [])),
@@ -113,7 +113,7 @@ def _annotations(entry: dict[str, Any]) -> list[dict[str, Any]]:
     if "messages" in entry:
         full.append({"style": "text_sft", "messages": entry["messages"]})
     if not full:
-        raise DataError("nothing to learn: give caption, question and answer, messages, or annotations")
+        raise DataError("nothing to train on: give caption, question and answer, messages, or annotations")
     return full
 
 
@@ -125,13 +125,13 @@ def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
     if not ok:
         raise DataError(f"variants must be a list of lists of annotations, not {variants!r}")
     if variants and any(name in entry for name in ("annotations", "caption", "question", "messages")):
-        raise DataError("variants stand in place of annotations, caption, question and messages; give one of them")
+        raise DataError("variants replace annotations, caption, question and messages; give only one of these")
     return variants
 
 
 def _medium(path: Any, allowed: frozenset[str]) -> Media:
     if not isinstance(path, str) or not path:
-        raise DataError(f"a path must be a text, not {path!r}")
+        raise DataError(f"a path must be a string, not {path!r}")
     if "://" in path:
         if not path.startswith("https://"):
             raise DataError(f"{path}: only https addresses are fetched")

@@ -1,6 +1,6 @@
 """PixMo: captions, pointing, counting, questions about web images (Deitke et al. 2024).
 
-Images are fetched by URL, if they are not below --source as the official downloader leaves them (pixmo_images/HASH).
+Images are fetched by URL unless they are below --source as stored by the official downloader (pixmo_images/HASH).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from data_prep.sources.base import AnnotationJson, Context, FirstOf, Hub, Row, S
 from data_prep.sources.common import COORDINATES, coordinates, hold_out, questions, tree, web_image
 from molmo2_nemo.errors import DataError
 
-HELD_OUT = 2048  # images of each set that the published loader keeps for validation
-MAX_POINTS = 60  # of one label, and of all labels of one sample
+HELD_OUT = 2048  # images of each data set that the published loader holds out for validation
+MAX_POINTS = 60  # per label, and for all labels of one sample together
 MODES = ("point_count", "pointing")
 LICENCE = "ODC-BY 1.0; each image has the licence of its site"
 HELD_OUT_NOTE = (
@@ -31,7 +31,7 @@ Records = Callable[[Iterable[Row], Context], Iterator[Sample | Skip]]
 
 
 def _numbered(rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
-    """Rows with their place as key: an image may come twice, and the published loader keeps both."""
+    """Rows with their position as key: an image may occur twice, and the published loader keeps both."""
     return ((f"{place:08d}", row) for place, row in enumerate(rows))
 
 
@@ -52,16 +52,16 @@ def _captions(rows: Iterable[Row], ctx: Context, transcripts: bool) -> Iterator[
         if not row["caption"].strip():
             yield Skip(key, "empty caption", row["image_url"])
             continue
-        picture = [web_image(row["image_url"])]
+        images = [web_image(row["image_url"])]
         caption = shapes.caption(row["caption"], "long_caption")
         spoken = [text for text in row.get("transcripts") or () if text and text.strip()] if transcripts else []
         if transcripts and not spoken:
             yield Skip(f"{key}#transcript", "no transcript", row["image_url"])
         if len(spoken) > 1:
             variants = [[caption, shapes.caption(text, "transcript")] for text in spoken]
-            yield Sample(key, images=picture, variants=variants)
+            yield Sample(key, images=images, variants=variants)
         else:
-            yield Sample(key, [caption, *(shapes.caption(text, "transcript") for text in spoken)], images=picture)
+            yield Sample(key, [caption, *(shapes.caption(text, "transcript") for text in spoken)], images=images)
 
 
 def _captions_with_transcripts(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:

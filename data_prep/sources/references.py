@@ -1,4 +1,4 @@
-"""Media references: where a picture or a video is. A source only names it; data_prep/media.py fetches it."""
+"""Media references: the location of an image or a video. A source only names it; data_prep/media.py fetches it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Inline:
     """Encoded bytes that came with the row."""
 
     data: bytes
-    suffix: str | None = None  # found from the content when not given
+    suffix: str | None = None  # None: determined from the content
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Url:
 
 
 class _Alternatives:
-    """A value made of several, given one after the other; equal when they are."""
+    """A sequence of alternatives, given as arguments; equal when all of them are."""
 
     __slots__ = ("_values",)
 
@@ -44,10 +44,10 @@ class _Alternatives:
 
 
 class File(_Alternatives):
-    """A file below --source: the first of several relative paths that is there.
+    """A file below --source: the first of several relative paths that exists.
 
-    A path without a suffix that we know matches any picture or video suffix (`videos/abc` finds `videos/abc.webm`); one
-    that ends in "/" is a folder, of which the only picture or video is taken (`videos/abc/`).
+    A path without a known suffix matches any image or video suffix (`videos/abc` finds `videos/abc.webm`); one
+    that ends in "/" is a folder, and means the only image or video in it (`videos/abc/`).
     """
 
     __slots__ = ()
@@ -62,7 +62,7 @@ class File(_Alternatives):
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a Hugging Face data set repository; below --source (same relative path) when it is there."""
+    """A file of a Hugging Face data set repository; read below --source (same relative path) if it is there."""
 
     repo: str
     path: str
@@ -70,7 +70,7 @@ class HubFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """A member of a tar or zip archive, which is unpacked once (safely) below the cache.
 
     `path` may lack the suffix, as in `File`.
@@ -82,9 +82,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """A folder of numbered pictures below --source that is encoded as a video of `fps` frames per second.
+    """A folder of numbered images below --source that is encoded as a video of `fps` frames per second.
 
-    `first` and `last` choose among the sorted pictures (0-based, both included) after only every `step`-th was kept.
+    `first` and `last` choose among the sorted images (0-based, both included) after only every `step`-th was kept.
     """
 
     folder: str
@@ -96,24 +96,24 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A part of a video, cut out by the framework; of the videos that the published loader wants cut beforehand."""
+    """A part of a video, cut out by the framework, where the published loader expects parts cut in advance."""
 
-    video: File | HubFile | Member | Url
+    video: File | HubFile | ArchiveMember | Url
     start: float  # seconds
     end: float
 
 
 @dataclass(frozen=True, slots=True)
 class Lettered:
-    """A picture with letters drawn on it by data_prep/lettering.py: AI2D asks about parts by letter."""
+    """An image with letters drawn on it by data_prep/lettering.py: AI2D asks about parts by letter."""
 
-    picture: File | HubFile | Member
+    image: File | HubFile | ArchiveMember
     boxes: tuple[tuple[str, float, float, float, float], ...]  # letter, left, top, right, bottom in pixels
-    beside: bool = False  # see-through boxes with the letter beside, instead of filled boxes with it inside
+    beside: bool = False  # translucent boxes with the letter beside, instead of opaque boxes with it inside
 
 
 class FirstOf(_Alternatives):
-    """The first of several media that is there: a video, or else the frames it was made of."""
+    """The first of several media that is found, such as a video, or else the frames it is made of."""
 
     __slots__ = ()
 
@@ -127,7 +127,7 @@ class FirstOf(_Alternatives):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A medium of another data set that was prepared beside this one: picture `image` of its record, or its video.
+    """Media of another data set that was prepared beside this one: image number `image` of a record, or its video.
 
     `record` counts from 0 and is taken modulo the data set's size; see `Context.prepared`.
     """
@@ -137,11 +137,11 @@ class Prepared:
     image: int = 0
 
 
-Media = Inline | Url | File | HubFile | Member | Frames | Prepared | Cut | Lettered | FirstOf
+Media = Inline | Url | File | HubFile | ArchiveMember | Frames | Prepared | Cut | Lettered | FirstOf
 
 
-def picture(value: Any) -> Media:
-    """The medium of an image or video column as `datasets` gives it undecoded: {bytes, path}, bytes, an URL or a path.
+def column_media(value: Any) -> Media:
+    """The media of an image or video column in undecoded form: {bytes, path}, bytes, a URL or a path.
 
     Raises:
         DataError: None or anything else.
@@ -155,4 +155,4 @@ def picture(value: Any) -> Media:
         value = value["path"]
     if isinstance(value, str) and value:
         return Url(value) if value.startswith(("https://", "http://")) else File(value)
-    raise DataError(f"no picture: {str(value)[:60]}")
+    raise DataError(f"no image: {str(value)[:60]}")

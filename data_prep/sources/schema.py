@@ -1,9 +1,9 @@
-"""The types that a source declares for the columns it reads, and the check of a row against them.
+"""The types that a source declares for the columns it reads, and checking a row against them.
 
 str, int, bool, float, bytes, dict, list    that type (float takes whole numbers too)
 number                                      int or float, finite
-image                                       a picture or video column, undecoded: {bytes, path}, bytes, URL or path
-object                                      anything, None too
+image                                       an image or video column, undecoded: {bytes, path}, bytes, URL or path
+object                                      anything, including None
 [T]                                         a list of T
 {"a": T, "b": U}                            an object with at least these fields
 maybe(T)                                    T, None, or not there
@@ -24,7 +24,7 @@ class Maybe:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class AnyOf:
     kinds: tuple[Any, ...]
 
 
@@ -45,15 +45,15 @@ def maybe(kind: Any) -> Maybe:
     return Maybe(kind)
 
 
-def one_of(*kinds: Any) -> OneOf:
+def one_of(*kinds: Any) -> AnyOf:
     """Any of `kinds`."""
-    return OneOf(kinds)
+    return AnyOf(kinds)
 
 
 def check_row(row: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first field that does not fit, and how; None when all do. Fields that are not declared may be anything."""
+    """The first field that does not match, and why; None when all match. Undeclared fields may be anything."""
     known = _compiled.get(id(fields))
-    if known is None:  # the fields are kept beside their test, so that no other object gets their id
+    if known is None:  # keeping the fields beside their test ensures that no other object gets their id
         known = _compiled[id(fields)] = fields, _test_of(fields)
     return None if known[1](row) else _check_fields(row, fields, "")
 
@@ -62,11 +62,11 @@ _compiled: dict[int, tuple[Mapping[str, Any], Callable[[Any], bool]]] = {}
 
 
 def _test_of(kind: Any) -> Callable[[Any], bool]:
-    """Whether a value fits, as one function: rows of tracks hold thousands of values, nearly all of which fit."""
+    """A fast test of whether a value matches: rows of tracks hold thousands of values, nearly all of which match."""
     if isinstance(kind, Maybe):
         inner = _test_of(kind.kind)
         return lambda value: value is None or inner(value)
-    if isinstance(kind, OneOf):
+    if isinstance(kind, AnyOf):
         tests = [_test_of(one) for one in kind.kinds]
         return lambda value: any(test(value) for test in tests)
     if isinstance(kind, list):
@@ -88,7 +88,7 @@ def describe(kind: Any) -> str:
     """A type in words, for messages."""
     if isinstance(kind, Maybe):
         return f"{describe(kind.kind)} or nothing"
-    if isinstance(kind, OneOf):
+    if isinstance(kind, AnyOf):
         return " or ".join(describe(k) for k in kind.kinds)
     if isinstance(kind, list):
         return f"a list of {describe(kind[0])}"
@@ -97,7 +97,7 @@ def describe(kind: Any) -> str:
     names = {str: "text", bytes: "bytes", int: "a whole number", float: "a number", bool: "true or false"}
     names |= {dict: "an object", list: "a list", object: "anything"}
     if kind in (number, image):
-        return "a number" if kind is number else "a picture (bytes, path or URL)"
+        return "a number" if kind is number else "an image (bytes, path or URL)"
     return names.get(kind, str(kind))
 
 
@@ -118,7 +118,7 @@ def _check_fields(row: Mapping[str, Any], fields: Mapping[str, Any], path: str) 
 def _check(value: Any, kind: Any, path: str) -> tuple[str, str] | None:
     if isinstance(kind, Maybe):
         return None if value is None else _check(value, kind.kind, path)
-    if isinstance(kind, OneOf):
+    if isinstance(kind, AnyOf):
         return None if any(_check(value, k, path) is None for k in kind.kinds) else _wrong(value, kind, path)
     if isinstance(kind, list):
         if not isinstance(value, list):

@@ -1,7 +1,7 @@
-"""The shapes annotations have, each written once: question and answer, choice, caption, conversation, points, tracks.
+"""Constructors of annotations: question and answer, multiple choice, caption, conversation, points, tracks.
 
-They return the form annotations have on disk, which molmo2_nemo/data/annotations.py reads. `style` picks the wording
-there.
+They return annotations as stored in a record, which molmo2_nemo/data/annotations.py reads. The `style` selects the
+wording.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def qa(question: str, answer: str | Sequence[str], style: str = "user_qa", *, explanation: str = "") -> AnnotationJson:
-    """A question with its answer, or with several answers of which training takes the most frequent (ties at random).
+    """A question with its answer, or with several answers; training uses the most frequent one (ties at random).
 
     With an explanation the model answers "<explanation> Answer: <answer>".
     """
@@ -40,7 +40,7 @@ def choice(
     unlabelled: bool = False,
     shuffle: bool = False,
 ) -> AnnotationJson:
-    """Multiple choice. `unlabelled`: the options are names already (letters in the picture).
+    """Multiple choice. `unlabelled`: the options already are labels (letters in the image).
 
     The options keep the data set's order; with `shuffle` training draws another order at every access.
     """
@@ -64,7 +64,7 @@ def shuffled_choice(
     rng: np.random.Generator,
     style: str = "video_multiple_choice",
 ) -> AnnotationJson:
-    """Multiple choice with the correct answer put at a random place among the wrong ones, which keep their order."""
+    """Multiple choice with the correct answer inserted at random among the wrong ones, which keep their order."""
     options = list(wrong)
     place = int(rng.integers(len(options) + 1))
     options.insert(place, correct)
@@ -72,7 +72,7 @@ def shuffled_choice(
 
 
 def caption(text: str, style: str = "long_caption") -> AnnotationJson:
-    """A description; training chooses the words that ask for it."""
+    """A description; training draws the prompt that asks for it."""
     return {"style": style, "text": text}
 
 
@@ -82,19 +82,19 @@ def conversation(turns: Sequence[str], style: str = "text_sft") -> AnnotationJso
 
 
 def no_pointing(annotation: AnnotationJson) -> AnnotationJson:
-    """The annotation, its questions that ask for a number marked: training puts a request not to point before them."""
+    """The annotation with its questions that ask for a number marked; training adds a request not to point to them."""
     asked = annotation["messages"][::2] if "messages" in annotation else [annotation["question"]]
     counting = [i for i, question in enumerate(asked) if asks_for_count(question)]
     return {**annotation, "no_pointing": counting} if counting else annotation
 
 
 def turns(annotations: Sequence[AnnotationJson], style: str) -> AnnotationJson:
-    """Several annotations, one after the other in one conversation (instead of branches)."""
+    """Several annotations as turns of one conversation, instead of separate branches."""
     return {"style": style, "turns": list(annotations)}
 
 
 def either(annotation: AnnotationJson, *fields: Mapping[str, Any]) -> AnnotationJson:
-    """An annotation of which every access draws one form: each of `fields` is laid over it ({} = as it is)."""
+    """An annotation with alternatives: every access draws one of `fields` to override its fields ({} = as it is)."""
     return {**annotation, "either": [dict(form) for form in fields]}
 
 
@@ -106,7 +106,7 @@ def points(
     scale: float | None = 100,
     question: str | None = None,
 ) -> AnnotationJson:
-    """Points in one picture. `scale`: what 1.0 of the width is in the numbers (100 = percent); None = pixels."""
+    """Points in one image. `scale`: the coordinate of the right and bottom edge (100 = percent); None = pixels."""
     made: AnnotationJson = {"style": style, "label": label, "points": [[float(x), float(y)] for x, y in where]}
     return _with(made, point_scale=scale, question=question)
 
@@ -118,7 +118,7 @@ def image_points(
     *,
     scale: float | None = 100,
 ) -> AnnotationJson:
-    """Points in several pictures: one list per picture, in the order of the sample's images."""
+    """Points in several images: one list per image, in the order of the sample's images."""
     groups = [[[float(x), float(y)] for x, y in group] for group in per_image]
     return _with({"style": style, "label": label, "points": groups}, point_scale=scale)
 
@@ -151,11 +151,11 @@ def track(
     size: tuple[float, float],
     sampling_fps: float,
 ) -> AnnotationJson:
-    """Objects followed through a video.
+    """Objects tracked through a video.
 
     Args:
-        frames: {time: seconds, points: {object: {point: [x, y] pixels, occluded: bool}}}, maybe with `frame`; None when
-            the object is never there.
+        frames: {time: seconds, points: {object: {point: [x, y] pixels, occluded: bool}}}, optionally with `frame`; None
+            when the object never appears.
         size: width and height in pixels that the points are measured in.
         sampling_fps: frames per second of the answer.
     """

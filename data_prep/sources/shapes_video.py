@@ -1,7 +1,7 @@
-"""What the video sources share: rows gathered per video or clip, subtitles of a cut, where YouTube videos lie.
+"""Helpers for video sources: grouping rows per video or clip, subtitles of a part, locations of YouTube videos.
 
-A source of questions or captions is mostly three small functions: what the rows of one record have in common (`key`),
-which annotations a row gives (`branches`), and what is seen (`visual`).
+A source of questions or captions is mostly three small functions: the key that the rows of one record share (`key`),
+the annotations of a row (`branches`), and the visual input (`visual`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EMPTY_CLIP = "clip ends before it starts"
 NO_SUCH_OPTION = "answer is none of the options"
 CORRUPT = "video known to be corrupt"
 
-# Wordings of the label sets: the published ones say the same.
+# Questions for the label sets; equivalent to the published wordings.
 ACTION_QUESTIONS = (
     "Which action can be seen?",
     "What is going on in the video, in a few words?",
@@ -42,12 +42,12 @@ def per_group(
     *,
     at_most: int | None = None,
 ) -> Records:
-    """`Source.records` of a data set whose rows are gathered by `key` into one record each.
+    """`Source.records` of a data set whose rows are grouped by `key` into one record each.
 
     Args:
         key: column, or function of a row.
-        branches: annotations of a row. A text instead of the list, or in it, says why there is none: that is skipped
-            and counted.
+        branches: annotations of a row. A string in place of the list, or in it, is the reason why there is none, which
+            is skipped and counted.
         visual: fields of the `Sample` besides key and annotations, from the group's usable rows.
         at_most: annotations per record; larger groups are split into even parts.
     """
@@ -64,7 +64,7 @@ def per_row(
     branches: Callable[[Row, np.random.Generator], Branches],
     visual: Callable[[list[Row]], Mapping[str, Any]],
 ) -> Records:
-    """As `per_group` for a data set whose every row is a record; keys that repeat are told apart."""
+    """`Source.records` of a data set whose every row is a record (see `per_group`); repeated keys are made unique."""
     get = by(key) if isinstance(key, str) else key
 
     def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
@@ -105,7 +105,7 @@ def _one(
 
 
 def even_parts(items: Sequence[AnnotationJson], at_most: int | None) -> list[Sequence[AnnotationJson]]:
-    """As few parts of at most `at_most` items as possible, their sizes differing by one at most, in order."""
+    """The items split, in order, into the fewest parts of at most `at_most` items; sizes differ by at most one."""
     if at_most is None or len(items) <= at_most:
         return [items]
     count = -(-len(items) // at_most)
@@ -115,7 +115,7 @@ def even_parts(items: Sequence[AnnotationJson], at_most: int | None) -> list[Seq
 
 
 class UniqueKeys:
-    """Keys of data sets whose own ids may repeat: the second `a` becomes `a~2`."""
+    """Makes keys unique where the ids of a data set repeat: the second `a` becomes `a~2`."""
 
     def __init__(self) -> None:
         self._seen: dict[str, int] = {}
@@ -131,7 +131,7 @@ def pick(rng: np.random.Generator, items: Sequence[str]) -> str:
 
 
 def text(value: Any) -> str:
-    """A cell as text, without the `.0` that whole numbers get in columns with gaps; "" for none (NaN too)."""
+    """A cell as text, without the `.0` that integers get in columns with gaps; "" for None and NaN."""
     if value is None or (isinstance(value, float) and value != value):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -140,7 +140,7 @@ def text(value: Any) -> str:
 
 
 def whole(value: Any) -> int | None:
-    """A whole number that a table may hold as text or float; None if it is none."""
+    """An integer that a table may hold as text or float; None if it is not one."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -149,7 +149,7 @@ def whole(value: Any) -> int | None:
 
 
 def seconds(value: Any) -> float | None:
-    """A time: a number, its text, or `hours:minutes:seconds`; None if it is none (NaN too)."""
+    """A time in seconds from a number, its text, or `hours:minutes:seconds`; None if it is none of these, or NaN."""
     try:
         parts = [float(part) for part in value.split(":")] if isinstance(value, str) else [float(value)]
     except (TypeError, ValueError):
@@ -161,15 +161,15 @@ def seconds(value: Any) -> float | None:
 
 
 def option_index(value: Any, options: Sequence[str]) -> int | None:
-    """The number of the right option, from a column that may hold it as text; None if there is no such option."""
+    """The index of the correct option, from a column that may hold it as text; None if there is no such option."""
     index = whole(value)
     return index if index is not None and 0 <= index < len(options) else None
 
 
 def cut_lines(recording: str, lines: Iterable[Mapping[str, Any]], start: float, end: float) -> list[Line]:
-    """Subtitle lines that are heard in a part of a recording, in seconds from its start and cut at its ends.
+    """Subtitle lines within a part of a recording, trimmed to it, in seconds from its start.
 
-    For videos that are a part already; of a `Sample` with a `clip` the framework cuts the subtitles. Lines without
+    For videos that were cut already; for a `Sample` with a `clip` the framework cuts the subtitles. Lines without
     readable times are left out.
     """
     heard = []
@@ -185,7 +185,7 @@ def cut_lines(recording: str, lines: Iterable[Mapping[str, Any]], start: float, 
 
 
 def all_lines(lines: Iterable[Mapping[str, Any]]) -> list[Line]:
-    """Subtitle lines of a whole video; of lines with the same times the last counts, as in the published loader."""
+    """Subtitle lines of a whole video; of lines with the same times the last is used, as in the published loader."""
     by_time = {(float(line["start"]), float(line["end"])): str(line["text"]) for line in lines}
     return [(start, end, words) for (start, end), words in by_time.items() if 0 <= start <= end]
 
@@ -199,22 +199,22 @@ YOUTUBE_CC_MEDIA = (
 
 
 def youtube_cc(video_id: str) -> File:
-    """A video of the Creative Commons collection, in the published layout or flat."""
+    """A video of the Creative Commons collection, in the published layout or directly in its folder."""
     return File(*(f"youtube-cc/{part}/{video_id}/" for part in YOUTUBE_CC), f"youtube-cc/{video_id}", video_id)
 
 
 def below(root: str, path: str) -> File:
-    """`path` below `root`, or right below --source."""
+    """`path` below `root`, or directly below --source."""
     return File(f"{root}/{path}", path)
 
 
 def clip_name(video: str, start: float, end: float, decimals: int) -> str:
-    """What the published scripts call a clip that was cut beforehand."""
+    """The file name that the published scripts give to a clip that was cut in advance."""
     return f"{video}_{start:.{decimals}f}_{end:.{decimals}f}"
 
 
 def span(value: str) -> tuple[float, float] | None:
-    """Two numbers somewhere in a text such as `[10.5:20.31]`; None when there are not two."""
+    """The two numbers in a text such as `[10.5:20.31]`; None unless there are exactly two."""
     found = re.findall(r"\d+(?:\.\d+)?", value)
     return (float(found[0]), float(found[1])) if len(found) == 2 else None
 
@@ -224,31 +224,31 @@ def span(value: str) -> tuple[float, float] | None:
 MIXES = {"sft": "video_academic"}
 SHORT, CHOICE = "video_short_answer", "video_multiple_choice"
 OPEN, CHOSEN = "video, question and answer", "video, multiple choice"
-CELL = one_of(str, number)  # a column that some readers give as text and others as numbers
+CELL = one_of(str, number)  # a column that some readers return as text and others as numbers
 UNKNOWN_LICENCE = "see the publisher's terms (not stated here)"
 ODC = "ODC-BY 1.0 (annotations as repackaged); the videos keep their publishers' terms"
 
 
 def open_ended(question: Any, answer: Any, style: str = SHORT) -> AnnotationJson | str:
-    """A question with a short answer, or why there is none."""
+    """A question with a short answer, or the reason why there is none."""
     words = text(answer)
     return qa(text(question), words, style) if words.strip() else EMPTY_ANSWER
 
 
 def chosen(question: Any, options: Iterable[Any], index: Any) -> AnnotationJson | str:
-    """A multiple-choice branch, or why there is none."""
+    """A multiple-choice annotation, or the reason why there is none."""
     words = [text(option) for option in options]
     place = option_index(index, words)
     return NO_SUCH_OPTION if place is None else choice(text(question), words, place, CHOICE)
 
 
 def whole_video(*folders: str, column: str = "video") -> Callable[[list[Row]], dict[str, Any]]:
-    """`visual` of a set whose videos lie in one of several folders, named by a column."""
+    """`visual` of a data set whose videos are in one of several folders, named by a column."""
     return lambda rows: {"video": File(*(f"{folder}/{text(rows[0][column])}" for folder in folders))}
 
 
 def by(column: str) -> Callable[[Row], str]:
-    """`key` from a column of names that may be numbers."""
+    """`key` from a column of names, which may be numbers."""
     return lambda row: text(row[column])
 
 
@@ -264,7 +264,7 @@ def manual(
     licence: str = UNKNOWN_LICENCE,
     notes: str = "",
 ) -> Source:
-    """A source of the academic group whose videos a person has to fetch."""
+    """A source of the academic group whose videos must be downloaded by hand."""
     origin = Manual(
         fetch=fetch,
         tables=tables if isinstance(tables, tuple) else (tables,),

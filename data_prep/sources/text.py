@@ -1,4 +1,4 @@
-"""Text without a picture: the classified Tulu mixture, and fixed answers about the model itself."""
+"""Text without an image: the classified Tulu mixture, and fixed answers about the model itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.sources import shapes
-from data_prep.sources.base import Context, Hub, Media, Prepared, Row, Sample, Skip, Source, maybe, picture
+from data_prep.sources.base import Context, Hub, Media, Prepared, Row, Sample, Skip, Source, column_media, maybe
 from data_prep.sources.schema import image
 from molmo2_nemo.errors import DataError
 
@@ -26,10 +26,10 @@ LEFT_OUT_CATEGORIES = ("code", "non-english")
 
 
 def chat_turns(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Turns of a chat, user first; a system message is put before the first question. A last question is dropped.
+    """Turns of a chat, user first. A system message goes before the first question; an unanswered last one is dropped.
 
     Raises:
-        DataError: the roles do not alternate, or nothing is answered.
+        DataError: the roles do not alternate, or no question is answered.
     """
     roles, said = [m["role"] for m in messages], [m["content"] for m in messages]
     if roles[:2] == ["system", "user"]:
@@ -38,12 +38,12 @@ def chat_turns(messages: Sequence[Mapping[str, Any]]) -> list[str]:
         raise DataError(f"roles do not alternate from a user: {', '.join(roles[:6])}")
     turns = said[: len(said) // 2 * 2]
     if not turns:
-        raise DataError("nothing is answered")
+        raise DataError("no question is answered")
     return turns
 
 
 def left_out(row: Row, max_tokens: int) -> str:
-    """Why the published mixture leaves the row out; "" if it does not."""
+    """The reason why the published mixture leaves the row out; "" if it does not."""
     if row["empty_messages"]:
         return "an empty message"
     if row["has_special_token"]:
@@ -77,7 +77,7 @@ def _tulu(max_tokens: int) -> Callable[[Iterable[Row], Context], Iterator[Sample
 
 # --- fixed answers ---------------------------------------------------------------------------------------------------
 
-COPIES = 5  # records of a question without its own image, each with a root of its own
+COPIES = 5  # records per question without an image of its own, each with another root
 ROOTS = {"image": 0.25, "video": 0.25, "several images": 0.15, "none": 0.35}
 IMAGE_SETS = ("pixmo_cap", "pixmo_cap_with_transcripts", "pixmo_ask_model_anything", "pixmo_cap_qa_as_user_qa")
 VIDEO_SETS = ("molmo2_human_qa", "molmo2_syn_captions_qa")
@@ -92,17 +92,17 @@ def _fixed_answers(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]
             answer = [shapes.qa(question, row["response"], "user_qa")]
             if row["images"]:
                 for i, own in enumerate(row["images"]):
-                    yield Sample(f"{key}-image{i}", answer, images=[picture(own)])
+                    yield Sample(f"{key}-image{i}", answer, images=[column_media(own)])
                 continue
             for copy in range(COPIES):
-                pictures, video = _root(ctx.rng(f"{key}-{copy}"), images, videos)
-                yield Sample(f"{key}-{copy}", answer, images=pictures, video=video)
+                seen, video = _root(ctx.rng(f"{key}-{copy}"), images, videos)
+                yield Sample(f"{key}-{copy}", answer, images=seen, video=video)
 
 
 def _root(
     rng: np.random.Generator, images: Mapping[str, int], videos: Mapping[str, int]
 ) -> tuple[list[Media], Media | None]:
-    """Random pictures or a random video of the data sets that are prepared already, or nothing."""
+    """Random images or a random video from the data sets that have been prepared, or nothing."""
     chances = dict(ROOTS)
     if not any(images.values()):
         chances["image"] = chances["several images"] = 0.0
@@ -160,7 +160,7 @@ SOURCES = (
         licence="not stated on its card",
         fields={"questions": [str], "response": str, "images": maybe([image])},
         records=_fixed_answers,
-        notes="A question without an image of its own is seen with a random picture (25), video (25), several pictures"
+        notes="A question without an image of its own is seen with a random image (25), video (25), several images"
         " (15) or nothing (35) of 100. The published loader draws it at every access, here each question gives"
         f" {COPIES} records with one of their own, from data sets prepared beside this one (prepare"
         f" {IMAGE_SETS[0]} and {VIDEO_SETS[0]} first; what is missing is not drawn). The set is alone in its group, so"

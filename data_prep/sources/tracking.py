@@ -1,11 +1,11 @@
 """Tracking: Molmo2's own set, nine sets with several objects, and twelve with one object.
 
-All share one schema. A row is one expression in one video (or clip) with the objects it means, followed through the
-frames; what is asked of the model is the task: track (every object in every frame), ground (first and last point), or
-single_point_track (on from a given point).
+All share one schema. A row is one expression in one video (or clip) with the objects that it refers to, tracked through
+the frames. The task is to track (every object in every frame), ground (first and last point), or single_point_track
+(continue from a given point).
 
-Videos are sampled at a whole rate that divides the video's own (`sampling` of the record), the answer has the row's
-`sampling_fps`. Videos can be given encoded, or as the folders of frames in which most of these sets are published.
+Videos are sampled at an integer frame rate that divides the video's own (`sampling` of the record); the answer has the
+row's `sampling_fps`. Videos can be encoded files, or folders of frames, as most of these data sets are published.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STYLES = {
     "single_point_track": "video_single_point_track_per_frame",
 }
 MAX_RATE = 10  # frames per second that are sampled at most
-DEFAULT_FPS = 6  # of the videos, where a row does not say
+DEFAULT_FPS = 6  # of a video, if its row does not give it
 MIXES = {"sft": "tracking"}
 LICENCE = "see the card on the hub (that of molmo2-yt-vis says Apache 2.0); videos keep that of the original data set"
 FIELDS: dict[str, Any] = {
@@ -67,12 +67,12 @@ FIELDS: dict[str, Any] = {
 
 
 def sampling_rates(fps: float, most: int = MAX_RATE) -> list[int]:
-    """Whole rates that divide a video's rate (itself cut to a whole number), up to `most`; [] below 1 fps."""
+    """Integer frame rates up to `most` that divide a video's own rate (rounded down); [] below 1 fps."""
     return [rate for rate in range(1, min(int(fps), most) + 1) if int(fps) % rate == 0]
 
 
 def tracked(row: Row, task: str) -> AnnotationJson:
-    """The annotation of a row. Objects are numbered by their place in `mask_id`; points of others are not meant."""
+    """The annotation of a row. Objects are numbered by their position in `mask_id`; points of others are ignored."""
     numbers = {str(name): str(i) for i, name in enumerate(row["mask_id"])}
     frames = [
         {
@@ -91,7 +91,7 @@ def tracked(row: Row, task: str) -> AnnotationJson:
 
 
 def _problem(row: Row, annotation: AnnotationJson, task: str) -> str:
-    """Why a row cannot be used ("" if it can)."""
+    """The reason why a row cannot be used; "" if it can."""
     fps = row.get("fps") or DEFAULT_FPS
     if not sampling_rates(fps):
         return "no whole rate divides the video's"
@@ -126,12 +126,12 @@ def _records(task: str, media: Callable[[Row, Mapping[str, float]], Media | None
 
 
 def _native_rates(ctx: Context, table: Table | None) -> dict[str, float]:
-    """Video -> frames per second of its folder of frames; empty where that is the annotated rate or not known."""
+    """Video -> frame rate of its folder of frames; empty where that is the annotated rate or unknown."""
     if table is None:
         return {}
     try:
         return {str(row[table.key]): float(row["value"]) for row in ctx.rows(table)}
-    except SourceError:  # without it videos that are encoded already can still be used
+    except SourceError:  # without it, encoded videos can still be used
         return {}
 
 
@@ -140,14 +140,14 @@ def _native_rates(ctx: Context, table: Table | None) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class VideoFolders:
-    """Where a set keeps encoded videos and, maybe, frames. `{video}` is the row's name.
+    """The folders of a data set's encoded videos and, optionally, frames. `{video}` stands for the row's name.
 
-    The first folder of `videos` may be left away.
+    The first folder of `videos` may be omitted.
     """
 
     videos: str
     frames: str = ""
-    native: bool = False  # frames are at the video's own rate, which video_original_fps.json tells; else at the row's
+    native: bool = False  # frames have the video's own rate (video_original_fps.json), not the row's
 
     def media(self, row: Row, rates: Mapping[str, float]) -> Media:
         video = row["video"]
@@ -286,7 +286,7 @@ SINGLE: dict[str, tuple[str, str, VideoFolders]] = {
     "tnl2k": ("TNL2K", "train subsets", VideoFolders("TNL2K/videos/{video}", "TNL2K/{video}/imgs")),
     "tnllt": ("TNLLT", "all", VideoFolders("TNLLT/videos/{video}", "TNLLT/frames/{video}/imgs")),
 }
-SPELLED = {"tnllt": "tnnlt"}  # configurations whose name on the hub has a slip
+SPELLED = {"tnllt": "tnnlt"}  # configurations whose name on the Hub is misspelled
 
 
 def _single(name: str, title: str, fetch: str, folders: VideoFolders) -> Source:
@@ -342,7 +342,7 @@ CLIP_FRAMES: dict[str, str] = {  # video_dataset -> folder of the whole video's 
 
 
 def clip_media(row: Row, rates: Mapping[str, float]) -> Media | None:
-    """The clip of a row: encoded, or the right part of its video's frames. None for an unknown source."""
+    """The clip of a row: encoded, or the matching part of its video's frames. None for an unknown source."""
     source, video, clip = row["video_dataset"], row["video"], row["clip"]
     if source not in CLIPS:
         return None

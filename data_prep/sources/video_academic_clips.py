@@ -1,4 +1,4 @@
-"""Academic sets of questions about parts of videos: one record per part, its questions are the branches."""
+"""Academic sets of questions about parts of videos: one record per part, with its questions as branches."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _tvqa_seen(row: Row) -> dict[str, Any]:
 
 
 def _tvqa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
-    """Branches with subtitles where something is said in the row's time span; all share those of the last such row."""
+    """Branches with subtitles where a row's time span has any; all branches share those of the last such row."""
     said = {row["vid_name"]: json.dumps(row["sub"]) for row in ctx.rows(TVQA_SUBTITLES)}  # text is smaller than objects
 
     def lines(row: Row) -> list[tuple[float, float, str]]:
@@ -192,7 +192,7 @@ def _how2qa_seen(rows: list[Row]) -> dict[str, Any]:
 
 
 def _star(row: Row, rng: np.random.Generator) -> Branches:
-    """Every question twice, open and as choice; the right option is found by its text (the last one that fits)."""
+    """Every question both open and as multiple choice; the correct option is the last one whose text matches."""
     start, end = seconds(row["start"]), seconds(row["end"])
     if start is None or end is None or start >= end:
         return EMPTY_CLIP

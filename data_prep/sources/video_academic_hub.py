@@ -68,7 +68,7 @@ LLAVA_SETS = {
 
 
 def _llava(kind: str, mark: str) -> Source:
-    """Questions as they stand there; options are part of the question's text, so that no choice is laid out anew."""
+    """Questions as published; options are part of the question's text, so multiple choice is not reformatted."""
     style = SHORT if kind == "open_ended" else CHOICE
 
     def branches(row: Row, rng: np.random.Generator) -> Branches:
@@ -119,7 +119,7 @@ TGIF_OPTIONS = [f"a{i}" for i in range(1, 6)]
 
 
 def _tgif(row: Row, rng: np.random.Generator) -> Branches:
-    """Actions and transitions as choice and as open question, counts and frame questions open only."""
+    """Actions and transitions both as multiple choice and as open questions; counts and frame questions only open."""
     if not any(kind in row["__table__"] for kind in ("_action_", "_transition_")):
         return [open_ended(row["question"], row["answer"])]
     made = chosen(row["question"], [row.get(name) for name in TGIF_OPTIONS], row["answer"])

@@ -1,6 +1,6 @@
-"""Academic sets of labels and captions: of a video, or of the part of it that the label is about.
+"""Academic sets of labels and captions of videos, or of the part of a video that a label is about.
 
-Labels are asked for with one of a few questions, chosen once per label. Parts of long videos are records with a `clip`.
+The prompt for a label is one of a few questions, chosen once per label. Parts of long videos are records with a `clip`.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 LABEL, CLIP_LABEL = "video, label", "video clips, label"
-GCS = "https://storage.googleapis.com/molmo-datasets"  # where the released loader gets lists of corrupt files
+GCS = "https://storage.googleapis.com/molmo-datasets"  # the released loader's lists of corrupt files
 
 
-Part = tuple[float | None, float | None, AnnotationJson | str]  # start and end in seconds, what is said of it
+Part = tuple[float | None, float | None, AnnotationJson | str]  # start and end in seconds; annotation, or why none
 
 
 def labelled(
@@ -74,7 +74,7 @@ def clips_of(
     media: File,
     parts: Iterable[Part],
 ) -> Iterator[Sample | Skip]:
-    """One record per (start, end) of a video, with all annotations of that part; a text says why there is none."""
+    """One record per (start, end) of a video, with all annotations of that part; a string says why there is none."""
     gathered: dict[tuple[float, float], list[AnnotationJson]] = {}
     for i, (start, end, annotation) in enumerate(parts):
         if start is None or end is None or end <= start:
@@ -102,7 +102,7 @@ def _motion(row: Row, rng: np.random.Generator) -> Branches:
 
 
 def _narrated(row: Row, rng: np.random.Generator) -> Branches:
-    """A caption for every actor, whose name the prompt says."""
+    """A caption for every actor; the prompt gives the actor's name."""
     if len(row["captions"]) != len(row["actor_names"]):
         return "lists of different lengths"
     return [
@@ -115,7 +115,7 @@ def _narrated(row: Row, rng: np.random.Generator) -> Branches:
 
 
 def _moments(row: Row, rng: np.random.Generator) -> Branches:
-    """Labels such as `adult+female+singing` are joined with spaces; those that only name who speaks are left out."""
+    """Labels such as `adult+female+singing` are joined with spaces; those that only name the speaker are left out."""
     label = row["label"].replace("+", " ")
     if "+" in row["label"] and label.startswith(("child ", "adult ")):
         return "label of who speaks"
@@ -199,7 +199,7 @@ YOUCOOK2_CORRUPT = frozenset({("UB1_MNpdvgs", 595.0, 613.0), ("UB1_MNpdvgs", 624
 
 
 def _youcook2(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
-    """Every step twice: as label of its part, and as caption of a time span of the whole video."""
+    """Every step in two ways: as the label of its part, and as the caption of a time span of the whole video."""
     for row in rows:
         video, media = row["video_id"], File(f"videos/{row['video_id']}")
         if "train" not in row["subset"]:
@@ -225,7 +225,7 @@ ACTIVITYNET_QUESTIONS, ACTIVITYNET_ANSWERS = Table("train_q.json"), Table("train
 
 
 def _activitynet(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
-    """Labels of parts, without repetitions; then the questions of ActivityNet-QA, one record per video."""
+    """Labels of parts, without duplicates; then the questions of ActivityNet-QA, one record per video."""
     for row in rows:
         rng = ctx.rng(row["video_id"])
         parts: dict[tuple[Any, ...], Part] = {}
@@ -266,7 +266,7 @@ def _epic(row: Row, rng: np.random.Generator) -> Branches:
 
 
 def _epic_seen(rows: list[Row]) -> dict[str, Any]:
-    """The clip that was cut beforehand, or else cut from the whole video."""
+    """The clip that was cut in advance, or else one cut from the whole video."""
     row, person = rows[0], rows[0]["participant_id"]
     made = File(f"epic-kitchens-clips/{person}/videos/{_epic_name(row)}")
     start, end = seconds(row["start_timestamp"]) or 0.0, seconds(row["stop_timestamp"]) or 0.0
@@ -282,7 +282,7 @@ def _ego4d(row: Row, rng: np.random.Generator) -> Branches:
 
 
 def _ego4d_seen(rows: list[Row]) -> dict[str, Any]:
-    """The cached clip, or the same span (it is part of the name) cut from the whole video."""
+    """The cached clip, or else the same span (which is part of its name) cut from the whole video."""
     name = PurePosixPath(rows[0]["clip"]).stem
     cut = below("ego4d-clips", name)
     parts = name.removesuffix("_custom_clip").rsplit("_", 2)

@@ -1,4 +1,4 @@
-"""Academic sets of questions about whole videos: one record per video, its questions are the branches."""
+"""Academic sets of questions about whole videos: one record per video, with its questions as branches."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ NEXTQA_FILES = Table("map_vid_vidorID.json", key="video")
 
 
 def _traffic(row: Row, rng: np.random.Generator) -> Branches:
-    """Empty options are dropped and the right one is found again by its text."""
+    """Empty options are dropped, and the correct one is then found by its text."""
     options = [text(row[f"option{i}"]) for i in range(4)]
     index = option_index(row["answer"], options)
     if index is None or not options[index]:
@@ -99,14 +99,14 @@ def _clevrer(row: Row, rng: np.random.Generator) -> Branches:
 
 
 def _clevrer_video(rows: list[Row]) -> dict[str, Any]:
-    """Videos lie in folders of a thousand: video_01000-02000/video_01234.mp4."""
+    """The video, which is in a folder of a thousand: video_01000-02000/video_01234.mp4."""
     name = rows[0]["video_filename"]
     first = int(name.split(".")[0].removeprefix("video_")) // 1000 * 1000
     folder = f"video_{first:05d}-{first + 1000:05d}"
     return {"video": File(f"{folder}/{name}", f"video_train/{folder}/{name}", name)}
 
 
-FUNQA_TIMED = frozenset({"H1", "C1", "M1", "C4", "C5"})  # answers are times or scores
+FUNQA_TIMED = frozenset({"H1", "C1", "M1", "C4", "C5"})  # tasks whose answers are times or scores
 FUNQA_FOLDERS = {"H": "train_humor", "C": "train_creative", "M": "train_magic"}
 
 

@@ -1,8 +1,8 @@
-"""Pointing and counting in videos: Molmo2-VideoPoint by number of points, and the academic sets made into points.
+"""Pointing and counting in videos: Molmo2-VideoPoint by number of points, and academic sets converted to points.
 
-Published rules: only clips of at most 63 s; every annotation has to lie inside the clip; timestamps are counted from
-the start of the clip on a grid of half seconds; every access draws between counting (with the stored question) and
-plain pointing (with a template).
+Published rules: only clips of at most 63 s; every annotation must lie inside the clip; timestamps are counted from the
+start of the clip on a grid of half seconds; every access draws either counting (with the stored question) or plain
+pointing (with a template).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data_prep.sources.shapes_video import Records, UniqueKeys, youtube_cc
 
 MAX_SECONDS = 63.0
 STEP = 0.5  # seconds; annotators saw two frames per second
-P_MULTI_TURN = 0.2  # chance that the labels of a short video come as one conversation instead of branches
+P_MULTI_TURN = 0.2  # probability that the labels of a short video are one conversation instead of branches
 OFF_GRID = "timestamp off the grid of half seconds"
 OUTSIDE = "annotation outside its clip"
 CONFIGS = (
@@ -45,10 +45,10 @@ class Pointed:
 def place_in_clip(
     row: Row, label: str, question: str | None, clip: tuple[float, float], duration: float, *, whole: float
 ) -> Pointed | str:
-    """The annotation of a row with times from the start of the clip, or why it cannot be used.
+    """The annotation of a row with times from the start of the clip, or the reason why it cannot be used.
 
     Args:
-        whole: seconds that a row without points speaks about, from 0.
+        whole: duration in seconds, from 0, that a row without points refers to.
     """
     times = sorted(row["timestamps"])
     first, last = (times[0], times[-1]) if times else (0.0, whole)
@@ -85,7 +85,7 @@ def pointed_video(row: Row) -> Media:
 
 
 def _clip(row: Row) -> tuple[float, float] | str:
-    """The clip of a row: a short video whole, otherwise the stored one; or why the row is left out."""
+    """The clip of a row: all of a short video, otherwise the stored clip; or the reason why the row is left out."""
     start, end, duration = row.get("clip_start"), row.get("clip_end"), row["video_duration"]
     if start is not None and end is not None and end - start > MAX_SECONDS:
         return "clip longer than 63 s"
@@ -127,7 +127,7 @@ def _point_rows(fewest: int, most: int) -> Records:
 
 
 def _short_video(video: str, kept: Sequence[Pointed], media: Media, duration: float) -> Sample:
-    """All labels of a video that is short enough to be seen whole: branches, or now and then one conversation."""
+    """All labels of a video short enough to be shown whole: as branches, or with P_MULTI_TURN as one conversation."""
     branches = [one.annotation for one in kept]
     return Sample(
         video,

@@ -45,11 +45,11 @@ examples:
 """,
     ),
 }
-DEFAULT_SEED = 6198
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from molmo2_nemo.model.config import PRESETS
+    from molmo2_nemo.settings.run import RunConfig
 
     models = [name for name in PRESETS if name != "tiny"]
     directions = parser.add_subparsers(dest="direction", metavar="import|export|init", required=True)
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=models,
         help="refuse base models that are not this model's",
     )
-    starting.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of the connector and the extra rows")
+    starting.add_argument("--seed", type=int, default=RunConfig.seed, help="seed of the connector and the extra rows")
     for direction in (importing, exporting, starting):
         direction.add_argument("target", type=Path, help="folder to write")
         stored = "float32" if direction is starting else "the source's"
@@ -155,8 +155,8 @@ def init_folder(
     vit: Path,
     target: Path,
     *,
+    seed: int,
     model: str | None = None,
-    seed: int = DEFAULT_SEED,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Path:

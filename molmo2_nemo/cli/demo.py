@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
 def build_data(folder: Path) -> None:
     """Makes shards from the images and the clip that come with the package, unless they are there."""
     from molmo2_nemo.data.manifest import MANIFEST
+    from molmo2_nemo.settings.compose import STAGES
 
-    names = ("pretrain", "sft", "long")
-    if all((folder / name / MANIFEST).is_file() for name in names):
+    if all((folder / name / MANIFEST).is_file() for name in STAGES):
         print(f"shards: found in {folder}")
         return
     from data_prep.demo import build_demo

@@ -145,10 +145,10 @@ def _wanted(words: list[str]) -> list[Any]:
 
 def _recipe_names(recipe: str) -> list[str]:
     from data_prep.sources import all_sources
-    from molmo2_nemo.settings.compose import compose
+    from molmo2_nemo.settings.compose import STAGES, compose
 
     names: dict[str, None] = {}
-    for stage in ("pretrain", "sft", "long"):
+    for stage in STAGES:
         names.update(dict.fromkeys(compose([recipe, f"stage={stage}"]).data.sources))
     own = [name for name in names if name not in all_sources()]
     if own:

@@ -25,8 +25,9 @@ from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.families import family_of
+from molmo2_nemo.settings.run import RunConfig
 
-ORIGIN_FILE = "origin.json"  # what the checkpoint was made from, and which tensors were left behind
+ORIGIN_FILE = "origin.json"  # the sources of the checkpoint, and the tensors that were not used
 NEW_PARTS = ("connector.", "embedding.extra.")  # no base model has them
 
 
@@ -36,7 +37,7 @@ def init_checkpoint(
     out_dir: str | Path,
     *,
     model: str | None = None,
-    seed: int = 6198,
+    seed: int = RunConfig.seed,
     dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
 ) -> Path:

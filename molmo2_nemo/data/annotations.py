@@ -1,8 +1,8 @@
-"""What a record's annotations say, as values: one class per kind, read once from the record's JSON.
+"""The annotations of a record as typed values: one class per kind, parsed once from the record's JSON.
 
-`read_annotation` is the only code that knows how annotations are written in a record (docs/data.md lists the fields);
-everything behind it works with these classes. Which kind an annotation is follows from its style (`styles.Style`) and
-from which fields it has. Times are seconds from the start of the clip.
+`read_annotation` is the only code that knows how a record writes its annotations (docs/data.md lists the fields); all
+other code works with these classes. The kind of an annotation follows from its style (`styles.Style`) and from the
+fields it has. Times are seconds from the start of the clip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Point = tuple[float, float]  # x, y in units of the annotation's scale
 
 @dataclass(frozen=True, slots=True)
 class InlinePoints:
-    """Points inside the text of an answer, in percent of one image; each takes the place of one mark there."""
+    """Points inside the text of an answer, in percent of one image. Each instance replaces one `<|POINT|>` mark."""
 
     points: tuple[Point, ...]
     label: str
@@ -32,16 +32,16 @@ class InlinePoints:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as text, or several people's, of which training takes the most frequent (ties at random)."""
+    """The text of an answer, or the answers of several annotators: training uses the most frequent (ties at random)."""
 
     texts: tuple[str, ...]
     inline_points: tuple[InlinePoints, ...] = ()
-    explanation: str = ""  # said before the answer
+    explanation: str = ""  # written before the answer
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """A question with its answer. Without a question the style's prefix alone asks."""
+    """A question with its answer. Without a question the prompt is the style's prefix alone."""
 
     style: Style
     question: str | None
@@ -50,7 +50,7 @@ class QuestionAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A description; the style has wordings that ask for it."""
+    """A description of the image or video; the prompt is one of the style's wordings."""
 
     style: Style
     answer: Answer
@@ -59,7 +59,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class TimedCaption:
-    """A description or transcript of a stretch of a video, or of one frame."""
+    """A description or transcript of a span of a video, or of one frame."""
 
     style: Style
     question: str | None  # asked where the stage has no wordings
@@ -69,14 +69,14 @@ class TimedCaption:
 
 @dataclass(frozen=True, slots=True)
 class MultipleChoice:
-    """A question with options, of which one is right."""
+    """A question with several options, exactly one of them correct."""
 
     style: Style
     question: str
     options: tuple[str, ...]
-    answer: int  # number of the right option
-    shuffle: bool = False  # training draws the order of the options at every access
-    unlabelled: bool = False  # the options are names already
+    answer: int  # index of the correct option
+    shuffle: bool = False  # the order of the options is drawn anew at every access
+    unlabelled: bool = False  # the options already are labels, such as letters in the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class PointsInWords:
 
     style: Style
     question: str | None
-    label: str | None  # what is pointed at; there where the question is not
+    label: str | None  # what is pointed at; given where `question` is not
     answer: Answer
 
 
@@ -125,7 +125,7 @@ class VideoPoints:
 
 @dataclass(frozen=True, slots=True)
 class TrackPoint:
-    """Where one object is in a frame."""
+    """The position of one object in a frame."""
 
     point: Point
     occluded: bool = False
@@ -133,25 +133,25 @@ class TrackPoint:
 
 @dataclass(frozen=True, slots=True)
 class TrackFrame:
-    """Where objects are in one frame of a video."""
+    """The positions of all tracked objects in one frame of a video."""
 
     time: float
-    points: Mapping[str, TrackPoint]  # by object
+    points: Mapping[str, TrackPoint]  # by object id
 
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """Objects followed through a video."""
+    """Objects tracked through a video."""
 
     style: Style
     question: str | None
     label: str
     scale: tuple[float, float] | None
     fps: int  # frames per second of the answer
-    frames: tuple[TrackFrame, ...]  # in order of time; none: the object is never there
+    frames: tuple[TrackFrame, ...]  # in order of time; empty: the object never appears
 
 
-Exchange = (
+TurnAnnotation = (
     QuestionAnswer
     | Caption
     | TimedCaption
@@ -165,10 +165,10 @@ Exchange = (
 
 
 @dataclass(frozen=True, slots=True)
-class OneOf:
-    """Forms of one exchange, of which every access draws one."""
+class TurnAlternatives:
+    """Alternative forms of one turn of a conversation; every access draws one."""
 
-    forms: tuple[Exchange, ...]
+    forms: tuple[TurnAnnotation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,21 +176,21 @@ class Messages:
     """A ready-made conversation."""
 
     style: Style
-    turns: tuple[tuple[str, str], ...]  # what the user says, what the model answers
+    turns: tuple[tuple[str, str], ...]  # (user message, answer)
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One branch of a record: a conversation, an exchange, or several exchanges one after the other."""
+    """One branch of a record: a conversation, a turn, or several turns one after the other."""
 
-    content: Messages | Exchange | tuple[Exchange | OneOf, ...]
-    prompt: str = ""  # what the user says first, whatever the style's wordings are
-    no_pointing: tuple[int, ...] = ()  # questions, by number, before which training asks not to point
+    content: Messages | TurnAnnotation | tuple[TurnAnnotation | TurnAlternatives, ...]
+    prompt: str = ""  # the first user message, in place of the style's wordings
+    no_pointing: tuple[int, ...] = ()  # indices of the turns whose question gets a request not to point
 
 
 @dataclass(frozen=True, slots=True)
 class Alternatives:
-    """Forms of one annotation, of which every access draws one."""
+    """Alternative forms of one annotation; every access draws one."""
 
     forms: tuple[Annotation, ...]
 
@@ -202,13 +202,13 @@ POINT_KINDS = frozenset({Kind.POINTS, Kind.MULTI_IMAGE_POINTS, Kind.VIDEO_POINTS
 
 
 def read_annotation(fields: dict[str, Any], num_images: int, has_video: bool) -> Annotation | Alternatives:
-    """An annotation of a record with `num_images` images, or with a video.
+    """Parse one annotation of a record that has `num_images` images, or a video.
 
     Args:
         fields: the annotation's JSON, an object with a `style`.
     Raises:
-        DataError: the field that is wrong or missing, what is there and what is expected. The caller names the record,
-            the annotation's number and its style.
+        DataError: a field is wrong or missing; the message names it, what was found and what was expected. The caller
+            adds the record, the annotation's number and its style.
     """
     _check_texts(fields)
     if "either" in fields:
@@ -219,32 +219,32 @@ def read_annotation(fields: dict[str, Any], num_images: int, has_video: bool) ->
 
 def _annotation(fields: dict[str, Any], num_images: int, has_video: bool) -> Annotation:
     _check_texts(fields)
-    content: Messages | Exchange | tuple[Exchange | OneOf, ...]
+    content: Messages | TurnAnnotation | tuple[TurnAnnotation | TurnAlternatives, ...]
     if "messages" in fields:
         content = Messages(style_of(fields["style"]), _message_pairs(fields["messages"]))
     elif "turns" in fields:
         content = _turns(fields, num_images, has_video)
     else:
-        content = _exchange(fields, num_images, has_video)
+        content = _turn(fields, num_images, has_video)
     count = len(content.turns) if isinstance(content, Messages) else 1
     return Annotation(content, fields.get("prompt", ""), _no_pointing(fields.get("no_pointing", []), count))
 
 
-def _turns(fields: dict[str, Any], num_images: int, has_video: bool) -> tuple[Exchange | OneOf, ...]:
+def _turns(fields: dict[str, Any], num_images: int, has_video: bool) -> tuple[TurnAnnotation | TurnAlternatives, ...]:
     turns = fields["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and "turns" not in t for t in turns):
         raise DataError(f"turns must be a list of annotations, not {show(turns)}")
-    made: list[Exchange | OneOf] = []
+    made: list[TurnAnnotation | TurnAlternatives] = []
     for turn in ({"style": fields["style"], **turn} for turn in turns):
         _check_texts(turn)
         if "either" in turn:
-            made.append(OneOf(tuple(_exchange(form, num_images, has_video) for form in _forms(turn))))
+            made.append(TurnAlternatives(tuple(_turn(form, num_images, has_video) for form in _forms(turn))))
         else:
-            made.append(_exchange(turn, num_images, has_video))
+            made.append(_turn(turn, num_images, has_video))
     return tuple(made)
 
 
-def _exchange(fields: dict[str, Any], num_images: int, has_video: bool) -> Exchange:
+def _turn(fields: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnotation:
     style, question = style_of(fields["style"]), fields.get("question")
     if style.kind is Kind.TRACKS:
         return _tracks(style, fields)
@@ -271,10 +271,10 @@ def _check_texts(fields: dict[str, Any]) -> None:
 
 
 def _forms(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """The fields with each of their `either` laid over them."""
+    """The variants of an annotation: its fields overridden by each entry of `either`."""
     either = fields["either"]
     if not isinstance(either, list) or not either or not all(isinstance(e, dict) and "either" not in e for e in either):
-        raise DataError(f"either must be a list of objects whose fields are laid over the annotation: {show(either)}")
+        raise DataError(f"either must be a list of objects whose fields override the annotation's, not {show(either)}")
     base = {name: value for name, value in fields.items() if name != "either"}
     forms = [{**base, **form} for form in either]
     for form in forms:
@@ -290,9 +290,9 @@ def _message_pairs(messages: Any) -> tuple[tuple[str, str], ...]:
     return tuple(zip(messages[::2], messages[1::2], strict=True))
 
 
-def _no_pointing(marked: Any, exchanges: int) -> tuple[int, ...]:
-    if not isinstance(marked, list) or not all(type(n) is int and 0 <= n < exchanges for n in marked):
-        raise DataError(f"no_pointing must list questions by number, 0 to {exchanges - 1}, not {show(marked)}")
+def _no_pointing(marked: Any, turns: int) -> tuple[int, ...]:
+    if not isinstance(marked, list) or not all(type(n) is int and 0 <= n < turns for n in marked):
+        raise DataError(f"no_pointing must list questions by index, 0 to {turns - 1}, not {show(marked)}")
     return tuple(marked)
 
 
@@ -326,7 +326,7 @@ def _inline_points(fields: dict[str, Any]) -> tuple[InlinePoints, ...]:
 
 
 def _choice(style: Style, fields: dict[str, Any]) -> MultipleChoice | None:
-    """None where nothing is asked: the options are checked all the same."""
+    """The multiple-choice question of an annotation; None without a `question` (its options are checked anyway)."""
     options, index, question = fields.get("options"), fields.get("answer_idx"), fields.get("question")
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
         raise DataError(f"options must be a list of strings, not {show(options)}")
@@ -348,10 +348,10 @@ def _points(
             raise DataError(f"timestamps must be a list of seconds, not {show(times)}")
         groups = _groups(points, len(times), "timestamp")
         if not has_video:
-            raise DataError("points in a video, but the record names no video")
+            raise DataError("points in a video, but the record has no video")
         return VideoPoints(style, question, _label(style, fields), _scale(fields), tuple(times), groups)
     if style.kind is Kind.MULTI_IMAGE_POINTS:
-        groups = _groups(points, num_images, "picture")
+        groups = _groups(points, num_images, "image")
         return MultiImagePoints(style, question, _label(style, fields), _scale(fields), groups)
     return Points(style, question, _label(style, fields), _scale(fields), read_points(points))
 

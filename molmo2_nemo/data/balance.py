@@ -1,16 +1,16 @@
-"""Equal work for the data-parallel ranks of a step: what a micro-batch costs, and which ones change places.
+"""Equal work for the data-parallel ranks of a step: the cost of a micro-batch, and which micro-batches to swap.
 
-Every rank reads and packs its own share of the stream, so nobody needs to know the size of an example it has not
-decoded, and a change in the number of ranks stays exact. What differs is the work of the finished packs: one long video
-attends to several times more pairs than twenty short texts of the same length. So once the micro-batches of an
-optimizer step are packed, the ranks tell each other what theirs cost (a few integers), all compute the same swaps, and
-those few micro-batches travel. A step therefore holds the same packs with and without balancing, and what a rank has
-read does not depend on what it was given: resume, waits and elasticity are untouched.
+Every rank reads and packs its own share of the stream, so no rank needs the size of an example that it has not decoded,
+and a change in the number of ranks stays exact. But the finished packs differ in cost: one long video has several times
+more attention pairs than twenty short texts of the same total length. So once the micro-batches of an optimizer step
+are packed, the ranks gather the costs of all of them (a few integers), compute the same swaps, and send each other
+those few micro-batches. A step therefore holds the same packs with and without balancing, and what a rank reads does
+not depend on what it receives: resuming, waiting times and elasticity are unaffected.
 
 The alternative, planning packs over all ranks before decoding, needs exact sizes from the manifest; they depend on the
 tokenizer, the prompt wording drawn and the crop settings, so a manifest would have to be rebuilt for every change.
 
-The limit: only micro-batches of one step change places. With one micro-batch per rank there is nothing to swap.
+The limitation: only micro-batches of the same step are swapped. With one micro-batch per rank there is nothing to swap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import Batch
 
-TOLERANCE = 0.01  # of the mean; a swap that gains less is not worth sending a pack
+TOLERANCE = 0.01  # share of the mean cost; a smaller gain does not justify sending a pack
 UNIT = 1e6  # costs are whole megaFLOPs, so that every rank computes exactly the same swaps
 
 
@@ -32,8 +32,8 @@ class CostModel:
 
     token: 36 layers x 2 x 192,937,984 weights. pair: 36 layers x 4 x 4096 per allowed (query, key) pair. crop: 25
     vision blocks over 729 patches. pooled_token: the connector per visual token, without its window; window_position:
-    per filled position of that. score: the head per token with a loss weight. The backward pass doubles all of them
-    alike and so does not count.
+    per filled position of that window. score: the head per token with a loss weight. The backward pass scales all of
+    them alike, so it does not change the comparison.
     """
 
     token: float = 36 * 2.0 * 192_937_984
@@ -42,7 +42,7 @@ class CostModel:
     pooled_token: float = 165.25e6
     window_position: float = 10.62e6
     score: float = 2.0 * 151_936 * 4096
-    visual_attention: str = "image_tokens"  # whom visual tokens see besides what lies before them
+    visual_attention: str = "image_tokens"  # what visual tokens attend to besides earlier tokens
     vocab_size: int | None = None  # base rows; see PackCounts.of
 
     def of(self, batch: Batch) -> int:
@@ -50,7 +50,7 @@ class CostModel:
         return self.of_counts(PackCounts.of(batch, self.visual_attention, self.vocab_size))
 
     def of_counts(self, pack: PackCounts) -> int:
-        """The same of one that has been counted."""
+        """Cost of a micro-batch, in whole megaFLOPs, from its counts."""
         total = (
             self.token * pack.tokens
             + self.pair * pack.pairs
@@ -69,10 +69,11 @@ def spread(costs: np.ndarray) -> float:
 
 
 def balance(costs: np.ndarray, tolerance: float = TOLERANCE) -> np.ndarray:
-    """Who gets which micro-batch of a step.
+    """Which rank uses which micro-batch of a step.
 
-    Starts from everybody's own and lets the heaviest rank swap one micro-batch with another rank as long as that lowers
-    the heavier of the two; stops at `tolerance` above the mean. Few micro-batches move, none is added or taken.
+    Starts with every rank keeping its own micro-batches, and lets the heaviest rank swap one with another rank as long
+    as that lowers the larger of their two costs; stops at `tolerance` above the mean. Few micro-batches move, and every
+    rank keeps the same number.
 
     Args:
         costs: int64 [R, k], cost of every micro-batch by the rank that packed it.

@@ -22,7 +22,7 @@ from molmo2_nemo.errors import DataError
 
 @dataclass(slots=True)
 class _Root:
-    """The visual input and what texts may say about it."""
+    """The visual input of an example, and what its texts may refer to."""
 
     visual: VisualInput
     context: VisualContext = field(default_factory=VisualContext)
@@ -52,9 +52,9 @@ class ExampleBuilder:
 
         Args:
             rng: decides wordings, branch order and resolution; nothing else does.
-            weight: the data set's flat loss weight; goes before the record's own, and before its factor.
+            weight: the data set's flat loss weight; overrides the record's own weight and factor.
             p_high_res: the data set's chance of many tiles for a single image; default `image.p_high_res`.
-            max_tokens: longest sequence; branches that do not reach it are dropped, the last one may be cut.
+            max_tokens: longest sequence; branches beyond it are dropped, and the last one kept may be cut.
         Raises:
             BadRecord: the media or an annotation cannot be used; names the record's key.
         """
@@ -101,7 +101,7 @@ class ExampleBuilder:
     ) -> Example:
         """What the model reads before it answers `question`: labels are padding and all weights are 0.
 
-        `history` holds earlier (question, answer) exchanges, whose first opens the conversation.
+        `history` holds earlier (question, answer) turns, the first of which opens the conversation.
 
         Raises:
             DataError: media that cannot be read, or images and a video together.
@@ -144,7 +144,7 @@ class ExampleBuilder:
     ) -> _Root:
         config = self.config
         if images and video is not None:
-            raise DataError("pictures and a video in one example; Molmo2 takes either pictures or one video")
+            raise DataError("images and a video in one example; Molmo2 takes either images or one video")
         if video is not None:
             sampled = read_video(
                 video,
@@ -228,7 +228,7 @@ class ExampleBuilder:
 
 
 def _tree(record: Record, rng: np.random.Generator) -> Sequence[Annotation | Alternatives]:
-    """The record's annotations, or the variant that this access draws."""
+    """The annotations to use: the record's only list, or the variant drawn at this access."""
     if not record.variants:
         return record.annotations
     if record.variant_weights is None:

@@ -15,7 +15,7 @@ from molmo2_nemo.errors import DataError
 
 
 def check_example(example: Example, im_patch_id: int) -> None:
-    """What the model relies on: array lengths, one pooled token per <im_patch>, indices inside the crops.
+    """Check what the model relies on: array lengths, one pooled token per <im_patch>, indices inside the crops.
 
     Raises:
         DataError: names the example and what disagrees.

@@ -37,7 +37,7 @@ class VideoConfig:
 
 @dataclass
 class TextFormatConfig:
-    """How annotations become prompts and answers, and how answers are weighted."""
+    """How annotations become prompts and answers, and how the loss of answers is weighted."""
 
     prompt_templates: Literal["none", "uber_model_v2"] = "uber_model_v2"  # stage 1: none
     system_prompt: Literal["style_and_length_v2", "demo_or_style_v2"] = "demo_or_style_v2"
@@ -49,10 +49,10 @@ class TextFormatConfig:
 
 @dataclass
 class SourceConfig:
-    """One data set of the mixture: a folder of shards with a manifest, its share, and its overrides.
+    """One data set of the mixture: a folder of shards with a manifest, its sampling rate, and its overrides.
 
-    Without a group, `rate` is the source's share before all are normalised. In a group it multiplies the source's size
-    when the group's rate is divided among the members; data/sampling.py has the rule.
+    Without a group, `rate` is the source's share before all shares are normalised. In a group it multiplies the
+    source's size when the group's rate is divided among its members; data/sampling.py has the rule.
     """
 
     path: str = ""
@@ -73,13 +73,13 @@ class PackingConfig:
     crop_value: float = 30.0  # worth of one crop in tokens when the knapsack chooses
     mode: Literal["balanced", "knapsack"] = "balanced"  # knapsack: as published, without an age rule
     balance: bool = True  # swap a step's micro-batches so that data-parallel ranks have equal work (with share_packs)
-    balance_window: int = 8  # with one micro-batch per rank and step: so many are given in order of cost; 1: as packed
+    balance_window: int = 8  # one micro-batch per rank and step: micro-batches sorted by cost together; 1: as packed
     max_wait: int | None = None  # packs after which an example is forced into the next one; default: buffer_size
 
 
 @dataclass
 class LimitsConfig:
-    """What one record may cost at most. A record beyond a limit is skipped and counted like any other bad one."""
+    """Upper limits for one record. A record beyond a limit is skipped and counted like any other bad record."""
 
     json_bytes: int = 16 * 2**20  # of the .json member
     record_bytes: int = 4 * 2**30  # of all its members together, as stored
@@ -93,9 +93,9 @@ class LimitsConfig:
 
 @dataclass
 class PhaseConfig:
-    """A first part of a stage with shorter packs and fewer frames; see `DataConfig.progression`."""
+    """An early part of a stage with shorter packs and fewer frames; see `DataConfig.progression`."""
 
-    until_step: int = 0  # the first optimizer step that is no longer in it
+    until_step: int = 0  # the first optimizer step after it
     sequence_length: int = 16384
     max_crops: int | None = None  # default: packing.max_crops
     max_frames: int | None = None  # default: video.max_frames
@@ -106,12 +106,10 @@ class DataConfig:
     """Everything between shards on disk and a batch."""
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    groups: dict[str, float] = field(default_factory=dict)  # rate of each group that sources name
-    root: str = "shards"  # folder that the paths of the published mixes start from
+    groups: dict[str, float] = field(default_factory=dict)  # sampling rate of each group that sources name
+    root: str = "shards"  # folder that the paths of the published mixtures are relative to
     missing: Literal["error", "skip"] = "error"  # a source without shards; skip: the other rates fill the gap
-    vocab_size: int | None = (
-        None  # base rows of the model's embedding, where the visual ids begin; the trainer fills it in
-    )
+    vocab_size: int | None = None  # base rows of the model's embedding: the first visual id; set by the trainer
     tokenizer: str = "tiny"  # "tiny" (shipped) or a folder with tokenizer.json
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -119,10 +117,10 @@ class DataConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     progression: list[PhaseConfig] = field(default_factory=list)  # phases before the full packs; sizes may only grow
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    num_workers: int = 0  # processes that decode; the batches do not depend on it
-    prefetch: int = 4  # examples each of them holds ready
+    num_workers: int = 0  # worker processes that decode; the batches do not depend on it
+    prefetch: int = 4  # examples that each worker keeps ready
     seed: int = 50189
     share_packs: bool = True  # one rank of a model-parallel group reads and decodes for all of it
     max_bad_in_a_row: int = 100  # unusable records after which the run stops
-    max_bad_share: float = 0.1  # of a rank's records since the start, counted once it has read 1000; 1: no limit
-    quarantine: str | None = None  # JSON-lines file that gets the shard, key and cause of every skipped record
+    max_bad_share: float = 0.1  # of a rank's records since the start, checked once it has read 1000; 1: no limit
+    quarantine: str | None = None  # JSON Lines file for the shard, key and cause of every skipped record

@@ -1,6 +1,6 @@
-"""What a micro-batch holds, in numbers: the pairs that its mask allows, and all else that its cost follows from.
+"""Counts of a micro-batch: the attention pairs that its mask allows, and the other quantities its cost follows from.
 
-Numpy only. The mask's rule is `attention.mask.may_attend`; `allowed_pairs` counts what it allows without looking at
+Numpy only. The mask's rule is `attention.mask.may_attend`; `allowed_pairs` counts what it allows without enumerating
 pairs, and is tested against it. The attention kernels do not count by it: they split the mask into exact rectangles and
 triangles (attention/regions.py), whose sum is tested against the rule too.
 
@@ -27,7 +27,7 @@ def allowed_pairs(
         example_ids: int [B, S] or [S], PAD_EXAMPLE where padded.
         branch_ids: int, same shape; ROOT_BRANCH in the root of an example.
         images: int, same shape; 0 for text, else the number of the image or frame, which never decreases along an
-            example. For "image_tokens" and "none" a flag will do.
+            example. For "image_tokens" and "none" a 0/1 flag suffices.
         visual_attention: visual tokens of an example also see the later ones of the whole example ("image_tokens"), of
             their own image or frame ("within_image"), or none.
     """
@@ -36,12 +36,12 @@ def allowed_pairs(
     example = _labels(np.nonzero(real)[0], example_ids[real])
     branch, image = branch_ids[real], images[real]
     root = branch == ROOT_BRANCH
-    # a token in the root is seen from there on by all of its example, one in a branch by the rest of the branch
+    # a token in the root is seen by all later tokens of its example, one in a branch by the rest of that branch
     place, size = _places(example)
     pairs = int((size - place)[root].sum()) + _triangles(_labels(example, branch)[~root], with_itself=True)
     if visual_attention == "none":
         return pairs
-    # and a visual one, by all visual tokens of its group that lie before it and may see its branch
+    # and a visual token is also seen by all earlier visual tokens of its group that may see its branch
     visual = image > 0
     groups = (_labels(example, image) if visual_attention == "within_image" else example)[visual]
     root, branch = root[visual], branch[visual]
@@ -50,13 +50,13 @@ def allowed_pairs(
 
 
 def _labels(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """One integer for each pair of integers."""
+    """A label for each pair (first, second): the same integer where both agree."""
     low = second.min(initial=0)
     return first * (second.max(initial=0) - low + 1) + second - low
 
 
 def _places(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many with the same label lie before each element, and how many there are; int64 [n] both."""
+    """For each element, the number of earlier elements with its label and the total number with it; int64 [n] both."""
     _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
     order = np.argsort(number, kind="stable")
     places = np.empty_like(order)
@@ -72,13 +72,13 @@ def _triangles(labels: np.ndarray, *, with_itself: bool) -> int:
 
 @dataclass(frozen=True)
 class PackCounts:
-    """What the cost of a micro-batch, and whether it fits into memory, follows from. Packs in it count together."""
+    """The counts that determine the cost and the memory of a micro-batch, summed over its packs."""
 
     tokens: int  # padding not counted
     pairs: int  # (query, key) pairs that the mask allows
     unit_crops: np.ndarray  # int64 [U], crops of each indivisible unit
     unit_pooled_tokens: np.ndarray  # int64 [U], pooled visual tokens of each
-    window_positions: int = 0  # filled ones in the pooling windows of all pooled tokens
+    window_positions: int = 0  # filled positions in the pooling windows of all pooled tokens
     scored: int = 0  # tokens with a loss weight
     length: int = 0  # of the longest pack, the padding behind it not counted
     packs: int = 1
@@ -88,10 +88,10 @@ class PackCounts:
         """Count a micro-batch.
 
         Args:
-            vocab_size: base rows of the model; "within_image" finds the images by it.
+            vocab_size: base vocabulary rows of the model; needed to find the images of "within_image" attention.
 
         Raises:
-            AssertionError: it is needed and missing.
+            AssertionError: `vocab_size` is needed and missing.
         """
         images = batch.visual
         if visual_attention == "within_image":

@@ -22,17 +22,17 @@ class Example:
 
     input_ids: np.ndarray  # int64 [T]
     labels: np.ndarray  # int64 [T], already shifted: labels[t] is what follows input_ids[t]
-    loss_weights: np.ndarray  # float32 [T], 0 where nothing is learned
+    loss_weights: np.ndarray  # float32 [T], 0 where a token has no loss
     position_ids: np.ndarray  # int64 [T]; every branch restarts where the root ends
     branch_ids: np.ndarray  # int64 [T]; ROOT_BRANCH, or the branch's number
-    visual: np.ndarray  # bool [T]; tokens that attend to each other in both directions
+    visual: np.ndarray  # bool [T]; image and frame tokens, which attend to each other in both directions
     crops: np.ndarray  # uint8 [C, P, D_p]
     pooling: np.ndarray  # int64 [N, K]; patch index crop*P + patch, -1 past a small window; n feeds the n-th <im_patch>
     unit_crops: np.ndarray  # int64 [U]; crops per indivisible unit (an image with its tiles, or one video frame)
     unit_pooled_tokens: np.ndarray  # int64 [U]; pooled tokens per unit
     key: str = ""  # "shard-name:record-key", for messages
     source: str = ""  # the data set, as data.sources names it
-    info: dict[str, Any] = field(default_factory=dict)  # what the preview shows: frame times, texts, tilings
+    info: dict[str, Any] = field(default_factory=dict)  # details for the preview: frame times, texts, tilings
 
     @property
     def num_tokens(self) -> int:
@@ -60,6 +60,6 @@ class Batch:
     unit_crops: np.ndarray  # int64 [U]
     unit_pooled_tokens: np.ndarray  # int64 [U]
     keys: list[list[str]] = field(default_factory=list)  # per pack, the keys of its examples
-    sources: list[list[str]] = field(default_factory=list)  # and the data sets they come from
+    sources: list[list[str]] = field(default_factory=list)  # per pack, the data sets its examples come from
     state: dict[str, Any] = field(default_factory=dict)  # loader state after this batch (JSON values only)
-    context_ranks: int = 0  # ranks that share it under dynamic context parallelism; 0: all of the context group
+    context_ranks: int = 0  # ranks that share the batch under dynamic context parallelism; 0: the whole context group

@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 @dataclass(slots=True)
 class VisualInput:
-    """The visual root of an example: its crops and the tokens that stand for them."""
+    """The visual input of an example: its crops, and the tokens that represent them in the sequence."""
 
     token_ids: list[int]
     crops: np.ndarray  # uint8 [C, P, D_p]
@@ -95,16 +95,16 @@ def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.nd
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(
-                    f"picture of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
+                    f"image of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
                 )
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
     except Image.DecompressionBombError as error:
-        raise DataError(f"picture too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
+        raise DataError(f"image too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
     except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
         # What Pillow raises for broken files depends on the format and on where it breaks.
         start = data[:8].hex() or "nothing"
         why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot read picture of {len(data)} bytes (starts with {start}): {why}") from error
+        raise DataError(f"cannot read image of {len(data)} bytes (starts with {start}): {why}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -154,7 +154,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
-    """Rows and columns of tiles for an image of height x width pixels, the overlap already taken off.
+    """Rows and columns of tiles for an image of height x width pixels, not counting the overlap margins.
 
     The smallest enlargement wins; if every canvas is smaller than the image, the one that shrinks it least.
     """
@@ -245,13 +245,13 @@ def encode_images(
     *,
     high_res: bool = False,
 ) -> VisualInput:
-    """All images of an example, in order. More than one: each is announced by the text `Image N`.
+    """All images of an example, in order. If there are several, the text `Image N` precedes each.
 
-    Images beyond `config.max_images` are left out (as in training of the released model); `info["ignored"]` counts
-    them. `high_res` allows a single image `high_res_max_crops` tiles.
+    Images beyond `config.max_images` are ignored (as in the training of the released model); `info["ignored"]` counts
+    them. `high_res` allows a single image up to `high_res_max_crops` tiles.
     """
     if not images:
-        raise DataError("no pictures given")
+        raise DataError("no images given")
     used = images[: config.max_images]
     max_crops = config.max_crops if len(used) == 1 else config.max_multi_image_crops
     if high_res and len(used) == 1:
@@ -277,7 +277,7 @@ def encode_images(
 
 
 def no_visual(config: ImageConfig) -> VisualInput:
-    """The root of a text-only example: no crops, no tokens."""
+    """The visual input of a text-only example: no crops, no tokens."""
     geometry = TileGeometry.of(config)
     return VisualInput(
         token_ids=[],

@@ -1,4 +1,4 @@
-"""What the readers of a record's JSON share: whether a value is a number, and how a value is shown in a message."""
+"""Helpers for reading a record's JSON: whether a value is a number, and how to show a value in a message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def is_number(value: Any) -> bool:
-    """A finite int or float; true and false are none."""
+    """Whether a value is a finite int or float; booleans are not numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
@@ -17,6 +17,6 @@ def is_number(value: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """At most 60 characters of a value."""
+    """The `repr` of a value, cut to at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

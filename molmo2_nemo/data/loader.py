@@ -30,13 +30,13 @@ from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states,
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.processes import die_with_parent
 
-SHARE_AFTER = 1000  # records read before max_bad_share counts: a share of a few says nothing
+SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
-COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`: branches, tokens, images left out
+COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`; `ignored` counts images
 
 
 class Builder(Protocol):
-    """What the loader needs of `data/build.py`."""
+    """The part of `ExampleBuilder` (data/build.py) that the loader uses."""
 
     def build(
         self,
@@ -50,12 +50,12 @@ class Builder(Protocol):
 
 
 class TooManyBadRecords(DataError):
-    """The run stops because record after record cannot be used."""
+    """So many records cannot be used that the run stops."""
 
 
 @dataclass(slots=True)
 class Skipped:
-    """A record that could not be used; travels in place of its example."""
+    """A record that could not be used; stands in the stream in place of its example."""
 
     key: str
     cause: str
@@ -73,7 +73,7 @@ class ExampleReader:
         self.rates = rates
 
     def identity(self) -> dict[str, Any]:
-        """What fixes the order of the stream; a saved state is only good for the same."""
+        """What determines the order of the stream; a saved state is valid only where this is equal."""
         return {
             "seed": self.config.seed,
             "sources": {
@@ -82,7 +82,11 @@ class ExampleReader:
         }
 
     def __getitem__(self, n: int) -> Example | Skipped:
-        """Raises ShardError when a shard itself fails; everything about one record becomes `Skipped`."""
+        """The n-th example of the stream. A record that cannot be used gives `Skipped`.
+
+        Raises:
+            ShardError: the shard itself cannot be read.
+        """
         draw = self.mixture.draw(n)
         dataset = self.datasets[draw.source]
         key = f"{draw.source}[{draw.index}]"
@@ -106,7 +110,7 @@ class ExampleReader:
             raise
         except BadRecord as error:
             return Skipped(key, error.cause, error.detail)
-        except Exception as error:  # hostile media raise anything; a fault of ours shows as many in a row
+        except Exception as error:  # hostile media may raise anything; a bug of this package shows as many in a row
             return Skipped(key, type(error).__name__, str(error)[:500])
 
     def _check_size(self, example: Example) -> None:
@@ -128,12 +132,12 @@ class PackStream:
     Args:
         config: data settings; `sources` name folders of shards with a manifest.
         micro_batch_size: packs per batch.
-        dp_rank, dp_size: this data-parallel rank and their number. All ranks of one tensor-, pipeline- or
-            context-parallel group pass the same and get the same batches.
+        dp_rank, dp_size: this data-parallel rank, and the number of data-parallel ranks. All ranks of one tensor-,
+            pipeline- or context-parallel group pass the same and get the same batches.
         batches_per_step: batches of this rank in an optimizer step; `data.progression` counts steps.
         builder, im_patch_id: default to `ExampleBuilder` with the configured tokenizer.
     Raises:
-        DataError: a source without usable shards, wrong rates, wrong budgets. All of that before the first batch.
+        DataError: a source without usable shards, invalid rates or budgets; raised before the first batch.
     """
 
     def __init__(
@@ -160,7 +164,7 @@ class PackStream:
             )
             for phase in phases(config)
         ]
-        self._batches = 0  # given so far, since the start of the stage
+        self._batches = 0  # batches yielded since the start of the stage
         self._built_in: dict[int, int] = {}  # the phase in which each waiting example was built
         self.skipped: Counter[str] = Counter()  # cause -> records skipped since the start of the run
         self.quarantined: deque[Skipped] = deque(maxlen=QUARANTINE_KEPT)
@@ -170,7 +174,7 @@ class PackStream:
         self._backlog: list[int] = []  # numbers to read before that (after a change of dp_size)
         self._bad_in_a_row = 0
         self._restore: dict[str, Any] | None = None
-        self.numbers: list[int] = []  # of the examples in the batch given last
+        self.numbers: list[int] = []  # stream numbers of the examples in the last batch
 
     @property
     def phase(self) -> int:
@@ -179,16 +183,16 @@ class PackStream:
 
     @property
     def reader(self) -> ExampleReader:
-        """The reader of that phase."""
+        """The reader of the phase that the next batch belongs to."""
         return self.readers[self.phase]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Continue where the stream stands; one iterator at a time."""
+        """Batches from the current position of the stream on; only one iterator may be active at a time."""
         while True:
             yield from self._one_phase(self.reader)
 
     def _one_phase(self, reader: ExampleReader) -> Iterator[Batch]:
-        """Batches until the next phase begins. What workers built ahead is left to that one, which builds it anew."""
+        """Batches until the next phase begins; that phase rebuilds the examples that workers had built ahead."""
         source = _examples(reader, self._numbers_ahead(), self.config.num_workers, self.config.prefetch)
         try:
             self._new_packer(reader.config.packing)
@@ -215,7 +219,7 @@ class PackStream:
             source.close()
 
     def state(self) -> dict[str, Any]:
-        """JSON values that `load_states` takes; also attached to every batch."""
+        """The position of the stream as JSON values, for `load_states`; every batch carries it too."""
         return {
             "version": STATE_VERSION,
             "identity": self.reader.identity(),
@@ -231,11 +235,11 @@ class PackStream:
         }
 
     def load_states(self, states: list[dict[str, Any]]) -> None:
-        """Continue a saved run. Call before iterating.
+        """Continue the stream of a saved run. Call before iterating.
 
         Args:
             states: the state after the last batch used, of every data-parallel rank of the saved run, in any order;
-                repetitions (from the ranks of one context-parallel group) are fine.
+                duplicates (from the ranks of one context-parallel group) are fine.
         Raises:
             DataError: a rank is missing, states disagree, or the data are not those of the saved run.
         """
@@ -255,11 +259,11 @@ class PackStream:
         self._backlog = left[self.dp_rank :: self.dp_size]
         self._position = start + (self.dp_rank - start) % self.dp_size
         self.skipped, self.counts = Counter(), Counter()
-        if self.dp_rank == 0:  # the counts of the whole run stay whole
+        if self.dp_rank == 0:  # one rank takes over the counts of the whole run
             for state in by_rank:
                 self.skipped.update(state["skipped"])
                 self.counts.update(state["counts"])
-                used = state.get("ahead", {}).get("used", ())  # those that wait are counted when they are read again
+                used = state.get("ahead", {}).get("used", ())  # waiting examples are counted when they are reread
                 self.counts["examples"] += len(used) - len(state["packer"]["waiting"])
         self._bad_in_a_row = 0
         self._batches = by_rank[0]["steps"] * self.batches_per_step
@@ -268,7 +272,7 @@ class PackStream:
         self._built_in = {}
 
     def _new_packer(self, packing: PackingConfig) -> None:
-        """A packer for a phase's budgets, with the examples that wait."""
+        """Start a packer with a phase's budgets that takes over the waiting examples."""
         before, self.packer = self.packer, new_packer(packing)
         self.packer.emitted, self.packer.waiting = before.emitted, before.waiting
 
@@ -279,7 +283,7 @@ class PackStream:
         return state
 
     def _numbers_ahead(self) -> Iterator[int]:
-        """Numbers of the stream from the current position on; workers run ahead on this, the state does not."""
+        """Stream numbers from the current position on. Workers run ahead along them; the saved state does not."""
         yield from list(self._backlog)
         n = self._position
         while True:
@@ -291,7 +295,7 @@ class PackStream:
             expected = self._backlog.pop(0)
         else:
             expected, self._position = self._position, self._position + self.dp_size
-        assert n == expected, "examples arrive in the order they were asked for"
+        assert n == expected, "examples arrive in the order they were requested"
         if isinstance(result, Skipped):
             self._skip(result)
             return None
@@ -330,7 +334,7 @@ class PackStream:
         )
 
     def _fill_packer(self) -> None:
-        """Build the examples that waited in the packer when the state was saved."""
+        """Rebuild the examples that waited in the packer when the state was saved."""
         if self._restore is None:
             return
         saved, self._restore = self._restore, None
@@ -346,7 +350,7 @@ class PackStream:
             if isinstance(example, Skipped):
                 raise DataError(
                     f"record {example.key} was read before the restart and cannot be read now ({example.detail}); "
-                    "the data, or their settings, changed since the checkpoint"
+                    "the data or their settings changed since the checkpoint"
                 )
             return Item(n, example.num_tokens, example.num_crops, example)
 
@@ -376,7 +380,7 @@ def default_builder(config: DataConfig) -> tuple[Builder, int]:
 def _examples(
     reader: ExampleReader, numbers: Iterator[int], num_workers: int, prefetch: int
 ) -> Generator[tuple[int, Example | Skipped], None, None]:
-    """(n, result) in the order of `numbers`; with workers, they run ahead by `num_workers * prefetch` examples."""
+    """(n, result) in the order of `numbers`; workers, if any, run `num_workers * prefetch` examples ahead."""
     if num_workers == 0:
         for n in numbers:
             yield n, reader[n]
@@ -401,7 +405,7 @@ def _examples(
 
 
 class _Shipped:
-    """The reader as workers run it: big arrays leave through shared memory, which needs tensors."""
+    """The reader as workers run it: crops are returned as tensors, which travel through shared memory."""
 
     def __init__(self, reader: ExampleReader):
         self.reader = reader
@@ -429,11 +433,11 @@ def _unship(shipped: Any) -> Example | Skipped:
 
 
 def _start_worker(worker: int) -> None:
-    """Workers outlive a SIGTERM but not the process that reads them.
+    """Make a worker outlive SIGTERM, but not the process that reads from it.
 
     Launchers send SIGTERM to a whole process group. The trainer then finishes its step and saves, and needs its workers
-    until it closes the loader itself. If it is killed, torch's own check does not always end them: one that waits for
-    room in the queue it shares with its sisters would wait for ever.
+    until it closes the loader itself. If it is killed, torch's own check does not always end them: a worker
+    that waits for room in the queue it shares with the others would wait forever.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent()

@@ -1,8 +1,8 @@
 """The manifest of a data set of shards: one Parquet file, a row per record, a row group per shard.
 
-The file's metadata hold the head, a JSON object: name, number of records, length (examples as the mixture counts them),
-the shards with their sizes and SHA-256, and where the data come from. Rows say where every member of a record lies in
-its tar and, as far as they were measured, images, frames, duration, and estimated tokens and crops. Pages carry
+The file's metadata hold the head, a JSON object: name, number of records, length (in examples, as the mixture counts
+them), the shards with their sizes and SHA-256, and where the data come from. A row gives the location of every member
+of a record in its tar and, where measured, images, frames, duration, and estimated tokens and crops. Pages carry
 checksums. The manifest is written last, so a data set that has one is complete.
 """
 
@@ -39,7 +39,7 @@ class Member:
 
 @dataclass(slots=True)
 class Entry:
-    """One record, as the manifest lists it. None: not measured."""
+    """One record as the manifest lists it; a measure that is None was not taken."""
 
     key: str
     members: list[Member] = field(default_factory=list)
@@ -52,14 +52,14 @@ class Entry:
     crc: int | None = None  # CRC-32 of the members' contents in alphabetical order
 
     def take(self, measured: Entry) -> None:
-        """The measures of `measured`, but for the checksum."""
+        """Copy all measures of `measured` except the checksum."""
         for name in MEASURES:
             if name != "crc":
                 setattr(self, name, getattr(measured, name))
 
 
 class ShardIndex:
-    """Keys and places of the records of one shard; arrays, so that a million records cost tens of megabytes."""
+    """Keys and byte offsets of the records of one shard, as arrays: a million records take tens of megabytes."""
 
     def __init__(self, table: Any):
         members = table["members"].combine_chunks()
@@ -80,7 +80,7 @@ class ShardIndex:
 
 
 def write_manifest_file(path: Path, head: dict[str, Any], shards: Iterable[list[Entry]]) -> None:
-    """Write the file in place (callers make it atomic); `shards` gives the entries of one shard after the other."""
+    """Write a manifest file in place (callers make it atomic); `shards` yields the entries of each shard in turn."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -97,14 +97,14 @@ def write_manifest_file(path: Path, head: dict[str, Any], shards: Iterable[list[
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """The checked head.
+    """The head of a manifest, checked.
 
     Raises:
-        ShardError: not a manifest of ours, damaged, of another version, or naming files outside its folder.
+        ShardError: not a manifest of this package, damaged, of another version, or naming files outside its folder.
     """
     head = _head(path)
     if head.get("version") != VERSION:
-        raise ShardError(f"{path} has version {head.get('version')!r}; this program reads version {VERSION}")
+        raise ShardError(f"{path} has version {head.get('version')!r}; this molmo2 reads version {VERSION}")
     shards = head.get("shards")
     if not isinstance(shards, list) or not shards:
         raise ShardError(f"{path} lists no shards")
@@ -125,7 +125,7 @@ def read_index(path: Path, number: int, records: int) -> ShardIndex:
     """The index of shard `number`, which holds `records` records.
 
     Raises:
-        ShardError: damaged, or not what the head says.
+        ShardError: the manifest is damaged, or disagrees with its head.
     """
     try:
         with _open(path) as file:
@@ -138,7 +138,7 @@ def read_index(path: Path, number: int, records: int) -> ShardIndex:
 
 
 def read_entries(path: Path) -> Iterator[list[Entry]]:
-    """All entries of one shard after the other.
+    """All entries of a manifest, one list per shard.
 
     Raises:
         ShardError: the manifest is damaged.

@@ -1,4 +1,4 @@
-"""Media files that a user names, in a prompt for example: read, and checked before anything expensive begins."""
+"""Media files that a user names, in a prompt for example: read and checked before anything expensive begins."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.data.sampling import present, weights
 from molmo2_nemo.errors import DataError
 
-CHUNK = 1 << 14  # data set draws made at a time
+CHUNK = 1 << 14  # draws of a data set that are generated together
 FEISTEL_ROUNDS = 8
 
 
@@ -32,7 +32,7 @@ class Draw:
 
 
 def stable_key(*parts: object) -> int:
-    """128 bits from the parts, the same on every machine and Python."""
+    """A 128-bit key made from the parts, the same on every machine and Python version."""
     text = "\0".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
@@ -45,8 +45,8 @@ def example_rng(seed: int, draw: Draw) -> np.random.Generator:
 def permute(index: int, size: int, key: int) -> int:
     """Element `index` of a pseudo-random permutation of range(size), without building it.
 
-    A balanced Feistel network over the smallest even number of bits that holds `size`; values outside are walked on
-    (fewer than four steps on average).
+    A balanced Feistel network over the smallest even number of bits that holds `size`; values outside the range are fed
+    through it again (cycle walking, fewer than four rounds on average).
     """
     if size <= 1:
         return 0
@@ -69,14 +69,15 @@ def permute(index: int, size: int, key: int) -> int:
 def normalised_rates(
     sources: Mapping[str, SourceConfig], groups: Mapping[str, float] | None = None, missing: str = "error"
 ) -> dict[str, float]:
-    """Names in alphabetical order with the share of each; sources with rate 0 are left out.
+    """The normalised rate of each source, in alphabetical order; sources with rate 0 are left out.
 
     Args:
-        groups: rate of each group that sources name; see data/sampling.py.
-        missing: "skip" leaves out sources without shards. Sources without a group are not looked for otherwise.
+        groups: sampling rate of each group that sources name; see data/sampling.py.
+        missing: "skip" leaves out sources without shards; with "error", only the shards of a group's members are looked
+            for.
     Raises:
-        DataError: no source, a rate that is not a finite number >= 0, nothing but zeros, or shards of a group's
-            member that are not there.
+        DataError: no source, a rate that is not a finite number >= 0, only zero rates, or a group's member without
+            shards.
     """
     if not sources:
         raise DataError("data.sources is empty; name at least one data set, e.g. data.sources.sft.path=demo/sft")

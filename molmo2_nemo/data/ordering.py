@@ -1,11 +1,11 @@
-"""Like with like: each rank gives the packs of a window in order of cost, for steps of one micro-batch per rank.
+"""Balanced steps with one micro-batch per rank: each rank yields the packs of a window in order of cost.
 
-Where a rank has several micro-batches in a step, the ranks swap some until their sums are equal (balance.py). With one
-there is nothing to swap, but every rank can choose when to use it: if all sort the same number of packs, the
-heaviest of each meet in one step, the second heaviest in the next, and so on. No rank needs to know of the others, no
-pack travels, and no example is used twice or left out. What changes is which packs share a step.
+Where a rank has several micro-batches in a step, the ranks swap some until their sums are equal (balance.py). With only
+one there is nothing to swap, but every rank can choose when to use it: if all ranks sort the same number of packs, the
+heaviest packs of all ranks meet in one step, the second heaviest in the next, and so on. No rank needs to know about
+the others, no pack is sent, and every example is used exactly once. What changes is which packs share a step.
 
-Reading stays even: while a window is used up, one pack of the next is read for every pack given.
+Reading stays even: for every pack of a window that is used, one pack of the next window is read.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ Held = tuple[Batch, list[int]]  # a batch and the numbers of its examples
 class CostOrder:
     """Iterates over a `PackStream` in windows sorted by cost, the heaviest first. One batch is one step.
 
-    The state is the stream's at the beginning of the window, how many were given since, and their examples. A resumed
-    run builds the window again and continues behind those; a run of another width reads what they leave.
+    The state is that of the stream at the start of the window, plus the number of batches used since and their
+    examples. A resumed run rebuilds the window and continues after those batches; a run with another number of ranks
+    reads the examples that were not used.
 
     Args:
         window: batches that are sorted together; all ranks must use the same. A window ends early where a phase of
@@ -37,15 +38,15 @@ class CostOrder:
         self._begin()
 
     def _begin(self) -> None:
-        self._base = self._end = self.stream.state()  # of the stream at both ends of the window in use
-        self._current: list[Held] = []  # what is left of it
-        self._next: list[Held] = []  # read for the one after it
-        self._used: list[int] = []  # examples of the batches given
+        self._base = self._end = self.stream.state()  # stream states at both ends of the current window
+        self._current: list[Held] = []  # batches of the current window not yet used
+        self._next: list[Held] = []  # batches read for the next window
+        self._used: list[int] = []  # examples of the batches used from the current window
         self._given = 0
         self._skip = 0  # batches of the first window that were used before the restart
 
     def __iter__(self) -> Iterator[Batch]:
-        """Continue where the stream stands; one iterator at a time."""
+        """Batches from the current position of the stream on; only one iterator may be active at a time."""
         source = iter(self.stream)
         try:
             while True:
@@ -60,7 +61,7 @@ class CostOrder:
             source.close()  # type: ignore[attr-defined]
 
     def state(self) -> dict[str, Any]:
-        """JSON values that `load_states` takes; also attached to every batch."""
+        """The position in the stream as JSON values, for `load_states`; every batch carries it too."""
         if not self._given:
             return self._base
         ahead = {
@@ -74,7 +75,7 @@ class CostOrder:
         return {**self._base, "steps": self._base["steps"] + self._given, "ahead": ahead}
 
     def load_states(self, states: list[dict[str, Any]]) -> None:
-        """Continue a saved run; see `PackStream.load_states`."""
+        """Continue the stream of a saved run; arguments and errors as in `PackStream.load_states`."""
         widths = {state.get("dp_size") for state in states}
         made = [state["ahead"] for state in states if state.get("ahead")]
         same = {"window": self.window, "packing": self._packing()}
@@ -93,23 +94,23 @@ class CostOrder:
             self._begin()
 
     def _packing(self) -> list[Any]:
-        """What decides which examples share a pack."""
+        """The settings that decide which examples share a pack."""
         packing = self.stream.config.packing
         sizes = [packing.sequence_length, packing.max_crops, packing.buffer_size, packing.crop_value]
         return [*sizes, packing.mode, packing.max_wait, self.stream.micro_batch_size]
 
     def _size(self, step: int) -> int:
-        """Batches of the window that begins at a step."""
+        """Number of batches in the window that begins at a step."""
         ends = [phase.until_step - step for phase in self.stream.config.progression if phase.until_step > step]
         return min([self.window, *ends])
 
     def _read(self, source: Iterator[Batch]) -> None:
-        """One more batch for the next window, if it lacks any."""
+        """Read one more batch for the next window, unless it is complete."""
         if len(self._next) < self._size(self._end["steps"]):
             self._next.append((next(source), self.stream.numbers))
 
     def _start_window(self) -> None:
-        """Use the next window, if it is complete."""
+        """Make the next window the current one, if it is complete."""
         begin = self._base if self._skip else self._end
         if len(self._next) < self._size(begin["steps"]):
             return

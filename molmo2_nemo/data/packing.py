@@ -6,7 +6,7 @@ Online, from a bounded buffer, deterministic. Two modes share one class:
   (tokens, crops); the best reachable pair fills the scarcer budget and leaves a buffer of the stream's own mixture
   behind. An example that has waited `max_wait` packs is forced into the next one, so every wait is bounded.
 - `knapsack` (reference): the 0/1 two-dimensional knapsack by dynamic programming that maximises
-  tokens + crop_value * crops, as the published runs packed. It has no age rule.
+  tokens + crop_value * crops, as in the published runs. It has no limit on waiting.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 
 from molmo2_nemo.errors import DataError
 
-CELLS = 1024  # least token resolution of the balanced mode
-GRAIN = 16  # and its largest cell, tokens
-KNAPSACK_CELLS = 512  # and of the published one
+CELLS = 1024  # lower bound on the token resolution of the balanced mode
+GRAIN = 16  # tokens; upper bound on the cell size of the balanced mode
+KNAPSACK_CELLS = 512  # token resolution of the knapsack mode
 
 
 @dataclass(slots=True)
@@ -36,13 +36,13 @@ class Item:
 
 
 class Packer:
-    """Collects items and gives packs.
+    """Collects items and emits packs.
 
     Args:
         tokens: budget of tokens of a pack (the sequence length).
         crops: budget of crops of a pack.
         buffer_size: examples that may wait; a pack is emitted when one more arrives.
-        crop_value: worth of a crop in tokens (knapsack mode).
+        crop_value: value of a crop in tokens (knapsack mode).
         max_wait: packs an example may wait before it is forced; default `buffer_size`. No wait ever exceeds
             `max_wait + buffer_size`, since a forced example leaves with every pack while any is overdue.
     """
@@ -64,7 +64,7 @@ class Packer:
         self.tokens, self.crops = tokens, crops
         self.buffer_size, self.crop_value, self.mode = buffer_size, crop_value, mode
         self.max_wait = buffer_size if max_wait is None else max_wait
-        self.emitted = 0  # packs given so far
+        self.emitted = 0  # packs emitted so far
         self.waiting: list[Item] = []  # oldest first
         self._bits = SubsetSums(tokens, crops)
 
@@ -73,7 +73,7 @@ class Packer:
         return tokens <= self.tokens and crops <= self.crops
 
     def add(self, item: Item) -> list[Item] | None:
-        """Take one more example; a pack if that makes one due.
+        """Add one example; returns a pack if one is due.
 
         Raises:
             DataError: the example alone exceeds a budget.
@@ -85,7 +85,7 @@ class Packer:
             )
         item.arrived = self.emitted
         full = self._is_full(item)
-        if full and not self._overdue():  # leaves no usable room: a pack of its own at once
+        if full and not self._overdue():  # no usable room is left beside it: emit it alone
             self.emitted += 1
             return [item]
         if len(self.waiting) < self.buffer_size and not full:
@@ -104,11 +104,11 @@ class Packer:
         return packs
 
     def state(self) -> dict[str, Any]:
-        """JSON values: the ids that wait, oldest first, with their ages in packs."""
+        """JSON values: the waiting examples' ids, oldest first, each with the packs emitted before it arrived."""
         return {"emitted": self.emitted, "waiting": [[item.id, item.arrived] for item in self.waiting]}
 
     def restore(self, state: dict[str, Any], rebuild: Callable[[int], Item]) -> None:
-        """Fill the buffer again; `rebuild(id)` gives the item (decoded again)."""
+        """Refill the buffer from a saved state; `rebuild(id)` decodes an example anew and returns its item."""
         self.emitted = int(state["emitted"])
         self.waiting = []
         for number, arrived in state["waiting"]:
@@ -163,7 +163,7 @@ class SubsetSums:
         self.mask = mask
 
     def choose(self, sizes: Sequence[tuple[int, int]], forced: int | None) -> list[int]:
-        """Numbers of the examples of the next pack, ascending (so oldest first).
+        """Indices of the examples of the next pack, ascending (so oldest first).
 
         Tokens are rounded to the nearest cell, so that many examples waste no more than one; the best subset is then
         counted in tokens, and if it is over the budget the next best is taken.
@@ -176,7 +176,7 @@ class SubsetSums:
             reach.append(reach[-1] | ((reach[-1] << (cells[i] * self.stride + sizes[i][1])) & self.mask))
         for goal in self._best_first(reach[-1], sizes):
             chosen = [] if forced is None else [forced]
-            for step in range(len(order) - 1, -1, -1):  # leave an example out where possible: newer ones stay behind
+            for step in range(len(order) - 1, -1, -1):  # prefer leaving an example out, so that newer ones stay
                 if not (reach[step] >> goal) & 1:
                     chosen.append(order[step])
                     goal -= cells[order[step]] * self.stride + sizes[order[step]][1]
@@ -185,7 +185,7 @@ class SubsetSums:
         return [0]  # not reached by examples that fit alone, but an example must never be stuck
 
     def _best_first(self, reached: int, sizes: Sequence[tuple[int, int]]) -> Iterator[int]:
-        """Reachable bits by falling score; of each number of crops only the highest tokens compete."""
+        """Reachable bits by descending score; for each number of crops only the highest token count competes."""
         width = (self.cells + 1) * self.stride
         raw = np.frombuffer(reached.to_bytes(-(-width // 8), "little"), np.uint8)
         bits = np.unpackbits(raw, count=width, bitorder="little").reshape(self.cells + 1, self.stride)
@@ -202,17 +202,17 @@ class SubsetSums:
             score[best] = step if len(below) else -1.0
 
     def _demand(self, sizes: Sequence[tuple[int, int]]) -> float:
-        """Crops wanted per token wanted, both in packs: > 1 means crops are the scarcer budget."""
+        """Demand for crops over demand for tokens, both in packs; above 1, crops are the scarcer budget."""
         tokens = sum(tokens for tokens, _ in sizes) / self.tokens
         crops = sum(crops for _, crops in sizes) / max(1, self.crops)
         return crops / max(tokens, 1e-9)
 
 
 def pack_score(t: Any, c: Any, demand: float) -> Any:
-    """How good it is to fill fractions (t, c) of the budgets when the buffer wants `demand` crops per token.
+    """Score of filling the fractions (t, c) of the budgets when the buffer's demand is `demand` crops per token.
 
-    The scarcer budget decides; the other one is worth the share in which it is wanted, so that neither kind of example
-    piles up.
+    The scarcer budget dominates; the other is weighted by its share of the demand, so that neither kind of example
+    accumulates in the buffer.
     """
     scarce_crops = min(1.0, demand)
     scarce_tokens = min(1.0, 1.0 / max(demand, 1e-9))
@@ -220,7 +220,7 @@ def pack_score(t: Any, c: Any, demand: float) -> Any:
 
 
 def knapsack(sizes: Sequence[tuple[int, int]], tokens: int, crops: int, crop_value: float) -> list[int]:
-    """Exact 0/1 knapsack with two capacities, examples in buffer order; returns the chosen numbers, newest first.
+    """Exact 0/1 knapsack with two capacities, examples in buffer order; returns the chosen indices, newest first.
 
     Among equal values an example that does not strictly improve is left out, so older ones win.
     """

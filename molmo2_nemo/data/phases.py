@@ -1,7 +1,7 @@
-"""Packs that grow within a stage: `data.progression` lists shorter ones for its first steps.
+"""Packs that grow within a stage: `data.progression` lists phases with shorter packs for its first steps.
 
-A phase changes budgets and frames only. The order of the stream, the examples that wait and every count stay as they
-are, so a run that is resumed in any phase is the unbroken one, bit by bit.
+A phase changes only budgets and frames. The order of the stream, the waiting examples and every count are unaffected,
+so a run resumed in any phase equals the uninterrupted one, bit by bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def phase_at(config: DataConfig, step: int) -> int:
 
 
 def phase_problems(config: DataConfig) -> Iterator[str]:
-    """What cannot work about a progression, in words: steps and sizes may only grow."""
+    """What is wrong with a progression, in words; steps and sizes may only grow."""
     made = phases(config)
     before = 0
     for i, phase in enumerate(config.progression):
@@ -46,5 +46,5 @@ def phase_problems(config: DataConfig) -> Iterator[str]:
             if not 1 <= now <= later:
                 yield (
                     f"data.progression[{i}].{name}={now}: must be at least 1 and at most {later}, the value after it, "
-                    "because examples that wait must fit into the packs to come"
+                    "because waiting examples must fit into later packs"
                 )

@@ -23,17 +23,17 @@ from molmo2_nemo.errors import DataError, UserError
 SEPARATORS = {"html-v1": "\t", "html-v2": ";"}
 NONE_TEXT = "There are none."
 NO_TRACKS_TEXT = "No tracks available."
-SAME_TIME = 0.01  # seconds between an annotated and a sampled frame that are the same
+SAME_TIME = 0.01  # seconds; annotated and sampled frames closer than this are the same
 
-Point = tuple[int, int, int]  # number, x, y in thousandths
+NumberedPoint = tuple[int, int, int]  # number, x, y in thousandths
 
 
 @dataclass(frozen=True)
 class PointGroup:
-    """The points of one image or frame. `frame` is what the text says: `1`, or seconds such as `12.2`."""
+    """The points of one image or frame. `frame` is as in the text: an image number `1`, or seconds such as `12.2`."""
 
     frame: str
-    points: tuple[Point, ...]
+    points: tuple[NumberedPoint, ...]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def scale_point(point: Sequence[float], size: tuple[float, float]) -> tuple[int,
     if len(point) != 2 or not all(math.isfinite(v) for v in point):
         raise DataError(f"a point must be two finite numbers, got {point!r}")
     if not all(side > 0 for side in size):
-        raise DataError(f"points need a positive scale or picture size, got {size!r}")
+        raise DataError(f"points need a positive scale or image size, got {size!r}")
     x, y = (min(max(round(1000 * value / side), 0), 1000) for value, side in zip(point, size, strict=True))
     return x, y
 
@@ -78,7 +78,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def number_points(groups: Iterable[tuple[str, Iterable[tuple[int, int]]]]) -> tuple[PointGroup, ...]:
-    """Number scaled points 1, 2, 3, ... through all groups, in (x, y) order inside each; empty groups vanish."""
+    """Number scaled points 1, 2, 3, ... across all groups, in (x, y) order within each; empty groups are dropped."""
     numbered: list[PointGroup] = []
     count = 0
     for frame, points in groups:
@@ -90,7 +90,7 @@ def number_points(groups: Iterable[tuple[str, Iterable[tuple[int, int]]]]) -> tu
 
 
 def render(tag: PointTag, point_format: str) -> str:
-    """The text of a tag. A label or alternative text that would break the tag is defused.
+    """The text of a tag. A label or alternative text that would break the tag is made harmless.
 
     Raises:
         UserError: unknown format.
@@ -142,7 +142,7 @@ _POINT = re.compile(r"(\d+)\s+(\d{3,4})\s+(\d{3,4})")
 
 
 def parse(text: str) -> list[PointTag]:
-    """Every well-formed tag in a text, in order. Groups that cannot be read and points outside are left out."""
+    """Every well-formed tag in a text, in order. Malformed groups and points outside the image are left out."""
     tags = []
     for match in _TAG.finditer(text):
         groups = []
@@ -169,12 +169,12 @@ def seen_track_frames(frames: Iterable[TrackFrame], frame_times: np.ndarray) -> 
 
 
 def on_grid(frames: Iterable[TrackFrame], fps: float) -> list[TrackFrame]:
-    """Those at multiples of 1/fps seconds."""
+    """The frames at multiples of 1/fps seconds."""
     return [f for f in frames if abs(f.time * fps - round(f.time * fps)) / fps <= SAME_TIME]
 
 
 def first_and_last(frames: Sequence[TrackFrame]) -> list[TrackFrame]:
-    """Of every object only its first and its last frame. One that is hidden there says nothing, as published."""
+    """Only the first and last frame of every object. An object hidden there contributes no point, as published."""
     found: dict[str, list[int]] = {}
     for i, frame in enumerate(frames):
         for key in frame.points:
@@ -188,7 +188,7 @@ def first_and_last(frames: Sequence[TrackFrame]) -> list[TrackFrame]:
 
 
 def track_groups(frames: Iterable[TrackFrame], size: tuple[float, float]) -> tuple[PointGroup, ...]:
-    """Groups by time with object numbers that stay: 1, 2, ... in order of appearance, (x, y) order among newcomers."""
+    """Groups in order of time. Objects keep their number: 1, 2, ... by first appearance, then by (x, y)."""
     numbers: dict[str, int] = {}
     groups = []
     for frame in sorted(frames, key=lambda f: f.time):
@@ -202,7 +202,7 @@ def track_groups(frames: Iterable[TrackFrame], size: tuple[float, float]) -> tup
 
 
 def track_text(frames: Sequence[TrackFrame], size: tuple[float, float], label: str, point_format: str) -> str:
-    """The answer of a tracking task. No frames: a sentence; frames whose every point is hidden: the empty text."""
+    """The answer of a tracking task. No frames: a sentence; all points hidden: the empty text."""
     if not frames:
         return NO_TRACKS_TEXT
     groups = track_groups(frames, size)

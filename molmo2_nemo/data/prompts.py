@@ -1,8 +1,8 @@
-"""Annotations -> what the user says and what the model answers.
+"""Annotations -> user messages and answers.
 
-An annotation's class (see `annotations.py`) is the task, its style has the wordings and the prefix that tells styles
-apart. Randomness comes from the generator passed in, so the same
-generator state gives the same text. Chat tokens are not made here: see `Molmo2Tokenizer.user_turn`.
+The class of an annotation (annotations.py) is its task; its style supplies the wordings and the prefix that identifies
+the style. All randomness comes from the generator passed in, so the same generator state gives the same text. Chat
+tokens are added elsewhere: see `Molmo2Tokenizer.user_turn`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from molmo2_nemo.data.annotations import (
     Annotation,
     Answer,
     Caption,
-    Exchange,
     Messages,
     MultiImagePoints,
     MultipleChoice,
-    OneOf,
     Point,
     Points,
     PointsInWords,
@@ -32,10 +30,12 @@ from molmo2_nemo.data.annotations import (
     TimedCaption,
     TrackFrame,
     Tracks,
+    TurnAlternatives,
+    TurnAnnotation,
     VideoPoints,
 )
-from molmo2_nemo.data.choices import plain_choice, random_choice, standard_choice
 from molmo2_nemo.data.config import TextFormatConfig
+from molmo2_nemo.data.multiple_choice import plain_choice, random_choice, standard_choice
 from molmo2_nemo.data.points import (
     NONE_TEXT,
     SEPARATORS,
@@ -53,16 +53,16 @@ from molmo2_nemo.data.points import (
 from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, POINT_WORDS, UNCONDITIONED_STYLES, Style, canonical_style
 from molmo2_nemo.errors import DataError, UserError
 
-P_ALL_IMAGES = 0.5  # chance that a multi-image pointing prompt is about all images
-P_UNCONDITIONED = 0.1  # chance that a stage-1 prefix says nothing about the length
-LENGTH_UNIT, LENGTH_NOISE = 15, 25  # characters; the prefix says (length + noise) // unit
-P_OTHER_START = 0.2  # chance that single-object tracking starts at another than the first visible point
+P_ALL_IMAGES = 0.5  # probability that a multi-image pointing prompt is about all images
+P_UNCONDITIONED = 0.1  # probability that a stage-1 prefix omits the length
+LENGTH_UNIT, LENGTH_NOISE = 15, 25  # characters; the prefix gives (length + noise) // unit
+P_OTHER_START = 0.2  # probability that single-object tracking starts later than at the first visible point
 POINT_MARK = "<|POINT|>"  # in an answer: replaced by the points of the next answer annotation
 
 
 @dataclass(frozen=True)
 class VisualContext:
-    """What a text may refer to: sizes in pixels (width, height) and, for videos, when its frames were sampled."""
+    """What a text may refer to: sizes in pixels (width, height) and, for a video, the times of its sampled frames."""
 
     image_sizes: tuple[tuple[int, int], ...] = ()
     video_size: tuple[int, int] | None = None
@@ -71,7 +71,7 @@ class VisualContext:
 
 @dataclass(slots=True)
 class Turn:
-    """One exchange."""
+    """What the user says and what the model answers."""
 
     user: str
     answer: str
@@ -98,10 +98,10 @@ class PromptFormatter:
     def conversation(
         self, annotation: Annotation | Alternatives, context: VisualContext, rng: np.random.Generator
     ) -> list[Turn]:
-        """The exchanges of one annotation, the style's prefix on the first.
+        """The turns of one annotation, the style's prefix on the first.
 
         Raises:
-            DataError: an empty answer, or points that the images or the video have no place for; names the style.
+            DataError: an empty answer, or points that do not match the images or the video; names the style.
         """
         if isinstance(annotation, Alternatives):
             annotation = annotation.forms[int(rng.integers(len(annotation.forms)))]
@@ -117,12 +117,12 @@ class PromptFormatter:
     def question(
         self, question: str, style: str, rng: np.random.Generator, *, options: Sequence[str] | None = None
     ) -> str:
-        """The user's text for inference: the same wrapping as in training, no answer."""
+        """The user message for inference, wrapped as in training, without an answer."""
         text = standard_choice(question, options, None)[0] if options else question
         return join_prefix(self.prefix(canonical_style(style), "", rng), text)
 
     def prefix(self, style: str, answer: str, rng: np.random.Generator) -> str:
-        """The words before the prompt that name the style and, in stage 1, the length of the answer ("" if none)."""
+        """The text before the prompt that names the style and, in stage 1, the answer's length; "" if there is none."""
         if self.config.system_prompt == "demo_or_style_v2":
             return "" if style in DEMO_STYLES or style in MC_STYLES else f"{style}:"
         if style in UNCONDITIONED_STYLES:
@@ -135,36 +135,38 @@ class PromptFormatter:
 
     def _turns(
         self,
-        content: Messages | Exchange | tuple[Exchange | OneOf, ...],
+        content: Messages | TurnAnnotation | tuple[TurnAnnotation | TurnAlternatives, ...],
         context: VisualContext,
         rng: np.random.Generator,
     ) -> tuple[str, list[Turn]]:
-        """The exchanges, and the style that the prefix names."""
+        """The turns, and the style that the prefix names."""
         if isinstance(content, Messages):
             return content.style.name, [Turn(user, answer) for user, answer in content.turns]
-        if isinstance(content, tuple):  # which forms is drawn before any wording
-            drawn = [p.forms[int(rng.integers(len(p.forms)))] if isinstance(p, OneOf) else p for p in content]
-            parts = [self._exchange(part, context, rng) for part in drawn]
+        if isinstance(content, tuple):  # alternatives are drawn before any wording
+            drawn = [
+                p.forms[int(rng.integers(len(p.forms)))] if isinstance(p, TurnAlternatives) else p for p in content
+            ]
+            parts = [self._turn(part, context, rng) for part in drawn]
             return parts[0][0], [turn for _, turn in parts]
-        style, turn = self._exchange(content, context, rng)
+        style, turn = self._turn(content, context, rng)
         return style, [turn]
 
-    def _exchange(self, exchange: Exchange, context: VisualContext, rng: np.random.Generator) -> tuple[str, Turn]:
-        """One exchange and the style its prefix names (a style may become `..._in_seconds`)."""
-        match exchange:
+    def _turn(self, entry: TurnAnnotation, context: VisualContext, rng: np.random.Generator) -> tuple[str, Turn]:
+        """One turn and the style its prefix names (a style may become `..._in_seconds`)."""
+        match entry:
             case Tracks():
-                turn = self._track(exchange, context, rng)
+                turn = self._track(entry, context, rng)
             case Points() | VideoPoints():
-                turn = self._points(exchange, context, rng)
+                turn = self._points(entry, context, rng)
             case MultiImagePoints():
-                turn = self._multi_image_points(exchange, context, rng)
+                turn = self._multi_image_points(entry, context, rng)
             case MultipleChoice():
-                turn = self._choice(exchange, rng)
+                turn = self._choice(entry, rng)
             case PointsInWords(style, question, label, answer):
                 said = self._answer(answer, style, rng)
                 turn = Turn(question or self._ask_for_points(style, str(label), rng), said)
             case TimedCaption():
-                return self._timed_caption(exchange, rng)
+                return self._timed_caption(entry, rng)
             case Caption(style, answer, subject):
                 said = self._answer(answer, style, rng)
                 turn = Turn(_fill(_pick(rng, style.wordings), object=subject) if self.templated else "", said)
@@ -173,7 +175,7 @@ class PromptFormatter:
                 worded = self.templated and question is not None and style.question_wordings
                 asked = _fill(_pick(rng, style.question_wordings), question=str(question)) if worded else question or ""
                 turn = Turn(asked, said)
-        return exchange.style.name, turn
+        return entry.style.name, turn
 
     def _answer(self, answer: Answer, style: Style, rng: np.random.Generator) -> str:
         text = answer_text(answer, self.config.point_format, rng)
@@ -218,7 +220,7 @@ class PromptFormatter:
         return Turn(prompt, count_text(entry.style.count, tag, self.config.point_format))
 
     def _ask_for_points(self, style: Style, label: str, rng: np.random.Generator, *, images: str = "") -> str:
-        """`images`: the words for those that are meant, in a task on several."""
+        """A prompt for pointing; `images` names the images that a task on several images refers to."""
         if not self.templated:
             return label
         wordings = POINT_WORDS["multi_image"][style.count] if images else style.wordings
@@ -227,7 +229,7 @@ class PromptFormatter:
     def _multi_image_points(self, entry: MultiImagePoints, context: VisualContext, rng: np.random.Generator) -> Turn:
         style, count = entry.style, min(len(context.image_sizes), len(entry.points))
         if count == 0:
-            raise DataError(f"annotation of style {style.name!r} needs pictures and one list of points for each")
+            raise DataError(f"annotation of style {style.name!r} needs images and one list of points for each")
         if not self.templated or count == 1 or rng.random() < P_ALL_IMAGES:
             chosen, phrase = list(range(count)), "all images"
         else:
@@ -260,7 +262,7 @@ class PromptFormatter:
             fields["point"] = render(PointTag(groups, label), point_format)
             kept = [frame for frame in kept if frame.time > time]
         elif task.from_point:
-            fields["point"] = label  # nobody can be followed; the answer says so
+            fields["point"] = label  # there is nothing to track; the answer says so
         wordings = task.wordings
         if entry.fps == TRACK_FPS and task.wordings_no_fps and rng.random() < 0.5:
             wordings = task.wordings_no_fps
@@ -271,8 +273,8 @@ class PromptFormatter:
     def _start(
         self, seen: Sequence[TrackFrame], frames: Sequence[TrackFrame], rng: np.random.Generator
     ) -> tuple[Point, float]:
-        """Where and when a single object's track starts: where it is first visible to the model, sometimes later; if
-        it never is, where it is first annotated."""
+        """Where and when the track of a single object starts: where it is first visible to the model, or sometimes
+        later; if it is never visible, where it is first annotated."""
         for some in (seen, frames):
             visible = [(p.point, frame.time) for frame in some for p in frame.points.values() if not p.occluded]
             if visible:
@@ -282,7 +284,7 @@ class PromptFormatter:
 
 
 def join_prefix(prefix: str, prompt: str) -> str:
-    """Prefix and prompt with one space between, or whichever is there."""
+    """Prefix and prompt joined by one space; only one of them where the other is empty."""
     return f"{prefix} {prompt}" if prefix and prompt else prefix or prompt
 
 
@@ -297,7 +299,7 @@ def time_text(seconds: float, as_seconds: bool) -> str:
 
 
 def answer_text(answer: Answer, point_format: str, rng: np.random.Generator) -> str:
-    """What the model says: of several people's answers the most frequent, points in place of their marks."""
+    """The text of an answer: the most frequent of several annotators' answers, with marks replaced by their points."""
     counts = Counter(answer.texts)
     top = max(counts.values())
     best = [text for text in counts if counts[text] == top]
@@ -309,11 +311,11 @@ def answer_text(answer: Answer, point_format: str, rng: np.random.Generator) -> 
 
 
 def _scale(scale: tuple[float, float] | None, size: tuple[int, int] | None) -> tuple[float, float]:
-    """What coordinates are measured in: the annotation's scale, or the pixels (width, height) of the image or video."""
+    """The unit of coordinates: the annotation's scale, or the size (width, height) of the image or video in pixels."""
     if scale is not None:
         return scale
     if size is None:
-        raise DataError("points need point_scale, width and height, or a picture; none is there")
+        raise DataError("points need point_scale, width and height, or an image; none of these is given")
     return float(size[0]), float(size[1])
 
 
@@ -322,7 +324,7 @@ def _pick(rng: np.random.Generator, items: Sequence[str]) -> str:
 
 
 def _fill(template: str, **fields: str) -> str:
-    """Put fields into a template; braces inside the fields are left alone."""
+    """Fill the fields of a template; braces inside their values are left alone."""
     replace: Callable[[str], str] = lambda name: fields.get(name, "{" + name + "}")  # noqa: E731
     pieces = template.replace("{", "\0{").replace("}", "}\0").split("\0")
     return "".join(replace(p[1:-1]) if p.startswith("{") and p.endswith("}") else p for p in pieces)

@@ -1,4 +1,4 @@
-"""The sample record: one visual input and its annotations, as one group of shard members says it.
+"""The record: one visual input and its annotations, stored as one group of shard members.
 
 A record is the member `<key>.json` and the media members it names by suffix (`<key>.0.jpg`, `<key>.mp4`). Nothing here
 decodes media or executes anything: JSON is parsed strictly, members are looked up by name, and members that could carry
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "
 VIDEO_SUFFIXES = frozenset(
     {"mp4", "m4v", "webm", "mkv", "mov", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp", "gif"}
 )
-# What common loaders would unpickle or import when they see the name.
+# Suffixes whose contents common loaders would unpickle or import.
 UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "joblib", "dill", "npy", "npz", "so", "py"})
 
 RECORD_KEYS = frozenset(
@@ -62,14 +62,14 @@ class Record:
     key: str  # "shard:key", for messages
     images: list[bytes] = field(default_factory=list)
     video: bytes | None = None
-    subtitles: list[Subtitle] | str = field(default_factory=list)  # lines with times, or a text shown as it is
+    subtitles: list[Subtitle] | str = field(default_factory=list)  # lines with times, or one text shown as it is
     annotations: Tree = field(default_factory=list)  # the branches of one message tree
-    variants: list[Tree] = field(default_factory=list)  # instead: every access draws one of these
-    variant_weights: list[float] | None = None  # how likely each is; None: all alike
+    variants: list[Tree] = field(default_factory=list)  # in place of `annotations`: every access draws one of these
+    variant_weights: list[float] | None = None  # relative probability of each variant; None: equal
     clip: tuple[float, float] | None = None  # seconds of the video
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
-    weight_factor: float | None = None  # or: what the generic weights are multiplied by
+    weight_factor: float | None = None  # alternatively, a factor on the generic weights
 
 
 def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int = LimitsConfig.json_bytes) -> Record:
@@ -96,17 +96,17 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
     if video is not None and not isinstance(video, str):
         raise BadRecord(key, "bad record", f"video must be the suffix of a member such as 'mp4', not {show(video)}")
     if names and video is not None:
-        raise BadRecord(key, "bad record", "a record holds either images or one video, this one names both")
+        raise BadRecord(key, "bad record", "a record holds either images or one video; this one names both")
     weight, factor = _weight(key, data, "weight"), _weight(key, data, "weight_factor")
     if weight is not None and factor is not None:
-        raise BadRecord(key, "bad record", "weight (flat) and weight_factor (of the generic weights): give one of them")
+        raise BadRecord(key, "bad record", "give either weight or weight_factor, not both")
     sampling = data.get("sampling", {})
     if not isinstance(sampling, dict):
         raise BadRecord(key, "bad record", f"sampling must be an object, not {show(sampling)}")
     variants, weights = _variants(key, data, len(names), video is not None)
     return Record(
         key=key,
-        images=[_media(key, members, name, "picture", IMAGE_SUFFIXES) for name in names],
+        images=[_media(key, members, name, "image", IMAGE_SUFFIXES) for name in names],
         video=None if video is None else _media(key, members, video, "video", VIDEO_SUFFIXES),
         subtitles=_subtitles(key, data.get("subtitles", [])),
         annotations=[] if variants else _annotations(key, data.get("annotations"), len(names), video is not None),

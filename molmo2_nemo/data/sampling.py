@@ -1,13 +1,13 @@
-"""Shares of the mixture's data sets: plain rates, or groups that share a rate by the square root of their sizes.
+"""Shares of the mixture's data sets: plain rates, or groups that divide a rate by the square root of their sizes.
 
-The rule of the released Molmo2 mixes. A group's rate is divided among its members by s * rate, where s is
+This is the rule of the released Molmo2 mixtures. A group's rate is divided among its members by s * rate, where s is
 
     size_factor None:        sqrt(records)
     size_factor 0:           1
     size_factor in (0, 1):   sqrt(size_factor * records)
     size_factor >= 1:        sqrt(size_factor), an effective number of records
 
-and all rates, those of sources without a group included, are divided by their sum at the end.
+and all rates, including those of sources without a group, are divided by their sum at the end.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Share:
 
     name: str
     group: str
-    records: int | None  # None: its shards are not there, or nobody needed to count them
-    share: float | None  # of all examples; None: it follows from records that are not known
+    records: int | None  # None: it has no shards, or they did not need to be counted
+    share: float | None  # of all examples; None: it depends on an unknown number of records
     missing: bool
 
 
@@ -52,7 +52,7 @@ def effective_size(size_factor: float | None, records: int | None) -> float | No
 
 
 def is_missing(source: SourceConfig) -> bool:
-    """True where there is nothing to read. A damaged data set is not missing: opening it raises."""
+    """Whether a source has no shards at all. A damaged data set is not missing: opening it raises."""
     if not source.path:
         return True
     folder = Path(source.path)
@@ -65,7 +65,7 @@ def present(sources: Mapping[str, SourceConfig], missing: str) -> dict[str, Sour
     Args:
         missing: "error", or "skip" to leave out those without shards.
     Raises:
-        DataError: missing ones (all are named) with "error"; none left with "skip".
+        DataError: sources without shards, with "error" (the message names them); no source left, with "skip".
     """
     gone = [name for name, source in sources.items() if source.rate > 0 and is_missing(source)]
     if not gone:
@@ -95,7 +95,7 @@ def weights(
     groups: Mapping[str, float],
     records: Callable[[str, SourceConfig], int | None] = count_records,
 ) -> dict[str, float | None]:
-    """Unnormalised rate of each source; None where it cannot be known. The values of a group sum to the group's rate.
+    """Unnormalised rate of each source; None where it is unknown. The values of a group sum to the group's rate.
 
     Raises:
         DataError: rates that are negative or not finite, a group that `groups` does not name.
@@ -139,8 +139,8 @@ def mixture_table(
 ) -> list[Share]:
     """Every source with its share, largest group first, whether or not its shards are there.
 
-    With `missing="skip"` shares are those of the run that leaves the missing ones out (theirs are 0); otherwise those
-    of the complete mixture, as far as they are known.
+    With `missing="skip"` the shares are those of a run that leaves out the missing sources (whose shares are 0);
+    otherwise those of the complete mixture, as far as they are known.
     """
     gone = {name for name, source in sources.items() if is_missing(source)}
     counts: dict[str, int | None] = {n: None if n in gone else count_records(n, s) for n, s in sources.items()}

@@ -1,4 +1,4 @@
-"""Write data sets of shards, whole or not at all, and index tars that others wrote."""
+"""Write data sets of shards atomically, and index tars from other tools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
 from molmo2_nemo.files import atomic
 
-OLD_MANIFEST = "manifest.json"  # of data sets that earlier versions wrote: they may be replaced
+OLD_MANIFEST = "manifest.json"  # manifest of earlier versions; their data sets may be replaced
 LOCK = ".writing"  # in a working folder, locked while its writer lives
 LEFTOVER_SECONDS = 3600.0
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
@@ -63,7 +63,7 @@ def index_tar(path: Path) -> list[tuple[str, list[Member]]]:
 
 
 def _headers(path: Path, file: Any, size: int) -> Iterator[tuple[bytes, int]]:
-    """Headers of real members with the offset of their data; extended headers (PAX) are stepped over."""
+    """Headers of the members with the offset of their data; extended headers (PAX) are skipped."""
     position = 0
     while position + BLOCK <= size:
         file.seek(position)
@@ -89,10 +89,10 @@ def _headers(path: Path, file: Any, size: int) -> Iterator[tuple[bytes, int]]:
 
 
 class TarShard:
-    """One shard being written: a hidden file that gets its name when it is complete and on disk. Not by `files.atomic`:
-    many calls write it, and one may discard it.
+    """One shard being written: a hidden file that gets its final name when it is complete and on disk. `files.atomic`
+    does not fit, because many calls write the file and one may discard it.
 
-    The bytes depend on the records only. Members of a record stand in alphabetical order.
+    The bytes depend only on the records. The members of a record are in alphabetical order.
     """
 
     def __init__(self, path: Path):
@@ -106,11 +106,11 @@ class TarShard:
 
     @property
     def size(self) -> int:
-        """Bytes so far, without the end mark."""
+        """Bytes written so far, without the end-of-archive mark."""
         return int(self._tar.tarstream.offset)
 
     def add(self, key: str, members: Mapping[str, bytes]) -> Entry:
-        """Write one record; the entry's measures are the caller's to fill in.
+        """Write one record; the caller fills in the measures of the entry returned.
 
         Raises:
             ShardError: a key or suffix that cannot be a member name, no `json` member.
@@ -123,12 +123,12 @@ class TarShard:
             position += record_bytes(len(members[suffix]))
         entry.crc = members_crc(members)
         self._tar.write({"__key__": key, **members})
-        assert self.size == position, "a member took another number of bytes than a plain header and its data"
+        assert self.size == position, "a member did not take exactly the bytes of a plain header and its data"
         self.entries.append(entry)
         return entry
 
     def close(self) -> dict[str, Any]:
-        """Finish the shard and give it its name; returns its line of the manifest's head."""
+        """Finish the shard and give it its final name; returns its entry for the manifest's head."""
         self._tar.close()
         self._file.close()
         os.replace(self._part, self.path)
@@ -140,7 +140,7 @@ class TarShard:
         }
 
     def discard(self) -> None:
-        """Give up: remove what was written."""
+        """Remove everything written so far."""
         self._file.abandon()
         self._part.unlink(missing_ok=True)
 
@@ -159,7 +159,7 @@ def record_bytes(*sizes: int) -> int:
 
 
 class _HashingFile:
-    """A file for a tar stream that is hashed on the way."""
+    """A file that a tar stream writes to, and that hashes the bytes on the way."""
 
     def __init__(self, file: Any):
         self._file = file
@@ -168,7 +168,7 @@ class _HashingFile:
         self._abandoned = False
 
     def write(self, data: bytes) -> int:
-        if self._abandoned:  # the tar stream flushes its rest when it is collected
+        if self._abandoned:  # the tar stream flushes its buffer when it is garbage-collected
             return len(data)
         self._file.write(data)
         self.digest.update(data)
@@ -184,12 +184,12 @@ class _HashingFile:
         self._abandoned = True
         try:
             self._file.close()
-        except OSError:  # the disk is full: what could not be written is not wanted any more
+        except OSError:  # the disk is full; the unwritten bytes are no longer needed
             self._file.raw.close()
 
 
 def shard_stem(name: str) -> str:
-    """What the shards of a data set are called, without number and suffix."""
+    """The file name of a data set's shards, without number and suffix."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
@@ -204,7 +204,7 @@ def write_shards(
 ) -> dict[str, Any]:
     """Write a data set atomically: into a temporary folder beside `out`, renamed when complete.
 
-    For data sets that are made in one go; `molmo2 prepare` (data_prep/) writes those that have to be resumable.
+    For data sets made in one go; `molmo2 prepare` (data_prep/) writes data sets resumably.
 
     Args:
         records: (key, suffix -> bytes), keys unique, each with a `json` member.
@@ -239,18 +239,18 @@ def write_shards(
 
 
 def check_replaceable(out: Path) -> None:
-    """Raises ShardError when `out` holds something that is not a data set of ours."""
+    """Raises ShardError when `out` holds something other than a data set of this package."""
     ours = any((out / name).exists() for name in (MANIFEST, OLD_MANIFEST))
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not ours)):
-        raise ShardError(f"{out} exists and is not a data set of ours (no {MANIFEST}); it is not overwritten")
+        raise ShardError(f"{out} exists and is not a molmo2 data set (no {MANIFEST}); it is not overwritten")
 
 
 def clean_leftovers(out: Path) -> list[Path]:
     """Remove what killed writers of `out` left beside it; returns the folders removed.
 
-    A working folder is locked by its living writer and so is kept. One without a lock may have been made a moment ago,
-    or be complete and about to be renamed: it is kept for an hour. If a writer died between moving the old data set
-    aside and putting the new one in its place, the old one is put back.
+    A working folder that a running writer has locked is kept. One without a lock may have been created just now, or may
+    be complete and about to be renamed, so it is kept for an hour. If a writer died between moving the old data set
+    aside and putting the new one in its place, the old one is restored.
     """
     removed = []
     for old in sorted(out.parent.glob(f".{glob.escape(out.name)}.old-*")):
@@ -277,7 +277,7 @@ def clean_leftovers(out: Path) -> list[Path]:
 
 
 def _idle(folder: Path) -> bool:
-    """Nobody changed the folder for an hour."""
+    """Whether the folder has not changed for an hour."""
     try:
         return time.time() - folder.stat().st_mtime > LEFTOVER_SECONDS
     except OSError:
@@ -304,7 +304,7 @@ def _write_tars(
     shard: TarShard | None = None
     for key, members in records:
         if key in seen:
-            raise ShardError(f"the key {key!r} is given twice; keys must be unique in a data set")
+            raise ShardError(f"the key {key!r} appears twice; keys must be unique in a data set")
         seen.add(key)
         if shard is not None and (len(shard.entries) >= count or shard.size >= size):
             shards.append(shard.close())
@@ -340,10 +340,10 @@ def write_manifest(
     measure: Callable[[str, dict[str, bytes], Entry], None] | None = None,
     head: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Index every `*.tar` of `folder` and write the manifest last. Also makes a foreign webdataset readable here.
+    """Index every `*.tar` of `folder` and write the manifest last. Also makes a webdataset from another tool readable.
 
     Args:
-        parse: also parse every record (media are not decoded), for shards that somebody else wrote.
+        parse: also parse every record (media are not decoded), for shards from other tools.
         measure: (label, members, entry) fills in the measures of a record, or raises BadRecord.
         head: further fields of the manifest's head.
     Returns:
@@ -388,7 +388,7 @@ def read_records(tar: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, d
 
 
 def replace_folder(work: Path, out: Path) -> None:
-    """Put the complete folder `work` in the place of `out`, which may exist; at no time is neither there for long."""
+    """Put the complete folder `work` in the place of `out`, which may exist and is missing only for an instant."""
     if not out.exists():
         os.rename(work, out)
         return

@@ -1,7 +1,8 @@
-"""Webdataset shards with a manifest: written whole or not at all, read at random without unpacking anything.
+"""Webdataset shards with a manifest, read at random without unpacking anything.
 
-A data set is a folder of plain webdataset tars and a manifest (manifest.py), written last. The reader takes record i by
-offset with `pread`, so training may ask for records in any order, resume costs nothing, and workers share no state.
+A data set is a folder of plain webdataset tars and a manifest (manifest.py), which is written last. The reader fetches
+record i by its offset with `pread`, so training may read records in any order, resuming costs nothing, and workers
+share no state.
 """
 
 from __future__ import annotations
@@ -67,13 +68,14 @@ def file_sha256(path: Path) -> str:
 class ShardDataset:
     """Random access to the records of one data set.
 
-    Everything that can be known before training is checked here: the folder, the manifest, and that every shard is
-    there with the size it was written with (a cut or missing shard ends in one message).
+    Everything that can be checked before training is checked here: the folder, the manifest, and that every shard
+        exists
+    with the size it was written with (a truncated or missing shard gives one clear message).
 
     Args:
-        limits: a record whose members are larger than these allow is refused before anything of it is read.
+        limits: a record whose members exceed these is refused before any of it is read.
     Raises:
-        ShardError: see above.
+        ShardError: the folder, the manifest or a shard is missing, damaged or of another size.
     """
 
     def __init__(self, path: str | Path, name: str | None = None, limits: LimitsConfig | None = None):
@@ -90,7 +92,7 @@ class ShardDataset:
             total += shard["records"]
             digest.update(f"{shard['name']} {shard['records']} {shard['sha256']}\n".encode())
         self.length = total
-        self.fingerprint = digest.hexdigest()[:16]  # same data set, same order of records
+        self.fingerprint = digest.hexdigest()[:16]  # equal for the same records in the same order
         self._files: OrderedDict[int, Any] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
 
@@ -114,7 +116,7 @@ class ShardDataset:
         """Record number -> ("shard:key", suffix -> bytes).
 
         Raises:
-            ShardError: the shard vanished or differs from its index.
+            ShardError: the shard has disappeared or differs from its index.
             BadRecord: members larger than the limits allow.
         """
         number, inner = self.locate(index)
@@ -135,7 +137,7 @@ class ShardDataset:
             if found != (key, suffix) or info.size != size:
                 raise ShardError(
                     f"shard {shard} does not match its index: {key}.{suffix} expected at byte {offset}, "
-                    f"{info.name!r} found. Index the folder again: molmo2 shards index {self.path}"
+                    f"{info.name!r} found. Reindex the folder: molmo2 shards index {self.path}"
                 )
             result[suffix] = data[BLOCK:]
         return label, result
@@ -157,14 +159,14 @@ class ShardDataset:
             )
 
     def verify(self) -> None:
-        """Read every shard and compare its SHA-256 with the manifest (slow; not done when training starts)."""
+        """Read every shard and compare its SHA-256 with the manifest (slow, so training does not do it)."""
         for shard in self.shards:
             found = file_sha256(self.path / shard["name"])
             if found != shard["sha256"]:
                 raise ShardError(f"shard {self.path / shard['name']} is damaged: its SHA-256 is not the manifest's")
 
     def close(self) -> None:
-        """Close the cached files; they open again when read."""
+        """Close the cached files; reading reopens them."""
         while self._files:
             self._files.popitem()[1].close()
 
@@ -202,7 +204,7 @@ class ShardDataset:
 def _cached(
     cache: OrderedDict[int, Any], key: int, limit: int, load: Callable[[int], Any], drop: Callable[[Any], None]
 ) -> Any:
-    """Least recently used cache with a bound."""
+    """The value of `key` from a least-recently-used cache of at most `limit` entries, loaded if it is not there."""
     if key in cache:
         cache.move_to_end(key)
         return cache[key]
@@ -220,7 +222,7 @@ def _read_manifest(folder: Path, name: str | None) -> dict[str, Any]:
     if not path.is_file():
         if any(folder.glob("*.tar")):
             raise ShardError(
-                f"{label}: {folder} holds shards but no {MANIFEST} (a foreign webdataset, or written by an older "
+                f"{label}: {folder} holds shards but no {MANIFEST} (a webdataset from another tool, or from an older "
                 f"version). Index it with: molmo2 shards index {folder}"
             )
         raise ShardError(f"{label}: no shards at {folder} (no {MANIFEST} and no *.tar)")

@@ -43,7 +43,7 @@ class SpecialIds:
 
     @classmethod
     def at(cls, base: int) -> SpecialIds:
-        """Behind a base vocabulary of so many entries."""
+        """The ids that follow a base vocabulary of `base` entries."""
         names = [f.name for f in fields(cls)]  # declared in the order of EXTRA_SPECIAL_TOKENS
         return cls(**{name: base + i for i, name in enumerate(names)})
 
@@ -73,14 +73,14 @@ def image_numbers(input_ids: Any, visual: Any, vocab_size: int) -> Any:
     A new image begins at <low_res_im_start> or <frame_start>, or at an <im_start> that does not directly follow the end
     of a low-resolution view (frames marked with <im_start> have their timestamp in between).
 
-    Only `within_image` attention tells images apart. The released code counts the first two markers alone (and says
+    Only `within_image` attention distinguishes images. The released code counts the first two markers alone (and says
     that it assumes them), so under it a video whose frames carry <im_start> would be a single image; no released model
     was trained that way.
 
     Args:
         input_ids: int64 [B, S], a numpy array or a torch tensor.
         visual: bool [B, S], of the same kind.
-        vocab_size: base rows, so the id of <im_start>.
+        vocab_size: rows of the base vocabulary, which is also the id of <im_start>.
 
     Returns:
         int64 [B, S], of the same kind.

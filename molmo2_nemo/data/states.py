@@ -1,4 +1,4 @@
-"""Saved states of the data stream: JSON values of all data-parallel ranks, and what they say was not used yet."""
+"""Saved states of the data stream, one per data-parallel rank, and which examples they show as not yet used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ STATE_VERSION = 2
 
 
 def merge_states(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Check the saved states and order them by data-parallel rank, one each."""
+    """Check the saved states and return one per data-parallel rank, in order of rank."""
     if not states:
         raise DataError("the checkpoint holds no state of the data stream")
     by_rank: dict[int, dict[str, Any]] = {}
     for state in states:
         if state.get("version") != STATE_VERSION:
-            raise DataError(f"data state of version {state.get('version')!r}; this program reads {STATE_VERSION}")
+            raise DataError(
+                f"data state of version {state.get('version')!r}; this molmo2 reads version {STATE_VERSION}"
+            )
         rank = state["dp_rank"]
         if by_rank.setdefault(rank, state) != state:
             raise DataError(f"two different data states of data-parallel rank {rank}; the checkpoint is inconsistent")
@@ -30,10 +32,10 @@ def merge_states(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
-    """Numbers below `start` that no batch used yet, ascending, and `start`: nobody has read from there on.
+    """Stream numbers below `start` that no batch has used yet, ascending, and `start`, from which no rank has read.
 
-    A state of `CostOrder` (ordering.py) is that of an earlier batch; it names what was used since, and how far its
-    rank had read.
+    A state of `CostOrder` (ordering.py) is that of an earlier batch; its `ahead` names the examples used since, and how
+    far the rank had read.
     """
     size = len(by_rank)
     start = max(state.get("ahead", state)["position"] for state in by_rank)
@@ -48,10 +50,10 @@ def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
 
 
 def check_identity(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """A saved state is only good for the same seed, data sets and rates.
+    """Check that a saved state was made with the same seed, data sets and sampling rates.
 
     Raises:
-        DataError: names the difference.
+        DataError: they differ; the message names the difference.
     """
     if saved == own:
         return

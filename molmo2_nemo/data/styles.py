@@ -1,7 +1,7 @@
-"""Styles: the task that each names, its wordings, and which of them carry no prefix.
+"""Styles: the task that each one names, its wordings, and which styles have no prefix.
 
-An annotation names its style; `style_of` gives the `Style` with everything that follows from the name. What a style
-takes and how it is worded is decided here and nowhere else.
+An annotation names its style; `style_of` returns the `Style` with everything that follows from the name. Only this
+module decides what a style takes and how it is worded.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from molmo2_nemo.errors import UserError, nearest
 
 
 class Kind(Enum):
-    """What an annotation holds: what its style says, where the fields for it are there."""
+    """What an annotation of a style holds, provided that its fields are present."""
 
     ANSWER = auto()  # a question with an answer or with options
     CAPTION = auto()  # a description that the style's wordings ask for
-    TIMED_CAPTION = auto()  # one of a stretch of a video, or of a frame
+    TIMED_CAPTION = auto()  # a description of a span of a video, or of a frame
     POINTS = auto()  # points in one image
     MULTI_IMAGE_POINTS = auto()  # points in each of several images
     VIDEO_POINTS = auto()  # points in some frames of a video
-    TRACKS = auto()  # objects followed through a video
+    TRACKS = auto()  # objects tracked through a video
 
 
 POINT_MODES = {
@@ -47,14 +47,14 @@ POINT_MODES = {
 
 @dataclass(frozen=True)
 class TrackStyle:
-    """A tracking task. `..._start_end` and `..._all_frames` of whole tracks are known by name only (the released code
-    has no format for them); their answers are written as those of their neighbours."""
+    """A tracking task. Of `..._start_end` and `..._all_frames` of whole tracks only the names are published (the
+    released code has no format for them); their answers follow the format of the related styles."""
 
     wordings: tuple[str, ...]
-    wordings_no_fps: tuple[str, ...] = ()  # half of the prompts at 2 frames a second
-    on_grid: bool = False  # answer at multiples of 1 / sampling_fps; else at every sampled frame
-    ends_only: bool = False  # of every object only the first and the last frame
-    from_point: bool = False  # one object, whose starting point the prompt gives; the answer is what follows
+    wordings_no_fps: tuple[str, ...] = ()  # used for half of the prompts at 2 frames per second
+    on_grid: bool = False  # answer at multiples of 1 / sampling_fps, not at every sampled frame
+    ends_only: bool = False  # only the first and the last frame of every object
+    from_point: bool = False  # one object; the prompt gives its first point, the answer the rest
 
 
 TRACK_STYLES = {
@@ -153,7 +153,7 @@ POINT_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 _COSYN = ("chart", "chemical", "diagram", "doc", "math", "music", "table")
-PUBLISHED = frozenset(  # of the published data sets, besides those above: their prefix is the name itself
+PUBLISHED = frozenset(  # further styles of the published data sets; their prefix is the name itself
     {
         *("vqa2", "okvqa", "a_okvqa_da", "text_vqa", "st_qa", "tally_qa", "tabwmp_da", "chart_qa", "doc_qa", "dv_qa"),
         *("figure_qa", "info_qa", "plot_qa", "transcript", "cosyn_document", *(f"cosyn_{kind}_exp" for kind in _COSYN)),
@@ -166,60 +166,58 @@ PUBLISHED = frozenset(  # of the published data sets, besides those above: their
 KNOWN_STYLES = (
     frozenset({*POINT_MODES, *TRACK_STYLES, *CAPTIONS, *TIMED_CAPTIONS}) | MC_STYLES | DEMO_STYLES | PUBLISHED
 )
-POINT_KINDS = {
+NOT_ON_ONE_IMAGE = {
     **dict.fromkeys(("video_point", "video_point_count", "video_count_point", "video_count"), Kind.VIDEO_POINTS),
     "multi_image_pointing": Kind.MULTI_IMAGE_POINTS,
     "multi_image_point_then_count": Kind.MULTI_IMAGE_POINTS,
     "multi_image_count_then_point": Kind.MULTI_IMAGE_POINTS,
     "multi_image_counting": Kind.MULTI_IMAGE_POINTS,
 }  # the other pointing and counting styles are on one image
-EXPLAINED = "_exp"  # in a style's name: the answer is explained first, and the question asks for that
+EXPLAINED = "exp"  # a word of a style's name: the answer starts with an explanation, and the question asks for one
 
 
 @dataclass(frozen=True)
 class Style:
-    """What a style's name stands for."""
+    """The properties of a style."""
 
     name: str
     kind: Kind
-    wordings: tuple[str, ...] = field(
-        default=(), repr=False
-    )  # of which one asks where an annotation has no question; of tracks: see `track`
-    question_wordings: tuple[str, ...] = field(default=(), repr=False)  # of which one is put around a question
+    wordings: tuple[str, ...] = field(default=(), repr=False)  # prompts without a question; for tracks see `track`
+    question_wordings: tuple[str, ...] = field(default=(), repr=False)  # one of which is put around a question
     count: str = ""  # points: point, point_count, count_point or count
-    time_fields: tuple[str, ...] = ()  # timed captions: the fields with seconds that the wordings name
+    time_fields: tuple[str, ...] = ()  # timed captions: the annotation's fields in seconds that the wordings use
     track: TrackStyle | None = field(default=None, repr=False)
 
 
 @lru_cache(maxsize=1024)
 def style_of(name: str) -> Style:
-    """The style of that name. Any other name than the known ones is a question's with an answer."""
+    """The style of that name. A name that is not known stands for a question with an answer."""
     if name in TRACK_STYLES:
         return Style(name, Kind.TRACKS, track=TRACK_STYLES[name])
     if name in POINT_MODES:
-        kind = POINT_KINDS.get(name, Kind.POINTS)
-        # Without points, in words, a task on several images is asked for as one on a single image.
+        kind = NOT_ON_ONE_IMAGE.get(name, Kind.POINTS)
+        # When the answer is in words, a task on several images is worded like one on a single image.
         medium = "video" if kind is Kind.VIDEO_POINTS else "image"
         return Style(name, kind, POINT_WORDS[medium][POINT_MODES[name]], count=POINT_MODES[name])
     if name in TIMED_CAPTIONS:
         return Style(name, Kind.TIMED_CAPTION, TIMED_CAPTIONS[name], time_fields=TIME_FIELDS.get(name, START_END))
     if canonical_style(name) == "video_short_answer":
         return Style(name, Kind.ANSWER, question_wordings=words.VIDEO_SHORT_ANSWER)
-    explained = words.EXPLAIN if EXPLAINED in name else ()
+    explained = words.EXPLAIN if EXPLAINED in name.split("_")[1:] else ()
     if name in CAPTIONS:
         return Style(name, Kind.CAPTION, CAPTIONS[name], question_wordings=explained)
     return Style(name, Kind.ANSWER, question_wordings=explained)
 
 
-OWN = "own:"  # before a style that only a user's own data has, where a question is asked
+OWN = "own:"  # prefix, when asking a model, of a style that only the user's own data has
 
 
 def asked_style(style: object) -> str:
-    """The style of a question to a trained model. Training takes any name in one's own data; here a name that is not
-    known is more often a slip, so one's own are written `own:NAME`.
+    """The style of a question to a trained model. Training accepts any name in a user's own data; here an unknown name
+    is more likely a typo, so such styles are written `own:NAME`.
 
     Raises:
-        UserError: not a text, or a name that is not known.
+        UserError: not a string, or an unknown name.
     """
     if not isinstance(style, str) or not style.strip():
         raise UserError(f"a style is a name such as user_qa or long_caption, not {style!r}")
@@ -234,7 +232,7 @@ def asked_style(style: object) -> str:
 
 
 def canonical_style(style: str) -> str:
-    """The style that prefixes name: evaluation aliases and counting variants lead back to their base style."""
+    """The style that a prefix names: evaluation aliases and counting variants are mapped to their base style."""
     aliases = {"eval_short_answer": "vqa2", "eval_multiple_choice": "a_okvqa_mc"}
     style = aliases.get(style, style)
     if style.startswith("video_eval_"):

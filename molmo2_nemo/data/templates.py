@@ -1,7 +1,7 @@
-"""What users may say: several wordings of every task. One is drawn for each training example.
+"""User messages: several wordings of every task. One is drawn for each training example.
 
-Fields in braces: label, question, start, end, time, fps, images, point. Lists for videos are the lists for pictures
-with the words for a picture exchanged.
+Fields in braces: label, question, start, end, time, fps, images, point. The wordings for videos are those for images
+with the word for an image replaced.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ NO_POINTING = (
 
 
 def for_video(templates: tuple[str, ...]) -> tuple[str, ...]:
-    """The same wordings about a video."""
+    """The wordings with "image", "picture" and "photo" replaced by "video"."""
     exchanged = []
     for text in templates:
         for word in ("image", "picture", "photo"):

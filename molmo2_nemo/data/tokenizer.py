@@ -1,11 +1,11 @@
 """Text tokens and the visual special tokens, over a `tokenizer.json` of any byte-level model.
 
-The base vocabulary ends where the extra embedding rows begin. Extra special tokens are added in one fixed order, so
+The base vocabulary ends where the extra embedding rows begin. Extra special tokens are added in a fixed order, so
 that token number `vocab_size + i` is always `EXTRA_SPECIAL_TOKENS[i]`; a tokenizer shorter than the embedding table is
 first filled up with dummy entries.
 
-What a person wrote can never become a special token: `encode` reads `<im_patch>` or `<|im_end|>` in a text as the
-characters they are. Only `encode_chat` (trusted scaffolding) and `user_turn` make chat tokens, and visual tokens are
+Text from a user or a data set can never become a special token: `encode` reads `<im_patch>` or `<|im_end|>` in a text
+as ordinary characters. Only `encode_chat` (trusted scaffolding) and `user_turn` make chat tokens, and visual tokens are
 made from ids by `image.py` and `video.py`.
 """
 
@@ -31,7 +31,7 @@ _CHAT_SPLIT = re.compile(f"({re.escape(CHAT_START)}|{re.escape(CHAT_END)})")
 
 
 class Molmo2Tokenizer:
-    """A tokenizer whose extra special tokens sit exactly behind the base vocabulary."""
+    """A tokenizer whose extra special tokens follow directly after the base vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, config: dict[str, Any], *, vocab_size: int | None = None, name: str = ""):
         """Args: `vocab_size` is the number of base embedding rows; by default what the tokenizer itself has.
@@ -45,7 +45,7 @@ class Molmo2Tokenizer:
         self.special = SpecialIds.at(self.vocab_size)
         self.visual_ids = self.special.visual
         self._special_aware = tokenizer
-        self._plain = Tokenizer.from_str(tokenizer.to_str())  # a second one, as the switch is not per call
+        self._plain = Tokenizer.from_str(tokenizer.to_str())  # as the switch is not per call
         self._plain.encode_special_tokens = True
         self.chat_start_id = self._required(CHAT_START)
         self.chat_end_id = self._required(CHAT_END)
@@ -53,12 +53,12 @@ class Molmo2Tokenizer:
         bos = _token_text(config.get("bos_token")) or eos  # Qwen has none: its sequences start with EOS
         self.eos_id = self._required(eos)
         self.bos_id = self._required(bos)
-        # Scaffolding of the chat format, encoded once.
+        # Chat scaffolding, encoded once.
         self._newline = self.encode("\n")
         self._assistant = [self.chat_end_id, *self._newline, self.chat_start_id, *self.encode("assistant\n")]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The library's own pickling forgets `encode_special_tokens`, and with it that user text stays text.
+        # The library's own pickling drops `encode_special_tokens`, which keeps user text from becoming special tokens.
         return _rebuild, (self._special_aware.to_str(), self.config, self.vocab_size, self.name)
 
     @classmethod
@@ -110,7 +110,7 @@ class Molmo2Tokenizer:
         return ids
 
     def user_turn(self, text: str, *, first: bool) -> list[int]:
-        """A user's turn and the opening of the assistant's, in the `qwen3` chat format; `text` stays plain text.
+        """A user message and the opening of the assistant's, in the `qwen3` chat format; `text` stays plain text.
 
         Later turns open with a second `<|im_end|>` (the first is the EOS of the answer before it), as in training.
         """
@@ -122,7 +122,7 @@ class Molmo2Tokenizer:
         return self._special_aware.decode([int(i) for i in ids if i >= 0], skip_special_tokens=skip_special)
 
     def token(self, token_id: int) -> str:
-        """The vocabulary entry of one id, for messages and previews ("" if there is none)."""
+        """The vocabulary entry of one id, for messages and previews; "" if there is none."""
         return self._special_aware.id_to_token(int(token_id)) or ""
 
     def save(self, folder: str | Path) -> None:
@@ -133,7 +133,7 @@ class Molmo2Tokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.config}
         config["eos_token"] = self.token(self.eos_id)
         config["additional_special_tokens"] = list(EXTRA_SPECIAL_TOKENS)
-        config.pop("added_tokens_decoder", None)  # it lists the tokens before ours; tokenizer.json has them all
+        config.pop("added_tokens_decoder", None)  # lists only the original tokens; tokenizer.json has them all
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 

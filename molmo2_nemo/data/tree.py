@@ -1,10 +1,10 @@
-"""Message trees: one visual root, many independent conversations about it, flattened into one token sequence.
+"""Message trees: one visual root and many independent conversations about it, flattened into one token sequence.
 
     [BOS, visual root] [branch 0] [branch 1] ... [branch k-1] EOS
 
 Every branch sees the root and itself; its positions restart where the root ends. Inputs are the sequence without its
-last token and labels the sequence without its first; at each branch's end the label is EOS, weighted like the label
-before it. A single conversation is the plain case: no branches, everything belongs to the root.
+last token and labels the sequence without its first; at the end of each branch the label is EOS, weighted like the
+label before it. A single conversation is the plain case: no branches, everything belongs to the root.
 
 Weights of a branch with n loss tokens, k branches kept: weight * scale / sqrt(n) / sqrt(k), each factor optional.
 In the plain case n counts the final EOS and there is no 1/sqrt(k); in a tree the final EOS is not counted.
@@ -48,7 +48,7 @@ class WeightRule:
 
 @dataclass(slots=True)
 class Branch:
-    """One conversation as tokens: (user ids with scaffolding, answer ids) per exchange; EOS is added here."""
+    """One conversation as tokens: (user ids with scaffolding, answer ids) per turn; EOS is added here."""
 
     turns: list[tuple[list[int], list[int]]]
 
@@ -72,7 +72,7 @@ class FlatTree:
     position_ids: np.ndarray  # int64 [T]
     branch_ids: np.ndarray  # int64 [T], ROOT_BRANCH or the branch's number
     kept: int  # branches
-    dropped: int  # branches that would not have reached a loss token within the limit
+    dropped: int  # branches without a loss token within the limit
     cut: int  # tokens cut off at the end
 
     @property
@@ -91,7 +91,7 @@ def flatten(
     """Flatten a root and its branches, in the order given, into at most `max_tokens` inputs.
 
     Args:
-        root_ids: BOS and everything all branches see.
+        root_ids: BOS and everything that all branches see.
         rule: one weight rule, or one per branch.
     Raises:
         DataError: a root longer than `max_tokens`, or no loss token left within it.
@@ -103,7 +103,7 @@ def flatten(
         raise AssertionError(f"{len(rules)} weight rules for {len(branches)} branches")
     if max_tokens is not None and len(root_ids) > max_tokens:
         raise DataError(
-            f"the pictures or frames take {len(root_ids)} tokens, more than the {max_tokens} of a sequence; "
+            f"the images or frames take {len(root_ids)} tokens, more than the {max_tokens} of a sequence; "
             "use fewer crops or frames, or a longer sequence"
         )
     if len(branches) == 1:
@@ -168,7 +168,7 @@ def _tree(
 
 
 def _branches_within(root: int, flat: Sequence[tuple[list[int], np.ndarray]], max_tokens: int | None) -> int:
-    """How many branches to keep: up to the first whose first loss token would lie at or behind `max_tokens`."""
+    """How many branches to keep: those before the first whose first loss token would lie at or beyond `max_tokens`."""
     if max_tokens is None:
         return len(flat)
     used = root

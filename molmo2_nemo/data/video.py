@@ -1,9 +1,10 @@
-"""Videos: at which seconds to look at them, decoding just those frames, and their tokens with timestamps and subtitles.
+"""Videos: which times to sample, decoding just those frames, and their tokens with timestamps and subtitles.
 
 Times are seconds from the start of the clip. Every frame is one stretched crop (no tiles, no global view) whose patches
 are pooled in pool x pool windows. A file is first scanned without decoding (packet times only), so that the duration is
-that of the content, whatever the header says, and every wanted frame is reached by the shortest way: on from where the
-decoder is, or by a jump to the key frame before it. Beyond the stretched crops at most two decoded frames are held.
+that of the content, whatever the header says, and every wanted frame is reached the shortest way: by decoding on from
+the current position, or by seeking to the key frame before it. Besides the stretched crops at most two decoded frames
+are in memory.
 
 Shape legend: C frames (= crops), P patches per frame, D_p values per patch, N pooled tokens, K patches of a window.
 """
@@ -28,14 +29,14 @@ from molmo2_nemo.data.image import TileGeometry, VisualInput, patchify, pool_win
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError, UserError
 
-SEEK_GAP = 8  # frames; decoding fewer than this on is cheaper than a jump
+SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
 EDGE = 1e-6  # seconds a requested time is kept away from both ends of the stream
-# Containers that hold their own media. Playlists and other formats that name further files are not opened.
+# Containers that hold their own media. Playlists and other formats that refer to further files are not opened.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,gif"
 
 
 class SubtitleLike(Protocol):
-    """One subtitle: seconds from the start of the clip, and what is said."""
+    """One subtitle: its start and end in seconds from the start of the clip, and its text."""
 
     start: float
     end: float
@@ -44,11 +45,11 @@ class SubtitleLike(Protocol):
 
 @dataclass(frozen=True)
 class TimeSampler:
-    """When to look at a clip of a given duration.
+    """The sampling times of a clip of a given duration.
 
-    `uniform_last_frame`: every 1/max_fps seconds and the end itself, or, if that is more than `max_frames`, that many
-    evenly from start to end. `fps`: the largest of the ascending `candidate_fps` with which `max_frames` frames still
-    span the clip (the first, cutting the clip, if none does).
+    `uniform_last_frame`: every 1/max_fps seconds, and the end itself; if these are more than `max_frames`, then
+    `max_frames` times spread evenly from start to end. `fps`: the largest of the ascending `candidate_fps` at which
+    `max_frames` frames still span the clip; if none does, the first, which truncates the clip.
     """
 
     max_frames: int
@@ -94,13 +95,13 @@ class TimeSampler:
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What a scan of a stream's packets tells, in presentation order."""
+    """The times of a stream's frames, from a scan of its packets, in presentation order."""
 
     pts: np.ndarray  # int64 [frames], stream time base
     keys: np.ndarray  # int64 [key frames], their pts
     key_dts: np.ndarray  # int64 [key frames]
     tick: float  # seconds of one unit of pts
-    end: float  # seconds on the stream's clock where the last frame stops being shown
+    end: float  # end of the last frame, in seconds on the stream's clock
 
     @property
     def begin(self) -> float:
@@ -121,7 +122,7 @@ class VideoIndex:
 
 
 class Deadline:
-    """Processor time that reading one video may take. Not wall time: what a record is must not depend on other work."""
+    """A limit on the processor time of reading one video. Wall time would make the result depend on other load."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
@@ -136,22 +137,22 @@ class Deadline:
 
 @contextmanager
 def _opened(source: bytes | str | Path, limits: LimitsConfig) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream; every error of the library leaves as DataError."""
+    """The container and its first video stream; every error of the library is raised as a DataError."""
     file: Any = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     name = f"video of {len(source)} bytes" if isinstance(source, bytes) else f"video {source}"
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     try:
         with av.open(file, container_options=options, metadata_errors="replace") as container:
             if not container.streams.video:
-                raise DataError(f"{name} has no picture stream")
+                raise DataError(f"{name} has no video stream")
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise DataError(f"{name} is in a format for which there is no decoder")
             _check_size(stream.codec_context.width, stream.codec_context.height, limits)
-            stream.codec_context.thread_count = 1  # threads would decode frames ahead that nobody asked for
+            stream.codec_context.thread_count = 1  # threads would decode frames ahead that are not wanted
             yield container, stream
     except (FFmpegError, OSError, EOFError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error  # the library's words without its numbers
+        why = getattr(error, "strerror", None) or error  # the library's message without its error number
         raise DataError(f"cannot read {name}: {why}") from error
 
 
@@ -199,22 +200,22 @@ def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) 
 
 
 class _FrameReader:
-    """Walks forward through a stream and jumps where that saves decoding. Holds two frames at most.
+    """Reads a stream forward, and seeks where that saves decoding. Holds at most two frames.
 
     Frames that are neither wanted nor needed for decoding others (about half of those in H.264 with B frames) are
-    passed over; the rest come out as if all had been decoded.
+    skipped; the others are the same as if all had been decoded.
     """
 
     def __init__(self, container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray, deadline: Deadline) -> None:
         self._container, self._stream, self._index, self._deadline = container, stream, index, deadline
-        self._wanted = set(index.pts[wanted].tolist())  # of every frame that will be asked for
+        self._wanted = set(index.pts[wanted].tolist())  # of every frame that will be requested
         self._frames: Iterator[Any] = iter(())
         self._last: Any = None
         self._before: Any = None
         self.decoded = 0
 
     def at(self, number: int) -> Any:
-        """The decoded frame with this number; numbers must not go down from call to call."""
+        """The decoded frame with this number; numbers must not decrease from call to call."""
         target = int(self._index.pts[number])
         self._jump_if_worth_it(target)
         while self._last is None or self._last.pts < target:
@@ -222,7 +223,7 @@ class _FrameReader:
                 break
         if self._last is None:
             raise DataError("no frame of the video could be decoded")
-        # A frame that the decoder left out is replaced by the one shown before it.
+        # A frame that the decoder dropped is replaced by the one shown before it.
         return self._before if self._last.pts > target and self._before is not None else self._last
 
     def _step(self) -> bool:
@@ -258,7 +259,7 @@ class _FrameReader:
 
 
 def _decode(container: Any, stream: Any, wanted: Container[int], deadline: Deadline) -> Iterator[Any]:
-    """Frames from where the container stands; those not `wanted` (pts) only if others are predicted from them."""
+    """Frames from the current position on; frames not in `wanted` (pts) only if others are predicted from them."""
     for packet in container.demux(stream):
         deadline.check()
         time = packet.pts if packet.pts is not None else packet.dts
@@ -268,7 +269,7 @@ def _decode(container: Any, stream: Any, wanted: Container[int], deadline: Deadl
 
 @dataclass(slots=True)
 class SampledVideo:
-    """The frames a model will see, stretched to crops."""
+    """The sampled frames of a video, stretched to crops."""
 
     frames: np.ndarray  # uint8 [C, side, side, 3]
     times: np.ndarray  # float64 [C], requested seconds from the clip's start
@@ -280,13 +281,13 @@ class SampledVideo:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a look at a file tells: its packets scanned, its first frame decoded."""
+    """Properties of a video file, found by scanning its packets and decoding its first frame."""
 
     duration: float  # seconds of the content
     fps: float  # averaged
     frames: int
     size: tuple[int, int]  # width and height of the upright image, pixels
-    suffix: str  # customary for this kind of container
+    suffix: str  # the usual file suffix of this kind of container
 
 
 CONTAINER_SUFFIX = {"mov": "mp4", "matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "asf": "wmv", "ogg": "ogv"}
@@ -349,7 +350,7 @@ def read_video(
 
 def _upright(frame: Any, limits: LimitsConfig) -> np.ndarray:
     """RGB pixels of a decoded frame with the file's rotation applied: uint8 [H, W, 3]."""
-    _check_size(frame.width, frame.height, limits)  # a stream may change its size on the way
+    _check_size(frame.width, frame.height, limits)  # a stream may change its frame size midway
     pixels = frame.to_ndarray(format="rgb24")
     quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 counts
     return np.rot90(pixels, quarter_turns) if quarter_turns else pixels
@@ -373,10 +374,10 @@ def timestamp_text(number: int, seconds: float, mode: str) -> str:
 
 
 def subtitle_text(subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, mode: str) -> str:
-    """The subtitle block that follows the frames: a header and one line per kept entry ("" if there is none).
+    """The subtitle block that follows the frames: a header and one line per entry kept; "" if there are no subtitles.
 
-    Subtitles without times are one text, which is kept whole. `frame_N` keeps what is said within N seconds of a
-    sampled frame.
+    Subtitles without times are one text, which is kept whole. The mode `frame_N` keeps the entries within N seconds of
+    a sampled frame.
     """
     if not subtitles or mode == "ignore":
         return ""
@@ -414,7 +415,8 @@ def video_token_ids(
 ) -> list[int]:
     """Timestamps, markers and patches of all frames in one of the layouts of the reference.
 
-    `per_frame_markers`: time, start, patches, end for every frame; else one start and one end round the whole video.
+    `per_frame_markers`: time, start, patches, end for every frame; otherwise one start and one end around the whole
+    video.
     """
     special = tokenizer.special
     start, end = (special.frame_start, special.frame_end) if config.frame_tokens else (special.im_start, special.im_end)
@@ -435,7 +437,7 @@ def encode_video(
     *,
     subtitles: Sequence[SubtitleLike] | str = (),
 ) -> VisualInput:
-    """Sampled frames as crops and tokens, subtitles behind them."""
+    """Sampled frames as crops and tokens, followed by the subtitles."""
     geometry = TileGeometry.of(image)
     patches = geometry.grid**2
     first = pool_windows(np.arange(patches).reshape(geometry.grid, geometry.grid), config.pool)

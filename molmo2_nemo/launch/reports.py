@@ -1,7 +1,8 @@
 """Why the processes of a run ended: what each of them reports, and the one message a launcher makes of it.
 
 A process that fails writes `rank<N>.json` (`Report`) into the folder that ERROR_DIR names; one that a signal stopped
-writes `preempted` there. torch's elastic launcher adds `launcher.json` (`Exits`). `explain` finds the cause among them.
+writes `preempted` there. torch's elastic launcher adds `launcher.json` (`Exits`). `explain_exit` finds the cause
+among them.
 
 In a Slurm job of ours that folder is the attempt's, and the first task to end also writes `outcome` there, for the
 job's script (launch/slurm/script.py): "preempted", "user_error" or "failed" on the first line, the message on the rest.
@@ -84,7 +85,7 @@ def read_reports(folder: Path) -> list[Report]:
     return [Report(**json.loads(path.read_text())) for path in sorted(folder.glob("rank*.json"))]
 
 
-def explain(folder: Path, code: int, stage: Path | None = None) -> int:
+def explain_exit(folder: Path, code: int, stage: Path | None = None) -> int:
     """Shows the one message that says why the processes ended; returns the exit code to leave with.
 
     Args:

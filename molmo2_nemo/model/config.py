@@ -299,8 +299,8 @@ PLAIN = TrainingOptions(z_loss=0.0, residual_dropout=0.0, response_residual_drop
 
 
 NOTHING_TRAINS = (
-    "nothing would be trained: every part is frozen; set stage.train_vit, stage.train_connector or stage.train_llm to "
-    "true (with stage.lora, train_llm=true trains the adapters, and train_base_embedding has no effect)"
+    "nothing is trainable: every part is frozen; set stage.train_vit, stage.train_connector or stage.train_llm to true "
+    "(with stage.lora, train_llm makes the adapters trainable, and train_base_embedding has no effect)"
 )
 
 

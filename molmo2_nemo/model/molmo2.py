@@ -67,7 +67,7 @@ class Molmo2Model(MegatronModule):
         training: TrainingOptions | None = None,
         memory: MemoryConfig | None = None,
         context: ContextSettings | None = None,
-        seed: int | None = 6198,
+        seed: int | None,
     ) -> None:
         super().__init__(config=config)
         self.model_config = model_config

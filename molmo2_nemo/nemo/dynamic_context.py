@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.cost.context import ContextCost
-from molmo2_nemo.cost.efficiency import KERNELS, NEAREST, Efficiency
+from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
 from molmo2_nemo.cost.hardware import Device, device_called
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import DEFAULT_DEVICE, StepCost
@@ -98,9 +98,9 @@ def this_efficiency(settings: DynamicSettings, model_config: Molmo2Config, guess
         model_config.text.head_dim,
         merged=parallel.context_ulysses not in (None, parallel.context),
     )
-    if kernel.implementation in KERNELS:
-        return KERNELS[kernel.implementation]
-    known = NEAREST[kernel.implementation]
+    if kernel.implementation in EFFICIENCIES:
+        return EFFICIENCIES[kernel.implementation]
+    known = SAME_EFFICIENCY[kernel.implementation]
     if torch.cuda.is_available():  # otherwise the sentence about the device covers it
         guesses.append(f"nothing is known of the speed of {kernel.title}; attention counts as {known}")
-    return KERNELS[known]
+    return EFFICIENCIES[known]

@@ -22,7 +22,7 @@ from molmo2_nemo.files import write_json
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.rundir.attempt import sign_of_life, this_process
+from molmo2_nemo.rundir.attempt import heartbeat, this_process
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.settings.run import RunConfig
 
@@ -62,7 +62,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     attempt = {**this_process(), "layout": layout(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
         write_json(folder / paths.ATTEMPT, attempt, indent=None)
-    with sign_of_life(folder / paths.ATTEMPT) if first else nullcontext():
+    with heartbeat(folder / paths.ATTEMPT) if first else nullcontext():
         run_stage = fiddle.build(stage_recipe(cfg))
         trainer = run_stage.keywords["trainer"]
         try:

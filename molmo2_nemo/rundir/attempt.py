@@ -30,7 +30,7 @@ def this_process() -> dict[str, Any]:
 
 
 @contextmanager
-def sign_of_life(path: Path) -> Iterator[None]:
+def heartbeat(path: Path) -> Iterator[None]:
     """Touches the file every BEAT seconds as long as the block lasts."""
     over = threading.Event()
 

@@ -14,6 +14,7 @@ from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.regions import region_of
 from molmo2_nemo.attention.ring import merge, visible_keys
 from molmo2_nemo.data.example import Example
+from molmo2_nemo.settings.run import RunConfig
 from tests.support.allocations import Allocations
 from tests.support.pool import start_megatron
 from tests.support.trees import long_video_pack, pack, token_mask
@@ -67,7 +68,7 @@ def step_job(sizes: list[int]) -> list[tuple[int, int, str, int]]:
         connector=replace(tiny.connector, hidden_size=16, num_heads=2, ffn_size=16),
         text=replace(text, vocab_size=64, max_position=36864),
     )
-    model = Molmo2Model(config, transformer_config(config, use_cpu_initialization=True))
+    model = Molmo2Model(config, transformer_config(config, use_cpu_initialization=True), seed=RunConfig.seed)
     found = []
     for size in sizes:
         example = video_example(size)

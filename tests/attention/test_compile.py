@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from molmo2_nemo.settings.run import RunConfig
 from tests.support.pool import start_megatron
 
 
@@ -27,7 +28,7 @@ def compiled_job(packs: list[Any], context: dict[str, Any]) -> tuple[list[list[t
     torch.set_num_threads(1)
     config = preset("tiny")
     settings = transformer_config(config, use_cpu_initialization=True, context_parallel_size=ranks)
-    model = Molmo2Model(config, settings, context=ContextSettings(**context))
+    model = Molmo2Model(config, settings, context=ContextSettings(**context), seed=RunConfig.seed)
     layer = model.decoder.layers[0]
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -161,7 +161,7 @@ PROMPTS = [
     ('{"question": "?", "image": [null, "a"]}', "image is None; expected the path of a file"),
     ('{"question": "?", "image": "absent.jpg"}', "absent.jpg: no such file"),
     ('{"question": "?", "video": "folder"}', "folder: a folder, not a file"),
-    ('{"question": "?", "image": "text"}', "text: cannot read picture of"),
+    ('{"question": "?", "image": "text"}', "text: cannot read image of"),
     ('{"question": "?", "video": "binary"}', "binary: cannot read video of"),
     ('{"question": "?", "image": "text", "video": "text"}', "a prompt has images or one video, not both"),
     ('{"question": "?", "style": "nope"}', "unknown style 'nope'"),

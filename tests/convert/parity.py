@@ -33,7 +33,7 @@ def load_model(checkpoint: Path, dtype: torch.dtype = torch.float32, **parallel:
     assert molmo2 is not None
     config = transformer_config(molmo2, params_dtype=dtype, pipeline_dtype=dtype, **parallel)
     first, last = ps.is_pipeline_first_stage(), ps.is_pipeline_last_stage()
-    model = Molmo2Model(molmo2, config, pre_process=first, post_process=last)
+    model = Molmo2Model(molmo2, config, pre_process=first, post_process=last, seed=None)
     state = dist_checkpointing.load(model.sharded_state_dict(prefix="module."), str(checkpoint / "weights"))
     model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
     return model.eval()

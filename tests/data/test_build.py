@@ -239,7 +239,7 @@ def test_branches_beyond_the_limit_are_dropped():
 
 def test_pictures_are_never_cut():
     root = builder().build(RECORDS["single"], rng()).info["root_tokens"]
-    with pytest.raises(BadRecord, match=f"s:single: the pictures or frames take {root} tokens, more than the 40"):
+    with pytest.raises(BadRecord, match=f"s:single: the images or frames take {root} tokens, more than the 40"):
         builder().build(RECORDS["single"], rng(), max_tokens=40)
     with pytest.raises(BadRecord, match="no answer begins within"):
         builder().build(RECORDS["single"], rng(), max_tokens=root + 2)
@@ -274,7 +274,7 @@ def test_prompt_variants():
     moving = make(video=CLIP, question="Q", subtitles=[Subtitle(0, 1, "hello")], clip=(0.0, 2.0))
     assert moving.info["frame_times"] == [0.0, 0.5, 1.0, 1.5, 2.0] and moving.num_crops == 5
     assert "long_caption 65: " in TOKENIZER.decode(builder(STAGE1).prompt(question="Q", style="long_caption").input_ids)
-    with pytest.raises(ValueError, match="either pictures or one video"):
+    with pytest.raises(ValueError, match="either images or one video"):
         make([png(9, 9)], CLIP, "Q")
 
 
@@ -287,9 +287,9 @@ NOWHERE = Annotation(Points(style_of("pointing"), None, "x", None, ((float("nan"
 @pytest.mark.parametrize(
     "record, cause, message",
     [
-        (made("s:k", [png(64, 64)[:200]], annotations=[QA]), "bad media", "s:k: cannot read picture of 200 bytes"),
+        (made("s:k", [png(64, 64)[:200]], annotations=[QA]), "bad media", "s:k: cannot read image of 200 bytes"),
         (made("s:k", video=CLIP[:500], annotations=[QA]), "bad media", "cannot read video of 500 bytes"),
-        (made("s:k", [png(9, 9)], CLIP, annotations=[QA]), "bad media", "either pictures or one video"),
+        (made("s:k", [png(9, 9)], CLIP, annotations=[QA]), "bad media", "either images or one video"),
         (made("s:k", annotations=[]), "bad annotation", "1 to 4096 annotations, got 0"),
         (made("s:k", annotations=[{**QA, "answer": ""}]), "bad annotation", "'user_qa' has an empty answer"),
         (made("s:k", annotations=[{**QA, "answer": "\ud800"}]), "bad annotation", "not valid Unicode"),

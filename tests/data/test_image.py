@@ -284,7 +284,7 @@ def test_huge_pictures_are_refused_unread(size):
     ],
 )
 def test_broken_pictures(data):
-    with pytest.raises(ValueError, match="cannot read picture of .* bytes"):
+    with pytest.raises(ValueError, match="cannot read image of .* bytes"):
         decode_image(data)
 
 

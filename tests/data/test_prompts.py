@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from molmo2_nemo.data import annotations, choices, styles, templates
+from molmo2_nemo.data import annotations, multiple_choice, styles, templates
 from molmo2_nemo.data.annotations import read_annotation
 from molmo2_nemo.data.config import TextFormatConfig
 from molmo2_nemo.data.points import parse
@@ -197,7 +197,7 @@ def test_stage_1_choice():
     assert (turn.user, turn.answer) == ("a_okvqa_mc: Which {o}?\nA. red\nB. blue\nC. green\n", "B. blue")
 
 
-def test_training_choices():
+def test_training_layouts_of_multiple_choice():
     turns = [one(CHOICE, seed=s) for s in range(600)]
     assert all(turn.user.count("Which {o}?") == 1 for turn in turns)
     for turn in turns:
@@ -220,14 +220,14 @@ def test_blank_correct_options_are_always_named():
     assert all(one(blank, seed=s).answer.strip() for s in range(200))
 
 
-def test_choices_need_options():
+def test_multiple_choice_needs_options():
     with pytest.raises(ValueError, match="1 to 26 options, got 27"):
         one({**CHOICE, "options": ["x"] * 27})
     with pytest.raises(DataError, match="answer_idx must be 0..2 for 3 options, not 3"):
         one({**CHOICE, "answer_idx": 3})
     many = {**CHOICE, "options": [f"o{i}" for i in range(26)]}
     assert {one(many, seed=s).answer for s in range(30)}
-    assert choices.NAMES[3] == ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
+    assert multiple_choice.NAMES[3] == ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
 
 
 # --- points and tracks ----------------------------------------------------------------------------------------------
@@ -356,7 +356,7 @@ def test_every_track_style(style):
     assert times == ends.get(style, ends["video_point_track_start_end"])
 
 
-# --- per-access choices that data_prep asks for ---------------------------------------------------------------------
+# --- draws at every access that data_prep asks for ------------------------------------------------------------------
 
 
 def test_requests_not_to_point():
@@ -450,7 +450,7 @@ def test_bad_annotations(annotation, message):
 
 
 def test_points_need_a_scale():
-    with pytest.raises(ValueError, match="none is there"):
+    with pytest.raises(ValueError, match="none of these is given"):
         one({"style": "pointing", "label": "x", "points": [[1, 1]]}, context=VisualContext())
 
 

@@ -46,7 +46,7 @@ BAD = {
     "a list": ({"json": b"[]"}, "bad json", "object"),
     "pickle": ({**members(), "pyd": b"x"}, "unsafe member", "pyd"),
     "inner pickle": ({**members(), "a.pkl": b"x"}, "unsafe member", "a.pkl"),
-    "no picture": (members({"images": ["0.jpg"], "annotations": [QA]}), "missing member", "picture .0.jpg is missing"),
+    "no picture": (members({"images": ["0.jpg"], "annotations": [QA]}), "missing member", "image .0.jpg is missing"),
     "empty picture": (
         members({"images": ["0.jpg"], "annotations": [QA]}, **{"0__jpg": b""}),
         "missing member",
@@ -62,7 +62,11 @@ BAD = {
     "no annotations": (members({"annotations": []}), "bad record", "at least one"),
     "no style": (members({"annotations": [{"text": "x"}]}), "bad record", "style"),
     "huge int": (members({"weight": 10**400, "annotations": [QA]}), "bad record", "weight"),
-    "two weights": (members({"weight": 1, "weight_factor": 2, "annotations": [QA]}), "bad record", "give one of them"),
+    "two weights": (
+        members({"weight": 1, "weight_factor": 2, "annotations": [QA]}),
+        "bad record",
+        "give either weight or weight_factor",
+    ),
     "factor": (members({"weight_factor": -1, "annotations": [QA]}), "bad record", "weight_factor must be"),
     "clip": (members({"clip": [3, 1], "annotations": [QA]}), "bad record", "clip"),
     "subtitle": (members({"subtitles": [{"start": 2, "end": 1, "text": ""}], "annotations": [QA]}), "bad record", "0"),
@@ -83,7 +87,7 @@ ANNOTATIONS = [
     ({"style": "a_okvqa_mc", "question": "q", "options": [], "answer_idx": 0}, "options"),
     ({"style": "pointing", "label": "x", "points": [[1]]}, "point"),
     ({"style": "pointing", "label": "x", "points": [[1, "2"]]}, "point"),
-    ({"style": "multi_image_pointing", "label": "x", "points": [[[1, 2]]]}, "per picture"),
+    ({"style": "multi_image_pointing", "label": "x", "points": [[[1, 2]]]}, "per image"),
     ({"style": "video_point", "label": "x", "points": [[[1, 2]]], "timestamps": []}, "per timestamp"),
     ({"style": "video_point_track_per_frame", "label": "x", "points": [[1, 2]]}, "track"),
     ({"style": "text_sft", "messages": ["only one"]}, "messages"),
@@ -91,7 +95,7 @@ ANNOTATIONS = [
     ({"style": "user_qa", "question": 5, "answer": "a"}, "question"),
     ({"style": "pointing", "points": [[1, 2]]}, r"record s:k: annotation 1 \(pointing\): label is missing"),
     ({"style": "vqa2", "question": "q"}, r"annotation 1 \(vqa2\): has no answer \(answer, answers or text\)"),
-    ({**QA, "no_pointing": [1]}, "no_pointing must list questions by number, 0 to 0"),
+    ({**QA, "no_pointing": [1]}, "no_pointing must list questions by index, 0 to 0"),
     ({"style": "text_sft", "messages": ["a", "b"] * 2, "no_pointing": [True]}, "0 to 1, not"),
 ]
 

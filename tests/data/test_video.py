@@ -350,7 +350,7 @@ def test_sound_without_pictures():
         noise.sample_rate, noise.pts = 16000, 0
         for packet in [*sound.encode(noise), *sound.encode()]:
             out.mux(packet)
-    with pytest.raises(ValueError, match="no picture stream"):
+    with pytest.raises(ValueError, match="no video stream"):
         read_video(file.getvalue(), VideoConfig(), side=42)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data_prep.demo import MEDIA
-from data_prep.estimate import picture_cost, text_cost, video_cost
+from data_prep.estimate import image_cost, text_cost, video_cost
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.image import encode_images
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -24,7 +24,7 @@ def test_pictures_are_exact(sizes):
     pixels = [np.zeros((height, width, 3), np.uint8) for width, height in sizes]
     made = encode_images(pixels, ImageConfig(), TOKENIZER)
     announced = sum(len(TOKENIZER.encode(f"Image {i + 1}")) for i in range(len(sizes))) if len(sizes) > 1 else 0
-    assert picture_cost(sizes) == (len(made.token_ids) - announced, len(made.crops))
+    assert image_cost(sizes) == (len(made.token_ids) - announced, len(made.crops))
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_text_counts_the_longest_variant():
 
 
 def test_sizes_are_those_of_the_upright_picture():
-    from data_prep.media import probe_picture
+    from data_prep.media import probe_image
 
     file = io.BytesIO()
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.new("RGB", (1900, 400)).save(file, "JPEG", exif=exif)
-    made = probe_picture(file.getvalue())
-    assert picture_cost([(made.width, made.height)]) == picture_cost([(400, 1900)]) != picture_cost([(1900, 400)])
+    made = probe_image(file.getvalue())
+    assert image_cost([(made.width, made.height)]) == image_cost([(400, 1900)]) != image_cost([(1900, 400)])

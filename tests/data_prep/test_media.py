@@ -12,9 +12,9 @@ from PIL import Image
 
 from data_prep.demo import MEDIA
 from data_prep.download import Downloader
-from data_prep.media import MediaError, Resolver, encode_frames, probe_picture, probe_video
+from data_prep.media import MediaError, Resolver, encode_frames, probe_image, probe_video
 from data_prep.record_builder import BuildOptions, Built, build
-from data_prep.sources.base import Cut, File, FirstOf, Frames, Inline, Lettered, Member, Prepared, Sample
+from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, Inline, Lettered, Prepared, Sample
 from data_prep.sources.shapes import qa
 from data_prep.transcode import cut_packets, reencode
 from molmo2_nemo.data.config import VideoConfig
@@ -69,40 +69,40 @@ def test_first_of_and_members_of_archives(resolver):
         info = tarfile.TarInfo("inner/cat.jpg")
         info.size = len(CAT)
         tar.addfile(info, io.BytesIO(CAT))
-    inside = Member(File("pack.tar.gz"), "inner/cat")
+    inside = ArchiveMember(File("pack.tar.gz"), "inner/cat")
     assert resolver.read(inside) == (CAT, "jpg")
     assert resolver.read(FirstOf(File("cat"), inside))[0] == CAT
     with pytest.raises(MediaError, match="media not found"):
-        resolver.read(FirstOf(File("cat"), Member(File("pack.tar.gz"), "inner/dog")))
+        resolver.read(FirstOf(File("cat"), ArchiveMember(File("pack.tar.gz"), "inner/dog")))
     put(resolver, "bad.zip", b"PK damaged")
     with pytest.raises(MediaError, match="bad archive"):
-        resolver.read(Member(File("bad.zip"), "x"))
+        resolver.read(ArchiveMember(File("bad.zip"), "x"))
 
 
 def test_pictures_are_decoded_once_whole(resolver):
-    picture = probe_picture(CAT)
+    picture = probe_image(CAT)
     with Image.open(io.BytesIO(CAT)) as image:
         assert (picture.width, picture.height, picture.suffix) == (*image.size, "jpg")
         turned = io.BytesIO()
         exif = Image.Exif()
         exif[0x0112] = 6
         image.save(turned, "JPEG", exif=exif)
-        assert (probe_picture(turned.getvalue()).height, probe_picture(turned.getvalue()).width) == image.size
+        assert (probe_image(turned.getvalue()).height, probe_image(turned.getvalue()).width) == image.size
         ico = io.BytesIO()
         image.resize((16, 16)).save(ico, "ICO")
     for bad in (b"", b"x" * 100, CAT[: len(CAT) // 2], ico.getvalue()):
-        with pytest.raises(MediaError, match="picture cannot be decoded"):
-            probe_picture(bad)
+        with pytest.raises(MediaError, match="image cannot be decoded"):
+            probe_image(bad)
     bomb = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(bomb, "PNG")
     with pytest.raises(MediaError, match="10000 x 10000|bomb"):
-        probe_picture(bomb.getvalue())
+        probe_image(bomb.getvalue())
 
 
 def test_lettered_pictures_have_letters(resolver):
     put(resolver, "plain.jpg")
     lettered = Lettered(File("plain.jpg"), (("A", 10.0, 10.0, 60.0, 60.0),))
-    drawn = resolver.picture(lettered)
+    drawn = resolver.image(lettered)
     plain = np.asarray(Image.open(io.BytesIO(CAT)).convert("RGB")).astype(int)
     after = np.asarray(Image.open(io.BytesIO(drawn.data))).astype(int)
     changed = np.abs(plain - after).max(-1) > 8
@@ -181,7 +181,7 @@ def test_media_of_another_prepared_set(resolver, tmp_path):
     write_shards(
         tmp_path / "shards" / "base", [("a", {"json": record(), "0.jpg": CAT}), ("b", {"json": film, "mp4": BUNNY})]
     )
-    assert resolver.picture(Prepared("base", 2)).data == CAT
+    assert resolver.image(Prepared("base", 2)).data == CAT
     assert resolver.video(Prepared("base", 5)).content() == BUNNY
     with pytest.raises(ValueError, match="no folder"):
         resolver.read(Prepared("nothing", 0))

@@ -64,18 +64,18 @@ BAD = [
     ({"image": "../cat.jpg", "caption": "x"}, "00000002", "../cat.jpg below"),
     ({"image": "cat.txt", "caption": "x"}, "line 2", "suffix 'txt'"),
     ({"image": "http://host/cat.jpg", "caption": "x"}, "line 2", "only https"),
-    ({"image": "broken.jpg", "caption": "x"}, "00000002", "picture cannot be decoded"),
-    ({"image": "cut.jpg", "caption": "x"}, "00000002", "picture cannot be decoded"),
+    ({"image": "broken.jpg", "caption": "x"}, "00000002", "image cannot be decoded"),
+    ({"image": "cut.jpg", "caption": "x"}, "00000002", "image cannot be decoded"),
     ({"video": "broken.mp4", "caption": "x"}, "00000002", "video cannot be decoded"),
     ({"video": "bunny.mp4", "caption": "x", "clip": [9, 12]}, "00000002", "clip outside the video"),
-    ({"image": "cat.jpg"}, "line 2", "nothing to learn"),
+    ({"image": "cat.jpg"}, "line 2", "nothing to train on"),
     ({"image": "cat.jpg", "question": "x"}, "line 2", "question and answer belong together"),
     ({"image": "cat.jpg", "text": "x"}, "line 2", "unknown field 'text'"),
     ({"image": "cat.jpg", "caption": 5}, "00000002", "text must be a string"),
-    ({"image": 5, "caption": "x"}, "line 2", "a path must be a text"),
+    ({"image": 5, "caption": "x"}, "line 2", "a path must be a string"),
     ({"images": "cat.jpg", "caption": "x"}, "line 2", "images must be a list"),
     ({"messages": ["a"]}, "00000002", "messages"),
-    ({"image": "cat.jpg", "video": "bunny.mp4", "caption": "x"}, "00000002", "both pictures and a video"),
+    ({"image": "cat.jpg", "video": "bunny.mp4", "caption": "x"}, "00000002", "both images and a video"),
     ({"messages": ["a", "b"], "subtitles": [{"start": "x"}]}, "line 2", "subtitle 0"),
     ({"messages": ["a", "b"], "weight": "x"}, "line 2", "weight must be a number"),
     ({"messages": ["a", "b"], "weight": 10**400}, "line 2", "weight must be a number"),
@@ -100,10 +100,10 @@ def test_mistakes_name_the_line_and_spoil_no_other(tmp_path, line, place, words,
     assert len(records(tmp_path)) == 2, "what was there stays until something better is complete"
 
 
-def test_mistakes_of_the_command(tmp_path, capsys):
+def test_errors_of_the_command(tmp_path, capsys):
     path = write(tmp_path, {"messages": ["a", "b"]})
     for words, message in (
-        ([str(tmp_path / "none.jsonl"), "--out", str(tmp_path)], "none.jsonl is not there"),
+        ([str(tmp_path / "none.jsonl"), "--out", str(tmp_path)], "none.jsonl does not exist"),
         (["nodataset", "--out", str(tmp_path)], "no data set 'nodataset'"),
         ([str(path)], "--out DIR is missing"),
         (["--out", str(tmp_path)], "nothing to prepare"),

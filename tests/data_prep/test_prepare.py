@@ -105,7 +105,7 @@ def test_what_is_written(raw, tmp_path):
     assert data.counted == 2 * len(kept) == head["length"] and head["licence"] == "CC0"
     assert [shard["records"] for shard in data.shards] == [10] * (len(kept) // 10) + [len(kept) % 10]
     assert parse_record(*data.read(3)).images == [png(kept[3])]
-    assert head["skipped"] == {"unwanted": 9, "picture cannot be decoded": 4}
+    assert head["skipped"] == {"unwanted": 9, "image cannot be decoded": 4}
     lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [line["key"] for line in lines] == [str(n) for n in range(ROWS) if n not in kept]
     entries = [entry for group in read_entries(out / MANIFEST) for entry in group]
@@ -204,7 +204,7 @@ def test_other_settings_are_refused(raw, tmp_path):
     (tmp_path / "other" / "mine").mkdir(parents=True)
     (tmp_path / "other" / "mine" / "thesis.txt").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises((UserError, ValueError), match="not a data set of ours"):
+        with pytest.raises((UserError, ValueError), match="not a molmo2 data set"):
             prepare(source(), tmp_path / "other" / "mine", options(raw, overwrite=overwrite))
 
 
@@ -221,10 +221,10 @@ def test_source_that_changed_in_between(raw, tmp_path):
     rows = raw / "rows.jsonl"
     lines = rows.read_text().splitlines(True)
     rows.write_text("".join(lines[1:]))
-    with pytest.raises(UserError, match="other rows than there are now"):
+    with pytest.raises(UserError, match="begun with different rows"):
         prepare(source(), out, options(raw))
     rows.write_text("".join(lines[:5]))
-    with pytest.raises(UserError, match="more rows than there are now"):
+    with pytest.raises(UserError, match="more rows than there are now; start over"):
         prepare(source(), out, options(raw))
     rows.write_text("".join(lines))
     prepare(source(), out, options(raw))
@@ -242,7 +242,7 @@ def test_full_disk(raw, tmp_path):
     assert ours.poll(60)
     message = ours.recv()
     child.join()
-    assert "no space left" in message and "call again" in message and "complete shards are kept" in message
+    assert "no space left" in message and "run the command again" in message and "complete shards are kept" in message
     partial = out.with_name("mine.partial")
     kept = list(partial.glob("*.tar"))
     assert kept and not out.exists() and not list(partial.glob(".*.part"))
@@ -343,7 +343,7 @@ def test_a_lost_network_loses_nothing(raw, tmp_path, monkeypatch):
 
     out = tmp_path / "out" / "mine"
     there["network"] = False
-    with pytest.raises(UserError, match="10 downloads in a row failed.*Call again.*no route"):
+    with pytest.raises(UserError, match="10 downloads in a row failed.*run the command again.*no route"):
         prepare(source(records=web), out, options(raw))
     assert len(list(out.with_name("mine.partial").glob("*.tar"))) == 2 and not out.exists()
     there["network"] = True

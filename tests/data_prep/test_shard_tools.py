@@ -143,7 +143,7 @@ def test_index_of_foreign_tars(tmp_path, capsys):
     good = {"a.json": RECORD, "a.0.png": png(30)}
     for members, words in (
         (good | {"b.json": RECORD}, r".0.png is missing"),
-        (good | {"b.json": RECORD, "b.0.png": b"no picture"}, "picture cannot be decoded"),
+        (good | {"b.json": RECORD, "b.0.png": b"no picture"}, "image cannot be decoded"),
         (good | {"b.json": b"{}"}, "annotations"),
     ):
         tar(tmp_path / "x-000000.tar", members)

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from data_prep.sources import base
-from data_prep.sources.base import Context, File, Inline, Url, maybe, number, picture
+from data_prep.sources.base import Context, File, Inline, Url, column_media, maybe, number
 from data_prep.sources.schema import check_row, image, one_of
 
 
@@ -52,13 +52,13 @@ def test_what_is_wrong_is_named_to_the_innermost_field():
 
 
 def test_picture_columns():
-    assert picture({"bytes": b"x", "path": "a/b.PNG"}) == Inline(b"x", "png")
-    assert picture({"bytes": None, "path": "a/b.png"}) == File("a/b.png")
-    assert picture(b"x") == Inline(b"x") and picture("https://h/x.jpg") == Url("https://h/x.jpg")
-    assert picture("a.jpg") == File("a.jpg")
+    assert column_media({"bytes": b"x", "path": "a/b.PNG"}) == Inline(b"x", "png")
+    assert column_media({"bytes": None, "path": "a/b.png"}) == File("a/b.png")
+    assert column_media(b"x") == Inline(b"x") and column_media("https://h/x.jpg") == Url("https://h/x.jpg")
+    assert column_media("a.jpg") == File("a.jpg")
     for nothing in (None, "", {}, 5, {"bytes": b""}):
         with pytest.raises(ValueError):
-            picture(nothing)
+            column_media(nothing)
 
 
 @pytest.mark.parametrize("held", [10_000, 7, 1])

@@ -12,11 +12,12 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from molmo2_nemo.convert.hf_config import read_config
+from molmo2_nemo.convert.hf_config import read_model_config
 from molmo2_nemo.convert.names import external_shapes, rules, to_canonical
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config
+from molmo2_nemo.settings.run import RunConfig
 from tests.fixtures.weights import fixture_weight
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -30,7 +31,7 @@ LENGTH = 72  # of a row; the longest has 68 tokens
 
 
 def fixture_config(name: str) -> Molmo2Config:
-    config, _ = read_config(FIXTURES / name)
+    config, _ = read_model_config(FIXTURES / name)
     tied = json.loads((FIXTURES / name / "fixture.json").read_text())["tied"]
     return replace(config, text=replace(config.text, tie_embeddings=tied))
 
@@ -112,7 +113,7 @@ def build(
     from molmo2_nemo.model.molmo2 import Molmo2Model
 
     own = {k: settings.pop(k) for k in OWN if k in settings}
-    seed = {"seed": own.pop("seed")} if "seed" in own else {}
+    seed = own.pop("seed", RunConfig.seed)
     transformer = transformer_config(
         config,
         memory,
@@ -127,7 +128,7 @@ def build(
         "pre_process": parallel_state.is_pipeline_first_stage(),
         "post_process": parallel_state.is_pipeline_last_stage(),
     }
-    model = Molmo2Model(config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, **seed)
+    model = Molmo2Model(config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, seed=seed)
     if weights is not None:
         load_canonical(model, weights.__getitem__)
     return model

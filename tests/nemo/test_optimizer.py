@@ -12,7 +12,7 @@ import torch
 from molmo2_nemo.nemo.lr_schedule import lr_factor
 from molmo2_nemo.nemo.optimizer import LR_MULT, group_of, name_saved_groups
 from molmo2_nemo.rundir import checkpoint_manifest
-from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
+from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig, RunConfig
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 
 
@@ -60,7 +60,7 @@ def step_job(clip_grad: float, distributed: bool) -> dict:
     molmo2 = preset("tiny")
     config = transformer_config(molmo2, use_cpu_initialization=True)
     ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=distributed)
-    chunk = DistributedDataParallel(config, ddp, Molmo2Model(molmo2, config))
+    chunk = DistributedDataParallel(config, ddp, Molmo2Model(molmo2, config, seed=RunConfig.seed))
     module = Molmo2Optimizer(OptimConfig(clip_grad=clip_grad), 100, distributed=distributed)
     wrapped = module.optimizers([SimpleNamespace(module=chunk)])[0]
     generator = torch.Generator().manual_seed(0)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from molmo2_nemo.model.config import TrainingOptions
+from molmo2_nemo.settings.run import RunConfig
 from tests.support.light import run_light
 
 torch.set_num_threads(1)
@@ -48,7 +49,9 @@ def model_job(packs: list[Any], layouts: dict[str, dict[str, Any]]) -> dict[tupl
             text = replace(tiny.text, num_layers=2, hidden_size=64, num_heads=8, num_kv_heads=key_heads, head_dim=16)
             config = replace(tiny, vision=vision, text=text)
             settings = transformer_config(config, use_cpu_initialization=True, context_parallel_size=ranks)
-            model = Molmo2Model(config, settings, training=Z_LOSS, context=ContextSettings(**context))
+            model = Molmo2Model(
+                config, settings, training=Z_LOSS, context=ContextSettings(**context), seed=RunConfig.seed
+            )
             each = []
             for batch in packs:
                 model.zero_grad()

@@ -17,7 +17,7 @@ import torch
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, preset
 from molmo2_nemo.plan.memory import decoder_activations, fullest, head_bytes, vision_activations
-from molmo2_nemo.settings.run import StageConfig
+from molmo2_nemo.settings.run import RunConfig, StageConfig
 from tests.support.allocations import Allocations
 
 
@@ -69,7 +69,7 @@ def build(subject: Subject, options: MemoryConfig) -> Any:
         bf16=subject.dtype == torch.bfloat16,
         use_cpu_initialization=subject.device == "cpu",
     )
-    model = Molmo2Model(subject.model, config, memory=options).to(subject.device).train()
+    model = Molmo2Model(subject.model, config, memory=options, seed=RunConfig.seed).to(subject.device).train()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return model

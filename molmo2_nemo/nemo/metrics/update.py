@@ -27,7 +27,7 @@ class LearningRates(Metric):
         return {f"lr_{group}": rate for group, rate in step.result.learning_rates.items()}
 
 
-class SkippedSteps(Metric):
+class SkippedStepCount(Metric):
     """Number of steps skipped in the run so far."""
 
     place = 60

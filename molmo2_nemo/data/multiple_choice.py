@@ -1,4 +1,4 @@
-"""Multiple choice: a question and its options as one of many layouts, and the answer that fits the layout."""
+"""The wording of multiple choice: a question and its options in one of many layouts, and the answer in that layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ P_STANDARD, P_LABEL_ONLY, P_LABELLED, P_INLINE, P_INSTRUCTION, P_COMMON, P_BULLE
 COMMON_MARKERS = ("{}. ", "{}) ", "{}: ", "({}) ")
 OTHER_MARKERS = ("[{}] ", "{} - ", "{} = ", "<{}> ", "{}| ", "{}.) ", "option {}: ", "{} -> ", "#{} ", "*{}* ")
 BULLETS = ("- ", "* ", "+ ", "> ", "~ ")
-NAME_WORDS = ("letter", "letter", "number", "numeral")  # what the names of NAMES are called
+NAME_WORDS = ("letter", "letter", "number", "numeral")  # the word for each kind of label in NAMES
 
 
 def _roman(number: int) -> str:
@@ -62,7 +62,7 @@ DIRECT_LAYOUTS = (
     "{q}\nPossible answers:\n{o}",
     "Options:\n{o}\nQuestion: {q}",
 )
-# {n} is the word for an option's name
+# {n} is the word for an option's label
 LABEL_INSTRUCTIONS = (
     "Answer with the {n} of the correct option only.",
     "Reply with just the {n} of the right choice.",
@@ -110,7 +110,7 @@ def _check(options: Sequence[str], answer: int | None) -> None:
 
 
 def plain_choice(question: str, options: Sequence[str], answer: int | None) -> tuple[str, str]:
-    """The layout of stage 1: question, lettered options, a last line end."""
+    """The layout of stage 1: question, lettered options, a final newline."""
     _check(options, answer)
     lines = [f"{name}. {option}" for name, option in zip(NAMES[0], options, strict=False)]
     return "\n".join([question, *lines]) + "\n", "" if answer is None else lines[answer]
@@ -119,7 +119,7 @@ def plain_choice(question: str, options: Sequence[str], answer: int | None) -> t
 def standard_choice(
     question: str, options: Sequence[str], answer: int | None, *, unlabelled: bool = False
 ) -> tuple[str, str]:
-    """The layout of evaluation: question, instruction, lettered options; the answer repeats its line."""
+    """The layout of evaluation: question, instruction, lettered options; the answer repeats the option's line."""
     _check(options, answer)
     lines = list(options)
     if not unlabelled:
@@ -130,7 +130,7 @@ def standard_choice(
 def random_choice(
     question: str, options: Sequence[str], answer: int, rng: np.random.Generator, *, unlabelled: bool = False
 ) -> tuple[str, str]:
-    """A training layout: with probability 0.1 the standard one, else drawn from the lists above."""
+    """A layout for training: `standard_choice` with probability 0.1, else drawn from this module's lists."""
     _check(options, answer)
     if rng.random() < P_STANDARD:
         return standard_choice(question, options, answer, unlabelled=unlabelled)
@@ -151,7 +151,7 @@ def random_choice(
 def _naming(
     options: Sequence[str], labelled: bool, rng: np.random.Generator
 ) -> tuple[Callable[[int], str], Callable[[int], str], str]:
-    """What precedes each option, its bare name, and the word for such a name."""
+    """For each option: what precedes it, its bare label, and the word for such a label."""
     if not labelled:
         bullet = str(_pick(rng, BULLETS)) if rng.random() < P_BULLET else ""
         return lambda i: bullet, lambda i: "", ""
