@@ -89,7 +89,7 @@ def plain_import(source: Path, target: Path) -> None:
 
 
 def plain_export(source: Path, target: Path) -> None:
-    """The way back, of what `plain_import` wrote."""
+    """Export what `plain_import` wrote: load all of it, split and rename all of it, save all of it."""
     import safetensors.torch
     import torch
 
@@ -136,7 +136,7 @@ def child(step: str, way: str, source: Path, target: Path) -> None:
 
 
 def measure(work: Path, gib: float) -> dict[str, Any]:
-    """All four conversions, and what they are to be compared with."""
+    """Measures import and export in both ways, on the same source."""
     write_source(work / "source", gib)
     rows: dict[str, dict[str, float]] = {}
     for way in WAYS:

@@ -86,7 +86,8 @@ class Step:
 
 
 def counts(kind: str, root: int, visual: int, pictures: int, branches: list[int], length: int) -> PackCounts:
-    """Of one example. Frames are units of their own, the tiles of a picture are one; several pictures are equal."""
+    """Counts of one example. A frame is a unit, and so are an image's tiles together; several images are taken as
+    equal."""
     root, kept = min(root, length), []
     for branch in branches:
         if root + sum(kept) + branch > length:
@@ -105,7 +106,7 @@ def counts(kind: str, root: int, visual: int, pictures: int, branches: list[int]
 
 
 def together(parts: list[PackCounts]) -> PackCounts:
-    """Examples as one pack."""
+    """The counts of several examples as those of one pack."""
     tokens = sum(p.tokens for p in parts)
     return PackCounts(
         tokens=tokens,
@@ -138,7 +139,7 @@ def draw(setting: str, packs: int, seed: int = 0) -> list[list[PackCounts]]:
 
 
 def drawn_steps(steps: int) -> Iterator[tuple[str, list[Step]]]:
-    """The three settings and their steps."""
+    """The steps of each of the three simulated settings."""
     for setting in packing.SETTINGS:
         length, crops, _ = packing.SETTINGS[setting]
         drawn = draw(setting, STEP_PACKS * steps)
@@ -151,7 +152,7 @@ def recorded_steps(path: Path) -> tuple[str, list[Step]]:
     """Whole steps of a recording.
 
     Raises:
-        UserError: it has less than one.
+        UserError: the recording has less than one whole step.
     """
     head, packs = record_packs.read(path)
     steps = len(packs) // STEP_PACKS

@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
-    """Refuses settings that no run could have. The layout counts where the user set it: the recipe's own need not fit
-    this cluster.
+    """Refuses settings that no run could have. Of the layout only what the user has set is checked: the recipe's own
+    need not fit this cluster.
 
     Raises:
         UserError: lists them.

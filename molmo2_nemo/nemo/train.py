@@ -38,7 +38,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
 
     Raises:
-        UserError, OSError: something the user can mend, most of it found before the first step.
+        UserError, OSError: something the user can fix, most of it found before the first step.
         Preempted: SIGTERM or SIGUSR1 ended the run early, after a checkpoint.
     """
     with signals.watched():
@@ -79,7 +79,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     metrics = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if first and not metrics.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
-    steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all of them, also those before a resume
+    steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all steps, including those before a resume
     tokens = sum(m["tokens"] for m in steps)
     losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
     summary = {
@@ -100,8 +100,8 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
 @contextmanager
 def importing_much() -> Iterator[None]:
-    """For imports of thousands of modules, which all stay: looking through them for garbage, again and again as they
-    come in, takes a fifth of the time, and more whenever garbage is collected later."""
+    """Switches garbage collection off while thousands of modules are imported, none of which is garbage: searching them
+    again and again takes a fifth of the time, and more in every later collection."""
     gc.disable()
     try:
         yield
