@@ -56,7 +56,7 @@ def dense_bias(mask: TokenMask, dtype: torch.dtype) -> Tensor:
 
 
 def with_bias(mask: TokenMask, scale: float) -> Callable[[torch.dtype], Way]:
-    """The published way: made per dtype, then called like a kernel."""
+    """Attention with the dense bias as the published code does it: prepared for a dtype, then called like a kernel."""
 
     def make(dtype: torch.dtype) -> Way:
         bias = dense_bias(mask, dtype)
@@ -119,7 +119,7 @@ def peak_memory(make: Callable[[torch.dtype], Way], inputs: list[Tensor], grad: 
 
 
 def compare(trees: list[Tree], size: int, heads: tuple[int, int, int], args: argparse.Namespace) -> dict[str, Any]:
-    """All ways over one pack."""
+    """Times every kernel and baseline on one pack."""
     device, dtype = args.device, args.dtype
     mask = token_mask([trees], size, args.rule, device)
     region = region_of(mask)
@@ -171,7 +171,7 @@ def kernel_way(name: str, region: MaskRegion, scale: float, args: argparse.Names
 
 
 def verdicts(results: dict[str, list[dict[str, Any]]], device: str) -> dict[str, dict[str, float]]:
-    """What was reached of each target, by the kernel that `auto` takes."""
+    """How far each target was reached by the kernel that `auto` takes."""
 
     def ratio(kind: str) -> float:
         dense, ours = (sum(r["seconds"][name]["both"] for r in results[kind]) for name in ("dense bias", "flash"))

@@ -72,10 +72,10 @@ def plain_import(source: Path, target: Path) -> None:
     import safetensors.torch
     import torch
 
-    from molmo2_nemo.convert.hf_config import read_config
+    from molmo2_nemo.convert.hf_config import read_model_config
     from molmo2_nemo.convert.names import rules, to_canonical
 
-    config, _ = read_config(source)
+    config, _ = read_model_config(source)
     tensors: dict[str, Any] = {}
     for shard in sorted(source.glob("*.safetensors")):
         tensors |= safetensors.torch.load_file(shard)
@@ -89,14 +89,14 @@ def plain_import(source: Path, target: Path) -> None:
 
 
 def plain_export(source: Path, target: Path) -> None:
-    """The way back, of what `plain_import` wrote."""
+    """Export what `plain_import` wrote: load all of it, split and rename all of it, save all of it."""
     import safetensors.torch
     import torch
 
-    from molmo2_nemo.convert.hf_config import read_config
+    from molmo2_nemo.convert.hf_config import read_model_config
     from molmo2_nemo.convert.names import rules, to_external
 
-    config, _ = read_config(source)
+    config, _ = read_model_config(source)
     model = torch.load(source / "model.pt", weights_only=True)
     tensors: dict[str, Any] = {}
     for rule in rules(config, "native"):
@@ -136,7 +136,7 @@ def child(step: str, way: str, source: Path, target: Path) -> None:
 
 
 def measure(work: Path, gib: float) -> dict[str, Any]:
-    """All four conversions, and what they are to be compared with."""
+    """Measures import and export in both ways, on the same source."""
     write_source(work / "source", gib)
     rows: dict[str, dict[str, float]] = {}
     for way in WAYS:

@@ -36,7 +36,7 @@ from benchmarks import packing, record_packs
 from benchmarks.report import machine, write_result
 from molmo2_nemo.cost import layout as cost_layout
 from molmo2_nemo.cost.context import ContextCost
-from molmo2_nemo.cost.efficiency import KERNELS
+from molmo2_nemo.cost.efficiency import EFFICIENCIES
 from molmo2_nemo.cost.flops import pack_flops
 from molmo2_nemo.cost.step import StepCost
 from molmo2_nemo.data.balance import UNIT, balance
@@ -86,7 +86,8 @@ class Step:
 
 
 def counts(kind: str, root: int, visual: int, pictures: int, branches: list[int], length: int) -> PackCounts:
-    """Of one example. Frames are units of their own, the tiles of a picture are one; several pictures are equal."""
+    """Counts of one example. A frame is a unit, and so are an image's tiles together; several images are taken as
+    equal."""
     root, kept = min(root, length), []
     for branch in branches:
         if root + sum(kept) + branch > length:
@@ -105,7 +106,7 @@ def counts(kind: str, root: int, visual: int, pictures: int, branches: list[int]
 
 
 def together(parts: list[PackCounts]) -> PackCounts:
-    """Examples as one pack."""
+    """The counts of several examples as those of one pack."""
     tokens = sum(p.tokens for p in parts)
     return PackCounts(
         tokens=tokens,
@@ -138,7 +139,7 @@ def draw(setting: str, packs: int, seed: int = 0) -> list[list[PackCounts]]:
 
 
 def drawn_steps(steps: int) -> Iterator[tuple[str, list[Step]]]:
-    """The three settings and their steps."""
+    """The steps of each of the three simulated settings."""
     for setting in packing.SETTINGS:
         length, crops, _ = packing.SETTINGS[setting]
         drawn = draw(setting, STEP_PACKS * steps)
@@ -151,7 +152,7 @@ def recorded_steps(path: Path) -> tuple[str, list[Step]]:
     """Whole steps of a recording.
 
     Raises:
-        UserError: it has less than one.
+        UserError: the recording has less than one whole step.
     """
     head, packs = record_packs.read(path)
     steps = len(packs) // STEP_PACKS
@@ -182,7 +183,7 @@ def work_of(pack: PackCounts, model: Molmo2Config) -> int:
 
 def context_cost(model: Molmo2Config, kernel: str = "flash2") -> ContextCost:
     """On H100 in nodes of 8, heads shared inside a node, whole layers recomputed."""
-    step = StepCost(model, efficiency=KERNELS[kernel])
+    step = StepCost(model, efficiency=EFFICIENCIES[kernel])
     return ContextCost(step, cost_layout.Layout(recompute="full"), ulysses=8)
 
 
@@ -218,7 +219,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps that are averaged, of drawn packs")
     parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="files of benchmarks.record_packs")
     parser.add_argument("--model", default="8b")
-    parser.add_argument("--kernel", choices=list(KERNELS), default="flash2", help="whose speed of attention to assume")
+    parser.add_argument(
+        "--kernel", choices=list(EFFICIENCIES), default="flash2", help="whose speed of attention to assume"
+    )
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/dynamic_cp-<date>.json")
     args = parser.parse_args(argv)
     try:

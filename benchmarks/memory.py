@@ -1,4 +1,5 @@
-"""Peak memory of one training step against the length of the pack, for every memory option, beside the planner's word.
+"""Peak memory of one training step against the length of the pack, for every memory option, beside the planner's
+prediction.
 
     python -m benchmarks.memory [--sizes 4608 9216 18432 36864] [--out FILE]            CPU: a narrow model, fp32
     python -m benchmarks.memory --model 4b --layers 4 [--sizes ...]                     CUDA: real widths, bf16
@@ -59,11 +60,11 @@ def measure(subject: Subject, sizes: list[int], names: list[str], video: int | N
             inputs = PackInputs.from_batch(batch(packs, size, subject.model), subject.device)
             with counting(subject.device) as peak:
                 model(inputs).loss.backward()
-            told = predicted(subject, options, size, len(inputs.crops))
+            expected = predicted(subject, options, size, len(inputs.crops))
             moved = model.offload.moved_bytes if model.offload is not None else 0
-            error = None if told is None else told / peak[0] - 1
+            error = None if expected is None else expected / peak[0] - 1
             rows.append({"options": name, "tokens": size, "crops": len(inputs.crops), "peak": peak[0]})
-            rows[-1] |= {"planner": told, "error": error, "on host": moved}
+            rows[-1] |= {"planner": expected, "error": error, "on host": moved}
             if model.offload is not None:
                 model.offload.moved_bytes = 0
             print(f"{name}, {size} tokens: {peak[0] / 2**20:.0f} MiB", flush=True)

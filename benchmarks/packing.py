@@ -89,7 +89,7 @@ def example(kind: str, rng: random.Random, frames: int) -> tuple[int, int, int, 
 
 
 def example_pairs(root: int, visual: int, branches: Sequence[int]) -> int:
-    """Pairs that the mask allows in an example of so many tokens in its root, of them visual ones, and in its branches:
+    """Pairs that the mask allows in an example, from the tokens of its root, the visual ones of them, and its branches:
     everything earlier, and for visual tokens the later ones too. Tested against data/counts.py, which takes tokens."""
     earlier = root * (root + 1) // 2 + sum(b * (b + 1) // 2 + b * root for b in branches)
     return earlier + visual * (visual - 1) // 2

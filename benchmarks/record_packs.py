@@ -62,10 +62,10 @@ def write(path: Path, head: dict[str, Any], packs: Iterable[PackCounts]) -> None
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[PackCounts]]:
-    """What `write` wrote.
+    """A recording that `write` made: its head, and the counts of its micro-batches.
 
     Raises:
-        UserError: not such a file.
+        UserError: the file is not such a recording.
     """
     try:
         head, *rows = (json.loads(line) for line in path.read_text().splitlines())

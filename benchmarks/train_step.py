@@ -68,7 +68,7 @@ def settings(model: str, stage: str, world: int, overrides: Sequence[str], micro
 
 
 class Noise:
-    """A loader over made-up packs: this replica's micro-batches of one step, again and again."""
+    """A loader that repeats one step's made-up micro-batches of this replica for ever."""
 
     def __init__(self, cfg: RunConfig, model: Molmo2Config, rank: int, size: int) -> None:
         from tests.support.batches import Shapes, batch
@@ -139,7 +139,7 @@ def at_depth(measured: dict[int, dict[str, float]], layers: int) -> dict[str, fl
     """Seconds, memory and operations of a model with that many layers: measured, or on the line through two others.
 
     Raises:
-        UserError: it was not measured, and there are not two numbers of layers to extrapolate from.
+        UserError: that depth was not measured, and fewer than two others were, so it cannot be extrapolated.
     """
     if layers in measured:
         return measured[layers]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from data_prep.archive import ArchiveError, unpack
 from data_prep.download import FAILED, Downloader, DownloadError
 from data_prep.sources.base import (
+    ArchiveMember,
     Cut,
     File,
     FirstOf,
@@ -23,7 +24,6 @@ from data_prep.sources.base import (
     Inline,
     Lettered,
     Media,
-    Member,
     Prepared,
     SourceError,
     Url,
@@ -111,7 +111,7 @@ class Resolver:
     def _leaves(self, media: Iterable[Media]) -> Iterator[Media]:
         """The single references that have to be fetched; of alternatives, the first that is not a missing file."""
         for one in media:
-            while isinstance(one, (FirstOf, Cut, Member)):
+            while isinstance(one, (FirstOf, Cut, ArchiveMember)):
                 if isinstance(one, FirstOf):
                     possible = (m for m in one.media if not isinstance(m, File) or self._there(m.paths) is not None)
                     one = next(possible, one.media[-1])
@@ -187,7 +187,7 @@ class Resolver:
             if isinstance(media, HubFile):
                 path = self._hub(media)
                 return path, media.path
-            if isinstance(media, Member):
+            if isinstance(media, ArchiveMember):
                 path = self._member(media)
                 return path, path.name
             if isinstance(media, Frames):
@@ -234,7 +234,7 @@ class Resolver:
 
         return download_file(media.repo, media.path, media.revision)
 
-    def _member(self, media: Member) -> Path:
+    def _member(self, media: ArchiveMember) -> Path:
         archive, _ = self._locate(media.archive)
         stat = archive.stat()
         name = hashlib.sha256(f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
@@ -375,7 +375,7 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
 
     try:
         info = inspect_video(data)
-    except ValueError as error:
+    except DataError as error:
         raise MediaError("video cannot be decoded", str(error)[:300]) from None
     kind = suffix if suffix in VIDEO_SUFFIXES else info.suffix
     return Video(data, kind, info.duration, info.fps, info.frames, info.size)
@@ -407,7 +407,7 @@ def _images(files: list[Path]) -> Iterator[Any]:
     for file in files:
         try:
             yield decode_image(file.read_bytes())
-        except (ValueError, OSError) as error:
+        except (DataError, OSError) as error:
             raise MediaError("image cannot be decoded", f"{file}: {error}") from None
 
 

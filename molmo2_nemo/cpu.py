@@ -38,7 +38,7 @@ def is_cpu_only() -> bool:
 
 
 def enable(threads: int | None = None) -> bool:
-    """Make this process able to run NeMo on CPU; call it before importing NeMo or Megatron-core.
+    """Let this process run NeMo on CPU; call it before importing NeMo or Megatron-core.
 
     Args:
         threads: torch threads of this process; None leaves torch's own choice.
@@ -60,7 +60,7 @@ def enable(threads: int | None = None) -> bool:
 
 
 def enable_megatron() -> None:
-    """Second half of `enable`, after Megatron-core has been imported: its random-state tracker."""
+    """Second half of the CPU shims, once Megatron-core is imported: its random-state tracker."""
     if not is_cpu_only():
         return
     from megatron.core.tensor_parallel import random as megatron_random
@@ -96,8 +96,8 @@ def _write_checkpoints_in_process() -> None:
 
 
 def _save_asynchronously_in_a_thread() -> None:
-    """Megatron's asynchronous save is a fork as well. The thread here writes a copy of the tensors, which training goes
-    on changing; on GPU the copy to the host is that copy, and a fork's memory is its own."""
+    """Let a thread write asynchronous checkpoints, where Megatron forks a process. The thread writes a copy of the
+    tensors, because training continues to change them; on GPU the copy to the host is that copy."""
     from megatron.core.dist_checkpointing.strategies import async_utils
 
     class ThreadCaller(async_utils.TemporalAsyncCaller):

@@ -13,7 +13,7 @@ from typing import Any
 
 USER_ERROR = 2  # exit code when the user's input is the cause
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
-PREEMPTED = 75  # exit code after a signal took the machine away and a checkpoint was saved: start again to resume
+PREEMPTED = 75  # exit code after a signal ended the run and a checkpoint was saved: start again to resume
 
 
 class UserError(ValueError):
@@ -51,7 +51,7 @@ HINTS = {  # what to change, where the system's own words do not say it
 }
 # Only wrong code gets these, when the error names no file.
 OURS = frozenset({errno.EBADF, errno.EFAULT, errno.EINVAL, errno.ENOTSOCK, errno.ESPIPE, errno.ECHILD})
-OWN_PACKAGES = ("molmo2_nemo", "data_prep")  # a module that is missing inside them is nothing to install
+OWN_PACKAGES = ("molmo2_nemo", "data_prep")  # a module missing inside them cannot be installed
 
 
 def file_error(error: OSError) -> str:
@@ -67,7 +67,7 @@ def file_error(error: OSError) -> str:
 
 
 def user_message(error: BaseException) -> str | None:
-    """One line about an error that a user can mend: a `UserError`, a file that the system refuses, a missing package.
+    """One line about an error that the user can fix: a `UserError`, a file that the system refuses, a missing package.
     None for anything else, which is a fault in our code."""
     if isinstance(error, UserError):
         return str(error)
@@ -80,7 +80,7 @@ def user_message(error: BaseException) -> str | None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Names `path` in the errors of the system that name no file, as a full disk's do."""
+    """Inside the block, the system's errors that name no file (a full disk) name `path`."""
     try:
         yield
     except OSError as error:
@@ -90,7 +90,8 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def blocking_file(path: Path) -> Path | None:
-    """What makes it impossible that `path` is or becomes a folder: the file that it is, or one above it."""
+    """The file because of which `path` is not and cannot become a folder: itself, or one above it. None if there is
+    none."""
     for part in (path, *path.parents):
         try:
             if part.is_dir():
@@ -106,7 +107,7 @@ def read_text(path: Any) -> str:
     """The text of a file; `path` may also be one on another machine.
 
     Raises:
-        UserError: it holds something else than UTF-8.
+        UserError: the file is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8") if isinstance(path, Path) else path.read_text()
@@ -115,7 +116,7 @@ def read_text(path: Any) -> str:
 
 
 def verbose() -> bool:
-    """Whether messages of libraries and tracebacks of a user's mistakes are wanted: MOLMO2_VERBOSE=1."""
+    """Whether messages of libraries and tracebacks of a user's mistakes are to be shown: MOLMO2_VERBOSE=1."""
     return os.environ.get("MOLMO2_VERBOSE") == "1"
 
 

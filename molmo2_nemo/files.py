@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under another name beside their own, which they get when complete."""
+"""Files that appear whole or not at all: written under a temporary name beside their own, renamed when complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from molmo2_nemo.errors import writing
 
 @contextmanager
 def atomic(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """The name to write the file under. When the block ends well it takes the place of `path`, else it is removed.
+    """Gives a temporary name to write to. When the block ends without an error, that file replaces `path`, else it is
+    removed.
 
     The name is hidden, and no other process or thread gets the same one, so several may write one file: the last wins.
 
@@ -42,15 +43,16 @@ def atomic(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:
-    """Write a file, UTF-8, whole or not at all; `sync` and errors as `atomic`."""
+    """Write a file, UTF-8, whole or not at all; `sync` and errors are those of `atomic`."""
     with atomic(path, sync=sync) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
-    """Write a JSON file, whole or not at all; errors as `atomic`.
+    """Write a JSON file, whole or not at all.
 
     Raises:
+        OSError: the file cannot be written; names `path`.
         TypeError: `value` holds something that JSON has no form for.
     """
     write_text(path, json.dumps(value, indent=indent) + "\n")

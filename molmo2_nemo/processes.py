@@ -1,4 +1,4 @@
-"""What every process of ours may need: to end with its parent, to be told from a later one, to keep libraries quiet."""
+"""What any process may need: to end with its parent, to be distinguished from a later one, to keep libraries quiet."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ POLL = 1.0  # seconds between two looks at the parent
 
 
 def die_with_parent() -> None:
-    """Sees to it that this process ends when the one that started it is gone: a killed launcher leaves no ranks behind,
-    a killed trainer no loader workers. Never raises.
+    """Makes this process end when the one that started it is gone: a killed launcher leaves no ranks behind, a killed
+    trainer no loader workers. Never raises.
 
-    Linux kills a program that asks for it. It would do so when the thread ends that started the process, so a worker of
-    multiprocessing, which any thread may have started, looks for itself, as all do where there is no Linux.
+    Linux can do it, but already when the thread that started the process ends. So a worker of multiprocessing, which
+    any thread may have started, checks for its parent itself, as every process does on other systems.
     """
     if multiprocessing.parent_process() is None:
         try:
@@ -41,8 +41,8 @@ def _leave_with(parent: int) -> None:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process of this machine began, in clock ticks since boot: tells it from a later one with the same id. None
-    if it is gone, or where Linux's /proc is missing."""
+    """When a process of this machine began, in clock ticks since boot, which distinguishes it from a later one with the
+    same id. None if it is gone, or where Linux's /proc is missing."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state == "Z" else int(fields[18])  # starttime is field 22 of proc(5), the state field 3

@@ -61,6 +61,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.sources.grouping import grouped_on_disk
 from data_prep.sources.references import (  # noqa: F401 - part of what sources import from here
+    ArchiveMember,
     Cut,
     File,
     FirstOf,
@@ -69,7 +70,6 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     Inline,
     Lettered,
     Media,
-    Member,
     Prepared,
     Url,
     column_media,

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from data_prep.sources import shapes
 from data_prep.sources.base import AnnotationJson, Context, File, FirstOf, Media, Sample, Skip, Url
-from data_prep.sources.schema import OneOf, maybe, number, one_of
+from data_prep.sources.schema import AnyOf, maybe, number, one_of
 
 T = TypeVar("T")
 # Points as parquet readers return them: a list of points, or (older `datasets` sequences) a list of x and one of y.
@@ -101,7 +101,7 @@ def url_hash(url: str) -> str:
     return hashlib.sha256(url.encode()).hexdigest()
 
 
-def pairs(*names: str) -> OneOf:
+def pairs(*names: str) -> AnyOf:
     """The type of question-and-answer columns: an object of parallel lists, or a list of objects."""
     return one_of({name: [maybe(str)] for name in names}, [{name: maybe(str) for name in names}])
 

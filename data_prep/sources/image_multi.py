@@ -8,13 +8,13 @@ from pathlib import PurePosixPath
 from data_prep.sources import shapes
 from data_prep.sources.base import (
     AnnotationJson,
+    ArchiveMember,
     Context,
     File,
     FirstOf,
     Hub,
     HubFile,
     Media,
-    Member,
     Row,
     Sample,
     Skip,
@@ -116,7 +116,7 @@ def _mantis(name: str) -> Records:
 def _mantis_image(path: str, archive: HubFile) -> Media:
     """`mantis-instruct/NAME/train_images/REST` below --source, or the member REST of the archive."""
     rest = path.split("train_images/", 1)[-1]
-    return FirstOf(File(path), Member(archive, rest))
+    return FirstOf(File(path), ArchiveMember(archive, rest))
 
 
 def _mantis_choices(key: str, row: Row) -> Iterator[AnnotationJson | Skip]:

@@ -70,7 +70,7 @@ class HubFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """A member of a tar or zip archive, which is unpacked once (safely) below the cache.
 
     `path` may lack the suffix, as in `File`.
@@ -98,7 +98,7 @@ class Frames:
 class Cut:
     """A part of a video, cut out by the framework, where the published loader expects parts cut in advance."""
 
-    video: File | HubFile | Member | Url
+    video: File | HubFile | ArchiveMember | Url
     start: float  # seconds
     end: float
 
@@ -107,7 +107,7 @@ class Cut:
 class Lettered:
     """An image with letters drawn on it by data_prep/lettering.py: AI2D asks about parts by letter."""
 
-    image: File | HubFile | Member
+    image: File | HubFile | ArchiveMember
     boxes: tuple[tuple[str, float, float, float, float], ...]  # letter, left, top, right, bottom in pixels
     beside: bool = False  # translucent boxes with the letter beside, instead of opaque boxes with it inside
 
@@ -137,7 +137,7 @@ class Prepared:
     image: int = 0
 
 
-Media = Inline | Url | File | HubFile | Member | Frames | Prepared | Cut | Lettered | FirstOf
+Media = Inline | Url | File | HubFile | ArchiveMember | Frames | Prepared | Cut | Lettered | FirstOf
 
 
 def column_media(value: Any) -> Media:

@@ -24,7 +24,7 @@ class Maybe:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class AnyOf:
     kinds: tuple[Any, ...]
 
 
@@ -45,9 +45,9 @@ def maybe(kind: Any) -> Maybe:
     return Maybe(kind)
 
 
-def one_of(*kinds: Any) -> OneOf:
+def one_of(*kinds: Any) -> AnyOf:
     """Any of `kinds`."""
-    return OneOf(kinds)
+    return AnyOf(kinds)
 
 
 def check_row(row: Mapping[str, Any], fields: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -66,7 +66,7 @@ def _test_of(kind: Any) -> Callable[[Any], bool]:
     if isinstance(kind, Maybe):
         inner = _test_of(kind.kind)
         return lambda value: value is None or inner(value)
-    if isinstance(kind, OneOf):
+    if isinstance(kind, AnyOf):
         tests = [_test_of(one) for one in kind.kinds]
         return lambda value: any(test(value) for test in tests)
     if isinstance(kind, list):
@@ -88,7 +88,7 @@ def describe(kind: Any) -> str:
     """A type in words, for messages."""
     if isinstance(kind, Maybe):
         return f"{describe(kind.kind)} or nothing"
-    if isinstance(kind, OneOf):
+    if isinstance(kind, AnyOf):
         return " or ".join(describe(k) for k in kind.kinds)
     if isinstance(kind, list):
         return f"a list of {describe(kind[0])}"
@@ -118,7 +118,7 @@ def _check_fields(row: Mapping[str, Any], fields: Mapping[str, Any], path: str) 
 def _check(value: Any, kind: Any, path: str) -> tuple[str, str] | None:
     if isinstance(kind, Maybe):
         return None if value is None else _check(value, kind.kind, path)
-    if isinstance(kind, OneOf):
+    if isinstance(kind, AnyOf):
         return None if any(_check(value, k, path) is None for k in kind.kinds) else _wrong(value, kind, path)
     if isinstance(kind, list):
         if not isinstance(value, list):

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if args.image and args.video:
-        raise UserError("--image and --video: pictures or one video, not both")
+        raise UserError("--image and --video: give images or one video, not both")
     style = asked_style(args.style)
     check_numbers(args, {"max_new_tokens": 1})
     images = [read_media(Path(name), "image") for name in args.image]

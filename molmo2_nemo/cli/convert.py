@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
         for name, (summary, examples) in DIRECTIONS.items()
     )
-    importing.add_argument("source", type=Path, help="folder of a Molmo2, native or remote-code format (found out)")
+    importing.add_argument("source", type=Path, help="folder of a Molmo2, native or remote-code format (detected)")
     exporting.add_argument("source", type=Path, help="checkpoint, or a run's folder: its last finished stage")
     exporting.add_argument(
         "--format",
@@ -76,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     starting.add_argument(
         "--model",
         choices=models,
-        help="insist that these are this model's base models",
+        help="refuse base models that are not this model's",
     )
-    starting.add_argument("--seed", type=int, default=RunConfig.seed, help="of the connector and the extra rows")
+    starting.add_argument("--seed", type=int, default=RunConfig.seed, help="seed of the connector and the extra rows")
     for direction in (importing, exporting, starting):
         direction.add_argument("target", type=Path, help="folder to write")
         stored = "float32" if direction is starting else "the source's"
@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def one_line(target: Path) -> Iterator[Any]:
-    """Gives torch, quietly imported; what goes wrong with files or weights becomes one line for the user.
+    """Imports torch quietly; inside the block, errors about files or weights become one line for the user.
 
     Args:
-        target: what is written.
+        target: the folder that the conversion writes.
     """
     from molmo2_nemo.processes import quiet
 

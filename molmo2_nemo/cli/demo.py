@@ -1,6 +1,6 @@
-"""The whole recipe on this machine's CPU: shards from real pictures and a real clip, the three stages of a tiny Molmo2,
-export to Hugging Face format, three questions, a table and a picture of the loss curves. Interrupt it, call it again,
-and it goes on where it was."""
+"""The whole recipe on this machine's CPU: shards from real images and a real clip, the three stages of a tiny Molmo2,
+export to Hugging Face format, three questions, a table and a plot of the loss curves. If it is interrupted, run it
+again: it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def build_data(folder: Path) -> None:
-    """Shards from the pictures and the clip that come with the package, unless they are there."""
+    """Makes shards from the images and the clip that come with the package, unless they are there."""
     from molmo2_nemo.data.manifest import MANIFEST
     from molmo2_nemo.settings.compose import STAGES
 
@@ -88,7 +88,7 @@ QUESTIONS = (  # file, question, style of the answer
 
 
 def demo_media() -> Path:
-    """The folder of pictures and the clip that the shards were built from."""
+    """The folder of the images and the clip that the shards were built from."""
     import data_prep
 
     folder = Path(data_prep.__file__).parent / "demo_media"

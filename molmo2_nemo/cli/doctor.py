@@ -1,4 +1,4 @@
-"""What is installed here, what each recipe lacks, and the line that brings it.
+"""What is installed here, what each recipe lacks, and the command or setting that fixes it.
 
 Exit code 0 when a run can start here (with --recipe: that recipe's), 1 when something it needs is missing."""
 

@@ -117,7 +117,7 @@ def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One line, read: a key that is null counts as left out; media lie relative to `folder`.
 
     Raises:
-        UserError: without the place, which the caller names.
+        UserError: what is wrong with the line; the caller adds which line it is.
     """
     from molmo2_nemo.data.styles import asked_style
 
@@ -125,7 +125,7 @@ def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
     images = given.get("image", [])
     names = images if isinstance(images, list) else [images]
     if names and "video" in given:
-        raise UserError("image and video: a prompt has pictures or one video, not both")
+        raise UserError("image and video: a prompt has images or one video, not both")
     answer = given.get("answer", "")
     if not all(isinstance(text, str) for text in (answer if isinstance(answer, list) else [answer])):
         raise UserError(f"answer is {answer!r}; expected a text or a list of texts")
@@ -139,7 +139,7 @@ def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def show(line: dict[str, Any]) -> None:
-    """One answer, for people."""
+    """Prints one answer, beside its references and scores."""
     print(f"{line['key']}\n  asked     {_short(line['question'])}\n  answered  {_short(line['answer'])}")
     if line.get("reference") is not None:
         given = line["reference"] if isinstance(line["reference"], list) else [line["reference"]]

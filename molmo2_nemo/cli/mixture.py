@@ -1,4 +1,4 @@
-"""Print the mixture: which data sets, how large a share each has, and what is changed for it. Shards need not be there.
+"""Print the mixture: which data sets it has, the share of each, and its settings. Shards need not be there.
 
 Shares inside a group follow from the numbers of records. Where a set without shards has to be counted for that, the
 shares of its group's members are shown as "?"; the group's own share is always known. With data.missing=skip the table

@@ -13,13 +13,13 @@ NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local 
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options that every verb which composes a configuration has."""
+    """Adds the options of every verb that composes a configuration."""
     parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
     parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
 
 
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the verbs that submit jobs with cluster=slurm."""
+    """Adds the options of the verbs that submit jobs with cluster=slurm."""
     parser.add_argument("--dry-run", action="store_true", help="cluster=slurm: print the sbatch scripts, and stop")
 
 

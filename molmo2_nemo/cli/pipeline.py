@@ -1,5 +1,5 @@
 """Run the three stages, each from the weights of the one before. Finished stages are skipped and an unfinished one
-resumes from its last checkpoint: after an interruption, call the same command again.
+resumes from its last checkpoint: after an interruption, run the same command again.
 
 With cluster=slurm the stages become jobs that wait for one another. The same command submits what is missing and
 recognises jobs that wait or run already; see docs/slurm.md.

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.cost.efficiency import KERNELS
+    from molmo2_nemo.cost.efficiency import EFFICIENCIES
     from molmo2_nemo.cost.hardware import parse_cluster
     from molmo2_nemo.cost.workload import workload
     from molmo2_nemo.errors import UserError
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
     kernel, efficiency = efficiency_of(cfg, model)
     if args.kernel != "auto":
-        kernel, efficiency = args.kernel, KERNELS[args.kernel]
+        kernel, efficiency = args.kernel, EFFICIENCIES[args.kernel]
     plan = search(cfg, model, workload(cfg, args.area), cluster, efficiency)
     command = train_command(rest, cfg, cluster, plan.best[0].layout, args.config_dir)
     if args.json:
@@ -89,8 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
-    """Refuses settings that no run could have. The layout counts where the user set it: the recipe's own need not fit
-    this cluster.
+    """Refuses settings that no run could have. Of the layout only what the user has set is checked: the recipe's own
+    need not fit this cluster.
 
     Raises:
         UserError: lists them.

@@ -1,7 +1,7 @@
 """Turn data sets into shards for training: those of the published mixture by name, or your own JSONL file.
 
-Interrupted? Call it again: it resumes where it stopped. What cannot be used is counted, and listed in skipped.jsonl
-beside the shards. A data set appears in --out when it is complete; until then it is DIR/NAME.partial."""
+Interrupted? Run it again: it resumes where it stopped. Records that cannot be used are counted, and listed in
+skipped.jsonl beside the shards. A data set appears in --out when it is complete; until then it is DIR/NAME.partial."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ examples:
   molmo2 prepare pixmo_cap --out /data/shards --limit 1000
   molmo2 prepare doc_qa --source /data/raw --out /data/shards
   molmo2 prepare recipe=4b --source /data/raw --out /data/shards
-  molmo2 prepare own.jsonl --out shards                     # your own pictures and videos: docs/data.md
+  molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
 """
 
 
@@ -36,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         action="append",
         default=[],
-        help="raw files that are here already; those of NAME are looked for in DIR/NAME, then in DIR (may be repeated)",
+        help="folder of raw files; those of NAME are looked for in DIR/NAME, then in DIR (may be repeated)",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores; 0: this one)"
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N samples of each data set")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choices made now (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choices made here (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
     parser.add_argument("--cache", metavar="DIR", help="downloads and unpacked archives (default: OUT/.cache)")
@@ -51,9 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard-mb", type=int, default=1000, metavar="N", help="largest shard, megabytes (default 1000)"
     )
     parser.add_argument("--shard-records", type=int, default=10_000, metavar="N", help="most records of a shard")
-    parser.add_argument(
-        "--max-media-mb", type=int, default=4096, metavar="N", help="largest picture or video, megabytes"
-    )
+    parser.add_argument("--max-media-mb", type=int, default=4096, metavar="N", help="largest image or video, megabytes")
     parser.add_argument("--cut-clips", action="store_true", help="store only the clip of a video (not re-encoded)")
     parser.add_argument(
         "--video-height", type=int, default=0, metavar="N", help="re-encode videos higher than N pixels"
@@ -194,4 +192,4 @@ def _report(summary: Any, folder: Path) -> None:
         for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
             print(f"  {count:>10,}  {reason}")
         if FAILED in head["skipped"]:
-            print("  --overwrite tries failed downloads once more; what was fetched is in the cache")
+            print("  --overwrite tries failed downloads again; what was fetched is in the cache")

@@ -1,4 +1,4 @@
-"""Look after shards: check them against their manifest, repair damaged ones, describe them, index foreign ones.
+"""Maintain shards: check them against their manifest, repair damaged ones, describe them, index foreign ones.
 
 DIR is a data set, or a folder of data sets."""
 
@@ -13,7 +13,7 @@ from molmo2_nemo.errors import USER_ERROR, writing
 
 EXAMPLES = """\
 examples:
-  molmo2 shards check /data/shards                 # every file, checksum, record, picture and video
+  molmo2 shards check /data/shards                 # every file, checksum, record, image and video
   molmo2 shards check /data/shards --quick         # sizes and checksums
   molmo2 shards stats /data/shards --png stats.png # counts, tokens, crops, licences
   molmo2 shards repair /data/shards/pixmo_cap      # without the records that cannot be used

@@ -1,5 +1,5 @@
 """Where each stage of a run stands: loss, speed, time left, last checkpoint, last error. Reads only the run's folder,
-so it works while the run is going, from any machine that sees the folder."""
+so it works while the run does, from any machine that sees the folder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_dict(stage: StageProgress) -> dict[str, Any]:
-    """The figures of the table and the remarks, for programs."""
+    """The figures of the table and of the remarks, as JSON values."""
     return {
         "stage": stage.name,
         "state": stage.state,

@@ -52,10 +52,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def configuration(args: argparse.Namespace) -> RunConfig:
-    """What the command line describes.
+    """The run that the command line describes.
 
     Raises:
-        UserError: as `compose` and `load_yaml`, or both ways at once.
+        UserError: settings that `compose` or `load_yaml` refuses, or both --config and settings.
     """
     from molmo2_nemo.settings.compose import compose
     from molmo2_nemo.settings.schema import load_yaml

@@ -1,4 +1,4 @@
-"""Hugging Face <-> Megatron, both ways, safetensors only, and the start of stage 1 from base models."""
+"""Conversion between Hugging Face folders (safetensors only) and Megatron checkpoints, and the start of stage 1."""
 
 from molmo2_nemo.convert.checkpoints import export_checkpoint, import_checkpoint
 from molmo2_nemo.convert.initial import init_checkpoint

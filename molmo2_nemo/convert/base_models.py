@@ -2,7 +2,7 @@
 
 Families of language models are described in model/families. Facts of vision models (model_type, config fields, weight
 names) are those of SiglipModel / SiglipVisionModel and their Siglip2 siblings. `google/siglip2-so400m-patch14-384` is
-of the SiglipModel kind: its patches come from a convolution, its position table has 27 x 27 rows (384 // 14 = 27).
+a SiglipModel: its patch embedding is a convolution, its position table has 27 x 27 rows (384 // 14 = 27).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VIT_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "
 VIT_DEFAULTS |= {"num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 16}
 VIT_DEFAULTS |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_patches": 256}
 
-# Not a property of the weights: a run's choice, or Molmo2's own.
+# Not properties of the weights: chosen by the run, or fixed by Molmo2.
 FREE_TEXT_FIELDS = ("max_position", "initializer_range")
 FREE_VISION_FIELDS = ("feature_layers", "initializer_range", "float32_attention")
 
@@ -71,7 +71,7 @@ def read_llm(folder: Path) -> TextConfig:
 
 
 def read_vit(folder: Path) -> VisionConfig:
-    """The vision tower of `folder/config.json`: of a whole SigLIP model, or on its own.
+    """The vision tower of `folder/config.json`, which describes a whole SigLIP model or only its vision tower.
 
     Raises:
         ConversionError: no config.json, another family, or a variant of it that Molmo2 cannot be made from.
@@ -105,7 +105,7 @@ def read_vit(folder: Path) -> VisionConfig:
 
 
 def read_json(folder: Path, what: str) -> dict[str, Any]:
-    """config.json of a base model."""
+    """The parsed config.json of a base model; `what` names the model in messages."""
     path = folder / "config.json"
     if not path.is_file():
         raise ConversionError(f"{path} does not exist; expected the folder of a {what} in Hugging Face format")
@@ -119,7 +119,7 @@ def read_json(folder: Path, what: str) -> dict[str, Any]:
 
 
 def combine(text: TextConfig, vision: VisionConfig, name: str | None) -> Molmo2Config:
-    """The Molmo2 made of two base models: the preset `name`, or what fits.
+    """The configuration of a Molmo2 made from two base models: the preset `name`, or the one that fits.
 
     Args:
         name: None takes the preset of these sizes; where there is none, a custom model of Molmo2's proportions: feature
@@ -153,7 +153,7 @@ def combine(text: TextConfig, vision: VisionConfig, name: str | None) -> Molmo2C
 
 
 def differences(text: TextConfig, vision: VisionConfig, wanted: Molmo2Config) -> list[str]:
-    """What of two base models is not as in `wanted`."""
+    """The differences, in words, between two base models and those of `wanted`."""
     found = []
     pairs = (
         ("language model", text, wanted.text, FREE_TEXT_FIELDS),
@@ -187,7 +187,7 @@ def vit_rules(model_config: Molmo2Config, prefix: str) -> Iterator[Rule]:
 
 
 def vit_name(native: str, prefix: str) -> str:
-    """SigLIP's name for what Molmo2's native format calls `native`."""
+    """SigLIP's name of the tensor that Molmo2's native format calls `native`."""
     name = native.removeprefix("model.vision_tower.")
     name = name.replace("positional_embedding", "position_embedding.weight")
     stem = "encoder." if name.startswith("layers.") else "embeddings."
@@ -195,7 +195,7 @@ def vit_name(native: str, prefix: str) -> str:
 
 
 def vit_prefix(names: list[str]) -> str:
-    """What stands before the vision tower's own names: "vision_model." as a rule, nothing for a bare tower.
+    """The prefix of the vision tower's tensor names: normally "vision_model.", empty for a bare tower.
 
     Raises:
         ConversionError: there is no vision tower among the tensors.

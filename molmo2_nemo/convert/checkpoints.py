@@ -14,21 +14,22 @@ import yaml
 
 from molmo2_nemo.convert.companions import write_companions
 from molmo2_nemo.convert.folders import new_folder
-from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
+from molmo2_nemo.convert.hf_config import config_json, parse_config, read_model_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
 from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shapes, rules, to_canonical, to_external
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
-from molmo2_nemo.errors import ConversionError
+from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_options
 from molmo2_nemo.rundir.config_file import run_of_checkpoint
 from molmo2_nemo.rundir.paths import CONFIG
 from molmo2_nemo.settings.renamed import with_new_names
+from molmo2_nemo.settings.run import ModelSelection
 from molmo2_nemo.settings.schema import structure
 
-MODEL_FILE = "molmo2.json"  # of an imported checkpoint: which Molmo2 it is
-OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # of a run's `model`: what changes the function
+MODEL_FILE = "molmo2.json"  # in an imported checkpoint; records its model configuration
+OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # settings of a run's `model` that change the function
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -59,7 +60,7 @@ def import_checkpoint(
         ConversionError: the source is not a complete Molmo2 in safetensors; nothing is left at `out_dir`.
     """
     source, target = Path(hf_dir), Path(out_dir)
-    model_config, written_as = read_config(source)
+    model_config, written_as = read_model_config(source)
     folder = SafetensorsFolder(source)
     model_config = with_head(model_config, folder, written_as, tie_embeddings)
     optional = frozenset([HEAD] if model_config.text.tie_embeddings else [])
@@ -128,7 +129,7 @@ def export_checkpoint(
 
 
 def import_rule(rule: Rule, folder: SafetensorsFolder, writer: MegatronWriter, dtype: torch.dtype | None) -> None:
-    """Convert the tensors of one rule. In a function of its own, so that they are gone before the next one's come."""
+    """Import the tensors of one rule. A function of its own frees them before those of the next rule are read."""
     names = [*rule.external, *([rule.head] if rule.head and rule.head in folder.tensors else [])]
     canonical = to_canonical(rule, {name: folder.read(name) for name in names}, writer.model_config)
     for name in list(canonical):
@@ -139,14 +140,14 @@ def import_rule(rule: Rule, folder: SafetensorsFolder, writer: MegatronWriter, d
 def export_rule(
     rule: Rule, checkpoint: MegatronCheckpoint, writer: SafetensorsWriter, model_config: Molmo2Config
 ) -> None:
-    """The way back of `import_rule`."""
+    """Export the tensors of one rule; the inverse of `import_rule`."""
     tensors = [read_merged(checkpoint, name, model_config) for name in rule.canonical]
     for name, tensor in to_external(rule, tensors, model_config).items():
         writer.write(name, tensor)
 
 
 def read_merged(checkpoint: MegatronCheckpoint, name: str, model_config: Molmo2Config) -> torch.Tensor:
-    """One canonical tensor, what its adapter adds included."""
+    """One canonical tensor, with its LoRA adapter (if any) merged."""
     weight = checkpoint.read(name, vocabulary_rows(name, model_config))
     if model_config.lora is None or name.split(".")[-2] not in model_config.lora.targets:
         return weight
@@ -155,7 +156,7 @@ def read_merged(checkpoint: MegatronCheckpoint, name: str, model_config: Molmo2C
 
 
 def vocabulary_rows(name: str, model_config: Molmo2Config) -> int | None:
-    """Rows to keep of tables that are padded to the tensor-parallel size; None for other tensors."""
+    """Rows to keep of a table that is padded for tensor parallelism; None for other tensors."""
     return model_config.text.vocab_size if name in ("embedding.base.weight", "output_layer.weight") else None
 
 
@@ -166,7 +167,7 @@ def external_dtypes(
     dtypes = {}
     for rule in rules(model_config, target):
         stored = [checkpoint.dtype(name) for name in rule.canonical]
-        # tensors joined into one may be stored in different types: none may lose bits
+        # tensors joined into one may have different types; none may lose bits
         for name in (*rule.external, *([rule.head] if rule.head else [])):
             dtypes[name] = dtype or functools.reduce(torch.promote_types, stored)
     return dtypes
@@ -175,7 +176,7 @@ def external_dtypes(
 def with_head(
     model_config: Molmo2Config, folder: SafetensorsFolder, source: Format, tie_embeddings: bool | None
 ) -> Molmo2Config:
-    """`model_config` with the question of the tied head answered (see `import_checkpoint`)."""
+    """`model_config` with `tie_embeddings` decided by the rule that `import_checkpoint` documents."""
     if tie_embeddings is None and model_config.name in PRESETS:
         return model_config
     if tie_embeddings is None:
@@ -189,7 +190,7 @@ def with_head(
 
 
 def write_model_file(path: Path, model_config: Molmo2Config) -> None:
-    """Remember which Molmo2 an imported checkpoint is."""
+    """Record the model configuration of an imported checkpoint."""
     data = {
         "name": model_config.name,
         "tie_embeddings": model_config.text.tie_embeddings,
@@ -221,7 +222,7 @@ def recognise_checkpoint(checkpoint: MegatronCheckpoint, lora: LoraConfig | None
     """The preset whose tensors (and adapters) a checkpoint holds.
 
     Raises:
-        ConversionError: none; tells how each differs.
+        ConversionError: no preset matches; the message says how each differs.
     """
     reasons = []
     for name in PRESETS:
@@ -234,8 +235,8 @@ def recognise_checkpoint(checkpoint: MegatronCheckpoint, lora: LoraConfig | None
 
 
 def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) -> Molmo2Config:
-    """The model of a checkpoint: that of its `molmo2.json`, else the preset of its sizes; what the run chose about
-    attention applied.
+    """The model of a checkpoint: that of its `molmo2.json`, else the preset of its sizes, with the run's attention
+    settings applied.
 
     Args:
         folder: where the checkpoint lies.
@@ -245,21 +246,22 @@ def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) 
         ConversionError: no known model, or a damaged file.
     """
     settings = run.get("model") or {}
-    chosen = {key: settings[key] for key in OPTIONS if key in settings}
     try:
+        selected = structure(ModelSelection, {key: settings[key] for key in OPTIONS if key in settings}, "model")
+        chosen = {key: getattr(selected, key) for key in OPTIONS if key in settings}
         chosen["lora"] = structure(LoraConfig, (run.get("stage") or {}).get("lora") or {}, "stage.lora")
         with_options(preset("tiny"), lora=chosen["lora"])
-    except ValueError as error:
+    except UserError as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
     model_config = read_model_file(folder) or recognise_checkpoint(checkpoint, chosen["lora"])
     try:
         return with_options(model_config, **chosen)
-    except (TypeError, ValueError) as error:
+    except UserError as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
 
 
 def run_settings(checkpoint: Path) -> dict[str, Any]:
-    """config.yaml of the run that a checkpoint lies in, with the names that settings have today; empty where it lies in
+    """The config.yaml of the run that a checkpoint belongs to, with the current names of settings; empty if there is
     none.
 
     Raises:
@@ -277,7 +279,7 @@ def run_settings(checkpoint: Path) -> dict[str, Any]:
 
 
 def run_data(run: dict[str, Any]) -> DataConfig | None:
-    """Image and video settings of a run; None if it is not known."""
+    """The image and video settings of a run; None if they are unknown."""
     data = run.get("data")
     if not isinstance(data, dict):
         return None
@@ -314,7 +316,7 @@ def find_tokenizer(
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Take the tokenizer along with an imported model."""
+    """Copy the tokenizer of an imported model."""
     present = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if present:
         target.mkdir()

@@ -15,7 +15,7 @@ from molmo2_nemo.data.prompts import DEMO_STYLES, MC_STYLES
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.model.config import Molmo2Config
 
-# Images first, then the film, then subtitles, then the turns as in training: the end token of an answer is followed
+# Images first, then the video, then subtitles, then the turns as in training: the end token of an answer is followed
 # by the one that opens the next user turn. A text part may carry a style, written before it unless it is one of STYLES.
 CHAT_TEMPLATE = """\
 {%- set plain_styles = STYLES -%}
@@ -100,7 +100,7 @@ def default_data(model_config: Molmo2Config) -> DataConfig:
 
 
 def shared_json(image: ImageConfig, pool: int) -> dict[str, Any]:
-    """What the image and the video processor have in common."""
+    """Settings that the image and the video processor share."""
     return {
         "processor_class": "Molmo2Processor",
         "size": {"height": image.crop_size, "width": image.crop_size},
@@ -135,7 +135,7 @@ def video_processor_json(data: DataConfig) -> dict[str, Any]:
 
 
 def processor_json(data: DataConfig) -> dict[str, Any]:
-    """processor_config.json: which marks stand round and between visual tokens."""
+    """processor_config.json: the special tokens around and between visual tokens."""
     return {
         "processor_class": "Molmo2Processor",
         "image_use_col_tokens": True,

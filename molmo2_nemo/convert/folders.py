@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all."""
+"""Folders that are created completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ConversionError: `target` is a file, or (without `overwrite`) a folder that is not empty; nothing is written.
     """
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not overwrite)):
-        raise ConversionError(f"{target} already exists; name a folder that does not, remove it, or ask to overwrite")
+        raise ConversionError(f"{target} already exists; choose another folder, remove it, or use --overwrite")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        os.chmod(staging, 0o777 & ~current_umask())  # mkdtemp makes it private
+        os.chmod(staging, 0o777 & ~current_umask())  # mkdtemp creates a private folder
         yield staging
         replaced = staging.with_name(f"{staging.name}.old")
         if target.exists():

@@ -18,7 +18,7 @@ from molmo2_nemo.model.families.base import Family, TextConfig, YarnConfig
 
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
 
-# Fields of config.json that name a visual special token, and its place behind the base vocabulary.
+# Fields of config.json that name a visual special token, and its offset after the base vocabulary.
 TOKEN_OFFSETS = {
     "image_start_token_id": OFFSETS.im_start,
     "image_end_token_id": OFFSETS.im_end,
@@ -48,7 +48,7 @@ TEXT_DEFAULTS |= {"qk_norm_type": "qwen3", "num_hidden_layers": 36, "intermediat
 TEXT_DEFAULTS |= {"max_position_embeddings": 36864, "rms_norm_eps": 1e-6, "norm_after": False}
 TEXT_DEFAULTS |= {"rope_scaling_layers": None, "initializer_range": 0.02}
 
-# Names the remote code has for the native fields.
+# The remote code's names of the native fields.
 REMOTE_NAMES = {
     "image_default_input_size": "image_size",
     "image_patch_size": "patch_size",
@@ -59,7 +59,7 @@ REMOTE_NAMES = {
 }
 
 
-def read_config(folder: Path) -> tuple[Molmo2Config, Format]:
+def read_model_config(folder: Path) -> tuple[Molmo2Config, Format]:
     """The model that `folder/config.json` describes, and the format it is written in.
 
     The name is that of the preset with the same sizes, else "custom". Whether the head is tied cannot be told from a
@@ -84,7 +84,7 @@ def read_config(folder: Path) -> tuple[Molmo2Config, Format]:
 
 
 def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
-    """`read_config` of an already parsed config.json."""
+    """`read_model_config` of an already parsed config.json."""
     family = data.get("model_type")
     if family != "molmo2":
         raise ConversionError(
@@ -112,7 +112,7 @@ def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
 
 
 def section(data: dict[str, Any], key: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """One part of config.json under native field names, with transformers' defaults filled in."""
+    """One section of config.json under native field names, with transformers' defaults filled in."""
     part = data.get(key)
     if part is None:
         part = {}
@@ -165,10 +165,10 @@ def connector_config(part: dict[str, Any], text: dict[str, Any]) -> ConnectorCon
 
 
 def family_of_part(part: dict[str, Any]) -> Family:
-    """The family of a Molmo2's language model, from what its `text_config` says about norms.
+    """The family of a Molmo2's language model, from the norm settings of its `text_config`.
 
     Raises:
-        ConversionError: no family is described so.
+        ConversionError: no family has these settings.
     """
     said = part | {"norm_after": bool(part["norm_after"])}
     for family in FAMILIES.values():
@@ -254,8 +254,8 @@ def recognise(model_config: Molmo2Config) -> Molmo2Config:
 
 
 def sizes(model_config: Molmo2Config) -> Molmo2Config:
-    """`model_config` with feature layers counted from the bottom, nothing above them, and no word on how fresh weights
-    are drawn: models of the same parameters and the same function compare equal."""
+    """`model_config` in a normal form, in which models with the same parameters and the same function compare equal:
+    feature layers counted from the bottom, no blocks above them, and default initialisation."""
     vision = model_config.vision
     return replace(
         model_config,
@@ -362,7 +362,7 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
 
 
 def shared_vision_json(model_config: Molmo2Config) -> dict[str, Any]:
-    """Vision fields that both formats call the same."""
+    """Vision fields with the same name in both formats."""
     vision = model_config.vision
     return {
         "hidden_size": vision.hidden_size,
@@ -378,7 +378,7 @@ def shared_vision_json(model_config: Molmo2Config) -> dict[str, Any]:
 
 
 def shared_adapter_json(model_config: Molmo2Config) -> dict[str, Any]:
-    """Connector fields that both formats call the same."""
+    """Connector fields with the same name in both formats."""
     connector = model_config.connector
     return {
         "hidden_size": connector.hidden_size,
@@ -394,7 +394,7 @@ def shared_adapter_json(model_config: Molmo2Config) -> dict[str, Any]:
 
 
 def shared_text_json(model_config: Molmo2Config) -> dict[str, Any]:
-    """Language-model fields that both formats call the same."""
+    """Language-model fields with the same name in both formats."""
     text = model_config.text
     return {
         "model_type": "molmo2_text",

@@ -27,7 +27,7 @@ from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.settings.run import RunConfig
 
-ORIGIN_FILE = "origin.json"  # what the checkpoint was made from, and which tensors were left behind
+ORIGIN_FILE = "origin.json"  # the sources of the checkpoint, and the tensors that were not used
 NEW_PARTS = ("connector.", "embedding.extra.")  # no base model has them
 
 

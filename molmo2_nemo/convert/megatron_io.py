@@ -39,11 +39,11 @@ from molmo2_nemo.model.config import Molmo2Config
 
 PREFIX = "module."  # of model tensors in a trainer's checkpoint
 LAYER = re.compile(r"^decoder\.layers\.(\d+)\.(.+)$")
-# Layers whose (empty) extra state Megatron wants to find when it loads.
+# Layers whose (empty) extra state Megatron expects when it loads.
 EXTRA_STATE_LAYERS = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
 MAX_FILE_BYTES = 5_000_000_000
 
-# Every class and function that a checkpoint's metadata is made of, besides torch's dtypes.
+# Every class and function in a checkpoint's metadata, besides torch's dtypes.
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": (
         "Metadata",
@@ -71,7 +71,7 @@ _ALLOWED = {
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Knows what checkpoint metadata is made of and nothing else."""
+    """Loads the classes of checkpoint metadata and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _ALLOWED.get(module, ()):
@@ -84,7 +84,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _enum_member(kind: Any, name: Any) -> enum.Enum:
-    """getattr for enums and nothing else."""
+    """getattr for the members of enums and nothing else."""
     if isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__:
         return kind[name]
     raise ConversionError(f"refused to load getattr of {kind!r}: not part of a checkpoint's metadata")
@@ -148,7 +148,7 @@ class MegatronCheckpoint:
             raise ConversionError(f"{self.folder} holds no model tensors (no key begins with {PREFIX!r})")
 
     def read_metadata(self) -> Metadata:
-        """`.metadata`, unpickled with care."""
+        """The contents of `.metadata`, unpickled with a restricted set of classes."""
         path = self.folder / ".metadata"
         try:
             with path.open("rb") as file:
@@ -165,7 +165,7 @@ class MegatronCheckpoint:
 
     @property
     def has_adapters(self) -> bool:
-        """Whether LoRA adapters lie beside the weights."""
+        """Whether the checkpoint holds LoRA adapters."""
         return any(key.endswith(".lora_a") for key in self.tensors)
 
     def locate(self, name: str) -> tuple[str, int | None]:
@@ -249,7 +249,7 @@ class MegatronCheckpoint:
         return result[:rows]
 
     def read_chunk(self, key: str, chunk: ChunkStorageMetadata) -> Tensor:
-        """One stored chunk, checked against what `.metadata` says of it."""
+        """One stored chunk, checked against its entry in `.metadata`."""
         assert self.metadata.storage_data is not None
         where = self.metadata.storage_data.get(MetadataIndex(key, chunk.offsets))
         if where is None or getattr(where, "transform_descriptors", None):
@@ -268,7 +268,7 @@ class MegatronCheckpoint:
             with path.open("rb") as file:
                 stream = io.BufferedReader(_FileSlice(file, where.offset, where.length))
                 tensor = torch.load(stream, map_location="cpu", weights_only=True)
-        except Exception as error:  # what damage raises depends on the byte it hits
+        except Exception as error:  # the type of error depends on the damaged byte
             raise ConversionError(f"{path} is damaged where it should hold {key}: {error}") from error
         if not isinstance(tensor, Tensor) or tensor.shape != chunk.sizes:
             raise ConversionError(f"{path} does not hold {key} of shape {list(chunk.sizes)} where it should")
@@ -276,7 +276,7 @@ class MegatronCheckpoint:
 
 
 class MegatronWriter:
-    """Writes model tensors as a distributed checkpoint that any layout can load, each tensor as soon as it is there."""
+    """Writes a distributed checkpoint that any layout can load, each tensor as soon as it is available."""
 
     def __init__(self, folder: Path, model_config: Molmo2Config) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -307,7 +307,7 @@ class MegatronWriter:
         self.missing.discard(name)
 
     def append(self, index: MetadataIndex, value: Any) -> None:
-        """torch.save a value behind the others and remember where."""
+        """Append a value with torch.save and record its position."""
         path = self.folder / f"__0_{self.file_index}.distcp"
         with path.open("ab") as file:
             start = file.tell()

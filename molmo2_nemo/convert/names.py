@@ -1,4 +1,4 @@
-"""One Molmo2, three sets of weight names: ours (canonical), transformers' native ones (>= 5), the remote code's.
+"""The three sets of weight names of a Molmo2: this package's (canonical), transformers' native (>= 5), remote code.
 
 A `Rule` ties a few canonical tensors to the few external tensors that hold the same numbers, in both directions. A
 conversion walks the rules one after another, so never more than one rule's tensors are in memory.

@@ -40,7 +40,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies. `start` counts bytes from the beginning of the file."""
+    """The location of one tensor in its file. `start` counts bytes from the beginning of the file."""
 
     file: Path
     dtype: torch.dtype
@@ -118,7 +118,7 @@ class SafetensorsFolder:
                 raise ConversionError(f"{name} in {info.file} is of type {info.dtype}, expected floating point")
 
     def read(self, name: str) -> Tensor:
-        """The values of one tensor."""
+        """Read the values of one tensor."""
         info = self.tensors[name]
         tensor = torch.empty(info.nbytes, dtype=torch.uint8)
         with info.file.open("rb") as file:
@@ -129,14 +129,14 @@ class SafetensorsFolder:
 
 
 def listing(names: list[str]) -> str:
-    """The first few of a list of tensor names."""
+    """The first few of a list of tensor names, for messages."""
     shown = ", ".join(names[:3])
     rest = len(names) - 3
     return f"tensor{'s' if len(names) > 1 else ''} {shown}" + (f" and {rest} more" if rest > 0 else "")
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names and places of a shard's tensors, checked against the size of the file."""
+    """Names and positions of a shard's tensors, checked against the size of the file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -165,7 +165,7 @@ def tensor_info(path: Path, name: str, entry: dict[str, Any], base: int, size: i
 
 
 class SafetensorsWriter:
-    """Writes tensors of known shapes and types into shards, in any order, each as soon as it is there.
+    """Writes tensors of known shapes and types into shards, in any order, each as soon as it is available.
 
     Use as a context manager: leaving it without an error checks that every tensor was written.
     """

@@ -26,7 +26,7 @@ class Efficiency:
     network: float = 0.80
     other: float = 0.12  # of all computing: norms, activations, rotary, launches
     hidden_gradients: float = 0.7  # share of the gradients' reduction that computing hides
-    hidden_exchange: float = 0.3  # share of the communication inside layers that computing hides
+    hidden_communication: float = 0.3  # share of the communication inside layers that computing hides
     half_rate: float = 256.0  # tokens of a rank at which matrix products reach half of `matrix`
     latency: float = 20e-6  # seconds of one message, whatever its size
 
@@ -37,12 +37,12 @@ class Efficiency:
 
 # By implementation of attention, as `Kernel.implementation` (attention/kernels.py) names it. For FlashAttention-4 we
 # know of no public figures; `blocks` is not a fast kernel and has none.
-KERNELS = {
+EFFICIENCIES = {
     "flash2": Efficiency(),
     "flash3": Efficiency(attention_forward=0.59, attention_backward=0.43),
     "flex": Efficiency(attention_forward=0.27, attention_backward=0.18),
 }
-NEAREST = {
+SAME_EFFICIENCY = {
     "flash4": "flash3",
     "flash-cpu": "flash2",
     "blocks": "flex",

@@ -1,6 +1,6 @@
 """Seconds of a micro-batch and of an optimizer step, component by component: the one cost model of a step. No torch.
 
-    a micro-batch    (products + attention + vision + recomputation) * (1 + other) + exchanges that are not hidden
+    a micro-batch    (products + attention + vision + recomputation) * (1 + other) + communication that is not hidden
     a step           its micro-batches + waiting for the costliest rank + pipeline bubble + gradients
 
 Operations are those of cost/flops.py, bytes those of cost/traffic.py; both are divided by what share of the hardware's
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
-from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, KERNELS, Efficiency
+from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, EFFICIENCIES, Efficiency
 from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, training_flops
 from molmo2_nemo.cost.hardware import DEVICES, Cluster, Device, utilisation
 from molmo2_nemo.cost.layout import Layout
@@ -92,7 +92,7 @@ class MicroBatch:
     vision: float
     recompute: float
     other: float
-    tensor: float  # exchanges that are not hidden
+    tensor: float  # communication that is not hidden
     context: float
 
     @property
@@ -101,7 +101,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Exchange:
+class Communication:
     """What a rank sends for a micro-batch in all layers of its pipeline stage, in one dimension of the layout."""
 
     kind: str  # tensor or context
@@ -126,7 +126,7 @@ class StepCost:
     trainable: Trainable = ALL_TRAINED
     device: Device = DEFAULT_DEVICE
     per_node: int = 8
-    efficiency: Efficiency = KERNELS["flash2"]
+    efficiency: Efficiency = EFFICIENCIES["flash2"]
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     bytes_per_element: int = 2
 
@@ -155,8 +155,8 @@ class StepCost:
         encoding = (both.vit + both.connector) * vision
         computing = linear + there + ATTENTION_BACKWARD * back + encoding + recompute
         exposed = {"tensor": 0.0, "context": 0.0}
-        for exchange in self.exchanges(work.tokens, layout):
-            exposed[exchange.kind] += self.exposed(exchange)
+        for sent in self.communications(work.tokens, layout):
+            exposed[sent.kind] += self.exposed(sent)
         return MicroBatch(
             linear=linear,
             attention=there + ATTENTION_BACKWARD * back,
@@ -183,7 +183,7 @@ class StepCost:
             seconds += vision.vit + vision.connector
         return seconds
 
-    def exchanges(self, tokens: int, layout: Layout) -> list[Exchange]:
+    def communications(self, tokens: int, layout: Layout) -> list[Communication]:
         """What a rank sends for a micro-batch of so many tokens. The formulas are tested against the collectives."""
         text, recompute = self.model_config.text, layout.recompute == "full"
         shape = AttentionShape(
@@ -200,7 +200,7 @@ class StepCost:
         keys = keys_traffic(shape, layout.context, layout.ulysses, layout.cp_comm_type)
         layers = text.num_layers / layout.pipeline
         return [
-            Exchange(kind, steps.total(recompute) * layers, ranks * layout.tensor <= self.per_node)
+            Communication(kind, steps.total(recompute) * layers, ranks * layout.tensor <= self.per_node)
             for kind, steps, ranks in (
                 ("tensor", split, 1),
                 ("context", heads, layout.ulysses),
@@ -213,10 +213,10 @@ class StepCost:
         device, efficiency = self.device, self.efficiency
         return 1e9 * (efficiency.link * device.link_gbs if inside else efficiency.network * device.network_gbs)
 
-    def exposed(self, exchange: Exchange) -> float:
-        """Seconds of an exchange that computing does not hide."""
-        traffic, efficiency = exchange.traffic, self.efficiency
-        sending = (1 - efficiency.hidden_exchange) * traffic.bytes / self.speed(exchange.inside)
+    def exposed(self, sent: Communication) -> float:
+        """Seconds of communication that computing does not hide."""
+        traffic, efficiency = sent.traffic, self.efficiency
+        sending = (1 - efficiency.hidden_communication) * traffic.bytes / self.speed(sent.inside)
         return sending + traffic.messages * efficiency.latency
 
 
@@ -245,7 +245,7 @@ class Step:
     other: float
     imbalance: float  # waiting for the data-parallel rank with the costliest packs
     bubble: float  # pipeline stages without work
-    tensor: float  # exchanges that are not hidden
+    tensor: float  # communication that is not hidden
     context: float
     gradients: float
     flops: Flops  # of the model: forward and backward of all packs
@@ -273,7 +273,7 @@ def step_time(
     work: Workload,
     cluster: Cluster,
     layout: Layout,
-    efficiency: Efficiency = KERNELS["flash2"],
+    efficiency: Efficiency = EFFICIENCIES["flash2"],
     options: MemoryConfig | None = None,
 ) -> Step:
     """Predicts a run's average optimizer step under one layout.
@@ -298,9 +298,9 @@ def step_time(
     useful = average.forward * (1 / layout.micro_batch)
     useful = replace(useful, linear=useful.linear * work.tokens / work.length)
     gradients, inside, beyond = _gradients(cost, stage, cluster, layout)
-    for exchange in cost.exchanges(average.tokens, layout):
-        inside += exchange.traffic.bytes * count * exchange.inside
-        beyond += exchange.traffic.bytes * count * (not exchange.inside)
+    for sent in cost.communications(average.tokens, layout):
+        inside += sent.traffic.bytes * count * sent.inside
+        beyond += sent.traffic.bytes * count * (not sent.inside)
     return Step(
         **parts,
         imbalance=waits * computing,

@@ -166,14 +166,14 @@ PUBLISHED = frozenset(  # further styles of the published data sets; their prefi
 KNOWN_STYLES = (
     frozenset({*POINT_MODES, *TRACK_STYLES, *CAPTIONS, *TIMED_CAPTIONS}) | MC_STYLES | DEMO_STYLES | PUBLISHED
 )
-POINT_KINDS = {
+NOT_ON_ONE_IMAGE = {
     **dict.fromkeys(("video_point", "video_point_count", "video_count_point", "video_count"), Kind.VIDEO_POINTS),
     "multi_image_pointing": Kind.MULTI_IMAGE_POINTS,
     "multi_image_point_then_count": Kind.MULTI_IMAGE_POINTS,
     "multi_image_count_then_point": Kind.MULTI_IMAGE_POINTS,
     "multi_image_counting": Kind.MULTI_IMAGE_POINTS,
 }  # the other pointing and counting styles are on one image
-EXPLAINED = "_exp"  # in a style's name: the answer starts with an explanation, and the question asks for one
+EXPLAINED = "exp"  # a word of a style's name: the answer starts with an explanation, and the question asks for one
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def style_of(name: str) -> Style:
     if name in TRACK_STYLES:
         return Style(name, Kind.TRACKS, track=TRACK_STYLES[name])
     if name in POINT_MODES:
-        kind = POINT_KINDS.get(name, Kind.POINTS)
+        kind = NOT_ON_ONE_IMAGE.get(name, Kind.POINTS)
         # When the answer is in words, a task on several images is worded like one on a single image.
         medium = "video" if kind is Kind.VIDEO_POINTS else "image"
         return Style(name, kind, POINT_WORDS[medium][POINT_MODES[name]], count=POINT_MODES[name])
@@ -203,7 +203,7 @@ def style_of(name: str) -> Style:
         return Style(name, Kind.TIMED_CAPTION, TIMED_CAPTIONS[name], time_fields=TIME_FIELDS.get(name, START_END))
     if canonical_style(name) == "video_short_answer":
         return Style(name, Kind.ANSWER, question_wordings=words.VIDEO_SHORT_ANSWER)
-    explained = words.EXPLAIN if EXPLAINED in name else ()
+    explained = words.EXPLAIN if EXPLAINED in name.split("_")[1:] else ()
     if name in CAPTIONS:
         return Style(name, Kind.CAPTION, CAPTIONS[name], question_wordings=explained)
     return Style(name, Kind.ANSWER, question_wordings=explained)

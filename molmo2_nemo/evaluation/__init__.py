@@ -1,1 +1,1 @@
-"""How good answers are: scorers compare an answer with its references. No torch."""
+"""Scoring answers: scorers compare an answer with its references. No torch."""

@@ -1,4 +1,4 @@
-"""What a scorer is: a name, how one answer is scored, and how the scores of many become one figure."""
+"""The interface of scorers: the score of one answer, and the aggregate of many scores."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Score:
-    """Of one answer."""
+    """The score of one answer."""
 
     value: float  # 0 (wrong) to 1 (right)
-    details: dict[str, Any] = field(default_factory=dict)  # what it was made of, JSON values
+    details: dict[str, Any] = field(default_factory=dict)  # what the value was computed from, JSON values
 
 
 class Scorer(ABC):
     """Compares answers with references. Subclasses keep no state between answers."""
 
-    name: ClassVar[str]  # that of its file in scorers/
-    title: ClassVar[str]  # one line for people
-    min_references: ClassVar[int] = 1  # with fewer for an answer, the definition makes no sense
+    name: ClassVar[str]  # the name of its file in scorers/
+    title: ClassVar[str]  # a one-line description for users
+    min_references: ClassVar[int] = 1  # with fewer references, the score is undefined
 
     @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> Score:
         """The score of one answer.
 
         Args:
-            references: at least `min_references` answers that are right.
+            references: at least `min_references` correct answers.
 
         Raises:
-            UserError: a reference is of a kind that this scorer cannot compare with.
+            UserError: a reference is not of the kind that this scorer needs.
         """
 
     def aggregate(self, scores: Sequence[Score]) -> float:
-        """One figure for a data set, 0 to 1, of at least one answer: the mean."""
+        """The score of a data set with at least one answer, 0 to 1: the mean of its scores."""
         return sum(score.value for score in scores) / len(scores)

@@ -1,4 +1,4 @@
-"""Answers, one after another, compared with their references by chosen scorers, and the figures of all of them."""
+"""Scoring a stream of answers with the chosen scorers, and the aggregate of each scorer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from molmo2_nemo.evaluation.scorers import find_scorer
 
 
 class Scoring:
-    """The scorers of one evaluation and the scores they gave.
+    """The scorers of one evaluation, and the scores so far.
 
     Args:
         names: of scorers.
 
     Raises:
-        UserError: no name, one that no scorer has, or one twice.
+        UserError: no name, an unknown name, or a duplicate.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -30,7 +30,7 @@ class Scoring:
         """The references of one answer, as a list.
 
         Raises:
-            UserError: fewer than a scorer needs; names `key`.
+            UserError: fewer references than a scorer needs; names `key`.
         """
         given = [reference] if isinstance(reference, str) else list(reference or [])
         given = [text for text in given if text.strip()]
@@ -45,7 +45,7 @@ class Scoring:
         return given
 
     def score(self, key: str, prediction: str, reference: str | Sequence[str] | None) -> dict[str, dict[str, Any]]:
-        """Scores of one answer: name of the scorer -> {"value": 0 to 1, and what it was made of}.
+        """Scores of one answer: name of the scorer -> {"value": 0 to 1, and the details it was computed from}.
 
         Raises:
             UserError: too few references, or one that a scorer cannot use; names `key`.
@@ -63,7 +63,7 @@ class Scoring:
         return found
 
     def table(self) -> str:
-        """The figure of each scorer over all answers, for people."""
+        """The aggregate of each scorer over all answers, as a text table."""
         width = max(len(scorer.name) for scorer in self.scorers)
         lines = [f"{'scorer':{width}}  {'answers':>7}  {'score':>7}"]
         for scorer in self.scorers:

@@ -1,4 +1,4 @@
-"""Text as scorers compare it."""
+"""Text normalisation and edit distance, for scorers."""
 
 from __future__ import annotations
 

@@ -23,13 +23,13 @@ GRACE = 600  # seconds that workers get to save a checkpoint and leave after one
 
 
 def main(count: int, config: str) -> int:
-    """Runs `count` workers; 0, or the exit code of the first that failed."""
+    """Runs `count` workers and returns 0, or the exit code of the first that failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     die_with_parent()
-    known = {f.name for f in dataclasses.fields(LaunchConfig)}  # older torch has not all of these
+    known = {f.name for f in dataclasses.fields(LaunchConfig)}  # older versions of torch lack some
     leaving: dict[str, Any] = {"signals_to_handle": SIGNALS, "shutdown_timeout": GRACE}
     settings = LaunchConfig(
         **{name: value for name, value in leaving.items() if name in known},

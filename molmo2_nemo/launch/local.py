@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
-from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain, preempted, write_outcome
+from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.launch.start import resolve_start, start_problems
 from molmo2_nemo.rundir.config_file import write_config
@@ -67,7 +67,7 @@ def launch(cfg: RunConfig) -> int:
         if preempted(Path(errors)) is not None:
             return PREEMPTED
         if code not in (0, INTERRUPTED):
-            code = explain(Path(errors), code, stage_dir(cfg))
+            code = explain_exit(Path(errors), code, stage_dir(cfg))
     return code
 
 
@@ -103,7 +103,7 @@ def _run_here(cfg: RunConfig) -> int:
                 os.environ[ERROR_DIR] = attempt or os.environ.get(ERROR_DIR, errors)
                 code = run(cfg)
                 if code not in (0, INTERRUPTED, PREEMPTED):
-                    code = explain(Path(os.environ[ERROR_DIR]), code)
+                    code = explain_exit(Path(os.environ[ERROR_DIR]), code)
     except Locked as error:
         if attempt is None:
             raise

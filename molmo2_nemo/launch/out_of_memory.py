@@ -20,8 +20,8 @@ HOST = "can't allocate memory"
 DEVICE = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure 2 'out of memory'")
 
 
-def explain(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
-    """One line for the user; None where the error is about something else."""
+def advice(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
+    """One line for the user about an error, with what is left to try; None if the error is not about memory."""
     on_host = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and HOST in str(error))
     on_device = type(error).__name__ == "OutOfMemoryError" or DEVICE.search(str(error)) is not None
     if not on_host and not on_device:
@@ -41,14 +41,18 @@ def explain(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
 def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
     """Overrides that save memory and are not set, those that cost least first, with what they cost.
 
-    Each passed the checks that a run begins with: what they refuse is not suggested.
+    Each has passed the checks before a run: what they refuse is not suggested.
     """
     memory, parallel = cfg.memory, cfg.parallel
     known: tuple[tuple[bool, Overrides, str], ...] = (
         (cfg.stage.micro_batch_size > 1, {"stage.micro_batch_size": 1}, ""),
         (not parallel.distributed_optimizer, {"parallel.distributed_optimizer": True}, ""),
         (memory.loss_chunk > 256, {"memory.loss_chunk": 256}, ""),
-        (memory.vision_chunk is None, {"memory.vision_chunk": 16}, "crops are encoded again in the backward pass"),
+        (
+            memory.vision_chunk is None,
+            {"memory.vision_chunk": 16},
+            "the encoder is recomputed in the backward pass",
+        ),
         (memory.mlp_tiles == 1, {"memory.mlp_tiles": 8}, "MLPs are recomputed"),
         (
             memory.recompute != "full" or memory.recompute_layers is not None,
@@ -123,6 +127,6 @@ def _refused(cfg: RunConfig, values: Overrides, processes: int | None = None) ->
 
 
 def _text(values: Overrides, note: str) -> str:
-    """As on the command line."""
+    """Settings as on the command line, with a note in brackets."""
     settings = " ".join(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in values.items())
     return f"{settings} ({note})" if note else settings

@@ -22,7 +22,7 @@ def submit_stages(configs: Sequence[RunConfig], *, dry_run: bool = False) -> int
     """Submits the stages that are neither finished nor already submitted as Slurm jobs, or prints their scripts.
 
     Raises:
-        UserError: as `run_stages`; settings that cannot work; no Slurm; what sbatch refuses.
+        UserError: a stage that `run_stages` would refuse, settings that cannot work, no Slurm, or what sbatch refuses.
     """
     from molmo2_nemo.launch.slurm.jobs import login_of, submit
 
@@ -36,7 +36,7 @@ def compose_stages(overrides: Sequence[str], config_dir: str | Path | None = Non
     """The three stages' configurations; `init_from` of a later one is set when the stage before it is finished.
 
     Raises:
-        UserError: as `compose`, or a setting that is the pipeline's own.
+        UserError: a setting that `compose` refuses, or one that the pipeline makes itself.
     """
     common: list[str] = []
     own: dict[str, list[str]] = {name: [] for name in STAGES}
@@ -102,7 +102,7 @@ def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) ->
 
     Args:
         folder: the stage's, a `Path` or a `RemotePath` (slurm/login.py).
-        path: makes one of the same kind from a text.
+        path: makes a path of that kind from a string.
 
     Raises:
         UserError: it is finished with other settings, or its checkpoint is gone.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 PINS = "pip install --no-deps -r requirements/cpu.txt (or make venv; an NGC NeMo image has it)"
-# What a run cannot do without: its use, and the command that installs it.
+# What every run needs: package -> its use, and the command that installs it.
 NEEDED = {
     "torch": ("the tensors and the processes", PINS),
     "megatron-core": ("the parallel layers", PINS),
@@ -149,7 +149,7 @@ def devices() -> Iterator[Finding]:
     try:
         import torch
         import torch.distributed as dist
-    except Exception as error:  # a broken torch is what this is to find out
+    except Exception as error:  # a broken torch can fail in any way
         yield Finding("missing", "torch", f"does not import: {error}", "docs/install.md says which build to install")
         return
     if not dist.is_available() or not dist.is_gloo_available():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from molmo2_nemo.settings.run import RunConfig
 
-NAMED = 5  # data sets without shards that are named, where there are no more of them
+NAMED = 5  # at most this many data sets without shards are listed by name
 
 
 def missing_for(name: str, folder: Path) -> list[str]:

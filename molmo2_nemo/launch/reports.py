@@ -1,7 +1,8 @@
 """Why the processes of a run ended: what each of them reports, and the one message a launcher makes of it.
 
 A process that fails writes `rank<N>.json` (`Report`) into the folder that ERROR_DIR names; one that a signal stopped
-writes `preempted` there. torch's elastic launcher adds `launcher.json` (`Exits`). `explain` finds the cause among them.
+writes `preempted` there. torch's elastic launcher adds `launcher.json` (`Exits`). `explain_exit` finds the cause
+among them.
 
 In a Slurm job of ours that folder is the attempt's, and the first task to end also writes `outcome` there, for the
 job's script (launch/slurm/script.py): a word of `Ending` on the first line, the message on the rest.
@@ -36,7 +37,7 @@ class Report:
     time: float  # seconds since the epoch
     message: str  # one line, as it is shown
     traceback: str
-    user_error: bool  # the user can mend it, so no traceback is shown
+    user_error: bool  # the user can fix it, so no traceback is shown
 
     @classmethod
     def of(cls, error: BaseException, message: str, *, user_error: bool) -> Report:
@@ -49,7 +50,7 @@ class Report:
 
 @dataclass
 class Exits:
-    """With which codes processes ended; negative: by that signal."""
+    """Exit codes of the processes; a negative one is the signal that ended the process."""
 
     rank: int  # the first to fail
     exit_code: int  # its code
@@ -71,13 +72,13 @@ def this_rank() -> int:
 
 
 def report_preempted(why: str) -> None:
-    """Notes for the launcher that a signal stopped this process: torch's elastic launcher loses exit codes."""
+    """Writes down for the launcher that a signal stopped this process: torch's elastic launcher loses exit codes."""
     if os.environ.get(ERROR_DIR):
         (Path(os.environ[ERROR_DIR]) / Ending.PREEMPTED).write_text(why)
 
 
 def preempted(folder: Path) -> str | None:
-    """What a process that a signal stopped has reported to `folder`; None where none has."""
+    """The report in `folder` of a process that a signal stopped; None if there is none."""
     path = folder / Ending.PREEMPTED
     return path.read_text() if path.is_file() else None
 
@@ -86,14 +87,14 @@ def read_reports(folder: Path) -> list[Report]:
     return [Report(**json.loads(path.read_text())) for path in sorted(folder.glob("rank*.json"))]
 
 
-def explain(folder: Path, code: int, stage: Path | None = None) -> int:
+def explain_exit(folder: Path, code: int, stage: Path | None = None) -> int:
     """Shows the one message that says why the processes ended; returns the exit code to leave with.
 
     Args:
         folder: where the processes have reported.
-        code: that they ended with.
-        stage: the stage's folder, which keeps the message unless it is all that the processes have noted there
-            themselves. None in a task of a job, which sees some of the processes only; the job's script decides there.
+        code: the exit code that they ended with.
+        stage: the stage's folder, whose errors.jsonl gets the message, unless it is what the processes have noted there
+            themselves. None in a task of a job, which sees only some of the processes: the job's script decides there.
     """
     reports = read_reports(folder)
     stage_of_report = None if len(reports) == 1 else stage
@@ -126,8 +127,8 @@ def _signalled(exits: Exits) -> tuple[str, int]:
 
 
 def conclude(folder: Path, how: Ending, message: str, code: int, stage: Path | None = None) -> int:
-    """Shows the message, notes it for a Slurm job's script and, as the cause of what else is there, in the stage's
-    errors.jsonl; gives the exit code back."""
+    """Shows the message, writes it down for a Slurm job's script and, marked as the cause, in the stage's errors.jsonl;
+    returns `code`."""
     if ATTEMPT_DIR in os.environ:
         write_outcome(folder, how, message)
     if stage is not None:
@@ -149,7 +150,7 @@ def write_outcome(folder: Path, how: Ending, message: str) -> None:
 
 
 def show_how_to_resume(code: int, where: str = "") -> None:
-    """After Ctrl-C or a signal: that the same command resumes; nothing for other exit codes.
+    """Prints, after Ctrl-C or a signal, that the same command resumes; nothing for other exit codes.
 
     Args:
         where: the folder the checkpoint is in, where that helps.

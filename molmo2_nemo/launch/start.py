@@ -1,4 +1,4 @@
-"""The checkpoint that a run starts from: which it is, and whether it suits."""
+"""The checkpoint that a run starts from: which it is, and whether it fits the model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from molmo2_nemo.settings.run import RunConfig
 
 
 def start_problems(cfg: RunConfig) -> Iterator[str]:
-    """What the run that `init_from` comes from shows, beside settings/checks.py: another model, or damaged settings.
+    """Problems of `init_from` that its run's config.yaml shows: another model, or damaged settings.
 
-    A checkpoint that lies in no run's folder, or is not there, shows nothing.
+    A checkpoint that is in no run's folder, or does not exist, has none.
     """
     if cfg.init_from is None:
         return
@@ -38,7 +38,7 @@ def resolve_start(cfg: RunConfig) -> None:
     """Replaces an `init_from` that names a run's folder by the checkpoint that the run ended with.
 
     Raises:
-        UserError: there is none.
+        UserError: the run has no finished stage.
     """
     if cfg.init_from is not None:
         cfg.init_from = str(resolve_checkpoint(cfg.init_from))

@@ -38,7 +38,7 @@ def run(cfg: RunConfig) -> int:
 
 def _report(cfg: RunConfig, error: Exception) -> int:
     """Reports a failure to the stage's errors.jsonl and to the launcher, or where there is none to stderr."""
-    message = out_of_memory.explain(error, cfg, this_rank())
+    message = out_of_memory.advice(error, cfg, this_rank())
     user_error = message is not None
     if message is None:
         message, user_error = explained(error)
@@ -55,7 +55,7 @@ def _report(cfg: RunConfig, error: Exception) -> int:
 
 
 def explained(error: Exception) -> tuple[str, bool]:
-    """One line for an error, and whether it is the user's to mend.
+    """One line for an error, and whether the user can fix it.
 
     Of the system's errors only missing and forbidden files are: others, such as lost connections and file systems that
     do not answer, may be over when a job tries again.
@@ -71,7 +71,7 @@ def main(config: str) -> NoReturn:
     die_with_parent()
     code = run(load_yaml(config))
     if code == 0:
-        atexit._run_exitfuncs()  # what libraries have left to do, such as Weights & Biases' last upload
+        atexit._run_exitfuncs()  # what libraries do at exit, such as Weights & Biases' last upload
     leave(code)
 
 

@@ -102,8 +102,8 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Molmo2Config:
-    """A whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one example; `attention` is
-    the kernel (attention/kernels.py), which changes no number."""
+    """Sizes and options of a whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one
+    example; `attention` is the kernel (attention/kernels.py), which changes no number."""
 
     name: str
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -175,7 +175,7 @@ def with_options(
     attention: str = "auto",
     lora: LoraConfig | None = None,
 ) -> Molmo2Config:
-    """`config` with the options of a run; arguments as the fields of `ModelSelection`, and `StageConfig.lora`.
+    """`config` with a run's options: the fields of `ModelSelection`, and `StageConfig.lora`.
 
     Raises:
         UserError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.
@@ -247,7 +247,7 @@ def native_positions(text: TextConfig) -> int:
 
 @dataclass
 class MemoryConfig:
-    """What is traded for memory. None of it changes a number; docs/memory.md has what each saves and costs.
+    """What is traded for memory. None of it changes a loss or gradient; docs/memory.md has what each saves and costs.
 
     `at_least` in a field's metadata is the smallest value that works; settings/ranges.py says so where a run is below.
     """
@@ -263,7 +263,7 @@ class MemoryConfig:
     vision_chunk: int | None = field(default=None, metadata={"at_least": 1})
 
     def check(self) -> None:
-        """Whether the three settings of recomputation go together.
+        """Refuses settings of recomputation that do not go together.
 
         Raises:
             UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
@@ -288,7 +288,7 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What of a training stage the model itself must know: what it drops and what its loss adds."""
+    """The part of a training stage that the model itself must know: dropout, and the z-loss."""
 
     z_loss: float  # weight of logsumexp^2 in the loss
     residual_dropout: float  # on all tokens
@@ -299,15 +299,15 @@ PLAIN = TrainingOptions(z_loss=0.0, residual_dropout=0.0, response_residual_drop
 
 
 NOTHING_TRAINS = (
-    "nothing would learn: every part is frozen; set stage.train_vit, stage.train_connector or stage.train_llm to true "
-    "(with stage.lora, train_llm lets the adapters learn, and train_base_embedding has no effect)"
+    "nothing is trainable: every part is frozen; set stage.train_vit, stage.train_connector or stage.train_llm to true "
+    "(with stage.lora, train_llm makes the adapters trainable, and train_base_embedding has no effect)"
 )
 
 
 @dataclass(frozen=True)
 class Trainable:
-    """Which parts of a model train; all others are frozen. Parameters' names say what part they are (nemo/module.py
-    `freeze`)."""
+    """Which parts of a model are trainable; all others are frozen. A parameter's name says which part it belongs to
+    (`freeze` in nemo/module.py)."""
 
     vit: bool
     connector: bool  # and the extra rows of the embedding
@@ -321,10 +321,10 @@ class Trainable:
 
 
 def trainable(model: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> Trainable:
-    """What trains of a model; arguments as the `train_*` of StageConfig.
+    """Which parts of a model are trainable; the arguments are the `train_*` of StageConfig.
 
-    Beside adapters the language model's own weights and the base rows stay frozen, whatever is asked. A tied head is
-    the base rows.
+    With adapters the language model's own weights and the base rows stay frozen, whatever the arguments say. A tied
+    head is trainable if the base rows are.
     """
     own = llm and model.lora is None
     rows = base_embedding and model.lora is None

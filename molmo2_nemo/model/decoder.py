@@ -91,7 +91,7 @@ def decoder_spec(
 
 
 def layer_spec(model_config: Molmo2Config, training: TrainingOptions, memory: MemoryConfig) -> ModuleSpec:
-    """One decoder layer of the model's family."""
+    """The spec of one decoder layer of the model's family."""
     text = model_config.text
     family = family_of(text)
     linear = functools.partial(_linear, model_config.lora, family.post_norm)

@@ -60,7 +60,7 @@ class ExtraRows(nn.Module):
 
 class Head(tensor_parallel.ColumnParallelLinear):
     """The untied output weight, [V_padded / TP, D] on this rank. The product itself is taken in model/loss.py, only
-    where it is needed, so this class adds nothing to Megatron's layer but the padding rule of its checkpoints."""
+    for scored positions, so this class adds nothing to Megatron's layer but the padding rule of its checkpoints."""
 
     def __init__(self, config: TransformerConfig, model_config: Molmo2Config) -> None:
         super().__init__(

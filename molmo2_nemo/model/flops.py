@@ -33,6 +33,6 @@ def connector_flops(model_config: Molmo2Config, pooled_tokens: float, window_pos
 
 
 def unit_costs(model_config: Molmo2Config, unit_crops: np.ndarray, unit_pooled_tokens: np.ndarray) -> np.ndarray:
-    """What units are shared out by, float64 [U]: operations of encoding their crops and pooling their tokens."""
+    """Cost of each vision unit, float64 [U]: operations of encoding its crops and pooling its tokens."""
     pooling = connector_flops(model_config, 1, USUAL_WINDOW)
     return unit_crops * crop_flops(model_config) + unit_pooled_tokens * pooling

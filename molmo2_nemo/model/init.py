@@ -52,7 +52,7 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
         read: canonical name -> the whole tensor. Vocabulary tables may bring padding rows; they are ignored.
 
     Raises:
-        UserError: a tensor has not the shape that the model's parameter has on one process.
+        UserError: a tensor whose shape is not that of the model's parameter on one process.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -70,7 +70,7 @@ def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
 def canonical_name(model: Any, name: str) -> str:
     """A parameter's name with the layer's number in the whole model, not in this pipeline stage.
 
-    A tied head that lives on the last pipeline stage is called what it is a copy of: the base embedding.
+    A tied head on the last pipeline stage gets the name of the base embedding, of which it is a copy.
     """
     if name == "output_layer.weight" and getattr(model, "share_embeddings_and_output_weights", False):
         return "embedding.base.weight"
@@ -112,7 +112,7 @@ def shard(model: Any, name: str, parameter: Tensor, whole: Tensor) -> Tensor:
 
 
 def fresh(name: str, shape: tuple[int, ...], seed: int, std: float) -> Tensor:
-    """The whole of one fresh parameter, fp32."""
+    """A whole fresh parameter, fp32: zeros, ones or normal with deviation `std`, by its name."""
     if name.endswith("bias"):
         return torch.zeros(shape)
     if "norm" in name.rsplit(".", 2)[-2]:

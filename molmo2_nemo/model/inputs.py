@@ -69,7 +69,7 @@ class PackInputs:
         return TokenMask(self.example_ids, self.branch_ids, blocks, visual_attention, host)
 
     def vision_units(self, model_config: Molmo2Config) -> VisionUnits:
-        """What is to be encoded and pooled, and what each unit of it costs."""
+        """The micro-batch's vision units: what is encoded and pooled, and what each unit costs."""
         packs, size = self.input_ids.shape
         costs = unit_costs(model_config, self.unit_crops.numpy(), self.unit_pooled_tokens.numpy())
         return VisionUnits(self.unit_crops, self.unit_pooled_tokens, costs, self.pooled_positions, packs, size)

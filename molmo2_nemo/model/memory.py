@@ -66,7 +66,11 @@ class HostOffload:
 
     @contextlib.contextmanager
     def active(self, keep: Iterable[Tensor]) -> Iterator[None]:
-        """Args: keep, tensors that stay alive anyhow (parameters, tables); they and views of them are not moved."""
+        """Offloads what autograd saves inside the block.
+
+        Args:
+            keep: tensors that stay alive anyway (parameters, tables); they and views of them are not moved.
+        """
         fixed = {t.untyped_storage().data_ptr() for t in keep}
         order: list[weakref.ref[_Waiting]] = []
 

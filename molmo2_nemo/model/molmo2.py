@@ -49,7 +49,7 @@ class Molmo2Model(MegatronModule):
     Args:
         model_config: what the model is.
         config: Megatron's settings, from `decoder.transformer_config`.
-        training: what is dropped and what the loss adds; None: nothing.
+        training: dropout and z-loss; None: neither.
         memory: what is traded for memory, as given to `transformer_config`; it changes no number.
         context: how ranks that share a pack work together in attention.
         seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
@@ -79,7 +79,7 @@ class Molmo2Model(MegatronModule):
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
         merged = any(group_size(groups.ring) > 1 for groups in self.groups.values())
-        self.kernel = choose(  # or say why not
+        self.kernel = choose(  # or raise an error that says why not
             model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
         self.share_embeddings_and_output_weights = model_config.text.tie_embeddings
@@ -257,7 +257,8 @@ class Molmo2Model(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> ShardedStateDict:
-        """As Megatron's, but the last stage's copy of a tied head is stored as the embedding it copies."""
+        """The state for a checkpoint. The last stage's copy of a tied head is stored as the embedding that it
+        copies."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         if self._no_adapters:
             state = {key: value for key, value in state.items() if not key.endswith((".lora_a", ".lora_b"))}
@@ -274,7 +275,7 @@ class Molmo2Model(MegatronModule):
 
     @contextlib.contextmanager
     def without_adapters(self, without: bool = True) -> Iterator[None]:
-        """Inside, the state to load or save leaves adapters out: to start from a checkpoint that has none."""
+        """Inside the block, `sharded_state_dict` leaves adapters out: to start from a checkpoint that has none."""
         self._no_adapters = without
         try:
             yield

@@ -22,7 +22,7 @@ def sharded_tensors(
     Args:
         tensors: by name within the module.
         cut: the dimension that tensor parallelism cuts, of those that it cuts.
-        prefix, sharded_offsets, metadata: as `sharded_state_dict` was given them.
+        prefix, sharded_offsets, metadata: the arguments of `sharded_state_dict`, passed on.
     """
     return make_sharded_tensors_for_checkpoint(
         dict(tensors),

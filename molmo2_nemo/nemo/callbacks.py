@@ -1,4 +1,4 @@
-"""What happens round a step: seeds, skipped steps, the wish to stop."""
+"""What happens around a step: seeds, the count of skipped steps, stopping on a signal."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SkippedSteps(pl.Callback):
         self._loaded: str | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Weights that are not finite would make every step a fault.
+        """Refuses to start with weights that are not finite, which would make every step a fault.
 
         Raises:
             UserError: names the first such parameter of this rank.

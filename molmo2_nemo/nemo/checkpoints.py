@@ -60,14 +60,14 @@ class StageCheckpoints(ModelCheckpoint):
         self.folder, self.keep = folder, keep
 
     def nemo_topk_check_previous_run(self) -> None:
-        """Nothing is ranked by a metric here, so there is nothing to look up in names."""
+        """Does nothing: checkpoints are not ranked by a metric, so there is none to look up in their names."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step  # a step that was loaded need not be written again
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Save the last step, whatever `every` is, and what NeMo wants to know to load it by itself."""
+        """Save the last step, whatever `every` is, and what NeMo needs to load it without our code."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
         newest = Path(self.folder) / checkpoint_manifest.step_folder(trainer.global_step)
@@ -75,7 +75,7 @@ class StageCheckpoints(ModelCheckpoint):
             TrainerContext.from_trainer(trainer).io_dump(newest / "context", yaml_attrs=["model"])
 
     def _save_last_checkpoint(self, trainer: Any, monitor_candidates: dict[str, Any]) -> None:
-        """Lightning would remove the checkpoint before; `_thin` decides that here."""
+        """Saves without removing the checkpoint before, as Lightning would; `_thin` decides what goes."""
         path = f"{self.folder}/{checkpoint_manifest.step_folder(trainer.global_step)}{self.FILE_EXTENSION}"
         self.last_model_path = path
         folder = ckpt_to_dir(path)
@@ -172,7 +172,7 @@ def write_checkpoint_manifest(checkpoint: Path) -> None:
 
 
 def faults_together(checkpoint: Path, sums: bool) -> list[str]:
-    """What is wrong with a checkpoint, found by all ranks together; the same answer on each."""
+    """What is wrong with a checkpoint, found by all ranks together; the same answer on each rank."""
     size = dist.get_world_size()
     found: list[Any] = [None] * size
     dist.all_gather_object(found, checkpoint_manifest.damage(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
@@ -187,10 +187,10 @@ def nothing_whole(folder: Path) -> str:
 
 
 def not_written(error: BaseException, folder: Path) -> Exception | None:
-    """What a person needs to hear if `error` comes of a checkpoint that could not be written; None if it does not.
+    """The error to show if `error` comes from a checkpoint that could not be written; None if it does not.
 
     torch hides the system's error number on the way from writer to trainer ("unexpected pos" is its word for a full
-    disk), so any failure to write is reported with the room that is left.
+    disk), so any failure to write is reported with the free space of its disk.
 
     Args:
         folder: checkpoints/ of the stage.

@@ -50,7 +50,7 @@ class PackDataModule(pl.LightningDataModule):
     Args:
         config: the data settings; sequence length comes from its packing part.
         micro_batch_size, global_batch_size: packs per forward pass and per optimizer step.
-        model: whose FLOPs say what a pack costs.
+        model: the model, by whose FLOPs packs are balanced.
         dynamic: how micro-batches are assigned to blocks of the context group; None: all its ranks share each.
     """
 
@@ -135,7 +135,7 @@ class PackDataModule(pl.LightningDataModule):
         return {name: dict(sorted(counter.items())) for name, counter in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of all data-parallel ranks; called on every rank."""
+        """The loader states of all data-parallel ranks; called on every rank."""
         return {"loader": json.dumps(self._states())}
 
     def _states(self) -> list[dict[str, Any] | None]:

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.cost.context import ContextCost
-from molmo2_nemo.cost.efficiency import KERNELS, NEAREST, Efficiency
+from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
 from molmo2_nemo.cost.hardware import Device, device_called
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import DEFAULT_DEVICE, StepCost
@@ -25,7 +25,7 @@ GPUS_PER_NODE = 8  # where the launcher does not say
 
 @dataclass
 class DynamicSettings:
-    """What of a run's settings decides how packs are assigned."""
+    """The settings of a run that decide how packs are assigned."""
 
     parallel: ParallelConfig
     memory: MemoryConfig
@@ -35,7 +35,8 @@ class DynamicSettings:
 
 
 def dynamic_context(settings: DynamicSettings, model_config: Molmo2Config) -> DynamicContext:
-    """For this rank; the process groups exist. The world's first rank says what is guessed."""
+    """This rank's part in the assignment of packs, once the process groups exist. Rank 0 prints what had to be
+    guessed."""
     parallel = settings.parallel
     assert parallel.context_tokens is not None, "settings/checks.py asks for it"
     cost, guesses = context_cost(settings, model_config)
@@ -88,7 +89,7 @@ def this_device(guesses: list[str]) -> Device:
 
 
 def this_efficiency(settings: DynamicSettings, model_config: Molmo2Config, guesses: list[str]) -> Efficiency:
-    """Of the attention kernel that runs here, or of the nearest one with public figures."""
+    """The efficiency of the attention kernel that runs here, or of the nearest one with public figures."""
     parallel = settings.parallel
     kernel = choose(
         model_config.attention,
@@ -97,9 +98,9 @@ def this_efficiency(settings: DynamicSettings, model_config: Molmo2Config, guess
         model_config.text.head_dim,
         merged=parallel.context_ulysses not in (None, parallel.context),
     )
-    if kernel.implementation in KERNELS:
-        return KERNELS[kernel.implementation]
-    known = NEAREST[kernel.implementation]
-    if torch.cuda.is_available():  # else the device's sentence says it
+    if kernel.implementation in EFFICIENCIES:
+        return EFFICIENCIES[kernel.implementation]
+    known = SAME_EFFICIENCY[kernel.implementation]
+    if torch.cuda.is_available():  # otherwise the sentence about the device covers it
         guesses.append(f"nothing is known of the speed of {kernel.title}; attention counts as {known}")
-    return KERNELS[known]
+    return EFFICIENCIES[known]

@@ -53,8 +53,7 @@ class FaultGuard:
         """Called after the step has been recorded.
 
         Raises:
-            UserError: too many steps were skipped. It is no fault that another try would not meet: the same packs come
-                again.
+            UserError: too many steps were skipped. Another attempt would meet the same packs and fail in the same way.
         """
         config = self.config
         if self.in_a_row > config.max_in_a_row or self.total > config.max_total:
@@ -62,12 +61,12 @@ class FaultGuard:
                 f"step {step}: {self.reason}. {self.in_a_row} steps in a row were skipped, {self.total} in all "
                 f"(faults.max_in_a_row={config.max_in_a_row}, faults.max_total={config.max_total}). The same command "
                 "would meet the same packs again. To pass over them, resume with a higher faults.max_in_a_row or "
-                "faults.max_total. For lower rates (stage.optim.vit.lr, connector.lr, llm.lr), or without the records "
-                "that faults.jsonl names, begin in another output_dir with init_from=<the last checkpoint>"
+                "faults.max_total. For lower learning rates (stage.optim.vit.lr, connector.lr, llm.lr), or without the "
+                "records that faults.jsonl names, begin in another output_dir with init_from=<the last checkpoint>"
             )
 
     def state(self) -> str:
-        """For the checkpoint."""
+        """The guard's counts and figures as text, for the checkpoint."""
         return json.dumps({"in_a_row": self.in_a_row, "total": self.total, "taken": list(self.taken)})
 
     def load(self, state: str) -> None:
@@ -94,7 +93,7 @@ class FaultGuard:
 def agreed(figures: list[float]) -> list[float]:
     """The largest of each figure over all ranks; NaN where it is NaN on any. A collective of all ranks."""
     bad = [math.isnan(x) for x in figures]
-    clean = [0.0 if b else x for x, b in zip(figures, bad, strict=True)]  # the largest of NaN and x is anybody's guess
+    clean = [0.0 if b else x for x, b in zip(figures, bad, strict=True)]  # backends differ on the largest of NaN and x
     both = torch.tensor([*clean, *map(float, bad)], dtype=torch.float64).to(torch.cuda.current_device())
     dist.all_reduce(both, op=dist.ReduceOp.MAX)
     values = both.tolist()

@@ -49,7 +49,8 @@ def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_toke
     """Answers to prompts, one after another; the model is loaded once.
 
     Args:
-        prompts: `question`, `images`, `video`, `style` as `answer` takes them; `reference`: an answer, several or None.
+        prompts: each with `question`, `images`, `video` and `style`, as `answer` takes them, and `reference`: an
+            answer, a list of them, or None.
 
     Raises:
         UserError: media of a prompt cannot be read; names its number.
@@ -58,7 +59,7 @@ def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_toke
     for number, prompt in enumerate(prompts, start=1):
         try:
             example = builder.prompt(prompt["images"], prompt["video"], prompt["question"], prompt["style"])
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"prompt {number}: {error}") from error
         text = tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
         yield {
@@ -70,7 +71,7 @@ def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_toke
 
 
 def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: int) -> Iterator[dict[str, Any]]:
-    """Answers to the first turn of a data set's records, formatted as in training but without chance in the wording.
+    """Answers to the first turn of a data set's records, formatted as in training, but with fixed wording.
 
     Raises:
         DataError: no shards there. A record that cannot be used is left out and reported.
@@ -99,7 +100,7 @@ def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: in
 
 
 def first_turn(example: Example) -> tuple[Example, list[int]]:
-    """What a training example shows before its first answer, and that answer's tokens, the end token included."""
+    """A training example up to its first answer, and the tokens of that answer, the end token included."""
     scored = example.loss_weights > 0
     start = int(scored.argmax())  # labels are shifted: this token is the last before the answer
     end = start + int((~scored[start:]).argmax()) if not scored[start:].all() else len(scored)

@@ -28,10 +28,10 @@ from molmo2_nemo.settings.run import ClusterConfig, ModelSelection, ParallelConf
 
 
 class WeightedLossReduction(MegatronLossReduction):
-    """Adds up a step's sums of weighted losses and of weights; what they are is said in model/loss.py.
+    """Adds up a step's sums of weighted losses and of weights; model/loss.py says what they are.
 
     Args:
-        result: of the step; gets the loss, the sums of tasks, and this rank's sum of weights.
+        result: of the step; receives the loss, the sums of tasks, and this rank's sum of weights.
         num_tasks: tasks that the loss is also logged for, see PackInputs.tasks.
     """
 
@@ -58,10 +58,10 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     """Molmo2 for `nemo.lightning.Trainer` with `MegatronStrategy`.
 
     Args:
-        model: which one; a preset's name stands for that preset with the options of ModelSelection. A Molmo2Config is
-            taken as it is.
+        model: what to train; a preset's name stands for that preset with the options of ModelSelection. A Molmo2Config
+            is taken as it is.
         optim: optimizer module; None for inference and conversion.
-        stage: what trains, adapters, dropout and loss; the optimizer's part of it is in `optim` already.
+        stage: trainable parts, adapters, dropout and loss; the optimizer's part of the stage is in `optim`.
         memory: what is traded for memory.
         parallel: how ranks that share a pack work together.
         seed: fresh parameters are drawn from it, alike under every layout.
@@ -183,7 +183,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
 
 def is_first_of_replica(*, context: bool = True) -> bool:
-    """True on one rank of those that work on the same packs; without `context`, of each context rank's."""
+    """True on one of the ranks that work on the same packs; without `context`, on one for each context rank."""
     return (
         parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.is_pipeline_first_stage()
@@ -192,7 +192,7 @@ def is_first_of_replica(*, context: bool = True) -> bool:
 
 
 def chosen_model(model: ModelSelection | Molmo2Config | str | None, stage: StageConfig) -> Molmo2Config:
-    """The model that is asked for, with the stage's adapters."""
+    """The configuration of the selected model, with the stage's adapters."""
     if isinstance(model, Molmo2Config):
         return with_options(model, lora=stage.lora, attention=model.attention)
     if isinstance(model, str):
@@ -206,7 +206,8 @@ def context_settings(parallel: ParallelConfig) -> ContextSettings:
 
 
 def freeze(model: Molmo2Model, trainable: Trainable) -> None:
-    """Switch off gradients of what does not train. Names decide, see `OptimConfig` for the groups."""
+    """Switches off gradients of parts that are not trainable. Parameters' names decide; `OptimConfig` has the
+    groups."""
     from molmo2_nemo.nemo.optimizer import group_of
 
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Molmo2's optimizer on NeMo: groups with their own rate, warm-up and clipping; weighted-mean gradients.
+"""Molmo2's optimizer on NeMo: groups with their own learning rate, warm-up and clipping; weighted-mean gradients.
 
 NeMo 2.7's `MegatronOptimizerModule` calls Megatron-core with arguments that 0.16 no longer takes, clips one global norm
 and warms every group up alike; this subclass does what the published recipe says instead:
@@ -52,13 +52,13 @@ class Molmo2Optimizer(MegatronOptimizerModule):
     """AdamW as published, on Megatron-core's (distributed) optimizer.
 
     Args:
-        optim: rates, warm-ups, betas and clipping.
+        optim: learning rates, warm-ups, betas and clipping.
         max_steps: horizon of the cosine, in optimizer steps.
         bf16: parameters are bf16 with fp32 master weights.
         distributed: shard master weights and moments over data-parallel ranks.
         faults: which steps are skipped.
 
-    `result` is of the current step: Molmo2Module puts a fresh one there when a step begins.
+    `result` is the StepResult of the current step, which Molmo2Module renews when a step begins.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         return [_NeMoOptimizer(clipping)]
 
     def _skips(self, norms: dict[str, float], rates: dict[str, float]) -> bool:
-        """Put down what the optimizer knows of the step; whether it must not be taken."""
+        """Write the optimizer's figures into the step result; True if the step must be skipped."""
         result = self.result
         result.gradient_norms, result.learning_rates = norms, rates
         loss = None if result.loss is None else float(result.loss)
@@ -151,7 +151,7 @@ class GroupClippingOptimizer(ChainedOptimizer):
         self.clip_grad, self.skips = clip_grad, skips
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """As Megatron's, but groups are matched by their names, and every parameter gets a `step` of its own: Megatron
+        """Load a state, groups matched by their names. Every parameter gets a `step` of its own: Megatron
         gives all of torch's AdamW states one and the same tensor, which would be counted up once per parameter."""
         name_saved_groups(state_dict)
         super().load_state_dict(state_dict)

@@ -39,7 +39,7 @@ from molmo2_nemo.settings.run import RunConfig
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
-    """Everything of one stage, not yet built: model, data, trainer, log and resume."""
+    """The recipe of one stage, nothing built yet: model, data, trainer, log and resume."""
     folder = paths.stage_dir(cfg)
     return run.Partial(
         llm.train,
@@ -59,7 +59,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
 
 
 def dynamic_settings(cfg: RunConfig) -> run.Config | None:
-    """How packs are assigned to blocks of the context group, where they are."""
+    """Settings of dynamic context parallelism; None where the run does not use it."""
     if not cfg.parallel.dynamic_context:
         return None
     return run.Config(
@@ -128,7 +128,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         limit_val_batches=0,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
-        logger=False,  # NeMoLogger brings those that are asked for
+        logger=False,  # NeMoLogger adds those that the run uses
         enable_model_summary=False,
         log_every_n_steps=cfg.log_every,
         use_distributed_sampler=False,
@@ -184,7 +184,7 @@ def wandb(cfg: RunConfig, folder: Path) -> run.Config | None:
     """The logger to Weights & Biases, if it is asked for.
 
     Raises:
-        UserError: it is, but the package is not there.
+        UserError: the package wandb is not installed.
     """
     if cfg.log.wandb is None:
         return None
@@ -229,7 +229,7 @@ def devices_per_node(cfg: RunConfig) -> int:
 
 
 def plugins(cfg: RunConfig) -> list[run.Config]:
-    """Precision, and where ranks come from."""
+    """Plugins for precision, and for where ranks come from."""
     found = []
     if cfg.cluster.precision == "bf16":
         found.append(run.Config(nl.MegatronMixedPrecision, precision="bf16-mixed", grad_reduce_in_fp32=True))

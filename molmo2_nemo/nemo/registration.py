@@ -28,9 +28,9 @@ class HFMolmo2Importer(io.ModelConnector[Any, Molmo2Module]):
     """A Hugging Face folder (either format) -> a NeMo checkpoint, tensor by tensor."""
 
     def init(self) -> Molmo2Module:
-        from molmo2_nemo.convert.hf_config import read_config
+        from molmo2_nemo.convert.hf_config import read_model_config
 
-        config, _ = read_config(Path(str(self)))
+        config, _ = read_model_config(Path(str(self)))
         return Molmo2Module(config.name if config.name in PRESETS else config)
 
     def apply(self, output_path: Path) -> Path:

@@ -1,6 +1,6 @@
-"""The log of a run: one JSON line and one set of scalars per optimizer step, and progress a person can follow.
+"""The log of a run: one JSON line and one set of scalars per optimizer step, and progress on the terminal.
 
-What is logged is in metrics/, a file a subject.
+What is logged is in metrics/, one file per subject.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class StepLog(pl.Callback):
         self.path = Path(folder) / METRICS
         self.stage, self.log_every, self.max_crops = stage, log_every, max_crops
         self.peak = peak_tflops if peak_tflops is not None else known_peak()
-        self.data: dict[str, dict[str, int]] = {}  # at the end: records skipped per cause, and what else was counted
+        self.data: dict[str, dict[str, int]] = {}  # filled at the end: records skipped per cause, and other counts
         self.metrics = metrics.found()
         self._bar: Any = None
         self._clock = 0.0

@@ -1,4 +1,4 @@
-"""What one optimizer step was: written as the step runs, read by the optimizer, the fault guard and the log."""
+"""The result of one optimizer step: written as the step runs, read by the optimizer, the fault guard and the log."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from molmo2_nemo.model.config import Molmo2Config, Trainable
 
 @dataclass
 class StepStatistics:
-    """Counts of one step."""
+    """Counts of one rank's micro-batches of a step."""
 
     tokens: int = 0  # without padding
     padded_tokens: int = 0  # with padding
@@ -27,7 +27,7 @@ class StepStatistics:
     keys: list[str] = field(default_factory=list)  # of the records
 
     def add(self, batch: Batch, model: Molmo2Config, trainable: Trainable) -> None:
-        """Count a micro-batch; `model` is whose FLOPs it costs, `trainable` what of it trains."""
+        """Count a micro-batch, its FLOPs for a `model` of which the parts in `trainable` are trained."""
         counts = PackCounts.of(batch, model.visual_attention, model.text.vocab_size)
         self.tokens += counts.tokens
         self.padded_tokens += batch.example_ids.size

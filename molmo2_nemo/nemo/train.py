@@ -22,7 +22,7 @@ from molmo2_nemo.files import write_json
 from molmo2_nemo.nemo import signals
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.attempt import heartbeat, this_process
 from molmo2_nemo.rundir.checkpoint_manifest import step_folder
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.rundir.summary import write_summary
@@ -40,7 +40,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         The summary: stage, layout, steps, first and last loss, tokens, fill, checkpoint.
 
     Raises:
-        UserError, OSError: something the user can mend, most of it found before the first step.
+        UserError, OSError: something the user can fix, most of it found before the first step.
         Preempted: SIGTERM or SIGUSR1 ended the run early, after a checkpoint.
     """
     with signals.watched():
@@ -64,7 +64,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     attempt = {**this_process(), "layout": layout(cfg)}
     if first := os.environ.get("RANK", "0") == "0":
         write_json(folder / paths.ATTEMPT, attempt, indent=None)
-    with alive(folder / paths.ATTEMPT) if first else nullcontext():
+    with heartbeat(folder / paths.ATTEMPT) if first else nullcontext():
         run_stage = fiddle.build(stage_recipe(cfg))
         trainer = run_stage.keywords["trainer"]
         try:
@@ -81,7 +81,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     metrics = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if first and not metrics.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
-    steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all of them, also those before a resume
+    steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all steps, including those before a resume
     tokens = sum(m["tokens"] for m in steps)
     losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
     summary = {
@@ -102,8 +102,8 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
 
 @contextmanager
 def importing_much() -> Iterator[None]:
-    """For imports of thousands of modules, which all stay: looking through them for garbage, again and again as they
-    come in, takes a fifth of the time, and more whenever garbage is collected later."""
+    """Switches garbage collection off while thousands of modules are imported, none of which is garbage: searching them
+    again and again takes a fifth of the time, and more in every later collection."""
     gc.disable()
     try:
         yield

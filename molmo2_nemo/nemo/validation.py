@@ -101,8 +101,8 @@ class Validation(pl.Callback):
             append_line(self.path, {**line, "seconds": time.perf_counter() - start})
             for logger in trainer.loggers:
                 logger.log_metrics({f"validation/{k}": v for k, v in losses.items() if v is not None}, step=step)
-            told = ", ".join(f"{name} {'-' if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
-            print(f"{self.stage} step {step}  validation loss: {told}", flush=True)
+            reported = ", ".join(f"{name} {'-' if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
+            print(f"{self.stage} step {step}  validation loss: {reported}", flush=True)
 
     def _score(self, trainer: pl.Trainer, reader: ExampleReader) -> tuple[float | None, int] | None:
         """Loss of a data set (None if nothing could be scored) and records that could not be used; None when the run is
@@ -117,7 +117,7 @@ class Validation(pl.Callback):
         for chunk in chunks:
             chunk.eval()
         with torch.no_grad():
-            for pack in self._until_told(trainer, packs(reader, mine, self.data.packing, skipped)):
+            for pack in self._until_all_done(trainer, packs(reader, mine, self.data.packing, skipped)):
                 found = schedule(
                     forward_step_func=_forward,
                     data_iterator=iter([pack]),
@@ -140,14 +140,14 @@ class Validation(pl.Callback):
         loss, weight, bad = both.tolist()
         return (loss / weight if weight > 0 else None), int(bad)
 
-    def _until_told(self, trainer: pl.Trainer, mine: Iterator[Batch]) -> Iterator[Batch]:
+    def _until_all_done(self, trainer: pl.Trainer, mine: Iterator[Batch]) -> Iterator[Batch]:
         """This rank's packs, until all ranks have had theirs or a signal ends the run. All ranks ask together before
         every pack, also those that have none left."""
         stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))  # type: ignore[attr-defined]
         while True:
             pack = next(mine, None)
-            told, more = stop.leaves(trainer, wish=pack is not None)
-            if told or not more:
+            ends, more = stop.leaves(trainer, wish=pack is not None)
+            if ends or not more:
                 return
             if pack is not None:
                 yield pack

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from molmo2_nemo.attention.automatic import automatic
-from molmo2_nemo.cost.efficiency import KERNELS, NEAREST, Efficiency
+from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
 from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import Step, step_time
@@ -146,7 +146,7 @@ def efficiency_of(cfg: RunConfig, model: Molmo2Config) -> tuple[str, Efficiency]
     if name == "auto":
         name = automatic("cuda", "bfloat16", model.text.head_dim)
     implementation = {"flash": "flash2"}.get(name, name)
-    return implementation, KERNELS[NEAREST.get(implementation, implementation)]
+    return implementation, EFFICIENCIES[SAME_EFFICIENCY.get(implementation, implementation)]
 
 
 def _way(layout: Layout) -> tuple[int, int, int]:

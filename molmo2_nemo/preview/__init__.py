@@ -1,1 +1,1 @@
-"""Draws what the model really sees: crops, frames, tokens, trees and masks, as one HTML page and PNGs."""
+"""Renders what the model really sees (crops, frames, tokens, trees, masks) and how a run went, as HTML."""

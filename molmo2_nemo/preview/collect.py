@@ -1,4 +1,4 @@
-"""What to draw: packs of a stage exactly as training would get them, or one record on its own."""
+"""The input of a preview: packs of a stage exactly as training would get them, or one record on its own."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Part:
 
     @property
     def root_tokens(self) -> int:
-        """Tokens that every branch sees. Of an example with one conversation: those before it."""
+        """Number of tokens that every branch sees; in an example with one conversation, those before it."""
         return int(self.example.info.get("root_tokens", self.example.num_tokens))
 
     def branches(self) -> list[slice]:
-        """Tokens of each branch, counted from the example's first."""
+        """The tokens of each branch, counted from the example's first token."""
         ids = self.example.branch_ids
         if (ids == ROOT_BRANCH).all():
             return [slice(self.root_tokens, self.example.num_tokens)]
@@ -56,16 +56,16 @@ class Part:
 
 @dataclass(slots=True)
 class PackView:
-    """One pack with the examples it was made of."""
+    """One pack with the examples in it."""
 
     title: str
     batch: Batch  # a single row
     parts: list[Part]
     budget: tuple[int, int]  # tokens and crops that a pack may hold
-    skipped: dict[str, int] = field(default_factory=dict)  # records that could not be used until here, by cause
+    skipped: dict[str, int] = field(default_factory=dict)  # records skipped so far, by cause
 
     def mask(self, vocab_size: int, visual_attention: str) -> TokenMask:
-        """The mask as the model makes it from the pack."""
+        """The attention mask that the model makes from the pack."""
         ids, visual = torch.from_numpy(self.batch.input_ids), torch.from_numpy(self.batch.visual)
         blocks = image_numbers(ids, visual, vocab_size)
         example_ids, branch_ids = torch.from_numpy(self.batch.example_ids), torch.from_numpy(self.batch.branch_ids)
@@ -73,7 +73,7 @@ class PackView:
 
 
 class _Remember:
-    """Builds like the real builder and keeps what it built, for the parts of an example that a batch does not carry."""
+    """Wraps the real builder and keeps its examples, for the parts of an example that a batch does not carry."""
 
     def __init__(self, builder: Any, built: dict[str, list[Example]]) -> None:
         self.builder, self.built = builder, built
@@ -89,11 +89,11 @@ def _find_built(built: dict[str, list[Example]], key: str, input_ids: np.ndarray
     for example in built[key]:
         if np.array_equal(example.input_ids, input_ids[: example.num_tokens]):
             return example, example.num_tokens
-    raise AssertionError(f"a pack holds an example of {key} that nobody built")
+    raise AssertionError(f"a pack holds an example of {key} that was never built")
 
 
 def data_config(cfg: RunConfig) -> DataConfig:
-    """The data settings as the trainer uses them (visual ids begin behind the model's base rows), in this process."""
+    """The data settings as the trainer uses them (visual ids follow the model's base rows), but without workers."""
     return dataclasses.replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size, num_workers=0)
 
 
@@ -101,7 +101,7 @@ def packs(cfg: RunConfig, count: int, rank: int = 0, ranks: int = 1) -> list[Pac
     """The first `count` packs of one of `ranks` data-parallel ranks, from the loader itself, in the order packed.
 
     Raises:
-        DataError: sources that cannot be opened, or record after record that cannot be used.
+        DataError: a source cannot be opened, or too many records cannot be used.
     """
     per_step = max(1, cfg.stage.global_batch_size // ranks)
     stream = PackStream(data_config(cfg), micro_batch_size=1, dp_rank=rank, dp_size=ranks, batches_per_step=per_step)
@@ -128,12 +128,13 @@ def packs(cfg: RunConfig, count: int, rank: int = 0, ranks: int = 1) -> list[Pac
 
 
 def record(cfg: RunConfig, key: str) -> PackView:
-    """One record as an example of epoch 0, alone in a pack that is just long enough.
+    """One record, built as an example of epoch 0, alone in a pack that is just long enough.
 
     Args:
         key: "key" or "shard:key"; the first data set that has it is taken.
     Raises:
-        DataError: no such record; BadRecord: it cannot be used (that is what training would skip it for).
+        DataError: no such record.
+        BadRecord: it cannot be used, for the reason that training would skip it.
     """
     data = data_config(cfg)
     for name in normalised_rates(data.sources, data.groups, data.missing):
@@ -159,7 +160,7 @@ def record(cfg: RunConfig, key: str) -> PackView:
 
 
 def _find(dataset: ShardDataset, key: str) -> int | None:
-    """Number of the record in the data set, from the shards' indexes alone."""
+    """Index of the record in the data set, found in the shards' indexes alone; None if it is not there."""
     shard_name, _, own = key.rpartition(":")
     for number, shard in enumerate(dataset.shards):
         if shard_name and shard["name"] != shard_name:

@@ -10,12 +10,12 @@ from typing import Any
 from molmo2_nemo.rundir.progress import StageProgress
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
-POINTS = 700  # of a curve; longer ones are averaged, so that the page stays small
+POINTS = 700  # of a curve; longer curves are averaged, so that the page stays small
 COLOURS = ("#2a6f97", "#c8553d", "#4f8a4b", "#8e6bb0", "#b98b2e", "#4aa3a2", "#a34a6f", "#5b6875", "#7a9a2e", "#d08c8c")
 
 
 def figure(draw: Callable[[Any, Sequence[StageProgress]], str | None], stages: Sequence[StageProgress]) -> str:
-    """A chart as inline SVG with its caption; nothing where the run has no such figures."""
+    """A chart as inline SVG with its caption; "" where the run has no values for it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -51,7 +51,7 @@ def figure(draw: Callable[[Any, Sequence[StageProgress]], str | None], stages: S
 
 
 def offsets(stages: Sequence[StageProgress]) -> dict[str, int]:
-    """Steps before each stage."""
+    """Number of steps before each stage."""
     found, total = {}, 0
     for stage in stages:
         found[stage.name] = total
@@ -60,7 +60,7 @@ def offsets(stages: Sequence[StageProgress]) -> dict[str, int]:
 
 
 def series(stages: Sequence[StageProgress], value: Callable[[dict[str, Any]], float | None]) -> list[tuple[list, list]]:
-    """Points (steps, values) of a figure, one curve per stage; of a stage with more than POINTS steps, means."""
+    """(steps, values) of a metric, one curve per stage; averaged for a stage with more than POINTS steps."""
     curves, before = [], offsets(stages)
     for stage in stages:
         points = [(before[stage.name] + m["step"], value(m)) for m in stage.steps]
@@ -75,7 +75,7 @@ def series(stages: Sequence[StageProgress], value: Callable[[dict[str, Any]], fl
 def _lines(
     axes: Any, stages: Sequence[StageProgress], names: dict[str, Callable[[dict[str, Any]], float | None]]
 ) -> bool:
-    """A curve for each name, the same colour in all stages; False where none has a point."""
+    """Draw a curve for each name, in the same colour in all stages; returns whether any has a point."""
     drawn = False
     for index, (name, value) in enumerate(names.items()):
         label: str | None = name if len(names) > 1 else None
@@ -111,7 +111,7 @@ def _tasks(axes: Any, stages: Sequence[StageProgress]) -> str | None:
 
 
 def _of_groups(figure: str) -> dict[str, Callable[[dict[str, Any]], float | None]]:
-    """A figure that a line has of every optimizer group; 0 counts as none."""
+    """A metric that a line of the log has for every optimizer group; 0 counts as missing."""
     return {group: lambda m, key=f"{figure}_{group}": m.get(key) or None for group in OPTIMIZER_GROUPS}  # type: ignore
 
 
@@ -152,7 +152,7 @@ def _fill(axes: Any, stages: Sequence[StageProgress]) -> str | None:
 def _times(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     _lines(axes, stages, {"step": lambda m: m["seconds"], "waiting for data": lambda m: m.get("wait")})
     axes.set_ylim(bottom=0)
-    return "Seconds of a step, and those of them that it waited for data."
+    return "Seconds per step, and the part of them spent waiting for data."
 
 
 CHARTS = (_loss, _tasks, _norms, _learning_rates, _speed, _mfu, _fill, _times)

@@ -23,7 +23,7 @@ ROOT = "#8c96a3"
 PADDING = "#e6e8eb"
 BRANCHES = ("#4e79a7", "#59a14f", "#b07aa1", "#3aa6a0", "#d1495b", "#a3a500", "#8a6d4f", "#e377a2")
 INK = "#1f2933"
-WINDOW_LINE = np.array([236, 0, 130], np.float32)  # rare in photos, seen on white and black
+WINDOW_LINE = np.array([236, 0, 130], np.float32)  # rare in photos, visible on white and black
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
@@ -43,16 +43,16 @@ def unpatchify(crops: np.ndarray) -> np.ndarray:
 
 
 def window_map(pooling: np.ndarray, num_crops: int, patches: int) -> np.ndarray:
-    """Which pooling row each patch feeds: int64 [C, G, G], -1 where no row takes it (the cut margins of tiles)."""
+    """The pooled token of each patch: int64 [C, G, G], -1 for patches in no window (the cut margins of tiles)."""
     found = np.full(num_crops * patches, -1, np.int64)
-    rows, slots = np.nonzero(pooling >= 0)
-    found[pooling[rows, slots]] = rows
+    tokens, positions = np.nonzero(pooling >= 0)
+    found[pooling[tokens, positions]] = tokens
     grid = math.isqrt(patches)
     return found.reshape(num_crops, grid, grid)
 
 
 def draw_crop(pixels: np.ndarray, windows: np.ndarray, side: int) -> Image.Image:
-    """One crop with lines between pooling windows; patches that no window takes are dimmed.
+    """One crop with lines between pooling windows; patches in no window are dimmed.
 
     Args:
         pixels: uint8 [side_px, side_px, 3]; windows: int64 [G, G]; side: of the result, pixels.
@@ -72,7 +72,7 @@ def draw_crop(pixels: np.ndarray, windows: np.ndarray, side: int) -> Image.Image
 
 
 def crop_captions(part: Part) -> list[str]:
-    """What each crop of an example is: a view of an image, or a frame with its time."""
+    """A caption for each crop of an example: the view of an image, or the time of a frame."""
     info = part.example.info
     if "frame_times" in info:
         return [f"{seconds:.1f} s" for seconds in info["frame_times"]]
@@ -86,9 +86,9 @@ def crop_captions(part: Part) -> list[str]:
 
 
 def contact_sheet(part: Part, *, limit: int, width: int = 1200) -> tuple[Image.Image, int] | None:
-    """Crops of an example with their captions in rows, and how many are drawn; None without crops.
+    """A sheet of an example's crops with captions, and the number of crops drawn; None without crops.
 
-    Of more than `limit` crops an even choice is drawn, the first and last among them.
+    Of more than `limit` crops, evenly spaced ones are drawn, including the first and the last.
     """
     example = part.example
     count = example.num_crops
@@ -113,7 +113,7 @@ def contact_sheet(part: Part, *, limit: int, width: int = 1200) -> tuple[Image.I
 
 
 def shown_branches(view: PackView) -> np.ndarray:
-    """The branch whose colour each token of a pack gets: int64 [S]. A lone conversation counts as branch 0."""
+    """The branch that determines the colour of each token of a pack: int64 [S]. A lone conversation is branch 0."""
     found = np.full(view.batch.input_ids.shape[1], ROOT_BRANCH, np.int64)
     for part in view.parts:
         for branch, tokens in enumerate(part.branches()):
@@ -124,8 +124,8 @@ def shown_branches(view: PackView) -> np.ndarray:
 def mask_image(mask: TokenMask, length: int, shown: np.ndarray, *, side: int = 960) -> np.ndarray:
     """The mask of the first `length` tokens, drawn from `TokenMask.rows` in blocks: uint8 [R, R, 3].
 
-    One pixel stands for a square of tokens; its colour mixes by the number of allowed pairs: visual pairs orange, keys
-    in a branch (`shown`, int64 [S]) in its colour, keys in the root grey, what is not allowed white.
+    One pixel stands for a square of token pairs; its colour is a mix weighted by the number of allowed pairs: visual
+    pairs orange, keys in a branch (`shown`, int64 [S]) in its colour, keys in the root grey, masked pairs white.
     """
     cell = max(1, -(-length // side))
     cells = -(-length // cell)
@@ -134,7 +134,7 @@ def mask_image(mask: TokenMask, length: int, shown: np.ndarray, *, side: int = 9
     colours = torch.tensor([rgb(ROOT), *(rgb(c) for c in BRANCHES), rgb(VISUAL)], dtype=torch.float32)  # [1 + 8 + 1, 3]
     owner = torch.arange(length) // cell  # the cell of each token
     widths = torch.bincount(owner, minlength=cells).float()
-    per_pass = max(1, 4_000_000 // (length * cell))  # rows of cells at a time: a few million pairs
+    per_pass = max(1, 4_000_000 // (length * cell))  # rows of cells per pass, so that a pass has a few million pairs
     image = torch.empty(cells, cells, 3)
     for first in range(0, cells, per_pass):
         last = min(first + per_pass, cells)
@@ -167,7 +167,7 @@ def enlarge(pixels: np.ndarray, side: int) -> Image.Image:
 
 
 def token_colours(view: PackView) -> np.ndarray:
-    """Colour of each token of a pack: uint8 [S, 3]. Visual first, then branch, root, padding."""
+    """Colour of each token of a pack: uint8 [S, 3], by the first that applies of visual, branch, root, padding."""
     batch = view.batch
     colours = np.zeros((batch.input_ids.shape[1], 3), np.uint8)
     shown = shown_branches(view)
@@ -179,7 +179,7 @@ def token_colours(view: PackView) -> np.ndarray:
 
 
 def token_strip(view: PackView, *, width: int = 1200, height: int = 74) -> Image.Image:
-    """The pack from left to right: kinds of tokens above, loss weights as bars below, examples parted by lines."""
+    """The pack from left to right: kinds of tokens above, loss weights as bars below, lines between examples."""
     length = view.batch.input_ids.shape[1]
     at = (np.arange(width) * length // width).clip(0, length - 1)
     strip = np.full((height, width, 3), 255, np.uint8)
@@ -199,7 +199,7 @@ def token_strip(view: PackView, *, width: int = 1200, height: int = 74) -> Image
 
 
 def overview(view: PackView, square: Image.Image) -> Image.Image:
-    """Strip and mask of a pack on one sheet, for the PNG file."""
+    """The strip and the mask of a pack in one image, for the PNG file."""
     used = sum(part.example.num_tokens for part in view.parts)
     strip = token_strip(view, width=960)
     sheet = Image.new("RGB", (strip.width + 40, square.height + strip.height + 110), "white")

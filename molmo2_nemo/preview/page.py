@@ -1,4 +1,4 @@
-"""The HTML page: self-contained (images inline, no scripts, no other hosts), every text of the data escaped."""
+"""The HTML page of a preview: self-contained (inline images, no scripts, no other hosts), with all data escaped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from molmo2_nemo.preview import draw
 from molmo2_nemo.preview.collect import PackView, Part
 from molmo2_nemo.settings.run import RunConfig
 
-MAX_CROPS = 64  # drawn of one example
-MAX_CHIPS = 700  # tokens written out of one example; runs of the same visual token count once
-MAX_TEXT = 600  # characters of a message in the tree
+MAX_CROPS = 64  # crops drawn of one example
+MAX_CHIPS = 700  # tokens shown of one example; a run of the same visual token counts once
+MAX_TEXT = 600  # characters shown of a message in the tree
 
 STYLE = """
 :root { color-scheme: light }
@@ -83,7 +83,7 @@ def write_pages(
 
 
 def legend(views: list[PackView]) -> str:
-    """What the colours mean, once for the page."""
+    """The legend of the colours, once per page."""
     most = max((len(part.branches()) for view in views for part in view.parts), default=1)
     entries = [("visual token", draw.VISUAL), ("root text (seen by every branch)", draw.ROOT)]
     entries += [(f"branch {i}", colour) for i, colour in enumerate(draw.BRANCHES[:most])]
@@ -110,8 +110,8 @@ def pack_section(
         f"<img class=strip src='{strip}' alt='the tokens of the pack from left to right, loss weights below'>"
         "<div class=note>the pack from left to right; bars: loss weight of each token</div>"
         f"<div class=pack><div><img class=mask src='{image}' alt='attention mask'>"
-        "<div class=note>attention mask: a row is a token that looks, a column one that is looked at; white: may not. "
-        "Paler: part of the tokens under the pixel. Padding is left out.</div></div>"
+        "<div class=note>attention mask: rows are queries, columns are keys; white: masked. "
+        "Paler: only part of the pairs under the pixel are allowed. Padding is left out.</div></div>"
         f"<div>{pack_numbers(view)}</div></div>{parts}"
     )
 
@@ -127,7 +127,7 @@ def pack_numbers(view: PackView) -> str:
     ]
     if view.skipped:
         causes = ", ".join(f"{cause}: {count}" for cause, count in sorted(view.skipped.items()))
-        lines.append(f"skipped until here: {_text(causes)}")
+        lines.append(f"skipped so far: {_text(causes)}")
     rows = "".join(
         f"<tr><td class=n>{i}</td><td><a href='#{_anchor(view, i)}'>{_text(p.example.key)}</a></td>"
         f"<td class=n>{p.example.num_tokens:,}</td><td class=n>{p.example.num_crops}</td>"
@@ -151,7 +151,7 @@ def example_section(
         crops = (
             f"<h3>{visual_summary(part)}{some}</h3><img class=crops src='{draw.data_uri(image, photo=True)}' "
             "alt='crops with pooling windows'><div class=note>magenta: pooling windows, each one visual token; dimmed: "
-            "margins of tiles that no window takes</div>"
+            "margins of tiles outside every window</div>"
         )
     return (
         f"<div id='{anchor}'><h3>{number}. {_text(example.key)}</h3>{tree(part)}{crops}"
@@ -160,7 +160,7 @@ def example_section(
 
 
 def visual_summary(part: Part) -> str:
-    """One line about the images or the video."""
+    """A one-line summary of the images or the video."""
     info = part.example.info
     if "frame_times" in info:
         width, height = info["size"]
@@ -198,7 +198,7 @@ def tree(part: Part) -> str:
 
 
 def chips(part: Part, tokenizer: Molmo2Tokenizer) -> str:
-    """The tokens in order; runs of one visual token are counted, the others written out."""
+    """The tokens in order; a run of the same visual token is shown once with its length."""
     example = part.example
     ids = example.input_ids
     branch = np.full(len(ids), -1)
@@ -218,7 +218,7 @@ def chips(part: Part, tokenizer: Molmo2Tokenizer) -> str:
             out.append(_chip(example, at, int(branch[at]), tokenizer))
         at = stop
     rest = f" <span class=note>and {len(ids) - at:,} more</span>" if at < len(ids) else ""
-    return f"<div class=chips>{''.join(out)}{rest}</div><div class=note>underlined: the next token is learned here; " \
+    return f"<div class=chips>{''.join(out)}{rest}</div><div class=note>underlined: the next token has a loss; " \
         "hover for position, weight and label</div>"  # fmt: skip
 
 

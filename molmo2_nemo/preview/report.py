@@ -1,5 +1,7 @@
-"""One HTML page about a run: its stages in a table, curves, what was skipped, the settings. No scripts, no other hosts;
-every text of the run escaped."""
+"""The HTML report of a run: a table of its stages, curves, incidents, and the settings.
+
+The page has no scripts and refers to no other hosts; all text of the run is escaped.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,14 @@ pre { font: 12px/1.45 ui-monospace, monospace; background: #f5f6f8; padding: 10p
 
 
 def page(stages: Sequence[StageProgress], title: str) -> str:
-    """The whole page.
+    """The whole page as HTML.
 
     Raises:
-        UserError: no stage has made a step yet, so there is nothing to show.
+        UserError: no stage has finished a step yet, so there is nothing to show.
     """
     shown = [s for s in stages if s.steps]
     if not shown:
-        raise UserError(f"{title}: no stage has made a step yet; molmo2 status {title} says where they are")
+        raise UserError(f"{title}: no stage has finished a step yet; molmo2 status {title} shows their state")
     model = shown[0].config.model.preset if shown[0].config else ""
     charts = "".join(figure(draw, shown) for draw in CHARTS)
     sections = [
@@ -66,7 +68,7 @@ def page(stages: Sequence[StageProgress], title: str) -> str:
 
 
 def table(stages: Sequence[StageProgress]) -> str:
-    """One row per stage."""
+    """A table with one row per stage."""
     columns = ("stage", "state", "layout", "steps", "first loss", "last loss", "tokens", "time", "tokens/s", "MFU",
                "fill", "crops")  # fmt: skip
     rows = []
@@ -89,14 +91,14 @@ def table(stages: Sequence[StageProgress]) -> str:
             *(_mean(steps, name) for name in ("mfu", "fill", "crop_fill")),
         ]
         rows.append(cells)
-    known = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]  # no MFU on CPU, for one
+    known = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]  # there is no MFU on a CPU
     head = "".join(f"<th>{_text(columns[i])}</th>" for i in known)
     body = "".join(f"<tr>{''.join(f'<td>{_text(row[i])}</td>' for i in known)}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def incidents(stages: Sequence[StageProgress]) -> str:
-    """Skipped steps, skipped records, errors."""
+    """A table of skipped steps, skipped records and errors."""
     rows = []
     for stage in stages:
         for fault in stage.faults[-20:]:

@@ -24,13 +24,13 @@ BEAT = 20.0  # seconds between two touches
 
 
 def this_process() -> dict[str, Any]:
-    """What attempt.json says of the process that makes the attempt."""
+    """The entries of attempt.json that identify the process at work, which is this one."""
     pid = os.getpid()
     return {"time": time.time(), "host": socket.gethostname(), "pid": pid, "started": process_start(pid)}
 
 
 @contextmanager
-def alive(path: Path) -> Iterator[None]:
+def heartbeat(path: Path) -> Iterator[None]:
     """Touches the file every BEAT seconds as long as the block lasts."""
     over = threading.Event()
 
@@ -39,7 +39,7 @@ def alive(path: Path) -> Iterator[None]:
             try:
                 os.utime(path)
             except OSError:
-                pass  # of no weight beside what the run itself would meet
+                pass  # whatever is wrong there, the run itself will meet it
 
     thread = threading.Thread(target=beat, name="sign of life", daemon=True)
     thread.start()

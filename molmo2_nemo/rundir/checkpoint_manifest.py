@@ -1,5 +1,5 @@
-"""manifest.json of a checkpoint: its files with sizes and checksums, written last; and what it says of the checkpoint
-later. (The manifest of a data set is another: data/manifest.py.)
+"""manifest.json of a checkpoint: its files with sizes and checksums, written last, by which the checkpoint is verified
+later. (The manifest of a data set is another one: data/manifest.py.)
 
 A checkpoint is whole if its folder has a manifest and no mark of an unfinished one beside it. `molmo2 status` reads
 these folders while a run writes them.

@@ -1,4 +1,4 @@
-"""JSON-lines files of a run: what a killed process left half written spoils neither the lines before nor those after.
+"""JSON-lines files of a run: a line that a killed process left half written spoils none before or after it.
 
 No torch here: `molmo2 status` reads these files while a run writes them.
 """
@@ -12,13 +12,13 @@ from typing import Any
 from molmo2_nemo.files import write_text
 from molmo2_nemo.rundir.paths import METRICS
 
-RENAMED = {  # file -> old key of its lines -> the one they have
+RENAMED = {  # file -> old key of its lines -> the current one
     METRICS: {"slots": "padded_tokens"},
 }
 
 
 def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, Any]]:
-    """The objects of the file, in order, with the keys that they have today; empty where there is no file.
+    """The objects of the file, in order, under their current keys; empty where there is no file.
 
     Args:
         needed: keys that a line must have, with the type of their values. Other lines are left out, as are those that
@@ -64,7 +64,7 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 
 
 def cut_lines(path: Path, step: int) -> None:
-    """Drop lines of later steps, which a resumed run will write again. Those that stay get the keys of today."""
+    """Drop lines of later steps, which a resumed run will write again. Those that stay get their current keys."""
     if path.exists():
         kept = (line for line in read_lines(path, step=int) if line["step"] <= step)
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -20,7 +20,7 @@ class Locked(UserError):
 
 @contextmanager
 def only_run(folder: Path, wait: float = 0.0) -> Iterator[None]:
-    """Keeps a second run out of the folder while this one lasts; the system lifts the lock of a killed process.
+    """Keeps a second run out of the folder while the block lasts; the system lifts the lock of a killed process.
 
     Args:
         wait: seconds to wait for another run to end. On a network file system the lock of a node that died is lifted

@@ -1,4 +1,4 @@
-"""How far the stages of a run are, from the files in its folder alone: for `molmo2 status` and `molmo2 report`."""
+"""How far the stages of a run have got, from the files in its folder alone: for `molmo2 status` and `molmo2 report`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from molmo2_nemo.settings.run import RunConfig
 State = Literal["waiting", "starting", "running", "stopped", "failed", "finished"]
 
 RECENT = 20  # steps that rates are averaged over
-QUIET = 180.0  # seconds without a sign of life after which a run on another machine counts as stopped; it gives many
+QUIET = 180.0  # seconds without a sign of life after which a run on another machine counts as stopped
 
 
 @dataclass
@@ -54,7 +54,7 @@ class StageProgress:
 
     @property
     def loss(self) -> float | None:
-        """Of the last step that had one."""
+        """The loss of the last step that had one."""
         return next((m["loss"] for m in reversed(self.steps) if m.get("loss") is not None), None)
 
     @property
@@ -68,11 +68,11 @@ class StageProgress:
 
     @property
     def skipped_steps(self) -> int:
-        """As the last step counted them."""
+        """Steps skipped since the run began, as of its last step."""
         return int(self.steps[-1].get("skipped_steps", 0)) if self.steps else 0
 
     def rate(self, name: str, per: str | None = None) -> float | None:
-        """Mean of a figure over the last steps; with `per`, sum over sum."""
+        """Mean of a figure over the last steps; with `per`, its sum over the sum of that figure. None without steps."""
         recent = [m for m in self.steps[-RECENT:] if m.get(name) is not None]
         if not recent:
             return None
@@ -81,7 +81,7 @@ class StageProgress:
         return sum(m[name] for m in recent) / max(sum(m[per] for m in recent), 1e-9)
 
     def seconds_left(self) -> float | None:
-        """At the pace of the last steps, saving and validating included."""
+        """Time left at the pace of the last steps, saving and validating included; None where that is not known."""
         times = [m["time"] for m in self.steps[-10 * RECENT :] if "time" in m]
         if self.max_steps is None or len(times) < 2:
             return None

@@ -11,7 +11,7 @@ from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.config_file import read_config
 from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, stage_dir
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import flatten, to_dict
+from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 # Patterns of dotted keys. These change no number, so that they may differ even from those of a job that waits or runs.
 FREE = (
@@ -53,7 +53,7 @@ def refuse_changes(cfg: RunConfig, folder: Any, checkpoint: str, finished: bool 
     Args:
         folder: the stage's, a `Path` or what stands for one on another machine.
         checkpoint: what it would resume from, for the message.
-        finished: the stage is to be taken as it is.
+        finished: the stage is finished and will not be trained further.
 
     Raises:
         UserError: names the settings and what to do.
@@ -83,7 +83,7 @@ def refuse_other_run(cfg: RunConfig) -> None:
     found = checkpoint_manifest.finished(folder / CHECKPOINTS)
     before = read_config(folder / CONFIG) if found else None
     if before is None:
-        return  # nothing to resume from, or nothing that says how it came about
+        return  # nothing to resume from, or no configuration to compare with
     refuse_changes(cfg, folder, str(found[0]))
     if before.init_from != cfg.init_from:
         print(f"init_from={cfg.init_from} is not read: {cfg.stage.name} resumes from {found[0]}", flush=True)
@@ -93,7 +93,7 @@ def refuse_other_run(cfg: RunConfig) -> None:
 
 
 def _changes(cfg: RunConfig, before: RunConfig, free: Sequence[str], fixed: Sequence[str]) -> list[str]:
-    old, new = flatten(to_dict(before)), flatten(to_dict(cfg))
+    old, new = by_dotted_key(to_dict(before)), by_dotted_key(to_dict(cfg))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     return [
         f"{key} was {old.get(key)!r}, is now {new.get(key)!r}"

@@ -31,7 +31,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def read_summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | None:
-    """What a finished stage says of itself, with its checkpoint as a path; None while it is not finished.
+    """The summary of a finished stage, with its checkpoint as a path; None while it is not finished.
 
     A stage is finished when its summary counts as many steps as it is to have.
 
@@ -55,7 +55,7 @@ def read_summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | 
         max_steps = config.stage.max_steps
     if max_steps is not None and values.get("steps", max_steps) < max_steps:
         return None
-    # By its name alone: the folder may have been moved or copied, and older files have the path of those days.
+    # By its name alone: the folder may have been moved or copied, and older files have an absolute path.
     return {**values, "checkpoint": str(folder / CHECKPOINTS / Path(values["checkpoint"]).name)}
 
 

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any process starts. No torch here, and all problems are listed at once."""
+"""Problems of a run that can be found before any process starts. No torch here, and all are listed at once."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from molmo2_nemo.settings.sizes import model_parallel_size, wanted_processes
 
 
 def check(cfg: RunConfig, processes: int | None = None, files: bool = True, more: Iterable[str] = ()) -> None:
-    """Raises one error that lists everything wrong with the run.
+    """Refuses a run that cannot work, with one error that lists every problem.
 
     Args:
-        processes: how many there are, where that is already known (inside a torchrun or Slurm job).
-        files: look at shards and checkpoints too; not where the run will see another file system.
+        processes: of the run, where their number is known already (inside a torchrun or Slurm job).
+        files: look at shards and checkpoints too; False where the run will see another file system.
         more: further problems, which the caller has found.
 
     Raises:
@@ -54,7 +54,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
         ):
             try:
                 model = with_options(model, **options)  # type: ignore[arg-type]
-            except ValueError as error:
+            except UserError as error:
                 yield str(error)
     else:
         yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
@@ -75,7 +75,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
 
 
 def file_problems(cfg: RunConfig) -> Iterator[str]:
-    """Those of them that the file system shows: shards, tokenizer, the starting checkpoint, where the run writes."""
+    """Problems that the file system shows: of shards, tokenizer, the starting checkpoint, and where the run writes."""
     file = blocking_file(Path(cfg.output_dir))
     if file is not None:
         yield f"output_dir={cfg.output_dir}: {file} is a file; name a folder"
@@ -113,7 +113,7 @@ def _recompute(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
     memory, stages = cfg.memory, cfg.parallel.pipeline
     try:
         memory.check()
-    except ValueError as error:
+    except UserError as error:
         yield str(error)
         return
     if memory.recompute_layers is None or model is None or stages < 1:
@@ -127,7 +127,7 @@ def _recompute(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
 
 
 def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
-    """Settings asked for that would change nothing, and a run that would change nothing."""
+    """Settings that would have no effect, and a run in which nothing would be trained."""
     parallel, stage = cfg.parallel, cfg.stage
     if parallel.context_tokens is not None and not parallel.dynamic_context:
         yield (
@@ -215,7 +215,7 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
 
         try:
             TileGeometry.of(data.image)
-        except ValueError as error:
+        except UserError as error:
             yield str(error)
     yield from phase_problems(data)
     for key, crops in (
@@ -265,7 +265,7 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
             continue
         try:
             ShardDataset(source.path, name).close()
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             yield f"data.sources.{name}: {error}"
     tokenizer = data.tokenizer
     if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():

@@ -15,7 +15,7 @@ from typing import Any
 from molmo2_nemo.errors import UserError, nearest, read_text
 from molmo2_nemo.settings.renamed import new_name, with_new_names
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import flatten, structure, to_dict
+from molmo2_nemo.settings.schema import by_dotted_key, structure, to_dict
 
 GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "cluster")
 STAGES = ("pretrain", "sft", "long")
@@ -32,7 +32,7 @@ def conf_dir() -> Path:
 
 
 def group_options(group: str, config_dir: str | Path | None = None) -> list[str]:
-    """Names that may stand after `group=`."""
+    """The names that `group=` takes: those of files in conf/ and in the user's folder."""
     folders = [conf_dir() / group] + ([Path(config_dir) / group] if config_dir else [])
     return sorted({p.stem for folder in folders if folder.is_dir() for p in folder.glob("*.yaml")})
 
@@ -42,7 +42,7 @@ def compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> R
 
     Args:
         overrides: Hydra's syntax: `group=choice` and `dotted.key=value`.
-        config_dir: a folder of the user's own choices, laid out like `conf/`.
+        config_dir: a folder of the user's own files, laid out like `conf/`.
 
     Raises:
         UserError: an override Hydra cannot read, an unknown group, choice or key, a value of the wrong type.
@@ -51,7 +51,7 @@ def compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> R
     values = _compose(checked, config_dir)
     said = {override.lstrip("+~").partition("=")[0] for override in checked}
     where = f"--config-dir {config_dir}" if config_dir else "the configuration"
-    return structure(RunConfig, with_new_names(values, where, flatten(to_dict(RunConfig())), said))
+    return structure(RunConfig, with_new_names(values, where, by_dotted_key(to_dict(RunConfig())), said))
 
 
 def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:

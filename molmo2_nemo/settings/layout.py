@@ -1,4 +1,4 @@
-"""The name of a layout, and what a layout of context ranks cannot do, said before anything starts. No torch here."""
+"""The name of a layout, and problems of context parallelism, found before anything starts. No torch here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layout_name(
     "1 process" when nothing is split.
 
     Args:
-        ulysses: of the context ranks; default: all of them.
+        ulysses: how many of the context ranks form a Ulysses group; default: all.
     """
     parts = [f"TP{tensor}"] if tensor > 1 else []
     parts += ["SP"] if sequence else []
@@ -36,7 +36,7 @@ def layout_of_run(parallel: ParallelConfig, processes: int | None = None) -> str
     """`layout_name` of a run's settings.
 
     Args:
-        processes: how many there are, where that is known; default: what `parallel.data` asks for.
+        processes: of the run, where their number is known; default: what `parallel.data` asks for.
     """
     replica = parallel.tensor * parallel.context * parallel.pipeline
     return layout_name(
@@ -57,7 +57,7 @@ def context_problems(
     crops: int = 0,
     attention: str = "auto",
 ) -> Iterator[str]:
-    """One line for every setting of context parallelism that does not work, with what to choose instead.
+    """Problems of context parallelism, one line for each setting, with what to choose instead.
 
     Args:
         lengths: config key -> tokens of a pack, for every length that the run uses.
@@ -99,8 +99,8 @@ def context_problems(
 def crop_limit(parallel: ParallelConfig, max_crops: int, vision_chunk: int | None) -> int | None:
     """Most crops of a pack that one rank may get under dynamic context parallelism; None: any number.
 
-    Unless set, what the static split of a full pack gives: nothing is known of a rank's memory but that it suffices for
-    that. With crops encoded in chunks the encoder's memory does not grow with their number, so nothing is limited.
+    Unless set, what the static split of a full pack gives, as a rank's memory is only known to suffice for that. With
+    crops encoded in chunks the encoder's memory does not grow with their number, so nothing is limited.
     """
     if parallel.context_crops is not None or vision_chunk is not None:
         return parallel.context_crops
@@ -111,7 +111,7 @@ def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
     text, tensor, context = model.text, parallel.tensor, parallel.context
     ulysses = parallel.context_ulysses or context
     if text.num_heads % tensor or text.num_kv_heads % tensor:
-        return  # said elsewhere
+        return  # reported elsewhere
     heads, kv_heads = text.num_heads // tensor, text.num_kv_heads // tensor
     works = [u for u in _divisors(context) if can_shard_heads(heads, kv_heads, u)]
     if ulysses in works:

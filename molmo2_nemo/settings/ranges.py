@@ -1,4 +1,4 @@
-"""Settings that are a number out of range, or a name that cannot be: each on its own, without files or a model."""
+"""Numbers out of range and impossible names: settings that are wrong by themselves, whatever files or model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.model.config import MemoryConfig
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, RunConfig
-from molmo2_nemo.settings.schema import flatten, to_dict
+from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 UINT32 = 2**32 - 1  # largest seed that numpy's older generators take
 
@@ -53,12 +53,12 @@ SOURCE: dict[str, tuple[float, float | None]] = {  # of one data set; null where
     "p_high_res": (0, 1),
 }
 SLURM = "slurm"  # the folder of a run's jobs, beside those of its stages (rundir/paths.py)
-TAKEN = (".", "..", SLURM)  # names that mean another folder inside a run's
+TAKEN = (".", "..", SLURM)  # names of other folders in a run's
 
 
 def out_of_range(cfg: RunConfig) -> Iterator[str]:
     """Every setting whose value cannot work whatever the others are; names it, its value and what is expected."""
-    values = flatten(to_dict(cfg))
+    values = by_dotted_key(to_dict(cfg))
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value) and name not in UNBOUNDED:
             yield f"{name}={value}: must be a finite number"
@@ -96,6 +96,6 @@ def _names(cfg: RunConfig) -> Iterator[str]:
     if not name.strip() or "/" in name:
         yield f"stage.name={name!r}: names the run's folder, so it may not be empty or hold a slash"
     elif name in TAKEN:
-        yield f"stage.name={name}: names the stage's folder in the run's, where this name means another one"
+        yield f"stage.name={name}: names the stage's folder in the run's, and another folder there has that name"
     if not re.fullmatch(r"frame(_\d+(\.\d+)?)?|truncate_\d+|all|ignore", cfg.data.video.subtitle_mode):
         yield f"data.video.subtitle_mode={cfg.data.video.subtitle_mode}: known are frame_N, truncate_N, all and ignore"

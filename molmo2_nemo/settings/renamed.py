@@ -1,5 +1,5 @@
-"""Settings that had another name once. Old run folders, files of one's own and command lines keep working, and the new
-name is answered. No torch here."""
+"""Settings that have been renamed. Old run folders, configuration files and command lines keep working, and a message
+gives the new name. No torch here."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from molmo2_nemo.errors import UserError
 
-RENAMED = {  # old dotted key of a setting or group -> the one it has
+RENAMED = {  # old dotted key of a setting or group -> the new one
     "parallel.context_exchange": "parallel.cp_comm_type",
 }
 
-_answered: set[str] = set()  # old names, of this process
+_answered: set[str] = set()  # old names that this process has printed a message for
 
 
 def new_name(key: str, where: str = "") -> str:
-    """The name of a setting, which may be given by an old one; that is answered on standard error, once.
+    """The current name of a setting. If `key` is an old one, a line on standard error says so, once per process.
 
     Args:
         key: dotted, a setting or a group of them.
@@ -34,15 +34,15 @@ def new_name(key: str, where: str = "") -> str:
 def with_new_names(
     values: dict[str, Any], where: str, unset: Mapping[str, Any] | None = None, first: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Nested settings with the names that they have; `values` itself stays as it is.
+    """Nested settings under their current names; `values` itself is not changed.
 
     Args:
-        where: what holds them, for the answer.
-        unset: dotted key -> value, for settings that are there though nobody set them: an old name replaces such a one.
-        first: dotted keys that overrule their old names.
+        where: what holds them, for the message.
+        unset: dotted key -> default. A setting with this value counts as not set, and an old name replaces it.
+        first: dotted keys that take precedence over their old names.
 
     Raises:
-        UserError: a setting stands there under both names, with different values.
+        UserError: a setting has different values under its two names.
     """
     result = copy.deepcopy(values)
     for old, new in RENAMED.items():
@@ -65,7 +65,7 @@ def with_new_names(
 def _answer(old: str, new: str, where: str) -> None:
     if old not in _answered:
         _answered.add(old)
-        print(f"{where + ': ' if where else ''}{old} is called {new} now, and taken as that", file=sys.stderr)
+        print(f"{where + ': ' if where else ''}{old} is now called {new}, and read as that", file=sys.stderr)
 
 
 def _group(values: Any, key: str) -> tuple[Any, str]:

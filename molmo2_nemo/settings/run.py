@@ -24,7 +24,7 @@ from molmo2_nemo.settings.slurm import SlurmConfig
 
 @dataclass
 class ModelSelection:
-    """Which Molmo2, and the options of it that a run may pick."""
+    """Which Molmo2 a run trains, and the options of the model that it may choose."""
 
     preset: str = "tiny"
     visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
@@ -106,11 +106,11 @@ class StageConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)  # rank > 0: adapters are trained, the language model is frozen
 
     def training_options(self) -> TrainingOptions:
-        """What of the stage the model must know."""
+        """The part of the stage's settings that the model must know: dropout and loss."""
         return TrainingOptions(self.z_loss, self.residual_dropout, self.response_residual_dropout)
 
     def trainable(self, model: Molmo2Config) -> Trainable:
-        """Which parts of a model train in this stage, its adapters among them."""
+        """Which parts of a model are trainable in this stage, adapters included."""
         return trainable(
             replace(model, lora=self.lora if self.lora.rank else None),
             vit=self.train_vit,
@@ -152,9 +152,10 @@ class ClusterConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What becomes of checkpoints; `save_every` says when there is one. docs/running.md has the whole story."""
+    """Which checkpoints are kept, how they are written and verified; `save_every` says how often. See
+    docs/running.md."""
 
-    keep_last: int = 2  # the newest so many; two, so that there is one to fall back to
+    keep_last: int = 2  # how many of the newest stay; two, so that there is one to fall back to
     keep_every: int | None = None  # steps; checkpoints at multiples of it are never removed
     async_save: bool = False  # train on while files are written; costs a copy of the state in host memory
     verify: bool = True  # compare files with the checksums written beside them before loading

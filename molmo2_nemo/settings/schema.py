@@ -21,7 +21,7 @@ def structure(cls: type[T], values: Any, path: str = "") -> T:
     """Builds the dataclass `cls` from a mapping; missing keys keep their defaults.
 
     Raises:
-        UserError: an unknown key (names the nearest known one), a value of the wrong type or outside its choices.
+        UserError: an unknown key (names the nearest known one), a value of the wrong type, or not one of those allowed.
     """
     if not isinstance(values, dict):
         raise UserError(f"{path or 'config'} must be a group of settings, not {values!r}")
@@ -39,7 +39,7 @@ def structure(cls: type[T], values: Any, path: str = "") -> T:
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
-    """`value` as the annotation `hint` wants it."""
+    """`value` as the type that the annotation `hint` names."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
@@ -105,10 +105,10 @@ def load_yaml(path: str | Path) -> RunConfig:
 
 
 def read_yaml(text: str, path: str) -> RunConfig:
-    """The configuration that `text` is, its settings under the names that they have today; `path` names it in errors.
+    """The configuration in a YAML text, its settings under their current names; `path` names it in errors.
 
     Raises:
-        UserError: it is not YAML, or does not fit the schema.
+        UserError: the text is not YAML, or does not fit the schema.
     """
     import yaml
 
@@ -126,13 +126,13 @@ def read_yaml(text: str, path: str) -> RunConfig:
         raise UserError(f"{path}: {error}") from None
 
 
-def flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+def by_dotted_key(values: dict[str, Any], path: str = "") -> dict[str, Any]:
     """Nested plain values as `{dotted key: value}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         dotted = f"{path}.{key}" if path else key
         if isinstance(value, dict) and value:
-            flat.update(flatten(value, dotted))
+            flat.update(by_dotted_key(value, dotted))
         else:
             flat[dotted] = value
     return flat

@@ -11,7 +11,7 @@ def model_parallel_size(cfg: RunConfig) -> int:
 
 
 def wanted_processes(cfg: RunConfig) -> int:
-    """Processes of the run when nothing outside says how many there are."""
+    """Processes of the run where no launcher has set their number."""
     if cfg.cluster.devices is not None:
         return cfg.cluster.nodes * cfg.cluster.devices
     return model_parallel_size(cfg) * cfg.parallel.data

@@ -163,7 +163,7 @@ PROMPTS = [
     ('{"question": "?", "video": "folder"}', "folder: a folder, not a file"),
     ('{"question": "?", "image": "text"}', "text: cannot read image of"),
     ('{"question": "?", "video": "binary"}', "binary: cannot read video of"),
-    ('{"question": "?", "image": "text", "video": "text"}', "pictures or one video, not both"),
+    ('{"question": "?", "image": "text", "video": "text"}', "a prompt has images or one video, not both"),
     ('{"question": "?", "style": "nope"}', "unknown style 'nope'"),
     ('{"question": "?", "style": "long_captoin"}', "did you mean 'long_caption'?"),
     ('{"question": "?", "style": 7}', "a style is a name such as user_qa"),

@@ -17,7 +17,7 @@ import pytest
 from molmo2_nemo.cli import main as command
 from molmo2_nemo.errors import USER_ERROR, UserError
 from molmo2_nemo.rundir import checkpoint_manifest
-from molmo2_nemo.rundir.attempt import alive, this_process
+from molmo2_nemo.rundir.attempt import heartbeat, this_process
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lines import append_line as append
 from molmo2_nemo.rundir.lines import cut_lines
@@ -155,7 +155,7 @@ def test_the_sign_of_life(tmp_path, monkeypatch):
     path = tmp_path / "attempt.json"
     path.write_text("{}")
     os.utime(path, (1.0, 1.0))
-    with alive(path):
+    with heartbeat(path):
         while path.stat().st_mtime == 1.0:
             time.sleep(0.01)
     os.utime(path, (1.0, 1.0))
@@ -254,5 +254,5 @@ def test_wrong_folders(verb, tmp_path, capsys):
 def test_report_before_the_first_step(tmp_path, capsys):
     stage(tmp_path, "sft", 0)
     assert command.main(["report", str(tmp_path)]) == USER_ERROR
-    assert "no stage has made a step yet" in capsys.readouterr().err
+    assert "no stage has finished a step yet" in capsys.readouterr().err
     assert [(s.name, s.state) for s in read_run(tmp_path, NOW)] == [("sft", "starting")]

@@ -16,7 +16,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from molmo2_nemo.convert import export_checkpoint, import_checkpoint
-from molmo2_nemo.convert.hf_config import config_json, read_config
+from molmo2_nemo.convert.hf_config import config_json, read_model_config
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, Format, canonical_shapes, external_shapes
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
@@ -91,7 +91,7 @@ def test_transformers_weights_survive(tmp_path: Path, fixture: str) -> None:
     import_checkpoint(FIXTURES / fixture, tmp_path / "megatron")
     export_checkpoint(tmp_path / "megatron", tmp_path / "back")
     assert_same(load(tmp_path / "back"), load(FIXTURES / fixture))
-    assert read_config(tmp_path / "back") == read_config(FIXTURES / fixture)
+    assert read_model_config(tmp_path / "back") == read_model_config(FIXTURES / fixture)
     tied = json.loads((FIXTURES / fixture / "fixture.json").read_text())["tied"]
     assert ("output_layer.weight" in canonical_shapes(read_imported(tmp_path / "megatron"))) != tied
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from molmo2_nemo.convert.hf_config import config_json, parse_config, read_config
+from molmo2_nemo.convert.hf_config import config_json, parse_config, read_model_config
 from molmo2_nemo.convert.names import FORMATS, Format
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, preset, with_options
@@ -114,8 +114,8 @@ def test_a_longer_context_keeps_the_preset() -> None:
 
 
 def test_fixtures_of_transformers() -> None:
-    assert read_config(FIXTURES / "tiny") == (preset("tiny"), "native")
-    olmo, _ = read_config(FIXTURES / "olmo3")
+    assert read_model_config(FIXTURES / "tiny") == (preset("tiny"), "native")
+    olmo, _ = read_model_config(FIXTURES / "olmo3")
     assert olmo.name == "custom"
     assert (olmo.text.family, olmo.text.num_kv_heads, olmo.text.head_dim) == ("olmo3", 4, 16)
     assert olmo.text.yarn is not None
@@ -167,13 +167,13 @@ def test_refusals(data: dict[str, Any], message: str) -> None:
 
 def test_missing_or_damaged_file(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="config.json does not exist"):
-        read_config(tmp_path)
+        read_model_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConversionError, match=r"config.json is not valid JSON"):
-        read_config(tmp_path)
+        read_model_config(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(ConversionError, match=r"config.json: model_type is 'qwen3'"):
-        read_config(tmp_path)
+        read_model_config(tmp_path)
 
 
 @pytest.mark.parametrize(

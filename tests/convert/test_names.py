@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molmo2_nemo.convert.hf_config import read_config
+from molmo2_nemo.convert.hf_config import read_model_config
 from molmo2_nemo.convert.names import (
     FORMATS,
     Format,
@@ -86,7 +86,7 @@ def external_shapes_cached(config: Molmo2Config, target: Format) -> dict[str, tu
 @pytest.mark.parametrize("fixture", SMALL)
 def test_native_names_and_shapes_are_transformers_own(fixture: str) -> None:
     folder = SafetensorsFolder(FIXTURES / fixture)
-    config, source = read_config(FIXTURES / fixture)
+    config, source = read_model_config(FIXTURES / fixture)
     assert source == "native"
     assert {name: info.shape for name, info in folder.tensors.items()} == external_shapes(config, "native")
 

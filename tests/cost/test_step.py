@@ -11,7 +11,7 @@ import torch
 from molmo2_nemo.attention.automatic import automatic
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.cost.context import ContextCost
-from molmo2_nemo.cost.efficiency import KERNELS, NEAREST, Efficiency
+from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
 from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.cost.hardware import DEVICES, Cluster, device_called
 from molmo2_nemo.cost.layout import Layout
@@ -24,7 +24,7 @@ from molmo2_nemo.model.flops import connector_flops, crop_flops
 from molmo2_nemo.settings.run import StageConfig
 
 STAGE_3 = AttentionShape(tokens=36864, heads=32, kv_heads=8, head_size=128)
-FREE = Efficiency(half_rate=0.0, hidden_exchange=1.0, latency=0.0)  # nothing that is sent or waited for
+FREE = Efficiency(half_rate=0.0, hidden_communication=1.0, latency=0.0)  # nothing that is sent or waited for
 
 
 def counts(unit_crops: list[int], **rest: int) -> PackCounts:
@@ -143,12 +143,12 @@ def test_devices_are_known_by_what_torch_calls_them(name, expected):
 
 def test_every_kernel_has_figures():
     """Its own or those of another; and what the planner assumes is what a run picks."""
-    assert set(KERNELS) | set(NEAREST) == {"flash2", "flash3", "flash4", "flash-cpu", "flex", "blocks"}
-    assert set(NEAREST.values()) <= set(KERNELS)
+    assert set(EFFICIENCIES) | set(SAME_EFFICIENCY) == {"flash2", "flash3", "flash4", "flash-cpu", "flex", "blocks"}
+    assert set(SAME_EFFICIENCY.values()) <= set(EFFICIENCIES)
     for dtype in (torch.float32, torch.bfloat16):
         chosen = choose("auto", "cpu", dtype, 128)
         assert chosen.name == automatic("cpu", str(dtype).removeprefix("torch."), 128)
-        assert chosen.implementation in NEAREST
+        assert chosen.implementation in SAME_EFFICIENCY
     assert automatic("cuda", "bfloat16", 128) == "flash" and automatic("cuda", "float32", 128) == "blocks"
     shares = [f.name for f in fields(Efficiency) if f.name not in ("half_rate", "latency")]
-    assert all(0 < getattr(efficiency, name) < 1 for efficiency in KERNELS.values() for name in shares)
+    assert all(0 < getattr(efficiency, name) < 1 for efficiency in EFFICIENCIES.values() for name in shares)

@@ -1,4 +1,5 @@
-"""Costs against cost/flops.py, which counts them independently; balancing against what it promises."""
+"""Costs are the operations that cost/flops.py counts, and its pairs those that the mask of every token allows, which is
+counted independently; balancing against what it promises."""
 
 import numpy as np
 import pytest

@@ -61,8 +61,8 @@ def test_order_does_not_change_between_versions():
 def test_example_rng_depends_on_everything():
     draws = [(1, Draw("a", 0, 0)), (2, Draw("a", 0, 0)), (1, Draw("b", 0, 0)), (1, Draw("a", 1, 0))]
     draws += [(1, Draw("a", 0, 1)), (1, Draw("a", 0, 10)), (1, Draw("a1", 0, 0))]
-    draws = {example_rng(seed, draw).integers(2**62) for seed, draw in draws}
-    assert len(draws) == len(draws)
+    values = {example_rng(seed, draw).integers(2**62) for seed, draw in draws}
+    assert len(values) == len(draws)
 
 
 def test_rates():

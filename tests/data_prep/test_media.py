@@ -14,7 +14,7 @@ from data_prep.demo import MEDIA
 from data_prep.download import Downloader
 from data_prep.media import MediaError, Resolver, encode_frames, probe_image, probe_video
 from data_prep.record_builder import BuildOptions, Built, build
-from data_prep.sources.base import Cut, File, FirstOf, Frames, Inline, Lettered, Member, Prepared, Sample
+from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, Inline, Lettered, Prepared, Sample
 from data_prep.sources.shapes import qa
 from data_prep.transcode import cut_packets, reencode
 from molmo2_nemo.data.config import VideoConfig
@@ -69,14 +69,14 @@ def test_first_of_and_members_of_archives(resolver):
         info = tarfile.TarInfo("inner/cat.jpg")
         info.size = len(CAT)
         tar.addfile(info, io.BytesIO(CAT))
-    inside = Member(File("pack.tar.gz"), "inner/cat")
+    inside = ArchiveMember(File("pack.tar.gz"), "inner/cat")
     assert resolver.read(inside) == (CAT, "jpg")
     assert resolver.read(FirstOf(File("cat"), inside))[0] == CAT
     with pytest.raises(MediaError, match="media not found"):
-        resolver.read(FirstOf(File("cat"), Member(File("pack.tar.gz"), "inner/dog")))
+        resolver.read(FirstOf(File("cat"), ArchiveMember(File("pack.tar.gz"), "inner/dog")))
     put(resolver, "bad.zip", b"PK damaged")
     with pytest.raises(MediaError, match="bad archive"):
-        resolver.read(Member(File("bad.zip"), "x"))
+        resolver.read(ArchiveMember(File("bad.zip"), "x"))
 
 
 def test_pictures_are_decoded_once_whole(resolver):

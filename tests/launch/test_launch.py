@@ -52,14 +52,14 @@ def test_a_users_mistake_is_one_line(run_worker, tmp_path, capsys):
 
     code, report = run_worker(mistake)
     assert code == USER_ERROR and report["user_error"]
-    assert reports.explain(tmp_path, code) == USER_ERROR
+    assert reports.explain_exit(tmp_path, code) == USER_ERROR
     assert capsys.readouterr().err == "molmo2: error: /absent: no such checkpoint or run folder\n"
 
 
 def test_a_fault_of_ours_keeps_its_traceback(run_worker, tmp_path, capsys):
     code, report = run_worker(lambda _: raise_(KeyError("decoder")))
     assert code == 1 and not report["user_error"]
-    assert reports.explain(tmp_path, code) == 1
+    assert reports.explain_exit(tmp_path, code) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and err.endswith("molmo2: error: process 0 failed: KeyError: 'decoder'\n")
 
@@ -106,7 +106,7 @@ def _report(folder, rank, time, message, user_error):
 def test_the_first_failure_of_several_is_told(tmp_path, capsys):
     _report(tmp_path, 0, 20.0, "RuntimeError: connection closed by peer", False)
     _report(tmp_path, 1, 10.0, "ZeroDivisionError: the cause", False)
-    assert reports.explain(tmp_path, 1) == 1
+    assert reports.explain_exit(tmp_path, 1) == 1
     err = capsys.readouterr().err
     assert "process 1 failed: ZeroDivisionError: the cause" in err and "peer" not in err
 
@@ -114,13 +114,13 @@ def test_the_first_failure_of_several_is_told(tmp_path, capsys):
 def test_a_users_mistake_wins_over_what_follows_from_it(tmp_path, capsys):
     _report(tmp_path, 0, 10.0, "RuntimeError: connection closed by peer", False)
     _report(tmp_path, 1, 20.0, "no such shard", True)
-    assert reports.explain(tmp_path, 1) == USER_ERROR
+    assert reports.explain_exit(tmp_path, 1) == USER_ERROR
     assert capsys.readouterr().err == "molmo2: error: no such shard\n"
 
 
 def test_a_killed_process_is_named(tmp_path, capsys):
     (tmp_path / "launcher.json").write_text(json.dumps({"rank": 1, "exit_code": -signal.SIGKILL}))
-    assert reports.explain(tmp_path, 9) == 128 + signal.SIGKILL
+    assert reports.explain_exit(tmp_path, 9) == 128 + signal.SIGKILL
     assert "process 1 was ended by SIGKILL" in capsys.readouterr().err
 
 

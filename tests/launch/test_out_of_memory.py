@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from molmo2_nemo.errors import USER_ERROR
-from molmo2_nemo.launch.out_of_memory import explain, remedies
+from molmo2_nemo.launch.out_of_memory import advice, remedies
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import flatten, to_dict
+from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 139.81 GiB of which 1.31 GiB is "
@@ -25,11 +25,11 @@ def raised(make) -> Exception:
 
 
 def test_of_a_gpu():
-    text = explain(torch.cuda.OutOfMemoryError(CUDA), RunConfig(), rank=3)
+    text = advice(torch.cuda.OutOfMemoryError(CUDA), RunConfig(), rank=3)
     assert text.startswith(
         "process 3 ran out of GPU memory (CUDA out of memory. Tried to allocate 2.00 GiB). What is left to try, "
-        "cheapest first: stage.micro_batch_size=1; memory.loss_chunk=256; memory.vision_chunk=16 (crops are "
-        "encoded again in the backward pass)"
+        "cheapest first: stage.micro_batch_size=1; memory.loss_chunk=256; memory.vision_chunk=16 (the encoder is "
+        "recomputed in the backward pass)"
     )
     assert "memory.offload=true" in text and "parallel.context=2 " in text and "\n" not in text
 
@@ -38,14 +38,14 @@ def test_of_a_gpu():
 def test_of_the_host(make):
     cfg = RunConfig()
     cfg.data.num_workers = 4
-    text = explain(raised(make), cfg)
+    text = advice(raised(make), cfg)
     assert "ran out of host memory (" in text and "first: data.num_workers=2 (copies of the loader)" in text
     assert "offload" not in text  # it would take more of the host's
 
 
 @pytest.mark.parametrize("make", [lambda: torch.ones(2) @ torch.ones(3), lambda: torch.ones(2).view(3)])
 def test_other_errors_are_not_about_memory(make):
-    assert explain(raised(make), RunConfig()) is None
+    assert advice(raised(make), RunConfig()) is None
 
 
 def test_only_what_is_left_is_suggested():
@@ -114,7 +114,7 @@ def test_layouts_that_can_work(settings, expected):
 
 
 def test_suggested_settings_exist():
-    known = set(flatten(to_dict(RunConfig())))
+    known = set(by_dotted_key(to_dict(RunConfig())))
     words = [word.partition("=")[0] for text in remedies(RunConfig()) for word in text.split() if "." in word]
     assert words and all(word in known for word in words)
 

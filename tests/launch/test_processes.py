@@ -100,7 +100,7 @@ def test_who_was_killed_matters_more_than_who_lost_it(tmp_path, capsys):
     report(tmp_path, 0, LOST)
     failures = {"0": 1, "1": -signal.SIGSEGV, "2": -signal.SIGTERM}
     (tmp_path / "launcher.json").write_text(json.dumps({"rank": 0, "exit_code": 1, "failures": failures}))
-    assert reports.explain(tmp_path, 1) == 128 + signal.SIGSEGV
+    assert reports.explain_exit(tmp_path, 1) == 128 + signal.SIGSEGV
     assert "process 1 was ended by SIGSEGV" in capsys.readouterr().err
 
 
@@ -108,7 +108,7 @@ def test_ranks_that_the_launcher_ended_are_not_the_cause(tmp_path, capsys):
     report(tmp_path, 0, "ZeroDivisionError: the cause")
     failures = {"0": 1, "2": -signal.SIGTERM}
     (tmp_path / "launcher.json").write_text(json.dumps({"rank": 2, "exit_code": -15, "failures": failures}))
-    assert reports.explain(tmp_path, 1) == 1
+    assert reports.explain_exit(tmp_path, 1) == 1
     assert "the cause" in capsys.readouterr().err
 
 
@@ -116,11 +116,13 @@ def test_what_the_processes_could_not_say_is_noted(tmp_path):
     """A verdict that is all a report says is not said twice."""
     stage, errors = tmp_path / "sft", tmp_path / "errors"
     stage.mkdir(), errors.mkdir()
-    assert reports.explain(errors, -signal.SIGKILL, stage) == 128 + signal.SIGKILL  # one process, killed for memory
+    assert (
+        reports.explain_exit(errors, -signal.SIGKILL, stage) == 128 + signal.SIGKILL
+    )  # one process, killed for memory
     report(errors, 0, "ZeroDivisionError: alone")
-    reports.explain(errors, 1, stage)
+    reports.explain_exit(errors, 1, stage)
     report(errors, 1, LOST)
-    reports.explain(errors, 1, stage)
+    reports.explain_exit(errors, 1, stage)
     noted = [json.loads(line) for line in (stage / "errors.jsonl").read_text().splitlines()]
     assert all(line["cause"] for line in noted)
     messages = [line["message"] for line in noted]

@@ -12,7 +12,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from molmo2_nemo.convert.hf_config import read_config
+from molmo2_nemo.convert.hf_config import read_model_config
 from molmo2_nemo.convert.names import external_shapes, rules, to_canonical
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.example import Example
@@ -31,7 +31,7 @@ LENGTH = 72  # of a row; the longest has 68 tokens
 
 
 def fixture_config(name: str) -> Molmo2Config:
-    config, _ = read_config(FIXTURES / name)
+    config, _ = read_model_config(FIXTURES / name)
     tied = json.loads((FIXTURES / name / "fixture.json").read_text())["tied"]
     return replace(config, text=replace(config.text, tie_embeddings=tied))
 

@@ -148,14 +148,14 @@ def trained(checkpoint: Path) -> tuple[dict[str, tuple[int, ...]], float, float,
             labels=tokens.roll(-1, 1).clamp(max=TEXT.vocab_size - 1),
             loss_weights=(tokens != image).float(),
         )
-        before = model(inputs)
+        before = model(inputs).loss
         before.backward()
         parameters = dict(model.named_parameters())
         wrong = [name for name, p in parameters.items() if p.grad is None or not p.grad.isfinite().all()]
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter -= 1e-3 * parameter.grad
-        after = model(inputs)
+        after = model(inputs).loss
         return {name: tuple(p.shape) for name, p in parameters.items()}, float(before), float(after), wrong
     finally:
         del FAMILIES[PLAIN.name]

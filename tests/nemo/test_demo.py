@@ -48,11 +48,16 @@ def test_answers_with_a_caption_it_was_trained_on(finished_demo):
 
 
 def test_readme_shows_what_it_prints(finished_demo):
-    """To the letter, but for the losses, which depend a little on the processor, and for the time it took."""
+    """To the letter, but for the losses and for the time it took.
+
+    A processor repeats its losses bit by bit, but another one adds in another order (vector width, the math library's
+    kernels), and hundreds of steps on few examples enlarge that: a last loss of 0.145 is 0.155 elsewhere. The relative
+    difference is largest where a loss is near zero, so it may be a quarter.
+    """
     shown, printed = (text[text.index("asked after stage 3:") :] for text in (README.read_text(), finished_demo[1]))
     shown, printed = (text[: text.index("loss curves:")] for text in (shown, printed))
     assert without_losses(shown) == without_losses(printed)
-    assert losses_of(shown) == pytest.approx(losses_of(printed), rel=0.15)
+    assert losses_of(shown) == pytest.approx(losses_of(printed), rel=0.25)
 
 
 LOSS = re.compile(r"\d+\.\d{3}\b")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from molmo2_nemo.cost.efficiency import KERNELS
+from molmo2_nemo.cost.efficiency import EFFICIENCIES
 from molmo2_nemo.cost.hardware import DEVICES
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.data.counts import used_tokens
@@ -130,7 +130,7 @@ def test_unknown_hardware_is_said():
     assert guesses == [
         "nothing is known of the speed of a CPU; packs are assigned to ranks as an H100 would take for them"
     ]
-    assert (cost.step.device, cost.step.efficiency) == (DEVICES["h100"], KERNELS["flash2"])
+    assert (cost.step.device, cost.step.efficiency) == (DEVICES["h100"], EFFICIENCIES["flash2"])
     assert cost.layout == Layout(tensor=2, recompute="full", cp_comm_type="all_gather") and cost.ulysses == 2
     assert cost.step.memory == memory and not cost.step.trainable.vit and cost.step.bytes_per_element == 4
 

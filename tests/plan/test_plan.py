@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.cost.efficiency import KERNELS
+from molmo2_nemo.cost.efficiency import EFFICIENCIES
 from molmo2_nemo.cost.hardware import DEVICES, parse_cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import step_time
@@ -93,7 +93,7 @@ def test_components_move_as_they_must():
     lora = step_time(model, replace(cfg.stage, lora=LoraConfig(rank=8)), work, cluster, Layout(data=128))
     assert lora.linear == pytest.approx(plain.linear * 2 / 3) and lora.flops.linear == plain.flops.linear * 2 / 3
     slow, usual, fast = (
-        step_time(model, cfg.stage, work, cluster, Layout(data=128), KERNELS[name])
+        step_time(model, cfg.stage, work, cluster, Layout(data=128), EFFICIENCIES[name])
         for name in ("flex", "flash2", "flash3")
     )
     assert fast.attention < 0.5 * slow.attention and fast.linear == slow.linear
@@ -226,7 +226,7 @@ def test_attention_is_as_fast_as_the_kernel_of_the_run(capsys, arguments, kernel
     assert found["kernel"] == kernel
     cfg = compose(["recipe=tiny", "stage=long"])
     work, cluster = workload(cfg), parse_cluster("h100x1")
-    same = search(cfg, preset("tiny"), work, cluster, KERNELS[kernel]).best[0]
+    same = search(cfg, preset("tiny"), work, cluster, EFFICIENCIES[kernel]).best[0]
     assert found["best"][0]["seconds"] == pytest.approx(same.step.seconds)
 
 

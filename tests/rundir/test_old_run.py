@@ -23,7 +23,7 @@ from molmo2_nemo.settings import renamed
 from molmo2_nemo.settings.run import RunConfig
 
 OLD = Path(__file__).parent / "old_run"
-RENAMED = "parallel.context_exchange is called parallel.cp_comm_type now, and taken as that"
+RENAMED = "parallel.context_exchange is now called parallel.cp_comm_type, and read as that"
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings import renamed
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.schema import flatten, load_yaml, to_dict, to_yaml
+from molmo2_nemo.settings.schema import by_dotted_key, load_yaml, to_dict, to_yaml
 
-ANSWER = "parallel.context_exchange is called parallel.cp_comm_type now, and taken as that"
+ANSWER = "parallel.context_exchange is now called parallel.cp_comm_type, and read as that"
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def nothing_answered_yet(monkeypatch):
 
 
 def test_every_new_name_exists_and_no_old_one():
-    known = flatten(to_dict(RunConfig()))
+    known = by_dotted_key(to_dict(RunConfig()))
     assert all(new in known and old not in known for old, new in renamed.RENAMED.items())
 
 
@@ -69,6 +69,6 @@ def test_a_whole_group(monkeypatch, capsys):
     wanted = {"data": {"new": {"inner": {"x": 1}}, "z": 2}, "kept": None}
     assert renamed.with_new_names(values, "f") == wanted and values["data"]["old"] == {"x": 1}
     assert capsys.readouterr().err.splitlines() == [
-        "data.old is called data.new.inner now, and taken as that",
-        "f: gone is called kept now, and taken as that",
+        "data.old is now called data.new.inner, and read as that",
+        "f: gone is now called kept, and read as that",
     ]

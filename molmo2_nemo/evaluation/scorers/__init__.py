@@ -15,10 +15,10 @@ def scorer_names() -> list[str]:
 
 
 def find_scorer(name: str) -> Scorer:
-    """The scorer of a name.
+    """The scorer with a name.
 
     Raises:
-        UserError: there is none; the message has the nearest.
+        UserError: there is none; the message suggests the nearest name.
     """
     if name not in scorer_names():
         raise UserError(f"unknown scorer {name!r}; {nearest(name, scorer_names())}")

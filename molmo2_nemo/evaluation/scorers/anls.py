@@ -16,7 +16,7 @@ THRESHOLD = 0.5
 
 
 def similarity(prediction: str, reference: str) -> float:
-    """Of two texts, 0 to 1."""
+    """The normalised similarity of two texts, 0 to 1."""
     a, b = (" ".join(text.lower().split()) for text in (prediction, reference))
     longer = max(len(a), len(b))
     distance = edit_distance(a, b) / longer if longer else 0.0

@@ -1,7 +1,7 @@
-"""Accuracy of counting, as of TallyQA (arXiv 1810.12440) and CountBench (arXiv 2302.12066): the very number.
+"""Accuracy of counting, as of TallyQA (arXiv 1810.12440) and CountBench (arXiv 2302.12066): the exact number.
 
 The number of an answer is the one integer in it, in digits (1,000 is 1000) or in words up to twenty. Points, written as
-tags, are passed over. An answer without a number, with two different ones, or with a fraction counts as wrong.
+tags, are ignored. An answer without a number, with two different ones, or with a fraction counts as wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTEGER = re.compile(r"-?(\d+|\d{1,3}(,\d{3})+)", re.ASCII)
 
 
 def count(answer: str) -> int | None:
-    """The number of an answer; None without a single one."""
+    """The number in an answer; None unless there is exactly one."""
     found: set[int | None] = set()
     for term in TERM.findall(TAG.sub(" ", answer.lower())):
         if term in WORDS:

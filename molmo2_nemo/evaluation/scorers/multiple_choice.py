@@ -1,4 +1,4 @@
-"""Accuracy of multiple choice, as of AI2D (arXiv 1603.07396) and MMMU (arXiv 2311.16502): the option chosen is right.
+"""Accuracy of multiple choice, as of AI2D (arXiv 1603.07396) and MMMU (arXiv 2311.16502): the correct option is chosen.
 
 An answer names its option by letter, by text, or both: `B`, `(b)`, `B.`, `B) a cat`, `B: a cat`, `a cat`. Where answer
 and reference have letters, these decide; else the texts, compared as exact_match does.
@@ -17,7 +17,7 @@ LABELLED = re.compile(r"(?:\(([A-Za-z])\)|([A-Za-z])[.:)])\s+(.+)", re.DOTALL)  
 
 
 def option(answer: str) -> tuple[str | None, str]:
-    """Letter in upper case, or None, and text of the option that an answer names."""
+    """The letter (upper case, or None) and the text of the option that an answer names."""
     answer = answer.strip()
     if alone := LETTER.fullmatch(answer):
         return alone[1].upper(), ""
@@ -27,14 +27,14 @@ def option(answer: str) -> tuple[str | None, str]:
 
 
 def same_option(prediction: str, reference: str) -> bool:
-    """Whether two answers name one option."""
+    """Whether two answers name the same option."""
     (ours, text), (theirs, expected) = option(prediction), option(reference)
     if ours is not None and theirs is not None:
         return ours == theirs
     return bool(normalised(text)) and normalised(text) == normalised(expected)
 
 
-class MultipleChoice(Scorer):
+class ChoiceAccuracy(Scorer):
     name = "multiple_choice"
     title = "the option that the answer names, by letter or text, is the reference's"
 
@@ -45,4 +45,4 @@ class MultipleChoice(Scorer):
         )
 
 
-SCORER = MultipleChoice()
+SCORER = ChoiceAccuracy()

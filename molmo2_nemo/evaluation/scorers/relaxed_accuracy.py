@@ -1,7 +1,7 @@
 """Relaxed accuracy (PlotQA, arXiv 1909.00997; ChartQA, arXiv 2203.10244): numbers may be 5 % off the reference.
 
 |answer - reference| <= 0.05 * |reference|, computed exactly. A number is decimal, with an exponent or a percent sign
-(12 % is 0.12); where one side is none, texts must agree but for case and whitespace.
+(12 % is 0.12); unless both sides are numbers, the texts must agree except for case and whitespace.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGN
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a text is; None where it is something else."""
+    """The number that a text represents; None if it is not a number."""
     text = text.strip()
     digits = text.removesuffix("%").rstrip()
     if not NUMBER.fullmatch(digits):
@@ -26,7 +26,7 @@ def number(text: str) -> Fraction | None:
 
 
 def agrees(prediction: str, reference: str) -> bool:
-    """Whether an answer is right by the definition above."""
+    """Whether an answer is correct: within 5 % of a numeric reference, or equal to any other."""
     ours, theirs = number(prediction), number(reference)
     if ours is not None and theirs is not None:
         return abs(ours - theirs) <= TOLERANCE * abs(theirs)

@@ -1,4 +1,4 @@
-"""VQA accuracy (arXiv 1505.00468; VQA v2, arXiv 1612.00837): right as far as humans agree with it.
+"""VQA accuracy (arXiv 1505.00468; VQA v2, arXiv 1612.00837): correct to the degree that humans agree with it.
 
 For each of the n humans (10 as published), min(1, m / 3), where m of the other n - 1 gave the prediction; their mean.
 Before, prediction and references are processed by the rules of visualqa.org/evaluation: lower case, no articles, number
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from molmo2_nemo.evaluation.base import Score, Scorer
 
-ENOUGH = 3  # humans that make an answer right
+ENOUGH = 3  # humans who must agree for an answer to be fully correct
 ARTICLES = ("a", "an", "the")
 NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 NUMBERS["none"] = "0"
@@ -27,7 +27,7 @@ CONTRACTIONS = {word.replace("'", ""): word for word in CONTRACTED}
 
 
 def processed(answer: str) -> str:
-    """An answer as it is compared."""
+    """An answer in the normal form in which answers are compared."""
     answer = " ".join(answer.lower().split())
     comma = re.search(r"\d,\d", answer) is not None
     text = answer
@@ -47,7 +47,7 @@ class VqaAccuracy(Scorer):
     def score(self, prediction: str, references: Sequence[str]) -> Score:
         ours = processed(prediction)
         same = [processed(reference) == ours for reference in references]
-        others = [sum(same) - itself for itself in same]  # who agree with the prediction, one human left out
+        others = [sum(same) - itself for itself in same]  # humans who agree with the prediction, with one left out
         return Score(sum(min(1.0, n / ENOUGH) for n in others) / len(others), {"agree": sum(same)})
 
 

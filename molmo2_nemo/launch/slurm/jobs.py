@@ -111,12 +111,12 @@ def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, 
             cfg.init_from = str(stage_dir(configs[number - 1]))  # its checkpoint is looked up when the job starts
         known = jobs.get(cfg.stage.name)
         state, reason = job_state(login, known) if known else ("", "")
-        if known and alive(state) and _still_good(known, state, reason, waits_for):
+        if known and waits_or_runs(state) and _still_good(known, state, reason, waits_for):
             _refuse_changes(cfg, known, login)
             print(f"{place}: job {known.id} is {state.lower()}{_because(reason)}", flush=True)
             waits_for = known.id
             continue
-        if known and alive(state) and not dry_run:
+        if known and waits_or_runs(state) and not dry_run:
             login.run("scancel", known.id)
             print(f"{place}: job {known.id} waited for a job that is gone, cancelled", flush=True)
         if login.is_local:  # elsewhere the job itself checks
@@ -177,7 +177,7 @@ def _sees_files(cfg: RunConfig) -> bool:
 
 
 def _lacking(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
-    """What a job could not start without, each with the stages that lack it."""
+    """Problems for which a job could not start, each with the stages that have it."""
     found: dict[str, list[str]] = {}
     for cfg in configs:
         for problem in (*checks.file_problems(cfg), *start_problems(cfg)) if _sees_files(cfg) else ():
@@ -196,7 +196,7 @@ def job_state(login: Login, job: Job) -> tuple[str, str]:
 
 
 def _job_state(login: Login, job: Job) -> tuple[str, str]:
-    """What squeue says, else the state from accounting where there is one."""
+    """State and reason from squeue, else the state from accounting where there is one."""
     code, out, err = login.try_run("squeue", "--noheader", "--states=all", f"--jobs={job.id}", "--format=%T|%r|%j")
     if code == 127:
         login.run("squeue")  # raises with the advice
@@ -211,13 +211,13 @@ def _job_state(login: Login, job: Job) -> tuple[str, str]:
     return (words[0], "") if words else ("", "")
 
 
-def alive(state: str) -> bool:
+def waits_or_runs(state: str) -> bool:
     """Whether a job in this state waits or runs."""
     return bool(state) and state not in GONE and not state.startswith("CANCELLED")
 
 
 def _still_good(job: Job, state: str, reason: str, waits_for: str | None) -> bool:
-    """False for a job that waits for one that is gone, or has to wait for another than it does."""
+    """False for a job that waits for one that is gone, or for another one than it should."""
     if state != "PENDING":
         return True
     return reason != HOPELESS and (waits_for is None or job.after == waits_for)

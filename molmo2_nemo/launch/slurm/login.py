@@ -51,7 +51,7 @@ class Login:
         """Runs a command that has to succeed; its standard output.
 
         Raises:
-            UserError: it fails; with what it wrote.
+            UserError: the command fails; the message has its output.
         """
         code, out, err = self.try_run(*command)
         if code == 127:

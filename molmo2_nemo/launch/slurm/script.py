@@ -113,7 +113,7 @@ class StageJob:
 
 
 def script(job: StageJob, login: Login, after: str | None = None) -> str:
-    """The text for sbatch.
+    """The text of the sbatch script.
 
     Args:
         after: id of a job that has to end well first.

@@ -1,4 +1,4 @@
-"""What is logged of every step: one file a subject, found by itself. `Metric` in interface.py says what to write.
+"""What is logged of every step: one file per subject, found automatically. `Metric` in interface.py says what to write.
 
 A file of this folder needs no mention elsewhere: `found` reads all of them.
 """

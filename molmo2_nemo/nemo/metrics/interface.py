@@ -58,5 +58,5 @@ class Metric:
 
 
 def finite(value: float) -> float | None:
-    """JSON knows no NaN."""
+    """The value, or None for one that is not finite, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -10,7 +10,7 @@ import torch
 from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric
 
 
-class Memory(Metric):
+class PeakMemory(Metric):
     """GiB of the process that has held most since the run began."""
 
     place = 90

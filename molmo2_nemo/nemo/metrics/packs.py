@@ -8,7 +8,7 @@ from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric
 
 
 class Packs(Metric):
-    """Tokens without and with padding, crops, and the share of the room for both that is used."""
+    """Tokens without and with padding, crops, and the shares of the token and crop budgets that are used."""
 
     place = 40
 

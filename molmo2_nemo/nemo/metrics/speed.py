@@ -9,7 +9,7 @@ from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric
 
 
 class Seconds(Metric):
-    """Of the step, of them those that the slowest rank waited for data, and tokens per second of all replicas."""
+    """Seconds of the step, seconds that the slowest rank waited for data, and tokens per second of all replicas."""
 
     place = 70
 
@@ -36,7 +36,7 @@ class Compute(Metric):
 
 
 class Utilisation(Compute):
-    """MFU, where it is known what a device can do."""
+    """Model FLOPs utilisation (MFU), where the peak of a device is known."""
 
     place = 110
 

@@ -9,7 +9,7 @@ from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
 
 
 class GradientNorms(Metric):
-    """Before clipping; 0 for a group that is frozen."""
+    """Gradient norm of each optimizer group before clipping; 0 for a frozen one."""
 
     place = 20
 
@@ -19,7 +19,7 @@ class GradientNorms(Metric):
 
 
 class LearningRates(Metric):
-    """Of this update; nothing for a group that is frozen."""
+    """Learning rate of each optimizer group in this update; none for a frozen one."""
 
     place = 30
 
@@ -27,8 +27,8 @@ class LearningRates(Metric):
         return {f"lr_{group}": rate for group, rate in step.result.learning_rates.items()}
 
 
-class SkippedSteps(Metric):
-    """Of the run so far."""
+class SkippedStepCount(Metric):
+    """Number of steps skipped in the run so far."""
 
     place = 60
 

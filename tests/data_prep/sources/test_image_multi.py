@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from data_prep.sources.base import File, FirstOf, HubFile, Member
+from data_prep.sources.base import ArchiveMember, File, FirstOf, HubFile
 from data_prep.sources.common import web_image
 from tests.support.source_rows import conversations, only, prepare, reasons
 
@@ -94,7 +94,7 @@ def test_mantis(name):
     sample = only(samples)
     archive = HubFile("TIGER-Lab/Mantis-Instruct", f"{name}/train_images.zip")
     assert sample.images[1] == FirstOf(
-        File(f"mantis-instruct/{name}/train_images/sub/1.jpg"), Member(archive, "sub/1.jpg")
+        File(f"mantis-instruct/{name}/train_images/sub/1.jpg"), ArchiveMember(archive, "sub/1.jpg")
     )
     assert reasons(skips) == {
         "00000001": "a single image",

@@ -15,7 +15,7 @@ from molmo2_nemo.cli.main import main
 from molmo2_nemo.errors import USER_ERROR, UserError
 from molmo2_nemo.launch.pipeline import compose_stages
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
-from molmo2_nemo.launch.slurm.jobs import alive, login_of, stage_job
+from molmo2_nemo.launch.slurm.jobs import login_of, stage_job, waits_or_runs
 from molmo2_nemo.launch.slurm.script import TRAP, script
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.jobs import Job, read_jobs
@@ -241,7 +241,12 @@ def test_jobs_are_read_back_and_a_damaged_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING", "CONFIGURING", "SUSPENDED", "REQUEUED"])
 def test_which_states_are_alive(state):
-    assert alive(state) and not alive("CANCELLED by 0") and not alive("") and not alive("TIMEOUT")
+    assert (
+        waits_or_runs(state)
+        and not waits_or_runs("CANCELLED by 0")
+        and not waits_or_runs("")
+        and not waits_or_runs("TIMEOUT")
+    )
 
 
 def test_status_names_jobs_of_stages_that_have_not_begun(tmp_path, capsys):
