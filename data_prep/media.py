@@ -375,7 +375,7 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
 
     try:
         info = inspect_video(data)
-    except ValueError as error:
+    except DataError as error:
         raise MediaError("video cannot be decoded", str(error)[:300]) from None
     kind = suffix if suffix in VIDEO_SUFFIXES else info.suffix
     return Video(data, kind, info.duration, info.fps, info.frames, info.size)
@@ -407,7 +407,7 @@ def _images(files: list[Path]) -> Iterator[Any]:
     for file in files:
         try:
             yield decode_image(file.read_bytes())
-        except (ValueError, OSError) as error:
+        except (DataError, OSError) as error:
             raise MediaError("image cannot be decoded", f"{file}: {error}") from None
 
 

@@ -18,7 +18,7 @@ from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.sources.base import Media, Sample, Skip
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
-from molmo2_nemo.errors import DataError
+from molmo2_nemo.errors import DataError, UserError
 
 MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -74,7 +74,7 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
         reason, detail = error.reason, error.detail
     except BadRecord as error:
         reason, detail = error.cause, error.detail
-    except ValueError as error:
+    except UserError as error:
         reason, detail = "bad sample", str(error)
     # Some libraries put memory addresses into their messages, but skipped.jsonl must be the same in every run.
     return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400])
@@ -119,7 +119,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         data["annotations"] = list(sample.annotations)
     try:
         members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, UnicodeEncodeError) as error:
+    except (TypeError, ValueError) as error:
         raise DataError(f"not JSON: {error}") from None
     parse_record(
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 from molmo2_nemo import errors
@@ -47,3 +48,43 @@ def test_errors_of_data_and_conversion_are_the_users():
     for kind in (errors.DataError, errors.ConversionError):
         assert issubclass(kind, errors.UserError) and issubclass(kind, ValueError)
         assert inspect.getmodule(kind) is errors
+
+
+BROAD = {"ValueError", "TypeError"}  # a fault of ours raises these too
+PARSERS = {"loads", "int", "float", "literal_eval", "find_spec", "fromisoformat"}  # raise them for what they are given
+CAUGHT = {  # handlers of these around something else than a parser: what is in the `try` that is not ours
+    "data_prep/media.py _lettered": "Pillow: what it raises for a broken image depends on where it breaks",
+    "data_prep/record_builder.py _build": "json.dumps, of what a source made of a row",
+    "data_prep/tables.py count": "Arrow, and files that others wrote",
+    "molmo2_nemo/data/image.py decode_image": "Pillow, as above",
+    "molmo2_nemo/data/tokenizer.py encode": "the library's, for lone surrogates",
+}
+
+
+def catches() -> Iterator[tuple[str, bool]]:
+    """(file and function, whether a parser is called in the `try`) of every handler of a broad error."""
+    for path in sorted([*(ROOT / "molmo2_nemo").rglob("*.py"), *(ROOT / "data_prep").rglob("*.py")]):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            for node in ast.walk(function):
+                if isinstance(node, ast.Try) and any(BROAD & _names(handler.type) for handler in node.handlers):
+                    called = set().union(*map(_calls, node.body))
+                    yield f"{path.relative_to(ROOT)} {function.name}", bool(called & PARSERS)
+
+
+def _names(caught: ast.expr | None) -> set[str]:
+    return {part.id for part in ast.walk(caught) if isinstance(part, ast.Name)} if caught is not None else set()
+
+
+def _calls(body: ast.stmt) -> set[str]:
+    """The last part of the name of everything that is called."""
+    called = [part.func for part in ast.walk(body) if isinstance(part, ast.Call)]
+    return {f.attr if isinstance(f, ast.Attribute) else f.id for f in called if isinstance(f, ast.Attribute | ast.Name)}
+
+
+def test_a_fault_of_ours_is_not_caught_as_the_users():
+    """`except ValueError` stands around a parser of what the user gave, or is listed with its reason; where only our
+    code runs, `except UserError`."""
+    assert {place for place, parses in catches() if not parses} == set(CAUGHT)
+    assert sum(parses for _, parses in catches()) > 10  # the search finds what is there

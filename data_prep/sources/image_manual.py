@@ -124,7 +124,7 @@ def _ai2d_samples(row: Row, boxes: dict[str, list[Any]]) -> Iterator[Sample | Sk
     letters = {letter for letter, *_ in places}
     try:
         made = ai2d_choice(row, letters)
-    except ValueError as error:
+    except DataError as error:
         yield Skip(key, "no such option", str(error))
         return
     if not row["abcLabel"]:

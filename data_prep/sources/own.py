@@ -61,7 +61,7 @@ def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             yield entry_sample(load_json(place, {"json": row["content"]}), f"{row['line']:08d}")
         except BadRecord as error:
             yield Skip(place, "bad line", error.detail.removeprefix(".json "))
-        except ValueError as error:
+        except DataError as error:
             yield Skip(place, "bad line", str(error))
 
 

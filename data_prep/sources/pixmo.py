@@ -185,7 +185,7 @@ def _conversations(url: str, rows: Sequence[Row]) -> Iterator[AnnotationJson | S
     for i, row in enumerate(rows):
         try:
             turns = conversation_turns(row["question"], row["answer"])
-        except ValueError as error:
+        except DataError as error:
             yield Skip(f"{url}#{i}", "not a conversation", str(error))
             continue
         yield shapes.no_pointing(shapes.conversation(turns, "user_qa"))

@@ -67,7 +67,7 @@ def _tulu(max_tokens: int) -> Callable[[Iterable[Row], Context], Iterator[Sample
                 continue
             try:
                 turns = chat_turns(row["messages"])
-            except ValueError as error:
+            except DataError as error:
                 yield Skip(key, "not a conversation", f"{row['id']}: {error}")
                 continue
             yield Sample(key, [shapes.conversation(turns, "text_sft")])

@@ -20,11 +20,12 @@ from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shap
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
-from molmo2_nemo.errors import ConversionError
+from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_options
 from molmo2_nemo.rundir.config_file import run_of_checkpoint
 from molmo2_nemo.rundir.paths import CONFIG
 from molmo2_nemo.settings.renamed import with_new_names
+from molmo2_nemo.settings.run import ModelSelection
 from molmo2_nemo.settings.schema import structure
 
 MODEL_FILE = "molmo2.json"  # in an imported checkpoint; records its model configuration
@@ -245,16 +246,17 @@ def model_of(folder: Path, checkpoint: MegatronCheckpoint, run: dict[str, Any]) 
         ConversionError: no known model, or a damaged file.
     """
     settings = run.get("model") or {}
-    chosen = {key: settings[key] for key in OPTIONS if key in settings}
     try:
+        selected = structure(ModelSelection, {key: settings[key] for key in OPTIONS if key in settings}, "model")
+        chosen = {key: getattr(selected, key) for key in OPTIONS if key in settings}
         chosen["lora"] = structure(LoraConfig, (run.get("stage") or {}).get("lora") or {}, "stage.lora")
         with_options(preset("tiny"), lora=chosen["lora"])
-    except ValueError as error:
+    except UserError as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
     model_config = read_model_file(folder) or recognise_checkpoint(checkpoint, chosen["lora"])
     try:
         return with_options(model_config, **chosen)
-    except (TypeError, ValueError) as error:
+    except UserError as error:
         raise ConversionError(f"the run's config.yaml: {error}") from None
 
 

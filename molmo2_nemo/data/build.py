@@ -17,7 +17,7 @@ from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
 from molmo2_nemo.data.video import encode_video, read_video
-from molmo2_nemo.errors import DataError
+from molmo2_nemo.errors import DataError, UserError
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class ExampleBuilder:
             )
         except BadRecord:
             raise
-        except ValueError as error:
+        except UserError as error:
             raise BadRecord(record.key, cause, str(error)) from error
         info = {
             **root.visual.info,

@@ -100,7 +100,9 @@ def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.nd
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
     except Image.DecompressionBombError as error:
         raise DataError(f"image too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
-    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, OverflowError) as error:
+    except DataError:
+        raise
+    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         # What Pillow raises for broken files depends on the format and on where it breaks.
         start = data[:8].hex() or "nothing"
         why = "of no known format" if isinstance(error, UnidentifiedImageError) else error

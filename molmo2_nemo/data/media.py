@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import DataError, UserError
 
 
 def read_media(path: Path, kind: str) -> bytes:
@@ -28,6 +28,6 @@ def read_media(path: Path, kind: str) -> bytes:
             from molmo2_nemo.data.video import inspect_video
 
             inspect_video(content)
-    except ValueError as error:
+    except DataError as error:
         raise UserError(f"{path}: {error}") from None
     return content

@@ -20,6 +20,7 @@ from typing import Any
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, write_manifest_file
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
+from molmo2_nemo.errors import DataError
 from molmo2_nemo.files import atomic
 
 OLD_MANIFEST = "manifest.json"  # manifest of earlier versions; their data sets may be replaced
@@ -43,7 +44,7 @@ def index_tar(path: Path) -> list[tuple[str, list[Member]]]:
             try:
                 info = check_header(header)
                 key, suffix = split_name(info.name)
-            except ValueError as error:
+            except DataError as error:
                 raise ShardError(f"shard {path}: {error}") from None
             if offset + info.size > size:
                 raise ShardError(

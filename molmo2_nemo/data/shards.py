@@ -132,7 +132,7 @@ class ShardDataset:
             try:
                 info = check_header(data[:BLOCK])
                 found = split_name(info.name)
-            except ValueError as error:
+            except DataError as error:
                 raise ShardError(f"shard {shard}: {error}; it changed after its manifest was written") from None
             if found != (key, suffix) or info.size != size:
                 raise ShardError(

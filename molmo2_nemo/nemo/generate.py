@@ -59,7 +59,7 @@ def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_toke
     for number, prompt in enumerate(prompts, start=1):
         try:
             example = builder.prompt(prompt["images"], prompt["video"], prompt["question"], prompt["style"])
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"prompt {number}: {error}") from error
         text = tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
         yield {

@@ -54,7 +54,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
         ):
             try:
                 model = with_options(model, **options)  # type: ignore[arg-type]
-            except ValueError as error:
+            except UserError as error:
                 yield str(error)
     else:
         yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
@@ -113,7 +113,7 @@ def _recompute(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
     memory, stages = cfg.memory, cfg.parallel.pipeline
     try:
         memory.check()
-    except ValueError as error:
+    except UserError as error:
         yield str(error)
         return
     if memory.recompute_layers is None or model is None or stages < 1:
@@ -215,7 +215,7 @@ def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
 
         try:
             TileGeometry.of(data.image)
-        except ValueError as error:
+        except UserError as error:
             yield str(error)
     yield from phase_problems(data)
     for key, crops in (
@@ -265,7 +265,7 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
             continue
         try:
             ShardDataset(source.path, name).close()
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             yield f"data.sources.{name}: {error}"
     tokenizer = data.tokenizer
     if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():

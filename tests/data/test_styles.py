@@ -9,7 +9,7 @@ import pytest
 
 from data_prep import demo_records
 from data_prep.sources.own import entry_sample
-from molmo2_nemo.data.styles import asked_style
+from molmo2_nemo.data.styles import asked_style, style_of
 from molmo2_nemo.errors import UserError
 
 
@@ -43,6 +43,11 @@ def test_ones_own_style_is_marked():
     assert asked_style("own:mine") == "mine"
     with pytest.raises(UserError, match="written own:mine"):
         asked_style("mine")
+
+
+@pytest.mark.parametrize(("style", "explained"), [("cosyn_table_exp", True), ("a_exp_b", True), ("bird_expert", False)])
+def test_exp_is_a_word_of_a_styles_name(style, explained):
+    assert bool(style_of(style).question_wordings) == explained
 
 
 @pytest.mark.parametrize("style", ["", " ", "own:", 7, None, ["user_qa"]])
