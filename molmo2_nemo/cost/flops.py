@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from molmo2_nemo.data.counts import PackCounts
-from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.flops import connector_flops, crop_flops
 
@@ -119,8 +118,3 @@ def pack_flops(model_config: Molmo2Config, pack: PackCounts) -> Flops:
         window_positions=pack.window_positions,
         scored_tokens=pack.scored,
     )
-
-
-def batch_flops(model_config: Molmo2Config, batch: Batch) -> Flops:
-    """Operations of a micro-batch's forward pass, from its arrays."""
-    return pack_flops(model_config, PackCounts.of(batch, model_config.visual_attention, model_config.text.vocab_size))

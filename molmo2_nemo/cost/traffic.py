@@ -130,11 +130,6 @@ def tensor_traffic(tokens: int, width: int, bytes_per_element: int, tensor: int,
     return Steps(Traffic(2, 4 * shard), Traffic(2, 4 * shard))
 
 
-def pipeline_traffic(tokens: int, width: int, bytes_per_element: int) -> Steps:
-    """Hidden states to the next stage, their gradient back. tokens: of one context (and sequence) shard."""
-    return Steps(Traffic(1, tokens * width * bytes_per_element), Traffic(1, tokens * width * bytes_per_element))
-
-
 def gradient_traffic(parameters: int, ranks: int, *, parameter_bytes: int = 2, distributed: bool = True) -> Traffic:
     """Once a step: fp32 gradients reduced over data x context ranks, and with a distributed optimizer the updated
     parameters gathered.
@@ -147,8 +142,3 @@ def gradient_traffic(parameters: int, ranks: int, *, parameter_bytes: int = 2, d
         return Traffic()
     share = parameters * (ranks - 1) / ranks
     return Traffic(2, share * (4 + parameter_bytes)) if distributed else Traffic(1, 2 * share * 4)
-
-
-def vision_all_gather_bytes(pooled_tokens: int, width: int, bytes_per_element: int, ranks: int) -> int:
-    """What all ranks together would send if every pooled token went to every rank (what the published code does)."""
-    return pooled_tokens * width * bytes_per_element * (ranks - 1)

@@ -49,14 +49,6 @@ class PointTag:
     def count(self) -> int:
         return sum(len(group.points) for group in self.groups)
 
-    def located(self, width: float, height: float) -> list[tuple[float, int, float, float]]:
-        """(frame number or seconds, point number, x, y) of every point, in pixels of a width x height image."""
-        return [
-            (float(group.frame), number, x * width / 1000, y * height / 1000)
-            for group in self.groups
-            for number, x, y in group.points
-        ]
-
 
 def scale_point(point: Sequence[float], size: tuple[float, float]) -> tuple[int, int]:
     """Thousandths of `size` (width, height), rounded half to even and kept inside the image.

@@ -26,6 +26,7 @@ from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lock import Locked, only_run
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.resume import refuse_other_run
+from molmo2_nemo.rundir.verdicts import Ending
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
@@ -106,13 +107,15 @@ def _run_here(cfg: RunConfig) -> int:
     except Locked as error:
         if attempt is None:
             raise
-        return conclude(Path(attempt), "failed", str(error), 1)  # no mistake: the next try may find the lock lifted
+        return conclude(
+            Path(attempt), Ending.FAILED, str(error), 1
+        )  # no mistake: the next try may find the lock lifted
     except UserError as error:
         if attempt:
-            write_outcome(Path(attempt), "user_error", str(error))
+            write_outcome(Path(attempt), Ending.USER_ERROR, str(error))
         raise
     if attempt and code == PREEMPTED:
-        write_outcome(Path(attempt), "preempted", preempted(Path(attempt)) or "")
+        write_outcome(Path(attempt), Ending.PREEMPTED, preempted(Path(attempt)) or "")
         return 0
     return code
 

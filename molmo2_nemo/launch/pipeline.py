@@ -10,7 +10,7 @@ from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.launch.local import launch
 from molmo2_nemo.launch.reports import show_how_to_resume
 from molmo2_nemo.rundir import checkpoint_manifest
-from molmo2_nemo.rundir.paths import CHECKPOINTS, stage_dir
+from molmo2_nemo.rundir.paths import CHECKPOINTS, SUMMARY, stage_dir
 from molmo2_nemo.rundir.resume import refuse_changes
 from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.settings.compose import STAGES, compose
@@ -92,7 +92,7 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
         done[number] = read_summary(stage_dir(cfg))
         if done[number] is None:
             raise UserError(
-                f"{stage_dir(cfg)} has no summary.json although the stage ended without an error; run the command again"
+                f"{stage_dir(cfg)} has no {SUMMARY} although the stage ended without an error; run the command again"
             )
     return 0
 
@@ -113,7 +113,7 @@ def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) ->
     refuse_changes(cfg, folder, result["checkpoint"], finished=True)
     if not path(result["checkpoint"]).is_dir():
         raise UserError(
-            f"{folder}/summary.json names the checkpoint {result['checkpoint']}, which is gone; "
+            f"{folder}/{SUMMARY} names the checkpoint {result['checkpoint']}, which is gone; "
             f"remove {folder} to train it again"
         )
     return result

@@ -5,7 +5,7 @@ writes `preempted` there. torch's elastic launcher adds `launcher.json` (`Exits`
 among them.
 
 In a Slurm job of ours that folder is the attempt's, and the first task to end also writes `outcome` there, for the
-job's script (launch/slurm/script.py): "preempted", "user_error" or "failed" on the first line, the message on the rest.
+job's script (launch/slurm/script.py): a word of `Ending` on the first line, the message on the rest.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
 from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir.attempt import note_error
+from molmo2_nemo.rundir.paths import OUTCOME
+from molmo2_nemo.rundir.verdicts import Ending
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # variable with the folder that processes report to
 ATTEMPT_DIR = "MOLMO2_ATTEMPT"  # in a Slurm job of ours: variable with the folder of this attempt
@@ -72,12 +74,12 @@ def this_rank() -> int:
 def report_preempted(why: str) -> None:
     """Writes down for the launcher that a signal stopped this process: torch's elastic launcher loses exit codes."""
     if os.environ.get(ERROR_DIR):
-        (Path(os.environ[ERROR_DIR]) / "preempted").write_text(why)
+        (Path(os.environ[ERROR_DIR]) / Ending.PREEMPTED).write_text(why)
 
 
 def preempted(folder: Path) -> str | None:
     """The report in `folder` of a process that a signal stopped; None if there is none."""
-    path = folder / "preempted"
+    path = folder / Ending.PREEMPTED
     return path.read_text() if path.is_file() else None
 
 
@@ -98,22 +100,22 @@ def explain_exit(folder: Path, code: int, stage: Path | None = None) -> int:
     stage_of_report = None if len(reports) == 1 else stage
     mistakes = [r for r in reports if r.user_error]
     if mistakes:
-        return conclude(folder, "user_error", mistakes[0].message, USER_ERROR, stage_of_report)
+        return conclude(folder, Ending.USER_ERROR, mistakes[0].message, USER_ERROR, stage_of_report)
     launcher = folder / "launcher.json"
     exits = Exits(**json.loads(launcher.read_text())) if launcher.is_file() else Exits(0, code)
     killed = exits.killed({r.rank for r in reports})
     if killed is not None:  # what the others report is that they lost it
-        return conclude(folder, "failed", *_signalled(killed), stage)
+        return conclude(folder, Ending.FAILED, *_signalled(killed), stage)
     if reports:
         # The first to fail is the cause; the others usually report a lost connection to it.
         first = min(reports, key=lambda r: r.time)
         if first.rank == int(os.environ.get("RANK", first.rank)):
             print(first.traceback, file=sys.stderr, end="")
-        return conclude(folder, "failed", f"process {first.rank} failed: {first.message}", 1, stage_of_report)
+        return conclude(folder, Ending.FAILED, f"process {first.rank} failed: {first.message}", 1, stage_of_report)
     if exits.exit_code < 0:
-        return conclude(folder, "failed", *_signalled(exits), stage)
+        return conclude(folder, Ending.FAILED, *_signalled(exits), stage)
     message = f"process {exits.rank} ended with exit code {exits.exit_code}"
-    return conclude(folder, "failed", message, code if code > 0 else 1, stage)
+    return conclude(folder, Ending.FAILED, message, code if code > 0 else 1, stage)
 
 
 def _signalled(exits: Exits) -> tuple[str, int]:
@@ -124,24 +126,24 @@ def _signalled(exits: Exits) -> tuple[str, int]:
     return message, 128 - exits.exit_code
 
 
-def conclude(folder: Path, how: str, message: str, code: int, stage: Path | None = None) -> int:
+def conclude(folder: Path, how: Ending, message: str, code: int, stage: Path | None = None) -> int:
     """Shows the message, writes it down for a Slurm job's script and, marked as the cause, in the stage's errors.jsonl;
     returns `code`."""
     if ATTEMPT_DIR in os.environ:
         write_outcome(folder, how, message)
     if stage is not None:
-        user_error = how == "user_error"
+        user_error = how == Ending.USER_ERROR
         note_error(stage, {"time": time.time(), "message": message, "user_error": user_error, "cause": True})
     show_error(message)
     return code
 
 
-def write_outcome(folder: Path, how: str, message: str) -> None:
+def write_outcome(folder: Path, how: Ending, message: str) -> None:
     """Writes down how an attempt ended, unless another process was first: what that one reported is the cause."""
-    part = folder / f"outcome.{this_rank()}.part"  # not files.atomic, with which the last would win
+    part = folder / f"{OUTCOME}.{this_rank()}.part"  # not files.atomic, with which the last would win
     part.write_text(f"{how}\n{message}\n")
     try:
-        os.link(part, folder / "outcome")  # whole or not at all, and only once
+        os.link(part, folder / OUTCOME)  # whole or not at all, and only once
     except FileExistsError:
         pass
     part.unlink()

@@ -70,13 +70,13 @@ class StageCheckpoints(ModelCheckpoint):
         """Save the last step, whatever `every` is, and what NeMo needs to load it without our code."""
         if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
-        newest = Path(self.folder) / f"step={trainer.global_step}"
+        newest = Path(self.folder) / checkpoint_manifest.step_folder(trainer.global_step)
         if trainer.is_global_zero and newest.is_dir() and not (newest / "context").exists():
             TrainerContext.from_trainer(trainer).io_dump(newest / "context", yaml_attrs=["model"])
 
     def _save_last_checkpoint(self, trainer: Any, monitor_candidates: dict[str, Any]) -> None:
         """Saves without removing the checkpoint before, as Lightning would; `_thin` decides what goes."""
-        path = f"{self.folder}/step={trainer.global_step}{self.FILE_EXTENSION}"
+        path = f"{self.folder}/{checkpoint_manifest.step_folder(trainer.global_step)}{self.FILE_EXTENSION}"
         self.last_model_path = path
         folder = ckpt_to_dir(path)
         if trainer.is_global_zero and folder.exists():  # damaged, or left by a run that was set back

@@ -23,7 +23,9 @@ from molmo2_nemo.nemo import signals
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.attempt import heartbeat, this_process
+from molmo2_nemo.rundir.checkpoint_manifest import step_folder
 from molmo2_nemo.rundir.lines import read_metrics
+from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -91,10 +93,10 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         "tokens": tokens,
         "fill": tokens / sum(m["padded_tokens"] for m in steps),
         **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train
-        "checkpoint": f"{paths.CHECKPOINTS}/step={trainer.global_step}",  # seen from the folder, which may be moved
+        "checkpoint": f"{paths.CHECKPOINTS}/{step_folder(trainer.global_step)}",  # from the folder, which may be moved
     }
     if first:
-        write_json(folder / paths.SUMMARY, summary)
+        write_summary(folder, summary)
     return summary
 
 

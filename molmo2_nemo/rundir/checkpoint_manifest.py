@@ -19,19 +19,25 @@ from molmo2_nemo.files import write_json
 
 MANIFEST = "manifest.json"
 UNFINISHED = "-unfinished"  # NeMo's mark: an empty file beside the folder, named like it with this at the end
+STEP = "step="  # and the optimizer step: the name of a checkpoint's folder
 VERSION = 1
 READERS = 4  # files hashed at once; hashing leaves the interpreter's lock alone
 BLOCK = 1 << 22
 
 
+def step_folder(step: int) -> str:
+    """The name of the checkpoint of an optimizer step."""
+    return f"{STEP}{step}"
+
+
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step in the name of a folder `step=N` that `finished` found."""
-    return int(checkpoint.name.removeprefix("step="))
+    """The optimizer step in the name of a folder that `finished` found."""
+    return int(checkpoint.name.removeprefix(STEP))
 
 
 def finished(folder: Path) -> list[Path]:
     """Checkpoints of a stage's checkpoints/ folder that no run is still writing or removing, newest first."""
-    named = [p for p in folder.glob("step=*") if re.fullmatch(r"step=\d+", p.name)]
+    named = [p for p in folder.glob(f"{STEP}*") if re.fullmatch(rf"{STEP}\d+", p.name)]
     found = [p for p in named if p.is_dir() and not p.with_name(p.name + UNFINISHED).exists()]
     return sorted(found, key=step_of, reverse=True)
 

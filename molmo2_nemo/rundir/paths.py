@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from molmo2_nemo.settings.ranges import SLURM
 from molmo2_nemo.settings.run import RunConfig
 
 # In a stage's folder. docs/running.md says what each is.
@@ -18,9 +19,11 @@ CHECKPOINTS = "checkpoints"  # step=N/, each with a manifest (checkpoint_manifes
 TENSORBOARD = "tb"
 LOGS = "logs"  # NeMo's own
 
-# In the run's folder, beside the stages; settings/ranges.py keeps a stage from having this name.
-SLURM = "slurm"
-JOBS = "jobs.json"  # in slurm/
+# In the run's folder, beside the stages, lies SLURM; settings/ranges.py keeps a stage from having this name. In slurm/:
+JOBS = "jobs.json"
+ATTEMPTS = "attempt-"  # <stage>/attempt-<job>-<restart>/
+OUTCOME = "outcome"  # in an attempt: how it ended, as the first task to end reported (launch/reports.py)
+VERDICT = "verdict"  # in an attempt: how it failed, as the job's script found out (verdicts.py)
 
 
 def stage_dir(cfg: RunConfig) -> Path:

@@ -7,9 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir.config_file import read_config
 from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, SUMMARY
 from molmo2_nemo.settings.compose import STAGES
+
+# The line of summary.json that counts the steps done, for sed: a job's script has to find it without Python.
+STEPS_LINE = r'^ "steps": \([0-9]*\),*$'
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Write summary.json, whole or not at all.
+
+    Args:
+        folder: the stage's.
+        summary: with "steps" and "checkpoint". Each key gets a line of its own, indented by one blank, and all that is
+            inside a value is indented by more: `STEPS_LINE` finds one line and no other.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_json(folder / SUMMARY, summary, indent=1)
 
 
 def read_summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | None:

@@ -7,12 +7,19 @@ is certain to be installed: seconds since the epoch, then "failed" or "user_erro
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.rundir.paths import SLURM
+from molmo2_nemo.rundir.paths import ATTEMPTS, SLURM, VERDICT
 
-HOW = ("failed", "user_error")
+
+class Ending(StrEnum):
+    """How an attempt ended: the words of its files."""
+
+    FAILED = "failed"
+    USER_ERROR = "user_error"
+    PREEMPTED = "preempted"  # in `outcome` only: it is no failure
 
 
 def read_verdicts(stage: Path) -> list[dict[str, Any]]:
@@ -22,16 +29,17 @@ def read_verdicts(stage: Path) -> list[dict[str, Any]]:
     Args:
         stage: the stage's folder, `<output_dir>/<stage>`.
     """
-    found = (_read(path) for path in sorted((stage.parent / SLURM / stage.name).glob("attempt-*/verdict")))
+    found = (_read(path) for path in sorted((stage.parent / SLURM / stage.name).glob(f"{ATTEMPTS}*/{VERDICT}")))
     return [verdict for verdict in found if verdict is not None]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         time, how, message = path.read_text(encoding="utf-8", errors="replace").split("\n", 2)
-        if how not in HOW:
+        if how not in (Ending.FAILED, Ending.USER_ERROR):
             return None
-        return {"time": float(time), "message": _one_line(message), "user_error": how == "user_error", "cause": True}
+        user_error = how == Ending.USER_ERROR
+        return {"time": float(time), "message": _one_line(message), "user_error": user_error, "cause": True}
     except (OSError, ValueError):
         return None
 

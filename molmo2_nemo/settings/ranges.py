@@ -52,7 +52,8 @@ SOURCE: dict[str, tuple[float, float | None]] = {  # of one data set; null where
     "weight": (0, None),
     "p_high_res": (0, 1),
 }
-TAKEN = (".", "..", "slurm")  # names of other folders in a run's
+SLURM = "slurm"  # the folder of a run's jobs, beside those of its stages (rundir/paths.py)
+TAKEN = (".", "..", SLURM)  # names of other folders in a run's
 
 
 def out_of_range(cfg: RunConfig) -> Iterator[str]:

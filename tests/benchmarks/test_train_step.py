@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks.train_step import TINY, at_depth, main, settings
-from molmo2_nemo.cost.flops import batch_flops, training_flops
+from molmo2_nemo.cost.flops import training_flops
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import preset
-from tests.support.batches import Shapes, batch
+from tests.support.batches import Shapes, batch, batch_flops
 
 
 def bench_job(out) -> dict:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from molmo2_nemo.cost.flops import Flops, batch_flops, forward_flops, training_flops
+from molmo2_nemo.cost.flops import Flops, forward_flops, training_flops
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH, Batch
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.flops import crop_flops
+from tests.support.batches import batch_flops
 
 # Per packed sequence, forward: name, tokens, crops (frames of 81 tokens), linear, attention full, ViT, connector,
 # sum with full and sum with causal attention.

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.cost.flops import batch_flops
 from molmo2_nemo.data.balance import UNIT, CostModel, balance, spread
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
 from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.nemo.data import cost_model
+from tests.support.batches import batch_flops
 from tests.support.packs import demo_packs
 
 torch.set_num_threads(1)

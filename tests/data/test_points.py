@@ -24,6 +24,15 @@ from molmo2_nemo.data.points import (
 )
 
 
+def located(tag, width, height):
+    """(frame number or seconds, point number, x, y) of every point, in pixels of a width x height image."""
+    return [
+        (float(group.frame), number, x * width / 1000, y * height / 1000)
+        for group in tag.groups
+        for number, x, y in group.points
+    ]
+
+
 def image_tag(points, size, label):
     return PointTag(number_points([("1", [scale_point(p, size) for p in points])]), label)
 
@@ -163,7 +172,7 @@ def test_tracks_can_be_read_back(frames, point_format):
         return
     (tag,) = parse(text)
     assert tag.kind == "tracks"
-    read = tag.located(1000, 1000)
+    read = located(tag, 1000, 1000)
     assert sorted((t, xy) for t, _, xy in visible) == sorted((t, (x, y)) for t, _, x, y in read)
     # One number per object, whatever the frame (points that coincide cannot tell objects apart).
     names = {}
@@ -180,7 +189,7 @@ def test_parser_survives_anything_else():
     assert [g.frame for g in tag.groups] == ["1", "2"] and tag.count == 2
     for separator in "\t:,;":
         (tag,) = parse(f'<points coords="0.5 1 100 200{separator}1.0 2 300 400">x</points>')
-        assert tag.located(100, 10) == [(0.5, 1, 10.0, 2.0), (1.0, 2, 30.0, 4.0)]
+        assert located(tag, 100, 10) == [(0.5, 1, 10.0, 2.0), (1.0, 2, 30.0, 4.0)]
 
 
 def test_frames_of_a_track_that_the_model_sees():

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.cost.traffic import vision_all_gather_bytes
 from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, VisionUnits, plan_crops, send_to_owners, tie_parameters
 from molmo2_nemo.parallel.partition import even_runs
 from tests.support.light import run_light
+from tests.support.traffic import vision_all_gather_bytes
 
 torch.set_num_threads(1)
 

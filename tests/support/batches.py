@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from molmo2_nemo.cost.flops import Flops, pack_flops
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import ImageConfig, VideoConfig
+from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.image import TileGeometry, pool_windows, tile_patch_ids
 from molmo2_nemo.data.special_tokens import SpecialIds
@@ -125,3 +127,8 @@ def _example(tree: Tree, model: Molmo2Config, shapes: Shapes, rng: np.random.Gen
         key="noise",
         source="noise",
     )
+
+
+def batch_flops(model_config: Molmo2Config, batch: Batch) -> Flops:
+    """Operations of a micro-batch's forward pass, from its arrays."""
+    return pack_flops(model_config, PackCounts.of(batch, model_config.visual_attention, model_config.text.vocab_size))

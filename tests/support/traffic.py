@@ -64,3 +64,8 @@ def exact(
 
 def steps(found: Any) -> tuple[Any, Any]:
     return found.forward, found.backward
+
+
+def vision_all_gather_bytes(pooled_tokens: int, width: int, bytes_per_element: int, ranks: int) -> int:
+    """What all ranks together would send if every pooled token went to every rank (what the published code does)."""
+    return pooled_tokens * width * bytes_per_element * (ranks - 1)

@@ -16,6 +16,9 @@ from pathlib import Path
 from molmo2_nemo.errors import PREEMPTED, USER_ERROR, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.login import Login
+from molmo2_nemo.rundir.paths import ATTEMPTS, OUTCOME, SUMMARY, VERDICT
+from molmo2_nemo.rundir.summary import STEPS_LINE
+from molmo2_nemo.rundir.verdicts import Ending
 from molmo2_nemo.settings.run import ClusterConfig
 from molmo2_nemo.settings.slurm import SlurmConfig
 
@@ -32,24 +35,24 @@ LOST = "|".join(
 # launch/reports.py.
 TRAP = f"""
 unset SLURM_UNBUFFEREDIO  # NeMo-Run's: it gives tasks a terminal, and logs are then full of progress bars
-export {ATTEMPT_DIR}="$molmo2_folder/attempt-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
+export {ATTEMPT_DIR}="$molmo2_folder/{ATTEMPTS}$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}"
 molmo2_finished() {{  # as `read_summary` in rundir/summary.py has it: as many steps are done as were asked for
     local steps
-    steps=$(sed -n 's/^ *"steps": \\([0-9]*\\),*$/\\1/p' "$molmo2_stage/summary.json" 2> /dev/null)
+    steps=$(sed -n 's/{STEPS_LINE}/\\1/p' "$molmo2_stage/{SUMMARY}" 2> /dev/null)
     [ "${{steps:-0}}" -ge "$molmo2_steps" ]
 }}
 if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
 molmo2_begin=$(($(wc -c < "$molmo2_log") + 1))
 mkdir -p "${ATTEMPT_DIR}" || exit {USER_ERROR}
 molmo2_note() {{  # for molmo2 status (rundir/verdicts.py): the cause of whatever the tasks have reported
-    {{ date +%s.%N; echo "$how"; tail -n +2 "$outcome"; }} > "${ATTEMPT_DIR}/verdict.part" &&
-        mv "${ATTEMPT_DIR}/verdict.part" "${ATTEMPT_DIR}/verdict"
+    {{ date +%s.%N; echo "$how"; tail -n +2 "$outcome"; }} > "${ATTEMPT_DIR}/{VERDICT}.part" &&
+        mv "${ATTEMPT_DIR}/{VERDICT}.part" "${ATTEMPT_DIR}/{VERDICT}"
 }}
 molmo2_srun() {{  # the first line in which srun reports a task that ended so
     tail -c "+$molmo2_begin" "$molmo2_log" | grep -m 1 -E "^srun: error: .*: tasks? [-0-9,]+: $1"
 }}
 molmo2_end() {{
-    local code=$? outcome="${ATTEMPT_DIR}/outcome" how=none
+    local code=$? outcome="${ATTEMPT_DIR}/{OUTCOME}" how=none
     set +evx
     if molmo2_finished; then echo "molmo2: the stage is finished"; exit 0; fi
     if [ -z "$molmo2_cancelled" ]; then
@@ -57,7 +60,7 @@ molmo2_end() {{
         first=$(molmo2_srun "")
         [ -f "$outcome" ] && how=$(head -n 1 "$outcome")
         # one that lost another may be the first to end; the one that a signal ended is then the cause
-        if [ "$how" = failed ] && grep -qiE '{LOST}' "$outcome"; then
+        if [ "$how" = {Ending.FAILED} ] && grep -qiE '{LOST}' "$outcome"; then
             local killed watchdog=""
             grep -q 'Watchdog caught' "$outcome" && watchdog=1  # NCCL's: aborts those that waited too long
             killed=$(molmo2_srun "[KOSB]")  # Killed, Out Of Memory, Segmentation fault, Bus error
@@ -65,21 +68,22 @@ molmo2_end() {{
             if [ -n "$killed$watchdog" ]; then first=$killed; fi
         fi
         case "$how/$first" in
-            user_error/* | preempted/* | failed/*": Exited "* | failed/) ;;
+            {Ending.USER_ERROR}/* | {Ending.PREEMPTED}/* | {Ending.FAILED}/*": Exited "* | {Ending.FAILED}/) ;;
             *)  # killed, so it could not report; what the others report is that they lost it
-                printf 'failed\\n%s\\n' "${{first:-srun ended with code $code}}" > "$outcome"
+                printf '{Ending.FAILED}\\n%s\\n' "${{first:-srun ended with code $code}}" > "$outcome"
                 case $first in *": Killed" | *"Out Of Memory") echo "perhaps memory ran out" >> "$outcome" ;; esac
-                how=failed ;;
+                how={Ending.FAILED} ;;
         esac
         tail -n +2 "$outcome" | sed 's/^/molmo2: /'
-        case $how in failed | user_error) molmo2_note ;; esac
+        case $how in {Ending.FAILED} | {Ending.USER_ERROR}) molmo2_note ;; esac
     fi
     case $how in
         none) echo "molmo2: cancelled, or ended by Slurm"; exit $((code > 0 ? code : {PREEMPTED})) ;;
-        user_error) exit {USER_ERROR} ;;
-        preempted) code={PREEMPTED} ;;
+        {Ending.USER_ERROR}) exit {USER_ERROR} ;;
+        {Ending.PREEMPTED}) code={PREEMPTED} ;;
         *) [ "$code" -eq 0 ] && code=1
-           if [ "$(cat "$molmo2_folder"/attempt-"$SLURM_JOB_ID"-*/outcome | grep -c '^failed$')" -gt "$molmo2_retries" ]
+           if [ "$(cat "$molmo2_folder"/{ATTEMPTS}"$SLURM_JOB_ID"-*/{OUTCOME} | grep -c '^{Ending.FAILED}$')" \\
+               -gt "$molmo2_retries" ]
            then echo "molmo2: giving up after $molmo2_retries retries; the same command resumes"; exit "$code"; fi ;;
     esac
     if [ "$molmo2_requeue" = 1 ] && scontrol requeue "$SLURM_JOB_ID"; then

@@ -13,7 +13,6 @@ import pytest
 
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.errors import USER_ERROR, UserError
-from molmo2_nemo.files import write_json
 from molmo2_nemo.launch.pipeline import compose_stages
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.jobs import login_of, stage_job, waits_or_runs
@@ -21,6 +20,7 @@ from molmo2_nemo.launch.slurm.script import TRAP, script
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.jobs import Job, read_jobs
 from molmo2_nemo.rundir.progress import read_stage
+from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.rundir.verdicts import read_verdicts
 from molmo2_nemo.settings.compose import compose
 
@@ -146,9 +146,8 @@ def test_a_mistake_is_noted_too_and_not_tried_again(tmp_path):
 @pytest.mark.parametrize(("steps", "code"), [(20, 0), (21, 1)])
 def test_a_job_ends_at_once_only_if_all_steps_are_done(tmp_path, steps, code):
     (tmp_path / "run" / "sft").mkdir(parents=True)
-    write_json(
-        tmp_path / "run" / "sft" / "summary.json", {"stage": "sft", "steps": 20, "checkpoint": "checkpoints/step=20"}
-    )
+    summary = {"counts": {"steps": 99}, "stage": "sft", "steps": 20, "checkpoint": "checkpoints/step=20"}
+    write_summary(tmp_path / "run" / "sft", summary)
     assert end_of_attempt(tmp_path, "failed\nx\n", [], steps)[0] == code
 
 
