@@ -153,7 +153,7 @@ def test_a_run_with_a_damaged_configuration(verb, kind, place, capsys):
 def test_a_run_whose_metrics_are_no_text_is_shown_without_steps(place, capsys):
     (place / "binary").rename(place / "run" / "sft" / "metrics.jsonl")
     assert main(["status", "run"]) == 0
-    assert told(["report", "run"], capsys).endswith("molmo2 status run says where they are\n")
+    assert told(["report", "run"], capsys).endswith("molmo2 status run shows their state\n")
 
 
 PROMPTS = [
