@@ -172,7 +172,7 @@ def trained(folder: Path, out: Path, share: bool, parallel: dict[str, int]):
     from molmo2_nemo.rundir.paths import stage_dir
 
     cfg = tiny_run(out, 3, **parallel)
-    data: DataConfig = demo_data(folder)
+    data: DataConfig = demo_data(folder, length=512)
     data.share_packs = share
     cfg.data = data
     reads, undo = counted_reads()
