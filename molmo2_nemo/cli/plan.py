@@ -98,7 +98,6 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
     from molmo2_nemo.errors import UserError
     from molmo2_nemo.settings.checks import check
     from molmo2_nemo.settings.run import ParallelConfig
-    from molmo2_nemo.settings.sizes import model_parallel_size
 
     for item in overrides:
         if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):
@@ -109,7 +108,7 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
     parallel = cfg.parallel if mine else ParallelConfig()
     stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it
     planned = replace(cfg, parallel=parallel, stage=stage)
-    check(planned, processes=max(1, model_parallel_size(planned)), files=False)
+    check(planned, processes=max(1, planned.parallel.model_size), files=False)
 
 
 def numbers(plan: Plan, model: Molmo2Config) -> dict[str, Any]:
