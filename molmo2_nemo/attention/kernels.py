@@ -7,6 +7,13 @@
 
 Every kernel takes q [Q, B, N, H] and k, v [K, B, G, H], query head n reading key head n // (N / G), and a `MaskRegion`
 that says which queries may look at which keys.
+
+To add one, put a module beside this file that defines `forward`, `backward` (or a differentiable `forward` alone; both
+as `Kernel` says), `problem` (why it cannot run, or None) and `implementation` (its name in cost/efficiency.py, its
+title in the log). Then add the module to KERNELS, its name to AttentionKernel (model/config.py), the speed of its
+implementation to cost/efficiency.py, and what it counts as in a plan to `efficiency_of` (plan/search.py) where that
+has another name; where it is the fastest, to `automatic.py` too. tests/attention/test_kernels.py checks that nothing
+is missing, and compares kernels with the dense oracle: name it in KERNELS there.
 """
 
 from __future__ import annotations
@@ -24,7 +31,6 @@ from molmo2_nemo.attention.regions import MaskRegion
 from molmo2_nemo.errors import UserError, nearest
 
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, MaskRegion, float], tuple[Tensor, Tensor, Tensor]]
-NAMES = ("auto", "flash", "flex", "blocks")
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Kernel:
 
 
 KERNELS = {module.__name__.rpartition(".")[2]: module for module in (flash, flex, blocks)}
+NAMES = ("auto", *KERNELS)
 
 
 def choose(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from molmo2_nemo.convert.hf_config import HUB_REPOSITORIES
+from molmo2_nemo.convert.hf_config import code_repository
 from molmo2_nemo.convert.names import Format
 from molmo2_nemo.data.config import DataConfig, ImageConfig
 from molmo2_nemo.data.prompts import DEMO_STYLES, MC_STYLES
@@ -77,7 +77,7 @@ def write_companions(
         "processor_config.json": processor_json(data),
     }
     if target == "remote":
-        hub = HUB_REPOSITORIES.get(model_config.name, HUB_REPOSITORIES["8b"])
+        hub = code_repository(model_config)
         names = ("image_processing_molmo2.Molmo2ImageProcessor", "video_processing_molmo2.Molmo2VideoProcessor")
         classes = dict(zip(("AutoImageProcessor", "AutoVideoProcessor"), names, strict=True))
         classes["AutoProcessor"] = "processing_molmo2.Molmo2Processor"

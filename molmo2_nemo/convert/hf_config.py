@@ -16,6 +16,7 @@ from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, Vis
 from molmo2_nemo.model.families import FAMILIES, family_of
 from molmo2_nemo.model.families.base import Family, TextConfig, YarnConfig
 
+# By size: where its code for the remote-code format is published.
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
 
 # Fields of config.json that name a visual special token, and its offset after the base vocabulary.
@@ -317,10 +318,23 @@ def native_json(model_config: Molmo2Config) -> dict[str, Any]:
     }
 
 
+def code_repository(model_config: Molmo2Config) -> str:
+    """The published repository whose code a remote-code export names: that of its size. The code builds a model of any
+    size from config.json, so models of no published size name the 8B's.
+
+    Raises:
+        ConversionError: a family's size that has no entry in HUB_REPOSITORIES.
+    """
+    name = model_config.name
+    if name not in HUB_REPOSITORIES and any(name in family.sizes for family in FAMILIES.values()):
+        raise ConversionError(f"model {name}: no repository with its code is known (convert/hf_config.py)")
+    return HUB_REPOSITORIES.get(name, HUB_REPOSITORIES["8b"])
+
+
 def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
     """The parts of a remote-code config.json; the code itself stays in the published repository."""
     vision, text = model_config.vision, model_config.text
-    hub = HUB_REPOSITORIES.get(model_config.name, HUB_REPOSITORIES["8b"])
+    hub = code_repository(model_config)
     return {
         "auto_map": {
             "AutoConfig": f"{hub}--configuration_molmo2.Molmo2Config",

@@ -100,6 +100,10 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
+VisualAttention = Literal["image_tokens", "within_image", "none"]
+AttentionKernel = Literal["auto", "flash", "flex", "blocks"]  # auto, and the names of attention/kernels.py
+
+
 @dataclass(frozen=True)
 class Molmo2Config:
     """Sizes and options of a whole Molmo2. `visual_attention` widens the causal mask among the visual tokens of one
@@ -110,8 +114,8 @@ class Molmo2Config:
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
     text: TextConfig = field(default_factory=TextConfig)
     extra_vocab_size: int = EXTRA_VOCAB_SIZE
-    visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
-    attention: Literal["auto", "flash", "flex", "blocks"] = "auto"
+    visual_attention: VisualAttention = "image_tokens"
+    attention: AttentionKernel = "auto"
     lora: LoraConfig | None = None
 
 

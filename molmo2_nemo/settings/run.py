@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from molmo2_nemo.data.config import DataConfig, SourceConfig
 from molmo2_nemo.model.config import (
+    AttentionKernel,
     LoraConfig,
     MemoryConfig,
     Molmo2Config,
     Trainable,
     TrainingOptions,
+    VisualAttention,
     preset,
     trainable,
     with_options,
@@ -27,8 +29,8 @@ class ModelSelection:
     """Which Molmo2 a run trains, and the options of the model that it may choose."""
 
     preset: str = "tiny"
-    visual_attention: Literal["image_tokens", "within_image", "none"] = "image_tokens"
-    attention: Literal["auto", "flash", "flex", "blocks"] = "auto"  # kernel; docs/attention.md
+    visual_attention: VisualAttention = "image_tokens"
+    attention: AttentionKernel = "auto"  # kernel; docs/attention.md
     float32_attention: bool = False
     rope_scaling: Literal["none", "linear", "yarn"] = "none"  # for packs longer than the model's native range
     rope_factor: float = 1.0  # longest position over the native one

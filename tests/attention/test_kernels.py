@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.attention import blocks, flash
+from molmo2_nemo.attention import blocks, flash, kernels
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.regions import region_of
+from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.model.config import AttentionKernel, preset
+from molmo2_nemo.plan.search import efficiency_of
+from molmo2_nemo.settings.run import ModelSelection, RunConfig
 from tests.attention.test_regions import packs, rules
 from tests.support.allocations import Allocations
 from tests.support.trees import RULES, Tree, mixed_pack, token_mask
@@ -43,6 +49,15 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(blocks, "QUERIES", 16)
     monkeypatch.setattr(blocks, "KEYS", 16)
     monkeypatch.setattr(blocks, "LONGEST", 32)
+
+
+def test_every_kernel_is_named_in_the_settings_the_costs_and_the_plan():
+    assert set(get_args(AttentionKernel)) == set(kernels.NAMES)
+    known = set(EFFICIENCIES) | set(SAME_EFFICIENCY)
+    for name, module in kernels.KERNELS.items():
+        assert module.implementation("cpu")[0] in known
+        cfg = RunConfig(model=ModelSelection(attention=name))
+        assert efficiency_of(cfg, preset("8b"))[1] in EFFICIENCIES.values()
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -16,14 +16,16 @@ import torch
 from molmo2_nemo.convert import export_checkpoint, import_checkpoint, init_checkpoint
 from molmo2_nemo.convert.base_models import llm_rules, vit_rules
 from molmo2_nemo.convert.checkpoints import read_model_file
+from molmo2_nemo.convert.hf_config import HUB_REPOSITORIES, code_repository
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, canonical_shapes, external_shapes, rule_shapes
 from molmo2_nemo.cost.parameters import parameters
-from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import Molmo2Config, preset
+from molmo2_nemo.errors import ConversionError, UserError
+from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset
 from molmo2_nemo.model.families import FAMILIES, family_of
 from molmo2_nemo.model.families.base import BaseNames, Family, LayerNames, TextConfig
 from molmo2_nemo.plan.memory import layer_bytes
+from molmo2_nemo.settings.compose import STAGES, compose, conf_dir
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -84,6 +86,23 @@ def test_every_family_is_one_file_and_found():
     files = {path.stem for path in (ROOT / "molmo2_nemo" / "model" / "families").glob("*.py")} - {"__init__", "base"}
     assert list(FAMILIES) == sorted(files) == ["olmo3", "qwen3"]
     assert {size for family in FAMILIES.values() for size in family.sizes} == {"4b", "8b", "o7b"}
+
+
+def test_every_size_has_its_settings_and_the_place_of_its_code():
+    sizes = {name for family in FAMILIES.values() for name in family.sizes}
+    assert sizes == set(HUB_REPOSITORIES) == set(PRESETS) - {"tiny"}
+    for name in sizes:
+        assert compose([f"recipe={name}", f"model={name}"]).model.preset == name
+        for stage in STAGES:
+            assert (conf_dir() / "recipe" / "stages" / f"{name}_{stage}.yaml").is_file()
+
+
+def test_a_size_without_a_place_of_its_code_is_refused(monkeypatch):
+    assert code_repository(preset("4b")) == "allenai/Molmo2-4B"
+    assert code_repository(preset("tiny")) == "allenai/Molmo2-8B"  # the code builds any size
+    monkeypatch.delitem(HUB_REPOSITORIES, "4b")
+    with pytest.raises(ConversionError, match="model 4b: no repository with its code"):
+        code_repository(preset("4b"))
 
 
 def test_no_other_file_tests_the_name_of_a_family():

@@ -1,4 +1,8 @@
-"""A run that is killed and started again ends as if nothing had happened, bit by bit."""
+"""A run that is killed and started again ends as if nothing had happened, bit by bit.
+
+The killed run is the user's command, twice. The unbroken one it is held against runs in processes that have NeMo
+imported, which saves the third start; it composes its settings from the same words.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,15 @@ import subprocess
 import time
 from pathlib import Path
 
+from molmo2_nemo.settings.compose import compose
+
 STEPS = 9
 
 
-def train_arguments(data: Path, out: Path, *settings: str) -> list[str]:
-    """Of the user's own command; dropout on, so that random states matter too."""
+def train_words(data: Path, out: Path, *settings: str) -> list[str]:
+    """What follows `molmo2 train`; dropout on, so that random states matter too."""
     return [
-        *("train", "recipe=tiny", "stage=sft"),
+        *("recipe=tiny", "stage=sft"),
         *(f"data.sources.demo.path={data}/sft", f"output_dir={out}", f"stage.max_steps={STEPS}", "save_every=3"),
         *("stage.residual_dropout=0.1", "stage.global_batch_size=2", "stage.micro_batch_size=1", *settings),
     ]
@@ -47,11 +53,18 @@ def losses(folder: Path) -> list[tuple]:
     return [(m["step"], m["loss"], m["grad_norm_vit"], m["grad_norm_connector"], m["grad_norm_llm"]) for m in lines]
 
 
-def test_killed_run_ends_like_an_unbroken_one(molmo2, shards, tmp_path):
+def unbroken(words: list[str]) -> None:
+    """Job: train as `molmo2 train WORDS` does."""
+    from molmo2_nemo.nemo.train import train
+
+    train(compose(words))
+
+
+def test_killed_run_ends_like_an_unbroken_one(workers, molmo2, shards, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     setting = "parallel=dp2"
-    finish([*molmo2, *train_arguments(shards, whole, setting)])
-    command = [*molmo2, *train_arguments(shards, broken, setting)]
+    workers.run(unbroken, train_words(shards, whole, setting), ranks=2, fit=True)
+    command = [*molmo2, "train", *train_words(shards, broken, setting)]
     run_until(command, broken / "sft" / "metrics.jsonl", 4)  # checkpoint at 3, next at 6
     assert not (broken / "sft" / "summary.json").exists()
     assert 4 <= losses(broken)[-1][0] < 6

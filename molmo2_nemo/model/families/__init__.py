@@ -1,6 +1,13 @@
 """Families of language models that a Molmo2 can be made of, one file each.
 
 To add one, put a file here that defines `FAMILY`; nothing else needs to know it. Its sizes become presets.
+
+To add a size:
+    model        `sizes` of its family's file here, under the name of the preset
+    settings     conf/model/NAME.yaml, conf/recipe/NAME.yaml, conf/recipe/stages/NAME_STAGE.yaml; recipes/NAME
+    conversion   HUB_REPOSITORIES in convert/hf_config.py: where its remote code is published
+    planner      HOURS in plan/published.py, where the paper reports its GPU-hours
+tests/model/test_families.py checks that the files and entries are there.
 """
 
 from __future__ import annotations
