@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_numbers
@@ -33,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.styles import asked_style
+    from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if args.image and args.video:
@@ -42,23 +42,8 @@ def run(args: argparse.Namespace) -> int:
     images = [read_media(Path(name), "image") for name in args.image]
     video = read_media(Path(args.video), "video") if args.video else None
     checkpoint = resolve_checkpoint(args.checkpoint)
-    print(ask(checkpoint, args.question, images, video, style=style, max_new_tokens=args.max_new_tokens))
-    return 0
-
-
-def ask(
-    checkpoint: Path,
-    question: str,
-    images: Sequence[bytes] = (),
-    video: bytes | None = None,
-    *,
-    style: str = "user_qa",
-    max_new_tokens: int = 128,
-) -> str:
-    """The model's answer about images or a video, both as encoded files. Loads the model: seconds for `tiny`."""
-    from molmo2_nemo.processes import quiet
-
     quiet()
     from molmo2_nemo.nemo.generate import answer
 
-    return answer(checkpoint, list(images), video, question, style=style, max_new_tokens=max_new_tokens)
+    print(answer(checkpoint, images, video, args.question, style=style, max_new_tokens=args.max_new_tokens))
+    return 0

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         print(init_folder(args.llm, args.vit, args.target, **options))
     else:
         source = resolve_checkpoint(args.source)
-        print(export_checkpoint(source, args.target, format=args.format, dtype=args.dtype, overwrite=args.overwrite))
+        print(export_folder(source, args.target, format=args.format, dtype=args.dtype, overwrite=args.overwrite))
     return 0
 
 
@@ -129,12 +129,12 @@ def one_line(target: Path) -> Iterator[Any]:
 def import_folder(source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
     """A Hugging Face folder as a checkpoint that `init_from` takes."""
     with one_line(target) as torch:
-        from molmo2_nemo.convert import import_hf
+        from molmo2_nemo.convert import import_checkpoint
 
-        return import_hf(source, target, dtype=getattr(torch, dtype) if dtype else None, overwrite=overwrite)
+        return import_checkpoint(source, target, dtype=getattr(torch, dtype) if dtype else None, overwrite=overwrite)
 
 
-def export_checkpoint(
+def export_folder(
     source: Path,
     target: Path,
     *,
@@ -144,10 +144,10 @@ def export_checkpoint(
 ) -> Path:
     """A checkpoint as a Hugging Face folder, tokenizer included."""
     with one_line(target) as torch:
-        from molmo2_nemo.convert import export_hf
+        from molmo2_nemo.convert import export_checkpoint
 
         kind = getattr(torch, dtype) if dtype else None
-        return export_hf(source, target, format=format, dtype=kind, overwrite=overwrite)
+        return export_checkpoint(source, target, format=format, dtype=kind, overwrite=overwrite)
 
 
 def init_folder(

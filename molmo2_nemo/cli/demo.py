@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 from molmo2_nemo.cli.options import check_folder
 from molmo2_nemo.errors import UserError
@@ -58,8 +57,12 @@ def build_data(folder: Path) -> None:
 
 def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     """Exports the last stage, asks it three things, and shows what happened."""
-    from molmo2_nemo.cli.ask import ask
-    from molmo2_nemo.cli.convert import export_checkpoint
+    from molmo2_nemo.processes import quiet
+
+    quiet()
+    from molmo2_nemo.convert import export_checkpoint
+    from molmo2_nemo.nemo.generate import answer
+    from molmo2_nemo.preview.finished import plot_losses, print_table
     from molmo2_nemo.rundir.lines import read_metrics
     from molmo2_nemo.rundir.paths import stage_dir
     from molmo2_nemo.rundir.summary import read_summary
@@ -72,11 +75,13 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     print("\nasked after stage 3:")
     for file, question, style in QUESTIONS:
         content = (media / file).read_bytes()
-        seen: dict[str, Any] = {"video": content} if file.endswith(".mp4") else {"images": [content]}
-        print(f"  {file}: {question}\n    {ask(checkpoint, question, **seen, style=style)}", flush=True)
+        images, video = ([], content) if file.endswith(".mp4") else ([content], None)
+        print(f"  {file}: {question}\n    {answer(checkpoint, images, video, question, style=style)}", flush=True)
     print()
-    print_table(summaries)
-    curves = plot({cfg.stage.name: read_metrics(stage_dir(cfg)) for cfg in configs}, folder / "losses.png")
+    print_table("Molmo2 tiny, three stages", summaries)
+    title = "Molmo2 tiny: pre-training, supervised fine-tuning, long context"
+    losses = {cfg.stage.name: read_metrics(stage_dir(cfg)) for cfg in configs}
+    curves = plot_losses(title, losses, folder / "losses.png")
     print(f"loss curves: {curves}\ntook {int(seconds) // 60} min {int(seconds) % 60} s")
 
 
@@ -95,57 +100,3 @@ def demo_media() -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; install the package again")
     return folder
-
-
-def print_table(summaries: list[dict[str, Any]]) -> None:
-    """One row per stage, at most 80 columns."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Molmo2 tiny, three stages")
-    table.add_column("stage")
-    table.add_column("layout")
-    for column in ("steps", "first loss", "last loss", "tokens", "fill"):
-        table.add_column(column, justify="right")
-    for row in summaries:
-        table.add_row(
-            str(row["stage"]),
-            str(row["layout"]),
-            str(row["steps"]),
-            f"{row['first_loss']:.3f}",
-            f"{row['last_loss']:.3f}",
-            f"{row['tokens']:,}",
-            f"{row['fill']:.0%}",
-        )
-    console = Console()
-    if console.width > 80 or not console.is_terminal:
-        console = Console(width=80)
-    console.print(table)
-
-
-def plot(stages: dict[str, list[dict[str, Any]]], path: Path) -> Path:
-    """The loss of every step, one curve per stage, written to `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    offset = 0
-    for name, rows in stages.items():
-        if not rows:
-            continue
-        axes.plot([offset + r["step"] for r in rows], [r["loss"] for r in rows], label=name, linewidth=1.6)
-        offset += max(r["step"] for r in rows)
-        axes.axvline(offset, color="0.85", linewidth=0.8, zorder=0)
-    axes.set_xlabel("optimizer step, stages one after the other")
-    axes.set_ylabel("loss (weighted cross entropy + z-loss)")
-    axes.set_title("Molmo2 tiny: pre-training, supervised fine-tuning, long context")
-    axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    plt.close(figure)
-    return path

@@ -5,14 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from molmo2_nemo.model.config import Molmo2Config
-    from molmo2_nemo.plan.search import Candidate, Plan
-    from molmo2_nemo.settings.run import RunConfig
 
 EXAMPLES = """\
 examples:
@@ -48,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.cost.workload import workload
     from molmo2_nemo.errors import UserError
     from molmo2_nemo.model.config import preset, with_options
+    from molmo2_nemo.plan.checks import check_settings
     from molmo2_nemo.plan.command import lines, train_command
+    from molmo2_nemo.plan.numbers import numbers
     from molmo2_nemo.plan.search import efficiency_of, search
     from molmo2_nemo.settings.compose import compose
 
@@ -86,62 +80,3 @@ def run(args: argparse.Namespace) -> int:
         "(molmo2_nemo/cost/efficiency.py), not measured on a cluster."
     )
     return 0
-
-
-def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
-    """Refuses settings that no run could have. Of the layout only what the user has set is checked: the recipe's own
-    need not fit this cluster.
-
-    Raises:
-        UserError: lists them.
-    """
-    from molmo2_nemo.errors import UserError
-    from molmo2_nemo.settings.checks import check
-    from molmo2_nemo.settings.run import ParallelConfig
-    from molmo2_nemo.settings.sizes import model_parallel_size
-
-    for item in overrides:
-        if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):
-            raise UserError(
-                f"{item}: a plan's hardware is set with cluster=h100x8 nodes=N, and its precision is bfloat16"
-            )
-    mine = any(item.lstrip("+~").startswith("parallel") for item in overrides)
-    parallel = cfg.parallel if mine else ParallelConfig()
-    stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it
-    planned = replace(cfg, parallel=parallel, stage=stage)
-    check(planned, processes=max(1, model_parallel_size(planned)), files=False)
-
-
-def numbers(plan: Plan, model: Molmo2Config) -> dict[str, Any]:
-    """The plan as JSON values: seconds, GiB, GPU-hours, operations."""
-    from molmo2_nemo.cost.parameters import parameters
-    from molmo2_nemo.plan.memory import GIB
-
-    def one(candidate: Candidate) -> dict[str, Any]:
-        step = candidate.step
-        return {
-            "layout": candidate.layout.name,
-            "settings": candidate.layout.settings,
-            "fits": candidate.fits(plan.cluster),
-            "fullest_moment": candidate.memory.phase,
-            "memory_gib": {name: value / GIB for name, value in candidate.memory.parts().items()},
-            "step_seconds": step.parts(),
-            "seconds": step.seconds,
-            "mfu": step.mfu(plan.cluster),
-            "gpu_hours": step.gpu_hours(plan.cluster, plan.work.steps),
-            "link_bytes": step.link_bytes,
-            "network_bytes": step.network_bytes,
-        }
-
-    flops = plan.best[0].step.flops  # the same under every layout
-    return {
-        "cluster": str(plan.cluster),
-        "parameters": parameters(model).total,
-        "steps": plan.work.steps,
-        "workload": vars(plan.work),
-        "flops_per_step": vars(flops) | {"total": flops.total},
-        "best": [one(c) for c in plan.best],
-        "configured": one(plan.configured) if plan.configured else None,
-        "by_recompute": [one(c) for c in plan.modes],
-        "others": [one(c) | {"why_not": why} for c, why in plan.others],
-    }

@@ -1,1 +1,1 @@
-"""Scoring answers: scorers compare an answer with its references. No torch."""
+"""Prompt files, and scorers, which compare an answer with its references. No torch."""

@@ -6,6 +6,8 @@ search.py     every layout weighed, the best ones, and why each other one loses
 command.py    the command that trains a plan
 published.py  the published training code, by the same accounting
 table.py      a plan as tables
+numbers.py    a plan as plain values
+checks.py     settings that no plan can be made of
 
 What is weighed comes from cost/: operations, bytes, parameters, hardware, and the time of a step.
 """

@@ -180,7 +180,7 @@ def test_prompts_that_cannot_be_used(line, expected, place, capsys):
 
 
 def test_null_in_a_prompt_counts_as_left_out(place):
-    from molmo2_nemo.cli.generate import read_prompts
+    from molmo2_nemo.evaluation.prompt_file import read_prompts
 
     keys = {"question": "?", "image": None, "video": None, "style": None, "answer": None}
     (place / "prompts.jsonl").write_text(json.dumps(keys) + "\n" + json.dumps({"question": "?"}))

@@ -1,0 +1,72 @@
+"""A file of prompts for `molmo2 generate`: one JSON object a line, its media beside the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.data.media import read_media
+from molmo2_nemo.data.styles import asked_style
+from molmo2_nemo.errors import UserError, read_text
+
+KEYS = ("question", "image", "video", "style", "answer")  # of a prompt; image and answer may be lists
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Prompts with the bytes of their media.
+
+    Raises:
+        UserError: no such file, or a line that is not a prompt; names the line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder, not a file of prompts' if path.is_dir() else 'no such file'}")
+    prompts = []
+    for number, text in enumerate(read_text(path).splitlines(), start=1):
+        if not text.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            prompt = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        if not isinstance(prompt, dict) or not isinstance(prompt.get("question"), str):
+            raise UserError(f'{where}: a prompt is an object with a text "question"')
+        if unknown := sorted(set(prompt) - set(KEYS)):
+            raise UserError(f"{where}: unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
+        try:
+            prompts.append(_prompt(prompt, path.parent))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+    if not prompts:
+        raise UserError(f"{path}: no prompt in it")
+    return prompts
+
+
+def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """One line, read: a key that is null counts as left out; media lie relative to `folder`.
+
+    Raises:
+        UserError: what is wrong with the line; the caller adds which line it is.
+    """
+    given = {name: value for name, value in entry.items() if value is not None}
+    images = given.get("image", [])
+    names = images if isinstance(images, list) else [images]
+    if names and "video" in given:
+        raise UserError("image and video: a prompt has images or one video, not both")
+    answer = given.get("answer", "")
+    if not all(isinstance(text, str) for text in (answer if isinstance(answer, list) else [answer])):
+        raise UserError(f"answer is {answer!r}; expected a text or a list of texts")
+    return {
+        "question": given["question"],
+        "images": [_media(folder, "image", name) for name in names],
+        "video": _media(folder, "video", given["video"]) if "video" in given else None,
+        "style": asked_style(given.get("style", "user_qa")),
+        "reference": given.get("answer"),
+    }
+
+
+def _media(folder: Path, key: str, name: Any) -> bytes:
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{key} is {name!r}; expected the path of a file")
+    return read_media(folder / name, key)
