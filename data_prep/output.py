@@ -22,6 +22,7 @@ from data_prep.record_builder import Built
 from data_prep.sources.base import Skip
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, read_head, write_manifest_file
 from molmo2_nemo.data.shard_writer import (
+    LOCK,
     TarShard,
     check_replaceable,
     clean_leftovers,
@@ -34,7 +35,6 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import write_text
 
 SETTINGS = "settings.json"
-LOCK = ".writing"
 SKIPPED = "skipped.jsonl"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

@@ -220,18 +220,7 @@ class StepCost:
         return sending + traffic.messages * efficiency.latency
 
 
-PARTS = (
-    "linear",
-    "attention",
-    "vision",
-    "recompute",
-    "other",
-    "imbalance",
-    "bubble",
-    "tensor",
-    "context",
-    "gradients",
-)
+NO_SECONDS = ("flops", "link_bytes", "network_bytes")  # fields of a Step: the others add up to its time
 
 
 @dataclass(frozen=True)
@@ -253,7 +242,7 @@ class Step:
     network_bytes: float = 0.0
 
     def parts(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in PARTS}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_SECONDS}
 
     @property
     def seconds(self) -> float:

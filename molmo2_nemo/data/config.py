@@ -63,6 +63,9 @@ class SourceConfig:
     p_high_res: float | None = None
 
 
+PackingMode = Literal["balanced", "knapsack"]
+
+
 @dataclass
 class PackingConfig:
     """Two budgets at once: tokens and crops."""
@@ -71,7 +74,7 @@ class PackingConfig:
     max_crops: int = 128  # per pack
     buffer_size: int = 48
     crop_value: float = 30.0  # worth of one crop in tokens when the knapsack chooses
-    mode: Literal["balanced", "knapsack"] = "balanced"  # knapsack: as published, without an age rule
+    mode: PackingMode = "balanced"  # knapsack: as published, without an age rule
     balance: bool = True  # swap a step's micro-batches so that data-parallel ranks have equal work (with share_packs)
     balance_window: int = 8  # one micro-batch per rank and step: micro-batches sorted by cost together; 1: as packed
     max_wait: int | None = None  # packs after which an example is forced into the next one; default: buffer_size

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import numpy as np
 
+from molmo2_nemo.data.config import PackingConfig, PackingMode
 from molmo2_nemo.errors import DataError
 
 CELLS = 1024  # lower bound on the token resolution of the balanced mode
@@ -52,15 +53,15 @@ class Packer:
         tokens: int,
         crops: int,
         *,
-        buffer_size: int = 48,
-        crop_value: float = 30.0,
-        mode: Literal["balanced", "knapsack"] = "balanced",
-        max_wait: int | None = None,
+        buffer_size: int = PackingConfig.buffer_size,
+        crop_value: float = PackingConfig.crop_value,
+        mode: PackingMode = PackingConfig.mode,
+        max_wait: int | None = PackingConfig.max_wait,
     ):
         if tokens < 1 or crops < 0 or buffer_size < 1:
             raise DataError(f"packing needs tokens >= 1, crops >= 0, buffer >= 1; got {tokens}, {crops}, {buffer_size}")
-        if mode not in ("balanced", "knapsack"):
-            raise DataError(f"unknown packing mode {mode!r}; known are balanced, knapsack")
+        if mode not in get_args(PackingMode):
+            raise DataError(f"unknown packing mode {mode!r}; known are {', '.join(get_args(PackingMode))}")
         self.tokens, self.crops = tokens, crops
         self.buffer_size, self.crop_value, self.mode = buffer_size, crop_value, mode
         self.max_wait = buffer_size if max_wait is None else max_wait

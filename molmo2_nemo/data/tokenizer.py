@@ -23,6 +23,7 @@ from molmo2_nemo.data.special_tokens import EXTRA_SPECIAL_TOKENS, SpecialIds
 from molmo2_nemo.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
+FILE = "tokenizer.json"
 SHIPPED = {"tiny": ASSETS / "tiny_tokenizer"}
 
 DUMMY_TOKEN = "|<EXTRA_TOKENS_{}>|"
@@ -61,6 +62,11 @@ class Molmo2Tokenizer:
         # The library's own pickling drops `encode_special_tokens`, which keeps user text from becoming special tokens.
         return _rebuild, (self._special_aware.to_str(), self.config, self.vocab_size, self.name)
 
+    @staticmethod
+    def exists(name: str | Path) -> bool:
+        """Whether `load` finds something under this name."""
+        return (SHIPPED.get(str(name), Path(name)) / FILE).is_file()
+
     @classmethod
     def load(cls, name: str | Path, *, vocab_size: int | None = None) -> Molmo2Tokenizer:
         """Open "tiny", or a folder with `tokenizer.json` (and normally `tokenizer_config.json`).
@@ -72,7 +78,7 @@ class Molmo2Tokenizer:
             UserError: no such tokenizer, or a file that is not one.
         """
         folder = SHIPPED.get(str(name), Path(name))
-        path = folder / "tokenizer.json"
+        path = folder / FILE
         if not path.is_file():
             known = ", ".join(repr(n) for n in SHIPPED)
             raise UserError(f"no tokenizer at {folder}: expected {path.name} there, or one of the names {known}")
@@ -129,7 +135,7 @@ class Molmo2Tokenizer:
         """Write `tokenizer.json` and `tokenizer_config.json`, extra tokens included, for a Hugging Face folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._special_aware.save(str(folder / "tokenizer.json"))
+        self._special_aware.save(str(folder / FILE))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.config}
         config["eos_token"] = self.token(self.eos_id)
         config["additional_special_tokens"] = list(EXTRA_SPECIAL_TOKENS)

@@ -16,9 +16,10 @@ from typing import Any
 
 from molmo2_nemo.errors import INTERRUPTED
 from molmo2_nemo.launch.reports import ERROR_DIR, Exits
-from molmo2_nemo.processes import die_with_parent
+from molmo2_nemo.processes import STOP_SIGNALS, die_with_parent
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # passed on to the workers; nemo/signals.py says what follows
+# Passed on to the workers; nemo/signals.py says what follows.
+SIGNALS = ",".join(["SIGINT", "SIGHUP", "SIGQUIT", *(number.name for number in STOP_SIGNALS)])
 GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them
 
 

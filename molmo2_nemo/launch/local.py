@@ -22,6 +22,7 @@ from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.launch.start import resolve_start, start_problems
+from molmo2_nemo.processes import STOP_SIGNALS
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lock import Locked, only_run
 from molmo2_nemo.rundir.paths import stage_dir
@@ -135,7 +136,7 @@ def _run_child(command: list[str], env: Mapping[str, str]) -> int:
         else:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS}
     try:
         process = subprocess.Popen(command, env=dict(env))
         for number in early:

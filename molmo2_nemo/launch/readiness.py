@@ -51,8 +51,10 @@ def _devices(cfg: RunConfig) -> Iterator[str]:
 
 
 def _tokenizer(cfg: RunConfig) -> Iterator[str]:
+    from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+
     tokenizer = cfg.data.tokenizer
-    if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
+    if not Molmo2Tokenizer.exists(tokenizer):
         yield f"no tokenizer in {tokenizer}/: export MOLMO2_TOKENIZER=<folder of the base model's tokenizer.json>"
 
 

@@ -23,7 +23,6 @@ from nemo.collections import llm
 
 from molmo2_nemo import cpu
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import preset
 from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
@@ -35,7 +34,8 @@ from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.settings.layout import layout_of_run
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.run import RunConfig, data_config
+from molmo2_nemo.settings.sizes import wanted_processes
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
@@ -46,7 +46,7 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
         model=model(cfg),
         data=run.Config(
             PackDataModule,
-            data_config(cfg),
+            as_config(data_config(cfg)),
             micro_batch_size=cfg.stage.micro_batch_size,
             global_batch_size=cfg.stage.global_batch_size,
             model=as_config(cfg.model),
@@ -153,12 +153,7 @@ def validation(cfg: RunConfig, folder: Path) -> list[run.Config]:
     """The callback that scores held-out data, if there is any."""
     if not cfg.validation.sources:
         return []
-    return [run.Config(Validation, as_config(cfg.validation), data_config(cfg), str(folder), cfg.stage.name)]
-
-
-def data_config(cfg: RunConfig) -> run.Config:
-    """The data settings, knowing where the model's visual ids begin."""
-    return as_config(dataclasses.replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size))
+    return [run.Config(Validation, as_config(cfg.validation), as_config(data_config(cfg)), str(folder), cfg.stage.name)]
 
 
 def log(cfg: RunConfig, folder: Path) -> run.Config:
@@ -222,10 +217,7 @@ def devices_per_node(cfg: RunConfig) -> int:
     """Processes on one node: what the launcher started, else what the layout needs."""
     if "LOCAL_WORLD_SIZE" in os.environ:
         return int(os.environ["LOCAL_WORLD_SIZE"])
-    if cfg.cluster.devices is not None:
-        return cfg.cluster.devices
-    parallel = cfg.parallel
-    return parallel.tensor * parallel.context * parallel.pipeline * parallel.data // cfg.cluster.nodes
+    return wanted_processes(cfg) // cfg.cluster.nodes
 
 
 def plugins(cfg: RunConfig) -> list[run.Config]:

@@ -28,32 +28,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from molmo2_nemo.processes import STOP_SIGNALS
 
 _seen: signal.Signals | None = None
 
 
 def received() -> signal.Signals | None:
-    """The first of SIGNALS that this process was sent since `watched` began; None when there was none."""
+    """The first of STOP_SIGNALS that this process was sent since `watched` began; None when there was none."""
     return _seen
 
 
 def catch() -> None:
     """Put the handlers in place; again after Lightning, which puts its own there when training starts."""
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, _note)
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """SIGNALS are noted instead of ending the process, until the block is left; then handlers are as before."""
+    """STOP_SIGNALS are noted instead of ending the process, until the block is left; then handlers are as before."""
     global _seen
     _seen = None
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     catch()
     try:
         yield

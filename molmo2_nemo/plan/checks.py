@@ -8,7 +8,6 @@ from dataclasses import replace
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings.checks import check
 from molmo2_nemo.settings.run import ParallelConfig, RunConfig
-from molmo2_nemo.settings.sizes import model_parallel_size
 
 
 def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
@@ -27,4 +26,4 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
     parallel = cfg.parallel if mine else ParallelConfig()
     stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it
     planned = replace(cfg, parallel=parallel, stage=stage)
-    check(planned, processes=max(1, model_parallel_size(planned)), files=False)
+    check(planned, processes=max(1, planned.parallel.model_size), files=False)

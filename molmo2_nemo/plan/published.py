@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, Efficiency
 from molmo2_nemo.cost.flops import forward_flops
-from molmo2_nemo.cost.hardware import Cluster
+from molmo2_nemo.cost.hardware import DEVICES, Cluster
 from molmo2_nemo.cost.parameters import parameters
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.flops import crop_flops
 
 HOURS = {"4b": 25.3, "o7b": 25.7, "8b": 26.0}  # stage 3, 128 H100, 2,000 steps (paper)
-BIAS_FORWARD, BIAS_BACKWARD = 128 / 989, 120 / 989  # shares of an H100's peak, by executed area
+H100 = DEVICES["h100"].tflops
+BIAS_FORWARD, BIAS_BACKWARD = 128 / H100, 120 / H100  # shares of the peak, by executed area
 
 
 def published_step(model_config: Molmo2Config, work: Workload, cluster: Cluster, context: int = 8) -> dict[str, float]:

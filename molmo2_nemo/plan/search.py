@@ -100,7 +100,7 @@ def configured(
         or (m.offload and m.recompute != "full")
     ):
         return None
-    replicas, left = divmod(cluster.gpus, p.tensor * p.context * p.pipeline)
+    replicas, left = divmod(cluster.gpus, p.model_size)
     if left or replicas == 0 or work.packs % (replicas * cfg.stage.micro_batch_size):
         return None
     layout = Layout(

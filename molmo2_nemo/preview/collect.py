@@ -21,8 +21,7 @@ from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError
-from molmo2_nemo.model.config import preset
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.run import RunConfig, data_config
 
 
 @dataclass(slots=True)
@@ -92,9 +91,9 @@ def _find_built(built: dict[str, list[Example]], key: str, input_ids: np.ndarray
     raise AssertionError(f"a pack holds an example of {key} that was never built")
 
 
-def data_config(cfg: RunConfig) -> DataConfig:
-    """The data settings as the trainer uses them (visual ids follow the model's base rows), but without workers."""
-    return dataclasses.replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size, num_workers=0)
+def in_process(cfg: RunConfig) -> DataConfig:
+    """The data settings as training uses them, but read in this process."""
+    return dataclasses.replace(data_config(cfg), num_workers=0)
 
 
 def packs(cfg: RunConfig, count: int, rank: int = 0, ranks: int = 1) -> list[PackView]:
@@ -104,7 +103,7 @@ def packs(cfg: RunConfig, count: int, rank: int = 0, ranks: int = 1) -> list[Pac
         DataError: a source cannot be opened, or too many records cannot be used.
     """
     per_step = max(1, cfg.stage.global_batch_size // ranks)
-    stream = PackStream(data_config(cfg), micro_batch_size=1, dp_rank=rank, dp_size=ranks, batches_per_step=per_step)
+    stream = PackStream(in_process(cfg), micro_batch_size=1, dp_rank=rank, dp_size=ranks, batches_per_step=per_step)
     built: dict[str, list[Example]] = defaultdict(list)
     for reader in stream.readers:
         reader.builder = _Remember(reader.builder, built)
@@ -136,7 +135,7 @@ def record(cfg: RunConfig, key: str) -> PackView:
         DataError: no such record.
         BadRecord: it cannot be used, for the reason that training would skip it.
     """
-    data = data_config(cfg)
+    data = in_process(cfg)
     for name in normalised_rates(data.sources, data.groups, data.missing):
         dataset = ShardDataset(data.sources[name].path, name, data.limits)
         index = _find(dataset, key)

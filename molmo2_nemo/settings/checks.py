@@ -21,7 +21,7 @@ from molmo2_nemo.model.config import (
 from molmo2_nemo.settings.layout import context_problems
 from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.settings.sizes import model_parallel_size, wanted_processes
+from molmo2_nemo.settings.sizes import wanted_processes
 
 
 def check(cfg: RunConfig, processes: int | None = None, files: bool = True, more: Iterable[str] = ()) -> None:
@@ -145,7 +145,7 @@ def _without_effect(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterat
 
 
 def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
-    p, replica = cfg.parallel, model_parallel_size(cfg)
+    p, replica = cfg.parallel, cfg.parallel.model_size
     count = wanted_processes(cfg) if processes is None else processes
     layout = f"tensor {p.tensor} * context {p.context} * pipeline {p.pipeline} = {replica}"
     if count < replica:
@@ -184,7 +184,7 @@ def _layout(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
 
 def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:
     count = wanted_processes(cfg) if processes is None else processes
-    replicas = count // model_parallel_size(cfg)
+    replicas = count // cfg.parallel.model_size
     whole, micro = cfg.stage.global_batch_size, cfg.stage.micro_batch_size
     if replicas >= 1 and micro >= 1 and whole % (micro * replicas):
         yield (
@@ -254,6 +254,8 @@ def _mixture(cfg: RunConfig) -> Iterator[str]:
 
 
 def _sources(cfg: RunConfig) -> Iterator[str]:
+    from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer  # with a library that --help does without
+
     data = cfg.data
     wanted = {name: source for name, source in data.sources.items() if source.rate > 0 and source.path}
     gone = {name for name, source in wanted.items() if is_missing(source)}
@@ -270,9 +272,9 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
             ShardDataset(source.path, name).close()
         except (UserError, OSError) as error:
             yield f"data.sources.{name}: {error}"
-    tokenizer = data.tokenizer
-    if tokenizer != "tiny" and not (Path(tokenizer) / "tokenizer.json").is_file():
-        yield f'data.tokenizer={tokenizer}: neither "tiny" nor a folder with a tokenizer.json'
+    if not Molmo2Tokenizer.exists(data.tokenizer):
+        known = ", ".join(f'"{name}"' for name in SHIPPED)
+        yield f"data.tokenizer={data.tokenizer}: neither {known} nor a folder with a tokenizer.json"
 
 
 def _validation(cfg: RunConfig) -> Iterator[str]:

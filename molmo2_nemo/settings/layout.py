@@ -38,14 +38,13 @@ def layout_of_run(parallel: ParallelConfig, processes: int | None = None) -> str
     Args:
         processes: of the run, where their number is known; default: what `parallel.data` asks for.
     """
-    replica = parallel.tensor * parallel.context * parallel.pipeline
     return layout_name(
         parallel.tensor,
         sequence=parallel.sequence,
         context=parallel.context,
         ulysses=parallel.context_ulysses,
         pipeline=parallel.pipeline,
-        data=parallel.data if processes is None else processes // replica,
+        data=parallel.data if processes is None else processes // parallel.model_size,
     )
 
 

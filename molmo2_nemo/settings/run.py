@@ -139,6 +139,11 @@ class ParallelConfig:
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
 
+    @property
+    def model_size(self) -> int:
+        """Processes that one replica of the model takes."""
+        return self.tensor * self.context * self.pipeline
+
 
 @dataclass
 class ClusterConfig:
@@ -210,3 +215,8 @@ class RunConfig:
     faults: FaultConfig = field(default_factory=FaultConfig)
     log: LogConfig = field(default_factory=LogConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+
+def data_config(cfg: RunConfig) -> DataConfig:
+    """The data settings as training uses them: visual ids begin behind the model's base rows."""
+    return replace(cfg.data, vocab_size=preset(cfg.model.preset).text.vocab_size)

@@ -80,7 +80,7 @@ def test_packs_of_another_rank_and_of_phases(shards):
     cfg.stage.global_batch_size = 2
     keys = []
     for rank in range(2):
-        stream = iter(PackStream(collect.data_config(cfg), micro_batch_size=1, dp_rank=rank, dp_size=2))
+        stream = iter(PackStream(collect.in_process(cfg), micro_batch_size=1, dp_rank=rank, dp_size=2))
         views = collect.packs(cfg, 3, rank, 2)
         assert [v.budget[0] for v in views] == [300, cfg.data.packing.sequence_length, cfg.data.packing.sequence_length]
         for view in views:
@@ -95,7 +95,9 @@ def test_visual_ids_begin_behind_the_models_rows(shards, monkeypatch):
     """A tokenizer with fewer entries than the model has rows is filled up, as the trainer does."""
     cfg = config(shards)
     small = Molmo2Tokenizer.load("tiny").vocab_size
-    monkeypatch.setattr(collect, "preset", lambda name: SimpleNamespace(text=SimpleNamespace(vocab_size=small + 56)))
+    monkeypatch.setattr(
+        "molmo2_nemo.settings.run.preset", lambda name: SimpleNamespace(text=SimpleNamespace(vocab_size=small + 56))
+    )
     assert collect.tokenizer_of(cfg).vocab_size == small + 56
     view = collect.record(cfg, "tree")
     assert set(view.batch.input_ids[view.batch.visual] - small - 56) <= {0, 1, 2, 3, 4}
