@@ -37,19 +37,19 @@ class Parameters:
         )
 
 
-def parameters(model: Molmo2Config) -> Parameters:
+def parameters(model_config: Molmo2Config) -> Parameters:
     """Exact numbers for a model, without padding of the vocabulary."""
-    text, vision, connector = model.text, model.vision, model.connector
+    text, vision, connector = model_config.text, model_config.vision, model_config.connector
     width, ffn = vision.hidden_size, vision.ffn_size
     block = 4 * (width * width + width) + 2 * width * ffn + ffn + width + 4 * width
     pooling = 3 * (vision.feature_size + 1) * connector.hidden_size + connector.hidden_size**2 + connector.hidden_size
     projector = connector.ffn_size * (2 * connector.hidden_size + text.hidden_size)
     return Parameters(
-        layer=layer_weights(model) + family_of(text).layer_norm_parameters(text),
+        layer=layer_weights(model_config) + family_of(text).layer_norm_parameters(text),
         layers=text.num_layers,
         final_norm=text.hidden_size,
         embedding=text.vocab_size * text.hidden_size,
-        extra=model.extra_vocab_size * text.hidden_size,
+        extra=model_config.extra_vocab_size * text.hidden_size,
         head=0 if text.tie_embeddings else text.vocab_size * text.hidden_size,
         vision=vision.num_built_layers * block + (vision.patch_dim + 1 + vision.num_patches) * width,
         connector=pooling + projector,
@@ -64,14 +64,16 @@ class Held:
     trained: float  # those of them with gradients and optimizer state
 
 
-def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) -> Held:
+def held(model_config: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) -> Held:
     """Parameters of a rank of the heaviest pipeline stage: vision and embedding are on the first, the head on the
     last."""
-    p = parameters(model)
-    rows = math.ceil(model.text.vocab_size / tensor) * model.text.hidden_size
-    adapters = adapter_parameters(model, stage.lora) / pipeline / tensor  # A or B of each is cut, the other small
+    p = parameters(model_config)
+    rows = math.ceil(model_config.text.vocab_size / tensor) * model_config.text.hidden_size
+    adapters = (
+        adapter_parameters(model_config, stage.lora) / pipeline / tensor
+    )  # A or B of each is cut, the other small
     layers = p.layer * p.layers / pipeline / tensor
-    trains = stage.trainable(model)
+    trains = stage.trainable(model_config)
     decoder = layers * trains.llm + adapters * trains.adapters
     connector = p.connector + p.extra
     first = Held(
@@ -80,15 +82,15 @@ def held(model: Molmo2Config, stage: StageConfig, tensor: int, pipeline: int) ->
     )
     final = p.final_norm * trains.llm
     if pipeline == 1:
-        own = 0.0 if model.text.tie_embeddings else rows
+        own = 0.0 if model_config.text.tie_embeddings else rows
         return Held(first.all + own + p.final_norm, first.trained + own * trains.head + final)
     last = Held(layers + adapters + rows + p.final_norm, decoder + rows * trains.head + final)
     return max(first, last, key=lambda h: h.all)
 
 
-def adapter_parameters(model: Molmo2Config, lora: LoraConfig) -> int:
+def adapter_parameters(model_config: Molmo2Config, lora: LoraConfig) -> int:
     """Parameters of all LoRA adapters; 0 without."""
-    text = model.text
+    text = model_config.text
     queries, keys = text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     d, ffn = text.hidden_size, text.ffn_size
     ends = {

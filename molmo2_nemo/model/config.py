@@ -170,7 +170,7 @@ def preset(name: str, **overrides: object) -> Molmo2Config:
 
 
 def with_options(
-    config: Molmo2Config,
+    model_config: Molmo2Config,
     *,
     visual_attention: str | None = None,
     float32_attention: bool = False,
@@ -179,20 +179,20 @@ def with_options(
     attention: str = "auto",
     lora: LoraConfig | None = None,
 ) -> Molmo2Config:
-    """`config` with a run's options: the fields of `ModelSelection`, and `StageConfig.lora`.
+    """`model_config` with a run's options: the fields of `ModelSelection`, and `StageConfig.lora`.
 
     Raises:
         UserError: rotary scaling or adapters that make no sense; see `with_rope_scaling`.
     """
     if visual_attention is not None:
-        config = replace(config, visual_attention=visual_attention)  # type: ignore[arg-type]
+        model_config = replace(model_config, visual_attention=visual_attention)  # type: ignore[arg-type]
     if float32_attention:
-        config = replace(
-            config,
-            vision=replace(config.vision, float32_attention=True),
-            connector=replace(config.connector, float32_attention=True),
+        model_config = replace(
+            model_config,
+            vision=replace(model_config.vision, float32_attention=True),
+            connector=replace(model_config.connector, float32_attention=True),
         )
-    text = with_rope_scaling(config.text, rope_scaling, rope_factor)
+    text = with_rope_scaling(model_config.text, rope_scaling, rope_factor)
     if lora is not None and lora.rank:
         unknown = set(lora.targets) - set(LORA_TARGETS)
         if lora.rank < 0 or unknown or not lora.targets:
@@ -204,8 +204,8 @@ def with_options(
             raise UserError(
                 f"stage.lora.alpha={lora.alpha:g}: expected a number above 0; adapters are multiplied by it"
             )
-        config = replace(config, lora=lora)
-    return replace(config, text=text, attention=attention)  # type: ignore[arg-type]
+        model_config = replace(model_config, lora=lora)
+    return replace(model_config, text=text, attention=attention)  # type: ignore[arg-type]
 
 
 def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
@@ -324,19 +324,19 @@ class Trainable:
         return True in vars(self).values()
 
 
-def trainable(model: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> Trainable:
+def trainable(model_config: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> Trainable:
     """Which parts of a model are trainable; the arguments are the `train_*` of StageConfig.
 
     With adapters the language model's own weights and the base rows stay frozen, whatever the arguments say. A tied
     head is trainable if the base rows are.
     """
-    own = llm and model.lora is None
-    rows = base_embedding and model.lora is None
+    own = llm and model_config.lora is None
+    rows = base_embedding and model_config.lora is None
     return Trainable(
         vit=vit,
         connector=connector,
         llm=own,
-        adapters=llm and model.lora is not None,
+        adapters=llm and model_config.lora is not None,
         base_embedding=rows,
-        head=rows if model.text.tie_embeddings else own,
+        head=rows if model_config.text.tie_embeddings else own,
     )

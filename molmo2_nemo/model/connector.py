@@ -20,11 +20,13 @@ from molmo2_nemo.model.vision import Attention
 class Connector(nn.Module):
     """features [C, P, F] and windows [N, K] -> visual tokens [N, D]."""
 
-    def __init__(self, config: Molmo2Config, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model_config: Molmo2Config, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        c = config.connector
-        self.pooling = Attention(config.vision.feature_size, c.hidden_size, c.num_heads, c.float32_attention, dtype)
-        self.projector = Projector(c.hidden_size, c.ffn_size, config.text.hidden_size, dtype)
+        c = model_config.connector
+        self.pooling = Attention(
+            model_config.vision.feature_size, c.hidden_size, c.num_heads, c.float32_attention, dtype
+        )
+        self.projector = Projector(c.hidden_size, c.ffn_size, model_config.text.hidden_size, dtype)
 
     def forward(self, features: Tensor, windows: Tensor) -> Tensor:
         """Pool and project.

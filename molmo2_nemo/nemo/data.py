@@ -157,11 +157,11 @@ def pack_data(trainer: Any) -> PackDataModule | None:
     return found if isinstance(found, PackDataModule) else None
 
 
-def cost_model(config: Molmo2Config) -> CostModel:
+def cost_model(model_config: Molmo2Config) -> CostModel:
     """The cost of a pack for a model: its FLOPs, which are linear in every count."""
 
     def one(**counts: int) -> float:
-        return forward_flops(config, **{"tokens": 0, "pairs": 0, **counts}).total
+        return forward_flops(model_config, **{"tokens": 0, "pairs": 0, **counts}).total
 
     return CostModel(
         token=one(tokens=1),
@@ -170,6 +170,6 @@ def cost_model(config: Molmo2Config) -> CostModel:
         pooled_token=one(pooled_tokens=1),
         window_position=one(window_positions=1),
         score=one(scored_tokens=1),
-        visual_attention=config.visual_attention,
-        vocab_size=config.text.vocab_size,
+        visual_attention=model_config.visual_attention,
+        vocab_size=model_config.text.vocab_size,
     )

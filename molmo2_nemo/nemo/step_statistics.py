@@ -26,16 +26,16 @@ class StepStatistics:
     wait: float = 0.0  # seconds that training stood still for data
     keys: list[str] = field(default_factory=list)  # of the records
 
-    def add(self, batch: Batch, model: Molmo2Config, trainable: Trainable) -> None:
-        """Count a micro-batch, its FLOPs for a `model` of which the parts in `trainable` are trained."""
-        counts = PackCounts.of(batch, model.visual_attention, model.text.vocab_size)
+    def add(self, batch: Batch, model_config: Molmo2Config, trainable: Trainable) -> None:
+        """Count a micro-batch, its FLOPs for a model of which the parts in `trainable` are trained."""
+        counts = PackCounts.of(batch, model_config.visual_attention, model_config.text.vocab_size)
         self.tokens += counts.tokens
         self.padded_tokens += batch.example_ids.size
         self.crops += len(batch.crops)
         self.packs += counts.packs
         self.keys += [key for pack in batch.keys for key in pack]
         self.flops += training_flops(
-            pack_flops(model, counts),
+            pack_flops(model_config, counts),
             train_vit=trainable.vit,
             train_connector=trainable.connector,
             train_llm=trainable.llm,

@@ -56,22 +56,29 @@ PHASES = ("loss", "decoder", "vision")  # parts of a step during which memory ma
 
 
 def memory(
-    model: Molmo2Config, stage: StageConfig, work: Workload, layout: Layout, options: MemoryConfig | None = None
+    model_config: Molmo2Config, stage: StageConfig, work: Workload, layout: Layout, options: MemoryConfig | None = None
 ) -> Memory:
     """Peak of one rank in bf16 with fp32 gradients, masters and moments."""
     options = options or MemoryConfig()
-    mine = held(model, stage, layout.tensor, layout.pipeline)
+    mine = held(model_config, stage, layout.tensor, layout.pipeline)
     sharded = layout.data * layout.context  # the distributed optimizer's group
     tokens = work.length / layout.context * layout.micro_batch
     crops = work.max_crops / (layout.context * layout.tensor) * layout.micro_batch
     in_flight = min(layout.pipeline, max(1, work.packs // (layout.data * layout.micro_batch)))
     phase, decoder, vision, head = fullest(
-        decoder_activations(model, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles),
-        vision_activations(model, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk),
-        head_bytes(model, stage, layout, options.loss_chunk, tokens),
+        decoder_activations(model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles),
+        vision_activations(
+            model_config, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk
+        ),
+        head_bytes(model_config, stage, layout, options.loss_chunk, tokens),
         in_flight,
     )
-    qkv = (2 * model.text.num_heads + 2 * model.text.num_kv_heads) * model.text.head_dim * tokens / layout.tensor
+    qkv = (
+        (2 * model_config.text.num_heads + 2 * model_config.text.num_kv_heads)
+        * model_config.text.head_dim
+        * tokens
+        / layout.tensor
+    )
     parts = {
         "weights": 2.0 * mine.all,
         "gradients": 4.0 * mine.trained,
@@ -80,7 +87,7 @@ def memory(
         "vision": vision,
         "head": head,
         "exchange": (2 * 2.0 * qkv if layout.context > 1 else 0.0)
-        + (2 * 2.0 * tokens * model.text.hidden_size if layout.tensor > 1 else 0.0),
+        + (2 * 2.0 * tokens * model_config.text.hidden_size if layout.tensor > 1 else 0.0),
     }
     slack = SLACK * sum(parts.values())
     return Memory(**parts, runtime=RUNTIME + slack, phase=phase)
@@ -115,7 +122,13 @@ def dropout(stage: StageConfig) -> bool:
 
 
 def decoder_activations(
-    model: Molmo2Config, layout: Layout, tokens: float, *, dropout: bool, bytes_per_element: int = 2, tiles: int = 1
+    model_config: Molmo2Config,
+    layout: Layout,
+    tokens: float,
+    *,
+    dropout: bool,
+    bytes_per_element: int = 2,
+    tiles: int = 1,
 ) -> Activations:
     """Activations of one pipeline stage's decoder layers for a micro-batch. Selective recomputation is taken to be the
     default's, of the MLPs.
@@ -125,16 +138,16 @@ def decoder_activations(
         bytes_per_element: of an activation: 2 (bf16) or 4 (fp32).
         tiles: slices that an MLP runs on; with more than one, only the slice at work keeps anything.
     """
-    text, mine = model.text, tokens / layout.tensor
+    text, mine = model_config.text, tokens / layout.tensor
     layers = text.num_layers / layout.pipeline
     inputs = bytes_per_element * text.hidden_size * mine
-    one = layer_bytes(model, bytes_per_element=bytes_per_element, dropout=dropout) * mine
+    one = layer_bytes(model_config, bytes_per_element=bytes_per_element, dropout=dropout) * mine
     ends, working = 3 * inputs, 0.0  # embedding's output, and around the final norm
     if tiles > 1:
-        mlp = mlp_bytes(model, bytes_per_element) * mine
+        mlp = mlp_bytes(model_config, bytes_per_element) * mine
         one, working = one - mlp, mlp / tiles
     elif layout.recompute == "selective":  # MLPs keep their inputs only, but for the one at work
-        mlp = mlp_bytes(model, bytes_per_element) * mine
+        mlp = mlp_bytes(model_config, bytes_per_element) * mine
         if family_of(text).post_norm:  # the norm behind the MLP belongs to it
             mlp += (6 if bytes_per_element == 2 else 8) * text.hidden_size * mine
         one, working = one - mlp, mlp
@@ -146,9 +159,9 @@ def decoder_activations(
     return Activations(layers * one + ends, working)
 
 
-def layer_bytes(model: Molmo2Config, *, bytes_per_element: int = 2, dropout: bool = True) -> float:
+def layer_bytes(model_config: Molmo2Config, *, bytes_per_element: int = 2, dropout: bool = True) -> float:
     """Bytes per token that one decoder layer keeps, without tensor parallelism."""
-    text = model.text
+    text = model_config.text
     width, queries, keys = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
     # normalised value, and the fp32 copy of the input (in fp32 the input itself)
     norm = bytes_per_element + (4 if bytes_per_element == 2 else 0)
@@ -156,25 +169,25 @@ def layer_bytes(model: Molmo2Config, *, bytes_per_element: int = 2, dropout: boo
     residuals = (2 * bytes_per_element if bytes_per_element == 4 else 0) * width + (2 * width if dropout else 0)
     qk_norm = 0 if family_of(text).qk_norm == "none" else (queries + keys) * norm
     qkv = bytes_per_element * (queries + 2 * keys)
-    attention = attention_bytes(model, bytes_per_element) + bytes_per_element * queries
-    return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model, bytes_per_element)
+    attention = attention_bytes(model_config, bytes_per_element) + bytes_per_element * queries
+    return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model_config, bytes_per_element)
 
 
-def mlp_bytes(model: Molmo2Config, bytes_per_element: int = 2) -> float:
+def mlp_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> float:
     """Bytes per token that one decoder layer's MLP keeps: gate and up together, silu(gate), Megatron's copy of up, the
     product."""
-    return 5.0 * bytes_per_element * model.text.ffn_size
+    return 5.0 * bytes_per_element * model_config.text.ffn_size
 
 
-def attention_bytes(model: Molmo2Config, bytes_per_element: int = 2) -> float:
+def attention_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> float:
     """Bytes per token that one layer's attention keeps besides values and output: queries and keys after rotary, and
     the log-sum-exp."""
-    text = model.text
+    text = model_config.text
     return bytes_per_element * (text.num_heads + text.num_kv_heads) * text.head_dim + 4.0 * text.num_heads
 
 
 def vision_activations(
-    model: Molmo2Config,
+    model_config: Molmo2Config,
     crops: float,
     recompute: bool,
     train_vit: bool = True,
@@ -184,15 +197,19 @@ def vision_activations(
     """Activations of encoder and connector for `crops` crops. Where they are encoded `chunk` at a time, only their
     visual tokens wait for backward."""
     if chunk is not None and chunk < crops:
-        one = vision_activations(model, chunk, recompute, train_vit, bytes_per_element)
-        tokens = bytes_per_element * model.text.hidden_size * model.vision.num_patches / 9 * crops
+        one = vision_activations(model_config, chunk, recompute, train_vit, bytes_per_element)
+        tokens = bytes_per_element * model_config.text.hidden_size * model_config.vision.num_patches / 9 * crops
         return Activations(tokens, one.waiting + one.working)
-    vision, width = model.vision, model.vision.hidden_size
+    vision, width = model_config.vision, model_config.vision.hidden_size
     patches = vision.num_patches * crops
-    block = block_bytes(model, bytes_per_element) * patches
+    block = block_bytes(model_config, bytes_per_element) * patches
     features = bytes_per_element * vision.feature_size * patches
-    pooling = features + 2 * bytes_per_element * model.connector.hidden_size * patches  # windows, their keys and values
-    projector = 4 * bytes_per_element * model.connector.ffn_size * patches / 9  # a visual token has 4 or 9 patches
+    pooling = (
+        features + 2 * bytes_per_element * model_config.connector.hidden_size * patches
+    )  # windows, their keys and values
+    projector = (
+        4 * bytes_per_element * model_config.connector.ffn_size * patches / 9
+    )  # a visual token has 4 or 9 patches
     connector = features + pooling + projector
     if not train_vit:  # nothing of the encoder waits, and no more lives at once than a block would keep
         return Activations(connector, block)
@@ -201,13 +218,13 @@ def vision_activations(
     return Activations(encoder + connector, block if recompute else 0.0)
 
 
-def block_bytes(model: Molmo2Config, bytes_per_element: int) -> float:
+def block_bytes(model_config: Molmo2Config, bytes_per_element: int) -> float:
     """Bytes per patch that one encoder block keeps: q, k, v, two norms, two residuals, attention, two of the MLP."""
-    return bytes_per_element * (8 * model.vision.hidden_size + 2 * model.vision.ffn_size)
+    return bytes_per_element * (8 * model_config.vision.hidden_size + 2 * model_config.vision.ffn_size)
 
 
-def head_bytes(model: Molmo2Config, stage: StageConfig, layout: Layout, chunk: int, tokens: float) -> float:
+def head_bytes(model_config: Molmo2Config, stage: StageConfig, layout: Layout, chunk: int, tokens: float) -> float:
     """Bytes of a chunk's logits (bf16, fp32, probabilities, their gradient), and of the head's gradient in fp32."""
-    columns = model.text.vocab_size / layout.tensor
+    columns = model_config.text.vocab_size / layout.tensor
     logits = min(chunk, tokens) * columns * (2 + 4 + 4 + 2)
-    return logits + (4.0 * columns * model.text.hidden_size if stage.trainable(model).head else 0.0)
+    return logits + (4.0 * columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0)

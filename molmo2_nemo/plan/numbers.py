@@ -10,7 +10,7 @@ from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.plan.search import Candidate, Plan
 
 
-def numbers(plan: Plan, model: Molmo2Config) -> dict[str, Any]:
+def numbers(plan: Plan, model_config: Molmo2Config) -> dict[str, Any]:
     """The plan as JSON values: seconds, GiB, GPU-hours, operations."""
 
     def one(candidate: Candidate) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def numbers(plan: Plan, model: Molmo2Config) -> dict[str, Any]:
     flops = plan.best[0].step.flops  # the same under every layout
     return {
         "cluster": str(plan.cluster),
-        "parameters": parameters(model).total,
+        "parameters": parameters(model_config).total,
         "steps": plan.work.steps,
         "workload": vars(plan.work),
         "flops_per_step": vars(flops) | {"total": flops.total},

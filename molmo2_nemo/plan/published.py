@@ -21,18 +21,22 @@ H100 = DEVICES["h100"].tflops
 BIAS_FORWARD, BIAS_BACKWARD = 128 / H100, 120 / H100  # shares of the peak, by executed area
 
 
-def published_step(model: Molmo2Config, work: Workload, cluster: Cluster, context: int = 8) -> dict[str, float]:
+def published_step(model_config: Molmo2Config, work: Workload, cluster: Cluster, context: int = 8) -> dict[str, float]:
     """Seconds of one step by component; `context` ranks share a pack and its crops, as in the paper."""
     efficiency, peak = Efficiency(), cluster.device.peak
     packs = work.packs * context / cluster.gpus
-    pack = forward_flops(model, tokens=work.length, pairs=float(work.length) ** 2, scored_tokens=round(work.scored))
+    pack = forward_flops(
+        model_config, tokens=work.length, pairs=float(work.length) ** 2, scored_tokens=round(work.scored)
+    )
     linear = (pack.linear + pack.head) / context / (efficiency.matrix * peak) * packs
     attention = pack.attention / context / peak * packs
     # padding crops are encoded on some paths; the whole budget is counted
-    vision = crop_flops(model) * work.max_crops / context / (efficiency.vision * peak) * packs
-    layers, square = model.text.num_layers, float(work.length) ** 2
+    vision = crop_flops(model_config) * work.max_crops / context / (efficiency.vision * peak) * packs
+    layers, square = model_config.text.num_layers, float(work.length) ** 2
     cast = 2 * layers * (4 + 2) * square / (cluster.device.memory_gbs * 1e9) * packs  # read fp32, write bf16, twice
-    gathered = 3 * 4.0 * parameters(model).total * packs  # for forward, for backward, and gradients the other way
+    gathered = (
+        3 * 4.0 * parameters(model_config).total * packs
+    )  # for forward, for backward, and gradients the other way
     exchange = min(
         efficiency.link * cluster.device.link_gbs, efficiency.network * cluster.device.network_gbs * cluster.per_node
     )
@@ -47,5 +51,5 @@ def published_step(model: Molmo2Config, work: Workload, cluster: Cluster, contex
     }
 
 
-def published_gpu_hours(model: Molmo2Config, work: Workload, cluster: Cluster) -> float:
-    return sum(published_step(model, work, cluster).values()) * work.steps * cluster.gpus / 3600
+def published_gpu_hours(model_config: Molmo2Config, work: Workload, cluster: Cluster) -> float:
+    return sum(published_step(model_config, work, cluster).values()) * work.steps * cluster.gpus / 3600

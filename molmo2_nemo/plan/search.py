@@ -52,7 +52,7 @@ class Plan:
 
 def search(
     cfg: RunConfig,
-    model: Molmo2Config,
+    model_config: Molmo2Config,
     work: Workload,
     cluster: Cluster,
     efficiency: Efficiency | None = None,
@@ -63,29 +63,31 @@ def search(
     Raises:
         UserError: nothing fits; the message says what would.
     """
-    found = candidates(cfg, model, work, cluster, efficiency)
+    found = candidates(cfg, model_config, work, cluster, efficiency)
     if not found:
         raise UserError(
-            f"no layout of the {model.name} model divides {work.packs} packs over {cluster}; change "
+            f"no layout of the {model_config.name} model divides {work.packs} packs over {cluster}; change "
             "stage.global_batch_size, or take a number of nodes that divides it"
         )
     fitting = sorted((c for c in found if c.fits(cluster)), key=lambda c: c.step.seconds)
     if not fitting:
-        raise UserError(_what_would_fit(cfg, model, work, cluster, found))
+        raise UserError(_what_would_fit(cfg, model_config, work, cluster, found))
     best = _one_of_each(fitting)
     ways = {_way(c.layout) for c in best}
     too_big = sorted((c for c in found if _way(c.layout) not in ways), key=lambda c: c.memory.total)
     others = [(c, _why_slower(c, best[0])) for c in best[keep:]]
     others += [(c, _why_too_big(c, cluster)) for c in _one_of_each(too_big)]
     modes = [
-        weigh(cfg, model, work, cluster, replace(best[0].layout, recompute=recompute, offload=offload), efficiency)
+        weigh(
+            cfg, model_config, work, cluster, replace(best[0].layout, recompute=recompute, offload=offload), efficiency
+        )
         for recompute, offload in RECOMPUTE_MODES
     ]
-    return Plan(cluster, work, best[:keep], others, modes, configured(cfg, model, work, cluster, efficiency))
+    return Plan(cluster, work, best[:keep], others, modes, configured(cfg, model_config, work, cluster, efficiency))
 
 
 def configured(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None = None
+    cfg: RunConfig, model_config: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None = None
 ) -> Candidate | None:
     """The layout that the run's settings have, replicas filling the cluster; None where they do not divide it evenly,
     or where the run has settings that plans do not cover."""
@@ -112,31 +114,44 @@ def configured(
         m.offload,
         p.cp_comm_type if p.context_ulysses not in (None, p.context) else "ring",
     )
-    return weigh(cfg, model, work, cluster, layout, efficiency)
+    return weigh(cfg, model_config, work, cluster, layout, efficiency)
 
 
 def candidates(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None
+    cfg: RunConfig, model_config: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None
 ) -> list[Candidate]:
     return [
-        weigh(cfg, model, work, cluster, layout, efficiency)
-        for layout in layouts(model, cluster, work.packs, work.length, cfg.parallel.cp_comm_type)
+        weigh(cfg, model_config, work, cluster, layout, efficiency)
+        for layout in layouts(model_config, cluster, work.packs, work.length, cfg.parallel.cp_comm_type)
         if cfg.model.attention != "flex" or layout.ulysses == layout.context  # it cannot merge keys of several ranks
     ]
 
 
 def weigh(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, layout: Layout, efficiency: Efficiency | None
+    cfg: RunConfig,
+    model_config: Molmo2Config,
+    work: Workload,
+    cluster: Cluster,
+    layout: Layout,
+    efficiency: Efficiency | None,
 ) -> Candidate:
     """Memory and time of one layout."""
     return Candidate(
         layout,
-        memory(model, cfg.stage, work, layout, cfg.memory),
-        step_time(model, cfg.stage, work, cluster, layout, efficiency or efficiency_of(cfg, model)[1], cfg.memory),
+        memory(model_config, cfg.stage, work, layout, cfg.memory),
+        step_time(
+            model_config,
+            cfg.stage,
+            work,
+            cluster,
+            layout,
+            efficiency or efficiency_of(cfg, model_config)[1],
+            cfg.memory,
+        ),
     )
 
 
-def efficiency_of(cfg: RunConfig, model: Molmo2Config) -> tuple[str, Efficiency]:
+def efficiency_of(cfg: RunConfig, model_config: Molmo2Config) -> tuple[str, Efficiency]:
     """The kernel that computes attention on a cluster, as far as the settings say, and the efficiency it reaches.
 
     `flash` counts as FlashAttention-2, which PyTorch brings along; whether the cluster has a newer one installed is
@@ -144,7 +159,7 @@ def efficiency_of(cfg: RunConfig, model: Molmo2Config) -> tuple[str, Efficiency]
     """
     name: str = cfg.model.attention
     if name == "auto":
-        name = automatic("cuda", "bfloat16", model.text.head_dim)
+        name = automatic("cuda", "bfloat16", model_config.text.head_dim)
     implementation = {"flash": "flash2"}.get(name, name)
     return implementation, EFFICIENCIES[SAME_EFFICIENCY.get(implementation, implementation)]
 
@@ -176,21 +191,21 @@ def _why_too_big(candidate: Candidate, cluster: Cluster) -> str:
 
 
 def _what_would_fit(
-    cfg: RunConfig, model: Molmo2Config, work: Workload, cluster: Cluster, found: list[Candidate]
+    cfg: RunConfig, model_config: Molmo2Config, work: Workload, cluster: Cluster, found: list[Candidate]
 ) -> str:
     least = min(found, key=lambda c: c.memory.total)
     parts = least.memory.parts()
     largest = sorted(parts, key=lambda name: -parts[name])[:2]
     detail = ", ".join(f"{name} {parts[name] / GIB:.0f}" for name in largest)
     text = (
-        f"the {model.name} model at {work.length:,} tokens does not fit on {cluster}: the leanest layout "
+        f"the {model_config.name} model at {work.length:,} tokens does not fit on {cluster}: the leanest layout "
         f"({least.layout.name}, recompute={least.layout.recompute}) needs {least.memory.total / GIB:.0f} GiB per GPU "
         f"({detail}), {cluster.device.name.upper()} has {cluster.device.memory:.0f}."
     )
     nodes = cluster.nodes * 2
     while nodes <= 64:
         larger = cluster.with_nodes(nodes)
-        if any(c.fits(larger) for c in candidates(cfg, model, work, larger, None)):
+        if any(c.fits(larger) for c in candidates(cfg, model_config, work, larger, None)):
             return f"{text} nodes={nodes} would do."
         nodes *= 2
     return (

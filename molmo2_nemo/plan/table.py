@@ -46,12 +46,12 @@ PHASES = {
 }
 
 
-def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[str | Table]:
+def render(cfg: RunConfig, model_config: Molmo2Config, plan: Plan) -> Iterator[str | Table]:
     """Tables and remarks, at most 80 columns."""
     work, cluster, best = plan.work, plan.cluster, plan.best[0]
     yield (
-        f"{model.name}, stage {cfg.stage.name}, on {cluster}\n"
-        f"{_parameters(model)} parameters; {work.packs} packs per step, {work.steps:,} steps\n"
+        f"{model_config.name}, stage {cfg.stage.name}, on {cluster}\n"
+        f"{_parameters(model_config)} parameters; {work.packs} packs per step, {work.steps:,} steps\n"
         f"packs of {work.length:,} tokens and {work.max_crops} crops; the mask allows {work.area:.0%} of S x S\n"
         f"{scaled(best.step.flops.total)}FLOP per step by mask area\n"
     )
@@ -70,7 +70,7 @@ def render(cfg: RunConfig, model: Molmo2Config, plan: Plan) -> Iterator[str | Ta
     if cluster.gpus > 1:
         network = f", {scaled(best.step.network_bytes)}B over the network" if cluster.nodes > 1 else ""
         yield f"per GPU and step {scaled(best.step.link_bytes)}B inside the node{network}"
-    yield from _published(model, plan)
+    yield from _published(model_config, plan)
 
 
 def scaled(value: float) -> str:
@@ -88,8 +88,8 @@ def _digits(value: float) -> str:
     return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
-def _parameters(model: Molmo2Config) -> str:
-    total = parameters(model).total
+def _parameters(model_config: Molmo2Config) -> str:
+    total = parameters(model_config).total
     return f"{_digits(total / 1e9)} B" if total >= 1e9 else f"{_digits(total / 1e6)} M"
 
 
@@ -188,14 +188,14 @@ def _parts(title: str, unit: str, words: dict[str, str], values: dict[str, float
     return table
 
 
-def _published(model: Molmo2Config, plan: Plan) -> Iterator[str]:
+def _published(model_config: Molmo2Config, plan: Plan) -> Iterator[str]:
     """The published code beside the best plan, where the run is its stage 3."""
-    if plan.work.length != 36864 or model.name not in HOURS or plan.cluster.gpus < 8:
+    if plan.work.length != 36864 or model_config.name not in HOURS or plan.cluster.gpus < 8:
         return
-    step = sum(published_step(model, plan.work, plan.cluster).values())
-    hours = published_gpu_hours(model, plan.work, plan.cluster)
+    step = sum(published_step(model_config, plan.work, plan.cluster).values())
+    hours = published_gpu_hours(model_config, plan.work, plan.cluster)
     best = plan.best[0].step
     yield (
         f"\nthe published code, same accounting: {step:.1f} s/step, {hours:,.0f} GPU-hours, {step / best.seconds:.1f} "
-        f"times ours.\nIts paper reports {HOURS[model.name] * 128:,.0f} on 128 H100."
+        f"times ours.\nIts paper reports {HOURS[model_config.name] * 128:,.0f} on 128 H100."
     )

@@ -109,24 +109,24 @@ def _running(cfg: RunConfig) -> Iterator[str]:
         yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
 
 
-def _recompute(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
+def _recompute(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterator[str]:
     memory, stages = cfg.memory, cfg.parallel.pipeline
     try:
         memory.check()
     except UserError as error:
         yield str(error)
         return
-    if memory.recompute_layers is None or model is None or stages < 1:
+    if memory.recompute_layers is None or model_config is None or stages < 1:
         return
-    built = model.text.num_layers // stages
+    built = model_config.text.num_layers // stages
     if memory.recompute_layers > built:
         yield (
-            f"memory.recompute_layers={memory.recompute_layers}: a pipeline stage of the {model.name} model has only "
-            f"{built}; take fewer, or null for all"
+            f"memory.recompute_layers={memory.recompute_layers}: a pipeline stage of the {model_config.name} model has "
+            f"only {built}; take fewer, or null for all"
         )
 
 
-def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]:
+def _without_effect(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterator[str]:
     """Settings that would have no effect, and a run in which nothing would be trained."""
     parallel, stage = cfg.parallel, cfg.stage
     if parallel.context_tokens is not None and not parallel.dynamic_context:
@@ -140,7 +140,7 @@ def _without_effect(cfg: RunConfig, model: Molmo2Config | None) -> Iterator[str]
             f"{parallel.context}) are one Ulysses group; leave it at ring, or set parallel.context_ulysses to a lower "
             "number: keys then travel between the groups"
         )
-    if model is not None and not stage.trainable(model).any():
+    if model_config is not None and not stage.trainable(model_config).any():
         yield NOTHING_TRAINS
 
 
@@ -156,9 +156,9 @@ def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
         yield "parallel.sequence=true needs parallel.tensor > 1; turn it off or raise parallel.tensor"
 
 
-def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
-    p, text = cfg.parallel, model.text
-    tp, name = p.tensor, f"the {model.name} model"
+def _layout(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
+    p, text = cfg.parallel, model_config.text
+    tp, name = p.tensor, f"the {model_config.name} model"
     for what, size in (
         ("query heads", text.num_heads),
         ("key/value heads", text.num_kv_heads),
@@ -174,7 +174,7 @@ def _layout(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
         for key, phase in zip(keys, phases(cfg.data), strict=True)
     }
     crops = max(phase.packing.max_crops for phase in phases(cfg.data))
-    yield from context_problems(p, model, lengths, crops=crops, attention=cfg.model.attention)
+    yield from context_problems(p, model_config, lengths, crops=crops, attention=cfg.model.attention)
     if p.dynamic_context and not cfg.data.share_packs:
         yield (
             "parallel.dynamic_context=true needs data.share_packs=true: the rank that reads for the others assigns "
@@ -193,21 +193,24 @@ def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:
         )
 
 
-def _sizes(cfg: RunConfig, model: Molmo2Config) -> Iterator[str]:
-    data, vision = cfg.data, model.vision
+def _sizes(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
+    data, vision = cfg.data, model_config.vision
     for key, seen, expected in (
         ("data.image.crop_size", data.image.crop_size, vision.image_size),
         ("data.image.patch_size", data.image.patch_size, vision.patch_size),
     ):
         if seen != expected:
-            yield f"{key}={seen}, but the {model.name} model's vision encoder takes {expected}; set {key}={expected}"
-    length, limit = data.packing.sequence_length, model.text.max_position
+            yield (
+                f"{key}={seen}, but the {model_config.name} model's vision encoder takes {expected}; "
+                f"set {key}={expected}"
+            )
+    length, limit = data.packing.sequence_length, model_config.text.max_position
     if length > limit:
-        text = preset(model.name).text  # as it is before a factor is chosen
+        text = preset(model_config.name).text  # as it is before a factor is chosen
         kind = "linear" if cfg.model.rope_scaling == "linear" and text.yarn is None else "yarn"
         yield (
-            f"data.packing.sequence_length={length} is more than the {limit} positions of the {model.name} model; "
-            f"shorten it, or take model.rope_scaling={kind} model.rope_factor="
+            f"data.packing.sequence_length={length} is more than the {limit} positions of the {model_config.name} "
+            f"model; shorten it, or take model.rope_scaling={kind} model.rope_factor="
             f"{math.ceil(length / native_positions(text))}"
         )
     if data.image.patch_size > 0:

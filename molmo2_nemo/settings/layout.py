@@ -50,7 +50,7 @@ def layout_of_run(parallel: ParallelConfig, processes: int | None = None) -> str
 
 def context_problems(
     parallel: ParallelConfig,
-    model: Molmo2Config,
+    model_config: Molmo2Config,
     lengths: Mapping[str, int],
     *,
     crops: int = 0,
@@ -70,7 +70,7 @@ def context_problems(
             f"ranks that shard heads (Ulysses); use one of {_divisors(context)}"
         )
         return
-    yield from _heads(parallel, model)
+    yield from _heads(parallel, model_config)
     shards = context * (parallel.tensor if parallel.sequence else 1)
     what = f"context{' * tensor' if parallel.sequence else ''} = {shards}"
     for key, length in lengths.items():
@@ -106,8 +106,8 @@ def crop_limit(parallel: ParallelConfig, max_crops: int, vision_chunk: int | Non
     return -(-max_crops // (parallel.context * parallel.tensor))
 
 
-def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
-    text, tensor, context = model.text, parallel.tensor, parallel.context
+def _heads(parallel: ParallelConfig, model_config: Molmo2Config) -> Iterator[str]:
+    text, tensor, context = model_config.text, parallel.tensor, parallel.context
     ulysses = parallel.context_ulysses or context
     if text.num_heads % tensor or text.num_kv_heads % tensor:
         return  # reported elsewhere
@@ -118,7 +118,7 @@ def _heads(parallel: ParallelConfig, model: Molmo2Config) -> Iterator[str]:
     key = "parallel.context" if parallel.context_ulysses is None else "parallel.context_ulysses"
     yield (
         f"{key}={ulysses} ranks would shard the {heads} query heads and {kv_heads} key/value heads that a "
-        f"tensor-parallel rank of the {model.name} model has, which does not come out even; set "
+        f"tensor-parallel rank of the {model_config.name} model has, which does not come out even; set "
         f"parallel.context_ulysses to one of {works}: the other ranks then show each other their keys"
     )
 

@@ -111,10 +111,10 @@ class StageConfig:
         """The part of the stage's settings that the model must know: dropout and loss."""
         return TrainingOptions(self.z_loss, self.residual_dropout, self.response_residual_dropout)
 
-    def trainable(self, model: Molmo2Config) -> Trainable:
+    def trainable(self, model_config: Molmo2Config) -> Trainable:
         """Which parts of a model are trainable in this stage, adapters included."""
         return trainable(
-            replace(model, lora=self.lora if self.lora.rank else None),
+            replace(model_config, lora=self.lora if self.lora.rank else None),
             vit=self.train_vit,
             connector=self.train_connector,
             llm=self.train_llm,
