@@ -17,6 +17,7 @@ from molmo2_nemo.errors import verbose
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ask a run to save and leave; nemo/signals.py has the whole story
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 POLL = 1.0  # seconds between two looks at the parent
+PARENT = "MOLMO2_PARENT"  # environment variable: id of the process that starts this one
 
 
 def die_with_parent() -> None:
@@ -25,14 +26,27 @@ def die_with_parent() -> None:
 
     Linux can do it, but already when the thread that started the process ends. So a worker of multiprocessing, which
     any thread may have started, checks for its parent itself, as every process does on other systems.
+
+    A parent that was gone before this call is noticed too: one of multiprocessing always, another if it started this
+    process with `as_parent` in its environment.
     """
-    if multiprocessing.parent_process() is None:
+    parent = multiprocessing.parent_process()
+    if parent is None:
         try:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+                os._exit(1)
             return
         except (OSError, AttributeError):
             pass  # not Linux
-    threading.Thread(target=_leave_with, args=(os.getppid(),), name="parent watch", daemon=True).start()
+    served = multiprocessing.get_start_method() == "forkserver"  # the server is then the parent that the system knows
+    known = os.getppid() if parent is None or parent.pid is None or served else parent.pid
+    threading.Thread(target=_leave_with, args=(known,), name="parent watch", daemon=True).start()
+
+
+def as_parent() -> dict[str, str]:
+    """What a process adds to the environment of a child that is to `die_with_parent`."""
+    return {PARENT: str(os.getpid())}
 
 
 def _leave_with(parent: int) -> None:

@@ -42,9 +42,45 @@ if __name__ == "__main__":
     time.sleep(600)
 """
 
+# Children that are still importing when their parent is killed.
+SLOW_CHILD = """
+import time
+print(flush=True)
+time.sleep(1)
+from molmo2_nemo.processes import die_with_parent
+die_with_parent()
+time.sleep(600)
+"""
+SLOW_PROGRAM = f"""
+import os, subprocess, sys, time
+from molmo2_nemo.processes import as_parent
+env = {{**os.environ, **as_parent()}}
+child = subprocess.Popen([sys.executable, "-c", {SLOW_CHILD!r}], stdout=subprocess.PIPE, env=env)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+SLOW_WORKER = """
+import multiprocessing, time
+from molmo2_nemo.processes import die_with_parent
+
+def work():
+    time.sleep(1)
+    die_with_parent()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-@pytest.mark.parametrize("code", [PROGRAM, WORKER], ids=["program", "worker"])
+@pytest.mark.parametrize(
+    "code", [PROGRAM, WORKER, SLOW_PROGRAM, SLOW_WORKER], ids=["program", "worker", "slow program", "slow worker"]
+)
 def test_a_child_ends_with_its_killed_parent(code):
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None

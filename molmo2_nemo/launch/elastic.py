@@ -16,7 +16,7 @@ from typing import Any
 
 from molmo2_nemo.errors import INTERRUPTED
 from molmo2_nemo.launch.reports import ERROR_DIR, Exits
-from molmo2_nemo.processes import STOP_SIGNALS, die_with_parent
+from molmo2_nemo.processes import STOP_SIGNALS, as_parent, die_with_parent
 
 # Passed on to the workers; nemo/signals.py says what follows.
 SIGNALS = ",".join(["SIGINT", "SIGHUP", "SIGQUIT", *(number.name for number in STOP_SIGNALS)])
@@ -43,7 +43,7 @@ def main(count: int, config: str) -> int:
         max_restarts=0,
         monitor_interval=0.2,
     )
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = SIGNALS
+    os.environ |= {**as_parent(), "TORCHELASTIC_SIGNALS_TO_HANDLE": SIGNALS}
     logging.disable(logging.CRITICAL)  # reports.py says what went wrong
     try:
         elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.launch.worker", config)

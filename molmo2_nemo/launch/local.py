@@ -22,7 +22,7 @@ from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.launch.start import resolve_start, start_problems
-from molmo2_nemo.processes import STOP_SIGNALS
+from molmo2_nemo.processes import STOP_SIGNALS, as_parent
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lock import Locked, only_run
 from molmo2_nemo.rundir.paths import stage_dir
@@ -61,7 +61,7 @@ def launch(cfg: RunConfig) -> int:
         command = [sys.executable, "-m", "molmo2_nemo.launch.elastic", str(count), str(path)]
         if count == 1:
             command = [sys.executable, "-m", "molmo2_nemo.launch.worker", str(path)]
-        env = {**os.environ, ERROR_DIR: errors}
+        env = {**os.environ, **as_parent(), ERROR_DIR: errors}
         env.setdefault("OMP_NUM_THREADS", str(cfg.cluster.threads))
         code = _run_child(command, env)
         write_config(cfg)  # again: NeMo's logger moves what it finds in the folder into run_N/
