@@ -10,10 +10,11 @@ that says which queries may look at which keys.
 
 To add one, put a module beside this file that defines `forward`, `backward` (or a differentiable `forward` alone; both
 as `Kernel` says), `problem` (why it cannot run, or None) and `implementation` (its name in cost/efficiency.py, its
-title in the log). Then add the module to KERNELS, its name to AttentionKernel (model/config.py), the speed of its
-implementation to cost/efficiency.py, and what it counts as in a plan to `efficiency_of` (plan/search.py) where that
-has another name; where it is the fastest, to `automatic.py` too. tests/attention/test_kernels.py checks that nothing
-is missing, and compares kernels with the dense oracle: name it in KERNELS there.
+title in the log). Then add the module to KERNELS, its name to AttentionKernel (model/config.py; to CANNOT_MERGE there,
+too, where it has no `backward` of its own), the speed of its implementation to cost/efficiency.py, and what it counts
+as in a plan to `efficiency_of` (plan/search.py) where that has another name; where it is the fastest, to
+`automatic.py` too. tests/attention/test_kernels.py checks that nothing is missing, and compares kernels with the dense
+oracle: name it in KERNELS there.
 """
 
 from __future__ import annotations

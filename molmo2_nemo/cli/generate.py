@@ -43,11 +43,13 @@ def run(args: argparse.Namespace) -> int:
     check_numbers(args, {"examples": 1, "max_new_tokens": 1})
     if args.out:
         check_file("--out", args.out)
-    scoring = Scoring(args.score.split(",")) if args.score is not None else None
+    scoring = (
+        Scoring([name.strip() for name in args.score.split(",") if name.strip()]) if args.score is not None else None
+    )
     checkpoint = resolve_checkpoint(args.checkpoint)
     prompts = read_prompts(args.prompts) if args.prompts else None
     if scoring is not None and prompts is None:
-        scoring.references("a record of --data", "its answer")  # one each, whatever it is
+        scoring.needs(1)  # reference answer of each record
     elif scoring is not None:
         for number, prompt in enumerate(prompts or [], start=1):
             scoring.references(f"{args.prompts}: prompt {number}", prompt["reference"])

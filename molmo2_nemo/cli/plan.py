@@ -6,6 +6,8 @@ from __future__ import annotations
 import argparse
 import json
 
+from molmo2_nemo.cost.efficiency import EFFICIENCIES
+
 EXAMPLES = """\
 examples:
   molmo2 plan recipe=8b stage=long cluster=h100x8 nodes=16
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
     parser.add_argument(
         "--kernel",
-        choices=("auto", "flash2", "flash3", "flex"),
+        choices=("auto", *EFFICIENCIES),
         default="auto",
         help="attention kernel whose speed is assumed; auto: the one model.attention picks on GPUs, where flash is "
         "FlashAttention-2 (flash3 where FlashAttention-3 is installed)",

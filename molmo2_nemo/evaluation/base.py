@@ -23,6 +23,13 @@ class Scorer(ABC):
     title: ClassVar[str]  # a one-line description for users
     min_references: ClassVar[int] = 1  # with fewer references, the score is undefined
 
+    def check(self, references: Sequence[str]) -> None:  # noqa: B027 - most scorers take any text
+        """Called with an answer's references before the model is asked.
+
+        Raises:
+            UserError: a reference is of a kind that this scorer cannot compare with.
+        """
+
     @abstractmethod
     def score(self, prediction: str, references: Sequence[str]) -> Score:
         """The score of one answer.

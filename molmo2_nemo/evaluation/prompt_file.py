@@ -22,7 +22,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not a file of prompts' if path.is_dir() else 'no such file'}")
     prompts = []
-    for number, text in enumerate(read_text(path).splitlines(), start=1):
+    for number, text in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1):
         if not text.strip():
             continue
         where = f"{path}, line {number}"

@@ -30,19 +30,32 @@ class Scoring:
         """The references of one answer, as a list.
 
         Raises:
-            UserError: fewer references than a scorer needs; names `key`.
+            UserError: fewer references than a scorer needs, or one that it cannot compare with; names `key`.
         """
         given = [reference] if isinstance(reference, str) else list(reference or [])
         given = [text for text in given if text.strip()]
         if not given:
             raise UserError(f"{key} has no reference answer to score against")
+        self.needs(len(given), key)
         for scorer in self.scorers:
-            if len(given) < scorer.min_references:
+            try:
+                scorer.check(given)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+        return given
+
+    def needs(self, count: int, key: str = "a record of --data") -> None:
+        """Refuses scorers that need more than `count` references of an answer.
+
+        Raises:
+            UserError: names `key` and the scorer.
+        """
+        for scorer in self.scorers:
+            if count < scorer.min_references:
                 raise UserError(
-                    f"{key} has {len(given)} reference answer{'s' if len(given) > 1 else ''}, but {scorer.name} needs "
+                    f"{key} has {count} reference answer{'s' if count > 1 else ''}, but {scorer.name} needs "
                     f"{scorer.min_references} or more"
                 )
-        return given
 
     def score(self, key: str, prediction: str, reference: str | Sequence[str] | None) -> dict[str, dict[str, Any]]:
         """Scores of one answer: name of the scorer -> {"value": 0 to 1, and the details it was computed from}.

@@ -102,6 +102,7 @@ class LoraConfig:
 
 VisualAttention = Literal["image_tokens", "within_image", "none"]
 AttentionKernel = Literal["auto", "flash", "flex", "blocks"]  # auto, and the names of attention/kernels.py
+CANNOT_MERGE = frozenset({"flex"})  # kernels that cannot merge attention over keys of several ranks
 
 
 @dataclass(frozen=True)

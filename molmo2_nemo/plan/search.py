@@ -11,7 +11,7 @@ from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import CANNOT_MERGE, Molmo2Config
 from molmo2_nemo.plan.layouts import RECOMPUTE_MODES, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
 from molmo2_nemo.settings.run import RunConfig
@@ -123,7 +123,7 @@ def candidates(
     return [
         weigh(cfg, model_config, work, cluster, layout, efficiency)
         for layout in layouts(model_config, cluster, work.packs, work.length, cfg.parallel.cp_comm_type)
-        if cfg.model.attention != "flex" or layout.ulysses == layout.context  # it cannot merge keys of several ranks
+        if cfg.model.attention not in CANNOT_MERGE or layout.ulysses == layout.context
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import CANNOT_MERGE, Molmo2Config
 from molmo2_nemo.parallel.partition import can_shard_heads
 from molmo2_nemo.settings.run import ParallelConfig
 
@@ -81,10 +81,11 @@ def context_problems(
             )
         elif length % shards:
             yield f"{key}={length} is not a multiple of {what}; {length // shards * shards} is"
-    if attention == "flex" and ulysses is not None and ulysses < context:
+    if attention in CANNOT_MERGE and ulysses is not None and ulysses < context:
         yield (
-            "model.attention=flex cannot merge attention over keys of several ranks, which parallel.context_ulysses="
-            f"{ulysses} below parallel.context={context} needs; use model.attention=auto, or context_ulysses={context}"
+            f"model.attention={attention} cannot merge attention over keys of several ranks, which "
+            f"parallel.context_ulysses={ulysses} below parallel.context={context} needs; use model.attention=auto, or "
+            f"context_ulysses={context}"
         )
     if parallel.dynamic_context:
         yield from _dynamic(parallel, max(lengths.values(), default=1), crops)

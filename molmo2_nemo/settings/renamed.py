@@ -51,7 +51,7 @@ def with_new_names(
             continue
         _answer(old, new, where)
         there, present = _look(result, new)
-        if there and (new in first or present == value):
+        if new in first or (there and present == value):
             continue
         if there and not (unset is not None and new in unset and present == unset[new]):
             raise UserError(

@@ -16,7 +16,7 @@ from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.regions import region_of
 from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import AttentionKernel, preset
+from molmo2_nemo.model.config import CANNOT_MERGE, AttentionKernel, preset
 from molmo2_nemo.plan.search import efficiency_of
 from molmo2_nemo.settings.run import ModelSelection, RunConfig
 from tests.attention.test_regions import packs, rules
@@ -56,6 +56,7 @@ def test_every_kernel_is_named_in_the_settings_the_costs_and_the_plan():
     known = set(EFFICIENCIES) | set(SAME_EFFICIENCY)
     for name, module in kernels.KERNELS.items():
         assert module.implementation("cpu")[0] in known
+        assert hasattr(module, "backward") == (name not in CANNOT_MERGE)
         cfg = RunConfig(model=ModelSelection(attention=name))
         assert efficiency_of(cfg, preset("8b"))[1] in EFFICIENCIES.values()
 

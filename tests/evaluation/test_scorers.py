@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.evaluation import scorers
 from molmo2_nemo.evaluation.base import Score
 from molmo2_nemo.evaluation.scorers import find_scorer, scorer_names
 from molmo2_nemo.evaluation.scorers.vqa_accuracy import processed
@@ -16,9 +19,9 @@ def score(name: str, prediction: str, *references: str) -> float:
 
 
 def test_all_scorers_are_found():
-    assert scorer_names() == sorted(
-        ["exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "multiple_choice", "counting"]
-    )
+    known = {"exact_match", "vqa_accuracy", "anls", "relaxed_accuracy", "multiple_choice", "counting"}
+    files = {path.stem for path in Path(scorers.__file__).parent.glob("*.py")} - {"__init__"}
+    assert set(scorer_names()) == files >= known
     assert all(find_scorer(name).title for name in scorer_names())
 
 
@@ -192,3 +195,8 @@ def test_details():
 
 def test_the_figure_is_the_mean():
     assert find_scorer("anls").aggregate([Score(1.0), Score(0.5), Score(0.0)]) == 0.5
+
+
+@pytest.mark.parametrize("name", ["counting", "relaxed_accuracy"])
+def test_a_number_that_is_too_long_is_no_number(name):
+    assert score(name, "9" * 5000, "3") == 0

@@ -81,7 +81,9 @@ def test_a_scorer_is_one_file(workers, checkpoint, tmp_path):
     ("names", "answers", "expected"),
     [
         ("exact_mach", ["x"], "unknown scorer 'exact_mach'; did you mean 'exact_match'?"),
-        ("", ["x"], "unknown scorer ''"),
+        ("", ["x"], "'': name scorers, each once"),
+        (" anls , exact_mach", ["x"], "unknown scorer 'exact_mach'"),
+        ("counting", ["3", "a cat"], "prompt 2: counting: the reference 'a cat' has no number"),
         ("anls,anls", ["x"], "'anls,anls': name scorers, each once"),
         ("anls", ["x", None], "prompts.jsonl: prompt 2 has no reference answer to score against"),
         ("anls", [[]], "prompts.jsonl: prompt 1 has no reference answer"),

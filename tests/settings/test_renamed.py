@@ -49,6 +49,8 @@ def test_in_a_file_of_ones_own(tmp_path, capsys):
     # what stands on the command line wins, under either name
     assert compose([*given, "parallel.cp_comm_type=ring"], tmp_path).parallel.cp_comm_type == "ring"
     assert compose([*given, "parallel.context_exchange=ring"], tmp_path).parallel.cp_comm_type == "ring"
+    for name in ("context_exchange", "cp_comm_type"):  # taken away: the default stays
+        assert compose([*given, f"~parallel.{name}"], tmp_path).parallel.cp_comm_type == "ring"
 
 
 def test_both_names_with_different_values(tmp_path):

@@ -16,7 +16,7 @@ WORDS = """zero one two three four five six seven eight nine ten eleven twelve t
 seventeen eighteen nineteen twenty""".split()
 TAG = re.compile(r"<[^<>]*>")
 TERM = re.compile(r"-?\d+(?:[.,]\d+)*|[a-z]+", re.ASCII)
-INTEGER = re.compile(r"-?(\d+|\d{1,3}(,\d{3})+)", re.ASCII)
+INTEGER = re.compile(r"-?(\d{1,18}|\d{1,3}(,\d{3}){1,5})", re.ASCII)  # no count is longer
 
 
 def count(answer: str) -> int | None:
@@ -34,12 +34,14 @@ class Counting(Scorer):
     name = "counting"
     title = "the one integer in the answer is the reference's"
 
+    def check(self, references: Sequence[str]) -> None:
+        for reference in references:
+            if count(reference) is None:
+                raise UserError(f"counting: the reference {reference!r} has no number, or more than one")
+
     def score(self, prediction: str, references: Sequence[str]) -> Score:
-        expected = {count(reference) for reference in references}
-        if None in expected:
-            wrong = next(reference for reference in references if count(reference) is None)
-            raise UserError(f"counting: the reference {wrong!r} has no number, or more than one")
-        found = count(prediction)
+        self.check(references)
+        expected, found = {count(reference) for reference in references}, count(prediction)
         return Score(float(found in expected), {"count": found})
 
 

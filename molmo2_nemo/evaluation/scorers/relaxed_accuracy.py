@@ -13,7 +13,7 @@ from fractions import Fraction
 from molmo2_nemo.evaluation.base import Score, Scorer
 
 TOLERANCE = Fraction(5, 100)
-NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(\d{1,99}\.?\d{0,99}|\.\d{1,99})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)
 
 
 def number(text: str) -> Fraction | None:
