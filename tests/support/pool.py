@@ -8,6 +8,7 @@ a function of a test module, called as `function(*args)` on every rank; what it 
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -73,10 +74,21 @@ class Pool:
         self.pipes, self.pids, self.parent = [], [], None
 
 
+_PORTS = itertools.count()
+
+
 def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that nobody else takes before rank 0 listens on it: below those that the system hands out by itself, as to
+    other pools' connections, and of this process's own, one after the other."""
+    while True:
+        port = 10_000 + os.getpid() % 200 * 100 + next(_PORTS) % 100
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
 
 
 def _fork_warm(pipes: list[Any]) -> None:
