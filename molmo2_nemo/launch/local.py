@@ -108,9 +108,8 @@ def _run_here(cfg: RunConfig) -> int:
     except Locked as error:
         if attempt is None:
             raise
-        return conclude(
-            Path(attempt), Ending.FAILED, str(error), 1
-        )  # no mistake: the next try may find the lock lifted
+        # no mistake: the next try may find the lock lifted
+        return conclude(Path(attempt), Ending.FAILED, str(error), 1)
     except UserError as error:
         if attempt:
             write_outcome(Path(attempt), Ending.USER_ERROR, str(error))

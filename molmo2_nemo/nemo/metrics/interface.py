@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ class FinishedStep:
     seconds: float = math.nan  # from the first fetch of data to here; known to `figures` alone
 
 
-class Metric:
+class Metric(ABC):
     """One figure, or the few of one subject, of every line in metrics.jsonl and of TensorBoard and W&B.
 
     To add one, write a file in this folder with a subclass. All ranks call `summed` and `largest`, which must return
@@ -44,13 +45,13 @@ class Metric:
         task: those of the last pipeline stage) is 0 on all others."""
         return []
 
+    @abstractmethod
     def figures(self, step: FinishedStep, summed: list[float], largest: list[float]) -> dict[str, Any]:
         """What the line gets, by key; nothing for a figure that is not known.
 
         Args:
             summed, largest: what the methods of these names returned, brought together over all ranks.
         """
-        raise NotImplementedError
 
     def scalars(self, figures: dict[str, Any]) -> dict[str, float]:
         """What the loggers get of them: numbers, under the same keys."""
