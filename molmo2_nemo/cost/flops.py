@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from molmo2_nemo.data.counts import PackCounts
-from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.config import Molmo2Config, Trainable
 from molmo2_nemo.model.flops import connector_flops, crop_flops
 
 
@@ -98,6 +98,17 @@ def training_flops(
         head=3.0 if train_head else 2.0,
     )
     return Flops(**{f.name: getattr(forward, f.name) * getattr(passes, f.name) for f in fields(Flops)})
+
+
+def trained_flops(forward: Flops, trainable: Trainable) -> Flops:
+    """`training_flops` of a model with these parts trainable: as planner and log count them."""
+    return training_flops(
+        forward,
+        train_vit=trainable.vit,
+        train_connector=trainable.connector,
+        train_llm=trainable.llm,
+        train_head=trainable.head,
+    )
 
 
 def layer_weights(model_config: Molmo2Config) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 
 from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, EFFICIENCIES, Efficiency
-from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, training_flops
+from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, trained_flops
 from molmo2_nemo.cost.hardware import DEVICES, Cluster, Device, utilisation
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import held
@@ -130,21 +130,10 @@ class StepCost:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     bytes_per_element: int = 2
 
-    def training_flops(self, forward: Flops) -> Flops:
-        """Operations of forward and backward, nothing recomputed."""
-        trained = self.trainable
-        return training_flops(
-            forward,
-            train_vit=trained.vit,
-            train_connector=trained.connector,
-            train_llm=trained.llm,
-            train_head=trained.head,
-        )
-
     def micro_batch(self, work: Work, layout: Layout) -> MicroBatch:
         """Predicted seconds of a micro-batch, forward and backward, on the ranks of one replica."""
         efficiency, forward, ranks = self.efficiency, work.forward, layout.model_size
-        both = self.training_flops(forward)
+        both = trained_flops(forward, self.trainable)
         tokens = work.tokens / (layout.context * layout.tensor)
         products = ranks * efficiency.matrix_share(max(1.0, tokens)) * self.device.peak
         attention = forward.attention / ranks / self.device.peak
@@ -295,7 +284,7 @@ def step_time(
         imbalance=waits * computing,
         bubble=(layout.pipeline - 1) / max(1.0, count) * computing,
         gradients=gradients,
-        flops=cost.training_flops(useful) * work.packs,
+        flops=trained_flops(useful, cost.trainable) * work.packs,
         link_bytes=inside,
         network_bytes=beyond,
     )

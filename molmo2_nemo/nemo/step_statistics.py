@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from molmo2_nemo.cost.flops import pack_flops, training_flops
+from molmo2_nemo.cost.flops import pack_flops, trained_flops
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import Batch
@@ -34,13 +34,7 @@ class StepStatistics:
         self.crops += len(batch.crops)
         self.packs += counts.packs
         self.keys += [key for pack in batch.keys for key in pack]
-        self.flops += training_flops(
-            pack_flops(model_config, counts),
-            train_vit=trainable.vit,
-            train_connector=trainable.connector,
-            train_llm=trainable.llm,
-            train_head=trainable.head,
-        ).total
+        self.flops += trained_flops(pack_flops(model_config, counts), trainable).total
 
 
 def task_names(config: DataConfig) -> dict[str, str]:
