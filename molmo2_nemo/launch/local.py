@@ -124,7 +124,7 @@ def _run_child(command: list[str], env: Mapping[str, str]) -> int:
     """Runs the command as a child process to its end and returns its exit code, INTERRUPTED after Ctrl-C.
 
     SIGTERM and SIGUSR1 are passed on to the child, those that arrive before it exists as soon as it does;
-    nemo/signals.py has the whole story. The terminal sends Ctrl-C to both.
+    training/signals.py has the whole story. The terminal sends Ctrl-C to both.
     """
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before there was a child

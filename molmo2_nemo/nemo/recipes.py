@@ -26,16 +26,16 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
-from molmo2_nemo.nemo.dynamic_context import DynamicSettings
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.nemo.step_log import StepLog
-from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig, data_config
 from molmo2_nemo.settings.sizes import wanted_processes
+from molmo2_nemo.training.dynamic_context import DynamicSettings
+from molmo2_nemo.training.step_statistics import task_names
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:

@@ -3,7 +3,7 @@
 NeMo-Run writes the options, the container's flags and the srun line (which ends all tasks when one fails). What it does
 not know is added in `setup_lines`: a trap that looks at how the attempt ended and has Slurm start the job again where
 that helps. Tasks report how it ended in a file, not by their exit code: srun kills the others when one leaves with a
-code, and then its own code is theirs. nemo/signals.py has the whole story of a signal to a job.
+code, and then its own code is theirs. training/signals.py has the whole story of a signal to a job.
 """
 
 from __future__ import annotations
