@@ -11,13 +11,17 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from molmo2_nemo.errors import UserError
 
 # --- which versions were tried
 
@@ -61,7 +65,7 @@ TRIED = {
         "pip install --no-deps transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2",
     ),
     "lightning": Tried(">=2.4,<2.6", ("2.4.0",), "what NeMo 2.7 builds on", "pip install --no-deps lightning==2.4.0"),
-    "numpy": Tried(">=1.26,<3", ("1.26.4",), "what Megatron-core is built against", PINS),
+    "numpy": Tried(">=1.26,<3", ("1.26.4", "2.4.6"), "what Megatron-core is built against", PINS),
     "hydra-core": Tried(">=1.3,<1.4", ("1.3.2",), "its override grammar", "pip install hydra-core==1.3.2"),
 }
 PYTHON = ((3, 10), (3, 12))  # first and last that are accepted
@@ -101,6 +105,22 @@ def problems() -> Iterator[str]:
             yield f"{name} {found} was not tried, only {', '.join(tried.versions)} ({tried.why}): {tried.get}"
 
 
+UNTRIED = "MOLMO2_UNTRIED"  # environment variable; 1 lets a run start all the same
+
+
+def check() -> None:
+    """Refuses to run on versions that were not tried.
+
+    Raises:
+        UserError: names them, unless UNTRIED is 1: then they are printed.
+    """
+    found = list(problems())
+    if found and os.environ.get(UNTRIED) != "1":
+        raise UserError(f"{'; '.join(found)}. {UNTRIED}=1 in the environment runs it all the same, at your own risk")
+    for problem in found:
+        print(f"warning: {problem}", file=sys.stderr, flush=True)
+
+
 def stack() -> str:
     """The versions that will run, for the first line of a run: "megatron-core 0.16.1, nemo-toolkit 2.7.3, ..."."""
     shown = [f"{name} {found}" for name in SHOWN if (found := installed(name))]
@@ -133,12 +153,18 @@ class Difference:
         since: the first line of Megatron-core that has it.
         why: what is missing or different, and who trips over it.
         mend: is given the module once it is imported (empty, where Megatron-core no longer has it).
+        before: the first line that does not have it any more.
     """
 
     module: str
     since: str
     why: str
     mend: Callable[[Any], None]
+    before: str | None = None
+
+    def is_here(self) -> bool:
+        """Whether the Megatron-core that is installed has it."""
+        return core_at_least(self.since) and not (self.before and core_at_least(self.before))
 
 
 class _Gone:
@@ -185,6 +211,31 @@ def _save_strategy_without_version(module: Any) -> None:
         module.get_default_save_sharded_strategy = strategy
 
 
+def _common_state_inside(common: Any) -> None:
+    holder = getattr(common, "TorchCommonLoadStrategy", common)  # a method in 0.16, a function of the module since
+    load = holder.load_common
+
+    def load_either(*args: Any) -> Any:
+        folder = Path(args[-1])  # of (self, folder) or (folder)
+        return load(*args) if (folder / common.COMMON_STATE_FNAME).exists() else _load_common_state(folder)
+
+    holder.load_common = load_either
+
+
+def _load_common_state(folder: Path) -> Any:
+    """What ranks have in common, from the entry "common_state" of a checkpoint; nothing is unpickled but plain data."""
+    import torch
+    from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
+
+    class Raw(DefaultLoadPlanner):
+        def load_bytes(self, read_item: Any, value: Any) -> None:
+            found[read_item.dest_index.fqn] = value
+
+    key, found = "common_state/shard_0_1", {}
+    load({key: None}, storage_reader=FileSystemReader(folder), planner=Raw(), no_dist=True)
+    return torch.load(found[key], weights_only=True)[0]
+
+
 def _queue_of_asynchronous_saves(dist_ckpt_io: Any) -> None:
     if not dist_ckpt_io.HAVE_MEGATRON_CORE:
         from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
@@ -201,6 +252,14 @@ DIFFERENCES = (
         "NeMo imports the queue of asynchronous saves together with the Zarr format, which is gone, and then takes all "
         "of Megatron for missing",
         _queue_of_asynchronous_saves,
+    ),
+    Difference(
+        "megatron.core.dist_checkpointing.strategies.common",
+        "0.16",
+        "reads the state that ranks have in common from common.pt; checkpoints of 0.19 have it as an entry among the "
+        "tensors, and could not be read",
+        _common_state_inside,
+        before="0.19",
     ),
     Difference(
         "megatron.core.dist_checkpointing.strategies.nvrx",
@@ -247,7 +306,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         found = _BY_MODULE.get(name)
-        if found is None or not core_at_least(found.since):
+        if found is None or not found.is_here():
             return None
         others = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
         spec = next((spec for spec in others if spec is not None), None)
@@ -285,5 +344,5 @@ def install() -> None:
         return
     sys.meta_path.insert(0, _Finder())
     for difference in DIFFERENCES:
-        if difference.module in sys.modules and core_at_least(difference.since):
+        if difference.module in sys.modules and difference.is_here():
             difference.mend(sys.modules[difference.module])
