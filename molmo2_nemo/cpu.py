@@ -73,9 +73,9 @@ def enable_megatron() -> None:
 
 
 def _write_checkpoints_in_process() -> None:
-    """Megatron forks processes to write a checkpoint, or starts threads. On CPU the training process has gloo's and
-    OpenMP's threads; a fork can then hang for ever on a lock that some thread held. Here the files are written one after
-    another."""
+    """Megatron forks processes (or starts threads) to write a checkpoint. On CPU the training process has gloo's and
+    OpenMP's threads; a fork can then hang for ever on a lock that some thread held. Here the files are written one
+    after another."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async as writer
 
     def write_all(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: queue.Queue) -> None:
