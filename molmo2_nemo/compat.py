@@ -231,7 +231,8 @@ def _load_common_state(folder: Path) -> Any:
         def load_bytes(self, read_item: Any, value: Any) -> None:
             found[read_item.dest_index.fqn] = value
 
-    key, found = "common_state/shard_0_1", {}
+    key = "common_state/shard_0_1"
+    found: dict[str, Any] = {}
     load({key: None}, storage_reader=FileSystemReader(folder), planner=Raw(), no_dist=True)
     return torch.load(found[key], weights_only=True)[0]
 
