@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from molmo2_nemo import cpu
+from molmo2_nemo import compat, cpu
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.files import write_json
 from molmo2_nemo.processes import quiet
@@ -49,6 +49,9 @@ def train(cfg: RunConfig) -> dict[str, Any]:
 
 def _train(cfg: RunConfig) -> dict[str, Any]:
     quiet()
+    compat.check()
+    if os.environ.get("RANK", "0") == "0":
+        print(f"stack: {compat.stack()}", flush=True)
     cpu.enable(cfg.cluster.threads)
     start_nemo()
     import fiddle
