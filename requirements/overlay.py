@@ -56,6 +56,7 @@ KEPT = {
 }
 # What must be as it is for other programs, beside those.
 WATCHED = (*KEPT.values(), "transformers", "huggingface_hub", "tokenizers", "lightning", "nemo")
+EXTRAS = {"nemo-toolkit": "llm"}  # of what a package asks for, this part is used too
 OPTIONAL = ("braceexpand", "intervaltree", "matplotlib", "tensorboard")  # of webdataset and lhotse; of the demo
 IMAGES = "NVIDIA's NeMo images from 26.02 on"
 RECORD = "molmo2_overlay.json"
@@ -210,14 +211,25 @@ def make_plan(
         if "nemo-toolkit" in fresh:
             wanted |= set(pins)
         for name, asked in requires(fresh).items():
-            used = [r for r in asked if r.marker is None or r.marker.evaluate(environment.markers)]
+            used = _pinned(asked, pins, {**environment.markers, "extra": EXTRAS.get(name, "")})
             demands += [(name, r) for r in used]
-            wanted |= {canonicalize_name(r.name) for r in used} & set(pins)
+            wanted |= {canonicalize_name(r.name) for r in used}
         entering |= fresh
     shadowed = sorted(name for name in entering if name in environment.installed)
     add = not shadowed and not entering & {"nemo-toolkit", "transformers"}
     notes = [*_left(environment, demands), *_strained(environment, pins, entering)]
     return Plan(sorted(entering), shadowed, "add" if add else "overlay", notes)
+
+
+def _pinned(asked: list[Requirement], pins: dict[str, str], markers: dict[str, str]) -> list[Requirement]:
+    """Those requirements that hold here and that the pins meet: the others were found not to matter."""
+    found = []
+    for requirement in asked:
+        pin = pins.get(canonicalize_name(requirement.name))
+        if pin and (requirement.marker is None or requirement.marker.evaluate(markers)):
+            if fits(pin.partition("==")[2], requirement.specifier):
+                found.append(requirement)
+    return found
 
 
 def _missing(
@@ -246,7 +258,10 @@ def _unmet(environment: Environment, pins: dict[str, str], entering: set[str], n
     """What the environment's package asks for and would get in another version."""
     found = []
     for line in environment.installed[name].requires:
-        asked = Requirement(line)
+        try:
+            asked = Requirement(line)
+        except ValueError:  # older than the rules; says nothing that could be compared
+            continue
         other = canonicalize_name(asked.name)
         if other in entering and (asked.marker is None or asked.marker.evaluate(environment.markers)):
             if not fits(pins[other].partition("==")[2], asked.specifier):
@@ -365,11 +380,11 @@ def make_here(folder: Path, environment: Environment, dry: bool) -> None:
     before = snapshot()
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Wheels(Path(scratch))
+        project = build_project(wheels, ROOT)
         plan = make_plan(environment, known, roots(), requirements_of(wheels, known))
         show(environment, plan, known)
         if dry:
             return
-        project = build_project(wheels, ROOT)
         if plan.mode == "add":
             wheels.install([*plan.entering, project])
             (folder / "bin").mkdir(parents=True, exist_ok=True)
@@ -390,11 +405,11 @@ def make_archive(archive: Path, environment: Environment, machine: str, glibc: s
     known = pins(environment)
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Wheels(Path(scratch) / "wheels", environment.python, machine, glibc)
+        project = build_project(wheels, ROOT)
         plan = make_plan(environment, known, roots(), requirements_of(wheels, known))
         show(environment, plan, known)
         if dry:
             return
-        project = build_project(wheels, ROOT)
         folder = Path(scratch) / "overlay"
         wheels.lay_out([*plan.entering, project], folder / "site")
         write_record(folder / "site", environment, plan, known)

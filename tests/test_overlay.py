@@ -46,7 +46,10 @@ PINS = {
 }
 ROOTS = [Requirement(line) for line in ("torch>=2.6", "nemo-toolkit>=2.7,<2.8", "transformers>=4.55,<5", "webdataset")]
 ASKED = {
-    "nemo-toolkit": ["protobuf~=5.29.5", "numpy<2", 'wget; extra == "all"', 'colorama; platform_system == "Windows"'],
+    "nemo-toolkit": [
+        *("protobuf~=5.29.5", "numpy<2", 'braceexpand==9; platform_system == "Windows"'),
+        *('datasets<5.1; extra == "llm"', 'webdataset<1; extra == "llm"', 'transformers<4.57; extra == "tts"'),
+    ],
     "transformers": ["huggingface_hub<1.0,>=0.34"],
     "webdataset": ["braceexpand"],
 }
@@ -105,8 +108,11 @@ def test_other_versions_are_shadowed_with_those_that_ask_for_them():
     del there["nemo_toolkit"]
     found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=1.0"), protobuf="6.33.0"))
     assert found.shadowed == ["datasets", "huggingface-hub", "protobuf", "transformers"]
-    found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=0.24")))
+    found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=0.24", "legacy (metadata")))
     assert "datasets" not in found.entering
+    found = plan(environment(**there, datasets="6.0"))
+    assert "datasets" in found.shadowed  # NeMo's part that is used says so
+    assert "webdataset" not in found.entering  # the pin itself is not what NeMo asks for, and works
 
 
 def test_what_is_compiled_for_the_image_stays_whatever_asks_for_another():
