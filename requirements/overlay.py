@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -383,11 +384,13 @@ def make_here(folder: Path, environment: Environment, dry: bool) -> None:
         project = build_project(wheels, ROOT)
         plan = make_plan(environment, known, roots(), requirements_of(wheels, known))
         show(environment, plan, known)
+        if plan.mode == "add" and project in environment.installed:
+            raise PackageError(f"{project} is installed here already, and NeMo beside it: there is nothing to make")
         if dry:
             return
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
         if plan.mode == "add":
             wheels.install([*plan.entering, project])
-            (folder / "bin").mkdir(parents=True, exist_ok=True)
             (folder / "bin" / "molmo2").symlink_to(Path(sysconfig.get_path("scripts")) / "molmo2")
             changed = check(before, snapshot(), None)
         else:
@@ -447,6 +450,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if (args.folder is None) == (args.archive is None):
             parser.error("give FOLDER or --archive FILE")
+        if args.folder and args.there:
+            parser.error("--there describes another machine: give --archive FILE instead of FOLDER")
+        if not re.fullmatch(r"2\.\d+", args.glibc):
+            parser.error(f"--glibc {args.glibc}: not a version such as 2.34")
+        if args.archive and not args.archive.absolute().parent.is_dir():
+            parser.error(f"--archive {args.archive}: there is no folder {args.archive.absolute().parent}")
         environment = here() if args.folder else elsewhere(args.python, args.machine, args.there)
         if problems := refusals(environment):
             raise PackageError("\n".join(problems))
@@ -454,7 +463,7 @@ def main(argv: list[str] | None = None) -> int:
             make_here(args.folder.absolute(), environment, args.dry_run)
         else:
             make_archive(args.archive.absolute(), environment, args.machine, args.glibc, args.dry_run)
-    except PackageError as error:
+    except (PackageError, OSError) as error:
         print("\n".join(f"overlay: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     return 0

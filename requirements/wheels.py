@@ -96,9 +96,7 @@ class Wheels:
         """Into the environment that runs this."""
         files = [str(self.files[name]) for name in sorted(names)]
         environment = ["--python", sys.executable] if self._pip[0] != sys.executable else []
-        self.pip(
-            *environment, "install", "--no-index", "--no-deps", "--force-reinstall", "--break-system-packages", *files
-        )
+        self.pip(*environment, "install", "--no-index", "--no-deps", "--break-system-packages", *files)
 
     def pip(self, *arguments: str) -> None:
         """Runs pip; of this environment, or of one made for it where it has none.
