@@ -404,7 +404,7 @@ def make_here(folder: Path, environment: Environment, dry: bool) -> None:
 
 
 def make_archive(archive: Path, environment: Environment, machine: str, glibc: str, dry: bool) -> None:
-    """An overlay for another machine, as a tar.gz."""
+    """An overlay for another machine, packed."""
     known = pins(environment)
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Wheels(Path(scratch) / "wheels", environment.python, machine, glibc)
@@ -420,7 +420,7 @@ def make_archive(archive: Path, environment: Environment, machine: str, glibc: s
         count, size = pack(folder, archive)
     packed = archive.stat().st_size
     print(f"overlay: {archive}: {count} files, {size / 2**20:.0f} MiB, packed {packed / 2**20:.0f} MiB")
-    print(f"overlay: there: tar -xzf {archive.name} && molmo2-overlay/bin/molmo2 doctor")
+    print(f"overlay: there: tar -xf {archive.name} && molmo2-overlay/bin/molmo2 doctor")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -456,6 +456,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"--glibc {args.glibc}: not a version such as 2.34")
         if args.archive and not args.archive.absolute().parent.is_dir():
             parser.error(f"--archive {args.archive}: there is no folder {args.archive.absolute().parent}")
+        if args.archive and not args.archive.name.endswith((".tar.gz", ".tar.xz")):
+            parser.error(f"--archive {args.archive}: name it .tar.gz, or .tar.xz for a smaller one that takes longer")
         environment = here() if args.folder else elsewhere(args.python, args.machine, args.there)
         if problems := refusals(environment):
             raise PackageError("\n".join(problems))

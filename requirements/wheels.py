@@ -138,10 +138,11 @@ def build_project(wheels: Wheels, root: Path) -> str:
 
 
 def pack(folder: Path, archive: Path) -> tuple[int, int]:
-    """A tar.gz of an overlay's folder, less what no run opens. Returns the number of files and their bytes."""
+    """An overlay's folder, less what no run opens, as .tar.gz or .tar.xz (a quarter smaller, and minutes to pack).
+    Returns the number of files and their bytes."""
     count = size = 0
     part = archive.with_name(f".{archive.name}.part")
-    with tarfile.open(part, "w:gz", compresslevel=7) as tar:
+    with tarfile.open(part, "w:xz") if archive.suffix == ".xz" else tarfile.open(part, "w:gz", compresslevel=7) as tar:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             inside = path.relative_to(folder)
             if inside.parts[0] == "site" and UNUSED.search("/".join(inside.parts[1:])):
