@@ -28,7 +28,8 @@ def direct() -> list[Requirement]:
 def lacking(wanted: list[Requirement]) -> list[str]:
     """The pins of those that are absent or do not fit."""
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements" / "cpu.txt").read_text().splitlines()]
-    pins = {canonicalize_name(line.split("==")[0]): line for line in lines if line}
+    here = [pin for pin in map(Requirement, filter(None, lines)) if pin.marker is None or pin.marker.evaluate()]
+    pins = {canonicalize_name(pin.name): f"{pin.name}{pin.specifier}" for pin in here}
     found = []
     for requirement in wanted:
         try:

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from molmo2_nemo import cpu
+from molmo2_nemo import compat, cpu
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.training import signals
-from molmo2_nemo.training.stage import Attempt, layout_name, summary_of
+from molmo2_nemo.training.stage import Attempt, is_first_process, layout_name, summary_of
 
 
 def train(cfg: RunConfig) -> dict[str, Any]:
@@ -44,6 +44,9 @@ def train(cfg: RunConfig) -> dict[str, Any]:
 
 def _train(cfg: RunConfig) -> dict[str, Any]:
     quiet()
+    compat.check()
+    if is_first_process():
+        print(f"stack: {compat.stack()}", flush=True)
     cpu.enable(cfg.cluster.threads)
     start_nemo()
     import fiddle
