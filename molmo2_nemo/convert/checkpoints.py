@@ -205,8 +205,8 @@ def write_model_file(
     notes: Sequence[str] = (),
     preprocessing: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record the model configuration of an imported checkpoint, what is to be said about the import, and image and video
-    settings that differ from the published ones."""
+    """Record the model configuration of an imported checkpoint, what is to be said about the import, and image and
+    video settings that differ from the published ones."""
     data = {
         "name": model_config.name,
         "tie_embeddings": model_config.text.tie_embeddings,

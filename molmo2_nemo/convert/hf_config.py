@@ -80,7 +80,7 @@ def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
     for key, offset in (TOKEN_OFFSETS | REMOTE_TOKEN_OFFSETS).items():
         expected = model_config.text.vocab_size + offset
         if key in data and data[key] != expected:
-            raise ConversionError(f"{key} is {data[key]!r}, expected {expected} (base vocabulary + {offset})")
+            raise ConversionError(f"{key} is {data[key]!r:.60}, expected {expected} (base vocabulary + {offset})")
     return recognise(model_config), source
 
 
@@ -288,6 +288,8 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
     """The parts of a remote-code config.json; the code itself stays in the published repository."""
     vision, text = model_config.vision, model_config.text
     hub = code_repository(model_config)
+    # Without it the remote code takes "eager", whose pooling does not leave out a window's empty places.
+    attention = {"attn_implementation": "sdpa"}
     return {
         "auto_map": {
             "AutoConfig": f"{hub}--configuration_molmo2.Molmo2Config",
@@ -297,6 +299,7 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
         "use_frame_special_tokens": False,
         "vit_config": shared_vision_json(model_config)
         | {
+            **attention,
             "model_type": "molmo2",
             "num_hidden_layers": vision.num_layers,
             "image_default_input_size": [vision.image_size] * 2,
@@ -307,6 +310,7 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
         },
         "adapter_config": shared_adapter_json(model_config)
         | {
+            **attention,
             "model_type": "molmo2",
             "vit_layers": list(vision.feature_layers),
             "pooling_attention_mask": True,
@@ -316,6 +320,7 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
         },
         "text_config": shared_text_json(model_config)
         | {
+            **attention,
             "qkv_bias": False,
             "use_qk_norm": family_of(text).qk_norm != "none",
             "layer_norm_eps": text.rmsnorm_eps,

@@ -157,7 +157,7 @@ class Section:
             found = self.values.get(name, value)
             if found != value or isinstance(found, bool) != isinstance(value, bool):
                 raise ConversionError(
-                    f"{self.path(name)} is {found!r}, expected {value!r}: not a Molmo2 that is supported"
+                    f"{self.path(name)} is {found!r:.60}, expected {value!r}: not a Molmo2 that is supported"
                 )
 
 
