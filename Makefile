@@ -2,32 +2,47 @@
 # test-fast  the tests that start no trainer        test   all tests but the demo and Slurm's
 # test-demo  the demo, checked                      lint   ruff and mypy
 # test-slurm  the pipeline on a real Slurm, started here (minutes; as root, needs slurmctld, slurmd, munge)
+# test-stack  every layout, checkpoint, conversion and the tiny pipeline once: what another version could break
+# test-matrix  test-stack for every Python, Megatron-core, torch and numpy that is tried, and between them (an hour)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
+#
+# PYTHON=python3.12 chooses the Python, VENV=.venv-3.12 another folder for its environment.
 
 SHELL := /bin/bash
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
-VENV := .venv
+# the first that runs: a name on the PATH may be that of a Python that is not there (pyenv)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c '' 2> /dev/null && command -v $$p && break; done)
+VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: venv demo test-fast test test-demo test-slurm container-test lint fixtures clean
+.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix container-test lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
+	@$(SAME_PYTHON)
 
-# --no-deps: the pins are complete, and NeMo's metadata asks for packages (a CUDA torch among them) that a CPU run does not need.
-$(STAMP): requirements/cpu.txt requirements/dev.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "molmo2: python3.11 not found; install it (Debian/Ubuntu: apt install python3.11 python3.11-venv) or call make PYTHON=/path/to/python" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "molmo2: the pins are for Python 3.11, $(PYTHON) is $$($(PYTHON) -V 2>&1); call make PYTHON=/path/to/python3.11" >&2; exit 2; }
+# A Python that is asked for must be that of the environment, if there is one; without PYTHON=, the environment's is good.
+SAME_PYTHON = test "$(origin PYTHON)" = file || test ! -x $(BIN)/python \
+    || test "$$($(BIN)/python -V | cut -d. -f1,2)" = "$$($(PYTHON) -V | cut -d. -f1,2)" \
+    || { echo "molmo2: $(VENV) was made with $$($(BIN)/python -V), $(PYTHON) is $$($(PYTHON) -V 2>&1); remove $(VENV), or call make VENV=.venv-other PYTHON=$(PYTHON)" >&2; exit 2; }
+
+# --no-deps: the pins are complete, and NeMo's metadata asks for packages that a CPU run does not need.
+$(STAMP): requirements/cpu.txt requirements/dev.txt requirements/cuda_libraries.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "molmo2: no Python 3.11 or 3.12 found; install one (Debian/Ubuntu: apt install python3.11 python3.11-venv) or call make PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { echo "molmo2: the pins are for Python 3.11 and 3.12, $(PYTHON) is $$($(PYTHON) -V 2>&1); call make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(SAME_PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "molmo2: cannot make a virtual environment; install the venv module (Debian/Ubuntu: apt install python3.11-venv)" >&2; exit 2; }
 	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q || { echo "molmo2: $(VENV) has no pip; remove $(VENV), install python3.11-venv, call make venv again" >&2; exit 2; }
-	@echo "installing the pinned environment into $(VENV) (about 2.4 GB, a few minutes the first time)"
+	@echo "installing the pinned environment into $(VENV) (2.4 GB on Python 3.11, a few minutes the first time)"
 	@$(PIP) install -qq --no-deps -r requirements/cpu.txt -r requirements/dev.txt || { echo "molmo2: pip could not install the pins, see above; docs/install.md lists the usual causes" >&2; exit 2; }
 	@$(PIP) install -qq --no-deps --no-build-isolation -e . || { echo "molmo2: pip could not install the package, see above" >&2; exit 2; }
+	@$(BIN)/python -c 'import torch' 2> /dev/null || ! grep -qs '^cuda.*13.0' $(VENV)/lib/python3*/site-packages/torch/version.py || { \
+	    echo "the package index has no CPU build of torch for this Python; the CUDA build runs on the CPU too, with NVIDIA's libraries: adding them (2 GB to download, 3 GB on disk; to avoid that, name PyTorch's index of CPU wheels in PIP_EXTRA_INDEX_URL, remove $(VENV) and call make venv again)"; \
+	    $(PIP) install -qq --no-deps -r requirements/cuda_libraries.txt || { echo "molmo2: pip could not install them, see above" >&2; exit 2; }; }
 	@$(BIN)/python -c 'import torch' || { echo "molmo2: torch does not import; on Linux use a CPU wheel, see docs/install.md" >&2; exit 2; }
 	@touch $@
 
@@ -50,8 +65,14 @@ test-demo: $(STAMP)
 test-slurm: $(STAMP)
 	@MOLMO2_SLURM_TESTS=1 $(PYTEST) -rs tests/launch/slurm $(PYTEST_ARGS)
 
-container-test: $(STAMP)
-	@PYTHON=$(BIN)/python tests/container/build_and_run.sh
+test-stack: $(STAMP)
+	@$(PYTEST) $(TWO) $(STACK_TESTS) $(PYTEST_ARGS)
+
+test-matrix: $(STAMP)
+	@$(BIN)/python -m tests.versions.matrix $(MATRIX_ARGS)
+
+container-test:
+	@tests/container/build_and_run.sh
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

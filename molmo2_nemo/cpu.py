@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from molmo2_nemo import compat
+
 _MODE: _CpuForCuda | None = None
 
 
@@ -71,8 +73,9 @@ def enable_megatron() -> None:
 
 
 def _write_checkpoints_in_process() -> None:
-    """Megatron forks processes to write a checkpoint. On CPU the training process has gloo's and OpenMP's threads;
-    a fork can then hang for ever on a lock that some thread held. Here the files are written one after another."""
+    """Megatron forks processes (or starts threads) to write a checkpoint. On CPU the training process has gloo's and
+    OpenMP's threads; a fork can then hang for ever on a lock that some thread held. Here the files are written one
+    after another."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async as writer
 
     def write_all(transforms: Any, use_msc: bool, rank: int, buckets: list[Any], results: queue.Queue) -> None:
@@ -90,7 +93,7 @@ def _write_checkpoints_in_process() -> None:
                 return
         results.put(written)
 
-    writer.FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(write_all)
+    setattr(writer.FileSystemWriterAsync, compat.checkpoint_writer(), staticmethod(write_all))
     writer._results_queue = queue.Queue()
     _save_asynchronously_in_a_thread()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from molmo2_nemo.errors import verbose
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ask a run to save and leave; nemo/signals.py has the whole story
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ask a run to save and leave; training/signals.py has the whole story
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 POLL = 1.0  # seconds between two looks at the parent
 PARENT = "MOLMO2_PARENT"  # environment variable: id of the process that starts this one

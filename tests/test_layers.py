@@ -12,8 +12,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "molmo2_nemo"
 LAYERS = (  # docs/code.md says what each is
-    *("cli", "launch", "evaluation", "nemo", "plan", "preview", "convert", "cost", "rundir", "settings"),
-    *("model", "attention", "parallel", "data", "cpu", "files", "processes", "errors"),
+    *("cli", "launch", "evaluation", "nemo", "training", "inference", "plan", "preview", "convert"),
+    *(
+        "cost",
+        "rundir",
+        "settings",
+        "model",
+        "attention",
+        "parallel",
+        "data",
+        "cpu",
+        "compat",
+        "files",
+        "processes",
+        "errors",
+    ),
 )
 
 WITHOUT_TORCH = ("settings", "rundir", "cost", "plan")

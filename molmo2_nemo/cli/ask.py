@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     video = read_media(Path(args.video), "video") if args.video else None
     checkpoint = resolve_checkpoint(args.checkpoint)
     quiet()
-    from molmo2_nemo.nemo.generate import answer
+    from molmo2_nemo.inference.generate import answer
 
     print(answer(checkpoint, images, video, args.question, style=style, max_new_tokens=args.max_new_tokens))
     return 0

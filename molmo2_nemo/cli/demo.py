@@ -61,7 +61,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
 
     quiet()
     from molmo2_nemo.convert import export_checkpoint
-    from molmo2_nemo.nemo.generate import answer
+    from molmo2_nemo.inference.generate import answer
     from molmo2_nemo.preview.finished import plot_losses, print_table
     from molmo2_nemo.rundir.lines import read_metrics
     from molmo2_nemo.rundir.paths import stage_dir

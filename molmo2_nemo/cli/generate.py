@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         for number, prompt in enumerate(prompts or [], start=1):
             scoring.references(f"{args.prompts}: prompt {number}", prompt["reference"])
     quiet()
-    from molmo2_nemo.nemo.generate import answer_prompts, answer_records
+    from molmo2_nemo.inference.generate import answer_prompts, answer_records
 
     if prompts is not None:
         found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, args.max_new_tokens)

@@ -18,7 +18,7 @@ from molmo2_nemo.errors import INTERRUPTED
 from molmo2_nemo.launch.reports import ERROR_DIR, Exits
 from molmo2_nemo.processes import STOP_SIGNALS, as_parent, die_with_parent
 
-# Passed on to the workers; nemo/signals.py says what follows.
+# Passed on to the workers; training/signals.py says what follows.
 SIGNALS = ",".join(["SIGINT", "SIGHUP", "SIGQUIT", *(number.name for number in STOP_SIGNALS)])
 GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them
 

@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo import compat
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
@@ -50,6 +51,7 @@ def launch(cfg: RunConfig) -> int:
             "cluster.kind=slurm, but this is not a task of a Slurm job: submit one with molmo2 train or "
             "molmo2 pipeline, start it with srun inside an allocation, or use cluster=local"
         )
+    compat.check()
     resolve_start(cfg)
     checks.check(cfg, more=start_problems(cfg))
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
@@ -124,7 +126,7 @@ def _run_child(command: list[str], env: Mapping[str, str]) -> int:
     """Runs the command as a child process to its end and returns its exit code, INTERRUPTED after Ctrl-C.
 
     SIGTERM and SIGUSR1 are passed on to the child, those that arrive before it exists as soon as it does;
-    nemo/signals.py has the whole story. The terminal sends Ctrl-C to both.
+    training/signals.py has the whole story. The terminal sends Ctrl-C to both.
     """
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before there was a child

@@ -14,10 +14,10 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from molmo2_nemo.errors import Preempted, UserError
-from molmo2_nemo.nemo import signals
-from molmo2_nemo.nemo.faults import FaultGuard, agreed
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import FAULTS
+from molmo2_nemo.training import signals
+from molmo2_nemo.training.faults import FaultGuard, agreed
 
 
 class SeedEachStep(pl.Callback):

@@ -16,22 +16,15 @@ from typing import Any
 
 import nemo.lightning as nl
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from nemo.lightning.ckpt_utils import WEIGHTS_PATH, ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
-from nemo.utils.callbacks import dist_ckpt_io
 from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import CheckpointConfig
-
-if not dist_ckpt_io.HAVE_MEGATRON_CORE:
-    # NeMo 2.7 imports the queue of asynchronous saves together with the Zarr format, which Megatron 0.16 has dropped,
-    # and then takes all of Megatron for missing.
-    dist_ckpt_io.AsyncCallsQueue, dist_ckpt_io.HAVE_MEGATRON_CORE = AsyncCallsQueue, True
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

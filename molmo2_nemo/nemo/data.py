@@ -21,9 +21,9 @@ from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.model.config import Molmo2Config
-from molmo2_nemo.nemo.dynamic_context import DynamicSettings, dynamic_context
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 from molmo2_nemo.settings.run import ModelSelection
+from molmo2_nemo.training.dynamic_context import DynamicSettings, dynamic_context
 
 
 class PackSampler(MegatronDataSampler):

@@ -20,11 +20,11 @@ from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import LossSums, global_loss, global_sums
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.nemo.data import pack_data
-from molmo2_nemo.nemo.step_result import StepResult
-from molmo2_nemo.nemo.step_statistics import task_ids
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.parallel.dynamic import without_padding
 from molmo2_nemo.settings.run import ClusterConfig, ModelSelection, ParallelConfig, RunConfig, StageConfig
+from molmo2_nemo.training.step_result import StepResult
+from molmo2_nemo.training.step_statistics import task_ids
 
 
 class WeightedLossReduction(MegatronLossReduction):

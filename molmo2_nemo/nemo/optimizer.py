@@ -30,10 +30,10 @@ from nemo.lightning.pytorch.optim import MegatronOptimizerModule
 from nemo.utils import AppState
 from torch import Tensor
 
-from molmo2_nemo.nemo.faults import FaultGuard
 from molmo2_nemo.nemo.lr_schedule import GroupSchedule
-from molmo2_nemo.nemo.step_result import StepResult
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, FaultConfig, OptimConfig
+from molmo2_nemo.training.faults import FaultGuard
+from molmo2_nemo.training.step_result import StepResult
 
 # Megatron's checkpoints match parameter groups by lr_mult, among fields that are alike for all of ours. Nothing
 # multiplies by it: GroupSchedule sets the rates.

@@ -21,25 +21,30 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.collections import llm
 
-from molmo2_nemo import cpu
+from molmo2_nemo import compat, cpu
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
-from molmo2_nemo.nemo.dynamic_context import DynamicSettings
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.nemo.step_log import StepLog
-from molmo2_nemo.nemo.step_statistics import task_names
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig, data_config
 from molmo2_nemo.settings.sizes import wanted_processes
+from molmo2_nemo.training.dynamic_context import DynamicSettings
+from molmo2_nemo.training.step_statistics import task_names
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
-    """The recipe of one stage, nothing built yet: model, data, trainer, log and resume."""
+    """The recipe of one stage, nothing built yet: model, data, trainer, log and resume.
+
+    Raises:
+        UserError: something installed was not tried, see compat.py.
+    """
+    compat.check()
     folder = paths.stage_dir(cfg)
     return run.Partial(
         llm.train,

@@ -17,12 +17,12 @@ import torch
 import torch.distributed as dist
 
 from molmo2_nemo.cost.hardware import device_called
-from molmo2_nemo.nemo import metrics
 from molmo2_nemo.nemo.data import pack_data
-from molmo2_nemo.nemo.metrics.interface import FinishedStep
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
+from molmo2_nemo.training import metrics
+from molmo2_nemo.training.metrics.interface import FinishedStep
 
 
 class StepLog(pl.Callback):

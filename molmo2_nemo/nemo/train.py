@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from molmo2_nemo import cpu
+from molmo2_nemo import compat, cpu
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.files import write_json
-from molmo2_nemo.nemo import signals
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.attempt import heartbeat, this_process
@@ -27,6 +26,7 @@ from molmo2_nemo.rundir.checkpoint_manifest import step_folder
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.training import signals
 
 
 def train(cfg: RunConfig) -> dict[str, Any]:
@@ -49,6 +49,9 @@ def train(cfg: RunConfig) -> dict[str, Any]:
 
 def _train(cfg: RunConfig) -> dict[str, Any]:
     quiet()
+    compat.check()
+    if os.environ.get("RANK", "0") == "0":
+        print(f"stack: {compat.stack()}", flush=True)
     cpu.enable(cfg.cluster.threads)
     start_nemo()
     import fiddle

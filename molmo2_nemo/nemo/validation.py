@@ -27,11 +27,11 @@ from molmo2_nemo.data.loader import ExampleReader, Skipped, default_builder
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.nemo.callbacks import StopOnSignal
-from molmo2_nemo.nemo.faults import agreed
 from molmo2_nemo.nemo.module import is_first_of_replica
 from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
 from molmo2_nemo.rundir.paths import VALIDATION
 from molmo2_nemo.settings.run import ValidationConfig
+from molmo2_nemo.training.faults import agreed
 
 
 class Validation(pl.Callback):

@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from molmo2_nemo import compat
 from molmo2_nemo.settings.compose import conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,29 +40,38 @@ def test_the_configuration_is_found():
 
 
 def test_pins_are_exact_and_without_torchvision():
-    names = set()
-    for file in ("cpu.txt", "dev.txt"):
-        for line in (ROOT / "requirements" / file).read_text().splitlines():
-            line = line.split("#")[0].strip()
-            if line:
-                assert re.fullmatch(r"[A-Za-z0-9._-]+==[^=\s]+", line), line
-                name = line.split("==")[0].lower().replace("_", "-")
-                assert name not in names, f"{name} twice"
-                names.add(name)
-    assert {"torch", "nemo-toolkit", "megatron-core", "webdataset"} <= names
-    assert not names & {"torchvision", "nvidia-cuda-runtime", "triton"}
+    for python in ("3.11", "3.12"):
+        names = set()
+        for pin in pins("cpu.txt", "dev.txt", python=python):
+            assert re.fullmatch(r"==[^=*]+", str(pin.specifier)), pin
+            name = canonicalize_name(pin.name)
+            assert name not in names, f"{name} twice"
+            names.add(name)
+        assert {"torch", "nemo-toolkit", "megatron-core", "webdataset"} <= names
+        assert not {name for name in names if name == "torchvision" or name.startswith("nvidia-cu")}
+        assert ("triton" in names) == (python == "3.12")
+
+
+def test_megatron_core_of_the_pins_was_tried():
+    for python in ("3.11", "3.12"):
+        pinned = {canonicalize_name(pin.name): str(pin.specifier) for pin in pins("cpu.txt", python=python)}
+        for name in ("megatron-core", "nemo-toolkit", "torch", "transformers", "lightning", "numpy", "hydra-core"):
+            assert pinned[name].removeprefix("==") in compat.TRIED[name].versions, (python, name)
+
+
+def pins(*files: str, python: str) -> list[Requirement]:
+    """The requirements of these files that hold for a version of Python."""
+    lines = [line.split("#")[0].strip() for f in files for line in (ROOT / "requirements" / f).read_text().splitlines()]
+    all_pins = [Requirement(line) for line in lines if line]
+    return [pin for pin in all_pins if pin.marker is None or pin.marker.evaluate({"python_version": python})]
 
 
 def test_direct_dependencies_are_pinned():
-    pins = {
-        line.split("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
-        if "==" in line
-    }
+    pinned = {canonicalize_name(pin.name) for pin in pins("cpu.txt", python="3.11")}
     wanted = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["stack"]
     for requirement in wanted:
         name = re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-")
-        assert name in pins, f"{name} is a dependency but not in requirements/cpu.txt"
+        assert name in pinned, f"{name} is a dependency but not in requirements/cpu.txt"
         assert name not in ("nvidia", "torchvision")
 
 

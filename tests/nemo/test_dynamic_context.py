@@ -121,7 +121,7 @@ def run_of_pairs(folder, **settings):
 
 def test_unknown_hardware_is_said():
     """On CPU packs are weighed as on the default GPU, and one sentence says so; what is known of the run counts."""
-    from molmo2_nemo.nemo.dynamic_context import DynamicSettings, context_cost
+    from molmo2_nemo.training.dynamic_context import DynamicSettings, context_cost
 
     parallel = ParallelConfig(context=4, tensor=2, context_ulysses=2, context_tokens=300, cp_comm_type="all_gather")
     memory = MemoryConfig(recompute="full", vision_chunk=8)

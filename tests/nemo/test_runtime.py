@@ -243,8 +243,8 @@ def test_sigterm_to_all_processes_and_a_kill_before_the_summary(workers, shards,
 
 def judge(figures: list[tuple[float, list[float]]], sigma: float) -> list[str | None]:
     """The guard's reasons, step by step; half-way its state goes through a checkpoint."""
-    from molmo2_nemo.nemo.faults import FaultGuard
     from molmo2_nemo.settings.run import FaultConfig
+    from molmo2_nemo.training.faults import FaultGuard
 
     config = FaultConfig(spike_sigma=sigma, spike_window=8)
     guard, reasons = FaultGuard(config), []

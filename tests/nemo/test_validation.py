@@ -133,7 +133,7 @@ def test_a_signal_ends_validation_and_it_is_done_later(workers, shards, tmp_path
 
 
 def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], list[dict], str]:
-    from molmo2_nemo.nemo.generate import answer, answer_prompts, answer_records
+    from molmo2_nemo.inference.generate import answer, answer_prompts, answer_records
 
     prompt = {"question": "What is this?", "images": [picture], "video": None, "style": "user_qa", "reference": "R"}
     records = list(answer_records(checkpoint, shards, 4, 3))

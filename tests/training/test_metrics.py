@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 
 MADE = '''
-from molmo2_nemo.nemo.metrics.interface import Metric
+from molmo2_nemo.training.metrics.interface import Metric
 
 
 class Records(Metric):
@@ -34,14 +34,14 @@ LINE = (
 
 def made_job(cfg: Any, packs: Any, folder: str) -> dict[str, Any]:
     """Train with a metric from a file in `folder`; TensorBoard's last value of every scalar, on rank 0."""
-    from molmo2_nemo.nemo import metrics
+    from molmo2_nemo.training import metrics
 
     metrics.__path__.append(folder)
     try:
         train_on_packs(cfg, packs)
     finally:
         metrics.__path__.remove(folder)
-        sys.modules.pop("molmo2_nemo.nemo.metrics.made", None)
+        sys.modules.pop("molmo2_nemo.training.metrics.made", None)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(Path(cfg.output_dir) / "sft" / "tb"))

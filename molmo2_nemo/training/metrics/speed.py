@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from molmo2_nemo.cost.hardware import utilisation
-from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric
+from molmo2_nemo.training.metrics.interface import FinishedStep, Metric
 
 
 class Seconds(Metric):

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from molmo2_nemo.nemo.step_result import StepResult
+from molmo2_nemo.training.step_result import StepResult
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from molmo2_nemo.nemo.step_statistics import StepStatistics
+from molmo2_nemo.training.step_statistics import StepStatistics
 
 
 @dataclass

@@ -7,12 +7,12 @@
    Inside a torchrun or Slurm job the training process gets them directly. Loader workers ignore SIGTERM, because their
    trainer still needs them (data/loader.py).
 3. In a training process. `watched`, in place from before the first heavy import, only notes the signal.
-4. All ranks agree. After every step, and between two packs of a validation, `StopOnSignal` (callbacks.py) asks all
+4. All ranks agree. After every step, and between two packs of a validation, `StopOnSignal` (nemo/callbacks.py) asks all
    ranks whether any was sent one. If so, training ends there and the last step is saved as at any end. A signal that
    came before the first step ends the run with nothing trained.
-5. Out. train.py writes the signal into attempt.json and raises `Preempted` on every rank. The worker notes that in the
-   folder for reports, as elastic loses exit codes (launch/reports.py), and leaves with 75; local.py returns 75 and the
-   verb says that the same command resumes.
+5. Out. nemo/train.py writes the signal into attempt.json and raises `Preempted` on every rank. The worker notes that in
+   the folder for reports, as elastic loses exit codes (launch/reports.py), and leaves with 75; local.py returns 75 and
+   the verb says that the same command resumes.
 6. In a Slurm job of ours tasks write "preempted" into `outcome` and leave with 0, since srun would kill the others for
    any other code. The job's script then has Slurm requeue the job. A script that is itself sent SIGTERM was cancelled,
    and leaves without a requeue (launch/slurm/script.py).

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric, finite
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
+from molmo2_nemo.training.metrics.interface import FinishedStep, Metric, finite
 
 
 class GradientNorms(Metric):

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from molmo2_nemo.nemo.metrics.interface import FinishedStep, Metric
+from molmo2_nemo.training.metrics.interface import FinishedStep, Metric
 
 
 class PeakMemory(Metric):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from molmo2_nemo.nemo.metrics.interface import Metric
+from molmo2_nemo.training.metrics.interface import Metric
 
 
 def found() -> list[Metric]:

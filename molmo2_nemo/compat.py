@@ -1,0 +1,349 @@
+"""The libraries underneath: which versions were tried, and what differs between them. Nothing else knows of versions.
+
+TRIED is what `molmo2 doctor`, the first line of a run and the container build go by. DIFFERENCES is what NeMo 2.7.3 and
+this package need to run on each of those Megatron-cores. A difference is tied to one module and dealt with when that
+module is imported, by whomever; `import molmo2_nemo` installs the finder that watches for it, and costs nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from molmo2_nemo.errors import UserError
+
+# --- which versions were tried
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Versions of one distribution.
+
+    Args:
+        accepted: a run starts with these, as a version specifier (PEP 440).
+        versions: the tests were run with these.
+        why: what the bounds come from.
+        get: the command that installs a good one.
+    """
+
+    accepted: str
+    versions: tuple[str, ...]
+    why: str
+    get: str
+
+
+PINS = "make venv, or pip install --no-deps -r requirements/cpu.txt; in a container: an NGC NeMo image from 26.02 on"
+TRIED = {
+    "megatron-core": Tried(
+        ">=0.16.0rc0,<0.20",
+        ("0.16.1", "0.17.1", "0.18.2", "0.19.2"),
+        "each line of it changes names that NeMo 2.7 and checkpoints rely on",
+        "pip install --no-deps megatron-core==0.16.1, or on Python 3.12 megatron-core==0.19.2",
+    ),
+    "torch": Tried(">=2.6,<2.16", ("2.13.0",), "FlexAttention and torch.distributed as used here", PINS),
+    "nemo-toolkit": Tried(
+        ">=2.7rc0,<2.8",
+        ("2.7.3",),
+        "the last line with MegatronStrategy; NeMo 3 has dropped it",
+        "pip install --no-deps nemo-toolkit==2.7.3",
+    ),
+    "transformers": Tried(
+        ">=4.55,<5",
+        ("4.57.6",),
+        "NeMo 2.7 imports what transformers 5 has dropped",
+        "pip install --no-deps transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2",
+    ),
+    "lightning": Tried(">=2.4,<2.6", ("2.4.0",), "what NeMo 2.7 builds on", "pip install --no-deps lightning==2.4.0"),
+    "numpy": Tried(">=1.26,<3", ("1.26.4", "2.4.6"), "what Megatron-core is built against", PINS),
+    "hydra-core": Tried(">=1.3,<1.4", ("1.3.2",), "its override grammar", "pip install hydra-core==1.3.2"),
+}
+PYTHON = ((3, 10), (3, 12))  # first and last that are accepted
+SHOWN = ("megatron-core", "nemo-toolkit", "torch", "transformers")  # in the first line of a run
+
+
+@cache
+def installed(name: str) -> str | None:
+    """Version of a distribution, None where it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def fits(found: str, accepted: str) -> bool:
+    """Whether a version is within a specifier; local parts ("+cpu", "+cu130", "+nv25.1") do not count."""
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return SpecifierSet(accepted).contains(Version(found).public, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def problems() -> Iterator[str]:
+    """What is installed in a version that was not tried, one sentence each: what is there, what was tried, how to get
+    it. What is not installed at all is `molmo2 doctor`'s to say."""
+    here = sys.version_info[:2]
+    if not PYTHON[0] <= here <= PYTHON[1]:
+        first, last = (".".join(map(str, v)) for v in PYTHON)
+        yield f"Python {here[0]}.{here[1]} was not tried, only {first} to {last}: make venv PYTHON=python3.12"
+    for name, tried in TRIED.items():
+        found = installed(name)
+        if found is not None and not fits(found, tried.accepted):
+            yield f"{name} {found} was not tried, only {', '.join(tried.versions)} ({tried.why}): {tried.get}"
+
+
+UNTRIED = "MOLMO2_UNTRIED"  # environment variable; 1 lets a run start all the same
+
+
+def check() -> None:
+    """Refuses to run on versions that were not tried.
+
+    Raises:
+        UserError: names them, unless UNTRIED is 1: then they are printed.
+    """
+    found = list(problems())
+    if found and os.environ.get(UNTRIED) != "1":
+        raise UserError(f"{'; '.join(found)}. {UNTRIED}=1 in the environment runs it all the same, at your own risk")
+    for problem in found:
+        print(f"warning: {problem}", file=sys.stderr, flush=True)
+
+
+def stack() -> str:
+    """The versions that will run, for the first line of a run: "megatron-core 0.16.1, nemo-toolkit 2.7.3, ..."."""
+    shown = [f"{name} {found}" for name in SHOWN if (found := installed(name))]
+    return ", ".join([*shown, f"Python {sys.version_info[0]}.{sys.version_info[1]}"])
+
+
+@cache
+def core_at_least(wanted: str) -> bool:
+    """Whether Megatron-core is of this line or a later one: core_at_least("0.17"). Its pre-releases count."""
+    found = installed("megatron-core")
+    assert found is not None, "megatron-core is not installed"
+    return tuple(int(n) for n in found.split(".")[:2]) >= tuple(int(n) for n in wanted.split("."))
+
+
+# --- what differs
+
+
+def checkpoint_writer() -> str:
+    """The method of Megatron's FileSystemWriterAsync that writes all files of a rank. Until 0.16 it forks processes,
+    since 0.17 it starts threads and has another name; cpu.py replaces it."""
+    return f"write_preloaded_data_{'multithread' if core_at_least('0.17') else 'multiproc'}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Something that a version of Megatron-core lacks or does differently.
+
+    Args:
+        module: where it shows.
+        since: the first line of Megatron-core that has it.
+        why: what is missing or different, and who trips over it.
+        mend: is given the module once it is imported (empty, where Megatron-core no longer has it).
+        before: the first line that does not have it any more.
+    """
+
+    module: str
+    since: str
+    why: str
+    mend: Callable[[Any], None]
+    before: str | None = None
+
+    def is_here(self) -> bool:
+        """Whether the Megatron-core that is installed has it."""
+        return core_at_least(self.since) and not (self.before and core_at_least(self.before))
+
+
+class _Gone:
+    """Stands for a class that Megatron-core no longer has and NeMo still imports by name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError(f"{type(self).__name__} is not in Megatron-core {installed('megatron-core')} any more")
+
+
+def _gone(name: str) -> Callable[[Any], None]:
+    def mend(module: Any) -> None:
+        if not hasattr(module, name):
+            setattr(module, name, type(name, (_Gone,), {"__module__": module.__name__}))
+
+    return mend
+
+
+def _old_resiliency_ext_is_none(nvrx: Any) -> None:
+    supported = nvrx.has_nvrx_async_support
+
+    def supported_or_not() -> bool:
+        try:
+            return supported()
+        except (AssertionError, AttributeError):  # older than asked for; before it had a __version__
+            return False
+
+    nvrx.has_nvrx_async_support = supported_or_not
+
+
+def _old_name_of_expert_group(parallel_state: Any) -> None:
+    if not hasattr(parallel_state, "get_data_modulo_expert_parallel_group"):
+        parallel_state.get_data_modulo_expert_parallel_group = lambda: parallel_state.get_expert_data_parallel_group()
+
+
+def _save_strategy_without_version(module: Any) -> None:
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    def strategy(backend: str, version: int = 1) -> Any:
+        if (backend, version) != ("torch_dist", 1):
+            raise ValueError(f"checkpoints are saved as torch_dist version 1, not {backend} version {version}")
+        return TorchDistSaveShardedStrategy()
+
+    if len(inspect.signature(module.get_default_save_sharded_strategy).parameters) < 2:
+        module.get_default_save_sharded_strategy = strategy
+
+
+def _common_state_inside(common: Any) -> None:
+    holder = getattr(common, "TorchCommonLoadStrategy", common)  # a method in 0.16, a function of the module since
+    load = holder.load_common
+
+    def load_either(*args: Any) -> Any:
+        folder = Path(args[-1])  # of (self, folder) or (folder)
+        return load(*args) if (folder / common.COMMON_STATE_FNAME).exists() else _load_common_state(folder)
+
+    holder.load_common = load_either
+
+
+def _load_common_state(folder: Path) -> Any:
+    """What ranks have in common, from the entry "common_state" of a checkpoint; nothing is unpickled but plain data."""
+    import torch
+    from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
+
+    class Raw(DefaultLoadPlanner):
+        def load_bytes(self, read_item: Any, value: Any) -> None:
+            found[read_item.dest_index.fqn] = value
+
+    key = "common_state/shard_0_1"
+    found: dict[str, Any] = {}
+    load({key: None}, storage_reader=FileSystemReader(folder), planner=Raw(), no_dist=True)
+    return torch.load(found[key], weights_only=True)[0]
+
+
+def _queue_of_asynchronous_saves(dist_ckpt_io: Any) -> None:
+    if not dist_ckpt_io.HAVE_MEGATRON_CORE:
+        from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+
+        dist_ckpt_io.AsyncCallsQueue, dist_ckpt_io.HAVE_MEGATRON_CORE = AsyncCallsQueue, True
+    if core_at_least("0.19"):
+        _save_strategy_without_version(dist_ckpt_io)
+
+
+DIFFERENCES = (
+    Difference(
+        "nemo.utils.callbacks.dist_ckpt_io",
+        "0.16",
+        "NeMo imports the queue of asynchronous saves together with the Zarr format, which is gone, and then takes all "
+        "of Megatron for missing",
+        _queue_of_asynchronous_saves,
+    ),
+    Difference(
+        "megatron.core.dist_checkpointing.strategies.common",
+        "0.16",
+        "reads the state that ranks have in common from common.pt; checkpoints of 0.19 have it as an entry among the "
+        "tensors, and could not be read",
+        _common_state_inside,
+        before="0.19",
+    ),
+    Difference(
+        "megatron.core.dist_checkpointing.strategies.nvrx",
+        "0.17",
+        "stops the import of Megatron-core where nvidia-resiliency-ext is older than 0.6, or has no __version__ (0.4, "
+        "which NeMo 2.7 was built against), instead of doing without it",
+        _old_resiliency_ext_is_none,
+    ),
+    Difference(
+        "megatron.core.datasets.megatron_tokenizer",
+        "0.17",
+        "NeMo's NullTokenizer derives from its class",
+        _gone("MegatronLegacyTokenizer"),
+    ),
+    Difference(
+        "megatron.core.inference.model_inference_wrappers.inference_wrapper_config",
+        "0.17",
+        "NeMo's models import its class for their own inference",
+        _gone("InferenceWrapperConfig"),
+    ),
+    Difference(
+        "megatron.core.parallel_state",
+        "0.17",
+        "NeMo's DDP asks for the experts' data-parallel group by its old name",
+        _old_name_of_expert_group,
+    ),
+    Difference(
+        "megatron.core.dist_checkpointing.strategies.base",
+        "0.19",
+        "NeMo imports its class for an annotation, and takes all of Megatron for missing without it",
+        _gone("SaveShardedStrategy"),
+    ),
+    Difference(
+        "nemo.lightning.io.pl",
+        "0.19",
+        "NeMo gives the function that chooses a format two arguments; it takes one",
+        _save_strategy_without_version,
+    ),
+)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules of DIFFERENCES as everybody else does, and has them mended once they are loaded."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        found = _BY_MODULE.get(name)
+        if found is None or not found.is_here():
+            return None
+        others = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is None:
+            return importlib.machinery.ModuleSpec(name, _Mending(None, found.mend))
+        if spec.loader is not None:
+            spec.loader = _Mending(spec.loader, found.mend)
+        return spec
+
+
+class _Mending(importlib.abc.Loader):
+    """A module's own loader, and the mend after it. loader: None for a module that is not there any more."""
+
+    def __init__(self, loader: Any, mend: Callable[[Any], None]) -> None:
+        self.loader, self.mend = loader, mend
+
+    def create_module(self, spec: Any) -> ModuleType | None:
+        return self.loader.create_module(spec) if self.loader else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        if self.loader:
+            self.loader.exec_module(module)
+        self.mend(module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)  # get_source and others, for tracebacks
+
+
+_BY_MODULE = {difference.module: difference for difference in DIFFERENCES}
+
+
+def install() -> None:
+    """Watch for the modules of DIFFERENCES from now on; those that are imported already are mended at once."""
+    if installed("megatron-core") is None or any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+    for difference in DIFFERENCES:
+        if difference.module in sys.modules and difference.is_here():
+            difference.mend(sys.modules[difference.module])

@@ -1,0 +1,1 @@
+"""What every host of the training needs, whoever runs the loop: no NeMo, no Lightning."""

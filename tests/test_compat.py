@@ -1,0 +1,139 @@
+"""Which versions are refused, and that a difference is mended where it is and nothing else is touched."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+from molmo2_nemo import compat
+from molmo2_nemo.errors import UserError
+
+
+@pytest.fixture
+def versions(monkeypatch):
+    """Lets a test say what is installed; the rest is as tried."""
+    made = {name: tried.versions[0] for name, tried in compat.TRIED.items()}
+    monkeypatch.setattr(compat, "installed", made.get)
+    return made
+
+
+def test_what_is_installed_here_was_tried():
+    assert list(compat.problems()) == []
+    for name, tried in compat.TRIED.items():
+        assert all(compat.fits(version, tried.accepted) for version in tried.versions), name
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        *(("megatron-core", v) for v in ("0.16.0rc1", "0.16.0", "0.17.0", "0.18.0+nv26.4", "0.19.2")),
+        *(("torch", v) for v in ("2.6.0", "2.10.0a0+git1234", "2.11.0+cu130", "2.13.0+cpu")),
+        *(("nemo-toolkit", v) for v in ("2.7.0rc0", "2.7.0", "2.7.3")),
+        ("numpy", "2.4.6"),
+    ],
+)
+def test_versions_of_images_are_taken(versions, name, version):
+    versions[name] = version
+    compat.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        *(("megatron-core", v) for v in ("0.15.3", "0.20.0rc0", "0.20.0", "1.0", "unreadable")),
+        *(("torch", v) for v in ("2.5.1+cu124", "3.0")),
+        *(("nemo-toolkit", v) for v in ("2.6.2", "3.0.0")),
+        *(("transformers", v) for v in ("5.0.0", "4.50.0")),
+        ("numpy", "1.25.2"),
+    ],
+)
+def test_a_version_that_was_not_tried_is_refused(versions, name, version, monkeypatch, capsys):
+    versions[name] = version
+    with pytest.raises(UserError) as refused:
+        compat.check()
+    message = str(refused.value)
+    assert f"{name} {version} was not tried" in message  # what is there
+    assert compat.TRIED[name].versions[0] in message and compat.TRIED[name].get in message  # what was, how to get it
+    monkeypatch.setenv(compat.UNTRIED, "1")
+    compat.check()
+    assert f"{name} {version} was not tried" in capsys.readouterr().err
+
+
+def test_an_old_python_is_refused(versions, monkeypatch):
+    for version, good in {(3, 9, 1): False, (3, 10, 0): True, (3, 12, 9): True, (3, 13, 0): False}.items():
+        monkeypatch.setattr(compat.sys, "version_info", version)
+        assert (list(compat.problems()) == []) == good, version
+
+
+def test_the_first_line_names_what_runs(versions):
+    versions["megatron-core"] = "0.18.2"
+    assert compat.stack().startswith("megatron-core 0.18.2, nemo-toolkit 2.7.3, torch 2.13.0, transformers 4.57.6, Pyt")
+
+
+def test_lines_of_megatron_core(versions):
+    compat.core_at_least.cache_clear()
+    for version, lines in {"0.16.1": (True, False), "0.17.0rc2": (True, True), "0.19.2": (True, True)}.items():
+        versions["megatron-core"] = version
+        assert (compat.core_at_least("0.16"), compat.core_at_least("0.17")) == lines, version
+        compat.core_at_least.cache_clear()
+
+
+SCRIPT = """
+import molmo2_nemo, sys
+from molmo2_nemo import compat
+assert "torch" not in sys.modules
+from molmo2_nemo import cpu
+cpu.enable(1)
+import megatron.core.dist_checkpointing
+for difference in compat.DIFFERENCES:
+    if difference.module in sys.modules and difference.is_here():
+        assert isinstance(sys.modules[difference.module].__spec__.loader, compat._Mending), difference.module
+from molmo2_nemo.nemo.train import start_nemo
+start_nemo()
+from nemo.collections.common.tokenizers.null_tokenizer import MegatronTokenizer
+from nemo.lightning.io.pl import get_default_save_sharded_strategy
+from nemo.utils.callbacks import dist_ckpt_io
+from megatron.core import parallel_state
+assert dist_ckpt_io.HAVE_MEGATRON_CORE and dist_ckpt_io.AsyncCallsQueue
+assert get_default_save_sharded_strategy("torch_dist", 1) is not None
+assert callable(parallel_state.get_data_modulo_expert_parallel_group)
+assert issubclass(MegatronTokenizer, compat._Gone) == compat.core_at_least("0.17")
+loaders = {name: getattr(getattr(m, "__spec__", None), "loader", None) for name, m in sys.modules.items()}
+mended = {name for name, loader in loaders.items() if isinstance(loader, compat._Mending)}
+assert mended <= {d.module for d in compat.DIFFERENCES if d.is_here()}, mended
+print(*sorted(mended))
+"""
+
+
+def test_differences_of_this_megatron_core_are_mended_and_no_others():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    here = {difference.module for difference in compat.DIFFERENCES if difference.is_here()}
+    assert set(done.stdout.split()[-len(here) :]) == here
+
+
+def test_a_class_that_is_gone_can_be_named_but_not_made(monkeypatch):
+    module = types.ModuleType("made")
+    compat._gone("Something")(module)
+    with pytest.raises(RuntimeError, match="Something is not in Megatron-core"):
+        module.Something()
+    module.Other = int
+    compat._gone("Other")(module)
+    assert module.Other is int
+
+
+def test_a_module_keeps_its_own_loader(tmp_path, monkeypatch):
+    """Source lines for tracebacks, and a name that is put right once the module is there."""
+    (tmp_path / "made_module.py").write_text("x = 1\ndef f():\n    raise ValueError(x)\n")
+    made = compat.Difference("made_module", "0.1", "", lambda module: setattr(module, "x", 2))
+    monkeypatch.setitem(compat._BY_MODULE, "made_module", made)
+    monkeypatch.syspath_prepend(tmp_path)
+    import inspect
+
+    import made_module
+
+    assert made_module.x == 2 and "raise ValueError(x)" in inspect.getsource(made_module.f)
+    del sys.modules["made_module"]
