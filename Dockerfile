@@ -1,4 +1,5 @@
-# Adds molmo2_nemo to an NGC NeMo 2.7 image without touching the image's torch, Megatron-core and Transformer Engine.
+# Adds molmo2_nemo to an NGC NeMo image from 26.02 on, without touching anything that the image has. Where the image has no
+# NeMo 2.7, or another transformers, those come in a folder that only the command `molmo2` looks into.
 #   docker build --build-arg BASE_IMAGE=<your NGC NeMo image> -t molmo2_nemo .
 ARG BASE_IMAGE
 FROM ${BASE_IMAGE}
@@ -12,20 +13,11 @@ COPY data_prep data_prep
 COPY molmo2_nemo molmo2_nemo
 COPY recipes recipes
 
-# Only what the image lacks, without dependencies of its own; then the stack must be what it was before.
-# PIP_BREAK_SYSTEM_PACKAGES: the image is the environment, there is no other system in it.
-RUN export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
-    && stack() { python -m pip list --format=freeze \
-        | grep -i -E '^(torch|megatron[-_]core|transformer[-_]engine|nemo[-_]toolkit|flash[-_]attn|numpy)(==| @)' | sort; } \
-    && stack > /tmp/before \
-    && python requirements/lacking.py > /tmp/lacking.txt \
-    && python -m pip install --no-deps --requirement /tmp/lacking.txt \
-    && python -m pip install --no-deps --no-build-isolation . \
-    && stack > /tmp/after \
-    && diff /tmp/before /tmp/after \
-    && rm -rf /tmp/before /tmp/after /tmp/lacking.txt build ./*.egg-info
+# Refuses a base that cannot work, and ends with an error if anything of the image's is not what it was.
+RUN python requirements/overlay.py /opt/molmo2_nemo/overlay
+ENV PATH=/opt/molmo2_nemo/overlay/bin:${PATH}
 
-# The versions that the package relies on: a wrong base image fails here, and not in the first step of training.
+# The stack that will run, and its versions: a wrong base image fails here, and not in the first step of training.
 RUN molmo2 doctor && molmo2 --help > /dev/null
 
 RUN useradd --create-home --uid 10001 molmo2

@@ -42,7 +42,7 @@ def test_the_layers_stand_in_their_order():
 def test_every_file_named_is_there():
     named = set(re.findall(r"`?((?:\w+/)*\w+\.py)\b", TEXT))
     places = [ROOT, ROOT / "molmo2_nemo", *(p for p in (ROOT / "molmo2_nemo").rglob("*") if p.is_dir())]
-    places += [ROOT / "data_prep"]
+    places += [ROOT / "data_prep", ROOT / "requirements"]
     assert not [name for name in sorted(named) if not any((place / name).is_file() for place in places)]
     linked = re.findall(r"\]\(([^)#:]+)\)", TEXT)
     assert linked and not [link for link in linked if not (ROOT / "docs" / link).exists()]

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     found: list[probes.Finding] = []
     for title, findings in (
         ("machine", probes.python()),
+        ("stack", probes.stack()),
         ("needed", probes.packages()),
         ("optional", probes.optional_packages()),
         ("images and video", probes.media()),

@@ -20,14 +20,16 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
 
-PINS = "pip install --no-deps -r requirements/cpu.txt (or make venv; an NGC NeMo image has it)"
+from molmo2_nemo import compat
+from molmo2_nemo.launch.overlay import Overlay, find_overlay, origin_of
+
 # What every run needs: package -> its use, and the command that installs it.
 NEEDED = {
-    "torch": ("the tensors and the processes", PINS),
-    "megatron-core": ("the parallel layers", PINS),
-    "nemo-toolkit": ("the trainer", PINS),
-    "lightning": ("the trainer", PINS),
-    "nemo_run": ("recipes and launchers", PINS),
+    "torch": ("the tensors and the processes", compat.PINS),
+    "megatron-core": ("the parallel layers", compat.PINS),
+    "nemo-toolkit": ("the trainer", compat.PINS),
+    "lightning": ("the trainer", compat.PINS),
+    "nemo_run": ("recipes and launchers", compat.PINS),
     "hydra-core": ("configuration", "pip install hydra-core==1.3.2"),
     "webdataset": ("shards", "pip install webdataset"),
     "pyarrow": ("manifests of shards", "pip install pyarrow"),
@@ -39,21 +41,11 @@ NEEDED = {
     "rich": ("tables", "pip install rich"),
 }
 OPTIONAL = {
-    "transformers": "NeMo's own Hugging Face paths",
     "nvidia-modelopt": "llm.import_ckpt and llm.export_ckpt of NeMo",
     "tensorboard": "reading the event files",
     "matplotlib": "the curves of molmo2 demo and molmo2 report",
     "wandb": "logging to Weights & Biases",
 }
-# Versions that the code is written for, with the reason; a wrong base image is refused when the container is built.
-SUPPORTED = {
-    "torch": (">=2.6", "FlexAttention and torch.distributed as used here"),
-    "megatron-core": (">=0.15,<0.17", "NeMo 2.7's optimizer and checkpoint calls"),
-    "nemo-toolkit": (">=2.7rc0,<2.8", "NeMo 3 has dropped MegatronStrategy"),
-    "lightning": (">=2.4,<2.6", "what NeMo 2.7 builds on"),
-    "hydra-core": (">=1.3,<1.4", "its override grammar"),
-}
-TESTED = {"torch": "2.13.0", "megatron-core": "0.16.1", "nemo-toolkit": "2.7.3", "lightning": "2.4.0"}
 GPU_PACKAGES = {  # module, use; distributions differ in name from builder to builder
     "transformer-engine": ("transformer_engine.pytorch", "fused layers"),
     "FlashAttention-3": ("flash_attn_interface", "attention on Hopper"),
@@ -66,11 +58,14 @@ IMAGE_FORMATS = ("jpg", "webp", "zlib")  # zlib is PNG's
 TORCHRUN_PORT = 29500
 
 
+Level = Literal["ok", "note", "missing"]
+
+
 @dataclass
 class Finding:
     """One line of the report. missing: no run can start here; note: some runs cannot, or will be slow."""
 
-    level: Literal["ok", "note", "missing"]
+    level: Level
     name: str
     seen: str
     fix: str = ""
@@ -85,8 +80,12 @@ def version_of(name: str) -> str | None:
 
 def python() -> Iterator[Finding]:
     seen = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    good = (3, 10) <= sys.version_info[:2] < (3, 13)
-    yield Finding("ok" if good else "note", "python", seen, "" if good else "tested with Python 3.10 to 3.12 only")
+    first, last = compat.PYTHON
+    if first <= sys.version_info[:2] <= last:
+        yield Finding("ok", "python", seen)
+    else:
+        tried = " to ".join(".".join(map(str, v)) for v in compat.PYTHON)
+        yield Finding("missing", "python", f"{seen}: was not tried, only {tried}", "make venv PYTHON=python3.12")
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     low = total < 6
     fix = "the tiny recipe takes about 2 GiB per process; use parallel=single" if low else ""
@@ -96,31 +95,58 @@ def python() -> Iterator[Finding]:
     yield Finding("note" if few else "ok", "open files", f"{files} per process", "ulimit -n 65536" if few else "")
 
 
+def stack() -> Iterator[Finding]:
+    """The libraries that will run, where each comes from, and whether it was tried (compat.TRIED)."""
+    overlay = find_overlay()
+    if overlay is not None:
+        yield _overlay(overlay)
+    for name in (*compat.TRIED, "transformer-engine"):
+        found = version_of(name)
+        if found is None:
+            if name not in NEEDED:
+                yield Finding("ok", name, "-")
+            continue
+        origin = f"{origin_of(name):<12} " if overlay is not None else ""
+        yield _tried(name, f"{found:<14} {origin}", found)
+
+
+def _tried(name: str, seen: str, found: str) -> Finding:
+    """What is there, as it is shown, against what was tried."""
+    tried = compat.TRIED.get(name)
+    if tried is None:
+        return Finding("ok", name, f"{seen}used where it is there")
+    versions = ", ".join(tried.versions)
+    if not compat.fits(found, tried.accepted):
+        level: Level = "note" if os.environ.get(compat.UNTRIED) == "1" else "missing"
+        return Finding(level, name, f"{seen}was not tried, only {versions}: {tried.why}", tried.get)
+    same = any(compat.fits(found, f"=={version}") for version in tried.versions)
+    return Finding("ok", name, f"{seen}tried" if same else f"{seen}accepted; tried: {versions}")
+
+
+def _overlay(overlay: Overlay) -> Finding:
+    """Packages compiled for the environment's own lie in it: it must be what it was."""
+    moved = [
+        f"{name} {was} (now {version_of(name)})" for name, was in overlay.beside.items() if version_of(name) != was
+    ]
+    if not moved:
+        return Finding("ok", "overlay", f"{overlay.site}")
+    fix = "make it again: requirements/overlay.py, or build the image anew"
+    return Finding("note", "overlay", f"{overlay.site} was made beside {', '.join(moved)}", fix)
+
+
 def packages() -> Iterator[Finding]:
-    """What a run needs, in versions that the code is written for."""
+    """What a run needs beside the stack; and what is not there at all."""
     for name, (use, fix) in NEEDED.items():
         found = version_of(name)
         if found is None:
             yield Finding("missing", name, f"not installed; for {use}", fix)
-            continue
-        wanted, reason = SUPPORTED.get(name, ("", ""))
-        if wanted and not _fits(found, wanted):
-            yield Finding("missing", name, f"{found}, but {wanted} is needed: {reason}", fix)
-            continue
-        tested = TESTED.get(name)
-        note = f" (tested with {tested})" if tested and found.split("+")[0] != tested else ""
-        yield Finding("ok", name, f"{found:<14} {use}{note}")
+        elif name not in compat.TRIED:
+            yield Finding("ok", name, f"{found:<14} {use}")
 
 
 def optional_packages() -> Iterator[Finding]:
     for name, use in OPTIONAL.items():
         yield Finding("ok", name, f"{version_of(name) or '-':<14} {use}")
-
-
-def _fits(version: str, wanted: str) -> bool:
-    from packaging.specifiers import SpecifierSet
-
-    return SpecifierSet(wanted).contains(version, prereleases=True)
 
 
 def media() -> Iterator[Finding]:

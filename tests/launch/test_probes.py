@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+from molmo2_nemo import compat
 from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.launch import probes
+from molmo2_nemo.launch.overlay import RECORD
 from molmo2_nemo.launch.readiness import missing_for
 from molmo2_nemo.settings.compose import compose
 
@@ -42,6 +45,29 @@ def test_doctor_tells_a_gpu_library_that_imports_from_one_that_does_not(monkeypa
     assert "pip uninstall flash_attn_3" in found["FlashAttention-3"].fix
     assert found["FlashAttention-4"].level == "ok" and found["FlashAttention-4"].seen.startswith("flash_attn ")
     assert found["other"].seen.startswith("-")
+
+
+def test_the_stack_says_what_comes_from_where_and_what_was_tried(monkeypatch, tmp_path):
+    made = {"torch": "2.7.0", "lightning": "2.5.1", "transformer_engine": "2.14.0", "numpy": "3.0.0"}
+    for name, number in made.items():
+        (tmp_path / f"{name}-{number}.dist-info").mkdir()
+        (tmp_path / f"{name}-{number}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {number}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {finding.name: finding for finding in probes.stack()}
+    assert "overlay" not in found and "environment" not in found["torch"].seen
+    assert found["nemo-toolkit"].seen.split() == ["2.7.3", "tried"]
+    (tmp_path / RECORD).write_text(json.dumps({"beside": {"torch": "2.7.0", "megatron-core": "0.1"}}))
+    found = {finding.name: finding for finding in probes.stack()}
+    assert found["overlay"].level == "note" and "made beside megatron-core 0.1 (now 0.1" in found["overlay"].seen
+    assert found["nemo-toolkit"].seen.split() == ["2.7.3", "environment", "tried"]
+    assert found["lightning"].level == "ok" and found["lightning"].seen.endswith("overlay      accepted; tried: 2.4.0")
+    assert found["transformer-engine"].seen.startswith("2.14.0         overlay")
+    assert found["numpy"].level == "missing" and found["numpy"].seen.startswith(
+        "3.0.0          overlay      was not tried"
+    )
+    assert found["numpy"].fix == compat.TRIED["numpy"].get
+    monkeypatch.setenv(compat.UNTRIED, "1")
+    assert {finding.name: finding for finding in probes.stack()}["numpy"].level == "note"
 
 
 def test_file_systems(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from molmo2_nemo.errors import PREEMPTED, USER_ERROR, UserError
+from molmo2_nemo.launch.overlay import find_overlay
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.login import Login
 from molmo2_nemo.rundir.paths import ATTEMPTS, OUTCOME, SUMMARY, VERDICT
@@ -198,8 +199,16 @@ def command(job: StageJob) -> str:
     """What every task runs."""
     slurm = job.cluster.slurm
     own = slurm.container is None and slurm.ssh.host is None
-    start = slurm.command or (f"{shlex.quote(sys.executable)} -m molmo2_nemo.cli.main" if own else "molmo2")
+    start = slurm.command or (own_command() if own else "molmo2")
     return f"env --chdir={shlex.quote(str(job.workdir))} {start} train --config {shlex.quote(str(job.config))}"
+
+
+def own_command() -> str:
+    """How a job's `env` starts what runs here."""
+    overlay = find_overlay()
+    if overlay is not None:
+        return f"MOLMO2_PYTHON={shlex.quote(sys.executable)} {shlex.quote(str(overlay.command))}"
+    return f"{shlex.quote(sys.executable)} -m molmo2_nemo.cli.main"
 
 
 def mounts(job: StageJob) -> list[str]:

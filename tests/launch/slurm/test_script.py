@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.errors import USER_ERROR, UserError
+from molmo2_nemo.launch.overlay import RECORD
 from molmo2_nemo.launch.pipeline import compose_stages
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
 from molmo2_nemo.launch.slurm.jobs import login_of, stage_job, waits_or_runs
@@ -61,6 +63,16 @@ def test_srun_line_with_and_without_a_container(tmp_path):
         "--container-image /images/molmo2.sqsh" in boxed and boxed.endswith("/sft.yaml") and " molmo2 train " in boxed
     )
     assert f"--container-mounts /data:/data:ro,{tmp_path}/run:{tmp_path}/run," in boxed
+
+
+def test_jobs_start_the_command_of_the_overlay_that_submits_them(tmp_path, monkeypatch):
+    (tmp_path / "overlay" / "site").mkdir(parents=True)
+    (tmp_path / "overlay" / "site" / RECORD).write_text(json.dumps({"beside": {}}))
+    monkeypatch.syspath_prepend(tmp_path / "overlay" / "site")
+    line = next(line for line in text_of(tmp_path).splitlines() if line.startswith("srun --output"))
+    assert f"MOLMO2_PYTHON={sys.executable} {tmp_path}/overlay/bin/molmo2 train --config" in line
+    image = "cluster.slurm.container=/images/molmo2.sqsh"  # has an overlay of its own
+    assert "MOLMO2_PYTHON" not in text_of(tmp_path, image) and " molmo2 train " in text_of(tmp_path, image)
 
 
 def test_scripts_are_sound_shell(tmp_path):

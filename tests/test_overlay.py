@@ -1,0 +1,256 @@
+"""requirements/overlay.py: what comes beside an environment, that this stays as it is, and what is packed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import version
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+HERE = ".".join(map(str, sys.version_info[:2]))
+
+
+def _load():
+    sys.path.insert(0, str(ROOT / "requirements"))
+    try:
+        spec = spec_from_file_location("molmo2_overlay_script", ROOT / "requirements" / "overlay.py")
+        module = module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look there
+        spec.loader.exec_module(module)
+        return module
+    finally:
+        sys.path.remove(str(ROOT / "requirements"))
+
+
+overlay = _load()
+PINS = {
+    "torch": "torch==2.13.0",
+    "megatron-core": "megatron-core==0.16.1",
+    "numpy": "numpy==1.26.4",
+    "nemo-toolkit": "nemo-toolkit==2.7.3",
+    "transformers": "transformers==4.57.6",
+    "huggingface-hub": "huggingface_hub==0.36.2",
+    "datasets": "datasets==5.0.1",
+    "webdataset": "webdataset==1.0.2",
+    "braceexpand": "braceexpand==0.1.7",
+    "protobuf": "protobuf==5.29.6",
+}
+ROOTS = [Requirement(line) for line in ("torch>=2.6", "nemo-toolkit>=2.7,<2.8", "transformers>=4.55,<5", "webdataset")]
+ASKED = {
+    "nemo-toolkit": ["protobuf~=5.29.5", "numpy<2", 'wget; extra == "all"', 'colorama; platform_system == "Windows"'],
+    "transformers": ["huggingface_hub<1.0,>=0.34"],
+    "webdataset": ["braceexpand"],
+}
+
+
+def environment(**installed: str | tuple[str, str]):
+    """An environment of Python 3.12 that has these, as a version or as (version, what it asks for)."""
+    found = {}
+    for name, text in installed.items():
+        seen, *requires = (text,) if isinstance(text, str) else text
+        found[name.replace("_", "-")] = overlay.Installed(seen, requires)
+    return overlay.Environment("3.12", found, {**overlay.default_environment(), "extra": ""})
+
+
+def plan(there, roots=ROOTS):
+    return overlay.make_plan(
+        there, PINS, roots, lambda names: {n: [Requirement(r) for r in ASKED.get(n, [])] for n in names}
+    )
+
+
+COMPLETE = dict(
+    torch="2.10.0a0+b4e4ee8",
+    megatron_core="0.16.0rc0",
+    numpy="1.26.4",
+    nemo_toolkit="2.7.0",
+    transformers="4.57.1",
+    huggingface_hub="0.35.0",
+    webdataset="1.0.2",
+)
+
+
+def test_an_image_with_nemo_gets_only_what_it_lacks_and_nothing_of_its_own_is_replaced():
+    there = {k: v for k, v in COMPLETE.items() if k != "webdataset"}
+    found = plan(environment(**there))
+    assert (found.mode, found.entering, found.shadowed) == ("add", ["braceexpand", "webdataset"], [])
+    assert plan(environment(**COMPLETE)).entering == []
+
+
+def test_an_image_without_nemo_gets_it_in_a_folder_with_all_that_it_lacks():
+    found = plan(environment(torch="2.11.0", megatron_core="0.17.0", numpy="1.26.4", protobuf="5.29.9"))
+    assert found.mode == "overlay" and found.shadowed == []
+    left = {"torch", "megatron-core", "numpy", "protobuf"}  # protobuf is what NeMo asks for, though not the pin
+    assert set(found.entering) == set(PINS) - left
+
+
+def test_other_versions_are_shadowed_with_those_that_ask_for_them():
+    there = {**COMPLETE, "transformers": "5.12.1", "huggingface_hub": "1.23.0"}
+    found = plan(
+        environment(**there, datasets=("4.4.0", "huggingface-hub>=1.0"), accelerate=("1.0", "huggingface_hub>=1"))
+    )
+    assert found.mode == "overlay"
+    assert (
+        found.entering == found.shadowed == ["huggingface-hub", "transformers"]
+    )  # datasets is not wanted: NeMo is there
+    assert "within molmo2, accelerate of the environment does not find huggingface_hub>=1" in found.notes
+    del there["nemo_toolkit"]
+    found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=1.0"), protobuf="6.33.0"))
+    assert found.shadowed == ["datasets", "huggingface-hub", "protobuf", "transformers"]
+    found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=0.24")))
+    assert "datasets" not in found.entering
+
+
+def test_what_is_compiled_for_the_image_stays_whatever_asks_for_another():
+    found = plan(environment(torch="2.11.0", megatron_core="0.19.2", numpy="2.5.0", triton="3.6.0"))
+    assert not {"torch", "megatron-core", "numpy", "triton"} & set(found.entering)
+    assert "numpy 2.5.0 stays, though nemo-toolkit asks for <2" in found.notes
+    unnamed = environment(torch="2.11.0", numpy="2.5.0")
+    assert "megatron-core" in plan(unnamed).entering  # a machine with torch alone
+    unnamed.unnamed.append("megatron-core")
+    assert "megatron-core" not in plan(unnamed).entering
+
+
+@pytest.mark.parametrize(
+    ("python", "installed", "said"),
+    [
+        ("3.12", {}, "no torch is here, torch>=2.6"),
+        ("3.12", {**COMPLETE, "megatron_core": "0.15.3"}, "megatron-core 0.15.3 is here, >=0.16"),
+        ("3.12", {**COMPLETE, "torch": "2.5.1"}, "torch 2.5.1 is here, >=2.6"),
+        ("3.12", {**COMPLETE, "numpy": "1.24.0"}, "numpy 1.24.0 is here"),
+        ("3.10", COMPLETE, "Python 3.10 is here, 3.11 or 3.12 is needed"),
+    ],
+)
+def test_wrong_environments_are_refused_with_what_is_there_and_what_is_needed(python, installed, said):
+    there = environment(**installed)
+    there.python = python
+    (problem,) = overlay.refusals(there)
+    assert said in problem
+    assert overlay.refusals(environment(**COMPLETE)) == []
+
+
+@pytest.mark.parametrize("python", overlay.PYTHONS)
+def test_everything_that_may_be_lacking_is_pinned(python):
+    there = overlay.elsewhere(python, "x86_64", None)
+    pins = overlay.pins(there)
+    asked = {overlay.canonicalize_name(r.name): r for r in overlay.roots()}
+    assert set(asked) <= set(pins)
+    for name, requirement in asked.items():
+        assert overlay.fits(pins[name].partition("==")[2], requirement.specifier), pins[name]
+
+
+def wheel(folder: Path, name: str, number: str, files: dict[str, str], requires: tuple[str, ...] = ()) -> None:
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {number}", *(f"Requires-Dist: {r}" for r in requires)]
+    info = f"{name}-{number}.dist-info"
+    about = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    with zipfile.ZipFile(folder / f"{name}-{number}-py3-none-any.whl", "w") as file:
+        for path, text in {**files, f"{info}/METADATA": "\n".join(lines) + "\n", f"{info}/WHEEL": about}.items():
+            file.writestr(path, text)
+        file.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """An overlay with another packaging than the environment's, as the script lays it out."""
+    (tmp_path / "index").mkdir()
+    files = {"packaging/__init__.py": "", "packaging/tests/test_it.py": "", "packaging/fast.pyx": ""}
+    wheel(tmp_path / "index", "packaging", "0.1", files, ("mdurl>=0.1",))
+    wheel(tmp_path / "index", "mdurl", "0.1.2", {"mdurl/__init__.py": ""})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    wheels = overlay.Wheels(tmp_path / "wheels")
+    wheels.fetch(["packaging==0.1", "mdurl==0.1.2"])
+    assert [str(r) for r in wheels.requires("packaging")] == ["mdurl>=0.1"]
+    folder = tmp_path / "overlay" / "site"
+    wheels.lay_out(["packaging", "mdurl"], folder)
+    pins = {"packaging": "packaging==0.1"}
+    there = environment(**COMPLETE)
+    overlay.write_record(folder, there, overlay.Plan(["packaging"], ["packaging"], "overlay", []), pins)
+    overlay.write_command(folder.parent, sys.executable, HERE)
+    return folder
+
+
+def test_pip_says_why_a_pin_cannot_be_had(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(overlay.PackageError, match="pip download failed:(.|\n)*packaging==0.1"):
+        overlay.Wheels(tmp_path).fetch(["packaging==0.1"])
+
+
+def test_the_environment_is_compared_with_what_it_was(site):
+    before = overlay.snapshot()
+    inside = overlay.snapshot(site)
+    assert before["packages"]["packaging"] == version("packaging") != inside["packages"]["packaging"] == "0.1"
+    assert overlay.check(before, overlay.snapshot(), inside) == []
+    assert overlay.check(before, inside, None) == [f"packaging was {version('packaging')}, now 0.1"]
+    (site / "new-1.dist-info").mkdir()
+    (site / "new-1.dist-info" / "METADATA").write_text("Name: new\nVersion: 1\n")
+    (site / "numpy").mkdir()
+    (site / "numpy" / "__init__.py").write_text("")
+    shadowing = overlay.snapshot(site)
+    said = overlay.check(before, shadowing, shadowing)
+    assert "new has come into the environment" in said
+    assert any(line.startswith("import numpy was ") for line in said)
+    assert any(line.startswith(f"within molmo2, numpy is {site}") for line in said)
+
+
+def test_the_packed_command_alone_looks_into_its_folder(site, tmp_path):
+    count, _ = overlay.pack(site.parent, tmp_path / "it.tar.gz")
+    with tarfile.open(tmp_path / "it.tar.gz") as tar:
+        names = tar.getnames()
+        tar.extractall(tmp_path / "there", filter="data")
+    assert len(names) == count and "molmo2-overlay/site/packaging/__init__.py" in names
+    assert not [n for n in names if "tests" in n or "pycache" in n or n.endswith(".pyx")]
+    command = tmp_path / "there" / "molmo2-overlay" / "bin" / "molmo2"
+    assert command.stat().st_mode & 0o111
+    link = tmp_path / "molmo2"
+    link.symlink_to(command)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    stack = "import sys; from molmo2_nemo.launch.overlay import find_overlay, origin_of; o = find_overlay(); "
+    stack += "print(o and o.command, origin_of('packaging'), origin_of('numpy'))"
+    bare = subprocess.run([sys.executable, "-c", stack], env=env, text=True, capture_output=True, cwd=tmp_path)
+    assert bare.stdout == "None environment environment\n"
+    (tmp_path / "molmo2_nemo").mkdir()  # the folder that it is called in is not looked into
+    done = subprocess.run([link, "--version"], env=env, text=True, capture_output=True, cwd=tmp_path)
+    assert done.stdout.startswith("molmo2_nemo ") and done.returncode == 0, done.stderr
+    env["PYTHONPATH"] = os.pathsep.join([str(command.parents[1] / "site"), str(ROOT)])
+    inside = subprocess.run([sys.executable, "-c", stack], env=env, text=True, capture_output=True, cwd=tmp_path)
+    assert inside.stdout == f"{command} overlay environment\n"
+
+
+def test_the_command_refuses_another_python(site):
+    overlay.write_command(site.parent, sys.executable, "3.9")
+    done = subprocess.run([site.parent / "bin" / "molmo2", "--version"], text=True, capture_output=True)
+    assert done.returncode == 2
+    assert "are for Python 3.9, " in done.stderr and f"is {HERE}; set MOLMO2_PYTHON" in done.stderr
+
+
+def test_what_pip_inspects_elsewhere(tmp_path):
+    said = {
+        "installed": [{"metadata": {"name": "Torch", "version": "2.11.0", "requires_dist": ["sympy"]}}],
+        "environment": {"python_version": "3.12", "platform_machine": "x86_64"},
+    }
+    path = tmp_path / "there.json"
+    path.write_text(json.dumps(said))
+    assert overlay.elsewhere("3.12", "x86_64", path).installed["torch"].requires == ["sympy"]
+    with pytest.raises(overlay.PackageError, match="made by Python 3.12, but --python is 3.11"):
+        overlay.elsewhere("3.11", "x86_64", path)
+    path.write_text("torch==2.11.0\n")
+    with pytest.raises(overlay.PackageError, match="not what `python -m pip inspect` prints"):
+        overlay.elsewhere("3.12", "x86_64", path)
+
+
+def test_one_of_folder_and_archive(tmp_path, capsys):
+    for arguments in ([], [str(tmp_path), "--archive", "x"]):
+        with pytest.raises(SystemExit):
+            overlay.main(arguments)
+    (tmp_path / "site").mkdir()
+    assert overlay.main([str(tmp_path)]) == 2
+    assert "is there already: remove it" in capsys.readouterr().err
