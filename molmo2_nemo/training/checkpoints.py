@@ -66,7 +66,7 @@ def naming_versions(checkpoint: Path) -> Iterator[None]:
         if compat.line_of(written) <= compat.line_of(here):
             raise
         raise UserError(
-            f"{checkpoint} was written with Megatron-core {written}; the one that is installed here, {here}, cannot read "
+            f"{checkpoint} was written with Megatron-core {written}; the one installed here, {here}, cannot read "
             f"it ({type(error).__name__}: {error}). Use {written} or later"
         ) from error
 
