@@ -127,11 +127,16 @@ def one_line(target: Path) -> Iterator[Any]:
 
 
 def import_folder(source: Path, target: Path, *, dtype: str | None = None, overwrite: bool = False) -> Path:
-    """A Hugging Face folder as a checkpoint that `init_from` takes."""
+    """A Hugging Face folder as a checkpoint that `init_from` takes; prints what is not as it was, or was decided."""
     with one_line(target) as torch:
         from molmo2_nemo.convert import import_checkpoint
+        from molmo2_nemo.convert.checkpoints import MODEL_FILE
 
-        return import_checkpoint(source, target, dtype=getattr(torch, dtype) if dtype else None, overwrite=overwrite)
+        kind = getattr(torch, dtype) if dtype else None
+        done = import_checkpoint(source, target, dtype=kind, overwrite=overwrite)
+        for note in json.loads((done / MODEL_FILE).read_text())["notes"]:
+            print(f"note: {note}")
+        return done
 
 
 def export_folder(
@@ -169,6 +174,9 @@ def init_folder(
         kind = getattr(torch, dtype or "float32")
         done = init_checkpoint(llm, vit, target, model=model, seed=seed, dtype=kind, overwrite=overwrite)
         name = json.loads((done / MODEL_FILE).read_text())["name"]
-        dropped = json.loads((done / ORIGIN_FILE).read_text())["dropped"]
+        origin = json.loads((done / ORIGIN_FILE).read_text())
+        dropped = origin["dropped"]
+        for note in origin["notes"]:
+            print(f"note: {note}")
         print(f"model {name}; {len(dropped)} tensors of the vision model left out on purpose, listed in {ORIGIN_FILE}")
         return done

@@ -7,19 +7,33 @@ a SiglipModel: its patch embedding is a convolution, its position table has 27 x
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.convert.hf_config import TEXT_DEFAULTS, expect, text_config
+from molmo2_nemo.convert.hf_config import head_size, square_side, text_config
+from molmo2_nemo.convert.hf_fields import (
+    COUNT,
+    FLAG,
+    LAYERS,
+    SCALE,
+    SIDES,
+    TEXT,
+    WORD,
+    Field,
+    Section,
+    checked,
+    require,
+)
+from molmo2_nemo.convert.hf_rotary import flattened
+from molmo2_nemo.convert.json_files import read_object
 from molmo2_nemo.convert.names import Rule, layer_rules, vision_rules
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, VisionConfig, preset
 from molmo2_nemo.model.families import FAMILIES, family_of
-from molmo2_nemo.model.families.base import TextConfig
+from molmo2_nemo.model.families.base import Family, TextConfig
 
 LLM_FIELDS = (
     "hidden_size",
@@ -31,9 +45,18 @@ LLM_FIELDS = (
 )
 VIT_FAMILIES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 # What transformers assumes where a SigLIP config leaves a field out.
-VIT_DEFAULTS: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
-VIT_DEFAULTS |= {"num_attention_heads": 12, "num_channels": 3, "image_size": 224, "patch_size": 16}
-VIT_DEFAULTS |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "num_patches": 256}
+VIT_FIELDS: dict[str, Field] = {
+    "hidden_size": Field(768, COUNT),
+    "intermediate_size": Field(3072, COUNT),
+    "num_hidden_layers": Field(12, LAYERS),
+    "num_attention_heads": Field(12, COUNT),
+    "num_channels": Field(3, COUNT),
+    "image_size": Field(224, SIDES),
+    "patch_size": Field(16, SIDES),
+    "num_patches": Field(256, COUNT),
+    "hidden_act": Field("gelu_pytorch_tanh", WORD),
+    "layer_norm_eps": Field(1e-6, SCALE),
+}
 
 # Not properties of the weights: chosen by the run, or fixed by Molmo2.
 FREE_TEXT_FIELDS = ("max_position", "initializer_range")
@@ -46,28 +69,47 @@ def read_llm(folder: Path) -> TextConfig:
     Raises:
         ConversionError: no config.json, another family, or a variant of it that Molmo2 cannot be made from.
     """
-    data = read_json(folder, "language model")
+    path = folder / "config.json"
+    data = read_object(path, "the folder of a language model in Hugging Face format")
     family = FAMILIES.get(str(data.get("model_type")))
     if family is None:
         made_from = " or ".join(known.architecture for known in FAMILIES.values())
         raise ConversionError(
-            f"{folder / 'config.json'}: model_type is {data.get('model_type')!r}, expected one of "
-            f"{', '.join(FAMILIES)}: Molmo2 is made from {made_from}"
+            f"{path}: model_type is {data.get('model_type')!r}, expected one of {', '.join(FAMILIES)}: Molmo2 is made "
+            f"from {made_from}"
         )
     missing = [name for name in LLM_FIELDS if data.get(name) is None]
     if missing:
-        raise ConversionError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
-    part = {**TEXT_DEFAULTS, **data}
-    heads = part["num_attention_heads"]
-    part["num_key_value_heads"] = data.get("num_key_value_heads") or heads
-    part["head_dim"] = data.get("head_dim") or part["hidden_size"] // heads
-    part["rope_scaling_layers"] = list(family.yarn_layers(data))
+        raise ConversionError(f"{path} lacks {', '.join(missing)}")
     try:
-        expect("config", part, **family.required)
-        config = text_config(part, family)
+        part = llm_section(data, family)
+        part.expect(**family.required)
+        config = text_config(part, family, default_base=None)
+        tied = data.get("tie_word_embeddings") or False
+        require("tie_word_embeddings", tied, FLAG)
     except ConversionError as error:
-        raise ConversionError(f"{folder / 'config.json'}: {error}") from error
-    return replace(config, tie_embeddings=bool(data.get("tie_word_embeddings", False)))
+        raise ConversionError(f"{path}: {error}") from error
+    return replace(config, tie_embeddings=tied)
+
+
+def llm_section(data: dict[str, Any], family: Family) -> Section:
+    """The config.json of a base model as the text part of a Molmo2's.
+
+    Raises:
+        ConversionError: a field is of the wrong type.
+    """
+    sizes = {name: data[name] for name in LLM_FIELDS}
+    checked(sizes, TEXT, "", "native")  # before anything is computed from them
+    if not isinstance(data.get("layer_types") or [], list):
+        raise ConversionError(f"layer_types is {data['layer_types']!r:.60}, expected a list of strings")
+    data, layers = flattened(data)
+    heads = sizes["num_attention_heads"]
+    derived = {
+        "num_key_value_heads": data.get("num_key_value_heads") or heads,
+        "head_dim": data.get("head_dim") or sizes["hidden_size"] // heads,
+        "rope_scaling_layers": list(family.yarn_layers(data) if layers is None else layers),
+    }
+    return checked(data | derived, TEXT, "", "native")
 
 
 def read_vit(folder: Path) -> VisionConfig:
@@ -76,23 +118,24 @@ def read_vit(folder: Path) -> VisionConfig:
     Raises:
         ConversionError: no config.json, another family, or a variant of it that Molmo2 cannot be made from.
     """
-    data = read_json(folder, "vision model")
-    path, family = folder / "config.json", data.get("model_type")
+    path = folder / "config.json"
+    data = read_object(path, "the folder of a vision model in Hugging Face format")
+    family = data.get("model_type")
     if family not in VIT_FAMILIES:
         raise ConversionError(
             f"{path}: model_type is {family!r}, expected one of {', '.join(VIT_FAMILIES)}: Molmo2 is made from the "
             "vision tower of a SigLIP 2, google/siglip2-so400m-patch14-384"
         )
-    part = {**VIT_DEFAULTS, **(data.get("vision_config") or data)}
+    whole = data.get("vision_config")
+    if whole is not None and not isinstance(whole, dict):
+        raise ConversionError(f"{path}: vision_config is a {type(whole).__name__}, expected an object")
     try:
-        expect("vision_config", part, hidden_act="gelu_pytorch_tanh", num_channels=3)
+        part = checked(whole or data, VIT_FIELDS, "vision_config" if whole else "", "native")
+        part.expect(hidden_act="gelu_pytorch_tanh", num_channels=3)
+        head_size(part)
+        patch, grid = patches(part, variable=str(family).startswith("siglip2"))
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
-    patch = part["patch_size"]
-    # Siglip2's variable-resolution towers give the number of patches; the others an image side, cut to whole patches.
-    grid = math.isqrt(part["num_patches"]) if str(family).startswith("siglip2") else part["image_size"] // patch
-    if str(family).startswith("siglip2") and grid**2 != part["num_patches"]:
-        raise ConversionError(f"{path}: num_patches is {part['num_patches']}, expected a square number")
     return VisionConfig(
         image_size=grid * patch,
         patch_size=patch,
@@ -104,18 +147,25 @@ def read_vit(folder: Path) -> VisionConfig:
     )
 
 
-def read_json(folder: Path, what: str) -> dict[str, Any]:
-    """The parsed config.json of a base model; `what` names the model in messages."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConversionError(f"{path} does not exist; expected the folder of a {what} in Hugging Face format")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConversionError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ConversionError(f"{path} holds a {type(data).__name__}, expected an object")
-    return data
+def patches(part: Section, variable: bool) -> tuple[int, int]:
+    """The side of a patch in pixels, and the patches along a side of the position table.
+
+    Args:
+        variable: a tower for variable resolution, which gives the number of patches; the others give an image side, cut
+            to whole patches.
+
+    Raises:
+        ConversionError: neither squares nor a square number.
+    """
+    patch = square_side(part, "patch_size")
+    grid = math.isqrt(part["num_patches"]) if variable else square_side(part, "image_size") // patch
+    if variable and grid**2 != part["num_patches"]:
+        raise ConversionError(f"{part.path('num_patches')} is {part['num_patches']}, expected a square number")
+    if grid == 0:
+        raise ConversionError(
+            f"{part.path('image_size')} is {part['image_size']}, expected at least one patch of {patch}"
+        )
+    return patch, grid
 
 
 def combine(text: TextConfig, vision: VisionConfig, name: str | None) -> Molmo2Config:
@@ -181,7 +231,7 @@ def llm_rules(text: TextConfig) -> Iterator[Rule]:
 
 def vit_rules(model_config: Molmo2Config, prefix: str) -> Iterator[Rule]:
     """Rules between the canonical names and those of a SigLIP vision tower, whose names begin with `prefix`."""
-    for rule in vision_rules(model_config, native=True):
+    for rule in vision_rules(model_config, "native"):
         if rule.canonical[0].startswith("vision."):
             yield replace(rule, external=tuple(vit_name(name, prefix) for name in rule.external))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import yaml
 
 from molmo2_nemo.convert.companions import write_companions
 from molmo2_nemo.convert.folders import new_folder
-from molmo2_nemo.convert.hf_config import config_json, parse_config, read_model_config
+from molmo2_nemo.convert.hf_config import config_json, parse_config
+from molmo2_nemo.convert.json_files import parse_object
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
 from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shapes, rules, to_canonical, to_external
+from molmo2_nemo.convert.preprocessing import default_data, read_processors, run_data, with_settings
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
-from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
+from molmo2_nemo.convert.source import canonical_types, open_source
+from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_options
@@ -30,6 +34,7 @@ from molmo2_nemo.settings.schema import structure
 
 MODEL_FILE = "molmo2.json"  # in an imported checkpoint; records its model configuration
 OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # settings of a run's `model` that change the function
+GENERATION_FILE = "generation_config.json"  # in an imported checkpoint that came with one
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -45,12 +50,13 @@ def import_checkpoint(
     """Convert a Molmo2 in Hugging Face format, native or remote-code, into a Megatron checkpoint.
 
     Every layout can load the result (`init_from`). Peak memory: the tensors of one rule, at most the two embedding
-    tables and the head. `out_dir` gets `weights/`, `molmo2.json` and, if the source has one, `tokenizer/`.
+    tables and the head. `out_dir` gets `weights/`, `molmo2.json` (with `notes`: what is not as it was, or was decided)
+    and, if the source has them, `tokenizer/` and `generation_config.json`.
 
     Args:
-        dtype: stored type; None keeps the source's.
-        tie_embeddings: whether the head is the embedding; None means what the preset says, and for other sizes whether
-            the stored head is a copy of the base embedding.
+        dtype: stored type; None keeps the source's, and takes the widest of tensors that become one.
+        tie_embeddings: whether the head is the embedding; None means whether the stored head is a copy of the base
+            embedding, or missing. (A preset with a head of its own keeps it in any case, and cannot miss it.)
         overwrite: replace `out_dir` if it exists, once the new one is complete.
 
     Returns:
@@ -59,19 +65,21 @@ def import_checkpoint(
     Raises:
         ConversionError: the source is not a complete Molmo2 in safetensors; nothing is left at `out_dir`.
     """
-    source, target = Path(hf_dir), Path(out_dir)
-    model_config, written_as = read_model_config(source)
-    folder = SafetensorsFolder(source)
-    model_config = with_head(model_config, folder, written_as, tie_embeddings)
-    optional = frozenset([HEAD] if model_config.text.tie_embeddings else [])
-    folder.check(external_shapes(model_config, written_as), optional)
+    path, target = Path(hf_dir), Path(out_dir)
+    source = open_source(path, tie_embeddings)
+    types, notes = canonical_types(source.rules(), source.folder)
+    if dtype is not None:
+        types, notes = dict.fromkeys(types, dtype), []
+    generation, processors = generation_settings(path), read_processors(path, source.model_config)
     with new_folder(target, overwrite=overwrite) as staging:
-        writer = MegatronWriter(staging / "weights", model_config)
-        for rule in rules(model_config, written_as):
-            import_rule(rule, folder, writer, dtype)
+        writer = MegatronWriter(staging / "weights", source.model_config)
+        for rule in source.rules():
+            import_rule(rule, source.folder, writer, types)
         writer.finish()
-        write_model_file(staging / MODEL_FILE, model_config)
-        copy_tokenizer(source, staging / TOKENIZER_FOLDER)
+        write_model_file(staging / MODEL_FILE, source.model_config, [*source.notes, *notes], processors)
+        copy_tokenizer(path, staging / TOKENIZER_FOLDER)
+        if generation is not None:
+            shutil.copyfile(path / GENERATION_FILE, staging / GENERATION_FILE)
     return target
 
 
@@ -97,7 +105,7 @@ def export_checkpoint(
         model_config: None finds it: `molmo2.json` of an imported checkpoint, else the preset of the same sizes.
         tokenizer: None finds it: the one imported with the checkpoint, else that of the run's config.yaml, else "tiny"
             for the preset of that name. Without one, the folder has no tokenizer files.
-        data: image and video settings; None takes the run's, else the published ones.
+        data: image and video settings; None takes those that `data_of` finds.
         overwrite: replace `out_dir` if it exists, once the new one is complete.
 
     Returns:
@@ -124,17 +132,25 @@ def export_checkpoint(
         stored = str(dtypes[HEAD]).removeprefix("torch.")
         text = json.dumps(config_json(model_config, format, stored), indent=2)
         (staging / "config.json").write_text(text + "\n")
-        write_companions(staging, model_config, format, tokenizer, data or run_data(run))
+        write_companions(
+            staging,
+            model_config,
+            format,
+            tokenizer,
+            data or data_of(source, model_config, run),
+            generation=generation_settings(source),
+        )
     return target
 
 
-def import_rule(rule: Rule, folder: SafetensorsFolder, writer: MegatronWriter, dtype: torch.dtype | None) -> None:
+def import_rule(
+    rule: Rule, folder: SafetensorsFolder, writer: MegatronWriter, types: Mapping[str, torch.dtype]
+) -> None:
     """Import the tensors of one rule. A function of its own frees them before those of the next rule are read."""
     names = [*rule.external, *([rule.head] if rule.head and rule.head in folder.tensors else [])]
     canonical = to_canonical(rule, {name: folder.read(name) for name in names}, writer.model_config)
     for name in list(canonical):
-        tensor = canonical.pop(name)
-        writer.write(name, tensor if dtype is None else tensor.to(dtype))
+        writer.write(name, canonical.pop(name).to(types[name]))
 
 
 def export_rule(
@@ -173,29 +189,31 @@ def external_dtypes(
     return dtypes
 
 
-def with_head(
-    model_config: Molmo2Config, folder: SafetensorsFolder, source: Format, tie_embeddings: bool | None
-) -> Molmo2Config:
-    """`model_config` with `tie_embeddings` decided by the rule that `import_checkpoint` documents."""
-    if tie_embeddings is None and model_config.name in PRESETS:
-        return model_config
-    if tie_embeddings is None:
-        table = "model.language_model.embed_tokens.weight" if source == "native" else "model.transformer.wte.embedding"
-        tie_embeddings = HEAD not in folder.tensors
-        rows = model_config.text.vocab_size
-        if not tie_embeddings and table in folder.tensors and folder.tensors[table].shape[0] >= rows:
-            tie_embeddings = torch.equal(folder.read(table)[:rows], folder.read(HEAD))
-    name = model_config.name if tie_embeddings == model_config.text.tie_embeddings else "custom"
-    return replace(model_config, name=name, text=replace(model_config.text, tie_embeddings=tie_embeddings))
+def generation_settings(folder: Path) -> dict[str, Any] | None:
+    """The generation_config.json of a folder, None where there is none.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    path = folder / GENERATION_FILE
+    return parse_object(path.read_bytes(), str(path)) if path.is_file() else None
 
 
-def write_model_file(path: Path, model_config: Molmo2Config) -> None:
-    """Record the model configuration of an imported checkpoint."""
+def write_model_file(
+    path: Path,
+    model_config: Molmo2Config,
+    notes: Sequence[str] = (),
+    preprocessing: Mapping[str, Any] | None = None,
+) -> None:
+    """Record the model configuration of an imported checkpoint, what is to be said about the import, and image and
+    video settings that differ from the published ones."""
     data = {
         "name": model_config.name,
         "tie_embeddings": model_config.text.tie_embeddings,
         "visual_attention": model_config.visual_attention,
         "config": config_json(model_config, "native", "float32"),
+        "notes": list(notes),
+        "preprocessing": preprocessing or {},
     }
     path.write_text(json.dumps(data, indent=2) + "\n")
 
@@ -210,11 +228,11 @@ def read_model_file(checkpoint: Path) -> Molmo2Config | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text())
+        data = parse_object(path.read_bytes(), str(path))
         model_config, _ = parse_config(data["config"])
         text = replace(model_config.text, tie_embeddings=bool(data["tie_embeddings"]))
         return replace(model_config, name=data["name"], text=text, visual_attention=data["visual_attention"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{path} is damaged: {error!r}") from error
 
 
@@ -278,18 +296,23 @@ def run_settings(checkpoint: Path) -> dict[str, Any]:
     return with_new_names(loaded, str(path)) if isinstance(loaded, dict) else {}
 
 
-def run_data(run: dict[str, Any]) -> DataConfig | None:
-    """The image and video settings of a run; None if they are unknown."""
-    data = run.get("data")
-    if not isinstance(data, dict):
-        return None
+def data_of(folder: Path, model_config: Molmo2Config, run: dict[str, Any]) -> DataConfig:
+    """The image and video settings of a checkpoint: those of its run, else those that it was imported with, else the
+    published ones at its model's crop size.
 
-    def known(kind: type, values: Any) -> dict[str, Any]:
-        names = {field.name for field in fields(kind)}
-        return {key: value for key, value in (values or {}).items() if key in names}
+    Args:
+        folder: where the checkpoint lies.
+        run: from `run_settings`.
 
-    image = ImageConfig(**known(ImageConfig, data.get("image")))
-    return DataConfig(image=image, video=VideoConfig(**known(VideoConfig, data.get("video"))))
+    Raises:
+        ConversionError: a damaged file.
+    """
+    found = run_data(run)
+    if found is not None:
+        return found
+    path = folder / MODEL_FILE
+    imported = parse_object(path.read_bytes(), str(path)).get("preprocessing") if path.is_file() else {}
+    return with_settings(default_data(model_config), imported or {})
 
 
 def find_tokenizer(

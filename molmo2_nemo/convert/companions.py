@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from molmo2_nemo.convert.hf_config import code_repository
 from molmo2_nemo.convert.names import Format
+from molmo2_nemo.convert.preprocessing import IMAGE_FILE, PROCESSOR_FILE, VIDEO_FILE, default_data
 from molmo2_nemo.data.config import DataConfig, ImageConfig
 from molmo2_nemo.data.prompts import DEMO_STYLES, MC_STYLES
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -62,19 +63,21 @@ def write_companions(
     target: Format,
     tokenizer: Molmo2Tokenizer | None,
     data: DataConfig | None = None,
+    generation: dict[str, Any] | None = None,
 ) -> None:
     """Write every file of a Hugging Face folder except config.json and the weights.
 
     Args:
         tokenizer: the model's; None leaves the tokenizer and generation files out.
         data: image and video settings of the run; None takes the published ones, at the model's crop size.
+        generation: content of generation_config.json; None makes it from the tokenizer.
     """
     if data is None:
         data = default_data(model_config)
     files = {
-        "preprocessor_config.json": image_processor_json(data.image),
-        "video_preprocessor_config.json": video_processor_json(data),
-        "processor_config.json": processor_json(data),
+        IMAGE_FILE: image_processor_json(data.image),
+        VIDEO_FILE: video_processor_json(data),
+        PROCESSOR_FILE: processor_json(data),
     }
     if target == "remote":
         hub = code_repository(model_config)
@@ -85,18 +88,13 @@ def write_companions(
             content["auto_map"] = {auto: f"{hub}--{name}" for auto, name in classes.items()}
     if tokenizer is not None:
         tokenizer.save(folder)
-        files["generation_config.json"] = generation_json(tokenizer, folder / "tokenizer.json")
+        generation = generation or generation_json(tokenizer, folder / "tokenizer.json")
+    if generation is not None:
+        files["generation_config.json"] = generation
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
     styles = repr(sorted((DEMO_STYLES | MC_STYLES) | {"demo"}))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("STYLES", styles))
-
-
-def default_data(model_config: Molmo2Config) -> DataConfig:
-    """Published preprocessing; a smaller crop keeps the published share of its side for margins."""
-    vision = model_config.vision
-    margin = 4 if vision.grid >= 27 else max(1, vision.grid // 4)
-    return DataConfig(image=ImageConfig(crop_size=vision.image_size, patch_size=vision.patch_size, margin=margin))
 
 
 def shared_json(image: ImageConfig, pool: int) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.convert.hf_fields import Section, read_section
+from molmo2_nemo.convert.hf_rotary import BASES, rotary_fields
+from molmo2_nemo.convert.json_files import read_object
 from molmo2_nemo.convert.names import Format
 from molmo2_nemo.data.special_tokens import OFFSETS
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import PRESETS, ConnectorConfig, Molmo2Config, VisionConfig, preset
 from molmo2_nemo.model.families import FAMILIES, family_of
-from molmo2_nemo.model.families.base import Family, TextConfig, YarnConfig
+from molmo2_nemo.model.families.base import Family, TextConfig
 
 # By size: where its code for the remote-code format is published.
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
@@ -34,31 +35,6 @@ REMOTE_TOKEN_OFFSETS = {
     "image_low_res_id": OFFSETS.im_low,
 }
 
-# What transformers assumes where a native config.json leaves a field out.
-VISION_DEFAULTS: dict[str, Any] = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 25}
-VISION_DEFAULTS |= {"num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 72, "patch_size": 14}
-VISION_DEFAULTS |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "image_size": [378, 378]}
-VISION_DEFAULTS |= {"attention_bias": True, "num_channels": 3, "num_position_embeddings": None}
-VISION_DEFAULTS |= {"initializer_range": 0.02}
-ADAPTER_DEFAULTS: dict[str, Any] = {"vision_feature_layer": [24, 18], "hidden_size": 1152, "num_attention_heads": 16}
-ADAPTER_DEFAULTS |= {"num_key_value_heads": 16, "head_dim": 72, "intermediate_size": 18944, "text_hidden_size": 3584}
-ADAPTER_DEFAULTS |= {"hidden_act": "silu", "attention_bias": True, "mlp_bias": False, "initializer_range": 0.02}
-TEXT_DEFAULTS: dict[str, Any] = {"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
-TEXT_DEFAULTS |= {"head_dim": 128, "vocab_size": 151936, "additional_vocab_size": 128, "attention_bias": False}
-TEXT_DEFAULTS |= {"qk_norm_type": "qwen3", "num_hidden_layers": 36, "intermediate_size": 12288, "hidden_act": "silu"}
-TEXT_DEFAULTS |= {"max_position_embeddings": 36864, "rms_norm_eps": 1e-6, "norm_after": False}
-TEXT_DEFAULTS |= {"rope_scaling_layers": None, "initializer_range": 0.02}
-
-# The remote code's names of the native fields.
-REMOTE_NAMES = {
-    "image_default_input_size": "image_size",
-    "image_patch_size": "patch_size",
-    "image_num_pos": "num_position_embeddings",
-    "vit_layers": "vision_feature_layer",
-    "qkv_bias": "attention_bias",
-    "layer_norm_eps": "rms_norm_eps",
-}
-
 
 def read_model_config(folder: Path) -> tuple[Molmo2Config, Format]:
     """The model that `folder/config.json` describes, and the format it is written in.
@@ -70,14 +46,7 @@ def read_model_config(folder: Path) -> tuple[Molmo2Config, Format]:
         ConversionError: no config.json, another model family, or a variant of Molmo2 this package does not build.
     """
     path = folder / "config.json"
-    if not path.is_file():
-        raise ConversionError(f"{path} does not exist; expected the folder of a Molmo2 in Hugging Face format")
-    try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConversionError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ConversionError(f"{path} holds a {type(data).__name__}, expected an object")
+    data = read_object(path, "the folder of a Molmo2 in Hugging Face format")
     try:
         return parse_config(data)
     except ConversionError as error:
@@ -92,52 +61,36 @@ def parse_config(data: dict[str, Any]) -> tuple[Molmo2Config, Format]:
             f"model_type is {family!r}, expected 'molmo2'; models of other families are not converted"
         )
     source: Format = "remote" if "vit_config" in data else "native"
-    vision = vision_config(section(data, "vit_config" if source == "remote" else "vision_config", VISION_DEFAULTS))
-    adapter = section(data, "adapter_config", ADAPTER_DEFAULTS)
-    text = section(data, "text_config", TEXT_DEFAULTS)
-    vision = replace(vision, feature_layers=tuple(int(i) for i in adapter["vision_feature_layer"]))
+    adapter, text = read_section(data, "adapter", source), read_section(data, "text", source)
+    vision = replace(
+        vision_config(read_section(data, "vision", source)), feature_layers=tuple(adapter["vision_feature_layer"])
+    )
+    if not all(0 <= i < vision.num_layers for i in vision.feature_indices):
+        raise ConversionError(
+            f"{adapter.path('vision_feature_layer')} is {list(vision.feature_layers)}, expected layers of a vision "
+            f"encoder of {vision.num_layers}"
+        )
     model_config = Molmo2Config(
         name="custom",
         vision=vision,
         connector=connector_config(adapter, text),
-        text=text_config(text, family_of_part(text)),
-        extra_vocab_size=int(text["additional_vocab_size"]),
+        text=text_config(text, family_of_part(text), BASES[source]),
+        extra_vocab_size=text["additional_vocab_size"],
     )
-    if not all(0 <= i < vision.num_layers for i in vision.feature_indices):
-        raise ConversionError(f"feature layers {vision.feature_layers} do not lie in {vision.num_layers} vision layers")
     for key, offset in (TOKEN_OFFSETS | REMOTE_TOKEN_OFFSETS).items():
         expected = model_config.text.vocab_size + offset
         if key in data and data[key] != expected:
-            raise ConversionError(f"{key} is {data[key]}, expected {expected} (base vocabulary + {offset})")
+            raise ConversionError(f"{key} is {data[key]!r:.60}, expected {expected} (base vocabulary + {offset})")
     return recognise(model_config), source
 
 
-def section(data: dict[str, Any], key: str, defaults: dict[str, Any]) -> dict[str, Any]:
-    """One section of config.json under native field names, with transformers' defaults filled in."""
-    part = data.get(key)
-    if part is None:
-        part = {}
-    if not isinstance(part, dict):
-        raise ConversionError(f"{key} is a {type(part).__name__}, expected an object")
-    renames = {old: new for old, new in REMOTE_NAMES.items() if new in defaults and old not in defaults}
-    return {**defaults, **{renames.get(name, name): value for name, value in part.items()}}
-
-
-def expect(where: str, part: dict[str, Any], **wanted: Any) -> None:
-    """Refuse a variant that would silently compute something else."""
-    for key, value in wanted.items():
-        if part.get(key, value) != value:
-            raise ConversionError(f"{where}.{key} is {part[key]!r}, expected {value!r}: not a Molmo2 that is supported")
-
-
-def vision_config(part: dict[str, Any]) -> VisionConfig:
+def vision_config(part: Section) -> VisionConfig:
     """The vision encoder."""
-    heads, width, size = part["num_attention_heads"], part["hidden_size"], part["image_size"]
-    size = size if isinstance(size, list) else [size, size]
-    expect("vision", part, hidden_act="gelu_pytorch_tanh", num_key_value_heads=heads, head_dim=width // heads)
-    expect("vision", part, attention_bias=True, num_channels=3, image_size=[size[0], size[0]])
+    heads, width = part["num_attention_heads"], part["hidden_size"]
+    part.expect(hidden_act="gelu_pytorch_tanh", num_key_value_heads=heads, head_dim=head_size(part))
+    part.expect(attention_bias=True, num_channels=3)
     config = VisionConfig(
-        image_size=size[0],
+        image_size=square_side(part, "image_size"),
         patch_size=part["patch_size"],
         hidden_size=width,
         num_heads=heads,
@@ -146,34 +99,61 @@ def vision_config(part: dict[str, Any]) -> VisionConfig:
         layernorm_eps=part["layer_norm_eps"],
         initializer_range=part["initializer_range"],
     )
+    if config.num_patches == 0:
+        raise ConversionError(
+            f"{part.path('image_size')} is {config.image_size}, expected at least one patch of {config.patch_size}"
+        )
     if part["num_position_embeddings"] is not None:
-        expect("vision", part, num_position_embeddings=config.num_patches)
+        part.expect(num_position_embeddings=config.num_patches)
     return config
 
 
-def connector_config(part: dict[str, Any], text: dict[str, Any]) -> ConnectorConfig:
-    """Pooling and projector."""
+def square_side(part: Section, name: str) -> int:
+    """The side of a square that is given as one number or two.
+
+    Raises:
+        ConversionError: it is no square.
+    """
+    size = part[name]
+    if isinstance(size, list) and size[0] != size[1]:
+        raise ConversionError(f"{part.path(name)} is {size}, expected a square")
+    return size[0] if isinstance(size, list) else size
+
+
+def head_size(part: Section) -> int:
+    """Width over heads.
+
+    Raises:
+        ConversionError: it is no whole number.
+    """
     heads, width = part["num_attention_heads"], part["hidden_size"]
-    expect("adapter_config", part, hidden_act="silu", num_key_value_heads=heads, head_dim=width // heads)
-    expect("adapter_config", part, attention_bias=True, mlp_bias=False, pooling_attention_mask=True)
-    expect("adapter_config", part, text_hidden_size=text["hidden_size"])
+    if width % heads:
+        raise ConversionError(f"{part.path('hidden_size')} is {width}, expected a multiple of {heads} attention heads")
+    return width // heads
+
+
+def connector_config(part: Section, text: Section) -> ConnectorConfig:
+    """Pooling and projector."""
+    heads = part["num_attention_heads"]
+    part.expect(hidden_act="silu", num_key_value_heads=heads, head_dim=head_size(part))
+    part.expect(attention_bias=True, mlp_bias=False, pooling_attention_mask=True)
+    part.expect(text_hidden_size=text["hidden_size"])
     return ConnectorConfig(
-        hidden_size=width,
+        hidden_size=part["hidden_size"],
         num_heads=heads,
         ffn_size=part["intermediate_size"],
         initializer_range=part["initializer_range"],
     )
 
 
-def family_of_part(part: dict[str, Any]) -> Family:
+def family_of_part(part: Section) -> Family:
     """The family of a Molmo2's language model, from the norm settings of its `text_config`.
 
     Raises:
         ConversionError: no family has these settings.
     """
-    said = part | {"norm_after": bool(part["norm_after"])}
     for family in FAMILIES.values():
-        if all(said.get(key) == value for key, value in family.molmo2_fields.items()):
+        if all(part.get(key) == value for key, value in family.molmo2_fields.items()):
             return family
 
     def listed(values: Mapping[str, Any]) -> str:
@@ -181,65 +161,39 @@ def family_of_part(part: dict[str, Any]) -> Family:
 
     fields = dict.fromkeys(key for family in FAMILIES.values() for key in family.molmo2_fields)
     known = " or ".join(f"{listed(family.molmo2_fields)} ({family.title})" for family in FAMILIES.values())
-    raise ConversionError(f"text_config has {listed({key: part.get(key) for key in fields})}; expected {known}")
+    raise ConversionError(f"{part.key} has {listed({key: part.get(key) for key in fields})}; expected {known}")
 
 
-def text_config(part: dict[str, Any], family: Family) -> TextConfig:
-    """The language model of a `text_config`."""
-    expect("text_config", part, attention_bias=False, hidden_act="silu", use_qk_norm=family.qk_norm != "none")
-    base, scale, yarn = rotary(part)
+def text_config(part: Section, family: Family, default_base: float | None) -> TextConfig:
+    """The language model of a `text_config`, or of a base model.
+
+    Args:
+        default_base: of the rotary embedding, where the file has none; None refuses such a file.
+    """
+    part.expect(attention_bias=False, hidden_act="silu")
+    if part.get("use_qk_norm") is not None:
+        part.expect(use_qk_norm=family.qk_norm != "none")
+    heads, groups = part["num_attention_heads"], part["num_key_value_heads"]
+    if heads % groups:
+        raise ConversionError(
+            f"{part.path('num_attention_heads')} is {heads}, expected a multiple of {groups} key heads"
+        )
+    if part["head_dim"] % 2:
+        raise ConversionError(f"{part.path('head_dim')} is {part['head_dim']}, expected an even number")
     return TextConfig(
         family=family.name,
         hidden_size=part["hidden_size"],
         num_layers=part["num_hidden_layers"],
-        num_heads=part["num_attention_heads"],
-        num_kv_heads=part["num_key_value_heads"],
+        num_heads=heads,
+        num_kv_heads=groups,
         head_dim=part["head_dim"],
         ffn_size=part["intermediate_size"],
         vocab_size=part["vocab_size"],
-        rotary_base=base,
-        rotary_scale=scale,
-        yarn=yarn,
         max_position=part["max_position_embeddings"],
         rmsnorm_eps=part["rms_norm_eps"],
         initializer_range=part["initializer_range"],
+        **rotary_fields(part, default_base),
     )
-
-
-def rotary(part: dict[str, Any]) -> tuple[float, float, YarnConfig | None]:
-    """Rotary base, linear scale and YaRN settings, from `rope_parameters` (native) or `rope_theta` + `rope_scaling`
-    (remote code)."""
-    rope = dict(part.get("rope_parameters") or part.get("rope_scaling") or {})
-    base = rope.get("rope_theta", part.get("rope_theta"))
-    if base is None:
-        raise ConversionError("text_config has no rope_theta (nor rope_parameters.rope_theta)")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return float(base), 1.0, None
-    if kind == "linear":
-        if "factor" not in rope:
-            raise ConversionError("text_config's linear rotary scaling lacks factor")
-        layers = part["rope_scaling_layers"]
-        if layers is not None and len(layers) != part["num_hidden_layers"]:
-            raise ConversionError(f"text_config scales rotary linearly on layers {layers} only; expected all layers")
-        return float(base), float(rope["factor"]), None
-    if kind != "yarn":
-        raise ConversionError(f"text_config has rope_type {kind!r}, expected 'default', 'linear' or 'yarn'")
-    missing = {"factor", "original_max_position_embeddings"} - rope.keys()
-    if missing:
-        raise ConversionError(f"text_config's YaRN settings lack {', '.join(sorted(missing))}")
-    expect("rope_parameters", rope, truncate=True)
-    layers = part["rope_scaling_layers"]
-    factor = float(rope["factor"])
-    yarn = YarnConfig(
-        layers=tuple(range(part["num_hidden_layers"]) if layers is None else layers),
-        factor=factor,
-        attention_factor=float(rope.get("attention_factor") or 0.1 * math.log(factor) + 1),
-        beta_fast=float(rope.get("beta_fast") or 32.0),
-        beta_slow=float(rope.get("beta_slow") or 1.0),
-        original_max_position=int(rope["original_max_position_embeddings"]),
-    )
-    return float(base), 1.0, yarn
 
 
 def recognise(model_config: Molmo2Config) -> Molmo2Config:
@@ -288,7 +242,6 @@ def native_json(model_config: Molmo2Config) -> dict[str, Any]:
     """The parts of a native config.json."""
     vision, text = model_config.vision, model_config.text
     rope = (scaling_json(text) or {"rope_type": "default"}) | {"rope_theta": text.rotary_base}
-    layers = text.yarn.layers if text.yarn else range(text.num_layers)
     return {
         "vision_config": shared_vision_json(model_config)
         | {
@@ -312,7 +265,7 @@ def native_json(model_config: Molmo2Config) -> dict[str, Any]:
             "attention_bias": False,
             "rms_norm_eps": text.rmsnorm_eps,
             "rope_parameters": rope,
-            "rope_scaling_layers": list(layers),
+            "rope_scaling_layers": list(scaled_layers(text) or range(text.num_layers)),
             "tie_word_embeddings": False,
         },
     }
@@ -335,6 +288,8 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
     """The parts of a remote-code config.json; the code itself stays in the published repository."""
     vision, text = model_config.vision, model_config.text
     hub = code_repository(model_config)
+    # Without it the remote code takes "eager", whose pooling does not leave out a window's empty places.
+    attention = {"attn_implementation": "sdpa"}
     return {
         "auto_map": {
             "AutoConfig": f"{hub}--configuration_molmo2.Molmo2Config",
@@ -344,6 +299,7 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
         "use_frame_special_tokens": False,
         "vit_config": shared_vision_json(model_config)
         | {
+            **attention,
             "model_type": "molmo2",
             "num_hidden_layers": vision.num_layers,
             "image_default_input_size": [vision.image_size] * 2,
@@ -354,6 +310,7 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
         },
         "adapter_config": shared_adapter_json(model_config)
         | {
+            **attention,
             "model_type": "molmo2",
             "vit_layers": list(vision.feature_layers),
             "pooling_attention_mask": True,
@@ -363,12 +320,13 @@ def remote_json(model_config: Molmo2Config) -> dict[str, Any]:
         },
         "text_config": shared_text_json(model_config)
         | {
+            **attention,
             "qkv_bias": False,
             "use_qk_norm": family_of(text).qk_norm != "none",
             "layer_norm_eps": text.rmsnorm_eps,
             "rope_theta": text.rotary_base,
             "rope_scaling": scaling_json(text),
-            "rope_scaling_layers": list(text.yarn.layers) if text.yarn else None,
+            "rope_scaling_layers": scaled_layers(text),
             "embedding_dropout": 0.0,
             "residual_dropout": 0.0,
         },
@@ -427,6 +385,12 @@ def shared_text_json(model_config: Molmo2Config) -> dict[str, Any]:
         "initializer_range": text.initializer_range,
         "use_cache": True,
     }
+
+
+def scaled_layers(text: TextConfig) -> list[int] | None:
+    """The layers whose rotary is scaled; None where all are, or none."""
+    layers = text.yarn.layers if text.yarn else text.rotary_scale_layers
+    return None if layers is None else list(layers)
 
 
 def scaling_json(text: TextConfig) -> dict[str, Any] | None:

@@ -79,6 +79,7 @@ def init_checkpoint(
         writer.finish()
         write_model_file(staging / MODEL_FILE, model_config)
         origin = {"llm": str(llm.resolve()), "vit": str(vit.resolve()), "seed": seed, "dropped": dropped}
+        origin["notes"] = [*text_source.notes, *vision_source.notes]
         (staging / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
         if (llm / "tokenizer.json").is_file():
             Molmo2Tokenizer.load(llm, vocab_size=model_config.text.vocab_size).save(staging / TOKENIZER_FOLDER)

@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from molmo2_nemo.convert.json_files import parse_object
 from molmo2_nemo.convert.names import canonical_shapes
 from molmo2_nemo.convert.safetensors_io import listing
 from molmo2_nemo.errors import ConversionError
@@ -131,7 +132,7 @@ class MegatronCheckpoint:
         if not self.folder.is_dir():
             raise ConversionError(f"{folder} does not exist; expected a Megatron checkpoint")
         try:
-            backend = json.loads((self.folder / "metadata.json").read_text())["sharded_backend"]
+            backend = parse_object((self.folder / "metadata.json").read_bytes(), "metadata.json")["sharded_backend"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConversionError(
                 f"{self.folder} is not a Megatron distributed checkpoint (metadata.json is missing or damaged); if a "

@@ -39,7 +39,27 @@ LAYER_NAMES: dict[Format, LayerNames] = {
     ),
 }
 
-Kind = Literal["copy", "qkv_split", "qkv_rows", "gate_up_split", "up_gate_rows", "embedding_rows", "embedding"]
+# Beginnings of the names that only one format has, and of those of one block of the vision encoder.
+BEGINNINGS: dict[Format, tuple[str, ...]] = {
+    "native": ("model.language_model.", "model.vision_tower.", "model.multi_modal_projector."),
+    "remote": ("model.transformer.", "model.vision_backbone."),
+}
+VISION_BLOCKS: dict[Format, str] = {
+    "native": "model.vision_tower.layers",
+    "remote": "model.vision_backbone.image_vit.transformer.resblocks",
+}
+
+# embedding_parts: the base and the extra table, together cut anywhere when read, between the two when written.
+Kind = Literal[
+    "copy",
+    "qkv_split",
+    "qkv_rows",
+    "gate_up_split",
+    "up_gate_rows",
+    "embedding_rows",
+    "embedding_parts",
+    "embedding",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,22 @@ class Rule:
     canonical: tuple[str, ...]
     external: tuple[str, ...]
     head: str | None = None
+
+
+def format_of(names: Iterable[str]) -> Format | None:
+    """The format that tensors are named in; None where no name says so.
+
+    Raises:
+        ConversionError: some are named in one, some in another.
+    """
+    first: dict[Format, str] = {}
+    for name in names:
+        for known, beginnings in BEGINNINGS.items():
+            if name.startswith(beginnings):
+                first.setdefault(known, name)
+    if len(first) > 1:
+        raise ConversionError(f"has tensors of more than one format: {' and '.join(first.values())}")
+    return next(iter(first), None)
 
 
 def canonical_shapes(model_config: Molmo2Config) -> dict[str, tuple[int, ...]]:
@@ -135,7 +171,7 @@ def rules(model_config: Molmo2Config, target: Format) -> Iterator[Rule]:
     if target not in FORMATS:
         raise ConversionError(f"unknown format {target!r}; known formats: {', '.join(FORMATS)}")
     native = target == "native"
-    yield from vision_rules(model_config, native)
+    yield from vision_rules(model_config, target)
     yield from embedding_rules(model_config, native)
     for i in range(model_config.text.num_layers):
         yield from layer_rules(model_config.text, i, LAYER_NAMES[target])
@@ -143,8 +179,9 @@ def rules(model_config: Molmo2Config, target: Format) -> Iterator[Rule]:
     yield Rule("copy", ("decoder.final_layernorm.weight",), (final,))
 
 
-def vision_rules(model_config: Molmo2Config, native: bool) -> Iterator[Rule]:
+def vision_rules(model_config: Molmo2Config, target: Format) -> Iterator[Rule]:
     """Vision encoder and connector: pure renaming."""
+    native, blocks = target == "native", VISION_BLOCKS[target]
     tower = "model.vision_tower" if native else "model.vision_backbone.image_vit"
     parts = ("weight", "bias")
     projections = {p: p if native else f"w{p[0]}" for p in ("q_proj", "k_proj", "v_proj", "o_proj")}
@@ -154,11 +191,11 @@ def vision_rules(model_config: Molmo2Config, native: bool) -> Iterator[Rule]:
     yield Rule("copy", ("vision.position_embedding",), (f"{tower}.positional_embedding",))
     if native:
         names = {"norm1": "layer_norm1", "norm2": "layer_norm2", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-        attention, blocks = "self_attn", f"{tower}.layers"
+        attention = "self_attn"
     else:
         names = {"norm1": "attention_norm", "norm2": "ffn_norm", "mlp.fc1": "feed_forward.w1"}
         names["mlp.fc2"] = "feed_forward.w2"
-        attention, blocks = "attention", f"{tower}.transformer.resblocks"
+        attention = "attention"
     names |= {f"attention.{ours}": f"{attention}.{theirs}" for ours, theirs in projections.items()}
     for i in range(model_config.vision.num_built_layers):
         for ours, theirs in names.items():
@@ -182,8 +219,8 @@ def embedding_rules(model_config: Molmo2Config, native: bool) -> Iterator[Rule]:
     if native:
         yield Rule("embedding_rows", (base, extra), ("model.language_model.embed_tokens.weight",), head=tied)
     else:
-        yield Rule("embedding", (base,), ("model.transformer.wte.embedding",), head=tied)
-        yield Rule("copy", (extra,), ("model.transformer.wte.new_embedding",))
+        tables = ("model.transformer.wte.embedding", "model.transformer.wte.new_embedding")
+        yield Rule("embedding_parts", (base, extra), tables, head=tied)
     if not model_config.text.tie_embeddings:
         yield Rule("copy", ("output_layer.weight",), (HEAD,))
 
@@ -226,6 +263,8 @@ def rule_shapes(chosen: Iterable[Rule], model_config: Molmo2Config) -> dict[str,
         elif rule.kind == "gate_up_split":
             for name in rule.external:
                 shapes[name] = (text.ffn_size, *first[1:])
+        elif rule.kind == "embedding_parts":
+            shapes |= {name: ours[part] for name, part in zip(rule.external, rule.canonical, strict=True)}
         else:  # one external tensor: the canonical rows together
             rows = sum(ours[name][0] for name in rule.canonical)
             shapes[rule.external[0]] = (rows, *first[1:])
@@ -247,6 +286,8 @@ def to_external(rule: Rule, tensors: list[Tensor], model_config: Molmo2Config) -
         parts = (torch.cat(first.chunk(2)[::-1]),)
     elif rule.kind == "embedding_rows":
         parts = (torch.cat(tensors),)
+    elif rule.kind == "embedding_parts":
+        parts = tuple(tensors)
     else:
         parts = (first,)
     external = dict(zip(rule.external, parts, strict=True))
@@ -273,16 +314,29 @@ def to_canonical(rule: Rule, tensors: dict[str, Tensor], model_config: Molmo2Con
         ours = [torch.cat(parts)]
     elif rule.kind == "up_gate_rows":
         ours = [torch.cat(first.chunk(2)[::-1])]
-    elif rule.kind == "embedding_rows":
-        ours = list(first.split([model_config.text.vocab_size, model_config.extra_vocab_size]))
+    elif rule.kind in ("embedding_rows", "embedding_parts"):
+        rows = [model_config.text.vocab_size, model_config.extra_vocab_size]
+        ours = parts if [len(part) for part in parts] == rows else list(torch.cat(parts).split(rows))
     else:
         ours = parts
-    if rule.head and rule.head in tensors and not torch.equal(tensors[rule.head], ours[0]):
+    if rule.head and rule.head in tensors and not same_values(tensors[rule.head], ours[0]):
         raise ConversionError(
             f"{rule.head} is not a copy of the base rows of {rule.external[0]}, but model {model_config.name!r} ties "
-            "its head to them; if it was fine-tuned untied, import it with tie_embeddings=False"
+            "its head to them"
         )
     return dict(zip(rule.canonical, ours, strict=True))
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one type and shape are the same, bit by bit."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return one.dtype == other.dtype and torch.equal(one.view(whole), other.view(whole))
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, whatever their types and the sign of a zero."""
+    wide = torch.promote_types(one.dtype, other.dtype)
+    return same_bits(one, other) or torch.equal(one.to(wide), other.to(wide))
 
 
 def split_qkv(qkv: Tensor, text: TextConfig) -> tuple[Tensor, Tensor, Tensor]:

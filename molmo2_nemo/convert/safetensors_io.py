@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from molmo2_nemo.convert.json_files import parse_object
 from molmo2_nemo.errors import ConversionError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -54,17 +55,20 @@ class SafetensorsFolder:
 
     Raises:
         ConversionError: only pickled weights, no weights, an index that names a missing file or tensor, a shard with
-            tensors the index does not know, a truncated shard, an unknown value type.
+            tensors the index does not know, a truncated shard, an unknown value type, two sets of weights.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        index = folder / INDEX_NAME
-        if index.is_file():
+        self.notes: list[str] = []  # what was there and is not read
+        index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+        if single.is_file() and self.index_counts(index):
             self.read_index(index)
-        elif (folder / SINGLE_NAME).is_file():
-            self.tensors = read_header(folder / SINGLE_NAME)
+        elif single.is_file():
+            self.tensors = read_header(single)
+        elif index.is_file():
+            self.read_index(index)
         else:
             pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
             if pickles:
@@ -74,13 +78,37 @@ class SafetensorsFolder:
                 )
             raise ConversionError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}")
 
+    def index_counts(self, index: Path) -> bool:
+        """Whether an index beside `model.safetensors` is that file's own. One whose shards are gone is left over from
+        an earlier model, and not read.
+
+        Raises:
+            ConversionError: its shards are there too: two models, or one twice.
+        """
+        if not index.is_file():
+            return False
+        shards = set(self.weight_map(index).values())
+        if shards == {SINGLE_NAME}:
+            return True
+        if all((self.folder / file).is_file() for file in shards):
+            raise ConversionError(
+                f"{self.folder} holds two sets of weights, {SINGLE_NAME} and the {len(shards)} files that {INDEX_NAME} "
+                "names; remove the one that is not the model's (transformers reads the single file)"
+            )
+        self.notes.append(f"{INDEX_NAME} names files that are gone: it was not read, {SINGLE_NAME} was")
+        return False
+
+    @staticmethod
+    def weight_map(index: Path) -> dict[str, str]:
+        """An index's file of every tensor."""
+        found = parse_object(index.read_bytes(), str(index)).get("weight_map")
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            raise ConversionError(f"{index} is not an index: it has no weight_map of names and files")
+        return found
+
     def read_index(self, index: Path) -> None:
         """Headers of all shards that the index names."""
-        try:
-            weight_map = json.loads(index.read_text())["weight_map"]
-            files = {name: str(file) for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConversionError(f"{index} is not an index with a weight_map: {error!r}") from error
+        files = self.weight_map(index)
         for file in dict.fromkeys(files.values()):
             path = self.folder / file
             if Path(file).name != file or not file.endswith(".safetensors"):
@@ -143,21 +171,28 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else None
         if length is None or length > MAX_HEADER_BYTES or 8 + length > size:
             raise ConversionError(f"{path} is not a safetensors file, or its header is cut off ({size} bytes)")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            return {name: tensor_info(path, name, entry, 8 + length, size) for name, entry in header.items()}
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ConversionError(f"{path} has a damaged safetensors header: {error!r}") from error
+        header = parse_object(file.read(length), f"the safetensors header of {path}")
+    header.pop("__metadata__", None)
+    return {name: tensor_info(path, name, entry, 8 + length, size) for name, entry in header.items()}
 
 
-def tensor_info(path: Path, name: str, entry: dict[str, Any], base: int, size: int) -> TensorInfo:
+def tensor_info(path: Path, name: str, entry: Any, base: int, size: int) -> TensorInfo:
     """One header entry; `base` is where values begin, `size` the file's size."""
-    if entry["dtype"] not in DTYPES:
-        raise ConversionError(f"{name} in {path} is of type {entry['dtype']}, expected one of {', '.join(DTYPES)}")
-    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-    start, end = entry["data_offsets"]
-    if end - start != math.prod(shape) * dtype.itemsize or start < 0:
+
+    def sizes(key: str) -> list[int]:
+        found = entry.get(key) if isinstance(entry, dict) else None
+        if not isinstance(found, list) or not all(isinstance(item, int) and item >= 0 for item in found):
+            raise ConversionError(f"the safetensors header of {path} is damaged: {key} of {name} is {found!r:.60}")
+        return found
+
+    shape, offsets = tuple(sizes("shape")), sizes("data_offsets")
+    stored_as = str(entry.get("dtype"))
+    if stored_as not in DTYPES:
+        raise ConversionError(f"{name} in {path} is of type {stored_as:.60}, expected one of {', '.join(DTYPES)}")
+    if len(offsets) != 2:
+        raise ConversionError(f"the safetensors header of {path} is damaged: {name} has {len(offsets)} offsets")
+    dtype, (start, end) = DTYPES[stored_as], offsets
+    if end - start != math.prod(shape) * dtype.itemsize:
         raise ConversionError(f"{name} in {path} has {end - start} bytes, which does not fit its shape {list(shape)}")
     if base + end > size:
         raise ConversionError(f"{path} is truncated: {name} should end at byte {base + end}, the file has {size}")

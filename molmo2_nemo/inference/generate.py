@@ -114,7 +114,7 @@ def first_turn(example: Example) -> tuple[Example, list[int]]:
 
 def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
-    from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
+    from molmo2_nemo.convert.checkpoints import data_of, find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 
     tensors = MegatronCheckpoint(checkpoint)
@@ -124,14 +124,15 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     tokenizer = find_tokenizer(checkpoint, model_config, run, None)
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
-    return build_model(model_config, tensors), ExampleBuilder(data_settings(run), tokenizer, training=False), tokenizer
+    data = data_settings(run) or data_of(checkpoint, model_config, run)
+    return build_model(model_config, tensors), ExampleBuilder(data, tokenizer, training=False), tokenizer
 
 
-def data_settings(run: dict[str, Any]) -> DataConfig:
-    """The data settings of a run's config.yaml; the published ones where there is none."""
+def data_settings(run: dict[str, Any]) -> DataConfig | None:
+    """The data settings of a run's config.yaml; None where there are none."""
     from molmo2_nemo.settings.schema import structure
 
-    return structure(DataConfig, run.get("data") or {})
+    return structure(DataConfig, run["data"]) if run.get("data") else None
 
 
 def build_model(model_config: Any, tensors: Any) -> Any:

@@ -226,6 +226,10 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
         return text
     if not 1 < factor < math.inf:
         raise UserError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
+    if text.rotary_scale_layers is not None:
+        raise UserError(
+            f"model.rope_scaling={kind}: this model's rotary is interpolated on some layers already; use none"
+        )
     if kind == "linear":
         if text.yarn is not None:
             raise UserError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
@@ -312,7 +316,7 @@ NOTHING_TRAINS = (
 @dataclass(frozen=True)
 class Trainable:
     """Which parts of a model are trainable; all others are frozen. A parameter's name says which part it belongs to
-    (`freeze` in nemo/module.py)."""
+    (`freeze` in training/model.py)."""
 
     vit: bool
     connector: bool  # and the extra rows of the embedding

@@ -95,12 +95,7 @@ def layer_spec(model_config: Molmo2Config, training: TrainingOptions, memory: Me
     text = model_config.text
     family = family_of(text)
     linear = functools.partial(_linear, model_config.lora, family.post_norm)
-    norms = {
-        "none": (None, None),
-        "head": (RMSNorm, RMSNorm),
-        "full": (_full_width(text.num_heads), _full_width(text.num_kv_heads)),
-    }
-    q_norm, k_norm = norms[family.qk_norm]
+    qk_norm = RMSNorm if family.qk_norm == "head" else None
     block_norm = IdentityOp if family.post_norm else RMSNorm
     return ModuleSpec(
         module=Molmo2Layer,
@@ -111,15 +106,15 @@ def layer_spec(model_config: Molmo2Config, training: TrainingOptions, memory: Me
         submodules=TransformerLayerSubmodules(
             input_layernorm=block_norm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=FullWidthNormAttention if family.qk_norm == "full" else SelfAttention,
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=linear("linear_qkv"),
                     core_attention=functools.partial(
                         TreeAttention, rotary_by_layer=table_of_layer(text), kernel=model_config.attention
                     ),
                     linear_proj=linear("linear_proj"),
-                    q_layernorm=q_norm,
-                    k_layernorm=k_norm,
+                    q_layernorm=qk_norm,
+                    k_layernorm=qk_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,  # Molmo2Layer puts its own in its place
@@ -239,6 +234,16 @@ class FullWidthRMSNorm(nn.Module):
         return sharded_tensors({"weight": self.weight}, {"weight": 0}, prefix, sharded_offsets, metadata)
 
 
+class FullWidthNormAttention(SelfAttention):
+    """Megatron's attention with QK-norms of kind "full". Megatron knows of norms per head only: told of these, it would
+    sum their weights' gradients over the tensor-parallel group, though the weights are sharded."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        norm = functools.partial(FullWidthRMSNorm, config, config.kv_channels, config.layernorm_epsilon)
+        self.q_layernorm, self.k_layernorm = norm(config.num_attention_heads), norm(config.num_query_groups)
+
+
 class _SumOverGroup(torch.autograd.Function):
     """All-reduce in both directions: every rank's loss depends on every rank's squares."""
 
@@ -254,10 +259,6 @@ class _SumOverGroup(torch.autograd.Function):
         grad = grad.clone()
         torch.distributed.all_reduce(grad, group=ctx.group)
         return grad, None
-
-
-def _full_width(heads: int) -> ModuleSpec:
-    return ModuleSpec(module=FullWidthRMSNorm, params={"heads": heads})
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Rotary tables, indexed by position ids: plain (or interpolated), and YaRN for the layers that use it.
+"""Rotary tables, indexed by position ids: plain (or interpolated), and another for layers with scaling of their own.
 
 A table is asked for the positions of this rank's tokens only, so it is right for packed, branched and sharded
 sequences alike. Frequencies and angles are fp32, as published.
@@ -17,9 +17,9 @@ from molmo2_nemo.model.families.base import TextConfig, YarnConfig
 
 
 def inverse_frequencies(text: TextConfig) -> Tensor:
-    """Plain rotary: base^(-2j / H) for j < H / 2, fp32 [H / 2], over `rotary_scale` (position interpolation)."""
+    """Plain rotary: base^(-2j / H) for j < H / 2, fp32 [H / 2], over `rotary_scale` where it is every layer's."""
     exponent = torch.arange(0, text.head_dim, 2, dtype=torch.int64).float() / text.head_dim
-    return 1.0 / (text.rotary_base**exponent) / text.rotary_scale
+    return 1.0 / (text.rotary_base**exponent) / (text.rotary_scale if text.rotary_scale_layers is None else 1.0)
 
 
 def yarn_inverse_frequencies(text: TextConfig, yarn: YarnConfig) -> Tensor:
@@ -36,7 +36,7 @@ def yarn_inverse_frequencies(text: TextConfig, yarn: YarnConfig) -> Tensor:
     low = max(math.floor(dimension(yarn.beta_fast)), 0)
     high = min(math.ceil(dimension(yarn.beta_slow)), text.head_dim - 1)
     index = torch.arange(text.head_dim // 2, dtype=torch.float32)
-    ramp = ((index - low) / max(high - low, 1e-3)).clamp(0, 1)
+    ramp = ((index - low) / ((high - low) or 1e-3)).clamp(0, 1)
     plain = inverse_frequencies(text)
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 
@@ -48,9 +48,11 @@ def rotary_tables(text: TextConfig, position_ids: Tensor) -> dict[str, tuple[Ten
         position_ids: int64 [B, T].
 
     Returns:
-        table name ("plain", "yarn") -> (cos, sin), each fp32 [T, B, 1, H].
+        table name ("plain", "linear", "yarn") -> (cos, sin), each fp32 [T, B, 1, H].
     """
     tables = {"plain": _table(inverse_frequencies(text), position_ids, 1.0)}
+    if text.rotary_scale_layers is not None:
+        tables["linear"] = _table(inverse_frequencies(text) / text.rotary_scale, position_ids, 1.0)
     if text.yarn is not None:
         tables["yarn"] = _table(yarn_inverse_frequencies(text, text.yarn), position_ids, text.yarn.attention_factor)
     return tables
@@ -64,4 +66,5 @@ def _table(inverse: Tensor, position_ids: Tensor, factor: float) -> tuple[Tensor
 
 def table_of_layer(text: TextConfig) -> dict[int, str]:
     """0-based layer -> name of its table; layers left out use "plain"."""
-    return {layer: "yarn" for layer in text.yarn.layers} if text.yarn else {}
+    linear = dict.fromkeys(text.rotary_scale_layers or (), "linear")
+    return linear | dict.fromkeys(text.yarn.layers if text.yarn else (), "yarn")

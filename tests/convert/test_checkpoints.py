@@ -96,6 +96,11 @@ def test_transformers_weights_survive(tmp_path: Path, fixture: str) -> None:
     assert ("output_layer.weight" in canonical_shapes(read_imported(tmp_path / "megatron"))) != tied
 
 
+def notes(folder: Path) -> list[str]:
+    """What an import had to say."""
+    return json.loads((folder / "molmo2.json").read_text())["notes"]
+
+
 def read_imported(folder: Path) -> Molmo2Config:
     from molmo2_nemo.convert.checkpoints import read_model_file
 
@@ -147,11 +152,15 @@ def test_an_untied_fine_tune_of_a_tied_model(tmp_path: Path, written_as: Format)
         if "lm_head.weight" in tensors:
             safetensors.torch.save_file(tensors | {"lm_head.weight": head}, file)
     with pytest.raises(ConversionError, match=r"lm_head.weight is not a copy"):
-        import_checkpoint(tmp_path / "hf", tmp_path / "megatron")
+        import_checkpoint(tmp_path / "hf", tmp_path / "megatron", tie_embeddings=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
-    import_checkpoint(tmp_path / "hf", tmp_path / "megatron", tie_embeddings=False)
+    import_checkpoint(tmp_path / "hf", tmp_path / "megatron")
     assert torch.equal(MegatronCheckpoint(tmp_path / "megatron").read("output_layer.weight"), head)
     assert read_imported(tmp_path / "megatron").name == "custom"
+    [note] = notes(tmp_path / "megatron")
+    assert "lm_head.weight is not a copy" in note and "not the model 'tiny'" in note
+    export_checkpoint(tmp_path / "megatron", tmp_path / "back", format=written_as)
+    assert_same(load(tmp_path / "back"), source | {"lm_head.weight": head})
 
 
 def test_bad_sources_write_nothing(tmp_path: Path) -> None:
@@ -182,12 +191,12 @@ def test_bad_sources_write_nothing(tmp_path: Path) -> None:
     refuse(None, r"model.safetensors is truncated: model\.\S+ should end at byte")
     file.write_bytes(whole[:1000])
     refuse(None, "its header is cut off")
+    file.unlink()
     (source / "model.safetensors.index.json").write_text(
         json.dumps({"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")})
     )
     refuse(None, "names model-00001-of-00001.safetensors, which does not exist")
     (source / "model.safetensors.index.json").unlink()
-    file.unlink()
     torch.save(tensors, source / "pytorch_model.bin")
     refuse(None, "pickled weights only")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -82,7 +83,8 @@ PUBLISHED_4B: dict[str, Any] = {
 
 def altered(section: str, **values: Any) -> dict[str, Any]:
     """The published 4B's config with some values of one section replaced."""
-    return PUBLISHED_4B | {section: PUBLISHED_4B[section] | values}
+    data = copy.deepcopy(PUBLISHED_4B)
+    return data | {section: data[section] | values}
 
 
 def test_published_4b_is_recognised_as_the_preset() -> None:
@@ -147,21 +149,94 @@ def test_yarn_attention_factor_has_the_formulas_default() -> None:
         ({"model_type": "llava"}, "model_type is 'llava', expected 'molmo2'"),
         ({}, "model_type is None"),
         (altered("text_config", norm_after=True), "qk_norm_type='qwen3', norm_after=True"),
-        (altered("text_config", qkv_bias=True), "text_config.attention_bias is True, expected False"),
-        (altered("text_config", rope_scaling={"rope_type": "longrope", "factor": 2}), "rope_type 'longrope'"),
+        (altered("text_config", qkv_bias=True), "text_config.qkv_bias is True, expected False"),
+        (
+            altered("text_config", rope_scaling={"rope_type": "longrope", "factor": 2}),
+            "rope_scaling.rope_type is 'longrope'",
+        ),
         (altered("text_config", rope_scaling={"rope_type": "linear"}), "lacks factor"),
-        (altered("text_config", rope_scaling={"rope_type": "yarn"}), "lack factor, original_max_position_embeddings"),
-        (altered("text_config", rope_theta=None), "no rope_theta"),
-        (altered("vit_config", hidden_act="gelu"), "vision.hidden_act is 'gelu'"),
-        (altered("vit_config", image_num_pos=577), "num_position_embeddings is 577, expected 729"),
+        (altered("text_config", rope_scaling={"rope_type": "yarn"}), "text_config.rope_scaling lacks factor"),
+        (altered("text_config", rope_theta=None), "text_config.rope_theta is null, expected a number above 0"),
+        (altered("vit_config", hidden_act="gelu"), "vit_config.hidden_act is 'gelu'"),
+        (altered("vit_config", image_num_pos=577), "vit_config.image_num_pos is 577, expected 729"),
         (altered("adapter_config", text_hidden_size=4096), "text_hidden_size is 4096, expected 2560"),
-        (altered("adapter_config", vit_layers=[30]), "do not lie in 27 vision layers"),
+        (
+            altered("adapter_config", vit_layers=[30]),
+            r"vit_layers is \[30\], expected layers of",
+        ),
         (PUBLISHED_4B | {"image_patch_id": 7}, r"image_patch_id is 7, expected 151938 \(base vocabulary \+ 2\)"),
         (PUBLISHED_4B | {"text_config": []}, "text_config is a list, expected an object"),
+        (
+            altered("text_config", num_hidden_layers=10**9),
+            "is 1000000000, expected an integer from 1 to",
+        ),
+        (
+            altered("text_config", hidden_size=None),
+            "text_config.hidden_size is null, expected an integer of",
+        ),
+        (altered("text_config", layer_norm_eps="1e-6"), "layer_norm_eps is '1e-6', expected a number of at least 0"),
+        (altered("text_config", layer_norm_eps=float("nan")), "layer_norm_eps is nan, expected a number"),
+        (altered("text_config", num_key_value_heads=5), "num_attention_heads is 32, expected a multiple of 5"),
+        (altered("text_config", head_dim=127), "head_dim is 127, expected an even number"),
+        (altered("text_config", norm_after=0), "norm_after is 0, expected true or false"),
+        (altered("vit_config", num_attention_heads=7), "hidden_size is 1152, expected a multiple of 7"),
+        (altered("vit_config", image_default_input_size=[378, 392]), r"image_default_input_size is \[378, 392\]"),
+        (altered("adapter_config", vit_layers=[]), r"vit_layers is \[\], expected a list of at least one integer"),
+        (altered("adapter_config", pooling_attention_mask=False), "pooling_attention_mask is False, expected True"),
     ],
 )
 def test_refusals(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConversionError, match=message):
+        parse_config(data)
+
+
+VALUES = (None, True, -1, 0, 1, 2.5, 10**9, 10**400, float("nan"), "x", "", [], [1, 1], ["x"], {}, {"x": 1})
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_any_value_is_read_or_refused_in_one_line(target: Format) -> None:
+    """Every field of every part of a config.json, with values of all types, and left out."""
+    for name in ("4b", "o7b"):
+        whole = config_json(preset(name), target, "float32")
+        places = [(whole, key) for key in whole if key != "model_type"]
+        places += [(whole[part], key) for part in whole if isinstance(whole[part], dict) for key in whole[part]]
+        rope = whole["text_config"].get("rope_parameters") or whole["text_config"]["rope_scaling"]
+        places += [(rope, key) for key in rope or ()]
+        refused = 0
+        for place, key in places:
+            kept = place.pop(key)
+            for value in (*VALUES, "left out"):
+                if value != "left out":
+                    place[key] = value
+                try:
+                    parse_config(whole)
+                except ConversionError as error:
+                    assert "\n" not in str(error) and len(str(error)) < 400
+                    refused += 1
+            place[key] = kept
+        assert refused > 5 * len(places)
+        assert parse_config(whole) == (preset(name), target)
+
+
+def test_null_means_left_out_where_transformers_says_so() -> None:
+    data = config_json(preset("8b"), "native", "float32")
+    for part, key in (
+        ("adapter_config", "vision_feature_layer"),
+        ("vision_config", "image_size"),
+        ("vision_config", "num_position_embeddings"),
+        ("text_config", "rope_scaling_layers"),
+    ):
+        data[part][key] = None
+    assert parse_config(data) == (preset("8b"), "native")
+
+
+def test_each_format_has_its_own_defaults() -> None:
+    """The remote code leaves out other values than transformers does."""
+    data = altered("adapter_config")
+    del data["adapter_config"]["vit_layers"], data["vit_config"]["num_hidden_layers"]
+    assert parse_config(data) == (preset("4b"), "remote")
+    del data["adapter_config"]["pooling_attention_mask"]
+    with pytest.raises(ConversionError, match="pooling_attention_mask is False, expected True"):
         parse_config(data)
 
 

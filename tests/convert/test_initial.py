@@ -261,7 +261,7 @@ def test_bad_sources_write_nothing(tmp_path: Path) -> None:
     refuse("not the base models of '8b': the language model has family olmo3, expected qwen3", "8b")
     for folder, change, message in (
         (llm, {"model_type": "llama"}, "llm/config.json: model_type is 'llama', expected one of olmo3, qwen3"),
-        (llm, {"attention_bias": True}, "llm/config.json: text_config.attention_bias is True, expected False"),
+        (llm, {"attention_bias": True}, "llm/config.json: attention_bias is True, expected False"),
         (llm, {"vocab_size": None}, "llm/config.json lacks vocab_size"),
         (vit, {"model_type": "clip"}, "vit/config.json: model_type is 'clip', expected one of siglip"),
         (vit, {"num_hidden_layers": 8}, "the vision model has 8 blocks, expected at least 9"),

@@ -131,7 +131,7 @@ def test_a_tied_head_must_be_a_copy() -> None:
     tensors = {"model.transformer.wte.embedding": table, "lm_head.weight": table.clone()}
     assert torch.equal(to_canonical(rule, tensors, config)["embedding.base.weight"], table)
     tensors["lm_head.weight"][1, 1] += 1
-    with pytest.raises(ConversionError, match=r"lm_head.weight is not a copy.*tie_embeddings=False"):
+    with pytest.raises(ConversionError, match="lm_head.weight is not a copy"):
         to_canonical(rule, tensors, config)
     del tensors["lm_head.weight"]
     assert torch.equal(to_canonical(rule, tensors, config)["embedding.base.weight"], table)

@@ -130,7 +130,7 @@ def test_index_problems(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="expected a .safetensors file in the same folder"):
         SafetensorsFolder(tmp_path)
     index_path.write_text("[]")
-    with pytest.raises(ConversionError, match="is not an index with a weight_map"):
+    with pytest.raises(ConversionError, match="holds a list, expected an object"):
         SafetensorsFolder(tmp_path)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from molmo2_nemo.cli import main as command
-from molmo2_nemo.convert.checkpoints import run_data, run_settings
+from molmo2_nemo.convert.checkpoints import run_settings
+from molmo2_nemo.convert.preprocessing import run_data
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.config_file import read_config

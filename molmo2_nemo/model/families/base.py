@@ -39,6 +39,7 @@ class TextConfig:
     tie_embeddings: bool = False
     rotary_base: float = 1_000_000.0
     rotary_scale: float = 1.0  # plain rotary turns by position / rotary_scale (position interpolation)
+    rotary_scale_layers: tuple[int, ...] | None = None  # only these are interpolated; None: all
     yarn: YarnConfig | None = None
     max_position: int = 36864  # as the published Molmo2 states it: its longest packs, see docs/memory.md
     rmsnorm_eps: float = 1e-6

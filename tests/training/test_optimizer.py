@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from molmo2_nemo.nemo.lr_schedule import lr_factor
-from molmo2_nemo.nemo.optimizer import LR_MULT, group_of, name_saved_groups
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig, RunConfig
+from molmo2_nemo.training.groups import LR_MULT, group_of, name_saved_groups
+from molmo2_nemo.training.lr_schedule import lr_factor
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 
 

@@ -1,0 +1,43 @@
+"""JSON that others wrote: whatever is wrong with it ends in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from molmo2_nemo.errors import ConversionError
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Args:
+        where: names the text in messages.
+
+    Raises:
+        ConversionError: not JSON, nested too deeply to be read, or not an object.
+    """
+    try:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise ConversionError(f"{where} is nested too deeply to be read") from error
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise ConversionError(f"{where} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConversionError(f"{where} holds a {type(data).__name__}, expected an object")
+    return data
+
+
+def read_object(path: Path, expected: str) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        expected: what the file's folder should be, in messages.
+
+    Raises:
+        ConversionError: no such file, or see `parse_object`.
+    """
+    if not path.is_file():
+        raise ConversionError(f"{path} does not exist; expected {expected}")
+    return parse_object(path.read_bytes(), str(path))
