@@ -69,7 +69,7 @@ TRIED = {
     "hydra-core": Tried(">=1.3,<1.4", ("1.3.2",), "its override grammar", "pip install hydra-core==1.3.2"),
 }
 PYTHON = ((3, 10), (3, 12))  # first and last that are accepted
-SHOWN = ("megatron-core", "nemo-toolkit", "torch", "transformers")  # in the first line of a run
+SHOWN = ("megatron-core", "nemo-toolkit", "torch", "transformers")  # in the first line of a run, and in checkpoints
 
 
 @cache
@@ -121,10 +121,20 @@ def check() -> None:
         print(f"warning: {problem}", file=sys.stderr, flush=True)
 
 
+def versions() -> dict[str, str]:
+    """The versions that will run, of what matters most: distribution -> version."""
+    return {name: found for name in SHOWN if (found := installed(name))}
+
+
 def stack() -> str:
-    """The versions that will run, for the first line of a run: "megatron-core 0.16.1, nemo-toolkit 2.7.3, ..."."""
-    shown = [f"{name} {found}" for name in SHOWN if (found := installed(name))]
+    """The same for the first line of a run: "megatron-core 0.16.1, nemo-toolkit 2.7.3, ..."."""
+    shown = [f"{name} {found}" for name, found in versions().items()]
     return ", ".join([*shown, f"Python {sys.version_info[0]}.{sys.version_info[1]}"])
+
+
+def line_of(version: str) -> tuple[int, ...]:
+    """The line that a version belongs to, "0.17.1rc0" -> (0, 17)."""
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 @cache
@@ -132,7 +142,7 @@ def core_at_least(wanted: str) -> bool:
     """Whether Megatron-core is of this line or a later one: core_at_least("0.17"). Its pre-releases count."""
     found = installed("megatron-core")
     assert found is not None, "megatron-core is not installed"
-    return tuple(int(n) for n in found.split(".")[:2]) >= tuple(int(n) for n in wanted.split("."))
+    return line_of(found) >= line_of(wanted)
 
 
 # --- what differs

@@ -112,11 +112,14 @@ class VerifyingStrategy(nl.MegatronStrategy):
         path = path.parent if path.name == WEIGHTS_PATH else path
         sums = self.trainer.checkpoint_callback.keep.verify
         if not selective_restore:
-            return super().load_checkpoint(checkpoints.newest_undamaged(path.parent, sums))
+            path = checkpoints.newest_undamaged(path.parent, sums)
+            with checkpoints.naming_versions(path):
+                return super().load_checkpoint(path)
         checkpoints.refuse_damaged(path, sums)
         adapters = self.lightning_module.model_config.lora is not None
         self.fresh_adapters = adapters and not checkpoints.has_adapters(path)
-        with self.lightning_module.module.without_adapters(self.fresh_adapters):
+        fresh = self.lightning_module.module.without_adapters(self.fresh_adapters)
+        with fresh, checkpoints.naming_versions(path):
             return super().load_checkpoint(path, selective_restore)
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:

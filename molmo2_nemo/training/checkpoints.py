@@ -10,12 +10,15 @@ from __future__ import annotations
 import dataclasses
 import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
+from molmo2_nemo import compat
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
@@ -44,6 +47,28 @@ def damage_together(checkpoint: Path, sums: bool) -> list[str]:
     found: list[Any] = [None] * size
     dist.all_gather_object(found, checkpoint_manifest.damage(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
     return [fault for part in found for fault in part]
+
+
+@contextmanager
+def naming_versions(checkpoint: Path) -> Iterator[None]:
+    """While a checkpoint is loaded: if that fails, and a later Megatron-core wrote it, both are named.
+
+    Raises:
+        UserError: in place of whatever the older Megatron-core raises.
+    """
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
+        written, here = (
+            versions.get("megatron-core", "0.0")
+            for versions in (checkpoint_manifest.written_with(checkpoint), compat.versions())
+        )
+        if compat.line_of(written) <= compat.line_of(here):
+            raise
+        raise UserError(
+            f"{checkpoint} was written with Megatron-core {written}; the one installed here, {here}, cannot read "
+            f"it ({type(error).__name__}: {error}). Use {written} or later"
+        ) from error
 
 
 def refuse_damaged(checkpoint: Path, sums: bool) -> None:
