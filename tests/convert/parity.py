@@ -70,7 +70,7 @@ def greedy(checkpoint: Path) -> list[int]:
 
     from PIL import Image
 
-    from molmo2_nemo.nemo.generate import generate, load
+    from molmo2_nemo.inference.generate import generate, load
     from tests.fixtures.pictures import picture
 
     start_megatron()
