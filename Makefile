@@ -66,11 +66,14 @@ test-demo: $(STAMP)
 test-slurm: $(STAMP)
 	@MOLMO2_SLURM_TESTS=1 $(PYTEST) -rs tests/launch/slurm $(PYTEST_ARGS)
 
+# What could break with another Megatron-core, torch or numpy.
+STACK_TESTS := $(addprefix tests/,nemo training convert model parallel attention test_cpu.py test_compat.py)
+
 test-stack: $(STAMP)
 	@$(PYTEST) $(TWO) $(STACK_TESTS) $(PYTEST_ARGS)
 
 test-matrix: $(STAMP)
-	@$(BIN)/python -m tests.versions.matrix $(MATRIX_ARGS)
+	@$(BIN)/python -m tests.versions.matrix --tests $(STACK_TESTS) $(MATRIX_ARGS)
 
 container-test:
 	@tests/container/build_and_run.sh

@@ -155,7 +155,7 @@ def at_depth(measured: dict[int, dict[str, float]], layers: int) -> dict[str, fl
 
 def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[str, Any]:
     """All depths of one stage."""
-    from molmo2_nemo.nemo.step_log import known_peak
+    from molmo2_nemo.training.step_log import known_peak
 
     full = preset(cfg.model.preset)
     measured = {n: train(cfg, with_layers(full, n), args.steps, args.warmup) for n in sorted(set(args.layers))}

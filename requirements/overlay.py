@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import subprocess
 import sys
 import sysconfig
@@ -56,6 +57,7 @@ KEPT = {
 }
 # What must be as it is for other programs, beside those.
 WATCHED = (*KEPT.values(), "transformers", "huggingface_hub", "tokenizers", "lightning", "nemo")
+EXTRAS = {"nemo-toolkit": "llm"}  # of what a package asks for, this part is used too
 OPTIONAL = ("braceexpand", "intervaltree", "matplotlib", "tensorboard")  # of webdataset and lhotse; of the demo
 IMAGES = "NVIDIA's NeMo images from 26.02 on"
 RECORD = "molmo2_overlay.json"
@@ -210,14 +212,25 @@ def make_plan(
         if "nemo-toolkit" in fresh:
             wanted |= set(pins)
         for name, asked in requires(fresh).items():
-            used = [r for r in asked if r.marker is None or r.marker.evaluate(environment.markers)]
+            used = _pinned(asked, pins, {**environment.markers, "extra": EXTRAS.get(name, "")})
             demands += [(name, r) for r in used]
-            wanted |= {canonicalize_name(r.name) for r in used} & set(pins)
+            wanted |= {canonicalize_name(r.name) for r in used}
         entering |= fresh
     shadowed = sorted(name for name in entering if name in environment.installed)
     add = not shadowed and not entering & {"nemo-toolkit", "transformers"}
     notes = [*_left(environment, demands), *_strained(environment, pins, entering)]
     return Plan(sorted(entering), shadowed, "add" if add else "overlay", notes)
+
+
+def _pinned(asked: list[Requirement], pins: dict[str, str], markers: dict[str, str]) -> list[Requirement]:
+    """Those requirements that hold here and that the pins meet: the others were found not to matter."""
+    found = []
+    for requirement in asked:
+        pin = pins.get(canonicalize_name(requirement.name))
+        if pin and (requirement.marker is None or requirement.marker.evaluate(markers)):
+            if fits(pin.partition("==")[2], requirement.specifier):
+                found.append(requirement)
+    return found
 
 
 def _missing(
@@ -246,7 +259,10 @@ def _unmet(environment: Environment, pins: dict[str, str], entering: set[str], n
     """What the environment's package asks for and would get in another version."""
     found = []
     for line in environment.installed[name].requires:
-        asked = Requirement(line)
+        try:
+            asked = Requirement(line)
+        except ValueError:  # older than the rules; says nothing that could be compared
+            continue
         other = canonicalize_name(asked.name)
         if other in entering and (asked.marker is None or asked.marker.evaluate(environment.markers)):
             if not fits(pins[other].partition("==")[2], asked.specifier):
@@ -365,14 +381,16 @@ def make_here(folder: Path, environment: Environment, dry: bool) -> None:
     before = snapshot()
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Wheels(Path(scratch))
+        project = build_project(wheels, ROOT)
         plan = make_plan(environment, known, roots(), requirements_of(wheels, known))
         show(environment, plan, known)
+        if plan.mode == "add" and project in environment.installed:
+            raise PackageError(f"{project} is installed here already, and NeMo beside it: there is nothing to make")
         if dry:
             return
-        project = build_project(wheels, ROOT)
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
         if plan.mode == "add":
             wheels.install([*plan.entering, project])
-            (folder / "bin").mkdir(parents=True, exist_ok=True)
             (folder / "bin" / "molmo2").symlink_to(Path(sysconfig.get_path("scripts")) / "molmo2")
             changed = check(before, snapshot(), None)
         else:
@@ -386,15 +404,15 @@ def make_here(folder: Path, environment: Environment, dry: bool) -> None:
 
 
 def make_archive(archive: Path, environment: Environment, machine: str, glibc: str, dry: bool) -> None:
-    """An overlay for another machine, as a tar.gz."""
+    """An overlay for another machine, packed."""
     known = pins(environment)
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Wheels(Path(scratch) / "wheels", environment.python, machine, glibc)
+        project = build_project(wheels, ROOT)
         plan = make_plan(environment, known, roots(), requirements_of(wheels, known))
         show(environment, plan, known)
         if dry:
             return
-        project = build_project(wheels, ROOT)
         folder = Path(scratch) / "overlay"
         wheels.lay_out([*plan.entering, project], folder / "site")
         write_record(folder / "site", environment, plan, known)
@@ -402,7 +420,7 @@ def make_archive(archive: Path, environment: Environment, machine: str, glibc: s
         count, size = pack(folder, archive)
     packed = archive.stat().st_size
     print(f"overlay: {archive}: {count} files, {size / 2**20:.0f} MiB, packed {packed / 2**20:.0f} MiB")
-    print(f"overlay: there: tar -xzf {archive.name} && molmo2-overlay/bin/molmo2 doctor")
+    print(f"overlay: there: tar -xf {archive.name} && molmo2-overlay/bin/molmo2 doctor")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -432,6 +450,14 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if (args.folder is None) == (args.archive is None):
             parser.error("give FOLDER or --archive FILE")
+        if args.folder and args.there:
+            parser.error("--there describes another machine: give --archive FILE instead of FOLDER")
+        if not re.fullmatch(r"2\.\d+", args.glibc):
+            parser.error(f"--glibc {args.glibc}: not a version such as 2.34")
+        if args.archive and not args.archive.absolute().parent.is_dir():
+            parser.error(f"--archive {args.archive}: there is no folder {args.archive.absolute().parent}")
+        if args.archive and not args.archive.name.endswith((".tar.gz", ".tar.xz")):
+            parser.error(f"--archive {args.archive}: name it .tar.gz, or .tar.xz for a smaller one that takes longer")
         environment = here() if args.folder else elsewhere(args.python, args.machine, args.there)
         if problems := refusals(environment):
             raise PackageError("\n".join(problems))
@@ -439,7 +465,7 @@ def main(argv: list[str] | None = None) -> int:
             make_here(args.folder.absolute(), environment, args.dry_run)
         else:
             make_archive(args.archive.absolute(), environment, args.machine, args.glibc, args.dry_run)
-    except PackageError as error:
+    except (PackageError, OSError) as error:
         print("\n".join(f"overlay: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     return 0

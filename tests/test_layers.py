@@ -89,3 +89,21 @@ def test_torch_nemo_and_data_prep_are_imported_where_they_belong():
     assert not {(what, module) for what, module in used - allowed if what in ONLY_IN}
     code = f"import sys, {', '.join(f'molmo2_nemo.{m}' for m in modules)}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)  # nor does anything that these import
+
+
+def test_all_but_the_host_needs_no_nemo():
+    """What another host would use is imported, in one process, where NeMo and Lightning are not to be found."""
+    hosts = ("nemo", "nemo_run", "lightning", "pytorch_lightning")
+    modules = [m for m in own_imports() if m and m.split(".")[0] not in ("nemo", "launch", "cli")]
+    code = f"""
+import importlib, sys
+for name in {hosts}:
+    sys.modules[name] = None  # an import of it is an ImportError
+from molmo2_nemo import cpu
+cpu.enable()
+for name in {modules}:
+    importlib.import_module(f"molmo2_nemo.{{name}}")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"training.optimizer", "training.checkpoints", "inference.generate", "model.molmo2"} <= set(modules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -46,7 +47,10 @@ PINS = {
 }
 ROOTS = [Requirement(line) for line in ("torch>=2.6", "nemo-toolkit>=2.7,<2.8", "transformers>=4.55,<5", "webdataset")]
 ASKED = {
-    "nemo-toolkit": ["protobuf~=5.29.5", "numpy<2", 'wget; extra == "all"', 'colorama; platform_system == "Windows"'],
+    "nemo-toolkit": [
+        *("protobuf~=5.29.5", "numpy<2", 'braceexpand==9; platform_system == "Windows"'),
+        *('datasets<5.1; extra == "llm"', 'webdataset<1; extra == "llm"', 'transformers<4.57; extra == "tts"'),
+    ],
     "transformers": ["huggingface_hub<1.0,>=0.34"],
     "webdataset": ["braceexpand"],
 }
@@ -105,8 +109,11 @@ def test_other_versions_are_shadowed_with_those_that_ask_for_them():
     del there["nemo_toolkit"]
     found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=1.0"), protobuf="6.33.0"))
     assert found.shadowed == ["datasets", "huggingface-hub", "protobuf", "transformers"]
-    found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=0.24")))
+    found = plan(environment(**there, datasets=("4.4.0", "huggingface-hub>=0.24", "legacy (metadata")))
     assert "datasets" not in found.entering
+    found = plan(environment(**there, datasets="6.0"))
+    assert "datasets" in found.shadowed  # NeMo's part that is used says so
+    assert "webdataset" not in found.entering  # the pin itself is not what NeMo asks for, and works
 
 
 def test_what_is_compiled_for_the_image_stays_whatever_asks_for_another():
@@ -157,20 +164,29 @@ def wheel(folder: Path, name: str, number: str, files: dict[str, str], requires:
         file.writestr(f"{info}/RECORD", "")
 
 
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """An overlay with another packaging than the environment's, as the script lays it out."""
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory):
+    """Wheels as pip fetches and unpacks them: another packaging than the environment's, and what that asks for."""
+    tmp_path = tmp_path_factory.mktemp("overlay")
     (tmp_path / "index").mkdir()
     files = {"packaging/__init__.py": "", "packaging/tests/test_it.py": "", "packaging/fast.pyx": ""}
     wheel(tmp_path / "index", "packaging", "0.1", files, ("mdurl>=0.1",))
     wheel(tmp_path / "index", "mdurl", "0.1.2", {"mdurl/__init__.py": ""})
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    wheels = overlay.Wheels(tmp_path / "wheels")
-    wheels.fetch(["packaging==0.1", "mdurl==0.1.2"])
-    assert [str(r) for r in wheels.requires("packaging")] == ["mdurl>=0.1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_NO_INDEX", "1")
+        patch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+        wheels = overlay.Wheels(tmp_path / "wheels")
+        wheels.fetch(["packaging==0.1", "mdurl==0.1.2"])
+        assert [str(r) for r in wheels.requires("packaging")] == ["mdurl>=0.1"]
+        wheels.lay_out(["packaging", "mdurl"], tmp_path / "site")
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def site(laid_out, tmp_path):
+    """An overlay's folder of packages, with its record and its command."""
     folder = tmp_path / "overlay" / "site"
-    wheels.lay_out(["packaging", "mdurl"], folder)
+    shutil.copytree(laid_out, folder)
     pins = {"packaging": "packaging==0.1"}
     there = environment(**COMPLETE)
     overlay.write_record(folder, there, overlay.Plan(["packaging"], ["packaging"], "overlay", []), pins)
@@ -201,9 +217,10 @@ def test_the_environment_is_compared_with_what_it_was(site):
     assert any(line.startswith(f"within molmo2, numpy is {site}") for line in said)
 
 
-def test_the_packed_command_alone_looks_into_its_folder(site, tmp_path):
-    count, _ = overlay.pack(site.parent, tmp_path / "it.tar.gz")
-    with tarfile.open(tmp_path / "it.tar.gz") as tar:
+@pytest.mark.parametrize("archive", ["it.tar.gz", "it.tar.xz"])
+def test_the_packed_command_alone_looks_into_its_folder(archive, site, tmp_path):
+    count, _ = overlay.pack(site.parent, tmp_path / archive)
+    with tarfile.open(tmp_path / archive) as tar:
         names = tar.getnames()
         tar.extractall(tmp_path / "there", filter="data")
     assert len(names) == count and "molmo2-overlay/site/packaging/__init__.py" in names

@@ -316,7 +316,7 @@ NOTHING_TRAINS = (
 @dataclass(frozen=True)
 class Trainable:
     """Which parts of a model are trainable; all others are frozen. A parameter's name says which part it belongs to
-    (`freeze` in nemo/module.py)."""
+    (`freeze` in training/model.py)."""
 
     vit: bool
     connector: bool  # and the extra rows of the embedding

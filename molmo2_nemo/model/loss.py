@@ -7,8 +7,8 @@ is O(chunk * V / TP).
 
 The normaliser is the sum of the weights of the WHOLE GLOBAL BATCH: over micro-batches, data and context parallel ranks
 (paper, token weighting; official code olmo/train/trainer.py). No rank knows it before the last micro-batch, so the
-model returns `LossSums`, undivided; `global_loss` divides the loss, and `Molmo2Optimizer.finalize_model_grads`
-(nemo/optimizer.py) the gradients by the same sum.
+model returns `LossSums`, undivided; `global_loss` divides the loss, and `finalize_gradients` (training/gradients.py)
+the gradients by the same sum.
 
 Shape legend: n positions, D width, V_t rows of the head on this tensor-parallel rank.
 """

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from megatron.core import parallel_state
 from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import NOTHING_TRAINS, MemoryConfig, Molmo2Config, Trainable, with_options
-from molmo2_nemo.model.decoder import transformer_config
+from molmo2_nemo.model.config import NOTHING_TRAINS, MemoryConfig, Molmo2Config
 from molmo2_nemo.model.inputs import PackInputs
-from molmo2_nemo.model.loss import LossSums, global_loss, global_sums
-from molmo2_nemo.model.molmo2 import Molmo2Model
-from molmo2_nemo.nemo.data import pack_data
-from molmo2_nemo.parallel.context import ContextSettings
-from molmo2_nemo.parallel.dynamic import without_padding
+from molmo2_nemo.model.loss import LossSums
+from molmo2_nemo.nemo.data import training_data
 from molmo2_nemo.settings.run import ClusterConfig, ModelSelection, ParallelConfig, RunConfig, StageConfig
+from molmo2_nemo.training.model import build_model, chosen_model, megatron_config
+from molmo2_nemo.training.step import MicroBatches, micro_batch_loss, step_loss
 from molmo2_nemo.training.step_result import StepResult
-from molmo2_nemo.training.step_statistics import task_ids
+from molmo2_nemo.training.step_statistics import Tasks
 
 
 class WeightedLossReduction(MegatronLossReduction):
@@ -41,17 +37,10 @@ class WeightedLossReduction(MegatronLossReduction):
 
     def forward(self, batch: PackInputs, sums: LossSums) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One micro-batch, on the last pipeline stage, as Megatron's schedules want it."""
-        self.result.weight = self.result.weight + sums.weight
-        # Megatron adds the middle value to an integer count that Molmo2's optimizer module does not use.
-        unused = torch.zeros((), dtype=torch.int, device=sums.loss.device)
-        return sums.loss, unused, {"sums": sums.numbers(self.num_tasks)}
+        return micro_batch_loss(self.result, sums, self.num_tasks)
 
     def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
-        """Mean loss of the global batch, over micro-batches, data and context parallel ranks."""
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        total = global_sums([x["sums"] for x in losses_reduced_per_micro_batch], group)
-        self.result.loss, self.result.task_sums = global_loss(total), total[2:].tolist()
-        return self.result.loss
+        return step_loss(self.result, losses_reduced_per_micro_batch)
 
 
 class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
@@ -90,22 +79,13 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         self.stage, self.memory = stage or StageConfig(), memory or MemoryConfig()
         self.parallel, self.seed = parallel or ParallelConfig(), seed
         self.model_config = chosen_model(model, self.stage)
-        params_dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.config = transformer_config(
-            self.model_config,
-            self.memory,
-            params_dtype=params_dtype,
-            pipeline_dtype=params_dtype,
-            # of what pipeline stages send each other
-            variable_seq_lengths=variable_length or self.parallel.dynamic_context or self.parallel.cut_padding,
-            bf16=precision == "bf16",
-            use_cpu_initialization=not torch.cuda.is_available(),
+        self.config = megatron_config(
+            self.model_config, self.memory, self.parallel, precision=precision, variable_length=variable_length
         )
         self.trainable = self.stage.trainable(self.model_config)
         if optim is not None and not self.trainable.any():
             raise UserError(NOTHING_TRAINS)
-        self.tasks = sorted(set((task_of or {}).values()))  # what the loss is also logged for
-        self.task_number = {source: self.tasks.index(task) for source, task in (task_of or {}).items()}
+        self.tasks = Tasks(task_of or {})
         self.step_result = StepResult()
         self.model_transform = None  # NeMo's callbacks look for it (adapters); Molmo2 has none
         self.optim = optim
@@ -122,18 +102,23 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
                 f"virtual_pipeline_model_parallel_size={parts}: interleaved pipeline stages are not supported, because "
                 "packs are handed to one model part per rank; leave it unset and split layers with parallel.pipeline"
             )
-        self.module = Molmo2Model(
+        self.module = build_model(
             self.model_config,
             self.config,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
-            training=self.stage.training_options(),
+            stage=self.stage,
             memory=self.memory,
-            context=context_settings(self.parallel),
+            parallel=self.parallel,
             seed=self.seed,
         )
         self.groups, self.kernel = self.module.groups, self.module.kernel
-        freeze(self.module, self.trainable)
+        self.micro_batches = MicroBatches(
+            self.model_config,
+            self.trainable,
+            self.groups,
+            self.tasks,
+            cut_padding=self.parallel.cut_padding,
+            sequence_parallel=self.config.sequence_parallel,
+        )
 
     def on_train_start(self) -> None:
         if self.trainer.is_global_zero:
@@ -146,27 +131,8 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:
         """The next micro-batch, on this rank's device. Remembers the loader's state after it, for checkpoints."""
-        statistics = self.step_result.statistics
-        start = time.perf_counter()
-        batch = next(dataloader_iter)
-        statistics.wait += time.perf_counter() - start
-        if isinstance(batch, tuple):
-            batch = batch[0]
-        if (data := pack_data(self.trainer)) is not None:
-            data.consumed(batch.state)
-        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-        groups = self.groups[batch.context_ranks or max(self.groups)]
-        if groups.rank == 0 and is_first_of_replica(context=False):
-            statistics.add(batch, self.model_config, self.trainable)
-        if self.parallel.cut_padding:
-            tensor = parallel_state.get_tensor_model_parallel_world_size() if self.config.sequence_parallel else 1
-            batch = without_padding(batch, groups.size * tensor)
-        inputs = PackInputs.from_batch(batch, device)
-        inputs.groups = groups
-        if self.tasks and batch.sources and all(name in self.task_number for pack in batch.sources for name in pack):
-            inputs.tasks = torch.as_tensor(task_ids(batch, self.task_number)).to(device, non_blocking=True)
-            inputs.num_tasks = len(self.tasks)
-        return inputs
+        data = training_data(self.trainer)
+        return self.micro_batches.take(dataloader_iter, self.step_result, None if data is None else data.consumed)
 
     def forward(self, inputs: PackInputs) -> Tensor | LossSums:
         return self.module(inputs)
@@ -179,43 +145,4 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
     @property
     def training_loss_reduction(self) -> WeightedLossReduction:
-        return WeightedLossReduction(self.step_result, len(self.tasks))
-
-
-def is_first_of_replica(*, context: bool = True) -> bool:
-    """True on one of the ranks that work on the same packs; without `context`, on one for each context rank."""
-    return (
-        parallel_state.get_tensor_model_parallel_rank() == 0
-        and parallel_state.is_pipeline_first_stage()
-        and (not context or parallel_state.get_context_parallel_rank() == 0)
-    )
-
-
-def chosen_model(model: ModelSelection | Molmo2Config | str | None, stage: StageConfig) -> Molmo2Config:
-    """The configuration of the selected model, with the stage's adapters."""
-    if isinstance(model, Molmo2Config):
-        return with_options(model, lora=stage.lora, attention=model.attention)
-    if isinstance(model, str):
-        model = ModelSelection(preset=model)
-    return (model or ModelSelection()).model_config(stage.lora)
-
-
-def context_settings(parallel: ParallelConfig) -> ContextSettings:
-    """How ranks that share a pack work together in attention."""
-    return ContextSettings(parallel.context_ulysses, parallel.cp_comm_type, parallel.dynamic_context)
-
-
-def freeze(model: Molmo2Model, trainable: Trainable) -> None:
-    """Switches off gradients of parts that are not trainable. Parameters' names decide; `OptimConfig` has the
-    groups."""
-    from molmo2_nemo.nemo.optimizer import group_of
-
-    for name, parameter in model.named_parameters():
-        part = group_of(name)
-        if name == "embedding.base.weight":
-            part = "base_embedding"
-        elif name == "output_layer.weight":
-            part = "head"
-        elif "lora_" in name:
-            part = "adapters"
-        parameter.requires_grad_(getattr(trainable, part))
+        return WeightedLossReduction(self.step_result, len(self.tasks.names))

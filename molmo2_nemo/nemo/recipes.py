@@ -31,7 +31,6 @@ from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.nemo.step_log import StepLog
 from molmo2_nemo.nemo.validation import Validation
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig, data_config
 from molmo2_nemo.settings.sizes import wanted_processes
 from molmo2_nemo.training.dynamic_context import DynamicSettings
@@ -233,12 +232,6 @@ def plugins(cfg: RunConfig) -> list[run.Config]:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         found.append(run.Config(TorchElasticEnvironment))
     return found
-
-
-def layout(cfg: RunConfig) -> str:
-    """The name of the run's layout on the processes that the launcher started."""
-    world = os.environ.get("WORLD_SIZE")
-    return layout_of_run(cfg.parallel, None if world is None else int(world))
 
 
 def as_config(value: Any) -> Any:

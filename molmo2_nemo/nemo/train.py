@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import faulthandler
 import gc
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,16 +16,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from molmo2_nemo import compat, cpu
-from molmo2_nemo.errors import Preempted
-from molmo2_nemo.files import write_json
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
-from molmo2_nemo.rundir.attempt import heartbeat, this_process
-from molmo2_nemo.rundir.checkpoint_manifest import step_folder
-from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.training import signals
+from molmo2_nemo.training.stage import Attempt, is_first_process, layout_name, summary_of
 
 
 def train(cfg: RunConfig) -> dict[str, Any]:
@@ -50,7 +45,7 @@ def train(cfg: RunConfig) -> dict[str, Any]:
 def _train(cfg: RunConfig) -> dict[str, Any]:
     quiet()
     compat.check()
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"stack: {compat.stack()}", flush=True)
     cpu.enable(cfg.cluster.threads)
     start_nemo()
@@ -58,16 +53,14 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     from torch.distributed.checkpoint.api import CheckpointException
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
-    from molmo2_nemo.nemo.checkpoints import not_written
-    from molmo2_nemo.nemo.recipes import layout, stage_recipe
+    from molmo2_nemo.nemo.recipes import stage_recipe
     from molmo2_nemo.nemo.step_log import StepLog
+    from molmo2_nemo.training.checkpoints import not_written
 
     folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    attempt = {**this_process(), "layout": layout(cfg)}
-    if first := os.environ.get("RANK", "0") == "0":
-        write_json(folder / paths.ATTEMPT, attempt, indent=None)
-    with heartbeat(folder / paths.ATTEMPT) if first else nullcontext():
+    attempt = Attempt(folder, layout_name(cfg))
+    with attempt.running():
         run_stage = fiddle.build(stage_recipe(cfg))
         trainer = run_stage.keywords["trainer"]
         try:
@@ -78,27 +71,13 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
             raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.stopped and trainer.global_step < cfg.stage.max_steps:
-        if first:
-            write_json(folder / paths.ATTEMPT, {**attempt, "left": stop.stopped}, indent=None)
-        raise Preempted(f"{stop.stopped}: step {trainer.global_step} is saved; the same command resumes from it")
-    metrics = next(c for c in trainer.callbacks if isinstance(c, StepLog))
-    if first and not metrics.data:
+        raise attempt.left(stop.stopped, trainer.global_step)
+    log = next(c for c in trainer.callbacks if isinstance(c, StepLog))
+    if attempt.first and not log.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
-    steps = read_metrics(folder, tokens=int, padded_tokens=int)  # all steps, including those before a resume
-    tokens = sum(m["tokens"] for m in steps)
-    losses = [m["loss"] for m in steps if m["loss"] is not None] or [None]
-    summary = {
-        "stage": cfg.stage.name,
-        "layout": layout(cfg),
-        "steps": trainer.global_step,
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "tokens": tokens,
-        "fill": tokens / sum(m["padded_tokens"] for m in steps),
-        **(metrics.data or run_stage.keywords["data"].totals()),  # the latter where there was nothing left to train
-        "checkpoint": f"{paths.CHECKPOINTS}/{step_folder(trainer.global_step)}",  # from the folder, which may be moved
-    }
-    if first:
+    totals = log.data or run_stage.keywords["data"].packs.totals()  # the latter where there was nothing left to train
+    summary = summary_of(folder, cfg.stage.name, attempt.layout, trainer.global_step, totals)
+    if attempt.first:
         write_summary(folder, summary)
     return summary
 

@@ -9,7 +9,7 @@ so no sizes are exchanged, and a rank without crops takes part like any other.
 With sequence parallelism a position has one owner among the context x tensor ranks. Without, every tensor rank holds
 all tokens of its context shard: each gets a copy, and only the one with the sender's tensor rank returns the gradient,
 which is the same on all of them. Either way the encoder's gradients are partial sums over the tensor-parallel group too
-(`mark_partial`; nemo/optimizer.py adds them up once a step).
+(`mark_partial`; training/gradients.py adds them up once a step).
 
 Shape legend: U units, C crops, N pooled tokens, B packs, S tokens of a pack, V ranks that share the vision work
 (context x tensor, tensor fastest), T tokens of a pack on one of them, D width.

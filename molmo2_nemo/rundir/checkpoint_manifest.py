@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo import compat
 from molmo2_nemo.files import write_json
 
 MANIFEST = "manifest.json"
@@ -63,8 +64,17 @@ def describe(checkpoint: Path, files: Iterable[Path]) -> dict[str, list[Any]]:
 
 
 def write(checkpoint: Path, files: dict[str, list[Any]]) -> None:
-    """Write the manifest, whole or not at all."""
-    write_json(checkpoint / MANIFEST, {"version": VERSION, "files": dict(sorted(files.items()))})
+    """Write the manifest, whole or not at all, with the versions of the libraries that wrote the checkpoint."""
+    values = {"version": VERSION, "stack": compat.versions(), "files": dict(sorted(files.items()))}
+    write_json(checkpoint / MANIFEST, values)
+
+
+def written_with(checkpoint: Path) -> dict[str, str]:
+    """Library -> version that wrote the checkpoint; empty where that is not known."""
+    try:
+        return dict(json.loads((checkpoint / MANIFEST).read_text())["stack"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def read(checkpoint: Path) -> dict[str, list[Any]] | None:

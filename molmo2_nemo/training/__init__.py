@@ -1,1 +1,16 @@
-"""What every host of the training needs, whoever runs the loop: no NeMo, no Lightning."""
+"""What training needs, whoever runs the loop: no NeMo, no Lightning. A host (nemo/) calls it; docs/code.md says when.
+
+data.py           packs for this rank, and the loader's state over all ranks
+model.py          the stage's model, built and frozen
+step.py           a step's micro-batches: to the device, and their losses added up
+gradients.py      sums into gradients of the global batch
+groups.py  lr_schedule.py  optimizer.py    groups, their rates, clipping and the update
+faults.py         steps that must not be taken
+seeds.py          random states of a step
+step_result.py  step_statistics.py  metrics/  step_log.py    what a step produced and held, and the log
+validation.py     loss on held-out data
+checkpoints.py    manifests, damage, what is kept
+signals.py  stopping.py    a signal to one rank ends the run on all
+stage.py          attempt.json and the summary
+dynamic_context.py         what packs are weighed for
+"""

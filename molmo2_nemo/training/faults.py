@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.rundir.lines import append_line, cut_lines
+from molmo2_nemo.rundir.paths import FAULTS
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, FaultConfig
+from molmo2_nemo.training.step_result import StepResult
 
 
 class FaultGuard:
@@ -48,6 +54,19 @@ class FaultGuard:
             self.in_a_row += 1
             self.total += 1
         return self.reason is not None
+
+    def judge(self, result: StepResult, norms: dict[str, float], rates: dict[str, float]) -> bool:
+        """Write what the optimizer found into the step's result; whether the step must not be taken. A collective of
+        all ranks, called once a step.
+
+        Args:
+            norms, rates: gradient norm before clipping and learning rate of every group that trains.
+        """
+        result.gradient_norms, result.learning_rates = norms, rates
+        loss = None if result.loss is None else float(result.loss)
+        skips = self.skips(loss, [norms.get(group, 0.0) for group in OPTIMIZER_GROUPS])
+        result.fault, result.skipped_steps = self.reason, self.total
+        return skips
 
     def check(self, step: int) -> None:
         """Called after the step has been recorded.
@@ -88,6 +107,44 @@ class FaultGuard:
             if deviation > 0 and value > mean + sigma * deviation:
                 return f"{name} {value:.4g} is {(value - mean) / deviation:.1f} deviations above its mean {mean:.4g}"
         return None
+
+
+class SkippedSteps:
+    """The list of skipped steps in faults.jsonl. Lines of steps that a resumed run will repeat are dropped.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / FAULTS
+
+    def start(self, step: int) -> None:
+        """Training goes on after `step`."""
+        if dist.get_rank() == 0:
+            cut_lines(self.path, step)
+
+    def record(self, step: int, fault: str, result: StepResult) -> None:
+        """Write down a step that was skipped, with the records that were in it. A collective of all ranks."""
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, result.statistics.keys)
+        if dist.get_rank() == 0:
+            records = [key for part in gathered for key in part]
+            append_line(self.path, {"step": step, "time": time.time(), "fault": fault, "records": records})
+
+
+def refuse_infinite(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Refuse to start with weights that are not finite, which would make every step a fault.
+
+    Args:
+        parameters: names and values, on this rank.
+
+    Raises:
+        UserError: names the first such parameter.
+    """
+    for name, parameter in parameters:
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(f"{name} is not finite in the weights this run starts from; take another init_from")
 
 
 def agreed(figures: list[float]) -> list[float]:

@@ -7,9 +7,9 @@
    Inside a torchrun or Slurm job the training process gets them directly. Loader workers ignore SIGTERM, because their
    trainer still needs them (data/loader.py).
 3. In a training process. `watched`, in place from before the first heavy import, only notes the signal.
-4. All ranks agree. After every step, and between two packs of a validation, `StopOnSignal` (nemo/callbacks.py) asks all
-   ranks whether any was sent one. If so, training ends there and the last step is saved as at any end. A signal that
-   came before the first step ends the run with nothing trained.
+4. All ranks agree. After every step, and between two packs of a validation, `StopTogether` (stopping.py) asks all
+   ranks whether any was sent one. If so, the host ends training there and the last step is saved as at any end. A
+   signal that came before the first step ends the run with nothing trained.
 5. Out. nemo/train.py writes the signal into attempt.json and raises `Preempted` on every rank. The worker notes that in
    the folder for reports, as elastic loses exit codes (launch/reports.py), and leaves with 75; local.py returns 75 and
    the verb says that the same command resumes.
@@ -39,7 +39,7 @@ def received() -> signal.Signals | None:
 
 
 def catch() -> None:
-    """Put the handlers in place; again after Lightning, which puts its own there when training starts."""
+    """Put the handlers in place; again after a host has put its own there (Lightning does when training starts)."""
     if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
         for number in STOP_SIGNALS:
             signal.signal(number, _note)

@@ -42,6 +42,24 @@ def task_names(config: DataConfig) -> dict[str, str]:
     return {name: source.group or name for name, source in config.sources.items()}
 
 
+class Tasks:
+    """What the loss is also logged for.
+
+    Args:
+        task_of: data set -> its task.
+    """
+
+    def __init__(self, task_of: Mapping[str, str]) -> None:
+        self.names = sorted(set(task_of.values()))
+        self._number = {source: self.names.index(task) for source, task in task_of.items()}
+
+    def ids(self, batch: Batch) -> np.ndarray | None:
+        """Which task each token belongs to, int64 [B, S]; padding counts as task 0 (its weight is 0). None where a data
+        set has no task."""
+        known = all(name in self._number for pack in batch.sources for name in pack)
+        return task_ids(batch, self._number) if self.names and batch.sources and known else None
+
+
 def task_ids(batch: Batch, number: Mapping[str, int]) -> np.ndarray:
     """Which task each token belongs to, int64 [B, S]; padding counts as task 0 (its weight is 0).
 

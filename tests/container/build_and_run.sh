@@ -18,6 +18,7 @@ runtime=libssl3,libffi8,libsqlite3-0,libbz2-1.0,liblzma5,libreadline8,libncurses
 
 fail() { echo "build_and_run: $*" >&2; exit 1; }
 b() { buildah "${storage[@]}" "$@"; }
+start() { b from "$1" | tee -a "$work/rooms"; } # a container, which goes at the end whatever happens
 say() { echo "== $* ($((SECONDS)) s, $(du -sh "$work" 2> /dev/null | cut -f1))"; }
 have() { b inspect --type image "localhost/$1" > /dev/null 2>&1; }
 
@@ -29,7 +30,10 @@ done
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2> /dev/null \
     || fail "no Python 3.12 found (all NGC images of this line have it); name one in PYTHON312"
 mkdir -p "$work"
-trap 'b rm --all > /dev/null 2>&1 || true; [ -n "${KEEP:-}" ] || rm -rf "$work"' EXIT
+exec 8> "$work/lock"
+flock -n 8 || fail "$work is in use by another run"
+: > "$work/rooms"
+trap 'xargs -r buildah "${storage[@]}" rm < "$work/rooms" > /dev/null 2>&1 || true; [ -n "${KEEP:-}" ] || rm -rf "$work"' EXIT
 
 into() { "$python" -m pip install -qq --no-compile --target "$@"; }
 
@@ -37,7 +41,7 @@ into() { "$python" -m pip install -qq --no-compile --target "$@"; }
 #   make_debian NAME PYTHON
 make_debian() {
     local base root home version
-    base=$(b from scratch)
+    base=$(start scratch)
     root=$(b mount "$base")
     debootstrap --variant=minbase --include=ca-certificates,$runtime bookworm "$root" > "$work/debootstrap.log" \
         || fail "debootstrap: $(tail -n 3 "$work/debootstrap.log")"
@@ -60,7 +64,7 @@ print(pathlib.Path(pip.__file__).parent, distribution("pip")._path, sep="\n")' \
 # The heavy layer that the bases share. cuDNN's engines (1 GB) are not needed to import torch.
 make_torch() {
     local base root
-    base=$(b from localhost/molmo2-debian)
+    base=$(start localhost/molmo2-debian)
     root=$(b mount "$base")
     into "$root/$site" "$("$python" requirements/overlay.py --pins 3.12 | grep '^torch==')"
     rm -rf "$root/$site"/nvidia/cudnn/lib/libcudnn_{engines,heuristic,adv,cnn}*
@@ -78,7 +82,7 @@ make_base() {
         sed 's/==.*//' "$work/packages" "$work/without" | sed 's/.*/^&==/' > "$work/replaced"
         grep -v -i -f "$work/replaced" "$work/pins" >> "$work/packages"
     fi
-    base=$(b from localhost/molmo2-torch)
+    base=$(start localhost/molmo2-torch)
     root=$(b mount "$base")
     forget "$root/$site" < "$work/packages"
     into "$root/$site" --no-deps --upgrade --requirement "$work/packages"
@@ -129,14 +133,14 @@ try() {
     local base room
     say "$1: base"
     have "molmo2-base:$1" || make_base "$1"
-    base=$(b from "localhost/molmo2-base:$1")
+    base=$(start "localhost/molmo2-base:$1")
     listed "$base" > "$work/before"
     say "$1: the Dockerfile"
     built "molmo2-base:$1" "localhost/molmo2_nemo:$1" > "$work/build.log" 2>&1 || fail "$1: $(tail -n 40 "$work/build.log")"
     grep '^overlay: ' "$work/build.log"
     b inspect --type image --format '{{.Docker.Config.User}} {{.Docker.Config.Healthcheck.Test}}' "localhost/molmo2_nemo:$1" > "$work/config"
     grep -q '^10001 \[CMD molmo2 doctor\]$' "$work/config" || fail "user or health check are not as the Dockerfile says"
-    room=$(b from "localhost/molmo2_nemo:$1")
+    room=$(start "localhost/molmo2_nemo:$1")
     [ "$(b run "$room" -- id -u)" = 10001 ] || fail "the container runs as root"
     say "$1: what other programs see is as it was"
     listed "$room" > "$work/after"
@@ -159,7 +163,7 @@ try_bare() {
     have molmo2-base:bare || make_base bare
     say "bare: the archive"
     "$python" requirements/overlay.py --archive "$work/overlay.tar.gz"
-    room=$(b from localhost/molmo2-base:bare)
+    room=$(start localhost/molmo2-base:bare)
     root=$(b mount "$room")
     tar -C "$root/opt" -xzf "$work/overlay.tar.gz"
     say "bare: doctor and demo"
@@ -175,7 +179,7 @@ try_wrong() {
     say "refused: no torch"
     refused molmo2-debian "no torch is here"
     say "refused: Megatron-core 0.15"
-    base=$(b from localhost/molmo2-torch)
+    base=$(start localhost/molmo2-torch)
     root=$(b mount "$base")
     into "$root/$site" --no-deps megatron-core==0.15.3 numpy==1.26.4
     b umount "$base" > /dev/null

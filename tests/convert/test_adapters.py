@@ -71,7 +71,7 @@ def test_adapters_are_not_dropped_silently(workers: Any, tmp_path: Path) -> None
 
 
 def refused(checkpoint: str) -> None:
-    from molmo2_nemo.nemo.checkpoints import check_model
+    from molmo2_nemo.training.checkpoints import check_model
 
     check_model(Path(checkpoint), with_options(preset("tiny"), lora=LORA))  # the same adapters: fine
     check_model(Path(checkpoint), preset("tiny"))

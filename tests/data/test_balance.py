@@ -13,7 +13,7 @@ from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
 from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.model.config import preset
-from molmo2_nemo.nemo.data import cost_model
+from molmo2_nemo.training.data import cost_model
 from tests.support.batches import batch_flops
 from tests.support.packs import demo_packs
 

@@ -144,7 +144,7 @@ def run_schedule(model: Any, batches: list[Any], *, backward: bool) -> list[torc
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from molmo2_nemo.model.loss import LossSums
-    from molmo2_nemo.nemo.optimizer import sum_partial_gradients
+    from molmo2_nemo.training.gradients import sum_partial_gradients
 
     outputs = []
 

@@ -6,7 +6,6 @@ Masks are read off a running model.
 from __future__ import annotations
 
 import hashlib
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -51,18 +50,13 @@ def watch(model: Any) -> list[torch.Tensor]:
     return masks
 
 
-def seed_step(seed: int, step: int) -> None:
-    """What the trainer does before a step."""
-    from molmo2_nemo.nemo.callbacks import SeedEachStep
-
-    SeedEachStep(seed).on_train_batch_start(SimpleNamespace(global_step=step), None, None, 0)
-
-
 def masks_job(
     stage: str, layout: dict[str, int], sequence: bool = False, steps: tuple[int, ...] = (3,), recompute: bool = False
 ) -> dict[str, Any]:
     """Masks of this rank over two micro-batches a step, its places, and which of its tokens answer, [T', B]."""
     from megatron.core import parallel_state
+
+    from molmo2_nemo.training.seeds import seed_step
 
     start_megatron(**layout)
     memory = MemoryConfig(recompute="full" if recompute else "none")

@@ -81,7 +81,7 @@ OPTIONS_OF_FROZEN = ("plain", "selective", "tiles", "full", "full, one layer", "
 
 def frozen_job(trains: str, layout: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Per option: the losses, and the gradient of every parameter of this rank that trains."""
-    from molmo2_nemo.nemo.module import freeze
+    from molmo2_nemo.training.model import freeze
 
     start_megatron(**layout)
     config = fixture_config("qwen3_tied")

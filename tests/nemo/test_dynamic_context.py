@@ -15,17 +15,19 @@ from molmo2_nemo.data.counts import used_tokens
 from molmo2_nemo.model.config import MemoryConfig, preset
 from molmo2_nemo.parallel.dynamic import rounded, without_padding
 from molmo2_nemo.settings.run import ParallelConfig, StageConfig
-from tests.support.packs import demo_packs, padding_only, text_only, tiny_run, train_on_packs
+from tests.support.packs import demo_packs, padding_only, text_only, tiny_run, train_on_packs, weighing
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
-STEPS = 3
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
 def packs():
-    """Real packs of 768 tokens between packs of a third of that."""
+    """Real packs of 768 tokens between packs of a third of that, four for each step. Loss weights of the second step
+    sum to less than 1, those of the last to nothing."""
     long, short = demo_packs(20), demo_packs(20, length=256)
-    return [batch for pair in zip(long[:8], short[:8], strict=True) for batch in pair]
+    mixed = [batch for pair in zip(long[:8], short[:8], strict=True) for batch in pair]
+    return [*mixed[:4], *weighing(mixed[4:8], 0.25), *mixed[8:12], *weighing(mixed[12:], 0)]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def single_of_pairs(workers, pairs, tmp_path_factory):
 
 
 def run_of_pairs(folder, **settings):
-    cfg = tiny_run(folder, STEPS - 1, **settings)
+    cfg = tiny_run(folder, 2, **settings)
     cfg.stage.micro_batch_size, cfg.stage.global_batch_size = 2, 8
     return cfg
 

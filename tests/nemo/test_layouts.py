@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data.config import SourceConfig
-from tests.support.packs import demo_data, demo_packs, text_only, tiny_run, train_on_packs
+from tests.support.packs import demo_data, demo_packs, text_only, tiny_run, train_on_packs, weighing
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
 
 
 @pytest.fixture(scope="module")
-def packs():
+def ordinary():
     return demo_packs(20)
+
+
+@pytest.fixture(scope="module")
+def packs(ordinary):
+    """Four for each step. Loss weights of the second step sum to less than 1, those of the last to nothing."""
+    return [*ordinary[:4], *weighing(ordinary[4:8], 0.25), *ordinary[8:16], *weighing(ordinary[16:], 0)]
 
 
 def validated_run(folder, shards, **layout):
@@ -82,7 +88,7 @@ def test_layout_follows_the_single_process(workers, packs, shards, single, tmp_p
     assert [m["step"] for m in got] == [1, 2, 3, 4, 5]
     for name in TRACED:
         np.testing.assert_allclose([m[name] for m in got], [m[name] for m in single], rtol=1e-5, err_msg=name)
-    assert got[-1]["loss"] < got[0]["loss"]
+    assert got[3]["loss"] < got[0]["loss"]
     np.testing.assert_allclose(validation(tmp_path), held_out, rtol=1e-5)
     for one, other in zip(got, single, strict=True):  # counted once, whoever shares the work; by mask area
         for name in ("tokens", "crops", "fill", "crop_fill"):
@@ -90,6 +96,17 @@ def test_layout_follows_the_single_process(workers, packs, shards, single, tmp_p
         work, all_work = (m["tflops"] * m["seconds"] * n for m, n in ((one, ranks), (other, 1)))
         assert work == pytest.approx(all_work, rel=1e-9)
         assert one["tasks"] == pytest.approx(other["tasks"], rel=1e-5)
+
+
+def test_only_proportions_of_loss_weights_count(workers, ordinary, single, tmp_path):
+    """Oracle for the layouts above: a step whose weights sum to 0.25 is the step of the same packs with weights whose
+    sum is far above 1. Nothing to learn from is no gradient, and no fault."""
+    assert sum(batch.loss_weights.sum() for batch in ordinary[4:8]) > 4
+    expected = workers.run(train_on_packs, tiny_run(tmp_path), ordinary, ranks=1, fit=True)[0]
+    for name in TRACED:
+        np.testing.assert_allclose([m[name] for m in single[0][:4]], [m[name] for m in expected[:4]], rtol=1e-5)
+    nothing = single[0][4]
+    assert [nothing[name] for name in TRACED] == [0, 0, 0, 0] and nothing["skipped_steps"] == 0
 
 
 @pytest.mark.parametrize("layout", [{"tensor": 2, "sequence": True}, {"context": 2, "context_ulysses": 1}], ids=str)

@@ -47,8 +47,8 @@ def shared_packs(folder: Path, dp_size: int, slots: int, steps: int, workers: in
 
     from molmo2_nemo.data.loader import PackStream
     from molmo2_nemo.model.config import preset
-    from molmo2_nemo.nemo.data import cost_model
     from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
+    from molmo2_nemo.training.data import cost_model
 
     dp_rank = dist.get_rank() * dp_size // dist.get_world_size()
     config = demo_data(folder)

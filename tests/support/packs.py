@@ -46,6 +46,15 @@ def text_only(batch: Batch) -> Batch:
     return dataclasses.replace(batch, input_ids=ids, visual=np.zeros_like(batch.visual), **none)
 
 
+def weighing(batches: list[Batch], total: float) -> list[Batch]:
+    """The micro-batches with loss weights that sum to `total` over all of them, in the same proportions."""
+    now = sum(float(batch.loss_weights.clip(0).sum(dtype=np.float64)) for batch in batches)
+    return [
+        dataclasses.replace(batch, loss_weights=(batch.loss_weights * (total / now)).astype(np.float32))
+        for batch in batches
+    ]
+
+
 def padding_only(batch: Batch) -> Batch:
     """As many packs without a token."""
     empty = text_only(batch)
@@ -105,16 +114,16 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
     from megatron.core import parallel_state
 
     from molmo2_nemo.data import loader
-    from molmo2_nemo.nemo import data
     from molmo2_nemo.nemo.train import train
     from molmo2_nemo.rundir.lines import read_metrics
     from molmo2_nemo.rundir.paths import stage_dir
+    from molmo2_nemo.training.data import TrainingData
 
-    def dataloader(self: Any) -> FixedPacks:
+    def fixed(self: Any, steps: int) -> FixedPacks:
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         stream = FixedPacks(packs, rank, size)
-        if self._restored is not None:
-            stream.load_states(self._restored)
+        if self.restored is not None:
+            stream.load_states(self.restored)
         return stream
 
     def open_stream(config: Any, *, dp_rank: int, dp_size: int, **rest: Any) -> FixedPacks:
@@ -127,12 +136,12 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
         finally:
             loader.PackStream = original_stream
         return read_metrics(stage_dir(cfg))
-    original = data.PackDataModule.train_dataloader
-    data.PackDataModule.train_dataloader = dataloader
+    original = TrainingData.open
+    TrainingData.open = fixed
     try:
         train(cfg)
     finally:
-        data.PackDataModule.train_dataloader = original
+        TrainingData.open = original
     return read_metrics(stage_dir(cfg))
 
 

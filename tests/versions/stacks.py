@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-WITH_TORCH = ("torch", "functorch", "nvidia", "cuda", "triton", "sympy")
+WITH_TORCH = ("torch", "functorch", "nvidia", "cuda", "triton", "cusparselt", "sympy")
 NAMES = {"core": "megatron-core", "torch": "torch", "numpy": "numpy"}  # what a stack may have in another version
 
 

@@ -1,0 +1,203 @@
+"""Checkpoints, as all ranks see them together: written with a manifest, verified, fallen back from, thinned out.
+
+`checkpoints/step=N/` is one checkpoint: the host's folder with Megatron's distributed format in it, and manifest.json
+with the size and SHA-256 of every file. The mark of an unfinished one lies beside the folder from before the first byte
+until the manifest is there, and again while it is removed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+
+from molmo2_nemo import compat
+from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
+from molmo2_nemo.errors import ConversionError, UserError
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.rundir import checkpoint_manifest
+from molmo2_nemo.settings.run import CheckpointConfig
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_checkpoint_manifest(checkpoint: Path) -> None:
+    """Checksums of all files, each rank reading its share; rank 0 writes the list. A collective of all ranks."""
+    files = checkpoint_manifest.share(checkpoint, dist.get_rank(), dist.get_world_size())
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, checkpoint_manifest.describe(checkpoint, files))
+    if dist.get_rank() == 0:
+        checkpoint_manifest.write(checkpoint, {name: entry for part in parts for name, entry in part.items()})
+
+
+def damage_together(checkpoint: Path, sums: bool) -> list[str]:
+    """What is wrong with a checkpoint, each rank reading its share; the same answer on each. A collective of all ranks.
+
+    Args:
+        sums: compare checksums, not sizes alone.
+    """
+    size = dist.get_world_size()
+    found: list[Any] = [None] * size
+    dist.all_gather_object(found, checkpoint_manifest.damage(checkpoint, sums=sums, rank=dist.get_rank(), size=size))
+    return [fault for part in found for fault in part]
+
+
+@contextmanager
+def naming_versions(checkpoint: Path) -> Iterator[None]:
+    """While a checkpoint is loaded: if that fails, and a later Megatron-core wrote it, both are named.
+
+    Raises:
+        UserError: in place of whatever the older Megatron-core raises.
+    """
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
+        written, here = (
+            versions.get("megatron-core", "0.0")
+            for versions in (checkpoint_manifest.written_with(checkpoint), compat.versions())
+        )
+        if compat.line_of(written) <= compat.line_of(here):
+            raise
+        raise UserError(
+            f"{checkpoint} was written with Megatron-core {written}; the one installed here, {here}, cannot read "
+            f"it ({type(error).__name__}: {error}). Use {written} or later"
+        ) from error
+
+
+def refuse_damaged(checkpoint: Path, sums: bool) -> None:
+    """Compare the checkpoint that a stage starts from with its manifest, where it has one. A collective of all ranks.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if checkpoint_manifest.read(checkpoint) is not None and (wrong := damage_together(checkpoint, sums)):
+        raise UserError(f"init_from={checkpoint} is damaged: {wrong[0]}; name another checkpoint")
+
+
+def newest_undamaged(folder: Path, sums: bool) -> Path:
+    """The checkpoint to resume from. Damaged ones that are newer are put aside as `damaged-step=N`, loudly. A
+    collective of all ranks.
+
+    Args:
+        folder: checkpoints/ of the stage.
+
+    Raises:
+        UserError: all are damaged.
+    """
+    for candidate in _agreed(checkpoint_manifest.finished(folder)):
+        wrong = damage_together(candidate, sums)
+        if not wrong:
+            return candidate
+        dist.barrier()
+        if dist.get_rank() == 0:
+            aside = candidate.with_name(f"damaged-{candidate.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            candidate.rename(aside)
+            print(f"checkpoint {candidate} is damaged: {wrong[0]}. It is now {aside}; going back to the one before")
+    raise UserError(nothing_whole(folder))
+
+
+def newest_to_resume(folder: Path) -> Path | None:
+    """The whole checkpoint of the highest step, by the sizes of its files; None where nothing was written yet. One that
+    a killed run left unfinished does not count.
+
+    Raises:
+        UserError: there are some, all damaged.
+    """
+    whole = checkpoint_manifest.newest_whole(folder)
+    if whole is None and checkpoint_manifest.finished(folder):
+        raise UserError(nothing_whole(folder))
+    return whole
+
+
+def nothing_whole(folder: Path) -> str:
+    """The message for a folder in which every checkpoint is damaged."""
+    named = [(path.name, checkpoint_manifest.damage(path)) for path in checkpoint_manifest.finished(folder)]
+    found = "; ".join([f"{name}: {damage[0]}" for name, damage in named if damage][:3]) or "all were damaged"
+    return f"no checkpoint in {folder} is whole ({found}). Remove the folder to start the stage again"
+
+
+def thin_out(folder: Path, keep: CheckpointConfig) -> None:
+    """Remove what `keep` does not keep; on one rank. Nothing goes before a newer one is whole. A kill in between
+    leaves the mark of an unfinished checkpoint."""
+    whole = [p for p in checkpoint_manifest.finished(folder) if not checkpoint_manifest.damage(p)]
+    for path in whole[max(1, keep.keep_last) :]:
+        if not (keep.keep_every and checkpoint_manifest.step_of(path) % keep.keep_every == 0):
+            remove(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, marked as unfinished while that takes."""
+    mark = checkpoint.with_name(checkpoint.name + checkpoint_manifest.UNFINISHED)
+    mark.touch()
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    if not checkpoint.exists():
+        mark.unlink(missing_ok=True)
+
+
+def not_written(error: BaseException, folder: Path) -> Exception | None:
+    """The error to show if `error` comes from a checkpoint that could not be written; None if it does not.
+
+    torch hides the system's error number on the way from writer to trainer ("unexpected pos" is its word for a full
+    disk), so any failure to write is reported with the free space of its disk.
+
+    Args:
+        folder: checkpoints/ of the stage.
+    """
+    if isinstance(error, CheckpointException):
+        if not error.failures:  # rank 0 has them
+            return RuntimeError("another process could not write its part of a checkpoint")
+        why = "; ".join(str(failure[0]) for failure in list(error.failures.values())[:2])
+    elif isinstance(error, OSError) and error.errno in NO_ROOM:
+        why = str(error)
+    else:
+        return None
+    before = checkpoint_manifest.newest_whole(folder)
+    kept = f"{before} is whole, and the same command resumes from it" if before else "no checkpoint was written before"
+    left = shutil.disk_usage(folder).free / 2**30
+    return UserError(
+        f"a checkpoint in {folder} could not be written ({why}). Its disk has {left:.1f} GiB left; is it full, or is a "
+        f"quota used up? {kept}"
+    )
+
+
+def check_model(checkpoint: Path, model_config: Molmo2Config) -> None:
+    """Refuse a checkpoint of another model before anything is built from it.
+
+    Raises:
+        UserError: no finished checkpoint there, or its tensors are not this model's; names the differences.
+    """
+    found = None
+    try:
+        found = MegatronCheckpoint(checkpoint)
+        without = dataclasses.replace(model_config, lora=None)
+        found.check(model_config if found.has_adapters else without)
+    except ConversionError as error:
+        if found is not None and model_config.lora is None and found.has_adapters:
+            raise UserError(
+                f"init_from={checkpoint} has adapters (stage.lora), this stage has none. Merge them first: molmo2 "
+                f"convert export {checkpoint} HF, then molmo2 convert import HF CHECKPOINT, and start from that"
+            ) from None
+        raise UserError(
+            f"init_from={checkpoint} cannot start a {model_config.name!r} model: {error}. Name a checkpoint of the "
+            "same model, or choose the model it was made from"
+        ) from None
+
+
+def has_adapters(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds LoRA adapters."""
+    return MegatronCheckpoint(checkpoint).has_adapters
+
+
+def _agreed(paths: list[Path]) -> list[Path]:
+    """Rank 0's list on all ranks: a shared file system may show a new folder late."""
+    shown: list[Any] = [[str(p) for p in paths]]
+    dist.broadcast_object_list(shown, 0)
+    return [Path(p) for p in shown[0]]

@@ -1,0 +1,154 @@
+"""The packs of a run: opened on this rank, and the loader's state over all data-parallel ranks.
+
+With several processes and `data.share_packs`, one rank of each model-parallel group reads for all of it and a step's
+micro-batches are balanced by cost (parallel/packs.py); otherwise every rank reads for itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from molmo2_nemo.cost.flops import forward_flops
+from molmo2_nemo.data.balance import CostModel
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
+from molmo2_nemo.training.dynamic_context import DynamicSettings, dynamic_context
+
+
+class TrainingData:
+    """Packs from shards, with exact resume.
+
+    A checkpoint holds, as JSON, the loader state after the last micro-batch that every data-parallel rank has consumed;
+    what was prefetched but not consumed is read again.
+
+    Args:
+        config: the data settings.
+        micro_batch_size, global_batch_size: packs per forward pass and per optimizer step.
+        model: the model, by whose FLOPs packs are balanced.
+        dynamic: how micro-batches are assigned to blocks of the context group; None: all its ranks share each.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        micro_batch_size: int,
+        global_batch_size: int,
+        model: Molmo2Config,
+        dynamic: DynamicSettings | None = None,
+    ) -> None:
+        self.config = config
+        self.micro_batch_size, self.global_batch_size = micro_batch_size, global_batch_size
+        self.model, self.dynamic = model, dynamic
+        self.cost = cost_model(model)
+        self.shared: SharedPacks | None = None
+        self.restored: list[dict[str, Any]] | None = None
+        self._consumed: dict[str, Any] | None = None
+
+    def open(self, steps: int) -> Iterable[Any]:
+        """This rank's micro-batches, once the process groups exist.
+
+        Args:
+            steps: optimizer steps still to do.
+        """
+        if not self.config.share_packs or dist.get_world_size() == 1:
+            return self._open_stream()
+        size = parallel_state.get_data_parallel_world_size()
+        dynamic = None
+        if self.dynamic is not None and parallel_state.get_context_parallel_world_size() > 1:
+            dynamic = dynamic_context(self.dynamic, self.model)
+        self.shared = SharedPacks(
+            self._open_stream,
+            pack_groups(parallel_state.get_data_parallel_rank(), size),
+            micro_batches=self._micro_batches(),
+            steps=steps,
+            cost=self.cost if self.config.packing.balance else None,
+            dynamic=dynamic,
+        )
+        return self.shared
+
+    def upcoming(self) -> int | None:
+        """Micro-batches of the next step on this rank; None: as many as in every step."""
+        return None if self.shared is None or self.shared.dynamic is None else self.shared.upcoming()
+
+    def consumed(self, state: dict[str, Any]) -> None:
+        """Called for every micro-batch that training takes, with the loader's state after it."""
+        self._consumed = state
+
+    @property
+    def skipped(self) -> int:
+        """Records this data-parallel rank could not use, up to the last micro-batch taken."""
+        return sum((self._consumed or {}).get("skipped", {}).values())
+
+    def totals(self) -> dict[str, dict[str, int]]:
+        """Over all data-parallel ranks: records skipped per cause, and what was counted (examples, branches dropped,
+        tokens cut, images left out). Called on every rank."""
+        found: dict[str, Counter[str]] = {"skipped": Counter(), "counts": Counter()}
+        for state in self._states():
+            for name, counter in found.items():
+                counter.update((state or {}).get(name, {}))
+        return {name: dict(sorted(counter.items())) for name, counter in found.items()}
+
+    def state(self) -> str:
+        """The loader states of all data-parallel ranks as JSON, for a checkpoint. Called on every rank."""
+        return json.dumps(self._states())
+
+    def load(self, state: str) -> None:
+        """Go on where `state` was taken; before `open`."""
+        self.restored = [s for s in json.loads(state) if s is not None] or None
+
+    def _micro_batches(self) -> int:
+        """Of a step, on each data-parallel rank, where they are not assigned step by step."""
+        return self.global_batch_size // (self.micro_batch_size * parallel_state.get_data_parallel_world_size())
+
+    def _open_stream(self) -> Any:
+        from molmo2_nemo.data.loader import PackStream
+        from molmo2_nemo.data.ordering import CostOrder
+
+        size, count = parallel_state.get_data_parallel_world_size(), self._micro_batches()
+        packs = PackStream(
+            self.config,
+            micro_batch_size=self.micro_batch_size,
+            dp_rank=parallel_state.get_data_parallel_rank(),
+            dp_size=size,
+            batches_per_step=count,
+        )
+        stream: PackStream | CostOrder = packs
+        packing = self.config.packing
+        if packing.balance and packing.balance_window > 1 and count == 1 and size > 1:
+            stream = CostOrder(packs, packing.balance_window, self.cost)
+        if self.restored is not None:
+            stream.load_states(self.restored)
+        return stream
+
+    def _states(self) -> list[dict[str, Any] | None]:
+        if self._consumed is None and self.restored is not None:
+            return list(self.restored)
+        group = parallel_state.get_data_parallel_group()
+        states: list[dict[str, Any] | None] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(states, self._consumed, group=group)
+        return states
+
+
+def cost_model(model_config: Molmo2Config) -> CostModel:
+    """The cost of a pack for a model: its FLOPs, which are linear in every count."""
+
+    def one(**counts: int) -> float:
+        return forward_flops(model_config, **{"tokens": 0, "pairs": 0, **counts}).total
+
+    return CostModel(
+        token=one(tokens=1),
+        pair=one(pairs=1),
+        crop=one(crops=1),
+        pooled_token=one(pooled_tokens=1),
+        window_position=one(window_positions=1),
+        score=one(scored_tokens=1),
+        visual_attention=model_config.visual_attention,
+        vocab_size=model_config.text.vocab_size,
+    )

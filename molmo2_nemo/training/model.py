@@ -1,0 +1,90 @@
+"""The model that a stage trains: chosen, configured for Megatron, built on this rank, frozen where nothing trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer import TransformerConfig
+
+from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, Trainable, with_options
+from molmo2_nemo.model.decoder import transformer_config
+from molmo2_nemo.model.molmo2 import Molmo2Model
+from molmo2_nemo.parallel.context import ContextSettings
+from molmo2_nemo.settings.run import ModelSelection, ParallelConfig, StageConfig
+from molmo2_nemo.training.groups import group_of
+
+
+def chosen_model(model: ModelSelection | Molmo2Config | str | None, stage: StageConfig) -> Molmo2Config:
+    """The configuration of the selected model, with the stage's adapters."""
+    if isinstance(model, Molmo2Config):
+        return with_options(model, lora=stage.lora, attention=model.attention)
+    if isinstance(model, str):
+        model = ModelSelection(preset=model)
+    return (model or ModelSelection()).model_config(stage.lora)
+
+
+def megatron_config(
+    model_config: Molmo2Config, memory: MemoryConfig, parallel: ParallelConfig, *, precision: str, variable_length: bool
+) -> TransformerConfig:
+    """Megatron's settings of the model; the host adds the sizes of the layout.
+
+    Args:
+        precision: dtype of parameters, "fp32" or "bf16".
+        variable_length: packs of one run differ in length, so pipeline stages send each other the shapes.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return transformer_config(
+        model_config,
+        memory,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        # of what pipeline stages send each other
+        variable_seq_lengths=variable_length or parallel.dynamic_context or parallel.cut_padding,
+        bf16=precision == "bf16",
+        use_cpu_initialization=not torch.cuda.is_available(),
+    )
+
+
+def build_model(
+    model_config: Molmo2Config,
+    config: Any,
+    *,
+    stage: StageConfig,
+    memory: MemoryConfig,
+    parallel: ParallelConfig,
+    seed: int,
+) -> Molmo2Model:
+    """This pipeline stage's part of the model, once the process groups exist.
+
+    Args:
+        config: Megatron's TransformerConfig, with the layout in it.
+        seed: fresh parameters are drawn from it, alike under every layout.
+    """
+    model = Molmo2Model(
+        model_config,
+        config,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        training=stage.training_options(),
+        memory=memory,
+        context=ContextSettings(parallel.context_ulysses, parallel.cp_comm_type, parallel.dynamic_context),
+        seed=seed,
+    )
+    freeze(model, stage.trainable(model_config))
+    return model
+
+
+def freeze(model: Molmo2Model, trainable: Trainable) -> None:
+    """Switches off gradients of parts that are not trainable. Parameters' names decide; `OptimConfig` has the
+    groups."""
+    for name, parameter in model.named_parameters():
+        part = group_of(name)
+        if name == "embedding.base.weight":
+            part = "base_embedding"
+        elif name == "output_layer.weight":
+            part = "head"
+        elif "lora_" in name:
+            part = "adapters"
+        parameter.requires_grad_(getattr(trainable, part))

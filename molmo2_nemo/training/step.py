@@ -1,0 +1,102 @@
+"""A step's micro-batches on one rank: taken from the loader, brought to the device, their losses added up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from molmo2_nemo.data.example import Batch
+from molmo2_nemo.model.config import Molmo2Config, Trainable
+from molmo2_nemo.model.inputs import PackInputs
+from molmo2_nemo.model.loss import LossSums, global_loss, global_sums
+from molmo2_nemo.parallel.context import ContextGroups
+from molmo2_nemo.parallel.dynamic import without_padding
+from molmo2_nemo.training.step_result import StepResult
+from molmo2_nemo.training.step_statistics import Tasks
+
+
+@dataclass
+class MicroBatches:
+    """Takes micro-batches for the model of this rank."""
+
+    model_config: Molmo2Config
+    trainable: Trainable
+    groups: dict[int, ContextGroups]  # of the model: number of context ranks that share a pack -> their groups
+    tasks: Tasks
+    cut_padding: bool
+    sequence_parallel: bool
+
+    def take(self, loader: Iterator[Any], result: StepResult, consumed: Callable[[Any], None] | None) -> PackInputs:
+        """The next one, on this rank's device; counted in the step's result.
+
+        Args:
+            consumed: told the loader's state after it, for checkpoints; None: nobody keeps it.
+        """
+        start = time.perf_counter()
+        batch = next(loader)
+        result.statistics.wait += time.perf_counter() - start
+        if isinstance(batch, tuple):  # Lightning's (batch, number, loader)
+            batch = batch[0]
+        if consumed is not None:
+            consumed(batch.state)
+        groups = self.groups[batch.context_ranks or max(self.groups)]
+        if groups.rank == 0 and is_first_of_replica(context=False):
+            result.statistics.add(batch, self.model_config, self.trainable)
+        if self.cut_padding:
+            tensor = parallel_state.get_tensor_model_parallel_world_size() if self.sequence_parallel else 1
+            batch = without_padding(batch, groups.size * tensor)
+        return self._inputs(batch, groups)
+
+    def _inputs(self, batch: Batch, groups: ContextGroups) -> PackInputs:
+        inputs = PackInputs.from_batch(batch, device())
+        inputs.groups = groups
+        if (ids := self.tasks.ids(batch)) is not None:
+            inputs.tasks = torch.as_tensor(ids).to(device(), non_blocking=True)
+            inputs.num_tasks = len(self.tasks.names)
+        return inputs
+
+
+def micro_batch_loss(result: StepResult, sums: LossSums, num_tasks: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One micro-batch on the last pipeline stage, as Megatron's schedules want its loss: the sum that gradients flow
+    from, a number of tokens, and what is reduced over the step. Adds to this rank's sum of weights.
+
+    Args:
+        num_tasks: that the loss is also logged for.
+    """
+    result.weight = result.weight + sums.weight
+    # Megatron adds the middle value to an integer count that takes no part: gradients.py divides by weights.
+    unused = torch.zeros((), dtype=torch.int, device=sums.loss.device)
+    return sums.loss, unused, {"sums": sums.numbers(num_tasks)}
+
+
+def step_loss(result: StepResult, micro_batches: Sequence[dict[str, Tensor]]) -> Tensor:
+    """Mean loss of the global batch, over micro-batches, data and context parallel ranks, also into the result. A
+    collective of the last pipeline stage's ranks.
+
+    Args:
+        micro_batches: last values of `micro_batch_loss`, of this rank.
+    """
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    total = global_sums([part["sums"] for part in micro_batches], group)
+    result.loss, result.task_sums = global_loss(total), total[2:].tolist()
+    return result.loss
+
+
+def is_first_of_replica(*, context: bool = True) -> bool:
+    """True on one of the ranks that work on the same packs; without `context`, on one for each context rank."""
+    return (
+        parallel_state.get_tensor_model_parallel_rank() == 0
+        and parallel_state.is_pipeline_first_stage()
+        and (not context or parallel_state.get_context_parallel_rank() == 0)
+    )
+
+
+def device() -> torch.device:
+    """Where this rank's model is."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

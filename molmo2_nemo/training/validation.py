@@ -1,0 +1,191 @@
+"""Loss on held-out data sets during training, without any effect on it: data, random states and weights stay theirs.
+
+The first `examples` records of each data set, in the order of `data.seed`, formatted as in training. They are packed as
+they come, so every layout scores the same examples; the loss of an example does not depend on its pack.
+
+A signal that ends the run is noticed between two packs. What was due is then done when the run resumes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+
+from molmo2_nemo.data.collate import collate
+from molmo2_nemo.data.config import DataConfig, PackingConfig
+from molmo2_nemo.data.example import Batch, Example
+from molmo2_nemo.data.loader import ExampleReader, Skipped, default_builder
+from molmo2_nemo.model.inputs import PackInputs
+from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.rundir.paths import VALIDATION
+from molmo2_nemo.settings.run import ValidationConfig
+from molmo2_nemo.training.faults import agreed
+from molmo2_nemo.training.step import device, is_first_of_replica
+
+# Whether the run is to end here, and whether any rank has the wish that is passed; see stopping.py.
+Leaves = Callable[[bool], tuple[bool, bool]]
+
+
+class HeldOut:
+    """Scores every data set after every `config.every` steps and after the last; writes validation.jsonl. A run that
+    resumes at a step where it was due but not done begins with it.
+
+    Examples are read and decoded by the training process itself, between two steps: keep them few.
+
+    Args:
+        config: data sets and how many examples of each.
+        data: the run's data settings; packs are of its size.
+        folder: the run's folder.
+        stage: name shown with the losses.
+    """
+
+    def __init__(self, config: ValidationConfig, data: DataConfig, folder: str, stage: str) -> None:
+        self.config, self.data, self.stage = config, data, stage
+        self.path = Path(folder) / VALIDATION
+        self.readers: dict[str, ExampleReader] = {}
+
+    def start(self, step: int, last_step: int) -> bool:
+        """Open the data sets; whether they are still to be scored at this step. A collective of all ranks.
+
+        Raises:
+            DataError: one of them is missing or damaged.
+        """
+        builder, im_patch = default_builder(self.data)
+        for name, source in self.config.sources.items():
+            own = dataclasses.replace(
+                self.data,
+                sources={name: dataclasses.replace(source, group=None, rate=1.0)},
+                groups={},
+                missing="error",
+                progression=[],
+            )
+            self.readers[name] = ExampleReader(own, builder, im_patch)
+        missing = False
+        if dist.get_rank() == 0:
+            cut_lines(self.path, step)
+            missing = all(line["step"] != step for line in read_lines(self.path, step=int))
+        return self.due(step, last_step) and step > 0 and bool(agreed([float(missing)])[0])
+
+    def due(self, step: int, last_step: int) -> bool:
+        return bool(self.readers) and (step % self.config.every == 0 or step == last_step)
+
+    def score(self, step: int, chunks: list[Any], leaves: Leaves) -> dict[str, float]:
+        """Score all data sets and write the losses down, unless a signal ends the run meanwhile. A collective of all
+        ranks.
+
+        Args:
+            chunks: this rank's parts of the model, as Megatron's schedules take them.
+
+        Returns:
+            The losses, for loggers, on rank 0; of data sets that had something to score.
+        """
+        start = time.perf_counter()
+        losses, skipped = {}, 0
+        for name, reader in self.readers.items():
+            found = self._score(reader, chunks, leaves)
+            if found is None:
+                return {}
+            losses[name] = found[0]
+            skipped += found[1]
+        if dist.get_rank() != 0:
+            return {}
+        line = {"step": step, "time": time.time(), "losses": losses, "skipped": skipped}
+        append_line(self.path, {**line, "seconds": time.perf_counter() - start})
+        reported = ", ".join(f"{name} {'-' if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
+        print(f"{self.stage} step {step}  validation loss: {reported}", flush=True)
+        return {f"validation/{name}": loss for name, loss in losses.items() if loss is not None}
+
+    def _score(self, reader: ExampleReader, chunks: list[Any], leaves: Leaves) -> tuple[float | None, int] | None:
+        """Loss of a data set (None if nothing could be scored) and records that could not be used; None when the run is
+        to end."""
+        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        (dataset,) = reader.datasets.values()
+        mine = range(rank, min(self.config.examples, len(dataset)), size)
+        skipped: list[Skipped] = []
+        sums = torch.zeros(2, dtype=torch.float64)
+        ended = False
+        for chunk in chunks:
+            chunk.eval()
+        with torch.no_grad():
+            own = packs(reader, mine, self.data.packing, skipped)
+            while True:  # until all ranks have had theirs; all ask together, also those that have none left
+                pack = next(own, None)
+                ended, more = leaves(pack is not None)
+                if ended or not more:
+                    break
+                if pack is not None:
+                    sums += self._forward(pack, chunks)
+        for chunk in chunks:
+            chunk.train()
+        return None if ended else overall(sums, len(skipped))
+
+    def _forward(self, pack: Batch, chunks: list[Any]) -> torch.Tensor:
+        """Weighted loss and weight of a pack, float64 [2] on the host; 0 before the last pipeline stage."""
+        found = get_forward_backward_func()(
+            forward_step_func=_forward_step,
+            data_iterator=iter([pack]),
+            model=chunks,
+            num_microbatches=1,
+            seq_length=self.data.packing.sequence_length,
+            micro_batch_size=1,
+            forward_only=True,
+        )
+        return sum((part["sums"].double().cpu() for part in found), torch.zeros(2, dtype=torch.float64))
+
+
+def overall(sums: torch.Tensor, skipped: int) -> tuple[float | None, int]:
+    """The loss over all ranks, None where nothing has weight, and the records that could not be used. A collective of
+    all ranks.
+
+    Args:
+        sums: this rank's weighted losses and weights, float64 [2].
+        skipped: records that this data-parallel rank could not use.
+    """
+    first = parallel_state.get_tensor_model_parallel_rank() == 0  # tensor ranks have the same sums
+    counts = torch.tensor([float(skipped) if is_first_of_replica() else 0.0], dtype=torch.float64)
+    both = torch.cat((sums if first else torch.zeros_like(sums), counts)).to(torch.cuda.current_device())
+    dist.all_reduce(both)
+    loss, weight, bad = both.tolist()
+    return (loss / weight if weight > 0 else None), int(bad)
+
+
+def packs(
+    reader: ExampleReader, numbers: Iterable[int], budget: PackingConfig, skipped: list[Skipped]
+) -> Iterator[Batch]:
+    """Examples in their order, as many to a pack as fit; records that cannot be used go to `skipped`."""
+    waiting: list[Example] = []
+
+    def full(example: Example) -> bool:
+        together = [*waiting, example]
+        tokens, crops = sum(e.num_tokens for e in together), sum(e.num_crops for e in together)
+        return tokens > budget.sequence_length or crops > budget.max_crops
+
+    def packed() -> Batch:
+        return collate([waiting], sequence_length=budget.sequence_length, im_patch_id=reader.im_patch_id)
+
+    for number in numbers:
+        example = reader[number]
+        if isinstance(example, Skipped):
+            skipped.append(example)
+            continue
+        if waiting and full(example):
+            yield packed()
+            waiting = []
+        waiting.append(example)
+    if waiting:
+        yield packed()
+
+
+def _forward_step(batches: Iterator[Batch], model: Any) -> tuple[torch.Tensor, Any]:
+    """One pack through one pipeline stage, as Megatron's schedules want it."""
+    inputs = PackInputs.from_batch(next(batches), device())
+    inputs.groups = model.groups[max(model.groups)]
+    return model(inputs), lambda sums: (sums.loss, torch.zeros((), dtype=torch.int), {"sums": sums.numbers()})
