@@ -7,12 +7,14 @@ module is imported, by whomever; `import molmo2_nemo` installs the finder that w
 
 from __future__ import annotations
 
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -154,6 +156,13 @@ def checkpoint_writer() -> str:
     return f"write_preloaded_data_{'multithread' if core_at_least('0.17') else 'multiproc'}"
 
 
+def mlp_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a class derived from Megatron's MLP hands on to it. From 0.18 on a layer gives all groups and more to an MLP
+    that is not Megatron's own; before, nothing, and the MLP finds its group."""
+    kept = {name: value for name, value in arguments.items() if name not in ("pg_collection", "is_mtp_layer")}
+    return kept | ({"tp_group": arguments["pg_collection"].tp} if "pg_collection" in arguments else {})
+
+
 @dataclass(frozen=True)
 class Difference:
     """Something that a version of Megatron-core lacks or does differently.
@@ -209,6 +218,16 @@ def _old_name_of_expert_group(parallel_state: Any) -> None:
         parallel_state.get_data_modulo_expert_parallel_group = lambda: parallel_state.get_expert_data_parallel_group()
 
 
+def _asynchronous_saves_of_its_own(serialization: Any) -> None:
+    save = serialization.save
+
+    @functools.wraps(save)
+    def save_asynchronously_by_megatron(*args: Any, async_strategy: str = "mcore", **kwargs: Any) -> Any:
+        return save(*args, async_strategy=async_strategy, **kwargs)
+
+    serialization.save = save_asynchronously_by_megatron
+
+
 def _save_strategy_without_version(module: Any) -> None:
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
@@ -227,12 +246,12 @@ def _common_state_inside(common: Any) -> None:
 
     def load_either(*args: Any) -> Any:
         folder = Path(args[-1])  # of (self, folder) or (folder)
-        return load(*args) if (folder / common.COMMON_STATE_FNAME).exists() else _load_common_state(folder)
+        return load(*args) if (folder / common.COMMON_STATE_FNAME).exists() else load_common_state(folder)
 
     holder.load_common = load_either
 
 
-def _load_common_state(folder: Path) -> Any:
+def load_common_state(folder: Path) -> Any:
     """What ranks have in common, from the entry "common_state" of a checkpoint; nothing is unpickled but plain data."""
     import torch
     from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, load
@@ -243,7 +262,9 @@ def _load_common_state(folder: Path) -> Any:
 
     key = "common_state/shard_0_1"
     found: dict[str, Any] = {}
-    load({key: None}, storage_reader=FileSystemReader(folder), planner=Raw(), no_dist=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # each rank reads it for itself
+        load({key: None}, storage_reader=FileSystemReader(folder), planner=Raw(), no_dist=True)
     return torch.load(found[key], weights_only=True)[0]
 
 
@@ -278,6 +299,12 @@ DIFFERENCES = (
         "stops the import of Megatron-core where nvidia-resiliency-ext is older than 0.6, or has no __version__ (0.4, "
         "which NeMo 2.7 was built against), instead of doing without it",
         _old_resiliency_ext_is_none,
+    ),
+    Difference(
+        "megatron.core.dist_checkpointing.serialization",
+        "0.17",
+        "saves asynchronously with nvidia-resiliency-ext unless told otherwise; NeMo waits for Megatron's own queue",
+        _asynchronous_saves_of_its_own,
     ),
     Difference(
         "megatron.core.datasets.megatron_tokenizer",

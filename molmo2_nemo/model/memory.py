@@ -23,6 +23,7 @@ from megatron.core.transformer.mlp import MLP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from molmo2_nemo import compat
 from molmo2_nemo.model.config import MemoryConfig
 
 MIN_BYTES = 1 << 20  # smaller tensors are not worth a copy
@@ -36,7 +37,7 @@ class TiledMLP(MLP):
     """
 
     def __init__(self, *args: Any, tiles: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **compat.mlp_arguments(kwargs))
         self.tiles = tiles
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -102,6 +102,12 @@ def test_remote_export_writes_what_the_hub_has() -> None:
             assert ours[key] == value, key
 
 
+def test_remote_export_leaves_out_empty_places() -> None:
+    """Without sdpa the remote code pools a window's empty places too (tests/convert/test_remote_code.py runs it)."""
+    ours = config_json(preset("4b"), "remote", "float32")
+    assert {ours[part]["attn_implementation"] for part in ("vit_config", "adapter_config", "text_config")} == {"sdpa"}
+
+
 @pytest.mark.parametrize("target", FORMATS)
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_survive_a_round_trip(name: str, target: Format) -> None:
