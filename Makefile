@@ -5,6 +5,7 @@
 # test-stack  every layout, checkpoint, conversion and the tiny pipeline once: what another version could break
 # test-matrix  test-stack for every Python, Megatron-core, torch and numpy that is tried, and between them (an hour)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
+# test-transformers  fine-tunes, base models and exports beside transformers 5, in .venv-fixtures (made here)
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
 #
 # PYTHON=python3.12 chooses the Python, VENV=.venv-3.12 another folder for its environment.
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
-.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix container-test lint fixtures clean
+.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix test-transformers container-test lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -82,6 +83,9 @@ lint: $(STAMP)
 	@$(BIN)/hadolint --failure-threshold warning Dockerfile && $(BIN)/shellcheck .ci/run tests/container/*.sh
 
 # transformers with Molmo2 of its own does not go together with NeMo 2.7: a second environment.
+test-transformers: $(STAMP) .venv-fixtures/.installed
+	@$(PYTEST) -rs tests/convert/test_transformers5.py tests/convert/test_remote_code.py $(PYTEST_ARGS)
+
 fixtures: .venv-fixtures/.installed
 	@.venv-fixtures/bin/python tests/fixtures/make_fixtures.py
 	@.venv-fixtures/bin/python tests/fixtures/make_processor_fixtures.py

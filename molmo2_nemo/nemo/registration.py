@@ -15,7 +15,7 @@ from nemo.collections import llm
 from nemo.lightning import io
 
 from molmo2_nemo import cpu
-from molmo2_nemo.model.config import PRESETS
+from molmo2_nemo.model.config import PRESETS, Molmo2Config
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.settings.compose import STAGES
 
@@ -30,15 +30,22 @@ class HFMolmo2Importer(io.ModelConnector[Any, Molmo2Module]):
     def init(self) -> Molmo2Module:
         from molmo2_nemo.convert.hf_config import read_model_config
 
-        config, _ = read_model_config(Path(str(self)))
-        return Molmo2Module(config.name if config.name in PRESETS else config)
+        return module_of(read_model_config(Path(str(self)))[0])
 
     def apply(self, output_path: Path) -> Path:
         from molmo2_nemo.convert import import_checkpoint
+        from molmo2_nemo.convert.checkpoints import read_model_file
 
         done = import_checkpoint(str(self), output_path, overwrite=True)
-        self.init().io_dump(done / "context", yaml_attrs=[])
+        imported = read_model_file(done)  # the tensors say what config.json cannot: whether the head is tied
+        assert imported is not None
+        module_of(imported).io_dump(done / "context", yaml_attrs=[])
         return done
+
+
+def module_of(model_config: Molmo2Config) -> Molmo2Module:
+    """The module of a model: by its preset's name, if it has one."""
+    return Molmo2Module(model_config.name if model_config.name in PRESETS else model_config)
 
 
 @io.model_exporter(Molmo2Module, "hf")

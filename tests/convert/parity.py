@@ -64,6 +64,22 @@ def sharded_logits(checkpoint: Path, fixture: Path, tensor: int, context: int) -
     return parts
 
 
+def greedy(checkpoint: Path) -> list[int]:
+    """Job: the first greedy tokens of an imported model's answer about picture(200, 120)."""
+    import io
+
+    from PIL import Image
+
+    from molmo2_nemo.inference.generate import generate, load
+    from tests.fixtures.pictures import picture
+
+    start_megatron()
+    stream = io.BytesIO()
+    Image.fromarray(picture(200, 120)).save(stream, "PNG")
+    model, builder, tokenizer = load(checkpoint)
+    return generate(model, builder.prompt([stream.getvalue()], None, "What is it?", "user_qa"), tokenizer, 8)
+
+
 def read_cases(fixture: Path) -> dict[str, dict[str, np.ndarray]]:
     """The arrays of every case (see make_fixtures.py)."""
     arrays = safetensors.numpy.load_file(fixture / "cases.safetensors")

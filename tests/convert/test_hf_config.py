@@ -102,6 +102,12 @@ def test_remote_export_writes_what_the_hub_has() -> None:
             assert ours[key] == value, key
 
 
+def test_remote_export_leaves_out_empty_places() -> None:
+    """Without sdpa the remote code pools a window's empty places too (tests/convert/test_remote_code.py runs it)."""
+    ours = config_json(preset("4b"), "remote", "float32")
+    assert {ours[part]["attn_implementation"] for part in ("vit_config", "adapter_config", "text_config")} == {"sdpa"}
+
+
 @pytest.mark.parametrize("target", FORMATS)
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_presets_survive_a_round_trip(name: str, target: Format) -> None:
@@ -228,6 +234,15 @@ def test_null_means_left_out_where_transformers_says_so() -> None:
     ):
         data[part][key] = None
     assert parse_config(data) == (preset("8b"), "native")
+
+
+def test_of_two_names_of_a_field_the_remote_codes_counts() -> None:
+    """As in transformers, in whatever order they are written."""
+    for order in (1, -1):
+        data = config_json(preset("8b"), "native", "float32")
+        both = {"vision_feature_layer": [1], "vit_layers": [24, 18]}
+        data["adapter_config"] |= dict(list(both.items())[::order])
+        assert parse_config(data) == (preset("8b"), "native")
 
 
 def test_each_format_has_its_own_defaults() -> None:

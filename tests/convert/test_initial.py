@@ -20,24 +20,14 @@ from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import preset
 from tests.convert.parity import load_model
+from tests.convert.test_hf_config import VALUES
+from tests.fixtures import base_models
+from tests.fixtures.base_models import GRID, LENGTH, LLMS, SMALL, VOCABULARY, YARN, to_patches
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
-VOCABULARY, LENGTH = 203, 24
-SMALL = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 80}
-SMALL |= {"vocab_size": VOCABULARY, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "initializer_range": 0.2}
-# The published proportions of OLMo 3: a window on three layers of four, YaRN on the fourth.
-YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 32.0}
-YARN |= {"beta_slow": 1.0, "attention_factor": 1.2079441541679836}
-LLMS: dict[str, dict[str, Any]] = {
-    "qwen3_tied": {"num_key_value_heads": 2, "head_dim": 16, "rope_theta": 5e6, "tie_word_embeddings": True},
-    "qwen3_untied": {"num_key_value_heads": 1, "head_dim": 12, "rope_theta": 1e6, "tie_word_embeddings": False},
-    "olmo3": {"num_key_value_heads": 4, "rope_theta": 5e5, "rope_scaling": YARN, "sliding_window": 32},
-    "olmo3_gqa": {"num_key_value_heads": 2, "rope_theta": 5e5, "rope_scaling": YARN, "sliding_window": 32},
-}
-VIT = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 11, "num_attention_heads": 4, "patch_size": 14}
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 VITS = ("whole", "tower", "bare", "naflex")
-GRID = 3
 
 
 @functools.cache
@@ -45,30 +35,15 @@ def language_model(name: str) -> Any:
     import transformers
 
     torch.manual_seed(1)
-    if name.startswith("qwen3"):
-        return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL, **LLMS[name])).eval()
-    ids = {"pad_token_id": 1, "eos_token_id": 2}
-    return transformers.Olmo3ForCausalLM(transformers.Olmo3Config(**SMALL, **LLMS[name], **ids)).eval()
+    return base_models.language_model(transformers, name)
 
 
 @functools.cache
 def vision_tower(kind: str) -> Any:
-    """A SigLIP with a text tower, or the vision tower alone; 46-pixel crops have 3 x 3 whole patches of 14."""
     import transformers
 
     torch.manual_seed(2)
-    if kind == "naflex":
-        model = transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**VIT, num_patches=GRID**2))
-    elif kind == "whole":
-        text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 20}
-        vision = {**VIT, "image_size": 46}
-        model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision))
-    else:
-        model = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VIT, image_size=46))
-    with torch.no_grad():
-        for parameter in model.parameters():  # biases and norms that matter
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.eval()
+    return base_models.vision_model(transformers, torch, kind)
 
 
 def save_llm(folder: Path, name: str) -> Path:
@@ -144,20 +119,8 @@ def test_features_are_siglips_hidden_states(workers: Any, tmp_path: Path, kind: 
     out = init_checkpoint(save_llm(tmp_path / "llm", "qwen3_tied"), save_vit(tmp_path / "vit", kind), tmp_path / "out")
     generator = torch.Generator().manual_seed(4)
     image = torch.randint(256, (2, GRID * 14, GRID * 14, 3), generator=generator, dtype=torch.uint8)
-    patches = image.unflatten(2, (GRID, 14)).unflatten(1, (GRID, 14)).transpose(2, 3).reshape(2, GRID**2, -1)
-    features = workers.run(vision_features, out, patches)[0]
-    model, outputs = vision_tower(kind).vision_model, {}
-    for block in (8, 2):  # of 11: the third and the ninth from the end
-        model.encoder.layers[block].register_forward_hook(
-            lambda _, __, output, block=block: outputs.update({block: output[0] if type(output) is tuple else output})
-        )
-    with torch.no_grad():
-        if kind == "naflex":
-            model(patches / 127.5 - 1, torch.ones(2, GRID**2, dtype=torch.int64), torch.full((2, 2), GRID))
-        else:
-            # what is left of 46 pixels after three patches is not looked at
-            model(torch.nn.functional.pad(image.permute(0, 3, 1, 2) / 127.5 - 1, (0, 4, 0, 4), value=9.0))
-    expected = torch.cat([outputs[8], outputs[2]], dim=-1)
+    features = workers.run(vision_features, out, to_patches(image))[0]
+    expected = base_models.vision_outputs(torch, vision_tower(kind), kind, image)
     assert features.shape == expected.shape
     assert (features - expected).abs().max() < 2e-5 * float(expected.abs().max())
 
@@ -208,6 +171,52 @@ def test_types(tmp_path: Path) -> None:
         assert torch.equal(wide.read(name).bfloat16(), narrow.read(name)), name
     table = language_model("qwen3_untied").model.embed_tokens.weight.detach()
     assert torch.equal(wide.read("embedding.base.weight"), table.bfloat16().float())
+
+
+@pytest.mark.parametrize("made", sorted((FIXTURES / "base_models").glob("*.json")), ids=lambda path: path.stem)
+def test_base_models_saved_by_transformers_5(tmp_path: Path, made: Path) -> None:
+    """config.json and tensor names that transformers 5.24 wrote; the weights are those of the transformers here."""
+    saved = json.loads(made.read_text())
+    name = made.stem
+    llm, vit = tmp_path / "llm", save_vit(tmp_path / "vit", name if name in VITS else "tower")
+    language_model(name if name in LLMS else "qwen3_tied").save_pretrained(llm)
+    before = init_checkpoint(llm, vit, tmp_path / "before")
+    folder = llm if name in LLMS else vit
+    tensors = loaded(folder / "model.safetensors")
+    renamed = {key: tensors[key if key in tensors else f"vision_model.{key}"] for key in saved["tensors"]}
+    assert {key: list(tensor.shape) for key, tensor in renamed.items()} == saved["tensors"]
+    assert len(renamed) == len(tensors)
+    safetensors.torch.save_file(renamed, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(saved["config"]))
+    after = init_checkpoint(llm, vit, tmp_path / "after")
+    config = read_model_file(before)
+    assert config is not None and config == read_model_file(after)
+    one, other = MegatronCheckpoint(before), MegatronCheckpoint(after)
+    for key in canonical_shapes(config):
+        assert torch.equal(one.read(key), other.read(key)), key
+
+
+@pytest.mark.parametrize("made", sorted((FIXTURES / "base_models").glob("*.json")), ids=lambda path: path.stem)
+def test_any_value_in_a_base_model_is_read_or_refused_in_one_line(tmp_path: Path, made: Path) -> None:
+    whole = json.loads(made.read_text())["config"]
+    read = read_llm if made.stem in LLMS else read_vit
+    parts = [whole, *(part for part in whole.values() if isinstance(part, dict))]
+    parts += [part for nested in parts[1:] for part in nested.values() if isinstance(part, dict)]
+    refused = 0
+    for part in parts:
+        for key in list(part):
+            kept = part.pop(key)
+            for value in (*VALUES, "left out"):
+                if value != "left out":
+                    part[key] = value
+                (tmp_path / "config.json").write_text(json.dumps(whole))
+                try:
+                    read(tmp_path)
+                except ConversionError as error:
+                    assert "\n" not in str(error) and len(str(error)) < 800
+                    refused += 1
+            part[key] = kept
+    assert refused > 50
 
 
 OLMO3_LAYERS = (["sliding_attention"] * 3 + ["full_attention"]) * 8

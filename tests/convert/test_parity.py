@@ -14,7 +14,7 @@ import torch
 from molmo2_nemo.convert import import_checkpoint
 from molmo2_nemo.convert.names import external_shapes
 from molmo2_nemo.model.config import preset
-from tests.convert.parity import compare, read_cases, sharded_logits
+from tests.convert.parity import compare, greedy, read_cases, sharded_logits
 from tests.fixtures.weights import fixture_weight
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
@@ -43,6 +43,12 @@ def test_logits_under_every_layout(workers: Any, tmp_path: Path, fixture: str, l
         expected = case["logits"]
         logits = torch.cat(rows)[case["logit_positions"], : expected.shape[1]].numpy()
         assert np.abs(logits - expected).max() < 2e-5, kind
+
+
+def test_an_imported_model_answers_about_pictures(workers: Any, tmp_path: Path) -> None:
+    """Its crops are of 126 pixels, not the published 378; the tokens are those of transformers 5.24.0 and 4.57.6."""
+    checkpoint = import_checkpoint(tiny_folder(tmp_path / "hf"), tmp_path / "megatron")
+    assert workers.run(greedy, checkpoint)[0] == [120, 120, 120, 312, 312, 312, 312, 312]
 
 
 def tiny_folder(folder: Path) -> Path:
