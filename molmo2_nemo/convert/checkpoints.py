@@ -312,7 +312,10 @@ def data_of(folder: Path, model_config: Molmo2Config, run: dict[str, Any]) -> Da
         return found
     path = folder / MODEL_FILE
     imported = parse_object(path.read_bytes(), str(path)).get("preprocessing") if path.is_file() else {}
-    return with_settings(default_data(model_config), imported or {})
+    try:
+        return with_settings(default_data(model_config), imported or {})
+    except (AttributeError, TypeError) as error:
+        raise ConversionError(f"{path} is damaged: preprocessing is {imported!r:.60}") from error
 
 
 def find_tokenizer(

@@ -176,7 +176,7 @@ def read_section(data: Mapping[str, Any], part: Literal["vision", "adapter", "te
 
 
 def checked(found: Mapping[str, Any], known: Mapping[str, Field], key: str, source: Format) -> Section:
-    """`found` as a `Section`; either format's names are taken, as transformers does.
+    """`found` as a `Section`; either format's names are taken, as transformers does, and the remote code's first.
 
     Raises:
         ConversionError: a field is of the wrong type.
@@ -185,8 +185,8 @@ def checked(found: Mapping[str, Any], known: Mapping[str, Field], key: str, sour
     native = {old: new for old, new in native.items() if old not in known}
     written = {native[name]: name for name in found if name in native}
     values = {name: field.assumed(source) for name, field in known.items()}
-    for name, value in found.items():
-        name = native.get(name, name)
+    for given in sorted(found, key=native.__contains__):  # what comes later counts
+        name, value = native.get(given, given), found[given]
         field = known.get(name)
         if field is None or value is not None or not field.null:
             values[name] = value

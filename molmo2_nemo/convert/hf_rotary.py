@@ -153,7 +153,7 @@ def flattened(data: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[int, ...] 
     same_base = all(part.get("rope_theta") == chosen.get("rope_theta") for part in nested.values())
     if not same_base or any(part != chosen for part in scaled.values()):
         raise ConversionError(
-            f"rope_parameters is {nested}; expected one base, and one scaling, for all kinds of layers"
+            f"rope_parameters differs for {', '.join(nested)}; expected one base, and one scaling where there is any"
         )
     layers = tuple(i for i, kind in enumerate(kinds) if kind in scaled)
     return {**data, "rope_parameters": chosen, "rope_scaling": None}, layers

@@ -135,7 +135,9 @@ def compare_head(model_config: Molmo2Config, folder: SafetensorsFolder, written_
         kinds = f"type {head.dtype} and not {table.dtype}" if head.dtype != table.dtype else "other signs of zeros"
         return True, [f"{HEAD} has the values of the embedding's base rows, but {kinds}: those rows are kept for both"]
     if model_config.text.tie_embeddings:
-        model = f"head apart from the embedding, so this is not the model {model_config.name!r}"
+        model = (
+            f"head of its own; it can be asked and exported, but is not the {model_config.name!r} that recipes train"
+        )
         return False, [f"{HEAD} is not a copy of the embedding's base rows: imported with a {model}"]
     return False, []
 

@@ -7,6 +7,7 @@ has to be saved is therefore small: how far the rank has read, and the numbers o
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -438,7 +439,11 @@ def _start_worker(worker: int) -> None:
     Launchers send SIGTERM to a whole process group. The trainer then finishes its step and saves, and needs its workers
     until it closes the loader itself. If it is killed, torch's own check does not always end them: a worker
     that waits for room in the queue it shares with the others would wait forever.
+
+    What it inherits is not its to take apart: a process group without owner that it collected as garbage would end it
+    with SIGABRT, because the threads of that group are not in this process.
     """
+    gc.freeze()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent()
 

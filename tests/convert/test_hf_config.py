@@ -236,6 +236,15 @@ def test_null_means_left_out_where_transformers_says_so() -> None:
     assert parse_config(data) == (preset("8b"), "native")
 
 
+def test_of_two_names_of_a_field_the_remote_codes_counts() -> None:
+    """As in transformers, in whatever order they are written."""
+    for order in (1, -1):
+        data = config_json(preset("8b"), "native", "float32")
+        both = {"vision_feature_layer": [1], "vit_layers": [24, 18]}
+        data["adapter_config"] |= dict(list(both.items())[::order])
+        assert parse_config(data) == (preset("8b"), "native")
+
+
 def test_each_format_has_its_own_defaults() -> None:
     """The remote code leaves out other values than transformers does."""
     data = altered("adapter_config")

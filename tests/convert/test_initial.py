@@ -20,6 +20,7 @@ from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import preset
 from tests.convert.parity import load_model
+from tests.convert.test_hf_config import VALUES
 from tests.fixtures import base_models
 from tests.fixtures.base_models import GRID, LENGTH, LLMS, SMALL, VOCABULARY, YARN, to_patches
 from tests.support.pool import start_megatron
@@ -193,6 +194,29 @@ def test_base_models_saved_by_transformers_5(tmp_path: Path, made: Path) -> None
     one, other = MegatronCheckpoint(before), MegatronCheckpoint(after)
     for key in canonical_shapes(config):
         assert torch.equal(one.read(key), other.read(key)), key
+
+
+@pytest.mark.parametrize("made", sorted((FIXTURES / "base_models").glob("*.json")), ids=lambda path: path.stem)
+def test_any_value_in_a_base_model_is_read_or_refused_in_one_line(tmp_path: Path, made: Path) -> None:
+    whole = json.loads(made.read_text())["config"]
+    read = read_llm if made.stem in LLMS else read_vit
+    parts = [whole, *(part for part in whole.values() if isinstance(part, dict))]
+    parts += [part for nested in parts[1:] for part in nested.values() if isinstance(part, dict)]
+    refused = 0
+    for part in parts:
+        for key in list(part):
+            kept = part.pop(key)
+            for value in (*VALUES, "left out"):
+                if value != "left out":
+                    part[key] = value
+                (tmp_path / "config.json").write_text(json.dumps(whole))
+                try:
+                    read(tmp_path)
+                except ConversionError as error:
+                    assert "\n" not in str(error) and len(str(error)) < 800
+                    refused += 1
+            part[key] = kept
+    assert refused > 50
 
 
 OLMO3_LAYERS = (["sliding_attention"] * 3 + ["full_attention"]) * 8

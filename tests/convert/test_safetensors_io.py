@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
 from molmo2_nemo.convert.folders import new_folder
-from molmo2_nemo.convert.safetensors_io import INDEX_NAME, SafetensorsFolder, SafetensorsWriter
+from molmo2_nemo.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.errors import ConversionError
 
 torch.set_num_threads(1)
@@ -155,3 +157,34 @@ def test_a_failed_folder_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in target.iterdir()] == ["whole"]
     with pytest.raises(ConversionError, match="already exists"), new_folder(target):
         pass
+
+
+GOOD = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *({"a": value} for value in (None, 3, "x", [], {})),
+        *({"a": GOOD | {"shape": value}} for value in (None, 3, "x", ["2"], [2.0], [-2], [None], {"x": 1})),
+        *({"a": GOOD | {"data_offsets": value}} for value in (None, [0], [0, 8, 16], ["0", "8"], [-8, 0], [8, 0])),
+        *({"a": GOOD | {"dtype": value}} for value in (None, 3, "F8", [], {})),
+        [],
+        3,
+        None,
+    ],
+    ids=lambda header: json.dumps(header)[:60],
+)
+def test_damaged_headers_end_in_one_line(tmp_path: Path, header: Any) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / SINGLE_NAME).write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    with pytest.raises(ConversionError) as caught:
+        SafetensorsFolder(tmp_path)
+    assert SINGLE_NAME in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_header_nested_too_deeply(tmp_path: Path) -> None:
+    text = b'{"a":' + b"[" * 100_000
+    (tmp_path / SINGLE_NAME).write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ConversionError, match="header of .* is nested too deeply"):
+        SafetensorsFolder(tmp_path)

@@ -198,6 +198,15 @@ def test_settings_beside_the_weights_come_along(tmp_path: Path) -> None:
     assert (again / "preprocessor_config.json").read_text() == (out / "preprocessor_config.json").read_text()
 
 
+@pytest.mark.parametrize("preprocessing", [3, [1], {"image": 3}, {"video": ["x"]}])
+def test_a_damaged_record_of_preprocessing(tmp_path: Path, preprocessing: Any) -> None:
+    done = import_checkpoint(FIXTURES / "olmo3", tmp_path / "megatron")
+    data = json.loads((done / "molmo2.json").read_text())
+    (done / "molmo2.json").write_text(json.dumps(data | {"preprocessing": preprocessing}))
+    with pytest.raises(ConversionError, match="molmo2.json is damaged: preprocessing is"):
+        export_checkpoint(done, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import fields
 
@@ -277,3 +279,22 @@ def test_state_is_small_and_json(config):
     batch = take(stream(config), 5)[-1]
     text = json.dumps(batch.state, allow_nan=False)
     assert json.loads(text) == batch.state and len(text) < 2000
+
+
+def test_a_worker_leaves_its_parents_groups_alone(tmp_path):
+    """Collecting one as garbage would end it, or hang: the group's threads are not in the worker."""
+    script = tmp_path / "fork.py"
+    script.write_text(
+        "import gc, os, torch.distributed as dist\n"
+        "from molmo2_nemo.data import loader\n"
+        "gc.disable()\n"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+        "class Cycle: pass\n"
+        "cycle = Cycle(); cycle.itself, cycle.group = cycle, dist.new_group([0])\n"
+        "dist.destroy_process_group(); del cycle\n"
+        "if (pid := os.fork()) == 0:\n"
+        "    loader._start_worker(0); gc.enable(); gc.collect(); os._exit(0)\n"
+        "os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) and 1)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-1000:]
