@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from email.parser import HeaderParser
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,11 +24,14 @@ except ImportError:  # an environment as pip makes it
     from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
 
 OLDEST_GLIBC = 5  # manylinux_2_5 is manylinux1
-# What no run opens, by rules that hold for every package: tests, sources of compiled code, stubs of types, byte code,
-# commands and shared data. PuLP's solvers are programs that only a search for a quantisation would start.
+# What no run opens, by rules that hold for every package: sources of compiled code, stubs of types, byte code, commands
+# and shared data; tests, unless the package imports them. PuLP's solvers are programs that only a search for a
+# quantisation would start.
 UNUSED = re.compile(
-    r"(^|/)(tests?|__pycache__)/|\.(c|cc|cpp|cu|cuh|h|hpp|pyi|pyx|pxd|a)$|^(bin|share|include)/|^pulp/solverdir/"
+    r"(^|/)__pycache__/|\.(c|cc|cpp|cu|cuh|h|hpp|pyi|pyx|pxd|a)$|^(bin|share|include)/|^pulp/solverdir/"
 )
+
+TESTS = ("test", "tests")
 
 
 class PackageError(Exception):
@@ -145,12 +150,37 @@ def pack(folder: Path, archive: Path) -> tuple[int, int]:
     with tarfile.open(part, "w:xz") if archive.suffix == ".xz" else tarfile.open(part, "w:gz", compresslevel=7) as tar:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             inside = path.relative_to(folder)
-            if inside.parts[0] == "site" and UNUSED.search("/".join(inside.parts[1:])):
+            if inside.parts[0] == "site" and _is_unused(folder / "site", inside.parts[1:]):
                 continue
             tar.add(path, arcname=f"molmo2-overlay/{inside}", filter=_plain)
             count, size = count + 1, size + path.stat().st_size
     part.rename(archive)
     return count, size
+
+
+def _is_unused(site: Path, parts: tuple[str, ...]) -> bool:
+    if UNUSED.search("/".join(parts)):
+        return True
+    tests = [number for number, name in enumerate(parts[:-1]) if name in TESTS]
+    return any(not _is_imported(site.joinpath(*parts[: number + 1])) for number in tests)
+
+
+@cache
+def _is_imported(tests: Path) -> bool:
+    """Whether the package that a folder of tests lies in imports it when it is imported itself."""
+    package = tests.parent / "__init__.py"
+    if not package.is_file():
+        return False
+    for node in ast.walk(ast.parse(package.read_text(errors="replace"))):
+        if isinstance(node, ast.ImportFrom):
+            base = "" if node.level else f"{tests.parent.name}."
+            names = [node.module or "", *(f"{node.module or ''}.{alias.name}" for alias in node.names)]
+            if any(f"{name.strip('.')}.".startswith(f"{base}{tests.name}.") for name in names):
+                return True
+        elif isinstance(node, ast.Import):
+            if any(f"{alias.name}.".startswith(f"{tests.parent.name}.{tests.name}.") for alias in node.names):
+                return True
+    return False
 
 
 def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

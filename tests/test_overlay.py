@@ -170,6 +170,7 @@ def laid_out(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("overlay")
     (tmp_path / "index").mkdir()
     files = {"packaging/__init__.py": "", "packaging/tests/test_it.py": "", "packaging/fast.pyx": ""}
+    files |= {"careless/__init__.py": "from . import (\n    tests,\n)\n", "careless/tests/__init__.py": ""}
     wheel(tmp_path / "index", "packaging", "0.1", files, ("mdurl>=0.1",))
     wheel(tmp_path / "index", "mdurl", "0.1.2", {"mdurl/__init__.py": ""})
     with pytest.MonkeyPatch.context() as patch:
@@ -224,7 +225,8 @@ def test_the_packed_command_alone_looks_into_its_folder(archive, site, tmp_path)
         names = tar.getnames()
         tar.extractall(tmp_path / "there", filter="data")
     assert len(names) == count and "molmo2-overlay/site/packaging/__init__.py" in names
-    assert not [n for n in names if "tests" in n or "pycache" in n or n.endswith(".pyx")]
+    assert [n for n in names if "tests" in n] == ["molmo2-overlay/site/careless/tests/__init__.py"]  # imports them
+    assert not [n for n in names if "pycache" in n or n.endswith(".pyx")]
     command = tmp_path / "there" / "molmo2-overlay" / "bin" / "molmo2"
     assert command.stat().st_mode & 0o111
     link = tmp_path / "molmo2"

@@ -19,7 +19,7 @@ runtime=libssl3,libffi8,libsqlite3-0,libbz2-1.0,liblzma5,libreadline8,libncurses
 fail() { echo "build_and_run: $*" >&2; exit 1; }
 b() { buildah "${storage[@]}" "$@"; }
 start() { b from "$1" | tee -a "$work/rooms"; } # a container, which goes at the end whatever happens
-say() { echo "== $* ($((SECONDS)) s, $(du -sh "$work" 2> /dev/null | cut -f1))"; }
+say() { echo "== $* ($((SECONDS)) s, $(du -shx "$work" 2> /dev/null | cut -f1))"; }
 have() { b inspect --type image "localhost/$1" > /dev/null 2>&1; }
 
 [ "$(id -u)" = 0 ] || fail "run it as root"
