@@ -27,7 +27,7 @@ STACKS = (
     Stack("3.12", core="0.17.1", torch="2.13.0", numpy="2.4.6"),
     Stack("3.12", core="0.18.2", torch="2.13.0", numpy="2.4.6"),
     Stack("3.12", core="0.19.2", torch="2.13.0", numpy="2.4.6"),
-    Stack("3.12", core="0.19.2", torch="2.6.0", numpy="1.26.4"),
+    Stack("3.12", core="0.16.1", torch="2.6.0", numpy="1.26.4"),
     Stack("3.12", core="0.19.2", torch="2.11.0", numpy="2.4.6"),
     Stack("3.12", core="0.19.2", torch="2.14.1", numpy="2.4.6"),
 )
