@@ -36,8 +36,8 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt requirements/cuda_libraries.
 	@test -n "$(PYTHON)" || { echo "molmo2: no Python 3.11 or 3.12 found; install one (Debian/Ubuntu: apt install python3.11 python3.11-venv) or call make PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { echo "molmo2: the pins are for Python 3.11 and 3.12, $(PYTHON) is $$($(PYTHON) -V 2>&1); call make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@$(SAME_PYTHON)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "molmo2: cannot make a virtual environment; install the venv module (Debian/Ubuntu: apt install python3.11-venv)" >&2; exit 2; }
-	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q || { echo "molmo2: $(VENV) has no pip; remove $(VENV), install python3.11-venv, call make venv again" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "molmo2: cannot make a virtual environment; install the venv module of that Python (Debian/Ubuntu: python3-venv, or such as python3.12-venv)" >&2; exit 2; }
+	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q || { echo "molmo2: $(VENV) has no pip; remove $(VENV), install the python3-venv of that Python, call make venv again" >&2; exit 2; }
 	@echo "installing the pinned environment into $(VENV) (2.4 GB on Python 3.11, a few minutes the first time)"
 	@$(PIP) install -qq --no-deps -r requirements/cpu.txt -r requirements/dev.txt || { echo "molmo2: pip could not install the pins, see above; docs/install.md lists the usual causes" >&2; exit 2; }
 	@$(PIP) install -qq --no-deps --no-build-isolation -e . || { echo "molmo2: pip could not install the package, see above" >&2; exit 2; }
@@ -98,4 +98,4 @@ fixtures: .venv-fixtures/.installed
 
 clean:
 	@rm -rf demo runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache lightning_logs nemo_experiments
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './.venv*' -prune -exec rm -rf {} +
