@@ -29,7 +29,7 @@ STACKS = (
     Stack("3.12", core="0.19.2", torch="2.13.0", numpy="2.4.6"),
     Stack("3.12", core="0.16.1", torch="2.6.0", numpy="1.26.4"),
     Stack("3.12", core="0.19.2", torch="2.11.0", numpy="2.4.6"),
-    Stack("3.12", core="0.19.2", torch="2.14.1", numpy="2.4.6"),
+    Stack("3.12", core="0.19.2", torch="2.15.0", numpy="2.4.6"),
 )
 EQUAL = 1e-6  # largest relative difference between curves of two Megatron-cores; another torch may round otherwise
 CLOSE = 1e-3
