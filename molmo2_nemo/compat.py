@@ -416,7 +416,11 @@ def install() -> None:
     sys.meta_path[:] = [_Finder(), *(f for f in sys.meta_path if not hasattr(f, "mends_megatron"))]
     for difference in DIFFERENCES:
         module = sys.modules.get(difference.module)
-        if module is not None and difference.is_here() and not isinstance(getattr(module.__spec__, "loader", 0), _Mending):
+        if (
+            module is not None
+            and difference.is_here()
+            and not isinstance(getattr(module.__spec__, "loader", 0), _Mending)
+        ):
             _mend_everywhere(module, difference.mend)
 
 
