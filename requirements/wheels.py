@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from email.parser import HeaderParser
 from functools import cache
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 try:
@@ -117,7 +117,7 @@ class Wheels:
             raise PackageError(f"pip {arguments[0]} failed:\n" + "\n".join(lines[-8:]))
 
     def _find_pip(self) -> list[str]:
-        if find_spec("pip") is not None:
+        if PathFinder.find_spec("pip") is not None:  # importlib.util.find_spec has setuptools change distutils here
             return [sys.executable, "-m", "pip"]
         home = self.folder / "pip"
         made = subprocess.run([sys.executable, "-m", "venv", str(home)], text=True, capture_output=True)

@@ -203,6 +203,12 @@ def test_pip_says_why_a_pin_cannot_be_had(tmp_path, monkeypatch):
         overlay.Wheels(tmp_path).fetch(["packaging==0.1"])
 
 
+def test_looking_for_pip_changes_nothing_here(tmp_path):
+    script = "import wheels, pathlib; wheels.Wheels(pathlib.Path())._find_pip(); import setuptools"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "requirements")}
+    subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, check=True)
+
+
 def test_the_environment_is_compared_with_what_it_was(site):
     before = overlay.snapshot()
     inside = overlay.snapshot(site)
