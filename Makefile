@@ -20,24 +20,27 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
+# A Python that is asked for must be that of the environment, if there is one; without PYTHON=, the environment's is good.
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard $(BIN)/python),)
+LINE := -c 'import sys; print(*sys.version_info[:2], sep=".")'
+ifneq ($(shell $(BIN)/python $(LINE)),$(shell $(PYTHON) $(LINE)))
+$(error molmo2: $(VENV) was made with Python $(shell $(BIN)/python $(LINE)), $(PYTHON) is Python $(shell $(PYTHON) $(LINE)); remove $(VENV), or call make VENV=.venv-other PYTHON=$(PYTHON))
+endif
+endif
+endif
+
 .PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix test-transformers container-test lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
-	@$(SAME_PYTHON)
-
-# A Python that is asked for must be that of the environment, if there is one; without PYTHON=, the environment's is good.
-SAME_PYTHON = test "$(origin PYTHON)" = file || test ! -x $(BIN)/python \
-    || test "$$($(BIN)/python -V | cut -d. -f1,2)" = "$$($(PYTHON) -V | cut -d. -f1,2)" \
-    || { echo "molmo2: $(VENV) was made with $$($(BIN)/python -V), $(PYTHON) is $$($(PYTHON) -V 2>&1); remove $(VENV), or call make VENV=.venv-other PYTHON=$(PYTHON)" >&2; exit 2; }
 
 # --no-deps: the pins are complete, and NeMo's metadata asks for packages that a CPU run does not need.
 $(STAMP): requirements/cpu.txt requirements/dev.txt requirements/cuda_libraries.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "molmo2: no Python 3.11 or 3.12 found; install one (Debian/Ubuntu: apt install python3.11 python3.11-venv) or call make PYTHON=/path/to/python" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { echo "molmo2: the pins are for Python 3.11 and 3.12, $(PYTHON) is $$($(PYTHON) -V 2>&1); call make PYTHON=/path/to/python3.12" >&2; exit 2; }
-	@$(SAME_PYTHON)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "molmo2: cannot make a virtual environment; install the venv module (Debian/Ubuntu: apt install python3.11-venv)" >&2; exit 2; }
-	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q || { echo "molmo2: $(VENV) has no pip; remove $(VENV), install python3.11-venv, call make venv again" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "molmo2: cannot make a virtual environment; install the venv module of that Python (Debian/Ubuntu: python3-venv, or such as python3.12-venv)" >&2; exit 2; }
+	@$(PIP) --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip -q || { echo "molmo2: $(VENV) has no pip; remove $(VENV), install the python3-venv of that Python, call make venv again" >&2; exit 2; }
 	@echo "installing the pinned environment into $(VENV) (2.4 GB on Python 3.11, a few minutes the first time)"
 	@$(PIP) install -qq --no-deps -r requirements/cpu.txt -r requirements/dev.txt || { echo "molmo2: pip could not install the pins, see above; docs/install.md lists the usual causes" >&2; exit 2; }
 	@$(PIP) install -qq --no-deps --no-build-isolation -e . || { echo "molmo2: pip could not install the package, see above" >&2; exit 2; }
@@ -98,4 +101,4 @@ fixtures: .venv-fixtures/.installed
 
 clean:
 	@rm -rf demo runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache lightning_logs nemo_experiments
-	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './.venv*' -prune -exec rm -rf {} +

@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +54,12 @@ TRIED = {
         "each line of it changes names that NeMo 2.7 and checkpoints rely on",
         "pip install --no-deps megatron-core==0.16.1, or on Python 3.12 megatron-core==0.19.2",
     ),
-    "torch": Tried(">=2.6,<2.16", ("2.13.0",), "FlexAttention and torch.distributed as used here", PINS),
+    "torch": Tried(
+        ">=2.6,<2.16",
+        ("2.6.0", "2.11.0", "2.13.0", "2.14.1", "2.15.0"),
+        "FlexAttention and torch.distributed as used here",
+        PINS,
+    ),
     "nemo-toolkit": Tried(
         ">=2.7rc0,<2.8",
         ("2.7.3",),
@@ -76,11 +82,27 @@ SHOWN = ("megatron-core", "nemo-toolkit", "torch", "transformers")  # in the fir
 
 @cache
 def installed(name: str) -> str | None:
-    """Version of a distribution, None where it is not installed."""
+    """Version of a distribution, None where it is not installed. Of Megatron-core, the one that an import would find,
+    which may be a checkout of its source in front of the one that pip knows."""
+    if name == "megatron-core" and (found := _core_in_source()) is not None:
+        return found
     try:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def _core_in_source() -> str | None:
+    """The version in megatron/core/package_info.py, read as text: importing it would import all of Megatron-core."""
+    spec = importlib.util.find_spec("megatron")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "core" / "package_info.py"
+        if path.is_file():
+            parts = dict(re.findall(r"^(MAJOR|MINOR|PATCH|PRE_RELEASE) = ['\"]?(\w*)['\"]?", path.read_text(), re.M))
+            if {"MAJOR", "MINOR", "PATCH"} <= set(parts):
+                return f"{parts['MAJOR']}.{parts['MINOR']}.{parts['PATCH']}{parts.get('PRE_RELEASE', '')}"
+            return None
+    return None
 
 
 def fits(found: str, accepted: str) -> bool:
@@ -100,11 +122,12 @@ def problems() -> Iterator[str]:
     here = sys.version_info[:2]
     if not PYTHON[0] <= here <= PYTHON[1]:
         first, last = (".".join(map(str, v)) for v in PYTHON)
-        yield f"Python {here[0]}.{here[1]} was not tried, only {first} to {last}: make venv PYTHON=python3.12"
+        yield f"Python {here[0]}.{here[1]} was not tried; {first} to {last} are taken: make venv PYTHON=python3.12"
     for name, tried in TRIED.items():
         found = installed(name)
         if found is not None and not fits(found, tried.accepted):
-            yield f"{name} {found} was not tried, only {', '.join(tried.versions)} ({tried.why}): {tried.get}"
+            run = ", ".join(tried.versions)
+            yield f"{name} {found} was not tried; {tried.accepted} is taken, {run} was run ({tried.why}): {tried.get}"
 
 
 UNTRIED = "MOLMO2_UNTRIED"  # environment variable; 1 lets a run start all the same
@@ -134,9 +157,14 @@ def stack() -> str:
     return ", ".join([*shown, f"Python {sys.version_info[0]}.{sys.version_info[1]}"])
 
 
-def line_of(version: str) -> tuple[int, ...]:
-    """The line that a version belongs to, "0.17.1rc0" -> (0, 17)."""
-    return tuple(int(part) for part in version.split(".")[:2])
+def line_of(version: Any) -> tuple[int, ...]:
+    """The line that a version belongs to, "0.17.1rc0" -> (0, 17); (0, 0) of what is no version."""
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return (*Version(version).release, 0)[:2]
+    except (InvalidVersion, TypeError):
+        return (0, 0)
 
 
 @cache
@@ -342,12 +370,14 @@ DIFFERENCES = (
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds the modules of DIFFERENCES as everybody else does, and has them mended once they are loaded."""
 
+    mends_megatron = True  # by which a copy of this class, of a package that was imported anew, is known
+
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
         found = _BY_MODULE.get(name)
         if found is None or not found.is_here():
             return None
-        others = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
-        spec = next((spec for spec in others if spec is not None), None)
+        others = [f for f in sys.meta_path if hasattr(f, "find_spec") and not hasattr(f, "mends_megatron")]
+        spec = next((spec for f in others if (spec := f.find_spec(name, path, target)) is not None), None)
         if spec is None:
             return importlib.machinery.ModuleSpec(name, _Mending(None, found.mend))
         if spec.loader is not None:
@@ -370,6 +400,8 @@ class _Mending(importlib.abc.Loader):
         self.mend(module)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "loader" or name.startswith("__"):  # while it is copied or unpickled
+            raise AttributeError(name)
         return getattr(self.loader, name)  # get_source and others, for tracebacks
 
 
@@ -377,10 +409,28 @@ _BY_MODULE = {difference.module: difference for difference in DIFFERENCES}
 
 
 def install() -> None:
-    """Watch for the modules of DIFFERENCES from now on; those that are imported already are mended at once."""
-    if installed("megatron-core") is None or any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    """Watch for the modules of DIFFERENCES from now on; those that are imported already are mended at once, with what
+    others have imported from them."""
+    if installed("megatron-core") is None:
         return
-    sys.meta_path.insert(0, _Finder())
+    sys.meta_path[:] = [_Finder(), *(f for f in sys.meta_path if not hasattr(f, "mends_megatron"))]
     for difference in DIFFERENCES:
-        if difference.module in sys.modules and difference.is_here():
-            difference.mend(sys.modules[difference.module])
+        module = sys.modules.get(difference.module)
+        if (
+            module is not None
+            and difference.is_here()
+            and not isinstance(getattr(module.__spec__, "loader", 0), _Mending)
+        ):
+            _mend_everywhere(module, difference.mend)
+
+
+def _mend_everywhere(module: Any, mend: Callable[[Any], None]) -> None:
+    """Mend a module that others have imported names from: they get what the mend puts in their place."""
+    before = dict(vars(module))
+    mend(module)
+    new = {id(old): vars(module)[name] for name, old in before.items() if vars(module)[name] is not old}
+    for name, other in list(sys.modules.items()):
+        if name.startswith(("megatron.", "nemo.")):
+            for attribute, value in list(vars(other).items()):
+                if id(value) in new:
+                    setattr(other, attribute, new[id(value)])

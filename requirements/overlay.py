@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import subprocess
@@ -31,7 +32,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 try:
-    from wheels import PackageError, Requirement, Wheels, build_project, canonicalize_name, pack
+    from wheels import OLDEST_GLIBC, PackageError, Requirement, Wheels, build_project, canonicalize_name, pack
 except ImportError as error:
     sys.exit(f"overlay: {sys.executable}: {error}; it is needed to compare versions: pip install packaging")
 if "pip._vendor" in Requirement.__module__:
@@ -131,15 +132,35 @@ def elsewhere(python: str, machine: str, inspected: Path | None) -> Environment:
     if inspected is None:
         return Environment(python, {}, {**markers, "extra": ""}, ["torch", "numpy", "triton"])
     try:
-        said = json.loads(inspected.read_text())
-        found = [entry["metadata"] for entry in said["installed"]]
-        installed = {canonicalize_name(m["name"]): Installed(m["version"], m.get("requires_dist") or []) for m in found}
-        there = said["environment"]["python_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = json.loads(inspected.read_text(encoding="utf-8"))
+        installed = dict(_installed(entry["metadata"]) for entry in said["installed"])
+        theirs = {name: _text(value, name) for name, value in said["environment"].items()}
+        there, system, kind = (theirs[n] for n in ("python_version", "sys_platform", "platform_machine"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PackageError(f"{inspected} is not what `python -m pip inspect` prints: {error!r}") from error
     if there != python:
         raise PackageError(f"{inspected} was made by Python {there}, but --python is {python}: give --python {there}")
-    return Environment(there, installed, {**markers, **said["environment"], "extra": ""})
+    if system != "linux":
+        raise PackageError(f"{inspected} was made on {system}: an overlay is for Linux")
+    if kind != machine:
+        raise PackageError(f"{inspected} was made on {kind}, but --machine is {machine}: give --machine {kind}")
+    return Environment(there, installed, {**markers, **theirs, "extra": ""})
+
+
+def _installed(metadata: dict[str, Any]) -> tuple[str, Installed]:
+    """A package as `pip inspect` describes it. Raises KeyError or TypeError for anything else."""
+    name = _text(metadata["name"], "name")
+    requires = metadata.get("requires_dist") or []
+    if not isinstance(requires, list):
+        raise TypeError(f"requires_dist of {name} is {requires!r}, expected a list")
+    version = _text(metadata["version"], f"version of {name}")
+    return canonicalize_name(name), Installed(version, [_text(line, f"requires_dist of {name}") for line in requires])
+
+
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is {value!r}, expected a text")
+    return value
 
 
 def pins(environment: Environment) -> dict[str, str]:
@@ -321,8 +342,6 @@ print(json.dumps({"packages": names, "modules": {n: origin(n) for n in %r}}))
 
 def snapshot(pythonpath: Path | None = None) -> dict[str, dict[str, Any]]:
     """What a python without (or with) the overlay finds: versions of packages, places of modules."""
-    import os
-
     env = dict(os.environ)
     if pythonpath is not None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(pythonpath), env.get("PYTHONPATH")]))
@@ -373,10 +392,37 @@ def show(environment: Environment, plan: Plan, pins: dict[str, str]) -> None:
         print(f"overlay: note: {note}")
 
 
+def check_folder(folder: Path) -> None:
+    """Whether an overlay can be laid out there, before anything is fetched."""
+    if (folder / "bin").resolve() == Path(sysconfig.get_path("scripts")).resolve():
+        raise PackageError(f"{folder}/bin has the environment's own commands: choose another folder")
+    for made in (folder / "site", folder / "bin" / "molmo2"):
+        if os.path.lexists(made):
+            raise PackageError(f"{made} is there already: remove it, or choose another folder")
+    present = next(p for p in (folder / "bin", folder, *folder.parents) if os.path.lexists(p))
+    _check_writable(present)
+
+
+def check_archive(archive: Path) -> None:
+    """Whether an overlay can be packed there, before anything is fetched."""
+    if not archive.name.endswith((".tar.gz", ".tar.xz")):
+        raise PackageError(f"--archive {archive}: name it .tar.gz, or .tar.xz for a smaller one that takes longer")
+    if archive.is_dir():
+        raise PackageError(f"--archive {archive} is a folder: name a file")
+    if not os.path.lexists(archive.parent):
+        raise PackageError(f"--archive {archive}: there is no folder {archive.parent}")
+    _check_writable(archive.parent)
+
+
+def _check_writable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise PackageError(f"{folder} is not a folder: choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PackageError(f"{folder} cannot be written to: choose another place, or change its permissions")
+
+
 def make_here(folder: Path, environment: Environment, dry: bool) -> None:
     """An overlay for the environment that runs this."""
-    if (folder / "site").exists():
-        raise PackageError(f"{folder}/site is there already: remove it, or choose another folder")
     known = pins(environment)
     before = snapshot()
     with tempfile.TemporaryDirectory() as scratch:
@@ -431,44 +477,57 @@ def main(argv: list[str] | None = None) -> int:
         "folder", type=Path, nargs="?", metavar="FOLDER", help="where the overlay of this environment goes"
     )
     parser.add_argument("--archive", type=Path, metavar="FILE", help="pack an overlay for another machine instead")
-    parser.add_argument("--python", choices=PYTHONS, default="3.12", help="of the other machine (default: 3.12)")
-    parser.add_argument(
-        "--machine", default="x86_64", help="of the other machine, as uname -m says it (default: x86_64)"
-    )
-    parser.add_argument(
-        "--glibc", default="2.34", help="of the other machine, as ldd --version says it (default: 2.34)"
-    )
+    parser.add_argument("--python", choices=PYTHONS, help="of the other machine (default: 3.12)")
+    parser.add_argument("--machine", help="of the other machine, as uname -m says it (default: x86_64)")
+    parser.add_argument("--glibc", help="of the other machine, as ldd --version says it (default: 2.34)")
     parser.add_argument(
         "--there", type=Path, metavar="FILE", help="what `python -m pip inspect` prints on the other machine"
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--pins", choices=PYTHONS, help="print the pins for this Python and end")
     args = parser.parse_args(argv)
+    check_arguments(parser, args)
+    python, machine, glibc = args.python or "3.12", args.machine or "x86_64", args.glibc or "2.34"
     try:
         if args.pins:
-            print("\n".join(pins(elsewhere(args.pins, args.machine, None)).values()))
+            print("\n".join(pins(elsewhere(args.pins, machine, None)).values()))
             return 0
-        if (args.folder is None) == (args.archive is None):
-            parser.error("give FOLDER or --archive FILE")
-        if args.folder and args.there:
-            parser.error("--there describes another machine: give --archive FILE instead of FOLDER")
-        if not re.fullmatch(r"2\.\d+", args.glibc):
-            parser.error(f"--glibc {args.glibc}: not a version such as 2.34")
-        if args.archive and not args.archive.absolute().parent.is_dir():
-            parser.error(f"--archive {args.archive}: there is no folder {args.archive.absolute().parent}")
-        if args.archive and not args.archive.name.endswith((".tar.gz", ".tar.xz")):
-            parser.error(f"--archive {args.archive}: name it .tar.gz, or .tar.xz for a smaller one that takes longer")
-        environment = here() if args.folder else elsewhere(args.python, args.machine, args.there)
+        if args.folder:
+            check_folder(args.folder.absolute())
+        else:
+            check_archive(args.archive.absolute())
+        environment = here() if args.folder else elsewhere(python, machine, args.there)
         if problems := refusals(environment):
             raise PackageError("\n".join(problems))
         if args.folder:
             make_here(args.folder.absolute(), environment, args.dry_run)
         else:
-            make_archive(args.archive.absolute(), environment, args.machine, args.glibc, args.dry_run)
+            make_archive(args.archive.absolute(), environment, machine, glibc, args.dry_run)
     except (PackageError, OSError) as error:
         print("\n".join(f"overlay: {line}" for line in str(error).splitlines()), file=sys.stderr)
         return 2
     return 0
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Those that do not go together, and a C library that no wheel is for, end the program here."""
+    given = [f"--{n.replace('_', '-')}" for n in ("python", "machine", "glibc", "there", "dry_run") if getattr(args, n)]
+    if args.pins:
+        others = [n for n in given if n != "--machine"] + [n for n in ("folder", "archive") if getattr(args, n)]
+        if others:
+            parser.error(f"--pins only prints them: leave out {', '.join(others)}")
+    elif (args.folder is None) == (args.archive is None):
+        parser.error("give FOLDER or --archive FILE")
+    elif args.folder and (others := [n for n in given if n != "--dry-run"]):
+        parser.error(
+            f"{', '.join(others)}: for another machine; give --archive FILE instead of FOLDER, or leave it out"
+        )
+    if args.glibc is not None:
+        version = re.fullmatch(r"2\.([0-9]{1,2})", args.glibc)
+        if version is None:
+            parser.error(f"--glibc {args.glibc}: not a version such as 2.34")
+        if int(version[1]) < OLDEST_GLIBC:
+            parser.error(f"--glibc {args.glibc}: 2.{OLDEST_GLIBC} is the oldest that wheels are fetched for")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ except ImportError:  # an environment as pip makes it
     from pip._vendor.packaging.requirements import Requirement
     from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
 
-OLDEST_GLIBC = 5  # manylinux_2_5 is manylinux1
+OLDEST_GLIBC = 17  # of 2.17, manylinux2014: wheels for it and for older ones are taken for every machine
+OLDEST_TAG = 5  # manylinux_2_5 is manylinux1
 # What no run opens, by rules that hold for every package: sources of compiled code, stubs of types, byte code, commands
 # and shared data; tests, unless the package imports them. PuLP's solvers are programs that only a search for a
 # quantisation would start.
@@ -53,7 +54,7 @@ class Wheels:
         self.flags: list[str] = []
         if python is not None:
             newest = int(glibc.split(".")[1])
-            platforms = [f"manylinux_2_{n}_{machine}" for n in range(newest, OLDEST_GLIBC - 1, -1)]
+            platforms = [f"manylinux_2_{n}_{machine}" for n in range(newest, OLDEST_TAG - 1, -1)]
             platforms += [f"manylinux{n}_{machine}" for n in ("2014", "2010", "1")]
             self.flags = ["--python-version", python, "--implementation", "cp"]
             self.flags += [word for name in platforms for word in ("--platform", name)]
@@ -147,14 +148,21 @@ def pack(folder: Path, archive: Path) -> tuple[int, int]:
     Returns the number of files and their bytes."""
     count = size = 0
     part = archive.with_name(f".{archive.name}.part")
-    with tarfile.open(part, "w:xz") if archive.suffix == ".xz" else tarfile.open(part, "w:gz", compresslevel=7) as tar:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            inside = path.relative_to(folder)
-            if inside.parts[0] == "site" and _is_unused(folder / "site", inside.parts[1:]):
-                continue
-            tar.add(path, arcname=f"molmo2-overlay/{inside}", filter=_plain)
-            count, size = count + 1, size + path.stat().st_size
-    part.rename(archive)
+    try:
+        with (
+            tarfile.open(part, "w:xz")
+            if archive.suffix == ".xz"
+            else tarfile.open(part, "w:gz", compresslevel=7) as tar
+        ):
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                inside = path.relative_to(folder)
+                if inside.parts[0] == "site" and _is_unused(folder / "site", inside.parts[1:]):
+                    continue
+                tar.add(path, arcname=f"molmo2-overlay/{inside}", filter=_plain)
+                count, size = count + 1, size + path.stat().st_size
+        part.rename(archive)
+    finally:
+        part.unlink(missing_ok=True)
     return count, size
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +18,7 @@ from molmo2_nemo.errors import UserError
 @pytest.fixture
 def versions(monkeypatch):
     """Lets a test say what is installed; the rest is as tried."""
-    made = {name: tried.versions[0] for name, tried in compat.TRIED.items()}
+    made = {name: tried.versions[0] for name, tried in compat.TRIED.items()} | {"torch": "2.13.0"}
     monkeypatch.setattr(compat, "installed", made.get)
     return made
 
@@ -79,6 +82,54 @@ def test_lines_of_megatron_core(versions):
         versions["megatron-core"] = version
         assert (compat.core_at_least("0.16"), compat.core_at_least("0.17")) == lines, version
         compat.core_at_least.cache_clear()
+
+
+def test_line_of_a_version():
+    lines = {"0.17.1": (0, 17), "0.18rc1": (0, 18), "1": (1, 0), "0.18.0+nv26.4": (0, 18), "dev": (0, 0), None: (0, 0)}
+    assert {version: compat.line_of(version) for version in lines} == lines
+
+
+def test_a_source_checkout_before_the_installed_one_counts(tmp_path, monkeypatch):
+    """It is what will be imported, so it is named, mended and, where it was not tried, refused."""
+    source = tmp_path / "megatron" / "core"
+    source.mkdir(parents=True)
+    (source / "package_info.py").write_text(
+        "MAJOR = 0\nMINOR = 25\nPATCH = 3\nPRE_RELEASE = 'rc1'\nVERSION = (MAJOR,)\n"
+    )
+    code = "from molmo2_nemo import compat; print(compat.installed('megatron-core'), *compat.problems())"
+    paths = [str(tmp_path), str(Path(compat.__file__).parents[1])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.startswith("0.25.3rc1 megatron-core 0.25.3rc1 was not tried"), done.stderr
+
+
+def test_what_was_imported_before_is_mended_with_its_copies(monkeypatch):
+    """`from module import name` in another module, before this package was there."""
+    origin, user = types.ModuleType("megatron.made_origin"), types.ModuleType("megatron.made_user")
+    origin.__spec__ = types.SimpleNamespace(loader=None)
+    origin.name = user.taken = old = object()
+    monkeypatch.setitem(sys.modules, "megatron.made_origin", origin)
+    monkeypatch.setitem(sys.modules, "megatron.made_user", user)
+    made = compat.Difference("megatron.made_origin", "0.1", "", lambda module: setattr(module, "name", 5))
+    monkeypatch.setattr(compat, "DIFFERENCES", (made,))
+    compat.install()
+    assert (origin.name, user.taken) == (5, 5) and old != 5
+
+
+def test_a_second_copy_of_the_package_takes_the_firsts_place():
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("compat_again", compat.__file__)
+    again = importlib.util.module_from_spec(spec)
+    sys.modules["compat_again"] = again
+    spec.loader.exec_module(again)
+    again.install()
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "mends_megatron")]
+    assert len(finders) == 1 and isinstance(finders[0], again._Finder)
+    compat.install()
+    assert isinstance(copy.copy(compat._Mending(None, print)), compat._Mending)
+    assert importlib.util.find_spec("megatron.core.parallel_state") is not None
+    del sys.modules["compat_again"]
 
 
 SCRIPT = """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from importlib.metadata import version
@@ -254,22 +256,121 @@ def test_the_command_refuses_another_python(site):
 def test_what_pip_inspects_elsewhere(tmp_path):
     said = {
         "installed": [{"metadata": {"name": "Torch", "version": "2.11.0", "requires_dist": ["sympy"]}}],
-        "environment": {"python_version": "3.12", "platform_machine": "x86_64"},
+        "environment": {"python_version": "3.12", "platform_machine": "x86_64", "sys_platform": "linux"},
     }
     path = tmp_path / "there.json"
     path.write_text(json.dumps(said))
     assert overlay.elsewhere("3.12", "x86_64", path).installed["torch"].requires == ["sympy"]
     with pytest.raises(overlay.PackageError, match="made by Python 3.12, but --python is 3.11"):
         overlay.elsewhere("3.11", "x86_64", path)
-    path.write_text("torch==2.11.0\n")
-    with pytest.raises(overlay.PackageError, match="not what `python -m pip inspect` prints"):
+    with pytest.raises(overlay.PackageError, match="made on x86_64, but --machine is aarch64: give --machine x86_64"):
+        overlay.elsewhere("3.12", "aarch64", path)
+    said["environment"]["sys_platform"] = "darwin"
+    path.write_text(json.dumps(said))
+    with pytest.raises(overlay.PackageError, match="made on darwin"):
         overlay.elsewhere("3.12", "x86_64", path)
+
+
+def inspected(environment: object = None, **metadata: object) -> str:
+    there = {"python_version": "3.12", "platform_machine": "x86_64", "sys_platform": "linux"}
+    return json.dumps({"installed": [{"metadata": metadata}], "environment": environment or there})
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("torch==2.11.0\n", "JSONDecodeError"),
+        pytest.param("[" * 100_000, "RecursionError", id="deep"),
+        ("[]", "TypeError"),
+        (inspected(name="torch", version=None), "version of torch is None, expected a text"),
+        (inspected(name=["torch"], version="2"), "name is .*expected a text"),
+        (inspected(name="nemo", version="2", requires_dist="transformers<4"), "'transformers<4', expected a list"),
+        (inspected(name="nemo", version="2", requires_dist=[3]), "requires_dist of nemo is 3"),
+        (inspected(["3.12"], name="nemo", version="2"), "AttributeError"),
+        (inspected({"python_version": 3.12}, name="nemo", version="2"), "python_version is 3.12, expected a text"),
+    ],
+)
+def test_what_pip_does_not_print_is_refused(text, said, tmp_path):
+    path = tmp_path / "there.json"
+    path.write_text(text)
+    with pytest.raises(overlay.PackageError, match="not what `python -m pip inspect` prints") as refused:
+        overlay.elsewhere("3.12", "x86_64", path)
+    assert re.search(said, str(refused.value))
 
 
 def test_one_of_folder_and_archive(tmp_path, capsys):
     for arguments in ([], [str(tmp_path), "--archive", "x"]):
         with pytest.raises(SystemExit):
             overlay.main(arguments)
-    (tmp_path / "site").mkdir()
-    assert overlay.main([str(tmp_path)]) == 2
-    assert "is there already: remove it" in capsys.readouterr().err
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["F", "--machine", "aarch64", "--glibc", "2.28"], "--machine, --glibc: for another machine"),
+        (["F", "--python", "3.12"], "--python: for another machine"),
+        (["F", "--there", "x.json"], "--there: for another machine"),
+        (["--archive", "x.tar.gz", "--glibc", "2.3"], "2.17 is the oldest"),
+        (["--archive", "x.tar.gz", "--glibc", "3.1"], "not a version such as 2.34"),
+        (["--archive", "x.tar.gz", "--glibc", "2.34.1"], "not a version such as 2.34"),
+        (["--pins", "3.12", "--archive", "x.tar.gz", "--dry-run"], "leave out --dry-run, archive"),
+    ],
+)
+def test_arguments_that_would_do_nothing_are_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit):
+        overlay.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_wheels(monkeypatch):
+    """Fetching fails the test: what is refused must be refused before."""
+    monkeypatch.setattr(overlay, "build_project", lambda *_: pytest.fail("it went on to build and fetch"))
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([str(Path(sysconfig.get_path("scripts")).parent)], "has the environment's own commands"),
+        (["made"], "made/site is there already: remove it"),
+        (["command"], "command/bin/molmo2 is there already: remove it"),
+        (["file"], "file is not a folder"),
+        (["file/below/it"], "file is not a folder"),
+        (["bin"], "bin/bin is not a folder"),
+        (["dangling"], "dangling is not a folder"),
+        (["--archive", "made.tar.gz"], "made.tar.gz is a folder: name a file"),
+        (["--archive", "none/it.tar.gz"], "there is no folder"),
+        (["--archive", "file/it.tar.gz"], "file is not a folder"),
+        (["--archive", "it.zip"], "name it .tar.gz"),
+    ],
+)
+def test_wrong_targets_are_refused_before_anything_is_fetched(
+    arguments, said, tmp_path, monkeypatch, capsys, no_wheels
+):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("made/site", "made.tar.gz", "command/bin", "bin"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "command" / "bin" / "molmo2").symlink_to("nowhere")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for file in ("file", "bin/bin"):
+        (tmp_path / file).touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert overlay.main(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_target_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(overlay.PackageError, match="cannot be written to"):
+        overlay.check_folder(tmp_path / "new" / "folder")
+    with pytest.raises(overlay.PackageError, match="cannot be written to"):
+        overlay.check_archive(tmp_path / "it.tar.gz")
+
+
+def test_an_archive_that_fails_leaves_nothing_behind(site, tmp_path):
+    (tmp_path / "it.tar.gz").mkdir()
+    with pytest.raises(OSError):
+        overlay.pack(site.parent, tmp_path / "it.tar.gz")
+    assert not list(tmp_path.glob(".it*"))

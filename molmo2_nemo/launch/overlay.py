@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from molmo2_nemo.errors import UserError
+
 RECORD = "molmo2_overlay.json"
+AGAIN = "make it again: requirements/overlay.py, or build the image anew"
 
 
 @dataclass(frozen=True)
@@ -23,12 +27,26 @@ class Overlay:
 
 
 def find_overlay() -> Overlay | None:
-    """The one that this process looks into, or None."""
+    """The one that this process looks into, or None.
+
+    Raises:
+        UserError: its record is damaged.
+    """
     for entry in sys.path:
         path = Path(entry) / RECORD
-        if path.is_file():
-            return Overlay(path.parent.resolve(), json.loads(path.read_text())["beside"])
+        if os.path.isfile(path):
+            return Overlay(path.parent.resolve(), _beside(path))
     return None
+
+
+def _beside(record: Path) -> dict[str, str]:
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))["beside"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{record} is not what requirements/overlay.py writes ({error!r}); {AGAIN}") from error
+    if not isinstance(found, dict) or not all(isinstance(version, str) for version in found.values()):
+        raise UserError(f"{record}: 'beside' is {str(found)[:60]}, expected versions by package; {AGAIN}")
+    return found
 
 
 def origin_of(name: str) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from molmo2_nemo import compat
-from molmo2_nemo.launch.overlay import Overlay, find_overlay, origin_of
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.launch.overlay import AGAIN, Overlay, find_overlay, origin_of
 
 # What every run needs: package -> its use, and the command that installs it.
 NEEDED = {
@@ -97,9 +98,13 @@ def python() -> Iterator[Finding]:
 
 def stack() -> Iterator[Finding]:
     """The libraries that will run, where each comes from, and whether it was tried (compat.TRIED)."""
-    overlay = find_overlay()
-    if overlay is not None:
-        yield _overlay(overlay)
+    overlay = None
+    try:
+        overlay = find_overlay()
+        if overlay is not None:
+            yield _overlay(overlay)
+    except UserError as error:
+        yield Finding("missing", "overlay", str(error).removesuffix(f"; {AGAIN}"), AGAIN)
     for name in (*compat.TRIED, "transformer-engine"):
         found = version_of(name)
         if found is None:
@@ -130,8 +135,7 @@ def _overlay(overlay: Overlay) -> Finding:
     ]
     if not moved:
         return Finding("ok", "overlay", f"{overlay.site}")
-    fix = "make it again: requirements/overlay.py, or build the image anew"
-    return Finding("note", "overlay", f"{overlay.site} was made beside {', '.join(moved)}", fix)
+    return Finding("note", "overlay", f"{overlay.site} was made beside {', '.join(moved)}", AGAIN)
 
 
 def packages() -> Iterator[Finding]:

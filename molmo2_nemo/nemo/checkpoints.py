@@ -113,13 +113,13 @@ class VerifyingStrategy(nl.MegatronStrategy):
         sums = self.trainer.checkpoint_callback.keep.verify
         if not selective_restore:
             path = checkpoints.newest_undamaged(path.parent, sums)
-            with checkpoints.naming_versions(path):
+            with checkpoints.reading(path):
                 return super().load_checkpoint(path)
         checkpoints.refuse_damaged(path, sums)
         adapters = self.lightning_module.model_config.lora is not None
         self.fresh_adapters = adapters and not checkpoints.has_adapters(path)
         fresh = self.lightning_module.module.without_adapters(self.fresh_adapters)
-        with fresh, checkpoints.naming_versions(path):
+        with fresh, checkpoints.reading(path):
             return super().load_checkpoint(path, selective_restore)
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:

@@ -132,7 +132,8 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:
         """The next micro-batch, on this rank's device. Remembers the loader's state after it, for checkpoints."""
         data = training_data(self.trainer)
-        return self.micro_batches.take(dataloader_iter, self.step_result, None if data is None else data.consumed)
+        batches = (item[0] if isinstance(item, tuple) else item for item in dataloader_iter)  # (batch, number, loader)
+        return self.micro_batches.take(batches, self.step_result, None if data is None else data.consumed)
 
     def forward(self, inputs: PackInputs) -> Tensor | LossSums:
         return self.module(inputs)

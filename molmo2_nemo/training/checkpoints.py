@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -50,25 +51,33 @@ def damage_together(checkpoint: Path, sums: bool) -> list[str]:
 
 
 @contextmanager
-def naming_versions(checkpoint: Path) -> Iterator[None]:
-    """While a checkpoint is loaded: if that fails, and a later Megatron-core wrote it, both are named.
+def reading(checkpoint: Path) -> Iterator[None]:
+    """While a checkpoint is loaded: where its contents are not as expected, it is named, and the versions of
+    Megatron-core that wrote it and that read it, if they differ. Memory that is short and files that cannot be opened
+    stay what they are.
 
     Raises:
-        UserError: in place of whatever the older Megatron-core raises.
+        UserError: in place of what torch or Megatron-core raise.
     """
     try:
         yield
+    except (torch.OutOfMemoryError, OSError, UserError):
+        raise
     except (Exception, CheckpointException) as error:  # the latter is no Exception
-        written, here = (
-            versions.get("megatron-core", "0.0")
-            for versions in (checkpoint_manifest.written_with(checkpoint), compat.versions())
-        )
-        if compat.line_of(written) <= compat.line_of(here):
+        written = checkpoint_manifest.written_with(checkpoint).get("megatron-core")
+        here = compat.installed("megatron-core")
+        differ = compat.line_of(written) not in ((0, 0), compat.line_of(here))
+        if not differ and not isinstance(error, CheckpointException):
             raise
-        raise UserError(
-            f"{checkpoint} was written with Megatron-core {written}; the one installed here, {here}, cannot read "
-            f"it ({type(error).__name__}: {error}). Use {written} or later"
-        ) from error
+        by = f". It was written with Megatron-core {written}, and {here} is installed here" if differ else ""
+        raise UserError(f"{checkpoint} cannot be read ({type(error).__name__}: {_why(error)}){by}") from error
+
+
+def _why(error: BaseException) -> str:
+    """What happened, in one line; torch's exception has it by rank."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return "; ".join(str(failure[0]) for failure in list(error.failures.values())[:2])
+    return str(error)
 
 
 def refuse_damaged(checkpoint: Path, sums: bool) -> None:
@@ -154,7 +163,7 @@ def not_written(error: BaseException, folder: Path) -> Exception | None:
     if isinstance(error, CheckpointException):
         if not error.failures:  # rank 0 has them
             return RuntimeError("another process could not write its part of a checkpoint")
-        why = "; ".join(str(failure[0]) for failure in list(error.failures.values())[:2])
+        why = _why(error)
     elif isinstance(error, OSError) and error.errno in NO_ROOM:
         why = str(error)
     else:

@@ -41,8 +41,6 @@ class MicroBatches:
         start = time.perf_counter()
         batch = next(loader)
         result.statistics.wait += time.perf_counter() - start
-        if isinstance(batch, tuple):  # Lightning's (batch, number, loader)
-            batch = batch[0]
         if consumed is not None:
             consumed(batch.state)
         groups = self.groups[batch.context_ranks or max(self.groups)]

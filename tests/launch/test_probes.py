@@ -6,10 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from molmo2_nemo import compat
 from molmo2_nemo.data.manifest import MANIFEST
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.launch import probes
-from molmo2_nemo.launch.overlay import RECORD
+from molmo2_nemo.launch.overlay import RECORD, find_overlay
 from molmo2_nemo.launch.readiness import missing_for
 from molmo2_nemo.settings.compose import compose
 
@@ -68,6 +71,20 @@ def test_the_stack_says_what_comes_from_where_and_what_was_tried(monkeypatch, tm
     assert found["numpy"].fix == compat.TRIED["numpy"].get
     monkeypatch.setenv(compat.UNTRIED, "1")
     assert {finding.name: finding for finding in probes.stack()}["numpy"].level == "note"
+
+
+@pytest.mark.parametrize(
+    "text", ["xx", "{}", "[]", pytest.param("[" * 100_000, id="deep"), '{"beside": [1]}', '{"beside": {"torch": 2}}']
+)
+def test_a_damaged_overlay_is_one_line(text, monkeypatch, tmp_path):
+    (tmp_path / RECORD).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=f"^{tmp_path / RECORD}.*; make it again: requirements/overlay.py"):
+        find_overlay()
+    found = list(probes.stack())
+    assert (found[0].name, found[0].level) == ("overlay", "missing")
+    assert str(tmp_path / RECORD) in found[0].seen and found[0].fix.startswith("make it again")
+    assert "torch" in {finding.name for finding in found}
 
 
 def test_file_systems(tmp_path, monkeypatch):

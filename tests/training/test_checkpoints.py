@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo2_nemo import compat
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.rundir import checkpoint_manifest
-from molmo2_nemo.training.checkpoints import naming_versions
+from molmo2_nemo.training.checkpoints import not_written, reading
 
 
 @pytest.fixture
@@ -32,19 +34,36 @@ def test_the_manifest_names_what_wrote_it(checkpoint):
     assert compat.versions()["megatron-core"] == compat.installed("megatron-core")
 
 
-def test_a_later_version_is_named_with_ours(checkpoint):
-    written_by(checkpoint, "0.99.1")
-    with pytest.raises(UserError, match=r"0\.99\.1.*KeyError: 'common'") as failed, naming_versions(checkpoint):
+@pytest.mark.parametrize("version", ["0.99.1", "0.5.0"])
+def test_another_version_is_named_with_ours(checkpoint, version):
+    written_by(checkpoint, version)
+    with pytest.raises(UserError, match=f"{version}.* is installed here") as failed, reading(checkpoint):
         raise KeyError("common")
     assert compat.installed("megatron-core") in str(failed.value) and str(checkpoint) in str(failed.value)
+    assert "KeyError: 'common'" in str(failed.value)
 
 
-@pytest.mark.parametrize("version", ["0.16.0", None])
+@pytest.mark.parametrize("version", [compat.installed("megatron-core"), None, "dev", 5])
 def test_other_failures_stay_what_they_are(checkpoint, version):
-    """Of an equal or earlier version, or of a checkpoint that does not say."""
+    """Of an equal version, or of a checkpoint that does not say."""
     if version is None:
         (checkpoint / checkpoint_manifest.MANIFEST).unlink()
     else:
         written_by(checkpoint, version)
-    with pytest.raises(KeyError), naming_versions(checkpoint):
+    with pytest.raises(KeyError), reading(checkpoint):
         raise KeyError("common")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), PermissionError("no"), UserError("x")])
+def test_what_has_nothing_to_do_with_contents_is_passed_on(checkpoint, error):
+    written_by(checkpoint, "0.99.1")
+    with pytest.raises(type(error)) as passed, reading(checkpoint):
+        raise error
+    assert passed.value is error
+
+
+def test_what_a_checkpoint_lacks_is_not_taken_for_a_full_disk(checkpoint):
+    with pytest.raises(UserError, match=r"step=3 cannot be read \(CheckpointException: 'Missing key common'") as failed:
+        with reading(checkpoint):
+            raise CheckpointException("load", {0: (KeyError("Missing key common"), None)})
+    assert not_written(failed.value, checkpoint) is None

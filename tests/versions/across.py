@@ -34,6 +34,13 @@ def curve(out: Path) -> dict[int, list[float]]:
     return {line["step"]: [line[name] for name in CURVE] for line in lines}
 
 
+def compare(first: Path, other: Path) -> float | str:
+    """The difference of two runs' curves, or what is missing."""
+    if not (first / "sft" / "metrics.jsonl").is_file():
+        return "nothing to compare with"
+    return difference(curve(first), curve(other))
+
+
 def difference(one: dict[int, list[float]], other: dict[int, list[float]]) -> float:
     """The largest relative difference of two curves on the steps of the second; 0.0 means equal to the bit."""
     assert set(other) <= set(one) and other
@@ -43,6 +50,8 @@ def difference(one: dict[int, list[float]], other: dict[int, list[float]]) -> fl
 
 def resume(installed: Installed, begun: Path, data: Path, out: Path) -> float | str:
     """Go on from step HALF of a finished run; the difference of the second halves, or what went wrong."""
+    if not (begun / "sft" / "checkpoints" / f"step={STEPS}").is_dir():
+        return "not begun"
     shutil.copytree(begun, out)
     stage = out / "sft"
     shutil.rmtree(stage / "checkpoints" / f"step={STEPS}")

@@ -73,6 +73,9 @@ def test_jobs_start_the_command_of_the_overlay_that_submits_them(tmp_path, monke
     assert f"MOLMO2_PYTHON={sys.executable} {tmp_path}/overlay/bin/molmo2 train --config" in line
     image = "cluster.slurm.container=/images/molmo2.sqsh"  # has an overlay of its own
     assert "MOLMO2_PYTHON" not in text_of(tmp_path, image) and " molmo2 train " in text_of(tmp_path, image)
+    (tmp_path / "overlay" / "site" / RECORD).write_text("xx")
+    with pytest.raises(UserError, match="make it again"):
+        text_of(tmp_path)
 
 
 def test_scripts_are_sound_shell(tmp_path):
