@@ -43,6 +43,7 @@ LLM_FIELDS = (
     "vocab_size",
     "rms_norm_eps",
 )
+LAYER_TYPES = ("sliding_attention", "full_attention")
 VIT_FAMILIES = ("siglip", "siglip_vision_model", "siglip2", "siglip2_vision_model")
 # What transformers assumes where a SigLIP config leaves a field out.
 VIT_FIELDS: dict[str, Field] = {
@@ -100,8 +101,7 @@ def llm_section(data: dict[str, Any], family: Family) -> Section:
     """
     sizes = {name: data[name] for name in LLM_FIELDS}
     checked(sizes, TEXT, "", "native")  # before anything is computed from them
-    if not isinstance(data.get("layer_types") or [], list):
-        raise ConversionError(f"layer_types is {data['layer_types']!r:.60}, expected a list of strings")
+    check_layer_types(data)
     data, layers = flattened(data)
     heads = sizes["num_attention_heads"]
     derived = {
@@ -110,6 +110,22 @@ def llm_section(data: dict[str, Any], family: Family) -> Section:
         "rope_scaling_layers": list(family.yarn_layers(data) if layers is None else layers),
     }
     return checked(data | derived, TEXT, "", "native")
+
+
+def check_layer_types(data: dict[str, Any]) -> None:
+    """Raises:
+    ConversionError: `layer_types` is there and does not say for each layer which of the known kinds it is."""
+    kinds, count = data.get("layer_types"), data["num_hidden_layers"]
+    if kinds is None:
+        return
+    known = " or ".join(map(repr, LAYER_TYPES))
+    if not isinstance(kinds, list):
+        raise ConversionError(f"layer_types is {kinds!r:.60}, expected a list of {known}")
+    if len(kinds) != count:
+        raise ConversionError(f"layer_types has {len(kinds)} entries, expected one for each of the {count} layers")
+    for i, kind in enumerate(kinds):
+        if kind not in LAYER_TYPES:
+            raise ConversionError(f"layer_types[{i}] is {kind!r:.60}, expected {known}")
 
 
 def read_vit(folder: Path) -> VisionConfig:

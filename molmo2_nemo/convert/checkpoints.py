@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,18 +15,19 @@ import torch
 import yaml
 
 from molmo2_nemo.convert.companions import write_companions
-from molmo2_nemo.convert.folders import new_folder
+from molmo2_nemo.convert.folders import new_folder, refuse_own_source
 from molmo2_nemo.convert.hf_config import config_json, parse_config
-from molmo2_nemo.convert.json_files import parse_object
+from molmo2_nemo.convert.hf_fields import FLAG, WORD, Kind, require
+from molmo2_nemo.convert.json_files import is_present, parse_object
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
 from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shapes, rules, to_canonical, to_external
-from molmo2_nemo.convert.preprocessing import default_data, read_processors, run_data, with_settings
+from molmo2_nemo.convert.preprocessing import read_processors, recorded_data, run_data
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.convert.source import canonical_types, open_source
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError, UserError
-from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, preset, with_options
+from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, VisualAttention, preset, with_options
 from molmo2_nemo.rundir.config_file import run_of_checkpoint
 from molmo2_nemo.rundir.paths import CONFIG
 from molmo2_nemo.settings.renamed import with_new_names
@@ -37,6 +39,13 @@ OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # settings of a r
 GENERATION_FILE = "generation_config.json"  # in an imported checkpoint that came with one
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+ATTENTIONS = typing.get_args(VisualAttention)
+MODEL_FIELDS = {  # of MODEL_FILE
+    "name": WORD,
+    "tie_embeddings": FLAG,
+    "visual_attention": Kind(lambda value: value in ATTENTIONS, " or ".join(map(repr, ATTENTIONS))),
+    "config": Kind(lambda value: isinstance(value, dict), "an object"),
+}
 
 
 def import_checkpoint(
@@ -63,20 +72,24 @@ def import_checkpoint(
         `out_dir`.
 
     Raises:
-        ConversionError: the source is not a complete Molmo2 in safetensors; nothing is left at `out_dir`.
+        ConversionError: the source is not a complete Molmo2 in safetensors, something beside its weights is damaged, or
+            `out_dir` is the source, or round or inside it; nothing is left at `out_dir`.
     """
     path, target = Path(hf_dir), Path(out_dir)
+    refuse_own_source(target, path)
     source = open_source(path, tie_embeddings)
     types, notes = canonical_types(source.rules(), source.folder)
     if dtype is not None:
         types, notes = dict.fromkeys(types, dtype), []
-    generation, processors = generation_settings(path), read_processors(path, source.model_config)
+    generation = generation_settings(path)
+    processors, said = read_processors(path, source.model_config)
+    said += check_tokenizer(path, source.model_config)
     with new_folder(target, overwrite=overwrite) as staging:
         writer = MegatronWriter(staging / "weights", source.model_config)
         for rule in source.rules():
             import_rule(rule, source.folder, writer, types)
         writer.finish()
-        write_model_file(staging / MODEL_FILE, source.model_config, [*source.notes, *notes], processors)
+        write_model_file(staging / MODEL_FILE, source.model_config, [*source.notes, *notes, *said], processors)
         copy_tokenizer(path, staging / TOKENIZER_FOLDER)
         if generation is not None:
             shutil.copyfile(path / GENERATION_FILE, staging / GENERATION_FILE)
@@ -112,9 +125,12 @@ def export_checkpoint(
         `out_dir`.
 
     Raises:
-        ConversionError: not a complete checkpoint of a Molmo2; nothing is left at `out_dir`.
+        ConversionError: not a complete checkpoint of a Molmo2; `out_dir` is the checkpoint, a folder round it or a part
+            of it (inside it, where NeMo exports to, a new folder or an earlier export will do). Nothing is left at
+            `out_dir`.
     """
     source, target = Path(ckpt_dir), Path(out_dir)
+    refuse_own_source(target, source, replaceable="config.json")
     if format not in FORMATS:
         raise ConversionError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
     checkpoint = MegatronCheckpoint(source)
@@ -196,7 +212,7 @@ def generation_settings(folder: Path) -> dict[str, Any] | None:
         ConversionError: it is damaged.
     """
     path = folder / GENERATION_FILE
-    return parse_object(path.read_bytes(), str(path)) if path.is_file() else None
+    return parse_object(path.read_bytes(), str(path)) if is_present(path) else None
 
 
 def write_model_file(
@@ -225,15 +241,17 @@ def read_model_file(checkpoint: Path) -> Molmo2Config | None:
         ConversionError: the file is damaged.
     """
     path = checkpoint / MODEL_FILE
-    if not path.is_file():
+    if not is_present(path):
         return None
+    data = parse_object(path.read_bytes(), str(path))
     try:
-        data = parse_object(path.read_bytes(), str(path))
+        for name, kind in MODEL_FIELDS.items():
+            require(name, data.get(name), kind)
         model_config, _ = parse_config(data["config"])
-        text = replace(model_config.text, tie_embeddings=bool(data["tie_embeddings"]))
-        return replace(model_config, name=data["name"], text=text, visual_attention=data["visual_attention"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path} is damaged: {error!r}") from error
+    except UserError as error:
+        raise ConversionError(f"{path} is damaged: {error}") from error
+    text = replace(model_config.text, tie_embeddings=data["tie_embeddings"])
+    return replace(model_config, name=data["name"], text=text, visual_attention=data["visual_attention"])
 
 
 def recognise_checkpoint(checkpoint: MegatronCheckpoint, lora: LoraConfig | None = None) -> Molmo2Config:
@@ -311,11 +329,8 @@ def data_of(folder: Path, model_config: Molmo2Config, run: dict[str, Any]) -> Da
     if found is not None:
         return found
     path = folder / MODEL_FILE
-    imported = parse_object(path.read_bytes(), str(path)).get("preprocessing") if path.is_file() else {}
-    try:
-        return with_settings(default_data(model_config), imported or {})
-    except (AttributeError, TypeError) as error:
-        raise ConversionError(f"{path} is damaged: preprocessing is {imported!r:.60}") from error
+    imported = parse_object(path.read_bytes(), str(path)).get("preprocessing") if is_present(path) else {}
+    return recorded_data(imported, model_config, str(path))
 
 
 def find_tokenizer(
@@ -341,10 +356,36 @@ def find_tokenizer(
     return found
 
 
+def source_tokenizer(folder: Path, model_config: Molmo2Config) -> Molmo2Tokenizer | None:
+    """The tokenizer of a Hugging Face folder, None where there is no tokenizer.json.
+
+    Raises:
+        ConversionError: it is damaged, or not this model's.
+    """
+    present = [is_present(folder / name) for name in TOKENIZER_FILES]
+    if not present[0]:
+        return None
+    try:
+        return Molmo2Tokenizer.load(folder.resolve(), vocab_size=model_config.text.vocab_size)
+    except (UserError, AttributeError, TypeError) as error:  # the latter: tokenizer_config.json of other types
+        raise ConversionError(f"{folder} has a tokenizer that cannot be used, repair or remove it: {error}") from error
+
+
+def check_tokenizer(folder: Path, model_config: Molmo2Config) -> list[str]:
+    """Reads the tokenizer of a Hugging Face folder; what to say where there is part of one.
+
+    Raises:
+        ConversionError: see `source_tokenizer`.
+    """
+    if source_tokenizer(folder, model_config) is None and (folder / TOKENIZER_FILES[1]).is_file():
+        return [f"{TOKENIZER_FILES[1]} is there without {TOKENIZER_FILES[0]}: imported without a tokenizer"]
+    return []
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer of an imported model."""
-    present = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    if present:
+    """Copy the tokenizer of an imported model, if it has a tokenizer.json."""
+    if (source / TOKENIZER_FILES[0]).is_file():
         target.mkdir()
-        for file in present:
-            shutil.copyfile(file, target / file.name)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, target / name)

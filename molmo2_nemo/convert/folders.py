@@ -12,6 +12,34 @@ from pathlib import Path
 from molmo2_nemo.errors import ConversionError
 
 
+def refuse_own_source(target: Path, *sources: Path, replaceable: str | None = None) -> None:
+    """Keep a conversion from replacing what it reads.
+
+    Args:
+        replaceable: a file that marks an earlier result; a new folder inside a source, or one with this file, may be
+            written. None refuses every folder inside a source.
+
+    Raises:
+        ConversionError: `target` is a source, a folder round one, or a folder inside one.
+    """
+    found = target.resolve()
+    for source in (path.resolve() for path in sources):
+        if found == source:
+            what = "the source itself"
+        elif found in source.parents:
+            what = f"a folder that holds the source {source}"
+        elif source in found.parents and not (replaceable and is_new(found, replaceable)):
+            what = f"inside the source {source}"
+        else:
+            continue
+        raise ConversionError(f"the target {target} is {what}, which would be replaced; name another folder")
+
+
+def is_new(folder: Path, replaceable: str) -> bool:
+    """Whether nothing but an earlier result would be replaced."""
+    return not folder.exists() or (folder / replaceable).is_file()
+
+
 @contextmanager
 def new_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `target`, renamed to it on success and removed on failure.

@@ -16,12 +16,11 @@ from molmo2_nemo.convert.base_models import (
     vit_prefix,
     vit_rules,
 )
-from molmo2_nemo.convert.checkpoints import MODEL_FILE, TOKENIZER_FOLDER, write_model_file
-from molmo2_nemo.convert.folders import new_folder
+from molmo2_nemo.convert.checkpoints import MODEL_FILE, TOKENIZER_FOLDER, source_tokenizer, write_model_file
+from molmo2_nemo.convert.folders import new_folder, refuse_own_source
 from molmo2_nemo.convert.megatron_io import MegatronWriter
 from molmo2_nemo.convert.names import Rule, canonical_shapes, rule_shapes, to_canonical
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
-from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.families import family_of
@@ -61,15 +60,17 @@ def init_checkpoint(
 
     Raises:
         ConversionError: a source is of another family, of other sizes than the preset, or not complete in safetensors;
-            nothing is left at `out_dir`.
+            a damaged tokenizer; `out_dir` is a source, or round or inside one. Nothing is left at `out_dir`.
     """
     llm, vit, target = Path(llm_dir), Path(vit_dir), Path(out_dir)
+    refuse_own_source(target, llm, vit)
     model_config = combine(read_llm(llm), read_vit(vit), model)
     text_source = SafetensorsFolder(llm)
     text = list(llm_rules(model_config.text))
     optional = frozenset([family_of(model_config.text).base_names.head] if model_config.text.tie_embeddings else [])
     text_source.check(rule_shapes(text, model_config), optional)
     vision_source, vision, dropped = open_vision(vit, model_config)
+    tokenizer = source_tokenizer(llm, model_config)
     with new_folder(target, overwrite=overwrite) as staging:
         writer = MegatronWriter(staging / "weights", model_config)
         for source, chosen in ((vision_source, vision), (text_source, text)):
@@ -81,8 +82,8 @@ def init_checkpoint(
         origin = {"llm": str(llm.resolve()), "vit": str(vit.resolve()), "seed": seed, "dropped": dropped}
         origin["notes"] = [*text_source.notes, *vision_source.notes]
         (staging / ORIGIN_FILE).write_text(json.dumps(origin, indent=2) + "\n")
-        if (llm / "tokenizer.json").is_file():
-            Molmo2Tokenizer.load(llm, vocab_size=model_config.text.vocab_size).save(staging / TOKENIZER_FOLDER)
+        if tokenizer is not None:
+            tokenizer.save(staging / TOKENIZER_FOLDER)
     return target
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConversionError(f"{where} holds a {type(data).__name__}, expected an object")
     return data
+
+
+def is_present(path: Path) -> bool:
+    """Whether a file that may be missing is there.
+
+    Raises:
+        ConversionError: something else has its name: a folder, or a link to nothing.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        what = (
+            "folder" if path.is_dir() else "link to a file that is not there" if path.is_symlink() else "special file"
+        )
+        raise ConversionError(f"{path} is a {what}, expected a file; repair or remove it")
+    return False
 
 
 def read_object(path: Path, expected: str) -> dict[str, Any]:

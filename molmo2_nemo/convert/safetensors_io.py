@@ -88,6 +88,9 @@ class SafetensorsFolder:
         if not index.is_file():
             return False
         shards = set(self.weight_map(index).values())
+        if not shards:
+            self.notes.append(f"{INDEX_NAME} names no tensors: it was not read, {SINGLE_NAME} was")
+            return False
         if shards == {SINGLE_NAME}:
             return True
         if all((self.folder / file).is_file() for file in shards):
@@ -109,6 +112,8 @@ class SafetensorsFolder:
     def read_index(self, index: Path) -> None:
         """Headers of all shards that the index names."""
         files = self.weight_map(index)
+        if not files:
+            raise ConversionError(f"{index} names no tensors: its weight_map is empty")
         for file in dict.fromkeys(files.values()):
             path = self.folder / file
             if Path(file).name != file or not file.endswith(".safetensors"):
@@ -173,7 +178,25 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise ConversionError(f"{path} is not a safetensors file, or its header is cut off ({size} bytes)")
         header = parse_object(file.read(length), f"the safetensors header of {path}")
     header.pop("__metadata__", None)
-    return {name: tensor_info(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    tensors = {name: tensor_info(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    check_layout(path, tensors, 8 + length, size)
+    return tensors
+
+
+def check_layout(path: Path, tensors: Mapping[str, TensorInfo], base: int, size: int) -> None:
+    """Every byte after the header belongs to one tensor, as the format demands.
+
+    Raises:
+        ConversionError: tensors overlap, or there are bytes between or behind them.
+    """
+    at = base
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if info.start != at:
+            what = "overlaps the tensor before it" if info.start < at else "does not follow the bytes before it"
+            raise ConversionError(f"{path} is damaged: {name} begins at byte {info.start}, expected {at}: it {what}")
+        at += info.nbytes
+    if at != size:
+        raise ConversionError(f"{path} is damaged: its tensors end at byte {at}, the file has {size}")
 
 
 def tensor_info(path: Path, name: str, entry: Any, base: int, size: int) -> TensorInfo:

@@ -219,6 +219,44 @@ def test_any_value_in_a_base_model_is_read_or_refused_in_one_line(tmp_path: Path
     assert refused > 50
 
 
+@pytest.mark.parametrize("name", ["olmo3", "qwen3_tied"])
+def test_kinds_of_layers(tmp_path: Path, name: str) -> None:
+    """One known word for each layer, with rotary settings by kind of layer or without."""
+    config = language_model(name).config.to_dict()
+    count = config["num_hidden_layers"]
+    some = ["sliding_attention"] * (count - 1)
+    nested = {"rope_parameters": {"full_attention": {"rope_theta": 1e4}, "sliding_attention": {"rope_theta": 1e4}}}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_types": [*some, "full_attention"]}))
+    read_llm(tmp_path)
+    for kinds, message in (
+        (some, f"layer_types has {count - 1} entries, expected one for each of the {count} layers"),
+        ([], "layer_types has 0 entries"),
+        (
+            [*some, "chunked_attention"],
+            rf"layer_types.{count - 1}. is 'chunked_attention', expected 'sliding_attention' or",
+        ),
+        ([["x"], *some], r"layer_types.0. is \['x'\], expected"),
+        ([*some, None], "is None, expected"),
+        ("full_attention", "layer_types is 'full_attention', expected a list"),
+    ):
+        for rotary in ({}, nested):
+            (tmp_path / "config.json").write_text(json.dumps(config | rotary | {"layer_types": kinds}))
+            with pytest.raises(ConversionError, match=f"config.json: .*{message}"):
+                read_llm(tmp_path)
+
+
+def test_a_damaged_tokenizer_is_found_before_the_work(tmp_path: Path) -> None:
+    llm, vit = save_llm(tmp_path / "llm", "qwen3_tied"), save_vit(tmp_path / "vit")
+    (llm / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConversionError, match="llm has a tokenizer that cannot be used.* is not a tokenizer file"):
+        init_checkpoint(llm, vit, tmp_path / "out")
+    (llm / "tokenizer.json").unlink()
+    (llm / "tokenizer.json").mkdir()
+    with pytest.raises(ConversionError, match="tokenizer.json is a folder, expected a file"):
+        init_checkpoint(llm, vit, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["llm", "vit"]
+
+
 OLMO3_LAYERS = (["sliding_attention"] * 3 + ["full_attention"]) * 8
 PUBLISHED = {  # config.json of the published base models, the fields that matter
     "4b": {"model_type": "qwen3", "hidden_size": 2560, "intermediate_size": 9728, "tie_word_embeddings": True}

@@ -183,6 +183,33 @@ def test_damaged_headers_end_in_one_line(tmp_path: Path, header: Any) -> None:
     assert SINGLE_NAME in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("offsets", "values", "fits"),
+    [
+        (([0, 8], [8, 16]), 16, True),
+        (([8, 16], [0, 8]), 16, True),
+        (([0, 8], [0, 8]), 8, False),  # the same bytes twice
+        (([0, 8], [4, 12]), 12, False),
+        (([0, 8], [12, 20]), 20, False),  # a gap
+        (([4, 12], [12, 20]), 20, False),
+        (([0, 8], [8, 16]), 17, False),  # bytes behind
+    ],
+)
+def test_layouts_are_taken_or_refused_as_by_the_library(
+    tmp_path: Path, offsets: tuple[list[int], list[int]], values: int, fits: bool
+) -> None:
+    text = json.dumps({name: GOOD | {"data_offsets": at} for name, at in zip("ab", offsets, strict=True)}).encode()
+    file = tmp_path / SINGLE_NAME
+    file.write_bytes(struct.pack("<Q", len(text)) + text + bytes(values))
+    if fits:
+        assert SafetensorsFolder(tmp_path).tensors.keys() == safetensors.torch.load_file(file).keys()
+        return
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.torch.load_file(file)
+    with pytest.raises(ConversionError, match=f"{SINGLE_NAME} is damaged: "):
+        SafetensorsFolder(tmp_path)
+
+
 def test_a_header_nested_too_deeply(tmp_path: Path) -> None:
     text = b'{"a":' + b"[" * 100_000
     (tmp_path / SINGLE_NAME).write_bytes(struct.pack("<Q", len(text)) + text)

@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.convert import export_checkpoint, import_checkpoint
+from molmo2_nemo.convert import export_checkpoint, import_checkpoint, init_checkpoint
 from molmo2_nemo.convert.hf_config import config_json
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, Format, canonical_shapes, external_shapes
+from molmo2_nemo.data.tokenizer import SHIPPED
 from molmo2_nemo.errors import ConversionError
 from molmo2_nemo.model.config import Molmo2Config, preset
 from tests.convert.test_checkpoints import FIXTURES, assert_same, load, make_source, notes, read_imported
@@ -167,6 +168,13 @@ def test_left_over_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "note: model.safetensors.index.json names files that are gone" in capsys.readouterr().out
     same_checkpoints(tmp_path / "one", import_checkpoint(FIXTURES / "qwen3_untied", tmp_path / "two"))
     stale = {name: tensor + 1 for name, tensor in load(folder).items()}
+    index.write_text('{"weight_map": {}}')
+    assert "model.safetensors.index.json names no tensors" in notes(import_checkpoint(folder, tmp_path / "four"))[0]
+    (folder / "model.safetensors").rename(folder / "away")
+    with pytest.raises(ConversionError, match="model.safetensors.index.json names no tensors"):
+        import_checkpoint(folder, tmp_path / "five")
+    (folder / "away").rename(folder / "model.safetensors")
+    index.write_text(json.dumps({"weight_map": {"model.x": "model-00001-of-00002.safetensors"}}))
     safetensors.torch.save_file(stale, folder / "model-00001-of-00002.safetensors")
     with pytest.raises(ConversionError, match="holds two sets of weights, model.safetensors and the 1 files"):
         import_checkpoint(folder, tmp_path / "three")
@@ -198,6 +206,116 @@ def test_settings_beside_the_weights_come_along(tmp_path: Path) -> None:
     assert (again / "preprocessor_config.json").read_text() == (out / "preprocessor_config.json").read_text()
 
 
+def test_what_a_processor_asks_for_in_vain_is_said(tmp_path: Path) -> None:
+    """Written by an export: nothing to say. Other numbers or flags: one note each; those that follow are kept."""
+    folder = export_checkpoint(import_checkpoint(FIXTURES / "olmo3", tmp_path / "one"), tmp_path / "hf")
+    assert notes(import_checkpoint(folder, tmp_path / "two")) == []
+    image = json.loads((folder / "preprocessor_config.json").read_text())
+    changes: dict[str, Any] = {
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": None,
+        "size": {"height": 10, "width": 10},
+        "patch_size": 16,
+        "do_normalize": False,
+        "rescale_factor": 0.00392156862745098,
+        "resample": 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(image | changes))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"video_use_col_tokens": True, "use_frame_special_tokens": True})
+    )
+    (folder / "video_preprocessor_config.json").write_text(json.dumps({"frame_sample_mode": "fps"}))
+    done = import_checkpoint(folder, tmp_path / "three")
+    assert [note.split(" is ")[0] for note in notes(done)] == [
+        "processor_config.json: video_use_col_tokens",
+        "preprocessor_config.json: resample",
+        "preprocessor_config.json: do_normalize",
+        "preprocessor_config.json: image_mean",
+        "preprocessor_config.json: size",
+        "preprocessor_config.json: patch_size",
+        "video_preprocessor_config.json: frame_sample_mode",
+    ]
+    again = export_checkpoint(done, tmp_path / "again")
+    assert json.loads((again / "processor_config.json").read_text())["use_frame_special_tokens"] is True
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "preprocessor_config.json"])
+def test_a_folder_or_a_dead_link_of_a_files_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(FIXTURES / "qwen3_untied", folder)
+    (folder / name).mkdir()
+    with pytest.raises(ConversionError, match=f"{name} is a folder, expected a file"):
+        import_checkpoint(folder, tmp_path / "out")
+    (folder / name).rmdir()
+    (folder / name).symlink_to("gone")
+    with pytest.raises(ConversionError, match=f"{name} is a link to a file that is not there"):
+        import_checkpoint(folder, tmp_path / "out")
+
+
+def test_part_of_a_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(FIXTURES / "qwen3_untied", folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    done = import_checkpoint(folder, tmp_path / "out")
+    assert notes(done) == ["tokenizer_config.json is there without tokenizer.json: imported without a tokenizer"]
+    assert not (done / "tokenizer").exists()
+    export_checkpoint(done, tmp_path / "back")
+    make_source(tmp_path / "tiny", preset("tiny"), "native", torch.float32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(SHIPPED["tiny"] / name, tmp_path / "tiny" / name)
+    assert (import_checkpoint(tmp_path / "tiny", tmp_path / "whole") / "tokenizer" / "tokenizer_config.json").is_file()
+    (tmp_path / "tiny" / "tokenizer_config.json").write_text("[3]")
+    with pytest.raises(ConversionError, match="tiny has a tokenizer that cannot be used"):
+        import_checkpoint(tmp_path / "tiny", tmp_path / "never")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": ["5"]}, r"molmo2.json is damaged: name is \['5'\], expected a string"),
+        ({"tie_embeddings": "no"}, "molmo2.json is damaged: tie_embeddings is 'no', expected true or false"),
+        ({"visual_attention": []}, r"damaged: visual_attention is \[\], expected 'image_tokens' or"),
+        ({"config": None}, "damaged: config is null, expected an object"),
+        ({"config": {"model_type": "x"}}, r"molmo2.json is damaged: \S*model_type is 'x'"),
+        ({"preprocessing": {"image": {"pool": 0}}}, r"preprocessing.image.pool is 0, expected an integer from 1"),
+        ({"preprocessing": {"video": {"max_frames": "8"}}}, r"preprocessing.video.max_frames is '8', expected"),
+        ({"preprocessing": {"image": {"margin": 500}}}, "margin 500 do not fit"),
+    ],
+)
+def test_fields_of_the_record_of_an_import(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    done = import_checkpoint(FIXTURES / "olmo3", tmp_path / "megatron")
+    data = json.loads((done / "molmo2.json").read_text())
+    (done / "molmo2.json").write_text(json.dumps(data | change))
+    with pytest.raises(ConversionError, match=message) as caught:
+        export_checkpoint(done, tmp_path / "out")
+    assert "ConversionError" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def everything(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_source_is_never_replaced(tmp_path: Path) -> None:
+    hf, outer = tmp_path / "outer" / "hf", tmp_path / "outer"
+    shutil.copytree(FIXTURES / "olmo3", hf)
+    done = import_checkpoint(hf, outer / "megatron")
+    (tmp_path / "link").symlink_to(hf)
+    before = everything(outer)
+    for target in (hf, outer, hf / "new", hf / "original", tmp_path / "link", hf / ".." / "hf"):
+        with pytest.raises(ConversionError, match="the target .* the source .*name another folder"):
+            import_checkpoint(hf, target, overwrite=True)
+        with pytest.raises(ConversionError, match="the target .* the source .*name another folder"):
+            init_checkpoint(FIXTURES / "llm", hf, target, overwrite=True)
+    for target in (done, outer, done / "weights"):
+        with pytest.raises(ConversionError, match="the target .* the source .*name another folder"):
+            export_checkpoint(done, target, overwrite=True)
+    assert everything(outer) == before
+    for _ in range(2):  # NeMo exports into the checkpoint
+        export_checkpoint(done, done / "hf", overwrite=True)
+    assert before.items() <= everything(outer).items()
+    import_checkpoint(hf, done, overwrite=True)  # a neighbour may be replaced
+
+
 @pytest.mark.parametrize("preprocessing", [3, [1], {"image": 3}, {"video": ["x"]}])
 def test_a_damaged_record_of_preprocessing(tmp_path: Path, preprocessing: Any) -> None:
     done = import_checkpoint(FIXTURES / "olmo3", tmp_path / "megatron")
@@ -214,6 +332,40 @@ def test_a_damaged_record_of_preprocessing(tmp_path: Path, preprocessing: Any) -
         ("preprocessor_config.json", '{"max_crops": "many"}', "max_crops is 'many', expected an integer"),
         ("preprocessor_config.json", '{"overlap_margins": [1, 2]}', "expected a list of two equal integers"),
         ("preprocessor_config.json", '{"overlap_margins": [9, 9]}', "margin 9 do not fit"),
+        (
+            "preprocessor_config.json",
+            '{"pooling_size": [0, 0]}',
+            "pooling_size is .0, 0., expected twice an integer from 1",
+        ),
+        (
+            "preprocessor_config.json",
+            '{"pooling_size": [99, 99]}',
+            "pooling_size is .99, 99., expected twice an integer",
+        ),
+        ("preprocessor_config.json", '{"overlap_margins": [-1, -1]}', "expected twice an integer of at least 0"),
+        (
+            "preprocessor_config.json",
+            '{"max_crops": 100000000000}',
+            "max_crops is 100000000000, expected an integer from",
+        ),
+        (
+            "video_preprocessor_config.json",
+            '{"num_frames": 100000000000}',
+            "num_frames is 1.*, expected an integer from",
+        ),
+        ("video_preprocessor_config.json", '{"pooling_size": [99, 99]}', "pooling_size is .99, 99., expected twice"),
+        (
+            "video_preprocessor_config.json",
+            '{"max_fps": 1e300}',
+            "max_fps is 1e.300, expected a number above 0, at most",
+        ),
+        (
+            "processor_config.json",
+            '{"video_processor": {"num_frames": 0}}',
+            "video_processor: num_frames is 0, expected",
+        ),
+        ("processor_config.json", '{"use_frame_special_tokens": 1}', "use_frame_special_tokens is 1, expected true or"),
+        ("tokenizer.json", "{}", "a tokenizer that cannot be used, .*tokenizer.json is not a tokenizer file"),
         ("processor_config.json", '{"image_processor": 3}', "image_processor is a int, expected an object"),
         ("video_preprocessor_config.json", '{"max_fps": 0}', "max_fps is 0, expected a number above 0"),
         ("config.json", "[" * 100_000, "nested too deeply"),
