@@ -152,7 +152,7 @@ def versions() -> dict[str, str]:
 
 
 def stack() -> str:
-    """The same for the first line of a run: "megatron-core 0.16.1, nemo-toolkit 2.7.3, ..."."""
+    """The same in a line of a run's output: "megatron-core 0.16.1, nemo-toolkit 2.7.3, ..."."""
     shown = [f"{name} {found}" for name, found in versions().items()]
     return ", ".join([*shown, f"Python {sys.version_info[0]}.{sys.version_info[1]}"])
 
@@ -260,8 +260,7 @@ def _save_strategy_without_version(module: Any) -> None:
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
     def strategy(backend: str, version: int = 1) -> Any:
-        if (backend, version) != ("torch_dist", 1):
-            raise ValueError(f"checkpoints are saved as torch_dist version 1, not {backend} version {version}")
+        assert (backend, version) == ("torch_dist", 1), f"{backend} {version}: recipes.py asks for torch_dist"
         return TorchDistSaveShardedStrategy()
 
     if len(inspect.signature(module.get_default_save_sharded_strategy).parameters) < 2:

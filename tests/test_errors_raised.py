@@ -51,7 +51,15 @@ def test_errors_of_data_and_conversion_are_the_users():
 
 
 BROAD = {"ValueError", "TypeError"}  # a fault of ours raises these too
-PARSERS = {"loads", "int", "float", "literal_eval", "find_spec", "fromisoformat"}  # raise them for what they are given
+PARSERS = {
+    "loads",
+    "int",
+    "float",
+    "literal_eval",
+    "find_spec",
+    "fromisoformat",
+    "Version",
+}  # raise them for what they are given
 CAUGHT = {  # handlers of these around something else than a parser: what is in the `try` that is not ours
     "data_prep/media.py _lettered": "Pillow: what it raises for a broken image depends on where it breaks",
     "data_prep/record_builder.py _build": "json.dumps, of what a source made of a row",

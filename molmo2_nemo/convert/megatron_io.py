@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 from molmo2_nemo.convert.json_files import parse_object
 from molmo2_nemo.convert.names import canonical_shapes
 from molmo2_nemo.convert.safetensors_io import listing
-from molmo2_nemo.errors import ConversionError
+from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
 
 PREFIX = "module."  # of model tensors in a trainer's checkpoint
@@ -133,7 +133,7 @@ class MegatronCheckpoint:
             raise ConversionError(f"{folder} does not exist; expected a Megatron checkpoint")
         try:
             backend = parse_object((self.folder / "metadata.json").read_bytes(), "metadata.json")["sharded_backend"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, UserError, KeyError) as error:
             raise ConversionError(
                 f"{self.folder} is not a Megatron distributed checkpoint (metadata.json is missing or damaged); if a "
                 "training run wrote it, the run was interrupted while saving: use an earlier checkpoint"

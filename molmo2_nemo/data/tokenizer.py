@@ -19,6 +19,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from molmo2_nemo.data.json_values import show
 from molmo2_nemo.data.special_tokens import EXTRA_SPECIAL_TOKENS, SpecialIds
 from molmo2_nemo.errors import UserError
 
@@ -89,7 +90,10 @@ class Molmo2Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         if vocab_size is None:
             model = _read_json(folder / "config.json")
-            vocab_size = model.get("text_config", model).get("vocab_size")
+            text = model.get("text_config", model)
+            vocab_size = text.get("vocab_size") if isinstance(text, dict) else None
+            if vocab_size is not None and type(vocab_size) is not int:
+                raise UserError(f"{folder}/config.json has vocab_size {show(vocab_size)}, expected a whole number")
         return cls(tokenizer, config, vocab_size=vocab_size, name=str(name))
 
     def encode(self, text: str) -> list[int]:
@@ -188,11 +192,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(read, dict):
+        raise UserError(f"{path} holds {show(read)}, expected a JSON object")
+    return read
 
 
 def _token_text(entry: Any) -> str | None:
-    """The string of a special-token entry, which may be a string, a dict with "content", or absent."""
-    return entry.get("content") if isinstance(entry, dict) else entry
+    """The string of a special-token entry, which may be a string, a dict with "content", or absent.
+
+    Raises:
+        UserError: it is something else.
+    """
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"tokenizer_config.json names the special token {show(entry)}, expected a string")
+    return text
