@@ -37,6 +37,7 @@ from molmo2_nemo.convert.names import canonical_shapes
 from molmo2_nemo.convert.safetensors_io import listing
 from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.rundir import checkpoint_manifest
 
 PREFIX = "module."  # of model tensors in a trainer's checkpoint
 LAYER = re.compile(r"^decoder\.layers\.(\d+)\.(.+)$")
@@ -159,7 +160,9 @@ class MegatronCheckpoint:
         except ConversionError as error:
             raise ConversionError(f"{path}: {error}") from error
         except Exception as error:  # a damaged pickle raises almost anything
-            raise ConversionError(f"{path} is damaged: {error!r}") from error
+            other = checkpoint_manifest.other_versions(self.folder.parent)
+            why = f"cannot be read: {other}" if other else "is damaged"
+            raise ConversionError(f"{path} {why} ({error!r})") from error
         if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
             raise ConversionError(f"{path} does not hold a checkpoint's metadata")
         return metadata

@@ -77,6 +77,17 @@ def written_with(checkpoint: Path) -> dict[str, str]:
         return {}
 
 
+def other_versions(checkpoint: Path) -> str:
+    """Says so where another line of Megatron-core or torch wrote the checkpoint than is here: formats change between
+    them. Empty where none did, or it is not known."""
+    written, here = written_with(checkpoint), compat.versions()
+    return "; ".join(
+        f"it was written with {name} {written[name]}, and {here.get(name)} is installed here"
+        for name in ("megatron-core", "torch")
+        if compat.line_of(written.get(name)) not in ((0, 0), compat.line_of(here.get(name)))
+    )
+
+
 def read(checkpoint: Path) -> dict[str, list[Any]] | None:
     """The manifest's files; None where there is no manifest that can be read."""
     try:

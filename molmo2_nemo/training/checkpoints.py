@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from molmo2_nemo import compat
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
@@ -53,8 +52,8 @@ def damage_together(checkpoint: Path, sums: bool) -> list[str]:
 @contextmanager
 def reading(checkpoint: Path) -> Iterator[None]:
     """While a checkpoint is loaded: where its contents are not as expected, it is named, and the versions of
-    Megatron-core that wrote it and that read it, if they differ. Memory that is short and files that cannot be opened
-    stay what they are.
+    Megatron-core and torch that wrote it and that read it, if they differ. Memory that is short and files that cannot
+    be opened stay what they are.
 
     Raises:
         UserError: in place of what torch or Megatron-core raise.
@@ -64,12 +63,10 @@ def reading(checkpoint: Path) -> Iterator[None]:
     except (torch.OutOfMemoryError, OSError, UserError):
         raise
     except (Exception, CheckpointException) as error:  # the latter is no Exception
-        written = checkpoint_manifest.written_with(checkpoint).get("megatron-core")
-        here = compat.installed("megatron-core")
-        differ = compat.line_of(written) not in ((0, 0), compat.line_of(here))
-        if not differ and not isinstance(error, CheckpointException):
+        other = checkpoint_manifest.other_versions(checkpoint)
+        if not other and not isinstance(error, CheckpointException):
             raise
-        by = f". It was written with Megatron-core {written}, and {here} is installed here" if differ else ""
+        by = f": {other}" if other else ""
         raise UserError(f"{checkpoint} cannot be read ({type(error).__name__}: {_why(error)}){by}") from error
 
 

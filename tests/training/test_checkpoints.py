@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo2_nemo import compat
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
+from molmo2_nemo.errors import ConversionError, UserError
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.training.checkpoints import not_written, reading
 
@@ -22,10 +24,10 @@ def checkpoint(tmp_path):
     return folder
 
 
-def written_by(folder, version):
+def written_by(folder, version, name="megatron-core"):
     path = folder / checkpoint_manifest.MANIFEST
     values = json.loads(path.read_text())
-    values["stack"]["megatron-core"] = version
+    values["stack"][name] = version
     path.write_text(json.dumps(values))
 
 
@@ -34,12 +36,14 @@ def test_the_manifest_names_what_wrote_it(checkpoint):
     assert compat.versions()["megatron-core"] == compat.installed("megatron-core")
 
 
+@pytest.mark.parametrize("name", ["megatron-core", "torch"])
 @pytest.mark.parametrize("version", ["0.99.1", "0.5.0"])
-def test_another_version_is_named_with_ours(checkpoint, version):
-    written_by(checkpoint, version)
+def test_another_version_is_named_with_ours(checkpoint, version, name):
+    written_by(checkpoint, version, name)
     with pytest.raises(UserError, match=f"{version}.* is installed here") as failed, reading(checkpoint):
         raise KeyError("common")
-    assert compat.installed("megatron-core") in str(failed.value) and str(checkpoint) in str(failed.value)
+    assert f"{name} {version}, and {compat.installed(name)} is" in str(failed.value)
+    assert str(checkpoint) in str(failed.value)
     assert "KeyError: 'common'" in str(failed.value)
 
 
@@ -60,6 +64,19 @@ def test_what_has_nothing_to_do_with_contents_is_passed_on(checkpoint, error):
     with pytest.raises(type(error)) as passed, reading(checkpoint):
         raise error
     assert passed.value is error
+
+
+def test_metadata_of_a_later_torch_is_not_called_damaged(checkpoint):
+    """torch 2.15 stores more of a tensor than earlier ones take."""
+    weights = checkpoint / "weights"
+    weights.mkdir()
+    (weights / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    (weights / ".metadata").write_bytes(b"not what is expected")
+    with pytest.raises(ConversionError, match="is damaged"):
+        MegatronCheckpoint(checkpoint)
+    written_by(checkpoint, "99.1.0", "torch")
+    with pytest.raises(ConversionError, match=f"torch 99.1.0, and {re.escape(compat.installed('torch'))} is installed"):
+        MegatronCheckpoint(checkpoint)
 
 
 def test_what_a_checkpoint_lacks_is_not_taken_for_a_full_disk(checkpoint):

@@ -31,8 +31,7 @@ STACKS = (
     Stack("3.12", core="0.19.2", torch="2.11.0", numpy="2.4.6"),
     Stack("3.12", core="0.19.2", torch="2.15.0", numpy="2.4.6"),
 )
-EQUAL = 1e-6  # largest relative difference between curves of two Megatron-cores; another torch may round otherwise
-CLOSE = 1e-3
+EQUAL = 1e-6  # largest relative difference between two curves that count as one
 TORCH = STACKS[0].torch
 MARK = ".made-by-test-matrix"
 
@@ -66,8 +65,8 @@ def run_curves(result: Result, first: Path, data: Path, folder: Path) -> None:
     for layout in across.LAYOUTS:
         wrong = across.train(result.installed, layout, data, folder / layout)
         result.curves[layout] = wrong or across.compare(first / layout, folder / layout)
-        limit = EQUAL if result.stack.torch == TORCH else CLOSE
-        result.good &= isinstance(result.curves[layout], float) and float(result.curves[layout]) <= limit
+        if layout == across.PLAIN or result.stack.torch == TORCH:  # another torch may draw other masks
+            result.good &= isinstance(result.curves[layout], float) and float(result.curves[layout]) <= EQUAL
 
 
 def run_export(result: Result, first: Installed, folder: Path) -> None:
