@@ -45,6 +45,7 @@ else:
     from packaging.version import InvalidVersion, Version
 
 from molmo2_nemo.compat import TRIED  # noqa: E402
+from molmo2_nemo.launch.overlay import RECORD  # noqa: E402
 
 PYTHONS = ("3.11", "3.12")  # those that there are pins for
 # The environment's own, compiled for each other: never replaced, with the module that shows that one is there.
@@ -61,7 +62,6 @@ WATCHED = (*KEPT.values(), "transformers", "huggingface_hub", "tokenizers", "lig
 EXTRAS = {"nemo-toolkit": "llm"}  # of what a package asks for, this part is used too
 OPTIONAL = ("braceexpand", "intervaltree", "matplotlib", "tensorboard")  # of webdataset and lhotse; of the demo
 IMAGES = "NVIDIA's NeMo images from 26.02 on"
-RECORD = "molmo2_overlay.json"
 
 WRAPPER = """\
 #!/bin/sh

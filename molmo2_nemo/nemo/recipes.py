@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.collections import llm
 
-from molmo2_nemo import compat, cpu
+from molmo2_nemo import cpu
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
@@ -38,12 +38,7 @@ from molmo2_nemo.training.step_statistics import task_names
 
 
 def stage_recipe(cfg: RunConfig) -> run.Partial:
-    """The recipe of one stage, nothing built yet: model, data, trainer, log and resume.
-
-    Raises:
-        UserError: something installed was not tried, see compat.py.
-    """
-    compat.check()
+    """The recipe of one stage, nothing built yet: model, data, trainer, log and resume."""
     folder = paths.stage_dir(cfg)
     return run.Partial(
         llm.train,

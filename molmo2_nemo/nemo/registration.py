@@ -14,7 +14,7 @@ import nemo_run as run
 from nemo.collections import llm
 from nemo.lightning import io
 
-from molmo2_nemo import cpu
+from molmo2_nemo import compat, cpu
 from molmo2_nemo.model.config import PRESETS, Molmo2Config
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.settings.compose import STAGES
@@ -71,6 +71,7 @@ def stage_factory(preset: str, stage: str) -> Any:
         from molmo2_nemo.nemo.recipes import stage_recipe
         from molmo2_nemo.settings.compose import compose
 
+        compat.check()
         cfg = compose([f"recipe={preset}", f"stage={stage}", *overrides.split()])
         cfg.output_dir = dir or cfg.output_dir
         cfg.init_from = init_from or cfg.init_from

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +116,3 @@ def _versions(executable: Path, environment: dict[str, str]) -> dict[str, str]:
     if done.returncode:
         raise SystemExit(f"{executable}: {done.stderr[-1000:]}")
     return dict(line.split() for line in done.stdout.splitlines())
-
-
-assert find_spec("molmo2_nemo"), "run from the project's root"
