@@ -21,6 +21,7 @@ LAYERS = (  # docs/code.md says what each is
         "attention",
         "parallel",
         "data",
+        "transfer",
         "cpu",
         "compat",
         "files",
