@@ -81,7 +81,14 @@ def library() -> Path:
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder, path.name)
-            flags = ["-shared", "-fPIC", "-O1", "-w", "-Wl,-soname,libcuda.so.1", *(f"-I{folder}" for folder in _include())]
+            flags = [
+                "-shared",
+                "-fPIC",
+                "-O1",
+                "-w",
+                "-Wl,-soname,libcuda.so.1",
+                *(f"-I{folder}" for folder in _include()),
+            ]
             subprocess.run(["gcc", *flags, "-o", made, SOURCE, "-lpthread"], check=True)
             made.rename(path)
     return path

@@ -90,7 +90,11 @@ class Waits:
         from molmo2_nemo.nemo.module import Molmo2Module
         from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 
-        begin, reduce, show = Molmo2Module.on_train_batch_start, Molmo2Optimizer.finalize_model_grads, warnings.showwarning
+        begin, reduce, show = (
+            Molmo2Module.on_train_batch_start,
+            Molmo2Optimizer.finalize_model_grads,
+            warnings.showwarning,
+        )
 
         def on_train_batch_start(module: Any, *args: Any) -> None:
             begin(module, *args)
