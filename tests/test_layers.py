@@ -22,6 +22,7 @@ LAYERS = (  # docs/code.md says what each is
         "fused",
         "parallel",
         "data",
+        "transfer",
         "cpu",
         "compat",
         "files",
