@@ -8,6 +8,7 @@ module is imported, by whomever; `import molmo2_nemo` installs the finder that w
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -176,6 +177,22 @@ def core_at_least(wanted: str) -> bool:
 
 
 # --- what differs
+
+
+@cache
+def library_of_adamw() -> str | None:
+    """The library whose FusedAdam Megatron-core takes, found as it finds it; None: PyTorch's AdamW."""
+    for library, module in (
+        ("Transformer Engine", "transformer_engine.pytorch.optimizers"),
+        ("Apex", "apex.optimizers"),
+    ):
+        try:
+            found = importlib.import_module(module)
+        except ImportError:
+            continue
+        if hasattr(found, "FusedAdam"):
+            return library
+    return None
 
 
 def checkpoint_writer() -> str:

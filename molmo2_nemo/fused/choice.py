@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import compiled, norm
+from molmo2_nemo.fused import adamw, compiled, norm
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -53,6 +53,10 @@ PIECES: dict[str, dict[str, Way]] = {
         "compiled": Way(COMPILED, norm.by_compiler, compiled.problem),
         "torch": Way("F.rms_norm", norm.by_torch),
         "plain": Way("tensor operations", norm.plain),
+    },
+    "adamw": {
+        "fused": Way("one pass over all parameters, norms from fp32 chunks", adamw.FUSED),
+        "plain": Way("PyTorch's AdamW, norms in fp64", adamw.PLAIN, adamw.no_plain),
     },
 }
 

@@ -301,6 +301,7 @@ class KernelConfig:
     docs/kernels.md. `auto` is the fastest way that the machine can run, on a CPU the plain one (fused/choice.py)."""
 
     norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm
+    adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
 
 
 @dataclass(frozen=True)
