@@ -31,7 +31,8 @@ from molmo2_nemo.attention.core import PackDescription
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys, visible_keys
-from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config, TrainingOptions
+from molmo2_nemo.fused.choice import choose_all
+from molmo2_nemo.model.config import PLAIN, KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
@@ -54,6 +55,7 @@ class Molmo2Model(MegatronModule):
         config: Megatron's settings, from `decoder.transformer_config`.
         training: dropout and z-loss; None: neither.
         memory: what is traded for memory, as given to `transformer_config`; it changes no number.
+        kernels: how pieces are computed; it changes numbers by rounding only.
         context: how ranks that share a pack work together in attention.
         seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
 
@@ -69,6 +71,7 @@ class Molmo2Model(MegatronModule):
         post_process: bool = True,
         training: TrainingOptions | None = None,
         memory: MemoryConfig | None = None,
+        kernels: KernelConfig | None = None,
         context: ContextSettings | None = None,
         seed: int | None,
     ) -> None:
@@ -86,6 +89,7 @@ class Molmo2Model(MegatronModule):
         self.kernel = choose(  # or raise an error that says why not
             model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
+        self.choices = choose_all(vars(kernels or KernelConfig()), device, config.params_dtype)
         self.share_embeddings_and_output_weights = model_config.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -105,7 +109,7 @@ class Molmo2Model(MegatronModule):
                 mark_partial(self.connector)
         self.decoder = TransformerBlock(
             config,
-            decoder_spec(model_config, get_num_layers_to_build(config), self.training_options, memory),
+            decoder_spec(model_config, get_num_layers_to_build(config), self.training_options, memory, self.choices),
             pre_process=self.pre_process,
             post_process=self.post_process,
         )
