@@ -14,6 +14,7 @@ Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D wid
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +28,7 @@ from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 
 from molmo2_nemo.attention.core import PackDescription
+from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.ring import visible_keys
 from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config, TrainingOptions
@@ -36,7 +38,7 @@ from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import LossSums, sum_of_weights, weighted_loss
-from molmo2_nemo.model.memory import HostOffload
+from molmo2_nemo.model.memory import AHEAD, AHEAD_WITH_RESULTS, HostOffload
 from molmo2_nemo.model.rotary import rotary_tables
 from molmo2_nemo.model.vision import VisionEncoder
 from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_size
@@ -74,7 +76,6 @@ class Molmo2Model(MegatronModule):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
         self.training_options, self.memory = training or PLAIN, memory or MemoryConfig()
-        self.offload = HostOffload() if self.memory.offload else None
         self._no_adapters = False
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,6 +83,10 @@ class Molmo2Model(MegatronModule):
         self.kernel = choose(  # or raise an error that says why not
             model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
+        # A kernel whose forward autograd goes through has no results to be given: it runs again in backward.
+        self.keeps_attention = self.memory.keeps_attention and self.kernel.backward is not None
+        ahead = AHEAD_WITH_RESULTS if self.keeps_attention else AHEAD
+        self.offload = HostOffload(ahead=ahead) if self.memory.offload else None
         self.share_embeddings_and_output_weights = model_config.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -184,7 +189,10 @@ class Molmo2Model(MegatronModule):
         if self.offload is not None and torch.is_grad_enabled():
             tables = [table for pair in pack.rotary.values() for table in pair]
             saved = self.offload.active(keep=[*self.decoder.parameters(), *tables])
-        with saved:
+        with saved as line:
+            if self.keeps_attention and torch.is_grad_enabled():
+                pack = copy.copy(pack)  # results belong to this pass alone
+                pack.kept = KeptResults() if line is None else KeptResults(line.pack, line.unpack)
             return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=pack)
 
     def describe(self, inputs: PackInputs) -> PackDescription:
