@@ -14,9 +14,19 @@ from molmo2_nemo.attention.kept import KeptResults, slot_of
 from molmo2_nemo.attention.kernels import Kernel, attend
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.regions import region_of
-from molmo2_nemo.attention.ring import VisibleKeys, ring_attention, visible_keys
+from molmo2_nemo.attention.ring import VisibleKeys, regions_of_rank, ring_attention, visible_keys
 from molmo2_nemo.attention.ulysses import gather_heads, gather_sequence, replicate_kv
 from molmo2_nemo.parallel.context import ContextGroups, group_size
+
+
+def plan_attention(
+    mask: TokenMask, groups: ContextGroups, visible: VisibleKeys | None, kernel: Kernel, device: torch.device
+) -> None:
+    """Plan the kernel's work for every region of the mask that `attend_across` will ask for, and keep it with the
+    mask."""
+    regions = [region_of(mask)] if group_size(groups.ring) == 1 else regions_of_rank(mask, groups, visible)
+    for region in regions:
+        kernel.plan(region, device)
 
 
 @torch.compiler.disable  # a compiled model breaks its graph here: what is sent differs from pack to pack

@@ -31,6 +31,7 @@ from molmo2_nemo.attention.kernels import Kernel
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.regions import MaskRegion, region_of
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
+from molmo2_nemo.parallel.context import ContextGroups, group_rank, group_size
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,16 @@ def _round(
             region = _region(mask, visible, rank, (rank - step) % size)
             out, lse = merge(out, lse, *kernel.forward(q, received[0], received[1], region, scale))
     return out.to(q.dtype), lse
+
+
+def regions_of_rank(mask: TokenMask, groups: ContextGroups, visible: VisibleKeys | None) -> list[MaskRegion]:
+    """The regions that `ring_attention` works on, on this rank of `groups.ring`."""
+    rank, size = group_rank(groups.ring), group_size(groups.ring)
+    if groups.cp_comm_type == "all_gather":
+        tokens = mask.size // size
+        return [region_of(mask, (rank * tokens, (rank + 1) * tokens))]
+    visible = visible or visible_keys(mask, size)
+    return [_region(mask, visible, rank, owner) for owner in range(size) if visible.any(rank, owner)]
 
 
 def _region(mask: TokenMask, visible: VisibleKeys, queries: int, owner: int) -> MaskRegion:

@@ -307,6 +307,14 @@ class MemoryConfig:
             raise UserError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
 
 
+@dataclass
+class KernelConfig:
+    """How pieces of the model are computed. No choice changes a result beyond rounding, or what checkpoints hold;
+    docs/kernels.md. `auto` is the fastest way that the machine can run, on a CPU the plain one (fused/choice.py)."""
+
+    norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """The part of a training stage that the model itself must know: dropout, and the z-loss."""
