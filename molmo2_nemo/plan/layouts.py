@@ -48,9 +48,7 @@ def layouts(
                         continue
                     for mode in RECOMPUTE_MODES:
                         across = cp_comm_type if ulysses < context else "ring"
-                        yield Layout(
-                            tensor, context, ulysses, pipeline, data, micro_batch, cp_comm_type=across, **mode
-                        )
+                        yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, cp_comm_type=across, **mode)
 
 
 def _powers(most: int) -> Iterator[int]:
