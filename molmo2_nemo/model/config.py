@@ -293,8 +293,8 @@ class MemoryConfig:
             )
         if self.recompute_attention and mode != "full":
             raise UserError(
-                f"memory.recompute_attention=true has no effect with memory.recompute={mode}; set memory.recompute=full, "
-                "or memory.recompute_attention=false"
+                f"memory.recompute_attention=true has no effect with memory.recompute={mode}; set "
+                "memory.recompute=full, or memory.recompute_attention=false"
             )
         if layers is None:
             return
