@@ -77,18 +77,12 @@ def library() -> Path:
     Its name is the driver's, for PyTorch opens libcuda.so.1 by name and finds it loaded.
     """
     digest = hashlib.sha256(SOURCE.read_bytes() + str(_include()).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir(), f"molmo2-virtual-gpu-{os.getuid()}-{digest}.so")
+    path = Path(tempfile.gettempdir(), f"molmo2-virtual-gpu-{os.getuid()}-{digest}", "libcuda.so.1")
     if not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder, path.name)
-            flags = [
-                "-shared",
-                "-fPIC",
-                "-O1",
-                "-w",
-                "-Wl,-soname,libcuda.so.1",
-                *(f"-I{folder}" for folder in _include()),
-            ]
+            flags = ["-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{path.name}", *(f"-I{inc}" for inc in _include())]
             subprocess.run(["gcc", *flags, "-o", made, SOURCE, "-lpthread"], check=True)
             made.rename(path)
     return path
@@ -109,6 +103,7 @@ def run(
         report = Path(folder, "report.json")
         env = os.environ | {
             "LD_PRELOAD": str(library()),
+            "TRITON_LIBCUDA_PATH": str(library().parent),
             "VIRTUAL_GPU_GIB": str(gib),
             "VIRTUAL_GPU_REPORT": str(report),
             "VIRTUAL_GPU_WORLD": str(world),

@@ -58,7 +58,7 @@ def imagine(world: int) -> None:
     import torch.distributed as dist
     from torch.distributed import distributed_c10d as c10d
 
-    os.environ |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     begin, new_group = dist.init_process_group, c10d.new_group
 
