@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+
 class Counts:
     """What runtime.c counts."""
 
