@@ -1,7 +1,7 @@
 """The end of a branch: dropout of its output, then the residual added. Tokens that answer may have their own rate.
 
-The compiled way draws other numbers than the plain one from the same state of the generator; both follow from that state
-alone, so a step repeats bit by bit, and so does its recomputation.
+The compiled way draws other numbers than the plain one from the same state of the generator; both follow from that
+state alone, so a step repeats bit by bit, and so does its recomputation.
 
 Shape legend: T tokens, B packs, D width.
 """

@@ -74,7 +74,8 @@ def transformer_config(
         attention_dropout=0.0,
         init_method_std=text.initializer_range,
         calculate_per_token_loss=True,
-        # Megatron's own fusions are off: these layers have theirs (KernelConfig). Fused gradient accumulation needs Apex.
+        # Megatron's own fusions are off: these layers have theirs (KernelConfig). Fused gradient accumulation needs
+        # Apex.
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
         gradient_accumulation_fusion=False,
