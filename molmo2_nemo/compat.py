@@ -179,22 +179,6 @@ def core_at_least(wanted: str) -> bool:
 # --- what differs
 
 
-@cache
-def library_of_adamw() -> str | None:
-    """The library whose FusedAdam Megatron-core takes, found as it finds it; None: PyTorch's AdamW."""
-    for library, module in (
-        ("Transformer Engine", "transformer_engine.pytorch.optimizers"),
-        ("Apex", "apex.optimizers"),
-    ):
-        try:
-            found = importlib.import_module(module)
-        except ImportError:
-            continue
-        if hasattr(found, "FusedAdam"):
-            return library
-    return None
-
-
 def checkpoint_writer() -> str:
     """The method of Megatron's FileSystemWriterAsync that writes all files of a rank. Until 0.16 it forks processes,
     since 0.17 it starts threads and has another name; cpu.py replaces it."""

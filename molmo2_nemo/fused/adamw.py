@@ -2,7 +2,8 @@
 
 Plain: each gradient copied to fp64 (8 bytes per element of the largest), then PyTorch's AdamW as it comes. On CUDA that
 is its foreach form, with about 4 bytes of temporaries per parameter. Fused: norms from fp32 sums over short chunks, and
-an update that reads and writes every element once.
+an update that reads and writes every element once. Where Transformer Engine or Apex is installed, Megatron-core computes
+the update with their FusedAdam either way.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from molmo2_nemo import compat
 
 CHUNK = 256  # elements whose squares are added up in fp32
 # Norms between these are exact to fp32 rounding when chunks are added up in fp32. Below, squares of single elements may
@@ -26,7 +25,7 @@ class AdamW:
     """How a step is computed.
 
     Args:
-        fused: the update is PyTorch's fused AdamW; `step` lives on the parameters' device.
+        fused: PyTorch's AdamW is to be the fused one; `step` then lives on the parameters' device.
         squares: sum of squares of all elements of some fp32 tensors, fp64 [], on their device.
     """
 
@@ -61,12 +60,6 @@ def squares_by_chunks(tensors: Sequence[Tensor]) -> Tensor:
     if rest:
         norms.append(torch.stack(torch._foreach_norm(rest)))  # one kernel for all
     return torch.cat(norms).double().square().sum() if norms else torch.zeros((), dtype=torch.float64)
-
-
-def no_plain(device: str, dtype: torch.dtype) -> str | None:
-    """Megatron-core gives the choice away where another library has an AdamW."""
-    library = compat.library_of_adamw() if device == "cuda" else None
-    return f"Megatron-core takes {library}'s FusedAdam where {library} is installed" if library else None
 
 
 PLAIN = AdamW(False, squares_in_fp64)
