@@ -8,7 +8,6 @@ module is imported, by whomever; `import molmo2_nemo` installs the finder that w
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util

@@ -2,8 +2,8 @@
 
 Plain: each gradient copied to fp64 (8 bytes per element of the largest), then PyTorch's AdamW as it comes. On CUDA that
 is its foreach form, with about 4 bytes of temporaries per parameter. Fused: norms from fp32 sums over short chunks, and
-an update that reads and writes every element once. Where Transformer Engine or Apex is installed, Megatron-core computes
-the update with their FusedAdam either way.
+an update that reads and writes every element once. Where Transformer Engine or Apex is installed, Megatron-core
+computes the update with their FusedAdam either way.
 """
 
 from __future__ import annotations
