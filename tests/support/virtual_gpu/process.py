@@ -82,6 +82,7 @@ def prepare() -> None:
     functions: dict[str, Callable[[ModuleType], None]] = {
         "torch": no_cudnn_attention,
         "molmo2_nemo.training.faults": no_checks_of_numbers,
+        "molmo2_nemo.model.molmo2": no_drawing,
     }
     world = int(os.environ["VIRTUAL_GPU_WORLD"])
     if world > 1:
@@ -97,6 +98,11 @@ def no_cudnn_attention(torch: Any) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 
+def no_drawing(molmo2: Any) -> None:
+    """Fresh parameters are drawn on the host: minutes for nothing."""
+    molmo2.initialize = lambda model, seed: None
+
+
 def no_checks_of_numbers(faults: Any) -> None:
     faults.refuse_infinite = lambda parameters: None
 
@@ -106,8 +112,6 @@ def imagine(world: int) -> None:
     import torch.distributed as dist
     from torch.distributed import distributed_c10d as c10d
 
-    os.environ |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     begin, new_group = dist.init_process_group, c10d.new_group
 
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
