@@ -317,6 +317,7 @@ class KernelConfig:
     swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
     residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
     loss: Literal["auto", "plain", "fused", "compiled"] = "auto"  # the head and cross entropy
+    adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
 
 
 @dataclass(frozen=True)

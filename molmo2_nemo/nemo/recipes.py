@@ -84,6 +84,7 @@ def model(cfg: RunConfig) -> run.Config:
             bf16=cfg.cluster.precision == "bf16",
             distributed=cfg.parallel.distributed_optimizer,
             faults=as_config(cfg.faults),
+            adamw=cfg.kernels.adamw,
         ),
         stage=stage,
         memory=as_config(cfg.memory),
