@@ -2,8 +2,8 @@
 
     python -m benchmarks.planned_memory [RECIPE/STAGE/SCALE ...] [--out FILE]          no GPU; a CUDA build of PyTorch
 
-The trainer runs two steps at full depth and width as rank 0 of the recipe's processes (tests/support/virtual_gpu, which
-says what it simulates): PyTorch's own allocator says what was allocated at most. The planner's figure is without its two
+The trainer runs two steps at full depth and width as rank 0 of the recipe's processes (tests/support/virtual_gpu says
+what is simulated): PyTorch's own allocator says what was allocated at most. The planner's figure is without its two
 allowances, for the CUDA context and for fragmentation. Packs are those of benchmarks/train_step.py.
 """
 

@@ -122,6 +122,12 @@ class VerifyingStrategy(nl.MegatronStrategy):
         with fresh, checkpoints.reading(path):
             return super().load_checkpoint(path, selective_restore)
 
+    def teardown(self) -> None:
+        """At the end, also of a run that failed, Lightning would copy the optimizer's state to host memory: on a node of
+        eight GPUs tens of GB, for nothing."""
+        self.optimizers = []
+        super().teardown()
+
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Adapters that start in this stage are not in the checkpoint of the stage before: they keep their values."""
         super().load_model_state_dict(checkpoint, strict and not self.fresh_adapters)
