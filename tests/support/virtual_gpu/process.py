@@ -80,22 +80,30 @@ def prepare() -> None:
     """Called when the process starts: in every one that has the virtual GPU."""
     waits = Waits()
     functions: dict[str, Callable[[ModuleType], None]] = {
-        "torch": no_cudnn_attention,
+        "torch": no_results_of_torch,
         "molmo2_nemo.training.faults": no_checks_of_numbers,
         "molmo2_nemo.model.molmo2": no_drawing,
     }
     world = int(os.environ["VIRTUAL_GPU_WORLD"])
     if world > 1:
-        functions["torch"] = lambda torch: (no_cudnn_attention(torch), imagine(world))[0]
+        functions["torch"] = lambda torch: (no_results_of_torch(torch), imagine(world))[0]
     if os.environ["VIRTUAL_GPU_WAITS"]:
         functions["molmo2_nemo.nemo.module"] = waits.install
     sys.meta_path.insert(0, AfterImport(functions))
     atexit.register(lambda: Counts().write(waits.found))
 
 
-def no_cudnn_attention(torch: Any) -> None:
-    """cuDNN's library looks for a driver of its own."""
+def no_results_of_torch(torch: Any) -> None:
+    """cuDNN's library looks for a driver of its own. Single zeros, such as an optimizer's counts of steps, which Megatron
+    compares, are copied to the device: nothing else fills them."""
     torch.backends.cuda.enable_cudnn_sdp(False)
+    make = torch.zeros
+
+    def zeros(*size: Any, **options: Any) -> Any:
+        made = make(*size, **options)
+        return made.copy_(make((), dtype=made.dtype)) if made.is_cuda and made.dim() == 0 else made
+
+    torch.zeros = zeros
 
 
 def no_drawing(molmo2: Any) -> None:
