@@ -55,6 +55,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -
     return out, lse
 
 
+def plan(region: MaskRegion, device: torch.device) -> None:
+    """See `kernels.Kernel`."""
+    _rows(region)
+
+
 def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,15 +83,15 @@ def backward(
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _rows(region: MaskRegion) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
+def _rows(region: MaskRegion) -> list[tuple[int, Range, list[tuple[Range, bool]]]]:
     """(pack, queries, the key ranges they see, each with whether it needs a mask); queries without keys are left
     out."""
     if "rows" not in region.cache:
-        region.cache["rows"] = list(_plan(region))
-    yield from region.cache["rows"]
+        region.cache["rows"] = list(_planned(region))
+    return region.cache["rows"]
 
 
-def _plan(region: MaskRegion) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
+def _planned(region: MaskRegion) -> Iterator[tuple[int, Range, list[tuple[Range, bool]]]]:
     queries, keys = region.shape
     for pack, counts in enumerate(region.tiles(QUERIES, KEYS)):
         for i, row in enumerate(counts):

@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from molmo2_nemo.attention.across import attend_across
+from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys
@@ -35,6 +36,7 @@ class PackDescription(PackedSeqParams):
     rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # table name -> cos, sin [T, B, 1, H] fp32
     groups: ContextGroups | None = None  # the ranks that share the pack; None: this one alone
     visible: VisibleKeys | None = None  # what its shards may see of each other, where they show each other keys
+    kept: KeptResults | None = None  # attention's results, where layers are recomputed without attention
     response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
 
 
@@ -84,4 +86,7 @@ class TreeAttention(torch.nn.Module):
         groups = pack.groups or ContextGroups(None, None, None, None)
         merged = group_size(groups.ring) > 1
         kernel = choose(self.kernel, query.device, query.dtype, query.shape[-1], merged=merged)
-        return attend_across(query, key, value, pack.mask, self.scale, kernel, groups, pack.visible).flatten(2)
+        out = attend_across(
+            query, key, value, pack.mask, self.scale, kernel, groups, pack.visible, pack.kept, layer=self
+        )
+        return out.flatten(2)

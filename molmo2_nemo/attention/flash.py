@@ -28,6 +28,7 @@ from torch import Tensor
 from molmo2_nemo import cpu
 from molmo2_nemo.attention.automatic import flash_problem
 from molmo2_nemo.attention.regions import MaskRegion, Segment
+from molmo2_nemo.transfer import to_device
 
 # what PyTorch calls them, their module, and the compute capabilities (major) they are written for
 NEWER_FLASH = (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10}))
@@ -49,6 +50,15 @@ def backward(
     """See `kernels.Kernel`."""
     run = _backward_varlen if q.is_cuda else _backward_segments
     return run(grad, q, k, v, out, lse, region, scale)
+
+
+def plan(region: MaskRegion, device: torch.device) -> None:
+    """See `kernels.Kernel`."""
+    if device.type == "cuda":
+        calls(region, device)
+        return
+    for segment in region.segments:
+        _places(segment, region)
 
 
 class _Merge:
@@ -221,11 +231,11 @@ def _call(segments: list[Segment], region: MaskRegion, device: torch.device) -> 
         )
         if len(joined) == size * packs and (np.diff(joined) == 1).all():
             return None
-        return torch.from_numpy(joined).to(device, non_blocking=True)
+        return to_device(joined, device)
 
     def offsets(tokens: list[np.ndarray]) -> Tensor:
         counts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
-        return torch.from_numpy(counts).to(device, non_blocking=True)
+        return to_device(counts, device)
 
     queries, keys = [segment.queries for segment in segments], [segment.keys for segment in segments]
     return Call(

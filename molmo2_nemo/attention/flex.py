@@ -22,6 +22,7 @@ from torch import Tensor
 from molmo2_nemo.attention.flash import is_installed
 from molmo2_nemo.attention.mask import may_attend
 from molmo2_nemo.attention.regions import MaskRegion
+from molmo2_nemo.transfer import to_device
 
 if TYPE_CHECKING:  # importing it takes a while, and an old PyTorch lacks parts of it
     from torch.nn.attention.flex_attention import BlockMask
@@ -64,6 +65,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -
     return out.permute(2, 0, 1, 3), aux.lse.permute(2, 0, 1)
 
 
+def plan(region: MaskRegion, device: torch.device) -> None:
+    """See `kernels.Kernel`."""
+    block_mask(region, device)
+
+
 @functools.cache
 def _compiled() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
@@ -82,13 +88,10 @@ def block_mask(region: MaskRegion, device: torch.device) -> BlockMask:
 def _block_mask(region: MaskRegion, device: torch.device) -> BlockMask:
     from torch.nn.attention.flex_attention import BlockMask
 
-    def to_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
-
-    lists: dict[str, Any] = {name: to_device(array) for name, array in block_lists(region.tiles(BLOCK, BLOCK)).items()}
-    return BlockMask(
-        seq_lengths=region.shape, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=_predicate(region, to_device), **lists
-    )
+    lists: dict[str, Any] = {
+        name: to_device(array, device) for name, array in block_lists(region.tiles(BLOCK, BLOCK)).items()
+    }
+    return BlockMask(seq_lengths=region.shape, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=_predicate(region, device), **lists)
 
 
 def block_lists(counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -113,9 +116,9 @@ def block_lists(counts: np.ndarray) -> dict[str, np.ndarray]:
     return lists
 
 
-def _predicate(region: MaskRegion, to_device: Callable[[np.ndarray], Tensor]) -> Callable[..., Tensor]:
+def _predicate(region: MaskRegion, device: torch.device) -> Callable[..., Tensor]:
     """`may_attend` on the token arrays, as the kernel evaluates it inside mixed blocks."""
-    example, branch, block = (to_device(array.astype(np.int32)) for array in region.mask.on_host())
+    example, branch, block = (to_device(array.astype(np.int32), device) for array in region.mask.on_host())
     first_query, first_key = region.queries[0], region.keys[0]
     visual_attention = region.mask.visual_attention
 

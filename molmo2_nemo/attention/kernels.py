@@ -9,10 +9,10 @@ Every kernel takes q [Q, B, N, H] and k, v [K, B, G, H], query head n reading ke
 that says which queries may look at which keys.
 
 To add one, put a module beside this file that defines `forward`, `backward` (or a differentiable `forward` alone; both
-as `Kernel` says), `problem` (why it cannot run, or None) and `implementation` (its name in cost/efficiency.py, its
-title in the log). Then add the module to KERNELS, its name to AttentionKernel (model/config.py; to CANNOT_MERGE there,
-too, where it has no `backward` of its own), the speed of its implementation to cost/efficiency.py, and what it counts
-as in a plan to `efficiency_of` (plan/search.py) where that has another name; where it is the fastest, to
+as `Kernel` says), `plan`, `problem` (why it cannot run, or None) and `implementation` (its name in cost/efficiency.py,
+its title in the log). Then add the module to KERNELS, its name to AttentionKernel (model/config.py; to CANNOT_MERGE
+there, too, where it has no `backward` of its own), the speed of its implementation to cost/efficiency.py, and what it
+counts as in a plan to `efficiency_of` (plan/search.py) where that has another name; where it is the fastest, to
 `automatic.py` too. tests/attention/test_kernels.py checks that nothing is missing, and compares kernels with the dense
 oracle: name it in KERNELS there.
 """
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from molmo2_nemo.attention import blocks, flash, flex
 from molmo2_nemo.attention.automatic import automatic
+from molmo2_nemo.attention.kept import Slot, results_of
 from molmo2_nemo.attention.regions import MaskRegion
 from molmo2_nemo.errors import UserError, nearest
 
@@ -45,6 +46,9 @@ class Kernel:
     gradients. With out and lse merged over several regions that share the queries (ring attention), they are this
     region's exact share: dq of all regions add up, dk and dv belong to the region's keys.
 
+    plan(region, device) finds on the host what both need, and keeps it with the region; without it they find it
+    themselves, the first time.
+
     Neither is differentiable by autograd; `attend` is. Where backward is None (flex), forward itself is differentiable,
     in out and in lse.
     """
@@ -55,6 +59,7 @@ class Kernel:
         Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, MaskRegion, float], tuple[Tensor, Tensor, Tensor]]
         | None
     )
+    plan: Callable[[MaskRegion, torch.device], None]
     implementation: str  # its name in cost/efficiency.py
     title: str  # what the log calls it
 
@@ -85,7 +90,7 @@ def choose(
     if problem is not None:
         others = [other for other in KERNELS if _problem(other, kind, dtype, head_size, merged) is None]
         raise UserError(f"model.attention={name}: {problem}; use auto or one of: {', '.join(others)}")
-    return Kernel(name, module.forward, getattr(module, "backward", None), *module.implementation(kind))
+    return Kernel(name, module.forward, getattr(module, "backward", None), module.plan, *module.implementation(kind))
 
 
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:
@@ -97,8 +102,17 @@ def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, kernel: Kernel) -> Tensor:
-        out, lse = kernel.forward(q, k, v, region, scale)
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        region: MaskRegion,
+        scale: float,
+        kernel: Kernel,
+        slot: Slot | None,
+    ) -> Tensor:
+        out, lse = results_of(slot, lambda: kernel.forward(q, k, v, region, scale))
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rest = region, scale, kernel
         return out
@@ -107,11 +121,19 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         region, scale, kernel = ctx.rest
         assert kernel.backward is not None
-        return *kernel.backward(grad, *ctx.saved_tensors, region, scale), None, None, None
+        return *kernel.backward(grad, *ctx.saved_tensors, region, scale), None, None, None, None
 
 
 @torch.compiler.disable
-def attend(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, kernel: Kernel) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    region: MaskRegion,
+    scale: float,
+    kernel: Kernel,
+    slot: Slot | None = None,
+) -> Tensor:
     """Attention of the region's queries over its keys, differentiable. Nothing of Q x K elements is ever made.
 
     Compiled models break their graph here: a plan that differs from pack to pack would be compiled again every time.
@@ -119,10 +141,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, ke
     Args:
         q: [Q, B, N, H]; k, v: [K, B, G, H], N a multiple of G.
         scale: multiplies the scores, 1/sqrt(H) for Molmo2.
+        slot: where results outlive recomputation. A kernel without a backward of its own keeps none: it runs again.
 
     Returns:
         [Q, B, N, H].
     """
     if kernel.backward is None:
         return kernel.forward(q, k, v, region, scale)[0]
-    return _Attend.apply(q, k, v, region, scale, kernel)
+    return _Attend.apply(q, k, v, region, scale, kernel, slot)

@@ -6,7 +6,7 @@ Layers are Megatron-core `TransformerLayer`s. How those of a family differ (mode
     qk_norm     no norm of queries and keys, one per head, or one over the whole projection
 
 With Transformer Engine installed (GPU) the linear layers are its own; otherwise Megatron's. Norms are ours in both
-cases: a plain RMSNorm whose weight takes part in sequence parallelism.
+cases: an RMSNorm whose weight takes part in sequence parallelism.
 
 Shape legend: T tokens of this rank, B packs, D width, N heads, H head size.
 """
@@ -14,6 +14,7 @@ Shape legend: T tokens of this rank, B packs, D width, N heads, H head size.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,12 +34,16 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
+from molmo2_nemo.fused import norm
+from molmo2_nemo.fused.choice import Choice
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.model.lora import adapted
 from molmo2_nemo.model.memory import TiledMLP, recompute_settings
 from molmo2_nemo.model.rotary import table_of_layer
 from molmo2_nemo.model.sharded import sharded_tensors
+
+RMSNormFunction = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def transformer_config(
@@ -83,20 +88,31 @@ def transformer_config(
 
 
 def decoder_spec(
-    model_config: Molmo2Config, num_layers: int, training: TrainingOptions, memory: MemoryConfig
+    model_config: Molmo2Config,
+    num_layers: int,
+    training: TrainingOptions,
+    memory: MemoryConfig,
+    choices: Mapping[str, Choice],
 ) -> TransformerBlockSubmodules:
     """Specs of `num_layers` layers (those of this pipeline stage) and the final norm."""
-    layer = layer_spec(model_config, training, memory)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+    layer = layer_spec(model_config, training, memory, choices)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_norm(choices))
 
 
-def layer_spec(model_config: Molmo2Config, training: TrainingOptions, memory: MemoryConfig) -> ModuleSpec:
+def _norm(choices: Mapping[str, Choice]) -> ModuleSpec:
+    return ModuleSpec(module=RMSNorm, params={"function": choices["norm"].function})
+
+
+def layer_spec(
+    model_config: Molmo2Config, training: TrainingOptions, memory: MemoryConfig, choices: Mapping[str, Choice]
+) -> ModuleSpec:
     """The spec of one decoder layer of the model's family."""
     text = model_config.text
     family = family_of(text)
-    linear = functools.partial(_linear, model_config.lora, family.post_norm)
-    qk_norm = RMSNorm if family.qk_norm == "head" else None
-    block_norm = IdentityOp if family.post_norm else RMSNorm
+    post_norm = choices["norm"].function if family.post_norm else None
+    linear = functools.partial(_linear, model_config.lora, post_norm)
+    qk_norm = _norm(choices) if family.qk_norm == "head" else None
+    block_norm = IdentityOp if family.post_norm else _norm(choices)
     return ModuleSpec(
         module=Molmo2Layer,
         params={
@@ -133,13 +149,13 @@ def _mlp_spec(submodules: MLPSubmodules, tiles: int) -> ModuleSpec:
     return ModuleSpec(module=TiledMLP, params={"tiles": tiles}, submodules=submodules)
 
 
-def _linear(lora: LoraConfig | None, post_norm: bool, name: str) -> type:
+def _linear(lora: LoraConfig | None, post_norm: RMSNormFunction | None, name: str) -> type:
     """The class of a layer's linear map: Megatron's, with an adapter beside it and the post-norm behind it."""
     column, row = _linear_classes()
     if name in ("linear_qkv", "linear_fc1"):
         return adapted(column, name, lora, column=True)
     row = adapted(row, name, lora, column=False)
-    return _with_post_norm(row) if post_norm else row
+    return row if post_norm is None else _with_post_norm(row, post_norm)
 
 
 def _linear_classes() -> tuple[type, type]:
@@ -188,19 +204,26 @@ class Molmo2Layer(TransformerLayer):
 class RMSNorm(nn.Module):
     """x / rms(x) in fp32, back to x's dtype, times the weight. Last dimension; any leading shape.
 
-    Signature as Megatron's norm builders expect (`config`, `hidden_size`, `eps`).
+    Signature as Megatron's norm builders expect (`config`, `hidden_size`, `eps`). function: one of fused/norm.py.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float = 1e-6,
+        *,
+        function: RMSNormFunction = norm.plain,
+        **unused: Any,
+    ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.function = eps, function
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         # its gradient on a sequence shard is partial: Megatron sums it over the tensor-parallel group
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        return self.function(x, self.weight, self.eps)
 
 
 class FullWidthRMSNorm(nn.Module):
@@ -262,13 +285,13 @@ class _SumOverGroup(torch.autograd.Function):
 
 
 @functools.cache
-def _with_post_norm(row_linear: type) -> type:
+def _with_post_norm(row_linear: type, norm_function: RMSNormFunction) -> type:
     """The row-parallel linear layer followed by an RMSNorm of its (reduced) output: a post-norm family's."""
 
     class PostNormRowParallelLinear(row_linear):  # type: ignore[misc, valid-type]
         def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
             super().__init__(input_size, output_size, config=config, **kwargs)
-            self.post_norm = RMSNorm(config, output_size, config.layernorm_epsilon)
+            self.post_norm = RMSNorm(config, output_size, config.layernorm_epsilon, function=norm_function)
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
             out, bias = super().forward(x)

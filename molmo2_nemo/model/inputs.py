@@ -10,18 +10,31 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.ring import VisibleKeys
 from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.flops import unit_costs
 from molmo2_nemo.parallel.context import ContextGroups
-from molmo2_nemo.parallel.crops import VisionUnits
+from molmo2_nemo.parallel.crops import CropPlan, VisionUnits
+from molmo2_nemo.transfer import to_device
 
-TOKEN_FIELDS = ("input_ids", "example_ids", "branch_ids", "visual")  # what the mask follows from
+# What plans follow from: the mask, the crops, the scored positions
+PLANNED_FIELDS = ("input_ids", "example_ids", "branch_ids", "visual", "labels", "loss_weights")
 HOST_FIELDS = (
     "pooled_positions",
     "unit_crops",
     "unit_pooled_tokens",
 )  # read to plan communication: never moved to a device
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """What one rank's part of the model does with a micro-batch: found on the host, its indices on the device."""
+
+    mask: TokenMask
+    visible: VisibleKeys | None  # what context ranks may see of each other, where they show each other keys
+    crops: CropPlan | None  # on the first pipeline stage
+    scored: Tensor | None  # int64 [n], this rank's positions with a loss in [T * B]; on the last stage, with labels
 
 
 @dataclass
@@ -43,7 +56,8 @@ class PackInputs:
     tasks: Tensor | None = None  # int64 [B, S], number of the task group each token belongs to; for the log
     num_tasks: int = 0
     groups: ContextGroups | None = None  # the ranks that share it; None: all of the context group
-    host: dict[str, Tensor] | None = None  # TOKEN_FIELDS as they came, where the others went to a device
+    host: dict[str, np.ndarray] | None = None  # PLANNED_FIELDS as they came, where the tensors went to a device
+    plan: PackPlan | None = None  # made ahead (Molmo2Model.plan); None: made when it is needed
 
     @classmethod
     def from_batch(cls, batch: Any, device: torch.device | str | int = "cpu") -> PackInputs:
@@ -51,22 +65,29 @@ class PackInputs:
         values: dict[str, Any] = {}
         for f in fields(cls):
             array = getattr(batch, f.name, None)
-            if array is None:
-                continue
-            tensor = torch.as_tensor(array)
-            values[f.name] = tensor if f.name in HOST_FIELDS else tensor.to(device, non_blocking=True)
+            if array is not None:
+                values[f.name] = torch.as_tensor(array) if f.name in HOST_FIELDS else to_device(array, device)
         if torch.device(device).type != "cpu":
-            values["host"] = {name: torch.as_tensor(getattr(batch, name)) for name in TOKEN_FIELDS}
+            values["host"] = {name: np.asarray(getattr(batch, name)) for name in PLANNED_FIELDS}
         return cls(**values)
+
+    def on_host(self, name: str) -> np.ndarray:
+        """One of PLANNED_FIELDS as an array. Where only the device has it, the host waits for that."""
+        return getattr(self, name).cpu().numpy() if self.host is None else self.host[name]
 
     def mask(self, vocab_size: int, visual_attention: str) -> TokenMask:
         """Who may look at whom, with what plans it on the host: nothing waits for a device."""
-        blocks = image_numbers(self.input_ids, self.visual, vocab_size)
-        host = None
-        if self.host is not None:
-            host_blocks = image_numbers(self.host["input_ids"], self.host["visual"], vocab_size)
-            host = np.stack((self.host["example_ids"], self.host["branch_ids"], host_blocks))
+        if self.host is None:
+            blocks = image_numbers(self.input_ids, self.visual, vocab_size)
+            return TokenMask(self.example_ids, self.branch_ids, blocks, visual_attention)
+        numbers = image_numbers(self.host["input_ids"], self.host["visual"], vocab_size)
+        host = np.stack((self.host["example_ids"], self.host["branch_ids"], numbers))
+        blocks = to_device(numbers, self.example_ids.device)
         return TokenMask(self.example_ids, self.branch_ids, blocks, visual_attention, host)
+
+    def scored(self, groups: ContextGroups) -> np.ndarray:
+        """This rank's positions with a loss, int64 [n], ascending in its flattened [T, B] tokens."""
+        return np.flatnonzero(groups.shard(self.on_host("loss_weights")).T)
 
     def vision_units(self, model_config: Molmo2Config) -> VisionUnits:
         """The micro-batch's vision units: what is encoded and pooled, and what each unit costs."""

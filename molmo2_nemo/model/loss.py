@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -65,6 +66,23 @@ def global_loss(sums: Tensor) -> Tensor:
     return sums[0] / sums[1].clamp(min=torch.finfo(torch.float32).tiny)
 
 
+def check_labels(labels: np.ndarray, vocab_size: int) -> None:
+    """Refuse labels that the head cannot predict: an extra id, or padding with a positive weight.
+
+    Args:
+        labels: int64 [n], of the positions with a loss, on the host: to look at them on a device would wait for it.
+
+    Raises:
+        AssertionError: names the first one.
+    """
+    bad = labels[(labels < 0) | (labels >= vocab_size)]
+    if len(bad):
+        raise AssertionError(
+            f"a position with loss has label {int(bad[0])}, but only ids 0..{vocab_size - 1} can be predicted: "
+            "visual special tokens and padding must carry loss weight 0"
+        )
+
+
 def weighted_loss(
     hidden: Tensor,
     head: Tensor,
@@ -86,15 +104,8 @@ def weighted_loss(
         vocab_size: true columns; padded ones beyond it take no part.
         each: fp32 [n], filled with the weighted loss of every position (for logging: no gradient flows from it).
 
-    Raises:
-        AssertionError: a label that the head cannot predict (an extra id, or padding with a positive weight).
+    Every label must be one that the head can predict; `check_labels` tells, on the host.
     """
-    if labels.numel() and not bool(((labels >= 0) & (labels < vocab_size)).all()):
-        bad = labels[(labels < 0) | (labels >= vocab_size)][0]
-        raise AssertionError(
-            f"a position with loss has label {int(bad)}, but only ids 0..{vocab_size - 1} can be predicted: "
-            "visual special tokens and padding must carry loss weight 0"
-        )
     return _WeightedLoss.apply(hidden, head, labels, weights, z_loss, vocab_size, group, chunk, each)
 
 
@@ -140,7 +151,8 @@ class _WeightedLoss(torch.autograd.Function):
             d_logits = probabilities * (1 + 2 * z_loss * lses[rows, None])
             local = labels[rows] - rank_start
             mine = (local >= 0) & (local < head.shape[0])
-            d_logits[mine.nonzero()[:, 0], local[mine]] -= 1
+            # one column of every row: nothing is added up, so the order does not matter
+            d_logits.scatter_add_(1, local.clamp(0, head.shape[0] - 1)[:, None], -mine[:, None].to(d_logits.dtype))
             d_logits *= (grad * weights[rows])[:, None]
             d_logits = d_logits.to(hidden.dtype)
             if grad_hidden is not None:

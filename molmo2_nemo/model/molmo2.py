@@ -14,6 +14,7 @@ Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D wid
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -26,21 +27,26 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 
+from molmo2_nemo.attention.across import plan_attention
 from molmo2_nemo.attention.core import PackDescription
+from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
-from molmo2_nemo.attention.ring import visible_keys
-from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config, TrainingOptions
+from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.ring import VisibleKeys, visible_keys
+from molmo2_nemo.fused.choice import choose_all
+from molmo2_nemo.model.config import PLAIN, KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.init import initialize
-from molmo2_nemo.model.inputs import PackInputs
-from molmo2_nemo.model.loss import LossSums, sum_of_weights, weighted_loss
-from molmo2_nemo.model.memory import HostOffload
-from molmo2_nemo.model.rotary import rotary_tables
+from molmo2_nemo.model.inputs import PackInputs, PackPlan
+from molmo2_nemo.model.loss import LossSums, check_labels, sum_of_weights, weighted_loss
+from molmo2_nemo.model.memory import AHEAD, AHEAD_WITH_RESULTS, HostOffload
+from molmo2_nemo.model.rotary import RotaryTables
 from molmo2_nemo.model.vision import VisionEncoder
 from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_size
 from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, mark_partial, plan_crops, send_to_owners, tie_parameters
+from molmo2_nemo.transfer import to_device
 
 
 class Molmo2Model(MegatronModule):
@@ -51,6 +57,7 @@ class Molmo2Model(MegatronModule):
         config: Megatron's settings, from `decoder.transformer_config`.
         training: dropout and z-loss; None: neither.
         memory: what is traded for memory, as given to `transformer_config`; it changes no number.
+        kernels: how pieces are computed; it changes numbers by rounding only.
         context: how ranks that share a pack work together in attention.
         seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
 
@@ -66,6 +73,7 @@ class Molmo2Model(MegatronModule):
         post_process: bool = True,
         training: TrainingOptions | None = None,
         memory: MemoryConfig | None = None,
+        kernels: KernelConfig | None = None,
         context: ContextSettings | None = None,
         seed: int | None,
     ) -> None:
@@ -74,14 +82,19 @@ class Molmo2Model(MegatronModule):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
         self.training_options, self.memory = training or PLAIN, memory or MemoryConfig()
-        self.offload = HostOffload() if self.memory.offload else None
         self._no_adapters = False
+        self.rotary = RotaryTables(model_config.text)
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
         merged = any(group_size(groups.ring) > 1 for groups in self.groups.values())
         self.kernel = choose(  # or raise an error that says why not
             model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
+        # A kernel whose forward autograd goes through has no results to be given: it runs again in backward.
+        self.keeps_attention = self.memory.keeps_attention and self.kernel.backward is not None
+        ahead = AHEAD_WITH_RESULTS if self.keeps_attention else AHEAD
+        self.offload = HostOffload(ahead=ahead) if self.memory.offload else None
+        self.choices = choose_all(vars(kernels or KernelConfig()), device, config.params_dtype)
         self.share_embeddings_and_output_weights = model_config.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -101,7 +114,7 @@ class Molmo2Model(MegatronModule):
                 mark_partial(self.connector)
         self.decoder = TransformerBlock(
             config,
-            decoder_spec(model_config, get_num_layers_to_build(config), self.training_options, memory),
+            decoder_spec(model_config, get_num_layers_to_build(config), self.training_options, memory, self.choices),
             pre_process=self.pre_process,
             post_process=self.post_process,
         )
@@ -130,6 +143,45 @@ class Molmo2Model(MegatronModule):
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
         return self.logits(hidden) if inputs.labels is None else self.loss(hidden, inputs)
 
+    def plan(self, inputs: PackInputs) -> PackPlan:
+        """Everything about a micro-batch that is found on the host, with its indices on the device, for `inputs.plan`:
+        who may see whom, what the attention kernel makes of it, which crops go where, which positions have a loss.
+
+        Without it each is found where it is first needed, between the device's kernels. Reads nothing that training
+        changes, so it may run in another thread, ahead of training.
+        """
+        mask, visible = self._mask(inputs)
+        plan_attention(mask, self.context_of(inputs), visible, self.kernel, inputs.input_ids.device)
+        return PackPlan(
+            mask,
+            visible,
+            self._crop_plan(inputs) if self.pre_process else None,
+            self._scored(inputs) if self.post_process and inputs.labels is not None else None,
+        )
+
+    def _mask(self, inputs: PackInputs) -> tuple[TokenMask, VisibleKeys | None]:
+        if inputs.plan is not None:
+            return inputs.plan.mask, inputs.plan.visible
+        mask = inputs.mask(self.model_config.text.vocab_size, self.model_config.visual_attention)
+        chunks = group_size(self.context_of(inputs).ring)
+        return mask, visible_keys(mask, chunks) if chunks > 1 else None
+
+    def _crop_plan(self, inputs: PackInputs) -> CropPlan:
+        if inputs.plan is not None and inputs.plan.crops is not None:
+            return inputs.plan.crops
+        ranks = VisionRanks.of(self.context_of(inputs), self.config.sequence_parallel)
+        plan = plan_crops(inputs.vision_units(self.model_config), ranks, self.memory.vision_chunk)
+        return plan.on(inputs.input_ids.device)
+
+    def _scored(self, inputs: PackInputs) -> Tensor:
+        """This rank's positions with a loss, chosen and checked on the host."""
+        if inputs.plan is not None and inputs.plan.scored is not None:
+            return inputs.plan.scored
+        groups = self.context_of(inputs)
+        scored = inputs.scored(groups)
+        check_labels(groups.shard(inputs.on_host("labels")).T.reshape(-1)[scored], self.model_config.text.vocab_size)
+        return to_device(scored, inputs.input_ids.device)
+
     def context_of(self, inputs: PackInputs) -> ContextGroups:
         """The groups of the ranks that share the micro-batch."""
         return inputs.groups or self.groups[max(self.groups)]
@@ -141,15 +193,14 @@ class Molmo2Model(MegatronModule):
             hidden: [T, B, D], embeddings of this rank's tokens (T / TP of them with sequence parallelism).
         """
         groups = self.context_of(inputs)
-        ranks = VisionRanks.of(groups, self.config.sequence_parallel)
-        plan = plan_crops(inputs.vision_units(self.model_config), ranks, self.memory.vision_chunk)
+        plan = self._crop_plan(inputs)
         visual = self._encode(inputs, plan)
         if visual is None:
             visual = hidden.new_zeros(0, hidden.shape[-1])
             visual = tie_parameters(tie_parameters(visual, self.vision), self.connector)
         visual = send_to_owners(visual, plan, groups.vision)
         flat = hidden.flatten(0, 1)
-        return flat.index_add(0, plan.targets.to(flat.device), visual.to(flat.dtype)).view_as(hidden)
+        return flat.index_add(0, plan.targets, visual.to(flat.dtype)).view_as(hidden)
 
     def _encode(self, inputs: PackInputs, plan: CropPlan) -> Tensor | None:
         """Visual tokens [this rank's pooled tokens, D]; None without crops.
@@ -184,7 +235,10 @@ class Molmo2Model(MegatronModule):
         if self.offload is not None and torch.is_grad_enabled():
             tables = [table for pair in pack.rotary.values() for table in pair]
             saved = self.offload.active(keep=[*self.decoder.parameters(), *tables])
-        with saved:
+        with saved as line:
+            if self.keeps_attention and torch.is_grad_enabled():
+                pack = copy.copy(pack)  # results belong to this pass alone
+                pack.kept = KeptResults() if line is None else KeptResults(line.pack, line.unpack)
             return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=pack)
 
     def describe(self, inputs: PackInputs) -> PackDescription:
@@ -196,13 +250,12 @@ class Molmo2Model(MegatronModule):
             if self.config.sequence_parallel:
                 group = parallel_state.get_tensor_model_parallel_group()
                 response = response.chunk(group.size())[group.rank()]
-        mask = inputs.mask(self.model_config.text.vocab_size, self.model_config.visual_attention)
-        chunks = group_size(groups.ring)
+        mask, visible = self._mask(inputs)
         return PackDescription(
             mask=mask,
-            rotary=rotary_tables(self.model_config.text, groups.shard(inputs.position_ids)),
+            rotary=self.rotary.tables(groups.shard(inputs.position_ids)),
             groups=groups,
-            visible=visible_keys(mask, chunks) if chunks > 1 else None,
+            visible=visible,
             response=response,
         )
 
@@ -212,7 +265,7 @@ class Molmo2Model(MegatronModule):
         groups = self.context_of(inputs)
         own = groups.shard(inputs.loss_weights)  # [B, T]
         weights = own.T.flatten()  # [T * B]
-        scored = weights.nonzero()[:, 0]
+        scored = self._scored(inputs)
         each = torch.empty_like(weights[scored], dtype=torch.float32) if inputs.tasks is not None else None
         loss = weighted_loss(
             hidden.flatten(0, 1)[scored],

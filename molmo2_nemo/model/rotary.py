@@ -41,25 +41,45 @@ def yarn_inverse_frequencies(text: TextConfig, yarn: YarnConfig) -> Tensor:
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
+class RotaryTables:
+    """The tables of a model. Frequencies are computed on the host and kept on the device that first asks."""
+
+    def __init__(self, text: TextConfig) -> None:
+        self.text = text
+        self._inverse: dict[torch.device, dict[str, tuple[Tensor, float]]] = {}
+
+    def tables(self, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """cos and sin for every table the model uses.
+
+        Args:
+            position_ids: int64 [B, T].
+
+        Returns:
+            table name ("plain", "linear", "yarn") -> (cos, sin), each fp32 [T, B, 1, H].
+        """
+        device = position_ids.device
+        if device not in self._inverse:
+            self._inverse[device] = {n: (i.to(device), factor) for n, (i, factor) in _frequencies(self.text).items()}
+        return {n: _table(inverse, position_ids, factor) for n, (inverse, factor) in self._inverse[device].items()}
+
+
 def rotary_tables(text: TextConfig, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """cos and sin for every table the model uses.
+    """`RotaryTables.tables` of a model, once."""
+    return RotaryTables(text).tables(position_ids)
 
-    Args:
-        position_ids: int64 [B, T].
 
-    Returns:
-        table name ("plain", "linear", "yarn") -> (cos, sin), each fp32 [T, B, 1, H].
-    """
-    tables = {"plain": _table(inverse_frequencies(text), position_ids, 1.0)}
+def _frequencies(text: TextConfig) -> dict[str, tuple[Tensor, float]]:
+    """Table name -> inverse frequencies fp32 [H / 2] on the host, and the factor on its cos and sin."""
+    found = {"plain": (inverse_frequencies(text), 1.0)}
     if text.rotary_scale_layers is not None:
-        tables["linear"] = _table(inverse_frequencies(text) / text.rotary_scale, position_ids, 1.0)
+        found["linear"] = inverse_frequencies(text) / text.rotary_scale, 1.0
     if text.yarn is not None:
-        tables["yarn"] = _table(yarn_inverse_frequencies(text, text.yarn), position_ids, text.yarn.attention_factor)
-    return tables
+        found["yarn"] = yarn_inverse_frequencies(text, text.yarn), text.yarn.attention_factor
+    return found
 
 
 def _table(inverse: Tensor, position_ids: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    angles = position_ids.T.float()[..., None] * inverse.to(position_ids.device)  # [T, B, H / 2]
+    angles = position_ids.T.float()[..., None] * inverse  # [T, B, H / 2]
     angles = torch.cat((angles, angles), dim=-1)[:, :, None]
     return angles.cos() * factor, angles.sin() * factor
 

@@ -87,6 +87,7 @@ def model(cfg: RunConfig) -> run.Config:
         ),
         stage=stage,
         memory=as_config(cfg.memory),
+        kernels=as_config(cfg.kernels),
         parallel=as_config(cfg.parallel),
         seed=cfg.seed,
         precision=cfg.cluster.precision,

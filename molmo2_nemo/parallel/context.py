@@ -16,14 +16,16 @@ tensor-parallel peers, which vision needs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from molmo2_nemo.parallel.partition import degrees, ulysses_degree
 
 CommType = Literal["ring", "all_gather"]
+Tokens = TypeVar("Tokens", torch.Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class ContextGroups:
     def rank(self) -> int:
         return group_rank(self.whole)
 
-    def shard(self, tokens: torch.Tensor) -> torch.Tensor:
+    def shard(self, tokens: Tokens) -> Tokens:
         """[B, S] -> [B, T], this rank's consecutive tokens."""
         size = tokens.shape[1] // self.size
         return tokens[:, self.rank * size : (self.rank + 1) * size]

@@ -17,7 +17,7 @@ Shape legend: U units, C crops, N pooled tokens, B packs, S tokens of a pack, V 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from molmo2_nemo.parallel.context import ContextGroups, group_rank, group_size
 from molmo2_nemo.parallel.partition import even_runs
+from molmo2_nemo.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class VisionRanks:
 
 @dataclass
 class CropPlan:
-    """This rank's part of a micro-batch's vision work. All tensors live on the host."""
+    """This rank's part of a micro-batch's vision work. Tensors live on the host until `on` moves them."""
 
     crops: slice  # of the C crops, this rank's run
     pooled_tokens: slice  # of the N pooled tokens, this rank's run
@@ -79,6 +80,10 @@ class CropPlan:
     returning: list[bool] = field(
         default_factory=list
     )  # by rank: whether gradients travel to and from it in the backward
+
+    def on(self, device: torch.device) -> CropPlan:
+        """The plan with its indices on the device."""
+        return replace(self, send_order=to_device(self.send_order, device), targets=to_device(self.targets, device))
 
 
 def plan_crops(units: VisionUnits, ranks: VisionRanks, chunk: int | None = None) -> CropPlan:
@@ -147,7 +152,7 @@ class _SendToOwners(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pooled: Tensor, plan: CropPlan, group: dist.ProcessGroup) -> Tensor:
         ctx.plan, ctx.group, ctx.count = plan, group, pooled.shape[0]
-        return _all_to_all(pooled[plan.send_order.to(pooled.device)], plan.send_counts, plan.receive_counts, group)
+        return _all_to_all(pooled[plan.send_order], plan.send_counts, plan.receive_counts, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -158,7 +163,7 @@ class _SendToOwners(torch.autograd.Function):
             [n * r for n, r in zip(plan.send_counts, plan.returning, strict=True)],
             ctx.group,
         )
-        order = _chosen(plan.send_order, plan.send_counts, plan.returning).to(grad.device)  # every token once
+        order = _chosen(plan.send_order, plan.send_counts, plan.returning)  # every token once
         return grad.new_empty(ctx.count, grad.shape[1]).index_copy_(0, order, back), None, None
 
 
