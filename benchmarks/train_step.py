@@ -19,7 +19,7 @@ replica, where training at the published batch sizes has more: the optimizer's s
 Times are medians over --steps steps after --warmup. MFU counts what the model needs (cost/flops.py): allowed pairs,
 scored tokens, no padding, no recomputation. Beside them stands what `molmo2 plan` predicts for the same packs, layers
 and settings on this device: seconds, and bytes without its allowances for the runtime and fragmentation, which the peak
-of allocated memory does not hold either. --profile FOLDER traces one step more of the last depth (log.profile).
+of allocated memory does not hold either.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -140,11 +139,11 @@ def with_layers(model: Molmo2Config, layers: int) -> Molmo2Config:
     return replace(model, text=replace(text, num_layers=layers, yarn=yarn))
 
 
-def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profile: Path | None = None) -> dict[str, Any]:
+def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles: Path) -> dict[str, Any]:
     """Trains a few steps on every rank; medians, on rank 0 (elsewhere nothing).
 
     Args:
-        profile: folder for the profile of one step more.
+        profiles: where those of log.profile are kept, in a folder for each stage and number of layers.
     """
     import fiddle
     import torch
@@ -156,9 +155,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profile:
     from molmo2_nemo.rundir.paths import stage_dir
 
     with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
-        cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps + (profile is not None)
-        if hasattr(cfg.log, "profile"):
-            cfg.log.profile = None if profile is None else [cfg.stage.max_steps, cfg.stage.max_steps]
+        cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
         stage_dir(cfg).mkdir(parents=True)
         recipe = stage_recipe(cfg)
         recipe.model.model = with_options(model, **cfg.model.options())
@@ -176,9 +173,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profile:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
-        lines = read_metrics(stage_dir(cfg))[warmup : warmup + steps]
-        if profile is not None:
-            keep_profile(stage_dir(cfg), profile, cfg.stage.name)
+        lines = read_metrics(stage_dir(cfg))[warmup:]
     del run_stage, data, recipe
     unset_num_microbatches_calculator()  # the next stage has another
     gc.collect()  # the trainer and its model refer to each other
@@ -191,12 +186,6 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profile:
     found |= {"tflop": work, "tokens": lines[0]["tokens"], "crops": lines[0]["crops"], "loss": lines[-1]["loss"]}
     print(f"{cfg.stage.name}, {model.text.num_layers} layers: {found}", flush=True)
     return found | {"work": workload_of(cfg, model, loaders[0].batches)}
-
-
-def keep_profile(run: Path, folder: Path, name: str) -> None:
-    """Copies a run's profile, before its folder goes."""
-    for path in sorted(run.glob("profile*/*") if run.is_dir() else ()):
-        shutil.copy(path, folder / f"{name}_{path.name}")
 
 
 def at_depth(measured: dict[int, dict[str, Any]], layers: int) -> dict[str, Any]:
@@ -226,10 +215,7 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
 
     full = preset(cfg.model.preset)
     depths = sorted({*args.layers, *args.check})
-    measured = {
-        n: train(cfg, with_layers(full, n), args.steps, args.warmup, args.profile if n == depths[-1] else None)
-        for n in depths
-    }
+    measured = {n: train(cfg, with_layers(full, n), args.steps, args.warmup, args.profiles) for n in depths}
     if int(os.environ.get("RANK", "0")):
         return {}
     peak = cfg.log.peak_tflops or known_peak()
@@ -333,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--stages", nargs="+", choices=("sft", "long"), default=["sft", "long"])
     parser.add_argument("--layers", type=int, nargs="+", help="decoder layers; default 4 8, with --tiny 2 4")
     parser.add_argument("--check", type=int, nargs="+", default=[], help="depths that the line is compared with")
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="trace one step of the deepest, files go there")
+    parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="folder for what log.profile makes")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--micro-batches", type=int, default=2)
