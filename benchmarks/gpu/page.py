@@ -131,28 +131,27 @@ def training(steps: Sequence[tuple[str, dict[str, Any]]], tiny: bool) -> list[st
     for name, result in steps:
         for stage in result.get("stages", {}).values():
             for layers, row in stage["layers"].items():
-                rows.append((name, layers, *step_cells(row, tiny)))
+                rows.append((name.removeprefix("train_"), layers, *step_cells(row, tiny)))
                 if off := row.get("off the line"):
                     notes.append(f"{name}: {layers} layers lie {off['seconds']:+.1%} (time) off the line.")
     if extra := depth_check(dict(steps)):
         notes.append(extra)
     if not rows:
         return []
-    heading = ("part", "layers", "s", "planner", "tokens/s", "TFLOP/s", "MFU", "GiB", "planner")
+    heading = ("part", "layers", "s (planned)", "tokens/s", "TFLOP/s", "MFU", "GiB (planned)")
     return [*table(heading, rows), *(["", *wrapped(notes)] if notes else [])]
 
 
 def step_cells(row: dict[str, Any], tiny: bool) -> tuple[str, ...]:
     mark, plan = "" if row["measured"] else "~", row["planned"]
-    memory = "-" if tiny else f"{mark}{row['memory_gib']:.1f}"
+    seconds = f" ({plan['seconds']:.2f})" if "seconds" in plan else ""
+    memory = f" ({plan['memory_gib']:.1f})" if "memory_gib" in plan else ""
     return (
-        f"{mark}{row['seconds']:.2f}",
-        f"{plan['seconds']:.2f}" if "seconds" in plan else "-",
+        f"{mark}{row['seconds']:.2f}{seconds}",
         f"{mark}{row['tokens_per_second']:,.0f}",
         f"{mark}{row['tflops']:.3g}",
         "-" if row["mfu"] is None else f"{mark}{row['mfu']:.1%}",
-        memory,
-        f"{plan['memory_gib']:.1f}" if "memory_gib" in plan else "-",
+        ("-" if tiny else f"{mark}{row['memory_gib']:.1f}") + memory,
     )
 
 

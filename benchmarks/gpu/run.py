@@ -13,7 +13,6 @@ written anew after every part, so that a run that is cut off leaves what it had.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import shutil
@@ -155,17 +154,12 @@ class Run:
 
     def keep_traces(self) -> None:
         """The profiles' traces, packed, as far as they fit into the number and size of files that come back."""
-        room = FILES - 3
-        for trace in sorted(self.work.glob("*trace*.json*"))[:room]:
-            kept = self.out / (trace.name.removesuffix(".gz") + ".gz")
-            if kept.exists():
-                continue
-            opened = gzip.open(trace, "rb") if trace.suffix == ".gz" else trace.open("rb")
-            with opened as source, gzip.open(kept, "wb", compresslevel=6) as target:
-                shutil.copyfileobj(source, target)
-            if kept.stat().st_size > TRACE_BYTES:
-                kept.unlink()
-                print(f"{trace.name}: over {TRACE_BYTES >> 20} MiB, stays behind", flush=True)
+        for trace in sorted(self.work.rglob("*.trace.json.gz"))[: FILES - 3]:
+            kept = self.out / f"{trace.parent.name}.{trace.name}"
+            if trace.stat().st_size <= TRACE_BYTES:
+                shutil.copy(trace, kept)
+            else:
+                print(f"{kept.name}: over {TRACE_BYTES >> 20} MiB, stays behind", flush=True)
                 trace.unlink()
 
 
