@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import adamw, compiled, norm, residual, rotary, swiglu
+from molmo2_nemo.fused import adamw, compiled, cross_entropy, norm, residual, rotary, swiglu
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -65,6 +65,11 @@ PIECES: dict[str, dict[str, Way]] = {
     "residual": {
         "compiled": Way(COMPILED, residual.by_compiler, compiled.problem),
         "plain": Way(PLAIN, residual.plain),
+    },
+    "loss": {
+        "compiled": Way(f"gradients in forward, {COMPILED}", cross_entropy.by_compiler, compiled.problem),
+        "fused": Way("gradients in forward", cross_entropy.fused),
+        "plain": Way("gradients in backward", cross_entropy.plain),
     },
     "adamw": {
         "fused": Way("fused AdamW, norms from fp32 chunks", adamw.FUSED),

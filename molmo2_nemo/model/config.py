@@ -316,6 +316,7 @@ class KernelConfig:
     rotary: Literal["auto", "plain", "compiled"] = "auto"  # QK-norm per head, and rotary
     swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
     residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
+    loss: Literal["auto", "plain", "fused", "compiled"] = "auto"  # the head and cross entropy
     adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
 
 
