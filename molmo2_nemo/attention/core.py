@@ -23,6 +23,9 @@ from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys
+from molmo2_nemo.fused.merge import PLAIN as PLAIN_MERGING
+from molmo2_nemo.fused.merge import Merging
+from molmo2_nemo.fused.varlen import Library
 from molmo2_nemo.parallel.context import ContextGroups, group_size
 
 
@@ -61,12 +64,14 @@ class TreeAttention(torch.nn.Module):
         pg_collection: ProcessGroupCollection | None = None,
         rotary_by_layer: dict[int, str] | None = None,
         kernel: str = "auto",
+        library: Library | None = None,
+        merging: Merging = PLAIN_MERGING,
         **unused: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
-        self.kernel = kernel
+        self.kernel, self.library, self.merging = kernel, library, merging
 
     def forward(
         self,
@@ -82,11 +87,22 @@ class TreeAttention(torch.nn.Module):
         assert isinstance(packed_seq_params, PackDescription), "Molmo2's attention needs the pack's description"
         cos, sin = packed_seq_params.rotary[self.table]
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
-        pack = packed_seq_params
+        return self._attend(query, key, value, packed_seq_params).flatten(2)
+
+    @torch.compiler.disable  # as in `attend_across`
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: PackDescription) -> Tensor:
+        """query [T, B, N, H], key and value [T, B, G, H] after rotary -> [T, B, N, H]."""
         groups = pack.groups or ContextGroups(None, None, None, None)
         merged = group_size(groups.ring) > 1
-        kernel = choose(self.kernel, query.device, query.dtype, query.shape[-1], merged=merged)
-        out = attend_across(
+        kernel = choose(
+            self.kernel,
+            query.device,
+            query.dtype,
+            query.shape[-1],
+            merged=merged,
+            library=self.library,
+            merging=self.merging,
+        )
+        return attend_across(
             query, key, value, pack.mask, self.scale, kernel, groups, pack.visible, pack.kept, layer=self
         )
-        return out.flatten(2)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import compiled, norm
+from molmo2_nemo.fused import compiled, merge, norm, varlen
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -54,6 +54,11 @@ PIECES: dict[str, dict[str, Way]] = {
         "torch": Way("F.rms_norm", norm.by_torch),
         "plain": Way("tensor operations", norm.plain),
     },
+    "merge": {
+        "compiled": Way(COMPILED, merge.COMPILED, compiled.problem),
+        "plain": Way("tensor operations", merge.PLAIN),
+    },
+    "flash": {name: Way(library.title, library, problem) for name, (library, problem) in varlen.libraries().items()},
 }
 
 

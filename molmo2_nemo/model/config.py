@@ -313,6 +313,9 @@ class KernelConfig:
     docs/kernels.md. `auto` is the fastest way that the machine can run, on a CPU the plain one (fused/choice.py)."""
 
     norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm
+    # The library under model.attention=flash on CUDA (fused/varlen.py); plain: PyTorch's own
+    flash: Literal["auto", "plain", "fa2", "fa3", "fa4", "cudnn"] = "auto"
+    merge: Literal["auto", "plain", "compiled"] = "auto"  # pieces of attention, and their gradients
 
 
 @dataclass(frozen=True)

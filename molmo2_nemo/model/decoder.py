@@ -126,7 +126,11 @@ def layer_spec(
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=linear("linear_qkv"),
                     core_attention=functools.partial(
-                        TreeAttention, rotary_by_layer=table_of_layer(text), kernel=model_config.attention
+                        TreeAttention,
+                        rotary_by_layer=table_of_layer(text),
+                        kernel=model_config.attention,
+                        library=choices["flash"].function,
+                        merging=choices["merge"].function,
                     ),
                     linear_proj=linear("linear_proj"),
                     q_layernorm=qk_norm,
