@@ -9,6 +9,7 @@ Shape legend: S tokens of the pack, T tokens of this context rank, B packs, N qu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys
+from molmo2_nemo.fused import rotary
 from molmo2_nemo.fused.merge import PLAIN as PLAIN_MERGING
 from molmo2_nemo.fused.merge import Merging
 from molmo2_nemo.fused.varlen import Library
@@ -43,13 +45,6 @@ class PackDescription(PackedSeqParams):
     response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of the head dimension, in fp32. x: [T, B, N, H]; cos, sin: [T, B, 1, H]."""
-    x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
-
-
 class TreeAttention(torch.nn.Module):
     """Attention over packs of message trees. Signature of Megatron's `core_attention`."""
 
@@ -66,12 +61,15 @@ class TreeAttention(torch.nn.Module):
         kernel: str = "auto",
         library: Library | None = None,
         merging: Merging = PLAIN_MERGING,
+        rotate: Callable[..., tuple[Tensor, Tensor]] = rotary.plain,
         **unused: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
-        self.kernel, self.library, self.merging = kernel, library, merging
+        self.kernel, self.library, self.merging, self.rotate = kernel, library, merging, rotate
+        # QK-norms per head that `rotate` computes: modules of the attention layer, which holds them
+        self.qk_norms: tuple[Any, ...] = ()
 
     def forward(
         self,
@@ -86,7 +84,8 @@ class TreeAttention(torch.nn.Module):
         """query [T, B, N, H], key and value [T, B, G, H] of this rank -> [T, B, N * H]."""
         assert isinstance(packed_seq_params, PackDescription), "Molmo2's attention needs the pack's description"
         cos, sin = packed_seq_params.rotary[self.table]
-        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        norms = (*(n.weight for n in self.qk_norms), self.qk_norms[0].eps) if self.qk_norms else ()
+        query, key = self.rotate(query, key, cos, sin, *norms)
         return self._attend(query, key, value, packed_seq_params).flatten(2)
 
     @torch.compiler.disable  # as in `attend_across`

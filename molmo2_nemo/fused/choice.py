@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import compiled, merge, norm, varlen
+from molmo2_nemo.fused import adamw, compiled, cross_entropy, merge, norm, residual, rotary, swiglu, varlen
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -47,16 +47,37 @@ class Choice:
         return f"{self.piece} {self.name}" + (f" ({self.fell_back})" if self.fell_back else f" ({self.title})")
 
 
-COMPILED = "compiled by PyTorch"
+PLAIN, COMPILED = "tensor operations", "compiled by PyTorch"
 PIECES: dict[str, dict[str, Way]] = {
     "norm": {
         "compiled": Way(COMPILED, norm.by_compiler, compiled.problem),
         "torch": Way("F.rms_norm", norm.by_torch),
-        "plain": Way("tensor operations", norm.plain),
+        "plain": Way(PLAIN, norm.plain),
+    },
+    "rotary": {
+        "compiled": Way(f"{COMPILED}, with QK-norm", rotary.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, rotary.plain),
+    },
+    "swiglu": {
+        "compiled": Way(COMPILED, swiglu.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, swiglu.plain),
+    },
+    "residual": {
+        "compiled": Way(COMPILED, residual.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, residual.plain),
+    },
+    "loss": {
+        "compiled": Way(f"gradients in forward, {COMPILED}", cross_entropy.by_compiler, compiled.problem),
+        "fused": Way("gradients in forward", cross_entropy.fused),
+        "plain": Way("gradients in backward", cross_entropy.plain),
+    },
+    "adamw": {
+        "fused": Way("fused AdamW, norms from fp32 chunks", adamw.FUSED),
+        "plain": Way("AdamW as Megatron-core makes it, norms in fp64", adamw.PLAIN),
     },
     "merge": {
         "compiled": Way(COMPILED, merge.COMPILED, compiled.problem),
-        "plain": Way("tensor operations", merge.PLAIN),
+        "plain": Way(PLAIN, merge.PLAIN),
     },
     "flash": {name: Way(library.title, library, problem) for name, (library, problem) in varlen.libraries().items()},
 }

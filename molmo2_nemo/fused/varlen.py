@@ -154,9 +154,7 @@ def _cudnn_backward(
         k,
         v,
         out,
-        lse.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-        if True in HEADS_FIRST
-        else lse.contiguous().unsqueeze(-1),
+        lse,
         unused,
         unused,
         None,

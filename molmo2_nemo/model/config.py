@@ -312,7 +312,12 @@ class KernelConfig:
     """How pieces of the model are computed. No choice changes a result beyond rounding, or what checkpoints hold;
     docs/kernels.md. `auto` is the fastest way that the machine can run, on a CPU the plain one (fused/choice.py)."""
 
-    norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm
+    norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm of the language model
+    rotary: Literal["auto", "plain", "compiled"] = "auto"  # QK-norm per head, and rotary
+    swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
+    residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
+    loss: Literal["auto", "plain", "fused", "compiled"] = "auto"  # the head and cross entropy
+    adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
     # The library under model.attention=flash on CUDA (fused/varlen.py); plain: PyTorch's own
     flash: Literal["auto", "plain", "fa2", "fa3", "fa4", "cudnn"] = "auto"
     merge: Literal["auto", "plain", "compiled"] = "auto"  # pieces of attention, and their gradients

@@ -39,7 +39,7 @@ from molmo2_nemo.fused.choice import Choice
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.model.lora import adapted
-from molmo2_nemo.model.memory import TiledMLP, recompute_settings
+from molmo2_nemo.model.memory import FusedMLP, TiledMLP, recompute_settings
 from molmo2_nemo.model.rotary import table_of_layer
 from molmo2_nemo.model.sharded import sharded_tensors
 
@@ -74,8 +74,9 @@ def transformer_config(
         attention_dropout=0.0,
         init_method_std=text.initializer_range,
         calculate_per_token_loss=True,
-        # On CPU torch.compile'd fusions cost more than they save, and fused gradient accumulation needs Apex.
-        bias_dropout_fusion=torch.cuda.is_available(),
+        # Megatron's own fusions are off: these layers have theirs (KernelConfig). Fused gradient accumulation needs
+        # Apex.
+        bias_dropout_fusion=False,
         bias_activation_fusion=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
@@ -118,11 +119,12 @@ def layer_spec(
         params={
             "hidden_dropout": training.residual_dropout,
             "response_residual_dropout": training.response_residual_dropout,
+            "dropped_and_added": choices["residual"].function,
         },
         submodules=TransformerLayerSubmodules(
             input_layernorm=block_norm,
             self_attention=ModuleSpec(
-                module=FullWidthNormAttention if family.qk_norm == "full" else SelfAttention,
+                module=_attention_class(family.qk_norm, choices["rotary"]),
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=linear("linear_qkv"),
                     core_attention=functools.partial(
@@ -131,6 +133,7 @@ def layer_spec(
                         kernel=model_config.attention,
                         library=choices["flash"].function,
                         merging=choices["merge"].function,
+                        rotate=choices["rotary"].function,
                     ),
                     linear_proj=linear("linear_proj"),
                     q_layernorm=qk_norm,
@@ -140,17 +143,26 @@ def layer_spec(
             self_attn_bda=get_bias_dropout_add,  # Molmo2Layer puts its own in its place
             pre_mlp_layernorm=block_norm,
             mlp=_mlp_spec(
-                MLPSubmodules(linear_fc1=linear("linear_fc1"), linear_fc2=linear("linear_fc2")), memory.mlp_tiles
+                MLPSubmodules(linear_fc1=linear("linear_fc1"), linear_fc2=linear("linear_fc2")),
+                memory.mlp_tiles,
+                choices["swiglu"],
             ),
             mlp_bda=get_bias_dropout_add,
         ),
     )
 
 
-def _mlp_spec(submodules: MLPSubmodules, tiles: int) -> ModuleSpec:
-    if tiles == 1:
-        return ModuleSpec(module=MLP, submodules=submodules)
-    return ModuleSpec(module=TiledMLP, params={"tiles": tiles}, submodules=submodules)
+def _attention_class(qk_norm: str, rotary: Choice) -> type:
+    if qk_norm == "full":
+        return FullWidthNormAttention
+    return SelfAttention if qk_norm == "none" or rotary.name == "plain" else RotaryNormAttention
+
+
+def _mlp_spec(submodules: MLPSubmodules, tiles: int, swiglu: Choice) -> ModuleSpec:
+    own = {} if swiglu.name == "plain" else {"swiglu": swiglu.function}
+    if tiles > 1:
+        return ModuleSpec(module=TiledMLP, params={"tiles": tiles, **own}, submodules=submodules)
+    return ModuleSpec(module=FusedMLP if own else MLP, params=own, submodules=submodules)
 
 
 def _linear(lora: LoraConfig | None, post_norm: RMSNormFunction | None, name: str) -> type:
@@ -178,9 +190,11 @@ class Molmo2Layer(TransformerLayer):
     on the MLP output, behind the norm of a post-norm family.
     """
 
-    def __init__(self, *args: Any, response_residual_dropout: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, response_residual_dropout: float, dropped_and_added: Callable[..., Tensor], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.response_residual_dropout = response_residual_dropout
+        self.response_residual_dropout, self.dropped_and_added = response_residual_dropout, dropped_and_added
         self.self_attn_bda = self._bias_dropout_add
         self.mlp_bda = self._bias_dropout_add
         self._response: Tensor | None = None
@@ -195,12 +209,9 @@ class Molmo2Layer(TransformerLayer):
 
         def bias_dropout_add(x_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
             x = x_with_bias[0] if x_with_bias[1] is None else x_with_bias[0] + x_with_bias[1]
-            if training and response_rate and response is not None:
-                keep = 1 - torch.where(response, response_rate, dropout).to(x.dtype).expand_as(x)
-                x = x * torch.bernoulli(keep) / keep
-            elif training and dropout:
-                x = F.dropout(x, dropout)
-            return residual + x
+            if not training:
+                return residual + x
+            return self.dropped_and_added(x, residual, dropout, response_rate, response)
 
         return bias_dropout_add
 
@@ -228,6 +239,21 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x, self.weight, self.eps)
+
+
+class RotaryNormAttention(SelfAttention):
+    """Megatron's attention whose QK-norms per head are computed together with rotary (fused/rotary.py): the norms of
+    this layer hold the weights and hand on what they get."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for layer_norm in (self.q_layernorm, self.k_layernorm):
+            layer_norm.function = _unchanged
+        self.core_attention.qk_norms = self.q_layernorm, self.k_layernorm
+
+
+def _unchanged(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x
 
 
 class FullWidthRMSNorm(nn.Module):

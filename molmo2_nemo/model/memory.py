@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,14 +34,27 @@ AHEAD = 2
 AHEAD_WITH_RESULTS = 3
 
 
-class TiledMLP(MLP):
-    """Megatron's MLP, `tiles` slices of the tokens one after another; each is recomputed in backward.
+class FusedMLP(MLP):
+    """Megatron's MLP with an activation of ours (fused/swiglu.py). [T, B, D] -> [T, B, D]; None: Megatron's own."""
+
+    def __init__(self, *args: Any, swiglu: Callable[[Tensor], Tensor] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **compat.mlp_arguments(kwargs))
+        self.swiglu = swiglu
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        if self.swiglu is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return self.linear_fc2(self.swiglu(self.linear_fc1(hidden_states)[0]))
+
+
+class TiledMLP(FusedMLP):
+    """An MLP, `tiles` slices of the tokens one after another; each is recomputed in backward.
 
     [T, B, D] -> [T, B, D]. Under sequence parallelism T is the local shard, which all ranks slice alike.
     """
 
     def __init__(self, *args: Any, tiles: int, **kwargs: Any) -> None:
-        super().__init__(*args, **compat.mlp_arguments(kwargs))
+        super().__init__(*args, **kwargs)
         self.tiles = tiles
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

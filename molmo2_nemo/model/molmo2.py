@@ -40,7 +40,7 @@ from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs, PackPlan
-from molmo2_nemo.model.loss import LossSums, check_labels, sum_of_weights, weighted_loss
+from molmo2_nemo.model.loss import LossSums, check_labels, sum_of_weights
 from molmo2_nemo.model.memory import AHEAD, AHEAD_WITH_RESULTS, HostOffload
 from molmo2_nemo.model.rotary import RotaryTables
 from molmo2_nemo.model.vision import VisionEncoder
@@ -273,7 +273,7 @@ class Molmo2Model(MegatronModule):
         weights = own.T.flatten()  # [T * B]
         scored = self._scored(inputs)
         each = torch.empty_like(weights[scored], dtype=torch.float32) if inputs.tasks is not None else None
-        loss = weighted_loss(
+        loss = self.choices["loss"].function(
             hidden.flatten(0, 1)[scored],
             self.head_weight(),
             groups.shard(inputs.labels).T.flatten()[scored],

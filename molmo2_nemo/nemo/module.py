@@ -115,7 +115,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             parallel=self.parallel,
             seed=self.seed,
         )
-        self.groups, self.kernel = self.module.groups, self.module.kernel
+        self.groups, self.kernel, self.choices = self.module.groups, self.module.kernel, self.module.choices
         self.micro_batches = MicroBatches(
             self.model_config,
             self.trainable,
@@ -128,7 +128,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def on_train_start(self) -> None:
         if self.trainer.is_global_zero:
             print(f"attention: {self.kernel.name}, {self.kernel.title}", flush=True)
-            print(described(self.module.choices), flush=True)
+            print(described(self.choices), flush=True)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Begin a step. Its data is fetched by the step itself."""
