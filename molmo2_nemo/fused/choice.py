@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import adamw, compiled, cross_entropy, norm, residual, rotary, swiglu
+from molmo2_nemo.fused import adamw, compiled, cross_entropy, merge, norm, residual, rotary, swiglu, varlen
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -75,6 +75,11 @@ PIECES: dict[str, dict[str, Way]] = {
         "fused": Way("fused AdamW, norms from fp32 chunks", adamw.FUSED),
         "plain": Way("AdamW as Megatron-core makes it, norms in fp64", adamw.PLAIN),
     },
+    "merge": {
+        "compiled": Way(COMPILED, merge.COMPILED, compiled.problem),
+        "plain": Way(PLAIN, merge.PLAIN),
+    },
+    "flash": {name: Way(library.title, library, problem) for name, (library, problem) in varlen.libraries().items()},
 }
 
 

@@ -318,6 +318,9 @@ class KernelConfig:
     residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
     loss: Literal["auto", "plain", "fused", "compiled"] = "auto"  # the head and cross entropy
     adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
+    # The library under model.attention=flash on CUDA (fused/varlen.py); plain: PyTorch's own
+    flash: Literal["auto", "plain", "fa2", "fa3", "fa4", "cudnn"] = "auto"
+    merge: Literal["auto", "plain", "compiled"] = "auto"  # pieces of attention, and their gradients
 
 
 @dataclass(frozen=True)
