@@ -125,8 +125,8 @@ class VerifyingStrategy(nl.MegatronStrategy):
             return super().load_checkpoint(path, selective_restore)
 
     def teardown(self) -> None:
-        """At the end, also of a run that failed, Lightning would copy the optimizer's state to host memory: on a node of
-        eight GPUs tens of GB, for nothing."""
+        """Nothing goes to the host at the end. Lightning would copy the optimizer's state there, also where a run failed
+        for want of memory: tens of GB on a node of eight GPUs."""
         self.optimizers = []
         super().teardown()
 

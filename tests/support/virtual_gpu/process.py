@@ -94,8 +94,8 @@ def prepare() -> None:
 
 
 def no_results_of_torch(torch: Any) -> None:
-    """cuDNN's library looks for a driver of its own. Single zeros, such as an optimizer's counts of steps, which Megatron
-    compares, are copied to the device: nothing else fills them."""
+    """No cuDNN attention, whose library looks for a driver of its own. Single zeros, such as an optimizer's counts of
+    steps, which Megatron compares, are copied to the device: nothing else fills them."""
     torch.backends.cuda.enable_cudnn_sdp(False)
     make = torch.zeros
 
