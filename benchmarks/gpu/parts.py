@@ -93,8 +93,8 @@ PARTS = (
         "fast pieces against their plain twins",
         40,
         70,
-        ("-m", "benchmarks.kernels", "--out", "{work}/kernels.json"),
-        ("-m", "benchmarks.kernels", "--tiny", "--out", "{work}/kernels.json"),
+        ("-m", "benchmarks.kernels", "--model", "4b", "--tokens", "36864", "--out", "{work}/kernels.json"),
+        ("-m", "benchmarks.kernels", "--tokens", "256", "--repeats", "1", "--out", "{work}/kernels.json"),
     ),
     Part(
         "attention",
