@@ -125,8 +125,8 @@ class VerifyingStrategy(nl.MegatronStrategy):
             return super().load_checkpoint(path, selective_restore)
 
     def teardown(self) -> None:
-        """Nothing goes to the host at the end. Lightning would copy the optimizer's state there, also where a run failed
-        for want of memory: tens of GB on a node of eight GPUs."""
+        """Nothing goes to the host at the end: Lightning would copy the optimizer's state there, also after a failure
+        for want of memory: tens of GB on a node."""
         self.optimizers = []
         super().teardown()
 
