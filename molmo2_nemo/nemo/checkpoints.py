@@ -127,7 +127,7 @@ class VerifyingStrategy(nl.MegatronStrategy):
     def teardown(self) -> None:
         """Nothing goes to the host at the end: Lightning would copy the optimizer's state there, also after a failure
         for want of memory: tens of GB on a node."""
-        self.optimizers = []
+        self.optimizers: list[Any] = []
         super().teardown()
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
