@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.workload import Workload
-from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
+from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.settings.run import StageConfig
 
@@ -22,6 +22,7 @@ USABLE = 0.97  # of a device's memory
 # Layers' inputs that offload brings back ahead of use, and layers with all that they keep where that is attention's
 # results as well (model/memory.py)
 OFFLOAD_AHEAD, OFFLOAD_AHEAD_WITH_RESULTS = 2, 1
+NONE_FUSED: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -57,18 +58,31 @@ class Activations:
 PHASES = ("loss", "decoder", "vision")  # parts of a step during which memory may be fullest
 
 
+def fused_pieces(kernels: KernelConfig) -> frozenset[str]:
+    """The pieces of the model that a GPU computes in one kernel (fused/choice.py), which keeps less for backward. `auto`
+    is one of them: Triton comes with PyTorch there."""
+    return frozenset(piece for piece, way in vars(kernels).items() if way != "plain")
+
+
 def memory(
-    model_config: Molmo2Config, stage: StageConfig, work: Workload, layout: Layout, options: MemoryConfig | None = None
+    model_config: Molmo2Config,
+    stage: StageConfig,
+    work: Workload,
+    layout: Layout,
+    options: MemoryConfig | None = None,
+    kernels: KernelConfig | None = None,
 ) -> Memory:
     """Peak of one rank in bf16 with fp32 gradients, masters and moments."""
-    options = options or MemoryConfig()
+    options, fused = options or MemoryConfig(), fused_pieces(kernels or KernelConfig())
     mine = held(model_config, stage, layout.tensor, layout.pipeline)
     sharded = layout.data * layout.context  # the distributed optimizer's group
     tokens = work.length / layout.context * layout.micro_batch
     crops = work.max_crops / (layout.context * layout.tensor) * layout.micro_batch
     in_flight = min(layout.pipeline, max(1, work.packs // (layout.data * layout.micro_batch)))
     phase, decoder, vision, head = fullest(
-        decoder_activations(model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles),
+        decoder_activations(
+            model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles, fused=fused
+        ),
         vision_activations(
             model_config, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk
         ),
@@ -131,6 +145,7 @@ def decoder_activations(
     dropout: bool,
     bytes_per_element: int = 2,
     tiles: int = 1,
+    fused: frozenset[str] = NONE_FUSED,
 ) -> Activations:
     """Activations of one pipeline stage's decoder layers for a micro-batch. Selective recomputation is taken to be the
     default's, of the MLPs.
@@ -139,19 +154,20 @@ def decoder_activations(
         tokens: of the micro-batch on one context rank.
         bytes_per_element: of an activation: 2 (bf16) or 4 (fp32).
         tiles: slices that an MLP runs on; with more than one, only the slice at work keeps anything.
+        fused: from `fused_pieces`.
     """
     text, mine = model_config.text, tokens / layout.tensor
     layers = text.num_layers / layout.pipeline
     inputs = bytes_per_element * text.hidden_size * mine
-    one = layer_bytes(model_config, bytes_per_element=bytes_per_element, dropout=dropout) * mine
+    one = layer_bytes(model_config, bytes_per_element=bytes_per_element, dropout=dropout, fused=fused) * mine
     ends, working = 3 * inputs, 0.0  # embedding's output, and around the final norm
     if tiles > 1:
-        mlp = mlp_bytes(model_config, bytes_per_element) * mine
+        mlp = mlp_bytes(model_config, bytes_per_element, fused) * mine
         one, working = one - mlp, mlp / tiles
     elif layout.recompute == "selective":  # MLPs keep their inputs only, but for the one at work
-        mlp = mlp_bytes(model_config, bytes_per_element) * mine
+        mlp = mlp_bytes(model_config, bytes_per_element, fused) * mine
         if family_of(text).post_norm:  # the norm behind the MLP belongs to it
-            mlp += (6 if bytes_per_element == 2 else 8) * text.hidden_size * mine
+            mlp += post_norm_bytes(text.hidden_size, bytes_per_element, fused) * mine
         one, working = one - mlp, mlp
     if layout.recompute == "full":  # the layer at work whole, gradients of its output and input
         kept, ahead = 0.0, OFFLOAD_AHEAD
@@ -165,24 +181,53 @@ def decoder_activations(
     return Activations(layers * one + ends, working)
 
 
-def layer_bytes(model_config: Molmo2Config, *, bytes_per_element: int = 2, dropout: bool = True) -> float:
+def layer_bytes(
+    model_config: Molmo2Config,
+    *,
+    bytes_per_element: int = 2,
+    dropout: bool = True,
+    fused: frozenset[str] = NONE_FUSED,
+) -> float:
     """Bytes per token that one decoder layer keeps, without tensor parallelism."""
-    text = model_config.text
+    text, element = model_config.text, bytes_per_element
     width, queries, keys = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    # normalised value, and the fp32 copy of the input (in fp32 the input itself)
-    norm = bytes_per_element + (4 if bytes_per_element == 2 else 0)
-    norms = 2 * width * (norm + bytes_per_element)  # and the output, which is the next linear layer's input
-    residuals = (2 * bytes_per_element if bytes_per_element == 4 else 0) * width + (2 * width if dropout else 0)
-    qk_norm = 0 if family_of(text).qk_norm == "none" else (queries + keys) * norm
-    qkv = bytes_per_element * (queries + 2 * keys)
-    attention = attention_bytes(model_config, bytes_per_element) + bytes_per_element * queries
-    return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model_config, bytes_per_element)
+    norms = 2 * (norm_bytes(width, element, fused) + element * width)  # the output is the next linear layer's input
+    residuals = (2 * element if element == 4 else 0) * width + (2 * width if dropout else 0)
+    qkv = element * (queries + 2 * keys)
+    attention = attention_bytes(model_config, element) + element * queries
+    qk_norm = qk_norm_bytes(model_config, element, fused)
+    return norms + residuals + qk_norm + qkv + attention + mlp_bytes(model_config, element, fused)
 
 
-def mlp_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> float:
-    """Bytes per token that one decoder layer's MLP keeps: gate and up together, silu(gate), Megatron's copy of up, the
-    product."""
-    return 5.0 * bytes_per_element * model_config.text.ffn_size
+def norm_bytes(width: int, element: int, fused: frozenset[str]) -> float:
+    """Bytes per token that an RMSNorm keeps. Fused, its input and one number; plain, the normalised value and the fp32
+    copy of the input (in fp32 the input itself)."""
+    if "norm" in fused:
+        return element * width + 4.0
+    return (element + (4 if element == 2 else 0)) * width
+
+
+def qk_norm_bytes(model_config: Molmo2Config, element: int, fused: frozenset[str]) -> float:
+    """Bytes per token that the norms of queries and keys keep. Fused, whether with rotary or alone, the queries (keys
+    are a view of what the linear layer made) and a number per head."""
+    text, kind = model_config.text, family_of(model_config.text).qk_norm
+    heads = text.num_heads + text.num_kv_heads
+    if kind == "head" and fused & {"norm", "rotary"}:
+        return element * text.num_heads * text.head_dim + 4.0 * heads
+    return 0 if kind == "none" else norm_bytes(heads * text.head_dim, element, NONE_FUSED)
+
+
+def post_norm_bytes(width: int, element: int, fused: frozenset[str]) -> float:
+    """Bytes per token that the norm behind an MLP keeps, of a family that has one."""
+    if "norm" in fused:
+        return element * width + 4.0
+    return (6 if element == 2 else 8) * width
+
+
+def mlp_bytes(model_config: Molmo2Config, bytes_per_element: int = 2, fused: frozenset[str] = NONE_FUSED) -> float:
+    """Bytes per token that one decoder layer's MLP keeps: gate and up together, the product; plain, also silu(gate) and
+    Megatron's copy of up."""
+    return (3.0 if "swiglu" in fused else 5.0) * bytes_per_element * model_config.text.ffn_size
 
 
 def attention_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> float:

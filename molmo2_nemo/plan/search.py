@@ -137,7 +137,7 @@ def weigh(
     """Memory and time of one layout."""
     return Candidate(
         layout,
-        memory(model_config, cfg.stage, work, layout, cfg.memory),
+        memory(model_config, cfg.stage, work, layout, cfg.memory, cfg.kernels),
         step_time(
             model_config,
             cfg.stage,

@@ -1,0 +1,83 @@
+"""Prints, as JSON, the bytes that one decoder layer and one vision block of every model keep for backward, counted by
+PyTorch's allocator. For a process with a GPU, virtual or real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.train_step import with_layers
+from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions, preset
+from molmo2_nemo.processes import quiet
+from tests.support.batches import Shapes, batch
+
+TOKENS, CROPS = 4096, 4
+MODELS = ("4b", "8b", "o7b")
+DROPOUT = TrainingOptions(z_loss=1e-4, residual_dropout=0.1, response_residual_dropout=0.0)
+
+
+def start() -> None:
+    """This process alone, with Megatron's groups."""
+    from molmo2_nemo.nemo.train import start_nemo
+
+    quiet()
+    start_nemo()
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel()
+    model_parallel_cuda_manual_seed(1)
+
+
+def kept_by(modules: nn.ModuleList, run: Callable[[], object]) -> int:
+    """Bytes by which allocated memory grows from the second module's call to the third's."""
+    at: list[int] = []
+    handles = [m.register_forward_pre_hook(lambda *_: at.append(torch.cuda.memory_allocated())) for m in modules[1:3]]
+    result = run()  # kept alive, and with it what backward needs
+    for handle in handles:
+        handle.remove()
+    del result
+    return at[1] - at[0]
+
+
+def count(model_config: Molmo2Config, kernels: KernelConfig) -> dict[str, float]:
+    """Bytes per token of a layer, and per patch of a block."""
+    from molmo2_nemo.model.decoder import transformer_config
+    from molmo2_nemo.model.inputs import PackInputs
+    from molmo2_nemo.model.molmo2 import Molmo2Model
+
+    memory = MemoryConfig(recompute="none")
+    config = transformer_config(model_config, memory, params_dtype=torch.bfloat16, bf16=True)
+    model = Molmo2Model(model_config, config, memory=memory, training=DROPOUT, kernels=kernels, seed=None)
+    model = model.cuda().train()
+    shapes = Shapes(model_config)
+    packs = [shapes.videos(TOKENS, TOKENS)]
+    inputs = PackInputs.from_batch(batch(packs, TOKENS, model_config), torch.device("cuda", 0))
+    crops = inputs.crops[:CROPS]
+    patches = CROPS * model_config.vision.num_patches
+    return {
+        "layer": kept_by(model.decoder.layers, lambda: model(inputs).loss) / TOKENS,
+        "block": kept_by(model.vision.blocks, lambda: model.vision(crops)) / patches,
+    }
+
+
+def main() -> None:
+    start()
+    found = {
+        f"{name} {kind}": count(with_layers(preset(name), 3), kernels)
+        for name in MODELS
+        for kind, kernels in (
+            ("fused", KernelConfig()),
+            ("plain", KernelConfig(**dict.fromkeys(vars(KernelConfig()), "plain"))),
+        )
+    }
+    print(f"\ncounted {json.dumps(found)}")
+
+
+if __name__ == "__main__":
+    main()
