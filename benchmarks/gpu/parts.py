@@ -34,8 +34,8 @@ class Part:
         return None if find_spec(self.module) else f"there is no {self.module} here"
 
 
-STEPS = ("--micro-batches", "1", "--steps", "3", "--warmup", "1")
-TINY_STEPS = ("--micro-batches", "1", "--steps", "1", "--warmup", "1")
+STEPS = ("--micro-batches", "1", "--steps", "4", "--warmup", "2")  # the first ones compile
+TINY_STEPS = ("--micro-batches", "1", "--steps", "2", "--warmup", "1")
 
 
 def steps(name: str, stage: str, layers: Sequence[int], *more: str) -> tuple[str, ...]:
@@ -75,24 +75,24 @@ PARTS = (
     Part(
         "train_sft",
         "4B steps at stage 2: 16,384 tokens, 128 crops",
-        65,
-        110,
+        85,
+        150,
         steps("train_sft", "sft", (2, 6)),
         tiny_steps("train_sft", "sft", (1, 2)),
     ),
     Part(
         "train_long",
         "4B steps at stage 3: 36,864 tokens, 384 crops",
-        75,
-        130,
+        90,
+        160,
         steps("train_long", "long", (2, 4)),
         tiny_steps("train_long", "long", (1, 2)),
     ),
     Part(
         "kernels",
         "fast pieces against their plain twins",
-        40,
-        70,
+        60,
+        90,
         ("-m", "benchmarks.kernels", "--model", "4b", "--tokens", "36864", "--out", "{work}/kernels.json"),
         ("-m", "benchmarks.kernels", "--tokens", "256", "--repeats", "1", "--out", "{work}/kernels.json"),
     ),
@@ -132,8 +132,8 @@ PARTS = (
     Part(
         "tiny",
         "the tiny recipe in bf16, from shards, with checkpoints",
-        35,
-        70,
+        40,
+        80,
         (*TRAIN, "cluster=gpu", "stage.max_steps=4"),
         (*TRAIN, BF16, "stage.max_steps=4"),
     ),
