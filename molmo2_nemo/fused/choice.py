@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import adamw, compiled, cross_entropy, norm, residual, rotary, swiglu
+from molmo2_nemo.fused import adamw, compiled, cross_entropy, norm, pooling, residual, rotary, swiglu, vision
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -65,6 +65,15 @@ PIECES: dict[str, dict[str, Way]] = {
     "residual": {
         "compiled": Way(COMPILED, residual.by_compiler, compiled.problem),
         "plain": Way(PLAIN, residual.plain),
+    },
+    "vision": {
+        "compiled": Way(COMPILED, vision.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, vision.plain),
+    },
+    "pooling": {
+        "compiled": Way(f"written out, {COMPILED}", pooling.COMPILED, compiled.problem),
+        "direct": Way("written out", pooling.DIRECT),
+        "plain": Way("scaled_dot_product_attention", pooling.PLAIN),
     },
     "loss": {
         "compiled": Way(f"gradients in forward, {COMPILED}", cross_entropy.by_compiler, compiled.problem),

@@ -106,8 +106,14 @@ class Molmo2Model(MegatronModule):
     def _build(self) -> None:
         model_config, config, memory = self.model_config, self.config, self.memory
         if self.pre_process:
-            self.vision = VisionEncoder(model_config.vision, config.params_dtype, recompute=memory.recompute == "full")
-            self.connector = Connector(model_config, config.params_dtype)
+            block = self.choices["vision"]
+            self.vision = VisionEncoder(
+                model_config.vision,
+                config.params_dtype,
+                recompute=memory.recomputes_vision,
+                block=None if block.name == "plain" else block.function,
+            )
+            self.connector = Connector(model_config, config.params_dtype, self.choices["pooling"].function)
             self.embedding = Embedding(config, model_config)
             if parallel_state.get_tensor_model_parallel_world_size() > 1:
                 mark_partial(self.vision)
