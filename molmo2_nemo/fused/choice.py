@@ -41,10 +41,10 @@ class Choice:
     name: str
     title: str
     function: Any
-    fell_back: str | None = None  # why `auto` took no faster way on CUDA
+    fell_back: str | None = None  # why `auto` did not take the fastest way on CUDA
 
     def __str__(self) -> str:
-        return f"{self.piece} {self.name}" + (f" ({self.fell_back})" if self.fell_back else f" ({self.title})")
+        return f"{self.piece} {self.name} ({self.title}{f'; {self.fell_back}' if self.fell_back else ''})"
 
 
 PLAIN, COMPILED = "tensor operations", "compiled by PyTorch"
@@ -101,10 +101,12 @@ def choose(piece: str, wanted: str, device: torch.device | str, dtype: torch.dty
         raise UserError(f"kernels.{piece}={wanted}: no such way; {nearest(wanted, ('auto', *ways))}")
     problems = {name: way.problem(kind, dtype) for name, way in ways.items()}
     if wanted == "auto":
-        wanted = next(name for name in ways if problems[name] is None) if kind == "cuda" else "plain"
-        reasons = [f"{name}: {p}" for name, p in problems.items() if p is not None]
-        reason = "; ".join(reasons) if kind == "cuda" and wanted == "plain" else None
-        return Choice(piece, wanted, ways[wanted].title, ways[wanted].function, reason)
+        if kind != "cuda":
+            return Choice(piece, "plain", ways["plain"].title, ways["plain"].function)
+        taken = next(name for name in ways if problems[name] is None)
+        faster = dict(list(problems.items())[: list(ways).index(taken)])
+        reason = "; ".join(f"not {name}: {problem}" for name, problem in faster.items()) or None
+        return Choice(piece, taken, ways[taken].title, ways[taken].function, reason)
     if problems[wanted] is not None:
         others = [name for name in ways if problems[name] is None]
         raise UserError(f"kernels.{piece}={wanted}: {problems[wanted]}; use auto or one of: {', '.join(others)}")

@@ -53,10 +53,22 @@ class Compiled:
 
 
 def problem(device: str, dtype: torch.dtype) -> str | None:
-    """Why PyTorch cannot compile for a kind of device, or None. Nothing is compiled to find out."""
+    """Why PyTorch cannot compile for a kind of device, or None. On CUDA a small function is compiled to find out, once
+    a process: what Triton needs of a machine (a driver, a compiler, headers) cannot be known otherwise."""
     if device not in ("cpu", "cuda"):
         return f"compiled functions were not tried on {device}"
-    return _missing(device)
+    missing = _missing(device)
+    return _failure(device) if missing is None and device == "cuda" and torch.cuda.is_available() else missing
+
+
+@functools.cache
+def _failure(device: str) -> str | None:
+    """What goes wrong when a function of one sum is compiled and run."""
+    try:
+        torch.compile(lambda x: (x * 2).sum())(torch.ones(8, device=device)).item()
+        return None
+    except Exception as error:  # of Triton, of the compiler, of the driver
+        return f"compiling failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 @functools.cache
