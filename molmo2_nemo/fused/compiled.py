@@ -23,7 +23,8 @@ class Compiled:
     eight. So each combination has a copy of the function; in a copy only the number of rows differs from call to call.
 
     Args:
-        function: without effects on anything else, and without closures.
+        function: without effects on anything else, and without closures; one graph (PyTorch says so where it is not).
+            `Tensor.unflatten` breaks a graph under the CPU shims.
         rows: positions of the tensors whose first dimension may differ from call to call. Every other size is fixed.
     """
 
@@ -49,7 +50,7 @@ class Compiled:
     def _copy(self) -> Callable[..., Any]:
         own, name = self.function, f"{self.function.__name__}_{len(self.copies)}"
         code = own.__code__.replace(co_name=name)
-        return torch.compile(types.FunctionType(code, own.__globals__, name, own.__defaults__))
+        return torch.compile(types.FunctionType(code, own.__globals__, name, own.__defaults__), fullgraph=True)
 
 
 def problem(device: str, dtype: torch.dtype) -> str | None:

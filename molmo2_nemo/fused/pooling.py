@@ -62,7 +62,7 @@ def _mean(patches: Tensor, windows: Tensor) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor, heads: int, float32: bool) -> Tensor:
-    q32, k32, v32 = (t.float().unflatten(-1, (heads, -1)) for t in (q, k, v))
+    q32, k32, v32 = (t.float().reshape(*t.shape[:-1], heads, t.shape[-1] // heads) for t in (q, k, v))
     scores = (q32[:, None] * k32).sum(-1) * q32.shape[-1] ** -0.5  # [N, K, heads]
     shares = scores.masked_fill(~valid[..., None], float("-inf")).softmax(1)
     return (shares[..., None] * v32).sum(1).flatten(1).to(q.dtype)

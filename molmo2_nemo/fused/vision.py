@@ -22,7 +22,8 @@ def plain(x: Tensor, heads: int, eps: float, float32: bool, *parameters: Tensor)
     """
     norm1, q, k, v, o, norm2, fc1, fc2 = zip(parameters[::2], parameters[1::2], strict=True)
     y = F.layer_norm(x, x.shape[-1:], *norm1, eps)
-    split = [F.linear(y, *map_).unflatten(-1, (heads, -1)).transpose(1, 2) for map_ in (q, k, v)]
+    shape = *y.shape[:-1], heads, y.shape[-1] // heads
+    split = [F.linear(y, *map_).reshape(shape).transpose(1, 2) for map_ in (q, k, v)]
     if float32:
         split = [t.float() for t in split]
     out = F.scaled_dot_product_attention(*split)

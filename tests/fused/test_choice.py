@@ -52,3 +52,9 @@ def test_without_triton_compiled_ways_are_passed_over_or_refused_on_cuda():
 def test_an_unknown_way_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'compiled'"):
         choose("norm", "compild", "cpu", torch.float32)
+
+
+def test_transformer_engine_is_a_choice_that_is_refused():
+    for device, reason in (("cpu", "Transformer Engine needs CUDA"), ("cuda", "Transformer Engine")):
+        with pytest.raises(UserError, match=f"kernels.norm=te: {reason}"):
+            choose("norm", "te", device, torch.bfloat16)
