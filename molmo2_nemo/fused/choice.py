@@ -14,7 +14,19 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import adamw, compiled, cross_entropy, norm, pooling, residual, rotary, swiglu, vision
+from molmo2_nemo.fused import (
+    adamw,
+    compiled,
+    cross_entropy,
+    merge,
+    norm,
+    pooling,
+    residual,
+    rotary,
+    swiglu,
+    varlen,
+    vision,
+)
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -85,6 +97,11 @@ PIECES: dict[str, dict[str, Way]] = {
         "fused": Way("fused AdamW, norms from fp32 chunks", adamw.FUSED),
         "plain": Way("AdamW as Megatron-core makes it, norms in fp64", adamw.PLAIN),
     },
+    "merge": {
+        "compiled": Way(COMPILED, merge.COMPILED, compiled.problem),
+        "plain": Way(PLAIN, merge.PLAIN),
+    },
+    "flash": {name: Way(library.title, library, problem) for name, (library, problem) in varlen.libraries().items()},
 }
 
 
@@ -100,18 +117,19 @@ def choose(piece: str, wanted: str, device: torch.device | str, dtype: torch.dty
     ways, kind = PIECES[piece], torch.device(device).type
     if wanted not in ("auto", *ways):
         raise UserError(f"kernels.{piece}={wanted}: no such way; {nearest(wanted, ('auto', *ways))}")
-    problems = {name: way.problem(kind, dtype) for name, way in ways.items()}
-    if wanted == "auto":
-        if kind != "cuda":
-            return Choice(piece, "plain", ways["plain"].title, ways["plain"].function)
-        taken = next(name for name in ways if problems[name] is None)
-        faster = dict(list(problems.items())[: list(ways).index(taken)])
-        reason = "; ".join(f"not {name}: {problem}" for name, problem in faster.items()) or None
-        return Choice(piece, taken, ways[taken].title, ways[taken].function, reason)
-    if problems[wanted] is not None:
-        others = [name for name in ways if problems[name] is None]
-        raise UserError(f"kernels.{piece}={wanted}: {problems[wanted]}; use auto or one of: {', '.join(others)}")
-    return Choice(piece, wanted, ways[wanted].title, ways[wanted].function)
+    if wanted != "auto":
+        problem = ways[wanted].problem(kind, dtype)
+        if problem is not None:
+            others = ", ".join(name for name, way in ways.items() if way.problem(kind, dtype) is None)
+            raise UserError(f"kernels.{piece}={wanted}: {problem}; use auto or one of: {others}")
+        return Choice(piece, wanted, ways[wanted].title, ways[wanted].function)
+    reasons = []
+    for name in ways if kind == "cuda" else ("plain",):
+        problem = ways[name].problem(kind, dtype)
+        if problem is None:
+            break
+        reasons.append(f"not {name}: {problem}")
+    return Choice(piece, name, ways[name].title, ways[name].function, "; ".join(reasons) or None)
 
 
 def choose_all(wanted: Mapping[str, str], device: torch.device | str, dtype: torch.dtype) -> dict[str, Choice]:

@@ -330,6 +330,9 @@ class KernelConfig:
     pooling: Literal["auto", "plain", "direct", "compiled"] = "auto"  # the connector's attention over windows
     loss: Literal["auto", "plain", "fused", "compiled"] = "auto"  # the head and cross entropy
     adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
+    # The library under model.attention=flash on CUDA (fused/varlen.py); plain: PyTorch's own
+    flash: Literal["auto", "plain", "fa2", "fa3", "fa4", "cudnn"] = "auto"
+    merge: Literal["auto", "plain", "compiled"] = "auto"  # pieces of attention, and their gradients
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ def dynamic_settings(cfg: RunConfig) -> run.Config | None:
         as_config(cfg.stage),
         cfg.data.packing.max_crops,
         cfg.cluster.precision,
+        as_config(cfg.kernels),
     )
 
 
