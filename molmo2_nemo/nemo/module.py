@@ -118,6 +118,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self.tasks,
             cut_padding=self.parallel.cut_padding,
             sequence_parallel=self.config.sequence_parallel,
+            plan=self.module.plan,
         )
 
     def on_train_start(self) -> None:
