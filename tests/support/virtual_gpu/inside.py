@@ -1,0 +1,146 @@
+"""The inside of a process with a virtual GPU: prepares it, runs a module's main, writes down what was counted."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import runpy
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class Counts:
+    """What runtime.c counts."""
+
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(None)
+        for name in ("most_used", "waits", "copies_to_host", "launches"):
+            getattr(self.library, f"virtual_gpu_{name}").restype = ctypes.c_size_t
+
+    def number(self, name: str) -> int:
+        return int(getattr(self.library, f"virtual_gpu_{name}")())
+
+    def launches(self) -> dict[str, int]:
+        room = 1 << 24
+        text = ctypes.create_string_buffer(room)
+        used = self.library.virtual_gpu_launches(text, ctypes.c_size_t(room))
+        assert used < room
+        found: dict[str, int] = {}
+        for line in text.value.decode().splitlines():
+            times, name = line.split(" ", 1)
+            found[name] = found.get(name, 0) + int(times)
+        return found
+
+    def write(self, path: Path, waits: dict[str, int]) -> None:
+        numbers = {name: self.number(name) for name in ("most_used", "waits", "copies_to_host")}
+        path.write_text(json.dumps(numbers | {"launches": self.launches(), "waiting": waits}))
+
+
+def prepare(world: int) -> None:
+    """Switch off what needs results: checks of numbers, and cuDNN's attention, whose library looks for a driver."""
+    from molmo2_nemo.training import faults
+
+    faults.refuse_infinite = lambda parameters: None
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    if world > 1:
+        imagine(world)
+
+
+def imagine(world: int) -> None:
+    """Let this process be rank 0 of so many, all others of which never come."""
+    import torch.distributed as dist
+    from torch.distributed import distributed_c10d as c10d
+
+    os.environ |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    begin, new_group = dist.init_process_group, c10d.new_group
+
+    def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> None:
+        for name in ("init_method", "store", "rank", "world_size"):
+            kwargs.pop(name, None)
+        begin("nccl", store=dist.HashStore(), rank=0, world_size=world, **kwargs)
+
+    def only_nccl(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            return make(*args, **(kwargs | {"backend": "nccl"}))
+
+        return made
+
+    dist.init_process_group = init_process_group
+    dist.new_group = c10d.new_group = only_nccl(new_group)
+    c10d._store_based_barrier = lambda *args, **kwargs: None
+
+
+class Waits:
+    """Calls that wait for the device between a step's first micro-batch and the reduction of its gradients, from the
+    second step on: as PyTorch finds them, by the lines of the project and of Megatron that led there."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, int] = {}
+        self.watching = False
+
+    def install(self) -> None:
+        from molmo2_nemo.nemo.module import Molmo2Module
+        from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
+
+        begin, reduce, show = (
+            Molmo2Module.on_train_batch_start,
+            Molmo2Optimizer.finalize_model_grads,
+            warnings.showwarning,
+        )
+
+        def on_train_batch_start(module: Any, *args: Any) -> None:
+            begin(module, *args)
+            if module.trainer.global_step:
+                self.watch(True)
+
+        def finalize_model_grads(optimizer: Any, *args: Any, **kwargs: Any) -> None:
+            self.watch(False)
+            reduce(optimizer, *args, **kwargs)
+
+        def showwarning(message: Any, *args: Any, **kwargs: Any) -> None:
+            if "synchronizing CUDA operation" in str(message):
+                self.add(traceback.extract_stack())
+            else:
+                show(message, *args, **kwargs)
+
+        Molmo2Module.on_train_batch_start = on_train_batch_start
+        Molmo2Optimizer.finalize_model_grads = finalize_model_grads
+        warnings.showwarning = showwarning
+
+    def watch(self, on: bool) -> None:
+        if on:
+            warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn" if on else "default")
+
+    def add(self, stack: traceback.StackSummary) -> None:
+        lines = [f for f in stack if "molmo2_nemo" in f.filename or "megatron" in f.filename]
+        where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.line}" for f in reversed(lines[-3:]))
+        self.found[where] = self.found.get(where, 0) + 1
+
+
+def main() -> None:
+    module, sys.argv = sys.argv[1], sys.argv[1:]
+    counts = Counts()
+    prepare(int(os.environ["VIRTUAL_GPU_WORLD"]))
+    waits = Waits()
+    if os.environ["VIRTUAL_GPU_WAITS"]:
+        from molmo2_nemo.nemo.train import start_nemo
+
+        start_nemo()
+        waits.install()
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        counts.write(Path(os.environ["VIRTUAL_GPU_REPORT"]), waits.found)
+
+
+if __name__ == "__main__":
+    main()
