@@ -15,6 +15,8 @@ a table says which figures are measured and which extrapolated. Without settings
 share each pack, and more are replicas; with some, the others are 1. A step has --micro-batches forward passes on every
 replica, where training at the published batch sizes has more: the optimizer's share is smaller there.
 
+`log.profile=[4,5]` profiles steps 4 and 5 (warm-up steps count) of every stage and depth, see docs/running.md.
+
 Times are medians over --steps steps after --warmup. MFU counts what the model needs (cost/flops.py): allowed pairs,
 scored tokens, no padding, no recomputation.
 """
@@ -24,6 +26,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -98,8 +101,15 @@ def with_layers(model: Molmo2Config, layers: int) -> Molmo2Config:
     return replace(model, text=replace(text, num_layers=layers, yarn=yarn))
 
 
-def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[str, float]:
-    """Trains a few steps on every rank; medians, on rank 0 (elsewhere nothing)."""
+def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles: Path) -> dict[str, float]:
+    """Trains a few steps on every rank; medians, on rank 0 (elsewhere nothing).
+
+    Args:
+        profiles: where those of log.profile are kept, in a folder for each stage and number of layers.
+
+    Raises:
+        UserError: log.profile names steps that are not trained.
+    """
     import fiddle
     import torch
     from megatron.core import parallel_state
@@ -107,23 +117,29 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int) -> dict[
 
     from molmo2_nemo.nemo.recipes import stage_recipe
     from molmo2_nemo.rundir.lines import read_metrics
-    from molmo2_nemo.rundir.paths import stage_dir
+    from molmo2_nemo.rundir.paths import PROFILE, stage_dir
+    from molmo2_nemo.settings.checks import profile_problems
 
     with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
         stage_dir(cfg).mkdir(parents=True)
+        for problem in profile_problems(cfg):
+            raise UserError(problem)
         recipe = stage_recipe(cfg)
         recipe.model.model = with_options(model, **cfg.model.options())
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
         run_stage = fiddle.build(recipe)
         data = run_stage.keywords["data"]
-        data.train_dataloader = lambda: Noise(
+        data.packs._open = lambda _: Noise(
             cfg, model, parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         )
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
         lines = read_metrics(stage_dir(cfg))[warmup:]
+        if (stage_dir(cfg) / PROFILE).is_dir():
+            kept = profiles / f"{cfg.stage.name}-{model.text.num_layers}-layers"
+            shutil.copytree(stage_dir(cfg) / PROFILE, kept, dirs_exist_ok=True)
     del run_stage, data, recipe
     unset_num_microbatches_calculator()  # the next stage has another
     gc.collect()  # the trainer and its model refer to each other
@@ -159,7 +175,9 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
     from molmo2_nemo.training.step_log import known_peak
 
     full = preset(cfg.model.preset)
-    measured = {n: train(cfg, with_layers(full, n), args.steps, args.warmup) for n in sorted(set(args.layers))}
+    measured = {
+        n: train(cfg, with_layers(full, n), args.steps, args.warmup, args.profiles) for n in sorted(set(args.layers))
+    }
     if int(os.environ.get("RANK", "0")):
         return {}
     peak = cfg.log.peak_tflops or known_peak()
@@ -208,6 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--micro-batches", type=int, default=2)
+    parser.add_argument(
+        "--profiles", type=Path, default=Path("profiles"), help="folder for what log.profile=[4,5] makes"
+    )
     parser.add_argument("--out", type=Path)
     args, overrides = parser.parse_known_args(arguments)
     if unknown := [o for o in overrides if o.startswith("-") or "=" not in o]:

@@ -185,6 +185,8 @@ class LogConfig:
     tensorboard: bool = True
     wandb: str | None = None  # project at Weights & Biases; the package wandb must be installed
     peak_tflops: float | None = None  # of one device, dense, in the run's precision; default: known GPUs, none on CPU
+    profile: list[int] | None = None  # first and last step to run under PyTorch's profiler; docs/running.md
+    profile_ranks: list[int] = field(default_factory=lambda: [0])  # that write a trace of them
 
 
 @dataclass
