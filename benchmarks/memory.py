@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vision_chunk=16": CHUNK,
     "offload": {"offload": True},
     "recompute=full": {"recompute": "full"},
+    "full, with attention": {"recompute": "full", "recompute_attention": True},
     "full, tiles": {"recompute": "full"} | TILES,
     "full, tiles, chunks": {"recompute": "full"} | TILES | CHUNK,
     "full, tiles, chunks, offload": {"recompute": "full", "offload": True} | TILES | CHUNK,

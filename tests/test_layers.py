@@ -19,6 +19,7 @@ LAYERS = (  # docs/code.md says what each is
         "settings",
         "model",
         "attention",
+        "fused",
         "parallel",
         "data",
         "transfer",

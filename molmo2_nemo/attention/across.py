@@ -5,9 +5,12 @@ Shape legend: S tokens of the pack, T tokens of this rank, B packs, N query head
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 import torch
 from torch import Tensor
 
+from molmo2_nemo.attention.kept import KeptResults, slot_of
 from molmo2_nemo.attention.kernels import Kernel, attend
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.regions import region_of
@@ -36,6 +39,8 @@ def attend_across(
     kernel: Kernel,
     groups: ContextGroups,
     visible: VisibleKeys | None = None,
+    kept: KeptResults | None = None,
+    layer: Hashable = None,
 ) -> Tensor:
     """Attention of this rank's tokens over all tokens of the pack that they may see.
 
@@ -44,19 +49,22 @@ def attend_across(
         mask: description of all S tokens.
         kernel: one that can merge, where ranks show each other their keys.
         visible: which keys the chunks of the ring's ranks may see of each other; None: computed from the mask.
+        kept: where the layer's results outlive recomputation; None: nowhere.
+        layer: its key there.
 
     Returns:
         [T, B, N, H].
     """
+    slot = slot_of(kept, layer)
     ulysses, chunks = group_size(groups.ulysses), group_size(groups.ring)
     if ulysses > 1:
         k, v = (replicate_kv(t, ulysses, q.shape[2]) for t in (k, v))
         q, k, v = gather_sequence((q, k, v), groups.ulysses)
     if chunks > 1:
         visible = visible or visible_keys(mask, chunks)
-        out = ring_attention(q, k, v, mask, scale, kernel, groups.ring, groups.cp_comm_type, visible)
+        out = ring_attention(q, k, v, mask, scale, kernel, groups.ring, groups.cp_comm_type, visible, slot)
     else:
-        out = attend(q, k, v, region_of(mask), scale, kernel)
+        out = attend(q, k, v, region_of(mask), scale, kernel, slot)
     if ulysses > 1:
         out = gather_heads(out, groups.ulysses)
     return out

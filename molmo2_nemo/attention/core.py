@@ -9,6 +9,7 @@ Shape legend: S tokens of the pack, T tokens of this context rank, B packs, N qu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +20,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from molmo2_nemo.attention.across import attend_across
+from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys
+from molmo2_nemo.fused import rotary
 from molmo2_nemo.parallel.context import ContextGroups, group_size
 
 
@@ -35,14 +38,8 @@ class PackDescription(PackedSeqParams):
     rotary: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # table name -> cos, sin [T, B, 1, H] fp32
     groups: ContextGroups | None = None  # the ranks that share the pack; None: this one alone
     visible: VisibleKeys | None = None  # what its shards may see of each other, where they show each other keys
+    kept: KeptResults | None = None  # attention's results, where layers are recomputed without attention
     response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
-
-
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of the head dimension, in fp32. x: [T, B, N, H]; cos, sin: [T, B, 1, H]."""
-    x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
 class TreeAttention(torch.nn.Module):
@@ -59,12 +56,15 @@ class TreeAttention(torch.nn.Module):
         pg_collection: ProcessGroupCollection | None = None,
         rotary_by_layer: dict[int, str] | None = None,
         kernel: str = "auto",
+        rotate: Callable[..., tuple[Tensor, Tensor]] = rotary.plain,
         **unused: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
-        self.kernel = kernel
+        self.kernel, self.rotate = kernel, rotate
+        # QK-norms per head that `rotate` computes: modules of the attention layer, which holds them
+        self.qk_norms: tuple[Any, ...] = ()
 
     def forward(
         self,
@@ -79,9 +79,13 @@ class TreeAttention(torch.nn.Module):
         """query [T, B, N, H], key and value [T, B, G, H] of this rank -> [T, B, N * H]."""
         assert isinstance(packed_seq_params, PackDescription), "Molmo2's attention needs the pack's description"
         cos, sin = packed_seq_params.rotary[self.table]
-        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+        norms = (*(n.weight for n in self.qk_norms), self.qk_norms[0].eps) if self.qk_norms else ()
+        query, key = self.rotate(query, key, cos, sin, *norms)
         pack = packed_seq_params
         groups = pack.groups or ContextGroups(None, None, None, None)
         merged = group_size(groups.ring) > 1
         kernel = choose(self.kernel, query.device, query.dtype, query.shape[-1], merged=merged)
-        return attend_across(query, key, value, pack.mask, self.scale, kernel, groups, pack.visible).flatten(2)
+        out = attend_across(
+            query, key, value, pack.mask, self.scale, kernel, groups, pack.visible, pack.kept, layer=self
+        )
+        return out.flatten(2)

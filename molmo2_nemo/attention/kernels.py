@@ -28,6 +28,7 @@ from torch import Tensor
 
 from molmo2_nemo.attention import blocks, flash, flex
 from molmo2_nemo.attention.automatic import automatic
+from molmo2_nemo.attention.kept import Slot, results_of
 from molmo2_nemo.attention.regions import MaskRegion
 from molmo2_nemo.errors import UserError, nearest
 
@@ -101,8 +102,17 @@ def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged:
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, kernel: Kernel) -> Tensor:
-        out, lse = kernel.forward(q, k, v, region, scale)
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        region: MaskRegion,
+        scale: float,
+        kernel: Kernel,
+        slot: Slot | None,
+    ) -> Tensor:
+        out, lse = results_of(slot, lambda: kernel.forward(q, k, v, region, scale))
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.rest = region, scale, kernel
         return out
@@ -111,11 +121,19 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         region, scale, kernel = ctx.rest
         assert kernel.backward is not None
-        return *kernel.backward(grad, *ctx.saved_tensors, region, scale), None, None, None
+        return *kernel.backward(grad, *ctx.saved_tensors, region, scale), None, None, None, None
 
 
 @torch.compiler.disable
-def attend(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, kernel: Kernel) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    region: MaskRegion,
+    scale: float,
+    kernel: Kernel,
+    slot: Slot | None = None,
+) -> Tensor:
     """Attention of the region's queries over its keys, differentiable. Nothing of Q x K elements is ever made.
 
     Compiled models break their graph here: a plan that differs from pack to pack would be compiled again every time.
@@ -123,10 +141,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, ke
     Args:
         q: [Q, B, N, H]; k, v: [K, B, G, H], N a multiple of G.
         scale: multiplies the scores, 1/sqrt(H) for Molmo2.
+        slot: where results outlive recomputation. A kernel without a backward of its own keeps none: it runs again.
 
     Returns:
         [Q, B, N, H].
     """
     if kernel.backward is None:
         return kernel.forward(q, k, v, region, scale)[0]
-    return _Attend.apply(q, k, v, region, scale, kernel)
+    return _Attend.apply(q, k, v, region, scale, kernel, slot)

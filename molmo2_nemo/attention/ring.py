@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from molmo2_nemo.attention.kept import Results, Slot, results_of
 from molmo2_nemo.attention.kernels import Kernel
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.regions import MaskRegion, region_of
@@ -117,6 +118,7 @@ def ring_attention(
     group: Any,
     cp_comm_type: str,
     visible: VisibleKeys,
+    slot: Slot | None = None,
 ) -> Tensor:
     """Attention of this rank's chunk over the keys of all ranks of the group.
 
@@ -125,12 +127,14 @@ def ring_attention(
         kernel: one with a backward for merged results (`kernels.choose(..., merged=True)`).
         cp_comm_type: "ring" or "all_gather".
         visible: of the group's R chunks.
+        slot: where the results outlive recomputation. With it the keys travel once forward, not again when the layer is
+            recomputed.
 
     Returns:
         [Q, B, N, H] in q's dtype.
     """
     function = {"ring": _Ring, "all_gather": _AllGather}[cp_comm_type]
-    return function.apply(q, k, v, mask, scale, kernel, group, visible)
+    return function.apply(q, k, v, mask, scale, kernel, group, visible, slot)
 
 
 class _Ring(torch.autograd.Function):
@@ -145,18 +149,10 @@ class _Ring(torch.autograd.Function):
         kernel: Kernel,
         group: Any,
         visible: VisibleKeys,
+        slot: Slot | None,
     ) -> Tensor:
-        size, rank = dist.get_world_size(group), dist.get_rank(group)
         kv = torch.stack((k, v))
-        coming = _send_keys(kv, 1, visible, group)
-        own, lse = kernel.forward(q, k, v, _region(mask, visible, rank, rank), scale)
-        out = own.float()
-        for step in range(1, size):
-            received, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
-            if received is not None:
-                region = _region(mask, visible, rank, (rank - step) % size)
-                out, lse = merge(out, lse, *kernel.forward(q, received[0], received[1], region, scale))
-        out = out.to(q.dtype)
+        out, lse = results_of(slot, lambda: _round(q, kv, mask, scale, kernel, group, visible))
         ctx.save_for_backward(q, kv, out, lse)
         ctx.settings = mask, scale, kernel, group, visible
         return out
@@ -184,7 +180,23 @@ class _Ring(torch.autograd.Function):
             returning = _send_gradients(d_received, kv, step, visible, group)
         _add_returned(d_kv, returning, size - 1, visible, group)
         dk, dv = d_kv.to(kv.dtype)
-        return (dq.to(q.dtype), dk, dv, *([None] * 5))
+        return (dq.to(q.dtype), dk, dv, *([None] * 6))
+
+
+def _round(
+    q: Tensor, kv: Tensor, mask: TokenMask, scale: float, kernel: Kernel, group: Any, visible: VisibleKeys
+) -> Results:
+    """Forward once round the ring. kv: [2, Q, B, G, H]."""
+    size, rank = dist.get_world_size(group), dist.get_rank(group)
+    coming = _send_keys(kv, 1, visible, group)
+    own, lse = kernel.forward(q, kv[0], kv[1], _region(mask, visible, rank, rank), scale)
+    out = own.float()
+    for step in range(1, size):
+        received, coming = coming.wait(), _send_keys(kv, step + 1, visible, group)
+        if received is not None:
+            region = _region(mask, visible, rank, (rank - step) % size)
+            out, lse = merge(out, lse, *kernel.forward(q, received[0], received[1], region, scale))
+    return out.to(q.dtype), lse
 
 
 def regions_of_rank(mask: TokenMask, groups: ContextGroups, visible: VisibleKeys | None) -> list[MaskRegion]:
@@ -271,12 +283,17 @@ class _AllGather(torch.autograd.Function):
         kernel: Kernel,
         group: Any,
         visible: VisibleKeys,
+        slot: Slot | None,
     ) -> Tensor:
         kv = torch.stack((k, v), dim=1)  # [Q, 2, B, G, H]: a gathered tensor is in the order of the tokens
         rank = dist.get_rank(group)
         region = region_of(mask, (rank * q.shape[0], (rank + 1) * q.shape[0]))
-        keys, values = _gather(kv, group).unbind(1)
-        out, lse = kernel.forward(q, keys, values, region, scale)
+
+        def over_all_keys() -> Results:
+            keys, values = _gather(kv, group).unbind(1)
+            return kernel.forward(q, keys, values, region, scale)
+
+        out, lse = results_of(slot, over_all_keys)
         ctx.save_for_backward(q, kv, out, lse)
         ctx.settings = region, scale, kernel, group
         return out
@@ -290,7 +307,7 @@ class _AllGather(torch.autograd.Function):
         dq, *own = kernel.backward(grad, q, keys, values, out, lse, region, scale)
         d_kv = torch.empty_like(kv)
         dist.reduce_scatter_tensor(d_kv, torch.stack(own, dim=1), group=group)
-        return (dq, *d_kv.unbind(1), *([None] * 5))
+        return (dq, *d_kv.unbind(1), *([None] * 6))
 
 
 def _gather(kv: Tensor, group: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from molmo2_nemo.model.config import CANNOT_MERGE
 from molmo2_nemo.settings.layout import layout_name
 
 
@@ -20,6 +21,7 @@ class Layout:
     recompute: str = "none"  # none, selective (the MLPs), full
     offload: bool = False
     cp_comm_type: str = "ring"  # how context ranks with the same heads see each other's keys: ring, all_gather
+    recompute_attention: bool = False  # with full: attention too
 
     @property
     def model_size(self) -> int:
@@ -45,7 +47,13 @@ class Layout:
     @property
     def recomputed(self) -> str:
         """What is recomputed, as tables say it."""
-        return self.recompute + (", offload" if self.offload else "")
+        text = self.recompute + (" with attention" if self.recompute_attention else "")
+        return text + (", offload" if self.offload else "")
+
+    def keeps_attention(self, attention: str) -> bool:
+        """Whether recomputed layers are given attention's results; `attention` is the kernel's name. A kernel without a
+        backward of its own has none to be given."""
+        return self.recompute == "full" and not self.recompute_attention and attention not in CANNOT_MERGE
 
     @property
     def settings(self) -> str:
@@ -56,4 +64,5 @@ class Layout:
             text += f" parallel.context_ulysses={self.ulysses}"
         text += f" parallel.pipeline={self.pipeline} parallel.data={self.data}"
         text += f" stage.micro_batch_size={self.micro_batch} memory.recompute={self.recompute}"
+        text += " memory.recompute_attention=true" if self.recompute_attention else ""
         return text + (" memory.offload=true" if self.offload else "")

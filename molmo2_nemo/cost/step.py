@@ -163,6 +163,8 @@ class StepCost:
         """
         model_config = self.model_config
         mlps = linear * 3 * model_config.text.hidden_size * model_config.text.ffn_size / layer_weights(model_config)
+        if layout.keeps_attention(model_config.attention):
+            attention = 0.0
         seconds = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
         if self.memory.mlp_tiles > 1 and layout.recompute != "selective":
             seconds += mlps
@@ -187,13 +189,14 @@ class StepCost:
         )
         heads = ulysses_traffic(shape, layout.context, layout.ulysses)
         keys = keys_traffic(shape, layout.context, layout.ulysses, layout.cp_comm_type)
+        keys_again = recompute and not layout.keeps_attention(self.model_config.attention)
         layers = text.num_layers / layout.pipeline
         return [
-            Communication(kind, steps.total(recompute) * layers, ranks * layout.tensor <= self.per_node)
-            for kind, steps, ranks in (
-                ("tensor", split, 1),
-                ("context", heads, layout.ulysses),
-                ("context", keys, layout.context),
+            Communication(kind, steps.total(again) * layers, ranks * layout.tensor <= self.per_node)
+            for kind, steps, again, ranks in (
+                ("tensor", split, recompute, 1),
+                ("context", heads, recompute, layout.ulysses),
+                ("context", keys, keys_again, layout.context),
             )
         ]
 

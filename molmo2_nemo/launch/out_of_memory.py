@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from molmo2_nemo.model.config import CANNOT_MERGE
 from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.layout import crop_limit
 from molmo2_nemo.settings.run import RunConfig
@@ -58,6 +59,11 @@ def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
             memory.recompute != "full" or memory.recompute_layers is not None,
             {"memory.recompute": "full", "memory.recompute_layers": None},
             "every layer is recomputed",
+        ),
+        (
+            memory.keeps_attention and cfg.model.attention not in CANNOT_MERGE,
+            {"memory.recompute_attention": True},
+            "attention is recomputed",
         ),
         (offload and not memory.offload, {"memory.offload": True}, "copies to and from the host"),
     )

@@ -264,6 +264,7 @@ class MemoryConfig:
     recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
     recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["mlp"])  # selective
     recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
+    recompute_attention: bool = False  # full: attention too, rather than keep its output and log-sum-exp
     # decoder MLPs run on so many slices of the tokens, one after another
     mlp_tiles: int = field(default=1, metadata={"at_least": 1})
     offload: bool = False  # what decoder layers save for backward waits in host memory
@@ -271,11 +272,17 @@ class MemoryConfig:
     # crops encoded at once, and recomputed in backward; default: all, kept
     vision_chunk: int | None = field(default=None, metadata={"at_least": 1})
 
+    @property
+    def keeps_attention(self) -> bool:
+        """Whether recomputed layers are given attention's results (attention/kept.py)."""
+        return self.recompute == "full" and not self.recompute_attention
+
     def check(self) -> None:
         """Refuses settings of recomputation that do not go together.
 
         Raises:
-            UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers without mode full.
+            UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers or attention without
+                mode full.
         """
         mode, modules, layers = self.recompute, self.recompute_modules, self.recompute_layers
         if mode not in ("none", "selective", "full"):
@@ -283,6 +290,11 @@ class MemoryConfig:
         if mode == "selective" and (not modules or set(modules) - {"core_attn", "mlp"}):
             raise UserError(
                 f"memory.recompute_modules={list(modules)}: expected some of core_attn, mlp, or memory.recompute=none"
+            )
+        if self.recompute_attention and mode != "full":
+            raise UserError(
+                f"memory.recompute_attention=true has no effect with memory.recompute={mode}; set "
+                "memory.recompute=full, or memory.recompute_attention=false"
             )
         if layers is None:
             return
@@ -293,6 +305,17 @@ class MemoryConfig:
             )
         if layers < 1:
             raise UserError(f"memory.recompute_layers={layers}: expected at least 1, or null for all")
+
+
+@dataclass
+class KernelConfig:
+    """How pieces of the model are computed. No choice changes a result beyond rounding, or what checkpoints hold;
+    docs/kernels.md. `auto` is the fastest way that the machine can run, on a CPU the plain one (fused/choice.py)."""
+
+    norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm of the language model
+    rotary: Literal["auto", "plain", "compiled"] = "auto"  # QK-norm per head, and rotary
+    swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
+    residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Layers are Megatron-core `TransformerLayer`s. How those of a family differ (mode
     qk_norm     no norm of queries and keys, one per head, or one over the whole projection
 
 With Transformer Engine installed (GPU) the linear layers are its own; otherwise Megatron's. Norms are ours in both
-cases: a plain RMSNorm whose weight takes part in sequence parallelism.
+cases: an RMSNorm whose weight takes part in sequence parallelism.
 
 Shape legend: T tokens of this rank, B packs, D width, N heads, H head size.
 """
@@ -14,6 +14,7 @@ Shape legend: T tokens of this rank, B packs, D width, N heads, H head size.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -33,12 +34,16 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
+from molmo2_nemo.fused import norm
+from molmo2_nemo.fused.choice import Choice
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.model.lora import adapted
-from molmo2_nemo.model.memory import TiledMLP, recompute_settings
+from molmo2_nemo.model.memory import FusedMLP, TiledMLP, recompute_settings
 from molmo2_nemo.model.rotary import table_of_layer
 from molmo2_nemo.model.sharded import sharded_tensors
+
+RMSNormFunction = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def transformer_config(
@@ -69,8 +74,9 @@ def transformer_config(
         attention_dropout=0.0,
         init_method_std=text.initializer_range,
         calculate_per_token_loss=True,
-        # On CPU torch.compile'd fusions cost more than they save, and fused gradient accumulation needs Apex.
-        bias_dropout_fusion=torch.cuda.is_available(),
+        # Megatron's own fusions are off: these layers have theirs (KernelConfig). Fused gradient accumulation needs
+        # Apex.
+        bias_dropout_fusion=False,
         bias_activation_fusion=False,
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
@@ -83,34 +89,49 @@ def transformer_config(
 
 
 def decoder_spec(
-    model_config: Molmo2Config, num_layers: int, training: TrainingOptions, memory: MemoryConfig
+    model_config: Molmo2Config,
+    num_layers: int,
+    training: TrainingOptions,
+    memory: MemoryConfig,
+    choices: Mapping[str, Choice],
 ) -> TransformerBlockSubmodules:
     """Specs of `num_layers` layers (those of this pipeline stage) and the final norm."""
-    layer = layer_spec(model_config, training, memory)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+    layer = layer_spec(model_config, training, memory, choices)
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_norm(choices))
 
 
-def layer_spec(model_config: Molmo2Config, training: TrainingOptions, memory: MemoryConfig) -> ModuleSpec:
+def _norm(choices: Mapping[str, Choice]) -> ModuleSpec:
+    return ModuleSpec(module=RMSNorm, params={"function": choices["norm"].function})
+
+
+def layer_spec(
+    model_config: Molmo2Config, training: TrainingOptions, memory: MemoryConfig, choices: Mapping[str, Choice]
+) -> ModuleSpec:
     """The spec of one decoder layer of the model's family."""
     text = model_config.text
     family = family_of(text)
-    linear = functools.partial(_linear, model_config.lora, family.post_norm)
-    qk_norm = RMSNorm if family.qk_norm == "head" else None
-    block_norm = IdentityOp if family.post_norm else RMSNorm
+    post_norm = choices["norm"].function if family.post_norm else None
+    linear = functools.partial(_linear, model_config.lora, post_norm)
+    qk_norm = _norm(choices) if family.qk_norm == "head" else None
+    block_norm = IdentityOp if family.post_norm else _norm(choices)
     return ModuleSpec(
         module=Molmo2Layer,
         params={
             "hidden_dropout": training.residual_dropout,
             "response_residual_dropout": training.response_residual_dropout,
+            "dropped_and_added": choices["residual"].function,
         },
         submodules=TransformerLayerSubmodules(
             input_layernorm=block_norm,
             self_attention=ModuleSpec(
-                module=FullWidthNormAttention if family.qk_norm == "full" else SelfAttention,
+                module=_attention_class(family.qk_norm, choices["rotary"]),
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=linear("linear_qkv"),
                     core_attention=functools.partial(
-                        TreeAttention, rotary_by_layer=table_of_layer(text), kernel=model_config.attention
+                        TreeAttention,
+                        rotary_by_layer=table_of_layer(text),
+                        kernel=model_config.attention,
+                        rotate=choices["rotary"].function,
                     ),
                     linear_proj=linear("linear_proj"),
                     q_layernorm=qk_norm,
@@ -120,26 +141,35 @@ def layer_spec(model_config: Molmo2Config, training: TrainingOptions, memory: Me
             self_attn_bda=get_bias_dropout_add,  # Molmo2Layer puts its own in its place
             pre_mlp_layernorm=block_norm,
             mlp=_mlp_spec(
-                MLPSubmodules(linear_fc1=linear("linear_fc1"), linear_fc2=linear("linear_fc2")), memory.mlp_tiles
+                MLPSubmodules(linear_fc1=linear("linear_fc1"), linear_fc2=linear("linear_fc2")),
+                memory.mlp_tiles,
+                choices["swiglu"],
             ),
             mlp_bda=get_bias_dropout_add,
         ),
     )
 
 
-def _mlp_spec(submodules: MLPSubmodules, tiles: int) -> ModuleSpec:
-    if tiles == 1:
-        return ModuleSpec(module=MLP, submodules=submodules)
-    return ModuleSpec(module=TiledMLP, params={"tiles": tiles}, submodules=submodules)
+def _attention_class(qk_norm: str, rotary: Choice) -> type:
+    if qk_norm == "full":
+        return FullWidthNormAttention
+    return SelfAttention if qk_norm == "none" or rotary.name == "plain" else RotaryNormAttention
 
 
-def _linear(lora: LoraConfig | None, post_norm: bool, name: str) -> type:
+def _mlp_spec(submodules: MLPSubmodules, tiles: int, swiglu: Choice) -> ModuleSpec:
+    own = {} if swiglu.name == "plain" else {"swiglu": swiglu.function}
+    if tiles > 1:
+        return ModuleSpec(module=TiledMLP, params={"tiles": tiles, **own}, submodules=submodules)
+    return ModuleSpec(module=FusedMLP if own else MLP, params=own, submodules=submodules)
+
+
+def _linear(lora: LoraConfig | None, post_norm: RMSNormFunction | None, name: str) -> type:
     """The class of a layer's linear map: Megatron's, with an adapter beside it and the post-norm behind it."""
     column, row = _linear_classes()
     if name in ("linear_qkv", "linear_fc1"):
         return adapted(column, name, lora, column=True)
     row = adapted(row, name, lora, column=False)
-    return _with_post_norm(row) if post_norm else row
+    return row if post_norm is None else _with_post_norm(row, post_norm)
 
 
 def _linear_classes() -> tuple[type, type]:
@@ -158,9 +188,11 @@ class Molmo2Layer(TransformerLayer):
     on the MLP output, behind the norm of a post-norm family.
     """
 
-    def __init__(self, *args: Any, response_residual_dropout: float, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, response_residual_dropout: float, dropped_and_added: Callable[..., Tensor], **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.response_residual_dropout = response_residual_dropout
+        self.response_residual_dropout, self.dropped_and_added = response_residual_dropout, dropped_and_added
         self.self_attn_bda = self._bias_dropout_add
         self.mlp_bda = self._bias_dropout_add
         self._response: Tensor | None = None
@@ -175,12 +207,9 @@ class Molmo2Layer(TransformerLayer):
 
         def bias_dropout_add(x_with_bias: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
             x = x_with_bias[0] if x_with_bias[1] is None else x_with_bias[0] + x_with_bias[1]
-            if training and response_rate and response is not None:
-                keep = 1 - torch.where(response, response_rate, dropout).to(x.dtype).expand_as(x)
-                x = x * torch.bernoulli(keep) / keep
-            elif training and dropout:
-                x = F.dropout(x, dropout)
-            return residual + x
+            if not training:
+                return residual + x
+            return self.dropped_and_added(x, residual, dropout, response_rate, response)
 
         return bias_dropout_add
 
@@ -188,19 +217,41 @@ class Molmo2Layer(TransformerLayer):
 class RMSNorm(nn.Module):
     """x / rms(x) in fp32, back to x's dtype, times the weight. Last dimension; any leading shape.
 
-    Signature as Megatron's norm builders expect (`config`, `hidden_size`, `eps`).
+    Signature as Megatron's norm builders expect (`config`, `hidden_size`, `eps`). function: one of fused/norm.py.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        hidden_size: int,
+        eps: float = 1e-6,
+        *,
+        function: RMSNormFunction = norm.plain,
+        **unused: Any,
+    ) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.function = eps, function
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
         # its gradient on a sequence shard is partial: Megatron sums it over the tensor-parallel group
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype) * self.weight
+        return self.function(x, self.weight, self.eps)
+
+
+class RotaryNormAttention(SelfAttention):
+    """Megatron's attention whose QK-norms per head are computed together with rotary (fused/rotary.py): the norms of
+    this layer hold the weights and hand on what they get."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for layer_norm in (self.q_layernorm, self.k_layernorm):
+            layer_norm.function = _unchanged
+        self.core_attention.qk_norms = self.q_layernorm, self.k_layernorm
+
+
+def _unchanged(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x
 
 
 class FullWidthRMSNorm(nn.Module):
@@ -262,13 +313,13 @@ class _SumOverGroup(torch.autograd.Function):
 
 
 @functools.cache
-def _with_post_norm(row_linear: type) -> type:
+def _with_post_norm(row_linear: type, norm_function: RMSNormFunction) -> type:
     """The row-parallel linear layer followed by an RMSNorm of its (reduced) output: a post-norm family's."""
 
     class PostNormRowParallelLinear(row_linear):  # type: ignore[misc, valid-type]
         def __init__(self, input_size: int, output_size: int, *, config: TransformerConfig, **kwargs: Any) -> None:
             super().__init__(input_size, output_size, config=config, **kwargs)
-            self.post_norm = RMSNorm(config, output_size, config.layernorm_epsilon)
+            self.post_norm = RMSNorm(config, output_size, config.layernorm_epsilon, function=norm_function)
 
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
             out, bias = super().forward(x)

@@ -6,7 +6,8 @@ torch's in the vision encoder (model/vision.py); two more ways are here, which g
 - `TiledMLP`: the MLP of one slice of the tokens at a time, so that its wide intermediates exist for one slice only
   (Arctic Long Sequence Training, arXiv 2506.13996).
 - `HostOffload`: what autograd saves for backward waits in pinned host memory, copied out and back on a stream of its
-  own while the device computes. With full recomputation that is one [T, B, D] tensor per layer.
+  own while the device computes. With full recomputation that is one [T, B, D] tensor per layer, and attention's results
+  where they are kept (attention/kept.py).
 
 Shape legend: T tokens of this rank, B packs, D width.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,17 +28,33 @@ from molmo2_nemo import compat
 from molmo2_nemo.model.config import MemoryConfig
 
 MIN_BYTES = 1 << 20  # smaller tensors are not worth a copy
-AHEAD = 2  # saved tensors on their way back to the device before backward asks for them
+# Saved tensors on their way back to the device before backward asks for them; with full recomputation the inputs of so
+# many layers, or one layer's input, output of attention and log-sum-exp.
+AHEAD = 2
+AHEAD_WITH_RESULTS = 3
 
 
-class TiledMLP(MLP):
-    """Megatron's MLP, `tiles` slices of the tokens one after another; each is recomputed in backward.
+class FusedMLP(MLP):
+    """Megatron's MLP with an activation of ours (fused/swiglu.py). [T, B, D] -> [T, B, D]; None: Megatron's own."""
+
+    def __init__(self, *args: Any, swiglu: Callable[[Tensor], Tensor] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **compat.mlp_arguments(kwargs))
+        self.swiglu = swiglu
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        if self.swiglu is None:
+            return super().forward(hidden_states, *args, **kwargs)
+        return self.linear_fc2(self.swiglu(self.linear_fc1(hidden_states)[0]))
+
+
+class TiledMLP(FusedMLP):
+    """An MLP, `tiles` slices of the tokens one after another; each is recomputed in backward.
 
     [T, B, D] -> [T, B, D]. Under sequence parallelism T is the local shard, which all ranks slice alike.
     """
 
     def __init__(self, *args: Any, tiles: int, **kwargs: Any) -> None:
-        super().__init__(*args, **compat.mlp_arguments(kwargs))
+        super().__init__(*args, **kwargs)
         self.tiles = tiles
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -56,52 +73,63 @@ class HostOffload:
 
     Args:
         min_bytes: smaller tensors stay where they are.
+        ahead: how many saved tensors return before backward asks for them.
 
     `moved_bytes` counts what went to the host since the object was made.
     """
 
-    def __init__(self, min_bytes: int = MIN_BYTES) -> None:
-        self.min_bytes = min_bytes
+    def __init__(self, min_bytes: int = MIN_BYTES, ahead: int = AHEAD) -> None:
+        self.min_bytes, self.ahead = min_bytes, ahead
         self.moved_bytes = 0
         self._stream: Any = None
 
     @contextlib.contextmanager
-    def active(self, keep: Iterable[Tensor]) -> Iterator[None]:
-        """Offloads what autograd saves inside the block.
+    def active(self, keep: Iterable[Tensor]) -> Iterator[Line]:
+        """Offloads what autograd saves inside the block, and what is given to the line that it yields.
 
         Args:
             keep: tensors that stay alive anyway (parameters, tables); they and views of them are not moved.
         """
-        fixed = {t.untyped_storage().data_ptr() for t in keep}
-        order: list[weakref.ref[_Waiting]] = []
+        line = Line(self, {t.untyped_storage().data_ptr() for t in keep})
+        with torch.autograd.graph.saved_tensors_hooks(line.pack, line.unpack):
+            yield line
 
-        def pack(tensor: Tensor) -> Tensor | _Waiting:
-            small = tensor.numel() * tensor.element_size() < self.min_bytes
-            if small or tensor.untyped_storage().data_ptr() in fixed:
-                return tensor
-            waiting = _Waiting(tensor, self._side_stream(tensor.device), len(order))
-            order.append(weakref.ref(waiting))
-            self.moved_bytes += waiting.host.numel() * waiting.host.element_size()
-            return waiting
-
-        def unpack(saved: Tensor | _Waiting) -> Tensor:
-            if isinstance(saved, Tensor):
-                return saved
-            for number in range(max(0, saved.number - AHEAD), saved.number):  # backward wants them in reverse order
-                earlier = order[number]()
-                if earlier is not None:
-                    earlier.start_return()
-            return saved.returned()
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-            yield
-
-    def _side_stream(self, device: torch.device) -> Any:
+    def side_stream(self, device: torch.device) -> Any:
         if device.type != "cuda":
             return None
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)
         return self._stream
+
+
+class Line:
+    """The tensors of one forward pass that wait on the host, in the order in which they came.
+
+    Args:
+        fixed: addresses of storages that are not moved.
+    """
+
+    def __init__(self, offload: HostOffload, fixed: set[int]) -> None:
+        self._offload, self._fixed = offload, fixed
+        self._order: list[weakref.ref[_Waiting]] = []
+
+    def pack(self, tensor: Tensor) -> Tensor | _Waiting:
+        small = tensor.numel() * tensor.element_size() < self._offload.min_bytes
+        if small or tensor.untyped_storage().data_ptr() in self._fixed:
+            return tensor
+        waiting = _Waiting(tensor, self._offload.side_stream(tensor.device), len(self._order))
+        self._order.append(weakref.ref(waiting))
+        self._offload.moved_bytes += waiting.host.numel() * waiting.host.element_size()
+        return waiting
+
+    def unpack(self, saved: Tensor | _Waiting) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        for number in range(max(0, saved.number - self._offload.ahead), saved.number):
+            earlier = self._order[number]()  # backward wants them in reverse order
+            if earlier is not None:
+                earlier.start_return()
+        return saved.returned()
 
 
 def host_buffer(like: Tensor, *, pinned: bool) -> Tensor:

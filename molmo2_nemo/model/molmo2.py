@@ -14,6 +14,7 @@ Shape legend: B packs, S tokens of a pack, T = S / CP tokens of this rank, D wid
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -28,17 +29,19 @@ from torch import Tensor
 
 from molmo2_nemo.attention.across import plan_attention
 from molmo2_nemo.attention.core import PackDescription
+from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys, visible_keys
-from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config, TrainingOptions
+from molmo2_nemo.fused.choice import choose_all
+from molmo2_nemo.model.config import PLAIN, KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs, PackPlan
 from molmo2_nemo.model.loss import LossSums, check_labels, sum_of_weights, weighted_loss
-from molmo2_nemo.model.memory import HostOffload
+from molmo2_nemo.model.memory import AHEAD, AHEAD_WITH_RESULTS, HostOffload
 from molmo2_nemo.model.rotary import RotaryTables
 from molmo2_nemo.model.vision import VisionEncoder
 from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_size
@@ -54,6 +57,7 @@ class Molmo2Model(MegatronModule):
         config: Megatron's settings, from `decoder.transformer_config`.
         training: dropout and z-loss; None: neither.
         memory: what is traded for memory, as given to `transformer_config`; it changes no number.
+        kernels: how pieces are computed; it changes numbers by rounding only.
         context: how ranks that share a pack work together in attention.
         seed: parameters are drawn from it, alike under every layout. None leaves them to be filled by the caller.
 
@@ -69,6 +73,7 @@ class Molmo2Model(MegatronModule):
         post_process: bool = True,
         training: TrainingOptions | None = None,
         memory: MemoryConfig | None = None,
+        kernels: KernelConfig | None = None,
         context: ContextSettings | None = None,
         seed: int | None,
     ) -> None:
@@ -77,7 +82,6 @@ class Molmo2Model(MegatronModule):
         self.model_type = ModelType.encoder_or_decoder
         self.pre_process, self.post_process = pre_process, post_process
         self.training_options, self.memory = training or PLAIN, memory or MemoryConfig()
-        self.offload = HostOffload() if self.memory.offload else None
         self._no_adapters = False
         self.rotary = RotaryTables(model_config.text)
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
@@ -86,6 +90,11 @@ class Molmo2Model(MegatronModule):
         self.kernel = choose(  # or raise an error that says why not
             model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
         )
+        # A kernel whose forward autograd goes through has no results to be given: it runs again in backward.
+        self.keeps_attention = self.memory.keeps_attention and self.kernel.backward is not None
+        ahead = AHEAD_WITH_RESULTS if self.keeps_attention else AHEAD
+        self.offload = HostOffload(ahead=ahead) if self.memory.offload else None
+        self.choices = choose_all(vars(kernels or KernelConfig()), device, config.params_dtype)
         self.share_embeddings_and_output_weights = model_config.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -105,7 +114,7 @@ class Molmo2Model(MegatronModule):
                 mark_partial(self.connector)
         self.decoder = TransformerBlock(
             config,
-            decoder_spec(model_config, get_num_layers_to_build(config), self.training_options, memory),
+            decoder_spec(model_config, get_num_layers_to_build(config), self.training_options, memory, self.choices),
             pre_process=self.pre_process,
             post_process=self.post_process,
         )
@@ -226,7 +235,10 @@ class Molmo2Model(MegatronModule):
         if self.offload is not None and torch.is_grad_enabled():
             tables = [table for pair in pack.rotary.values() for table in pair]
             saved = self.offload.active(keep=[*self.decoder.parameters(), *tables])
-        with saved:
+        with saved as line:
+            if self.keeps_attention and torch.is_grad_enabled():
+                pack = copy.copy(pack)  # results belong to this pass alone
+                pack.kept = KeptResults() if line is None else KeptResults(line.pack, line.unpack)
             return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=pack)
 
     def describe(self, inputs: PackInputs) -> PackDescription:

@@ -12,7 +12,8 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.model.config import NOTHING_TRAINS, MemoryConfig, Molmo2Config
+from molmo2_nemo.fused.choice import described
+from molmo2_nemo.model.config import NOTHING_TRAINS, KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import LossSums
 from molmo2_nemo.nemo.data import training_data
@@ -52,6 +53,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         optim: optimizer module; None for inference and conversion.
         stage: trainable parts, adapters, dropout and loss; the optimizer's part of the stage is in `optim`.
         memory: what is traded for memory.
+        kernels: how pieces of the model are computed.
         parallel: how ranks that share a pack work together.
         seed: fresh parameters are drawn from it, alike under every layout.
         precision: dtype of parameters, "fp32" or "bf16".
@@ -69,6 +71,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         *,
         stage: StageConfig | None = None,
         memory: MemoryConfig | None = None,
+        kernels: KernelConfig | None = None,
         parallel: ParallelConfig | None = None,
         seed: int = RunConfig.seed,
         precision: str = ClusterConfig.precision,
@@ -77,6 +80,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     ) -> None:
         super().__init__()
         self.stage, self.memory = stage or StageConfig(), memory or MemoryConfig()
+        self.kernels = kernels or KernelConfig()
         self.parallel, self.seed = parallel or ParallelConfig(), seed
         self.model_config = chosen_model(model, self.stage)
         self.config = megatron_config(
@@ -107,10 +111,11 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self.config,
             stage=self.stage,
             memory=self.memory,
+            kernels=self.kernels,
             parallel=self.parallel,
             seed=self.seed,
         )
-        self.groups, self.kernel = self.module.groups, self.module.kernel
+        self.groups, self.kernel, self.choices = self.module.groups, self.module.kernel, self.module.choices
         self.micro_batches = MicroBatches(
             self.model_config,
             self.trainable,
@@ -124,6 +129,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
     def on_train_start(self) -> None:
         if self.trainer.is_global_zero:
             print(f"attention: {self.kernel.name}, {self.kernel.title}", flush=True)
+            print(described(self.choices), flush=True)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Begin a step. Its data is fetched by the step itself."""

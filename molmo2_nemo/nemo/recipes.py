@@ -87,6 +87,7 @@ def model(cfg: RunConfig) -> run.Config:
         ),
         stage=stage,
         memory=as_config(cfg.memory),
+        kernels=as_config(cfg.kernels),
         parallel=as_config(cfg.parallel),
         seed=cfg.seed,
         precision=cfg.cluster.precision,
@@ -232,7 +233,15 @@ def plugins(cfg: RunConfig) -> list[run.Config]:
     """Plugins for precision, and for where ranks come from."""
     found = []
     if cfg.cluster.precision == "bf16":
-        found.append(run.Config(nl.MegatronMixedPrecision, precision="bf16-mixed", grad_reduce_in_fp32=True))
+        # Without params_dtype NeMo builds the model in fp32 before it casts it.
+        found.append(
+            run.Config(
+                nl.MegatronMixedPrecision,
+                precision="bf16-mixed",
+                params_dtype=torch.bfloat16,
+                grad_reduce_in_fp32=True,
+            )
+        )
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         found.append(run.Config(TorchElasticEnvironment))
     return found

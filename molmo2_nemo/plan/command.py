@@ -37,6 +37,7 @@ def _as_planned(cfg: RunConfig, layout: Layout, given: set[str]) -> list[str]:
         "parallel.context_ulysses": (cfg.parallel.context_ulysses is None, "null"),
         "parallel.distributed_optimizer": (cfg.parallel.distributed_optimizer, "true"),
         "memory.offload": (not cfg.memory.offload, "false"),
+        "memory.recompute_attention": (not cfg.memory.recompute_attention, "false"),
         "memory.recompute_layers": (cfg.memory.recompute_layers is None, "null"),
     }
     if layout.ulysses == layout.context:

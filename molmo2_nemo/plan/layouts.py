@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.partition import can_shard_heads
 
-RECOMPUTE_MODES = (("none", False), ("selective", False), ("full", False), ("full", True))  # and whether to offload
+# What is recomputed, from the fastest to the leanest: fields of Layout.
+RECOMPUTE_MODES: tuple[dict[str, Any], ...] = (
+    {"recompute": "none"},
+    {"recompute": "selective"},
+    {"recompute": "full"},
+    {"recompute": "full", "recompute_attention": True},
+    {"recompute": "full", "offload": True},
+)
+PLAIN_MODE: dict[str, Any] = {"recompute": "none", "recompute_attention": False, "offload": False}
 
 
 def layouts(
@@ -37,9 +46,9 @@ def layouts(
                 for micro_batch in (1, 2, 4):
                     if packs % (data * micro_batch):
                         continue
-                    for recompute, offload in RECOMPUTE_MODES:
+                    for mode in RECOMPUTE_MODES:
                         across = cp_comm_type if ulysses < context else "ring"
-                        yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, recompute, offload, across)
+                        yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, cp_comm_type=across, **mode)
 
 
 def _powers(most: int) -> Iterator[int]:

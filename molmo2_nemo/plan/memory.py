@@ -19,7 +19,9 @@ GIB = 2.0**30
 RUNTIME = 2.5 * GIB  # CUDA context, libraries' workspaces, NCCL's buffers
 SLACK = 0.05  # of all else: fragmentation
 USABLE = 0.97  # of a device's memory
-OFFLOAD_AHEAD = 2  # layers' inputs that offload brings back ahead of use (model/memory.py)
+# Layers' inputs that offload brings back ahead of use, and layers with all that they keep where that is attention's
+# results as well (model/memory.py)
+OFFLOAD_AHEAD, OFFLOAD_AHEAD_WITH_RESULTS = 2, 1
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,14 @@ def decoder_activations(
             mlp += (6 if bytes_per_element == 2 else 8) * text.hidden_size * mine
         one, working = one - mlp, mlp
     if layout.recompute == "full":  # the layer at work whole, gradients of its output and input
+        kept, ahead = 0.0, OFFLOAD_AHEAD
+        if layout.keeps_attention(model_config.attention):
+            kept, ahead = result_bytes(model_config, bytes_per_element) * mine, OFFLOAD_AHEAD_WITH_RESULTS
         working += one + 2 * inputs
-        if layout.offload:  # and its own input, besides those on their way back
-            return Activations(ends, working + (1 + OFFLOAD_AHEAD) * inputs)
-        one = inputs
+        if layout.offload:  # and its own input, besides what is on its way back
+            return Activations(ends, working + inputs + ahead * (inputs + kept))
+        working -= kept  # the layer at work has its own
+        one = inputs + kept
     return Activations(layers * one + ends, working)
 
 
@@ -184,6 +190,12 @@ def attention_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> f
     the log-sum-exp."""
     text = model_config.text
     return bytes_per_element * (text.num_heads + text.num_kv_heads) * text.head_dim + 4.0 * text.num_heads
+
+
+def result_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> float:
+    """Bytes per token of what one layer's attention keeps outside recomputation: its output and log-sum-exp."""
+    text = model_config.text
+    return (bytes_per_element * text.head_dim + 4.0) * text.num_heads
 
 
 def vision_activations(

@@ -12,7 +12,7 @@ from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import CANNOT_MERGE, Molmo2Config
-from molmo2_nemo.plan.layouts import RECOMPUTE_MODES, layouts
+from molmo2_nemo.plan.layouts import PLAIN_MODE, RECOMPUTE_MODES, layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
 from molmo2_nemo.settings.run import RunConfig
 
@@ -78,10 +78,8 @@ def search(
     others = [(c, _why_slower(c, best[0])) for c in best[keep:]]
     others += [(c, _why_too_big(c, cluster)) for c in _one_of_each(too_big)]
     modes = [
-        weigh(
-            cfg, model_config, work, cluster, replace(best[0].layout, recompute=recompute, offload=offload), efficiency
-        )
-        for recompute, offload in RECOMPUTE_MODES
+        weigh(cfg, model_config, work, cluster, replace(best[0].layout, **PLAIN_MODE | mode), efficiency)
+        for mode in RECOMPUTE_MODES
     ]
     return Plan(cluster, work, best[:keep], others, modes, configured(cfg, model_config, work, cluster, efficiency))
 
@@ -113,6 +111,7 @@ def configured(
         m.recompute,
         m.offload,
         p.cp_comm_type if p.context_ulysses not in (None, p.context) else "ring",
+        m.recompute_attention,
     )
     return weigh(cfg, model_config, work, cluster, layout, efficiency)
 
@@ -199,7 +198,7 @@ def _what_would_fit(
     detail = ", ".join(f"{name} {parts[name] / GIB:.0f}" for name in largest)
     text = (
         f"the {model_config.name} model at {work.length:,} tokens does not fit on {cluster}: the leanest layout "
-        f"({least.layout.name}, recompute={least.layout.recompute}) needs {least.memory.total / GIB:.0f} GiB per GPU "
+        f"({least.layout.name}, recompute={least.layout.recomputed}) needs {least.memory.total / GIB:.0f} GiB per GPU "
         f"({detail}), {cluster.device.name.upper()} has {cluster.device.memory:.0f}."
     )
     nodes = cluster.nodes * 2

@@ -17,7 +17,7 @@ from molmo2_nemo.settings.renamed import new_name, with_new_names
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import by_dotted_key, structure, to_dict
 
-GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "cluster")
+GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "kernels", "cluster")
 STAGES = ("pretrain", "sft", "long")
 ALIASES = {("stage", "long_context"): "long"}
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from molmo2_nemo.data.config import DataConfig, SourceConfig
 from molmo2_nemo.model.config import (
     AttentionKernel,
+    KernelConfig,
     LoraConfig,
     MemoryConfig,
     Molmo2Config,
@@ -209,6 +210,7 @@ class RunConfig:
     stage: StageConfig = field(default_factory=StageConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     init_from: str | None = None  # checkpoint of the stage before: weights only
     save_every: int = 2000  # steps

@@ -8,7 +8,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.transformer import TransformerConfig
 
-from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, Trainable, with_options
+from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, Trainable, with_options
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.parallel.context import ContextSettings
@@ -55,6 +55,7 @@ def build_model(
     memory: MemoryConfig,
     parallel: ParallelConfig,
     seed: int,
+    kernels: KernelConfig | None = None,
 ) -> Molmo2Model:
     """This pipeline stage's part of the model, once the process groups exist.
 
@@ -69,6 +70,7 @@ def build_model(
         post_process=parallel_state.is_pipeline_last_stage(),
         training=stage.training_options(),
         memory=memory,
+        kernels=kernels,
         context=ContextSettings(parallel.context_ulysses, parallel.cp_comm_type, parallel.dynamic_context),
         seed=seed,
     )

@@ -100,7 +100,7 @@ def angles(position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(("ranks", "kv_heads"), [(2, 2), (4, 4), (4, 2), (2, 1)])
 def test_ulysses_equals_dense(workers, ranks, kv_heads):
     """Also with fewer key heads than ranks, where they are replicated and their gradients summed."""
-    from molmo2_nemo.attention.core import apply_rotary
+    from molmo2_nemo.fused.rotary import apply_rotary
 
     seed = 3
     parts = workers.run(ulysses_job, seed, kv_heads, ranks=ranks)

@@ -106,10 +106,11 @@ def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:
 
     start_megatron()
     size, found = 512, []
+    memory = MemoryConfig(recompute=recompute.split()[0], recompute_attention=" " in recompute)
     for layers in (2, 4):
         config = small(family, layers)
         kind = torch.bfloat16 if dtype == "bf16" else torch.float32
-        model = build(config, memory=MemoryConfig(recompute=recompute), params_dtype=kind).train()
+        model = build(config, memory=memory, params_dtype=kind).train()
         mask = token_mask([[Tree((size,))]], size)
         pack = PackDescription(mask=mask, rotary=rotary_tables(config.text, torch.arange(size)[None]))
         hidden = torch.randn(size, 1, config.text.hidden_size, dtype=kind, requires_grad=True)
@@ -127,12 +128,13 @@ def small(family: str, layers: int) -> Any:
 
 @pytest.mark.parametrize("family", ["qwen3", "olmo3"])
 @pytest.mark.parametrize(
-    ("recompute", "dtype"), [("none", "bf16"), ("none", "fp32"), ("selective", "bf16"), ("full", "bf16")]
+    ("recompute", "dtype"),
+    [("none", "bf16"), ("none", "fp32"), ("selective", "bf16"), ("full", "bf16"), ("full with attention", "bf16")],
 )
 def test_decoder_activations_are_those_of_the_model(workers, family, recompute, dtype):
     two, four = workers.run(decoder_job, family, recompute, dtype)[0]
     element = 2 if dtype == "bf16" else 4
-    layout = Layout(recompute=recompute)
+    layout = Layout(recompute=recompute.split()[0], recompute_attention=" " in recompute)
     low, high = (
         decoder_activations(small(family, n), layout, 1, dropout=False, bytes_per_element=element) for n in (2, 4)
     )
@@ -186,8 +188,10 @@ def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
     [
         {},
         {"recompute": "full"},
+        {"recompute": "full", "recompute_attention": True},
         {"recompute": "full", "mlp_tiles": 8, "vision_chunk": 16},
         {"recompute": "full", "offload": True},
+        {"recompute": "full", "recompute_attention": True, "offload": True},
     ],
     ids=lambda options: " ".join(options) or "nothing",
 )

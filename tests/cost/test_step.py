@@ -39,13 +39,14 @@ def test_cost_is_work_over_efficiency():
     work = forward_flops(model, tokens=30000, pairs=10**8, scored_tokens=1000)
     vit, connector = 64 * crop_flops(model), connector_flops(model, 64 * 81, 64 * 729)
     vision = vit + connector
-    for recompute in ("none", "full"):
+    for recompute, attention_too in (("none", False), ("full", False), ("full", True)):
         again = recompute == "full"  # decoder layers and the encoder's blocks, but not connector and head
+        layout = Layout(recompute=recompute, recompute_attention=attention_too)
         products = (3 + again) * work.linear + 3 * work.head
-        attention = work.attention * ((1 + again) / 0.35 + 2.5 / 0.27)
+        attention = work.attention * ((1 + attention_too) / 0.35 + 2.5 / 0.27)
         shared = products / 0.62 + (3 * vision + again * vit) / 0.38 + attention
         expected = 1.12 * shared / 989e12
-        cost = ContextCost(StepCost(model, efficiency=FREE), Layout(recompute=recompute), unshared=0.0)
+        cost = ContextCost(StepCost(model, efficiency=FREE), layout, unshared=0.0)
         for ranks in (1, 2, 8):
             assert cost.seconds(pack, ranks) == pytest.approx(expected / ranks)
     # one image of 64 crops cannot be divided

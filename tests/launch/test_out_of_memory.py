@@ -54,6 +54,8 @@ def test_only_what_is_left_is_suggested():
     cfg.stage.micro_batch_size, cfg.parallel.context = 1, 2
     cfg.memory.recompute, cfg.memory.mlp_tiles, cfg.memory.vision_chunk = "full", 4, 8
     cfg.memory.offload, cfg.memory.loss_chunk = True, 128
+    assert remedies(cfg)[0] == "memory.recompute_attention=true (attention is recomputed)"
+    cfg.memory.recompute_attention = True
     assert [text.split()[0] for text in remedies(cfg)] == ["parallel.context=4", "smaller"]
     cfg.memory.recompute_layers = 2
     assert remedies(cfg)[0].startswith("memory.recompute=full memory.recompute_layers=null")

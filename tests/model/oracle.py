@@ -16,7 +16,7 @@ from molmo2_nemo.convert.hf_config import read_model_config
 from molmo2_nemo.convert.names import external_shapes, rules, to_canonical
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.example import Example
-from molmo2_nemo.model.config import PLAIN, MemoryConfig, Molmo2Config
+from molmo2_nemo.model.config import PLAIN, KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.settings.run import RunConfig
 from tests.fixtures.weights import fixture_weight
 
@@ -99,6 +99,7 @@ def build(
     config: Molmo2Config,
     weights: dict[str, torch.Tensor] | None = None,
     memory: MemoryConfig | None = None,
+    kernels: KernelConfig | None = None,
     **settings: Any,
 ) -> Any:
     """This rank's part of the model over the groups that `start_megatron` made; no z-loss or dropout unless asked for.
@@ -128,7 +129,9 @@ def build(
         "pre_process": parallel_state.is_pipeline_first_stage(),
         "post_process": parallel_state.is_pipeline_last_stage(),
     }
-    model = Molmo2Model(config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, seed=seed)
+    model = Molmo2Model(
+        config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, kernels=kernels, seed=seed
+    )
     if weights is not None:
         load_canonical(model, weights.__getitem__)
     return model

@@ -21,11 +21,13 @@ OPTIONS = {
     "selective, attention": MemoryConfig(recompute="selective", recompute_modules=["core_attn"]),
     "selective, both modules": MemoryConfig(recompute="selective", recompute_modules=["core_attn", "mlp"]),
     "full": MemoryConfig(recompute="full"),
+    "full with attention": MemoryConfig(recompute="full", recompute_attention=True),
     "full, one layer": MemoryConfig(recompute="full", recompute_layers=1),
     "tiles": MemoryConfig(mlp_tiles=5),
     "tiles, full": MemoryConfig(recompute="full", mlp_tiles=3),
     "offload": MemoryConfig(offload=True),
     "offload, full, tiles": MemoryConfig(recompute="full", offload=True, mlp_tiles=2),
+    "offload, full with attention": MemoryConfig(recompute="full", offload=True, recompute_attention=True),
     "loss chunks": MemoryConfig(loss_chunk=3),
     "vision chunks": MemoryConfig(vision_chunk=1),
 }
@@ -46,7 +48,7 @@ def options_job(name: str, tensor: int) -> dict[str, dict[str, Any]]:
             "losses": torch.stack(losses),
             "grads": {n: p.main_grad.clone() for n, p in model.named_parameters()},
             "moved": model.offload.moved_bytes if model.offload is not None else 0,
-            "layer_input": config.text.hidden_size * 4 * sum(b.input_ids.numel() for b in micro_batches(name, config)),
+            "tokens": sum(b.input_ids.numel() for b in micro_batches(name, config)),
         }
     return found
 
@@ -62,12 +64,15 @@ def test_options_change_no_number(workers, name, tensor):
             for key, grad in plain["grads"].items():  # key biases have gradient 0 but for rounding
                 bound = 0.0 if option == "offload" else 2e-6 * max(float(grad.abs().max()), 0.01 * largest)
                 torch.testing.assert_close(got["grads"][key], grad, rtol=0, atol=bound, msg=f"{option}: {key}")
-        layers = fixture_config(name).text.num_layers
+        text = fixture_config(name).text
         # with full recomputation one input per layer waits, [T, B, D] of this rank, and what the final norm saves;
-        # without, a lot more
-        inputs = found["offload, full, tiles"]["moved"] / (plain["layer_input"] / tensor)
-        assert layers <= inputs < layers + 4
-        assert found["offload"]["moved"] > 5 * found["offload, full, tiles"]["moved"]
+        # and attention's results, an output [T, B, N, H] and a log-sum-exp; without, a lot more
+        share = 4 * plain["tokens"] / tensor
+        inputs = found["offload, full with attention"]["moved"] / (text.hidden_size * share)
+        assert text.num_layers <= inputs < text.num_layers + 4
+        more = found["offload, full, tiles"]["moved"] - found["offload, full with attention"]["moved"]
+        assert more == text.num_layers * text.num_heads * (text.head_dim + 1) * share
+        assert found["offload"]["moved"] > 2 * found["offload, full, tiles"]["moved"]
 
 
 TRAINS = {  # adapters: only on the last linear layer of each MLP, so nothing in front of the first trains

@@ -65,7 +65,7 @@ def test_scaling_that_makes_no_sense(size, kind, factor, message):
 
 
 def check(text: TextConfig, table: str, positions: list[int], inverse: list[float], factor: float) -> None:
-    from molmo2_nemo.attention.core import apply_rotary
+    from molmo2_nemo.fused.rotary import apply_rotary
 
     ids = torch.tensor([positions, [p // 2 for p in positions]])  # [B, T]: two packs with positions of their own
     cos, sin = rotary_tables(text, ids)[table]
@@ -94,7 +94,7 @@ def test_yarn_keeps_high_and_stretches_low_frequencies():
 
 
 def test_scores_depend_on_distance_only():
-    from molmo2_nemo.attention.core import apply_rotary
+    from molmo2_nemo.fused.rotary import apply_rotary
 
     q, k = torch.randn(2, 1, 1, 1, 64, generator=torch.Generator().manual_seed(1))
     text = replace(TEXT, head_dim=64)

@@ -248,9 +248,10 @@ def test_command(capsys):
         ["recompute=none"],
         ["recompute=selective"],
         ["recompute=full"],
+        ["recompute=full ", "recompute_attention=true"],
         ["recompute=full ", "offload=true"],
     ]
     assert best in modes and {m["layout"] for m in modes} == {best["layout"]}
     totals = [sum(m["memory_gib"].values()) for m in modes]
     assert totals == sorted(totals, reverse=True)
-    assert modes[0]["seconds"] < modes[1]["seconds"] < modes[2]["seconds"]
+    assert modes[0]["seconds"] < modes[1]["seconds"] < modes[2]["seconds"] < modes[3]["seconds"]

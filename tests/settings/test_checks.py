@@ -55,6 +55,7 @@ def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
         (["model.rope_scaling=yarn", "model.rope_factor=inf"], "needs model.rope_factor > 1, not inf"),
         (["model.rope_scaling=linear", "model.rope_factor=nan"], "needs model.rope_factor > 1, not nan"),
         (["memory.recompute=selective", "memory.recompute_modules=[]"], "expected some of core_attn, mlp"),
+        (["memory.recompute_attention=true"], "no effect with memory.recompute=none; set memory.recompute=full"),
         (["memory.recompute_layers=2"], "no effect with memory.recompute=none"),
         (["memory.recompute=selective", "memory.recompute_layers=2"], "no effect with memory.recompute=selective"),
         (["memory.recompute=full", "memory.recompute_layers=0"], "memory.recompute_layers=0: expected at least 1"),

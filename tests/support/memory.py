@@ -109,7 +109,9 @@ def predicted(subject: Subject, options: MemoryConfig, tokens: int, crops: int) 
     """The planner's figure for the activations of one micro-batch; None for what it does not plan with."""
     if options.offload and options.recompute != "full" or options.recompute_modules != ["mlp"]:
         return None
-    layout = Layout(recompute=options.recompute, offload=options.offload)
+    layout = Layout(
+        recompute=options.recompute, offload=options.offload, recompute_attention=options.recompute_attention
+    )
     stage = StageConfig(residual_dropout=0.0, train_base_embedding=True)
     full, size = options.recompute == "full", subject.bytes_per_element
     _, *parts = fullest(

@@ -8,7 +8,7 @@ models and packs of full size. Not simulated: results, time, cuDNN's attention, 
 
     run("benchmarks.train_step", "--model", "4b", "--stages", "sft", gib=80)        a module's main, in its own process
 
-A process under it switches off what judges numbers (`inside.py`): every loss is 0 or whatever lay in memory.
+A process under it switches off what judges numbers (`process.py`): every loss is 0 or whatever lay in memory.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,15 +34,15 @@ HEADERS = ("cuda_runtime_api.h", "crt/host_defines.h")
 
 @dataclass(frozen=True)
 class Report:
-    """What a process did on the virtual GPU."""
+    """What a process and those that it started did on the virtual GPU."""
 
     returncode: int
     output: str  # of both streams
-    launches: dict[str, int]  # kernel, product or collective (as the linker names it) -> times
-    most_used: int  # bytes of device memory that PyTorch held at most
+    launches: dict[str, int]  # kernel, product or collective (as the linker names it) -> times, of all processes
+    waiting: dict[str, int]  # lines that waited for the device while gradients were computed -> times
+    most_used: int  # bytes of device memory that PyTorch held at most in a process
     waits: int  # times that the host waited for the device
     copies_to_host: int
-    waiting: dict[str, int]  # lines that waited for the device while gradients were computed -> times
 
     def launched(self, *parts: str) -> int:
         """Launches of kernels whose name holds one of the parts."""
@@ -77,18 +79,12 @@ def library() -> Path:
     Its name is the driver's, for PyTorch opens libcuda.so.1 by name and finds it loaded.
     """
     digest = hashlib.sha256(SOURCE.read_bytes() + str(_include()).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir(), f"molmo2-virtual-gpu-{os.getuid()}-{digest}.so")
+    path = Path(tempfile.gettempdir(), f"molmo2-virtual-gpu-{os.getuid()}-{digest}", "libcuda.so.1")
     if not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder, path.name)
-            flags = [
-                "-shared",
-                "-fPIC",
-                "-O1",
-                "-w",
-                "-Wl,-soname,libcuda.so.1",
-                *(f"-I{folder}" for folder in _include()),
-            ]
+            flags = ["-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{path.name}", *(f"-I{inc}" for inc in _include())]
             subprocess.run(["gcc", *flags, "-o", made, SOURCE, "-lpthread"], check=True)
             made.rename(path)
     return path
@@ -106,29 +102,36 @@ def run(
         find_waits: fill `Report.waiting`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder, "report.json")
+        site = Path(__file__).with_name("site")
         env = os.environ | {
             "LD_PRELOAD": str(library()),
+            "TRITON_LIBCUDA_PATH": str(library().parent),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"), os.getcwd()))),
             "VIRTUAL_GPU_GIB": str(gib),
-            "VIRTUAL_GPU_REPORT": str(report),
+            "VIRTUAL_GPU_REPORTS": folder,
             "VIRTUAL_GPU_WORLD": str(world),
             "VIRTUAL_GPU_WAITS": "1" if find_waits else "",
         }
         done = subprocess.run(
-            [sys.executable, "-m", "tests.support.virtual_gpu.inside", module, *arguments],
+            [sys.executable, "-m", module, *arguments],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=seconds,
         )
-        counted = json.loads(report.read_text()) if report.exists() else {}
+        counted = [json.loads(path.read_text()) for path in Path(folder).glob("*.json")]
     return Report(
         done.returncode,
         done.stdout,
-        counted.get("launches", {}),
-        counted.get("most_used", 0),
-        counted.get("waits", 0),
-        counted.get("copies_to_host", 0),
-        counted.get("waiting", {}),
+        *(_sum(part[name] for part in counted) for name in ("launches", "waiting")),
+        max((part["most_used"] for part in counted), default=0),
+        *(sum(part[name] for part in counted) for name in ("waits", "copies_to_host")),
     )
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for part in counts:
+        total.update(part)
+    return dict(total)

@@ -138,7 +138,11 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int *v, enum cudaDeviceAttr a, int dev
     }
     return cudaSuccess;
 }
-EXPORT cudaError_t cudaGetDeviceCount(int *n) { *n = 1; return cudaSuccess; }
+EXPORT cudaError_t cudaGetDeviceCount(int *n) { /* as many as processes; only the first is used */
+    const char *count = getenv("VIRTUAL_GPU_WORLD");
+    *n = count ? atoi(count) : 1;
+    return cudaSuccess;
+}
 EXPORT cudaError_t cudaGetDevice(int *d) { *d = 0; return cudaSuccess; }
 EXPORT cudaError_t cudaDriverGetVersion(int *v) { *v = 13000; return cudaSuccess; }
 EXPORT cudaError_t cudaRuntimeGetVersion(int *v) { *v = 13000; return cudaSuccess; }
@@ -354,8 +358,29 @@ EXPORT size_t virtual_gpu_launches(char *text, size_t room) {
 EXPORT int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { *flags = 0, *active = 1; return 0; }
 EXPORT int cuInit(unsigned flags) { return 0; }
 EXPORT int cuDriverGetVersion(int *v) { *v = 13000; return 0; }
-EXPORT int cuDeviceGetCount(int *n) { *n = 1; return 0; }
+EXPORT int cuDeviceGetCount(int *n) { return cudaGetDeviceCount(n); }
 EXPORT int cuCtxGetCurrent(void **c) { *c = handle; return 0; }
 EXPORT int cuCtxSetCurrent(void *c) { return 0; }
 EXPORT int cuDevicePrimaryCtxRetain(void **c, int d) { *c = handle; return 0; }
 EXPORT int cuGetErrorString(int e, const char **s) { *s = "error of the virtual GPU"; return 0; }
+
+/* and where Triton does, which compiles kernels with its own ptxas */
+EXPORT int cuDeviceGet(int *d, int n) { *d = n; return 0; }
+EXPORT int cuDeviceGetAttribute(int *v, int a, int d) { return cudaDeviceGetAttribute(v, a, d); }
+EXPORT int cuCtxGetDevice(int *d) { *d = 0; return 0; }
+EXPORT int cuModuleLoadData(void **m, const void *image) { return name_it(m); }
+EXPORT int cuModuleLoad(void **m, const char *path) { return name_it(m); }
+EXPORT int cuModuleUnload(void *m) { return 0; }
+EXPORT int cuModuleGetFunction(void **f, void *m, const char *name) { *f = strdup(name); return 0; }
+EXPORT int cuFuncGetAttribute(int *v, int a, void *f) { *v = a == 0 ? 1024 : 0; return 0; }
+FINE(cuFuncSetAttribute) FINE(cuFuncSetCacheConfig) FINE(cuCtxPushCurrent_v2) FINE(cuCtxPopCurrent_v2)
+EXPORT int cuLaunchKernelEx(void *c, const char *f, void **a, void **e) { count_named(f); return 0; }
+EXPORT int cuLaunchKernel(const char *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned m, void *s, void **a, void **e) {
+    count_named(f);
+    return 0;
+}
+EXPORT int cuPointerGetAttribute(void *v, int a, unsigned long long p) { *(unsigned long long *)v = p; return 0; }
+EXPORT int cuOccupancyMaxActiveClusters(int *n, void *f, void *c) { *n = 1; return 0; }
+FINE(cuTensorMapEncodeTiled) FINE(cuTensorMapEncodeIm2col) FINE(cuCtxSetLimit)
+EXPORT int cuCtxGetLimit(size_t *v, int limit) { *v = 1 << 20; return 0; }
+EXPORT int cuPointerGetAttributes(unsigned n, int *names, void **values, unsigned long long p) { return 1; }

@@ -1,19 +1,24 @@
-"""The inside of a process with a virtual GPU: prepares it, runs a module's main, writes down what was counted."""
+"""A process with a virtual GPU: switches off what needs results, writes down what was counted when it ends.
+
+What is changed belongs to modules that the process may never import, so it waits until it does.
+"""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import importlib.util
 import json
 import os
-import runpy
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-
-import torch
 
 
 class Counts:
@@ -38,19 +43,62 @@ class Counts:
             found[name] = found.get(name, 0) + int(times)
         return found
 
-    def write(self, path: Path, waits: dict[str, int]) -> None:
+    def write(self, waits: dict[str, int]) -> None:
+        """Into the folder of the run, a file for each process."""
         numbers = {name: self.number(name) for name in ("most_used", "waits", "copies_to_host")}
+        path = Path(os.environ["VIRTUAL_GPU_REPORTS"], f"{os.getpid()}.json")
         path.write_text(json.dumps(numbers | {"launches": self.launches(), "waiting": waits}))
 
 
-def prepare(world: int) -> None:
-    """Switch off what needs results: checks of numbers, and cuDNN's attention, whose library looks for a driver."""
-    from molmo2_nemo.training import faults
+class AfterImport(MetaPathFinder):
+    """Calls a function with a module once that has been imported.
 
-    faults.refuse_infinite = lambda parameters: None
-    torch.backends.cuda.enable_cudnn_sdp(False)
+    Args:
+        functions: by the module's name.
+    """
+
+    def __init__(self, functions: dict[str, Callable[[ModuleType], None]]) -> None:
+        self.functions = functions
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        function = self.functions.pop(name, None)
+        if function is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.loader is not None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            function(module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def prepare() -> None:
+    """Called when the process starts: in every one that has the virtual GPU."""
+    waits = Waits()
+    functions: dict[str, Callable[[ModuleType], None]] = {
+        "torch": no_cudnn_attention,
+        "molmo2_nemo.training.faults": no_checks_of_numbers,
+    }
+    world = int(os.environ["VIRTUAL_GPU_WORLD"])
     if world > 1:
-        imagine(world)
+        functions["torch"] = lambda torch: (no_cudnn_attention(torch), imagine(world))[0]
+    if os.environ["VIRTUAL_GPU_WAITS"]:
+        functions["molmo2_nemo.nemo.module"] = waits.install
+    sys.meta_path.insert(0, AfterImport(functions))
+    atexit.register(lambda: Counts().write(waits.found))
+
+
+def no_cudnn_attention(torch: Any) -> None:
+    """cuDNN's library looks for a driver of its own."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def no_checks_of_numbers(faults: Any) -> None:
+    faults.refuse_infinite = lambda parameters: None
 
 
 def imagine(world: int) -> None:
@@ -58,7 +106,7 @@ def imagine(world: int) -> None:
     import torch.distributed as dist
     from torch.distributed import distributed_c10d as c10d
 
-    os.environ |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    os.environ |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(world)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     begin, new_group = dist.init_process_group, c10d.new_group
 
@@ -86,10 +134,10 @@ class Waits:
         self.found: dict[str, int] = {}
         self.watching = False
 
-    def install(self) -> None:
-        from molmo2_nemo.nemo.module import Molmo2Module
+    def install(self, module: Any) -> None:
         from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 
+        Molmo2Module = module.Molmo2Module
         begin, reduce, show = (
             Molmo2Module.on_train_batch_start,
             Molmo2Optimizer.finalize_model_grads,
@@ -116,6 +164,8 @@ class Waits:
         warnings.showwarning = showwarning
 
     def watch(self, on: bool) -> None:
+        import torch
+
         if on:
             warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn" if on else "default")
@@ -124,23 +174,3 @@ class Waits:
         lines = [f for f in stack if "molmo2_nemo" in f.filename or "megatron" in f.filename]
         where = " < ".join(f"{Path(f.filename).name}:{f.lineno} {f.line}" for f in reversed(lines[-3:]))
         self.found[where] = self.found.get(where, 0) + 1
-
-
-def main() -> None:
-    module, sys.argv = sys.argv[1], sys.argv[1:]
-    counts = Counts()
-    prepare(int(os.environ["VIRTUAL_GPU_WORLD"]))
-    waits = Waits()
-    if os.environ["VIRTUAL_GPU_WAITS"]:
-        from molmo2_nemo.nemo.train import start_nemo
-
-        start_nemo()
-        waits.install()
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    finally:
-        counts.write(Path(os.environ["VIRTUAL_GPU_REPORT"]), waits.found)
-
-
-if __name__ == "__main__":
-    main()

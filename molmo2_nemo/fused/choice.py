@@ -1,0 +1,107 @@
+"""Which of several equal functions computes a piece of the model: the plain one, or a faster twin.
+
+PIECES has for every field of `KernelConfig` (model/config.py) its ways, the fastest on CUDA first; `auto` takes the
+first that can run there, and the plain way on every other device. To add a way: a function beside the plain one, a line
+here, and its name in KernelConfig. tests/fused/test_choice.py checks that nothing is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from molmo2_nemo.errors import UserError, nearest
+from molmo2_nemo.fused import compiled, norm, residual, rotary, swiglu
+
+Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
+
+
+def anywhere(device: str, dtype: torch.dtype) -> str | None:
+    """The problem of a way that has none."""
+    return None
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute a piece. All ways of a piece take the same arguments."""
+
+    title: str  # what the log calls it
+    function: Any
+    problem: Problem = anywhere
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way that was taken."""
+
+    piece: str
+    name: str
+    title: str
+    function: Any
+    fell_back: str | None = None  # why `auto` took no faster way on CUDA
+
+    def __str__(self) -> str:
+        return f"{self.piece} {self.name}" + (f" ({self.fell_back})" if self.fell_back else f" ({self.title})")
+
+
+PLAIN, COMPILED = "tensor operations", "compiled by PyTorch"
+PIECES: dict[str, dict[str, Way]] = {
+    "norm": {
+        "compiled": Way(COMPILED, norm.by_compiler, compiled.problem),
+        "torch": Way("F.rms_norm", norm.by_torch),
+        "plain": Way(PLAIN, norm.plain),
+    },
+    "rotary": {
+        "compiled": Way(f"{COMPILED}, with QK-norm", rotary.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, rotary.plain),
+    },
+    "swiglu": {
+        "compiled": Way(COMPILED, swiglu.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, swiglu.plain),
+    },
+    "residual": {
+        "compiled": Way(COMPILED, residual.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, residual.plain),
+    },
+}
+
+
+def choose(piece: str, wanted: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
+    """The way `wanted` of a piece, or for "auto" the first on CUDA that works, and the plain one elsewhere.
+
+    Args:
+        dtype: of the model's parameters.
+
+    Raises:
+        UserError: no such way, or one that cannot run here; the message names those that can.
+    """
+    ways, kind = PIECES[piece], torch.device(device).type
+    if wanted not in ("auto", *ways):
+        raise UserError(f"kernels.{piece}={wanted}: no such way; {nearest(wanted, ('auto', *ways))}")
+    problems = {name: way.problem(kind, dtype) for name, way in ways.items()}
+    if wanted == "auto":
+        wanted = next(name for name in ways if problems[name] is None) if kind == "cuda" else "plain"
+        reasons = [f"{name}: {p}" for name, p in problems.items() if p is not None]
+        reason = "; ".join(reasons) if kind == "cuda" and wanted == "plain" else None
+        return Choice(piece, wanted, ways[wanted].title, ways[wanted].function, reason)
+    if problems[wanted] is not None:
+        others = [name for name in ways if problems[name] is None]
+        raise UserError(f"kernels.{piece}={wanted}: {problems[wanted]}; use auto or one of: {', '.join(others)}")
+    return Choice(piece, wanted, ways[wanted].title, ways[wanted].function)
+
+
+def choose_all(wanted: Mapping[str, str], device: torch.device | str, dtype: torch.dtype) -> dict[str, Choice]:
+    """`choose` for every piece. Args: wanted: piece -> way, `vars` of a KernelConfig.
+
+    Raises:
+        UserError: as `choose`.
+    """
+    return {piece: choose(piece, way, device, dtype) for piece, way in wanted.items()}
+
+
+def described(choices: Mapping[str, Choice]) -> str:
+    """One line for the log: every choice with its title, or with why it is the plain one."""
+    return "kernels: " + ", ".join(map(str, choices.values()))

@@ -1,0 +1,71 @@
+"""Functions compiled by PyTorch (inductor): Triton kernels on CUDA, C++ on a CPU."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import sysconfig
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Compiled:
+    """A function of tensors and numbers that is compiled when it is first called.
+
+    PyTorch compiles a function again for every dtype, width and use of gradients that it meets, and gives up after
+    eight. So each combination has a copy of the function; in a copy only the number of rows differs from call to call.
+
+    Args:
+        function: without effects on anything else, and without closures.
+        rows: positions of the tensors whose first dimension may differ from call to call. Every other size is fixed.
+    """
+
+    def __init__(self, function: Callable[..., Any], *rows: int) -> None:
+        self.function, self.rows = function, rows
+        self.copies: dict[tuple[Any, ...], Callable[..., Any]] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        key: list[Any] = [torch.is_grad_enabled()]
+        for position, value in enumerate(arguments):
+            if not isinstance(value, Tensor):
+                key.append(value)
+                continue
+            any_rows = position in self.rows
+            if any_rows:
+                torch._dynamo.maybe_mark_dynamic(value, 0)
+            key += value.dtype, value.device, value.requires_grad, value.shape[any_rows:]
+        copy = self.copies.get(tuple(key))
+        if copy is None:
+            copy = self.copies[tuple(key)] = self._copy()
+        return copy(*arguments)
+
+    def _copy(self) -> Callable[..., Any]:
+        own, name = self.function, f"{self.function.__name__}_{len(self.copies)}"
+        code = own.__code__.replace(co_name=name)
+        return torch.compile(types.FunctionType(code, own.__globals__, name, own.__defaults__))
+
+
+def problem(device: str, dtype: torch.dtype) -> str | None:
+    """Why PyTorch cannot compile for a kind of device, or None. Nothing is compiled to find out."""
+    if device not in ("cpu", "cuda"):
+        return f"compiled functions were not tried on {device}"
+    return _missing(device)
+
+
+@functools.cache
+def _missing(device: str) -> str | None:
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    variable, usual = ("CXX", ["g++", "clang++"]) if device == "cpu" else ("CC", ["gcc", "clang"])
+    compilers = [os.environ[variable]] if variable in os.environ else usual
+    if not any(shutil.which(name) for name in compilers):
+        return f"there is no compiler on the path ({' or '.join(compilers)}; {variable}=... names another)"
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return None if headers.is_file() else f"Python's headers are missing ({headers})"

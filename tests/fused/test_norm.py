@@ -1,0 +1,27 @@
+"""Ways of RMSNorm against the plain one, forward and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from molmo2_nemo.fused.choice import PIECES
+from tests.support.equal import assert_equal
+
+WAYS = [name for name in PIECES["norm"] if name != "plain"]
+
+
+def inputs(shape: tuple[int, ...], strided: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*shape[:-1], 2 * shape[-1] if strided else shape[-1], generator=generator) * 3
+    x = x[..., : shape[-1]]
+    return x, 1 + 0.1 * torch.randn(shape[-1], generator=generator)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("shape", [(7, 2, 192), (1, 1, 33), (5, 1, 4, 32), (0, 2, 16)])
+def test_equal(way, strided, shape):
+    x, weight = inputs(shape, strided)
+    ways = PIECES["norm"]
+    assert_equal(ways["plain"].function, ways[way].function, x, weight, eps=1e-6)
