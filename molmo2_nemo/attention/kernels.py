@@ -82,15 +82,19 @@ def choose(
     """
     if name not in NAMES:
         raise UserError(f"model.attention={name}: no such attention kernel; {nearest(name, NAMES)}")
-    kind = torch.device(device).type
+    kind, note = torch.device(device).type, ""
     if name == "auto":
         name = automatic(kind, str(dtype).removeprefix("torch."), head_size)
+        if name != "flash" and (problem := KERNELS["flash"].problem(kind, dtype, head_size)) is not None:
+            note = f"; not flash: {problem}"
     module = KERNELS[name]
     problem = _problem(name, kind, dtype, head_size, merged)
     if problem is not None:
         others = [other for other in KERNELS if _problem(other, kind, dtype, head_size, merged) is None]
         raise UserError(f"model.attention={name}: {problem}; use auto or one of: {', '.join(others)}")
-    return Kernel(name, module.forward, getattr(module, "backward", None), module.plan, *module.implementation(kind))
+    implementation, title = module.implementation(kind)
+    backward = getattr(module, "backward", None)
+    return Kernel(name, module.forward, backward, module.plan, implementation, title + note)
 
 
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:

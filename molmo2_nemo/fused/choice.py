@@ -66,6 +66,10 @@ PIECES: dict[str, dict[str, Way]] = {
         "compiled": Way(COMPILED, residual.by_compiler, compiled.problem),
         "plain": Way(PLAIN, residual.plain),
     },
+    "inputs": {  # the function is whether training/ahead.py does it
+        "ahead": Way("planned and copied one micro-batch ahead", True),
+        "plain": Way("planned and copied when it is needed", False),
+    },
 }
 
 

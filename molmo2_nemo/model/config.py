@@ -316,6 +316,7 @@ class KernelConfig:
     rotary: Literal["auto", "plain", "compiled"] = "auto"  # QK-norm per head, and rotary
     swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
     residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
+    inputs: Literal["auto", "plain", "ahead"] = "auto"  # when micro-batches are planned and brought to the device
 
 
 @dataclass(frozen=True)

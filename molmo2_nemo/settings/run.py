@@ -155,6 +155,7 @@ class ClusterConfig:
     devices: int | None = None  # processes per node; default: what the layout needs
     threads: int = 1  # torch threads of a process on CPU
     precision: Literal["fp32", "bf16"] = "fp32"
+    check_memory: bool = True  # refuse a run that does not fit here by the planner (launch/capacity.py)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)  # kind=slurm: what a stage's job asks for
 
 
