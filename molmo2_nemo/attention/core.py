@@ -25,6 +25,9 @@ from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys
 from molmo2_nemo.fused import rotary
+from molmo2_nemo.fused.merge import PLAIN as PLAIN_MERGING
+from molmo2_nemo.fused.merge import Merging
+from molmo2_nemo.fused.varlen import Library
 from molmo2_nemo.parallel.context import ContextGroups, group_size
 
 
@@ -56,13 +59,15 @@ class TreeAttention(torch.nn.Module):
         pg_collection: ProcessGroupCollection | None = None,
         rotary_by_layer: dict[int, str] | None = None,
         kernel: str = "auto",
+        library: Library | None = None,
+        merging: Merging = PLAIN_MERGING,
         rotate: Callable[..., tuple[Tensor, Tensor]] = rotary.plain,
         **unused: Any,
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
-        self.kernel, self.rotate = kernel, rotate
+        self.kernel, self.library, self.merging, self.rotate = kernel, library, merging, rotate
         # QK-norms per head that `rotate` computes: modules of the attention layer, which holds them
         self.qk_norms: tuple[Any, ...] = ()
 
@@ -81,11 +86,22 @@ class TreeAttention(torch.nn.Module):
         cos, sin = packed_seq_params.rotary[self.table]
         norms = (*(n.weight for n in self.qk_norms), self.qk_norms[0].eps) if self.qk_norms else ()
         query, key = self.rotate(query, key, cos, sin, *norms)
-        pack = packed_seq_params
+        return self._attend(query, key, value, packed_seq_params).flatten(2)
+
+    @torch.compiler.disable  # as in `attend_across`
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: PackDescription) -> Tensor:
+        """query [T, B, N, H], key and value [T, B, G, H] after rotary -> [T, B, N, H]."""
         groups = pack.groups or ContextGroups(None, None, None, None)
         merged = group_size(groups.ring) > 1
-        kernel = choose(self.kernel, query.device, query.dtype, query.shape[-1], merged=merged)
-        out = attend_across(
+        kernel = choose(
+            self.kernel,
+            query.device,
+            query.dtype,
+            query.shape[-1],
+            merged=merged,
+            library=self.library,
+            merging=self.merging,
+        )
+        return attend_across(
             query, key, value, pack.mask, self.scale, kernel, groups, pack.visible, pack.kept, layer=self
         )
-        return out.flatten(2)

@@ -7,17 +7,14 @@ and the softmax's correction term come out right; the gradients of the segments 
 
 Two ways to run the segments:
     CPU    one call of PyTorch's CPU flash kernel for each segment, on views where the tokens lie together
-    CUDA   one variable-length call of aten._flash_attention_forward for all segments whose tokens are disjoint: three
-           for a batch of packs, however many examples and branches it has. PyTorch's own kernel (FlashAttention-2), or
-           FlashAttention-3 or 4 where `use_newest_flash` finds one that PyTorch can put in its place.
+    CUDA   one variable-length call for all segments whose tokens are disjoint: three for a batch of packs, however many
+           examples and branches it has. Which library does it is fused/varlen.py's, how results merge fused/merge.py's.
 
 Shape legend: Q queries, K keys, B packs, N query heads, G key heads, H head size; L tokens of a segment.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +25,11 @@ from torch import Tensor
 from molmo2_nemo import cpu
 from molmo2_nemo.attention.automatic import flash_problem
 from molmo2_nemo.attention.regions import MaskRegion, Segment
+from molmo2_nemo.fused.merge import PLAIN as PLAIN_MERGING
+from molmo2_nemo.fused.merge import Merging, Piece, Rows, accumulator
+from molmo2_nemo.fused.varlen import PLAIN as OWN_LIBRARY
+from molmo2_nemo.fused.varlen import Lengths, Library
 from molmo2_nemo.transfer import to_device
-
-# what PyTorch calls them, their module, and the compute capabilities (major) they are written for
-NEWER_FLASH = (("FA3", "flash_attn_interface", {9}), ("FA4", "flash_attn.cute", {9, 10}))
 
 
 def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
@@ -39,17 +37,37 @@ def problem(device: str, dtype: torch.dtype, head_size: int) -> str | None:
     return flash_problem(device, str(dtype).removeprefix("torch."), head_size)
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
-    """See `kernels.Kernel`."""
-    return _forward_varlen(q, k, v, region, scale) if q.is_cuda else _forward_segments(q, k, v, region, scale)
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    region: MaskRegion,
+    scale: float,
+    library: Library = OWN_LIBRARY,
+    merging: Merging = PLAIN_MERGING,
+) -> tuple[Tensor, Tensor]:
+    """See `kernels.Kernel`. `library` and `merging` are for CUDA."""
+    if q.is_cuda:
+        return _forward_varlen(q, k, v, region, scale, library, merging)
+    return _forward_segments(q, k, v, region, scale)
 
 
 def backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    region: MaskRegion,
+    scale: float,
+    library: Library = OWN_LIBRARY,
+    merging: Merging = PLAIN_MERGING,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.Kernel`."""
-    run = _backward_varlen if q.is_cuda else _backward_segments
-    return run(grad, q, k, v, out, lse, region, scale)
+    if q.is_cuda:
+        return _backward_varlen(grad, q, k, v, out, lse, region, scale, library, merging)
+    return _backward_segments(grad, q, k, v, out, lse, region, scale)
 
 
 def plan(region: MaskRegion, device: torch.device) -> None:
@@ -65,7 +83,7 @@ class _Merge:
     """Output and log-sum-exp so far, in fp32 (or fp64); rows that no segment has reached have lse -inf and output 0."""
 
     def __init__(self, q: Tensor) -> None:
-        self.out = torch.zeros_like(q, dtype=_accumulator(q.dtype), memory_format=torch.contiguous_format)
+        self.out = torch.zeros_like(q, dtype=accumulator(q.dtype), memory_format=torch.contiguous_format)
         self.lse = torch.full(q.shape[:-1], -torch.inf, dtype=self.out.dtype, device=q.device)
 
     def put(self, where: Any, out: Tensor, lse: Tensor) -> None:
@@ -78,10 +96,6 @@ class _Merge:
         total = torch.logaddexp(before, lse)
         self.out[where] = self.out[where] * (before - total).exp()[..., None] + out * (lse - total).exp()[..., None]
         self.lse[where] = total
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 # --- CPU: one call for each segment. Segments are small: going through the CPU shims would cost as much as the work
@@ -111,7 +125,7 @@ def _forward_segments(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale
 def _backward_segments(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = _accumulator(q.dtype)
+    dtype = accumulator(q.dtype)
     dq, dk, dv = (torch.zeros_like(t, dtype=dtype) for t in (q, k, v))
     groups, heads = k.shape[2], q.shape[2]
     for segment in region.segments:
@@ -169,16 +183,12 @@ def _place(tokens: np.ndarray) -> slice | Tensor:
 class Call:
     """Segments with disjoint queries and disjoint keys as one variable-length call.
 
-    Tokens are flat indices: place * B + pack.
+    Rows are flat: place * B + pack.
     """
 
-    causal: bool
-    queries: Tensor | None  # int64 [tokens], None for all tokens in order
-    keys: Tensor | None
-    query_offsets: Tensor  # int32 [segments + 1]
-    key_offsets: Tensor
-    longest_query: int
-    longest_key: int
+    lengths: Lengths
+    queries: Rows | None  # None for all tokens in order
+    keys: Rows | None
 
 
 def calls(region: MaskRegion, device: torch.device) -> list[Call]:
@@ -221,127 +231,98 @@ class _Group:
 
 def _call(segments: list[Segment], region: MaskRegion, device: torch.device) -> Call:
     packs = region.mask.on_host().shape[1]
+    queries, keys = [segment.queries for segment in segments], [segment.keys for segment in segments]
+    causal = segments[0].kind != "full"
+    assert not causal or all(map(np.array_equal, map(len, queries), map(len, keys))), "libraries align other corners"
 
-    def flat(tokens: list[np.ndarray], size: int) -> Tensor | None:
-        joined = np.concatenate(
+    def flat(tokens: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(
             [
                 (places[::-1] if segment.kind == "reverse" else places) * packs + segment.pack
                 for segment, places in zip(segments, tokens, strict=True)
             ]
         )
-        if len(joined) == size * packs and (np.diff(joined) == 1).all():
-            return None
-        return to_device(joined, device)
 
     def offsets(tokens: list[np.ndarray]) -> Tensor:
-        counts = np.cumsum([0, *map(len, tokens)]).astype(np.int32)
-        return to_device(counts, device)
+        return to_device(np.cumsum([0, *map(len, tokens)]).astype(np.int32), device)
 
-    queries, keys = [segment.queries for segment in segments], [segment.keys for segment in segments]
+    places = flat(queries), flat(keys)
+    same = region.shape[0] == region.shape[1] and np.array_equal(*places)
+    rows = _rows(places[0], region.shape[0] * packs, device)
+    query_offsets = offsets(queries)
     return Call(
-        causal=segments[0].kind != "full",
-        queries=flat(queries, region.shape[0]),
-        keys=flat(keys, region.shape[1]),
-        query_offsets=offsets(queries),
-        key_offsets=offsets(keys),
-        longest_query=max(map(len, queries)),
-        longest_key=max(map(len, keys)),
+        Lengths(
+            causal=causal,
+            query_offsets=query_offsets,
+            key_offsets=query_offsets if causal else offsets(keys),
+            longest_query=max(map(len, queries)),
+            longest_key=max(map(len, keys)),
+        ),
+        queries=rows,
+        keys=rows if same else _rows(places[1], region.shape[1] * packs, device),
     )
 
 
-def _forward_varlen(q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float) -> tuple[Tensor, Tensor]:
-    merge = _Merge(q.flatten(0, 1))
+def _rows(places: np.ndarray, size: int, device: torch.device) -> Rows | None:
+    if len(places) == size and (np.diff(places) == 1).all():
+        return None
+    inverse = np.full(size, -1)
+    inverse[places] = np.arange(len(places))
+    return Rows(to_device(places, device), to_device(inverse, device))
+
+
+def _forward_varlen(
+    q: Tensor, k: Tensor, v: Tensor, region: MaskRegion, scale: float, library: Library, merging: Merging
+) -> tuple[Tensor, Tensor]:
     q_flat, k_flat, v_flat = (t.flatten(0, 1) for t in (q, k, v))
-    for number, call in enumerate(calls(region, q.device)):
-        out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            _take(q_flat, call.queries),
-            _take(k_flat, call.keys),
-            _take(v_flat, call.keys),
-            call.query_offsets,
-            call.key_offsets,
-            call.longest_query,
-            call.longest_key,
-            0.0,
-            call.causal,
-            return_debug_mask=False,
-            scale=scale,
-        )
-        merge_in = merge.add if number else merge.put
-        merge_in(slice(None) if call.queries is None else call.queries, out, lse.T)
-    return merge.out.to(q.dtype).view_as(q), merge.lse.view(q.shape[:-1])
+    pieces = []
+    for call in calls(region, q.device):
+        parts = _take(q_flat, call.queries), _take(k_flat, call.keys), _take(v_flat, call.keys)
+        pieces.append(Piece(*library.forward(*parts, call.lengths, scale), call.queries))
+    if not pieces:  # no query sees any key
+        return torch.zeros_like(q), q.new_full(q.shape[:-1], -torch.inf, dtype=accumulator(q.dtype))
+    out, lse = merging.merge(pieces, len(q_flat))
+    return out.view_as(q), lse.view(q.shape[:-1])
 
 
 def _backward_varlen(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, region: MaskRegion, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    region: MaskRegion,
+    scale: float,
+    library: Library,
+    merging: Merging,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_flat, q_flat, k_flat, v_flat, out_flat, lse_flat = (t.flatten(0, 1) for t in (grad, q, k, v, out, lse))
-    sums = [torch.zeros_like(t, dtype=_accumulator(t.dtype)) for t in (q_flat, k_flat, v_flat)]
-    unused = torch.zeros(2, dtype=torch.uint64, device=q.device)  # the generator's state: there is no dropout
+    parts: tuple[list[tuple[Tensor, Rows | None]], ...] = ([], [], [])
     for call in calls(region, q.device):
-        parts = torch.ops.aten._flash_attention_backward(
-            _take(grad_flat, call.queries),
-            _take(q_flat, call.queries),
-            _take(k_flat, call.keys),
-            _take(v_flat, call.keys),
-            _take(out_flat, call.queries),
-            _take(lse_flat, call.queries).T.contiguous(),
-            call.query_offsets,
-            call.key_offsets,
-            call.longest_query,
-            call.longest_key,
-            0.0,
-            call.causal,
-            unused,
-            unused,
-            scale=scale,
-        )
-        for total, part, where in zip(sums, parts, (call.queries, call.keys, call.keys), strict=True):
-            if where is None:
-                total += part
-            else:  # rows are distinct within a call, so this is exact and always in the same order
-                total[where] = total[where] + part
-    return tuple(t.to(x.dtype).view_as(x) for t, x in zip(sums, (q, k, v), strict=True))  # type: ignore[return-value]
+        at_queries = (_take(t, call.queries) for t in (grad_flat, q_flat, out_flat, lse_flat))
+        grad_part, q_part, out_part, lse_part = at_queries
+        k_part, v_part = _take(k_flat, call.keys), _take(v_flat, call.keys)
+        found = library.backward(grad_part, q_part, k_part, v_part, out_part, lse_part, call.lengths, scale)
+        for list_, part, rows in zip(parts, found, (call.queries, call.keys, call.keys), strict=True):
+            list_.append((part, rows))
+    if not parts[0]:
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq, dk, dv = (
+        merging.add(found, x.shape[0] * x.shape[1]).view_as(x) for found, x in zip(parts, (q, k, v), strict=True)
+    )
+    return dq, dk, dv
 
 
-def _take(x: Tensor, where: Tensor | None) -> Tensor:
-    return x.contiguous() if where is None else x.index_select(0, where)
+def _take(x: Tensor, rows: Rows | None) -> Tensor:
+    return x.contiguous() if rows is None else x.index_select(0, rows.places)
 
 
-def implementation(device: str) -> tuple[str, str]:
-    """The kernel's name in cost/efficiency.py, and its title for the log."""
-    return use_newest_flash() if device == "cuda" else ("flash-cpu", "PyTorch's CPU flash attention")
-
-
-@functools.cache
-def use_newest_flash() -> tuple[str, str]:
-    """Put the fastest installed flash implementation under PyTorch's flash operators; returns its name in
-    cost/efficiency.py, and its title for the log.
-
-    FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on Hopper and
-    Blackwell, else what PyTorch was built with: where neither is installed, works, or can be put into this PyTorch.
-    """
-    own = f"FlashAttention-2 of PyTorch {torch.__version__}"
-    try:
-        from torch.nn.attention import activate_flash_attention_impl
-    except ImportError:
-        return "flash2", own
-    major = torch.cuda.get_device_capability()[0]
-    for name, module, majors in NEWER_FLASH:
-        if major in majors and is_installed(module):
-            try:
-                activate_flash_attention_impl(name)
-            except Exception as error:  # noqa: BLE001 - a library built for another torch fails in any way it likes
-                problem = str(error).splitlines()[0] if str(error) else repr(error)
-                own += f"; {module} is installed but does not work: {problem}"
-                continue
-            return f"flash{name[-1]}", f"FlashAttention-{name[-1]} (module {module})"
-    return "flash2", own
-
-
-@functools.cache
-def is_installed(module: str) -> bool:
-    """Whether a module could be imported, without importing it."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+def implementation(device: str, library: Library | None = None) -> tuple[str, str]:
+    """The kernel's name in cost/efficiency.py, and its title for the log; on CUDA a library is put in its place."""
+    if device != "cuda":
+        return "flash-cpu", "PyTorch's CPU flash attention"
+    if library is not None:
+        library.prepare()
+    chosen = library or OWN_LIBRARY
+    return chosen.implementation, chosen.title

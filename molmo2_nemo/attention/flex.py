@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from molmo2_nemo.attention.flash import is_installed
 from molmo2_nemo.attention.mask import may_attend
 from molmo2_nemo.attention.regions import MaskRegion
+from molmo2_nemo.fused.varlen import is_installed
 from molmo2_nemo.transfer import to_device
 
 if TYPE_CHECKING:  # importing it takes a while, and an old PyTorch lacks parts of it

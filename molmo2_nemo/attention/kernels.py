@@ -19,6 +19,7 @@ oracle: name it in KERNELS there.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from molmo2_nemo.attention.automatic import automatic
 from molmo2_nemo.attention.kept import Slot, results_of
 from molmo2_nemo.attention.regions import MaskRegion
 from molmo2_nemo.errors import UserError, nearest
+from molmo2_nemo.fused import merge, varlen
 
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, MaskRegion, float], tuple[Tensor, Tensor, Tensor]]
 
@@ -69,13 +71,22 @@ NAMES = ("auto", *KERNELS)
 
 
 def choose(
-    name: str, device: torch.device | str, dtype: torch.dtype, head_size: int, *, merged: bool = False
+    name: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_size: int,
+    *,
+    merged: bool = False,
+    library: varlen.Library | None = None,
+    merging: merge.Merging = merge.PLAIN,
 ) -> Kernel:
     """The kernel of that name, or for "auto" the fastest that works for these tensors.
 
     Args:
         merged: the kernel must have a backward direction for results merged over several regions, as ring attention
             needs.
+        library, merging: for "flash" on CUDA: what was chosen of `kernels.flash` and `kernels.merge`. None: PyTorch's
+            own flash attention, or what has been put in its place.
 
     Raises:
         UserError: no such kernel, or one that cannot run here; the message names those that can.
@@ -92,9 +103,14 @@ def choose(
     if problem is not None:
         others = [other for other in KERNELS if _problem(other, kind, dtype, head_size, merged) is None]
         raise UserError(f"model.attention={name}: {problem}; use auto or one of: {', '.join(others)}")
-    implementation, title = module.implementation(kind)
-    backward = getattr(module, "backward", None)
-    return Kernel(name, module.forward, backward, module.plan, implementation, title + note)
+    forward, backward, implementation = module.forward, getattr(module, "backward", None), module.implementation
+    if name == "flash":
+        own = library or varlen.PLAIN
+        forward = functools.partial(forward, library=own, merging=merging)
+        backward = functools.partial(flash.backward, library=own, merging=merging)
+        implementation = functools.partial(implementation, library=library)
+    known_as, title = implementation(kind)
+    return Kernel(name, forward, backward, module.plan, known_as, title + note)
 
 
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:

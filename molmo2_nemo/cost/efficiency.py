@@ -44,6 +44,7 @@ EFFICIENCIES = {
 }
 SAME_EFFICIENCY = {
     "flash4": "flash3",
+    "cudnn": "flash3",  # assumed; and without the plans that PyTorch makes it build for every call (fused/varlen.py)
     "flash-cpu": "flash2",
     "blocks": "flex",
 }  # implementation -> the one whose figures it gets

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import compiled, norm, residual, rotary, swiglu
+from molmo2_nemo.fused import adamw, compiled, cross_entropy, merge, norm, residual, rotary, swiglu, varlen
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -66,6 +66,20 @@ PIECES: dict[str, dict[str, Way]] = {
         "compiled": Way(COMPILED, residual.by_compiler, compiled.problem),
         "plain": Way(PLAIN, residual.plain),
     },
+    "loss": {
+        "compiled": Way(f"gradients in forward, {COMPILED}", cross_entropy.by_compiler, compiled.problem),
+        "fused": Way("gradients in forward", cross_entropy.fused),
+        "plain": Way("gradients in backward", cross_entropy.plain),
+    },
+    "adamw": {
+        "fused": Way("fused AdamW, norms from fp32 chunks", adamw.FUSED),
+        "plain": Way("AdamW as Megatron-core makes it, norms in fp64", adamw.PLAIN),
+    },
+    "merge": {
+        "compiled": Way(COMPILED, merge.COMPILED, compiled.problem),
+        "plain": Way(PLAIN, merge.PLAIN),
+    },
+    "flash": {name: Way(library.title, library, problem) for name, (library, problem) in varlen.libraries().items()},
     "inputs": {  # the function is whether training/ahead.py does it
         "ahead": Way("planned and copied one micro-batch ahead", True),
         "plain": Way("planned and copied when it is needed", False),

@@ -316,6 +316,11 @@ class KernelConfig:
     rotary: Literal["auto", "plain", "compiled"] = "auto"  # QK-norm per head, and rotary
     swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
     residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
+    loss: Literal["auto", "plain", "fused", "compiled"] = "auto"  # the head and cross entropy
+    adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
+    # The library under model.attention=flash on CUDA (fused/varlen.py); plain: PyTorch's own
+    flash: Literal["auto", "plain", "fa2", "fa3", "fa4", "cudnn"] = "auto"
+    merge: Literal["auto", "plain", "compiled"] = "auto"  # pieces of attention, and their gradients
     inputs: Literal["auto", "plain", "ahead"] = "auto"  # when micro-batches are planned and brought to the device
 
 

@@ -135,6 +135,8 @@ def layer_spec(
                         TreeAttention,
                         rotary_by_layer=table_of_layer(text),
                         kernel=model_config.attention,
+                        library=choices["flash"].function,
+                        merging=choices["merge"].function,
                         rotate=choices["rotary"].function,
                     ),
                     linear_proj=linear("linear_proj"),

@@ -40,7 +40,7 @@ from molmo2_nemo.model.decoder import decoder_spec
 from molmo2_nemo.model.embedding import Embedding, Head
 from molmo2_nemo.model.init import initialize
 from molmo2_nemo.model.inputs import PackInputs, PackPlan
-from molmo2_nemo.model.loss import LossSums, check_labels, sum_of_weights, weighted_loss
+from molmo2_nemo.model.loss import LossSums, check_labels, sum_of_weights
 from molmo2_nemo.model.memory import AHEAD, AHEAD_WITH_RESULTS, HostOffload
 from molmo2_nemo.model.rotary import RotaryTables
 from molmo2_nemo.model.vision import VisionEncoder
@@ -87,14 +87,20 @@ class Molmo2Model(MegatronModule):
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
         merged = any(group_size(groups.ring) > 1 for groups in self.groups.values())
+        self.choices = choose_all(vars(kernels or KernelConfig()), device, config.params_dtype)
         self.kernel = choose(  # or raise an error that says why not
-            model_config.attention, device, config.params_dtype, model_config.text.head_dim, merged=merged
+            model_config.attention,
+            device,
+            config.params_dtype,
+            model_config.text.head_dim,
+            merged=merged,
+            library=self.choices["flash"].function,
+            merging=self.choices["merge"].function,
         )
         # A kernel whose forward autograd goes through has no results to be given: it runs again in backward.
         self.keeps_attention = self.memory.keeps_attention and self.kernel.backward is not None
         ahead = AHEAD_WITH_RESULTS if self.keeps_attention else AHEAD
         self.offload = HostOffload(ahead=ahead) if self.memory.offload else None
-        self.choices = choose_all(vars(kernels or KernelConfig()), device, config.params_dtype)
         self.share_embeddings_and_output_weights = model_config.text.tie_embeddings
         meta = config.init_model_with_meta_device
         with torch.device("meta") if meta else contextlib.nullcontext():
@@ -267,7 +273,7 @@ class Molmo2Model(MegatronModule):
         weights = own.T.flatten()  # [T * B]
         scored = self._scored(inputs)
         each = torch.empty_like(weights[scored], dtype=torch.float32) if inputs.tasks is not None else None
-        loss = weighted_loss(
+        loss = self.choices["loss"].function(
             hidden.flatten(0, 1)[scored],
             self.head_weight(),
             groups.shard(inputs.labels).T.flatten()[scored],

@@ -68,6 +68,7 @@ def dynamic_settings(cfg: RunConfig) -> run.Config | None:
         as_config(cfg.stage),
         cfg.data.packing.max_crops,
         cfg.cluster.precision,
+        as_config(cfg.kernels),
     )
 
 
@@ -84,6 +85,7 @@ def model(cfg: RunConfig) -> run.Config:
             bf16=cfg.cluster.precision == "bf16",
             distributed=cfg.parallel.distributed_optimizer,
             faults=as_config(cfg.faults),
+            adamw=cfg.kernels.adamw,
         ),
         stage=stage,
         memory=as_config(cfg.memory),

@@ -153,13 +153,14 @@ def weigh(
 def efficiency_of(cfg: RunConfig, model_config: Molmo2Config) -> tuple[str, Efficiency]:
     """The kernel that computes attention on a cluster, as far as the settings say, and the efficiency it reaches.
 
-    `flash` counts as FlashAttention-2, which PyTorch brings along; whether the cluster has a newer one installed is
-    not known.
+    `flash` counts as FlashAttention-2, which PyTorch brings along, unless `kernels.flash` names another library: what
+    the cluster has installed is not known.
     """
     name: str = cfg.model.attention
     if name == "auto":
         name = automatic("cuda", "bfloat16", model_config.text.head_dim)
-    implementation = {"flash": "flash2"}.get(name, name)
+    libraries = {"fa3": "flash3", "fa4": "flash4", "cudnn": "cudnn"}
+    implementation = libraries.get(cfg.kernels.flash, "flash2") if name == "flash" else name
     return implementation, EFFICIENCIES[SAME_EFFICIENCY.get(implementation, implementation)]
 
 

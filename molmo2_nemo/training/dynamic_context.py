@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,8 @@ from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficienc
 from molmo2_nemo.cost.hardware import Device, device_called
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import DEFAULT_DEVICE, StepCost
-from molmo2_nemo.model.config import MemoryConfig, Molmo2Config
+from molmo2_nemo.fused import choice
+from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.parallel.dynamic import DynamicContext
 from molmo2_nemo.settings.layout import crop_limit
 from molmo2_nemo.settings.run import ParallelConfig, StageConfig
@@ -32,6 +33,7 @@ class DynamicSettings:
     stage: StageConfig
     max_crops: int  # of a pack
     precision: str = "fp32"
+    kernels: KernelConfig = field(default_factory=KernelConfig)
 
 
 def dynamic_context(settings: DynamicSettings, model_config: Molmo2Config) -> DynamicContext:
@@ -92,12 +94,15 @@ def this_device(guesses: list[str]) -> Device:
 def this_efficiency(settings: DynamicSettings, model_config: Molmo2Config, guesses: list[str]) -> Efficiency:
     """The efficiency of the attention kernel that runs here, or of the nearest one with public figures."""
     parallel = settings.parallel
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     kernel = choose(
         model_config.attention,
-        "cuda" if torch.cuda.is_available() else "cpu",
-        torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        device,
+        dtype,
         model_config.text.head_dim,
         merged=parallel.context_ulysses not in (None, parallel.context),
+        library=choice.choose("flash", settings.kernels.flash, device, dtype).function,
     )
     if kernel.implementation in EFFICIENCIES:
         return EFFICIENCIES[kernel.implementation]

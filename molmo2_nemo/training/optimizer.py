@@ -1,19 +1,25 @@
-"""Molmo2's optimizer on Megatron-core: AdamW, each parameter group clipped on its own, steps that can be refused."""
+"""Molmo2's optimizer on Megatron-core: AdamW, each parameter group clipped on its own, steps that can be refused.
+
+Which AdamW computes the update is Megatron's choice where Transformer Engine or Apex is installed (their FusedAdam),
+and that of `kernels.adamw` otherwise (PyTorch's, fused or not). Checkpoints hold the same whichever it is, and any of
+them resumes from any other's.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import param_is_not_shared
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from torch import Tensor
 
+from molmo2_nemo.fused.adamw import PLAIN, AdamW, squares_in_fp64
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
 from molmo2_nemo.training.groups import group_overrides, name_saved_groups
 
@@ -44,7 +50,13 @@ def adam_config(optim: OptimConfig, *, bf16: bool, distributed: bool) -> Optimiz
 
 
 def clipping_optimizer(
-    config: OptimizerConfig, chunks: list[Any], optim: OptimConfig, skips: Skips, *, use_gloo_process_groups: bool
+    config: OptimizerConfig,
+    chunks: list[Any],
+    optim: OptimConfig,
+    skips: Skips,
+    *,
+    use_gloo_process_groups: bool,
+    adamw: AdamW = PLAIN,
 ) -> GroupClippingOptimizer:
     """The optimizer of a model, every group at its peak rate until a schedule sets another.
 
@@ -52,6 +64,7 @@ def clipping_optimizer(
         config: from `adam_config`.
         chunks: this rank's parts of the model, each in Megatron's DistributedDataParallel.
         use_gloo_process_groups: for Megatron's distributed optimizer.
+        adamw: how norms and the update are computed.
     """
     megatron = get_megatron_optimizer(
         config,
@@ -60,11 +73,11 @@ def clipping_optimizer(
         use_gloo_process_groups=use_gloo_process_groups,
     )
     inner = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else [megatron]
-    clipping = GroupClippingOptimizer(inner, optim.clip_grad, skips)
+    clipping = GroupClippingOptimizer(inner, optim.clip_grad, skips, adamw)
     for made in clipping.param_groups:
         made["lr"] = made["initial_lr"] = made["max_lr"]
     for optimizer in inner:
-        _materialise_adam_state(optimizer)
+        _materialise_adam_state(optimizer, adamw)
     return clipping
 
 
@@ -73,69 +86,142 @@ class GroupClippingOptimizer(ChainedOptimizer):
 
     Args:
         clip_grad: the largest norm of a group; 0: as it is.
+        adamw: how norms and the update are computed.
+
+    A step waits for the device once: for the norms of all groups together.
     """
 
-    def __init__(self, chained_optimizers: list[MegatronOptimizer], clip_grad: float, skips: Skips) -> None:
+    def __init__(
+        self, chained_optimizers: list[MegatronOptimizer], clip_grad: float, skips: Skips, adamw: AdamW = PLAIN
+    ) -> None:
         super().__init__(chained_optimizers)
-        self.clip_grad, self.skips = clip_grad, skips
+        self.clip_grad, self.skips, self.adamw = clip_grad, skips, adamw
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Load a state, groups matched by their names. Every parameter gets a `step` of its own: Megatron
-        gives all of torch's AdamW states one and the same tensor, which would be counted up once per parameter."""
+        """Load a state, groups matched by their names, whichever AdamW it was saved by."""
         name_saved_groups(state_dict)
+        for part in state_dict if isinstance(state_dict, list) else [state_dict]:
+            adapt_saved(part.get("optimizer", part), torch_adamw=self._is_torch())
         super().load_state_dict(state_dict)
         for optimizer in self.chained_optimizers:
-            for state in optimizer.optimizer.state.values():
-                if torch.is_tensor(state.get("step")):
-                    state["step"] = state["step"].clone()
+            _as_here(optimizer.optimizer)
+
+    def _is_torch(self) -> bool:
+        return all(isinstance(o.optimizer, torch.optim.AdamW | None) for o in self.chained_optimizers)
 
     @torch.no_grad()
     def step(self) -> tuple[bool, float | None, int | None]:
         if self.prepare_grads():
             return False, None, None
-        norms, rates = {}, {}
-        for optimizer in self.chained_optimizers:
-            for group in optimizer.param_groups:
-                norms[group["name"]] = self._clip(optimizer, group["params"])
-                rates[group["name"]] = group["lr"]
+        groups = [(optimizer, group) for optimizer in self.chained_optimizers for group in optimizer.param_groups]
+        found = self._norms(groups)
+        norms = {group["name"]: norm for (_, group), norm in zip(groups, found, strict=True)}
+        rates = {group["name"]: group["lr"] for _, group in groups}
+        for (_, group), norm in zip(groups, found, strict=True):
+            self._clip(group["params"], norm)
         if self.skips(norms, rates):
             return False, None, None
         return self.step_with_ready_grads(), math.sqrt(sum(norm**2 for norm in norms.values())), None
 
-    def _clip(self, optimizer: MegatronOptimizer, parameters: list[Tensor]) -> float:
-        grads = [
-            p.grad
-            for p in parameters
-            if p.grad is not None and param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)
-        ]
-        norm = l2_norm(grads, optimizer.get_grad_stats_parallel_group())
-        if parameters and self.clip_grad > 0 and math.isfinite(norm):
-            clip_grad_by_total_norm_fp32(parameters, self.clip_grad, norm)
-        return norm
+    def _norms(self, groups: list[tuple[MegatronOptimizer, dict[str, Any]]]) -> list[float]:
+        """The norm of each group's gradient over all ranks, before clipping. A collective of all ranks."""
+        stats = [(_counted(group["params"]), optimizer.get_grad_stats_parallel_group()) for optimizer, group in groups]
+        norms = l2_norms(stats, self.adamw.squares)
+        doubtful = [number for number, norm in enumerate(norms) if not self.adamw.certain(norm)]
+        if doubtful:  # the same ones on all ranks
+            exact = l2_norms([stats[number] for number in doubtful], squares_in_fp64)
+            norms = [exact[doubtful.index(n)] if n in doubtful else norm for n, norm in enumerate(norms)]
+        return norms
+
+    def _clip(self, parameters: list[Tensor], norm: float) -> None:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        factor = self.clip_grad / (norm + 1e-6)
+        if grads and 0 < self.clip_grad and math.isfinite(norm) and factor < 1:
+            torch._foreach_mul_(grads, factor)
 
 
-def l2_norm(tensors: list[Tensor], group: Any) -> float:
-    """L2 norm over all tensors of all ranks of `group`, summed in fp64.
+def _counted(parameters: list[Tensor]) -> list[Tensor]:
+    """Gradients that count towards a norm: each element of the model on one rank only."""
+    return [
+        p.grad
+        for p in parameters
+        if p.grad is not None and param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)
+    ]
+
+
+def l2_norms(
+    groups: list[tuple[list[Tensor], Any]], squares: Callable[[Sequence[Tensor]], Tensor] = squares_in_fp64
+) -> list[float]:
+    """L2 norms of groups of tensors over the ranks of their process groups; one wait for the device in all.
 
     Megatron's own (fp32 on a machine without Apex) is off by up to 3e-5 on a 200,000-element gradient, which is more
     than two layouts of one run may differ.
+
+    Args:
+        groups: (tensors of this rank, process group), alike in number and order on all ranks.
+        squares: sum of squares of tensors, fp64 [].
     """
-    squares = [torch.linalg.vector_norm(t, dtype=torch.float64).square() for t in tensors]
-    total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
-    total = total.to(torch.cuda.current_device())
-    torch.distributed.all_reduce(total, group=group)
-    return math.sqrt(total.item())
+    device = torch.cuda.current_device()
+    totals: list[Tensor] = []
+    for process_group, members in itertools.groupby(groups, key=lambda item: item[1]):
+        total = torch.stack([squares(tensors).to(device) for tensors, _ in members])
+        torch.distributed.all_reduce(total, group=process_group)
+        totals.append(total)
+    return torch.cat(totals).sqrt().tolist() if totals else []
 
 
-def _materialise_adam_state(optimizer: MegatronOptimizer) -> None:
-    """torch's AdamW makes its state at the first step; Megatron's checkpoint code wants it, and one `step`, before."""
-    inner = optimizer.optimizer
-    if not isinstance(inner, torch.optim.AdamW):
+def adapt_saved(state: dict[str, Any], *, torch_adamw: bool) -> None:
+    """Put the number of steps where the optimizer of this run looks for it, in place.
+
+    FusedAdam counts in its groups. So does what Megatron's distributed optimizer saves of PyTorch's AdamW; otherwise
+    that one's count is the "common_step" of the parameters' states.
+
+    Args:
+        state: "param_groups", and "state" unless it is from the distributed optimizer.
+        torch_adamw: this run's optimizer is PyTorch's.
+    """
+    per_parameter = state.get("state")
+    common = per_parameter.pop("common_step", None) if per_parameter is not None else None
+    counted = [group["step"] for group in state["param_groups"] if group.get("step") is not None]
+    step = float(common if common is not None else counted[0] if counted else 0)
+    if torch_adamw and per_parameter is not None:
+        per_parameter["common_step"] = torch.tensor(step)
+    for group in state["param_groups"]:
+        group["step"] = step if torch_adamw else int(step)
+
+
+def _as_here(inner: torch.optim.Optimizer | None) -> None:
+    """Undo what a loaded state brought along of the optimizer that it was saved by: its options, and where `step` is.
+
+    Every parameter gets a `step` of its own: Megatron gives all of torch's AdamW states one and the same tensor, which
+    would be counted up once per parameter.
+    """
+    if inner is None:
         return
+    trained_with = ("lr", "betas", "eps", "weight_decay")
     for group in inner.param_groups:
+        group.update({name: value for name, value in inner.defaults.items() if name not in trained_with})
+        for p in group["params"]:
+            if torch.is_tensor(step := inner.state.get(p, {}).get("step")):
+                device = p.device if group.get("fused") else "cpu"
+                inner.state[p]["step"] = step.detach().clone().to(device)
+
+
+def _materialise_adam_state(optimizer: MegatronOptimizer, adamw: AdamW) -> None:
+    """AdamW makes its state at the first step; Megatron's checkpoint code wants it, and one `step`, before."""
+    inner = optimizer.optimizer
+    if inner is None:
+        return
+    if not isinstance(inner, torch.optim.AdamW):
+        optimizer.init_state_fn(inner, optimizer.config)
+        return
+    chosen = {"fused": adamw.fused or None, "foreach": False if adamw.fused else None}
+    inner.defaults.update(chosen)
+    for group in inner.param_groups:
+        group.update(chosen)
         for p in group["params"]:
             inner.state[p] = {
-                "step": torch.tensor(0.0),
+                "step": torch.zeros((), dtype=torch.float32, device=p.device if adamw.fused else "cpu"),
                 "exp_avg": torch.zeros_like(p.data),
                 "exp_avg_sq": torch.zeros_like(p.data),
             }

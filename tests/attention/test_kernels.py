@@ -10,13 +10,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.attention import blocks, flash, kernels
+from molmo2_nemo.attention import blocks, kernels
 from molmo2_nemo.attention.dense import dense_attention
 from molmo2_nemo.attention.kernels import attend, choose
 from molmo2_nemo.attention.regions import region_of
 from molmo2_nemo.compat import fits
 from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.fused import choice, varlen
 from molmo2_nemo.model.config import CANNOT_MERGE, AttentionKernel, preset
 from molmo2_nemo.plan.search import efficiency_of
 from molmo2_nemo.settings.run import ModelSelection, RunConfig
@@ -203,37 +204,81 @@ def test_flex_without_triton_and_for_merged_results(monkeypatch):
     assert choose("flex", "cuda", torch.bfloat16, 64).backward is None
 
 
+BOTH = {"flash_attn_interface", "flash_attn.cute"}
+FA2 = f"FlashAttention-2 of PyTorch {torch.__version__}"
+FA3, FA4 = "FlashAttention-3 (module flash_attn_interface)", "FlashAttention-4 (module flash_attn.cute)"
+
+
 @pytest.mark.parametrize(
-    ("major", "installed", "broken", "expected"),
+    ("major", "installed", "broken", "wanted", "expected", "reason"),
     [
-        (9, {"flash_attn_interface", "flash_attn.cute"}, set(), "FlashAttention-3 (module flash_attn_interface)"),
-        (10, {"flash_attn_interface", "flash_attn.cute"}, set(), "FlashAttention-4 (module flash_attn.cute)"),
-        (8, {"flash_attn_interface", "flash_attn.cute"}, set(), f"FlashAttention-2 of PyTorch {torch.__version__}"),
-        (9, set(), set(), f"FlashAttention-2 of PyTorch {torch.__version__}"),
-        (9, {"flash_attn_interface"}, {"FA3"}, "flash_attn_interface is installed but does not work: FA3 has no fwd"),
-        (9, {"flash_attn_interface", "flash_attn.cute"}, {"FA3"}, "FlashAttention-4 (module flash_attn.cute)"),
+        (9, BOTH, set(), "auto", FA3, None),
+        (10, BOTH, set(), "auto", FA4, None),
+        (
+            8,
+            BOTH,
+            set(),
+            "auto",
+            FA2,
+            "fa3: it is for Hopper GPUs; this one is 8.x; fa4: it is for Hopper and Bl",
+        ),
+        (9, set(), set(), "auto", FA2, "fa3: flash_attn_interface is not installed; fa4: flash_attn.cute is not"),
+        (
+            9,
+            {"flash_attn_interface"},
+            {"FA3"},
+            "auto",
+            FA2,
+            "flash_attn_interface is installed but does not work: FA3",
+        ),
+        (9, BOTH, {"FA3"}, "auto", FA4, None),
+        (9, BOTH, set(), "fa4", FA4, None),
+        (9, BOTH, set(), "fa2", FA2, None),
+        (9, BOTH, set(), "plain", FA2, None),
     ],
 )
-def test_which_flash_a_gpu_gets_is_said(monkeypatch, major, installed, broken, expected):
+def test_which_flash_a_gpu_gets_is_said(monkeypatch, major, installed, broken, wanted, expected, reason):
     """The choice among installed libraries; what they then do is for tests/gpu."""
-    active = []
+    active: list[str | None] = [None]
 
     def activate(name: str) -> None:
         if name in broken:
             raise RuntimeError(f"{name} has no fwd\nand more")
         active.append(name)
 
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, 0))
+    monkeypatch.setattr(varlen, "capability", lambda: major)
     monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", activate, raising=False)  # absent in 2.6
-    monkeypatch.setattr(flash, "is_installed", lambda module: module in installed)
-    flash.use_newest_flash.cache_clear()
+    monkeypatch.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: active.append(None), raising=False)
+    monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: active[-1], raising=False)
+    monkeypatch.setattr(varlen, "is_installed", lambda module: module in installed)
+    varlen._activation_problem.cache_clear()
     try:
-        kernel = choose("auto", "cuda", torch.bfloat16, 128)
-        assert kernel.name == "flash" and kernel.title.endswith(expected)
+        taken = choice.choose("flash", wanted, "cuda", torch.bfloat16)
+        assert active[-1] is None  # tried, but not in place before it is chosen
+        for _ in range(2):
+            kernel = choose("auto", "cuda", torch.bfloat16, 128, library=taken.function)
+        assert kernel.name == "flash" and kernel.title == expected
         assert kernel.title.startswith(f"FlashAttention-{kernel.implementation.removeprefix('flash')} ")
-        assert len(active) == (0 if "FlashAttention-2" in kernel.title else 1)
+        assert active[-1] == {FA2: None, FA3: "FA3", FA4: "FA4"}[expected]
+        assert (taken.fell_back is None) == (reason is None) and (reason or "") in (taken.fell_back or "")
     finally:
-        flash.use_newest_flash.cache_clear()
+        varlen._activation_problem.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "dtype", "message"),
+    [
+        ("fa3", "cuda", torch.bfloat16, "it is for Hopper GPUs; this one is 8.x; use auto or one of: plain, fa2"),
+        ("fa3", "cpu", torch.float32, "it is for GPUs, not for cpu; use auto or one of: plain"),
+        ("cudnn", "cuda", torch.float32, "it takes fp16 and bf16, not torch.float32 (cluster.precision=bf16)"),
+        ("fa5", "cuda", torch.bfloat16, "no such way; did you mean"),
+    ],
+)
+def test_a_library_that_cannot_run_is_refused(monkeypatch, wanted, device, dtype, message):
+    monkeypatch.setattr(varlen, "capability", lambda: 8)
+    with pytest.raises(UserError) as error:
+        choice.choose("flash", wanted, device, dtype)
+    assert message in str(error.value) and f"kernels.flash={wanted}" in str(error.value)
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -144,7 +144,9 @@ def test_devices_are_known_by_what_torch_calls_them(name, expected):
 
 def test_every_kernel_has_figures():
     """Its own or those of another; and what the planner assumes is what a run picks."""
-    assert set(EFFICIENCIES) | set(SAME_EFFICIENCY) == {"flash2", "flash3", "flash4", "flash-cpu", "flex", "blocks"}
+    assert set(EFFICIENCIES) | set(SAME_EFFICIENCY) == {
+        *("flash2", "flash3", "flash4", "cudnn", "flash-cpu", "flex", "blocks")
+    }
     assert set(SAME_EFFICIENCY.values()) <= set(EFFICIENCIES)
     for dtype in (torch.float32, torch.bfloat16):
         chosen = choose("auto", "cpu", dtype, 128)

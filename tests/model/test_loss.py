@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from molmo2_nemo.fused.choice import PIECES
+
 torch.set_num_threads(1)
+LOSSES = PIECES["loss"]
 
 
 def problem(seed: int, n: int, width: int, vocab: int, scale: float) -> tuple[torch.Tensor, ...]:
@@ -43,20 +46,18 @@ def check(got: tuple[torch.Tensor, ...], parts: tuple[torch.Tensor, ...], z_loss
         torch.testing.assert_close(ours.double(), theirs, rtol=2e-6, atol=bound)
 
 
-def run(parts: tuple[torch.Tensor, ...], z_loss: float, vocab: int, chunk: int) -> tuple[torch.Tensor, ...]:
+def run(way: str, parts: tuple[torch.Tensor, ...], z_loss: float, vocab: int, chunk: int) -> tuple[torch.Tensor, ...]:
     """This rank's loss and gradients; parts hold its rows of the padded head."""
     from megatron.core import parallel_state
-
-    from molmo2_nemo.model.loss import weighted_loss
 
     hidden, head, labels, weights = parts
     hidden, head = hidden.clone().requires_grad_(), head.clone().requires_grad_()
     group = parallel_state.get_tensor_model_parallel_group()
-    loss = weighted_loss(hidden, head, labels, weights, z_loss, vocab, group, chunk)
+    loss = LOSSES[way].function(hidden, head, labels, weights, z_loss, vocab, group, chunk)
     return loss.detach(), *torch.autograd.grad(loss * 0.5, (hidden, head))
 
 
-def parallel_job(cases: list[tuple]) -> list[tuple]:
+def parallel_job(way: str, cases: list[tuple]) -> list[tuple]:
     """Every case over the tensor-parallel group; the head padded with rows that would win if they took part."""
     from tests.support.pool import start_megatron
 
@@ -68,7 +69,7 @@ def parallel_job(cases: list[tuple]) -> list[tuple]:
         padding = -vocab % size
         padded = torch.cat((head, 100 * torch.ones(padding, width)))
         mine = padded.chunk(size)[torch.distributed.get_rank()]
-        results.append(run((hidden, mine, labels, weights), z_loss, vocab, chunk))
+        results.append(run(way, (hidden, mine, labels, weights), z_loss, vocab, chunk))
     return results
 
 
@@ -82,10 +83,23 @@ def cases() -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_equals_cross_entropy_and_z_loss(workers, ranks):
-    parts = workers.run(parallel_job, cases(), ranks=ranks)
-    for i, (shape, z_loss, _) in enumerate(cases()):
+@pytest.mark.parametrize(
+    ("way", "ranks"),
+    [
+        ("plain", 1),
+        ("plain", 2),
+        ("plain", 4),
+        ("fused", 1),
+        ("fused", 2),
+        ("fused", 4),
+        ("compiled", 1),
+        ("compiled", 2),
+    ],
+)
+def test_equals_cross_entropy_and_z_loss(workers, way, ranks):
+    chosen = cases()[: 3 if way == "compiled" else None]  # each of its shapes is compiled
+    parts = workers.run(parallel_job, way, chosen, ranks=ranks)
+    for i, (shape, z_loss, _) in enumerate(chosen):
         vocab = shape[3]
         ours = [rank[i] for rank in parts]
         assert all(torch.equal(o[0], ours[0][0]) for o in ours)  # every rank holds the whole loss
@@ -107,16 +121,15 @@ def group():
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("way", ["plain", "fused"])
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10_000), st.integers(1, 30), st.integers(2, 40), st.integers(1, 35), st.sampled_from([0.0, 1e-4, 1])
 )
-def test_chunks_do_not_matter(group, seed, n, vocab, chunk, z_loss):
-    from molmo2_nemo.model.loss import weighted_loss
-
+def test_chunks_do_not_matter(group, way, seed, n, vocab, chunk, z_loss):
     hidden, head, labels, weights = problem(seed, n, 6, vocab, 1.0)
     hidden, head = hidden.requires_grad_(), head.requires_grad_()
-    loss = weighted_loss(hidden, head, labels, weights, z_loss, vocab, group, chunk)
+    loss = LOSSES[way].function(hidden, head, labels, weights, z_loss, vocab, group, chunk)
     grads = torch.autograd.grad(loss * 0.5, (hidden, head))
     check((loss.detach(), *grads), (hidden.detach(), head.detach(), labels, weights), z_loss)
 
@@ -133,7 +146,7 @@ def test_labels_that_cannot_be_predicted(bad):
 
 
 def test_logits_exist_for_one_chunk_at_a_time(group, monkeypatch):
-    from molmo2_nemo.model import loss as module
+    from molmo2_nemo.fused import cross_entropy as module
 
     seen = []
     logits = module._logits
@@ -144,7 +157,7 @@ def test_logits_exist_for_one_chunk_at_a_time(group, monkeypatch):
 
     monkeypatch.setattr(module, "_logits", watched)
     hidden, head, labels, weights = problem(0, 20, 4, 10, 1.0)
-    module.weighted_loss(hidden.requires_grad_(), head, labels, weights, 1e-4, 10, group, 6).backward()
+    module.plain(hidden.requires_grad_(), head, labels, weights, 1e-4, 10, group, 6).backward()
     assert seen == [6, 6, 6, 2] * 2
 
 

@@ -45,9 +45,9 @@ def watch(name: str) -> list[int]:
 
     calls, original = [0], getattr(flash, name)
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        return original(*args)
+        return original(*args, **kwargs)
 
     setattr(flash, name, counted)
     return calls
