@@ -8,7 +8,7 @@ The preset's widths with a few decoder layers and encoder blocks, fp32 on CPU, o
     once         drawn by their names only: a fresh run
     checkpoint   none is drawn; what a checkpoint will bring is marked
 
-Seconds of each, medians, and the ratios. Reading the checkpoint comes on top, and is the same either way.
+Seconds of processor time, medians, and the ratios. Reading the checkpoint comes on top, and is the same either way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def smaller(model: Molmo2Config, layers: int, blocks: int) -> Molmo2Config:
 
 
 def seconds(model: Molmo2Config, way: str) -> float:
-    """Time to build the model one way."""
+    """Processor time to build the model one way."""
     from megatron.core.utils import init_method_normal
     from torch import nn
 
@@ -50,12 +50,12 @@ def seconds(model: Molmo2Config, way: str) -> float:
         config.init_method = config.output_layer_init_method = init_method_normal(config.init_method_std)
         Linear.reset_parameters = nn.Linear.reset_parameters  # type: ignore[method-assign]
     rest: dict[str, Any] = {"stage": StageConfig(), "memory": memory, "parallel": parallel, "seed": 1}
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         built = build_model(model, config, **rest, loaded="all" if way == "checkpoint" else "nothing")
     finally:
         Linear.reset_parameters = undrawn  # type: ignore[method-assign]
-    taken = time.perf_counter() - start
+    taken = time.process_time() - start
     del built
     gc.collect()
     return taken

@@ -191,6 +191,8 @@ def described(found: Profile) -> str:
         )
     else:
         lines[0] += f"; operators took {found.busy_ms:,.0f} ms of it"
+        if torch.cuda.is_available():
+            lines[0] += "; the profiler recorded no kernel of the GPU (CUPTI, the library it takes them from, failed)"
     total = sum(row.ms for row in found.kernels) or 1.0
     lines.append(f"{'ms':>10} {'share':>6} {'calls':>8}  kind")
     lines += [_line(row, total) for row in found.kinds()]
