@@ -6,6 +6,9 @@
 # test-matrix  test-stack for every Python, Megatron-core, torch and numpy that is tried, and between them (an hour)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # test-transformers  fine-tunes, base models and exports beside transformers 5, in .venv-fixtures (made here)
+# gpu-kit  dist/gpu-kit: all that a GPU machine without a network needs for the checks of gpu-check (docs/gpu.md)
+# gpu-check  where there is a card: tests/gpu, 4B steps, kernels, profile, memory; at most 10 minutes, one page of results
+# test-gpu-kit  the kit, unpacked and run on the CPU at tiny sizes, beside such a machine's versions (installed here)
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
 #
 # PYTHON=python3.12 chooses the Python, VENV=.venv-3.12 another folder for its environment.
@@ -30,7 +33,7 @@ endif
 endif
 endif
 
-.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix test-transformers container-test lint fixtures clean
+.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix test-transformers container-test gpu-kit gpu-check test-gpu-kit lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -83,7 +86,27 @@ container-test:
 
 lint: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/hadolint --failure-threshold warning Dockerfile && $(BIN)/shellcheck .ci/run tests/container/*.sh
+	@$(BIN)/hadolint --failure-threshold warning Dockerfile && $(BIN)/shellcheck .ci/run tests/container/*.sh benchmarks/gpu/run.sh
+
+# KIT_ARGS: other machines and sizes, see python -m benchmarks.gpu.build --help
+gpu-kit: $(STAMP)
+	@$(BIN)/python -m benchmarks.gpu.build $(KIT_ARGS)
+
+# CHECK_ARGS: parts by name, --seconds, --out; see python -m benchmarks.gpu.run --list
+gpu-check: $(STAMP)
+	@$(BIN)/python -m benchmarks.gpu.run $(CHECK_ARGS)
+
+# The kit that is there, or one that is built first; an environment with the packages of that machine.
+KIT_VENV ?= .venv-gpu-kit
+KIT_PYTHON ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12.*/bin/python; do $$p -c '' 2> /dev/null && echo $$p && break; done)
+test-gpu-kit: $(KIT_VENV)/.installed $(if $(wildcard dist/gpu-kit/manifest.json),,gpu-kit)
+	@MOLMO2_PYTHON=$(abspath $(KIT_VENV))/bin/python OUT=gpu-results dist/gpu-kit/run.sh --tiny --seconds 3600 $(CHECK_ARGS)
+
+$(KIT_VENV)/.installed: benchmarks/gpu/machine.txt
+	@test -x $(KIT_VENV)/bin/python || $(KIT_PYTHON) -m venv $(KIT_VENV) || { echo "molmo2: the kit is for Python 3.12; call make test-gpu-kit KIT_PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@echo "installing what such a machine has into $(KIT_VENV) (3 GB to download)"
+	@PIP_CONSTRAINT=/dev/null $(KIT_VENV)/bin/python -m pip --disable-pip-version-check install -qq -r benchmarks/gpu/machine.txt
+	@touch $@
 
 # transformers with Molmo2 of its own does not go together with NeMo 2.7: a second environment.
 test-transformers: $(STAMP) .venv-fixtures/.installed
@@ -100,5 +123,5 @@ fixtures: .venv-fixtures/.installed
 	@touch $@
 
 clean:
-	@rm -rf demo runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache lightning_logs nemo_experiments
+	@rm -rf demo runs build dist gpu-results *.egg-info .pytest_cache .mypy_cache .ruff_cache lightning_logs nemo_experiments
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './.venv*' -prune -exec rm -rf {} +

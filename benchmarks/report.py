@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+COMMIT = "MOLMO2_COMMIT"  # environment variable of a run without git (benchmarks/gpu)
 
 
 def machine() -> dict[str, Any]:
@@ -34,22 +35,25 @@ def write_result(name: str, result: dict[str, Any], path: Path | None = None) ->
     now = datetime.now(timezone.utc)
     path = path or RESULTS / f"{name}-{now:%Y-%m-%d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    head = {"benchmark": name, "date": now.isoformat(timespec="seconds"), "commit": _commit()}
+    head = {"benchmark": name, "date": now.isoformat(timespec="seconds"), "commit": commit()}
     path.write_text(json.dumps(head | result, indent=1) + "\n")
     print(f"written to {path}")
     return path
 
 
-def _commit() -> str:
+def commit() -> str:
+    """The commit that is checked out, with + where files have changes; of a kit, the one that it was built of."""
     root = Path(__file__).parent
+    if COMMIT in os.environ:
+        return os.environ[COMMIT]
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
         changes = subprocess.run(
             ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
 def _processor() -> str:

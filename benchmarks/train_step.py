@@ -1,6 +1,6 @@
 """Whole training steps of a stage, by the product's own trainer: time, MFU by mask area, peak memory.
 
-    python -m benchmarks.train_step --model 4b --layers 4 8                         one GPU
+    python -m benchmarks.train_step --model 4b --layers 2 6 --check 10              one GPU
     torchrun --nproc-per-node 8 -m benchmarks.train_step --model 8b --layers 36     the full depth on eight
     torchrun --nproc-per-node 8 -m benchmarks.train_step --model 8b --layers 8 16 parallel.tensor=2 parallel.context=4
     python -m benchmarks.train_step --tiny                                          CPU: that the script works
@@ -11,14 +11,17 @@ up (tests/support/batches.py: `sft` 16,384 tokens and 128 crops of the shape of 
 in 36,864 tokens), the decoder has as many layers as --layers says, and nothing is saved.
 
 With two numbers of layers, time and memory are taken to be linear in it and given for the model's full depth as well;
-a table says which figures are measured and which extrapolated. Without settings for `parallel`, up to eight processes
+a table says which figures are measured and which extrapolated. --check measures
+one more depth and says how far it lies from that line. Without settings for `parallel`, up to eight processes
 share each pack, and more are replicas; with some, the others are 1. A step has --micro-batches forward passes on every
 replica, where training at the published batch sizes has more: the optimizer's share is smaller there.
 
 `log.profile=[4,5]` profiles steps 4 and 5 (warm-up steps count) of every stage and depth, see docs/running.md.
 
 Times are medians over --steps steps after --warmup. MFU counts what the model needs (cost/flops.py): allowed pairs,
-scored tokens, no padding, no recomputation.
+scored tokens, no padding, no recomputation. Beside them stands what `molmo2 plan` predicts for the same packs, layers
+and settings on this device: seconds, and bytes without its allowances for the runtime and fragmentation, which the peak
+of allocated memory does not hold either.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import machine, write_result
+from molmo2_nemo.cost.workload import Workload
+from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.data.example import Batch
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config, preset, with_options
 from molmo2_nemo.settings.run import RunConfig
@@ -79,7 +85,7 @@ class Noise:
 
         shapes, packing, packs = Shapes(model), cfg.data.packing, cfg.stage.micro_batch_size
         length = packing.sequence_length
-        self.batches = []
+        self.batches: list[Batch] = []
         for number in range(cfg.stage.global_batch_size // (packs * size)):
             seed = number * size + rank
             rng = np.random.default_rng(seed)
@@ -94,6 +100,41 @@ class Noise:
             yield from self.batches
 
 
+def planned(cfg: RunConfig, model: Molmo2Config, work: Workload, world: int) -> dict[str, float]:
+    """What the planner predicts for a step: GiB of a process, and seconds where the device is known. Nothing for
+    settings that it does not plan with."""
+    from molmo2_nemo.cost.hardware import Cluster
+    from molmo2_nemo.cost.step import DEFAULT_DEVICE
+    from molmo2_nemo.plan.memory import GIB
+    from molmo2_nemo.plan.search import configured
+    from molmo2_nemo.training.step_log import this_device
+
+    device = this_device()
+    found = configured(cfg, model, work, Cluster(device or DEFAULT_DEVICE, world, 1))
+    if found is None:
+        return {}
+    parts = found.memory.parts()
+    memory = {"memory_gib": (sum(parts.values()) - parts["runtime"]) / GIB}
+    return memory | ({"seconds": found.step.seconds} if device else {})
+
+
+def workload_of(cfg: RunConfig, model: Molmo2Config, batches: Sequence[Batch]) -> Workload:
+    """The average pack of these micro-batches."""
+    counts = [PackCounts.of(batch, model.visual_attention, model.text.vocab_size) for batch in batches]
+    packs, length = sum(c.packs for c in counts), cfg.data.packing.sequence_length
+    total = {n: sum(getattr(c, n) for c in counts) / packs for n in ("tokens", "pairs", "crops", "scored")}
+    return Workload(
+        packs=cfg.stage.global_batch_size,
+        steps=cfg.stage.max_steps,
+        length=length,
+        tokens=total["tokens"],
+        area=total["pairs"] / length**2,
+        crops=total["crops"],
+        max_crops=max(c.crops // c.packs for c in counts),
+        scored=total["scored"],
+    )
+
+
 def with_layers(model: Molmo2Config, layers: int) -> Molmo2Config:
     """The model with another number of decoder layers; of those with YaRN the first ones."""
     text = model.text
@@ -101,14 +142,11 @@ def with_layers(model: Molmo2Config, layers: int) -> Molmo2Config:
     return replace(model, text=replace(text, num_layers=layers, yarn=yarn))
 
 
-def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles: Path) -> dict[str, float]:
+def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles: Path) -> dict[str, Any]:
     """Trains a few steps on every rank; medians, on rank 0 (elsewhere nothing).
 
     Args:
         profiles: where those of log.profile are kept, in a folder for each stage and number of layers.
-
-    Raises:
-        UserError: log.profile names steps that are not trained.
     """
     import fiddle
     import torch
@@ -130,9 +168,14 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
         run_stage = fiddle.build(recipe)
         data = run_stage.keywords["data"]
-        data.packs._open = lambda _: Noise(
-            cfg, model, parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        )
+        loaders: list[Noise] = []
+
+        def loader() -> Noise:
+            rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+            loaders.append(Noise(cfg, model, rank, size))
+            return loaders[-1]
+
+        data.packs._open = lambda _: loader()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
@@ -149,17 +192,22 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
         return {}
     found = {name: statistics.median(line[name] for line in lines) for name in ("seconds", "wait", "memory_gib")}
     work = lines[0]["tflops"] * lines[0]["seconds"]  # of each process; the same in every step
-    return found | {"tflop": work, "tokens": lines[0]["tokens"], "crops": lines[0]["crops"], "loss": lines[-1]["loss"]}
+    found |= {"tflop": work, "tokens": lines[0]["tokens"], "crops": lines[0]["crops"], "loss": lines[-1]["loss"]}
+    print(f"{cfg.stage.name}, {model.text.num_layers} layers: {found}", flush=True)
+    return found | {"work": workload_of(cfg, model, loaders[0].batches)}
 
 
-def at_depth(measured: dict[int, dict[str, float]], layers: int) -> dict[str, float]:
+def at_depth(measured: dict[int, dict[str, Any]], layers: int) -> dict[str, Any]:
     """Seconds, memory and operations of a model with that many layers: measured, or on the line through two others.
 
     Raises:
         UserError: that depth was not measured, and fewer than two others were, so it cannot be extrapolated.
     """
-    if layers in measured:
-        return measured[layers]
+    return measured[layers] if layers in measured else on_line(measured, layers)
+
+
+def on_line(measured: dict[int, dict[str, Any]], layers: int) -> dict[str, float]:
+    """What the line through the lowest and the highest depth says of another."""
     if len(measured) < 2:
         raise UserError(f"--layers needs two numbers to extrapolate to {layers} layers")
     low, high = min(measured), max(measured)
@@ -175,17 +223,11 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
     from molmo2_nemo.training.step_log import known_peak
 
     full = preset(cfg.model.preset)
-    measured = {
-        n: train(cfg, with_layers(full, n), args.steps, args.warmup, args.profiles) for n in sorted(set(args.layers))
-    }
+    depths = sorted({*args.layers, *args.check})
+    measured = {n: train(cfg, with_layers(full, n), args.steps, args.warmup, args.profiles) for n in depths}
     if int(os.environ.get("RANK", "0")):
         return {}
     peak = cfg.log.peak_tflops or known_peak()
-    depths = {}
-    for layers in sorted({*measured, *([full.text.num_layers] if len(measured) > 1 else [])}):
-        row = at_depth(measured, layers)
-        rate = row["tflop"] / row["seconds"]
-        depths[layers] = row | {"tflops": rate, "mfu": rate / peak if peak else None, "measured": layers in measured}
     return {
         "tokens": cfg.data.packing.sequence_length,
         "crops": cfg.data.packing.max_crops,
@@ -196,8 +238,37 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
         "attention": cfg.model.attention,
         "precision": cfg.cluster.precision,
         "peak tflops": peak,
-        "layers": depths,
+        "layers": rows(cfg, full, measured, args.layers, peak, world),
     }
+
+
+def rows(
+    cfg: RunConfig,
+    full: Molmo2Config,
+    measured: dict[int, dict[str, Any]],
+    line: Sequence[int],
+    peak: float | None,
+    world: int,
+) -> dict[int, dict[str, Any]]:
+    """By depth: what was measured or is on the line, rates, what the planner says, how far a check is off the line.
+
+    Args:
+        line: the depths that the line goes through.
+    """
+    drawn = {n: measured[n] for n in set(line)}
+    works = [row.pop("work") for row in measured.values()]  # the same packs at every depth
+    found = {}
+    for layers in sorted({*measured, *([full.text.num_layers] if len(drawn) > 1 else [])}):
+        row = at_depth(measured, layers) if layers in measured else on_line(drawn, layers)
+        rate = row["tflop"] / row["seconds"]
+        row = row | {"tflops": rate, "mfu": rate / peak if peak else None, "measured": layers in measured}
+        row["tokens_per_second"] = works[0].tokens * works[0].packs / row["seconds"]
+        row["planned"] = planned(cfg, with_layers(full, layers), works[0], world)
+        if layers in measured and layers not in drawn and len(drawn) > 1:
+            expected = on_line(drawn, layers)
+            row["off the line"] = {n: row[n] / expected[n] - 1 for n in ("seconds", "memory_gib")}
+        found[layers] = row
+    return found
 
 
 def show(model: str, results: dict[str, dict[str, Any]]) -> None:
@@ -205,16 +276,49 @@ def show(model: str, results: dict[str, dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title=f"Training steps of {model}", caption="TFLOP/s and memory per process; ~ extrapolated")
-    for name in ("stage", "tokens", "packs", "layers", "seconds", "TFLOP/s", "MFU", "peak GiB"):
+    for name in HEADINGS:
         table.add_column(name, justify="left" if name == "stage" else "right")
     for stage, result in results.items():
         for layers, row in result["layers"].items():
-            mark = "" if row["measured"] else "~"
-            mfu = f"{mark}{row['mfu']:.1%}" if row["mfu"] is not None else "-"
-            figures = (f"{row['seconds']:.3f}", f"{row['tflops']:.3g}", mfu, f"{row['memory_gib']:.2f}")
-            marked = [figures[0], figures[1], mfu, figures[3]] if not mark else [mark + f.lstrip("~") for f in figures]
-            table.add_row(stage, f"{result['tokens']:,}", str(result["packs per step"]), str(layers), *marked)
-    Console().print(table)
+            table.add_row(stage, f"{result['tokens']:,}", *cells(result, layers, row))
+    Console(width=110).print(table)
+    for stage, result in results.items():
+        for layers, row in result["layers"].items():
+            if off := row.get("off the line"):
+                found = f"{off['seconds']:+.1%} of the time, {off['memory_gib']:+.1%} of the memory"
+                print(f"{stage}: {layers} layers lie {found} off the line through the others")
+
+
+HEADINGS = (
+    "stage",
+    "tokens",
+    "packs",
+    "layers",
+    "seconds",
+    "planner",
+    "tokens/s",
+    "TFLOP/s",
+    "MFU",
+    "peak GiB",
+    "planner",
+)
+
+
+def cells(result: dict[str, Any], layers: int, row: dict[str, Any]) -> list[str]:
+    """A row of the table from its third column on; ~ marks what is on the line instead of measured."""
+    mark, plan = "" if row["measured"] else "~", row["planned"]
+    mfu = "-" if row["mfu"] is None else f"{mark}{row['mfu']:.1%}"
+    return [
+        str(result["packs per step"]),
+        str(layers),
+        f"{mark}{row['seconds']:.3f}",
+        f"{plan['seconds']:.3f}" if "seconds" in plan else "-",
+        f"{mark}{row['tokens_per_second']:,.0f}",
+        f"{mark}{row['tflops']:.3g}",
+        mfu,
+        f"{mark}{row['memory_gib']:.2f}",
+        f"{plan['memory_gib']:.2f}" if "memory_gib" in plan else "-",
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -223,12 +327,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--tiny", action="store_true", help="the tiny model and short packs, for CPU")
     parser.add_argument("--stages", nargs="+", choices=("sft", "long"), default=["sft", "long"])
     parser.add_argument("--layers", type=int, nargs="+", help="decoder layers; default 4 8, with --tiny 2 4")
+    parser.add_argument("--check", type=int, nargs="+", default=[], help="depths that the line is compared with")
+    parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="folder for what log.profile makes")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--micro-batches", type=int, default=2)
-    parser.add_argument(
-        "--profiles", type=Path, default=Path("profiles"), help="folder for what log.profile=[4,5] makes"
-    )
     parser.add_argument("--out", type=Path)
     args, overrides = parser.parse_known_args(arguments)
     if unknown := [o for o in overrides if o.startswith("-") or "=" not in o]:

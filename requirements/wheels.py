@@ -94,7 +94,9 @@ class Wheels:
 
     def lay_out(self, names: Iterable[str], site: Path) -> None:
         """Unpacks the wheels into a folder for PYTHONPATH; with byte code, where it is for this environment."""
-        target = [*self.flags, "--only-binary=:all:", "--no-compile"] if self.flags else ["--compile"]
+        # pip compares a wheel at hand with the Python that runs pip, not with the one named, which it was fetched for
+        other = ["--only-binary=:all:", "--no-compile", "--ignore-requires-python"]
+        target = [*self.flags, *other] if self.flags else ["--compile"]
         files = [str(self.files[name]) for name in sorted(names)]
         self.pip("install", "--no-index", "--no-deps", *target, "--target", str(site), *files)
 
@@ -146,6 +148,14 @@ def build_project(wheels: Wheels, root: Path) -> str:
 def pack(folder: Path, archive: Path) -> tuple[int, int]:
     """An overlay's folder, less what no run opens, as .tar.gz or .tar.xz (a quarter smaller, and minutes to pack).
     Returns the number of files and their bytes."""
+    files = [path.relative_to(folder) for path in sorted(p for p in folder.rglob("*") if p.is_file())]
+    wanted = [f for f in files if f.parts[0] != "site" or not _is_unused(folder / "site", f.parts[1:])]
+    return pack_files(wanted, folder, archive, "molmo2-overlay")
+
+
+def pack_files(files: Iterable[Path | str], folder: Path, archive: Path, inside: str) -> tuple[int, int]:
+    """Files of a folder, by their paths in it, as .tar.gz or .tar.xz; `inside` is the folder in the archive.
+    Returns the number of files and their bytes."""
     count = size = 0
     part = archive.with_name(f".{archive.name}.part")
     try:
@@ -154,12 +164,9 @@ def pack(folder: Path, archive: Path) -> tuple[int, int]:
             if archive.suffix == ".xz"
             else tarfile.open(part, "w:gz", compresslevel=7) as tar
         ):
-            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                inside = path.relative_to(folder)
-                if inside.parts[0] == "site" and _is_unused(folder / "site", inside.parts[1:]):
-                    continue
-                tar.add(path, arcname=f"molmo2-overlay/{inside}", filter=_plain)
-                count, size = count + 1, size + path.stat().st_size
+            for name in files:
+                tar.add(folder / name, arcname=f"{inside}/{name}", filter=_plain)
+                count, size = count + 1, size + (folder / name).stat().st_size
         part.rename(archive)
     finally:
         part.unlink(missing_ok=True)

@@ -156,8 +156,11 @@ def test_everything_that_may_be_lacking_is_pinned(python):
         assert overlay.fits(pins[name].partition("==")[2], requirement.specifier), pins[name]
 
 
-def wheel(folder: Path, name: str, number: str, files: dict[str, str], requires: tuple[str, ...] = ()) -> None:
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {number}", *(f"Requires-Dist: {r}" for r in requires)]
+def wheel(
+    folder: Path, name: str, number: str, files: dict[str, str], requires: tuple[str, ...] = (), python: str = ">=3.10"
+) -> None:
+    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {number}", f"Requires-Python: {python}"]
+    lines += [f"Requires-Dist: {r}" for r in requires]
     info = f"{name}-{number}.dist-info"
     about = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(folder / f"{name}-{number}-py3-none-any.whl", "w") as file:
@@ -201,6 +204,17 @@ def test_pip_says_why_a_pin_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(overlay.PackageError, match="pip download failed:(.|\n)*packaging==0.1"):
         overlay.Wheels(tmp_path).fetch(["packaging==0.1"])
+
+
+def test_packages_for_a_newer_python_than_this_one_are_laid_out(tmp_path, monkeypatch):
+    (tmp_path / "index").mkdir()
+    wheel(tmp_path / "index", "newer", "1", {"newer/__init__.py": ""}, python=">=3.14")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    wheels = overlay.Wheels(tmp_path / "wheels", "3.14")
+    wheels.fetch(["newer==1"])
+    wheels.lay_out(["newer"], tmp_path / "site")
+    assert (tmp_path / "site" / "newer" / "__init__.py").is_file()
 
 
 def test_looking_for_pip_changes_nothing_here(tmp_path):

@@ -49,7 +49,8 @@ class Kernel:
     region's exact share: dq of all regions add up, dk and dv belong to the region's keys.
 
     plan(region, device) finds on the host what both need, and keeps it with the region; without it they find it
-    themselves, the first time.
+    themselves, the first time. What it puts on the device goes there by `transfer.to_device`, and nothing is computed
+    there: it may run in a thread and on a stream of its own, ahead of training.
 
     Neither is differentiable by autograd; `attend` is. Where backward is None (flex), forward itself is differentiable,
     in out and in lse.

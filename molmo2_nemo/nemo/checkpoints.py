@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nemo.lightning as nl
+from megatron.core.utils import get_attr_wrapped_model
 from nemo.lightning.ckpt_utils import WEIGHTS_PATH, ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
@@ -138,7 +139,8 @@ class VerifyingStrategy(nl.MegatronStrategy):
         checkpoints.refuse_damaged(path, sums)
         adapters = self.lightning_module.model_config.lora is not None
         self.fresh_adapters = adapters and not checkpoints.has_adapters(path)
-        fresh = self.lightning_module.module.without_adapters(self.fresh_adapters)
+        without = get_attr_wrapped_model(self.lightning_module.module, "without_adapters")  # bf16 wraps once more
+        fresh = without(self.fresh_adapters)
         with fresh, checkpoints.reading(path):
             return super().load_checkpoint(path, selective_restore)
 

@@ -81,14 +81,15 @@ class MicroBatches:
                 torch.cuda.set_device(where)  # a thread begins with the first
             copies = Copies(stream)
             with copies.begun():
-                made = self.made(batch)
+                made = self.made(batch, ahead=True)
                 made.inputs.plan = self.plan(made.inputs)
             return replace(made, copies=copies)
 
         return Ahead(batches, make, most)
 
-    def made(self, batch: Batch) -> MicroBatch:
-        """The batch as training takes it, its arrays on the way to the device."""
+    def made(self, batch: Batch, ahead: bool = False) -> MicroBatch:
+        """The batch as training takes it, its arrays on the way to the device; where it is made ahead, without the
+        crops, of which `plan` chooses this rank's."""
         groups = self.groups[batch.context_ranks or max(self.groups)]
         statistics = StepStatistics()
         if groups.rank == 0 and is_first_of_replica(context=False):
@@ -96,10 +97,10 @@ class MicroBatches:
         if self.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.sequence_parallel else 1
             batch = without_padding(batch, groups.size * tensor)
-        return MicroBatch(self._inputs(batch, groups), batch.state, statistics, batch.of_step or None, Copies())
+        return MicroBatch(self._inputs(batch, groups, ahead), batch.state, statistics, batch.of_step or None, Copies())
 
-    def _inputs(self, batch: Batch, groups: ContextGroups) -> PackInputs:
-        inputs = PackInputs.from_batch(batch, device())
+    def _inputs(self, batch: Batch, groups: ContextGroups, ahead: bool) -> PackInputs:
+        inputs = PackInputs.from_batch(batch, device(), vision_later=ahead)
         inputs.groups = groups
         if (ids := self.tasks.ids(batch)) is not None:
             inputs.tasks = to_device(ids, device())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from molmo2_nemo.cost.hardware import device_called
+from molmo2_nemo.cost.hardware import Device, device_called
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
 from molmo2_nemo.training import metrics
@@ -123,8 +123,13 @@ class StepWriter:
 
 def known_peak() -> float | None:
     """Dense bf16 TFLOP/s of this device; None where it is not known, as on CPU."""
-    device = device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    device = this_device()
     return None if device is None else device.tflops
+
+
+def this_device() -> Device | None:
+    """This process's GPU in the table of known ones (cost/hardware.py); None where it is not there, as on CPU."""
+    return device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 def reduced(values: list[list[float]], how: Any) -> list[list[float]]:

@@ -72,8 +72,10 @@ def test_only_what_trains_has_changed(workers: Any, packs: Any, tmp_path: Path, 
             assert (table in frozen) == (target == "remote" or config.text.tie_embeddings)
 
 
-def test_stage_one_starts_from_base_models(workers: Any, packs: Any, tmp_path: Path) -> None:
-    """`convert init` for the sizes of `tiny`, trained for a step with learning rate 0: every weight arrived."""
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stage_one_starts_from_base_models(workers: Any, packs: Any, tmp_path: Path, precision: Any) -> None:
+    """`convert init` for the sizes of `tiny`, trained for a step with learning rate 0: every weight arrived, rounded
+    to the run's precision."""
     import transformers
 
     config = preset("tiny")
@@ -101,10 +103,13 @@ def test_stage_one_starts_from_base_models(workers: Any, packs: Any, tmp_path: P
     transformers.SiglipVisionModel(vit).save_pretrained(tmp_path / "vit")
     start = init_checkpoint(tmp_path / "llm", tmp_path / "vit", tmp_path / "start", model="tiny")
     cfg = tiny_run(tmp_path / "run", steps=1, tensor=2)
-    cfg.init_from = str(start)
+    cfg.init_from, cfg.cluster.precision = str(start), precision
     cfg.stage.optim.vit.lr = cfg.stage.optim.connector.lr = cfg.stage.optim.llm.lr = 0.0
     workers.run(train_on_packs, cfg, packs, ranks=2, fit=True)
     done = resolve_checkpoint(tmp_path / "run" / cfg.stage.name)
     before, after = MegatronCheckpoint(start), MegatronCheckpoint(done)
     for key in canonical_shapes(config):
-        assert torch.equal(before.read(key), after.read(key)), key
+        one, other = before.read(key), after.read(key)
+        if precision == "bf16":
+            one, other = one.bfloat16(), other.bfloat16()
+        assert torch.equal(one, other), key

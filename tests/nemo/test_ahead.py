@@ -16,27 +16,28 @@ STEPS = 3
 TRACED = ("loss", "tasks", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm", "tokens", "crops")
 
 
-def trained(cfg, packs) -> tuple[list[dict], list[str], int]:
-    """Job: metrics; the threads that made micro-batches ready; how many came with their plan."""
+def trained(cfg, packs) -> tuple[list[dict], list[str], int, int]:
+    """Job: metrics; the threads that made micro-batches ready; how many came with their plan; crops on this rank."""
     import threading
 
     from molmo2_nemo.model.molmo2 import Molmo2Model
     from molmo2_nemo.training.step import MicroBatches
 
-    threads, planned = [], []
+    threads, planned, crops = [], [], []
     made, forward = MicroBatches.made, Molmo2Model.forward
 
-    def watched(self, batch):
+    def watched(self, batch, *rest, **options):
         threads.append(threading.current_thread().name)
-        return made(self, batch)
+        return made(self, batch, *rest, **options)
 
     def seen(self, inputs):
         planned.append(inputs.plan is not None)
+        crops.append(len(inputs.crops))
         return forward(self, inputs)
 
     MicroBatches.made, Molmo2Model.forward = watched, seen
     try:
-        return train_on_packs(cfg, packs), threads, sum(planned)
+        return train_on_packs(cfg, packs), threads, sum(planned), sum(crops)
     finally:
         MicroBatches.made, Molmo2Model.forward = made, forward
 
@@ -70,6 +71,18 @@ def test_training_is_the_same_to_the_last_bit(workers, tmp_path, name):
         assert set(found["plain"][rank][1]) == {"MainThread"} and not found["plain"][rank][2]
         assert set(found["ahead"][rank][1]) == {"ahead"} and found["ahead"][rank][2]
         assert len(found["ahead"][rank][1]) == len(found["plain"][rank][1])  # none is made that is not taken
+    held = {way: [rank[3] for rank in ranks_] for way, ranks_ in found.items()}
+    if name in ("cp2, cut padding", "pp2", "tp2 sp", "all gather"):  # each crop comes to the rank that encodes it
+        assert sum(held["ahead"]) == held["plain"][0] == held["plain"][1]
+        assert (held["ahead"][1] == 0) == (name == "pp2")
+
+
+def own_crops(inputs) -> None:
+    """In place of the model's plan: all crops, counted from the first."""
+    from molmo2_nemo.parallel.crops import CropPlan
+
+    every = slice(0, len(inputs.crops)), slice(0, len(inputs.pooling))
+    inputs.keep_own_crops(CropPlan(*every, [every], *([None] * 4)), 1)  # type: ignore
 
 
 def taken(folder: str, ahead: bool, count: int, state: str | None) -> tuple[list[Any], str]:
@@ -86,7 +99,7 @@ def taken(folder: str, ahead: bool, count: int, state: str | None) -> tuple[list
     model = preset("tiny")
     groups = {1: ContextGroups(None, None, None, None)}
     everything = Trainable(*(True for _ in Trainable.__dataclass_fields__))
-    takes = MicroBatches(model, everything, groups, Tasks({}), False, False, plan=lambda inputs: None)  # type: ignore
+    takes = MicroBatches(model, everything, groups, Tasks({}), False, False, plan=own_crops)  # type: ignore
     data = TrainingData(demo_data(folder), 1, 2, model)
     if state is not None:
         data.load(state)

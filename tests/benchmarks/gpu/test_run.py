@@ -1,0 +1,151 @@
+"""A prepared run: parts by name, their time, what a part that fails or hangs leaves."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import run as runner
+from benchmarks.gpu.parts import CLOSING, LEAST, NAMES, PARTS, SECONDS, Budget, Part, chosen
+from benchmarks.gpu.run import FILES, Run, last_line
+
+
+def part(name: str, code: str, limit: int = 30, **fields: object) -> Part:
+    """A part that runs a line of Python; `timeit` is a module that there is."""
+    command = ("-c", code)
+    return Part(name, f"title of {name}", 1, limit, command, command, **fields)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(Part, "missing", lambda self: None)
+    for name in ("out", "work"):
+        (tmp_path / name).mkdir()
+    begun = time.monotonic()
+    budget = Budget(SECONDS)
+    return Run(tmp_path / "out", tmp_path / "work", tmp_path, True, budget, clock=lambda: time.monotonic() - begun)
+
+
+def test_everything_required_fits_into_one_command():
+    assert sum(p.expected for p in PARTS if not p.optional) + CLOSING <= SECONDS < 600
+    for p in PARTS:
+        assert LEAST <= p.limit and p.expected <= p.limit, p.name
+        assert p.command[0] == "-m" and (p.tiny is None or p.tiny[:2] == p.command[:2]), p.name
+    assert [p.optional for p in PARTS] == sorted(p.optional for p in PARTS)  # the optional ones come last
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_parts_by_name_in_their_own_order():
+    assert [p.name for p in chosen([])] == list(NAMES)
+    assert [p.name for p in chosen(["probe", "train_sft"])] == ["environment", "train_sft", "probe"]
+    with pytest.raises(ValueError, match="trian_sft: no such part; there are environment, tests"):
+        chosen(["trian_sft"])
+
+
+@pytest.mark.parametrize(
+    ("used", "optional", "expected"),
+    [
+        (0, False, 100),
+        (SECONDS - CLOSING - 60, False, 60),  # what is left
+        (SECONDS - CLOSING - LEAST + 1, False, "14 s are left, 15 are needed"),
+        (SECONDS - CLOSING - 40, True, 40),
+        (SECONDS - CLOSING - 39, True, "39 s are left, 40 are needed"),
+        (SECONDS + 50, False, "0 s are left, 15 are needed"),
+    ],
+)
+def test_the_time_a_part_gets(used, optional, expected):
+    one = Part("a", "", 40, 100, (), (), optional=optional)
+    assert Budget(SECONDS, used).limit(one) == expected
+
+
+def test_a_part_that_fails_or_hangs_leaves_the_others_alone(run):
+    print_it = "import pathlib; pathlib.Path(r'{work}/good.json').write_text('{{\"found\": 1}}'); print('all well')"
+    child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', "
+    child += "'import time; time.sleep(600)'], stdout=sys.stdout); print('begun', flush=True); time.sleep(600)"
+    run.all(
+        [
+            part("bad", "print('first'); raise SystemExit('it broke')"),
+            part("hung", child, limit=3),
+            part("good", print_it),
+            Part("card", "needs one", 1, 30, ("-c", ""), None),
+        ]
+    )
+    found = {result.name: (result.state, result.why) for result in run.results}
+    assert found["bad"] == ("failed", "exit code 1; it broke")
+    assert found["hung"] == ("stopped", "after 3 s; begun")
+    assert found["good"] == ("passed", "all well")
+    assert found["card"] == ("skipped", "needs a card")
+    kept = json.loads((run.out / "results.json").read_text())
+    assert [p["name"] for p in kept["parts"]] == ["bad", "hung", "good", "card"]
+    assert kept["parts"][2]["data"] == {"found": 1}
+    assert "===== hung\nbegun\n" in (run.out / "logs.txt").read_text()
+    page = (run.out / "page.md").read_text()
+    assert "- hung, stopped: after 3 s; begun" in page and "- card, skipped: needs a card" in page
+    assert not descendants(str(run.work))
+
+
+def descendants(text: str) -> list[str]:
+    """Command lines of processes that sleep for the test above."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"import time; time.sleep(600)" in words:
+            lines.append(str(words))
+    return lines
+
+
+def test_no_time_left_is_said(run):
+    run.budget.total = CLOSING + 5
+    run.all([part("late", "print('never')")])
+    assert run.results[0].state == "not run" and "are needed" in run.results[0].why
+
+
+def test_without_a_card_nothing_is_begun(run):
+    run.tiny = False
+    assert "--tiny runs the parts" in run.without_card(runner.Result("environment", "passed", data={"card": None}))
+    assert run.without_card(runner.Result("environment", "passed", data={"card": "H100"})) is None
+    assert "torch could not be asked" in run.without_card(runner.Result("environment", "failed", why="no torch"))
+
+
+def test_at_most_eight_files_come_back(run):
+    for number in range(9):
+        (run.work / "profiles" / f"sft-{number}-layers").mkdir(parents=True)
+        (run.work / "profiles" / f"sft-{number}-layers" / "steps-5-5.trace.json.gz").write_bytes(b"packed")
+    run.save()
+    names = sorted(path.name for path in run.out.iterdir())
+    assert len(names) == FILES and {"page.md", "results.json", "logs.txt"} <= set(names)
+    assert names[-1] == "sft-4-layers.steps-5-5.trace.json.gz"
+
+
+def test_a_trace_that_is_too_large_stays_behind(run, monkeypatch):
+    monkeypatch.setattr(runner, "TRACE_BYTES", 10)
+    (run.work / "it.trace.json.gz").write_bytes(bytes(11))
+    run.save()
+    assert sorted(path.name for path in run.out.iterdir()) == ["logs.txt", "page.md", "results.json"]
+
+
+def test_the_last_line_that_says_something(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("first\n3 passed in 2 s\n======\n\n")
+    assert last_line(log) == "3 passed in 2 s"
+    log.write_text("\n")
+    assert last_line(log) == "it said nothing"
+
+
+def test_a_wrong_part_is_refused_and_the_list_names_all(capsys):
+    with pytest.raises(SystemExit):
+        runner.main(["probes"])
+    assert "probes: no such part" in capsys.readouterr().err
+    assert runner.main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
+
+
+def test_every_module_of_a_part_is_there():
+    missing = {p.name for p in PARTS if p.missing()}
+    assert missing <= {"kernels"}
