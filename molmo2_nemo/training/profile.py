@@ -153,7 +153,8 @@ def summary(found: Any) -> Profile:
 
 def _is_kernel(event: Any) -> bool:
     """Whether an event is work of a device, not a mark that spans such work."""
-    return event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    annotation = event.is_user_annotation or event.name.startswith(STEP)
+    return event.device_type == DeviceType.CUDA and not annotation
 
 
 def _waits(name: str) -> bool:
