@@ -71,7 +71,8 @@ def settings(model: str, stage: str, world: int, overrides: Sequence[str], micro
     if parallel.dynamic_context:
         raise UserError("parallel.dynamic_context: this benchmark assigns its packs itself; leave it off")
     parallel.data = world // replica
-    cfg.cluster.nodes, cfg.cluster.devices = 1, world
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cfg.cluster.nodes, cfg.cluster.devices = world // devices, devices
     cfg.stage.global_batch_size = cfg.stage.micro_batch_size * parallel.data * micro_batches
     cfg.log.tensorboard, cfg.log.wandb = False, None
     return cfg

@@ -71,7 +71,9 @@ class Library:
 
 def current_registered() -> str | None:
     """What is under PyTorch's flash operators; None: what PyTorch was built with."""
-    current = getattr(torch.nn.attention, "current_flash_attention_impl", None)  # absent before 2.11
+    from torch.nn import attention
+
+    current = getattr(attention, "current_flash_attention_impl", None)  # absent before PyTorch 2.11
     return None if current is None else current()
 
 
@@ -227,8 +229,10 @@ def _capability_problem(name: str) -> str | None:
 
 
 def _registry_problem(name: str) -> str | None:
+    from torch.nn import attention
+
     module = MODULES[name]
-    if not hasattr(torch.nn.attention, "activate_flash_attention_impl"):
+    if not hasattr(attention, "activate_flash_attention_impl"):
         return f"PyTorch {torch.__version__} has no registry of flash attentions"
     return _activation_problem(name) if is_installed(module) else f"{module} is not installed"
 

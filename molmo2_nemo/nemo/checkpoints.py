@@ -144,6 +144,12 @@ class VerifyingStrategy(nl.MegatronStrategy):
         with fresh, checkpoints.reading(path):
             return super().load_checkpoint(path, selective_restore)
 
+    def teardown(self) -> None:
+        """Nothing goes to the host at the end: Lightning would copy the optimizer's state there, also after a failure
+        for want of memory: tens of GB on a node."""
+        self.optimizers: list[Any] = []
+        super().teardown()
+
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Adapters that start in this stage are not in the checkpoint of the stage before: they keep their values."""
         super().load_model_state_dict(checkpoint, strict and not self.fresh_adapters)
