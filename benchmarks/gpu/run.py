@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.page import page
-from benchmarks.gpu.parts import NAMES, PARTS, SECONDS, Budget, Part, chosen
+from benchmarks.gpu.parts import NAMES, ON_CPU, PARTS, SECONDS, Budget, Part, chosen
 from benchmarks.report import COMMIT, commit
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(scratch),
             data.absolute(),
             args.tiny,
-            Budget(args.seconds),
+            Budget(args.seconds, patience=ON_CPU if args.tiny else 1.0),
             lambda: time.time() - begun,
         )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))

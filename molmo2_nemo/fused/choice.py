@@ -102,6 +102,10 @@ PIECES: dict[str, dict[str, Way]] = {
         "plain": Way(PLAIN, merge.PLAIN),
     },
     "flash": {name: Way(library.title, library, problem) for name, (library, problem) in varlen.libraries().items()},
+    "inputs": {  # the function is whether training/ahead.py does it
+        "ahead": Way("planned and copied one micro-batch ahead", True),
+        "plain": Way("planned and copied when it is needed", False),
+    },
 }
 
 

@@ -333,6 +333,7 @@ class KernelConfig:
     # The library under model.attention=flash on CUDA (fused/varlen.py); plain: PyTorch's own
     flash: Literal["auto", "plain", "fa2", "fa3", "fa4", "cudnn"] = "auto"
     merge: Literal["auto", "plain", "compiled"] = "auto"  # pieces of attention, and their gradients
+    inputs: Literal["auto", "plain", "ahead"] = "auto"  # when micro-batches are planned and brought to the device
 
 
 @dataclass(frozen=True)

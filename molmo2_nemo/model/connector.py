@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from molmo2_nemo.fused.pooling import PLAIN, Pooling
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.linear import Linear
 from molmo2_nemo.model.vision import Attention
 
 
@@ -55,9 +56,9 @@ class Projector(nn.Module):
 
     def __init__(self, in_size: int, ffn_size: int, out_size: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(in_size, ffn_size, bias=False, dtype=dtype)
-        self.up_proj = nn.Linear(in_size, ffn_size, bias=False, dtype=dtype)
-        self.down_proj = nn.Linear(ffn_size, out_size, bias=False, dtype=dtype)
+        self.gate_proj = Linear(in_size, ffn_size, bias=False, dtype=dtype)
+        self.up_proj = Linear(in_size, ffn_size, bias=False, dtype=dtype)
+        self.down_proj = Linear(ffn_size, out_size, bias=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

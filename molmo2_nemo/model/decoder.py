@@ -38,6 +38,7 @@ from molmo2_nemo.fused import norm
 from molmo2_nemo.fused.choice import Choice
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.families import family_of
+from molmo2_nemo.model.init import undrawn
 from molmo2_nemo.model.lora import adapted
 from molmo2_nemo.model.memory import FusedMLP, TiledMLP, recompute_settings
 from molmo2_nemo.model.rotary import table_of_layer
@@ -73,6 +74,9 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=text.initializer_range,
+        # not perform_initialization=False, with which Megatron leaves out the marks of tensor parallelism too
+        init_method=undrawn,
+        output_layer_init_method=undrawn,
         calculate_per_token_loss=True,
         # Megatron's own fusions are off: these layers have theirs (KernelConfig). Fused gradient accumulation needs
         # Apex.

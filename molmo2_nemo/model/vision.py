@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from molmo2_nemo.model.config import VisionConfig
+from molmo2_nemo.model.linear import Linear
 
 BlockFunction = Callable[..., Tensor]
 
@@ -39,7 +40,7 @@ class VisionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = recompute
-        self.patch_embedding = nn.Linear(config.patch_dim, config.hidden_size, dtype=dtype)
+        self.patch_embedding = Linear(config.patch_dim, config.hidden_size, dtype=dtype)
         self.position_embedding = nn.Parameter(torch.empty(config.num_patches, config.hidden_size, dtype=dtype))
         self.blocks = nn.ModuleList(VisionBlock(config, dtype, block) for _ in range(config.num_built_layers))
 
@@ -93,8 +94,8 @@ def _announce(block: nn.Module) -> None:
 class VisionMLP(nn.Module):
     def __init__(self, config: VisionConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.ffn_size, dtype=dtype)
-        self.fc2 = nn.Linear(config.ffn_size, config.hidden_size, dtype=dtype)
+        self.fc1 = Linear(config.hidden_size, config.ffn_size, dtype=dtype)
+        self.fc2 = Linear(config.ffn_size, config.hidden_size, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
@@ -110,10 +111,10 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.float32 = float32
-        self.q_proj = nn.Linear(in_size, out_size, dtype=dtype)
-        self.k_proj = nn.Linear(in_size, out_size, dtype=dtype)
-        self.v_proj = nn.Linear(in_size, out_size, dtype=dtype)
-        self.o_proj = nn.Linear(out_size, out_size, dtype=dtype)
+        self.q_proj = Linear(in_size, out_size, dtype=dtype)
+        self.k_proj = Linear(in_size, out_size, dtype=dtype)
+        self.v_proj = Linear(in_size, out_size, dtype=dtype)
+        self.o_proj = Linear(out_size, out_size, dtype=dtype)
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """queries [C, Q, in], keys [C, K, in] -> [C, Q, out]."""
