@@ -23,10 +23,10 @@ def plain(x: Tensor, heads: int, eps: float, float32: bool, *parameters: Tensor)
     norm1, q, k, v, o, norm2, fc1, fc2 = zip(parameters[::2], parameters[1::2], strict=True)
     y = F.layer_norm(x, x.shape[-1:], *norm1, eps)
     shape = *y.shape[:-1], heads, y.shape[-1] // heads
-    split = [F.linear(y, *map_).reshape(shape).transpose(1, 2) for map_ in (q, k, v)]
+    query, key, value = (F.linear(y, *map_).reshape(shape).transpose(1, 2) for map_ in (q, k, v))
     if float32:
-        split = [t.float() for t in split]
-    out = F.scaled_dot_product_attention(*split)
+        query, key, value = query.float(), key.float(), value.float()
+    out = F.scaled_dot_product_attention(query, key, value)
     x = x + F.linear(out.transpose(1, 2).flatten(2).to(y.dtype), *o)
     y = F.layer_norm(x, x.shape[-1:], *norm2, eps)
     return x + F.linear(F.gelu(F.linear(y, *fc1), approximate="tanh"), *fc2)
