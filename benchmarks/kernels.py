@@ -1,4 +1,4 @@
-"""Each piece of the model by each way that can run here, forward and backward, in one run: time and peak memory.
+"""Pieces of the model by each way that can run here, forward and backward, in one run: time and peak memory.
 
     python -m benchmarks.kernels [--pieces norm loss] [--repeats 5] [--out FILE]      CPU: the tiny model's widths, fp32
     python -m benchmarks.kernels --model 4b --tokens 36864 --crops 48                 CUDA: real widths, bf16
@@ -6,7 +6,7 @@
 Every way of a piece (`kernels.*`, docs/kernels.md) gets the same tensors. Time is the median of the repeats, after one
 that compiles and one that warms up. Memory is what exists at the peak beside the inputs: on CUDA
 torch.cuda.max_memory_allocated, on a CPU every tensor's storage as operations return them, which compiled code does not
-show: no figure there. The optimizer's step is not here: benchmarks.train_step has it.
+show: no figure there. Not here: attention (benchmarks.attention), the optimizer's step (benchmarks.train_step).
 """
 
 from __future__ import annotations
