@@ -145,7 +145,7 @@ def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: flo
 def _cudnn_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: Lengths, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    unused = torch.zeros((), dtype=torch.int64, device=q.device)
+    unused = q.new_zeros((), dtype=torch.int64)  # torch.zeros(()) would wait for the device
     if True in HEADS_FIRST:
         lse = lse.transpose(0, 1).clone(memory_format=torch.contiguous_format)
     else:
