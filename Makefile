@@ -73,7 +73,7 @@ test-slurm: $(STAMP)
 	@MOLMO2_SLURM_TESTS=1 $(PYTEST) -rs tests/launch/slurm $(PYTEST_ARGS)
 
 # What could break with another Megatron-core, torch or numpy.
-STACK_TESTS := $(addprefix tests/,nemo training convert model parallel attention test_cpu.py test_compat.py)
+STACK_TESTS := $(addprefix tests/,nemo training convert model parallel attention fused virtual_gpu test_cpu.py test_compat.py)
 
 test-stack: $(STAMP)
 	@$(PYTEST) $(TWO) $(STACK_TESTS) $(PYTEST_ARGS)

@@ -16,6 +16,8 @@ one more depth and says how far it lies from that line. Without settings for `pa
 share each pack, and more are replicas; with some, the others are 1. A step has --micro-batches forward passes on every
 replica, where training at the published batch sizes has more: the optimizer's share is smaller there.
 
+`log.profile=[4,5]` profiles steps 4 and 5 (warm-up steps count) of every stage and depth, see docs/running.md.
+
 Times are medians over --steps steps after --warmup. MFU counts what the model needs (cost/flops.py): allowed pairs,
 scored tokens, no padding, no recomputation. Beside them stands what `molmo2 plan` predicts for the same packs, layers
 and settings on this device: seconds, and bytes without its allowances for the runtime and fragmentation, which the peak
@@ -27,6 +29,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -68,7 +71,8 @@ def settings(model: str, stage: str, world: int, overrides: Sequence[str], micro
     if parallel.dynamic_context:
         raise UserError("parallel.dynamic_context: this benchmark assigns its packs itself; leave it off")
     parallel.data = world // replica
-    cfg.cluster.nodes, cfg.cluster.devices = 1, world
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cfg.cluster.nodes, cfg.cluster.devices = world // devices, devices
     cfg.stage.global_batch_size = cfg.stage.micro_batch_size * parallel.data * micro_batches
     cfg.log.tensorboard, cfg.log.wandb = False, None
     return cfg
@@ -152,11 +156,14 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
 
     from molmo2_nemo.nemo.recipes import stage_recipe
     from molmo2_nemo.rundir.lines import read_metrics
-    from molmo2_nemo.rundir.paths import stage_dir
+    from molmo2_nemo.rundir.paths import PROFILE, stage_dir
+    from molmo2_nemo.settings.checks import profile_problems
 
     with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
         stage_dir(cfg).mkdir(parents=True)
+        for problem in profile_problems(cfg):
+            raise UserError(problem)
         recipe = stage_recipe(cfg)
         recipe.model.model = with_options(model, **cfg.model.options())
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
@@ -169,11 +176,14 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
             loaders.append(Noise(cfg, model, rank, size))
             return loaders[-1]
 
-        data.train_dataloader = loader
+        data.packs._open = lambda _: loader()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
         lines = read_metrics(stage_dir(cfg))[warmup:]
+        if (stage_dir(cfg) / PROFILE).is_dir():
+            kept = profiles / f"{cfg.stage.name}-{model.text.num_layers}-layers"
+            shutil.copytree(stage_dir(cfg) / PROFILE, kept, dirs_exist_ok=True)
     del run_stage, data, recipe
     unset_num_microbatches_calculator()  # the next stage has another
     gc.collect()  # the trainer and its model refer to each other

@@ -38,7 +38,7 @@ VIDEO = "av"
 NO_VIDEO = "a video decoder of 32 MiB packed; the parts of a run use shards of images. --with-video packs it"
 NO_FIXTURES = "test fixtures and results, 6.7 MB that only other tests read"
 PROJECT_WITHOUT = ("tests/fixtures/", "benchmarks/results/", "docs/")
-BESIDE = ("torch", "numpy", "triton", "megatron-core", "transformer-engine", "flash-attn", "pytest")
+BESIDE = ("torch", "numpy", "triton", "megatron-core", "transformer-engine", "flash-attn")
 COPIED = ("run.sh", "unpack.py", "manifest.py")
 
 

@@ -54,6 +54,7 @@ def main() -> None:
     found = environment()
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+    print(f"{found['card'] or 'no card'}, torch {found['packages']['torch']}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import platform
 import shutil
 import sys
 import tarfile
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def unpack(kit: Path, folder: Path) -> bool:
     for name in ARCHIVES:
         with tarfile.open(kit / name) as tar:
             tar.extractall(folder, filter="data")
+    warnings.simplefilter("ignore", SyntaxWarning)  # of packages for older Pythons
     for name in ("molmo2-overlay/site", "project"):
         compileall.compile_dir(str(folder / name), quiet=2, workers=0)
     (folder / STAMP).write_text(stamp)

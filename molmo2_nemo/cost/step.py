@@ -168,7 +168,7 @@ class StepCost:
         seconds = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
         if self.memory.mlp_tiles > 1 and layout.recompute != "selective":
             seconds += mlps
-        if layout.recompute == "full" and self.trainable.vit:
+        if self.memory.vision_recomputed_with(layout.recompute) and self.trainable.vit:
             seconds += vision.vit
         if self.memory.vision_chunk is not None:
             seconds += vision.vit + vision.connector

@@ -16,9 +16,11 @@ from nemo.lightning.ckpt_utils import WEIGHTS_PATH, ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 
+from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import CheckpointConfig
 from molmo2_nemo.training import checkpoints
+from molmo2_nemo.training.model import Loaded
 
 
 class StageCheckpoints(ModelCheckpoint):
@@ -99,6 +101,25 @@ class Resume(nl.AutoResume):
         super().setup(trainer, model)
 
 
+def weights_to_come(trainer: Any, model_config: Molmo2Config) -> Loaded:
+    """What a checkpoint will bring once the model is built: the stage's own, or the one it starts from."""
+    if trainer is None:
+        return "nothing"
+    if trainer.ckpt_path:
+        return "all"
+    restore = getattr(trainer.strategy, "restore_config", None)
+    if restore is None or not restore.load_model_state:
+        return "nothing"
+    own = model_config.lora is None or checkpoints.has_adapters(_folder(restore.path))
+    return "all" if own else "all but adapters"
+
+
+def _folder(checkpoint: str | Path) -> Path:
+    """A checkpoint's folder, also where the one with its weights is named."""
+    path = Path(checkpoint)
+    return path.parent if path.name == WEIGHTS_PATH else path
+
+
 class VerifyingStrategy(nl.MegatronStrategy):
     """NeMo's MegatronStrategy, which compares a checkpoint with its manifest before loading it.
 
@@ -109,8 +130,7 @@ class VerifyingStrategy(nl.MegatronStrategy):
     fresh_adapters = False
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
-        path = Path(checkpoint_path)
-        path = path.parent if path.name == WEIGHTS_PATH else path
+        path = _folder(checkpoint_path)
         sums = self.trainer.checkpoint_callback.keep.verify
         if not selective_restore:
             path = checkpoints.newest_undamaged(path.parent, sums)
@@ -123,6 +143,12 @@ class VerifyingStrategy(nl.MegatronStrategy):
         fresh = without(self.fresh_adapters)
         with fresh, checkpoints.reading(path):
             return super().load_checkpoint(path, selective_restore)
+
+    def teardown(self) -> None:
+        """Nothing goes to the host at the end: Lightning would copy the optimizer's state there, also after a failure
+        for want of memory: tens of GB on a node."""
+        self.optimizers: list[Any] = []
+        super().teardown()
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Adapters that start in this stage are not in the checkpoint of the stage before: they keep their values."""

@@ -16,6 +16,7 @@ from molmo2_nemo.fused.choice import described
 from molmo2_nemo.model.config import NOTHING_TRAINS, KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import LossSums
+from molmo2_nemo.nemo.checkpoints import weights_to_come
 from molmo2_nemo.nemo.data import training_data
 from molmo2_nemo.settings.run import ClusterConfig, ModelSelection, ParallelConfig, RunConfig, StageConfig
 from molmo2_nemo.training.model import build_model, chosen_model, megatron_config
@@ -114,6 +115,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             kernels=self.kernels,
             parallel=self.parallel,
             seed=self.seed,
+            loaded=weights_to_come(self._trainer, self.model_config),
         )
         self.groups, self.kernel, self.choices = self.module.groups, self.module.kernel, self.module.choices
         self.micro_batches = MicroBatches(
@@ -123,6 +125,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self.tasks,
             cut_padding=self.parallel.cut_padding,
             sequence_parallel=self.config.sequence_parallel,
+            plan=self.module.plan,
         )
 
     def on_train_start(self) -> None:

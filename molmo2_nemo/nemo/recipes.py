@@ -23,7 +23,7 @@ from nemo.collections import llm
 
 from molmo2_nemo import cpu
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
+from molmo2_nemo.nemo.callbacks import ProfileBegins, ProfileEnds, SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
 from molmo2_nemo.nemo.module import Molmo2Module
@@ -136,6 +136,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         use_distributed_sampler=False,
         callbacks=[
             run.Config(SeedEachStep, cfg.seed),
+            *profile_begins(cfg, folder),
             run.Config(
                 StepLog,
                 str(folder),
@@ -144,11 +145,19 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
                 max_crops=cfg.data.packing.max_crops,
                 peak_tflops=cfg.log.peak_tflops,
             ),
+            *([run.Config(ProfileEnds)] if cfg.log.profile else []),
             run.Config(SkippedSteps, str(folder)),
             run.Config(StopOnSignal),
             *validation(cfg, folder),
         ],
     )
+
+
+def profile_begins(cfg: RunConfig, folder: Path) -> list[run.Config]:
+    """The callback that profiles some steps, if any."""
+    if cfg.log.profile is None:
+        return []
+    return [run.Config(ProfileBegins, str(folder), cfg.stage.name, list(cfg.log.profile), list(cfg.log.profile_ranks))]
 
 
 def validation(cfg: RunConfig, folder: Path) -> list[run.Config]:

@@ -81,6 +81,20 @@ class CropPlan:
         default_factory=list
     )  # by rank: whether gradients travel to and from it in the backward
 
+    def within_run(self) -> CropPlan:
+        """The plan for a rank that holds nothing but its own run of crops and pooled tokens: counted from there."""
+        first, pooled = self.crops.start, self.pooled_tokens.start
+
+        def from_run(run: slice, start: int) -> slice:
+            return slice(run.start - start, run.stop - start)
+
+        return replace(
+            self,
+            crops=from_run(self.crops, first),
+            pooled_tokens=from_run(self.pooled_tokens, pooled),
+            chunks=[(from_run(crops, first), from_run(tokens, pooled)) for crops, tokens in self.chunks],
+        )
+
     def on(self, device: torch.device) -> CropPlan:
         """The plan with its indices on the device."""
         return replace(self, send_order=to_device(self.send_order, device), targets=to_device(self.targets, device))

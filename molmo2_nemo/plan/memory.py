@@ -70,7 +70,11 @@ def memory(
     phase, decoder, vision, head = fullest(
         decoder_activations(model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles),
         vision_activations(
-            model_config, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk
+            model_config,
+            crops,
+            options.vision_recomputed_with(layout.recompute),
+            stage.train_vit,
+            chunk=options.vision_chunk,
         ),
         head_bytes(model_config, stage, layout, options.loss_chunk, tokens),
         in_flight,

@@ -107,6 +107,28 @@ def _running(cfg: RunConfig) -> Iterator[str]:
         yield f"faults.spike_window={faults.spike_window}: a mean and deviation need at least 4 steps"
     if cfg.log.peak_tflops is not None and not cfg.log.peak_tflops > 0:
         yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
+    yield from profile_problems(cfg)
+
+
+def profile_problems(cfg: RunConfig) -> Iterator[str]:
+    """Which steps are profiled, and on which ranks."""
+    steps, last = cfg.log.profile, cfg.stage.max_steps
+    if steps is None:
+        return
+    if len(steps) != 2:
+        yield f"log.profile={steps}: expected two step numbers, the first and the last, such as [3,5]; or null"
+        return
+    if steps[0] < 1:
+        yield f"log.profile={steps}: steps are counted from 1, as the log prints them"
+    elif steps[0] > steps[1]:
+        yield f"log.profile={steps}: the first step is behind the last; did you mean [{steps[1]},{steps[0]}]?"
+    elif steps[1] > last:
+        yield f"log.profile={steps}: the stage ends after step {last} (stage.max_steps); name steps up to that"
+    count = max(1, wanted_processes(cfg))
+    wrong = [rank for rank in cfg.log.profile_ranks if not 0 <= rank < count]
+    if wrong or not cfg.log.profile_ranks:
+        seen = f"there is no rank {wrong[0]}" if wrong else "no rank would write one"
+        yield f"log.profile_ranks={cfg.log.profile_ranks}: {seen}; name some of 0 to {count - 1}"
 
 
 def _recompute(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterator[str]:

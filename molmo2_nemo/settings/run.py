@@ -155,6 +155,7 @@ class ClusterConfig:
     devices: int | None = None  # processes per node; default: what the layout needs
     threads: int = 1  # torch threads of a process on CPU
     precision: Literal["fp32", "bf16"] = "fp32"
+    check_memory: bool = True  # refuse a run that does not fit here by the planner (launch/capacity.py)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)  # kind=slurm: what a stage's job asks for
 
 
@@ -186,6 +187,8 @@ class LogConfig:
     tensorboard: bool = True
     wandb: str | None = None  # project at Weights & Biases; the package wandb must be installed
     peak_tflops: float | None = None  # of one device, dense, in the run's precision; default: known GPUs, none on CPU
+    profile: list[int] | None = None  # first and last step to run under PyTorch's profiler; docs/running.md
+    profile_ranks: list[int] = field(default_factory=lambda: [0])  # that write a trace of them
 
 
 @dataclass

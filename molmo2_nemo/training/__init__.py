@@ -3,6 +3,7 @@
 data.py           packs for this rank, and the loader's state over all ranks
 model.py          the stage's model, built and frozen
 step.py           a step's micro-batches: to the device, and their losses added up
+ahead.py          micro-batches made ready one ahead, in a thread
 gradients.py      sums into gradients of the global batch
 groups.py  lr_schedule.py  optimizer.py    groups, their rates, clipping and the update
 faults.py         steps that must not be taken
@@ -13,4 +14,5 @@ checkpoints.py    manifests, damage, what is kept
 signals.py  stopping.py    a signal to one rank ends the run on all
 stage.py          attempt.json and the summary
 dynamic_context.py         what packs are weighed for
+profile.py  kernel_kinds.py    some steps under PyTorch's profiler
 """

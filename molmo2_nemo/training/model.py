@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
@@ -10,6 +10,7 @@ from megatron.core.transformer import TransformerConfig
 
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, Trainable, with_options
 from molmo2_nemo.model.decoder import transformer_config
+from molmo2_nemo.model.init import initialize, leave_to_checkpoint
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.settings.run import ModelSelection, ParallelConfig, StageConfig
@@ -47,6 +48,14 @@ def megatron_config(
     )
 
 
+Loaded = Literal["nothing", "all", "all but adapters"]  # of a model's parameters
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
+    return "lora_" in name
+
+
 def build_model(
     model_config: Molmo2Config,
     config: Any,
@@ -56,12 +65,14 @@ def build_model(
     parallel: ParallelConfig,
     seed: int,
     kernels: KernelConfig | None = None,
+    loaded: Loaded = "nothing",
 ) -> Molmo2Model:
     """This pipeline stage's part of the model, once the process groups exist.
 
     Args:
         config: Megatron's TransformerConfig, with the layout in it.
         seed: fresh parameters are drawn from it, alike under every layout.
+        loaded: what a checkpoint will bring; it is not drawn.
     """
     model = Molmo2Model(
         model_config,
@@ -72,8 +83,13 @@ def build_model(
         memory=memory,
         kernels=kernels,
         context=ContextSettings(parallel.context_ulysses, parallel.cp_comm_type, parallel.dynamic_context),
-        seed=seed,
+        seed=seed if loaded == "nothing" else None,
     )
+    if loaded == "all":
+        leave_to_checkpoint(model)
+    elif loaded == "all but adapters":
+        leave_to_checkpoint(model, lambda name: not is_adapter(name))
+        initialize(model, seed, is_adapter)
     freeze(model, stage.trainable(model_config))
     return model
 
@@ -87,6 +103,6 @@ def freeze(model: Molmo2Model, trainable: Trainable) -> None:
             part = "base_embedding"
         elif name == "output_layer.weight":
             part = "head"
-        elif "lora_" in name:
+        elif is_adapter(name):
             part = "adapters"
         parameter.requires_grad_(getattr(trainable, part))

@@ -304,3 +304,11 @@ def test_memory_grows_with_the_tokens_not_their_square(name):
         largest.append(allocations.largest[0])
     assert peaks[1] <= 4.1 * peaks[0]
     assert largest[1] <= 512 * 2 * HEAD * 2  # rows of q, or two of them
+
+
+def test_a_kernel_that_auto_takes_in_place_of_flash_says_why():
+    said = choose("auto", "cuda", torch.float32, 128)
+    assert said.name == "blocks" and "not flash: flash attention on CUDA takes fp16 and bf16" in said.title
+    assert "cluster.precision=bf16" in said.title
+    assert "not flash" not in choose("auto", "cpu", torch.float32, 128).title
+    assert "not flash" not in choose("blocks", "cuda", torch.float32, 128).title  # asked for

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from molmo2_nemo.fused import norm
 from molmo2_nemo.fused.choice import PIECES
 from tests.support.equal import assert_equal
 
-WAYS = [name for name in PIECES["norm"] if name != "plain"]
+WAYS = ("compiled", "torch")
 
 
 def inputs(shape: tuple[int, ...], strided: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,3 +26,13 @@ def test_equal(way, strided, shape):
     x, weight = inputs(shape, strided)
     ways = PIECES["norm"]
     assert_equal(ways["plain"].function, ways[way].function, x, weight, eps=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 3, 16), (0, 1, 2, 8)])
+def test_full_width(shape):
+    def of(functions: norm.FullWidth):
+        return lambda x, w: functions.scaled(x, functions.squares(x), w, w.numel(), 1e-6)
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=generator), torch.randn(shape[-2] * shape[-1], generator=generator)
+    assert_equal(of(norm.PLAIN_FULL_WIDTH), of(norm.FULL_WIDTH["compiled"]), x, weight)

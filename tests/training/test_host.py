@@ -48,7 +48,9 @@ def plain_loop(cfg: Any, packs: list[Any]) -> list[dict[str, float]]:
         model, result.weight, **options
     )
     trainable = stage.trainable(model_config)
-    takes = MicroBatches(model_config, trainable, model.groups, Tasks({}), cut_padding=False, sequence_parallel=False)
+    takes = MicroBatches(
+        model_config, trainable, model.groups, Tasks({}), cut_padding=False, sequence_parallel=False, plan=model.plan
+    )
 
     def forward(loader: Any, part: Any) -> Any:
         return part(takes.take(loader, result, None)), lambda sums: micro_batch_loss(result, sums, 0)

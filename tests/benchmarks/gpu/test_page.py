@@ -25,8 +25,9 @@ def steps(stage: str, mfu: float) -> dict[str, Any]:
 
 
 SUMMARY = {
-    "share of full flash": {"reached": 0.9},
-    "mixed packs against dense bias": {"reached": 12.0},
+    "flash[fa2], share of full": {"reached": 0.8},
+    "flash[fa3], share of full": {"reached": 0.9},
+    "flash, mixed packs against dense bias": {"reached": 12.0},
     "video against dense bias": {"reached": 3.0},
 }
 PACK = {
@@ -51,6 +52,13 @@ def results(tiny: bool = False) -> dict[str, Any]:
         "train_long": steps("long", 0.39),
         "attention": {"summary": SUMMARY, "mixed": [PACK], "video": []},
         "depth": {"stages": {"sft": {"layers": {"10": row(3.3, 50.0, 0.36)}}}},
+        "kernels": {
+            "rows": [
+                {"piece": "norm", "way": "plain", "seconds": 0.003, "peak": 3 << 20},
+                {"piece": "norm", "way": "compiled", "seconds": 0.001, "peak": 1 << 20},
+                {"piece": "norm", "way": "te", "cannot run": "Transformer Engine is not installed"},
+            ]
+        },
         "probe": {"figures": {"copy on the device": {"ms": 1.0, "TB/s": 3.0}, "attention": {"error": "no kernel"}}},
         "curve": {"verdicts": verdict, "within": True, "separates": True},
     }
@@ -69,7 +77,7 @@ def test_every_target_has_its_verdict():
     verdicts = {what: (value, verdict) for what, _, value, verdict in targets(data_of(results()), False)}
     assert verdicts["MFU, 4B stage 3, full depth"] == ("39.0%", "NOT REACHED")
     assert verdicts["MFU, 4B stage 2, full depth"] == ("43.0%", "reached")
-    assert verdicts["attention, share of full flash by pairs"] == ("0.90", "reached")
+    assert verdicts["attention, share of full flash by pairs"] == ("0.90 flash[fa3]", "reached")
     assert verdicts["attention, video over dense bias"] == ("3.00", "NOT REACHED")
     assert verdicts["planner's memory, worst of 4"] == ("-5%", "reached")
     assert verdicts["planner's time, worst of 4"] == ("+10%", "reached")
@@ -105,7 +113,8 @@ def test_the_page_has_every_part_and_fits():
         assert f"| {name} " in text, name
     assert "NVIDIA H100, 512 s, commit aaaaaaaaaaaa." in text and "Not installed: apex." in text
     assert "10 layers at stage 2 take +10.0% against the line through 2 and 6." in text  # 3.3 s, 3.0 on the line
-    assert "| kernels     | not run" in text and "- offload, stopped: after 60 s; out of" in text
+    assert "| norm  | compiled | 1.00 | 1   | 3.00x" in text and "Transformer Engine is not inst.. |" in text
+    assert "| tiny        | not run" in text and "- offload, stopped: after 60 s; out of" in text
     assert "     900.0  47.4%      100  attention" in text and "flash_fwd_kernel" not in text
     assert "| ~9.50 (10.45) | ~1,725   | ~425    | ~43.0% | ~115.0 (109.2) |" in text
     assert "copy on the device" in text and "| failed | no kernel |" in text

@@ -59,6 +59,7 @@ def test_parts_by_name_in_their_own_order():
 def test_the_time_a_part_gets(used, optional, expected):
     one = Part("a", "", 40, 100, (), (), optional=optional)
     assert Budget(SECONDS, used).limit(one) == expected
+    assert Budget(SECONDS, patience=3.0).limit(one) == 300
 
 
 def test_a_part_that_fails_or_hangs_leaves_the_others_alone(run):
@@ -71,6 +72,7 @@ def test_a_part_that_fails_or_hangs_leaves_the_others_alone(run):
             part("hung", child, limit=3),
             part("good", print_it),
             Part("card", "needs one", 1, 30, ("-c", ""), None),
+            part("tests", "print('19 skipped in 10.87s')"),
         ]
     )
     found = {result.name: (result.state, result.why) for result in run.results}
@@ -78,8 +80,9 @@ def test_a_part_that_fails_or_hangs_leaves_the_others_alone(run):
     assert found["hung"] == ("stopped", "after 3 s; begun")
     assert found["good"] == ("passed", "all well")
     assert found["card"] == ("skipped", "needs a card")
+    assert found["tests"] == ("skipped", "19 skipped in 10.87s")
     kept = json.loads((run.out / "results.json").read_text())
-    assert [p["name"] for p in kept["parts"]] == ["bad", "hung", "good", "card"]
+    assert [p["name"] for p in kept["parts"]] == ["bad", "hung", "good", "card", "tests"]
     assert kept["parts"][2]["data"] == {"found": 1}
     assert "===== hung\nbegun\n" in (run.out / "logs.txt").read_text()
     page = (run.out / "page.md").read_text()

@@ -112,6 +112,9 @@ def run(
             "VIRTUAL_GPU_WORLD": str(world),
             "VIRTUAL_GPU_WAITS": "1" if find_waits else "",
         }
+        if world > 1:
+            env |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(min(8, world))}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],
             env=env,

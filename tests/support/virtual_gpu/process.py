@@ -80,21 +80,35 @@ def prepare() -> None:
     """Called when the process starts: in every one that has the virtual GPU."""
     waits = Waits()
     functions: dict[str, Callable[[ModuleType], None]] = {
-        "torch": no_cudnn_attention,
+        "torch": no_results_of_torch,
         "molmo2_nemo.training.faults": no_checks_of_numbers,
+        "molmo2_nemo.model.molmo2": no_drawing,
     }
     world = int(os.environ["VIRTUAL_GPU_WORLD"])
     if world > 1:
-        functions["torch"] = lambda torch: (no_cudnn_attention(torch), imagine(world))[0]
+        functions["torch"] = lambda torch: (no_results_of_torch(torch), imagine(world))[0]
     if os.environ["VIRTUAL_GPU_WAITS"]:
         functions["molmo2_nemo.nemo.module"] = waits.install
     sys.meta_path.insert(0, AfterImport(functions))
     atexit.register(lambda: Counts().write(waits.found))
 
 
-def no_cudnn_attention(torch: Any) -> None:
-    """cuDNN's library looks for a driver of its own."""
+def no_results_of_torch(torch: Any) -> None:
+    """No cuDNN attention, whose library looks for a driver of its own. Single zeros, such as an optimizer's counts of
+    steps, which Megatron compares, are copied to the device: nothing else fills them."""
     torch.backends.cuda.enable_cudnn_sdp(False)
+    make = torch.zeros
+
+    def zeros(*size: Any, **options: Any) -> Any:
+        made = make(*size, **options)
+        return made.copy_(make((), dtype=made.dtype)) if made.is_cuda and made.dim() == 0 else made
+
+    torch.zeros = zeros
+
+
+def no_drawing(molmo2: Any) -> None:
+    """Fresh parameters are drawn on the host: minutes for nothing."""
+    molmo2.initialize = lambda model, seed: None
 
 
 def no_checks_of_numbers(faults: Any) -> None:
@@ -106,8 +120,6 @@ def imagine(world: int) -> None:
     import torch.distributed as dist
     from torch.distributed import distributed_c10d as c10d
 
-    os.environ |= {"RANK": "0", "WORLD_SIZE": str(world), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     begin, new_group = dist.init_process_group, c10d.new_group
 
     def init_process_group(backend: str | None = None, *args: Any, **kwargs: Any) -> None:

@@ -141,6 +141,7 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int *v, enum cudaDeviceAttr a, int dev
 EXPORT cudaError_t cudaGetDeviceCount(int *n) { /* as many as processes; only the first is used */
     const char *count = getenv("VIRTUAL_GPU_WORLD");
     *n = count ? atoi(count) : 1;
+    if (*n > 8) *n = 8; /* of this node */
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaGetDevice(int *d) { *d = 0; return cudaSuccess; }
