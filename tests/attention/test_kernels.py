@@ -215,16 +215,16 @@ FA3, FA4 = "FlashAttention-3 (module flash_attn_interface)", "FlashAttention-4 (
     ("major", "installed", "broken", "wanted", "expected", "reason"),
     [
         (9, BOTH, set(), "auto", FA3, None),
-        (10, BOTH, set(), "auto", FA4, None),
+        (10, BOTH, set(), "auto", FA4, "not fa3: it is for Hopper GPUs; this one is 10.x"),
         (
             8,
             BOTH,
             set(),
             "auto",
             FA2,
-            "fa3: it is for Hopper GPUs; this one is 8.x; fa4: it is for Hopper and Bl",
+            "not fa3: it is for Hopper GPUs; this one is 8.x; not fa4: it is for Hopper and Bl",
         ),
-        (9, set(), set(), "auto", FA2, "fa3: flash_attn_interface is not installed; fa4: flash_attn.cute is not"),
+        (9, set(), set(), "auto", FA2, "flash_attn_interface is not installed; not fa4: flash_attn.cute is not"),
         (
             9,
             {"flash_attn_interface"},
@@ -233,7 +233,7 @@ FA3, FA4 = "FlashAttention-3 (module flash_attn_interface)", "FlashAttention-4 (
             FA2,
             "flash_attn_interface is installed but does not work: FA3",
         ),
-        (9, BOTH, {"FA3"}, "auto", FA4, None),
+        (9, BOTH, {"FA3"}, "auto", FA4, "not fa3: flash_attn_interface is installed but does not work"),
         (9, {"flash_attn.cute"}, {"FA4"}, "auto", FA2, "flash_attn.cute is installed but has no _flash_attn_bwd"),
         (9, BOTH, set(), "fa4", FA4, None),
         (9, BOTH, set(), "fa2", FA2, None),
