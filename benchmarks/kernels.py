@@ -1,12 +1,12 @@
-"""Each piece of the model by each way that can run here, forward and backward, in one run: time and peak memory.
+"""Pieces of the model by each way that can run here, forward and backward, in one run: time and peak memory.
 
     python -m benchmarks.kernels [--pieces norm loss] [--repeats 5] [--out FILE]      CPU: the tiny model's widths, fp32
     python -m benchmarks.kernels --model 4b --tokens 36864 --crops 48                 CUDA: real widths, bf16
 
 Every way of a piece (`kernels.*`, docs/kernels.md) gets the same tensors. Time is the median of the repeats, after one
 that compiles and one that warms up. Memory is what exists at the peak beside the inputs: on CUDA
-torch.cuda.max_memory_allocated, on a CPU every tensor's storage as operations return them (what exists inside compiled
-code is not seen there). The optimizer's step is not here: benchmarks.train_step has it.
+torch.cuda.max_memory_allocated, on a CPU every tensor's storage as operations return them, which compiled code does not
+show: no figure there. Not here: attention (benchmarks.attention), the optimizer's step (benchmarks.train_step).
 """
 
 from __future__ import annotations
@@ -134,11 +134,13 @@ def measure(cases: Cases, pieces: list[str], repeats: int) -> list[dict[str, Any
             reason = way.problem(cases.device, cases.dtype)
             if reason is None:
                 row["seconds"] = seconds(way.function, case, cases.device, repeats)
-                row["peak"] = peak(way.function, case, cases.device)
+                seen = cases.device == "cuda" or name != "compiled"
+                row["peak"] = peak(way.function, case, cases.device) if seen else None
             else:
                 row["cannot run"] = reason
             rows.append(row)
-            shown = reason or f"{1e3 * row['seconds']:.2f} ms, {row['peak'] / 2**20:.1f} MiB"
+            shown = reason or f"{1e3 * row['seconds']:.2f} ms"
+            shown += f", {row['peak'] / 2**20:.1f} MiB" if row.get("peak") is not None else ""
             print(f"{piece:9} {name:9} {shown}", flush=True)
         del case
     return rows

@@ -33,6 +33,8 @@ class Compiled:
         self.copies: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
+        if torch._C._len_torch_dispatch_stack():  # whoever counts operations or fakes tensors wants to see each
+            return self.function(*arguments)
         key: list[Any] = [torch.is_grad_enabled()]
         for position, value in enumerate(arguments):
             if not isinstance(value, Tensor):

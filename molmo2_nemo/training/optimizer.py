@@ -133,7 +133,7 @@ class GroupClippingOptimizer(ChainedOptimizer):
             return False, None, None
         taken = self.step_with_ready_grads()
         overlap.start_gathers(self.chunks)
-        return taken, math.sqrt(sum(norm**2 for norm in norms.values())), None
+        return taken, math.hypot(*norms.values()), None
 
     def _norms(self, groups: list[tuple[MegatronOptimizer, dict[str, Any]]]) -> list[float]:
         """The norm of each group's gradient over all ranks, before clipping. A collective of all ranks."""

@@ -7,6 +7,7 @@ import torch
 
 from molmo2_nemo.fused import norm
 from molmo2_nemo.fused.choice import PIECES
+from tests.support.allocations import Allocations
 from tests.support.equal import assert_equal
 
 WAYS = ("compiled", "torch")
@@ -36,3 +37,11 @@ def test_full_width(shape):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(shape, generator=generator), torch.randn(shape[-2] * shape[-1], generator=generator)
     assert_equal(of(norm.PLAIN_FULL_WIDTH), of(norm.FULL_WIDTH["compiled"]), x, weight)
+
+
+def test_whoever_watches_operations_sees_them():
+    """Under a dispatch mode, which PyTorch does not compile for, the plain function runs."""
+    x, weight = inputs((5, 2, 16), False)
+    with Allocations() as seen:
+        got = norm.by_compiler(x, weight, 1e-6)
+    assert torch.equal(got, norm.plain(x, weight, 1e-6)) and seen.peak > 0
