@@ -16,7 +16,8 @@ one more depth and says how far it lies from that line. Without settings for `pa
 share each pack, and more are replicas; with some, the others are 1. A step has --micro-batches forward passes on every
 replica, where training at the published batch sizes has more: the optimizer's share is smaller there.
 
-`log.profile=[4,5]` profiles steps 4 and 5 (warm-up steps count) of every stage and depth, see docs/running.md.
+`log.profile=[4,5]` profiles steps 4 and 5 (warm-up steps count) of every stage and depth, see docs/running.md. They are
+left out of the medians, if others are left.
 
 Times are medians over --steps steps after --warmup. MFU counts what the model needs (cost/flops.py): allowed pairs,
 scored tokens, no padding, no recomputation. Beside them stands what `molmo2 plan` predicts for the same packs, layers
@@ -181,6 +182,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
             torch.cuda.reset_peak_memory_stats()
         run_stage()
         lines = read_metrics(stage_dir(cfg))[warmup:]
+        lines = [line for line in lines if not is_profiled(cfg, line["step"])] or lines
         if (stage_dir(cfg) / PROFILE).is_dir():
             kept = profiles / f"{cfg.stage.name}-{model.text.num_layers}-layers"
             shutil.copytree(stage_dir(cfg) / PROFILE, kept, dirs_exist_ok=True)
@@ -196,6 +198,17 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
     found |= {"tflop": work, "tokens": lines[0]["tokens"], "crops": lines[0]["crops"], "loss": lines[-1]["loss"]}
     print(f"{cfg.stage.name}, {model.text.num_layers} layers: {found}", flush=True)
     return found | {"work": workload_of(cfg, model, loaders[0].batches)}
+
+
+def is_profiled(cfg: RunConfig, step: int) -> bool:
+    """Whether the profiler, which takes time itself, is at work in a step."""
+    return cfg.log.profile is not None and cfg.log.profile[0] <= step <= cfg.log.profile[1]
+
+
+def profile_of(profiles: Path, stage: str, layers: int) -> str | None:
+    """The table of a depth's profile, where there is one."""
+    tables = sorted((profiles / f"{stage}-{layers}-layers").glob("*.txt"))
+    return tables[0].read_text() if tables else None
 
 
 def at_depth(measured: dict[int, dict[str, Any]], layers: int) -> dict[str, Any]:
@@ -239,6 +252,7 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
         "attention": cfg.model.attention,
         "precision": cfg.cluster.precision,
         "peak tflops": peak,
+        "profile": profile_of(args.profiles, cfg.stage.name, depths[-1]) if cfg.log.profile else None,
         "layers": rows(cfg, full, measured, args.layers, peak, world),
     }
 

@@ -36,6 +36,7 @@ class Part:
 
 
 STEPS = ("--micro-batches", "1", "--steps", "4", "--warmup", "2")  # the first ones compile
+PROFILES = ("--profiles", "{work}/profiles")
 TINY_STEPS = ("--micro-batches", "1", "--steps", "2", "--warmup", "1")
 
 
@@ -78,16 +79,16 @@ PARTS = (
         "4B steps at stage 2: 16,384 tokens, 128 crops",
         85,
         150,
-        steps("train_sft", "sft", (2, 6)),
-        tiny_steps("train_sft", "sft", (1, 2)),
+        steps("train_sft", "sft", (2, 6), "log.profile=[6,6]", *PROFILES),
+        tiny_steps("train_sft", "sft", (1, 2), "log.profile=[3,3]", *PROFILES),
     ),
     Part(
         "train_long",
         "4B steps at stage 3: 36,864 tokens, 384 crops",
         90,
         160,
-        steps("train_long", "long", (2, 4)),
-        tiny_steps("train_long", "long", (1, 2)),
+        steps("train_long", "long", (2, 4), "log.profile=[6,6]", *PROFILES),
+        tiny_steps("train_long", "long", (1, 2), "log.profile=[3,3]", *PROFILES),
     ),
     Part(
         "kernels",

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 FILES = 8  # most that may come back from a machine
 TRACE_BYTES = 15 * 2**20  # of a trace, packed; larger ones stay behind
 LOG_BYTES = 500_000  # kept of a part's log: its end
-SETTINGS = {  # environment variables of every part
+SETTINGS = {  # environment variables of every part, where they are not set otherwise
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -130,7 +130,7 @@ class Run:
 
     def variables(self) -> dict[str, str]:
         caches = {"TORCHINDUCTOR_CACHE_DIR": self.work / "inductor", "TRITON_CACHE_DIR": self.work / "triton"}
-        return {**os.environ, **SETTINGS, **{name: str(path) for name, path in caches.items()}}
+        return {**SETTINGS, **os.environ, **{name: str(path) for name, path in caches.items()}}
 
     def end_child(self) -> None:
         """Ends the part that is at work, with all that it started."""

@@ -121,7 +121,7 @@ class GroupClippingOptimizer(ChainedOptimizer):
             self._clip(group["params"], norm)
         if self.skips(norms, rates):
             return False, None, None
-        return self.step_with_ready_grads(), math.sqrt(sum(norm**2 for norm in norms.values())), None
+        return self.step_with_ready_grads(), math.hypot(*norms.values()), None
 
     def _norms(self, groups: list[tuple[MegatronOptimizer, dict[str, Any]]]) -> list[float]:
         """The norm of each group's gradient over all ranks, before clipping. A collective of all ranks."""

@@ -117,7 +117,7 @@ def micro_batch_loss(result: StepResult, sums: LossSums, num_tasks: int) -> tupl
     """
     result.weight = result.weight + sums.weight
     # Megatron adds the middle value to an integer count that takes no part: gradients.py divides by weights.
-    unused = torch.zeros((), dtype=torch.int, device=sums.loss.device)
+    unused = sums.loss.new_zeros((), dtype=torch.int)  # torch.zeros(()) would wait for the device
     return sums.loss, unused, {"sums": sums.numbers(num_tasks)}
 
 
