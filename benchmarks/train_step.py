@@ -241,7 +241,7 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
     measured = {n: train(cfg, with_layers(full, n), args.steps, args.warmup, args.profiles) for n in depths}
     if int(os.environ.get("RANK", "0")):
         return {}
-    peak = cfg.log.peak_tflops or known_peak()
+    peak = cfg.log.peak_tflops or known_peak(cfg.cluster.precision == "fp8")
     return {
         "tokens": cfg.data.packing.sequence_length,
         "crops": cfg.data.packing.max_crops,

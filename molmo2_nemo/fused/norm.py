@@ -1,5 +1,5 @@
 """RMSNorm over the last dimension: x / rms(x) in fp32, back to x's dtype, times the weight. And over two dimensions
-that are sharded over ranks, in two functions with a sum over the ranks between them (`FullWidth`).
+that are sharded over ranks (`full_width`).
 
 Shape legend: D width, N heads, H head size; any leading shape.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,15 +35,16 @@ def by_compiler(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _compiled(x.reshape(-1, x.shape[-1]), weight, eps).view(x.shape) if x.numel() else plain(x, weight, eps)
 
 
-@dataclass(frozen=True)
-class FullWidth:
-    """squares(x [..., N, H]) -> fp32 [..., 1, 1], the sum of this rank's squares.
+def full_width(x: Tensor, weight: Tensor, width: int, eps: float, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """One RMS over all heads of all ranks, x [..., N, H] and weight [N * H] of this one -> [..., N, H].
 
-    scaled(x, squares, weight [N * H], width, eps) -> [..., N, H]; squares: of all ranks, width: their values together.
+    Args:
+        width: values of all ranks together.
+        total: adds up a tensor over the ranks.
     """
-
-    squares: Callable[[Tensor], Tensor]
-    scaled: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]
+    x32 = x.float()
+    squares = total(x32.square().sum((-2, -1), keepdim=True))
+    return (x32 * torch.rsqrt(squares / width + eps)).to(x.dtype) * weight.view(x.shape[-2:])
 
 
 def _squares(x: Tensor) -> Tensor:
@@ -52,27 +52,23 @@ def _squares(x: Tensor) -> Tensor:
 
 
 def _scaled(x: Tensor, squares: Tensor, weight: Tensor, width: int, eps: float) -> Tensor:
-    normed = x.float() * torch.rsqrt(squares / width + eps)
-    return normed.to(x.dtype) * weight.view(x.shape[-2:])
+    return (x.float() * torch.rsqrt(squares / width + eps)).to(x.dtype) * weight.view(x.shape[-2:])
 
 
 _compiled_squares, _compiled_scaled = Compiled(_squares, 0), Compiled(_scaled, 0, 1)
 
 
-def _squares_by_compiler(x: Tensor) -> Tensor:
+def full_width_by_compiler(
+    x: Tensor, weight: Tensor, width: int, eps: float, total: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`full_width`, compiled before and after the sum over ranks."""
     if not x.numel():
-        return _squares(x)
-    return _compiled_squares(x.flatten(0, -3)).view(*x.shape[:-2], 1, 1)
+        return full_width(x, weight, width, eps, total)
+    rows = x.flatten(0, -3)
+    return _compiled_scaled(rows, total(_compiled_squares(rows)), weight, width, eps).view(x.shape)
 
 
-def _scaled_by_compiler(x: Tensor, squares: Tensor, weight: Tensor, width: int, eps: float) -> Tensor:
-    if not x.numel():
-        return _scaled(x, squares, weight, width, eps)
-    return _compiled_scaled(x.flatten(0, -3), squares.flatten(0, -3), weight, width, eps).view(x.shape)
-
-
-PLAIN_FULL_WIDTH = FullWidth(_squares, _scaled)
-FULL_WIDTH = {"compiled": FullWidth(_squares_by_compiler, _scaled_by_compiler)}  # other ways: the plain one
+FULL_WIDTH = {"compiled": full_width_by_compiler}  # other ways: the plain one
 
 
 def te_problem(device: str, dtype: torch.dtype) -> str | None:

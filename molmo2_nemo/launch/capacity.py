@@ -110,7 +110,15 @@ def needed(cfg: RunConfig, *, gpu: bool) -> float:
         cfg.memory.offload and recompute == "full" and gpu,
         recompute_attention=cfg.memory.recompute_attention and recompute == "full",
     )
-    found = memory(model, cfg.stage, workload(cfg), layout, cfg.memory)
+    found = memory(
+        model,
+        cfg.stage,
+        workload(cfg),
+        layout,
+        cfg.memory,
+        fp8=cfg.cluster.precision == "fp8",
+        bf16_gradients=cfg.parallel.grad_reduce == "bf16",
+    )
     parts = found.parts()
     if cfg.cluster.precision == "fp32":  # weights are their own masters; activations are twice as large
         twice = ("weights", "decoder", "vision", "exchange")

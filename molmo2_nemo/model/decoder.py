@@ -45,6 +45,7 @@ from molmo2_nemo.model.rotary import table_of_layer
 from molmo2_nemo.model.sharded import sharded_tensors
 
 RMSNormFunction = Callable[[Tensor, Tensor, float], Tensor]
+FullWidthFunction = Callable[[Tensor, Tensor, int, float, Callable[[Tensor], Tensor]], Tensor]
 
 
 def transformer_config(
@@ -129,7 +130,7 @@ def layer_spec(
             input_layernorm=block_norm,
             self_attention=ModuleSpec(
                 module=_attention_class(family.qk_norm, choices["rotary"]),
-                params={"functions": norm.FULL_WIDTH.get(choices["norm"].name, norm.PLAIN_FULL_WIDTH)}
+                params={"function": norm.FULL_WIDTH.get(choices["norm"].name, norm.full_width)}
                 if family.qk_norm == "full"
                 else {},
                 submodules=SelfAttentionSubmodules(
@@ -271,10 +272,10 @@ class FullWidthRMSNorm(nn.Module):
     """
 
     def __init__(
-        self, functions: norm.FullWidth, config: TransformerConfig, hidden_size: int, eps: float, heads: int
+        self, function: FullWidthFunction, config: TransformerConfig, hidden_size: int, eps: float, heads: int
     ) -> None:
         super().__init__()
-        self.functions, self.eps = functions, eps
+        self.function, self.eps = function, eps
         self.group = parallel_state.get_tensor_model_parallel_group()
         self.width = heads * hidden_size
         self.weight = nn.Parameter(torch.ones(self.width // self.group.size(), dtype=config.params_dtype))
@@ -283,10 +284,10 @@ class FullWidthRMSNorm(nn.Module):
         self.weight.partition_stride = 1  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        squares = self.functions.squares(x)
-        if self.group.size() > 1:
-            squares = _SumOverGroup.apply(squares, self.group)
-        return self.functions.scaled(x, squares, self.weight, self.width, self.eps)
+        return self.function(x, self.weight, self.width, self.eps, self._total)
+
+    def _total(self, squares: Tensor) -> Tensor:
+        return _SumOverGroup.apply(squares, self.group) if self.group.size() > 1 else squares
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -302,11 +303,11 @@ class FullWidthNormAttention(SelfAttention):
         self,
         config: TransformerConfig,
         *args: Any,
-        functions: norm.FullWidth = norm.PLAIN_FULL_WIDTH,
+        function: FullWidthFunction = norm.full_width,
         **kwargs: Any,
     ) -> None:
         super().__init__(config, *args, **kwargs)
-        qk_norm = functools.partial(FullWidthRMSNorm, functions, config, config.kv_channels, config.layernorm_epsilon)
+        qk_norm = functools.partial(FullWidthRMSNorm, function, config, config.kv_channels, config.layernorm_epsilon)
         self.q_layernorm, self.k_layernorm = qk_norm(config.num_attention_heads), qk_norm(config.num_query_groups)
 
 

@@ -310,7 +310,7 @@ class Molmo2Model(MegatronModule):
         return (hidden @ weight[: max(0, self.model_config.text.vocab_size - start)].T).transpose(0, 1)
 
     def head_weight(self) -> Tensor:
-        return self.embedding.base.weight if hasattr(self, "embedding") and self._tied() else self.output_layer.weight
+        return self.embedding.base.weight if hasattr(self, "embedding") and self._tied() else self.output_layer()
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
         """The tied weight on the stages that hold a copy; Megatron adds their gradients up."""

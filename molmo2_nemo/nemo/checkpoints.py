@@ -21,6 +21,7 @@ from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import CheckpointConfig
 from molmo2_nemo.training import checkpoints
 from molmo2_nemo.training.model import Loaded
+from molmo2_nemo.training.overlap import finish_gathers
 
 
 class StageCheckpoints(ModelCheckpoint):
@@ -128,6 +129,12 @@ class VerifyingStrategy(nl.MegatronStrategy):
     """
 
     fresh_adapters = False
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Waits for parameters that are still being gathered. NeMo would gather anew what a rank has waited for
+        already, which after validation is not the same on all ranks."""
+        finish_gathers([part.module for part in self.megatron_parallel])
+        super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
         path = _folder(checkpoint_path)

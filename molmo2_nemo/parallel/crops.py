@@ -209,7 +209,8 @@ class _TieParameters(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         zeros = (
-            s if s is None else torch.zeros((), dtype=s[1], device=s[2]).expand(s[0])  # no memory per element
+            # no memory per element; torch.zeros(()) would wait for the device
+            s if s is None else torch.full((), 0, dtype=s[1], device=s[2]).expand(s[0])
             for s in ctx.shapes
         )
         return grad, *zeros

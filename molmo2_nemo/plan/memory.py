@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from molmo2_nemo.cost.flops import layer_weights
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.workload import Workload
@@ -58,9 +59,22 @@ PHASES = ("loss", "decoder", "vision")  # parts of a step during which memory ma
 
 
 def memory(
-    model_config: Molmo2Config, stage: StageConfig, work: Workload, layout: Layout, options: MemoryConfig | None = None
+    model_config: Molmo2Config,
+    stage: StageConfig,
+    work: Workload,
+    layout: Layout,
+    options: MemoryConfig | None = None,
+    *,
+    fp8: bool = False,
+    bf16_gradients: bool = False,
 ) -> Memory:
-    """Peak of one rank in bf16 with fp32 gradients, masters and moments."""
+    """Peak of one rank in bf16 with fp32 masters and moments, and gradients of all micro-batches in fp32.
+
+    Args:
+        fp8: the decoder multiplies in FP8. Its weights are then held in FP8 as well, and once more transposed, for the
+            micro-batches of a step; activations are counted as in bf16, though some are kept in FP8.
+        bf16_gradients: gradients in bf16; the optimizer has its share of them in fp32 as well.
+    """
     options = options or MemoryConfig()
     mine = held(model_config, stage, layout.tensor, layout.pipeline)
     sharded = layout.data * layout.context  # the distributed optimizer's group
@@ -85,9 +99,10 @@ def memory(
         * tokens
         / layout.tensor
     )
+    copies = 2.0 * layer_weights(model_config) * model_config.text.num_layers / layout.pipeline / layout.tensor
     parts = {
-        "weights": 2.0 * mine.all,
-        "gradients": 4.0 * mine.trained,
+        "weights": 2.0 * mine.all + (copies if fp8 else 0.0),
+        "gradients": (2.0 + 4.0 / sharded if bf16_gradients else 4.0) * mine.trained,
         "optimizer": 12.0 * mine.trained / sharded,
         "decoder": decoder,
         "vision": vision,

@@ -24,6 +24,8 @@ from molmo2_nemo.model.config import (
 )
 from molmo2_nemo.settings.slurm import SlurmConfig
 
+Precision = Literal["fp32", "bf16", "fp8"]
+
 
 @dataclass
 class ModelSelection:
@@ -139,6 +141,10 @@ class ParallelConfig:
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
+    # Data-parallel communication beside computation; null: on GPUs, where there is any. docs/parallelism.md
+    overlap_grad_reduce: bool | None = None
+    overlap_param_gather: bool | None = None  # needs distributed_optimizer
+    grad_reduce: Literal["fp32", "bf16"] = "fp32"  # gradients of micro-batches and ranks are added up in it
 
     @property
     def model_size(self) -> int:
@@ -154,7 +160,7 @@ class ClusterConfig:
     nodes: int = 1
     devices: int | None = None  # processes per node; default: what the layout needs
     threads: int = 1  # torch threads of a process on CPU
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"  # settings/precision.py says what each means
     check_memory: bool = True  # refuse a run that does not fit here by the planner (launch/capacity.py)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)  # kind=slurm: what a stage's job asks for
 

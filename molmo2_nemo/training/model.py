@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.settings.run import ModelSelection, ParallelConfig, StageConfig
 from molmo2_nemo.training.groups import group_of
+from molmo2_nemo.training.precision import FP8
 
 
 def chosen_model(model: ModelSelection | Molmo2Config | str | None, stage: StageConfig) -> Molmo2Config:
@@ -32,10 +34,10 @@ def megatron_config(
     """Megatron's settings of the model; the host adds the sizes of the layout.
 
     Args:
-        precision: dtype of parameters, "fp32" or "bf16".
+        precision: `cluster.precision`; parameters are bf16 for "fp8", too.
         variable_length: packs of one run differ in length, so pipeline stages send each other the shapes.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     return transformer_config(
         model_config,
         memory,
@@ -43,9 +45,21 @@ def megatron_config(
         pipeline_dtype=dtype,
         # of what pipeline stages send each other
         variable_seq_lengths=variable_length or parallel.dynamic_context or parallel.cut_padding,
-        bf16=precision == "bf16",
+        bf16=precision != "fp32",
+        gradient_accumulation_fusion=weight_gradient_library() is not None,
+        **(FP8 if precision == "fp8" else {}),
         use_cpu_initialization=not torch.cuda.is_available(),
     )
+
+
+def weight_gradient_library() -> str | None:
+    """The library that adds products for weight gradients straight to the gradients of earlier micro-batches; None:
+    each product is written and then added. What Megatron's linear layers need for it: Transformer Engine, whose layers
+    the decoder then has, or an extension of Apex."""
+    if not torch.cuda.is_available():
+        return None
+    known = {"Transformer Engine": "transformer_engine", "Apex": "fused_weight_gradient_mlp_cuda"}
+    return next((name for name, module in known.items() if importlib.util.find_spec(module) is not None), None)
 
 
 Loaded = Literal["nothing", "all", "all but adapters"]  # of a model's parameters

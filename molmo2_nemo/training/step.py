@@ -49,6 +49,7 @@ class MicroBatches:
     cut_padding: bool
     sequence_parallel: bool
     plan: Callable[[PackInputs], PackPlan]
+    token_multiple: int = 1  # cut_padding: of a rank's tokens; settings/precision.py
 
     def take(self, loader: Iterator[Any], result: StepResult, consumed: Callable[[Any], None] | None) -> PackInputs:
         """The next one, on this rank's device; counted in the step's result.
@@ -96,7 +97,7 @@ class MicroBatches:
             statistics.add(batch, self.model_config, self.trainable)
         if self.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.sequence_parallel else 1
-            batch = without_padding(batch, groups.size * tensor)
+            batch = without_padding(batch, groups.size * tensor * self.token_multiple)
         return MicroBatch(self._inputs(batch, groups, ahead), batch.state, statistics, batch.of_step or None, Copies())
 
     def _inputs(self, batch: Batch, groups: ContextGroups, ahead: bool) -> PackInputs:
@@ -117,7 +118,7 @@ def micro_batch_loss(result: StepResult, sums: LossSums, num_tasks: int) -> tupl
     """
     result.weight = result.weight + sums.weight
     # Megatron adds the middle value to an integer count that takes no part: gradients.py divides by weights.
-    unused = torch.zeros((), dtype=torch.int, device=sums.loss.device)
+    unused = sums.loss.new_zeros((), dtype=torch.int)  # torch.zeros(()) would wait for the device
     return sums.loss, unused, {"sums": sums.numbers(num_tasks)}
 
 

@@ -31,12 +31,12 @@ def test_equal(way, strided, shape):
 
 @pytest.mark.parametrize("shape", [(5, 2, 3, 16), (0, 1, 2, 8)])
 def test_full_width(shape):
-    def of(functions: norm.FullWidth):
-        return lambda x, w: functions.scaled(x, functions.squares(x), w, w.numel(), 1e-6)
+    def of(function):
+        return lambda x, w: function(x, w, 2 * w.numel(), 1e-6, lambda squares: 2 * squares)  # of two ranks
 
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(shape, generator=generator), torch.randn(shape[-2] * shape[-1], generator=generator)
-    assert_equal(of(norm.PLAIN_FULL_WIDTH), of(norm.FULL_WIDTH["compiled"]), x, weight)
+    assert_equal(of(norm.full_width), of(norm.full_width_by_compiler), x, weight)
 
 
 def test_whoever_watches_operations_sees_them():
