@@ -16,6 +16,9 @@ one more depth and says how far it lies from that line. Without settings for `pa
 share each pack, and more are replicas; with some, the others are 1. A step has --micro-batches forward passes on every
 replica, where training at the published batch sizes has more: the optimizer's share is smaller there.
 
+`log.profile=[4,5]` profiles steps 4 and 5 (warm-up steps count) of every stage and depth, see docs/running.md. They are
+left out of the medians, if others are left.
+
 Times are medians over --steps steps after --warmup. MFU counts what the model needs (cost/flops.py): allowed pairs,
 scored tokens, no padding, no recomputation. Beside them stands what `molmo2 plan` predicts for the same packs, layers
 and settings on this device: seconds, and bytes without its allowances for the runtime and fragmentation, which the peak
@@ -27,6 +30,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -153,11 +157,14 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
 
     from molmo2_nemo.nemo.recipes import stage_recipe
     from molmo2_nemo.rundir.lines import read_metrics
-    from molmo2_nemo.rundir.paths import stage_dir
+    from molmo2_nemo.rundir.paths import PROFILE, stage_dir
+    from molmo2_nemo.settings.checks import profile_problems
 
     with tempfile.TemporaryDirectory(prefix="molmo2-") as folder:
         cfg.output_dir, cfg.stage.max_steps = folder, warmup + steps
         stage_dir(cfg).mkdir(parents=True)
+        for problem in profile_problems(cfg):
+            raise UserError(problem)
         recipe = stage_recipe(cfg)
         recipe.model.model = with_options(model, **cfg.model.options())
         recipe.log.ckpt, recipe.resume, recipe.trainer.enable_checkpointing = None, None, False
@@ -170,11 +177,15 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
             loaders.append(Noise(cfg, model, rank, size))
             return loaders[-1]
 
-        data.train_dataloader = loader
+        data.packs._open = lambda _: loader()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         run_stage()
         lines = read_metrics(stage_dir(cfg))[warmup:]
+        lines = [line for line in lines if not is_profiled(cfg, line["step"])] or lines
+        if (stage_dir(cfg) / PROFILE).is_dir():
+            kept = profiles / f"{cfg.stage.name}-{model.text.num_layers}-layers"
+            shutil.copytree(stage_dir(cfg) / PROFILE, kept, dirs_exist_ok=True)
     del run_stage, data, recipe
     unset_num_microbatches_calculator()  # the next stage has another
     gc.collect()  # the trainer and its model refer to each other
@@ -187,6 +198,17 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
     found |= {"tflop": work, "tokens": lines[0]["tokens"], "crops": lines[0]["crops"], "loss": lines[-1]["loss"]}
     print(f"{cfg.stage.name}, {model.text.num_layers} layers: {found}", flush=True)
     return found | {"work": workload_of(cfg, model, loaders[0].batches)}
+
+
+def is_profiled(cfg: RunConfig, step: int) -> bool:
+    """Whether the profiler, which takes time itself, is at work in a step."""
+    return cfg.log.profile is not None and cfg.log.profile[0] <= step <= cfg.log.profile[1]
+
+
+def profile_of(profiles: Path, stage: str, layers: int) -> str | None:
+    """The table of a depth's profile, where there is one."""
+    tables = sorted((profiles / f"{stage}-{layers}-layers").glob("*.txt"))
+    return tables[0].read_text() if tables else None
 
 
 def at_depth(measured: dict[int, dict[str, Any]], layers: int) -> dict[str, Any]:
@@ -219,7 +241,7 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
     measured = {n: train(cfg, with_layers(full, n), args.steps, args.warmup, args.profiles) for n in depths}
     if int(os.environ.get("RANK", "0")):
         return {}
-    peak = cfg.log.peak_tflops or known_peak()
+    peak = cfg.log.peak_tflops or known_peak(cfg.cluster.precision == "fp8")
     return {
         "tokens": cfg.data.packing.sequence_length,
         "crops": cfg.data.packing.max_crops,
@@ -230,6 +252,7 @@ def stage_result(cfg: RunConfig, args: argparse.Namespace, world: int) -> dict[s
         "attention": cfg.model.attention,
         "precision": cfg.cluster.precision,
         "peak tflops": peak,
+        "profile": profile_of(args.profiles, cfg.stage.name, depths[-1]) if cfg.log.profile else None,
         "layers": rows(cfg, full, measured, args.layers, peak, world),
     }
 

@@ -304,7 +304,49 @@ def _queue_of_asynchronous_saves(dist_ckpt_io: Any) -> None:
         _save_strategy_without_version(dist_ckpt_io)
 
 
+def _optimizer_of_several_buckets(distrib_optimizer: Any) -> None:
+    cut = distrib_optimizer.DistributedOptimizer.sharded_param_state_fully_reshardable
+    if "[param_world_start:param_world_end]" not in inspect.getsource(cut):
+        return  # places are counted without padding there
+
+    @functools.wraps(cut)
+    def cut_with_padding(self: Any, *args: Any, **kwargs: Any) -> Any:
+        gathered = self.get_parameter_state_dp_zero
+        self.get_parameter_state_dp_zero = lambda *a, **k: _with_padding(self.buffers, gathered(*a, **k))
+        try:
+            return cut(self, *args, **kwargs)
+        finally:
+            del self.get_parameter_state_dp_zero
+
+    distrib_optimizer.DistributedOptimizer.sharded_param_state_fully_reshardable = cut_with_padding
+
+
+def _with_padding(buffers: Any, state: Any) -> Any:
+    """State of whole buffers, with the padding between buckets put back in; buffers without any stay as they are."""
+    from torch import cat, is_tensor
+    from torch.nn.functional import pad
+
+    for number, buffer in enumerate(buffers if state is not None else ()):
+        kept = [bucket.numel_unpadded for bucket in buffer.buckets]
+        gaps = [bucket.grad_data.numel() - size for bucket, size in zip(buffer.buckets, kept, strict=True)]
+        if not any(gaps[:-1]):
+            continue
+        for tensors in state[number].values():
+            for key, whole in tensors.items():
+                if is_tensor(whole):
+                    parts = zip(whole.split(kept), gaps, strict=True)
+                    tensors[key] = cat([pad(part, (0, gap)) for part, gap in parts])
+    return state
+
+
 DIFFERENCES = (
+    Difference(
+        "megatron.core.optimizer.distrib_optimizer",
+        "0.16",
+        "saves the optimizer's state shifted, where gradients are reduced in several buckets and one is padded: it "
+        "gathers without padding, and cuts parameters out at places counted with it (Megatron-LM's pull request 5077)",
+        _optimizer_of_several_buckets,
+    ),
     Difference(
         "nemo.utils.callbacks.dist_ckpt_io",
         "0.16",

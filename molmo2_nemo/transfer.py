@@ -25,8 +25,9 @@ def to_device(array: np.ndarray | Tensor, device: torch.device | str | int) -> T
     """The array on the device; on CPU the same memory. The device waits for the copy, the host does not."""
     tensor = torch.as_tensor(array)
     if torch.device(device).type == "cuda":
-        # the allocator of pinned memory keeps it until the copy is done
-        tensor = tensor.pin_memory()
+        # The allocator of pinned memory keeps it until the copy is done. What has gaps would be copied through pageable
+        # memory.
+        tensor = tensor.contiguous().pin_memory()
     moved = tensor.to(device, non_blocking=True)
     tensors = getattr(_made_here, "tensors", None)
     if tensors is not None:

@@ -203,7 +203,8 @@ def kernels(result: dict[str, Any]) -> list[str]:
             continue
         slow = plain.get(row["piece"])
         times = f"{slow / row['seconds']:.2f}x" if slow else "-"
-        rows.append((row["piece"], row["way"], f"{1e3 * row['seconds']:.2f}", f"{row['peak'] / 2**20:.0f}", times))
+        memory = "-" if row.get("peak") is None else f"{row['peak'] / 2**20:.0f}"
+        rows.append((row["piece"], row["way"], f"{1e3 * row['seconds']:.2f}", memory, times))
     return table(("piece", "way", "ms", "MiB", "against plain"), rows) if rows else []
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 SECONDS = 590  # of a whole run: machines that are lent end a command after 600
+ON_CPU = 10.0  # times its limit that a part may take on a CPU
 CLOSING = 8  # of them, for the page
 LEAST = 15  # seconds below which a part is not begun
 
@@ -34,8 +35,9 @@ class Part:
         return None if find_spec(self.module) else f"there is no {self.module} here"
 
 
-STEPS = ("--micro-batches", "1", "--steps", "3", "--warmup", "1")
-TINY_STEPS = ("--micro-batches", "1", "--steps", "1", "--warmup", "1")
+STEPS = ("--micro-batches", "1", "--steps", "4", "--warmup", "2")  # the first ones compile
+PROFILES = ("--profiles", "{work}/profiles")
+TINY_STEPS = ("--micro-batches", "1", "--steps", "2", "--warmup", "1")
 
 
 def steps(name: str, stage: str, layers: Sequence[int], *more: str) -> tuple[str, ...]:
@@ -75,24 +77,24 @@ PARTS = (
     Part(
         "train_sft",
         "4B steps at stage 2: 16,384 tokens, 128 crops",
-        65,
-        110,
-        steps("train_sft", "sft", (2, 6)),
-        tiny_steps("train_sft", "sft", (1, 2)),
+        85,
+        150,
+        steps("train_sft", "sft", (2, 6), "log.profile=[6,6]", *PROFILES),
+        tiny_steps("train_sft", "sft", (1, 2), "log.profile=[3,3]", *PROFILES),
     ),
     Part(
         "train_long",
         "4B steps at stage 3: 36,864 tokens, 384 crops",
-        75,
-        130,
-        steps("train_long", "long", (2, 4)),
-        tiny_steps("train_long", "long", (1, 2)),
+        90,
+        160,
+        steps("train_long", "long", (2, 4), "log.profile=[6,6]", *PROFILES),
+        tiny_steps("train_long", "long", (1, 2), "log.profile=[3,3]", *PROFILES),
     ),
     Part(
         "kernels",
         "fast pieces against their plain twins",
-        40,
-        70,
+        60,
+        90,
         ("-m", "benchmarks.kernels", "--model", "4b", "--tokens", "36864", "--out", "{work}/kernels.json"),
         ("-m", "benchmarks.kernels", "--tokens", "256", "--repeats", "1", "--out", "{work}/kernels.json"),
     ),
@@ -132,8 +134,8 @@ PARTS = (
     Part(
         "tiny",
         "the tiny recipe in bf16, from shards, with checkpoints",
-        35,
-        70,
+        40,
+        80,
         (*TRAIN, "cluster=gpu", "stage.max_steps=4"),
         (*TRAIN, BF16, "stage.max_steps=4"),
     ),
@@ -173,6 +175,7 @@ class Budget:
 
     total: float = SECONDS
     used: float = 0.0
+    patience: float = 1.0  # times a part's limit: on a CPU, whose speed nobody knows
 
     @property
     def left(self) -> float:
@@ -183,7 +186,7 @@ class Budget:
         wanted = part.expected if part.optional else LEAST
         if self.left < wanted:
             return f"{max(0, self.left):.0f} s are left, {wanted} are needed"
-        return min(part.limit, self.left)
+        return min(part.limit * self.patience, self.left)
 
 
 def chosen(names: Sequence[str]) -> list[Part]:

@@ -28,14 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.page import page
-from benchmarks.gpu.parts import NAMES, PARTS, SECONDS, Budget, Part, chosen
+from benchmarks.gpu.parts import NAMES, ON_CPU, PARTS, SECONDS, Budget, Part, chosen
 from benchmarks.report import COMMIT, commit
 
 ROOT = Path(__file__).parents[2]
 FILES = 8  # most that may come back from a machine
 TRACE_BYTES = 15 * 2**20  # of a trace, packed; larger ones stay behind
 LOG_BYTES = 500_000  # kept of a part's log: its end
-SETTINGS = {  # environment variables of every part
+SETTINGS = {  # environment variables of every part, where they are not set otherwise
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
@@ -130,7 +130,7 @@ class Run:
 
     def variables(self) -> dict[str, str]:
         caches = {"TORCHINDUCTOR_CACHE_DIR": self.work / "inductor", "TRITON_CACHE_DIR": self.work / "triton"}
-        return {**os.environ, **SETTINGS, **{name: str(path) for name, path in caches.items()}}
+        return {**SETTINGS, **os.environ, **{name: str(path) for name, path in caches.items()}}
 
     def end_child(self) -> None:
         """Ends the part that is at work, with all that it started."""
@@ -223,7 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(scratch),
             data.absolute(),
             args.tiny,
-            Budget(args.seconds),
+            Budget(args.seconds, patience=ON_CPU if args.tiny else 1.0),
             lambda: time.time() - begun,
         )
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))

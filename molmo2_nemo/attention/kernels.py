@@ -49,7 +49,8 @@ class Kernel:
     region's exact share: dq of all regions add up, dk and dv belong to the region's keys.
 
     plan(region, device) finds on the host what both need, and keeps it with the region; without it they find it
-    themselves, the first time.
+    themselves, the first time. What it puts on the device goes there by `transfer.to_device`, and nothing is computed
+    there: it may run in a thread and on a stream of its own, ahead of training.
 
     Neither is differentiable by autograd; `attend` is. Where backward is None (flex), forward itself is differentiable,
     in out and in lse.
@@ -93,9 +94,11 @@ def choose(
     """
     if name not in NAMES:
         raise UserError(f"model.attention={name}: no such attention kernel; {nearest(name, NAMES)}")
-    kind = torch.device(device).type
+    kind, note = torch.device(device).type, ""
     if name == "auto":
         name = automatic(kind, str(dtype).removeprefix("torch."), head_size)
+        if name != "flash" and (problem := KERNELS["flash"].problem(kind, dtype, head_size)) is not None:
+            note = f"; not flash: {problem}"
     module = KERNELS[name]
     problem = _problem(name, kind, dtype, head_size, merged)
     if problem is not None:
@@ -107,7 +110,8 @@ def choose(
         forward = functools.partial(forward, library=own, merging=merging)
         backward = functools.partial(flash.backward, library=own, merging=merging)
         implementation = functools.partial(implementation, library=library)
-    return Kernel(name, forward, backward, module.plan, *implementation(kind))
+    known_as, title = implementation(kind)
+    return Kernel(name, forward, backward, module.plan, known_as, title + note)
 
 
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:

@@ -1,8 +1,8 @@
 """GPUs by name, for predictions and for the utilisation that a run logs, and clusters: `h100x8` is nodes of eight H100.
 
-Figures are the manufacturers': dense bf16 rate, memory, memory bandwidth, and the bandwidth of links in one direction
-per GPU (of PCIe where GPUs are linked in pairs at most). Networks differ from site to site: 400 Gb/s per GPU is the
-usual build with H100 and later.
+Figures are the manufacturers', from data sheets, none measured here: dense bf16 and FP8 rate, memory, memory bandwidth,
+and the bandwidth of links in one direction per GPU (of PCIe where GPUs are linked in pairs at most). Networks differ
+from site to site: 400 Gb/s per GPU is the usual build with H100 and later.
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ class Device:
     link_gbs: float  # GB/s to the others of its node, one direction
     network_gbs: float  # GB/s to other nodes, one direction, its share of the node's
     torch_name: str  # part of what torch calls it
+    fp8_tflops: float | None = None  # dense FP8; None: older than Hopper (training/precision.py)
 
     @property
     def peak(self) -> float:
         """Dense bf16 operations per second."""
         return self.tflops * 1e12
+
+    @property
+    def fp8_peak(self) -> float:
+        """Dense FP8 operations per second, or bf16 where there is no FP8."""
+        return (self.fp8_tflops or self.tflops) * 1e12
 
 
 DEVICES = {
@@ -37,14 +43,14 @@ DEVICES = {
         Device("a10", 125, 22.0, 600, 32, 12.5, "A10"),
         Device("a100", 312, 79.2, 2039, 300, 25, "A100"),
         Device("a800", 312, 79.2, 2039, 200, 25, "A800"),
-        Device("h20", 148, 95.0, 4000, 450, 50, "H20"),
-        Device("h100", 989, 79.2, 3350, 450, 50, "H100"),
-        Device("h100pcie", 756, 79.2, 2039, 64, 50, "H100 PCIe"),
-        Device("h100nvl", 835, 93.0, 3938, 64, 50, "H100 NVL"),
-        Device("h200", 989, 139.8, 4800, 450, 50, "H200"),
-        Device("gh200", 989, 95.0, 4000, 450, 50, "GH200"),
-        Device("b200", 2250, 178.4, 8000, 900, 50, "B200"),
-        Device("gb200", 2500, 184.0, 8000, 900, 50, "GB200"),
+        Device("h20", 148, 95.0, 4000, 450, 50, "H20", 296),
+        Device("h100", 989, 79.2, 3350, 450, 50, "H100", 1979),
+        Device("h100pcie", 756, 79.2, 2039, 64, 50, "H100 PCIe", 1513),
+        Device("h100nvl", 835, 93.0, 3938, 64, 50, "H100 NVL", 1671),
+        Device("h200", 989, 139.8, 4800, 450, 50, "H200", 1979),
+        Device("gh200", 989, 95.0, 4000, 450, 50, "GH200", 1979),
+        Device("b200", 2250, 178.4, 8000, 900, 50, "B200", 4500),
+        Device("gb200", 2500, 184.0, 8000, 900, 50, "GB200", 5000),
         Device("l40s", 362, 44.4, 864, 28, 12.5, "L40S"),
     )
 }

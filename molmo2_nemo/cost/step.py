@@ -120,6 +120,7 @@ class StepCost:
         efficiency: what share of the hardware's figures is reached.
         memory: settings that say which tiles and chunks are recomputed.
         bytes_per_element: of an activation.
+        fp8: the decoder's linear layers multiply in FP8, at the same share of its peak; all else in bf16.
     """
 
     model_config: Molmo2Config
@@ -129,17 +130,20 @@ class StepCost:
     efficiency: Efficiency = EFFICIENCIES["flash2"]
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     bytes_per_element: int = 2
+    fp8: bool = False
 
     def micro_batch(self, work: Work, layout: Layout) -> MicroBatch:
         """Predicted seconds of a micro-batch, forward and backward, on the ranks of one replica."""
         efficiency, forward, ranks = self.efficiency, work.forward, layout.model_size
         both = trained_flops(forward, self.trainable)
         tokens = work.tokens / (layout.context * layout.tensor)
-        products = ranks * efficiency.matrix_share(max(1.0, tokens)) * self.device.peak
+        share = ranks * efficiency.matrix_share(max(1.0, tokens))
+        faster = self.device.fp8_peak / self.device.peak if self.fp8 else 1.0
+        products = share * self.device.peak * faster
         attention = forward.attention / ranks / self.device.peak
         there, back = (attention / efficiency.attention_forward, attention / efficiency.attention_backward)
         vision = work.vision_share / (efficiency.vision * self.device.peak)
-        linear = (both.linear + both.head) / products
+        linear = (both.linear + both.head * faster) / products
         recompute = self._recompute(layout, forward.linear / products, there, forward * vision)
         encoding = (both.vit + both.connector) * vision
         computing = linear + there + ATTENTION_BACKWARD * back + encoding + recompute
@@ -168,7 +172,7 @@ class StepCost:
         seconds = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
         if self.memory.mlp_tiles > 1 and layout.recompute != "selective":
             seconds += mlps
-        if layout.recompute == "full" and self.trainable.vit:
+        if self.memory.vision_recomputed_with(layout.recompute) and self.trainable.vit:
             seconds += vision.vit
         if self.memory.vision_chunk is not None:
             seconds += vision.vit + vision.connector
@@ -256,11 +260,16 @@ def step_time(
     layout: Layout,
     efficiency: Efficiency = EFFICIENCIES["flash2"],
     options: MemoryConfig | None = None,
+    *,
+    fp8: bool = False,
+    bf16_gradients: bool = False,
 ) -> Step:
     """Predicts a run's average optimizer step under one layout.
 
     Args:
         options: memory settings; what they recompute takes time.
+        fp8: the decoder multiplies in FP8.
+        bf16_gradients: gradients are reduced in bf16, not fp32.
     """
     cost = StepCost(
         model_config,
@@ -269,6 +278,7 @@ def step_time(
         cluster.per_node,
         efficiency,
         options or MemoryConfig(),
+        fp8=fp8,
     )
     average = Work.average(model_config, work, layout)
     one, count = cost.micro_batch(average, layout), work.packs / (layout.data * layout.micro_batch)
@@ -278,7 +288,7 @@ def step_time(
     waits = 0.0 if layout.data == 1 else 0.05 if count >= 2 else 0.25
     useful = average.forward * (1 / layout.micro_batch)
     useful = replace(useful, linear=useful.linear * work.tokens / work.length)
-    gradients, inside, beyond = _gradients(cost, stage, cluster, layout)
+    gradients, inside, beyond = _gradients(cost, stage, cluster, layout, bf16_gradients)
     for sent in cost.communications(average.tokens, layout):
         inside += sent.traffic.bytes * count * sent.inside
         beyond += sent.traffic.bytes * count * (not sent.inside)
@@ -293,10 +303,12 @@ def step_time(
     )
 
 
-def _gradients(cost: StepCost, stage: StageConfig, cluster: Cluster, layout: Layout) -> tuple[float, float, float]:
+def _gradients(
+    cost: StepCost, stage: StageConfig, cluster: Cluster, layout: Layout, bf16: bool
+) -> tuple[float, float, float]:
     """Seconds of a step's reduction of gradients that are not hidden, bytes per GPU over links and over the network."""
     trained = held(cost.model_config, stage, layout.tensor, layout.pipeline).trained
-    gradients = gradient_traffic(round(trained), layout.data * layout.context)
+    gradients = gradient_traffic(round(trained), layout.data * layout.context, gradient_bytes=2 if bf16 else 4)
     one_node = layout.model_size * layout.data <= cluster.per_node
     together = max(1, cluster.per_node // (layout.tensor * layout.pipeline))  # ranks of that group in a node
     speed = cost.speed(True) if one_node else min(cost.speed(True), cost.speed(False) * together)

@@ -130,15 +130,19 @@ def tensor_traffic(tokens: int, width: int, bytes_per_element: int, tensor: int,
     return Steps(Traffic(2, 4 * shard), Traffic(2, 4 * shard))
 
 
-def gradient_traffic(parameters: int, ranks: int, *, parameter_bytes: int = 2, distributed: bool = True) -> Traffic:
-    """Once a step: fp32 gradients reduced over data x context ranks, and with a distributed optimizer the updated
+def gradient_traffic(
+    parameters: int, ranks: int, *, parameter_bytes: int = 2, gradient_bytes: int = 4, distributed: bool = True
+) -> Traffic:
+    """Once a step: gradients reduced over data x context ranks, and with a distributed optimizer the updated
     parameters gathered.
 
     Args:
         parameters: trained ones of one model-parallel rank.
-        parameter_bytes: of one.
+        parameter_bytes, gradient_bytes: of one.
     """
     if ranks == 1:
         return Traffic()
     share = parameters * (ranks - 1) / ranks
-    return Traffic(2, share * (4 + parameter_bytes)) if distributed else Traffic(1, 2 * share * 4)
+    if not distributed:
+        return Traffic(1, 2 * share * gradient_bytes)
+    return Traffic(2, share * (gradient_bytes + parameter_bytes))

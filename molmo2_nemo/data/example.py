@@ -63,3 +63,4 @@ class Batch:
     sources: list[list[str]] = field(default_factory=list)  # per pack, the data sets its examples come from
     state: dict[str, Any] = field(default_factory=dict)  # loader state after this batch (JSON values only)
     context_ranks: int = 0  # ranks that share the batch under dynamic context parallelism; 0: the whole context group
+    of_step: int = 0  # micro-batches of its step on this rank, where they are assigned step by step; 0: not said

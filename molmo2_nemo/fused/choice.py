@@ -14,7 +14,19 @@ from typing import Any
 import torch
 
 from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.fused import adamw, compiled, cross_entropy, merge, norm, residual, rotary, swiglu, varlen
+from molmo2_nemo.fused import (
+    adamw,
+    compiled,
+    cross_entropy,
+    merge,
+    norm,
+    pooling,
+    residual,
+    rotary,
+    swiglu,
+    varlen,
+    vision,
+)
 
 Problem = Callable[[str, torch.dtype], str | None]  # (cpu | cuda | ..., dtype of the parameters) -> why not, or None
 
@@ -41,10 +53,10 @@ class Choice:
     name: str
     title: str
     function: Any
-    fell_back: str | None = None  # why `auto` took no faster way on CUDA
+    fell_back: str | None = None  # why `auto` did not take the fastest way on CUDA
 
     def __str__(self) -> str:
-        return f"{self.piece} {self.name}" + (f" ({self.fell_back})" if self.fell_back else f" ({self.title})")
+        return f"{self.piece} {self.name} ({self.title}{f'; {self.fell_back}' if self.fell_back else ''})"
 
 
 PLAIN, COMPILED = "tensor operations", "compiled by PyTorch"
@@ -53,6 +65,7 @@ PIECES: dict[str, dict[str, Way]] = {
         "compiled": Way(COMPILED, norm.by_compiler, compiled.problem),
         "torch": Way("F.rms_norm", norm.by_torch),
         "plain": Way(PLAIN, norm.plain),
+        "te": Way("Transformer Engine's fused norm and linear", norm.plain, norm.te_problem),
     },
     "rotary": {
         "compiled": Way(f"{COMPILED}, with QK-norm", rotary.by_compiler, compiled.problem),
@@ -65,6 +78,15 @@ PIECES: dict[str, dict[str, Way]] = {
     "residual": {
         "compiled": Way(COMPILED, residual.by_compiler, compiled.problem),
         "plain": Way(PLAIN, residual.plain),
+    },
+    "vision": {
+        "compiled": Way(COMPILED, vision.by_compiler, compiled.problem),
+        "plain": Way(PLAIN, vision.plain),
+    },
+    "pooling": {
+        "compiled": Way(f"written out, {COMPILED}", pooling.COMPILED, compiled.problem),
+        "direct": Way("written out", pooling.DIRECT),
+        "plain": Way("scaled_dot_product_attention", pooling.PLAIN),
     },
     "loss": {
         "compiled": Way(f"gradients in forward, {COMPILED}", cross_entropy.by_compiler, compiled.problem),
@@ -80,6 +102,10 @@ PIECES: dict[str, dict[str, Way]] = {
         "plain": Way(PLAIN, merge.PLAIN),
     },
     "flash": {name: Way(library.title, library, problem) for name, (library, problem) in varlen.libraries().items()},
+    "inputs": {  # the function is whether training/ahead.py does it
+        "ahead": Way("planned and copied one micro-batch ahead", True),
+        "plain": Way("planned and copied when it is needed", False),
+    },
 }
 
 
@@ -95,16 +121,19 @@ def choose(piece: str, wanted: str, device: torch.device | str, dtype: torch.dty
     ways, kind = PIECES[piece], torch.device(device).type
     if wanted not in ("auto", *ways):
         raise UserError(f"kernels.{piece}={wanted}: no such way; {nearest(wanted, ('auto', *ways))}")
-    problems = {name: way.problem(kind, dtype) for name, way in ways.items()}
-    if wanted == "auto":
-        wanted = next(name for name in ways if problems[name] is None) if kind == "cuda" else "plain"
-        reasons = [f"{name}: {p}" for name, p in problems.items() if p is not None]
-        reason = "; ".join(reasons) if kind == "cuda" and wanted == "plain" else None
-        return Choice(piece, wanted, ways[wanted].title, ways[wanted].function, reason)
-    if problems[wanted] is not None:
-        others = [name for name in ways if problems[name] is None]
-        raise UserError(f"kernels.{piece}={wanted}: {problems[wanted]}; use auto or one of: {', '.join(others)}")
-    return Choice(piece, wanted, ways[wanted].title, ways[wanted].function)
+    if wanted != "auto":
+        problem = ways[wanted].problem(kind, dtype)
+        if problem is not None:
+            others = ", ".join(name for name, way in ways.items() if way.problem(kind, dtype) is None)
+            raise UserError(f"kernels.{piece}={wanted}: {problem}; use auto or one of: {others}")
+        return Choice(piece, wanted, ways[wanted].title, ways[wanted].function)
+    reasons = []
+    for name in ways if kind == "cuda" else ("plain",):
+        problem = ways[name].problem(kind, dtype)
+        if problem is None:
+            break
+        reasons.append(f"not {name}: {problem}")
+    return Choice(piece, name, ways[name].title, ways[name].function, "; ".join(reasons) or None)
 
 
 def choose_all(wanted: Mapping[str, str], device: torch.device | str, dtype: torch.dtype) -> dict[str, Choice]:

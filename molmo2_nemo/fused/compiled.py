@@ -23,7 +23,8 @@ class Compiled:
     eight. So each combination has a copy of the function; in a copy only the number of rows differs from call to call.
 
     Args:
-        function: without effects on anything else, and without closures.
+        function: without effects on anything else, and without closures; one graph (PyTorch says so where it is not).
+            `Tensor.unflatten` breaks a graph under the CPU shims.
         rows: positions of the tensors whose first dimension may differ from call to call. Every other size is fixed.
     """
 
@@ -32,6 +33,8 @@ class Compiled:
         self.copies: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
+        if torch._C._len_torch_dispatch_stack():  # whoever counts operations or fakes tensors wants to see each
+            return self.function(*arguments)
         key: list[Any] = [torch.is_grad_enabled()]
         for position, value in enumerate(arguments):
             if not isinstance(value, Tensor):
@@ -49,14 +52,26 @@ class Compiled:
     def _copy(self) -> Callable[..., Any]:
         own, name = self.function, f"{self.function.__name__}_{len(self.copies)}"
         code = own.__code__.replace(co_name=name)
-        return torch.compile(types.FunctionType(code, own.__globals__, name, own.__defaults__))
+        return torch.compile(types.FunctionType(code, own.__globals__, name, own.__defaults__), fullgraph=True)
 
 
 def problem(device: str, dtype: torch.dtype) -> str | None:
-    """Why PyTorch cannot compile for a kind of device, or None. Nothing is compiled to find out."""
+    """Why PyTorch cannot compile for a kind of device, or None. On CUDA a small function is compiled to find out, once
+    a process: what Triton needs of a machine (a driver, a compiler, headers) cannot be known otherwise."""
     if device not in ("cpu", "cuda"):
         return f"compiled functions were not tried on {device}"
-    return _missing(device)
+    missing = _missing(device)
+    return _failure(device) if missing is None and device == "cuda" and torch.cuda.is_available() else missing
+
+
+@functools.cache
+def _failure(device: str) -> str | None:
+    """What goes wrong when a function of one sum is compiled and run."""
+    try:
+        torch.compile(lambda x: (x * 2).sum())(torch.ones(8, device=device)).item()
+        return None
+    except Exception as error:  # of Triton, of the compiler, of the driver
+        return f"compiling failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 @functools.cache

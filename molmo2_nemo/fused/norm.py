@@ -1,9 +1,13 @@
-"""RMSNorm over the last dimension: x / rms(x) in fp32, back to x's dtype, times the weight.
+"""RMSNorm over the last dimension: x / rms(x) in fp32, back to x's dtype, times the weight. And over two dimensions
+that are sharded over ranks (`full_width`).
 
-Shape legend: D width; any leading shape.
+Shape legend: D width, N heads, H head size; any leading shape.
 """
 
 from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -29,3 +33,48 @@ _compiled = Compiled(plain, 0)
 def by_compiler(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`plain`, compiled."""
     return _compiled(x.reshape(-1, x.shape[-1]), weight, eps).view(x.shape) if x.numel() else plain(x, weight, eps)
+
+
+def full_width(x: Tensor, weight: Tensor, width: int, eps: float, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """One RMS over all heads of all ranks, x [..., N, H] and weight [N * H] of this one -> [..., N, H].
+
+    Args:
+        width: values of all ranks together.
+        total: adds up a tensor over the ranks.
+    """
+    x32 = x.float()
+    squares = total(x32.square().sum((-2, -1), keepdim=True))
+    return (x32 * torch.rsqrt(squares / width + eps)).to(x.dtype) * weight.view(x.shape[-2:])
+
+
+def _squares(x: Tensor) -> Tensor:
+    return x.float().square().sum((-2, -1), keepdim=True)
+
+
+def _scaled(x: Tensor, squares: Tensor, weight: Tensor, width: int, eps: float) -> Tensor:
+    return (x.float() * torch.rsqrt(squares / width + eps)).to(x.dtype) * weight.view(x.shape[-2:])
+
+
+_compiled_squares, _compiled_scaled = Compiled(_squares, 0), Compiled(_scaled, 0, 1)
+
+
+def full_width_by_compiler(
+    x: Tensor, weight: Tensor, width: int, eps: float, total: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """`full_width`, compiled before and after the sum over ranks."""
+    if not x.numel():
+        return full_width(x, weight, width, eps, total)
+    rows = x.flatten(0, -3)
+    return _compiled_scaled(rows, total(_compiled_squares(rows)), weight, width, eps).view(x.shape)
+
+
+FULL_WIDTH = {"compiled": full_width_by_compiler}  # other ways: the plain one
+
+
+def te_problem(device: str, dtype: torch.dtype) -> str | None:
+    """Why Transformer Engine's fused norm and linear layer cannot be taken: it is a choice without code behind it."""
+    if device != "cuda":
+        return "Transformer Engine needs CUDA"
+    if importlib.util.find_spec("transformer_engine") is None:
+        return "Transformer Engine is not installed"
+    return "Transformer Engine's fused norm and linear layer is not built in: it could not be run anywhere yet"

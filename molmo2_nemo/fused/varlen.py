@@ -5,8 +5,10 @@ log-sum-exp, and has a backward that takes both, also those of a softmax over mo
 flash.py merges calls). They differ in how they lay out the log-sum-exp, and in what they need:
 
     PyTorch's own   FlashAttention-2; log-sum-exp [N, T]
-    fa3, fa4        FlashAttention-3 (module flash_attn_interface) on Hopper, FlashAttention-4 (flash_attn.cute) on
-                    Hopper and Blackwell, put under PyTorch's operators by PyTorch's own registry; log-sum-exp [N, T]
+    fa3             FlashAttention-3 (module flash_attn_interface) on Hopper, put under PyTorch's operators by PyTorch's
+                    own registry; log-sum-exp [N, T]
+    fa4             FlashAttention-4 (flash_attn.cute) on Hopper and Blackwell, called itself: up to 2.13
+                    PyTorch's wrapper takes two results of its forward, late releases return five; log-sum-exp [N, T]
     cudnn           aten._cudnn_attention_forward: log-sum-exp [T, N, 1] up to PyTorch 2.13, later [N, T]
 
 cuDNN builds a plan for each new shape, and up to PyTorch 2.13 its operator for different lengths keeps none of them: it
@@ -117,6 +119,45 @@ def _flash_backward(
     )
 
 
+@functools.cache
+def _fa4() -> Any:
+    return importlib.import_module("flash_attn.cute.interface")
+
+
+def _fa4_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float) -> tuple[Tensor, Tensor]:
+    out, lse, *_ = _fa4()._flash_attn_fwd(
+        q, k, v, softmax_scale=scale, causal=lengths.causal, return_lse=True, **_fa4_lengths(lengths)
+    )
+    return out, lse.transpose(0, 1)
+
+
+def _fa4_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: Lengths, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv, *_ = _fa4()._flash_attn_bwd(
+        q,
+        k,
+        v,
+        out,
+        grad,
+        lse.transpose(0, 1).clone(memory_format=torch.contiguous_format),
+        softmax_scale=scale,
+        causal=lengths.causal,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+        **_fa4_lengths(lengths),
+    )
+    return dq, dk, dv
+
+
+def _fa4_lengths(lengths: Lengths) -> dict[str, Any]:
+    return {
+        "cu_seqlens_q": lengths.query_offsets,
+        "cu_seqlens_k": lengths.key_offsets,
+        "max_seqlen_q": lengths.longest_query,
+        "max_seqlen_k": lengths.longest_key,
+    }
+
+
 HEADS_FIRST: set[bool] = set()  # whether cuDNN's log-sum-exp is [N, T] in this PyTorch, once a forward has shown it
 
 
@@ -145,7 +186,7 @@ def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: flo
 def _cudnn_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: Lengths, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    unused = torch.zeros((), dtype=torch.int64, device=q.device)
+    unused = q.new_zeros((), dtype=torch.int64)  # torch.zeros(()) would wait for the device
     if True in HEADS_FIRST:
         lse = lse.transpose(0, 1).clone(memory_format=torch.contiguous_format)
     else:
@@ -182,10 +223,9 @@ def _check_offsets(x: Tensor) -> None:
 OWN = f"FlashAttention-2 of PyTorch {torch.__version__}"
 PLAIN = Library("flash2", OWN, _flash_forward, _flash_backward)
 FA3 = Library("flash3", "FlashAttention-3 (module flash_attn_interface)", _flash_forward, _flash_backward, "FA3")
-FA4 = Library("flash4", "FlashAttention-4 (module flash_attn.cute)", _flash_forward, _flash_backward, "FA4")
+FA4 = Library("flash4", "FlashAttention-4 (module flash_attn.cute)", _fa4_forward, _fa4_backward)
 CUDNN = Library("cudnn", "cuDNN, which PyTorch makes build a plan for every call", _cudnn_forward, _cudnn_backward)
 
-MODULES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute"}
 CAPABILITIES = {"FA3": (9,), "FA4": (9, 10), "cuDNN": (9, 10)}  # compute capabilities (major) they are written for
 
 
@@ -199,11 +239,14 @@ def fa2_problem(device: str, dtype: torch.dtype) -> str | None:
 
 
 def fa3_problem(device: str, dtype: torch.dtype) -> str | None:
-    return fa2_problem(device, dtype) or _capability_problem("FA3") or _registry_problem("FA3")
+    return fa2_problem(device, dtype) or _capability_problem("FA3") or _fa3_registry_problem()
 
 
 def fa4_problem(device: str, dtype: torch.dtype) -> str | None:
-    return fa2_problem(device, dtype) or _capability_problem("FA4") or _registry_problem("FA4")
+    problem = fa2_problem(device, dtype) or _capability_problem("FA4")
+    if problem is None and not is_installed("flash_attn.cute"):
+        return "flash_attn.cute is not installed"
+    return problem or _fa4_import_problem()
 
 
 def cudnn_problem(device: str, dtype: torch.dtype) -> str | None:
@@ -228,32 +271,43 @@ def _capability_problem(name: str) -> str | None:
     return f"it is for {written} GPUs; " + ("there is none here" if major is None else f"this one is {major}.x")
 
 
-def _registry_problem(name: str) -> str | None:
+def _fa3_registry_problem() -> str | None:
     from torch.nn import attention
 
-    module = MODULES[name]
     if not hasattr(attention, "activate_flash_attention_impl"):
         return f"PyTorch {torch.__version__} has no registry of flash attentions"
-    return _activation_problem(name) if is_installed(module) else f"{module} is not installed"
+    return (
+        _fa3_activation_problem() if is_installed("flash_attn_interface") else "flash_attn_interface is not installed"
+    )
 
 
 @functools.cache
-def _activation_problem(name: str) -> str | None:
+def _fa3_activation_problem() -> str | None:
     """Puts the library in place once, to see that it works, and takes it away again."""
     from torch.nn import attention
 
-    before = current_registered()
-    if before == name:
+    if current_registered() == "FA3":
         return None
     try:
-        attention.activate_flash_attention_impl(name)
+        attention.activate_flash_attention_impl("FA3")
     except Exception as error:  # noqa: BLE001 - a library built for another torch fails in any way it likes
-        problem = str(error).splitlines()[0] if str(error) else repr(error)
-        return f"{MODULES[name]} is installed but does not work: {problem}"
+        return _does_not_work("flash_attn_interface", error)
     attention.restore_flash_attention_impl()
-    if before is not None:
-        attention.activate_flash_attention_impl(before)
     return None
+
+
+@functools.cache
+def _fa4_import_problem() -> str | None:
+    try:
+        missing = [name for name in ("_flash_attn_fwd", "_flash_attn_bwd") if not hasattr(_fa4(), name)]
+    except Exception as error:  # noqa: BLE001 - as above
+        return _does_not_work("flash_attn.cute", error)
+    return f"flash_attn.cute is installed but has no {missing[0]}" if missing else None
+
+
+def _does_not_work(module: str, error: Exception) -> str:
+    said = str(error).splitlines()[0] if str(error) else repr(error)
+    return f"{module} is installed but does not work: {said}"
 
 
 @functools.cache

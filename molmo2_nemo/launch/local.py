@@ -20,6 +20,7 @@ from typing import Any
 
 from molmo2_nemo import compat
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
+from molmo2_nemo.launch.capacity import capacity_problems
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.launch.start import resolve_start, start_problems
@@ -53,7 +54,7 @@ def launch(cfg: RunConfig) -> int:
         )
     compat.check()
     resolve_start(cfg)
-    checks.check(cfg, more=start_problems(cfg))
+    checks.check(cfg, more=[*start_problems(cfg), *capacity_problems(cfg)])
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
         refuse_other_run(cfg)
         path = write_config(cfg)
@@ -96,7 +97,8 @@ def _run_here(cfg: RunConfig) -> int:
     attempt = os.environ.get(ATTEMPT_DIR)
     try:
         resolve_start(cfg)
-        checks.check(cfg, int(os.environ["WORLD_SIZE"]), more=start_problems(cfg))
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        checks.check(cfg, int(os.environ["WORLD_SIZE"]), more=[*start_problems(cfg), *capacity_problems(cfg, local)])
         first = os.environ["RANK"] == "0"
         with only_run(stage_dir(cfg), LOCK_WAIT if attempt else 0.0) if first else nullcontext():
             if first:

@@ -54,6 +54,11 @@ def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
             {"memory.vision_chunk": 16},
             "the encoder is recomputed in the backward pass",
         ),
+        (
+            memory.recompute_vision is False,
+            {"memory.recompute_vision": True},
+            "the encoder's blocks are recomputed",
+        ),
         (memory.mlp_tiles == 1, {"memory.mlp_tiles": 8}, "MLPs are recomputed"),
         (
             memory.recompute != "full" or memory.recompute_layers is not None,

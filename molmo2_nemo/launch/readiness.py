@@ -37,7 +37,7 @@ def _devices(cfg: RunConfig) -> Iterator[str]:
         if shutil.which("sbatch") is None and ssh is None and "SLURM_JOB_ID" not in os.environ:
             yield "no Slurm here: run molmo2 on a login node, set cluster.slurm.ssh.host, or use cluster=gpu"
         return
-    if cfg.cluster.precision != "bf16":
+    if cfg.cluster.precision == "fp32":
         return
     try:
         import torch

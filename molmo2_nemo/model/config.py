@@ -261,16 +261,26 @@ class MemoryConfig:
     `at_least` in a field's metadata is the smallest value that works; settings/ranges.py says so where a run is below.
     """
 
-    recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers, and the vision encoder's blocks
+    recompute: Literal["none", "selective", "full"] = "none"  # full: whole layers
     recompute_modules: list[Literal["core_attn", "mlp"]] = field(default_factory=lambda: ["mlp"])  # selective
     recompute_layers: int | None = None  # full: only the first so many layers of a pipeline stage; default all
     recompute_attention: bool = False  # full: attention too, rather than keep its output and log-sum-exp
+    recompute_vision: bool | None = None  # the vision encoder's blocks; default: with `full` only
     # decoder MLPs run on so many slices of the tokens, one after another
     mlp_tiles: int = field(default=1, metadata={"at_least": 1})
     offload: bool = False  # what decoder layers save for backward waits in host memory
     loss_chunk: int = field(default=1024, metadata={"at_least": 1})  # scored positions whose logits exist at once
     # crops encoded at once, and recomputed in backward; default: all, kept
     vision_chunk: int | None = field(default=None, metadata={"at_least": 1})
+
+    @property
+    def recomputes_vision(self) -> bool:
+        """Whether the vision encoder's blocks are recomputed."""
+        return self.vision_recomputed_with(self.recompute)
+
+    def vision_recomputed_with(self, recompute: str) -> bool:
+        """The same with another mode of `recompute`."""
+        return recompute == "full" if self.recompute_vision is None else self.recompute_vision
 
     @property
     def keeps_attention(self) -> bool:
@@ -312,15 +322,18 @@ class KernelConfig:
     """How pieces of the model are computed. No choice changes a result beyond rounding, or what checkpoints hold;
     docs/kernels.md. `auto` is the fastest way that the machine can run, on a CPU the plain one (fused/choice.py)."""
 
-    norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm of the language model
+    norm: Literal["auto", "plain", "torch", "compiled", "te"] = "auto"  # RMSNorm of the language model
     rotary: Literal["auto", "plain", "compiled"] = "auto"  # QK-norm per head, and rotary
     swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
     residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added
+    vision: Literal["auto", "plain", "compiled"] = "auto"  # the vision encoder's blocks
+    pooling: Literal["auto", "plain", "direct", "compiled"] = "auto"  # the connector's attention over windows
     loss: Literal["auto", "plain", "fused", "compiled"] = "auto"  # the head and cross entropy
     adamw: Literal["auto", "plain", "fused"] = "auto"  # the optimizer's step, with the gradients' norms
     # The library under model.attention=flash on CUDA (fused/varlen.py); plain: PyTorch's own
     flash: Literal["auto", "plain", "fa2", "fa3", "fa4", "cudnn"] = "auto"
     merge: Literal["auto", "plain", "compiled"] = "auto"  # pieces of attention, and their gradients
+    inputs: Literal["auto", "plain", "ahead"] = "auto"  # when micro-batches are planned and brought to the device
 
 
 @dataclass(frozen=True)

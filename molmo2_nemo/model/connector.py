@@ -13,15 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from molmo2_nemo.fused.pooling import PLAIN, Pooling
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.model.linear import Linear
 from molmo2_nemo.model.vision import Attention
 
 
 class Connector(nn.Module):
-    """features [C, P, F] and windows [N, K] -> visual tokens [N, D]."""
+    """features [C, P, F] and windows [N, K] -> visual tokens [N, D]. function: one of fused/pooling.py."""
 
-    def __init__(self, model_config: Molmo2Config, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model_config: Molmo2Config, dtype: torch.dtype = torch.float32, function: Pooling = PLAIN
+    ) -> None:
         super().__init__()
+        self.function = function
         c = model_config.connector
         self.pooling = Attention(
             model_config.vision.feature_size, c.hidden_size, c.num_heads, c.float32_attention, dtype
@@ -39,12 +44,11 @@ class Connector(nn.Module):
         Returns:
             [N, D] in the order of the windows.
         """
-        valid = windows >= 0  # [N, K]
-        patches = features.flatten(0, 1)[windows.clamp(min=0)] * valid[..., None]  # [N, K, F]
-        count = valid.sum(1, keepdim=True).clamp(min=1).to(patches.dtype)
-        query = (patches.sum(1) / count)[:, None]  # [N, 1, F]
-        pooled = self.pooling(query, patches, mask=valid)[:, 0]
-        return self.projector(pooled)
+        patches, query, valid = self.function.gather(features.flatten(0, 1), windows)
+        maps = self.pooling
+        q, k, v = maps.q_proj(query), maps.k_proj(patches), maps.v_proj(patches)
+        pooled = self.function.attend(q, k, v, valid, maps.num_heads, maps.float32)
+        return self.projector(maps.o_proj(pooled))
 
 
 class Projector(nn.Module):
@@ -52,9 +56,9 @@ class Projector(nn.Module):
 
     def __init__(self, in_size: int, ffn_size: int, out_size: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(in_size, ffn_size, bias=False, dtype=dtype)
-        self.up_proj = nn.Linear(in_size, ffn_size, bias=False, dtype=dtype)
-        self.down_proj = nn.Linear(ffn_size, out_size, bias=False, dtype=dtype)
+        self.gate_proj = Linear(in_size, ffn_size, bias=False, dtype=dtype)
+        self.up_proj = Linear(in_size, ffn_size, bias=False, dtype=dtype)
+        self.down_proj = Linear(ffn_size, out_size, bias=False, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

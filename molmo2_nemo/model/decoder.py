@@ -38,12 +38,14 @@ from molmo2_nemo.fused import norm
 from molmo2_nemo.fused.choice import Choice
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.families import family_of
+from molmo2_nemo.model.init import undrawn
 from molmo2_nemo.model.lora import adapted
 from molmo2_nemo.model.memory import FusedMLP, TiledMLP, recompute_settings
 from molmo2_nemo.model.rotary import table_of_layer
 from molmo2_nemo.model.sharded import sharded_tensors
 
 RMSNormFunction = Callable[[Tensor, Tensor, float], Tensor]
+FullWidthFunction = Callable[[Tensor, Tensor, int, float, Callable[[Tensor], Tensor]], Tensor]
 
 
 def transformer_config(
@@ -73,6 +75,9 @@ def transformer_config(
         hidden_dropout=0.0,
         attention_dropout=0.0,
         init_method_std=text.initializer_range,
+        # not perform_initialization=False, with which Megatron leaves out the marks of tensor parallelism too
+        init_method=undrawn,
+        output_layer_init_method=undrawn,
         calculate_per_token_loss=True,
         # Megatron's own fusions are off: these layers have theirs (KernelConfig). Fused gradient accumulation needs
         # Apex.
@@ -125,6 +130,9 @@ def layer_spec(
             input_layernorm=block_norm,
             self_attention=ModuleSpec(
                 module=_attention_class(family.qk_norm, choices["rotary"]),
+                params={"function": norm.FULL_WIDTH.get(choices["norm"].name, norm.full_width)}
+                if family.qk_norm == "full"
+                else {},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=linear("linear_qkv"),
                     core_attention=functools.partial(
@@ -263,9 +271,11 @@ class FullWidthRMSNorm(nn.Module):
     sharded with the heads.
     """
 
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, heads: int) -> None:
+    def __init__(
+        self, function: FullWidthFunction, config: TransformerConfig, hidden_size: int, eps: float, heads: int
+    ) -> None:
         super().__init__()
-        self.eps = eps
+        self.function, self.eps = function, eps
         self.group = parallel_state.get_tensor_model_parallel_group()
         self.width = heads * hidden_size
         self.weight = nn.Parameter(torch.ones(self.width // self.group.size(), dtype=config.params_dtype))
@@ -274,12 +284,10 @@ class FullWidthRMSNorm(nn.Module):
         self.weight.partition_stride = 1  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        squares = x32.square().sum((-2, -1), keepdim=True)
-        if self.group.size() > 1:
-            squares = _SumOverGroup.apply(squares, self.group)
-        normed = x32 * torch.rsqrt(squares / self.width + self.eps)
-        return normed.to(x.dtype) * self.weight.view(x.shape[-2:])
+        return self.function(x, self.weight, self.width, self.eps, self._total)
+
+    def _total(self, squares: Tensor) -> Tensor:
+        return _SumOverGroup.apply(squares, self.group) if self.group.size() > 1 else squares
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -291,10 +299,16 @@ class FullWidthNormAttention(SelfAttention):
     """Megatron's attention with QK-norms of kind "full". Megatron knows of norms per head only: told of these, it would
     sum their weights' gradients over the tensor-parallel group, though the weights are sharded."""
 
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *args: Any,
+        function: FullWidthFunction = norm.full_width,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(config, *args, **kwargs)
-        norm = functools.partial(FullWidthRMSNorm, config, config.kv_channels, config.layernorm_epsilon)
-        self.q_layernorm, self.k_layernorm = norm(config.num_attention_heads), norm(config.num_query_groups)
+        qk_norm = functools.partial(FullWidthRMSNorm, function, config, config.kv_channels, config.layernorm_epsilon)
+        self.q_layernorm, self.k_layernorm = qk_norm(config.num_attention_heads), qk_norm(config.num_query_groups)
 
 
 class _SumOverGroup(torch.autograd.Function):

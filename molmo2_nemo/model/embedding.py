@@ -60,7 +60,9 @@ class ExtraRows(nn.Module):
 
 class Head(tensor_parallel.ColumnParallelLinear):
     """The untied output weight, [V_padded / TP, D] on this rank. The product itself is taken in model/loss.py, only
-    for scored positions, so this class adds nothing to Megatron's layer but the padding rule of its checkpoints."""
+    for scored positions, so all that this class has of Megatron's layer is the weight and its checkpoints, with the
+    padding rule. It is called for the weight: who must know before a parameter is used (training/overlap.py) has a hook
+    on that."""
 
     def __init__(self, config: TransformerConfig, model_config: Molmo2Config) -> None:
         super().__init__(
@@ -71,6 +73,10 @@ class Head(tensor_parallel.ColumnParallelLinear):
             bias=False,
             gather_output=False,
         )
+
+    def forward(self) -> Tensor:  # type: ignore[override]
+        """The weight."""
+        return self.weight
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -23,12 +23,40 @@ from molmo2_nemo.model.config import Molmo2Config
 VOCABULARY = ("embedding.base.weight", "output_layer.weight")  # rows are padded to a multiple of the TP size
 
 
-def initialize(model: Any, seed: int) -> None:
-    """Fill all parameters of this rank's part of a Molmo2Model with fresh values, in place."""
+Names = Callable[[str], bool]  # which parameters, by name
+
+
+def undrawn(tensor: Tensor) -> Tensor:
+    """Megatron's init_method: leaves a weight as it lies in memory. `initialize` or a checkpoint fills it."""
+    return tensor
+
+
+def every(name: str) -> bool:
+    """All parameters."""
+    return True
+
+
+def initialize(model: Any, seed: int, chosen: Names = every) -> None:
+    """Fill parameters of this rank's part of a Molmo2Model with fresh values, in place. What one gets does not depend
+    on which others are chosen."""
     shapes = {canonical_name(model, n): full_shape(model, n, p) for n, p in model.named_parameters()}
     load_canonical(
-        model, lambda name: fresh(name, shapes[name], seed, init_std(model.model_config, name, shapes[name]))
+        model, lambda name: fresh(name, shapes[name], seed, init_std(model.model_config, name, shapes[name])), chosen
     )
+
+
+def leave_to_checkpoint(model: Any, chosen: Names = every) -> None:
+    """Fill parameters that a checkpoint will bring with NaN, so that one it does not bring cannot be taken for a
+    weight: training refuses to start from numbers that are not finite. Padding rows, which no checkpoint has, are
+    zeros."""
+    rank, vocabulary = parallel_state.get_tensor_model_parallel_rank(), model.model_config.text.vocab_size
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not chosen(name):
+                continue
+            parameter.fill_(torch.nan)
+            if canonical_name(model, name) in VOCABULARY:
+                parameter[max(0, vocabulary - rank * parameter.shape[0]) :] = 0
 
 
 def init_std(model_config: Molmo2Config, name: str, shape: tuple[int, ...]) -> float:
@@ -45,17 +73,20 @@ def init_std(model_config: Molmo2Config, name: str, shape: tuple[int, ...]) -> f
     return model_config.text.initializer_range
 
 
-def load_canonical(model: Any, read: Callable[[str], Tensor]) -> None:
-    """Fill all parameters of this rank's part of a Molmo2Model, in place, one tensor at a time.
+def load_canonical(model: Any, read: Callable[[str], Tensor], chosen: Names = every) -> None:
+    """Fill parameters of this rank's part of a Molmo2Model, in place, one tensor at a time.
 
     Args:
         read: canonical name -> the whole tensor. Vocabulary tables may bring padding rows; they are ignored.
+        chosen: by the name in this rank's part.
 
     Raises:
         UserError: a tensor whose shape is not that of the model's parameter on one process.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not chosen(name):
+                continue
             whole, shape = read(canonical_name(model, name)), full_shape(model, name, parameter)
             if canonical_name(model, name) in VOCABULARY:
                 whole = whole[: shape[0]]

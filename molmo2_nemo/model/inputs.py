@@ -27,6 +27,9 @@ HOST_FIELDS = (
 )  # read to plan communication: never moved to a device
 
 
+VISION_FIELDS = ("crops", "pooling")  # the largest, of which a rank needs its own part only
+
+
 @dataclass(frozen=True)
 class PackPlan:
     """What one rank's part of the model does with a micro-batch: found on the host, its indices on the device."""
@@ -60,16 +63,36 @@ class PackInputs:
     plan: PackPlan | None = None  # made ahead (Molmo2Model.plan); None: made when it is needed
 
     @classmethod
-    def from_batch(cls, batch: Any, device: torch.device | str | int = "cpu") -> PackInputs:
-        """From a numpy `Batch`; arrays go to `device`, except those that plan communication."""
+    def from_batch(
+        cls, batch: Any, device: torch.device | str | int = "cpu", *, vision_later: bool = False
+    ) -> PackInputs:
+        """From a numpy `Batch`; arrays go to `device`, except those that plan communication.
+
+        Args:
+            vision_later: crops and windows stay on the host too, until `keep_own_crops` moves this rank's.
+        """
         values: dict[str, Any] = {}
+        stay = (*HOST_FIELDS, *VISION_FIELDS) if vision_later else HOST_FIELDS
         for f in fields(cls):
             array = getattr(batch, f.name, None)
             if array is not None:
-                values[f.name] = torch.as_tensor(array) if f.name in HOST_FIELDS else to_device(array, device)
+                values[f.name] = torch.as_tensor(array) if f.name in stay else to_device(array, device)
         if torch.device(device).type != "cpu":
             values["host"] = {name: np.asarray(getattr(batch, name)) for name in PLANNED_FIELDS}
         return cls(**values)
+
+    def keep_own_crops(self, plan: CropPlan | None, patches: int) -> None:
+        """Bring to the device what this rank encodes and pools, and let go of the rest.
+
+        Args:
+            plan: counted from the first crop; None: this rank encodes nothing.
+            patches: of a crop.
+        """
+        first, crops, pooled = (plan.crops.start, plan.crops, plan.pooled_tokens) if plan else (0, slice(0), slice(0))
+        windows = self.pooling[pooled]
+        windows = torch.where(windows >= 0, windows - first * patches, windows)
+        self.crops = to_device(self.crops[crops], self.input_ids.device)
+        self.pooling = to_device(windows, self.input_ids.device)
 
     def on_host(self, name: str) -> np.ndarray:
         """One of PLANNED_FIELDS as an array. Where only the device has it, the host waits for that."""

@@ -112,8 +112,14 @@ class Molmo2Model(MegatronModule):
     def _build(self) -> None:
         model_config, config, memory = self.model_config, self.config, self.memory
         if self.pre_process:
-            self.vision = VisionEncoder(model_config.vision, config.params_dtype, recompute=memory.recompute == "full")
-            self.connector = Connector(model_config, config.params_dtype)
+            block = self.choices["vision"]
+            self.vision = VisionEncoder(
+                model_config.vision,
+                config.params_dtype,
+                recompute=memory.recomputes_vision,
+                block=None if block.name == "plain" else block.function,
+            )
+            self.connector = Connector(model_config, config.params_dtype, self.choices["pooling"].function)
             self.embedding = Embedding(config, model_config)
             if parallel_state.get_tensor_model_parallel_world_size() > 1:
                 mark_partial(self.vision)
@@ -151,17 +157,20 @@ class Molmo2Model(MegatronModule):
 
     def plan(self, inputs: PackInputs) -> PackPlan:
         """Everything about a micro-batch that is found on the host, with its indices on the device, for `inputs.plan`:
-        who may see whom, what the attention kernel makes of it, which crops go where, which positions have a loss.
+        who may see whom, what the attention kernel makes of it, which crops go where, which positions have a loss. Of
+        crops and windows the inputs keep what this rank works on.
 
         Without it each is found where it is first needed, between the device's kernels. Reads nothing that training
         changes, so it may run in another thread, ahead of training.
         """
         mask, visible = self._mask(inputs)
         plan_attention(mask, self.context_of(inputs), visible, self.kernel, inputs.input_ids.device)
+        crops = self._crop_plan(inputs) if self.pre_process else None
+        inputs.keep_own_crops(crops, self.model_config.vision.num_patches)
         return PackPlan(
             mask,
             visible,
-            self._crop_plan(inputs) if self.pre_process else None,
+            None if crops is None else crops.within_run(),
             self._scored(inputs) if self.post_process and inputs.labels is not None else None,
         )
 
@@ -301,7 +310,7 @@ class Molmo2Model(MegatronModule):
         return (hidden @ weight[: max(0, self.model_config.text.vocab_size - start)].T).transpose(0, 1)
 
     def head_weight(self) -> Tensor:
-        return self.embedding.base.weight if hasattr(self, "embedding") and self._tied() else self.output_layer.weight
+        return self.embedding.base.weight if hasattr(self, "embedding") and self._tied() else self.output_layer()
 
     def shared_embedding_or_output_weight(self) -> Tensor | None:
         """The tied weight on the stages that hold a copy; Megatron adds their gradients up."""

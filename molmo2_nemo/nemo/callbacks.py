@@ -1,12 +1,16 @@
-"""What happens around a step, as Lightning's callbacks: seeds, the list of skipped steps, stopping on a signal."""
+"""What happens around a step, as Lightning's callbacks: seeds, the list of skipped steps, stopping on a signal, a
+profile."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
+from molmo2_nemo.rundir.paths import PROFILE
 from molmo2_nemo.training import faults
+from molmo2_nemo.training.profile import StepProfiler
 from molmo2_nemo.training.seeds import seed_step
 from molmo2_nemo.training.stopping import StopTogether
 
@@ -74,3 +78,53 @@ class StopOnSignal(pl.Callback):
         if ends:
             trainer.should_stop = True
         return ends, wished
+
+
+class ProfileBegins(pl.Callback):
+    """Profiles a few steps on some ranks (training/profile.py). Before the log's callback, so that what starting costs
+    is in no step's time; `ProfileEnds` is behind it, for what ending and writing cost.
+
+    Args:
+        steps: the first and the last.
+        ranks: that write a trace.
+    """
+
+    def __init__(self, folder: str, stage: str, steps: list[int], ranks: list[int]) -> None:
+        self.folder, self.stage, self.steps, self.ranks = folder, stage, steps, ranks
+        self.profiler: StepProfiler | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        first, last = self.steps
+        if trainer.global_rank in self.ranks:
+            folder = Path(self.folder, PROFILE)
+            self.profiler = StepProfiler(folder, first, last, trainer.global_rank, self.stage)
+        if trainer.global_step >= last and trainer.is_global_zero:
+            print(f"log.profile={self.steps}: these steps are done, nothing is profiled", flush=True)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self.profiler is not None:
+            self.profiler.begin(trainer.global_step + 1)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A run that was stopped in between has the steps before that."""
+        if self.profiler is not None:
+            show(self.profiler.close())
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        if self.profiler is not None:
+            show(self.profiler.close())
+
+
+class ProfileEnds(pl.Callback):
+    """The other end of `ProfileBegins`."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        begins = next(callback for callback in trainer.callbacks if isinstance(callback, ProfileBegins))
+        if begins.profiler is not None:
+            show(begins.profiler.end(trainer.global_step))
+
+
+def show(text: str | None) -> None:
+    """Print what there is to print."""
+    if text is not None:
+        print(text, flush=True)

@@ -16,9 +16,12 @@ from nemo.lightning.ckpt_utils import WEIGHTS_PATH, ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 
+from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import CheckpointConfig
 from molmo2_nemo.training import checkpoints
+from molmo2_nemo.training.model import Loaded
+from molmo2_nemo.training.overlap import finish_gathers
 
 
 class StageCheckpoints(ModelCheckpoint):
@@ -99,6 +102,25 @@ class Resume(nl.AutoResume):
         super().setup(trainer, model)
 
 
+def weights_to_come(trainer: Any, model_config: Molmo2Config) -> Loaded:
+    """What a checkpoint will bring once the model is built: the stage's own, or the one it starts from."""
+    if trainer is None:
+        return "nothing"
+    if trainer.ckpt_path:
+        return "all"
+    restore = getattr(trainer.strategy, "restore_config", None)
+    if restore is None or not restore.load_model_state:
+        return "nothing"
+    own = model_config.lora is None or checkpoints.has_adapters(_folder(restore.path))
+    return "all" if own else "all but adapters"
+
+
+def _folder(checkpoint: str | Path) -> Path:
+    """A checkpoint's folder, also where the one with its weights is named."""
+    path = Path(checkpoint)
+    return path.parent if path.name == WEIGHTS_PATH else path
+
+
 class VerifyingStrategy(nl.MegatronStrategy):
     """NeMo's MegatronStrategy, which compares a checkpoint with its manifest before loading it.
 
@@ -108,9 +130,14 @@ class VerifyingStrategy(nl.MegatronStrategy):
 
     fresh_adapters = False
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Waits for parameters that are still being gathered. NeMo would gather anew what a rank has waited for
+        already, which after validation is not the same on all ranks."""
+        finish_gathers([part.module for part in self.megatron_parallel])
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+
     def load_checkpoint(self, checkpoint_path: str | Path, selective_restore: bool = False) -> dict[str, Any]:
-        path = Path(checkpoint_path)
-        path = path.parent if path.name == WEIGHTS_PATH else path
+        path = _folder(checkpoint_path)
         sums = self.trainer.checkpoint_callback.keep.verify
         if not selective_restore:
             path = checkpoints.newest_undamaged(path.parent, sums)

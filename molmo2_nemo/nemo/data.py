@@ -68,7 +68,10 @@ class PackDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         assert self.trainer is not None
-        return self.packs.open(self.trainer.max_steps - self.trainer.global_step)
+        module = self.trainer.lightning_module
+        ahead = module.choices["inputs"].function
+        steps = self.trainer.max_steps - self.trainer.global_step
+        return self.packs.open(steps, module.micro_batches if ahead else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Called on every rank."""

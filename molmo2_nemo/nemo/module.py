@@ -16,9 +16,19 @@ from molmo2_nemo.fused.choice import described
 from molmo2_nemo.model.config import NOTHING_TRAINS, KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import LossSums
+from molmo2_nemo.nemo.checkpoints import weights_to_come
 from molmo2_nemo.nemo.data import training_data
-from molmo2_nemo.settings.run import ClusterConfig, ModelSelection, ParallelConfig, RunConfig, StageConfig
-from molmo2_nemo.training.model import build_model, chosen_model, megatron_config
+from molmo2_nemo.settings.precision import token_multiple
+from molmo2_nemo.settings.run import (
+    ClusterConfig,
+    ModelSelection,
+    ParallelConfig,
+    Precision,
+    RunConfig,
+    StageConfig,
+)
+from molmo2_nemo.training import overlap
+from molmo2_nemo.training.model import build_model, chosen_model, megatron_config, weight_gradient_library
 from molmo2_nemo.training.step import MicroBatches, micro_batch_loss, step_loss
 from molmo2_nemo.training.step_result import StepResult
 from molmo2_nemo.training.step_statistics import Tasks
@@ -56,7 +66,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         kernels: how pieces of the model are computed.
         parallel: how ranks that share a pack work together.
         seed: fresh parameters are drawn from it, alike under every layout.
-        precision: dtype of parameters, "fp32" or "bf16".
+        precision: `cluster.precision`; parameters are bf16 for "fp8", too.
         variable_length: packs of one run differ in length, so pipeline stages send each other the shapes.
         task_of: data set -> the task that its loss is logged under.
 
@@ -74,13 +84,13 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         kernels: KernelConfig | None = None,
         parallel: ParallelConfig | None = None,
         seed: int = RunConfig.seed,
-        precision: str = ClusterConfig.precision,
+        precision: Precision = ClusterConfig.precision,
         variable_length: bool = False,
         task_of: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.memory = stage or StageConfig(), memory or MemoryConfig()
-        self.kernels = kernels or KernelConfig()
+        self.kernels, self.precision = kernels or KernelConfig(), precision
         self.parallel, self.seed = parallel or ParallelConfig(), seed
         self.model_config = chosen_model(model, self.stage)
         self.config = megatron_config(
@@ -114,6 +124,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             kernels=self.kernels,
             parallel=self.parallel,
             seed=self.seed,
+            loaded=weights_to_come(self._trainer, self.model_config),
         )
         self.groups, self.kernel, self.choices = self.module.groups, self.module.kernel, self.module.choices
         self.micro_batches = MicroBatches(
@@ -123,12 +134,15 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self.tasks,
             cut_padding=self.parallel.cut_padding,
             sequence_parallel=self.config.sequence_parallel,
+            token_multiple=token_multiple(self.precision, self.memory),
+            plan=self.module.plan,
         )
 
     def on_train_start(self) -> None:
         if self.trainer.is_global_zero:
             print(f"attention: {self.kernel.name}, {self.kernel.title}", flush=True)
             print(described(self.choices), flush=True)
+            print(overlap.described(self.trainer.strategy.ddp_config, weight_gradient_library()), flush=True)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Begin a step. Its data is fetched by the step itself."""

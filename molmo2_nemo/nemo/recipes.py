@@ -23,7 +23,7 @@ from nemo.collections import llm
 
 from molmo2_nemo import cpu
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.nemo.callbacks import SeedEachStep, SkippedSteps, StopOnSignal
+from molmo2_nemo.nemo.callbacks import ProfileBegins, ProfileEnds, SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
 from molmo2_nemo.nemo.module import Molmo2Module
@@ -34,6 +34,7 @@ from molmo2_nemo.rundir import paths
 from molmo2_nemo.settings.run import RunConfig, data_config
 from molmo2_nemo.settings.sizes import wanted_processes
 from molmo2_nemo.training.dynamic_context import DynamicSettings
+from molmo2_nemo.training.precision import FP8
 from molmo2_nemo.training.step_statistics import task_names
 
 
@@ -82,7 +83,7 @@ def model(cfg: RunConfig) -> run.Config:
             Molmo2Optimizer,
             stage.optim,
             cfg.stage.max_steps,
-            bf16=cfg.cluster.precision == "bf16",
+            bf16=cfg.cluster.precision != "fp32",
             distributed=cfg.parallel.distributed_optimizer,
             faults=as_config(cfg.faults),
             adamw=cfg.kernels.adamw,
@@ -107,12 +108,13 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         pipeline_model_parallel_size=parallel.pipeline,
         context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence,
-        pipeline_dtype=torch.bfloat16 if cfg.cluster.precision == "bf16" else torch.float32,
+        pipeline_dtype=torch.float32 if cfg.cluster.precision == "fp32" else torch.bfloat16,
         ddp=run.Config(
             DistributedDataParallelConfig,
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=parallel.grad_reduce == "fp32",
             check_for_nan_in_grad=False,  # the clipping optimizer checks the norms it computes anyway
             use_distributed_optimizer=parallel.distributed_optimizer,
+            **overlapped(cfg),
         ),
         ckpt_async_save=cfg.checkpoint.async_save,
         ckpt_optim_fully_reshardable=parallel.distributed_optimizer,
@@ -136,6 +138,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         use_distributed_sampler=False,
         callbacks=[
             run.Config(SeedEachStep, cfg.seed),
+            *profile_begins(cfg, folder),
             run.Config(
                 StepLog,
                 str(folder),
@@ -143,12 +146,37 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
                 cfg.log_every,
                 max_crops=cfg.data.packing.max_crops,
                 peak_tflops=cfg.log.peak_tflops,
+                fp8=cfg.cluster.precision == "fp8",
             ),
+            *([run.Config(ProfileEnds)] if cfg.log.profile else []),
             run.Config(SkippedSteps, str(folder)),
             run.Config(StopOnSignal),
             *validation(cfg, folder),
         ],
     )
+
+
+def overlapped(cfg: RunConfig) -> dict[str, bool]:
+    """What of the data-parallel communication runs beside computation, as Megatron's DDP has it.
+
+    Where nothing is set, all of it on GPUs. Not the gradients under dynamic context parallelism: a rank that is done
+    with its micro-batches would send while others still share theirs, and NCCL's order of sends would differ by rank.
+    """
+    parallel = cfg.parallel
+    processes = int(os.environ.get("WORLD_SIZE", wanted_processes(cfg)))
+    sends = not cpu.is_cpu_only() and processes > parallel.tensor * parallel.pipeline
+    reduce, gather = parallel.overlap_grad_reduce, parallel.overlap_param_gather
+    return {
+        "overlap_grad_reduce": sends and not parallel.dynamic_context if reduce is None else reduce,
+        "overlap_param_gather": sends and parallel.distributed_optimizer if gather is None else gather,
+    }
+
+
+def profile_begins(cfg: RunConfig, folder: Path) -> list[run.Config]:
+    """The callback that profiles some steps, if any."""
+    if cfg.log.profile is None:
+        return []
+    return [run.Config(ProfileBegins, str(folder), cfg.stage.name, list(cfg.log.profile), list(cfg.log.profile_ranks))]
 
 
 def validation(cfg: RunConfig, folder: Path) -> list[run.Config]:
@@ -225,14 +253,15 @@ def devices_per_node(cfg: RunConfig) -> int:
 def plugins(cfg: RunConfig) -> list[run.Config]:
     """Plugins for precision, and for where ranks come from."""
     found = []
-    if cfg.cluster.precision == "bf16":
+    if cfg.cluster.precision != "fp32":
         # Without params_dtype NeMo builds the model in fp32 before it casts it.
         found.append(
             run.Config(
                 nl.MegatronMixedPrecision,
                 precision="bf16-mixed",
                 params_dtype=torch.bfloat16,
-                grad_reduce_in_fp32=True,
+                **(FP8 if cfg.cluster.precision == "fp8" else {}),  # NeMo sets the model's fields from these
+                grad_reduce_in_fp32=cfg.parallel.grad_reduce == "fp32",
             )
         )
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:

@@ -15,13 +15,20 @@ class StepLog(pl.Callback):
     """Writes metrics.jsonl and feeds Lightning's loggers.
 
     Args:
-        folder, stage, log_every, max_crops, peak_tflops: see `StepWriter`.
+        folder, stage, log_every, max_crops, peak_tflops, fp8: see `StepWriter`.
     """
 
     def __init__(
-        self, folder: str, stage: str, log_every: int = 1, *, max_crops: int, peak_tflops: float | None = None
+        self,
+        folder: str,
+        stage: str,
+        log_every: int = 1,
+        *,
+        max_crops: int,
+        peak_tflops: float | None = None,
+        fp8: bool = False,
     ) -> None:
-        self.writer = StepWriter(folder, stage, log_every, max_crops=max_crops, peak_tflops=peak_tflops)
+        self.writer = StepWriter(folder, stage, log_every, max_crops=max_crops, peak_tflops=peak_tflops, fp8=fp8)
         self.data: dict[str, dict[str, int]] = {}  # filled at the end: records skipped per cause, and other counts
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -47,6 +47,9 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     compat.check()
     if is_first_process():
         print(f"stack: {compat.stack()}", flush=True)
+    from molmo2_nemo.training.precision import check_precision
+
+    check_precision(cfg.cluster.precision)
     cpu.enable(cfg.cluster.threads)
     start_nemo()
     import fiddle

@@ -81,6 +81,20 @@ class CropPlan:
         default_factory=list
     )  # by rank: whether gradients travel to and from it in the backward
 
+    def within_run(self) -> CropPlan:
+        """The plan for a rank that holds nothing but its own run of crops and pooled tokens: counted from there."""
+        first, pooled = self.crops.start, self.pooled_tokens.start
+
+        def from_run(run: slice, start: int) -> slice:
+            return slice(run.start - start, run.stop - start)
+
+        return replace(
+            self,
+            crops=from_run(self.crops, first),
+            pooled_tokens=from_run(self.pooled_tokens, pooled),
+            chunks=[(from_run(crops, first), from_run(tokens, pooled)) for crops, tokens in self.chunks],
+        )
+
     def on(self, device: torch.device) -> CropPlan:
         """The plan with its indices on the device."""
         return replace(self, send_order=to_device(self.send_order, device), targets=to_device(self.targets, device))
@@ -195,7 +209,8 @@ class _TieParameters(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         zeros = (
-            s if s is None else torch.zeros((), dtype=s[1], device=s[2]).expand(s[0])  # no memory per element
+            # no memory per element; torch.zeros(()) would wait for the device
+            s if s is None else torch.full((), 0, dtype=s[1], device=s[2]).expand(s[0])
             for s in ctx.shapes
         )
         return grad, *zeros

@@ -83,7 +83,7 @@ class DynamicContext:
         for each in mine:
             batch = without_padding(batches[each.number], each.size * self.multiple)
             state = batches[-1 if each is mine[-1] else 0].state
-            taken.append(replace(batch, context_ranks=each.size, state=state))
+            taken.append(replace(batch, context_ranks=each.size, state=state, of_step=len(mine)))
         return taken
 
 

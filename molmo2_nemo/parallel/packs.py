@@ -34,7 +34,7 @@ from molmo2_nemo.parallel.assignment import Assignment
 from molmo2_nemo.parallel.dynamic import DynamicContext
 
 TIMEOUT = timedelta(hours=2)  # readers may wait long for each other while a checkpoint is written
-ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state", "context_ranks")]
+ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state", "context_ranks", "of_step")]
 Ship = Callable[[torch.Tensor], Any]  # sends or fills a tensor, the same call on both sides
 
 

@@ -18,10 +18,10 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
         UserError: lists them.
     """
     for item in overrides:
-        if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices", "cluster.precision")):
-            raise UserError(
-                f"{item}: a plan's hardware is set with cluster=h100x8 nodes=N, and its precision is bfloat16"
-            )
+        if item.lstrip("+~").startswith(("cluster.nodes", "cluster.devices")):
+            raise UserError(f"{item}: a plan's hardware is set with cluster=h100x8 nodes=N")
+        if item.lstrip("+~").startswith("cluster.precision") and cfg.cluster.precision == "fp32":
+            raise UserError(f"{item}: plans are of runs in bf16 or fp8")
     mine = any(item.lstrip("+~").startswith("parallel") for item in overrides)
     parallel = cfg.parallel if mine else ParallelConfig()
     stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from molmo2_nemo.cost.flops import layer_weights
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import held
 from molmo2_nemo.cost.workload import Workload
@@ -71,9 +72,19 @@ def memory(
     layout: Layout,
     options: MemoryConfig | None = None,
     kernels: KernelConfig | None = None,
+    *,
+    fp8: bool = False,
+    bf16_gradients: bool = False,
 ) -> Memory:
-    """Peak of one rank in bf16 with fp32 gradients, masters and moments."""
-    options, fused = options or MemoryConfig(), fused_pieces(kernels or KernelConfig())
+    """Peak of one rank in bf16 with fp32 masters and moments, and gradients of all micro-batches in fp32.
+
+    Args:
+        kernels: how pieces of the model are computed on a GPU; None: all of them plainly.
+        fp8: the decoder multiplies in FP8. Its weights are then held in FP8 as well, and once more transposed, for the
+            micro-batches of a step; activations are counted as in bf16, though some are kept in FP8.
+        bf16_gradients: gradients in bf16; the optimizer has its share of them in fp32 as well.
+    """
+    options, fused = options or MemoryConfig(), NONE_FUSED if kernels is None else fused_pieces(kernels)
     mine = held(model_config, stage, layout.tensor, layout.pipeline)
     sharded = layout.data * layout.context  # the distributed optimizer's group
     tokens = work.length / layout.context * layout.micro_batch
@@ -84,9 +95,13 @@ def memory(
             model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles, fused=fused
         ),
         vision_activations(
-            model_config, crops, layout.recompute == "full", stage.train_vit, chunk=options.vision_chunk
+            model_config,
+            crops,
+            options.vision_recomputed_with(layout.recompute),
+            stage.train_vit,
+            chunk=options.vision_chunk,
         ),
-        head_bytes(model_config, stage, layout, options.loss_chunk, tokens),
+        head_bytes(model_config, stage, layout, options.loss_chunk, tokens, fused),
         in_flight,
     )
     qkv = (
@@ -95,9 +110,10 @@ def memory(
         * tokens
         / layout.tensor
     )
+    copies = 2.0 * layer_weights(model_config) * model_config.text.num_layers / layout.pipeline / layout.tensor
     parts = {
-        "weights": 2.0 * mine.all,
-        "gradients": 4.0 * mine.trained,
+        "weights": 2.0 * mine.all + (copies if fp8 else 0.0),
+        "gradients": (2.0 + 4.0 / sharded if bf16_gradients else 4.0) * mine.trained,
         "optimizer": 12.0 * mine.trained / sharded,
         "decoder": decoder,
         "vision": vision,
@@ -280,8 +296,16 @@ def block_bytes(model_config: Molmo2Config, bytes_per_element: int) -> float:
     return bytes_per_element * (8 * model_config.vision.hidden_size + 2 * model_config.vision.ffn_size)
 
 
-def head_bytes(model_config: Molmo2Config, stage: StageConfig, layout: Layout, chunk: int, tokens: float) -> float:
-    """Bytes of a chunk's logits (bf16, fp32, probabilities, their gradient), and of the head's gradient in fp32."""
+def head_bytes(
+    model_config: Molmo2Config,
+    stage: StageConfig,
+    layout: Layout,
+    chunk: int,
+    tokens: float,
+    fused: frozenset[str] = NONE_FUSED,
+) -> float:
+    """Bytes of a chunk's logits (bf16 and their gradient; plain, also fp32 and probabilities), and of the head's gradient
+    in fp32."""
     columns = model_config.text.vocab_size / layout.tensor
-    logits = min(chunk, tokens) * columns * (2 + 4 + 4 + 2)
+    logits = min(chunk, tokens) * columns * (4 if "loss" in fused else 12)
     return logits + (4.0 * columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from molmo2_nemo.attention.automatic import automatic
 from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
-from molmo2_nemo.cost.hardware import Cluster
+from molmo2_nemo.cost.hardware import DEVICES, Cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
@@ -63,6 +63,12 @@ def search(
     Raises:
         UserError: nothing fits; the message says what would.
     """
+    if cfg.cluster.precision == "fp8" and cluster.device.fp8_tflops is None:
+        fitting_devices = ", ".join(name for name, device in DEVICES.items() if device.fp8_tflops)
+        raise UserError(
+            f"cluster.precision=fp8: {cluster.device.name.upper()} is older than Hopper; use cluster.precision=bf16, "
+            f"or one of {fitting_devices}"
+        )
     found = candidates(cfg, model_config, work, cluster, efficiency)
     if not found:
         raise UserError(
@@ -135,9 +141,10 @@ def weigh(
     efficiency: Efficiency | None,
 ) -> Candidate:
     """Memory and time of one layout."""
+    numbers = {"fp8": cfg.cluster.precision == "fp8", "bf16_gradients": cfg.parallel.grad_reduce == "bf16"}
     return Candidate(
         layout,
-        memory(model_config, cfg.stage, work, layout, cfg.memory, cfg.kernels),
+        memory(model_config, cfg.stage, work, layout, cfg.memory, cfg.kernels, **numbers),
         step_time(
             model_config,
             cfg.stage,
@@ -146,6 +153,7 @@ def weigh(
             layout,
             efficiency or efficiency_of(cfg, model_config)[1],
             cfg.memory,
+            **numbers,
         ),
     )
 

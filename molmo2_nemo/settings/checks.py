@@ -19,6 +19,7 @@ from molmo2_nemo.model.config import (
     with_options,
 )
 from molmo2_nemo.settings.layout import context_problems
+from molmo2_nemo.settings.precision import fp8_problems
 from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
@@ -107,6 +108,28 @@ def _running(cfg: RunConfig) -> Iterator[str]:
         yield f"faults.spike_window={faults.spike_window}: a mean and deviation need at least 4 steps"
     if cfg.log.peak_tflops is not None and not cfg.log.peak_tflops > 0:
         yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
+    yield from profile_problems(cfg)
+
+
+def profile_problems(cfg: RunConfig) -> Iterator[str]:
+    """Which steps are profiled, and on which ranks."""
+    steps, last = cfg.log.profile, cfg.stage.max_steps
+    if steps is None:
+        return
+    if len(steps) != 2:
+        yield f"log.profile={steps}: expected two step numbers, the first and the last, such as [3,5]; or null"
+        return
+    if steps[0] < 1:
+        yield f"log.profile={steps}: steps are counted from 1, as the log prints them"
+    elif steps[0] > steps[1]:
+        yield f"log.profile={steps}: the first step is behind the last; did you mean [{steps[1]},{steps[0]}]?"
+    elif steps[1] > last:
+        yield f"log.profile={steps}: the stage ends after step {last} (stage.max_steps); name steps up to that"
+    count = max(1, wanted_processes(cfg))
+    wrong = [rank for rank in cfg.log.profile_ranks if not 0 <= rank < count]
+    if wrong or not cfg.log.profile_ranks:
+        seen = f"there is no rank {wrong[0]}" if wrong else "no rank would write one"
+        yield f"log.profile_ranks={cfg.log.profile_ranks}: {seen}; name some of 0 to {count - 1}"
 
 
 def _recompute(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterator[str]:
@@ -139,6 +162,22 @@ def _without_effect(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterat
             f"parallel.cp_comm_type={parallel.cp_comm_type} has no effect where all context ranks (here "
             f"{parallel.context}) are one Ulysses group; leave it at ring, or set parallel.context_ulysses to a lower "
             "number: keys then travel between the groups"
+        )
+    if parallel.overlap_param_gather and not parallel.distributed_optimizer:
+        yield (
+            "parallel.overlap_param_gather=true has no effect with parallel.distributed_optimizer=false: every rank "
+            "updates all parameters and none are gathered; set distributed_optimizer=true, or overlap_param_gather=null"
+        )
+    if parallel.overlap_grad_reduce and parallel.dynamic_context:
+        yield (
+            "parallel.overlap_grad_reduce=true with parallel.dynamic_context=true: ranks finish their micro-batches at "
+            "different times, and a rank that sends gradients early can block one that still shares a pack; set one of "
+            "them to false"
+        )
+    if parallel.grad_reduce == "bf16" and cfg.cluster.precision == "fp32":
+        yield (
+            "parallel.grad_reduce=bf16 has no effect with cluster.precision=fp32: gradients are added up in the "
+            "parameters' dtype or in fp32; set cluster.precision=bf16, or parallel.grad_reduce=fp32"
         )
     if model_config is not None and not stage.trainable(model_config).any():
         yield NOTHING_TRAINS
@@ -175,6 +214,8 @@ def _layout(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
     }
     crops = max(phase.packing.max_crops for phase in phases(cfg.data))
     yield from context_problems(p, model_config, lengths, crops=crops, attention=cfg.model.attention)
+    if cfg.cluster.precision == "fp8" and cfg.memory.mlp_tiles >= 1 and text.ffn_size % tp == 0:
+        yield from fp8_problems(model_config, p, cfg.memory, lengths)
     if p.dynamic_context and not cfg.data.share_packs:
         yield (
             "parallel.dynamic_context=true needs data.share_packs=true: the rank that reads for the others assigns "

@@ -24,6 +24,8 @@ from molmo2_nemo.model.config import (
 )
 from molmo2_nemo.settings.slurm import SlurmConfig
 
+Precision = Literal["fp32", "bf16", "fp8"]
+
 
 @dataclass
 class ModelSelection:
@@ -139,6 +141,10 @@ class ParallelConfig:
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
+    # Data-parallel communication beside computation; null: on GPUs, where there is any. docs/parallelism.md
+    overlap_grad_reduce: bool | None = None
+    overlap_param_gather: bool | None = None  # needs distributed_optimizer
+    grad_reduce: Literal["fp32", "bf16"] = "fp32"  # gradients of micro-batches and ranks are added up in it
 
     @property
     def model_size(self) -> int:
@@ -154,7 +160,8 @@ class ClusterConfig:
     nodes: int = 1
     devices: int | None = None  # processes per node; default: what the layout needs
     threads: int = 1  # torch threads of a process on CPU
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"  # settings/precision.py says what each means
+    check_memory: bool = True  # refuse a run that does not fit here by the planner (launch/capacity.py)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)  # kind=slurm: what a stage's job asks for
 
 
@@ -186,6 +193,8 @@ class LogConfig:
     tensorboard: bool = True
     wandb: str | None = None  # project at Weights & Biases; the package wandb must be installed
     peak_tflops: float | None = None  # of one device, dense, in the run's precision; default: known GPUs, none on CPU
+    profile: list[int] | None = None  # first and last step to run under PyTorch's profiler; docs/running.md
+    profile_ranks: list[int] = field(default_factory=lambda: [0])  # that write a trace of them
 
 
 @dataclass

@@ -3,6 +3,8 @@
 data.py           packs for this rank, and the loader's state over all ranks
 model.py          the stage's model, built and frozen
 step.py           a step's micro-batches: to the device, and their losses added up
+overlap.py        gradients and parameters sent beside computation
+ahead.py          micro-batches made ready one ahead, in a thread
 gradients.py      sums into gradients of the global batch
 groups.py  lr_schedule.py  optimizer.py    groups, their rates, clipping and the update
 faults.py         steps that must not be taken
@@ -12,5 +14,7 @@ validation.py     loss on held-out data
 checkpoints.py    manifests, damage, what is kept
 signals.py  stopping.py    a signal to one rank ends the run on all
 stage.py          attempt.json and the summary
+precision.py      FP8: Megatron's settings, and what it needs
 dynamic_context.py         what packs are weighed for
+profile.py  kernel_kinds.py    some steps under PyTorch's profiler
 """

@@ -17,9 +17,12 @@ from megatron.core import parallel_state
 from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
+from molmo2_nemo.training.ahead import Ahead
 from molmo2_nemo.training.dynamic_context import DynamicSettings, dynamic_context
+from molmo2_nemo.training.step import MicroBatch, MicroBatches
 
 
 class TrainingData:
@@ -48,15 +51,25 @@ class TrainingData:
         self.model, self.dynamic = model, dynamic
         self.cost = cost_model(model)
         self.shared: SharedPacks | None = None
+        self.ahead: Ahead[Batch, MicroBatch] | None = None
         self.restored: list[dict[str, Any]] | None = None
         self._consumed: dict[str, Any] | None = None
 
-    def open(self, steps: int) -> Iterable[Any]:
+    def open(self, steps: int, micro_batches: MicroBatches | None = None) -> Iterable[Any]:
         """This rank's micro-batches, once the process groups exist.
 
         Args:
             steps: optimizer steps still to do.
+            micro_batches: makes them ready one ahead; None: they are handed out as they are read.
         """
+        batches = self._open(steps)
+        if micro_batches is None:
+            return batches
+        assigned = self.shared is not None and self.shared.dynamic is not None
+        self.ahead = micro_batches.ahead(batches, None if assigned else steps * self._micro_batches())
+        return self.ahead
+
+    def _open(self, steps: int) -> Iterable[Any]:
         if not self.config.share_packs or dist.get_world_size() == 1:
             return self._open_stream()
         size = parallel_state.get_data_parallel_world_size()
@@ -75,7 +88,12 @@ class TrainingData:
 
     def upcoming(self) -> int | None:
         """Micro-batches of the next step on this rank; None: as many as in every step."""
-        return None if self.shared is None or self.shared.dynamic is None else self.shared.upcoming()
+        if self.shared is None or self.shared.dynamic is None:
+            return None
+        if self.ahead is None:
+            return self.shared.upcoming()
+        upcoming = self.ahead.look()
+        return 1 if upcoming is None else upcoming.of_step
 
     def consumed(self, state: dict[str, Any]) -> None:
         """Called for every micro-batch that training takes, with the loader's state after it."""

@@ -19,7 +19,8 @@ from molmo2_nemo.fused import choice
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.parallel.dynamic import DynamicContext
 from molmo2_nemo.settings.layout import crop_limit
-from molmo2_nemo.settings.run import ParallelConfig, StageConfig
+from molmo2_nemo.settings.precision import element_bytes, token_multiple
+from molmo2_nemo.settings.run import ParallelConfig, Precision, StageConfig
 
 GPUS_PER_NODE = 8  # where the launcher does not say
 
@@ -32,7 +33,7 @@ class DynamicSettings:
     memory: MemoryConfig
     stage: StageConfig
     max_crops: int  # of a pack
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     kernels: KernelConfig = field(default_factory=KernelConfig)
 
 
@@ -51,7 +52,7 @@ def dynamic_context(settings: DynamicSettings, model_config: Molmo2Config) -> Dy
         parallel_state.get_context_parallel_rank(),
         parallel.context_tokens,
         crop_limit(parallel, settings.max_crops, settings.memory.vision_chunk),
-        parallel.tensor if parallel.sequence else 1,
+        (parallel.tensor if parallel.sequence else 1) * token_multiple(settings.precision, settings.memory),
     )
 
 
@@ -67,7 +68,8 @@ def context_cost(settings: DynamicSettings, model_config: Molmo2Config) -> tuple
         int(os.environ.get("LOCAL_WORLD_SIZE", GPUS_PER_NODE)) if torch.cuda.is_available() else GPUS_PER_NODE,
         this_efficiency(settings, model_config, guesses),
         memory,
-        2 if settings.precision == "bf16" else 4,
+        element_bytes(settings.precision),
+        fp8=settings.precision == "fp8",
     )
     selective = memory.recompute == "selective" and "mlp" not in memory.recompute_modules
     layout = Layout(
@@ -95,7 +97,7 @@ def this_efficiency(settings: DynamicSettings, model_config: Molmo2Config, guess
     """The efficiency of the attention kernel that runs here, or of the nearest one with public figures."""
     parallel = settings.parallel
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+    dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
     kernel = choose(
         model_config.attention,
         device,

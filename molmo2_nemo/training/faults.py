@@ -144,7 +144,10 @@ def refuse_infinite(parameters: Iterable[tuple[str, torch.Tensor]]) -> None:
     """
     for name, parameter in parameters:
         if not bool(torch.isfinite(parameter).all()):
-            raise UserError(f"{name} is not finite in the weights this run starts from; take another init_from")
+            raise UserError(
+                f"{name} is not finite in the weights this run starts from, or the checkpoint did not bring it; take "
+                "another init_from"
+            )
 
 
 def agreed(figures: list[float]) -> list[float]:

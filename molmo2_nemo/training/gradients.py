@@ -25,6 +25,9 @@ def finalize_gradients(model: list[Any], weight: Tensor | float, **options: Any)
         weight: this rank's sum of loss weights over the micro-batches of the step; 0 on pipeline stages without a loss.
         options: further arguments of Megatron's function.
     """
+    for chunk in model:
+        if (reductions := getattr(chunk, "reductions", None)) is not None:  # beside the backward pass: overlap.py
+            reductions.start_rest()
     finalize_model_grads(model, None, **options)
     factor = scale(weight)
     for chunk in model:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
@@ -10,10 +11,12 @@ from megatron.core.transformer import TransformerConfig
 
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, Trainable, with_options
 from molmo2_nemo.model.decoder import transformer_config
+from molmo2_nemo.model.init import initialize, leave_to_checkpoint
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.settings.run import ModelSelection, ParallelConfig, StageConfig
 from molmo2_nemo.training.groups import group_of
+from molmo2_nemo.training.precision import FP8
 
 
 def chosen_model(model: ModelSelection | Molmo2Config | str | None, stage: StageConfig) -> Molmo2Config:
@@ -31,10 +34,10 @@ def megatron_config(
     """Megatron's settings of the model; the host adds the sizes of the layout.
 
     Args:
-        precision: dtype of parameters, "fp32" or "bf16".
+        precision: `cluster.precision`; parameters are bf16 for "fp8", too.
         variable_length: packs of one run differ in length, so pipeline stages send each other the shapes.
     """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     return transformer_config(
         model_config,
         memory,
@@ -42,9 +45,29 @@ def megatron_config(
         pipeline_dtype=dtype,
         # of what pipeline stages send each other
         variable_seq_lengths=variable_length or parallel.dynamic_context or parallel.cut_padding,
-        bf16=precision == "bf16",
+        bf16=precision != "fp32",
+        gradient_accumulation_fusion=weight_gradient_library() is not None,
+        **(FP8 if precision == "fp8" else {}),
         use_cpu_initialization=not torch.cuda.is_available(),
     )
+
+
+def weight_gradient_library() -> str | None:
+    """The library that adds products for weight gradients straight to the gradients of earlier micro-batches; None:
+    each product is written and then added. What Megatron's linear layers need for it: Transformer Engine, whose layers
+    the decoder then has, or an extension of Apex."""
+    if not torch.cuda.is_available():
+        return None
+    known = {"Transformer Engine": "transformer_engine", "Apex": "fused_weight_gradient_mlp_cuda"}
+    return next((name for name, module in known.items() if importlib.util.find_spec(module) is not None), None)
+
+
+Loaded = Literal["nothing", "all", "all but adapters"]  # of a model's parameters
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
+    return "lora_" in name
 
 
 def build_model(
@@ -56,12 +79,14 @@ def build_model(
     parallel: ParallelConfig,
     seed: int,
     kernels: KernelConfig | None = None,
+    loaded: Loaded = "nothing",
 ) -> Molmo2Model:
     """This pipeline stage's part of the model, once the process groups exist.
 
     Args:
         config: Megatron's TransformerConfig, with the layout in it.
         seed: fresh parameters are drawn from it, alike under every layout.
+        loaded: what a checkpoint will bring; it is not drawn.
     """
     model = Molmo2Model(
         model_config,
@@ -72,8 +97,13 @@ def build_model(
         memory=memory,
         kernels=kernels,
         context=ContextSettings(parallel.context_ulysses, parallel.cp_comm_type, parallel.dynamic_context),
-        seed=seed,
+        seed=seed if loaded == "nothing" else None,
     )
+    if loaded == "all":
+        leave_to_checkpoint(model)
+    elif loaded == "all but adapters":
+        leave_to_checkpoint(model, lambda name: not is_adapter(name))
+        initialize(model, seed, is_adapter)
     freeze(model, stage.trainable(model_config))
     return model
 
@@ -87,6 +117,6 @@ def freeze(model: Molmo2Model, trainable: Trainable) -> None:
             part = "base_embedding"
         elif name == "output_layer.weight":
             part = "head"
-        elif "lora_" in name:
+        elif is_adapter(name):
             part = "adapters"
         parameter.requires_grad_(getattr(trainable, part))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from molmo2_nemo.fused.adamw import PLAIN, AdamW, squares_in_fp64
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
+from molmo2_nemo.training import overlap
 from molmo2_nemo.training.groups import group_overrides, name_saved_groups
 
 # Called on every rank with each group's norm before clipping, alike on all ranks, and its learning rate. True: weights
@@ -73,11 +74,13 @@ def clipping_optimizer(
         use_gloo_process_groups=use_gloo_process_groups,
     )
     inner = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else [megatron]
-    clipping = GroupClippingOptimizer(inner, optim.clip_grad, skips, adamw)
+    clipping = GroupClippingOptimizer(inner, chunks, optim.clip_grad, skips, adamw)
     for made in clipping.param_groups:
         made["lr"] = made["initial_lr"] = made["max_lr"]
     for optimizer in inner:
         _materialise_adam_state(optimizer, adamw)
+    for chunk in chunks:
+        overlap.install(chunk)
     return clipping
 
 
@@ -85,6 +88,7 @@ class GroupClippingOptimizer(ChainedOptimizer):
     """Megatron's optimizer, each parameter group clipped to its own L2 norm.
 
     Args:
+        chunks: this rank's parts of the model, each in Megatron's DistributedDataParallel.
         clip_grad: the largest norm of a group; 0: as it is.
         adamw: how norms and the update are computed.
 
@@ -92,9 +96,15 @@ class GroupClippingOptimizer(ChainedOptimizer):
     """
 
     def __init__(
-        self, chained_optimizers: list[MegatronOptimizer], clip_grad: float, skips: Skips, adamw: AdamW = PLAIN
+        self,
+        chained_optimizers: list[MegatronOptimizer],
+        chunks: list[Any],
+        clip_grad: float,
+        skips: Skips,
+        adamw: AdamW = PLAIN,
     ) -> None:
         super().__init__(chained_optimizers)
+        self.chunks = chunks
         self.clip_grad, self.skips, self.adamw = clip_grad, skips, adamw
 
     def load_state_dict(self, state_dict: Any) -> None:
@@ -121,7 +131,9 @@ class GroupClippingOptimizer(ChainedOptimizer):
             self._clip(group["params"], norm)
         if self.skips(norms, rates):
             return False, None, None
-        return self.step_with_ready_grads(), math.sqrt(sum(norm**2 for norm in norms.values())), None
+        taken = self.step_with_ready_grads()
+        overlap.start_gathers(self.chunks)
+        return taken, math.hypot(*norms.values()), None
 
     def _norms(self, groups: list[tuple[MegatronOptimizer, dict[str, Any]]]) -> list[float]:
         """The norm of each group's gradient over all ranks, before clipping. A collective of all ranks."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,17 +13,34 @@ from torch import Tensor
 
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.model.config import Molmo2Config, Trainable
-from molmo2_nemo.model.inputs import PackInputs
+from molmo2_nemo.model.inputs import PackInputs, PackPlan
 from molmo2_nemo.model.loss import LossSums, global_loss, global_sums
 from molmo2_nemo.parallel.context import ContextGroups
 from molmo2_nemo.parallel.dynamic import without_padding
+from molmo2_nemo.training.ahead import Ahead
 from molmo2_nemo.training.step_result import StepResult
-from molmo2_nemo.training.step_statistics import Tasks
+from molmo2_nemo.training.step_statistics import StepStatistics, Tasks
+from molmo2_nemo.transfer import Copies, to_device
+
+
+@dataclass
+class MicroBatch:
+    """What training takes: made of a batch at once, or ahead (ahead.py)."""
+
+    inputs: PackInputs
+    state: Any  # the loader's, after it
+    statistics: StepStatistics
+    of_step: int | None  # micro-batches of its step on this rank, where they are assigned step by step
+    copies: Copies
 
 
 @dataclass
 class MicroBatches:
-    """Takes micro-batches for the model of this rank."""
+    """Takes micro-batches for the model of this rank.
+
+    Args:
+        plan: finds what the model does with a micro-batch (Molmo2Model.plan), for those that are made ahead.
+    """
 
     model_config: Molmo2Config
     trainable: Trainable
@@ -31,31 +48,63 @@ class MicroBatches:
     tasks: Tasks
     cut_padding: bool
     sequence_parallel: bool
+    plan: Callable[[PackInputs], PackPlan]
+    token_multiple: int = 1  # cut_padding: of a rank's tokens; settings/precision.py
 
     def take(self, loader: Iterator[Any], result: StepResult, consumed: Callable[[Any], None] | None) -> PackInputs:
         """The next one, on this rank's device; counted in the step's result.
 
         Args:
+            loader: of batches, or of those that `ahead` made of them.
             consumed: told the loader's state after it, for checkpoints; None: nobody keeps it.
         """
         start = time.perf_counter()
-        batch = next(loader)
+        taken = next(loader)
         result.statistics.wait += time.perf_counter() - start
+        made = taken if isinstance(taken, MicroBatch) else self.made(taken)
         if consumed is not None:
-            consumed(batch.state)
+            consumed(made.state)
+        result.statistics.include(made.statistics)
+        made.copies.use()
+        return made.inputs
+
+    def ahead(self, batches: Iterable[Batch], most: int | None = None) -> Ahead[Batch, MicroBatch]:
+        """The same micro-batches, each planned and brought to the device while the one before is computed.
+
+        Args:
+            most: micro-batches that training will take.
+        """
+        where = device()
+        stream = torch.cuda.Stream(where) if where.type == "cuda" else None
+
+        def make(batch: Batch) -> MicroBatch:
+            if stream is not None:
+                torch.cuda.set_device(where)  # a thread begins with the first
+            copies = Copies(stream)
+            with copies.begun():
+                made = self.made(batch, ahead=True)
+                made.inputs.plan = self.plan(made.inputs)
+            return replace(made, copies=copies)
+
+        return Ahead(batches, make, most)
+
+    def made(self, batch: Batch, ahead: bool = False) -> MicroBatch:
+        """The batch as training takes it, its arrays on the way to the device; where it is made ahead, without the
+        crops, of which `plan` chooses this rank's."""
         groups = self.groups[batch.context_ranks or max(self.groups)]
+        statistics = StepStatistics()
         if groups.rank == 0 and is_first_of_replica(context=False):
-            result.statistics.add(batch, self.model_config, self.trainable)
+            statistics.add(batch, self.model_config, self.trainable)
         if self.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.sequence_parallel else 1
-            batch = without_padding(batch, groups.size * tensor)
-        return self._inputs(batch, groups)
+            batch = without_padding(batch, groups.size * tensor * self.token_multiple)
+        return MicroBatch(self._inputs(batch, groups, ahead), batch.state, statistics, batch.of_step or None, Copies())
 
-    def _inputs(self, batch: Batch, groups: ContextGroups) -> PackInputs:
-        inputs = PackInputs.from_batch(batch, device())
+    def _inputs(self, batch: Batch, groups: ContextGroups, ahead: bool) -> PackInputs:
+        inputs = PackInputs.from_batch(batch, device(), vision_later=ahead)
         inputs.groups = groups
         if (ids := self.tasks.ids(batch)) is not None:
-            inputs.tasks = torch.as_tensor(ids).to(device(), non_blocking=True)
+            inputs.tasks = to_device(ids, device())
             inputs.num_tasks = len(self.tasks.names)
         return inputs
 
@@ -69,7 +118,7 @@ def micro_batch_loss(result: StepResult, sums: LossSums, num_tasks: int) -> tupl
     """
     result.weight = result.weight + sums.weight
     # Megatron adds the middle value to an integer count that takes no part: gradients.py divides by weights.
-    unused = torch.zeros((), dtype=torch.int, device=sums.loss.device)
+    unused = sums.loss.new_zeros((), dtype=torch.int)  # torch.zeros(()) would wait for the device
     return sums.loss, unused, {"sums": sums.numbers(num_tasks)}
 
 
@@ -82,7 +131,7 @@ def step_loss(result: StepResult, micro_batches: Sequence[dict[str, Tensor]]) ->
     """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     total = global_sums([part["sums"] for part in micro_batches], group)
-    result.loss, result.task_sums = global_loss(total), total[2:].tolist()
+    result.loss, result.task_sums = global_loss(total), total[2:]
     return result.loss
 
 

@@ -33,14 +33,22 @@ class StepWriter:
         log_every: steps between plain lines when there is no terminal.
         max_crops: of a pack.
         peak_tflops: of one device; None asks the table of known ones (cost/hardware.py).
+        fp8: the decoder multiplies in FP8; the table's peak is then the one of that.
     """
 
     def __init__(
-        self, folder: str, stage: str, log_every: int = 1, *, max_crops: int, peak_tflops: float | None = None
+        self,
+        folder: str,
+        stage: str,
+        log_every: int = 1,
+        *,
+        max_crops: int,
+        peak_tflops: float | None = None,
+        fp8: bool = False,
     ) -> None:
         self.path = Path(folder) / METRICS
         self.stage, self.log_every, self.max_crops = stage, log_every, max_crops
-        self.peak = peak_tflops if peak_tflops is not None else known_peak()
+        self.peak = peak_tflops if peak_tflops is not None else known_peak(fp8)
         self.metrics = metrics.found()
         self.last_step = 0
         self._bar: Any = None
@@ -121,10 +129,10 @@ class StepWriter:
             print(f"{self.stage} step {line['step']} was skipped: {line['fault']}", flush=True)
 
 
-def known_peak() -> float | None:
-    """Dense bf16 TFLOP/s of this device; None where it is not known, as on CPU."""
+def known_peak(fp8: bool = False) -> float | None:
+    """Dense bf16 (or FP8) TFLOP/s of this device; None where it is not known, as on CPU."""
     device = this_device()
-    return None if device is None else device.tflops
+    return None if device is None else device.fp8_tflops if fp8 else device.tflops
 
 
 def this_device() -> Device | None:

@@ -19,7 +19,7 @@ class StepResult:
     statistics: StepStatistics = field(default_factory=StepStatistics)  # Molmo2Module.data_step
     weight: Tensor | float = 0.0  # WeightedLossReduction: this rank's sum of loss weights, fp32, over micro-batches
     loss: Tensor | None = None  # WeightedLossReduction: of the global batch; None on stages that do not compute it
-    task_sums: list[float] | None = None  # likewise: weighted losses of every task, then their weights
+    task_sums: Tensor | None = None  # likewise: weighted losses of every task, then their weights; fp32 [2 * tasks]
     gradient_norms: dict[str, float] = field(default_factory=dict)  # Molmo2Optimizer: of every group, before clipping
     learning_rates: dict[str, float] = field(default_factory=dict)  # Molmo2Optimizer: of every group, in this update
     fault: str | None = None  # Molmo2Optimizer: why the step was skipped; None if it was taken

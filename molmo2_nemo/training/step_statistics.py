@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -35,6 +35,11 @@ class StepStatistics:
         self.packs += counts.packs
         self.keys += [key for pack in batch.keys for key in pack]
         self.flops += trained_flops(pack_flops(model_config, counts), trainable).total
+
+    def include(self, other: StepStatistics) -> None:
+        """Add another's counts."""
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
 
 
 def task_names(config: DataConfig) -> dict[str, str]:

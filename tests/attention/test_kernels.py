@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import get_args
 
 import numpy as np
@@ -213,16 +215,16 @@ FA3, FA4 = "FlashAttention-3 (module flash_attn_interface)", "FlashAttention-4 (
     ("major", "installed", "broken", "wanted", "expected", "reason"),
     [
         (9, BOTH, set(), "auto", FA3, None),
-        (10, BOTH, set(), "auto", FA4, None),
+        (10, BOTH, set(), "auto", FA4, "not fa3: it is for Hopper GPUs; this one is 10.x"),
         (
             8,
             BOTH,
             set(),
             "auto",
             FA2,
-            "fa3: it is for Hopper GPUs; this one is 8.x; fa4: it is for Hopper and Bl",
+            "not fa3: it is for Hopper GPUs; this one is 8.x; not fa4: it is for Hopper and Bl",
         ),
-        (9, set(), set(), "auto", FA2, "fa3: flash_attn_interface is not installed; fa4: flash_attn.cute is not"),
+        (9, set(), set(), "auto", FA2, "flash_attn_interface is not installed; not fa4: flash_attn.cute is not"),
         (
             9,
             {"flash_attn_interface"},
@@ -231,7 +233,8 @@ FA3, FA4 = "FlashAttention-3 (module flash_attn_interface)", "FlashAttention-4 (
             FA2,
             "flash_attn_interface is installed but does not work: FA3",
         ),
-        (9, BOTH, {"FA3"}, "auto", FA4, None),
+        (9, BOTH, {"FA3"}, "auto", FA4, "not fa3: flash_attn_interface is installed but does not work"),
+        (9, {"flash_attn.cute"}, {"FA4"}, "auto", FA2, "flash_attn.cute is installed but has no _flash_attn_bwd"),
         (9, BOTH, set(), "fa4", FA4, None),
         (9, BOTH, set(), "fa2", FA2, None),
         (9, BOTH, set(), "plain", FA2, None),
@@ -251,7 +254,13 @@ def test_which_flash_a_gpu_gets_is_said(monkeypatch, major, installed, broken, w
     monkeypatch.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: active.append(None), raising=False)
     monkeypatch.setattr(torch.nn.attention, "current_flash_attention_impl", lambda: active[-1], raising=False)
     monkeypatch.setattr(varlen, "is_installed", lambda module: module in installed)
-    varlen._activation_problem.cache_clear()
+    interface = types.ModuleType("flash_attn.cute.interface")
+    for name in ("_flash_attn_fwd", "_flash_attn_bwd")[: 1 if "FA4" in broken else 2]:
+        setattr(interface, name, print)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", interface)
+    caches = varlen._fa3_activation_problem, varlen._fa4_import_problem, varlen._fa4
+    for cached in caches:
+        cached.cache_clear()
     try:
         taken = choice.choose("flash", wanted, "cuda", torch.bfloat16)
         assert active[-1] is None  # tried, but not in place before it is chosen
@@ -259,10 +268,11 @@ def test_which_flash_a_gpu_gets_is_said(monkeypatch, major, installed, broken, w
             kernel = choose("auto", "cuda", torch.bfloat16, 128, library=taken.function)
         assert kernel.name == "flash" and kernel.title == expected
         assert kernel.title.startswith(f"FlashAttention-{kernel.implementation.removeprefix('flash')} ")
-        assert active[-1] == {FA2: None, FA3: "FA3", FA4: "FA4"}[expected]
+        assert active[-1] == ("FA3" if expected == FA3 else None)  # FlashAttention-4 is called itself
         assert (taken.fell_back is None) == (reason is None) and (reason or "") in (taken.fell_back or "")
     finally:
-        varlen._activation_problem.cache_clear()
+        for cached in caches:
+            cached.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -294,3 +304,11 @@ def test_memory_grows_with_the_tokens_not_their_square(name):
         largest.append(allocations.largest[0])
     assert peaks[1] <= 4.1 * peaks[0]
     assert largest[1] <= 512 * 2 * HEAD * 2  # rows of q, or two of them
+
+
+def test_a_kernel_that_auto_takes_in_place_of_flash_says_why():
+    said = choose("auto", "cuda", torch.float32, 128)
+    assert said.name == "blocks" and "not flash: flash attention on CUDA takes fp16 and bf16" in said.title
+    assert "cluster.precision=bf16" in said.title
+    assert "not flash" not in choose("auto", "cpu", torch.float32, 128).title
+    assert "not flash" not in choose("blocks", "cuda", torch.float32, 128).title  # asked for

@@ -73,6 +73,8 @@ def test_what_is_frozen_or_recomputed_counts():
     vit, connector = 64 * crop_flops(model), connector_flops(model, 64 * 81, 64 * 729)
     assert seconds() - seconds(vit=False) == pytest.approx(second * 2 * vit / 0.38)
     assert seconds() - seconds(llm=False, head=False) == pytest.approx(second * (work.linear + work.head) / 0.62)
+    assert seconds(MemoryConfig(recompute_vision=True)) - seconds() == pytest.approx(second * vit / 0.38)
+    assert seconds(MemoryConfig(recompute_vision=True), vit=False) == seconds(vit=False)
     assert seconds(MemoryConfig(vision_chunk=8)) - seconds() == pytest.approx(second * (vit + connector) / 0.38)
 
 

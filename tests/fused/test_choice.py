@@ -42,7 +42,9 @@ def test_auto_is_plain_on_a_cpu():
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is not None, reason="triton is installed")
 def test_without_triton_compiled_ways_are_passed_over_or_refused_on_cuda():
-    assert choose("norm", "auto", "cuda", torch.bfloat16).name == "torch"
+    choices = choose_all(vars(KernelConfig()), "cuda", torch.bfloat16)
+    assert "norm torch (F.rms_norm; not compiled: triton is not installed)" in described(choices)
+    assert "swiglu plain (tensor operations; not compiled: triton is not installed)" in described(choices)
     with pytest.raises(UserError, match="kernels.norm=compiled: triton is not installed; use auto or one of: torch"):
         choose("norm", "compiled", "cuda", torch.bfloat16)
 
@@ -50,3 +52,9 @@ def test_without_triton_compiled_ways_are_passed_over_or_refused_on_cuda():
 def test_an_unknown_way_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="did you mean 'compiled'"):
         choose("norm", "compild", "cpu", torch.float32)
+
+
+def test_transformer_engine_is_a_choice_that_is_refused():
+    for device, reason in (("cpu", "Transformer Engine needs CUDA"), ("cuda", "Transformer Engine")):
+        with pytest.raises(UserError, match=f"kernels.norm=te: {reason}"):
+            choose("norm", "te", device, torch.bfloat16)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from molmo2_nemo.fused import norm
 from molmo2_nemo.fused.choice import PIECES
+from tests.support.allocations import Allocations
 from tests.support.equal import assert_equal
 
-WAYS = [name for name in PIECES["norm"] if name != "plain"]
+WAYS = ("compiled", "torch")
 
 
 def inputs(shape: tuple[int, ...], strided: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,3 +27,21 @@ def test_equal(way, strided, shape):
     x, weight = inputs(shape, strided)
     ways = PIECES["norm"]
     assert_equal(ways["plain"].function, ways[way].function, x, weight, eps=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 2, 3, 16), (0, 1, 2, 8)])
+def test_full_width(shape):
+    def of(function):
+        return lambda x, w: function(x, w, 2 * w.numel(), 1e-6, lambda squares: 2 * squares)  # of two ranks
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(shape, generator=generator), torch.randn(shape[-2] * shape[-1], generator=generator)
+    assert_equal(of(norm.full_width), of(norm.full_width_by_compiler), x, weight)
+
+
+def test_whoever_watches_operations_sees_them():
+    """Under a dispatch mode, which PyTorch does not compile for, the plain function runs."""
+    x, weight = inputs((5, 2, 16), False)
+    with Allocations() as seen:
+        got = norm.by_compiler(x, weight, 1e-6)
+    assert torch.equal(got, norm.plain(x, weight, 1e-6)) and seen.peak > 0

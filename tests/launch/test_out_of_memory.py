@@ -55,7 +55,9 @@ def test_only_what_is_left_is_suggested():
     cfg.memory.recompute, cfg.memory.mlp_tiles, cfg.memory.vision_chunk = "full", 4, 8
     cfg.memory.offload, cfg.memory.loss_chunk = True, 128
     assert remedies(cfg)[0] == "memory.recompute_attention=true (attention is recomputed)"
-    cfg.memory.recompute_attention = True
+    cfg.memory.recompute_attention, cfg.memory.recompute_vision = True, False
+    assert remedies(cfg)[0] == "memory.recompute_vision=true (the encoder's blocks are recomputed)"
+    cfg.memory.recompute_vision = None
     assert [text.split()[0] for text in remedies(cfg)] == ["parallel.context=4", "smaller"]
     cfg.memory.recompute_layers = 2
     assert remedies(cfg)[0].startswith("memory.recompute=full memory.recompute_layers=null")

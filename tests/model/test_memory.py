@@ -22,6 +22,8 @@ OPTIONS = {
     "selective, both modules": MemoryConfig(recompute="selective", recompute_modules=["core_attn", "mlp"]),
     "full": MemoryConfig(recompute="full"),
     "full with attention": MemoryConfig(recompute="full", recompute_attention=True),
+    "full, not vision": MemoryConfig(recompute="full", recompute_vision=False),
+    "vision only": MemoryConfig(recompute_vision=True),
     "full, one layer": MemoryConfig(recompute="full", recompute_layers=1),
     "tiles": MemoryConfig(mlp_tiles=5),
     "tiles, full": MemoryConfig(recompute="full", mlp_tiles=3),

@@ -70,7 +70,7 @@ def visual_attention_job(rule: str) -> dict[str, torch.Tensor]:
     batch.labels = batch.loss_weights = None
     allowed = published_mask(batch.input_ids[0], batch.example_ids[0], vocab, rule)
 
-    def dense(q, k, v, region, scale, kernel):  # [S, B, heads, H]
+    def dense(q, k, v, region, scale, kernel, slot=None):  # [S, B, heads, H]
         k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], 2) for x in (k, v))
         scores = torch.einsum("qbnh,kbnh->bnqk", q, k) * scale
         return torch.einsum("bnqk,kbnh->qbnh", scores.masked_fill(~allowed, -torch.inf).softmax(-1), v)

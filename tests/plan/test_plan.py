@@ -82,6 +82,10 @@ def test_components_move_as_they_must():
     assert eight.weights == one.weights and eight.optimizer == one.optimizer  # sharded over data x context
     assert need(tensor=2, data=64).gradients < 0.6 * one.gradients
     assert need(data=128, recompute="full").decoder < 0.2 * one.decoder
+    blocks = replace(cfg.memory, recompute_vision=True)  # of the encoder alone, also where layers are not recomputed
+    assert memory(model, cfg.stage, work, Layout(data=128), blocks).vision < 0.2 * one.vision
+    blocks = replace(cfg.memory, recompute_vision=False)
+    assert memory(model, cfg.stage, work, Layout(data=128, recompute="full"), blocks).vision == one.vision
     assert step(data=128).recompute == 0 < step(data=128, recompute="selective").recompute
     assert step(data=16, pipeline=8).bubble > step(data=32, pipeline=4).bubble > step(data=128).bubble == 0
     assert step(data=128).imbalance > step(data=64, tensor=2).imbalance  # two micro-batches each can be balanced

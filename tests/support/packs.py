@@ -136,12 +136,12 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
         finally:
             loader.PackStream = original_stream
         return read_metrics(stage_dir(cfg))
-    original = TrainingData.open
-    TrainingData.open = fixed
+    original = TrainingData._open
+    TrainingData._open = fixed
     try:
         train(cfg)
     finally:
-        TrainingData.open = original
+        TrainingData._open = original
     return read_metrics(stage_dir(cfg))
 
 

@@ -1,6 +1,7 @@
 """PyTorch's CUDA operators for attention of different lengths, in plain operations on CPU, as their sources promise.
 
     flash          aten._flash_attention_forward, _backward: log-sum-exp [N, T]
+    fa4            the functions of flash_attn.cute.interface (4.0.0b36): log-sum-exp [N, T], five results
     cudnn          aten._cudnn_attention_forward, _backward up to PyTorch 2.13: log-sum-exp [T, N, 1]
     cudnn later    the same in PyTorch's main branch: log-sum-exp [N, T]
 
@@ -10,13 +11,16 @@ They check what the operators refuse or silently take wrongly: layouts, dtypes, 
 from __future__ import annotations
 
 import contextlib
+import sys
+import types
+import unittest.mock
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LIBRARIES = ("flash", "cudnn", "cudnn later")
+LIBRARIES = ("flash", "fa4", "cudnn", "cudnn later")
 
 
 def segments(query_offsets: Tensor, key_offsets: Tensor, longest_query: int, longest_key: int) -> list[tuple]:
@@ -82,6 +86,25 @@ def flash_backward(
     return backward(grad, q, k, v, out, lse.T, q_offsets, k_offsets, q_max, k_max, causal, scale)
 
 
+def fa4_module() -> types.ModuleType:
+    """What fused/varlen.py uses of FlashAttention-4."""
+
+    def fwd(q, k, v, *, softmax_scale, causal, return_lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+        assert return_lse
+        lengths = cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k
+        out, lse = forward(q, k, v, *lengths, causal, softmax_scale)
+        return out, lse.T.contiguous(), None, None, None
+
+    def bwd(q, k, v, out, dout, lse, *, softmax_scale, causal, deterministic, **given):
+        assert lse.shape == (q.shape[1], q.shape[0]) and lse.is_contiguous() and not deterministic
+        lengths = (given[name] for name in ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"))
+        return backward(dout, q, k, v, out, lse.T, *lengths, causal, softmax_scale)
+
+    module = types.ModuleType("flash_attn.cute.interface")
+    module._flash_attn_fwd, module._flash_attn_bwd = fwd, bwd
+    return module
+
+
 def cudnn(heads_first: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Forward and backward with one of the two layouts of the log-sum-exp."""
 
@@ -110,6 +133,12 @@ def operators_on_cpu(library: str) -> Iterator[Any]:
     """PyTorch's operators have these implementations on CPU; yields the library of fused/varlen.py that calls them."""
     from molmo2_nemo.fused import varlen
 
+    if library == "fa4":
+        with unittest.mock.patch.dict(sys.modules, {"flash_attn.cute.interface": fa4_module()}):
+            varlen._fa4.cache_clear()
+            yield varlen.FA4
+        varlen._fa4.cache_clear()
+        return
     name = "flash" if library == "flash" else "cudnn"
     pair = (flash_forward, flash_backward) if library == "flash" else cudnn(library == "cudnn later")
     registered = torch.library.Library("aten", "IMPL")

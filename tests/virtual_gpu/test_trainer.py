@@ -20,8 +20,12 @@ def steps() -> tuple[virtual_gpu.Report, dict[str, dict[str, float]]]:
     return planned_memory.measured("4b", "node", [], find_waits=True)
 
 
+# How Megatron's schedule begins a step, in front of its first micro-batch: torch.zeros([]) on a device waits
+ONCE_A_STEP = "total_num_tokens = torch.zeros("
+
+
 def test_no_wait_while_gradients_are_computed():
-    assert steps()[0].waiting == {}
+    assert [line for line in steps()[0].waiting if ONCE_A_STEP not in line] == []
 
 
 def test_attention_runs_flash_kernels():

@@ -21,7 +21,8 @@ class TaskLosses(Metric):
     place = 100
 
     def largest(self, step: FinishedStep) -> list[float]:
-        return step.result.task_sums or [0.0] * (2 * len(step.tasks))
+        sums = step.result.task_sums
+        return [0.0] * (2 * len(step.tasks)) if sums is None else sums.tolist()
 
     def figures(self, step: FinishedStep, summed: list[float], largest: list[float]) -> dict[str, Any]:
         losses, weights = largest[: len(step.tasks)], largest[len(step.tasks) :]

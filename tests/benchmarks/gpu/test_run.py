@@ -59,6 +59,7 @@ def test_parts_by_name_in_their_own_order():
 def test_the_time_a_part_gets(used, optional, expected):
     one = Part("a", "", 40, 100, (), (), optional=optional)
     assert Budget(SECONDS, used).limit(one) == expected
+    assert Budget(SECONDS, patience=3.0).limit(one) == 300
 
 
 def test_a_part_that_fails_or_hangs_leaves_the_others_alone(run):
@@ -149,5 +150,4 @@ def test_a_wrong_part_is_refused_and_the_list_names_all(capsys):
 
 
 def test_every_module_of_a_part_is_there():
-    missing = {p.name for p in PARTS if p.missing()}
-    assert missing <= {"kernels"}
+    assert not [p.name for p in PARTS if p.missing()]

@@ -1,0 +1,198 @@
+"""Whether this machine has the memory and the devices that a run takes: found before anything is loaded.
+
+The planner's bytes (plan/memory.py) are held against a GPU's memory or, where there is none, against what the host has
+free. A run that is small beside the host is let through without asking torch for devices, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.cost.workload import workload
+from molmo2_nemo.model.config import PRESETS, preset, with_options
+from molmo2_nemo.plan.memory import GIB, memory
+from molmo2_nemo.settings.checks import find_problems
+from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.sizes import wanted_processes
+
+SMALL = 0.25  # of the host's free memory: less is not looked into
+SURE = 1.1  # times a GPU's memory: the planner is taken to be right within a tenth
+PROCESS = 1.0 * GIB  # libraries of a process on the CPU
+CGROUP = (  # limit and use of a container or job, of both kinds of control groups
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+ANYWAY = "cluster.check_memory=false starts it anyway"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a node has."""
+
+    gpus: tuple[float, ...]  # bytes of each; empty: none
+    host: float  # bytes that are free, or that this job may still take
+
+
+def capacity_problems(cfg: RunConfig, processes: int | None = None, here: Machine | None = None) -> Iterator[str]:
+    """Why this machine cannot hold its share of the run, in one sentence with what would fit; nothing where it can.
+
+    Args:
+        processes: of the run on this machine; None: as the settings have it.
+        here: for tests; None: this machine.
+    """
+    if not cfg.cluster.check_memory or cfg.model.preset not in PRESETS or _sizes(cfg) < 1:
+        return
+    count = wanted_processes(cfg) // max(1, cfg.cluster.nodes) if processes is None else processes
+    on_host = count * needed(cfg, gpu=False)
+    if here is None:
+        free = free_host_memory()
+        if on_host < SMALL * free:
+            return
+        here = Machine(_gpus(), free)
+    if here.gpus:
+        yield from _on_gpus(cfg, count, here)
+    elif on_host > here.host:
+        yield (
+            f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {_gib(on_host)} of memory in "
+            f"{_plural(count, 'process', 'processes')}, of which {_gib(here.host)} are free. What runs here is "
+            f"recipe=tiny; molmo2 plan recipe={cfg.model.preset} stage={cfg.stage.name} cluster=h100x8 shows which "
+            f"GPUs it needs, scale=gpu_lora takes one with 80 GB. {ANYWAY}"
+        )
+
+
+def _sizes(cfg: RunConfig) -> int:
+    """The least of the numbers that must be positive; settings/checks.py names those that are not."""
+    p, stage, packing = cfg.parallel, cfg.stage, cfg.data.packing
+    sizes = (p.tensor, p.context, p.pipeline, p.data, cfg.cluster.nodes, stage.micro_batch_size)
+    return min(*sizes, stage.global_batch_size, packing.sequence_length, packing.max_crops)
+
+
+def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
+    if count > len(here.gpus):
+        yield (
+            f"the layout takes {_plural(count, 'GPU', 'GPUs')} on this node, here: {len(here.gpus)}. Use a smaller one "
+            "(parallel.*); molmo2 plan shows layouts for fewer"
+        )
+        return
+    bytes_, least = needed(cfg, gpu=True), min(here.gpus[:count])
+    if bytes_ <= SURE * least:
+        return
+    fits = what_fits(cfg, least)
+    ways = f"By the planner this fits: {' '.join(fits)}" if fits else "No setting of memory.* makes it fit"
+    yield (
+        f"{_what(cfg)} needs {_gib(bytes_)} of GPU memory by the planner, {_gib(least)} are here. {ways}; other "
+        "layouts: molmo2 plan; less of the model on one GPU: scale=gpu_frozen_vit, scale=gpu_lora. If you know better, "
+        f"{ANYWAY}"
+    )
+
+
+def needed(cfg: RunConfig, *, gpu: bool) -> float:
+    """Bytes of one process in the run's layout, as the planner counts them. Of settings that it does not know it takes
+    those that need least."""
+    chosen, p = cfg.model, cfg.parallel
+    model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
+    replicas = max(1, wanted_processes(cfg) // p.model_size)
+    sure = cfg.memory.recompute_layers is None and cfg.memory.recompute_modules == ["mlp"]
+    recompute = cfg.memory.recompute if sure or cfg.memory.recompute == "none" else "full"
+    layout = Layout(
+        p.tensor,
+        p.context,
+        p.context_ulysses or p.context,
+        p.pipeline,
+        replicas,
+        cfg.stage.micro_batch_size,
+        recompute,
+        cfg.memory.offload and recompute == "full" and gpu,
+        recompute_attention=cfg.memory.recompute_attention and recompute == "full",
+    )
+    found = memory(
+        model,
+        cfg.stage,
+        workload(cfg),
+        layout,
+        cfg.memory,
+        cfg.kernels if gpu else None,
+        fp8=cfg.cluster.precision == "fp8",
+        bf16_gradients=cfg.parallel.grad_reduce == "bf16",
+    )
+    parts = found.parts()
+    if cfg.cluster.precision == "fp32":  # weights are their own masters; activations are twice as large
+        twice = ("weights", "decoder", "vision", "exchange")
+        parts |= {name: 2 * parts[name] for name in twice} | {"optimizer": parts["optimizer"] * 8 / 12}
+    if not gpu:
+        parts["runtime"] = PROCESS
+    return sum(parts.values())
+
+
+def what_fits(cfg: RunConfig, room: float) -> list[str]:
+    """Settings that save memory, those that cost least first, as many as it takes to fit into `room` bytes; empty where
+    all together do not."""
+    steps: tuple[tuple[str, str, object], ...] = (
+        ("stage", "micro_batch_size", 1),
+        ("memory", "loss_chunk", min(256, cfg.memory.loss_chunk)),
+        ("memory", "recompute", "full"),
+        ("memory", "vision_chunk", min(16, cfg.memory.vision_chunk or 16)),
+        ("memory", "mlp_tiles", max(8, cfg.memory.mlp_tiles)),
+        ("memory", "offload", True),
+    )
+    changed, taken = copy.deepcopy(cfg), list[str]()
+    changed.memory.recompute_layers = None
+    before = set(find_problems(changed, files=False))
+    for group, key, value in steps:
+        was = getattr(getattr(changed, group), key)
+        if was == value:
+            continue
+        setattr(getattr(changed, group), key, value)
+        if set(find_problems(changed, files=False)) - before:
+            setattr(getattr(changed, group), key, was)
+            continue
+        taken.append(f"{group}.{key}={str(value).lower()}")
+        if needed(changed, gpu=True) <= room:
+            return taken
+    return []
+
+
+def free_host_memory() -> float:
+    """Bytes that processes may still take here: what the system has available, or what is left of this job's limit."""
+    found = [float("inf")]
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024.0)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = Path("/sys/fs/cgroup", limit).read_text().strip()
+            found.append(float(most) - float(Path("/sys/fs/cgroup", used).read_text()))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return max(0.0, min(found))
+
+
+def _gpus() -> tuple[float, ...]:
+    """Bytes of the GPUs that torch sees."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"].strip():
+        return ()
+    import torch
+
+    return tuple(float(torch.cuda.get_device_properties(n).total_memory) for n in range(torch.cuda.device_count()))
+
+
+def _what(cfg: RunConfig) -> str:
+    trained = "adapters" if cfg.stage.lora.rank else cfg.stage.name
+    return f"training the {cfg.model.preset} model ({trained}, {cfg.data.packing.sequence_length:,} tokens a pack)"
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.0f} GiB" if count >= 10 * GIB else f"{count / GIB:.1f} GiB"
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

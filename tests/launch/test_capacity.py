@@ -1,0 +1,84 @@
+"""Runs that this machine has no memory or no devices for are refused before anything is loaded, with what would fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from molmo2_nemo.launch.capacity import Machine, capacity_problems, needed, what_fits
+from molmo2_nemo.plan.memory import GIB
+from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.settings.run import RunConfig
+
+LAPTOP = Machine((), 16 * GIB)
+H100, H200, SMALLER = 79.65 * GIB, 139.8 * GIB, 24 * GIB
+
+
+def problems(cfg: RunConfig, here: Machine, processes: int | None = None) -> str:
+    return "\n".join(capacity_problems(cfg, processes, here))
+
+
+def test_the_tiny_recipe_runs_on_a_laptop():
+    assert not problems(compose(["recipe=tiny", "parallel=cp2"]), LAPTOP)
+
+
+@pytest.mark.parametrize("words", [["scale=gpu_lora", "stage=sft"], ["cluster=gpu", "stage=long"]])
+def test_a_big_recipe_without_a_gpu(words):
+    cfg = compose(["recipe=4b", *words])
+    said = problems(cfg, LAPTOP)
+    assert "no GPU here" in said and "16 GiB are free" in said and "recipe=tiny" in said and "molmo2 plan" in said
+    count = cfg.parallel.model_size * cfg.parallel.data
+    bytes_ = re.search(r"at least (\d+) GiB", said)
+    assert bytes_ and int(bytes_[1]) == round(count * needed(cfg, gpu=False) / GIB) > 16
+    assert not problems(cfg, replace(LAPTOP, host=2**45))  # a server that has it may
+    cfg.cluster.check_memory = False
+    assert not problems(cfg, LAPTOP)
+
+
+def test_scales_fit_the_gpus_they_are_for():
+    for stage in ("pretrain", "sft", "long"):
+        for scale, room in (("gpu_lora", H100), ("gpu", H200)):
+            assert not problems(compose(["recipe=4b", f"scale={scale}", f"stage={stage}"]), Machine((room,), 2**38))
+
+
+@pytest.mark.parametrize(
+    ("words", "room"),
+    [(["scale=gpu", "memory.recompute=none"], H200), (["scale=gpu_lora", "memory.recompute=none"], H100)],
+)
+def test_too_little_memory_of_a_gpu_names_settings_that_fit(words, room):
+    cfg = compose(["recipe=4b", "stage=sft", *words])
+    said = problems(cfg, Machine((room,), 2**38))
+    assert f"{room / GIB:.0f} GiB are here" in said and "cluster.check_memory=false" in said
+    named = what_fits(cfg, room)
+    assert named and " ".join(named) in said
+    assert not problems(compose(["recipe=4b", "stage=sft", *words, *named]), Machine((room,), 2**38))
+    assert problems(compose(["recipe=4b", "stage=sft", *words, *named[:-1]]), Machine((room / 1.1,), 2**38))
+
+
+def test_where_no_setting_helps_the_smaller_scales_are_named():
+    said = problems(compose(["recipe=4b", "stage=sft", "scale=gpu"]), Machine((SMALLER,), 2**38))
+    assert "No setting of memory.* makes it fit" in said and "scale=gpu_lora" in said
+
+
+def test_more_processes_than_gpus():
+    cfg = compose(["recipe=4b", "stage=sft", "scale=node"])
+    assert "takes 8 GPUs on this node, here: 2" in problems(cfg, Machine((H100,) * 2, 2**38))
+    assert not problems(cfg, Machine((H100,) * 8, 2**38))
+    cfg = compose(["recipe=4b", "stage=sft", "cluster=slurm"])  # a task of many nodes' job asks for its own node
+    assert not problems(cfg, Machine((H100,) * 8, 2**38), processes=8)
+
+
+def test_the_command_says_so_before_it_loads_anything(molmo2, shards, tmp_path):
+    import subprocess
+
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    words = ["recipe=8b", "stage=long", "scale=node", "data.missing=skip", f"output_dir={tmp_path / 'run'}"]
+    words += [f"data.sources.mine.path={shards}/long", "data.tokenizer=tiny"]
+    done = subprocess.run([*molmo2, "train", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and re.search(r"no GPU here.*at least 5\d\d GiB", done.stderr), done.stderr
+    assert not (tmp_path / "run").exists()

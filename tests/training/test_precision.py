@@ -1,0 +1,131 @@
+"""FP8: chosen, refused with a reason, and confined to the decoder's linear layers."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+
+import pytest
+import torch
+
+from molmo2_nemo import compat
+from molmo2_nemo.cost.hardware import DEVICES
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.model.config import MemoryConfig, preset
+from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.settings.precision import fp8_problems, token_multiple
+from molmo2_nemo.settings.run import ParallelConfig, RunConfig
+from molmo2_nemo.training.precision import FP8, check_precision
+
+
+def test_other_precisions_need_nothing():
+    check_precision("fp32")
+    check_precision("bf16")
+
+
+def test_fp8_is_refused_with_what_is_missing(monkeypatch):
+    """One after another: a GPU, a new one, Transformer Engine, a new one."""
+    library: list[object] = []
+    find = importlib.util.find_spec
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="there is no GPU here; use cluster.precision=bf16"):
+        check_precision("fp8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    with pytest.raises(UserError, match="NVIDIA A100 has compute capability 8.0, not 9.0"):
+        check_precision("fp8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: (library or [None])[0] if n == "transformer_engine" else find(n, *a)
+    )
+    with pytest.raises(UserError, match="Transformer Engine, which is not installed"):
+        check_precision("fp8")
+    library.append(importlib.machinery.ModuleSpec("transformer_engine", None))
+    monkeypatch.setattr(compat, "installed", lambda name: "2.1.0+cu12")
+    with pytest.raises(UserError, match="Transformer Engine 2.2 for current scaling, 2.1.0"):
+        check_precision("fp8")
+    monkeypatch.setattr(compat, "installed", lambda name: "2.8.0")
+    check_precision("fp8")
+
+
+def test_a_run_in_fp8_is_refused_before_anything_is_loaded(tmp_path):
+    from molmo2_nemo.nemo.train import train
+
+    cfg = RunConfig(output_dir=str(tmp_path / "run"))
+    cfg.cluster.precision = "fp8"
+    with pytest.raises(UserError, match="cluster.precision=fp8: needs a Hopper GPU"):
+        train(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["4b", "8b", "o7b"])
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_published_models_and_packs_can_be_multiplied_in_fp8(name, tensor):
+    lengths = {"data.packing.sequence_length": 16384}
+    parallel = ParallelConfig(tensor=tensor, sequence=tensor > 1, context=2)
+    assert not list(fp8_problems(preset(name), parallel, MemoryConfig(mlp_tiles=4), lengths))
+
+
+def test_sizes_that_fp8_cannot_multiply_are_refused_one_by_one():
+    lengths = {"data.packing.sequence_length": 16400, "data.progression[0].sequence_length": 8192}
+    found = list(fp8_problems(preset("4b"), ParallelConfig(context=8), MemoryConfig(mlp_tiles=3), lengths))
+    assert [line.split("=")[0] for line in found] == list(lengths)
+    assert "for each of 8 ranks" in found[0] and "384; 16512 is" in found[0] and "384; 8448 is" in found[1]
+    assert token_multiple("fp8", MemoryConfig(mlp_tiles=3)) == 48
+    assert token_multiple("bf16", MemoryConfig(mlp_tiles=3)) == 1
+    line = next(fp8_problems(preset("4b"), ParallelConfig(tensor=64), MemoryConfig(), {}))
+    assert "feed-forward columns" in line and "64 tensor-parallel ranks" in line and "lower parallel.tensor" in line
+
+
+def test_megatron_takes_the_fields_and_parameters_stay_in_bf16():
+    from megatron.core.enums import Fp8Recipe
+
+    from molmo2_nemo.training.model import megatron_config
+
+    config = megatron_config(preset("tiny"), MemoryConfig(), ParallelConfig(), precision="fp8", variable_length=False)
+    assert (config.fp8, config.fp8_recipe, config.fp8_param) == ("hybrid", Fp8Recipe.tensorwise, False)
+    assert config.params_dtype == torch.bfloat16 and config.bf16
+    other = megatron_config(preset("tiny"), MemoryConfig(), ParallelConfig(), precision="bf16", variable_length=False)
+    assert not other.fp8 and other.params_dtype == torch.bfloat16
+
+
+def test_nemo_hands_the_fields_to_the_model(monkeypatch):
+    """NeMo overwrites fields of the model's config with those of its plugin for precision."""
+    from molmo2_nemo.nemo import recipes
+
+    cfg = compose(["recipe=4b", "cluster=gpu", "cluster.precision=fp8"])
+    plugin = recipes.plugins(cfg)[0]
+    assert {name: getattr(plugin, name) for name in FP8} == FP8
+    assert plugin.params_dtype == torch.bfloat16 and plugin.grad_reduce_in_fp32
+    assert recipes.model(cfg).optim.bf16
+    cfg.parallel.grad_reduce = "bf16"
+    assert not recipes.plugins(cfg)[0].grad_reduce_in_fp32
+
+
+def test_only_the_decoder_has_linear_layers_that_fp8_changes(workers):
+    """Vision encoder, connector and embedding are torch's own modules; the head is multiplied outside of one."""
+    outside, inside = workers.run(linear_layers)[0]
+    assert {"Linear", "ExtraRows", "VocabParallelEmbedding"} >= outside
+    assert inside and all("ParallelLinear" in name for name in inside)
+
+
+def linear_layers() -> tuple[set[str], set[str]]:
+    from molmo2_nemo.model.decoder import transformer_config
+    from molmo2_nemo.model.molmo2 import Molmo2Model
+    from tests.support.pool import start_megatron
+
+    start_megatron()
+    molmo2 = preset("tiny")
+    model = Molmo2Model(molmo2, transformer_config(molmo2, use_cpu_initialization=True), seed=0)
+    kinds: tuple[set[str], set[str]] = (set(), set())
+    for name, module in model.named_modules():
+        if any(p.dim() == 2 for p in module.parameters(recurse=False)) and name != "vision":
+            kinds[name.startswith("decoder.")].add(type(module).__name__)
+    return kinds
+
+
+def test_a_hopper_is_twice_as_fast_in_fp8_and_older_ones_have_none():
+    for device in DEVICES.values():
+        assert device.fp8_tflops is None or 1.9 < device.fp8_tflops / device.tflops < 2.1
+    assert DEVICES["a100"].fp8_tflops is None and DEVICES["h100"].fp8_peak == 1979e12
