@@ -216,21 +216,24 @@ def layer_bytes(
 
 
 def norm_bytes(width: int, element: int, fused: frozenset[str]) -> float:
-    """Bytes per token that an RMSNorm keeps. Fused, its input and one number; plain, the normalised value and the fp32
+    """Bytes per token that an RMSNorm keeps: one number and, fused, its input; plain, the normalised value and the fp32
     copy of the input (in fp32 the input itself)."""
-    if "norm" in fused:
-        return element * width + 4.0
-    return (element + (4 if element == 2 else 0)) * width
+    return 4.0 + (element if "norm" in fused or element == 4 else element + 4) * width
 
 
 def qk_norm_bytes(model_config: Molmo2Config, element: int, fused: frozenset[str]) -> float:
-    """Bytes per token that the norms of queries and keys keep. Fused, whether with rotary or alone, the queries (keys
-    are a view of what the linear layer made) and a number per head."""
+    """Bytes per token that the norms of queries and keys keep. Fused, they need what the linear layer made, which is kept
+    for the values' sake, too; of norms per head Megatron copies the queries."""
     text, kind = model_config.text, family_of(model_config.text).qk_norm
     heads = text.num_heads + text.num_kv_heads
+    numbers = {"none": 0.0, "head": 4.0 * heads, "full": 8.0}[kind]
+    if kind == "none":
+        return 0.0
+    if kind == "full" and "norm" in fused:
+        return numbers
     if kind == "head" and fused & {"norm", "rotary"}:
-        return element * text.num_heads * text.head_dim + 4.0 * heads
-    return 0 if kind == "none" else norm_bytes(heads * text.head_dim, element, NONE_FUSED)
+        return element * text.num_heads * text.head_dim + numbers
+    return numbers + (element if element == 4 else element + 4) * heads * text.head_dim
 
 
 def post_norm_bytes(width: int, element: int, fused: frozenset[str]) -> float:

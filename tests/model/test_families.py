@@ -131,10 +131,11 @@ def test_parameters_are_those_of_the_weights(plain, name):
 
 
 def test_the_planner_leaves_out_norms_that_are_not_there(plain):
-    """A norm of queries and keys keeps an fp32 copy and the normalised value, 6 bytes a number in bf16."""
+    """A norm of queries and keys keeps an fp32 copy and the normalised value, 6 bytes a number in bf16, and an fp32
+    number a head."""
     normed = replace(plain, text=replace(TEXT, family="qwen3"))
-    numbers = (TEXT.num_heads + TEXT.num_kv_heads) * TEXT.head_dim
-    assert layer_bytes(normed) - layer_bytes(plain) == 6 * numbers
+    heads = TEXT.num_heads + TEXT.num_kv_heads
+    assert layer_bytes(normed) - layer_bytes(plain) == (6 * TEXT.head_dim + 4) * heads
 
 
 def trained(checkpoint: Path) -> tuple[dict[str, tuple[int, ...]], float, float, list[str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -15,7 +16,7 @@ from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, T
 from molmo2_nemo.processes import quiet
 from tests.support.batches import Shapes, batch
 
-TOKENS, CROPS = 4096, 4
+TOKENS, CROPS = 8192, 16
 MODELS = ("4b", "8b", "o7b")
 DROPOUT = TrainingOptions(z_loss=1e-4, residual_dropout=0.1, response_residual_dropout=0.0)
 
@@ -35,9 +36,13 @@ def start() -> None:
 
 
 def kept_by(modules: nn.ModuleList, run: Callable[[], object]) -> int:
-    """Bytes by which allocated memory grows from the second module's call to the third's."""
+    """Bytes asked of the allocator, less those given back, from the second module's call to the third's."""
     at: list[int] = []
-    handles = [m.register_forward_pre_hook(lambda *_: at.append(torch.cuda.memory_allocated())) for m in modules[1:3]]
+
+    def look(*_: object) -> None:
+        at.append(torch.cuda.memory_stats()["requested_bytes.all.current"])
+
+    handles = [module.register_forward_pre_hook(look) for module in modules[1:3]]
     result = run()  # kept alive, and with it what backward needs
     for handle in handles:
         handle.remove()
@@ -56,10 +61,10 @@ def count(model_config: Molmo2Config, kernels: KernelConfig) -> dict[str, float]
     model = Molmo2Model(model_config, config, memory=memory, training=DROPOUT, kernels=kernels, seed=None)
     model = model.cuda().train()
     shapes = Shapes(model_config)
-    packs = [shapes.videos(TOKENS, TOKENS)]
+    packs = [shapes.mixed(np.random.default_rng(0), TOKENS, CROPS)]
     inputs = PackInputs.from_batch(batch(packs, TOKENS, model_config), torch.device("cuda", 0))
     crops = inputs.crops[:CROPS]
-    patches = CROPS * model_config.vision.num_patches
+    patches = len(crops) * model_config.vision.num_patches
     return {
         "layer": kept_by(model.decoder.layers, lambda: model(inputs).loss) / TOKENS,
         "block": kept_by(model.vision.blocks, lambda: model.vision(crops)) / patches,
