@@ -91,9 +91,7 @@ def memory(
     crops = work.max_crops / (layout.context * layout.tensor) * layout.micro_batch
     in_flight = min(layout.pipeline, max(1, work.packs // (layout.data * layout.micro_batch)))
     phase, decoder, vision, head = fullest(
-        decoder_activations(
-            model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles, fused=fused
-        ),
+        decoder_activations(model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles, fused=fused),
         vision_activations(
             model_config,
             crops,
