@@ -60,8 +60,8 @@ PHASES = ("loss", "decoder", "vision")  # parts of a step during which memory ma
 
 
 def fused_pieces(kernels: KernelConfig) -> frozenset[str]:
-    """The pieces of the model that a GPU computes in one kernel (fused/choice.py), which keeps less for backward. `auto`
-    is one of them: Triton comes with PyTorch there."""
+    """The pieces of the model that a GPU computes in one kernel (fused/choice.py), which keeps less for backward: `auto`
+    is one, as Triton comes with PyTorch there."""
     return frozenset(piece for piece, way in vars(kernels).items() if way != "plain")
 
 
@@ -220,8 +220,8 @@ def norm_bytes(width: int, element: int, fused: frozenset[str]) -> float:
 
 
 def qk_norm_bytes(model_config: Molmo2Config, element: int, fused: frozenset[str]) -> float:
-    """Bytes per token that the norms of queries and keys keep. Fused, they need what the linear layer made, which is kept
-    for the values' sake, too; of norms per head Megatron copies the queries."""
+    """Bytes per token that the norms of queries and keys keep. Fused, they need what the linear layer made, which the
+    values keep as well; of norms per head Megatron copies the queries."""
     text, kind = model_config.text, family_of(model_config.text).qk_norm
     heads = text.num_heads + text.num_kv_heads
     numbers = {"none": 0.0, "head": 4.0 * heads, "full": 8.0}[kind]
@@ -305,8 +305,8 @@ def head_bytes(
     tokens: float,
     fused: frozenset[str] = NONE_FUSED,
 ) -> float:
-    """Bytes of a chunk's logits (bf16 and their gradient; plain, also fp32 and probabilities), and of the head's gradient
-    in fp32."""
+    """Bytes of a chunk's logits (bf16 and their gradient; plain, also fp32 and probabilities), and of the head's fp32
+    gradient."""
     columns = model_config.text.vocab_size / layout.tensor
     logits = min(chunk, tokens) * columns * (4 if "loss" in fused else 12)
     return logits + (4.0 * columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0)
