@@ -60,8 +60,8 @@ PHASES = ("loss", "decoder", "vision")  # parts of a step during which memory ma
 
 
 def fused_pieces(kernels: KernelConfig) -> frozenset[str]:
-    """The pieces of the model that a GPU computes in one kernel (fused/choice.py), which keeps less for backward: `auto`
-    is one, as Triton comes with PyTorch there."""
+    """The pieces of the model that a GPU computes in one kernel (fused/choice.py), keeping less for backward. `auto` is
+    one: Triton comes with PyTorch there."""
     return frozenset(piece for piece, way in vars(kernels).items() if way != "plain")
 
 
