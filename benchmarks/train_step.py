@@ -178,7 +178,9 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
             return loaders[-1]
 
         data.packs._open = lambda _: loader()
+        before = 0.0  # GiB: PyTorch's compiled code holds on to the weights of a model that was trained before
         if torch.cuda.is_available():
+            before = torch.cuda.memory_allocated() / 2**30
             torch.cuda.reset_peak_memory_stats()
         run_stage()
         lines = read_metrics(stage_dir(cfg))[warmup:]
@@ -194,6 +196,7 @@ def train(cfg: RunConfig, model: Molmo2Config, steps: int, warmup: int, profiles
     if int(os.environ.get("RANK", "0")):
         return {}
     found = {name: statistics.median(line[name] for line in lines) for name in ("seconds", "wait", "memory_gib")}
+    found["memory_gib"] -= before
     work = lines[0]["tflops"] * lines[0]["seconds"]  # of each process; the same in every step
     found |= {"tflop": work, "tokens": lines[0]["tokens"], "crops": lines[0]["crops"], "loss": lines[-1]["loss"]}
     print(f"{cfg.stage.name}, {model.text.num_layers} layers: {found}", flush=True)
