@@ -26,7 +26,7 @@ from molmo2_nemo.settings.sizes import wanted_processes
 from tests.support import virtual_gpu
 
 STAGES = ("sft", "long")
-RUNS = ("4b/node", "8b/node", "4b/published", "8b/published")
+RUNS = ("4b/node", "4b/published")  # no tensor parallelism: imagined ranks do not say who they are
 BIG = 4096  # GiB: nothing ends for want of memory
 
 
