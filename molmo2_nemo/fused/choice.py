@@ -7,7 +7,7 @@ here, and its name in KernelConfig. tests/fused/test_choice.py checks that nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,11 +109,33 @@ PIECES: dict[str, dict[str, Way]] = {
 }
 
 
-def choose(piece: str, wanted: str, device: torch.device | str, dtype: torch.dtype) -> Choice:
+def possible(device: torch.device | str, dtype: torch.dtype) -> dict[str, frozenset[str]]:
+    """The ways of every piece that this process can run."""
+    kind = torch.device(device).type
+    return {
+        piece: frozenset(name for name, way in ways.items() if way.problem(kind, dtype) is None)
+        for piece, ways in PIECES.items()
+    }
+
+
+def in_common(found: Sequence[Mapping[str, frozenset[str]]]) -> dict[str, frozenset[str]]:
+    """The ways that all processes can run, from what `possible` found in each: their collectives and their dropout only
+    go together where all take the same."""
+    return {piece: frozenset.intersection(*(ways[piece] for ways in found)) for piece in PIECES}
+
+
+def choose(
+    piece: str,
+    wanted: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    among: Mapping[str, frozenset[str]] | None = None,
+) -> Choice:
     """The way `wanted` of a piece, or for "auto" the first on CUDA that works, and the plain one elsewhere.
 
     Args:
         dtype: of the model's parameters.
+        among: from `in_common`: "auto" takes no other way. None: this process is alone.
 
     Raises:
         UserError: no such way, or one that cannot run here; the message names those that can.
@@ -130,19 +152,26 @@ def choose(piece: str, wanted: str, device: torch.device | str, dtype: torch.dty
     reasons = []
     for name in ways if kind == "cuda" else ("plain",):
         problem = ways[name].problem(kind, dtype)
+        if problem is None and among is not None and name not in among[piece]:
+            problem = "another rank cannot run it"
         if problem is None:
             break
         reasons.append(f"not {name}: {problem}")
     return Choice(piece, name, ways[name].title, ways[name].function, "; ".join(reasons) or None)
 
 
-def choose_all(wanted: Mapping[str, str], device: torch.device | str, dtype: torch.dtype) -> dict[str, Choice]:
+def choose_all(
+    wanted: Mapping[str, str],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    among: Mapping[str, frozenset[str]] | None = None,
+) -> dict[str, Choice]:
     """`choose` for every piece. Args: wanted: piece -> way, `vars` of a KernelConfig.
 
     Raises:
         UserError: as `choose`.
     """
-    return {piece: choose(piece, way, device, dtype) for piece, way in wanted.items()}
+    return {piece: choose(piece, way, device, dtype, among) for piece, way in wanted.items()}
 
 
 def described(choices: Mapping[str, Choice]) -> str:

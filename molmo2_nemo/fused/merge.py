@@ -132,7 +132,7 @@ def merge_by_compiler(pieces: Sequence[Piece], rows: int) -> tuple[Tensor, Tenso
     """All pieces in one compiled pass."""
     if len(pieces) == 1 and pieces[0].rows is None:
         return pieces[0].out, pieces[0].lse
-    if any(piece.rows is None for piece in pieces[1:]) or len(pieces) > 4:
+    if any(piece.rows is None for piece in pieces[1:]) or len(pieces) > 4 or any(len(p.out) == 1 for p in pieces):
         return merge(pieces, rows)
     tensors = [t for piece in pieces for t in (piece.out, piece.lse, *_inverse(piece.rows))]
     return _compiled_merge(pieces[0].rows is None, *tensors)
@@ -142,7 +142,7 @@ def add_by_compiler(parts: Sequence[tuple[Tensor, Rows | None]], rows: int) -> T
     """All parts in one compiled pass."""
     if len(parts) == 1 and parts[0][1] is None:
         return parts[0][0]
-    if any(where is None for _, where in parts[1:]) or len(parts) > 4:
+    if any(where is None for _, where in parts[1:]) or len(parts) > 4 or any(len(part) == 1 for part, _ in parts):
         return add(parts, rows)
     tensors = [t for part, where in parts for t in (part, *_inverse(where))]
     return _compiled_add(parts[0][1] is None, *tensors)

@@ -57,11 +57,12 @@ def capacity_problems(cfg: RunConfig, processes: int | None = None, here: Machin
     if here.gpus:
         yield from _on_gpus(cfg, count, here)
     elif on_host > here.host:
+        smaller = "" if cfg.stage.lora.rank else ", scale=gpu_lora takes one with 80 GB"
         yield (
             f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {_gib(on_host)} of memory in "
             f"{_plural(count, 'process', 'processes')}, of which {_gib(here.host)} are free. What runs here is "
             f"recipe=tiny; molmo2 plan recipe={cfg.model.preset} stage={cfg.stage.name} cluster=h100x8 shows which "
-            f"GPUs it needs, scale=gpu_lora takes one with 80 GB. {ANYWAY}"
+            f"GPUs it needs{smaller}. {ANYWAY}"
         )
 
 
@@ -164,10 +165,7 @@ def free_host_memory() -> float:
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         found.append(int(lines["MemAvailable"].split()[0]) * 1024.0)
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, used in CGROUP:
         try:
             most = Path("/sys/fs/cgroup", limit).read_text().strip()
             found.append(float(most) - float(Path("/sys/fs/cgroup", used).read_text()))

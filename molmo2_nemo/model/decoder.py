@@ -79,8 +79,8 @@ def transformer_config(
         init_method=undrawn,
         output_layer_init_method=undrawn,
         calculate_per_token_loss=True,
-        # Megatron's own fusions are off: these layers have theirs (KernelConfig). Fused gradient accumulation needs
-        # Apex.
+        # Megatron's own fusions are off: these layers have theirs (KernelConfig). training/model.py switches fused
+        # gradient accumulation on where a library provides it.
         bias_dropout_fusion=False,
         bias_activation_fusion=False,
         gradient_accumulation_fusion=False,

@@ -9,6 +9,8 @@ Shape legend: B packs, T tokens of this rank, D width, V base vocabulary.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
@@ -65,10 +67,13 @@ class Head(tensor_parallel.ColumnParallelLinear):
     on that."""
 
     def __init__(self, config: TransformerConfig, model_config: Molmo2Config) -> None:
+        # Megatron's layer refuses fused gradient accumulation without Apex, and its product is never taken
+        unfused = copy.copy(config)
+        unfused.gradient_accumulation_fusion = False
         super().__init__(
             model_config.text.hidden_size,
             padded_vocab_size(model_config.text.vocab_size),
-            config=config,
+            config=unfused,
             init_method=config.init_method,
             bias=False,
             gather_output=False,

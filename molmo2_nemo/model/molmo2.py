@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from megatron.core import parallel_state, tensor_parallel
@@ -33,7 +34,7 @@ from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys, visible_keys
-from molmo2_nemo.fused.choice import choose_all
+from molmo2_nemo.fused.choice import choose_all, in_common, possible
 from molmo2_nemo.model.config import PLAIN, KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
@@ -47,6 +48,13 @@ from molmo2_nemo.model.vision import VisionEncoder
 from molmo2_nemo.parallel.context import ContextGroups, ContextSettings, context_groups, group_size
 from molmo2_nemo.parallel.crops import CropPlan, VisionRanks, mark_partial, plan_crops, send_to_owners, tie_parameters
 from molmo2_nemo.transfer import to_device
+
+
+def ways_of_all_ranks(dtype: torch.dtype) -> dict[str, frozenset[str]]:
+    """The ways of every piece that each rank of the run can run on its GPU. A collective of all ranks."""
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, possible("cuda", dtype))
+    return in_common(found)
 
 
 class Molmo2Model(MegatronModule):
@@ -87,7 +95,8 @@ class Molmo2Model(MegatronModule):
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
         merged = any(group_size(groups.ring) > 1 for groups in self.groups.values())
-        self.choices = choose_all(vars(kernels or KernelConfig()), device, config.params_dtype)
+        among = ways_of_all_ranks(config.params_dtype) if device == "cuda" else None  # on CPU "auto" is plain anyway
+        self.choices = choose_all(vars(kernels or KernelConfig()), device, config.params_dtype, among)
         self.kernel = choose(  # or raise an error that says why not
             model_config.attention,
             device,

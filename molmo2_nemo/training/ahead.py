@@ -68,11 +68,12 @@ class Ahead(Generic[Batch, Made]):
         try:
             while True:
                 self.look()
-                made, self._next = self._next, None
+                made = self._next
                 if isinstance(made, StopIteration):
                     return
                 if isinstance(made, BaseException):
                     raise made
+                self._next = None  # an end or an error stays, for whoever looks again
                 self._permits.release()
                 assert made is not None
                 yield made
@@ -85,7 +86,7 @@ class Ahead(Generic[Batch, Made]):
             while self.most is None or number < self.most:
                 self._permits.acquire()
                 if self._closed:
-                    return
+                    break
                 if number == 0 and isinstance(first, BaseException):
                     raise first
                 batch = first if number == 0 else next(batches)

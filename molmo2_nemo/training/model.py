@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.transformer import TransformerConfig
 
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, Trainable, with_options
@@ -58,8 +59,9 @@ def weight_gradient_library() -> str | None:
     the decoder then has, or an extension of Apex."""
     if not torch.cuda.is_available():
         return None
-    known = {"Transformer Engine": "transformer_engine", "Apex": "fused_weight_gradient_mlp_cuda"}
-    return next((name for name, module in known.items() if importlib.util.find_spec(module) is not None), None)
+    if HAVE_TE:  # as decoder.py asks when it chooses the layers
+        return "Transformer Engine"
+    return "Apex" if importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None else None
 
 
 Loaded = Literal["nothing", "all", "all but adapters"]  # of a model's parameters

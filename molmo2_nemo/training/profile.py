@@ -113,7 +113,7 @@ class StepProfiler:
         trace, table = self.folder / f"{steps}.trace.json.gz", self.folder / f"{steps}.txt"
         _export(found, trace)
         where = f"steps {self._begun} to {self._ended} of {self.title}, rank {self.rank}"
-        text = f"{where}: {described(summary(found))}"
+        text = f"{where}: {described(summary(found, self._ended - self._begun + 1))}"
         table.write_text(text + "\n")
         size = trace.stat().st_size
         long = "; it is long, a browser may not take it: profile fewer steps" if size > LONG else ""
@@ -132,13 +132,14 @@ def _export(found: Any, trace: Path) -> None:
     os.replace(packed, trace)
 
 
-def summary(found: Any) -> Profile:
-    """Figures of a finished torch.profiler.profile, within the marks of its steps."""
+def summary(found: Any, steps: int | None = None) -> Profile:
+    """Figures of a finished torch.profiler.profile, within the marks of its first `steps` steps (None: of all)."""
     events = found.events()
     on_host = [e for e in events if e.device_type == DeviceType.CPU]
-    marks = [e.time_range for e in on_host if e.name.startswith(STEP)]
-    start, end = min(m.start for m in marks), max(m.end for m in marks)
-    kernels = [e for e in events if _is_kernel(e) and e.time_range.end > start]
+    marks = sorted((e.time_range for e in on_host if e.name.startswith(STEP)), key=lambda mark: mark.start)[:steps]
+    start, end = marks[0].start, max(m.end for m in marks)
+    on_host = [e for e in on_host if e.time_range.start < end]
+    kernels = [e for e in events if _is_kernel(e) and e.time_range.end > start and e.time_range.start < end]
     waiting = [e for e in on_host if _waits(e.name) and start <= e.time_range.start < end]
     waited = sum(e.time_range.elapsed_us() for e in waiting) / 1000
     if kernels:

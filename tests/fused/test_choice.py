@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.fused.choice import PIECES, choose, choose_all, described
+from molmo2_nemo.fused.choice import PIECES, choose, choose_all, described, in_common, possible
 from molmo2_nemo.model.config import KernelConfig
 
 CONF = Path(__file__).parents[2] / "conf" / "kernels"
@@ -58,3 +58,24 @@ def test_transformer_engine_is_a_choice_that_is_refused():
     for device, reason in (("cpu", "Transformer Engine needs CUDA"), ("cuda", "Transformer Engine")):
         with pytest.raises(UserError, match=f"kernels.norm=te: {reason}"):
             choose("norm", "te", device, torch.bfloat16)
+
+
+def test_auto_takes_what_every_rank_can_run():
+    """One rank cannot compile: the others do not either, and say why."""
+    here = possible("cuda", torch.bfloat16) | {"norm": frozenset({"compiled", "torch", "plain"})}
+    there = here | {"norm": frozenset({"torch", "plain"})}
+    assert in_common([here, there])["norm"] == {"torch", "plain"}
+    choice = choose("norm", "auto", "cuda", torch.bfloat16, in_common([here, there]))
+    assert choice.name == "torch"
+    assert choice.fell_back is not None and choice.fell_back.startswith("not compiled: ")
+    residual = choose("residual", "auto", "cuda", torch.bfloat16, dict.fromkeys(PIECES, frozenset({"plain"})))
+    assert residual.name == "plain"
+
+
+def test_a_way_that_another_rank_lacks_is_named(monkeypatch):
+    from molmo2_nemo.fused import choice
+
+    ways = {"fast": choice.Way("fast", None), "plain": choice.Way("plain", None)}
+    monkeypatch.setitem(choice.PIECES, "norm", ways)
+    found = choose("norm", "auto", "cuda", torch.bfloat16, {"norm": frozenset({"plain"})})
+    assert (found.name, found.fell_back) == ("plain", "not fast: another rank cannot run it")

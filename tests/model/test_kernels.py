@@ -96,3 +96,21 @@ def test_dropout_follows_from_the_seed(workers, layout: dict[str, Any], rates: d
         for a, b in zip(first, recomputed, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-6 * float(a.abs().max()))
         assert not all(map(torch.equal, first, other))
+
+
+def head_job() -> tuple[int, ...]:
+    """Shape of an untied head's weight where the decoder's linear layers add up weight gradients themselves."""
+    from molmo2_nemo.model.decoder import transformer_config
+    from molmo2_nemo.model.embedding import Head
+
+    start_megatron()
+    config = fixture_config("qwen3")
+    fused = transformer_config(config, use_cpu_initialization=True, gradient_accumulation_fusion=True)
+    assert Head(fused, config).config.gradient_accumulation_fusion is False and fused.gradient_accumulation_fusion
+    return tuple(Head(fused, config).weight.shape)
+
+
+def test_head_needs_no_fused_gradient_accumulation(workers):
+    """Megatron's own column-parallel layer refuses it without Apex, also beside Transformer Engine."""
+    vocabulary, width = workers.run(head_job)[0]
+    assert vocabulary >= fixture_config("qwen3").text.vocab_size and width == fixture_config("qwen3").text.hidden_size

@@ -61,6 +61,7 @@ def test_what_comes_next_can_be_looked_at():
     assert next(taken) == "0" and made.look() == "1" and next(taken) == "1"
     assert made.look() is None
     assert list(taken) == []
+    assert made.look() is None  # however often
 
 
 def test_none_is_read_beyond_the_most():

@@ -58,7 +58,8 @@ def test_a_stop_keeps_the_steps_before_it(tmp_path):
         torch.ones(64, 64) @ torch.ones(64, 64)
         assert profiler.end(step) is None
     profiler.begin(4)  # what ends the run comes in this one
-    assert "steps 2 to 3 of sft" in (profiler.close() or "")
+    text = profiler.close() or ""
+    assert "steps 2 to 3 of sft" in text and "for 2 steps" in text
     assert {path.name for path in tmp_path.iterdir()} == {"steps-2-3.txt", "steps-2-3.trace.json.gz"}
     assert profiler.close() is None and profiler.end(4) is None
 
