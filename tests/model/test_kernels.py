@@ -104,7 +104,7 @@ def head_job() -> tuple[int, ...]:
     from molmo2_nemo.model.embedding import Head
 
     start_megatron()
-    config = fixture_config("qwen3")
+    config = fixture_config("qwen3_untied")
     fused = transformer_config(config, use_cpu_initialization=True, gradient_accumulation_fusion=True)
     assert Head(fused, config).config.gradient_accumulation_fusion is False and fused.gradient_accumulation_fusion
     return tuple(Head(fused, config).weight.shape)
@@ -113,4 +113,4 @@ def head_job() -> tuple[int, ...]:
 def test_head_needs_no_fused_gradient_accumulation(workers):
     """Megatron's own column-parallel layer refuses it without Apex, also beside Transformer Engine."""
     vocabulary, width = workers.run(head_job)[0]
-    assert vocabulary >= fixture_config("qwen3").text.vocab_size and width == fixture_config("qwen3").text.hidden_size
+    assert vocabulary >= fixture_config("qwen3_untied").text.vocab_size and width == fixture_config("qwen3").text.hidden_size
