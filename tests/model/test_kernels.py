@@ -113,4 +113,7 @@ def head_job() -> tuple[int, ...]:
 def test_head_needs_no_fused_gradient_accumulation(workers):
     """Megatron's own column-parallel layer refuses it without Apex, also beside Transformer Engine."""
     vocabulary, width = workers.run(head_job)[0]
-    assert vocabulary >= fixture_config("qwen3_untied").text.vocab_size and width == fixture_config("qwen3").text.hidden_size
+    assert (
+        vocabulary >= fixture_config("qwen3_untied").text.vocab_size
+        and width == fixture_config("qwen3").text.hidden_size
+    )
