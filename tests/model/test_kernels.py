@@ -115,5 +115,5 @@ def test_head_needs_no_fused_gradient_accumulation(workers):
     vocabulary, width = workers.run(head_job)[0]
     assert (
         vocabulary >= fixture_config("qwen3_untied").text.vocab_size
-        and width == fixture_config("qwen3").text.hidden_size
+        and width == fixture_config("qwen3_untied").text.hidden_size
     )
