@@ -92,7 +92,7 @@ class GroupClippingOptimizer(ChainedOptimizer):
         clip_grad: the largest norm of a group; 0: as it is.
         adamw: how norms and the update are computed.
 
-    A step waits for the device once: for the norms of all groups together.
+    A step waits for the device once, for the norms of all groups together; twice where one is found again in fp64.
     """
 
     def __init__(

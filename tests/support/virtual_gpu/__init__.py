@@ -4,7 +4,8 @@
 address space of a card's size, kernels are counted by name and do nothing, other ranks are imagined. PyTorch's caching
 allocator, streams, events, the choice of kernels, autograd, the search for waiting calls
 (`torch.cuda.set_sync_debug_mode`), Megatron and NeMo run as on a card: so memory, calls and waits can be tested, with
-models and packs of full size. Not simulated: results, time, cuDNN's attention, Triton's and torch.compile's kernels.
+models and packs of full size. Triton compiles its kernels. Not
+simulated: results, time, cuDNN's attention, the driver's virtual memory (expandable segments).
 
     run("benchmarks.train_step", "--model", "4b", "--stages", "sft", gib=80)        a module's main, in its own process
 
