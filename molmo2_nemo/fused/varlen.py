@@ -29,6 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from molmo2_nemo.errors import UserError
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -214,7 +216,7 @@ def _cudnn_backward(
 def _check_offsets(x: Tensor) -> None:
     """PyTorch hands cuDNN the place of a segment's first element as int32, and does not check that it fits."""
     if x.numel() > 2**31 - 1:
-        raise ValueError(
+        raise UserError(
             f"kernels.flash=cudnn takes at most {2**31 - 1} elements of a tensor, but there are {tuple(x.shape)}; take "
             "another library, or fewer packs in a micro-batch"
         )
