@@ -1,4 +1,4 @@
-"""Tests take what they share from tests/support; benchmarks are needed only by tests of benchmarks, and where a benchmark's
+"""Tests take what they share from tests/support. Benchmarks are needed only by tests of benchmarks, and where their
 training steps run on the virtual GPU."""
 
 from __future__ import annotations
