@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core.utils import get_attr_wrapped_model
 from nemo.core.optim.mcore_optim import McoreDistributedOptimizer
 from nemo.lightning.pytorch.optim import LRSchedulerModule, MegatronOptimizerModule
 from nemo.utils import AppState
 from torch import Tensor
 
-from molmo2_nemo.fused.choice import choose
 from molmo2_nemo.settings.run import FaultConfig, OptimConfig
 from molmo2_nemo.training.faults import FaultGuard
 from molmo2_nemo.training.gradients import finalize_gradients
@@ -51,7 +51,6 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         bf16: parameters are bf16 with fp32 master weights.
         distributed: shard master weights and moments over data-parallel ranks.
         faults: which steps are skipped.
-        adamw: how the step is computed, `kernels.adamw`.
 
     `result` is the StepResult of the current step, which Molmo2Module renews when a step begins.
     """
@@ -64,20 +63,17 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         bf16: bool = False,
         distributed: bool = True,
         faults: FaultConfig | None = None,
-        adamw: str = "plain",
     ) -> None:
         config = adam_config(optim, bf16=bf16, distributed=distributed)
         super().__init__(config=config, lr_scheduler=GroupSchedule(optim, max_steps))
         self.optim = optim
         self.guard = FaultGuard(faults or FaultConfig())
         self.result = StepResult()
-        self.adamw = adamw
 
     def optimizers(self, model: Any) -> list[torch.optim.Optimizer]:
         chunks = [chunk.module for chunk in model]
         gloo = AppState().use_gloo_process_groups
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        adamw = choose("adamw", self.adamw, device, self.config.params_dtype).function
+        adamw = get_attr_wrapped_model(chunks[0], "choices")["adamw"].function
         return [
             _NeMoOptimizer(
                 clipping_optimizer(

@@ -86,7 +86,6 @@ def model(cfg: RunConfig) -> run.Config:
             bf16=cfg.cluster.precision != "fp32",
             distributed=cfg.parallel.distributed_optimizer,
             faults=as_config(cfg.faults),
-            adamw=cfg.kernels.adamw,
         ),
         stage=stage,
         memory=as_config(cfg.memory),

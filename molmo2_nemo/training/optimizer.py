@@ -173,11 +173,10 @@ def l2_norms(
         groups: (tensors of this rank, process group), alike in number and order on all ranks.
         squares: sum of squares of tensors, fp64 [].
     """
-    device = torch.cuda.current_device()
-    nothing = torch.zeros(1, dtype=torch.float64, device=device)[0]
+    nothing = torch.zeros(1, dtype=torch.float64, device=torch.cuda.current_device())[0]
     totals: list[Tensor] = []
     for process_group, members in itertools.groupby(groups, key=lambda item: item[1]):
-        total = torch.stack([squares(tensors).to(device) if tensors else nothing for tensors, _ in members])
+        total = torch.stack([squares(tensors) if tensors else nothing for tensors, _ in members])
         torch.distributed.all_reduce(total, group=process_group)
         totals.append(total)
     return torch.cat(totals).sqrt().tolist() if totals else []
