@@ -64,7 +64,7 @@ def planned(model: str, scale: str, stage: str, overrides: Sequence[str]) -> dic
     found = configured(cfg, cfg.model.model_config(cfg.stage.lora), workload(cfg), cluster)
     assert found is not None
     parts = {name: value / GIB for name, value in found.memory.parts().items() if name != "runtime"}
-    return parts | {"total": sum(parts.values()), "phase": found.memory.phase, "processes": world}
+    return parts | {"total": found.memory.counted / GIB, "phase": found.memory.phase, "processes": world}
 
 
 def show(rows: list[dict[str, Any]]) -> None:

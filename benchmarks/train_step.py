@@ -115,8 +115,7 @@ def planned(cfg: RunConfig, model: Molmo2Config, work: Workload, world: int) -> 
     found = configured(cfg, model, work, Cluster(device or DEFAULT_DEVICE, world, 1))
     if found is None:
         return {}
-    parts = found.memory.parts()
-    memory = {"memory_gib": (sum(parts.values()) - parts["runtime"]) / GIB}
+    memory = {"memory_gib": found.memory.counted / GIB}
     return memory | ({"seconds": found.step.seconds} if device else {})
 
 

@@ -14,6 +14,7 @@ Shape legend: n positions, D width, V_t rows of the head on this tensor-parallel
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -186,12 +187,8 @@ _COMPILED = _Parts(
 )
 
 
-def _fused(parts: _Parts, hidden: Tensor, head: Tensor, *rest: Any) -> Tensor:
-    wanted = torch.is_grad_enabled()
-    return _FusedLoss.apply(hidden, head, parts, wanted and hidden.requires_grad, wanted and head.requires_grad, *rest)
-
-
-def fused(
+def _fused(
+    parts: _Parts,
     hidden: Tensor,
     head: Tensor,
     labels: Tensor,
@@ -203,22 +200,12 @@ def fused(
     each: Tensor | None = None,
 ) -> Tensor:
     """`plain`, with gradients computed in forward. Backward works once."""
-    return _fused(_EAGER, hidden, head, labels, weights, z_loss, vocab_size, group, chunk, each)
+    wanted = torch.is_grad_enabled()
+    needed = wanted and hidden.requires_grad, wanted and head.requires_grad
+    return _FusedLoss.apply(hidden, head, parts, *needed, labels, weights, z_loss, vocab_size, group, chunk, each)
 
 
-def by_compiler(
-    hidden: Tensor,
-    head: Tensor,
-    labels: Tensor,
-    weights: Tensor,
-    z_loss: float,
-    vocab_size: int,
-    group: dist.ProcessGroup,
-    chunk: int,
-    each: Tensor | None = None,
-) -> Tensor:
-    """`fused`, compiled between the products."""
-    return _fused(_COMPILED, hidden, head, labels, weights, z_loss, vocab_size, group, chunk, each)
+fused, by_compiler = functools.partial(_fused, _EAGER), functools.partial(_fused, _COMPILED)
 
 
 class _FusedLoss(torch.autograd.Function):

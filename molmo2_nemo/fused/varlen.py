@@ -43,6 +43,11 @@ class Lengths:
     longest_query: int
     longest_key: int
 
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, int, int]:
+        """Offsets and longest segments, in the order in which PyTorch's operators take them."""
+        return self.query_offsets, self.key_offsets, self.longest_query, self.longest_key
+
 
 Forward = Callable[[Tensor, Tensor, Tensor, Lengths, float], tuple[Tensor, Tensor]]
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Lengths, float], tuple[Tensor, Tensor, Tensor]]
@@ -81,15 +86,17 @@ def current_registered() -> str | None:
     return None if current is None else current()
 
 
+def _heads_first(lse: Tensor) -> Tensor:
+    """[T, N] -> [N, T], contiguous."""
+    return lse.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+
 def _flash_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: float) -> tuple[Tensor, Tensor]:
     out, lse, *_ = torch.ops.aten._flash_attention_forward(
         q,
         k,
         v,
-        lengths.query_offsets,
-        lengths.key_offsets,
-        lengths.longest_query,
-        lengths.longest_key,
+        *lengths.arguments,
         0.0,
         lengths.causal,
         return_debug_mask=False,
@@ -108,11 +115,8 @@ def _flash_backward(
         k,
         v,
         out,
-        lse.transpose(0, 1).clone(memory_format=torch.contiguous_format),
-        lengths.query_offsets,
-        lengths.key_offsets,
-        lengths.longest_query,
-        lengths.longest_key,
+        _heads_first(lse),
+        *lengths.arguments,
         0.0,
         lengths.causal,
         unused,
@@ -142,7 +146,7 @@ def _fa4_backward(
         v,
         out,
         grad,
-        lse.transpose(0, 1).clone(memory_format=torch.contiguous_format),
+        _heads_first(lse),
         softmax_scale=scale,
         causal=lengths.causal,
         deterministic=torch.are_deterministic_algorithms_enabled(),
@@ -152,12 +156,7 @@ def _fa4_backward(
 
 
 def _fa4_lengths(lengths: Lengths) -> dict[str, Any]:
-    return {
-        "cu_seqlens_q": lengths.query_offsets,
-        "cu_seqlens_k": lengths.key_offsets,
-        "max_seqlen_q": lengths.longest_query,
-        "max_seqlen_k": lengths.longest_key,
-    }
+    return dict(zip(("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"), lengths.arguments, strict=True))
 
 
 HEADS_FIRST: set[bool] = set()  # whether cuDNN's log-sum-exp is [N, T] in this PyTorch, once a forward has shown it
@@ -171,10 +170,7 @@ def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, scale: flo
         k,
         v,
         None,
-        lengths.query_offsets,
-        lengths.key_offsets,
-        lengths.longest_query,
-        lengths.longest_key,
+        *lengths.arguments,
         True,
         0.0,
         lengths.causal,
@@ -190,7 +186,7 @@ def _cudnn_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     unused = q.new_zeros((), dtype=torch.int64)  # torch.zeros(()) would wait for the device
     if True in HEADS_FIRST:
-        lse = lse.transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        lse = _heads_first(lse)
     else:
         lse = lse.contiguous().unsqueeze(-1)
     return torch.ops.aten._cudnn_attention_backward(
@@ -203,10 +199,7 @@ def _cudnn_backward(
         unused,
         unused,
         None,
-        lengths.query_offsets,
-        lengths.key_offsets,
-        lengths.longest_query,
-        lengths.longest_key,
+        *lengths.arguments,
         0.0,
         lengths.causal,
         scale=scale,

@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.workload import workload
 from molmo2_nemo.model.config import PRESETS, preset, with_options
+from molmo2_nemo.plan.layouts import layout_of, number_formats
 from molmo2_nemo.plan.memory import GIB, memory
 from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.run import RunConfig
@@ -95,20 +95,14 @@ def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
 def needed(cfg: RunConfig, *, gpu: bool) -> float:
     """Bytes of one process in the run's layout, as the planner counts them. Of settings that it does not know it takes
     those that need least."""
-    chosen, p = cfg.model, cfg.parallel
+    chosen = cfg.model
     model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
-    replicas = max(1, wanted_processes(cfg) // p.model_size)
     sure = cfg.memory.recompute_layers is None and cfg.memory.recompute_modules == ["mlp"]
     recompute = cfg.memory.recompute if sure or cfg.memory.recompute == "none" else "full"
-    layout = Layout(
-        p.tensor,
-        p.context,
-        p.context_ulysses or p.context,
-        p.pipeline,
-        replicas,
-        cfg.stage.micro_batch_size,
-        recompute,
-        cfg.memory.offload and recompute == "full" and gpu,
+    layout = replace(
+        layout_of(cfg, max(1, wanted_processes(cfg) // cfg.parallel.model_size)),
+        recompute=recompute,
+        offload=cfg.memory.offload and recompute == "full" and gpu,
         recompute_attention=cfg.memory.recompute_attention and recompute == "full",
     )
     found = memory(
@@ -118,8 +112,7 @@ def needed(cfg: RunConfig, *, gpu: bool) -> float:
         layout,
         cfg.memory,
         cfg.kernels if gpu else None,
-        fp8=cfg.cluster.precision == "fp8",
-        bf16_gradients=cfg.parallel.grad_reduce == "bf16",
+        **number_formats(cfg),
     )
     parts = found.parts()
     if cfg.cluster.precision == "fp32":  # weights are their own masters; activations are twice as large

@@ -9,6 +9,7 @@ from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.partition import can_shard_heads
+from molmo2_nemo.settings.run import RunConfig
 
 # What is recomputed, from the fastest to the leanest: fields of Layout.
 RECOMPUTE_MODES: tuple[dict[str, Any], ...] = (
@@ -49,6 +50,28 @@ def layouts(
                     for mode in RECOMPUTE_MODES:
                         across = cp_comm_type if ulysses < context else "ring"
                         yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, cp_comm_type=across, **mode)
+
+
+def layout_of(cfg: RunConfig, replicas: int) -> Layout:
+    """The layout that a run's settings have."""
+    p, m = cfg.parallel, cfg.memory
+    return Layout(
+        p.tensor,
+        p.context,
+        p.context_ulysses or p.context,
+        p.pipeline,
+        replicas,
+        cfg.stage.micro_batch_size,
+        m.recompute,
+        m.offload,
+        p.cp_comm_type if p.context_ulysses not in (None, p.context) else "ring",
+        m.recompute_attention,
+    )
+
+
+def number_formats(cfg: RunConfig) -> dict[str, bool]:
+    """What of a run is not in bf16 with fp32 gradients, as `memory` and `step_time` take it."""
+    return {"fp8": cfg.cluster.precision == "fp8", "bf16_gradients": cfg.parallel.grad_reduce == "bf16"}
 
 
 def _powers(most: int) -> Iterator[int]:

@@ -47,6 +47,11 @@ class Memory:
     def total(self) -> float:
         return sum(self.parts().values())
 
+    @property
+    def counted(self) -> float:
+        """Without the allowances for what is not counted."""
+        return self.total - self.runtime
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -216,7 +221,12 @@ def layer_bytes(
 def norm_bytes(width: int, element: int, fused: frozenset[str]) -> float:
     """Bytes per token that an RMSNorm keeps: one number and, fused, its input; plain, the normalised value and the fp32
     copy of the input (in fp32 the input itself)."""
-    return 4.0 + (element if "norm" in fused or element == 4 else element + 4) * width
+    return 4.0 + (element if "norm" in fused else _normed(element)) * width
+
+
+def _normed(element: int) -> int:
+    """Bytes per value that a plain RMSNorm keeps besides what is kept anyway."""
+    return element if element == 4 else element + 4
 
 
 def qk_norm_bytes(model_config: Molmo2Config, element: int, fused: frozenset[str]) -> float:
@@ -225,19 +235,17 @@ def qk_norm_bytes(model_config: Molmo2Config, element: int, fused: frozenset[str
     text, kind = model_config.text, family_of(model_config.text).qk_norm
     heads = text.num_heads + text.num_kv_heads
     numbers = {"none": 0.0, "head": 4.0 * heads, "full": 8.0}[kind]
-    if kind == "none":
-        return 0.0
-    if kind == "full" and "norm" in fused:
+    if kind == "full" and "norm" in fused or kind == "none":
         return numbers
     if kind == "head" and fused & {"norm", "rotary"}:
         return element * text.num_heads * text.head_dim + numbers
-    return numbers + (element if element == 4 else element + 4) * heads * text.head_dim
+    return numbers + _normed(element) * heads * text.head_dim
 
 
 def post_norm_bytes(width: int, element: int, fused: frozenset[str]) -> float:
     """Bytes per token that the norm behind an MLP keeps, of a family that has one."""
     if "norm" in fused:
-        return element * width + 4.0
+        return norm_bytes(width, element, fused)
     return (6 if element == 2 else 8) * width
 
 

@@ -12,7 +12,7 @@ from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import CANNOT_MERGE, Molmo2Config
-from molmo2_nemo.plan.layouts import PLAIN_MODE, RECOMPUTE_MODES, layouts
+from molmo2_nemo.plan.layouts import PLAIN_MODE, RECOMPUTE_MODES, layout_of, layouts, number_formats
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
 from molmo2_nemo.settings.run import RunConfig
 
@@ -107,19 +107,7 @@ def configured(
     replicas, left = divmod(cluster.gpus, p.model_size)
     if left or replicas == 0 or work.packs % (replicas * cfg.stage.micro_batch_size):
         return None
-    layout = Layout(
-        p.tensor,
-        p.context,
-        p.context_ulysses or p.context,
-        p.pipeline,
-        replicas,
-        cfg.stage.micro_batch_size,
-        m.recompute,
-        m.offload,
-        p.cp_comm_type if p.context_ulysses not in (None, p.context) else "ring",
-        m.recompute_attention,
-    )
-    return weigh(cfg, model_config, work, cluster, layout, efficiency)
+    return weigh(cfg, model_config, work, cluster, layout_of(cfg, replicas), efficiency)
 
 
 def candidates(
@@ -141,7 +129,7 @@ def weigh(
     efficiency: Efficiency | None,
 ) -> Candidate:
     """Memory and time of one layout."""
-    numbers = {"fp8": cfg.cluster.precision == "fp8", "bf16_gradients": cfg.parallel.grad_reduce == "bf16"}
+    numbers = number_formats(cfg)
     return Candidate(
         layout,
         memory(model_config, cfg.stage, work, layout, cfg.memory, cfg.kernels, **numbers),
