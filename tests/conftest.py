@@ -51,3 +51,16 @@ def workers(_shared_folder):
 def molmo2():
     """The user's command, for a process of its own: words to which the verb and its arguments are added."""
     return [sys.executable, "-m", "molmo2_nemo.cli.main"]
+
+
+@pytest.fixture(scope="module")
+def group():
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield dist.group.WORLD
+        return
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()

@@ -12,19 +12,6 @@ WAYS = PIECES["loss"]
 N, WIDTH, VOCAB, PADDED = 23, 32, 61, 64
 
 
-@pytest.fixture(scope="module")
-def group():
-    """A process group of this process alone."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        yield dist.group.WORLD
-        return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
 def parts(n: int, dtype: torch.dtype, trains: str) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(0)
     hidden, head = torch.randn(n, WIDTH, generator=g), torch.randn(PADDED, WIDTH, generator=g) * 0.3

@@ -108,19 +108,6 @@ def test_equals_cross_entropy_and_z_loss(workers, way, ranks):
         check((ours[0][0], sum(o[1] for o in ours), grad_head[:vocab]), problem(*shape), z_loss)
 
 
-@pytest.fixture(scope="module")
-def group():
-    """A process group of this process alone."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        yield dist.group.WORLD
-        return
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("way", ["plain", "fused"])
 @settings(max_examples=40, deadline=None)
 @given(

@@ -8,31 +8,18 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from benchmarks.memory import start
 from benchmarks.train_step import with_layers
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions, preset
+from molmo2_nemo.nemo.train import start_nemo
 from molmo2_nemo.processes import quiet
 from tests.support.batches import Shapes, batch
 
 TOKENS, CROPS = 8192, 16
 MODELS = ("4b", "8b", "o7b")
 DROPOUT = TrainingOptions(z_loss=1e-4, residual_dropout=0.1, response_residual_dropout=0.0)
-
-
-def start() -> None:
-    """This process alone, with Megatron's groups."""
-    from molmo2_nemo.nemo.train import start_nemo
-
-    quiet()
-    start_nemo()
-    from megatron.core import parallel_state
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel()
-    model_parallel_cuda_manual_seed(1)
 
 
 def kept_by(modules: nn.ModuleList, run: Callable[[], object]) -> int:
@@ -72,6 +59,8 @@ def count(model_config: Molmo2Config, kernels: KernelConfig) -> dict[str, float]
 
 
 def main() -> None:
+    quiet()
+    start_nemo()
     start()
     found = {
         f"{name} {kind}": count(with_layers(preset(name), 3), kernels)

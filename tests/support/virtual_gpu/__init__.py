@@ -42,8 +42,6 @@ class Report:
     launches: dict[str, int]  # kernel, product or collective (as the linker names it) -> times, of all processes
     waiting: dict[str, int]  # lines that waited for the device while gradients were computed -> times
     most_used: int  # bytes of device memory that PyTorch held at most in a process
-    waits: int  # times that the host waited for the device
-    copies_to_host: int
 
     def launched(self, *parts: str) -> int:
         """Launches of kernels whose name holds one of the parts."""
@@ -130,7 +128,6 @@ def run(
         done.stdout,
         *(_sum(part[name] for part in counted) for name in ("launches", "waiting")),
         max((part["most_used"] for part in counted), default=0),
-        *(sum(part[name] for part in counted) for name in ("waits", "copies_to_host")),
     )
 
 

@@ -26,11 +26,8 @@ class Counts:
 
     def __init__(self) -> None:
         self.library = ctypes.CDLL(None)
-        for name in ("most_used", "waits", "copies_to_host", "launches"):
+        for name in ("most_used", "launches"):
             getattr(self.library, f"virtual_gpu_{name}").restype = ctypes.c_size_t
-
-    def number(self, name: str) -> int:
-        return int(getattr(self.library, f"virtual_gpu_{name}")())
 
     def launches(self) -> dict[str, int]:
         room = 1 << 24
@@ -45,7 +42,7 @@ class Counts:
 
     def write(self, waits: dict[str, int]) -> None:
         """Into the folder of the run, a file for each process."""
-        numbers = {name: self.number(name) for name in ("most_used", "waits", "copies_to_host")}
+        numbers = {"most_used": int(self.library.virtual_gpu_most_used())}
         path = Path(os.environ["VIRTUAL_GPU_REPORTS"], f"{os.getpid()}.json")
         path.write_text(json.dumps(numbers | {"launches": self.launches(), "waiting": waits}))
 
@@ -79,14 +76,18 @@ class AfterImport(MetaPathFinder):
 def prepare() -> None:
     """Called when the process starts: in every one that has the virtual GPU."""
     waits = Waits()
+    world = int(os.environ["VIRTUAL_GPU_WORLD"])
+
+    def without_results(torch: ModuleType) -> None:
+        no_results_of_torch(torch)
+        if world > 1:
+            imagine(world)
+
     functions: dict[str, Callable[[ModuleType], None]] = {
-        "torch": no_results_of_torch,
+        "torch": without_results,
         "molmo2_nemo.training.faults": no_checks_of_numbers,
         "molmo2_nemo.model.molmo2": no_drawing,
     }
-    world = int(os.environ["VIRTUAL_GPU_WORLD"])
-    if world > 1:
-        functions["torch"] = lambda torch: (no_results_of_torch(torch), imagine(world))[0]
     if os.environ["VIRTUAL_GPU_WAITS"]:
         functions["molmo2_nemo.nemo.module"] = waits.install
     sys.meta_path.insert(0, AfterImport(functions))
