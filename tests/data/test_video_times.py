@@ -33,7 +33,9 @@ def test_frames_at_whole_seconds_for_all_timescales():
     wrong = []
     for scale in range(3, 20_001):
         pts = np.concatenate([[0], (np.arange(1, 600)[:, None] * scale + [-1, 0]).ravel()])
-        if not np.array_equal(index(pts, pts[-1] + scale, Fraction(1, scale)).frame_at(np.arange(600)), 2 * np.arange(600)):
+        if not np.array_equal(
+            index(pts, pts[-1] + scale, Fraction(1, scale)).frame_at(np.arange(600)), 2 * np.arange(600)
+        ):
             wrong.append(scale)
     assert not wrong
 
