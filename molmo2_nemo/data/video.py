@@ -97,8 +97,8 @@ class TimeSampler:
 def seconds_of(ticks: Any, base: Fraction) -> Any:
     """Seconds of a count of ticks (a number or an int64 array): multiplied first, then divided, as float64.
 
-    One rounding, so that a frame at 0.5 s is at 0.5 whatever the time base; `ticks * float(base)` rounds twice, and with
-    a time base such as 1/600 many frames then begin just after the time they are asked for.
+    One rounding, so that a frame at 0.5 s is at 0.5 whatever the time base; `ticks * float(base)` rounds twice, and
+    with a time base such as 1/600 many frames then begin just after the time they are asked for.
     """
     return np.asarray(ticks, np.float64) * base.numerator / base.denominator
 
