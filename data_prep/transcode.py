@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Video, encode_video, probe_video
-from molmo2_nemo.data.video import seconds_of
+from molmo2_nemo.data.video.index import seconds_of
 from molmo2_nemo.errors import DataError
 
 Clip = tuple[float, float]
