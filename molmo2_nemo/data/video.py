@@ -17,6 +17,7 @@ import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,6 +94,15 @@ class TimeSampler:
         raise UserError(f"unknown video sampling mode {self.mode!r}; known: uniform_last_frame, fps")
 
 
+def seconds_of(ticks: Any, base: Fraction) -> Any:
+    """Seconds of a count of ticks (a number or an int64 array): multiplied first, then divided, as float64.
+
+    One rounding, so that a frame at 0.5 s is at 0.5 whatever the time base; `ticks * float(base)` rounds twice, and
+    with a time base such as 1/600 many frames then begin just after the time they are asked for.
+    """
+    return np.asarray(ticks, np.float64) * base.numerator / base.denominator
+
+
 @dataclass(frozen=True)
 class VideoIndex:
     """The times of a stream's frames, from a scan of its packets, in presentation order."""
@@ -100,25 +110,22 @@ class VideoIndex:
     pts: np.ndarray  # int64 [frames], stream time base
     keys: np.ndarray  # int64 [key frames], their pts
     key_dts: np.ndarray  # int64 [key frames]
-    tick: float  # seconds of one unit of pts
-    end: float  # end of the last frame, in seconds on the stream's clock
-
-    @property
-    def begin(self) -> float:
-        return float(self.pts[0] * self.tick)
+    base: Fraction  # seconds of one unit of pts
+    end: int  # end of the last frame, stream time base
 
     @property
     def duration(self) -> float:
-        return self.end - self.begin
+        return float(seconds_of(self.end - int(self.pts[0]), self.base))
 
     @property
     def fps(self) -> float:
         return len(self.pts) / self.duration if self.duration > 0 else 1.0
 
     def frame_at(self, seconds: np.ndarray) -> np.ndarray:
-        """Numbers of the frames shown at times on the stream's clock: int64 [n]."""
-        inside = np.maximum(np.minimum(seconds, self.end - EDGE), self.begin + EDGE)
-        return np.clip(np.searchsorted(self.pts * self.tick, inside, side="right") - 1, 0, len(self.pts) - 1)
+        """Numbers of the frames shown at times from the start of the first frame: int64 [n]."""
+        inside = np.maximum(np.minimum(seconds, self.duration - EDGE), EDGE)
+        begins = seconds_of(self.pts - self.pts[0], self.base)
+        return np.clip(np.searchsorted(begins, inside, side="right") - 1, 0, len(self.pts) - 1)
 
 
 class Deadline:
@@ -189,8 +196,8 @@ def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) 
     is_key = table[:, 2] != none
     if not is_key.any():
         is_key[0] = True
-    tick = float(stream.time_base)
-    index = VideoIndex(pts, table[is_key, 0], np.maximum(table[is_key, 2], -(1 << 60)), tick, (pts[-1] + last) * tick)
+    key_dts = np.maximum(table[is_key, 2], -(1 << 60))
+    index = VideoIndex(pts, table[is_key, 0], key_dts, Fraction(stream.time_base), int(pts[-1]) + last)
     if index.duration > limits.video_seconds:
         raise DataError(
             f"video lasts {index.duration:.0f} s; at most {limits.video_seconds:.0f} s are read "
@@ -334,7 +341,7 @@ def read_video(
             if not 0 <= start <= end or (start == end and index.duration > 0):
                 raise DataError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
         times = TimeSampler.of(config, sampling or {}, index.fps)(end - start)
-        numbers = index.frame_at(times + start + index.begin)
+        numbers = index.frame_at(times + start)
         reader = _FrameReader(container, stream, index, numbers, deadline)
         frames = np.empty((len(times), side, side, 3), np.uint8)
         size = (0, 0)
