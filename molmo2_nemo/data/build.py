@@ -16,7 +16,8 @@ from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
-from molmo2_nemo.data.video import encode_video, read_video
+from molmo2_nemo.data.video.read import read_video
+from molmo2_nemo.data.video.tokens import encode_video
 from molmo2_nemo.errors import DataError, UserError
 
 
