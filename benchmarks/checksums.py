@@ -2,9 +2,10 @@
 
     python -m benchmarks.checksums [--rounds 7] [--out benchmarks/results/checksums-DATE.json]
 
-The data of `benchmarks.loader`: photographs of camera sizes as JPEG, and a minute of 1280 x 720 as H.264; published settings.
-Both ways run in turn, in rounds: `checked` as in training, `unchecked` with a manifest that has no checksums. The same arrays
-come out, which is checked. Beside them the checksum alone, over the same bytes. Times are processor time.
+The data of `benchmarks.loader`: photographs of camera sizes as JPEG, and a minute of 1280 x 720 as H.264; published
+settings. Both ways run in turn, in rounds: `checked` as in training, `unchecked` with a manifest that has no checksums.
+The same arrays come out, which is checked. Beside them the checksum alone, over the same bytes. Times are processor
+time.
 """
 
 from __future__ import annotations
