@@ -43,6 +43,7 @@ from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.data.video import film as film_module
 from molmo2_nemo.data.video import read as video_module
 from molmo2_nemo.data.video.sampling import TimeSampler
 
@@ -156,7 +157,7 @@ def measure(folder: Path, config: DataConfig, way: str, seconds: float) -> tuple
         (build, "flatten", "tree", build.flatten),
         (image_module, "resize", "resize", image_module.resize),
         (video_module, "resize", "resize", video_module.resize),
-        (video_module, "scan", "scan packets", video_module.scan),
+        (film_module, "scan", "scan packets", film_module.scan),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _, _ in replaced]
     read = clock.wrap("read", (lambda i: plain_read(folder, i)) if plain else dataset.read)

@@ -16,6 +16,7 @@ from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
+from molmo2_nemo.data.video.decoders import check_decoder
 from molmo2_nemo.data.video.read import read_video
 from molmo2_nemo.data.video.tokens import encode_video
 from molmo2_nemo.errors import DataError, UserError
@@ -33,8 +34,11 @@ class ExampleBuilder:
     """Builds examples with the settings of a stage. Holds no state between calls: all randomness is the caller's."""
 
     def __init__(self, config: DataConfig, tokenizer: Molmo2Tokenizer, *, training: bool = True):
-        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`)."""
+        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`), and for
+        a decoder of videos that is not installed.
+        """
         TileGeometry.of(config.image)
+        check_decoder(config.video.decoder)
         self.config = config
         self.tokenizer = tokenizer
         self.training = training
