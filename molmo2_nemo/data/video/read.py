@@ -6,14 +6,15 @@ the packets of the file and its first frame only; what an example's tokens and s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
-from molmo2_nemo.data.image import resize
+from molmo2_nemo.data.image import TileGeometry
+from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.video.container import SUFFIX, Deadline, Source, open_video
 from molmo2_nemo.data.video.frames_pyav import Frames, PyAVFrames, ScrambledStamps, reader_of, stamps_fit
 from molmo2_nemo.data.video.index import VideoIndex, scan
@@ -128,22 +129,47 @@ def decode_video(source: Source, plan: VideoPlan, *, side: int, limits: LimitsCo
     Raises:
         DataError: broken, or beyond the limits.
     """
-    limits = limits or LimitsConfig()
-    try:
-        frames, decoded = _stretched(PyAVFrames(source, plan.index, limits), plan.numbers, side)
-    except ScrambledStamps:
-        frames, decoded = _stretched(PyAVFrames(source, plan.index.counted(), limits), plan.numbers, side)
+    frames = np.empty((len(plan.times), side, side, 3), np.uint8)
+    decoded = _decode(source, plan, frames, lambda pixels: resize(pixels, side, side), limits)
     return SampledVideo(frames, plan.times, plan.size, plan.duration, plan.fps, decoded)
 
 
-def _stretched(decoder: Frames, numbers: np.ndarray, side: int) -> tuple[np.ndarray, int]:
-    """Frames with these numbers (not descending), uint8 [C, side, side, 3], and how many were decoded for them."""
-    frames = np.empty((len(numbers), side, side, 3), np.uint8)
-    different, places = np.unique(numbers, return_index=True)
-    ends = [*places[1:].tolist(), len(numbers)]
-    for pixels, first, end in zip(decoder.frames(different), places.tolist(), ends, strict=True):
-        frames[first:end] = resize(pixels, side, side)
-    return frames, decoder.decoded
+def decode_crops(
+    source: Source, plan: VideoPlan, geometry: TileGeometry, limits: LimitsConfig | None = None
+) -> tuple[np.ndarray, int]:
+    """Decode the frames of a plan of the same source straight to crops.
+
+    Returns:
+        uint8 [C, P, D_p], and how many frames were decoded for them.
+    Raises:
+        DataError: broken, or beyond the limits.
+    """
+    side, crops = geometry.crop, geometry.new_crops(len(plan.times))
+    decoded = _decode(source, plan, crops, lambda p: patchify(resize(p, side, side)[None], geometry.patch)[0], limits)
+    return crops, decoded
+
+
+def _decode(
+    source: Source,
+    plan: VideoPlan,
+    out: np.ndarray,
+    finish: Callable[[np.ndarray], np.ndarray],
+    limits: LimitsConfig | None,
+) -> int:
+    """Write every frame of a plan, after `finish`, to its place in `out` [C, ...]; how many were decoded for that."""
+    limits = limits or LimitsConfig()
+    numbers, places = np.unique(plan.numbers, return_index=True)
+    ends = [*places[1:].tolist(), len(out)]
+
+    def write(decoder: Frames) -> int:
+        for pixels, first, end in zip(decoder.frames(numbers), places.tolist(), ends, strict=True):
+            out[first:end] = finish(pixels)
+        return decoder.decoded
+
+    try:
+        return write(PyAVFrames(source, plan.index, limits))
+    except ScrambledStamps:
+        return write(PyAVFrames(source, plan.index.counted(), limits))
 
 
 def read_video(
