@@ -147,9 +147,7 @@ class ExampleBuilder:
         if images and video is not None:
             raise DataError("images and a video in one example; Molmo2 takes either images or one video")
         if video is not None:
-            plan = plan_video(
-                video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits
-            )
+            plan = plan_video(video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits)
             visual = video_layout(plan, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
             visual.crops, decoded = decode_crops(video, plan, TileGeometry.of(config.image), config.limits)
             visual.info["decoded_frames"] = decoded

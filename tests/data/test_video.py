@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.data.config import ImageConfig, LimitsConfig, VideoConfig
-from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.record import Subtitle
+from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video import frames_pyav
 from molmo2_nemo.data.video.read import SampledVideo, inspect_video, read_video

@@ -15,8 +15,8 @@ from PIL import Image
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.config import ImageConfig, PhaseConfig, SourceConfig
-from molmo2_nemo.data.resize import patchify
 from molmo2_nemo.data.loader import PackStream
+from molmo2_nemo.data.resize import patchify
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError
