@@ -126,7 +126,7 @@ def plain_video(source: bytes, config: VideoConfig, *, side: int, **_: Any) -> v
     picked = np.clip((np.minimum(times, duration - 1e-6) * rate + 1e-6).astype(int), 0, len(frames) - 1)
     small = np.stack([image_module.resize(frames[i], side, side) for i in picked])
     size = (frames[0].shape[1], frames[0].shape[0])
-    return video_module.SampledVideo(small, times, size, duration, rate, len(frames))
+    return video_module.SampledVideo(small, times, size, duration, rate, video_module.Decoding(len(frames), 0, "pyav"))
 
 
 def plain_read(folder: Path, index: int) -> tuple[str, dict[str, bytes]]:

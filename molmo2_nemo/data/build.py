@@ -17,8 +17,8 @@ from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
 from molmo2_nemo.data.video.decoders import check_decoder
-from molmo2_nemo.data.video.read import read_video
-from molmo2_nemo.data.video.tokens import encode_video
+from molmo2_nemo.data.video.read import decode_crops, plan_video
+from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
 
 
@@ -151,16 +151,14 @@ class ExampleBuilder:
         if images and video is not None:
             raise DataError("images and a video in one example; Molmo2 takes either images or one video")
         if video is not None:
-            sampled = read_video(
-                video,
-                config.video,
-                side=config.image.crop_size,
-                clip=record.clip,
-                sampling=record.sampling,
-                limits=config.limits,
+            plan = plan_video(video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits)
+            visual = video_layout(plan, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
+            geometry = TileGeometry.of(config.image)
+            visual.crops, decoding = decode_crops(
+                video, plan, geometry, decoder=config.video.decoder, limits=config.limits
             )
-            visual = encode_video(sampled, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
-            return _Root(visual, VisualContext(video_size=sampled.size, frame_times=sampled.times))
+            visual.info |= decoding.info
+            return _Root(visual, VisualContext(video_size=plan.size, frame_times=plan.times))
         if not images:
             return _Root(no_visual(config.image))
         chance = config.image.p_high_res if p_high_res is None else p_high_res

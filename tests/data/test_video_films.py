@@ -20,7 +20,7 @@ from av import codecs_available
 from av.stream import Disposition
 
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
-from molmo2_nemo.data.image import resize
+from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.video.decoders import check_decoder, frames_of
 from molmo2_nemo.data.video.film import look_at
 from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps
@@ -192,7 +192,7 @@ def test_three_seconds_at_ten_frames_a_second(name, decoder):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         clip = read_video(data, VideoConfig(max_fps=10, decoder=decoder), side=112)
-    assert (clip.size, clip.replaced) == (SIZE, 0) and abs(clip.duration - 3) < 0.002
+    assert (clip.size, clip.decoding.replaced) == (SIZE, 0) and abs(clip.duration - 3) < 0.002
     assert numbers(clip.frames) == [*range(0, 90, 3), 89]
 
 
@@ -330,7 +330,7 @@ def test_frames_that_cannot_be_decoded_are_counted():
     shown = numbers(np.stack(list(reader.frames(np.arange(len(index.pts))))))
     first = shown[0]
     assert reader.replaced > 3 and shown == [first] * reader.replaced + list(range(first, 90))
-    assert read_video(cut, VideoConfig(), side=56).replaced == 1
+    assert read_video(cut, VideoConfig(), side=56).decoding.replaced == 1
 
 
 def test_only_a_cover_is_no_film():
@@ -355,4 +355,4 @@ def test_decoders_that_are_not_there_say_what_to_install():
 def test_torchcodec_says_where_pyav_reads_in_its_place():
     with pytest.warns(UserWarning, match="torchcodec is not used for some videos, PyAV reads them: contain.* mpegts"):
         clip = read_video(data_of("ts h264"), VideoConfig(decoder="torchcodec"), side=56)
-    assert clip.decoder == "pyav"
+    assert clip.decoding.decoder == "pyav"

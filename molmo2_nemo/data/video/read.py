@@ -6,14 +6,15 @@ the packets of the file and its first frame only; what an example's tokens and s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
-from molmo2_nemo.data.image import resize
+from molmo2_nemo.data.image import TileGeometry
+from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.video.container import Source
 from molmo2_nemo.data.video.decoders import Frames, frames_of
 from molmo2_nemo.data.video.film import Film, look_at
@@ -34,6 +35,19 @@ class VideoPlan:
     film: Film
 
 
+class Decoding(NamedTuple):
+    """How the frames of a plan were decoded."""
+
+    decoded: int  # frames decoded to get those of the plan
+    replaced: int  # frames that could not be decoded, so that the one shown before stands in
+    decoder: str
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """For `VisualInput.info`."""
+        return {"decoded_frames": self.decoded, "replaced_frames": self.replaced, "decoder": self.decoder}
+
+
 @dataclass(slots=True)
 class SampledVideo:
     """The sampled frames of a video, stretched to crops."""
@@ -43,9 +57,7 @@ class SampledVideo:
     size: tuple[int, int]  # width and height of the upright image, pixels
     duration: float  # seconds of the clip
     fps: float  # of the file, averaged
-    decoded: int  # frames decoded to get these
-    replaced: int = 0  # frames that could not be decoded, so that the one shown before stands in
-    decoder: str = "pyav"  # what decoded them
+    decoding: Decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,26 +118,52 @@ def decode_video(
         DataError: broken, or beyond the limits.
         UserError: the decoder is not installed.
     """
-    limits = limits or LimitsConfig()
-    try:
-        reader = frames_of(decoder, source, plan.film, limits)
-        frames = _stretched(reader, plan.numbers, side)
-    except ScrambledStamps:
-        reader = PyAVFrames(source, plan.film.index.counted(), limits)
-        frames = _stretched(reader, plan.numbers, side)
-    return SampledVideo(
-        frames, plan.times, plan.size, plan.duration, plan.fps, reader.decoded, reader.replaced, reader.used
+    frames = np.empty((len(plan.times), side, side, 3), np.uint8)
+    done = _decode(source, plan, frames, lambda pixels: resize(pixels, side, side), decoder, limits)
+    return SampledVideo(frames, plan.times, plan.size, plan.duration, plan.fps, done)
+
+
+def decode_crops(
+    source: Source,
+    plan: VideoPlan,
+    geometry: TileGeometry,
+    *,
+    decoder: str = "pyav",
+    limits: LimitsConfig | None = None,
+) -> tuple[np.ndarray, Decoding]:
+    """Decode the frames of a plan of the same source straight to crops, uint8 [C, P, D_p].
+
+    Raises:
+        DataError, UserError: as `decode_video`.
+    """
+    side, patch, crops = geometry.crop, geometry.patch, geometry.new_crops(len(plan.times))
+    return crops, _decode(
+        source, plan, crops, lambda p: patchify(resize(p, side, side)[None], patch)[0], decoder, limits
     )
 
 
-def _stretched(reader: Frames, numbers: np.ndarray, side: int) -> np.ndarray:
-    """Frames with these numbers (not descending): uint8 [C, side, side, 3]."""
-    frames = np.empty((len(numbers), side, side, 3), np.uint8)
-    different, places = np.unique(numbers, return_index=True)
-    ends = [*places[1:].tolist(), len(numbers)]
-    for pixels, first, end in zip(reader.frames(different), places.tolist(), ends, strict=True):
-        frames[first:end] = resize(pixels, side, side)
-    return frames
+def _decode(
+    source: Source,
+    plan: VideoPlan,
+    out: np.ndarray,
+    finish: Callable[[np.ndarray], np.ndarray],
+    decoder: str,
+    limits: LimitsConfig | None,
+) -> Decoding:
+    """Write every frame of a plan, after `finish`, to its place in `out` [C, ...]."""
+    limits = limits or LimitsConfig()
+    numbers, places = np.unique(plan.numbers, return_index=True)
+    ends = [*places[1:].tolist(), len(out)]
+
+    def write(reader: Frames) -> Decoding:
+        for pixels, first, end in zip(reader.frames(numbers), places.tolist(), ends, strict=True):
+            out[first:end] = finish(pixels)
+        return Decoding(reader.decoded, reader.replaced, reader.used)
+
+    try:
+        return write(frames_of(decoder, source, plan.film, limits))
+    except ScrambledStamps:
+        return write(PyAVFrames(source, plan.film.index.counted(), limits))
 
 
 def read_video(
