@@ -25,8 +25,14 @@ class Frames(Protocol):
     """Decodes chosen frames of one film."""
 
     used: str  # the decoder that gave the last frame
-    decoded: int  # frames decoded for those asked for; the same number where the decoder does not tell
-    replaced: int  # frames that could not be decoded, so that the one shown before stands in
+
+    @property
+    def decoded(self) -> int:
+        """Frames decoded for those asked for; the same number where the decoder does not tell."""
+
+    @property
+    def replaced(self) -> int:
+        """Frames that could not be decoded, so that the one shown before stands in."""
 
     def frames(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         """Upright RGB images, uint8 [H, W, 3], of frames with strictly ascending numbers, int64 [n].
