@@ -2,8 +2,8 @@
 
     python -m benchmarks.optimizer [--model 4b] [--layers 1] [--blocks 2] [--vocabulary 8192] [--repeats 7] [--out FILE]
 
-The step is the trainer's (training/optimizer.py, on Megatron's distributed optimizer, one process): norms of the three
-groups, clipping, AdamW. The model has the preset's widths, a few layers and blocks and a part of the vocabulary, fp32;
+The step is the trainer's (training/optimizer.py) in one process that shares nothing: norms of the three groups,
+clipping, AdamW. The model has the preset's widths, a few layers and blocks and a part of the vocabulary, fp32;
 gradients are random, and the same for every way. Norms are also taken by PyTorch's foreach norms, in fp32, which no
 way uses: how far off each is stands beside its time.
 
@@ -47,7 +47,7 @@ NORMS = {name: way.squares for name, way in STEPS.items()} | {"foreach": squares
 
 
 def with_optimizer(model: Molmo2Config, way: str) -> Any:
-    """A model under Megatron's distributed optimizer, with random gradients and the optimizer's state made."""
+    """The optimizer of a model, with random gradients and the optimizer's state made."""
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
     from molmo2_nemo.model.decoder import transformer_config
@@ -55,14 +55,14 @@ def with_optimizer(model: Molmo2Config, way: str) -> Any:
     from molmo2_nemo.training.optimizer import adam_config, clipping_optimizer
 
     config = transformer_config(model, use_cpu_initialization=True)
-    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True)
     built = Molmo2Model(model, config, seed=None)
     chunk = DistributedDataParallel(config, ddp, built.cuda())
     generator = torch.Generator(next(chunk.parameters()).device).manual_seed(0)
     for parameter in chunk.parameters():
         parameter.main_grad.normal_(std=1e-3, generator=generator)
     optim = OptimConfig()
-    settings = adam_config(optim, bf16=False, distributed=True)
+    settings = adam_config(optim, bf16=False, distributed=False)
     return clipping_optimizer(
         settings, [chunk], optim, lambda *_: False, use_gloo_process_groups=True, adamw=STEPS[way]
     )
