@@ -314,7 +314,7 @@ def head_bytes(
     fused: frozenset[str] = NONE_FUSED,
 ) -> float:
     """Bytes of a chunk's logits (bf16 and their gradient; plain, three in fp32) and of the head's gradient, in fp32
-    while chunks are added and then once more in bf16. Plain, no gradient is there in forward, where logits take most."""
+    while chunks are added and then once more in bf16. Plain, forward takes most of logits, without a gradient."""
     columns = model_config.text.vocab_size / layout.tensor
     logits = min(chunk, tokens) * columns
     elements = columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0
