@@ -36,7 +36,6 @@ from PIL import Image
 
 import molmo2_nemo.data.build as build
 import molmo2_nemo.data.image as image_module
-import molmo2_nemo.data.video as video_module
 from benchmarks.report import machine, write_result
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
@@ -44,6 +43,8 @@ from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.data.video import read as video_module
+from molmo2_nemo.data.video.sampling import TimeSampler
 
 MEDIA = Path(__file__).parents[1] / "data_prep" / "demo_media"
 PICTURE_SIZES = [(1280, 960), (1920, 1080), (1024, 768), (800, 1200)]
@@ -120,7 +121,7 @@ def plain_video(source: bytes, config: VideoConfig, *, side: int, **_: Any) -> v
         rate = float(stream.average_rate)
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     duration = len(frames) / rate
-    times = video_module.TimeSampler.of(config, {}, rate)(duration)
+    times = TimeSampler.of(config, {}, rate)(duration)
     picked = np.clip((np.minimum(times, duration - 1e-6) * rate + 1e-6).astype(int), 0, len(frames) - 1)
     small = np.stack([image_module.resize(frames[i], side, side) for i in picked])
     size = (frames[0].shape[1], frames[0].shape[0])

@@ -371,7 +371,7 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
     Raises:
         MediaError: not a video, damaged at the start, or too long.
     """
-    from molmo2_nemo.data.video import inspect_video
+    from molmo2_nemo.data.video.read import inspect_video
 
     try:
         info = inspect_video(data)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Video, encode_video, probe_video
+from molmo2_nemo.data.video.index import seconds_of
 from molmo2_nemo.errors import DataError
 
 Clip = tuple[float, float]
@@ -34,7 +35,7 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     try:
         with av.open(io.BytesIO(content), "r") as source:
             stream: Any = source.streams.video[0]
-            first = float((stream.start_time or 0) * stream.time_base)
+            first = float(seconds_of(stream.start_time or 0, stream.time_base))
             origin = _key_before(source, stream, first + begin)
             source.seek(origin, stream=stream, backward=True)
             with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
@@ -42,13 +43,13 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
                 for packet in source.demux(stream):
                     if packet.dts is None or packet.pts is None or packet.pts < origin:
                         continue
-                    if float(packet.dts * stream.time_base) > first + clip[1] + TAIL:
+                    if seconds_of(packet.dts, stream.time_base) > first + clip[1] + TAIL:
                         break
                     packet.pts -= origin
                     packet.dts -= origin
                     packet.stream = made
                     target.mux(packet)
-            shift = float(origin * stream.time_base) - first
+            shift = float(seconds_of(origin, stream.time_base)) - first
     except (av.error.FFmpegError, ValueError, OSError):
         return video, clip
     data = out.getvalue()
@@ -60,7 +61,7 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
 def _key_before(source: Any, stream: Any, seconds: float) -> int:
     """Timestamp of the last key frame that is shown at or before `seconds` on the stream's clock."""
     keys = [p.pts for p in source.demux(stream) if p.is_keyframe and p.pts is not None and p.size]
-    before = [pts for pts in keys if float(pts * stream.time_base) <= seconds + 1e-6]
+    before = [pts for pts in keys if seconds_of(pts, stream.time_base) <= seconds + 1e-6]
     if not keys:
         raise DataError("no key frame")
     return int(max(before) if before else min(keys))
@@ -101,12 +102,12 @@ def _frames(video: Video, start: float, end: float, rate: float, height: int) ->
     count = max(math.ceil((end - start) * rate - 1e-6), 1)
     with av.open(io.BytesIO(video.content()), "r") as source:
         stream: Any = source.streams.video[0]
-        first = float((stream.start_time or 0) * stream.time_base)
+        first = float(seconds_of(stream.start_time or 0, stream.time_base))
         number, last = 0, None
         for frame in source.decode(stream):
             if frame.pts is None:
                 continue
-            time = float(frame.pts * stream.time_base) - first
+            time = seconds_of(frame.pts, stream.time_base) - first
             while last is not None and number < count and start + number / rate < time - 1e-6:
                 yield _scaled(last, height)
                 number += 1

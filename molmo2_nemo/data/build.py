@@ -16,7 +16,8 @@ from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
-from molmo2_nemo.data.video import encode_video, read_video
+from molmo2_nemo.data.video.read import decode_crops, plan_video
+from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
 
 
@@ -146,16 +147,11 @@ class ExampleBuilder:
         if images and video is not None:
             raise DataError("images and a video in one example; Molmo2 takes either images or one video")
         if video is not None:
-            sampled = read_video(
-                video,
-                config.video,
-                side=config.image.crop_size,
-                clip=record.clip,
-                sampling=record.sampling,
-                limits=config.limits,
-            )
-            visual = encode_video(sampled, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
-            return _Root(visual, VisualContext(video_size=sampled.size, frame_times=sampled.times))
+            plan = plan_video(video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits)
+            visual = video_layout(plan, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
+            visual.crops, decoded = decode_crops(video, plan, TileGeometry.of(config.image), config.limits)
+            visual.info["decoded_frames"] = decoded
+            return _Root(visual, VisualContext(video_size=plan.size, frame_times=plan.times))
         if not images:
             return _Root(no_visual(config.image))
         chance = config.image.p_high_res if p_high_res is None else p_high_res

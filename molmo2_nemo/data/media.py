@@ -25,7 +25,7 @@ def read_media(path: Path, kind: str) -> bytes:
 
             decode_image(content)
         else:
-            from molmo2_nemo.data.video import inspect_video
+            from molmo2_nemo.data.video.read import inspect_video
 
             inspect_video(content)
     except DataError as error:

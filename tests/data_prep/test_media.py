@@ -20,7 +20,7 @@ from data_prep.transcode import cut_packets, reencode
 from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
-from molmo2_nemo.data.video import read_video
+from molmo2_nemo.data.video.read import read_video
 
 BUNNY = (MEDIA / "bunny.mp4").read_bytes()
 CAT = (MEDIA / "cat.jpg").read_bytes()
