@@ -58,7 +58,7 @@ def head(model_config: Molmo2Config, way: str) -> int:
 
 
 def count(model_config: Molmo2Config, kernels: KernelConfig) -> dict[str, float]:
-    """Bytes per token of a layer (of a pack of many examples, and of one whole video), per patch of a block, and of the head."""
+    """Bytes per token of a layer (of a pack of many examples, of one whole video), per patch of a block; of a head."""
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.inputs import PackInputs
     from molmo2_nemo.model.molmo2 import Molmo2Model
