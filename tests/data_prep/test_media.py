@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_prep.demo import MEDIA
 from data_prep.download import Downloader
+from molmo2_nemo.data.picture_decoder import TRUNCATED
 from data_prep.media import MediaError, Resolver, encode_frames, probe_image, probe_video
 from data_prep.record_builder import BuildOptions, Built, build
 from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, Inline, Lettered, Prepared, Sample
@@ -90,7 +91,8 @@ def test_pictures_are_decoded_once_whole(resolver):
         assert (probe_image(turned.getvalue()).height, probe_image(turned.getvalue()).width) == image.size
         ico = io.BytesIO()
         image.resize((16, 16)).save(ico, "ICO")
-    for bad in (b"", b"x" * 100, CAT[: len(CAT) // 2], ico.getvalue()):
+    assert probe_image(CAT[: len(CAT) // 2]).notes == (TRUNCATED,) and picture.notes == ()
+    for bad in (b"", b"x" * 100, CAT[:300], ico.getvalue()):
         with pytest.raises(MediaError, match="image cannot be decoded"):
             probe_image(bad)
     bomb = io.BytesIO()
