@@ -34,6 +34,7 @@ class VideoConfig:
     frame_tokens: bool = False  # <frame_start>/<frame_end> instead of <im_start>/<im_end>
     subtitle_mode: str = "frame_1"  # frame_N, all, truncate_N, ignore
     max_subtitle_tokens: int | None = None
+    decoder: Literal["pyav", "torchcodec", "nvdec"] = "pyav"  # the same frames; data/video/decoders.py
 
 
 @dataclass

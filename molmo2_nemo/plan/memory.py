@@ -313,8 +313,11 @@ def head_bytes(
     tokens: float,
     fused: frozenset[str] = NONE_FUSED,
 ) -> float:
-    """Bytes of a chunk's logits (bf16 and their gradient; plain, also fp32 and probabilities), and of the head's fp32
-    gradient."""
+    """Bytes of a chunk's logits (bf16 and their gradient; plain, three in fp32) and of the head's gradient, in fp32
+    while chunks are added and then once more in bf16. Plain, forward takes most of logits, without a gradient."""
     columns = model_config.text.vocab_size / layout.tensor
-    logits = min(chunk, tokens) * columns * (4 if "loss" in fused else 12)
-    return logits + (4.0 * columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0)
+    logits = min(chunk, tokens) * columns
+    elements = columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0
+    if "loss" in fused:
+        return max(4 * logits + 4.0 * elements, 6.0 * elements)
+    return max(12 * logits, 6 * logits + 4.0 * elements, 2 * logits + 6.0 * elements)

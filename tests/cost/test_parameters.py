@@ -81,9 +81,10 @@ def test_a_head_that_does_not_learn_has_no_gradient():
     ):
         model = preset(name)
         assert kind.trainable(model).head is learns
-        logits = 1024 * model.text.vocab_size * 12
-        gradient = 4 * model.text.vocab_size * model.text.hidden_size * learns
-        assert head_bytes(model, kind, Layout(), 1024, 16384) == logits + gradient
+        logits, head = 1024 * model.text.vocab_size, model.text.vocab_size * model.text.hidden_size * learns
+        assert head_bytes(model, kind, Layout(), 1024, 16384) == max(12 * logits, 2 * logits + 6 * head)
+        fused = head_bytes(model, kind, Layout(), 1024, 16384, frozenset({"loss"}))
+        assert fused == (6 * head if learns else 4 * logits)
     own, without = (held(preset("8b"), k, 1, 1).trained for k in (stage, replace(stage, lora=lora)))
     assert own - without > preset("8b").text.vocab_size * preset("8b").text.hidden_size
 

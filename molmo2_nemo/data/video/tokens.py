@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from molmo2_nemo.data.config import ImageConfig, VideoConfig
-from molmo2_nemo.data.image import TileGeometry, VisualInput, patchify, pool_windows
+from molmo2_nemo.data.image import TileGeometry, VisualInput, pool_windows
+from molmo2_nemo.data.resize import patchify
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video.read import SampledVideo, VideoPlan
 from molmo2_nemo.errors import UserError
@@ -120,7 +121,7 @@ def video_layout(
     return VisualInput(
         token_ids=video_token_ids(plan.times, pooled, config, tokenizer)
         + subtitle_ids(subtitles, plan.times, config, tokenizer),
-        crops=np.zeros((0, patches, geometry.patch**2 * 3), np.uint8),
+        crops=geometry.new_crops(0),
         pooling=pooling,
         unit_crops=[1] * count,
         unit_pooled_tokens=[pooled] * count,
@@ -144,5 +145,5 @@ def encode_video(
     """Sampled frames as crops and tokens, followed by the subtitles."""
     visual = video_layout(video, image, config, tokenizer, subtitles=subtitles)
     visual.crops = patchify(video.frames, TileGeometry.of(image).patch)
-    visual.info["decoded_frames"] = video.decoded
+    visual.info |= video.decoding.info
     return visual
