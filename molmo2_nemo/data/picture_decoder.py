@@ -216,5 +216,3 @@ def describe(data: bytes, error: Exception, limits: LimitsConfig) -> str:
     what = known_as(data) if unknown or "not available" in str(error) else ""
     why = f"it is {what}" if what else "of no known format" if unknown else error
     return f"cannot read image of {len(data)} bytes (starts with {data[:8].hex() or 'nothing'}): {why or 'no memory'}"
-
-

@@ -232,7 +232,9 @@ def published(data):
 
 @pytest.mark.parametrize("kind", ["JPEG", "progressive", "PNG", "GIF", "WEBP", "BMP", "TIFF", "deflated TIFF", "PPM"])
 def test_cut_pictures_are_those_of_the_published_code(kind):
-    options = {"progressive": {"progressive": True}, "deflated TIFF": {"compression": "tiff_adobe_deflate"}}.get(kind, {})
+    options = {"progressive": {"progressive": True}, "deflated TIFF": {"compression": "tiff_adobe_deflate"}}.get(
+        kind, {}
+    )
     name = {"progressive": "JPEG", "deflated TIFF": "TIFF"}.get(kind, kind)
     data = encoded(Image.fromarray(smooth(150, 200)), name, **options)
     loaded = 0
@@ -308,7 +310,10 @@ def large_tiles(height=1_000_000, across=65536, down=16, stored=2**20):
 def test_slow_pictures_are_stopped(bomb):
     """Either would take minutes to hours. Afterwards the next picture is decoded as ever."""
     began = time.process_time()
-    for decode in (decode_image, lambda data, limits: decode_picture(data, limits=limits, truncated="load", probe=True)):
+    for decode in (
+        decode_image,
+        lambda data, limits: decode_picture(data, limits=limits, truncated="load", probe=True),
+    ):
         with pytest.raises(DataError, match=r"more than 1 s of processor time \(data.limits.image_seconds\)"):
             decode(bomb, limits=QUICK)
     assert time.process_time() - began < 30  # of this process; a decoder that cannot be stopped would take minutes
@@ -336,7 +341,9 @@ def test_the_same_pixels_and_errors_as_here():
                 decode_image(data)
             continue
         apart = picture_process.decode_apart(data, limits=LIMITS, truncated="load")
-        assert np.array_equal(here.pixels, apart.pixels) and here.pixels.flags.writeable and apart.pixels.flags.writeable
+        assert (
+            np.array_equal(here.pixels, apart.pixels) and here.pixels.flags.writeable and apart.pixels.flags.writeable
+        )
         assert (here.width, here.height, here.format, here.notes) == (
             apart.width,
             apart.height,

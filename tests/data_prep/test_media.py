@@ -12,13 +12,13 @@ from PIL import Image
 
 from data_prep.demo import MEDIA
 from data_prep.download import Downloader
-from molmo2_nemo.data.picture_decoder import TRUNCATED
 from data_prep.media import MediaError, Resolver, encode_frames, probe_image, probe_video
 from data_prep.record_builder import BuildOptions, Built, build
 from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, Inline, Lettered, Prepared, Sample
 from data_prep.sources.shapes import qa
 from data_prep.transcode import cut_packets, reencode
 from molmo2_nemo.data.config import VideoConfig
+from molmo2_nemo.data.picture_decoder import TRUNCATED
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.video.read import read_video
