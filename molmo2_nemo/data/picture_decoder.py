@@ -149,8 +149,8 @@ def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
 def _notes(image: Image.Image) -> list[str]:
     notes = []
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema()[0] < 255:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+        if alpha.min(initial=255) < 255:
             notes.append(TRANSPARENT)
     if image.format != "MPO" and getattr(image, "is_animated", False):
         notes.append(SEVERAL)

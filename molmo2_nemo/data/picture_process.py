@@ -19,7 +19,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -119,14 +119,14 @@ def _ending(status: int, limits: LimitsConfig) -> str:
     return f"the decoder of this image ended with {name}; convert it to JPEG or PNG"
 
 
-def _send(file: BinaryIO, head: dict[str, Any], content: bytes) -> None:
+def _send(file: IO[bytes], head: dict[str, Any], content: bytes) -> None:
     for part in (json.dumps(head).encode() + b"\n", content):
         rest = memoryview(part)
         while rest:
             rest = rest[file.write(rest) :]
 
 
-def _receive(file: BinaryIO) -> tuple[dict[str, Any], bytes]:
+def _receive(file: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     """One request or answer.
 
     Raises:
