@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,7 +36,10 @@ from molmo2_nemo.files import atomic
 T = TypeVar("T")
 SUFFIXES = (*sorted(VIDEO_SUFFIXES), *sorted(IMAGE_SUFFIXES))
 FETCH_THREADS = 16  # concurrent transfers in each worker
-FORMAT_SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+FORMAT_SUFFIX = {
+    **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
+    **{"PPM": "ppm", "AVIF": "avif", "JPEG2000": "jp2"},
+}
 MAX_FRAME_FILES = 200_000
 
 
@@ -64,6 +65,7 @@ class StillImage:
     suffix: str
     width: int
     height: int
+    notes: tuple[str, ...] = ()  # what training does to it that its owner may not expect (pictures.py)
 
 
 @dataclass(slots=True)
@@ -338,35 +340,20 @@ def probe_image(data: bytes) -> StillImage:
     byte).
 
     Raises:
-        MediaError: not an image of a type that training reads, truncated, or too many pixels.
+        MediaError: not an image of a type that training reads, or more pixels or seconds than its limits.
     """
-    from PIL import Image, UnidentifiedImageError
-
     from molmo2_nemo.data.config import LimitsConfig
-    from molmo2_nemo.data.image import FORMATS
+    from molmo2_nemo.data.pictures import decode_picture
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # this package's limit is lower
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        with image:
-            width, height = image.size
-            if width * height > LimitsConfig.pixels:
-                raise MediaError("too large", f"image of {width} x {height} pixels; at most {LimitsConfig.pixels}")
-            kind = FORMAT_SUFFIX.get(image.format or "")
-            turned = (image.getexif().get(0x0112) or 1) >= 5  # EXIF orientation: on its side
-            image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
-            image.load()
-    except MediaError:
-        raise
-    except Exception as error:  # what Pillow raises for broken files depends on the format and on where it breaks
-        # Its text may contain a memory address, but skipped.jsonl must be the same in every run.
-        what = "of no known type" if isinstance(error, UnidentifiedImageError) else error
-        detail = f"{len(data)} bytes, starting with {data[:8].hex() or 'nothing'}: {what}"
-        raise MediaError("image cannot be decoded", detail[:300]) from None
+        found = decode_picture(data, limits=LimitsConfig(), truncated="load", probe=True)
+    except DataError as error:
+        reason = "too large" if "data.limits.pixels" in str(error) else "image cannot be decoded"
+        raise MediaError(reason, str(error)[:300]) from None
+    kind = FORMAT_SUFFIX.get(found.format)
     if kind is None:
-        raise MediaError("image cannot be decoded", "of a type that training does not read")
-    return StillImage(data, kind, *((height, width) if turned else (width, height)))
+        raise MediaError("image cannot be decoded", f"of the type {found.format}, which training does not read")
+    return StillImage(data, kind, found.width, found.height, tuple(found.notes))
 
 
 def probe_video(data: bytes | Path, suffix: str | None) -> Video:
@@ -406,7 +393,7 @@ def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
 
 
 def _images(files: list[Path]) -> Iterator[Any]:
-    from molmo2_nemo.data.image import decode_image
+    from molmo2_nemo.data.pictures import decode_image
 
     for file in files:
         try:

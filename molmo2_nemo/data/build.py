@@ -11,7 +11,9 @@ import numpy as np
 from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
-from molmo2_nemo.data.image import TileGeometry, VisualInput, decode_image, encode_images, no_visual
+from molmo2_nemo.data.image import TileGeometry, VisualInput, encode_images, no_visual
+from molmo2_nemo.data.picture_decoder import TRUNCATED
+from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -163,9 +165,15 @@ class ExampleBuilder:
             return _Root(no_visual(config.image))
         chance = config.image.p_high_res if p_high_res is None else p_high_res
         high_res = bool(self.training and chance > 0 and len(images) == 1 and rng.random() < chance)
-        pixels = [decode_image(data, max_pixels=config.limits.pixels) for data in images[: config.image.max_images]]
+        notes: list[str] = []
+        truncated = config.image.truncated
+        pixels = [
+            decode_image(data, limits=config.limits, truncated=truncated, notes=notes)
+            for data in images[: config.image.max_images]
+        ]
         visual = encode_images(pixels, config.image, self.tokenizer, high_res=high_res)
         visual.info["ignored"] = len(images) - len(pixels)
+        visual.info["truncated"] = notes.count(TRUNCATED)
         return _Root(visual, VisualContext(image_sizes=tuple((p.shape[1], p.shape[0]) for p in pixels)))
 
     def _conversations(

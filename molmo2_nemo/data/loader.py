@@ -35,7 +35,7 @@ from molmo2_nemo.processes import die_with_parent
 
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
-COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`; `ignored` counts images
+COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated")  # of `Example.info`; the last two count images
 
 
 class Builder(Protocol):

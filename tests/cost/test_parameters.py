@@ -11,7 +11,14 @@ import torch
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TextConfig, preset
-from molmo2_nemo.plan.memory import Activations, decoder_activations, fullest, head_bytes, vision_activations
+from molmo2_nemo.plan.memory import (
+    Activations,
+    decoder_activations,
+    fullest,
+    head_bytes,
+    tied_bytes,
+    vision_activations,
+)
 from molmo2_nemo.settings.run import StageConfig
 from tests.support.pool import start_megatron
 
@@ -95,6 +102,25 @@ def test_the_fullest_phase():
     assert fullest(decoder, vision, 3) == ("decoder", 15, 20, 0)
     assert fullest(decoder, replace(vision, working=30), 3) == ("vision", 0, 50, 0)
     assert fullest(decoder, vision, 3, in_flight=3) == ("decoder", 35, 60, 0)
+    assert fullest(decoder, vision, 7, tied=4) == ("decoder", 15, 20, 4)
+
+
+def test_a_tied_heads_gradient_waits_for_the_embeddings():
+    trains = StageConfig(train_base_embedding=True)
+    rows = preset("4b").text.vocab_size * preset("4b").text.hidden_size
+    assert tied_bytes(preset("4b"), trains, Layout(tensor=2)) == rows
+    assert tied_bytes(preset("4b"), StageConfig(), Layout()) == tied_bytes(preset("8b"), trains, Layout()) == 0
+    assert tied_bytes(preset("4b"), trains, Layout(pipeline=2)) == 0
+
+    weight, waiting = torch.ones(5, 3, requires_grad=True), []  # in autograd itself
+
+    def head_is_done(_: torch.Tensor) -> None:
+        waiting.append(weight.grad is None)
+
+    hidden = torch.nn.functional.embedding(torch.tensor([1, 2]), weight) * 2
+    hidden.register_hook(head_is_done)
+    (hidden @ weight.T).sum().backward()
+    assert waiting == [True] and weight.grad is not None
 
 
 def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:

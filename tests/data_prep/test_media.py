@@ -18,6 +18,7 @@ from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, In
 from data_prep.sources.shapes import qa
 from data_prep.transcode import Wanted, cut_packets, reencode
 from molmo2_nemo.data.config import VideoConfig
+from molmo2_nemo.data.picture_decoder import TRUNCATED
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.video.read import read_video
@@ -90,7 +91,8 @@ def test_pictures_are_decoded_once_whole(resolver):
         assert (probe_image(turned.getvalue()).height, probe_image(turned.getvalue()).width) == image.size
         ico = io.BytesIO()
         image.resize((16, 16)).save(ico, "ICO")
-    for bad in (b"", b"x" * 100, CAT[: len(CAT) // 2], ico.getvalue()):
+    assert probe_image(CAT[: len(CAT) // 2]).notes == (TRUNCATED,) and picture.notes == ()
+    for bad in (b"", b"x" * 100, CAT[:300], ico.getvalue()):
         with pytest.raises(MediaError, match="image cannot be decoded"):
             probe_image(bad)
     bomb = io.BytesIO()

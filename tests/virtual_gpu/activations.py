@@ -58,7 +58,7 @@ def head(model_config: Molmo2Config, way: str) -> int:
 
 
 def count(model_config: Molmo2Config, kernels: KernelConfig) -> dict[str, float]:
-    """Bytes per token of a layer, per patch of a block, and of the head."""
+    """Bytes per token of a layer (of a pack of many examples, of one whole video), per patch of a block; of a head."""
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.inputs import PackInputs
     from molmo2_nemo.model.molmo2 import Molmo2Model
@@ -72,8 +72,10 @@ def count(model_config: Molmo2Config, kernels: KernelConfig) -> dict[str, float]
     inputs = PackInputs.from_batch(batch(packs, TOKENS, model_config), torch.device("cuda", 0))
     crops = inputs.crops[:CROPS]
     patches = len(crops) * model_config.vision.num_patches
+    video = PackInputs.from_batch(batch([shapes.videos(TOKENS, TOKENS)], TOKENS, model_config), inputs.crops.device)
     return {
         "layer": kept_by(model.decoder.layers, lambda: model(inputs).loss) / TOKENS,
+        "layer of a video": kept_by(model.decoder.layers, lambda: model(video).loss) / TOKENS,
         "head": head(model_config, kernels.loss),
         "block": kept_by(model.vision.blocks, lambda: model.vision(crops)) / patches,
     }
