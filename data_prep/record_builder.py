@@ -139,7 +139,7 @@ def _notes(entry: Entry, video: Video | None) -> Iterator[str]:
 
 def decoded_per_sample(entry: Entry, video: Video) -> float:
     """Frames that a reader decodes, about, for each that training samples: half a GOP, or all up to the next sample."""
-    return min(video.fps * entry.duration / max(entry.crops, 1), video.gop / 2)
+    return min(video.fps * (entry.duration or 0.0) / max(entry.crops or 1, 1), video.gop / 2)
 
 
 def _same_image(images: Sequence[StillImage], i: int) -> str | None:
