@@ -1,4 +1,4 @@
-"""benchmarks/video.py runs every way that is installed on small films, and the default decoder gives the plain loop's frames."""
+"""benchmarks/video.py runs every way that is installed; the default decoder gives the plain loop's frames."""
 
 from __future__ import annotations
 
