@@ -68,6 +68,7 @@ class Output:
         self.records = 0
         self.bytes = 0
         self.skipped: Counter[str] = Counter()
+        self.noted: dict[str, list[Any]] = {}  # note -> [records, key of the first]; see `Built.notes`
         self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
         self._chain = hashlib.blake2b(digest_size=16)
         self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
@@ -150,6 +151,7 @@ class Output:
                 "records": self.records,
                 "length": self.records * counts_as,
                 "skipped": dict(sorted(self.skipped.items())),
+                **({"noted": dict(sorted(self.noted.items()))} if self.noted else {}),
                 "shards": self._shards,
             }
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
@@ -242,6 +244,7 @@ class Output:
             self.records += shard["records"]
             self.bytes += shard["bytes"]
             self.skipped = Counter(journal["skipped"])
+            self.noted = journal.get("noted", {})
             self._resumed = (journal["items"], journal["chain"])
             skips = journal["skips"]
         kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
@@ -270,6 +273,8 @@ class Output:
         content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
         entry, measured = self._shard.add(built.key, content), built.entry
         entry.take(measured)
+        for note in built.notes:
+            self.noted.setdefault(note, [0, built.key])[0] += 1
         self.records += 1
         self.bytes += record_bytes(*sizes)
 
@@ -289,6 +294,7 @@ class Output:
             "items": self.items,
             "chain": self._chain.hexdigest(),
             "skipped": dict(self.skipped),
+            "noted": {note: list(found) for note, found in self.noted.items()},
             "skips": self._skips.tell(),
             "entries": [asdict(entry) for entry in entries],
         }

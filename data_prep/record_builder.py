@@ -41,6 +41,7 @@ class Built:
     key: str
     members: dict[str, bytes | Path]  # a path: read when it is written
     entry: Entry = field(default_factory=lambda: Entry(""))
+    notes: tuple[str, ...] = ()  # what training does to its pictures that their owner may not expect
 
 
 def member_key(key: str) -> str:
@@ -81,7 +82,7 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
-    images = [resolver.image(media) for media in sample.images]
+    images = _images(sample, resolver)
     video = resolver.video(sample.video) if sample.video is not None else None
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip's times count from the start of the part
@@ -124,7 +125,22 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     parse_record(
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )
-    return Built(member_key(sample.key), members, measure(data, images, video))
+    notes = sorted({note for image in images for note in image.notes})
+    return Built(member_key(sample.key), members, measure(data, images, video), tuple(notes))
+
+
+def _images(sample: Sample, resolver: Resolver) -> list[StillImage]:
+    """All images; of several, an error says which one cannot be used."""
+    images: list[StillImage] = []
+    for media in sample.images:
+        try:
+            images.append(resolver.image(media))
+        except MediaError as error:
+            if len(sample.images) == 1:
+                raise
+            where = f"image {len(images) + 1} of {len(sample.images)}"
+            raise MediaError(error.reason, f"{where}, {error.detail}") from None
+    return images
 
 
 def _same_image(images: Sequence[StillImage], i: int) -> str | None:

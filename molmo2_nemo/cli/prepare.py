@@ -193,3 +193,5 @@ def _report(summary: Any, folder: Path) -> None:
             print(f"  {count:>10,}  {reason}")
         if FAILED in head["skipped"]:
             print("  --overwrite tries failed downloads again; what was fetched is in the cache")
+    for note, (count, first) in head.get("noted", {}).items():
+        print(f"  {count:,} with an image {note} (first: {first})")
