@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from data_prep.archive import ArchiveError, unpack
 from data_prep.download import FAILED, Downloader, DownloadError
@@ -79,6 +82,7 @@ class Video:
     fps: float
     frames: int
     size: tuple[int, int]  # pixels
+    gop: int = 1  # most frames from a key frame to the next
     part: tuple[float, float] | None = None  # (start, end) in seconds of the part that is meant; None: all of it
 
     def content(self) -> bytes:
@@ -406,7 +410,7 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
         detail = f"it is {known}" if known else str(error)
         raise MediaError("video cannot be decoded", detail[:300]) from None
     kind = suffix if suffix in FAMILIES.get(info.suffix, ()) else info.suffix
-    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size)
+    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size, info.gop)
 
 
 def _head(data: bytes | Path) -> bytes:
@@ -446,29 +450,49 @@ def _images(files: list[Path]) -> Iterator[Any]:
             raise MediaError("image cannot be decoded", f"{file}: {error}") from None
 
 
-def encode_video(images: Iterator[Any], path: Path, fps: float) -> None:
+class Ticks(NamedTuple):
+    """When the frames of a video are shown."""
+
+    base: Fraction  # seconds of a tick
+    marks: np.ndarray  # int64 [frames + 1], ascending: when each begins, and the end
+
+
+def encode_video(images: Iterator[Any], path: Path, fps: float, *, gop: int = 0, ticks: Ticks | None = None) -> None:
     """Write RGB images (uint8 [H, W, 3]) as an H.264 mp4; the same images give the same bytes.
 
     Odd sizes lose their last row or column.
+
+    Args:
+        gop: frames from one key frame to the next; 0: two seconds.
+        ticks: when they are shown; default: `fps` a second.
     """
-    import fractions
-
     import av
-    import numpy as np
 
-    rate = fractions.Fraction(fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001)
+    base = ticks.base if ticks is not None else 1 / rate
     size: tuple[int, int] | None = None
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(max(round(2 * fps), 1))}
-        for pixels in images:
+        stream.codec_context.time_base = stream.time_base = base
+        stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(gop or max(round(2 * fps), 1))}
+        lasts: dict[int, int] = {}  # pts of a frame -> its duration
+
+        def write(frame: Any) -> None:
+            for packet in stream.encode(frame):
+                packet.duration = lasts.pop(packet.pts, packet.duration)
+                container.mux(packet)
+
+        for number, pixels in enumerate(images):
             height, width = (v - v % 2 for v in pixels.shape[:2])
             if size is None:
                 size = stream.width, stream.height = width, height
             if (width, height) != size:
                 raise MediaError("frames of different sizes", f"{width} x {height} after {size[0]} x {size[1]}")
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+            frame.time_base = base
+            frame.pts, end = (number, number + 1) if ticks is None else map(int, ticks.marks[number : number + 2])
+            lasts[frame.pts] = end - frame.pts
+            write(frame)
+        write(None)

@@ -68,7 +68,7 @@ class Output:
         self.records = 0
         self.bytes = 0
         self.skipped: Counter[str] = Counter()
-        self.noted: dict[str, list[Any]] = {}  # note -> [records, key of the first]; see `Built.notes`
+        self.notes: dict[str, tuple[int, str]] = {}  # text -> records that it holds for, the first one's key
         self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
         self._chain = hashlib.blake2b(digest_size=16)
         self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
@@ -151,7 +151,7 @@ class Output:
                 "records": self.records,
                 "length": self.records * counts_as,
                 "skipped": dict(sorted(self.skipped.items())),
-                **({"noted": dict(sorted(self.noted.items()))} if self.noted else {}),
+                "notes": {text: list(note) for text, note in sorted(self.notes.items())},
                 "shards": self._shards,
             }
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
@@ -244,7 +244,7 @@ class Output:
             self.records += shard["records"]
             self.bytes += shard["bytes"]
             self.skipped = Counter(journal["skipped"])
-            self.noted = journal.get("noted", {})
+            self.notes = {text: (int(count), key) for text, (count, key) in journal.get("notes", {}).items()}
             self._resumed = (journal["items"], journal["chain"])
             skips = journal["skips"]
         kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
@@ -273,10 +273,11 @@ class Output:
         content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
         entry, measured = self._shard.add(built.key, content), built.entry
         entry.take(measured)
-        for note in built.notes:
-            self.noted.setdefault(note, [0, built.key])[0] += 1
         self.records += 1
         self.bytes += record_bytes(*sizes)
+        for text in built.notes:
+            count, first = self.notes.get(text, (0, built.key))
+            self.notes[text] = count + 1, first
 
     def _skip(self, skip: Skip) -> None:
         line = {"key": skip.key, "reason": skip.reason, "detail": skip.detail}
@@ -294,7 +295,7 @@ class Output:
             "items": self.items,
             "chain": self._chain.hexdigest(),
             "skipped": dict(self.skipped),
-            "noted": {note: list(found) for note, found in self.noted.items()},
+            "notes": self.notes,
             "skips": self._skips.tell(),
             "entries": [asdict(entry) for entry in entries],
         }

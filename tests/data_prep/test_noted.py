@@ -3,6 +3,7 @@ cannot use are named among several, and a name's ending decides nothing."""
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -57,10 +58,10 @@ def test_what_training_changes_is_counted_with_the_first_key(folder, capsys):
     status, skipped = prepare(folder, *({"image": name} for name in pictures))
     assert status == 0 and not skipped
     shown = capsys.readouterr().out
-    assert "2 with an image partly transparent" in shown and "(first: k1)" in shown
-    assert "1 with an image of several frames" in shown and "(first: k2)" in shown
-    assert "1 with an image cut off" in shown and "(first: k3)" in shown
-    noted = read_head(folder / "out" / "my" / MANIFEST)["noted"]
+    assert re.search(r" 2  an image partly transparent: .* \(the first: k1\)", shown)
+    assert re.search(r" 1  an image of several frames .* \(the first: k2\)", shown)
+    assert re.search(r" 1  an image cut off .* \(the first: k3\)", shown)
+    noted = read_head(folder / "out" / "my" / MANIFEST)["notes"]
     assert sorted(noted.values()) == [[1, "k2"], [1, "k3"], [2, "k1"]]
 
 
@@ -79,7 +80,7 @@ def test_counts_survive_an_interruption(tmp_path):
         raise AssertionError
 
     whole, interrupted = write(tmp_path / "whole", 6), write(tmp_path / "again", 4, 6)
-    assert whole["noted"] == interrupted["noted"] == {"odd": [3, "k1"]}
+    assert whole["notes"] == interrupted["notes"] == {"odd": [3, "k1"]}
 
 
 def test_bad_ones_are_named_and_told_by_their_content(folder):

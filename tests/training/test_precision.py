@@ -6,6 +6,7 @@ import functools
 import importlib.machinery
 import importlib.util
 import itertools
+import sys
 from typing import Any
 
 import pytest
@@ -116,8 +117,10 @@ def checkpoints_job() -> dict[tuple[str, bool], dict[str, Any]]:
     start_megatron()
     config = fixture_config("qwen3_tied")
     weights, calls, found = fixture_weights("qwen3_tied", config), watch("forward"), {}
-    kept = transformer_engine.te_checkpoint
-    transformer_engine.te_checkpoint = transformer_block.te_checkpoint = te_checkpoint
+    users = [module for name, module in sys.modules.items() if name.startswith("megatron.core")]
+    kept = {module: module.te_checkpoint for module in users if hasattr(module, "te_checkpoint")}
+    for module in (transformer_engine, transformer_block, *kept):
+        module.te_checkpoint = te_checkpoint
     try:
         for recompute, fp8 in itertools.product(("full", "selective"), (False, True)):
             model = build(config, weights, MemoryConfig(recompute=recompute)).train()
@@ -128,7 +131,8 @@ def checkpoints_job() -> dict[tuple[str, bool], dict[str, Any]]:
             grads = {n: p.main_grad.clone() for n, p in model.named_parameters()}
             found[recompute, fp8] = {"losses": losses, "grads": grads, "calls": calls[0], "checkpoints": len(taken)}
     finally:
-        transformer_engine.te_checkpoint = kept
+        for module, own in kept.items():
+            module.te_checkpoint = own
     return found
 
 

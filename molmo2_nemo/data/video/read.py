@@ -69,6 +69,7 @@ class VideoInfo:
     frames: int
     size: tuple[int, int]  # width and height of the upright image, pixels
     suffix: str  # the usual file suffix of this kind of container
+    gop: int  # most frames from a key frame to the next; all of them where none can be sought
 
 
 def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoInfo:
@@ -79,7 +80,7 @@ def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoIn
     """
     film = look_at(source, limits or LimitsConfig())
     index = film.index
-    return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix)
+    return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix, index.gop)
 
 
 def plan_video(
