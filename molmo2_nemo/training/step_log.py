@@ -111,7 +111,9 @@ class StepWriter:
             where = f"; they are listed in {data.config.quarantine}" if data.config.quarantine else ""
             print(f"{self.stage}: {sum(skipped.values())} records skipped ({causes}){where}", flush=True)
         if dist.get_rank() == 0 and (cut := totals["counts"].get("truncated")):
-            print(f"{self.stage}: {cut} images were cut off, loaded as far as they go (data.image.truncated)", flush=True)
+            print(
+                f"{self.stage}: {cut} images were cut off, loaded as far as they go (data.image.truncated)", flush=True
+            )
         return totals
 
     def stop(self) -> None:

@@ -27,7 +27,13 @@ def folder(tmp_path):
     clear = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
     saved(tmp_path / "clear.png", clear)
     saved(tmp_path / "plain.png", Image.new("RGBA", (40, 30), (9, 9, 9, 255)))
-    saved(tmp_path / "moving.gif", clear.convert("RGB"), "GIF", save_all=True, append_images=[Image.new("RGB", (40, 30), "red")])
+    saved(
+        tmp_path / "moving.gif",
+        clear.convert("RGB"),
+        "GIF",
+        save_all=True,
+        append_images=[Image.new("RGB", (40, 30), "red")],
+    )
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)).save(file, "JPEG")
     (tmp_path / "cut.jpg").write_bytes(file.getvalue()[:-900])
@@ -97,7 +103,9 @@ def test_bad_ones_are_named_and_told_by_their_content(folder):
         {"video": "film.mov"},
     )
     assert status == 0 and len(skipped) == 6
-    assert skipped["k0"].startswith("image cannot be decoded: image 2 of 3, page.jpg: ") and "HTML page" in skipped["k0"]
+    assert (
+        skipped["k0"].startswith("image cannot be decoded: image 2 of 3, page.jpg: ") and "HTML page" in skipped["k0"]
+    )
     assert skipped["k1"].startswith("image cannot be decoded: nothing.jpg: ") and "empty" in skipped["k1"]
     assert "film.jpg: " in skipped["k2"] and "a video (MP4 or its like): name it as video" in skipped["k2"]
     assert "picture.mp4: it is a picture (JPEG): name it as image" in skipped["k3"]
