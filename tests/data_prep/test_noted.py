@@ -1,5 +1,5 @@
-"""What `molmo2 prepare` says of pictures and films: those that training changes are counted with the first key, those that it
-cannot use are named among several, and a name's ending decides nothing."""
+"""What `molmo2 prepare` says of pictures and films: those that training changes are counted with the first key, those
+that it cannot use are named among several, and a name's ending decides nothing."""
 
 import io
 import json
