@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -29,6 +30,7 @@ from data_prep.sources.base import (
     SourceError,
     Url,
 )
+from molmo2_nemo.data.known_files import known_instead_of_video
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.files import atomic
@@ -40,6 +42,8 @@ FORMAT_SUFFIX = {
     **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
     **{"PPM": "ppm", "AVIF": "avif", "JPEG2000": "jp2"},
 }
+# Endings of one kind of container; another ending lies about the kind, and is replaced by that of the content.
+FAMILIES = {"mp4": ("mp4", "m4v", "mov", "3gp"), "mkv": ("mkv", "webm"), "mpg": ("mpg", "mpeg")}
 MAX_FRAME_FILES = 200_000
 
 
@@ -278,7 +282,8 @@ class Resolver:
             MediaError: not found, not an image, truncated, or too many pixels.
         """
         data, _ = self.read(media)
-        return probe_image(data)
+        with _naming(media):
+            return probe_image(data)
 
     def video(self, media: Media) -> Video:
         """A video, its packets scanned and its first frame decoded.
@@ -293,9 +298,43 @@ class Resolver:
             whole.part = (media.start, media.end)
             return whole
         if isinstance(media, (Inline, Prepared)):
-            return probe_video(*self.read(media))
+            content, suffix = self.read(media)
+            with _naming(media):
+                return probe_video(content, suffix)
         path, name = self.file(media)
-        return probe_video(path, _suffix(name))
+        with _naming(media):
+            return probe_video(path, _suffix(name))
+
+
+@contextmanager
+def _naming(media: Media) -> Iterator[None]:
+    """Errors say which medium they are about, as a record may have several."""
+    try:
+        yield
+    except MediaError as error:
+        name = name_of(media)
+        raise MediaError(error.reason, f"{name}: {error.detail}" if name else error.detail) from None
+
+
+def name_of(media: Media) -> str:
+    """What a medium is called in its source; "" for bytes that came with a row."""
+    if isinstance(media, Url):
+        return media.url
+    if isinstance(media, File):
+        return " or ".join(media.paths)
+    if isinstance(media, HubFile):
+        return f"{media.repo}/{media.path}"
+    if isinstance(media, ArchiveMember):
+        return f"{media.path} in {name_of(media.archive)}"
+    if isinstance(media, Frames):
+        return media.folder
+    if isinstance(media, Prepared):
+        return f"record {media.record} of data set {media.name}"
+    if isinstance(media, FirstOf):
+        return " or ".join(filter(None, map(name_of, media.media)))
+    if isinstance(media, (Cut, Lettered)):
+        return name_of(media.video if isinstance(media, Cut) else media.image)
+    return ""
 
 
 def secure(url: str) -> str:
@@ -367,9 +406,18 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
     try:
         info = inspect_video(data)
     except DataError as error:
-        raise MediaError("video cannot be decoded", str(error)[:300]) from None
-    kind = suffix if suffix in VIDEO_SUFFIXES else info.suffix
-    return Video(data, kind, info.duration, info.fps, info.frames, info.size, info.gop)
+        known = known_instead_of_video(_head(data))
+        detail = f"it is {known}" if known else str(error)
+        raise MediaError("video cannot be decoded", detail[:300]) from None
+    kind = suffix if suffix in FAMILIES.get(info.suffix, ()) else info.suffix
+    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size, info.gop)
+
+
+def _head(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data[:1024]
+    with data.open("rb") as file:
+        return file.read(1024)
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:

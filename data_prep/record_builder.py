@@ -85,7 +85,7 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
-    images = [resolver.image(media) for media in sample.images]
+    images = _images(sample, resolver)
     video = resolver.video(sample.video) if sample.video is not None else None
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip's times count from the start of the part
@@ -129,10 +129,11 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )
     entry = measure(data, images, video)
-    return Built(member_key(sample.key), members, entry, tuple(_notes(entry, video)))
+    return Built(member_key(sample.key), members, entry, tuple(_notes(entry, images, video)))
 
 
-def _notes(entry: Entry, video: Video | None) -> Iterator[str]:
+def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
+    yield from sorted({f"an image {note}" for image in images for note in image.notes})
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 
@@ -140,6 +141,20 @@ def _notes(entry: Entry, video: Video | None) -> Iterator[str]:
 def decoded_per_sample(entry: Entry, video: Video) -> float:
     """Frames that a reader decodes, about, for each that training samples: half a GOP, or all up to the next sample."""
     return min(video.fps * (entry.duration or 0.0) / max(entry.crops or 1, 1), video.gop / 2)
+
+
+def _images(sample: Sample, resolver: Resolver) -> list[StillImage]:
+    """All images; of several, an error says which one cannot be used."""
+    images: list[StillImage] = []
+    for media in sample.images:
+        try:
+            images.append(resolver.image(media))
+        except MediaError as error:
+            if len(sample.images) == 1:
+                raise
+            where = f"image {len(images) + 1} of {len(sample.images)}"
+            raise MediaError(error.reason, f"{where}, {error.detail}") from None
+    return images
 
 
 def _same_image(images: Sequence[StillImage], i: int) -> str | None:
