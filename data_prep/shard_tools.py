@@ -13,9 +13,17 @@ from typing import Any
 from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
 from data_prep.output import SKIPPED
 from data_prep.record_builder import measure
-from molmo2_nemo.data.manifest import MANIFEST, Entry, ShardError, read_entries, read_head, write_manifest_file
+from molmo2_nemo.data.manifest import (
+    MANIFEST,
+    Entry,
+    ShardError,
+    members_crc,
+    read_entries,
+    read_head,
+    write_manifest_file,
+)
 from molmo2_nemo.data.record import BadRecord, load_json, parse_record
-from molmo2_nemo.data.shard_writer import TarShard, index_tar, members_crc, read_records, write_manifest
+from molmo2_nemo.data.shard_writer import TarShard, index_tar, read_records, write_manifest
 from molmo2_nemo.data.shards import file_sha256
 from molmo2_nemo.files import atomic
 

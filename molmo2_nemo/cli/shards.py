@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from data_prep.shard_tools import check, data_sets
-    from molmo2_nemo.data.manifest import MANIFEST, read_head
+    from molmo2_nemo.data.manifest import MANIFEST, read_head, without_crc
 
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     damaged = 0
@@ -49,6 +49,8 @@ def _check(args: argparse.Namespace) -> int:
         state = f"{len(problems)} problems" if problems else "good"
         print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
         _show(problems)
+        if lacking := without_crc(folder / MANIFEST):
+            print(f"  {lacking:,} records have no checksum: of those, only damage that shows when decoding is found")
         damaged += bool(problems)
     if damaged:
         print("molmo2 shards repair DIR rewrites damaged shards without the records that cannot be used")

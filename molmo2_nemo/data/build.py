@@ -11,12 +11,16 @@ import numpy as np
 from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
-from molmo2_nemo.data.image import TileGeometry, VisualInput, decode_image, encode_images, no_visual
+from molmo2_nemo.data.image import TileGeometry, VisualInput, encode_images, no_visual
+from molmo2_nemo.data.picture_decoder import TRUNCATED
+from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
-from molmo2_nemo.data.video import encode_video, read_video
+from molmo2_nemo.data.video.decoders import check_decoder
+from molmo2_nemo.data.video.read import decode_crops, plan_video
+from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
 
 
@@ -32,8 +36,11 @@ class ExampleBuilder:
     """Builds examples with the settings of a stage. Holds no state between calls: all randomness is the caller's."""
 
     def __init__(self, config: DataConfig, tokenizer: Molmo2Tokenizer, *, training: bool = True):
-        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`)."""
+        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`), and for
+        a decoder of videos that is not installed.
+        """
         TileGeometry.of(config.image)
+        check_decoder(config.video.decoder)
         self.config = config
         self.tokenizer = tokenizer
         self.training = training
@@ -146,23 +153,27 @@ class ExampleBuilder:
         if images and video is not None:
             raise DataError("images and a video in one example; Molmo2 takes either images or one video")
         if video is not None:
-            sampled = read_video(
-                video,
-                config.video,
-                side=config.image.crop_size,
-                clip=record.clip,
-                sampling=record.sampling,
-                limits=config.limits,
+            plan = plan_video(video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits)
+            visual = video_layout(plan, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
+            geometry = TileGeometry.of(config.image)
+            visual.crops, decoding = decode_crops(
+                video, plan, geometry, decoder=config.video.decoder, limits=config.limits
             )
-            visual = encode_video(sampled, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
-            return _Root(visual, VisualContext(video_size=sampled.size, frame_times=sampled.times))
+            visual.info |= decoding.info
+            return _Root(visual, VisualContext(video_size=plan.size, frame_times=plan.times))
         if not images:
             return _Root(no_visual(config.image))
         chance = config.image.p_high_res if p_high_res is None else p_high_res
         high_res = bool(self.training and chance > 0 and len(images) == 1 and rng.random() < chance)
-        pixels = [decode_image(data, max_pixels=config.limits.pixels) for data in images[: config.image.max_images]]
+        notes: list[str] = []
+        truncated = config.image.truncated
+        pixels = [
+            decode_image(data, limits=config.limits, truncated=truncated, notes=notes)
+            for data in images[: config.image.max_images]
+        ]
         visual = encode_images(pixels, config.image, self.tokenizer, high_res=high_res)
         visual.info["ignored"] = len(images) - len(pixels)
+        visual.info["truncated"] = notes.count(TRUNCATED)
         return _Root(visual, VisualContext(image_sizes=tuple((p.shape[1], p.shape[0]) for p in pixels)))
 
     def _conversations(

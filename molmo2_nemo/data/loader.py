@@ -7,12 +7,14 @@ has to be saved is therefore small: how far the rank has read, and the numbers o
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
 import signal
 from collections import Counter, deque
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -33,7 +35,8 @@ from molmo2_nemo.processes import die_with_parent
 
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
-COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`; `ignored` counts images
+# Of `Example.info`; `ignored` and `truncated` count images.
+COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated", "replaced_frames")
 
 
 class Builder(Protocol):
@@ -82,6 +85,16 @@ class ExampleReader:
             },
         }
 
+    def without_crc(self) -> list[str]:
+        """One line for each data set whose records cannot all be told from damaged ones."""
+        counts = {name: dataset.without_crc() for name, dataset in self.datasets.items()}
+        return [
+            f"data set {name}: {count:,} of {len(self.datasets[name]):,} records have no checksum in the manifest; "
+            "damaged bytes in them may be trained on unnoticed. molmo2 shards index writes checksums"
+            for name, count in counts.items()
+            if count
+        ]
+
     def __getitem__(self, n: int) -> Example | Skipped:
         """The n-th example of the stream. A record that cannot be used gives `Skipped`.
 
@@ -110,7 +123,7 @@ class ExampleReader:
         except ShardError:
             raise
         except BadRecord as error:
-            return Skipped(key, error.cause, error.detail)
+            return Skipped(error.key or key, error.cause, error.detail)
         except Exception as error:  # hostile media may raise anything; a bug of this package shows as many in a row
             return Skipped(key, type(error).__name__, str(error)[:500])
 
@@ -397,7 +410,8 @@ def _examples(
         collate_fn=_same,
         worker_init_fn=_start_worker,
     )
-    iterator = iter(loader)
+    with _inherited_whole():
+        iterator = iter(loader)
     try:
         for n, shipped in iterator:
             yield n, _unship(shipped)
@@ -433,6 +447,20 @@ def _unship(shipped: Any) -> Example | Skipped:
     return Example(**{**shipped, "crops": shipped["crops"].numpy()})
 
 
+@contextmanager
+def _inherited_whole() -> Iterator[None]:
+    """What processes that are forked off here inherit is not theirs to take apart: a process group without owner that
+    one of them collected as garbage would end it with SIGABRT, or let it wait forever, because the threads of that
+    group are not in it. So their collector is off until `_start_worker` has hidden what they inherit from it."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
 def _start_worker(worker: int) -> None:
     """Make a worker outlive SIGTERM, but not the process that reads from it.
 
@@ -440,10 +468,12 @@ def _start_worker(worker: int) -> None:
     until it closes the loader itself. If it is killed, torch's own check does not always end them: a worker
     that waits for room in the queue it shares with the others would wait forever.
 
-    What it inherits is not its to take apart: a process group without owner that it collected as garbage would end it
-    with SIGABRT, because the threads of that group are not in this process.
+    When it ends, the thread that sends its crops may still be in the middle of one. Where processes are spawned, Python
+    would then take itself apart beneath that thread, which ends in SIGABRT, so the worker leaves without that.
     """
     gc.freeze()
+    gc.enable()
+    atexit.register(os._exit, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent()
 

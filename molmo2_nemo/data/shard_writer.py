@@ -11,13 +11,12 @@ import shutil
 import tarfile
 import tempfile
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, write_manifest_file
+from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, members_crc, write_manifest_file
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
 from molmo2_nemo.errors import DataError
@@ -144,14 +143,6 @@ class TarShard:
         """Remove everything written so far."""
         self._file.abandon()
         self._part.unlink(missing_ok=True)
-
-
-def members_crc(members: Mapping[str, bytes]) -> int:
-    """CRC-32 of the contents in alphabetical order of their suffixes."""
-    crc = 0
-    for suffix in sorted(members):
-        crc = zlib.crc32(members[suffix], crc)
-    return crc
 
 
 def record_bytes(*sizes: int) -> int:

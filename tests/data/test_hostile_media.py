@@ -22,7 +22,7 @@ from molmo2_nemo.data.manifest import MANIFEST, ShardError
 from molmo2_nemo.data.record import BadRecord, parse_record
 from molmo2_nemo.data.shard_writer import write_manifest, write_shards
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
-from molmo2_nemo.data.video import read_video
+from molmo2_nemo.data.video.read import read_video
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ import torch
 
 from molmo2_nemo.data.config import DataConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.example import Example
-from molmo2_nemo.data.loader import PackStream, TooManyBadRecords
+from molmo2_nemo.data.loader import PackStream, TooManyBadRecords, _examples
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.errors import DataError
@@ -240,6 +241,26 @@ def test_bad_records_are_skipped_and_listed(config, tmp_path):
     resumed.load_states([batches[2].state])
     for a, b in zip(batches[3:], take(resumed, 3), strict=True):
         same(a, b)
+
+
+class LargeExamples:
+    """A reader whose examples have 100 MB of crops each, made in no time: sending them is what takes time."""
+
+    def __getitem__(self, n: int) -> Example:
+        tokens, none = np.zeros(4, np.int64), np.zeros(0, np.int64)
+        crops = np.zeros((100, 1000, 1000), np.uint8)
+        return Example(tokens, tokens, tokens, tokens, tokens, tokens > 0, crops, none.reshape(0, 4), none, none)
+
+
+def test_workers_that_are_ended_while_they_send_end_well(monkeypatch):
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    multiprocessing.set_start_method("spawn")
+    examples = _examples(LargeExamples(), iter(range(100)), num_workers=2, prefetch=4)
+    before = set(multiprocessing.active_children())
+    assert next(examples)[0] == 0
+    processes = set(multiprocessing.active_children()) - before
+    examples.close()
+    assert len(processes) == 2 and [process.exitcode for process in processes] == [0, 0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

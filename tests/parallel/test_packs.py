@@ -114,6 +114,54 @@ def test_packs_are_dealt_and_resume_exactly(workers, shards):
         assert first[rank][0] + rest[rank][0] == whole[rank][0]
 
 
+def collecting(folder: Path):
+    """Packs read by a worker that collects garbage, forked off a process where a group's threads have lost their owner:
+    their number, and that of the collections."""
+    import gc
+    import itertools
+    import multiprocessing
+
+    import torch.distributed as dist
+
+    from molmo2_nemo.data.loader import PackStream, default_builder
+
+    class Ring:
+        """Garbage, once nobody else has it."""
+
+        def __init__(self):
+            self.ring, self.group = self, dist.new_group([0], backend="gloo")
+
+    config = demo_data(folder)
+    config.num_workers = 1
+    builder, im_patch = default_builder(config)
+    collections = multiprocessing.Value("i", 0)
+
+    class Collecting:
+        def build(self, *args, **kwargs):
+            gc.collect()
+            collections.value += 1
+            return builder.build(*args, **kwargs)
+
+    method = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("fork", force=True)
+    gc.disable()  # until the worker has been forked off
+    try:
+        Ring()
+        dist.destroy_process_group()
+        stream = PackStream(
+            config, micro_batch_size=1, dp_rank=0, dp_size=1, builder=Collecting(), im_patch_id=im_patch
+        )
+        return len(list(itertools.islice(iter(stream), 2))), collections.value
+    finally:
+        gc.enable()
+        multiprocessing.set_start_method(method, force=True)
+
+
+def test_a_worker_does_not_collect_what_it_inherits(workers, shards):
+    [(packs, collections)] = workers.run(collecting, shards)
+    assert packs == 2 and collections > 0
+
+
 def failing(folder: Path, when: str):
     """The message every rank ends with when rank 0's reader fails."""
     import torch.distributed as dist
