@@ -273,9 +273,7 @@ def result_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> floa
     return (bytes_per_element * text.head_dim + 4.0) * text.num_heads
 
 
-def host_bytes(
-    model_config: Molmo2Config, layout: Layout, tokens: float, fused: frozenset[str] = NONE_FUSED
-) -> float:
+def host_bytes(model_config: Molmo2Config, layout: Layout, tokens: float, fused: frozenset[str] = NONE_FUSED) -> float:
     """Bytes in bf16 that offload keeps on the host for a micro-batch of one pipeline stage: of every layer its input,
     and attention's results where they are kept; and what the final norm keeps. Without full recomputation it is more
     than this: all that the layers keep.

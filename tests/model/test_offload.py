@@ -207,7 +207,12 @@ def test_views_of_the_same_bytes_are_moved_once(line, offload, form):
 
 def test_slices_are_moved_by_themselves(line, offload):
     tensor = values()
-    parts = {"left": tensor[:, :10], "right": tensor[:, 10:20], "every other": tensor[::2], "one": tensor[:1].expand(300, 40)}
+    parts = {
+        "left": tensor[:, :10],
+        "right": tensor[:, 10:20],
+        "every other": tensor[::2],
+        "one": tensor[:1].expand(300, 40),
+    }
     packed = {name: line.pack(part) for name, part in parts.items()}
     again = line.pack(tensor[:, :10])
     assert offload.moved_bytes == sum(4 * part.numel() for part in parts.values())
