@@ -2,7 +2,7 @@
 
 PyTorch's allocator of pinned memory rounds every request up to a power of two, and gives a freed block away only once
 the device has passed its last copy; a host that runs ahead of the device pins a second set meanwhile. Here a buffer is
-made of pages of two sizes, powers of two both, so that PyTorch adds nothing and tensors of any size share the same pages.
+made of pages of two sizes, powers of two both, so that PyTorch adds nothing and tensors of all sizes share pages.
 What was given back may be taken at once: all copies to and from pages are queued on one stream and happen in order.
 """
 

@@ -163,8 +163,8 @@ def _on_host(plan: Plan) -> Iterator[str]:
     """What offload takes of the host's memory."""
     for c in plan.modes:
         if c.layout.offload:
-            host = c.memory.host
-            yield f"offload: {scaled(host)}B of pinned host memory a GPU, {scaled(host * plan.cluster.per_node)}B a node"
+            host, node = scaled(c.memory.host), scaled(c.memory.host * plan.cluster.per_node)
+            yield f"offload: {host}B of pinned host memory a GPU, {node}B a node"
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
