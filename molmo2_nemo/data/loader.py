@@ -35,7 +35,8 @@ from molmo2_nemo.processes import die_with_parent
 
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
-COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated")  # of `Example.info`; the last two count images
+# Of `Example.info`; `ignored` and `truncated` count images.
+COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated", "replaced_frames")
 
 
 class Builder(Protocol):
