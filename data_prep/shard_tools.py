@@ -132,7 +132,9 @@ def _check_shard(
     return problems
 
 
-def _judged(path: Path, entries: list[Entry], texts: ForeignTexts | None) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
+def _judged(
+    path: Path, entries: list[Entry], texts: ForeignTexts | None
+) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
     """Each entry with its problem ("" if there is none) and its members."""
     for entry, content in read_records(path, entries):
         yield entry, record_problem(f"{path.name}:{entry.key}", entry, content, texts), content

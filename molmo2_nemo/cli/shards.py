@@ -40,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         foreign.add_argument(f"--{text}-from", metavar="PLACE", help=f"where each record's {text} is")
     foreign.add_argument("--caption-style", metavar="STYLE", help="style of the captions (default: long_caption)")
     foreign.add_argument(
-        "--media-from", metavar="SUFFIX", nargs="+", help="members with the images, in order, or the video (default: all)"
+        "--media-from",
+        metavar="SUFFIX",
+        nargs="+",
+        help="members with the images, in order, or the video (default: all)",
     )
 
 

@@ -42,7 +42,9 @@ class ForeignTexts:
         for name in TEXTS:
             place = getattr(self, name)
             if place is not None and not PLACE.fullmatch(place):
-                raise UserError(f"--{name}-from {place}: expected a member's suffix (txt) or a JSON field (json:caption)")
+                raise UserError(
+                    f"--{name}-from {place}: expected a member's suffix (txt) or a JSON field (json:caption)"
+                )
         object.__setattr__(self, "media", tuple(suffix.lower().lstrip(".") for suffix in self.media))
 
     def head(self) -> dict[str, Any]:
@@ -76,7 +78,9 @@ class ForeignTexts:
             what = f"no .{gone[0]} member" if gone else "no image or video"
             raise BadRecord(label, "missing member", f"has {what} (it holds {seen})")
         if len(videos) > 1 or (videos and images):
-            raise BadRecord(label, "bad record", f"has more than images or one video ({seen}); choose with --media-from")
+            raise BadRecord(
+                label, "bad record", f"has more than images or one video ({seen}); choose with --media-from"
+            )
         return images, videos[0] if videos else None
 
 

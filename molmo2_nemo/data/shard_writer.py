@@ -430,7 +430,9 @@ def write_manifest(
         if not kept:
             unused.append(tar.name)
             continue
-        shards.append({"name": tar.name, **file_state(tar), "records": len(kept)} | ({"left_out": len(bad)} if bad else {}))
+        shards.append(
+            {"name": tar.name, **file_state(tar), "records": len(kept)} | ({"left_out": len(bad)} if bad else {})
+        )
         listed.append(kept)
     if not shards and not unused:
         raise ShardError(f"no shards (*.tar) in {folder}")

@@ -28,7 +28,9 @@ def picture(side, kind="PNG"):
     return file.getvalue()
 
 
-RECORD = json.dumps({"images": ["0.png"], "annotations": [{"style": "user_qa", "question": "?", "answer": "."}]}).encode()
+RECORD = json.dumps(
+    {"images": ["0.png"], "annotations": [{"style": "user_qa", "question": "?", "answer": "."}]}
+).encode()
 GOOD = {"a.json": RECORD, "a.0.png": picture(30)}
 
 
@@ -130,7 +132,10 @@ BAD = {
     "broken json": ([("b.json", b"{"), ("b.0.png", picture(20))], "cannot be parsed"),
     "code": ([("b.json", RECORD), ("b.0.png", picture(20)), ("b.pkl", b"x")], "may carry code"),
     "twice": ([("b.json", RECORD), ("b.0.png", picture(20)), ("b.0.png", picture(20))], "appears twice"),
-    "torn apart": ([("b.json", RECORD), ("c.json", RECORD), ("c.0.png", picture(9)), ("b.0.png", picture(9))], "adjacent"),
+    "torn apart": (
+        [("b.json", RECORD), ("c.json", RECORD), ("c.0.png", picture(9)), ("b.0.png", picture(9))],
+        "adjacent",
+    ),
 }
 
 
@@ -199,7 +204,11 @@ def image_text(number):
     meta = {"url": "https://host/x.jpg", "caption": f"from JSON {number}", "width": 40, "exif": {"by": "me"}}
     key = f"{number:09d}"
     text = f"caption {number}\n"
-    return {f"{key}.jpg": picture(40 + number, "JPEG"), f"{key}.txt": text.encode(), f"{key}.json": json.dumps(meta).encode()}
+    return {
+        f"{key}.jpg": picture(40 + number, "JPEG"),
+        f"{key}.txt": text.encode(),
+        f"{key}.json": json.dumps(meta).encode(),
+    }
 
 
 def answers(folder, **settings):
@@ -249,7 +258,12 @@ def test_records_without_their_text_are_left_out(tmp_path, capsys):
     tar(tmp_path / "x.tar", members)
     assert index(tmp_path, "--caption-from", "txt") == 0
     shown = capsys.readouterr().out
-    for words in ("1: has no .txt member", "2: its text at txt is empty", "3: .txt is not UTF-8", "4: has no image or video"):
+    for words in (
+        "1: has no .txt member",
+        "2: its text at txt is empty",
+        "3: .txt is not UTF-8",
+        "4: has no image or video",
+    ):
         assert f"x.tar:00000000{words}" in shown
     assert answers(tmp_path) == ["caption 0", "caption 5"]
     content = bytearray((tmp_path / "x.tar").read_bytes())
@@ -265,7 +279,9 @@ def test_films_styles_and_chosen_media(tmp_path):
     film, one = (demo.MEDIA / "bunny.mp4").read_bytes(), picture(30)
     tar(tmp_path / "x.tar", {"a.mp4": film, "a.txt": b"a rabbit", "a.png": one})
     assert index(tmp_path, "--caption-from", "txt") == 2
-    assert index(tmp_path, "--caption-from", "txt", "--media-from", "mp4", "--caption-style", "video_short_caption") == 0
+    assert (
+        index(tmp_path, "--caption-from", "txt", "--media-from", "mp4", "--caption-style", "video_short_caption") == 0
+    )
     label, members = ShardDataset(tmp_path).read(0)
     record = parse_record(label, members)
     assert record.video == film and json.loads(members["json"])["annotations"][0]["style"] == "video_short_caption"
