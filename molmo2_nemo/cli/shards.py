@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", metavar="FILE", help="stats: where the histograms go (default DIR/stats.png)")
     parser.add_argument("--name", help="index: name of the data set (default: the folder's)")
     foreign = parser.add_argument_group(
-        "index, for tars whose JSON is another tool's (PLACE: a member's suffix such as txt, or a field such as json:caption)"
+        "index, for tars with another tool's JSON (PLACE: a member's suffix, as txt, or a field, as json:caption)"
     )
     for text in ("caption", "question", "answer"):
         foreign.add_argument(f"--{text}-from", metavar="PLACE", help=f"where each record's {text} is")
