@@ -116,8 +116,9 @@ def _index(args: argparse.Namespace) -> int:
     from data_prep.shard_tools import index
     from molmo2_nemo.data.foreign import ForeignTexts
 
-    given = [args.caption_from, args.question_from, args.answer_from, args.caption_style]
-    texts = ForeignTexts(*given, media=tuple(args.media_from or ())) if any(given) or args.media_from else None
+    places = (args.caption_from, args.question_from, args.answer_from, args.caption_style)
+    media = tuple(args.media_from or ())
+    texts = ForeignTexts(*places, media) if any(places) or media else None
     folder = Path(args.folder)
     head = index(folder, args.name, texts)
     print(f"{folder}: {head['records']:,} records in {len(head['shards'])} shards")
