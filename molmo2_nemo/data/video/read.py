@@ -135,18 +135,17 @@ def decode_video(source: Source, plan: VideoPlan, *, side: int, limits: LimitsCo
 
 
 def decode_crops(
-    source: Source, plan: VideoPlan, geometry: TileGeometry, limits: LimitsConfig | None = None
-) -> tuple[np.ndarray, int]:
-    """Decode the frames of a plan of the same source straight to crops.
+    source: Source, plan: VideoPlan, geometry: TileGeometry, out: np.ndarray, limits: LimitsConfig | None = None
+) -> int:
+    """Decode the frames of a plan of the same source straight to crops, uint8 `out` [C, P, D_p].
 
     Returns:
-        uint8 [C, P, D_p], and how many frames were decoded for them.
+        How many frames were decoded for that.
     Raises:
         DataError: broken, or beyond the limits.
     """
-    side, crops = geometry.crop, geometry.new_crops(len(plan.times))
-    decoded = _decode(source, plan, crops, lambda p: patchify(resize(p, side, side)[None], geometry.patch)[0], limits)
-    return crops, decoded
+    side, patch = geometry.crop, geometry.patch
+    return _decode(source, plan, out, lambda pixels: patchify(resize(pixels, side, side)[None], patch)[0], limits)
 
 
 def _decode(
