@@ -43,6 +43,7 @@ from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.data.video import film as film_module
 from molmo2_nemo.data.video import read as video_module
 from molmo2_nemo.data.video.sampling import TimeSampler
 
@@ -125,7 +126,7 @@ def plain_video(source: bytes, config: VideoConfig, *, side: int, **_: Any) -> v
     picked = np.clip((np.minimum(times, duration - 1e-6) * rate + 1e-6).astype(int), 0, len(frames) - 1)
     small = np.stack([image_module.resize(frames[i], side, side) for i in picked])
     size = (frames[0].shape[1], frames[0].shape[0])
-    return video_module.SampledVideo(small, times, size, duration, rate, len(frames))
+    return video_module.SampledVideo(small, times, size, duration, rate, video_module.Decoding(len(frames), 0, "pyav"))
 
 
 def plain_read(folder: Path, index: int) -> tuple[str, dict[str, bytes]]:
@@ -156,7 +157,7 @@ def measure(folder: Path, config: DataConfig, way: str, seconds: float) -> tuple
         (build, "flatten", "tree", build.flatten),
         (image_module, "resize", "resize", image_module.resize),
         (video_module, "resize", "resize", video_module.resize),
-        (video_module, "scan", "scan packets", video_module.scan),
+        (film_module, "scan", "scan packets", film_module.scan),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _, _ in replaced]
     read = clock.wrap("read", (lambda i: plain_read(folder, i)) if plain else dataset.read)

@@ -12,19 +12,15 @@ import numpy as np
 from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
-from molmo2_nemo.data.image import (
-    TileGeometry,
-    VisualInput,
-    decode_image,
-    image_crops,
-    images_layout,
-    no_visual,
-)
+from molmo2_nemo.data.image import TileGeometry, VisualInput, image_crops, images_layout, no_visual
 from molmo2_nemo.data.image_size import image_size
+from molmo2_nemo.data.picture_decoder import TRUNCATED
+from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
+from molmo2_nemo.data.video.decoders import check_decoder
 from molmo2_nemo.data.video.read import decode_crops, plan_video
 from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
@@ -42,8 +38,11 @@ class ExampleBuilder:
     """Builds examples with the settings of a stage. Holds no state between calls: all randomness is the caller's."""
 
     def __init__(self, config: DataConfig, tokenizer: Molmo2Tokenizer, *, training: bool = True):
-        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`)."""
+        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`), and for
+        a decoder of videos that is not installed.
+        """
         TileGeometry.of(config.image)
+        check_decoder(config.video.decoder)
         self.config = config
         self.tokenizer = tokenizer
         self.training = training
@@ -130,10 +129,12 @@ class ExampleBuilder:
                     record.video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits
                 )
                 _same_count(len(plan.times), len(out))
-                decoded = decode_crops(record.video, plan, TileGeometry.of(config.image), out, config.limits)
-                return {"decoded_frames": decoded}
-            self._decode_images(record.images, images or [], out)
-            return {}
+                geometry = TileGeometry.of(config.image)
+                decoding = decode_crops(
+                    record.video, plan, geometry, out, decoder=config.video.decoder, limits=config.limits
+                )
+                return decoding.info
+            return self._decode_images(record.images, images or [], out)
         except BadRecord:
             raise
         except UserError as error:
@@ -210,25 +211,27 @@ class ExampleBuilder:
             return _Root(no_visual(config.image))
         chance = config.image.p_high_res if p_high_res is None else p_high_res
         high_res = bool(self.training and chance > 0 and len(images) == 1 and rng.random() < chance)
-        pixels = config.limits.pixels
-        sizes = [image_size(data, self._pixels, pixels) for data in images[: config.image.max_images]]
+        sizes = [image_size(data, self._pixels, config.limits) for data in images[: config.image.max_images]]
         visual = images_layout(sizes, config.image, self.tokenizer, high_res=high_res)
         visual.info["ignored"] = len(images) - len(sizes)
         return _Root(visual, VisualContext(image_sizes=tuple(sizes)))
 
-    def _pixels(self, data: bytes) -> np.ndarray:
-        return decode_image(data, max_pixels=self.config.limits.pixels)
+    def _pixels(self, data: bytes, notes: list[str] | None = None) -> np.ndarray:
+        config = self.config
+        return decode_image(data, limits=config.limits, truncated=config.image.truncated, notes=notes)
 
-    def _decode_images(self, images: Sequence[bytes], infos: list[dict[str, Any]], out: np.ndarray) -> None:
+    def _decode_images(self, images: Sequence[bytes], infos: list[dict[str, Any]], out: np.ndarray) -> dict[str, Any]:
         geometry, end = TileGeometry.of(self.config.image), 0
+        notes: list[str] = []
         for data, info in zip(images[: len(infos)], infos, strict=True):
-            pixels = self._pixels(data)
+            pixels = self._pixels(data, notes)
             size = [pixels.shape[1], pixels.shape[0]]
             if size != info["size"]:
                 raise DataError(f"the header of an image says {info['size']} pixels, its content has {size}")
             start, end = end, end + 1 + math.prod(info["tiling"])
             image_crops(pixels, info["tiling"], geometry, out[start:end])
         _same_count(end, len(out))
+        return {"truncated": notes.count(TRUNCATED)}
 
     def _conversations(
         self, annotations: Sequence[Annotation | Alternatives], context: VisualContext, rng: np.random.Generator

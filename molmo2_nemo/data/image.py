@@ -1,4 +1,4 @@
-"""Still images: bytes -> RGB -> tiles and a global view -> patches, pooling windows, visual tokens.
+"""Still images: RGB -> tiles and a global view -> patches, pooling windows, visual tokens.
 
 An image is stretched to a canvas of rows x cols overlapping tiles and, separately, to one global view. The patches of
 the canvas form one grid (each from the tile that owns it), which is pooled in pool x pool windows; each window is one
@@ -9,22 +9,17 @@ Shape legend: C crops, P patches per crop, D_p values per patch, N pooled tokens
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from molmo2_nemo.data.config import ImageConfig, LimitsConfig
+from molmo2_nemo.data.config import ImageConfig
 from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError, UserError
-
-# Only formats that decode in-process from bytes: none that start a program (EPS) or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(slots=True)
@@ -84,47 +79,6 @@ class TileGeometry:
     def new_crops(self, count: int) -> np.ndarray:
         """Room for crops, not filled: uint8 [count, P, D_p]."""
         return np.empty((count, self.grid**2, self.patch**2 * 3), np.uint8)
-
-
-def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.ndarray:
-    """Pixels of an encoded image, turned upright: uint8 [H, W, 3].
-
-    Transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
-
-    Raises:
-        DataError: not an image, cut short, or more than `max_pixels`.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"image of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
-                )
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
-    except Image.DecompressionBombError as error:
-        raise DataError(f"image too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
-    except DataError:
-        raise
-    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        # What Pillow raises for broken files depends on the format and on where it breaks.
-        start = data[:8].hex() or "nothing"
-        why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot read image of {len(data)} bytes (starts with {start}): {why}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as Pillow converts it, except that deep grey keeps its tones instead of clipping to white."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = values.max(initial=0)
-        scale = 1.0 if top <= 255 else 255.0 / (65535.0 if top <= 65535 else top)
-        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:

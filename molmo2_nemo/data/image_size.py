@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
-from molmo2_nemo.data.image import FORMATS
+from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.data.picture_decoder import ORIENTATION, Source, opened
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-ORIENTATION = 0x0112
 # Of these, Pillow says the size of the pixels it decodes, and reads the orientation from the header. (A TIFF's header
 # may say either size, depending on Pillow's version.)
 BY_HEADER = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "PPM", "GIF")
 PNG_NOTES = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # may hold an orientation, also after the pixels
 
 
-def image_size(data: bytes, decode: Callable[[bytes], np.ndarray], max_pixels: int) -> tuple[int, int]:
+def image_size(data: bytes, decode: Callable[[bytes], np.ndarray], limits: LimitsConfig) -> tuple[int, int]:
     """Width and height in pixels of the upright image, as `decode` returns it.
 
     What has no header that can be relied on is decoded, which also raises its own errors for what is no image.
@@ -26,16 +24,16 @@ def image_size(data: bytes, decode: Callable[[bytes], np.ndarray], max_pixels: i
     Raises:
         DataError: from `decode`.
     """
-    size = _from_header(data)
-    if size is None or size[0] * size[1] > max_pixels:
-        pixels = decode(data)
-        return pixels.shape[1], pixels.shape[0]
-    return size
+    size = _from_header(data, limits)
+    if size is not None:
+        return size
+    pixels = decode(data)
+    return pixels.shape[1], pixels.shape[0]
 
 
-def _from_header(data: bytes) -> tuple[int, int] | None:
+def _from_header(data: bytes, limits: LimitsConfig) -> tuple[int, int] | None:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with opened(Source(data, limits.image_seconds), limits) as image:
             if image.format not in BY_HEADER:
                 return None
             if image.format == "PNG":

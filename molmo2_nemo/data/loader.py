@@ -2,9 +2,9 @@
 
 Example n of the global stream belongs to data-parallel rank n % dp_size. An example's size follows from its texts and
 the headers of its media, so packs are decided before anything is decoded (planner.py), in the consuming process and in
-stream order. Worker processes plan examples, and decode the crops of packs ahead of their turn; the batches are the same
-for any number of workers. What has to be saved is small: how far the rank has read, and the numbers of the examples
-that wait in the packer.
+stream order. Worker processes plan examples, and decode the crops of packs ahead of their turn; the batches are the
+same for any number of workers. What has to be saved is small: how far the rank has read, and the numbers of the
+examples that wait in the packer.
 
 Examples that wait hold no pixels, and no encoded media either: the record is read a second time when its pack is
 decoded. Media would be tens of megabytes for a film, and the second reading comes from the page cache as a rule.

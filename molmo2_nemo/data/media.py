@@ -21,7 +21,7 @@ def read_media(path: Path, kind: str) -> bytes:
     content = path.read_bytes()
     try:
         if kind == "image":
-            from molmo2_nemo.data.image import decode_image
+            from molmo2_nemo.data.pictures import decode_image
 
             decode_image(content)
         else:

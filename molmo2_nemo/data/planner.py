@@ -1,7 +1,7 @@
 """Which examples share a pack, decided from their sizes alone: the stream without its pixels.
 
-Planning runs ahead of the batches that are used, so it has a place of its own in the stream; every planned batch carries
-a copy of the place after it.
+Planning runs ahead of the batches that are used, so it has a place of its own in the stream; every planned batch
+carries a copy of the place after it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from molmo2_nemo.data.workers import PackTask, PlanTasks, in_order, planners
 from molmo2_nemo.errors import DataError
 
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
-COUNTED = ("branches_dropped", "tokens_cut", "ignored")  # of `Example.info`; `ignored` counts images
+COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated")  # of `Example.info`; the last two count images
 
 
 class TooManyBadRecords(DataError):

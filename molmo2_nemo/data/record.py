@@ -17,7 +17,9 @@ from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.json_values import is_number, show
 from molmo2_nemo.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "j2k", "jpf", "jpx", "ppm", "pgm", "pbm"}
+)
 VIDEO_SUFFIXES = frozenset(
     {"mp4", "m4v", "webm", "mkv", "mov", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp", "gif"}
 )

@@ -106,6 +106,7 @@ def memory(
         ),
         head_bytes(model_config, stage, layout, options.loss_chunk, tokens, fused),
         in_flight,
+        tied_bytes(model_config, stage, layout),
     )
     qkv = (
         (2 * model_config.text.num_heads + 2 * model_config.text.num_kv_heads)
@@ -129,7 +130,7 @@ def memory(
 
 
 def fullest(
-    decoder: Activations, vision: Activations, head: float, in_flight: int = 1
+    decoder: Activations, vision: Activations, head: float, in_flight: int = 1, tied: float = 0.0
 ) -> tuple[str, float, float, float]:
     """The fullest phase, and what decoder, vision and head have then.
 
@@ -139,11 +140,12 @@ def fullest(
 
     Args:
         in_flight: micro-batches of a pipeline stage; all but the last only wait.
+        tied: of the head, what waits for the embedding's gradient.
     """
     phases = {
         "loss": (decoder.waiting, vision.waiting, head),
-        "decoder": (decoder.waiting + decoder.working, vision.waiting, 0.0),
-        "vision": (0.0, vision.waiting + vision.working, 0.0),
+        "decoder": (decoder.waiting + decoder.working, vision.waiting, tied),
+        "vision": (0.0, vision.waiting + vision.working, tied),
     }
     phase = max(PHASES, key=lambda name: sum(phases[name]))
     of_decoder, of_vision, of_head = phases[phase]
@@ -313,8 +315,19 @@ def head_bytes(
     tokens: float,
     fused: frozenset[str] = NONE_FUSED,
 ) -> float:
-    """Bytes of a chunk's logits (bf16 and their gradient; plain, also fp32 and probabilities), and of the head's fp32
-    gradient."""
+    """Bytes of a chunk's logits (bf16 and their gradient; plain, three in fp32) and of the head's gradient, in fp32
+    while chunks are added and then once more in bf16. Plain, forward takes most of logits, without a gradient."""
     columns = model_config.text.vocab_size / layout.tensor
-    logits = min(chunk, tokens) * columns * (4 if "loss" in fused else 12)
-    return logits + (4.0 * columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0)
+    logits = min(chunk, tokens) * columns
+    elements = columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0
+    if "loss" in fused:
+        return max(4 * logits + 4.0 * elements, 6.0 * elements)
+    return max(12 * logits, 6 * logits + 4.0 * elements, 2 * logits + 6.0 * elements)
+
+
+def tied_bytes(model_config: Molmo2Config, stage: StageConfig, layout: Layout) -> float:
+    """Bytes of a tied head's gradient, in bf16: autograd keeps it until the embedding's, the last of all, is added. On
+    stages of a pipeline the two are tensors of their own."""
+    text = model_config.text
+    waits = text.tie_embeddings and layout.pipeline == 1 and stage.trainable(model_config).head
+    return 2.0 * text.vocab_size / layout.tensor * text.hidden_size if waits else 0.0

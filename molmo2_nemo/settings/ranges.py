@@ -43,7 +43,7 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     "cluster.slurm.ssh.port": (1, 65535),
     **dict.fromkeys(("save_every", "log_every", "validation.every", "validation.examples"), (1, None)),
 }
-UNBOUNDED = ("data.limits.video_seconds", "data.limits.decode_seconds")  # infinity is no limit
+UNBOUNDED = tuple(f"data.limits.{name}_seconds" for name in ("video", "decode", "image"))  # infinity is no limit
 ABOVE_0 = ("data.video.max_fps", "data.text.weight_scale", "stage.optim.eps", *UNBOUNDED)
 BELOW_1 = ("stage.optim.beta1", "stage.optim.beta2", "stage.residual_dropout", "stage.response_residual_dropout")
 SOURCE: dict[str, tuple[float, float | None]] = {  # of one data set; null where it is allowed

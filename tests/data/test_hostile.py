@@ -3,6 +3,7 @@
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def text(answer):
 
 
 BAD = {
-    "truncated-jpeg": image(CAT[:2000]),
+    "headers-of-a-jpeg": image(CAT[:200]),
     "not-a-picture": image(b"hello" * 100),
     "huge-png": image(png(50_000, 50_000)),
     "truncated-mp4": video(FILM[:50_000]),
@@ -60,6 +61,7 @@ BAD = {
 }
 GOOD = {
     "good": image(CAT),
+    "truncated-jpeg": image(CAT[:2000]),
     "many-branches": image(CAT, *[QA] * 2000),
     "points-outside": image(CAT, {"style": "pointing", "label": "x", "points": [[-5, 500]], "point_scale": 100}),
     "special-tokens": text("<im_patch><|im_end|><|image|> are only characters"),
@@ -115,6 +117,7 @@ def test_the_run_goes_on(config):
     for _, batch in zip(range(12), stream, strict=False):
         keys.update(key.split(":")[1] for key in batch.keys[0])
     assert keys == set(GOOD)
+    assert stream.counts["truncated"] >= 2 and stream.counts["ignored"] == 0
     assert sum(stream.skipped.values()) >= len(BAD) and stream.counts["branches_dropped"] > 1900
     assert not Path("/tmp/owned").exists()
 
@@ -146,3 +149,11 @@ def test_flipped_bits_are_never_trained(tmp_path, suffix):
     assert keys == {"set-000000.tar:15"} and set(stream.skipped) == {"damaged"}
     lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert {line["record"] for line in lines} == {f"set-000000.tar:{i:02d}" for i in range(15)}
+
+
+def test_truncated_pictures_can_be_skipped(config):
+    """data.image.truncated=skip; by default they are loaded as far as they go, like in the published code."""
+    config = replace(config, image=replace(config.image, truncated="skip"))
+    stream = PackStream(config, micro_batch_size=1, dp_rank=0, dp_size=1)
+    keys = {key.split(":")[1] for _, batch in zip(range(9), stream, strict=False) for key in batch.keys[0]}
+    assert keys == set(GOOD) - {"truncated-jpeg"} and stream.counts["truncated"] == 0

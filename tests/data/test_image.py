@@ -1,4 +1,4 @@
-"""Image preprocessing: the reference's worked examples, an independent patch map, and unusual files."""
+"""Image preprocessing: the reference's worked examples, and an independent patch map."""
 
 import io
 
@@ -12,11 +12,11 @@ from PIL import Image
 from molmo2_nemo.data.config import ImageConfig
 from molmo2_nemo.data.image import (
     TileGeometry,
-    decode_image,
     pool_windows,
     select_tiling,
     tile_patch_ids,
 )
+from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from tests.support.pictures import encode_image, encode_images
@@ -184,74 +184,7 @@ def test_settings_that_do_not_fit():
         TileGeometry.of(ImageConfig(crop_size=126, margin=5))
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def test_exif_orientation_is_applied():
-    pixels = picture(20, 30)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    data = encoded(Image.fromarray(pixels), exif=exif)
-    assert np.array_equal(decode_image(data), np.rot90(pixels, -1))
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_modes_become_rgb_as_pillow_does(mode):
-    image = Image.fromarray(picture(9, 7)).convert(mode)
-    kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert np.array_equal(decode_image(encoded(image, kind)), np.asarray(image.convert("RGB")))
-
-
-def test_palette_with_transparency():
-    image = Image.fromarray(picture(9, 7)).convert("P")
-    data = encoded(image, transparency=bytes([0, 128, 255]))
-    assert np.array_equal(decode_image(data), np.asarray(image.convert("RGB")))
-
-
-def test_deep_grey_keeps_its_tones():
-    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    got = decode_image(encoded(Image.fromarray(deep)))
-    assert np.array_equal(got[..., 0], (deep // 256).astype(np.uint8))
-
-
-def test_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode_image(data)[0, 0].tolist() == [255, 0, 0]
-
-
 def test_one_pixel():
     data = encoded(Image.new("RGB", (1, 1), (9, 8, 7)))
     visual = encode_images([decode_image(data)], TINY, TOKENIZER)
     assert visual.crops.reshape(-1, 3).tolist() == [[9, 8, 7]] * (2 * 126 * 126)
-
-
-def png_header(width, height):
-    """A PNG that claims to be huge; Pillow reads sizes before pixels."""
-    small = encoded(Image.new("L", (1, 1)))
-    import struct
-    import zlib
-
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return small[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + small[33:]
-
-
-@pytest.mark.parametrize("size", [(50_000, 50_000), (9_000, 8_000)])
-def test_huge_pictures_are_refused_unread(size):
-    with pytest.raises(ValueError, match="at most 64000000 pixels"):
-        decode_image(png_header(*size))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"not a picture",
-        encoded(Image.fromarray(picture(64, 64)), "JPEG")[:300],
-        encoded(Image.fromarray(picture(64, 64)))[:300],
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
-    ],
-)
-def test_broken_pictures(data):
-    with pytest.raises(ValueError, match="cannot read image of .* bytes"):
-        decode_image(data)

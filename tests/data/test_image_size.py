@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from molmo2_nemo.data.image import decode_image
+from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.image_size import image_size
+from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.errors import DataError
 
+LIMITS = LimitsConfig()
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
 
 
@@ -42,7 +44,7 @@ CASES = [
 def test_from_the_header(mode, kind, orientation):
     data = encoded(mode, kind, orientation)
     pixels = decode_image(data)
-    assert image_size(data, no_decoding, 10**6) == (pixels.shape[1], pixels.shape[0])
+    assert image_size(data, no_decoding, LIMITS) == (pixels.shape[1], pixels.shape[0])
     assert (pixels.shape[0] > pixels.shape[1]) == (orientation in (5, 6, 7, 8))
 
 
@@ -62,22 +64,22 @@ def xmp_png(orientation):
 )
 def test_where_the_header_may_not_say_all(data):
     pixels = decode_image(data)
-    assert image_size(data, decode_image, 10**6) == (pixels.shape[1], pixels.shape[0])
+    assert image_size(data, decode_image, LIMITS) == (pixels.shape[1], pixels.shape[0])
 
 
 def test_an_animation_has_the_size_of_its_first_frame():
     frames, file = [Image.new("RGB", (50, 30), colour) for colour in ("red", "blue")], io.BytesIO()
     frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
-    assert image_size(file.getvalue(), no_decoding, 10**6) == (50, 30)
+    assert image_size(file.getvalue(), no_decoding, LIMITS) == (50, 30)
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded("RGB", "JPEG")[:40]])
 def test_what_is_no_image_is_refused_in_the_words_of_decoding(data):
     with pytest.raises(DataError, match="cannot read image of"):
-        image_size(data, decode_image, 10**6)
+        image_size(data, decode_image, LIMITS)
 
 
 def test_too_many_pixels():
-    decode = lambda data: decode_image(data, max_pixels=100)  # noqa: E731
+    limits = LimitsConfig(pixels=100)
     with pytest.raises(DataError, match="60 x 40 pixels; at most 100"):
-        image_size(encoded("RGB", "JPEG"), decode, 100)
+        image_size(encoded("RGB", "JPEG"), lambda data: decode_image(data, limits=limits), limits)

@@ -15,7 +15,7 @@ from molmo2_nemo.data.record import Subtitle
 from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video import frames_pyav
-from molmo2_nemo.data.video.read import SampledVideo, inspect_video, read_video
+from molmo2_nemo.data.video.read import Decoding, SampledVideo, inspect_video, read_video
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.data.video.tokens import encode_video, subtitle_text, timestamp_text, video_token_ids
 
@@ -202,7 +202,7 @@ def test_subtitles_follow_the_frames_as_text():
 
 def test_pooling_of_frames():
     frames = np.zeros((2, 378, 378, 3), np.uint8)
-    clip = SampledVideo(frames, np.array([0, 0.5]), (378, 378), 0.5, 30.0, 2)
+    clip = SampledVideo(frames, np.array([0, 0.5]), (378, 378), 0.5, 30.0, Decoding(2, 0, "pyav"))
     visual = encode_video(clip, ImageConfig(), VideoConfig(), TOKENIZER)
     assert visual.pooling.shape == (162, 9) and visual.crops.shape == (2, 729, 588)
     assert visual.pooling[0].tolist() == [0, 1, 2, 27, 28, 29, 54, 55, 56]
@@ -280,7 +280,7 @@ def test_seeking_saves_decoding():
     data = make_clip(1500, gop=30)
     clip = read_video(data, VideoConfig(max_frames=8), side=42)
     assert np.array_equal(clip.frames, expected_frames(data, clip.times, 42))
-    assert clip.decoded < 300
+    assert clip.decoding.decoded < 300
 
 
 def test_few_decoded_frames_are_held(monkeypatch):

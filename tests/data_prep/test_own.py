@@ -65,7 +65,7 @@ BAD = [
     ({"image": "cat.txt", "caption": "x"}, "line 2", "suffix 'txt'"),
     ({"image": "http://host/cat.jpg", "caption": "x"}, "line 2", "only https"),
     ({"image": "broken.jpg", "caption": "x"}, "00000002", "image cannot be decoded"),
-    ({"image": "cut.jpg", "caption": "x"}, "00000002", "image cannot be decoded"),
+    ({"image": "page.jpg", "caption": "x"}, "00000002", "it is an HTML page"),
     ({"video": "broken.mp4", "caption": "x"}, "00000002", "video cannot be decoded"),
     ({"video": "bunny.mp4", "caption": "x", "clip": [9, 12]}, "00000002", "clip outside the video"),
     ({"image": "cat.jpg"}, "line 2", "nothing to train on"),
@@ -89,7 +89,7 @@ BAD = [
 def test_mistakes_name_the_line_and_spoil_no_other(tmp_path, line, place, words, capsys):
     path = write(tmp_path, {"image": "cat.jpg", "caption": "A cat."}, line, {"messages": ["last", "one"]})
     (tmp_path / "broken.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes()[:10])
-    (tmp_path / "cut.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes()[:-2000])
+    (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html><body>404 Not Found</body></html>")
     (tmp_path / "broken.mp4").write_bytes((demo.MEDIA / "bunny.mp4").read_bytes()[:3000])
     assert prepare(path) == 0
     assert "2 records" in capsys.readouterr().out

@@ -8,7 +8,7 @@ start.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from av.error import FFmpegError
@@ -20,6 +20,8 @@ from molmo2_nemo.data.video.orientation import frame_orientation, upright
 from molmo2_nemo.errors import DataError
 
 SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
+# Their frames that no other needs are skipped unless wanted. Other decoders skip late (AV1) or gain nothing.
+SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
 PROBED = 64  # frames decoded to see whether time stamps fit the pictures
 
 
@@ -27,26 +29,14 @@ class ScrambledStamps(DataError):
     """Frames do not leave the decoder in the order of their time stamps; they have to be counted."""
 
 
-class Frames(Protocol):
-    """Decodes chosen frames of one film."""
-
-    decoded: int  # frames so far, to get those asked for
-
-    def frames(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
-        """Upright RGB images, uint8 [H, W, 3], of frames with strictly ascending numbers, int64 [n].
-
-        Raises:
-            ScrambledStamps: those handed out so far may be wrong; begin again with `VideoIndex.counted()`.
-            DataError: broken, or beyond the limits.
-        """
-
-
 class PyAVFrames:
     """`Frames` by PyAV, for an index of any order."""
 
+    used = "pyav"
+
     def __init__(self, source: Source, index: VideoIndex, limits: LimitsConfig):
         self._source, self._index, self._limits = source, index, limits
-        self.decoded = 0
+        self.decoded = self.replaced = 0
 
     def frames(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
         deadline = Deadline(self._limits.decode_seconds)
@@ -54,7 +44,7 @@ class PyAVFrames:
             reader = reader_of(container, stream, self._index, numbers, deadline)
             for number in numbers.tolist():
                 frame = reader.at(number)
-                self.decoded = reader.decoded
+                self.decoded, self.replaced = reader.decoded, reader.replaced
                 yield rgb(frame, self._limits)
 
 
@@ -93,7 +83,7 @@ class _Reader:
         self._frames = frames
         self._last: Any = None
         self._before: Any = None
-        self.decoded = 0
+        self.decoded = self.replaced = 0
 
     def at(self, number: int) -> Any:
         """The decoded frame with this number; numbers must not decrease from call to call."""
@@ -124,6 +114,7 @@ class _CountingReader(_Reader):
     def at(self, number: int) -> Any:
         while self.decoded <= number and self._step():
             pass
+        self.replaced += self.decoded <= number
         return self._found()
 
 
@@ -140,6 +131,7 @@ class _StampReader(_Reader):
             if not self._step():
                 break
         last = self._found()
+        self.replaced += last.pts != target
         return self._before if last.pts > target and self._before is not None else last
 
     def _take(self, frame: Any) -> bool:
@@ -197,9 +189,10 @@ def _decode(
     """Frames from the current position on.
 
     Args:
-        wanted: time stamps; other frames come only if others are predicted from them. None: all frames.
+        wanted: time stamps; other frames may be left out where none is predicted from them. None: all frames.
         joints: `VideoIndex.joints`, where the container is read from its start; moves the time stamps.
     """
+    skip = wanted is not None and stream.codec_context.codec.name in SKIPPING
     shifts = list(reversed(joints))
     shift = count = 0
     for packet in container.demux(stream):
@@ -211,6 +204,6 @@ def _decode(
             count += 1
             stamp += shift
             packet.pts, packet.dts = stamp, None if packet.dts is None else packet.dts + shift
-        if wanted is not None:
+        if skip and wanted is not None:
             stream.codec_context.skip_frame = "NONREF" if stamp is not None and stamp not in wanted else "DEFAULT"
         yield from packet.decode()

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry
 from molmo2_nemo.data.resize import patchify, resize
-from molmo2_nemo.data.video.container import SUFFIX, Deadline, Source, open_video
-from molmo2_nemo.data.video.frames_pyav import Frames, PyAVFrames, ScrambledStamps, reader_of, stamps_fit
-from molmo2_nemo.data.video.index import VideoIndex, scan
-from molmo2_nemo.data.video.orientation import frame_orientation, is_turned
+from molmo2_nemo.data.video.container import Source
+from molmo2_nemo.data.video.decoders import Frames, frames_of
+from molmo2_nemo.data.video.film import Film, look_at
+from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError
 
@@ -32,7 +32,20 @@ class VideoPlan:
     size: tuple[int, int]  # width and height of the upright image, pixels
     duration: float  # seconds of the clip
     fps: float  # of the file, averaged
-    index: VideoIndex
+    film: Film
+
+
+class Decoding(NamedTuple):
+    """How the frames of a plan were decoded."""
+
+    decoded: int  # frames decoded to get those of the plan
+    replaced: int  # frames that could not be decoded, so that the one shown before stands in
+    decoder: str
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """For `VisualInput.info`."""
+        return {"decoded_frames": self.decoded, "replaced_frames": self.replaced, "decoder": self.decoder}
 
 
 @dataclass(slots=True)
@@ -44,7 +57,7 @@ class SampledVideo:
     size: tuple[int, int]  # width and height of the upright image, pixels
     duration: float  # seconds of the clip
     fps: float  # of the file, averaged
-    decoded: int  # frames decoded to get these
+    decoding: Decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,36 +69,7 @@ class VideoInfo:
     frames: int
     size: tuple[int, int]  # width and height of the upright image, pixels
     suffix: str  # the usual file suffix of this kind of container
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What is known of a file before frames are chosen."""
-
-    index: VideoIndex
-    size: tuple[int, int]  # width and height of the upright image, pixels
-    kind: str  # of container
-
-
-def _look(source: Source, limits: LimitsConfig) -> _Look:
-    deadline = Deadline(limits.decode_seconds)
-    with open_video(source, limits) as (container, stream):
-        index = scan(container, stream, limits, deadline)
-        kind = container.format.name.split(",")[0]
-        doubtful = index.in_decoding_order and (stream.codec_context.has_b_frames or kind == "avi")
-        if index.order == "stamps" and not doubtful:
-            return _Look(index, _first_size(container, stream, index, deadline), kind)
-    if index.order == "stamps":
-        with open_video(source, limits) as (container, stream):
-            index = index if stamps_fit(container, stream, deadline) else index.counted()
-    with open_video(source, limits) as (container, stream):
-        return _Look(index, _first_size(container, stream, index, deadline), kind)
-
-
-def _first_size(container: Any, stream: Any, index: VideoIndex, deadline: Deadline) -> tuple[int, int]:
-    first = reader_of(container, stream, index, np.zeros(1, np.int64), deadline).at(0)
-    turned = is_turned(frame_orientation(first))
-    return (first.height, first.width) if turned else (first.width, first.height)
+    gop: int  # most frames from a key frame to the next; all of them where none can be sought
 
 
 def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoInfo:
@@ -94,9 +78,9 @@ def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoIn
     Raises:
         DataError: not a video, broken at the start, or beyond the limits.
     """
-    look = _look(source, limits or LimitsConfig())
-    index = look.index
-    return VideoInfo(index.duration, index.fps, len(index.pts), look.size, SUFFIX.get(look.kind, look.kind))
+    film = look_at(source, limits or LimitsConfig())
+    index = film.index
+    return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix, index.gop)
 
 
 def plan_video(
@@ -112,40 +96,52 @@ def plan_video(
     Raises:
         DataError: not a video, broken at the start, beyond the limits, or a clip that lies outside it.
     """
-    look = _look(source, limits or LimitsConfig())
-    index = look.index
+    film = look_at(source, limits or LimitsConfig())
+    index = film.index
     start, end = 0.0, index.duration
     if clip is not None:
         start, end = float(clip[0]), min(float(clip[1]), index.duration)
         if not 0 <= start <= end or (start == end and index.duration > 0):
             raise DataError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
     times = TimeSampler.of(config, sampling or {}, index.fps)(end - start)
-    return VideoPlan(times, index.frame_at(times + start), look.size, end - start, index.fps, index)
+    return VideoPlan(times, index.frame_at(times + start), film.size, end - start, index.fps, film)
 
 
-def decode_video(source: Source, plan: VideoPlan, *, side: int, limits: LimitsConfig | None = None) -> SampledVideo:
+def decode_video(
+    source: Source, plan: VideoPlan, *, side: int, decoder: str = "pyav", limits: LimitsConfig | None = None
+) -> SampledVideo:
     """Decode the frames of a plan of the same source, each stretched to side x side pixels.
+
+    Args:
+        decoder: see `data/video/decoders.py`.
 
     Raises:
         DataError: broken, or beyond the limits.
+        UserError: the decoder is not installed.
     """
     frames = np.empty((len(plan.times), side, side, 3), np.uint8)
-    decoded = _decode(source, plan, frames, lambda pixels: resize(pixels, side, side), limits)
-    return SampledVideo(frames, plan.times, plan.size, plan.duration, plan.fps, decoded)
+    done = _decode(source, plan, frames, lambda pixels: resize(pixels, side, side), decoder, limits)
+    return SampledVideo(frames, plan.times, plan.size, plan.duration, plan.fps, done)
 
 
 def decode_crops(
-    source: Source, plan: VideoPlan, geometry: TileGeometry, out: np.ndarray, limits: LimitsConfig | None = None
-) -> int:
+    source: Source,
+    plan: VideoPlan,
+    geometry: TileGeometry,
+    out: np.ndarray,
+    *,
+    decoder: str = "pyav",
+    limits: LimitsConfig | None = None,
+) -> Decoding:
     """Decode the frames of a plan of the same source straight to crops, uint8 `out` [C, P, D_p].
 
-    Returns:
-        How many frames were decoded for that.
     Raises:
-        DataError: broken, or beyond the limits.
+        DataError, UserError: as `decode_video`.
     """
     side, patch = geometry.crop, geometry.patch
-    return _decode(source, plan, out, lambda pixels: patchify(resize(pixels, side, side)[None], patch)[0], limits)
+    return _decode(
+        source, plan, out, lambda pixels: patchify(resize(pixels, side, side)[None], patch)[0], decoder, limits
+    )
 
 
 def _decode(
@@ -153,22 +149,23 @@ def _decode(
     plan: VideoPlan,
     out: np.ndarray,
     finish: Callable[[np.ndarray], np.ndarray],
+    decoder: str,
     limits: LimitsConfig | None,
-) -> int:
-    """Write every frame of a plan, after `finish`, to its place in `out` [C, ...]; how many were decoded for that."""
+) -> Decoding:
+    """Write every frame of a plan, after `finish`, to its place in `out` [C, ...]."""
     limits = limits or LimitsConfig()
     numbers, places = np.unique(plan.numbers, return_index=True)
     ends = [*places[1:].tolist(), len(out)]
 
-    def write(decoder: Frames) -> int:
-        for pixels, first, end in zip(decoder.frames(numbers), places.tolist(), ends, strict=True):
+    def write(reader: Frames) -> Decoding:
+        for pixels, first, end in zip(reader.frames(numbers), places.tolist(), ends, strict=True):
             out[first:end] = finish(pixels)
-        return decoder.decoded
+        return Decoding(reader.decoded, reader.replaced, reader.used)
 
     try:
-        return write(PyAVFrames(source, plan.index, limits))
+        return write(frames_of(decoder, source, plan.film, limits))
     except ScrambledStamps:
-        return write(PyAVFrames(source, plan.index.counted(), limits))
+        return write(PyAVFrames(source, plan.film.index.counted(), limits))
 
 
 def read_video(
@@ -186,4 +183,4 @@ def read_video(
         DataError: not a video, broken, beyond the limits, or a clip that lies outside it.
     """
     plan = plan_video(source, config, clip=clip, sampling=sampling, limits=limits)
-    return decode_video(source, plan, side=side, limits=limits)
+    return decode_video(source, plan, side=side, decoder=config.decoder, limits=limits)

@@ -145,5 +145,5 @@ def encode_video(
     """Sampled frames as crops and tokens, followed by the subtitles."""
     visual = video_layout(video, image, config, tokenizer, subtitles=subtitles)
     visual.crops = patchify(video.frames, TileGeometry.of(image).patch)
-    visual.info["decoded_frames"] = video.decoded
+    visual.info |= video.decoding.info
     return visual
