@@ -20,7 +20,8 @@ from molmo2_nemo.data.workers import PackTask, PlanTasks, in_order, planners
 from molmo2_nemo.errors import DataError
 
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
-COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated")  # of `Example.info`; the last two count images
+# Of `Example.info`; `ignored` and `truncated` count images.
+COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated", "replaced_frames")
 
 
 class TooManyBadRecords(DataError):
