@@ -16,8 +16,8 @@ from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.sources.base import Media, Sample, Skip
-from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.json_values import FieldError
+from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
 from molmo2_nemo.errors import DataError, UserError, verbose
 

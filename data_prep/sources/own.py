@@ -121,7 +121,9 @@ def _llava(entry: dict[str, Any]) -> dict[str, Any]:
     made = {name: value for name, value in entry.items() if name not in LLAVA}
     if "id" in entry:
         made.setdefault("key", str(entry["id"]))
-    return made | {"messages": plain_messages(entry["conversations"], "conversations", "from", "value", media=_media(entry))}
+    return made | {
+        "messages": plain_messages(entry["conversations"], "conversations", "from", "value", media=_media(entry))
+    }
 
 
 def _media(entry: dict[str, Any]) -> int:
@@ -156,7 +158,9 @@ def _annotations(entry: dict[str, Any], notes: list[str]) -> tuple[list[dict[str
         full.append({"style": "text_sft", "messages": texts})
     if not full:
         expected = "caption, question and answer, messages, or annotations"
-        raise FieldError(Fault("annotations", "nothing", expected), f"are missing: nothing to train on; give {expected}")
+        raise FieldError(
+            Fault("annotations", "nothing", expected), f"are missing: nothing to train on; give {expected}"
+        )
     return [plain_answers(annotation, notes) for annotation in full], names
 
 
@@ -179,7 +183,9 @@ def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
         raise FieldError.wrong(field, "a path, a string", path)
     if "://" in path:
         if not path.startswith("https://"):
-            raise FieldError(Fault(field, show(path), "an https address"), f"is {path}: only https addresses are fetched")
+            raise FieldError(
+                Fault(field, show(path), "an https address"), f"is {path}: only https addresses are fetched"
+            )
         return Url(path)
     suffix = PurePosixPath(path).suffix.lower().lstrip(".")
     if suffix not in allowed:

@@ -67,7 +67,9 @@ def plain_messages(messages: Any, name: str, role: str, content: str, *, media: 
         speaker = ROLES.get(str(message.get(role)))
         if speaker is None:
             hint = "system messages cannot be trained; leave it out" if message.get(role) == "system" else ""
-            raise FieldError.wrong(f"{where}.{role}", f"user or assistant{f' ({hint})' if hint else ''}", message.get(role))
+            raise FieldError.wrong(
+                f"{where}.{role}", f"user or assistant{f' ({hint})' if hint else ''}", message.get(role)
+            )
         if speaker != i % 2:
             raise FieldError.wrong(f"{where}.{role}", "user and assistant in turn, user first", message[role])
         texts.append(_content(message.get(content), f"{where}.{content}", media if i == 0 else 0))

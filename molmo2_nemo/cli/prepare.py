@@ -190,9 +190,13 @@ def _own_file(word: str) -> OwnFile | None:
     if packed is not None:
         raise UserError(f"{path}: own data is read from an unpacked .jsonl file; {UNPACK[packed]} {path}")
     if path.is_file() or lower.endswith(OTHER_TABLES):
-        raise UserError(f"{path}: own data is read from JSON Lines, a .jsonl file with one record a line (docs/data.md)")
+        raise UserError(
+            f"{path}: own data is read from JSON Lines, a .jsonl file with one record a line (docs/data.md)"
+        )
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name its .jsonl file, or make its webdataset tars a data set: molmo2 shards index")
+        raise UserError(
+            f"{path} is a folder; name its .jsonl file, or make its webdataset tars a data set: molmo2 shards index"
+        )
     return OwnFile(path, path.stem) if named or "/" in word else None
 
 

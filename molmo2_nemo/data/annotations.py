@@ -364,7 +364,9 @@ def _points(
             raise FieldError.wrong("timestamps", "a list of seconds", times)
         groups = _groups(points, len(times), "timestamp")
         if not has_video:
-            raise FieldError(Fault("points", "a record without a video", "a video"), "are in a video; the record has none")
+            raise FieldError(
+                Fault("points", "a record without a video", "a video"), "are in a video; the record has none"
+            )
         return VideoPoints(style, question, _label(style, fields), _scale(fields), tuple(times), groups)
     if style.kind is Kind.MULTI_IMAGE_POINTS:
         groups = _groups(points, num_images, "image")

@@ -233,9 +233,7 @@ def _variants(
             raise BadRecord(key, "bad record", "variant_weights without variants")
         return [], None
     if not isinstance(value, list) or not value or "annotations" in data:
-        raise _bad(
-            key, FieldError.wrong("variants", "a list of lists of annotations, in place of annotations", value)
-        )
+        raise _bad(key, FieldError.wrong("variants", "a list of lists of annotations, in place of annotations", value))
     if weights is not None:
         ok = isinstance(weights, list) and len(weights) == len(value) and all(is_number(w) and w >= 0 for w in weights)
         if not ok or sum(weights) <= 0:

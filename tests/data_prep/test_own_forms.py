@@ -41,7 +41,10 @@ FULL = {
     "sampling": {"max_fps": None},
     "subtitles": None,
     "weight": None,
-    "annotations": [{**QA, "label": None, "explanation": None}, {"style": "text_sft", "turns": [{**QA, "prompt": None}]}],
+    "annotations": [
+        {**QA, "label": None, "explanation": None},
+        {"style": "text_sft", "turns": [{**QA, "prompt": None}]},
+    ],
 }
 
 
@@ -62,7 +65,10 @@ def test_null_means_left_out_at_every_depth(tmp_path):
         ({"messages": ["q", None]}, "messages[1]"),
         ({"annotations": [None]}, "annotations[0]"),
         ({"annotations": [{**QA, "answers": ["a", None]}]}, "annotations[0].answers[1]"),
-        ({"annotations": [QA, {"style": "pointing", "label": "x", "points": [[1, None]]}]}, "annotations[1].points[0][1]"),
+        (
+            {"annotations": [QA, {"style": "pointing", "label": "x", "points": [[1, None]]}]},
+            "annotations[1].points[0][1]",
+        ),
         ({"annotations": [QA], "subtitles": [None]}, "subtitles[0]"),
     ],
 )
@@ -90,7 +96,11 @@ def role(*contents):
 
 def test_numbers_and_lists_as_answers(tmp_path):
     assert made({"question": "q", "answer": 3})[0]["answer"] == "3"
-    assert made({"question": "q", "answer": [2.5, "two"]})[0] == {"style": "user_qa", "question": "q", "answers": ["2.5", "two"]}
+    assert made({"question": "q", "answer": [2.5, "two"]})[0] == {
+        "style": "user_qa",
+        "question": "q",
+        "answers": ["2.5", "two"],
+    }
     turns = {"style": "user_qa", "turns": [{"question": "q", "answer": 1}], "either": [{"answer": 2}]}
     (read,) = made({"annotations": [turns]})
     assert read["turns"][0]["answer"] == "1" and read["either"][0]["answer"] == "2"
@@ -137,7 +147,8 @@ def test_shapes_with_more_than_one_reading_are_refused(entry, field):
 
 
 @pytest.mark.parametrize(
-    "name, words", [("tab.csv", "JSON Lines"), ("z.jsonl.gz", "gunzip"), ("d.parquet", "JSON Lines"), ("l.json", "jq -c")]
+    "name, words",
+    [("tab.csv", "JSON Lines"), ("z.jsonl.gz", "gunzip"), ("d.parquet", "JSON Lines"), ("l.json", "jq -c")],
 )
 def test_other_files_are_told_what_to_do(tmp_path, name, words, capsys):
     (tmp_path / name).write_text('[{"messages": ["a", "b"]}]')
