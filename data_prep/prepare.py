@@ -176,7 +176,7 @@ def prepare_own(path: Path, out: Path, options: Options, progress: Progress | No
     with path.open("rb") as file:
         if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             raise UserError(
-                f"{path} holds a JSON list; a record a line is read: jq -c '.[]' {path} > {path.with_suffix('.jsonl').name}"
+                f"{path} holds a JSON list; one record a line is read: jq -c '.[]' {path} > {path.stem}.jsonl"
             )
     folders = (path.resolve().parent, *options.folders)
     source = own.own_source(path, out.name)

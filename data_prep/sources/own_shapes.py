@@ -5,8 +5,8 @@
     "messages": [{"role": "user", "content": "..."}, ...]     -> messages, a list of texts
     "conversations": [{"from": "human", "value": "..."}, ...] -> messages (LLaVA); its `id` becomes the key
 
-Marks of the image in the text (`<image>`, parts of type image) are dropped where they stand for all images of the record
-at the start or the end of the first message, as Molmo2 reads images before all text; elsewhere they are refused.
+Marks of the image in the text (`<image>`, parts of type image) are dropped where they stand for all images of the
+record at the start or the end of the first message, as Molmo2 reads images before all text; elsewhere they are refused.
 """
 
 from __future__ import annotations
