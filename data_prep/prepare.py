@@ -174,7 +174,8 @@ def prepare_own(path: Path, out: Path, options: Options, progress: Progress | No
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl file, or a name from molmo2 prepare --list")
     with path.open("rb") as file:
-        if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        listed = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        if listed and path.suffix.lower() == ".json":
             raise UserError(
                 f"{path} holds a JSON list; one record a line is read: jq -c '.[]' {path} > {path.stem}.jsonl"
             )

@@ -77,7 +77,8 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     Raises:
         FieldError: the entry is invalid; the message says why.
     """
-    entry, notes = _llava(entry), []
+    entry = _llava(entry)
+    notes: list[str] = []
     for name in entry:
         if name not in KNOWN:
             raise FieldError.unknown(name, KNOWN, entry[name])
@@ -140,7 +141,8 @@ def _annotations(entry: dict[str, Any], notes: list[str]) -> tuple[list[dict[str
     for i, annotation in enumerate(full):
         if not isinstance(annotation, dict):
             raise FieldError.wrong(f"annotations[{i}]", "an object", annotation)
-    full, names = list(full), {}
+    full = list(full)
+    names: dict[str, str] = {}
     if "caption" in entry:
         names[f"annotations[{len(full)}].text"] = "caption"
         full.append({"style": "video_long_caption" if "video" in entry else "long_caption", "text": entry["caption"]})

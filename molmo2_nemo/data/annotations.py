@@ -17,7 +17,8 @@ from molmo2_nemo.data.styles import Kind, Style, style_of
 MAIN_OBJECT = "main subject"  # what an object caption without `object` is about
 TRACK_FPS = 2  # frames per second of a track's answer without `sampling_fps`
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 Point = tuple[float, float]  # x, y in units of the annotation's scale
 
 
