@@ -68,6 +68,7 @@ class Output:
         self.records = 0
         self.bytes = 0
         self.skipped: Counter[str] = Counter()
+        self.notes: dict[str, tuple[int, str]] = {}  # text -> records that it holds for, the first one's key
         self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
         self._chain = hashlib.blake2b(digest_size=16)
         self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
@@ -150,6 +151,7 @@ class Output:
                 "records": self.records,
                 "length": self.records * counts_as,
                 "skipped": dict(sorted(self.skipped.items())),
+                "notes": {text: list(note) for text, note in sorted(self.notes.items())},
                 "shards": self._shards,
             }
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
@@ -242,6 +244,7 @@ class Output:
             self.records += shard["records"]
             self.bytes += shard["bytes"]
             self.skipped = Counter(journal["skipped"])
+            self.notes = {text: (int(count), key) for text, (count, key) in journal.get("notes", {}).items()}
             self._resumed = (journal["items"], journal["chain"])
             skips = journal["skips"]
         kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
@@ -272,6 +275,9 @@ class Output:
         entry.take(measured)
         self.records += 1
         self.bytes += record_bytes(*sizes)
+        for text in built.notes:
+            count, first = self.notes.get(text, (0, built.key))
+            self.notes[text] = count + 1, first
 
     def _skip(self, skip: Skip) -> None:
         line = {"key": skip.key, "reason": skip.reason, "detail": skip.detail}
@@ -289,6 +295,7 @@ class Output:
             "items": self.items,
             "chain": self._chain.hexdigest(),
             "skipped": dict(self.skipped),
+            "notes": self.notes,
             "skips": self._skips.tell(),
             "entries": [asdict(entry) for entry in entries],
         }

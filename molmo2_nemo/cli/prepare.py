@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--video-fps", type=float, default=0.0, metavar="N", help="re-encode videos faster than N frames/s"
     )
+    parser.add_argument(
+        "--gop",
+        type=int,
+        default=0,
+        metavar="N",
+        help="re-encode videos with more than N frames from one key frame to the next",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -119,7 +126,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
-    check_numbers(args, least | {"video_height": 0, "video_fps": 0, "seed": 0})
+    check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0})
     check_folder("--out", Path(args.out))
     if args.cache:
         check_folder("--cache", Path(args.cache))
@@ -168,7 +175,7 @@ def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
         bytes_per_shard=args.shard_mb * 10**6,
         records_per_shard=args.shard_records,
         max_media_bytes=args.max_media_mb * 10**6,
-        build=BuildOptions(args.cut_clips, args.video_height, args.video_fps),
+        build=BuildOptions(args.cut_clips, args.video_height, args.video_fps, args.gop),
         workers=workers,
         folders=tuple(f for folder in folders for f in (folder / name, folder) if f.is_dir()),
         cache=Path(args.cache) if args.cache else out / ".cache",
@@ -186,6 +193,8 @@ def _report(summary: Any, folder: Path) -> None:
     state = "is there already" if summary.already else "done"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    for text, (count, first) in head.get("notes", {}).items():
+        print(f"  {count:>10,}  {text} (the first: {first})")
     if head["skipped"]:
         total = sum(head["skipped"].values())
         print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")

@@ -1,4 +1,4 @@
-"""What a file is that turned out to be no picture, told by its first bytes, and what to do about it."""
+"""What a file is that turned out to be no picture or no video, told by its first bytes, and what to do about it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,24 @@ def known_as(data: bytes) -> str:
     return ""
 
 
+def known_instead_of_video(head: bytes) -> str:
+    """The same for a file that is no video, of which `head` are the first bytes; "" if nothing is known of it."""
+    for place, magic, words in PICTURES:
+        if head[place : place + len(magic)] == magic:
+            return f"a picture ({words}): name it as image"
+    known = known_as(head)
+    return "" if known.startswith("a video") else known
+
+
+PICTURES = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG", "PNG"),
+    (8, b"WEBP", "WebP"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"ftypavif", "AVIF"),
+)
 _CONVERT = "convert it to JPEG or PNG"
 MAGIC = (
     (4, b"ftypavi", "AVIF, which this Pillow was built without: install Pillow 11.3 or later, or " + _CONVERT),

@@ -26,8 +26,8 @@ if find_spec("PIL.AvifImagePlugin") is not None:  # Pillow 11.3
 BLOCK = 4096  # bytes between two looks at the time where many scans over the picture fit into the usual 64 KiB
 START_OF_SCAN = b"\xff\xda"  # two bytes that a JPEG's pixels do not contain
 TRUNCATED = "cut off or damaged inside: loaded as far as it goes"
-TRANSPARENT = "transparent: what is behind it is shown as stored"
-SEVERAL = "holds several pictures: only the first is used"
+TRANSPARENT = "partly transparent: transparency is dropped, what is stored behind it shows"
+SEVERAL = "of several frames or pages: only the first is used"
 ORIENTATION = 0x0112  # EXIF; from 5 on width and height change places
 Truncated = Literal["load", "skip"]
 _tolerant = threading.Lock()  # held while Pillow's global switch is set

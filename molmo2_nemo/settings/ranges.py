@@ -97,5 +97,10 @@ def _names(cfg: RunConfig) -> Iterator[str]:
         yield f"stage.name={name!r}: names the run's folder, so it may not be empty or hold a slash"
     elif name in TAKEN:
         yield f"stage.name={name}: names the stage's folder in the run's, and another folder there has that name"
+    if cfg.data.video.decoder == "nvdec" and cfg.data.num_workers:
+        yield (
+            f"data.video.decoder=nvdec with data.num_workers={cfg.data.num_workers}: decoding workers cannot use the "
+            "GPU; set data.num_workers=0, or data.video.decoder=torchcodec"
+        )
     if not re.fullmatch(r"frame(_\d+(\.\d+)?)?|truncate_\d+|all|ignore", cfg.data.video.subtitle_mode):
         yield f"data.video.subtitle_mode={cfg.data.video.subtitle_mode}: known are frame_N, truncate_N, all and ignore"

@@ -25,9 +25,10 @@ from molmo2_nemo.data.video.decoders import check_decoder, frames_of
 from molmo2_nemo.data.video.film import look_at
 from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps
 from molmo2_nemo.data.video.frames_torchcodec import problem
-from molmo2_nemo.data.video.index import NONE, Packets, index_of
+from molmo2_nemo.data.video.index import NONE, Packets, index_of, seconds_of
 from molmo2_nemo.data.video.orientation import nearest, upright
 from molmo2_nemo.data.video.read import decode_video, inspect_video, plan_video, read_video
+from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError
 from tests.support.films import SIZE, display_matrix, film, numbers, picture, remuxed
 
@@ -349,6 +350,28 @@ def test_decoders_that_are_not_there_say_what_to_install():
     elif not torch.cuda.is_available():
         with pytest.raises(UserError, match="needs an NVIDIA GPU"):
             check_decoder("nvdec")
+
+
+@needs_torchcodec
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.torchcodec])
+def test_torchcodec_looks_up_the_same_frames_by_time(name):
+    """Which frame is shown at a time, by TorchCodec's own lookup, at marks of 2, 3, 10 and 24 frames a second.
+
+    Where the clock does not begin at 0 it adds the beginning to the marks, and that sum is rounded, so that thirds of a
+    second fall before or after their frame; half seconds do not.
+    """
+    from torchcodec.decoders import VideoDecoder
+
+    data = data_of(name)
+    film = look_at(data, LIMITS)
+    index, decoder = film.index, VideoDecoder(data, stream_index=film.stream)
+    begin = decoder.metadata.begin_stream_seconds_from_content
+    assert decoder.metadata.end_stream_seconds_from_content - begin == pytest.approx(index.duration, abs=1e-9)
+    for rate in (2, 3, 10, 24) if begin == 0 else (2,):
+        times = TimeSampler(128, rate)(index.duration)
+        inside = np.clip(times, 1e-6, index.duration - 1e-6)
+        shown = decoder.get_frames_played_at((inside + begin).tolist()).pts_seconds.numpy()
+        assert np.array_equal(shown, seconds_of(index.pts[index.frame_at(times)], index.base))
 
 
 @needs_torchcodec

@@ -20,12 +20,13 @@ from molmo2_nemo.data.video.film import Film
 from molmo2_nemo.data.video.frames_pyav import PyAVFrames
 from molmo2_nemo.data.video.index import seconds_of
 from molmo2_nemo.data.video.orientation import is_mirrored
+from molmo2_nemo.errors import DataError
 
 KINDS = ("mov", "matroska")  # containers in which TorchCodec finds every frame again after seeking
 INSTALL = "pip install 'molmo2_nemo[video]' (torchcodec of torch's own release, see docs/video_data.md)"
 
 
-class _Unfit(Exception):
+class _Unfit(DataError):
     """Why TorchCodec cannot be held to the index of a film."""
 
 
@@ -64,7 +65,7 @@ class TorchCodecFrames:
             deadline.check()
             try:
                 frame = decoder.get_frame_at(number)
-            except (RuntimeError, IndexError, ValueError) as error:
+            except RuntimeError as error:
                 raise _Unfit(_cause(error)) from error
             if frame.pts_seconds != seconds:
                 raise _Unfit("it takes other frames")
@@ -87,7 +88,7 @@ class TorchCodecFrames:
         options: dict[str, Any] = {"stream_index": film.stream, "dimension_order": "NHWC", "num_ffmpeg_threads": 1}
         try:
             decoder = VideoDecoder(source, device=self._device, **options)
-        except (RuntimeError, ValueError) as error:
+        except RuntimeError as error:
             raise _Unfit(_cause(error)) from error
         if len(decoder) != len(film.index.pts):
             raise _Unfit("it counts another number of frames")

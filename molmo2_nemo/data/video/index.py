@@ -59,6 +59,12 @@ class VideoIndex:
     def fps(self) -> float:
         return len(self.pts) / self.duration if self.duration > 0 else 1.0
 
+    @property
+    def gop(self) -> int:
+        """Most frames from a key frame to the next, or to the end; all of them where none can be sought."""
+        keys = np.searchsorted(self.pts, self.keys if self.order == "stamps" else self.keys[:1])
+        return int(np.diff(np.append(keys, len(self.pts))).max())
+
     def frame_at(self, seconds: np.ndarray) -> np.ndarray:
         """Numbers of the frames shown at times from the start of the first frame: int64 [n]."""
         inside = np.maximum(np.minimum(seconds, self.duration - EDGE), EDGE)

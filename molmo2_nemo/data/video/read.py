@@ -69,6 +69,7 @@ class VideoInfo:
     frames: int
     size: tuple[int, int]  # width and height of the upright image, pixels
     suffix: str  # the usual file suffix of this kind of container
+    gop: int  # most frames from a key frame to the next; all of them where none can be sought
 
 
 def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoInfo:
@@ -79,7 +80,7 @@ def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoIn
     """
     film = look_at(source, limits or LimitsConfig())
     index = film.index
-    return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix)
+    return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix, index.gop)
 
 
 def plan_video(
@@ -127,18 +128,19 @@ def decode_crops(
     source: Source,
     plan: VideoPlan,
     geometry: TileGeometry,
+    out: np.ndarray,
     *,
     decoder: str = "pyav",
     limits: LimitsConfig | None = None,
-) -> tuple[np.ndarray, Decoding]:
-    """Decode the frames of a plan of the same source straight to crops, uint8 [C, P, D_p].
+) -> Decoding:
+    """Decode the frames of a plan of the same source straight to crops, uint8 `out` [C, P, D_p].
 
     Raises:
         DataError, UserError: as `decode_video`.
     """
-    side, patch, crops = geometry.crop, geometry.patch, geometry.new_crops(len(plan.times))
-    return crops, _decode(
-        source, plan, crops, lambda p: patchify(resize(p, side, side)[None], patch)[0], decoder, limits
+    side, patch = geometry.crop, geometry.patch
+    return _decode(
+        source, plan, out, lambda pixels: patchify(resize(pixels, side, side)[None], patch)[0], decoder, limits
     )
 
 
