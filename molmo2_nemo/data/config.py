@@ -123,8 +123,8 @@ class DataConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     progression: list[PhaseConfig] = field(default_factory=list)  # phases before the full packs; sizes may only grow
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    num_workers: int = 0  # worker processes that decode; the batches do not depend on it
-    prefetch: int = 4  # examples that each worker keeps ready
+    num_workers: int = 0  # worker processes that decode packs; the batches do not depend on it
+    prefetch: int = 4  # examples that each planning worker keeps ready, and at most packs that each decoding one does
     seed: int = 50189
     share_packs: bool = True  # one rank of a model-parallel group reads and decodes for all of it
     max_bad_in_a_row: int = 100  # unusable records after which the run stops

@@ -10,7 +10,7 @@ Shape legend: C crops, P patches per crop, D_p values per patch, N pooled tokens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,26 +196,6 @@ def image_crops(pixels: np.ndarray, tiling: Sequence[int], geometry: TileGeometr
     for tile in range(rows * cols):
         y, x = tile // cols * step, tile % cols * step
         patchify(canvas[None, y : y + side, x : x + side], patch, out[tile + 1 : tile + 2])
-
-
-def images_crops(images: Iterable[np.ndarray], layout: VisualInput, config: ImageConfig) -> np.ndarray:
-    """The crops of the images of a layout, uint8 [C, P, D_p]; `images`: as many as were used, uint8 [H, W, 3] each."""
-    geometry = TileGeometry.of(config)
-    crops = geometry.new_crops(sum(layout.unit_crops))
-    ends = np.cumsum(layout.unit_crops)
-    for pixels, info, end, count in zip(images, layout.info["images"], ends, layout.unit_crops, strict=True):
-        image_crops(pixels, info["tiling"], geometry, crops[end - count : end])
-    return crops
-
-
-def encode_images(
-    images: Sequence[np.ndarray], config: ImageConfig, tokenizer: Molmo2Tokenizer, *, high_res: bool = False
-) -> VisualInput:
-    """All images of an example, uint8 [H, W, 3] each, as crops and tokens; see `images_layout`."""
-    sizes = [(pixels.shape[1], pixels.shape[0]) for pixels in images]
-    visual = images_layout(sizes, config, tokenizer, high_res=high_res)
-    visual.crops = images_crops(images[: config.max_images], visual, config)
-    return visual
 
 
 def no_visual(config: ImageConfig) -> VisualInput:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
-from molmo2_nemo.data.loader import ExampleReader, PackStream, Skipped, default_builder
+from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.manifest import MANIFEST, read_entries
+from molmo2_nemo.data.reader import ExampleReader, Skipped, default_builder
 from molmo2_nemo.data.shard_writer import write_shards
 
 MEDIA = Path(__file__).parents[2] / "data_prep" / "demo_media"

@@ -146,7 +146,7 @@ import resource, sys
 import torch
 torch.set_num_threads(1)
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
-from molmo2_nemo.data.loader import ExampleReader, Skipped, default_builder
+from molmo2_nemo.data.reader import ExampleReader, Skipped, default_builder
 config = DataConfig(
     sources={"set": SourceConfig(sys.argv[1])}, image=ImageConfig(crop_size=126, margin=2, max_crops=2),
     video=VideoConfig(max_frames=8), packing=PackingConfig(sequence_length=512, max_crops=16),

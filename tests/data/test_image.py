@@ -12,7 +12,6 @@ from PIL import Image
 from molmo2_nemo.data.config import ImageConfig
 from molmo2_nemo.data.image import (
     TileGeometry,
-    encode_images,
     pool_windows,
     select_tiling,
     tile_patch_ids,
@@ -20,7 +19,7 @@ from molmo2_nemo.data.image import (
 from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
-from tests.support.pictures import encode_image
+from tests.support.pictures import encode_image, encode_images
 
 torch.set_num_threads(1)
 TOKENIZER = Molmo2Tokenizer.load("tiny")

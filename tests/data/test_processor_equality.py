@@ -18,12 +18,12 @@ from PIL import Image
 
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
-from molmo2_nemo.data.image import encode_images
 from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video.read import Decoding, SampledVideo
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.data.video.tokens import encode_video
+from tests.support.pictures import encode_images
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 sys.path.insert(0, str(FIXTURES))

@@ -128,18 +128,19 @@ def decode_crops(
     source: Source,
     plan: VideoPlan,
     geometry: TileGeometry,
+    out: np.ndarray,
     *,
     decoder: str = "pyav",
     limits: LimitsConfig | None = None,
-) -> tuple[np.ndarray, Decoding]:
-    """Decode the frames of a plan of the same source straight to crops, uint8 [C, P, D_p].
+) -> Decoding:
+    """Decode the frames of a plan of the same source straight to crops, uint8 `out` [C, P, D_p].
 
     Raises:
         DataError, UserError: as `decode_video`.
     """
-    side, patch, crops = geometry.crop, geometry.patch, geometry.new_crops(len(plan.times))
-    return crops, _decode(
-        source, plan, crops, lambda p: patchify(resize(p, side, side)[None], patch)[0], decoder, limits
+    side, patch = geometry.crop, geometry.patch
+    return _decode(
+        source, plan, out, lambda pixels: patchify(resize(pixels, side, side)[None], patch)[0], decoder, limits
     )
 
 
