@@ -8,6 +8,7 @@ share no state.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.data.foreign import ForeignTexts
 from molmo2_nemo.data.manifest import (
     MANIFEST,
     Member,
@@ -46,6 +48,8 @@ def split_name(name: str) -> tuple[str, str]:
 def check_header(header: bytes) -> tarfile.TarInfo:
     """Parse one tar header and refuse everything but a plain file under a plain relative name.
 
+    A leading `./` of the name is dropped.
+
     Raises:
         DataError: damaged header, link, device, folder, absolute path, `..`, or a name that is not plain ASCII.
     """
@@ -55,10 +59,13 @@ def check_header(header: bytes) -> tarfile.TarInfo:
         raise DataError("a member name is not plain ASCII") from None
     except tarfile.HeaderError as error:
         raise DataError(f"damaged tar header ({error})") from None
-    name = info.name
+    name = info.name = info.name.removeprefix("./")
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         kind = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.DIRTYPE: "a folder"}
-        raise DataError(f"member {name!r} is {kind.get(info.type, 'not a plain file')}; only plain files are read")
+        raise DataError(
+            f"member {name!r} is {kind.get(info.type, 'not a plain file')}; only plain files are read "
+            "(tar --dereference packs what links stand for)"
+        )
     if not name.isascii() or not name.isprintable() or "\\" in name:
         raise DataError(f"member {name!r} has a name that is not plain ASCII")
     if name.startswith("/") or any(part in ("..", ".", "") for part in name.split("/")):
@@ -101,6 +108,10 @@ class ShardDataset:
             total += shard["records"]
             digest.update(f"{shard['name']} {shard['records']} {shard['sha256']}\n".encode())
         self.length = total
+        self.texts: ForeignTexts | None = None  # of tars that another tool wrote
+        if "texts" in self.manifest:
+            self.texts = ForeignTexts(**self.manifest["texts"])
+            digest.update(json.dumps(self.manifest["texts"], sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()[:16]  # equal for the same records in the same order
         self._files: OrderedDict[int, Any] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
@@ -139,7 +150,7 @@ class ShardDataset:
         crc = entries.crc(inner)
         if crc is not None and members_crc(result) != crc:
             raise _damaged(label, members, f"its contents changed: CRC-32 {members_crc(result):08x}, {crc:08x} written")
-        return label, result
+        return label, result if self.texts is None else self.texts.members(label, result)
 
     def _read_member(self, file: Any, shard: Path, label: str, key: str, member: Member) -> bytes:
         """The bytes of one member, behind a header that says what the manifest says."""

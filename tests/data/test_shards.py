@@ -233,7 +233,7 @@ HOSTILE = {
     "climbing": (("x/../../a.json", "file"),),
     "symlink": (("a.json", "file"), ("a.jpg", tarfile.SYMTYPE)),
     "hardlink": (("a.json", "file"), ("a.jpg", tarfile.LNKTYPE)),
-    "folder": (("a.d", tarfile.DIRTYPE),),
+    "nothing but folders": (("a.d", tarfile.DIRTYPE),),
     "device": (("a.json", tarfile.CHRTYPE),),
     "duplicate": (("a.json", "file"), ("a.json", "file")),
     "duplicate by case": (("a.json", "file"), ("a.JSON", "file")),
