@@ -16,12 +16,14 @@ from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.sources.base import Media, Sample, Skip
+from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
-from molmo2_nemo.errors import DataError, UserError
+from molmo2_nemo.errors import DataError, UserError, verbose
 
 LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
 SLOW_TO_READ = f"long GOPs: over {LONG_GOP} frames decoded for each sampled one; --gop 60 re-encodes such videos"
+UNFORESEEN = "unforeseen"  # the reason of a sample that our code did not expect
 MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 KEY_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -72,16 +74,23 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
     Raises:
         OSError: the cache cannot be written.
     """
+    fault = None
     try:
         return _build(sample, resolver, options)
     except MediaError as error:
         reason, detail = error.reason, error.detail
     except BadRecord as error:
-        reason, detail = error.cause, error.detail
+        reason, detail, fault = error.cause, error.detail, error.fault
+    except FieldError as error:
+        reason, detail, fault = "bad sample", str(error), error.fault
     except UserError as error:
         reason, detail = "bad sample", str(error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if verbose():
+            raise
+        reason, detail = UNFORESEEN, f"{type(error).__name__}: {error} (MOLMO2_VERBOSE=1 shows where)"
     # Some libraries put memory addresses into their messages, but skipped.jsonl must be the same in every run.
-    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400])
+    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400], fault, sample.place)
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
@@ -129,7 +138,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )
     entry = measure(data, images, video)
-    return Built(member_key(sample.key), members, entry, tuple(_notes(entry, images, video)))
+    return Built(member_key(sample.key), members, entry, (*_notes(entry, images, video), *sample.notes))
 
 
 def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:

@@ -23,6 +23,7 @@ USABLE = 0.97  # of a device's memory
 # Layers' inputs that offload brings back ahead of use, and layers with all that they keep where that is attention's
 # results as well (model/memory.py)
 OFFLOAD_AHEAD, OFFLOAD_AHEAD_WITH_RESULTS = 2, 1
+HOST_PART = 1 << 20  # bytes that a buffer on the host is made of; what is smaller is not moved (model/host_memory.py)
 NONE_FUSED: frozenset[str] = frozenset()
 
 
@@ -39,9 +40,10 @@ class Memory:
     exchange: float  # what context and tensor parallelism send and receive
     runtime: float
     phase: str  # of PHASES
+    host: float = 0.0  # pinned memory of the host where saved tensors wait; not on the GPU, not part of the total
 
     def parts(self) -> dict[str, float]:
-        return {name: value for name, value in vars(self).items() if name != "phase"}
+        return {name: value for name, value in vars(self).items() if name not in ("phase", "host")}
 
     @property
     def total(self) -> float:
@@ -126,7 +128,8 @@ def memory(
         + (2 * 2.0 * tokens * model_config.text.hidden_size if layout.tensor > 1 else 0.0),
     }
     slack = SLACK * sum(parts.values())
-    return Memory(**parts, runtime=RUNTIME + slack, phase=phase)
+    host = in_flight * host_bytes(model_config, layout, tokens, fused) if layout.offload else 0.0
+    return Memory(**parts, runtime=RUNTIME + slack, phase=phase, host=host)
 
 
 def fullest(
@@ -268,6 +271,29 @@ def result_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> floa
     """Bytes per token of what one layer's attention keeps outside recomputation: its output and log-sum-exp."""
     text = model_config.text
     return (bytes_per_element * text.head_dim + 4.0) * text.num_heads
+
+
+def host_bytes(model_config: Molmo2Config, layout: Layout, tokens: float, fused: frozenset[str] = NONE_FUSED) -> float:
+    """Bytes in bf16 that offload keeps on the host for a micro-batch of one pipeline stage: of every layer its input,
+    and attention's results where they are kept; and what the final norm keeps. Without full recomputation it is more
+    than this: all that the layers keep.
+
+    Args:
+        tokens: of the micro-batch on one context rank.
+    """
+    text, mine = model_config.text, tokens / layout.tensor
+    inputs = 2.0 * text.hidden_size * mine
+    layer = [inputs]
+    if layout.recompute != "full" or layout.keeps_attention(model_config.attention):
+        layer += [2.0 * text.num_heads * text.head_dim * mine, 4.0 * text.num_heads * mine]
+    last = [inputs] if "norm" in fused else [inputs, 2 * inputs]  # plain: the fp32 copy, and its input's normal form
+    layers = text.num_layers / layout.pipeline
+    return layers * sum(map(_buffer, layer)) + sum(map(_buffer, last))
+
+
+def _buffer(size: float) -> float:
+    """Bytes of the host's buffer for a tensor; 0 for one that is not moved."""
+    return -(-size // HOST_PART) * HOST_PART if size >= HOST_PART else 0.0
 
 
 def vision_activations(
