@@ -189,7 +189,9 @@ def test_chosen_frames_are_the_same_as_of_all(name, decoder):
     case, data = CASES[name], data_of(name)
     count = len(case.shows)
     whole, _ = decoded(data, range(count), decoder)
-    for wanted in (range(0, count, 7), range(3, count, 13), range(count // 2, count, 31), [count - 1]):
+    rng = np.random.default_rng(len(name))
+    some = [np.sort(rng.choice(count, size, replace=False)).tolist() for size in (2, 5, 11, 30)]
+    for wanted in (range(0, count, 7), range(3, count, 13), range(count // 2, count, 31), [count - 1], *some):
         assert np.array_equal(decoded(data, wanted, decoder)[0], whole[list(wanted)]), list(wanted)
 
 
