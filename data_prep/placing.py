@@ -92,9 +92,7 @@ class Placing:
 
     # --- points -----------------------------------------------------------------------------------------------------
 
-    def _inside(
-        self, point: Sequence[float], path: str, fields: dict[str, Any], size: tuple[int, int] | None
-    ) -> None:
+    def _inside(self, point: Sequence[float], path: str, fields: dict[str, Any], size: tuple[int, int] | None) -> None:
         percent = fields.get("point_scale")
         unit = (percent, percent) if percent else (fields.get("width"), fields.get("height"))
         if not all(unit):
@@ -175,7 +173,9 @@ class Placing:
         visible = [t for t, points in found.items() if any(not p.get("occluded") for p in points.values())]
         if frames and not any(self._sampled(t) for t in visible):
             expected = f"a visible point within {self._reach():g} s of a sampled frame (every {1 / self.max_fps:g} s)"
-            raise FieldError(Fault("points", f"times {show(times)}", expected), f"hold nothing to track: not {expected}")
+            raise FieldError(
+                Fault("points", f"times {show(times)}", expected), f"hold nothing to track: not {expected}"
+            )
         return [{"time": time, "points": points} for time, points in found.items()]
 
     def _reach(self) -> float:
