@@ -1,4 +1,4 @@
-"""Points and times of a user's own record: checked against its pictures and its film, and written as training reads them.
+"""Points and times of a user's own record: checked against its media, and written as training reads them.
 
 In a user's own data every time counts from the start of the film. A stored record counts the times of annotations from
 the start of its clip, so they are converted here. Published data sets do this in their own converters.
