@@ -36,7 +36,6 @@ from PIL import Image
 
 import molmo2_nemo.data.build as build
 import molmo2_nemo.data.image as image_module
-import molmo2_nemo.data.video as video_module
 from benchmarks.report import machine, write_result
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
@@ -44,6 +43,9 @@ from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.data.video import film as film_module
+from molmo2_nemo.data.video import read as video_module
+from molmo2_nemo.data.video.sampling import TimeSampler
 
 MEDIA = Path(__file__).parents[1] / "data_prep" / "demo_media"
 PICTURE_SIZES = [(1280, 960), (1920, 1080), (1024, 768), (800, 1200)]
@@ -120,11 +122,11 @@ def plain_video(source: bytes, config: VideoConfig, *, side: int, **_: Any) -> v
         rate = float(stream.average_rate)
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
     duration = len(frames) / rate
-    times = video_module.TimeSampler.of(config, {}, rate)(duration)
+    times = TimeSampler.of(config, {}, rate)(duration)
     picked = np.clip((np.minimum(times, duration - 1e-6) * rate + 1e-6).astype(int), 0, len(frames) - 1)
     small = np.stack([image_module.resize(frames[i], side, side) for i in picked])
     size = (frames[0].shape[1], frames[0].shape[0])
-    return video_module.SampledVideo(small, times, size, duration, rate, len(frames))
+    return video_module.SampledVideo(small, times, size, duration, rate, video_module.Decoding(len(frames), 0, "pyav"))
 
 
 def plain_read(folder: Path, index: int) -> tuple[str, dict[str, bytes]]:
@@ -155,7 +157,7 @@ def measure(folder: Path, config: DataConfig, way: str, seconds: float) -> tuple
         (build, "flatten", "tree", build.flatten),
         (image_module, "resize", "resize", image_module.resize),
         (video_module, "resize", "resize", video_module.resize),
-        (video_module, "scan", "scan packets", video_module.scan),
+        (film_module, "scan", "scan packets", film_module.scan),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _, _ in replaced]
     read = clock.wrap("read", (lambda i: plain_read(folder, i)) if plain else dataset.read)

@@ -13,7 +13,7 @@ from typing import Any
 
 from molmo2_nemo.data.config import ImageConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry, select_tiling
-from molmo2_nemo.data.video import TimeSampler
+from molmo2_nemo.data.video.sampling import TimeSampler
 
 BYTES_PER_TOKEN = 4.0  # of English text
 TURN_TOKENS = 10  # chat scaffolding of one turn, and its end token

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
 
 from data_prep.archive import ArchiveError, unpack
 from data_prep.download import FAILED, Downloader, DownloadError
@@ -28,6 +30,7 @@ from data_prep.sources.base import (
     SourceError,
     Url,
 )
+from molmo2_nemo.data.known_files import known_instead_of_video
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.files import atomic
@@ -35,7 +38,12 @@ from molmo2_nemo.files import atomic
 T = TypeVar("T")
 SUFFIXES = (*sorted(VIDEO_SUFFIXES), *sorted(IMAGE_SUFFIXES))
 FETCH_THREADS = 16  # concurrent transfers in each worker
-FORMAT_SUFFIX = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
+FORMAT_SUFFIX = {
+    **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
+    **{"PPM": "ppm", "AVIF": "avif", "JPEG2000": "jp2"},
+}
+# Endings of one kind of container; another ending lies about the kind, and is replaced by that of the content.
+FAMILIES = {"mp4": ("mp4", "m4v", "mov", "3gp"), "mkv": ("mkv", "webm"), "mpg": ("mpg", "mpeg")}
 MAX_FRAME_FILES = 200_000
 
 
@@ -61,6 +69,7 @@ class StillImage:
     suffix: str
     width: int
     height: int
+    notes: tuple[str, ...] = ()  # what training does to it that its owner may not expect (pictures.py)
 
 
 @dataclass(slots=True)
@@ -73,6 +82,7 @@ class Video:
     fps: float
     frames: int
     size: tuple[int, int]  # pixels
+    gop: int = 1  # most frames from a key frame to the next
     part: tuple[float, float] | None = None  # (start, end) in seconds of the part that is meant; None: all of it
 
     def content(self) -> bytes:
@@ -272,7 +282,8 @@ class Resolver:
             MediaError: not found, not an image, truncated, or too many pixels.
         """
         data, _ = self.read(media)
-        return probe_image(data)
+        with _naming(media):
+            return probe_image(data)
 
     def video(self, media: Media) -> Video:
         """A video, its packets scanned and its first frame decoded.
@@ -287,9 +298,43 @@ class Resolver:
             whole.part = (media.start, media.end)
             return whole
         if isinstance(media, (Inline, Prepared)):
-            return probe_video(*self.read(media))
+            content, suffix = self.read(media)
+            with _naming(media):
+                return probe_video(content, suffix)
         path, name = self.file(media)
-        return probe_video(path, _suffix(name))
+        with _naming(media):
+            return probe_video(path, _suffix(name))
+
+
+@contextmanager
+def _naming(media: Media) -> Iterator[None]:
+    """Errors say which medium they are about, as a record may have several."""
+    try:
+        yield
+    except MediaError as error:
+        name = name_of(media)
+        raise MediaError(error.reason, f"{name}: {error.detail}" if name else error.detail) from None
+
+
+def name_of(media: Media) -> str:
+    """What a medium is called in its source; "" for bytes that came with a row."""
+    if isinstance(media, Url):
+        return media.url
+    if isinstance(media, File):
+        return " or ".join(media.paths)
+    if isinstance(media, HubFile):
+        return f"{media.repo}/{media.path}"
+    if isinstance(media, ArchiveMember):
+        return f"{media.path} in {name_of(media.archive)}"
+    if isinstance(media, Frames):
+        return media.folder
+    if isinstance(media, Prepared):
+        return f"record {media.record} of data set {media.name}"
+    if isinstance(media, FirstOf):
+        return " or ".join(filter(None, map(name_of, media.media)))
+    if isinstance(media, (Cut, Lettered)):
+        return name_of(media.video if isinstance(media, Cut) else media.image)
+    return ""
 
 
 def secure(url: str) -> str:
@@ -334,35 +379,20 @@ def probe_image(data: bytes) -> StillImage:
     byte).
 
     Raises:
-        MediaError: not an image of a type that training reads, truncated, or too many pixels.
+        MediaError: not an image of a type that training reads, or more pixels or seconds than its limits.
     """
-    from PIL import Image, UnidentifiedImageError
-
     from molmo2_nemo.data.config import LimitsConfig
-    from molmo2_nemo.data.image import FORMATS
+    from molmo2_nemo.data.pictures import decode_picture
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # this package's limit is lower
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        with image:
-            width, height = image.size
-            if width * height > LimitsConfig.pixels:
-                raise MediaError("too large", f"image of {width} x {height} pixels; at most {LimitsConfig.pixels}")
-            kind = FORMAT_SUFFIX.get(image.format or "")
-            turned = (image.getexif().get(0x0112) or 1) >= 5  # EXIF orientation: on its side
-            image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
-            image.load()
-    except MediaError:
-        raise
-    except Exception as error:  # what Pillow raises for broken files depends on the format and on where it breaks
-        # Its text may contain a memory address, but skipped.jsonl must be the same in every run.
-        what = "of no known type" if isinstance(error, UnidentifiedImageError) else error
-        detail = f"{len(data)} bytes, starting with {data[:8].hex() or 'nothing'}: {what}"
-        raise MediaError("image cannot be decoded", detail[:300]) from None
+        found = decode_picture(data, limits=LimitsConfig(), truncated="load", probe=True)
+    except DataError as error:
+        reason = "too large" if "data.limits.pixels" in str(error) else "image cannot be decoded"
+        raise MediaError(reason, str(error)[:300]) from None
+    kind = FORMAT_SUFFIX.get(found.format)
     if kind is None:
-        raise MediaError("image cannot be decoded", "of a type that training does not read")
-    return StillImage(data, kind, *((height, width) if turned else (width, height)))
+        raise MediaError("image cannot be decoded", f"of the type {found.format}, which training does not read")
+    return StillImage(data, kind, found.width, found.height, tuple(found.notes))
 
 
 def probe_video(data: bytes | Path, suffix: str | None) -> Video:
@@ -371,14 +401,23 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
     Raises:
         MediaError: not a video, damaged at the start, or too long.
     """
-    from molmo2_nemo.data.video import inspect_video
+    from molmo2_nemo.data.video.read import inspect_video
 
     try:
         info = inspect_video(data)
     except DataError as error:
-        raise MediaError("video cannot be decoded", str(error)[:300]) from None
-    kind = suffix if suffix in VIDEO_SUFFIXES else info.suffix
-    return Video(data, kind, info.duration, info.fps, info.frames, info.size)
+        known = known_instead_of_video(_head(data))
+        detail = f"it is {known}" if known else str(error)
+        raise MediaError("video cannot be decoded", detail[:300]) from None
+    kind = suffix if suffix in FAMILIES.get(info.suffix, ()) else info.suffix
+    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size, info.gop)
+
+
+def _head(data: bytes | Path) -> bytes:
+    if isinstance(data, bytes):
+        return data[:1024]
+    with data.open("rb") as file:
+        return file.read(1024)
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
@@ -402,7 +441,7 @@ def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
 
 
 def _images(files: list[Path]) -> Iterator[Any]:
-    from molmo2_nemo.data.image import decode_image
+    from molmo2_nemo.data.pictures import decode_image
 
     for file in files:
         try:
@@ -411,29 +450,49 @@ def _images(files: list[Path]) -> Iterator[Any]:
             raise MediaError("image cannot be decoded", f"{file}: {error}") from None
 
 
-def encode_video(images: Iterator[Any], path: Path, fps: float) -> None:
+class Ticks(NamedTuple):
+    """When the frames of a video are shown."""
+
+    base: Fraction  # seconds of a tick
+    marks: np.ndarray  # int64 [frames + 1], ascending: when each begins, and the end
+
+
+def encode_video(images: Iterator[Any], path: Path, fps: float, *, gop: int = 0, ticks: Ticks | None = None) -> None:
     """Write RGB images (uint8 [H, W, 3]) as an H.264 mp4; the same images give the same bytes.
 
     Odd sizes lose their last row or column.
+
+    Args:
+        gop: frames from one key frame to the next; 0: two seconds.
+        ticks: when they are shown; default: `fps` a second.
     """
-    import fractions
-
     import av
-    import numpy as np
 
-    rate = fractions.Fraction(fps).limit_denominator(1001)
+    rate = Fraction(fps).limit_denominator(1001)
+    base = ticks.base if ticks is not None else 1 / rate
     size: tuple[int, int] | None = None
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(max(round(2 * fps), 1))}
-        for pixels in images:
+        stream.codec_context.time_base = stream.time_base = base
+        stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(gop or max(round(2 * fps), 1))}
+        lasts: dict[int, int] = {}  # pts of a frame -> its duration
+
+        def write(frame: Any) -> None:
+            for packet in stream.encode(frame):
+                packet.duration = lasts.pop(packet.pts, packet.duration)
+                container.mux(packet)
+
+        for number, pixels in enumerate(images):
             height, width = (v - v % 2 for v in pixels.shape[:2])
             if size is None:
                 size = stream.width, stream.height = width, height
             if (width, height) != size:
                 raise MediaError("frames of different sizes", f"{width} x {height} after {size[0]} x {size[1]}")
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+            frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
+            frame.time_base = base
+            frame.pts, end = (number, number + 1) if ticks is None else map(int, ticks.marks[number : number + 2])
+            lasts[frame.pts] = end - frame.pts
+            write(frame)
+        write(None)

@@ -36,6 +36,7 @@ from molmo2_nemo.files import write_text
 
 SETTINGS = "settings.json"
 SKIPPED = "skipped.jsonl"
+GAVE_UP = "gave_up"  # a run of the same settings stopped early because nothing could be used
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -68,6 +69,7 @@ class Output:
         self.records = 0
         self.bytes = 0
         self.skipped: Counter[str] = Counter()
+        self.notes: dict[str, tuple[int, str]] = {}  # text -> records that it holds for, the first one's key
         self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
         self._chain = hashlib.blake2b(digest_size=16)
         self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
@@ -90,7 +92,7 @@ class Output:
         if self._skips is not None:
             self._skips.close()
         if self._lock is not None:
-            if self.work.is_dir() and not self._shards:  # there is nothing to keep
+            if self.work.is_dir() and not self._shards and not (self.work / GAVE_UP).exists():  # nothing to keep
                 shutil.rmtree(self.work)
             self._lock.close()
 
@@ -112,6 +114,17 @@ class Output:
                 f"{self.work} was begun with different rows (the source's files have changed); resume with the old "
                 "files, or start over with --overwrite"
             )
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether an earlier run of the same settings gave up, so that this one was asked to go on."""
+        return (self.work / GAVE_UP).exists()
+
+    def give_up(self) -> Path:
+        """Keep the list of what could not be used although no shard is complete; returns its path."""
+        self._skips.flush()
+        write_text(self.work / GAVE_UP, "")
+        return self.work / SKIPPED
 
     def add(self, key: str, item: Built | Skip) -> None:
         """Write the next item of the source; `key` is the source's own key for it.
@@ -150,12 +163,14 @@ class Output:
                 "records": self.records,
                 "length": self.records * counts_as,
                 "skipped": dict(sorted(self.skipped.items())),
+                "notes": {text: list(note) for text, note in sorted(self.notes.items())},
                 "shards": self._shards,
             }
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
             for journal in self.work.glob("*.journal.json"):
                 journal.unlink()
             (self.work / SETTINGS).unlink()
+            (self.work / GAVE_UP).unlink(missing_ok=True)
             (self.work / LOCK).unlink()
             replace_folder(self.work, self.out)
             return complete
@@ -242,11 +257,12 @@ class Output:
             self.records += shard["records"]
             self.bytes += shard["bytes"]
             self.skipped = Counter(journal["skipped"])
+            self.notes = {text: (int(count), key) for text, (count, key) in journal.get("notes", {}).items()}
             self._resumed = (journal["items"], journal["chain"])
             skips = journal["skips"]
         kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
         for path in self.work.iterdir():
-            if path.name not in kept | {LOCK, SETTINGS, SKIPPED}:
+            if path.name not in kept | {LOCK, SETTINGS, SKIPPED, GAVE_UP}:
                 path.unlink()
         self._skips.truncate(skips)
         self._skips.seek(skips)
@@ -272,10 +288,12 @@ class Output:
         entry.take(measured)
         self.records += 1
         self.bytes += record_bytes(*sizes)
+        for text in built.notes:
+            count, first = self.notes.get(text, (0, built.key))
+            self.notes[text] = count + 1, first
 
     def _skip(self, skip: Skip) -> None:
-        line = {"key": skip.key, "reason": skip.reason, "detail": skip.detail}
-        self._skips.write(json.dumps(line).encode() + b"\n")
+        self._skips.write(json.dumps(skip.line()).encode() + b"\n")
         self.skipped[skip.reason] += 1
 
     def _close_shard(self) -> None:
@@ -289,6 +307,7 @@ class Output:
             "items": self.items,
             "chain": self._chain.hexdigest(),
             "skipped": dict(self.skipped),
+            "notes": self.notes,
             "skips": self._skips.tell(),
             "entries": [asdict(entry) for entry in entries],
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +33,7 @@ BATCH_ITEMS = 32  # samples sent to a worker together; videos count as more than
 VIDEO_WEIGHT = 8
 BATCH_INLINE_BYTES = 32 * 2**20
 BATCHES_PER_WORKER = 2  # in flight at once
-GIVE_UP_AFTER = 200  # samples without a single record: the cause is a general one
+GIVE_UP_AFTER = 200  # samples of which none became a record, all for one reason: the cause is a general one
 OUTAGE_AFTER = 50  # consecutive failed downloads: the network is at fault, not the files
 Item = Sample | Skip
 
@@ -66,7 +66,8 @@ class Options:
             "bytes_per_shard": self.bytes_per_shard,
             "records_per_shard": self.records_per_shard,
             "max_media_bytes": self.max_media_bytes,
-            **asdict(self.build),
+            # Left out where it changes nothing: data sets prepared before it was known are the same.
+            **{name: value for name, value in asdict(self.build).items() if name != "gop" or value},
         }
 
 
@@ -146,7 +147,7 @@ def prepare(
                 raise UserError(
                     f"{output.work} was begun with more rows than there are now; start over with --overwrite"
                 )
-            failed = 0
+            failed, start = 0, _Start(output, options.strict)
             for item, built in _built(items, resolver, options):
                 failed = failed + 1 if isinstance(built, Skip) and built.reason == FAILED else 0
                 if failed >= OUTAGE_AFTER:  # no shard was closed since the first failure, so all are retried
@@ -155,7 +156,7 @@ def prepare(
                         f"shards are kept. The last failure: {built.detail if isinstance(built, Skip) else ''}"
                     )
                 output.add(item.key, built)
-                _check(item, built, output, options)
+                start.take(item, built)
                 progress.step(counter.count, output)
         except OSError as error:
             raise output.full(error) from None
@@ -172,6 +173,12 @@ def prepare_own(path: Path, out: Path, options: Options, progress: Progress | No
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; give a .jsonl file, or a name from molmo2 prepare --list")
+    with path.open("rb") as file:
+        listed = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        if listed and path.suffix.lower() == ".json":
+            raise UserError(
+                f"{path} holds a JSON list; one record a line is read: jq -c '.[]' {path} > {path.stem}.jsonl"
+            )
     folders = (path.resolve().parent, *options.folders)
     source = own.own_source(path, out.name)
     source = replace(source, notes=f"{path.name} with SHA-256 {file_sha256(path)}")
@@ -275,22 +282,41 @@ def _work(batch: list[Item]) -> list[Built | Skip]:
     return build_all(batch, *_worker)
 
 
-def _check(item: Item, built: Built | Skip, output: Output, options: Options) -> None:
-    """Stop the run where further items would fail as well.
+class _Start:
+    """Stops a run where further items would fail as well."""
 
-    Raises:
-        UserError: with `strict`, at the first item that is skipped because it cannot be used.
-        SourceError: none of the first samples became a record.
-    """
-    if not isinstance(built, Skip):
-        return
-    if options.strict:
-        raise UserError(f"{built.key}: {built.reason}{f': {built.detail}' if built.detail else ''}")
-    if isinstance(item, Sample) and not output.records and output.items >= GIVE_UP_AFTER:
-        hint = " Are the media below --source, as molmo2 prepare --list NAME says?" if built.reason == NOT_FOUND else ""
-        raise SourceError(
-            f"none of the first {output.items} items became a record; the last, {built.key}: {built.reason}: "
-            f"{built.detail}.{hint}"
+    def __init__(self, output: Output, strict: bool):
+        self.output, self.strict = output, strict
+        self.samples, self.reasons = 0, Counter[tuple[str, str]]()
+        self.patient = output.gave_up or output.records > 0  # asked to go on, or past the start
+
+    def take(self, item: Item, built: Built | Skip) -> None:
+        """Look at what has become of the next item.
+
+        Raises:
+            UserError: with `strict`, at the first item that is skipped because it cannot be used.
+            SourceError: none of the first samples became a record, all for the same reason.
+        """
+        if not isinstance(built, Skip):
+            self.patient = True
+            return
+        if self.strict:
+            raise UserError(str(built))
+        if self.patient or not isinstance(item, Sample):
+            return
+        self.samples += 1
+        self.reasons[built.reason, built.fault.field if built.fault is not None else ""] += 1
+        if len(self.reasons) > 1:
+            self.patient = True
+        elif self.samples >= GIVE_UP_AFTER:
+            raise SourceError(self._words(built))
+
+    def _words(self, last: Skip) -> str:
+        hint = " Are the media below --source, as molmo2 prepare --list NAME says?" if last.reason == NOT_FOUND else ""
+        return (
+            f"none of the first {self.samples} samples became a record, all for one reason; the last, {last}.{hint} "
+            f"{self.output.give_up()} lists them all. Mend the cause and run the command again; if nothing has "
+            "changed, it then goes on with the rest"
         )
 
 

@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.sources.base import Media, Sample, Skip
+from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
-from molmo2_nemo.errors import DataError, UserError
+from molmo2_nemo.errors import DataError, UserError, verbose
 
+LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
+SLOW_TO_READ = f"long GOPs: over {LONG_GOP} frames decoded for each sampled one; --gop 60 re-encodes such videos"
+UNFORESEEN = "unforeseen"  # the reason of a sample that our code did not expect
 MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 KEY_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
@@ -32,6 +36,7 @@ class BuildOptions:
     cut_clips: bool = False  # store only the part of a video that the clip shows, without re-encoding
     video_height: int = 0  # re-encode videos that are higher, pixels; 0 = never
     video_fps: float = 0.0  # re-encode videos with more frames per second; 0 = never
+    gop: int = 0  # re-encode videos with more frames from one key frame to the next; 0 = never
 
 
 @dataclass(slots=True)
@@ -41,6 +46,7 @@ class Built:
     key: str
     members: dict[str, bytes | Path]  # a path: read when it is written
     entry: Entry = field(default_factory=lambda: Entry(""))
+    notes: tuple[str, ...] = ()  # what the summary counts; texts that many records have in common
 
 
 def member_key(key: str) -> str:
@@ -68,20 +74,27 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
     Raises:
         OSError: the cache cannot be written.
     """
+    fault = None
     try:
         return _build(sample, resolver, options)
     except MediaError as error:
         reason, detail = error.reason, error.detail
     except BadRecord as error:
-        reason, detail = error.cause, error.detail
+        reason, detail, fault = error.cause, error.detail, error.fault
+    except FieldError as error:
+        reason, detail, fault = "bad sample", str(error), error.fault
     except UserError as error:
         reason, detail = "bad sample", str(error)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if verbose():
+            raise
+        reason, detail = UNFORESEEN, f"{type(error).__name__}: {error} (MOLMO2_VERBOSE=1 shows where)"
     # Some libraries put memory addresses into their messages, but skipped.jsonl must be the same in every run.
-    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400])
+    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400], fault, sample.place)
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
-    images = [resolver.image(media) for media in sample.images]
+    images = _images(sample, resolver)
     video = resolver.video(sample.video) if sample.video is not None else None
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip's times count from the start of the part
@@ -124,7 +137,33 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     parse_record(
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )
-    return Built(member_key(sample.key), members, measure(data, images, video))
+    entry = measure(data, images, video)
+    return Built(member_key(sample.key), members, entry, (*_notes(entry, images, video), *sample.notes))
+
+
+def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
+    yield from sorted({f"an image {note}" for image in images for note in image.notes})
+    if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
+        yield SLOW_TO_READ
+
+
+def decoded_per_sample(entry: Entry, video: Video) -> float:
+    """Frames that a reader decodes, about, for each that training samples: half a GOP, or all up to the next sample."""
+    return min(video.fps * (entry.duration or 0.0) / max(entry.crops or 1, 1), video.gop / 2)
+
+
+def _images(sample: Sample, resolver: Resolver) -> list[StillImage]:
+    """All images; of several, an error says which one cannot be used."""
+    images: list[StillImage] = []
+    for media in sample.images:
+        try:
+            images.append(resolver.image(media))
+        except MediaError as error:
+            if len(sample.images) == 1:
+                raise
+            where = f"image {len(images) + 1} of {len(sample.images)}"
+            raise MediaError(error.reason, f"{where}, {error.detail}") from None
+    return images
 
 
 def _same_image(images: Sequence[StillImage], i: int) -> str | None:
@@ -151,10 +190,11 @@ def _subtitles(sample: Sample) -> list[dict[str, Any]] | str:
 def _transcoded(
     video: Video, clip: tuple[float, float] | None, options: BuildOptions
 ) -> tuple[Video, tuple[float, float] | None]:
-    if options.video_height or options.video_fps:
-        from data_prep.transcode import reencode
+    if options.video_height or options.video_fps or options.gop:
+        from data_prep.transcode import Wanted, reencode
 
-        video, clip = reencode(video, clip, options.video_height, options.video_fps, cut=options.cut_clips)
+        wanted = Wanted(options.video_height, options.video_fps, options.gop)
+        video, clip = reencode(video, clip, wanted, cut=options.cut_clips)
     elif options.cut_clips and clip is not None:
         from data_prep.transcode import cut_packets
 

@@ -13,13 +13,31 @@ from typing import Any
 from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
 from data_prep.output import SKIPPED
 from data_prep.record_builder import measure
-from molmo2_nemo.data.manifest import MANIFEST, Entry, ShardError, read_entries, read_head, write_manifest_file
+from molmo2_nemo.data.foreign import ForeignTexts
+from molmo2_nemo.data.manifest import (
+    MANIFEST,
+    Entry,
+    ShardError,
+    members_crc,
+    read_entries,
+    read_head,
+    write_manifest_file,
+)
 from molmo2_nemo.data.record import BadRecord, load_json, parse_record
-from molmo2_nemo.data.shard_writer import TarShard, index_tar, members_crc, read_records, write_manifest
+from molmo2_nemo.data.shard_writer import (
+    LEFT_OUT,
+    NothingUsable,
+    TarShard,
+    file_state,
+    index_tar,
+    read_records,
+    write_manifest,
+)
 from molmo2_nemo.data.shards import file_sha256
-from molmo2_nemo.files import atomic
+from molmo2_nemo.files import atomic, write_text
 
 REMOVED = "removed by repair"
+INDEXED = "indexed"  # in a head: the tars are another tool's, and are never rewritten
 
 
 @dataclass(frozen=True)
@@ -57,13 +75,14 @@ def check(folder: Path, *, quick: bool = False, workers: int = 0) -> list[Proble
     """
     head = read_head(folder / MANIFEST)
     jobs = [
-        (folder, shard, entries, quick)
+        (folder, shard, entries, quick, texts_of(head))
         for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=False)
     ]
     problems = [problem for found in _map(_check_shard, jobs, workers) for problem in found]
     if len(jobs) != len(head["shards"]):
         problems.append(Problem(MANIFEST, "", f"describes {len(jobs)} of {len(head['shards'])} shards"))
     listed = {shard["name"] for shard in head["shards"]}
+    listed.update(head.get("unused", ()))
     problems += [
         Problem(path.name, "", "is not listed in the manifest")
         for path in sorted(folder.glob("*.tar"))
@@ -80,7 +99,14 @@ def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
         yield from pool.map(function, *zip(*jobs, strict=True))
 
 
-def _check_shard(folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool) -> list[Problem]:
+def texts_of(head: dict[str, Any]) -> ForeignTexts | None:
+    """Where the texts of a data set's records lie, if another tool wrote them."""
+    return ForeignTexts(**head["texts"]) if "texts" in head else None
+
+
+def _check_shard(
+    folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool, texts: ForeignTexts | None
+) -> list[Problem]:
     name, path = shard["name"], folder / shard["name"]
     if not path.is_file():
         return [Problem(name, "", "is missing")]
@@ -93,24 +119,28 @@ def _check_shard(folder: Path, shard: dict[str, Any], entries: list[Entry], quic
     elif file_sha256(path) != shard["sha256"]:
         problems.append(Problem(name, "", "its SHA-256 is not the manifest's"))
     if not quick or problems:
-        problems += [Problem(name, e.key, text) for e, text, _ in _judged(path, entries) if text]
+        problems += [Problem(name, e.key, text) for e, text, _ in _judged(path, entries, texts) if text]
     if not problems and not quick:
         try:
-            found = [(key, members) for key, members in index_tar(path)]
+            bad: dict[str, str] = {}
+            found = dict(index_tar(path, bad))
         except ShardError as error:
             return [Problem(name, "", str(error))]
-        if found != [(entry.key, entry.members) for entry in entries]:
+        left = len(found) + len(bad) - len(entries)
+        if left != shard.get("left_out", 0) or any(found.get(e.key) != e.members for e in entries):
             problems.append(Problem(name, "", "its members are not those of the manifest"))
     return problems
 
 
-def _judged(path: Path, entries: list[Entry]) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
+def _judged(
+    path: Path, entries: list[Entry], texts: ForeignTexts | None
+) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
     """Each entry with its problem ("" if there is none) and its members."""
     for entry, content in read_records(path, entries):
-        yield entry, record_problem(f"{path.name}:{entry.key}", entry, content), content
+        yield entry, record_problem(f"{path.name}:{entry.key}", entry, content, texts), content
 
 
-def record_problem(label: str, entry: Entry, content: dict[str, bytes]) -> str:
+def record_problem(label: str, entry: Entry, content: dict[str, bytes], texts: ForeignTexts | None = None) -> str:
     """The problem of a record, given its members as read; "" when training can use it."""
     for member in entry.members:
         if len(content[member.suffix]) != member.size:
@@ -118,7 +148,7 @@ def record_problem(label: str, entry: Entry, content: dict[str, bytes]) -> str:
     if entry.crc is not None and members_crc(content) != entry.crc:
         return "its contents changed (CRC-32)"
     try:
-        look(label, content)
+        look(label, content, texts)
     except BadRecord as error:
         return error.detail
     except MediaError as error:
@@ -126,12 +156,13 @@ def record_problem(label: str, entry: Entry, content: dict[str, bytes]) -> str:
     return ""
 
 
-def look(label: str, content: dict[str, bytes]) -> Entry:
+def look(label: str, content: dict[str, bytes], texts: ForeignTexts | None = None) -> Entry:
     """Parse a record and decode its media as `molmo2 prepare` does; returns its measures.
 
     Raises:
         BadRecord, MediaError: training could not use it.
     """
+    content = content if texts is None else texts.members(label, content)
     record = parse_record(label, content)
     data = load_json(label, content)
     images: list[StillImage] = [probe_image(image) for image in record.images]
@@ -151,21 +182,27 @@ def repair(folder: Path) -> list[Problem]:
         ShardError: no record would be left.
     """
     head = read_head(folder / MANIFEST)
-    shards, kept, old, lost = [], [], [], []
+    shards, kept, old, lost, changed = [], [], [], [], False
     for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=True):
-        problems = _check_shard(folder, shard, entries, False)
+        problems = _check_shard(folder, shard, entries, False, texts_of(head))
         if not problems:
             shards.append(shard)
             kept.append(entries)
             continue
         path = folder / shard["name"]
-        old.append(path)
-        new, bad = _rewrite(path, entries) if path.is_file() else (None, [(e, "its shard is missing") for e in entries])
+        if head.get(INDEXED):  # its tars are somebody else's: records are left out of the manifest
+            state, good, bad = _without(path, shard, entries, texts_of(head))
+        else:
+            old.append(path)
+            state, good, bad = _rewritten(path, entries)
         lost += [Problem(path.name, entry.key, text) for entry, text in bad]
-        if new is not None:
-            shards.append(new.close())
-            kept.append(new.entries)
-    if not old:
+        changed = True
+        if state is not None:
+            shards.append(state)
+            kept.append(good)
+        elif path.is_file() and head.get(INDEXED):
+            head["unused"] = [*head.get("unused", ()), path.name]
+    if not changed:
         return []
     if not shards:
         raise ShardError(f"{folder}: none of its records can be used; nothing was changed. Prepare the data set again")
@@ -175,13 +212,33 @@ def repair(folder: Path) -> list[Problem]:
     return lost
 
 
-def _rewrite(path: Path, entries: list[Entry]) -> tuple[TarShard | None, list[tuple[Entry, str]]]:
+Repaired = tuple[dict[str, Any] | None, list[Entry], list[tuple[Entry, str]]]  # shard for the head, good, bad records
+
+
+def _missing(entries: list[Entry]) -> Repaired:
+    return None, [], [(entry, "its shard is missing") for entry in entries]
+
+
+def _without(path: Path, shard: dict[str, Any], entries: list[Entry], texts: ForeignTexts | None) -> Repaired:
+    """The same tar, listed without the records that cannot be used."""
+    if not path.is_file():
+        return _missing(entries)
+    judged = [(entry, problem) for entry, problem, _ in _judged(path, entries, texts)]
+    good, bad = [e for e, problem in judged if not problem], [(e, problem) for e, problem in judged if problem]
+    state = {**shard, **file_state(path), "records": len(good), "left_out": shard.get("left_out", 0) + len(bad)}
+    return (state if good else None), good, bad
+
+
+def _rewritten(path: Path, entries: list[Entry]) -> Repaired:
+    """A new tar of the records that can be used."""
+    if not path.is_file():
+        return _missing(entries)
     number = 1
     while (target := path.with_name(f"{path.stem.partition('-r')[0]}-r{number}.tar")).exists():
         number += 1
     new, bad = TarShard(target), []
     try:
-        for entry, problem, content in _judged(path, entries):
+        for entry, problem, content in _judged(path, entries, None):
             if problem:
                 bad.append((entry, problem))
             else:
@@ -190,9 +247,9 @@ def _rewrite(path: Path, entries: list[Entry]) -> tuple[TarShard | None, list[tu
         new.discard()
         raise
     if new.entries:
-        return new, bad
+        return new.close(), new.entries, bad
     new.discard()
-    return None, bad
+    return None, [], bad
 
 
 def _replace_manifest(
@@ -211,17 +268,42 @@ def _replace_manifest(
                 file.write(json.dumps({"key": problem.key, "reason": REMOVED, "detail": problem.text}) + "\n")
 
 
-def index(folder: Path, name: str | None = None) -> dict[str, Any]:
+def index(folder: Path, name: str | None = None, texts: ForeignTexts | None = None) -> dict[str, Any]:
     """Turn plain webdataset tars into a data set: check and measure every record, then write the manifest.
 
+    A record that training could not use is left out of the manifest, and listed in skipped.jsonl.
+
+    Args:
+        texts: where the records' texts lie, unless they are records of this project.
     Raises:
-        DataError: no tars, a damaged one, or a record that training could not use; no manifest is written.
+        DataError: no tars, a damaged one, or no record that training could use; no manifest is written.
     """
 
     def measured(label: str, content: dict[str, bytes], entry: Entry) -> None:
         try:
-            entry.take(look(label, content))
+            entry.take(look(label, content, texts))
         except MediaError as error:
             raise BadRecord(label, "bad media", str(error)) from None
 
-    return write_manifest(folder, name or folder.resolve().name, parse=True, measure=measured)
+    lost: list[Problem] = []
+    head: dict[str, Any] = {INDEXED: True} | ({"texts": texts.head()} if texts is not None else {})
+    try:
+        head = write_manifest(
+            folder,
+            name or folder.resolve().name,
+            measure=measured,
+            head=head,
+            left_out=lambda shard, key, why: lost.append(Problem(shard, key, why)),
+        )
+    except NothingUsable as error:
+        raise ShardError(f"{error}. {HOW}" if texts is None else str(error)) from None
+    lines = [json.dumps({"key": f"{p.shard}:{p.key}", "reason": LEFT_OUT, "detail": p.text}) + "\n" for p in lost]
+    if lines:
+        write_text(folder / SKIPPED, "".join(lines))
+    return head
+
+
+HOW = (
+    "Where a record's JSON is another tool's, say where its texts are: --caption-from txt for a member, --caption-from "
+    "json:caption for a field; or --question-from and --answer-from"
+)

@@ -1,130 +1,171 @@
-"""Smaller videos, on request: a clip's packets without re-encoding, or a re-encoded video."""
+"""Smaller or more accessible videos, on request: a clip's packets without re-encoding, or a re-encoded video.
+
+Both take the frames that training takes (data/video): the same stream, order and times, turned as they are shown.
+"""
 
 from __future__ import annotations
 
 import io
-import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from data_prep.media import MediaError, Video, encode_video, probe_video
-from molmo2_nemo.data.video import seconds_of
+import numpy as np
+
+from data_prep.media import MediaError, Ticks, Video, encode_video, probe_video
+from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.data.video.container import open_video
+from molmo2_nemo.data.video.film import Film, look_at
+from molmo2_nemo.data.video.frames_pyav import PyAVFrames
+from molmo2_nemo.data.video.index import VideoIndex, seconds_of
 from molmo2_nemo.errors import DataError
 
 Clip = tuple[float, float]
 TAIL = 1.0  # seconds kept after a clip, so that its last frame is there whatever the order of packets
+LIMITS = LimitsConfig()
 
 
 def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     """A video with only the packets of a clip, from the key frame before it on, and the clip's times in the new video.
 
     The frames shown in the clip are the same, bit by bit (a time exactly between two frames may be rounded to the other
-    one, since times are shifted). Returns the video unchanged where an mp4 cannot hold its packets, or when the cut
-    would not be smaller.
+    one, since times are shifted). Returns the video unchanged where an mp4 cannot hold its packets, where these do not
+    say when they are shown, or when the cut would not be smaller.
 
     Raises:
         MediaError: the cut file cannot be read.
     """
     import av
 
-    begin = max(clip[0], 0.0)
-    content, out = video.content(), io.BytesIO()
+    content = video.content()
     try:
-        with av.open(io.BytesIO(content), "r") as source:
-            stream: Any = source.streams.video[0]
-            first = float(seconds_of(stream.start_time or 0, stream.time_base))
-            origin = _key_before(source, stream, first + begin)
-            source.seek(origin, stream=stream, backward=True)
-            with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
-                made = target.add_stream_from_template(stream)
-                for packet in source.demux(stream):
-                    if packet.dts is None or packet.pts is None or packet.pts < origin:
-                        continue
-                    if seconds_of(packet.dts, stream.time_base) > first + clip[1] + TAIL:
-                        break
-                    packet.pts -= origin
-                    packet.dts -= origin
-                    packet.stream = made
-                    target.mux(packet)
-            shift = float(seconds_of(origin, stream.time_base)) - first
-    except (av.error.FFmpegError, ValueError, OSError):
+        film = look_at(content, LIMITS)
+        if film.index.order != "stamps":
+            return video, clip
+        data, origin = _packets(content, film.index, clip)
+        made = look_at(data, LIMITS)
+    except (av.error.FFmpegError, DataError, ValueError, OSError):
         return video, clip
-    data = out.getvalue()
-    if len(data) >= len(content):
+    shift = (origin - int(film.index.pts[0])) * film.index.base
+    moved = float(Fraction(clip[0]) - shift), float(Fraction(clip[1]) - shift)
+    if len(data) >= len(content) or not _same_frames(film, clip, made, moved):
         return video, clip
-    return probe_video(data, "mp4"), (clip[0] - shift, clip[1] - shift)
+    return probe_video(data, "mp4"), moved
 
 
-def _key_before(source: Any, stream: Any, seconds: float) -> int:
-    """Timestamp of the last key frame that is shown at or before `seconds` on the stream's clock."""
-    keys = [p.pts for p in source.demux(stream) if p.is_keyframe and p.pts is not None and p.size]
-    before = [pts for pts in keys if seconds_of(pts, stream.time_base) <= seconds + 1e-6]
-    if not keys:
-        raise DataError("no key frame")
-    return int(max(before) if before else min(keys))
+def _packets(content: bytes, index: VideoIndex, clip: Clip) -> tuple[bytes, int]:
+    """An mp4 of the packets of a clip, and the pts of the key frame that it begins with."""
+    import av
+
+    shown = index.pts[index.frame_at(np.array(clip))]
+    origin = int(index.keys[max(int(np.searchsorted(index.keys, shown[0], side="right")) - 1, 0)])
+    last = int(shown[1]) + int(TAIL / index.base)
+    out, begun = io.BytesIO(), False
+    with open_video(content, LIMITS) as (source, stream):  # read from its start: not every container seeks to a packet
+        with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
+            made = target.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                begun = begun or packet.pts == origin
+                if not begun or packet.dts is None or packet.pts is None or packet.pts < origin:
+                    continue
+                if packet.dts > last:
+                    break
+                packet.pts -= origin
+                packet.dts -= origin
+                packet.stream = made
+                target.mux(packet)
+    return out.getvalue(), origin
 
 
-def reencode(video: Video, clip: Clip | None, height: int, fps: float, *, cut: bool) -> tuple[Video, Clip | None]:
-    """H.264 with at most `height` lines and `fps` frames per second; unchanged where it has neither more lines nor more
-    frames per second.
+def _same_frames(film: Film, clip: Clip, made: Film, moved: Clip) -> bool:
+    """Whether a clip of one film has as many frames, shown at the same times, as that of another, to a millisecond."""
+    times = []
+    for index, part in ((film.index, clip), (made.index, moved)):
+        first, last = index.frame_at(np.array(part)).tolist()
+        times.append(seconds_of(index.pts[first : last + 1] - index.pts[0], index.base) - part[0])
+    same = len(times[0]) == len(times[1]) and bool(np.abs(times[0] - times[1]).max() < 1e-3)
+    return same and made.index.order == "stamps" and made.size == film.size
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a re-encoded video must not exceed; 0: anything."""
+
+    height: int = 0  # lines of the upright picture
+    fps: float = 0.0  # frames per second
+    gop: int = 0  # frames from one key frame to the next
+
+    def exceeded_by(self, video: Video) -> bool:
+        higher = bool(self.height) and video.size[1] > self.height
+        return higher or self.slows(video) or (bool(self.gop) and video.gop > self.gop)
+
+    def slows(self, video: Video) -> bool:
+        return bool(self.fps) and video.fps > self.fps * 1.001
+
+
+def reencode(video: Video, clip: Clip | None, wanted: Wanted, *, cut: bool) -> tuple[Video, Clip | None]:
+    """H.264 with at most the wanted lines, frames per second and frames between key frames; unchanged where it has no
+    more of any. Frames keep their times unless there are too many.
 
     Args:
         cut: keep only the clip; its times then begin with 0.
     Raises:
         MediaError: a frame cannot be decoded.
     """
-    smaller = bool(height) and video.size[1] > height
-    slower = bool(fps) and video.fps > fps * 1.001
-    if not smaller and not slower:
+    cut = cut and clip is not None
+    if not wanted.exceeded_by(video):
         return cut_packets(video, clip) if cut and clip is not None else (video, clip)
     start, end = clip if cut and clip is not None else (0.0, video.duration)
-    rate = min(fps, video.fps) if fps else video.fps
-    rate = float(Fraction(rate).limit_denominator(1001))
+    content = video.content()
     with tempfile.TemporaryDirectory(prefix="molmo2-video-") as folder:
         path = Path(folder) / "video.mp4"
         try:
-            encode_video(_frames(video, start, min(end, video.duration), rate, height), path, rate)
+            film = look_at(content, LIMITS)
+            numbers, ticks = _chosen(video, film.index, start, end, wanted)
+            frames = _frames(content, film, numbers, wanted.height)
+            encode_video(frames, path, min(wanted.fps or video.fps, video.fps), gop=wanted.gop, ticks=ticks)
         except MediaError:
             raise
         except Exception as error:
             raise MediaError("video cannot be re-encoded", str(error)[:300]) from None
         made = probe_video(path.read_bytes(), "mp4")
-    return made, ((0.0, end - start) if cut and clip is not None else clip)
+    return made, ((0.0, end - start) if cut else clip)
 
 
-def _frames(video: Video, start: float, end: float, rate: float, height: int) -> Iterator[Any]:
-    """RGB frames shown at start, start + 1/rate, ... below `end`, scaled to at most `height` lines."""
+def _chosen(video: Video, index: VideoIndex, start: float, end: float, wanted: Wanted) -> tuple[np.ndarray, Ticks]:
+    """Numbers of the frames to keep, not descending, and when they are shown in a video that begins at `start`."""
+    end = min(end, index.duration)
+    if wanted.slows(video):
+        base = 1 / Fraction(wanted.fps).limit_denominator(1001)
+        count = max(int(np.ceil((end - start) / float(base) - 1e-6)), 1)
+        marks = np.arange(count + 1)
+        return index.frame_at(start + seconds_of(marks[:-1], base)), Ticks(base, marks)
+    first, last = index.frame_at(np.array([start, end])).tolist()
+    numbers = np.arange(first, last + 1)
+    begin, stop = (round(Fraction(seconds) / index.base) for seconds in (start, end))
+    shown = np.maximum(index.pts[numbers] - index.pts[0] - begin, np.minimum(numbers - first, 1))
+    return numbers, Ticks(index.base, np.append(shown, max(stop - begin, int(shown[-1]) + 1)))
+
+
+def _frames(content: bytes, film: Film, numbers: np.ndarray, height: int) -> Iterator[np.ndarray]:
+    """Upright RGB frames with these numbers, scaled to at most `height` lines and to even sizes."""
+    different, counts = np.unique(numbers, return_counts=True)
+    reader = PyAVFrames(content, film.index, LIMITS)
+    for pixels, count in zip(reader.frames(different), counts.tolist(), strict=True):
+        scaled = _scaled(pixels, height)
+        for _ in range(count):
+            yield scaled
+
+
+def _scaled(pixels: np.ndarray, height: int) -> np.ndarray:
     import av
 
-    count = max(math.ceil((end - start) * rate - 1e-6), 1)
-    with av.open(io.BytesIO(video.content()), "r") as source:
-        stream: Any = source.streams.video[0]
-        first = float(seconds_of(stream.start_time or 0, stream.time_base))
-        number, last = 0, None
-        for frame in source.decode(stream):
-            if frame.pts is None:
-                continue
-            time = seconds_of(frame.pts, stream.time_base) - first
-            while last is not None and number < count and start + number / rate < time - 1e-6:
-                yield _scaled(last, height)
-                number += 1
-            last = frame
-            if number >= count:
-                return
-        while last is not None and number < count:
-            yield _scaled(last, height)
-            number += 1
-
-
-def _scaled(frame: Any, height: int) -> Any:
-    import numpy as np
-
-    width, lines = frame.width, frame.height
-    if height and lines > height:
-        width, lines = max(round(width * height / lines), 2), height
-    pixels = frame.reformat(width=width, height=lines, format="rgb24").to_ndarray()
-    turns = round(frame.rotation / 90) % 4
-    return np.rot90(pixels, turns) if turns else pixels
+    lines, width = pixels.shape[:2]
+    if not height or lines <= height:
+        return pixels
+    wide, high = max(2 * round(width * height / lines / 2), 2), max(height - height % 2, 2)
+    frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+    return frame.reformat(width=wide, height=high, format="rgb24").to_ndarray()

@@ -64,7 +64,7 @@ CAUGHT = {  # handlers of these around something else than a parser: what is in 
     "data_prep/media.py _lettered": "Pillow: what it raises for a broken image depends on where it breaks",
     "data_prep/record_builder.py _build": "json.dumps, of what a source made of a row",
     "data_prep/tables.py count": "Arrow, and files that others wrote",
-    "molmo2_nemo/data/image.py decode_image": "Pillow, as above",
+    "data_prep/transcode.py cut_packets": "PyAV: a codec that an mp4 cannot hold, packets without a time",
     "molmo2_nemo/data/tokenizer.py encode": "the library's, for lone surrogates",
 }
 

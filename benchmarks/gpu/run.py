@@ -7,7 +7,8 @@
 
 Every part is a process with its own time limit and log; one that fails leaves the others alone. --out gets at most
 eight files: page.md (what passed, figures beside their targets), results.json, logs.txt, the profiles' traces. They are
-written anew after every part, so that a run that is cut off leaves what it had. Exit code: 0 where no part failed.
+written anew after every part, so that a run that is cut off leaves what it had. Exit code: 0 where no part failed, 2
+where torch sees no card: that is looked at first, and then nothing is begun.
 """
 
 from __future__ import annotations
@@ -83,16 +84,6 @@ class Run:
             self.results.append(result)
             print(f"[{self.clock():4.0f} s] {part.name}: {result.state}  {result.why[:150]}", flush=True)
             self.save()
-            if part is PARTS[0] and (refusal := self.without_card(result)):
-                raise SystemExit(refusal)
-
-    def without_card(self, environment: Result) -> str | None:
-        """Why nothing else is begun."""
-        if environment.state != "passed":
-            return f"torch could not be asked for the card: {environment.why}"
-        if not self.tiny and not environment.data.get("card"):
-            return "torch sees no CUDA device here; --tiny runs the parts at small sizes on the CPU"
-        return None
 
     def one(self, part: Part) -> Result:
         """Runs a part, or says why not."""
@@ -166,6 +157,24 @@ class Run:
                 trace.unlink()
 
 
+def without_card() -> str | None:
+    """Why nothing is begun: what this Python's torch says, asked in a process of its own; None where it sees a card."""
+    code = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())"
+    tiny = "--tiny runs the parts at small sizes on the CPU"
+    try:
+        asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return f"no answer from torch in 120 s whether there is a card; a driver that hangs? {tiny}"
+    if asked.returncode:
+        why = (asked.stderr.strip().splitlines() or [f"exit code {asked.returncode}"])[-1]
+        return f"{sys.executable} cannot ask torch for a card: {why}"
+    version, cuda, there = asked.stdout.split()[-3:]
+    if there == "True":
+        return None
+    reason = "is a build without CUDA" if cuda == "None" else f"(for CUDA {cuda}) sees no device"
+    return f"no card: torch {version} of {sys.executable} {reason}; nothing was begun. {tiny}"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
@@ -215,6 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.kit:
         os.environ[COMMIT] = read_json(args.kit / "manifest.json").get("commit", "unknown")
     begun = args.begun or time.time()
+    if not args.tiny and (refusal := without_card()) is not None:
+        print(refusal, file=sys.stderr)
+        return 2
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="molmo2-gpu-", ignore_cleanup_errors=True) as scratch:
         data = args.data or demo_shards(Path(scratch) / "data")

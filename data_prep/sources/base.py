@@ -75,7 +75,8 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     column_media,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
-from molmo2_nemo.data.annotations import read_annotation
+from molmo2_nemo.data.json_values import Fault, FieldError
+from molmo2_nemo.data.record import BadRecord, read_tree
 from molmo2_nemo.errors import DataError
 
 if TYPE_CHECKING:
@@ -93,7 +94,26 @@ class SourceError(DataError):
     """A whole data set cannot be prepared: its rows are not what the source expects, or files are missing."""
 
 
+OWN = "own data"  # `Source.kind` of a user's own files
+
+
 # --- what a source yields --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a sample of a user's own file stands."""
+
+    file: str
+    line: int  # from 1
+    names: Mapping[str, str] = field(default_factory=dict)  # path of a field in the record -> its name in the line
+
+    def of(self, path: str) -> str:
+        """The path of a record's field as the line has it."""
+        for start, name in self.names.items():
+            if path == start or path.startswith((f"{start}[", f"{start}.")):
+                return name + path[len(start) :]
+        return path
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +135,8 @@ class Sample:
     weight_factor: float | None = None  # a factor on the loss weight of every answer
     variants: Sequence[Sequence[AnnotationJson]] = ()
     variant_weights: Sequence[float] | None = None
+    place: Place | None = None  # in a user's own file
+    notes: tuple[str, ...] = ()  # what was converted; the summary counts records per text
 
     def trees(self) -> Sequence[Sequence[AnnotationJson]]:
         """Every list of annotations that training may draw."""
@@ -128,6 +150,24 @@ class Skip:
     key: str
     reason: str  # a few fixed words, as reasons are counted
     detail: str = ""
+    fault: Fault | None = None  # the field, what was seen and expected
+    place: Place | None = None  # in a user's own file
+
+    def line(self) -> dict[str, Any]:
+        """The line of skipped.jsonl: key, reason and detail, and where they are known file, line, field, seen and
+        expected."""
+        made: dict[str, Any] = {"key": self.key, "reason": self.reason, "detail": self.detail}
+        if self.place is not None:
+            made |= {"file": self.place.file, "line": self.place.line}
+        if self.fault is not None:
+            path = self.fault.field if self.place is None else self.place.of(self.fault.field)
+            made |= {"field": path, "seen": self.fault.seen, "expected": self.fault.expected}
+        return made
+
+    def __str__(self) -> str:
+        where = self.key if self.place is None else f"{self.place.file}, line {self.place.line}"
+        field = f", {self.line()['field']}" if self.fault is not None and self.fault.field else ""
+        return f"{where}{field}: {self.reason}{f': {self.detail}' if self.detail else ''}"
 
 
 # --- where rows come from --------------------------------------------------------------------------------------------
@@ -291,19 +331,26 @@ def convert(source: Source, rows: Iterable[Row], ctx: Context) -> Iterator[Sampl
         SourceError: the first rows are all bad, so the schema has changed; the message names the field.
     """
     skipped: list[Skip] = []
-    seen: set[int] = set()
+    seen: dict[int, int] = {}  # fingerprint of a key -> its line in a user's own file, 0 elsewhere
     for item in source.records(_checked_rows(source, rows, skipped), ctx):
         yield from skipped
         skipped.clear()
-        if isinstance(item, Skip):
-            yield item
-            continue
-        fingerprint = hash(item.key)  # 64 bits: a false alarm once in 10**8 data sets of a million records
-        problem = "duplicate key" if fingerprint in seen else ""
-        seen.add(fingerprint)
-        detail = "" if problem else sample_problem(item)
-        yield Skip(item.key, problem or "bad sample", detail) if problem or detail else item
+        yield item if isinstance(item, Skip) else _judged(item, seen)
     yield from skipped
+
+
+def _judged(item: Sample, seen: dict[int, int]) -> Sample | Skip:
+    """The sample, or why it cannot be used."""
+    fingerprint = hash(item.key)  # 64 bits: a false alarm once in 10**8 data sets of a million records
+    if fingerprint in seen:
+        if item.place is None:
+            return Skip(item.key, "duplicate key")
+        says = f"line {seen[fingerprint]} has the key {item.key!r} as well"
+        fault = Fault("key", repr(item.key), "a key that no other line has")
+        return Skip(item.key, "duplicate key", says, fault, item.place)
+    seen[fingerprint] = item.place.line if item.place is not None else 0
+    problem = sample_problem(item)
+    return item if problem is None else Skip(item.key, "bad sample", problem.detail, problem.fault, item.place)
 
 
 def _checked_rows(source: Source, rows: Iterable[Row], skipped: list[Skip]) -> Iterator[Row]:
@@ -329,22 +376,23 @@ def _checked_rows(source: Source, rows: Iterable[Row], skipped: list[Skip]) -> I
         )
 
 
-def sample_problem(sample: Sample) -> str:
-    """The problem of a sample; "" when there is none."""
+def sample_problem(sample: Sample) -> BadRecord | None:
+    """The problem of a sample; None when there is none."""
+    problem: FieldError | str | None = None
+    weights = sample.variant_weights
     if sample.images and sample.video is not None:
-        return "both images and a video"
-    if bool(sample.annotations) == bool(sample.variants):
-        return "neither annotations nor variants" if not sample.variants else "annotations and variants"
-    if sample.variant_weights is not None and len(sample.variant_weights) != len(sample.variants):
-        return f"{len(sample.variants)} variants, {len(sample.variant_weights)} weights"
-    for tree in sample.trees():
-        if not tree:
-            return "a variant without annotations"
-        for i, annotation in enumerate(tree):
-            if not isinstance(annotation.get("style"), str):
-                return f"annotation {i} has no style"
-            try:
-                read_annotation(annotation, len(sample.images), sample.video is not None)
-            except DataError as error:
-                return f"annotation {i} ({annotation['style']}): {error}"
-    return ""
+        problem = "both images and a video"
+    elif bool(sample.annotations) == bool(sample.variants):
+        problem = "neither annotations nor variants" if not sample.variants else "annotations and variants"
+    elif weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(sample.variants)):
+        problem = FieldError.wrong("variant_weights", f"{len(sample.variants)} numbers, one for each variant", weights)
+    if problem is not None:
+        fault = problem.fault if isinstance(problem, FieldError) else None
+        return BadRecord(sample.key, "bad sample", str(problem), fault)
+    try:
+        for number, tree in enumerate(sample.trees()):
+            path = f"variants[{number}]" if sample.variants else "annotations"
+            read_tree(sample.key, list(tree), len(sample.images), sample.video is not None, path)
+    except BadRecord as error:
+        return error
+    return None

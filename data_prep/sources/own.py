@@ -12,24 +12,29 @@ are equivalent to the full form, whose `annotations` share one visual input (a m
     {"images": ["a.jpg", "b.png"], "annotations": [{"style": "user_qa", "question": "...", "answer": "..."}, ...]}
 
 Besides `annotations`: `key`, `video`, `subtitles`, `clip`, `sampling`, `weight`, `variants`. Paths are relative to the
-JSONL file's folder, or to --source; https addresses are fetched.
+JSONL file's folder, or to --source; https addresses are fetched. A field that is null counts as left out. Common shapes
+of other projects are converted (own_shapes.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.sources.base import Context, File, Manual, Media, Row, Sample, Skip, Source, Table, Url
-from molmo2_nemo.data.json_values import is_number
+from data_prep.sources.base import OWN, Context, File, Manual, Media, Place, Row, Sample, Skip, Source, Table, Url
+from data_prep.sources.own_shapes import plain_answers, plain_messages
+from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, load_json
-from molmo2_nemo.errors import DataError
 
 KNOWN = {
     *("key", "image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"),
     *("variant_weights", "subtitles", "clip", "sampling", "weight", "weight_factor"),
 }
+LLAVA = {"conversations", "id"}  # known together
+SUBTITLE_FIELDS = ("start", "end", "text")
+SHORT = ("caption", "question", "answer", "messages")
 
 
 def own_source(path: Path, name: str) -> Source:
@@ -37,11 +42,11 @@ def own_source(path: Path, name: str) -> Source:
     return Source(
         name=name,
         mixes={},
-        kind="own data",
+        kind=OWN,
         origin=Manual(f"your own file {path.name}", (Table(path.name),)),
         licence="yours",
         fields={"line": int, "content": bytes},
-        records=records,
+        records=partial(records, file=path.name),
         notes=f"from {path.name}",
     )
 
@@ -54,41 +59,48 @@ def read_lines(path: Path) -> Iterator[Row]:
                 yield {"line": number, "content": line.removeprefix(b"\xef\xbb\xbf")}
 
 
-def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
+def records(rows: Iterable[Row], ctx: Context, file: str = "") -> Iterator[Sample | Skip]:
     for row in rows:
-        place = f"line {row['line']}"
+        name, place = f"line {row['line']}", Place(file, row["line"])
         try:
-            yield entry_sample(load_json(place, {"json": row["content"]}), f"{row['line']:08d}")
+            yield entry_sample(load_json(name, {"json": row["content"]}), f"{row['line']:08d}", place)
         except BadRecord as error:
-            yield Skip(place, "bad line", error.detail.removeprefix(".json "))
-        except DataError as error:
-            yield Skip(place, "bad line", str(error))
+            fault = error.fault or Fault("", error.detail, "one JSON object in a line")
+            yield Skip(name, "bad line", error.detail.removeprefix(".json "), fault, place)
+        except FieldError as error:
+            yield Skip(name, "bad line", str(error), error.fault, place)
 
 
-def entry_sample(entry: dict[str, Any], key: str) -> Sample:
-    """The sample of one JSONL entry; `key` is used for entries without a key of their own.
+def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) -> Sample:
+    """The sample of one JSONL entry without nulls; `key` is used for entries without a key of their own.
 
     Raises:
-        DataError: the entry is invalid; the message says why.
+        FieldError: the entry is invalid; the message says why.
     """
-    unknown = sorted(set(entry) - KNOWN)
-    if unknown:
-        raise DataError(f"unknown field {unknown[0]!r}; known are {', '.join(sorted(KNOWN))}")
+    entry = _llava(entry)
+    notes: list[str] = []
+    for name in entry:
+        if name not in KNOWN:
+            raise FieldError.unknown(name, KNOWN, entry[name])
     key = entry.get("key", key)
     if not isinstance(key, str) or not key:
-        raise DataError(f"key must be a non-empty string, not {key!r}")
+        raise FieldError.wrong("key", "a non-empty string", key)
     images = entry.get("images", [entry["image"]] if "image" in entry else [])
     if not isinstance(images, list) or ("image" in entry and "images" in entry):
-        raise DataError(f"images must be a list of paths (image is for a single one), not {images!r}")
+        raise FieldError.wrong("images", "a list of paths (image is for a single one)", images)
+    name = "image" if "image" in entry else "images"
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
-        raise DataError(f"sampling must be an object, not {sampling!r}")
-    variants = _variants(entry)
+        raise FieldError.wrong("sampling", "an object", sampling)
+    variants = [[plain_answers(a, notes) for a in tree] for tree in _variants(entry)]
+    annotations, names = ([], {}) if variants else _annotations(entry, notes)
     return Sample(
         key,
-        () if variants else _annotations(entry),
-        images=[_medium(path, IMAGE_SUFFIXES) for path in images],
-        video=_medium(entry["video"], VIDEO_SUFFIXES) if "video" in entry else None,
+        annotations,
+        images=[
+            _medium(path, IMAGE_SUFFIXES, name if name == "image" else f"images[{i}]") for i, path in enumerate(images)
+        ],
+        video=_medium(entry["video"], VIDEO_SUFFIXES, "video") if "video" in entry else None,
         clip=_clip(entry.get("clip")),
         subtitles=_subtitles(entry.get("subtitles", [])),
         sampling=sampling,
@@ -96,25 +108,62 @@ def entry_sample(entry: dict[str, Any], key: str) -> Sample:
         weight_factor=_number(entry, "weight_factor"),
         variants=variants,
         variant_weights=entry.get("variant_weights"),
+        place=None if place is None else Place(place.file, place.line, names),
+        notes=tuple(notes),
     )
 
 
-def _annotations(entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _llava(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of LLaVA's form as one with `messages`; any other entry as it is."""
+    if "conversations" not in entry:
+        return entry
+    if "messages" in entry:
+        raise FieldError.wrong("conversations", "in place of messages, not beside them", entry["conversations"])
+    made = {name: value for name, value in entry.items() if name not in LLAVA}
+    if "id" in entry:
+        made.setdefault("key", str(entry["id"]))
+    return made | {
+        "messages": plain_messages(entry["conversations"], "conversations", "from", "value", media=_media(entry))
+    }
+
+
+def _media(entry: dict[str, Any]) -> int:
+    """How many images and videos an entry names."""
+    images = entry.get("images")
+    return (len(images) if isinstance(images, list) else 0) + ("image" in entry) + ("video" in entry)
+
+
+def _annotations(entry: dict[str, Any], notes: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The annotations, and the entry's own names of the fields that came from the short forms."""
     full = entry.get("annotations", [])
-    if not isinstance(full, list) or not all(isinstance(annotation, dict) for annotation in full):
-        raise DataError(f"annotations must be a list of objects, not {full!r}")
+    if not isinstance(full, list):
+        raise FieldError.wrong("annotations", "a list of objects", full)
+    for i, annotation in enumerate(full):
+        if not isinstance(annotation, dict):
+            raise FieldError.wrong(f"annotations[{i}]", "an object", annotation)
     full = list(full)
+    names: dict[str, str] = {}
     if "caption" in entry:
+        names[f"annotations[{len(full)}].text"] = "caption"
         full.append({"style": "video_long_caption" if "video" in entry else "long_caption", "text": entry["caption"]})
     if ("question" in entry) != ("answer" in entry):
-        raise DataError("question and answer belong together; one of them is missing")
+        lacking, there = ("answer", "question") if "question" in entry else ("question", "answer")
+        fault = Fault(lacking, "nothing", f"the {lacking} that belongs to {there}")
+        raise FieldError(fault, "is missing: question and answer belong together")
     if "question" in entry:
+        where = f"annotations[{len(full)}]"
+        names |= {f"{where}.question": "question", f"{where}.answer": "answer", f"{where}.answers": "answer"}
         full.append({"style": "user_qa", "question": entry["question"], "answer": entry["answer"]})
     if "messages" in entry:
-        full.append({"style": "text_sft", "messages": entry["messages"]})
+        names[f"annotations[{len(full)}].messages"] = "messages"
+        texts = plain_messages(entry["messages"], "messages", "role", "content", media=_media(entry))
+        full.append({"style": "text_sft", "messages": texts})
     if not full:
-        raise DataError("nothing to train on: give caption, question and answer, messages, or annotations")
-    return full
+        expected = "caption, question and answer, messages, or annotations"
+        raise FieldError(
+            Fault("annotations", "nothing", expected), f"are missing: nothing to train on; give {expected}"
+        )
+    return [plain_answers(annotation, notes) for annotation in full], names
 
 
 def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
@@ -123,22 +172,28 @@ def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
         isinstance(tree, list) and all(isinstance(annotation, dict) for annotation in tree) for tree in variants
     )
     if not ok:
-        raise DataError(f"variants must be a list of lists of annotations, not {variants!r}")
-    if variants and any(name in entry for name in ("annotations", "caption", "question", "messages")):
-        raise DataError("variants replace annotations, caption, question and messages; give only one of these")
+        raise FieldError.wrong("variants", "a list of lists of annotations", variants)
+    beside = [name for name in ("annotations", *SHORT) if name in entry]
+    if variants and beside:
+        fault = Fault(beside[0], show(entry[beside[0]]), "nothing beside variants")
+        raise FieldError(fault, "stands beside variants, which replace annotations, caption, question and messages")
     return variants
 
 
-def _medium(path: Any, allowed: frozenset[str]) -> Media:
+def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
     if not isinstance(path, str) or not path:
-        raise DataError(f"a path must be a string, not {path!r}")
+        raise FieldError.wrong(field, "a path, a string", path)
     if "://" in path:
         if not path.startswith("https://"):
-            raise DataError(f"{path}: only https addresses are fetched")
+            raise FieldError(
+                Fault(field, show(path), "an https address"), f"is {path}: only https addresses are fetched"
+            )
         return Url(path)
     suffix = PurePosixPath(path).suffix.lower().lstrip(".")
     if suffix not in allowed:
-        raise DataError(f"{path}: the suffix {suffix!r} is not one of {', '.join(sorted(allowed))}")
+        kinds = ", ".join(sorted(allowed))
+        fault = Fault(field, show(path), f"a name that ends in one of {kinds}")
+        raise FieldError(fault, f"is {path}: the suffix {suffix!r} is not one of {kinds}")
     return File(path)
 
 
@@ -146,7 +201,7 @@ def _clip(value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2 or not all(is_number(v) for v in value):
-        raise DataError(f"clip must be [start, end] in seconds, not {value!r}")
+        raise FieldError.wrong("clip", "[start, end] in seconds", value)
     return float(value[0]), float(value[1])
 
 
@@ -157,12 +212,15 @@ def _subtitles(value: Any) -> list[tuple[float, float, str]] | str:
     for i, line in enumerate(lines):
         ok = isinstance(line, dict) and is_number(line.get("start")) and is_number(line.get("end"))
         if not ok or not isinstance(line.get("text"), str):
-            raise DataError(f"subtitle {i} must be {{start, end, text}} in seconds of the video, not {line!r}")
+            raise FieldError.wrong(f"subtitles[{i}]", "{start, end, text} in seconds of the video", line)
+        for name in line:
+            if name not in SUBTITLE_FIELDS:
+                raise FieldError.unknown(f"subtitles[{i}].{name}", SUBTITLE_FIELDS, line[name])
     return [(float(line["start"]), float(line["end"]), line["text"]) for line in lines]
 
 
 def _number(entry: dict[str, Any], name: str) -> float | None:
     value = entry.get(name)
     if value is not None and not is_number(value):
-        raise DataError(f"{name} must be a number, not {value!r}")
+        raise FieldError.wrong(name, "a number", value)
     return None if value is None else float(value)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,12 @@ examples:
 """
 
 
+UNPACK = {".gz": "gunzip", ".zst": "unzstd", ".xz": "unxz", ".bz2": "bunzip2", ".zip": "unzip"}
+OTHER_TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".txt", ".xlsx", ".yaml", ".yml", ".ndjson", ".jsonlines")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="*", metavar="NAME|FILE.jsonl|recipe=NAME", help="what to prepare")
+    parser.add_argument("what", nargs="*", metavar="NAME|[NAME=]FILE.jsonl|recipe=NAME", help="what to prepare")
     parser.add_argument(
         "--list", action="store_true", help="show the data sets that are known, or details of those named"
     )
@@ -58,6 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--video-fps", type=float, default=0.0, metavar="N", help="re-encode videos faster than N frames/s"
+    )
+    parser.add_argument(
+        "--gop",
+        type=int,
+        default=0,
+        metavar="N",
+        help="re-encode videos with more than N frames from one key frame to the next",
     )
 
 
@@ -96,12 +109,12 @@ def _prepare(args: argparse.Namespace) -> int:
     failed: list[str] = []
     wanted = _wanted(args.what)
     for what in wanted:
-        name = what.stem if isinstance(what, Path) else what.name
+        name = what.name
         options = _options(args, name, out)
         try:
             with RichProgress(console) as progress:
-                if isinstance(what, Path):
-                    summary = work.prepare_own(what, out / name, options, progress)
+                if isinstance(what, OwnFile):
+                    summary = work.prepare_own(what.path, out / name, options, progress)
                 else:
                     summary = work.prepare(what, out / name, options, progress=progress)
         except UserError as error:
@@ -119,7 +132,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
-    check_numbers(args, least | {"video_height": 0, "video_fps": 0, "seed": 0})
+    check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0})
     check_folder("--out", Path(args.out))
     if args.cache:
         check_folder("--cache", Path(args.cache))
@@ -128,19 +141,63 @@ def _check_options(args: argparse.Namespace) -> None:
             raise UserError(f"--source {folder}: no such folder")
 
 
+@dataclass(frozen=True)
+class OwnFile:
+    """A user's own JSONL file, and the name of the data set that it becomes."""
+
+    path: Path
+    name: str
+
+
 def _wanted(words: list[str]) -> list[Any]:
-    """Sources and JSONL files, in the order given, each once."""
+    """Sources and the user's own files, in the order given, each once.
+
+    Raises:
+        UserError: an unknown name, a file that is not JSON Lines, two files that would become one data set.
+    """
     from data_prep.sources import find_source
 
     found: list[Any] = []
     for word in words:
         if word.startswith("recipe="):
             found += [find_source(name) for name in _recipe_names(word)]
-        elif word.endswith((".jsonl", ".json")) or "/" in word:
-            found.append(Path(word))
         else:
-            found.append(find_source(word))
-    return list({(what if isinstance(what, Path) else what.name): what for what in found}.values())
+            found.append(_own_file(word) or find_source(word))
+    by_name: dict[str, Any] = {}
+    for what in found:
+        other = by_name.setdefault(what.name, what)
+        if other != what and OwnFile in (type(other), type(what)):
+            names = [str(w.path) if isinstance(w, OwnFile) else f"the published {w.name}" for w in (other, what)]
+            raise UserError(
+                f"{names[0]} and {names[1]} would both become the data set {what.name}; name one apart: NAME=FILE.jsonl"
+            )
+    return list(by_name.values())
+
+
+def _own_file(word: str) -> OwnFile | None:
+    """The user's own file that a word of the command line names; None when it names no file.
+
+    Raises:
+        UserError: a file of another kind.
+    """
+    name, equals, rest = word.partition("=")
+    named = bool(equals) and re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None and not Path(word).exists()
+    path = Path(rest if named else word)
+    lower = path.name.lower()
+    if lower.endswith((".jsonl", ".json")):
+        return OwnFile(path, name if named else path.stem)
+    packed = next((ending for ending in UNPACK if lower.endswith(ending)), None)
+    if packed is not None:
+        raise UserError(f"{path}: own data is read from an unpacked .jsonl file; {UNPACK[packed]} {path}")
+    if path.is_file() or lower.endswith(OTHER_TABLES):
+        raise UserError(
+            f"{path}: own data is read from JSON Lines, a .jsonl file with one record a line (docs/data.md)"
+        )
+    if path.is_dir():
+        raise UserError(
+            f"{path} is a folder; name its .jsonl file, or make its webdataset tars a data set: molmo2 shards index"
+        )
+    return OwnFile(path, path.stem) if named or "/" in word else None
 
 
 def _recipe_names(recipe: str) -> list[str]:
@@ -168,7 +225,7 @@ def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
         bytes_per_shard=args.shard_mb * 10**6,
         records_per_shard=args.shard_records,
         max_media_bytes=args.max_media_mb * 10**6,
-        build=BuildOptions(args.cut_clips, args.video_height, args.video_fps),
+        build=BuildOptions(args.cut_clips, args.video_height, args.video_fps, args.gop),
         workers=workers,
         folders=tuple(f for folder in folders for f in (folder / name, folder) if f.is_dir()),
         cache=Path(args.cache) if args.cache else out / ".cache",
@@ -186,6 +243,8 @@ def _report(summary: Any, folder: Path) -> None:
     state = "is there already" if summary.already else "done"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    for text, (count, first) in head.get("notes", {}).items():
+        print(f"  {count:>10,}  {text} (the first: {first})")
     if head["skipped"]:
         total = sum(head["skipped"].values())
         print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")

@@ -5,11 +5,13 @@ DIR is a data set, or a folder of data sets."""
 from __future__ import annotations
 
 import argparse
+import json
 import os
+from itertools import islice
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_file, check_numbers
-from molmo2_nemo.errors import USER_ERROR, writing
+from molmo2_nemo.errors import USER_ERROR, UserError, writing
 
 EXAMPLES = """\
 examples:
@@ -17,7 +19,8 @@ examples:
   molmo2 shards check /data/shards --quick         # sizes and checksums
   molmo2 shards stats /data/shards --png stats.png # counts, tokens, crops, licences
   molmo2 shards repair /data/shards/pixmo_cap      # without the records that cannot be used
-  molmo2 shards index /data/foreign                # webdataset tars that somebody else wrote
+  molmo2 shards index /data/foreign                # webdataset tars that somebody else wrote, with this project's JSON
+  molmo2 shards index /data/laion --caption-from txt   # image-text tars (img2dataset): KEY.jpg, KEY.txt, KEY.json
 """
 
 SHOWN = 20  # problems of one data set
@@ -30,16 +33,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores; 0: this one)")
     parser.add_argument("--png", metavar="FILE", help="stats: where the histograms go (default DIR/stats.png)")
     parser.add_argument("--name", help="index: name of the data set (default: the folder's)")
+    foreign = parser.add_argument_group(
+        "index, for tars with another tool's JSON (PLACE: a member's suffix, as txt, or a field, as json:caption)"
+    )
+    for text in ("caption", "question", "answer"):
+        foreign.add_argument(f"--{text}-from", metavar="PLACE", help=f"where each record's {text} is")
+    foreign.add_argument("--caption-style", metavar="STYLE", help="style of the captions (default: long_caption)")
+    foreign.add_argument(
+        "--media-from",
+        metavar="SUFFIX",
+        nargs="+",
+        help="members with the images, in order, or the video (default: all)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     check_numbers(args, {"workers": 0})
+    if args.action != "index" and any((args.caption_from, args.question_from, args.answer_from, args.media_from)):
+        raise UserError(f"--caption-from and its like belong to molmo2 shards index, not to {args.action}")
     return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
 
 
 def _check(args: argparse.Namespace) -> int:
     from data_prep.shard_tools import check, data_sets
-    from molmo2_nemo.data.manifest import MANIFEST, read_head
+    from molmo2_nemo.data.manifest import MANIFEST, read_head, without_crc
 
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     damaged = 0
@@ -49,6 +66,8 @@ def _check(args: argparse.Namespace) -> int:
         state = f"{len(problems)} problems" if problems else "good"
         print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
         _show(problems)
+        if lacking := without_crc(folder / MANIFEST):
+            print(f"  {lacking:,} records have no checksum: of those, only damage that shows when decoding is found")
         damaged += bool(problems)
     if damaged:
         print("molmo2 shards repair DIR rewrites damaged shards without the records that cannot be used")
@@ -95,7 +114,24 @@ def _stats(args: argparse.Namespace) -> int:
 
 def _index(args: argparse.Namespace) -> int:
     from data_prep.shard_tools import index
+    from molmo2_nemo.data.foreign import ForeignTexts
 
-    head = index(Path(args.folder), args.name)
-    print(f"{args.folder}: {head['records']:,} records in {len(head['shards'])} shards")
+    places = (args.caption_from, args.question_from, args.answer_from, args.caption_style)
+    media = tuple(args.media_from or ())
+    texts = ForeignTexts(*places, media) if any(places) or media else None
+    folder = Path(args.folder)
+    head = index(folder, args.name, texts)
+    print(f"{folder}: {head['records']:,} records in {len(head['shards'])} shards")
+    if passed := head.get("passed_over"):
+        print(f"  passed over, as webdataset does: {', '.join(f'{n:,} {kind}' for kind, n in passed.items())}")
+    for reason, count in head.get("skipped", {}).items():
+        print(f"  {count:,} {reason}, as training could not use them: {folder / 'skipped.jsonl'} says why for each")
+        _show_lines(folder / "skipped.jsonl")
     return 0
+
+
+def _show_lines(path: Path) -> None:
+    with path.open(encoding="utf-8") as file:
+        for line in islice(file, SHOWN):
+            entry = json.loads(line)
+            print(f"  {entry['key']}: {entry['detail']}")

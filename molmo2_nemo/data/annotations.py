@@ -7,17 +7,18 @@ fields it has. Times are seconds from the start of the clip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from molmo2_nemo.data.json_values import is_number, show
+from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.styles import Kind, Style, style_of
-from molmo2_nemo.errors import DataError
 
 MAIN_OBJECT = "main subject"  # what an object caption without `object` is about
 TRACK_FPS = 2  # frames per second of a track's answer without `sampling_fps`
 
+T = TypeVar("T")
+R = TypeVar("R")
 Point = tuple[float, float]  # x, y in units of the annotation's scale
 
 
@@ -207,13 +208,14 @@ def read_annotation(fields: dict[str, Any], num_images: int, has_video: bool) ->
     Args:
         fields: the annotation's JSON, an object with a `style`.
     Raises:
-        DataError: a field is wrong or missing; the message names it, what was found and what was expected. The caller
+        FieldError: a field is wrong or missing; the message names it, what was found and what was expected. The caller
             adds the record, the annotation's number and its style.
     """
     _check_texts(fields)
     if "either" in fields:
-        forms = tuple(_annotation(form, num_images, has_video) for form in _forms(fields))
-        return Alternatives(forms)
+        return Alternatives(
+            _each("either", _forms(fields), lambda form: _annotation(form, num_images, has_video)),
+        )
     return _annotation(fields, num_images, has_video)
 
 
@@ -233,14 +235,26 @@ def _annotation(fields: dict[str, Any], num_images: int, has_video: bool) -> Ann
 def _turns(fields: dict[str, Any], num_images: int, has_video: bool) -> tuple[TurnAnnotation | TurnAlternatives, ...]:
     turns = fields["turns"]
     if not isinstance(turns, list) or not turns or not all(isinstance(t, dict) and "turns" not in t for t in turns):
-        raise DataError(f"turns must be a list of annotations, not {show(turns)}")
-    made: list[TurnAnnotation | TurnAlternatives] = []
-    for turn in ({"style": fields["style"], **turn} for turn in turns):
-        _check_texts(turn)
-        if "either" in turn:
-            made.append(TurnAlternatives(tuple(_turn(form, num_images, has_video) for form in _forms(turn))))
-        else:
-            made.append(_turn(turn, num_images, has_video))
+        raise FieldError.wrong("turns", "a list of annotations", turns)
+    whole = [{"style": fields["style"], **turn} for turn in turns]
+    return _each("turns", whole, lambda turn: _one_turn(turn, num_images, has_video))
+
+
+def _one_turn(turn: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnotation | TurnAlternatives:
+    _check_texts(turn)
+    if "either" not in turn:
+        return _turn(turn, num_images, has_video)
+    return TurnAlternatives(_each("either", _forms(turn), lambda form: _turn(form, num_images, has_video)))
+
+
+def _each(path: str, entries: Sequence[T], read: Callable[[T], R]) -> tuple[R, ...]:
+    """`read` of each entry of the list at `path`; errors name the entry."""
+    made = []
+    for i, entry in enumerate(entries):
+        try:
+            made.append(read(entry))
+        except FieldError as error:
+            raise error.inside(f"{path}[{i}]") from None
     return tuple(made)
 
 
@@ -267,32 +281,34 @@ def _turn(fields: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnot
 def _check_texts(fields: dict[str, Any]) -> None:
     for name in ("style", "text", "question", "answer", "answer_with_points", "label", "explanation", "prompt"):
         if name in fields and not isinstance(fields[name], str):
-            raise DataError(f"{name} must be a string, not {show(fields[name])}")
+            raise FieldError.wrong(name, "a string", fields[name])
 
 
 def _forms(fields: dict[str, Any]) -> list[dict[str, Any]]:
     """The variants of an annotation: its fields overridden by each entry of `either`."""
     either = fields["either"]
     if not isinstance(either, list) or not either or not all(isinstance(e, dict) and "either" not in e for e in either):
-        raise DataError(f"either must be a list of objects whose fields override the annotation's, not {show(either)}")
+        raise FieldError.wrong("either", "a list of objects whose fields override the annotation's", either)
     base = {name: value for name, value in fields.items() if name != "either"}
     forms = [{**base, **form} for form in either]
-    for form in forms:
-        _check_texts(form)
+    _each("either", forms, lambda form: _check_texts(form))
     return forms
 
 
 def _message_pairs(messages: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(m, str) for m in messages):
-        raise DataError(f"messages must be a list of at least two strings, not {show(messages)}")
+        raise FieldError.wrong("messages", "a list of at least two strings", messages)
     if len(messages) % 2:
-        raise DataError(f"messages alternate user and assistant and end with an answer; there are {len(messages)}")
+        raise FieldError(
+            Fault("messages", f"{len(messages)} messages", "an even number, user first"),
+            f"alternate user and assistant and end with an answer; there are {len(messages)}",
+        )
     return tuple(zip(messages[::2], messages[1::2], strict=True))
 
 
 def _no_pointing(marked: Any, turns: int) -> tuple[int, ...]:
     if not isinstance(marked, list) or not all(type(n) is int and 0 <= n < turns for n in marked):
-        raise DataError(f"no_pointing must list questions by index, 0 to {turns - 1}, not {show(marked)}")
+        raise FieldError.wrong("no_pointing", f"a list of questions by index, 0 to {turns - 1}", marked)
     return tuple(marked)
 
 
@@ -300,28 +316,29 @@ def _answer(fields: dict[str, Any]) -> Answer:
     if fields.get("answers"):
         answers = fields["answers"]
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-            raise DataError(f"answers must be a list of strings, not {show(answers)}")
+            raise FieldError.wrong("answers", "a list of strings", answers)
         return Answer(tuple(answers))
     if "answer" in fields:
         return Answer((fields["answer"],), _inline_points(fields), fields.get("explanation", ""))
     for name in ("answer_with_points", "text"):
         if name in fields:
             return Answer((fields[name],))
-    raise DataError("has no answer (answer, answers or text)")
+    raise FieldError(Fault("answer", "nothing", "answer, answers or text"), "is missing (answer, answers or text)")
 
 
 def _inline_points(fields: dict[str, Any]) -> tuple[InlinePoints, ...]:
     entries = fields.get("answer_annotations", [])
     if not isinstance(entries, list):
-        raise DataError(f"answer_annotations must be a list, not {show(entries)}")
+        raise FieldError.wrong("answer_annotations", "a list", entries)
     made = []
-    for entry in entries:
+    for i, entry in enumerate(entries):
+        where = f"answer_annotations[{i}]"
         if not isinstance(entry, dict) or not isinstance(entry.get("inline_text"), str):
-            raise DataError(f"an answer annotation must be {{points, inline_text}}, not {show(entry)}")
+            raise FieldError.wrong(where, "{points, inline_text}", entry)
         alt = entry.get("alt_text")
         if alt is not None and not isinstance(alt, str):
-            raise DataError(f"alt_text must be a string, not {show(alt)}")
-        made.append(InlinePoints(read_points(entry.get("points")), entry["inline_text"], alt))
+            raise FieldError.wrong(f"{where}.alt_text", "a string", alt)
+        made.append(InlinePoints(read_points(entry.get("points"), f"{where}.points"), entry["inline_text"], alt))
     return tuple(made)
 
 
@@ -329,9 +346,9 @@ def _choice(style: Style, fields: dict[str, Any]) -> MultipleChoice | None:
     """The multiple-choice question of an annotation; None without a `question` (its options are checked anyway)."""
     options, index, question = fields.get("options"), fields.get("answer_idx"), fields.get("question")
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
-        raise DataError(f"options must be a list of strings, not {show(options)}")
+        raise FieldError.wrong("options", "a list of strings", options)
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options):
-        raise DataError(f"answer_idx must be 0..{len(options) - 1} for {len(options)} options, not {show(index)}")
+        raise FieldError.wrong("answer_idx", f"0..{len(options) - 1} for {len(options)} options", index)
     if question is None:
         return None
     shuffle, unlabelled = bool(fields.get("shuffle_options")), bool(fields.get("unlabelled_options"))
@@ -345,10 +362,12 @@ def _points(
     if style.kind is Kind.VIDEO_POINTS:
         times = fields.get("timestamps")
         if not isinstance(times, list) or not all(is_number(t) and t >= 0 for t in times):
-            raise DataError(f"timestamps must be a list of seconds, not {show(times)}")
+            raise FieldError.wrong("timestamps", "a list of seconds", times)
         groups = _groups(points, len(times), "timestamp")
         if not has_video:
-            raise DataError("points in a video, but the record has no video")
+            raise FieldError(
+                Fault("points", "a record without a video", "a video"), "are in a video; the record has none"
+            )
         return VideoPoints(style, question, _label(style, fields), _scale(fields), tuple(times), groups)
     if style.kind is Kind.MULTI_IMAGE_POINTS:
         groups = _groups(points, num_images, "image")
@@ -358,25 +377,27 @@ def _points(
 
 def _groups(points: Any, count: int, what: str) -> tuple[tuple[Point, ...], ...]:
     if not isinstance(points, list) or len(points) != count:
-        got = len(points) if isinstance(points, list) else show(points)
-        raise DataError(f"points must hold one list of points per {what}: {count} expected, got {got}")
-    return tuple(read_points(group) for group in points)
+        got = str(len(points)) if isinstance(points, list) else show(points)
+        expected = f"one list of points per {what}: {count} expected"
+        raise FieldError(Fault("points", got, expected), f"must hold {expected}, got {got}")
+    return tuple(read_points(group, f"points[{i}]") for i, group in enumerate(points))
 
 
-def read_points(points: Any) -> tuple[Point, ...]:
-    """A list of [x, y].
+def read_points(points: Any, path: str = "points") -> tuple[Point, ...]:
+    """A list of [x, y]; `path` is the field that holds it.
 
     Raises:
-        DataError: anything else.
+        FieldError: anything else.
     """
     if not isinstance(points, list):
-        raise DataError(f"points must be a list of [x, y], not {show(points)}")
-    return tuple(_point(point, "a point") for point in points)
+        raise FieldError.wrong(path, "a list of [x, y]", points)
+    return tuple(_point(point, path, i) for i, point in enumerate(points))
 
 
-def _point(point: Any, what: str) -> Point:
+def _point(point: Any, path: str, number: int | None = None) -> Point:
     if not isinstance(point, list) or len(point) != 2 or not all(is_number(v) for v in point):
-        raise DataError(f"{what} must be [x, y] with finite numbers, not {show(point)}")
+        where = path if number is None else f"{path}[{number}]"
+        raise FieldError.wrong(where, "a point [x, y] with finite numbers", point)
     return point[0], point[1]
 
 
@@ -384,26 +405,28 @@ def _tracks(style: Style, fields: dict[str, Any]) -> Tracks:
     frames = tuple(sorted(_frames(fields["points"]), key=lambda f: f.time)) if "points" in fields else ()
     fps = fields.get("sampling_fps") or TRACK_FPS
     if not is_number(fps) or fps < 1:
-        raise DataError(f"sampling_fps must be a number of at least 1, not {show(fps)}")
+        raise FieldError.wrong("sampling_fps", "a number of at least 1", fps)
     return Tracks(style, fields.get("question"), fields.get("label", ""), _scale(fields), int(fps), frames)
 
 
 def _frames(points: Any) -> list[TrackFrame]:
     if not isinstance(points, list):
-        raise DataError(f"points of a track must be a list of frames, not {show(points)}")
+        raise FieldError.wrong("points", "the frames of a track, a list", points)
     made = []
-    for frame in points:
+    for i, frame in enumerate(points):
         ok = isinstance(frame, dict) and is_number(frame.get("time")) and isinstance(frame.get("points"), dict)
         if not ok:
-            raise DataError(f"a frame of a track must be {{time, points: {{id: {{point}}}}}}, not {show(frame)}")
-        made.append(TrackFrame(float(frame["time"]), {k: _track_point(v) for k, v in frame["points"].items()}))
+            raise FieldError.wrong(f"points[{i}]", "a frame of a track {time, points: {id: {point}}}", frame)
+        found = {name: _track_point(entry, i, name) for name, entry in frame["points"].items()}
+        made.append(TrackFrame(float(frame["time"]), found))
     return made
 
 
-def _track_point(entry: Any) -> TrackPoint:
+def _track_point(entry: Any, frame: int, name: str) -> TrackPoint:
+    where = f"points[{frame}].points.{name}"
     if not isinstance(entry, dict):
-        raise DataError(f"a tracked point must be {{point: [x, y], occluded}}, not {show(entry)}")
-    return TrackPoint(_point(entry.get("point"), "a point"), bool(entry.get("occluded", False)))
+        raise FieldError.wrong(where, "a tracked point {point: [x, y], occluded}", entry)
+    return TrackPoint(_point(entry.get("point"), f"{where}.point"), bool(entry.get("occluded", False)))
 
 
 def _label(style: Style, fields: dict[str, Any]) -> str:
@@ -411,7 +434,7 @@ def _label(style: Style, fields: dict[str, Any]) -> str:
     if fields.get("label_cased"):
         return str(fields["label_cased"])
     if "label" not in fields:
-        raise DataError("label is missing: the name of what is pointed at")
+        raise FieldError.missing("label", "the name of what is pointed at")
     return fields["label"] if style.kind is Kind.VIDEO_POINTS else fields["label"].lower()
 
 
@@ -427,7 +450,7 @@ def _scale(fields: dict[str, Any]) -> tuple[float, float] | None:
 
 def _number(fields: dict[str, Any], name: str) -> float:
     if name not in fields:
-        raise DataError(f"{name} is missing: a number")
+        raise FieldError.missing(name, "a number")
     if not is_number(fields[name]):
-        raise DataError(f"{name} must be a number, not {show(fields[name])}")
+        raise FieldError.wrong(name, "a number", fields[name])
     return float(fields[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,17 @@ import numpy as np
 from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
-from molmo2_nemo.data.image import TileGeometry, VisualInput, decode_image, encode_images, no_visual
+from molmo2_nemo.data.image import TileGeometry, VisualInput, image_crops, images_layout, no_visual
+from molmo2_nemo.data.image_size import image_size
+from molmo2_nemo.data.picture_decoder import TRUNCATED
+from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
-from molmo2_nemo.data.video import encode_video, read_video
+from molmo2_nemo.data.video.decoders import check_decoder
+from molmo2_nemo.data.video.read import decode_crops, plan_video
+from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
 
 
@@ -32,8 +38,11 @@ class ExampleBuilder:
     """Builds examples with the settings of a stage. Holds no state between calls: all randomness is the caller's."""
 
     def __init__(self, config: DataConfig, tokenizer: Molmo2Tokenizer, *, training: bool = True):
-        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`)."""
+        """Raises UserError for settings that contradict each other (see `TileGeometry` and `PromptFormatter`), and for
+        a decoder of videos that is not installed.
+        """
         TileGeometry.of(config.image)
+        check_decoder(config.video.decoder)
         self.config = config
         self.tokenizer = tokenizer
         self.training = training
@@ -48,7 +57,22 @@ class ExampleBuilder:
         p_high_res: float | None = None,
         max_tokens: int | None = None,
     ) -> Example:
-        """The training example of a record.
+        """The training example of a record: `plan`, with its crops decoded."""
+        example = self.plan(record, rng, weight=weight, p_high_res=p_high_res, max_tokens=max_tokens)
+        example.crops = np.empty((example.num_crops, *example.crops.shape[1:]), np.uint8)
+        example.info |= self.decode(record, example.info.get("images"), example.crops)
+        return example
+
+    def plan(
+        self,
+        record: Record,
+        rng: np.random.Generator,
+        *,
+        weight: float | None = None,
+        p_high_res: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Example:
+        """The training example of a record without its crops, whose number follows from the headers of its media.
 
         Args:
             rng: decides wordings, branch order and resolution; nothing else does.
@@ -85,6 +109,36 @@ class ExampleBuilder:
             "tokens_cut": tree.cut,
         }
         return self._example(tree, root.visual, record.key, info)
+
+    def decode(self, record: Record, images: list[dict[str, Any]] | None, out: np.ndarray) -> dict[str, Any]:
+        """Decode the media of a record to the crops of its example.
+
+        Args:
+            images: `info["images"]` of the example that `plan` made: the size and tiling of each image.
+            out: uint8 [C, P, D_p], all of which is written.
+
+        Returns:
+            What there is to say about it, for `Example.info`.
+        Raises:
+            BadRecord: the media cannot be decoded, or are not what their headers said.
+        """
+        config = self.config
+        try:
+            if record.video is not None:
+                plan = plan_video(
+                    record.video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits
+                )
+                _same_count(len(plan.times), len(out))
+                geometry = TileGeometry.of(config.image)
+                decoding = decode_crops(
+                    record.video, plan, geometry, out, decoder=config.video.decoder, limits=config.limits
+                )
+                return decoding.info
+            return self._decode_images(record.images, images or [], out)
+        except BadRecord:
+            raise
+        except UserError as error:
+            raise BadRecord(record.key, "bad media", str(error)) from error
 
     def prompt(
         self,
@@ -129,7 +183,11 @@ class ExampleBuilder:
             cut=0,
         )
         info = {**root.visual.info, "conversations": [[(text, "") for text in questions]]}
-        return self._example(tree, root.visual, "", info)
+        example = self._example(tree, root.visual, "", info)
+        example.crops = np.empty((example.num_crops, *example.crops.shape[1:]), np.uint8)
+        extra.images, extra.video = list(images), video
+        example.info |= self.decode(extra, info.get("images"), example.crops)
+        return example
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
@@ -146,24 +204,34 @@ class ExampleBuilder:
         if images and video is not None:
             raise DataError("images and a video in one example; Molmo2 takes either images or one video")
         if video is not None:
-            sampled = read_video(
-                video,
-                config.video,
-                side=config.image.crop_size,
-                clip=record.clip,
-                sampling=record.sampling,
-                limits=config.limits,
-            )
-            visual = encode_video(sampled, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
-            return _Root(visual, VisualContext(video_size=sampled.size, frame_times=sampled.times))
+            plan = plan_video(video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits)
+            visual = video_layout(plan, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
+            return _Root(visual, VisualContext(video_size=plan.size, frame_times=plan.times))
         if not images:
             return _Root(no_visual(config.image))
         chance = config.image.p_high_res if p_high_res is None else p_high_res
         high_res = bool(self.training and chance > 0 and len(images) == 1 and rng.random() < chance)
-        pixels = [decode_image(data, max_pixels=config.limits.pixels) for data in images[: config.image.max_images]]
-        visual = encode_images(pixels, config.image, self.tokenizer, high_res=high_res)
-        visual.info["ignored"] = len(images) - len(pixels)
-        return _Root(visual, VisualContext(image_sizes=tuple((p.shape[1], p.shape[0]) for p in pixels)))
+        sizes = [image_size(data, self._pixels, config.limits) for data in images[: config.image.max_images]]
+        visual = images_layout(sizes, config.image, self.tokenizer, high_res=high_res)
+        visual.info["ignored"] = len(images) - len(sizes)
+        return _Root(visual, VisualContext(image_sizes=tuple(sizes)))
+
+    def _pixels(self, data: bytes, notes: list[str] | None = None) -> np.ndarray:
+        config = self.config
+        return decode_image(data, limits=config.limits, truncated=config.image.truncated, notes=notes)
+
+    def _decode_images(self, images: Sequence[bytes], infos: list[dict[str, Any]], out: np.ndarray) -> dict[str, Any]:
+        geometry, end = TileGeometry.of(self.config.image), 0
+        notes: list[str] = []
+        for data, info in zip(images[: len(infos)], infos, strict=True):
+            pixels = self._pixels(data, notes)
+            size = [pixels.shape[1], pixels.shape[0]]
+            if size != info["size"]:
+                raise DataError(f"the header of an image says {info['size']} pixels, its content has {size}")
+            start, end = end, end + 1 + math.prod(info["tiling"])
+            image_crops(pixels, info["tiling"], geometry, out[start:end])
+        _same_count(end, len(out))
+        return {"truncated": notes.count(TRUNCATED)}
 
     def _conversations(
         self, annotations: Sequence[Annotation | Alternatives], context: VisualContext, rng: np.random.Generator
@@ -225,6 +293,11 @@ class ExampleBuilder:
             key=key,
             info=info,
         )
+
+
+def _same_count(found: int, planned: int) -> None:
+    if found != planned:
+        raise DataError(f"the media give {found} crops; their headers promised {planned}")
 
 
 def _tree(record: Record, rng: np.random.Generator) -> Sequence[Annotation | Alternatives]:

@@ -28,10 +28,11 @@ def check_example(example: Example, im_patch_id: int) -> None:
     patches = int((example.input_ids == im_patch_id).sum())
     if pooled != patches:
         raise DataError(f"example {example.key}: {patches} <im_patch> tokens but {pooled} pooled tokens")
-    if int(example.unit_pooled_tokens.sum()) != pooled or int(example.unit_crops.sum()) != example.num_crops:
+    crops = len(example.crops) or example.num_crops  # none are there as long as they are not decoded
+    if int(example.unit_pooled_tokens.sum()) != pooled or example.num_crops != crops:
         raise DataError(
-            f"example {example.key}: units hold {int(example.unit_crops.sum())} crops and "
-            f"{int(example.unit_pooled_tokens.sum())} pooled tokens, the example {example.num_crops} and {pooled}"
+            f"example {example.key}: units hold {example.num_crops} crops and "
+            f"{int(example.unit_pooled_tokens.sum())} pooled tokens, the example {crops} and {pooled}"
         )
     limit = example.num_crops * example.crops.shape[1]
     if pooled and not (example.pooling.min() >= -1 and example.pooling.max() < limit):
@@ -40,12 +41,16 @@ def check_example(example: Example, im_patch_id: int) -> None:
         raise DataError(f"example {example.key}: a loss weight is not finite")
 
 
-def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patch_id: int) -> Batch:
+def collate(
+    packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patch_id: int, crops: np.ndarray | None = None
+) -> Batch:
     """Lay packs side by side, each padded to `sequence_length` tokens.
 
     Position ids are kept (every example restarts at 0), example ids count from 0 in each pack, pooling indices are
     shifted to the flattened patches of the whole batch and widened with -1 to the widest window.
 
+    Args:
+        crops: uint8 [C, P, D_p], those of all examples in order; default: the examples' own.
     Raises:
         DataError: a pack holds more tokens than `sequence_length`; nothing is ever cut here.
     """
@@ -58,7 +63,7 @@ def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patc
         example_ids=np.full(shape, PAD_EXAMPLE, np.int64),
         branch_ids=np.full(shape, ROOT_BRANCH, np.int64),
         visual=np.zeros(shape, bool),
-        **_join_vision([example for pack in packs for example in pack]),
+        **_join_vision([example for pack in packs for example in pack], crops),
         pooled_positions=np.zeros(0, np.int64),
         keys=[[example.key for example in pack] for pack in packs],
         sources=[[example.source for example in pack] for pack in packs],
@@ -88,7 +93,7 @@ def collate(packs: Sequence[Sequence[Example]], *, sequence_length: int, im_patc
     return batch
 
 
-def _join_vision(examples: list[Example]) -> dict[str, Any]:
+def _join_vision(examples: list[Example], crops: np.ndarray | None) -> dict[str, Any]:
     """Concatenate crops, pooling windows and units in the order of the tokens."""
     with_crops = [example for example in examples if example.num_crops]
     shapes = {example.crops.shape[1:] for example in with_crops}
@@ -104,8 +109,11 @@ def _join_vision(examples: list[Example]) -> dict[str, Any]:
         pooling.append(windows)
         offset += example.num_crops * example.crops.shape[1]
     none = np.zeros(0, np.int64)
+    if crops is None:
+        crops = np.concatenate([example.crops for example in with_crops]) if with_crops else empty
+    assert len(crops) == sum(example.num_crops for example in with_crops)
     return {
-        "crops": np.concatenate([example.crops for example in with_crops]) if with_crops else empty,
+        "crops": crops,
         "pooling": np.concatenate(pooling),
         "unit_crops": np.concatenate([none, *(example.unit_crops for example in with_crops)]),
         "unit_pooled_tokens": np.concatenate([none, *(example.unit_pooled_tokens for example in with_crops)]),

@@ -19,6 +19,7 @@ class ImageConfig:
     max_images: int = 5
     max_multi_image_crops: int = 8
     pool: int = 2  # pooling window side, patches
+    truncated: Literal["load", "skip"] = "load"  # a picture cut off or damaged inside; load: as the published code
 
 
 @dataclass
@@ -33,6 +34,7 @@ class VideoConfig:
     frame_tokens: bool = False  # <frame_start>/<frame_end> instead of <im_start>/<im_end>
     subtitle_mode: str = "frame_1"  # frame_N, all, truncate_N, ignore
     max_subtitle_tokens: int | None = None
+    decoder: Literal["pyav", "torchcodec", "nvdec"] = "pyav"  # the same frames; data/video/decoders.py
 
 
 @dataclass
@@ -90,6 +92,7 @@ class LimitsConfig:
     video_seconds: float = 6 * 3600.0
     video_frames: int = 3_000_000  # in the file, not those sampled
     decode_seconds: float = 600.0  # processor time that reading one video may take
+    image_seconds: float = 60.0  # processor time that decoding one image may take; large ones take about 3
     text_chars: int = 1_000_000  # of one message; several times what the longest sequence holds
     annotations: int = 4096
 
@@ -120,8 +123,8 @@ class DataConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     progression: list[PhaseConfig] = field(default_factory=list)  # phases before the full packs; sizes may only grow
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-    num_workers: int = 0  # worker processes that decode; the batches do not depend on it
-    prefetch: int = 4  # examples that each worker keeps ready
+    num_workers: int = 0  # worker processes that decode packs; the batches do not depend on it
+    prefetch: int = 4  # examples that each planning worker keeps ready, and at most packs that each decoding one does
     seed: int = 50189
     share_packs: bool = True  # one rank of a model-parallel group reads and decodes for all of it
     max_bad_in_a_row: int = 100  # unusable records after which the run stops

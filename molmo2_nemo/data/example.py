@@ -26,7 +26,7 @@ class Example:
     position_ids: np.ndarray  # int64 [T]; every branch restarts where the root ends
     branch_ids: np.ndarray  # int64 [T]; ROOT_BRANCH, or the branch's number
     visual: np.ndarray  # bool [T]; image and frame tokens, which attend to each other in both directions
-    crops: np.ndarray  # uint8 [C, P, D_p]
+    crops: np.ndarray  # uint8 [C, P, D_p], or [0, P, D_p] as long as they are not decoded
     pooling: np.ndarray  # int64 [N, K]; patch index crop*P + patch, -1 past a small window; n feeds the n-th <im_patch>
     unit_crops: np.ndarray  # int64 [U]; crops per indivisible unit (an image with its tiles, or one video frame)
     unit_pooled_tokens: np.ndarray  # int64 [U]; pooled tokens per unit
@@ -40,7 +40,7 @@ class Example:
 
     @property
     def num_crops(self) -> int:
-        return int(self.crops.shape[0])
+        return int(self.unit_crops.sum())
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Still images: bytes -> RGB -> tiles and a global view -> patches, pooling windows, visual tokens.
+"""Still images: RGB -> tiles and a global view -> patches, pooling windows, visual tokens.
 
 An image is stretched to a canvas of rows x cols overlapping tiles and, separately, to one global view. The patches of
 the canvas form one grid (each from the tile that owns it), which is pooled in pool x pool windows; each window is one
@@ -9,22 +9,17 @@ Shape legend: C crops, P patches per crop, D_p values per patch, N pooled tokens
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from molmo2_nemo.data.config import ImageConfig, LimitsConfig
+from molmo2_nemo.data.config import ImageConfig
+from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError, UserError
-
-# Only formats that decode in-process from bytes: none that start a program (EPS) or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 @dataclass(slots=True)
@@ -81,78 +76,9 @@ class TileGeometry:
         """Height and width in pixels of the stretched image."""
         return tiling[0] * self.window + self.overlap, tiling[1] * self.window + self.overlap
 
-
-def decode_image(data: bytes, *, max_pixels: int = LimitsConfig.pixels) -> np.ndarray:
-    """Pixels of an encoded image, turned upright: uint8 [H, W, 3].
-
-    Transparency is dropped, 16-bit grey is scaled to 8 bits, of an animation the first frame is taken.
-
-    Raises:
-        DataError: not an image, cut short, or more than `max_pixels`.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"image of {width} x {height} pixels; at most {max_pixels} pixels are read (data.limits.pixels)"
-                )
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))  # a copy: torch wants it writable
-    except Image.DecompressionBombError as error:
-        raise DataError(f"image too large, at most {max_pixels} pixels (data.limits.pixels): {error}") from error
-    except DataError:
-        raise
-    except (OSError, SyntaxError, EOFError, KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-        # What Pillow raises for broken files depends on the format and on where it breaks.
-        start = data[:8].hex() or "nothing"
-        why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise DataError(f"cannot read image of {len(data)} bytes (starts with {start}): {why}") from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as Pillow converts it, except that deep grey keeps its tones instead of clipping to white."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = values.max(initial=0)
-        scale = 1.0 if top <= 255 else 255.0 / (65535.0 if top <= 65535 else top)
-        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
-def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Stretch uint8 [H, W, 3] to uint8 [height, width, 3]: bilinear in fp32 without antialiasing, rounded half to even.
-
-    The same numbers as torchvision's `Resize([height, width], BILINEAR, antialias=False)` on a uint8 tensor.
-    """
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    import torch  # here, so that data_prep can use the geometry without it
-    from torch.nn import functional as F
-
-    chw = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0).float()
-    with _one_thread():
-        out = F.interpolate(chw, size=(height, width), mode="bilinear", align_corners=False)
-    return out.round_().to(torch.uint8)[0].permute(1, 2, 0).contiguous().numpy()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Where torch splits the work between threads changes its rounding; pixels must be the same in every process."""
-    import torch
-
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def new_crops(self, count: int) -> np.ndarray:
+        """Room for crops, not filled: uint8 [count, P, D_p]."""
+        return np.empty((count, self.grid**2, self.patch**2 * 3), np.uint8)
 
 
 def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
@@ -167,15 +93,6 @@ def select_tiling(height: int, width: int, window: int, max_crops: int) -> tuple
     if np.all(scale < 1):
         return candidates[int(np.argmax(scale))]
     return candidates[int(np.argmin(np.where(scale < 1, np.float32(np.inf), scale)))]
-
-
-def patchify(crops: np.ndarray, patch: int) -> np.ndarray:
-    """uint8 [C, side, side, 3] -> uint8 [C, P, D_p]; a patch is (row, column, channel), channel fastest."""
-    count, height, width, channels = crops.shape
-    split = crops.reshape(count, height // patch, patch, width // patch, patch, channels)
-    return np.ascontiguousarray(split.transpose(0, 1, 3, 2, 4, 5)).reshape(
-        count, (height // patch) * (width // patch), patch * patch * channels
-    )
 
 
 def pool_windows(ids: np.ndarray, pool: int) -> np.ndarray:
@@ -202,25 +119,18 @@ def tile_patch_ids(tiling: tuple[int, int], geometry: TileGeometry, first_crop: 
     return crop * grid * grid + inside
 
 
-def encode_image(
-    pixels: np.ndarray, config: ImageConfig, tokenizer: Molmo2Tokenizer, *, max_crops: int, first_crop: int = 0
+def image_layout(
+    size: tuple[int, int], config: ImageConfig, tokenizer: Molmo2Tokenizer, *, max_crops: int, first_crop: int = 0
 ) -> VisualInput:
-    """One image, uint8 [H, W, 3], as crops (global view first, then tiles row by row) and tokens.
+    """The tokens and pooling windows of an image of width x height pixels; its crops, not made, are [0, P, D_p].
 
     `first_crop` is the number of crops before this image; pooling ids count from the example's first crop.
     """
     geometry, special = TileGeometry.of(config), tokenizer.special
-    height, width = pixels.shape[:2]
+    width, height = size
     tiling = select_tiling(
         max(height - geometry.overlap, 1), max(width - geometry.overlap, 1), geometry.window, max_crops
     )
-    side, step = geometry.crop, geometry.window
-    canvas = resize(pixels, *geometry.canvas(tiling))
-    views = [resize(pixels, side, side)]
-    for row in range(tiling[0]):
-        for col in range(tiling[1]):
-            views.append(canvas[row * step : row * step + side, col * step : col * step + side])
-
     patches = geometry.grid**2
     overview = np.arange(patches).reshape(geometry.grid, geometry.grid) + first_crop * patches
     low = pool_windows(overview, geometry.pool)
@@ -232,50 +142,60 @@ def encode_image(
     pooling = np.concatenate([low.reshape(low_tokens, -1), high.reshape(-1, high.shape[-1])]).astype(np.int64)
     return VisualInput(
         token_ids=tokens,
-        crops=patchify(np.stack(views), geometry.patch),
+        crops=geometry.new_crops(0),
         pooling=pooling,
-        unit_crops=[len(views)],
+        unit_crops=[math.prod(tiling) + 1],
         unit_pooled_tokens=[len(pooling)],
         info={"size": [width, height], "tiling": list(tiling), "token_grid": list(high.shape[:2])},
     )
 
 
-def encode_images(
-    images: Sequence[np.ndarray],
-    config: ImageConfig,
-    tokenizer: Molmo2Tokenizer,
-    *,
-    high_res: bool = False,
+def images_layout(
+    sizes: Sequence[tuple[int, int]], config: ImageConfig, tokenizer: Molmo2Tokenizer, *, high_res: bool = False
 ) -> VisualInput:
-    """All images of an example, in order. If there are several, the text `Image N` precedes each.
+    """The layout of all images of an example, in order. If there are several, the text `Image N` precedes each.
 
     Images beyond `config.max_images` are ignored (as in the training of the released model); `info["ignored"]` counts
     them. `high_res` allows a single image up to `high_res_max_crops` tiles.
+
+    Args:
+        sizes: width and height of each upright image, pixels.
     """
-    if not images:
+    if not sizes:
         raise DataError("no images given")
-    used = images[: config.max_images]
+    used = sizes[: config.max_images]
     max_crops = config.max_crops if len(used) == 1 else config.max_multi_image_crops
     if high_res and len(used) == 1:
         max_crops = config.high_res_max_crops
     parts: list[VisualInput] = []
     tokens: list[int] = []
     crops = 0
-    for number, pixels in enumerate(used, start=1):
-        part = encode_image(pixels, config, tokenizer, max_crops=max_crops, first_crop=crops)
+    for number, size in enumerate(used, start=1):
+        part = image_layout(size, config, tokenizer, max_crops=max_crops, first_crop=crops)
         if len(used) > 1:
             tokens += tokenizer.encode(f"Image {number}")
         tokens += part.token_ids
-        crops += len(part.crops)
+        crops += sum(part.unit_crops)
         parts.append(part)
     return VisualInput(
         token_ids=tokens,
-        crops=np.concatenate([part.crops for part in parts]),
+        crops=parts[0].crops,
         pooling=np.concatenate([part.pooling for part in parts]),
-        unit_crops=[math.prod(part.info["tiling"]) + 1 for part in parts],
+        unit_crops=[count for part in parts for count in part.unit_crops],
         unit_pooled_tokens=[len(part.pooling) for part in parts],
-        info={"images": [part.info for part in parts], "ignored": len(images) - len(used)},
+        info={"images": [part.info for part in parts], "ignored": len(sizes) - len(used)},
     )
+
+
+def image_crops(pixels: np.ndarray, tiling: Sequence[int], geometry: TileGeometry, out: np.ndarray) -> None:
+    """Write an image, uint8 [H, W, 3], as its global view and then its tiles, row by row, to `out` [C, P, D_p]."""
+    rows, cols = tiling
+    side, step, patch = geometry.crop, geometry.window, geometry.patch
+    patchify(resize(pixels, side, side)[None], patch, out[:1])
+    canvas = resize(pixels, *geometry.canvas((rows, cols)))
+    for tile in range(rows * cols):
+        y, x = tile // cols * step, tile % cols * step
+        patchify(canvas[None, y : y + side, x : x + side], patch, out[tile + 1 : tile + 2])
 
 
 def no_visual(config: ImageConfig) -> VisualInput:
@@ -283,7 +203,7 @@ def no_visual(config: ImageConfig) -> VisualInput:
     geometry = TileGeometry.of(config)
     return VisualInput(
         token_ids=[],
-        crops=np.zeros((0, geometry.grid**2, geometry.patch**2 * 3), np.uint8),
+        crops=geometry.new_crops(0),
         pooling=np.zeros((0, geometry.pool**2), np.int64),
         unit_crops=[],
         unit_pooled_tokens=[],

@@ -9,7 +9,8 @@ checksums. The manifest is written last, so a data set that has one is complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,16 @@ class Entry:
                 setattr(self, name, getattr(measured, name))
 
 
+def members_crc(members: Mapping[str, bytes]) -> int:
+    """CRC-32 of a record's contents (suffix -> bytes), one after the other in alphabetical order of their suffixes."""
+    crc = 0
+    for suffix in sorted(members):
+        crc = zlib.crc32(members[suffix], crc)
+    return crc
+
+
 class ShardIndex:
-    """Keys and byte offsets of the records of one shard, as arrays: a million records take tens of megabytes."""
+    """Keys, byte offsets and checksums of one shard's records, as arrays: a million records take tens of megabytes."""
 
     def __init__(self, table: Any):
         members = table["members"].combine_chunks()
@@ -68,6 +77,8 @@ class ShardIndex:
         parts = members.values
         self._suffixes = parts.field("suffix")
         self._offsets, self._sizes = (parts.field(name).to_numpy() for name in ("offset", "size"))
+        crcs = table["crc"].combine_chunks() if "crc" in table.column_names else None
+        self._crcs = None if crcs is None or crcs.null_count == len(crcs) else crcs
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -77,6 +88,10 @@ class ShardIndex:
         return self._keys[i].as_py(), [
             Member(self._suffixes[j].as_py(), int(self._offsets[j]), int(self._sizes[j])) for j in where
         ]
+
+    def crc(self, i: int) -> int | None:
+        """CRC-32 of a record's contents (`members_crc`); None where the manifest has none."""
+        return None if self._crcs is None else self._crcs[i].as_py()
 
 
 def write_manifest_file(path: Path, head: dict[str, Any], shards: Iterable[list[Entry]]) -> None:
@@ -129,12 +144,35 @@ def read_index(path: Path, number: int, records: int) -> ShardIndex:
     """
     try:
         with _open(path) as file:
-            index = ShardIndex(file.read_row_group(number, columns=["key", "members"], use_threads=False))
+            index = ShardIndex(file.read_row_group(number, columns=["key", "members", "crc"], use_threads=False))
     except Exception as error:  # the library's errors have no common class
         raise ShardError(f"{path} is damaged (shard {number}): {error}") from None
     if len(index) != records:
         raise ShardError(f"{path} is damaged: shard {number} lists {len(index)} records, its head says {records}")
     return index
+
+
+def without_crc(path: Path) -> int:
+    """How many records of a manifest have no checksum: those of a manifest that another program wrote, or edited.
+
+    Raises:
+        ShardError: the manifest is damaged.
+    """
+    try:
+        with _open(path) as file:
+            return sum(_nulls(file.metadata.row_group(number)) for number in range(file.num_row_groups))
+    except Exception as error:  # the library's errors have no common class
+        raise ShardError(f"{path} is damaged: {error}") from None
+
+
+def _nulls(group: Any) -> int:
+    """Rows of a row group whose checksum is null, by the group's statistics; nothing of it is read."""
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema == "crc":
+            statistics = column.statistics
+            return int(statistics.null_count) if statistics is not None and statistics.has_null_count else 0
+    return int(group.num_rows)
 
 
 def read_entries(path: Path) -> Iterator[list[Entry]]:

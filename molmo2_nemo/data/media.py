@@ -21,11 +21,11 @@ def read_media(path: Path, kind: str) -> bytes:
     content = path.read_bytes()
     try:
         if kind == "image":
-            from molmo2_nemo.data.image import decode_image
+            from molmo2_nemo.data.pictures import decode_image
 
             decode_image(content)
         else:
-            from molmo2_nemo.data.video import inspect_video
+            from molmo2_nemo.data.video.read import inspect_video
 
             inspect_video(content)
     except DataError as error:

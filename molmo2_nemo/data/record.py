@@ -14,10 +14,12 @@ from typing import Any
 
 from molmo2_nemo.data.annotations import Alternatives, Annotation, read_annotation
 from molmo2_nemo.data.config import LimitsConfig
-from molmo2_nemo.data.json_values import is_number, show
+from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show, without_nulls
 from molmo2_nemo.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "j2k", "jpf", "jpx", "ppm", "pgm", "pbm"}
+)
 VIDEO_SUFFIXES = frozenset(
     {"mp4", "m4v", "webm", "mkv", "mov", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp", "gif"}
 )
@@ -36,14 +38,15 @@ Tree = list[Annotation | Alternatives]
 
 
 class BadRecord(DataError):
-    """One record cannot be used. `cause` is a short, countable reason; `key` is "shard:key"."""
+    """One record cannot be used. `cause` is a short, countable reason; `key` is "shard:key"; `fault` names the field,
+    where one is at fault."""
 
-    def __init__(self, key: str, cause: str, detail: str):
+    def __init__(self, key: str, cause: str, detail: str, fault: Fault | None = None):
         super().__init__(f"record {key}: {detail}")
-        self.key, self.cause, self.detail = key, cause, detail
+        self.key, self.cause, self.detail, self.fault = key, cause, detail, fault
 
-    def __reduce__(self):  # keeps the three arguments when the error crosses a process boundary
-        return type(self), (self.key, self.cause, self.detail)
+    def __reduce__(self):  # keeps the arguments when the error crosses a process boundary
+        return type(self), (self.key, self.cause, self.detail, self.fault)
 
 
 @dataclass(slots=True)
@@ -90,11 +93,12 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
     data = load_json(key, members, max_bytes=max_json_bytes)
     unknown = sorted(set(data) - RECORD_KEYS)
     if unknown:
-        raise BadRecord(key, "bad record", f"unknown field {unknown[0]!r}; known are {', '.join(sorted(RECORD_KEYS))}")
+        says = f"unknown field {unknown[0]!r}; known are {', '.join(sorted(RECORD_KEYS))}"
+        raise BadRecord(key, "bad record", says, FieldError.unknown(unknown[0], RECORD_KEYS, data[unknown[0]]).fault)
     names = _string_list(key, data.get("images", []), "images")
     video = data.get("video")
     if video is not None and not isinstance(video, str):
-        raise BadRecord(key, "bad record", f"video must be the suffix of a member such as 'mp4', not {show(video)}")
+        raise _bad(key, FieldError.wrong("video", "the suffix of a member such as 'mp4'", video))
     if names and video is not None:
         raise BadRecord(key, "bad record", "a record holds either images or one video; this one names both")
     weight, factor = _weight(key, data, "weight"), _weight(key, data, "weight_factor")
@@ -102,14 +106,14 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
         raise BadRecord(key, "bad record", "give either weight or weight_factor, not both")
     sampling = data.get("sampling", {})
     if not isinstance(sampling, dict):
-        raise BadRecord(key, "bad record", f"sampling must be an object, not {show(sampling)}")
+        raise _bad(key, FieldError.wrong("sampling", "an object", sampling))
     variants, weights = _variants(key, data, len(names), video is not None)
     return Record(
         key=key,
         images=[_media(key, members, name, "image", IMAGE_SUFFIXES) for name in names],
         video=None if video is None else _media(key, members, video, "video", VIDEO_SUFFIXES),
         subtitles=_subtitles(key, data.get("subtitles", [])),
-        annotations=[] if variants else _annotations(key, data.get("annotations"), len(names), video is not None),
+        annotations=[] if variants else read_tree(key, data.get("annotations"), len(names), video is not None),
         variants=variants,
         variant_weights=weights,
         clip=_clip(key, data.get("clip")),
@@ -120,7 +124,10 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
 
 
 def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = LimitsConfig.json_bytes) -> dict[str, Any]:
-    """The object in the `json` member: UTF-8, no NaN or Infinity, no duplicate names, bounded size and depth."""
+    """The object in the `json` member: UTF-8, no NaN or Infinity, no duplicate names, bounded size and depth.
+
+    Fields that are null count as left out, at every depth.
+    """
     raw = members.get("json")
     if raw is None:
         seen = ", ".join("." + s for s in sorted(members)[:8]) or "nothing"
@@ -139,7 +146,15 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
         raise BadRecord(key, "bad json", f".json cannot be parsed: {error}") from None
     if not isinstance(data, dict):
         raise BadRecord(key, "bad json", f".json must hold an object, not {show(data)}")
-    return data
+    try:
+        return without_nulls(data) if b"null" in raw else data
+    except FieldError as error:
+        raise _bad(key, error) from None
+
+
+def _bad(key: str, error: FieldError, where: str = "") -> BadRecord:
+    """The record's error for that of a field; `where` comes before the message."""
+    return BadRecord(key, "bad record", f"{where}{error}", error.fault)
 
 
 def _no_constant(name: str) -> float:
@@ -157,13 +172,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _weight(key: str, data: dict[str, Any], name: str) -> float | None:
     value = data.get(name)
     if value is not None and not (is_number(value) and value >= 0):
-        raise BadRecord(key, "bad record", f"{name} must be a finite number >= 0, not {show(value)}")
+        raise _bad(key, FieldError.wrong(name, "a finite number >= 0", value))
     return None if value is None else float(value)
 
 
 def _string_list(key: str, value: Any, what: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise BadRecord(key, "bad record", f"{what} must be a list of strings, not {show(value)}")
+        raise _bad(key, FieldError.wrong(what, "a list of strings", value))
     return value
 
 
@@ -185,16 +200,16 @@ def _subtitles(key: str, value: Any) -> list[Subtitle] | str:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise BadRecord(key, "bad record", f"subtitles must be a list or a text, not {show(value)}")
+        raise _bad(key, FieldError.wrong("subtitles", "a list or a text", value))
     lines = []
     for i, line in enumerate(value):
         ok = isinstance(line, dict) and isinstance(line.get("text"), str)
         if not ok or not is_number(line.get("start")) or not is_number(line.get("end")):
-            raise BadRecord(key, "bad record", f"subtitle {i} must be {{start, end, text}}, not {show(line)}")
+            raise _bad(key, FieldError.wrong(f"subtitles[{i}]", "{start, end, text}", line))
         if not 0 <= line["start"] <= line["end"]:
-            raise BadRecord(
-                key, "bad record", f"subtitle {i} must have 0 <= start <= end, not {line['start']} - {line['end']}"
-            )
+            times = f"{line['start']} - {line['end']}"
+            fault = Fault(f"subtitles[{i}]", times, "0 <= start <= end")
+            raise _bad(key, FieldError(fault, f"must have 0 <= start <= end, not {times}"))
         lines.append(Subtitle(float(line["start"]), float(line["end"]), line["text"]))
     return lines
 
@@ -203,9 +218,9 @@ def _clip(key: str, value: Any) -> tuple[float, float] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2 or not all(is_number(v) for v in value):
-        raise BadRecord(key, "bad record", f"clip must be [start, end] in seconds, not {show(value)}")
+        raise _bad(key, FieldError.wrong("clip", "[start, end] in seconds", value))
     if not 0 <= value[0] < value[1]:
-        raise BadRecord(key, "bad record", f"clip must have 0 <= start < end, not {show(value)}")
+        raise _bad(key, FieldError.wrong("clip", "[start, end] with 0 <= start < end", value))
     return float(value[0]), float(value[1])
 
 
@@ -218,31 +233,37 @@ def _variants(
             raise BadRecord(key, "bad record", "variant_weights without variants")
         return [], None
     if not isinstance(value, list) or not value or "annotations" in data:
-        raise BadRecord(
-            key,
-            "bad record",
-            f"variants must be a list of lists of annotations, in place of annotations: {show(value)}",
-        )
+        raise _bad(key, FieldError.wrong("variants", "a list of lists of annotations, in place of annotations", value))
     if weights is not None:
         ok = isinstance(weights, list) and len(weights) == len(value) and all(is_number(w) and w >= 0 for w in weights)
         if not ok or sum(weights) <= 0:
-            raise BadRecord(
-                key, "bad record", f"variant_weights must be {len(value)} numbers >= 0, not all 0: {show(weights)}"
-            )
+            raise _bad(key, FieldError.wrong("variant_weights", f"{len(value)} numbers >= 0, not all 0", weights))
         weights = [float(w) for w in weights]
-    return [_annotations(key, tree, num_images, has_video) for tree in value], weights
+    trees = [read_tree(key, tree, num_images, has_video, f"variants[{n}]") for n, tree in enumerate(value)]
+    return trees, weights
 
 
-def _annotations(key: str, value: Any, num_images: int, has_video: bool) -> Tree:
+def read_tree(key: str, value: Any, num_images: int, has_video: bool, path: str = "annotations") -> Tree:
+    """The annotations of a record with `num_images` images, or a video, from their JSON at `path`.
+
+    Raises:
+        BadRecord: one cannot be read; its `fault` names the field.
+    """
     if not isinstance(value, list) or not value:
-        raise BadRecord(key, "bad record", f"annotations must be a list with at least one entry, not {show(value)}")
+        raise _bad(key, FieldError.wrong(path, "a list with at least one entry", value))
     tree: Tree = []
     for i, fields in enumerate(value):
         where = f"annotation {i}"
         if not isinstance(fields, dict) or not isinstance(fields.get("style"), str):
-            raise BadRecord(key, "bad record", f"{where} must be an object with a style, not {show(fields)}")
+            raise BadRecord(
+                key,
+                "bad record",
+                f"{where} must be an object with a style, not {show(fields)}",
+                Fault(f"{path}[{i}]", show(fields), "an object with a style"),
+            )
         try:
             tree.append(read_annotation(fields, num_images, has_video))
-        except DataError as error:
-            raise BadRecord(key, "bad record", f"{where} ({fields['style']}): {error}") from None
+        except FieldError as error:
+            fault = error.inside(f"{path}[{i}]").fault
+            raise BadRecord(key, "bad record", f"{where} ({fields['style']}): {error}", fault) from None
     return tree

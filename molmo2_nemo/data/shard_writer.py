@@ -11,37 +11,53 @@ import shutil
 import tarfile
 import tempfile
 import time
-import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, write_manifest_file
-from molmo2_nemo.data.record import parse_record
+from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, members_crc, write_manifest_file
+from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.files import atomic
 
+LEFT_OUT = "left out by index"  # why records of another tool's tars are missing from the manifest
 OLD_MANIFEST = "manifest.json"  # manifest of earlier versions; their data sets may be replaced
 LOCK = ".writing"  # in a working folder, locked while its writer lives
 LEFTOVER_SECONDS = 3600.0
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
+META = re.compile(r"__[^/]*__($|/)")  # names that webdataset keeps for itself
+PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
+EXTENDED = frozenset({b"path", b"size"})  # what the plain header does not say, then
 SUFFIX_PATTERN = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 
-def index_tar(path: Path) -> list[tuple[str, list[Member]]]:
+def index_tar(
+    path: Path, bad: dict[str, str] | None = None, passed: Counter[str] | None = None
+) -> list[tuple[str, list[Member]]]:
     """Scan a webdataset tar once: its records in order, with the offsets of their members.
 
+    What the webdataset library passes over is passed over here: folders, names that begin with a dot or have none, and
+    names like `__this__`.
+
+    Args:
+        bad: gets the keys of records that cannot be read, with the reason; None: those are an error.
+        passed: gets the kinds of what is passed over, with their numbers.
     Raises:
-        ShardError: hostile or damaged content, a cut file, duplicate names, or a compressed tar.
+        ShardError: hostile or damaged content, a cut file, a compressed tar, or (without `bad`) duplicate names.
     """
     size = path.stat().st_size
     records: OrderedDict[str, list[Member]] = OrderedDict()
+    wrong: dict[str, str] = {}
     last_key = None
     with path.open("rb") as file:
         for header, offset in _headers(path, file, size):
             try:
+                if kind := _passed_over(header):
+                    if passed is not None:
+                        passed[kind] += 1
+                    continue
                 info = check_header(header)
                 key, suffix = split_name(info.name)
             except DataError as error:
@@ -52,15 +68,40 @@ def index_tar(path: Path) -> list[tuple[str, list[Member]]]:
                     f"the file has {size}. Copy or write it again."
                 )
             if key != last_key and key in records:
-                raise ShardError(f"shard {path}: the key {key!r} appears twice (members of a record must be adjacent)")
+                wrong.setdefault(key, f"the key {key!r} appears twice (members of a record must be adjacent)")
             members = records.setdefault(key, [])
             if any(m.suffix == suffix for m in members):
-                raise ShardError(f"shard {path}: the member {info.name!r} appears twice")
+                wrong.setdefault(key, f"the member {info.name!r} appears twice")
             members.append(Member(suffix, offset, info.size))
             last_key = key
+    if wrong and bad is None:
+        raise ShardError(f"shard {path}: {next(iter(wrong.values()))}")
+    if bad is not None:
+        bad.update(wrong)
     if not records:
         raise ShardError(f"shard {path} holds no record")
-    return list(records.items())
+    return [(key, members) for key, members in records.items() if key not in wrong]
+
+
+def _passed_over(header: bytes) -> str:
+    """The kind of a member that belongs to no record, as the webdataset library sees it; "" for all others.
+
+    Raises:
+        DataError: the header is damaged.
+    """
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        raise DataError(f"damaged tar header ({error})") from None
+    name = info.name.removeprefix("./")
+    base = name.rpartition("/")[2]
+    if info.isdir():
+        return "folders"
+    if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        return ""
+    if META.match(name):
+        return "meta data"
+    return "hidden files" if base.startswith(".") else "" if "." in base[:-1] else "files without a suffix"
 
 
 def _headers(path: Path, file: Any, size: int) -> Iterator[tuple[bytes, int]]:
@@ -83,10 +124,27 @@ def _headers(path: Path, file: Any, size: int) -> Iterator[tuple[bytes, int]]:
             raise ShardError(f"shard {path}: a member name is longer than 100 characters; use shorter keys")
         if info.type not in (tarfile.XHDTYPE, tarfile.XGLTYPE):
             yield header, position + BLOCK
-        elif b"path=" in file.read(min(info.size, 65536)):
-            raise ShardError(f"shard {path}: a member name needs an extended header; use short ASCII keys")
+        elif changed := EXTENDED & _extended(file.read(min(info.size, 65536))):
+            name = min(changed).decode()
+            raise ShardError(
+                f"shard {path}: a member's {name} is in an extended header (at byte {position}): a name beyond 100 "
+                "characters or plain ASCII, or a file beyond 8 GiB; use short ASCII keys and smaller files"
+            )
         position += BLOCK + -(-info.size // BLOCK) * BLOCK
     raise ShardError(f"shard {path} is cut off: the end-of-archive mark is missing. Copy or write it again.")
+
+
+def _extended(records: bytes) -> set[bytes]:
+    """Keywords of a PAX header: lines of `LENGTH KEYWORD=VALUE`, the length that of the whole line."""
+    found, position = set(), 0
+    while match := PAX_RECORD.match(records, position):
+        found.add(match[2])
+        position += max(int(match[1]), 1)
+    return found
+
+
+class NothingUsable(ShardError):
+    """Tars that could be read, without a record that training could use."""
 
 
 class TarShard:
@@ -144,14 +202,6 @@ class TarShard:
         """Remove everything written so far."""
         self._file.abandon()
         self._part.unlink(missing_ok=True)
-
-
-def members_crc(members: Mapping[str, bytes]) -> int:
-    """CRC-32 of the contents in alphabetical order of their suffixes."""
-    crc = 0
-    for suffix in sorted(members):
-        crc = zlib.crc32(members[suffix], crc)
-    return crc
 
 
 def record_bytes(*sizes: int) -> int:
@@ -337,44 +387,69 @@ def write_manifest(
     folder: Path,
     name: str,
     *,
-    parse: bool = False,
     measure: Callable[[str, dict[str, bytes], Entry], None] | None = None,
     head: Mapping[str, Any] | None = None,
+    left_out: Callable[[str, str, str], None] | None = None,
 ) -> dict[str, Any]:
     """Index every `*.tar` of `folder` and write the manifest last. Also makes a webdataset from another tool readable.
 
     Args:
-        parse: also parse every record (media are not decoded), for shards from other tools.
         measure: (label, members, entry) fills in the measures of a record, or raises BadRecord.
         head: further fields of the manifest's head.
+        left_out: called with shard, key and reason of every record that cannot be used, which the manifest then does
+            not list; None: such a record is an error.
     Returns:
         The head.
     Raises:
-        ShardError: no shards, or a tar that is not one.
-        BadRecord: (with `parse`) a record that could never be used, such as one whose image is not in the shard; no
-            manifest is written, so no run begins with it.
+        ShardError: no shards, a tar that is not one, or no record that can be used.
+        BadRecord: from `measure`, without `left_out`; no manifest is written, so no run begins with it.
     """
     shards: list[dict[str, Any]] = []
     listed: list[list[Entry]] = []
+    unused: list[str] = []
+    passed: Counter[str] = Counter()
+    first, lost = "", 0
     for tar in sorted(folder.glob("*.tar")):
-        entries = [Entry(key, members) for key, members in index_tar(tar)]
-        for entry, content in read_records(tar, entries):
-            label = f"{tar.name}:{entry.key}"
+        bad: dict[str, str] | None = None if left_out is None else {}
+        kept = []
+        for entry, content in read_records(tar, [Entry(key, members) for key, members in index_tar(tar, bad, passed)]):
             entry.crc = members_crc(content)
-            if parse:
-                parse_record(label, content)
-            if measure is not None:
-                measure(label, content, entry)
+            try:
+                if measure is not None:
+                    measure(f"{tar.name}:{entry.key}", content, entry)
+                kept.append(entry)
+            except BadRecord as error:
+                if bad is None:
+                    raise
+                bad[entry.key] = error.detail
+        for key, why in (bad or {}).items():
+            first = first or f"{tar.name}:{key}: {why}"
+            assert left_out is not None
+            left_out(tar.name, key, why)
+            lost += 1
+        if not kept:
+            unused.append(tar.name)
+            continue
         shards.append(
-            {"name": tar.name, "bytes": tar.stat().st_size, "sha256": file_sha256(tar), "records": len(entries)}
+            {"name": tar.name, **file_state(tar), "records": len(kept)} | ({"left_out": len(bad)} if bad else {})
         )
-        listed.append(entries)
-    if not shards:
+        listed.append(kept)
+    if not shards and not unused:
         raise ShardError(f"no shards (*.tar) in {folder}")
+    if not shards:
+        raise NothingUsable(f"none of the records in {folder} can be used; the first: {first}")
     manifest = {**(head or {}), "name": name, "records": sum(s["records"] for s in shards), "shards": shards}
+    manifest |= {"unused": unused} if unused else {}
+    manifest |= {"skipped": {LEFT_OUT: lost}} if lost else {}
+    manifest |= {"passed_over": dict(sorted(passed.items()))} if passed else {}
     with atomic(folder / MANIFEST) as part:
         write_manifest_file(part, manifest, listed)
     return manifest
+
+
+def file_state(path: Path) -> dict[str, Any]:
+    """What a manifest says of a shard's file: its size and SHA-256."""
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def read_records(tar: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, dict[str, bytes]]]:

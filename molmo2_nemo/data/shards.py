@@ -8,6 +8,7 @@ share no state.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tarfile
 from collections import OrderedDict
@@ -16,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.data.config import LimitsConfig
-from molmo2_nemo.data.manifest import MANIFEST, ShardError, ShardIndex, read_head, read_index
+from molmo2_nemo.data.foreign import ForeignTexts
+from molmo2_nemo.data.manifest import (
+    MANIFEST,
+    Member,
+    ShardError,
+    ShardIndex,
+    members_crc,
+    read_head,
+    read_index,
+    without_crc,
+)
 from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.errors import DataError
 
@@ -37,6 +48,8 @@ def split_name(name: str) -> tuple[str, str]:
 def check_header(header: bytes) -> tarfile.TarInfo:
     """Parse one tar header and refuse everything but a plain file under a plain relative name.
 
+    A leading `./` of the name is dropped.
+
     Raises:
         DataError: damaged header, link, device, folder, absolute path, `..`, or a name that is not plain ASCII.
     """
@@ -46,10 +59,13 @@ def check_header(header: bytes) -> tarfile.TarInfo:
         raise DataError("a member name is not plain ASCII") from None
     except tarfile.HeaderError as error:
         raise DataError(f"damaged tar header ({error})") from None
-    name = info.name
+    name = info.name = info.name.removeprefix("./")
     if info.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
         kind = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.DIRTYPE: "a folder"}
-        raise DataError(f"member {name!r} is {kind.get(info.type, 'not a plain file')}; only plain files are read")
+        raise DataError(
+            f"member {name!r} is {kind.get(info.type, 'not a plain file')}; only plain files are read "
+            "(tar --dereference packs what links stand for)"
+        )
     if not name.isascii() or not name.isprintable() or "\\" in name:
         raise DataError(f"member {name!r} has a name that is not plain ASCII")
     if name.startswith("/") or any(part in ("..", ".", "") for part in name.split("/")):
@@ -92,6 +108,10 @@ class ShardDataset:
             total += shard["records"]
             digest.update(f"{shard['name']} {shard['records']} {shard['sha256']}\n".encode())
         self.length = total
+        self.texts: ForeignTexts | None = None  # of tars that another tool wrote
+        if "texts" in self.manifest:
+            self.texts = ForeignTexts(**self.manifest["texts"])
+            digest.update(json.dumps(self.manifest["texts"], sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()[:16]  # equal for the same records in the same order
         self._files: OrderedDict[int, Any] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
@@ -113,36 +133,45 @@ class ShardDataset:
         return low, index - self.starts[low]
 
     def read(self, index: int) -> tuple[str, dict[str, bytes]]:
-        """Record number -> ("shard:key", suffix -> bytes).
+        """Record number -> ("shard:key", suffix -> bytes), as they were written: the manifest's checksum is compared.
 
         Raises:
-            ShardError: the shard has disappeared or differs from its index.
-            BadRecord: members larger than the limits allow.
+            ShardError: the shard has disappeared, or is not the one that the manifest describes.
+            BadRecord: members larger than the limits allow, or damaged ones.
         """
         number, inner = self.locate(index)
         shard = self.path / self.shards[number]["name"]
-        key, members = self._index(number)[inner]
+        entries = self._index(number)
+        key, members = entries[inner]
         label = f"{shard.name}:{key}"
         self._check_sizes(label, members)
         file = self._file(number)
-        result = {}
-        for member in members:
-            suffix, offset, size = member.suffix, member.offset, member.size
-            data = self._pread(file, shard, offset - BLOCK, BLOCK + size)
-            try:
-                info = check_header(data[:BLOCK])
-                found = split_name(info.name)
-            except DataError as error:
-                raise ShardError(f"shard {shard}: {error}; it changed after its manifest was written") from None
-            if found != (key, suffix) or info.size != size:
-                raise ShardError(
-                    f"shard {shard} does not match its index: {key}.{suffix} expected at byte {offset}, "
-                    f"{info.name!r} found. Reindex the folder: molmo2 shards index {self.path}"
-                )
-            result[suffix] = data[BLOCK:]
-        return label, result
+        result = {m.suffix: self._read_member(file, shard, label, key, m) for m in members}
+        crc = entries.crc(inner)
+        if crc is not None and members_crc(result) != crc:
+            raise _damaged(label, members, f"its contents changed: CRC-32 {members_crc(result):08x}, {crc:08x} written")
+        return label, result if self.texts is None else self.texts.members(label, result)
 
-    def _check_sizes(self, label: str, members: list[Any]) -> None:
+    def _read_member(self, file: Any, shard: Path, label: str, key: str, member: Member) -> bytes:
+        """The bytes of one member, behind a header that says what the manifest says."""
+        data = self._pread(file, shard, member.offset - BLOCK, BLOCK + member.size)
+        try:
+            info = check_header(data[:BLOCK])
+            found = split_name(info.name)
+        except DataError as error:
+            raise _damaged(label, [member], str(error)) from None
+        if found != (key, member.suffix) or info.size != member.size:
+            raise ShardError(
+                f"shard {shard} does not match its index: {key}.{member.suffix} expected at byte {member.offset}, "
+                f"{info.name!r} found. Reindex the folder: molmo2 shards index {self.path}"
+            )
+        return data[BLOCK:]
+
+    def without_crc(self) -> int:
+        """Records whose damage would not be noticed, as the manifest has no checksum of them."""
+        return without_crc(self.path / MANIFEST)
+
+    def _check_sizes(self, label: str, members: list[Member]) -> None:
         limits, total = self.limits, sum(member.size for member in members)
         text = sum(member.size for member in members if member.suffix == "json")
         if any(member.size < 0 for member in members):
@@ -199,6 +228,17 @@ class ShardDataset:
             parts.append(part)
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _damaged(label: str, members: list[Member], why: str) -> BadRecord:
+    """The error about a record whose bytes are not those written; says where in the shard its members lie."""
+    start, end = min(m.offset for m in members) - BLOCK, max(m.offset + m.size for m in members)
+    return BadRecord(
+        label,
+        "damaged",
+        f"bytes {start} to {end} of the shard are damaged ({why}). Copy the shard again, or leave the record out: "
+        "molmo2 shards repair",
+    )
 
 
 def _cached(

@@ -65,7 +65,6 @@ PIECES: dict[str, dict[str, Way]] = {
         "compiled": Way(COMPILED, norm.by_compiler, compiled.problem),
         "torch": Way("F.rms_norm", norm.by_torch),
         "plain": Way(PLAIN, norm.plain),
-        "te": Way("Transformer Engine's fused norm and linear", norm.plain, norm.te_problem),
     },
     "rotary": {
         "compiled": Way(f"{COMPILED}, with QK-norm", rotary.by_compiler, compiled.problem),

@@ -14,10 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 class Compiled:
     """A function of tensors and numbers that is compiled when it is first called.
+
+    Under a mode that sees every operation (a TorchDispatchMode: counting FLOPs, faking tensors), for which PyTorch does
+    not compile, the function runs as it is, and a line says so.
 
     PyTorch compiles a function again for every dtype, width and use of gradients that it meets, and gives up after
     eight. So each combination has a copy of the function; in a copy only the number of rows differs from call to call.
@@ -33,7 +37,8 @@ class Compiled:
         self.copies: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        if torch._C._len_torch_dispatch_stack():  # whoever counts operations or fakes tensors wants to see each
+        if torch._C._len_torch_dispatch_stack():
+            _say_uncompiled(" and ".join(_described(mode) for mode in _get_current_dispatch_mode_stack()))
             return self.function(*arguments)
         key: list[Any] = [torch.is_grad_enabled()]
         for position, value in enumerate(arguments):
@@ -53,6 +58,15 @@ class Compiled:
         own, name = self.function, f"{self.function.__name__}_{len(self.copies)}"
         code = own.__code__.replace(co_name=name)
         return torch.compile(types.FunctionType(code, own.__globals__, name, own.__defaults__), fullgraph=True)
+
+
+@functools.cache  # once a process for each set of modes
+def _say_uncompiled(modes: str) -> None:
+    print(f"kernels: compiled pieces run uncompiled under {modes}, for which PyTorch does not compile", flush=True)
+
+
+def _described(mode: object) -> str:
+    return f"{type(mode).__module__}.{type(mode).__qualname__}"
 
 
 def problem(device: str, dtype: torch.dtype) -> str | None:

@@ -90,19 +90,25 @@ class _WeightedLoss(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
         grad_head = torch.zeros(head.shape, dtype=torch.float32, device=head.device) if need_head else None
         for rows in _chunks(hidden.shape[0], chunk):
-            probabilities = (_logits(hidden[rows], head, rank_start, vocab_size) - lses[rows, None]).exp()
-            d_logits = probabilities * (1 + 2 * z_loss * lses[rows, None])
-            local = labels[rows] - rank_start
-            mine = (local >= 0) & (local < head.shape[0])
-            # one column of every row: nothing is added up, so the order does not matter
-            d_logits.scatter_add_(1, local.clamp(0, head.shape[0] - 1)[:, None], -mine[:, None].to(d_logits.dtype))
-            d_logits *= (grad * weights[rows])[:, None]
+            logits = _logits(hidden[rows], head, rank_start, vocab_size)
+            d_logits = _plain_gradient(logits, lses[rows], labels[rows] - rank_start, grad * weights[rows], z_loss)
+            del logits  # a chunk's are gone before the next one's are there
             d_logits = d_logits.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = d_logits @ head
             if grad_head is not None:
-                grad_head += (d_logits.T @ hidden[rows]).float()
+                grad_head += d_logits.T @ hidden[rows]
+            del d_logits
         return (grad_hidden, None if grad_head is None else grad_head.to(head.dtype), *([None] * 7))
+
+
+def _plain_gradient(logits: Tensor, lse: Tensor, local: Tensor, weights: Tensor, z_loss: float) -> Tensor:
+    """The gradient of weighted losses for fp32 logits [n, V_t], in their place."""
+    d_logits = logits.sub_(lse[:, None]).exp_().mul_(1 + 2 * z_loss * lse[:, None])
+    mine = (local >= 0) & (local < logits.shape[1])
+    # one column of every row: nothing is added up, so the order does not matter
+    d_logits.scatter_add_(1, local.clamp(0, logits.shape[1] - 1)[:, None], -mine[:, None].to(d_logits.dtype))
+    return d_logits.mul_(weights[:, None])
 
 
 def _chunks(n: int, chunk: int) -> list[slice]:
@@ -232,9 +238,8 @@ class _FusedLoss(torch.autograd.Function):
         grad_head = None
         chunks = _chunks(hidden.shape[0], chunk)
         for rows in chunks:
-            logits = hidden[rows] @ head.T
             local = labels[rows] - rank_start
-            losses, d_logits = _losses(parts, logits, local, weights[rows], z_loss, real, group)
+            losses, d_logits = _losses(parts, hidden[rows], head, local, weights[rows], z_loss, real, group)
             total += losses.sum()
             if each is not None:
                 each[rows] = losses
@@ -242,6 +247,7 @@ class _FusedLoss(torch.autograd.Function):
                 torch.mm(d_logits, head, out=grad_hidden[rows])
             if need_head:
                 grad_head = _head_gradient(grad_head, d_logits, hidden[rows], alone=len(chunks) == 1)
+            del d_logits  # before the next chunk's are there, and before the head's gradient gets its dtype
         if need_head and grad_head is None:
             grad_head = torch.zeros_like(head)
         ctx.gradients = grad_hidden, None if grad_head is None else grad_head.to(head.dtype)
@@ -255,9 +261,17 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _losses(
-    parts: _Parts, logits: Tensor, local: Tensor, weights: Tensor, z_loss: float, real: int, group: dist.ProcessGroup
+    parts: _Parts,
+    hidden: Tensor,
+    head: Tensor,
+    local: Tensor,
+    weights: Tensor,
+    z_loss: float,
+    real: int,
+    group: dist.ProcessGroup,
 ) -> tuple[Tensor, Tensor]:
     """Weighted losses [n], and the gradient for this rank's logits [n, V_t]."""
+    logits = hidden @ head.T
     if dist.get_world_size(group) == 1:
         return parts.alone(logits, local, weights, z_loss, real)
     top = _reduce(parts.top(logits, real), group, dist.ReduceOp.MAX)
@@ -266,7 +280,8 @@ def _losses(
 
 
 def _head_gradient(before: Tensor | None, d_logits: Tensor, hidden: Tensor, *, alone: bool) -> Tensor:
-    """The head's gradient with a chunk's added: fp32 [V_t, D], or in the head's dtype where there is one chunk only."""
+    """The head's gradient with a chunk's added in its place: fp32 [V_t, D], or in the head's dtype where there is one
+    chunk only."""
     if alone:
         return d_logits.T @ hidden
     if before is None:
@@ -274,9 +289,9 @@ def _head_gradient(before: Tensor | None, d_logits: Tensor, hidden: Tensor, *, a
     if hidden.dtype == torch.float32:
         return before.addmm_(d_logits.T, hidden)
     if hidden.is_cuda and ADDS_IN_FP32:
-        return torch.addmm(before, d_logits.T, hidden, out_dtype=torch.float32)
+        return torch.addmm(before, d_logits.T, hidden, out_dtype=torch.float32, out=before)
     return before.add_(d_logits.T @ hidden)
 
 
 # whether this PyTorch's products of bf16 are added to fp32 without a detour (CUDA only)
-ADDS_IN_FP32 = "dtype" in torch.ops.aten.addmm.overloads()
+ADDS_IN_FP32 = "dtype_out" in torch.ops.aten.addmm.overloads()

@@ -112,7 +112,10 @@ def _merge_at_once(whole: bool, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     for weight, out in zip(weights[1:], outs[1:], strict=True):
         merged, sum_of_weights = merged + weight[..., None] * out, sum_of_weights + weight
     safe = torch.where(sum_of_weights == 0, 1.0, sum_of_weights)
-    return (merged / safe[..., None]).to(tensors[0].dtype), finite + sum_of_weights.log()
+    out = (merged / safe[..., None]).to(tensors[0].dtype)
+    # Libraries give lse as a view of [N, L], whose strides the product would take on: what comes next (a linear layer,
+    # which keeps its input) would copy it. In the compiled pass this is an order of writing, not a copy.
+    return out.contiguous(), finite + sum_of_weights.log()
 
 
 def _add_at_once(whole: bool, *tensors: Tensor) -> Tensor:

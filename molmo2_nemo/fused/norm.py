@@ -6,7 +6,6 @@ Shape legend: D width, N heads, H head size; any leading shape.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -69,12 +68,3 @@ def full_width_by_compiler(
 
 
 FULL_WIDTH = {"compiled": full_width_by_compiler}  # other ways: the plain one
-
-
-def te_problem(device: str, dtype: torch.dtype) -> str | None:
-    """Why Transformer Engine's fused norm and linear layer cannot be taken: it is a choice without code behind it."""
-    if device != "cuda":
-        return "Transformer Engine needs CUDA"
-    if importlib.util.find_spec("transformer_engine") is None:
-        return "Transformer Engine is not installed"
-    return "Transformer Engine's fused norm and linear layer is not built in: it could not be run anywhere yet"

@@ -77,7 +77,7 @@ def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: in
         DataError: no shards there. A record that cannot be used is left out and reported.
     """
     from molmo2_nemo.data.config import SourceConfig
-    from molmo2_nemo.data.loader import ExampleReader, Skipped
+    from molmo2_nemo.data.reader import ExampleReader, Skipped
 
     model, builder, tokenizer = load(checkpoint)
     config = dataclasses.replace(

@@ -15,7 +15,7 @@ from pathlib import Path
 from molmo2_nemo.cost.workload import workload
 from molmo2_nemo.model.config import PRESETS, preset, with_options
 from molmo2_nemo.plan.layouts import layout_of, number_formats
-from molmo2_nemo.plan.memory import GIB, memory
+from molmo2_nemo.plan.memory import GIB, Memory, memory
 from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
@@ -80,10 +80,11 @@ def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
             "(parallel.*); molmo2 plan shows layouts for fewer"
         )
         return
+    yield from _on_host(cfg, count, here)
     bytes_, least = needed(cfg, gpu=True), min(here.gpus[:count])
     if bytes_ <= SURE * least:
         return
-    fits = what_fits(cfg, least)
+    fits = what_fits(cfg, least, here.host / count)
     ways = f"By the planner this fits: {' '.join(fits)}" if fits else "No setting of memory.* makes it fit"
     yield (
         f"{_what(cfg)} needs {_gib(bytes_)} of GPU memory by the planner, {_gib(least)} are here. {ways}; other "
@@ -92,28 +93,20 @@ def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     )
 
 
+def _on_host(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
+    bytes_ = count * offloaded(cfg)
+    if bytes_ > here.host:
+        yield (
+            f"memory.offload=true keeps at least {_gib(bytes_)} of pinned memory on this node's host for "
+            f"{_plural(count, 'process', 'processes')}, of which {_gib(here.host)} are free. "
+            f"memory.recompute_attention=true needs less of it, parallel.context=N less on each node; {ANYWAY}"
+        )
+
+
 def needed(cfg: RunConfig, *, gpu: bool) -> float:
     """Bytes of one process in the run's layout, as the planner counts them. Of settings that it does not know it takes
     those that need least."""
-    chosen = cfg.model
-    model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
-    sure = cfg.memory.recompute_layers is None and cfg.memory.recompute_modules == ["mlp"]
-    recompute = cfg.memory.recompute if sure or cfg.memory.recompute == "none" else "full"
-    layout = replace(
-        layout_of(cfg, max(1, wanted_processes(cfg) // cfg.parallel.model_size)),
-        recompute=recompute,
-        offload=cfg.memory.offload and recompute == "full" and gpu,
-        recompute_attention=cfg.memory.recompute_attention and recompute == "full",
-    )
-    found = memory(
-        model,
-        cfg.stage,
-        workload(cfg),
-        layout,
-        cfg.memory,
-        cfg.kernels if gpu else None,
-        **number_formats(cfg),
-    )
+    found = _planned(cfg, gpu=gpu)
     parts = found.parts()
     if cfg.cluster.precision == "fp32":  # weights are their own masters; activations are twice as large
         twice = ("weights", "decoder", "vision", "exchange")
@@ -123,9 +116,37 @@ def needed(cfg: RunConfig, *, gpu: bool) -> float:
     return sum(parts.values())
 
 
-def what_fits(cfg: RunConfig, room: float) -> list[str]:
+def offloaded(cfg: RunConfig) -> float:
+    """Bytes of pinned host memory of one process that uses a GPU."""
+    return _planned(cfg, gpu=True).host * (2 if cfg.cluster.precision == "fp32" else 1)
+
+
+def _planned(cfg: RunConfig, *, gpu: bool) -> Memory:
+    """The planner's bytes in bf16 for the run's layout."""
+    chosen = cfg.model
+    model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
+    sure = cfg.memory.recompute_layers is None and cfg.memory.recompute_modules == ["mlp"]
+    recompute = cfg.memory.recompute if sure or cfg.memory.recompute == "none" else "full"
+    layout = replace(
+        layout_of(cfg, max(1, wanted_processes(cfg) // cfg.parallel.model_size)),
+        recompute=recompute,
+        offload=cfg.memory.offload and gpu,
+        recompute_attention=cfg.memory.recompute_attention and recompute == "full",
+    )
+    return memory(
+        model,
+        cfg.stage,
+        workload(cfg),
+        layout,
+        cfg.memory,
+        cfg.kernels if gpu else None,
+        **number_formats(cfg),
+    )
+
+
+def what_fits(cfg: RunConfig, room: float, host: float = float("inf")) -> list[str]:
     """Settings that save memory, those that cost least first, as many as it takes to fit into `room` bytes; empty where
-    all together do not."""
+    all together do not. Offload is one where its bytes fit into `host`, which a process has of the host's memory."""
     steps: tuple[tuple[str, str, object], ...] = (
         ("stage", "micro_batch_size", 1),
         ("memory", "loss_chunk", min(256, cfg.memory.loss_chunk)),
@@ -142,7 +163,7 @@ def what_fits(cfg: RunConfig, room: float) -> list[str]:
         if was == value:
             continue
         setattr(getattr(changed, group), key, value)
-        if set(find_problems(changed, files=False)) - before:
+        if set(find_problems(changed, files=False)) - before or (key == "offload" and offloaded(changed) > host):
             setattr(getattr(changed, group), key, was)
             continue
         taken.append(f"{group}.{key}={str(value).lower()}")

@@ -46,6 +46,7 @@ OPTIONAL = {
     "tensorboard": "reading the event files",
     "matplotlib": "the curves of molmo2 demo and molmo2 report",
     "wandb": "logging to Weights & Biases",
+    "torchcodec": "data.video.decoder=torchcodec and nvdec",
 }
 GPU_PACKAGES = {  # module, use; distributions differ in name from builder to builder
     "transformer-engine": ("transformer_engine.pytorch", "fused layers"),

@@ -322,7 +322,7 @@ class KernelConfig:
     """How pieces of the model are computed. No choice changes a result beyond rounding, or what checkpoints hold;
     docs/kernels.md. `auto` is the fastest way that the machine can run, on a CPU the plain one (fused/choice.py)."""
 
-    norm: Literal["auto", "plain", "torch", "compiled", "te"] = "auto"  # RMSNorm of the language model
+    norm: Literal["auto", "plain", "torch", "compiled"] = "auto"  # RMSNorm of the language model
     rotary: Literal["auto", "plain", "compiled"] = "auto"  # QK-norm per head, and rotary
     swiglu: Literal["auto", "plain", "compiled"] = "auto"  # activation of the language model's MLPs
     residual: Literal["auto", "plain", "compiled"] = "auto"  # dropout of a branch, and the residual added

@@ -134,7 +134,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             self.tasks,
             cut_padding=self.parallel.cut_padding,
             sequence_parallel=self.config.sequence_parallel,
-            token_multiple=token_multiple(self.precision, self.memory),
+            token_multiple=token_multiple(self.precision),
             plan=self.module.plan,
         )
 

@@ -23,6 +23,7 @@ USABLE = 0.97  # of a device's memory
 # Layers' inputs that offload brings back ahead of use, and layers with all that they keep where that is attention's
 # results as well (model/memory.py)
 OFFLOAD_AHEAD, OFFLOAD_AHEAD_WITH_RESULTS = 2, 1
+HOST_PART = 1 << 20  # bytes that a buffer on the host is made of; what is smaller is not moved (model/host_memory.py)
 NONE_FUSED: frozenset[str] = frozenset()
 
 
@@ -39,9 +40,10 @@ class Memory:
     exchange: float  # what context and tensor parallelism send and receive
     runtime: float
     phase: str  # of PHASES
+    host: float = 0.0  # pinned memory of the host where saved tensors wait; not on the GPU, not part of the total
 
     def parts(self) -> dict[str, float]:
-        return {name: value for name, value in vars(self).items() if name != "phase"}
+        return {name: value for name, value in vars(self).items() if name not in ("phase", "host")}
 
     @property
     def total(self) -> float:
@@ -106,6 +108,7 @@ def memory(
         ),
         head_bytes(model_config, stage, layout, options.loss_chunk, tokens, fused),
         in_flight,
+        tied_bytes(model_config, stage, layout),
     )
     qkv = (
         (2 * model_config.text.num_heads + 2 * model_config.text.num_kv_heads)
@@ -125,11 +128,12 @@ def memory(
         + (2 * 2.0 * tokens * model_config.text.hidden_size if layout.tensor > 1 else 0.0),
     }
     slack = SLACK * sum(parts.values())
-    return Memory(**parts, runtime=RUNTIME + slack, phase=phase)
+    host = in_flight * host_bytes(model_config, layout, tokens, fused) if layout.offload else 0.0
+    return Memory(**parts, runtime=RUNTIME + slack, phase=phase, host=host)
 
 
 def fullest(
-    decoder: Activations, vision: Activations, head: float, in_flight: int = 1
+    decoder: Activations, vision: Activations, head: float, in_flight: int = 1, tied: float = 0.0
 ) -> tuple[str, float, float, float]:
     """The fullest phase, and what decoder, vision and head have then.
 
@@ -139,11 +143,12 @@ def fullest(
 
     Args:
         in_flight: micro-batches of a pipeline stage; all but the last only wait.
+        tied: of the head, what waits for the embedding's gradient.
     """
     phases = {
         "loss": (decoder.waiting, vision.waiting, head),
-        "decoder": (decoder.waiting + decoder.working, vision.waiting, 0.0),
-        "vision": (0.0, vision.waiting + vision.working, 0.0),
+        "decoder": (decoder.waiting + decoder.working, vision.waiting, tied),
+        "vision": (0.0, vision.waiting + vision.working, tied),
     }
     phase = max(PHASES, key=lambda name: sum(phases[name]))
     of_decoder, of_vision, of_head = phases[phase]
@@ -268,6 +273,29 @@ def result_bytes(model_config: Molmo2Config, bytes_per_element: int = 2) -> floa
     return (bytes_per_element * text.head_dim + 4.0) * text.num_heads
 
 
+def host_bytes(model_config: Molmo2Config, layout: Layout, tokens: float, fused: frozenset[str] = NONE_FUSED) -> float:
+    """Bytes in bf16 that offload keeps on the host for a micro-batch of one pipeline stage: of every layer its input,
+    and attention's results where they are kept; and what the final norm keeps. Without full recomputation it is more
+    than this: all that the layers keep.
+
+    Args:
+        tokens: of the micro-batch on one context rank.
+    """
+    text, mine = model_config.text, tokens / layout.tensor
+    inputs = 2.0 * text.hidden_size * mine
+    layer = [inputs]
+    if layout.recompute != "full" or layout.keeps_attention(model_config.attention):
+        layer += [2.0 * text.num_heads * text.head_dim * mine, 4.0 * text.num_heads * mine]
+    last = [inputs] if "norm" in fused else [inputs, 2 * inputs]  # plain: the fp32 copy, and its input's normal form
+    layers = text.num_layers / layout.pipeline
+    return layers * sum(map(_buffer, layer)) + sum(map(_buffer, last))
+
+
+def _buffer(size: float) -> float:
+    """Bytes of the host's buffer for a tensor; 0 for one that is not moved."""
+    return -(-size // HOST_PART) * HOST_PART if size >= HOST_PART else 0.0
+
+
 def vision_activations(
     model_config: Molmo2Config,
     crops: float,
@@ -313,8 +341,19 @@ def head_bytes(
     tokens: float,
     fused: frozenset[str] = NONE_FUSED,
 ) -> float:
-    """Bytes of a chunk's logits (bf16 and their gradient; plain, also fp32 and probabilities), and of the head's fp32
-    gradient."""
+    """Bytes of a chunk's logits (bf16 and their gradient; plain, three in fp32) and of the head's gradient, in fp32
+    while chunks are added and then once more in bf16. Plain, forward takes most of logits, without a gradient."""
     columns = model_config.text.vocab_size / layout.tensor
-    logits = min(chunk, tokens) * columns * (4 if "loss" in fused else 12)
-    return logits + (4.0 * columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0)
+    logits = min(chunk, tokens) * columns
+    elements = columns * model_config.text.hidden_size if stage.trainable(model_config).head else 0.0
+    if "loss" in fused:
+        return max(4 * logits + 4.0 * elements, 6.0 * elements)
+    return max(12 * logits, 6 * logits + 4.0 * elements, 2 * logits + 6.0 * elements)
+
+
+def tied_bytes(model_config: Molmo2Config, stage: StageConfig, layout: Layout) -> float:
+    """Bytes of a tied head's gradient, in bf16: autograd keeps it until the embedding's, the last of all, is added. On
+    stages of a pipeline the two are tensors of their own."""
+    text = model_config.text
+    waits = text.tie_embeddings and layout.pipeline == 1 and stage.trainable(model_config).head
+    return 2.0 * text.vocab_size / layout.tensor * text.hidden_size if waits else 0.0

@@ -21,6 +21,7 @@ def numbers(plan: Plan, model_config: Molmo2Config) -> dict[str, Any]:
             "fits": candidate.fits(plan.cluster),
             "fullest_moment": candidate.memory.phase,
             "memory_gib": {name: value / GIB for name, value in candidate.memory.parts().items()},
+            "host_gib": candidate.memory.host / GIB,
             "step_seconds": step.parts(),
             "seconds": step.seconds,
             "mfu": step.mfu(plan.cluster),

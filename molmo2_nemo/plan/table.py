@@ -65,6 +65,7 @@ def render(cfg: RunConfig, model_config: Molmo2Config, plan: Plan) -> Iterator[s
         {k: v / GIB for k, v in best.memory.parts().items()},
     )
     yield _modes(plan)
+    yield from _on_host(plan)
     unit, seconds = _time_unit(best.step.seconds)
     yield _parts(f"a step, {best.layout.name}", unit, WHERE, {k: v / seconds for k, v in best.step.parts().items()})
     if cluster.gpus > 1:
@@ -156,6 +157,14 @@ def _modes(plan: Plan) -> Table:
             PHASES[c.memory.phase],
         )
     return table
+
+
+def _on_host(plan: Plan) -> Iterator[str]:
+    """What offload takes of the host's memory."""
+    for c in plan.modes:
+        if c.layout.offload:
+            host, node = scaled(c.memory.host), scaled(c.memory.host * plan.cluster.per_node)
+            yield f"offload: {host}B of pinned host memory a GPU, {node}B a node"
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

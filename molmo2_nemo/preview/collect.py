@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +12,10 @@ from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
-from molmo2_nemo.data.loader import PackStream, default_builder
+from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.mixture import Draw, example_rng, normalised_rates
-from molmo2_nemo.data.record import Record, parse_record
+from molmo2_nemo.data.reader import default_builder
+from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -71,26 +70,6 @@ class PackView:
         return TokenMask(example_ids, branch_ids, blocks, visual_attention)
 
 
-class _Remember:
-    """Wraps the real builder and keeps its examples, for the parts of an example that a batch does not carry."""
-
-    def __init__(self, builder: Any, built: dict[str, list[Example]]) -> None:
-        self.builder, self.built = builder, built
-
-    def build(self, record: Record, rng: np.random.Generator, **options: Any) -> Example:
-        example = self.builder.build(record, rng, **options)
-        self.built[record.key].append(example)
-        return example
-
-
-def _find_built(built: dict[str, list[Example]], key: str, input_ids: np.ndarray) -> tuple[Example, int]:
-    """The example whose tokens `input_ids` begins with, and their number."""
-    for example in built[key]:
-        if np.array_equal(example.input_ids, input_ids[: example.num_tokens]):
-            return example, example.num_tokens
-    raise AssertionError(f"a pack holds an example of {key} that was never built")
-
-
 def in_process(cfg: RunConfig) -> DataConfig:
     """The data settings as training uses them, but read in this process."""
     return dataclasses.replace(data_config(cfg), num_workers=0)
@@ -104,26 +83,29 @@ def packs(cfg: RunConfig, count: int, rank: int = 0, ranks: int = 1) -> list[Pac
     """
     per_step = max(1, cfg.stage.global_batch_size // ranks)
     stream = PackStream(in_process(cfg), micro_batch_size=1, dp_rank=rank, dp_size=ranks, batches_per_step=per_step)
-    built: dict[str, list[Example]] = defaultdict(list)
-    for reader in stream.readers:
-        reader.builder = _Remember(reader.builder, built)
     found: list[PackView] = []
     batches = iter(stream)
     try:
         while len(found) < count:
             packing = stream.reader.config.packing
             batch = next(batches)
-            parts, start = [], 0
-            for key in batch.keys[0]:
-                example, length = _find_built(built, key, batch.input_ids[0, start:])
-                parts.append(Part(example, start))
-                start += length
+            parts = _parts(stream.examples[0], batch)
             title = f"pack {len(found) + 1} of {cfg.stage.name}" + (f", rank {rank} of {ranks}" if ranks > 1 else "")
             budget = packing.sequence_length, packing.max_crops
             found.append(PackView(title, batch, parts, budget, dict(stream.skipped)))
     finally:
         batches.close()  # type: ignore[attr-defined]
     return found
+
+
+def _parts(examples: list[Example], batch: Batch) -> list[Part]:
+    """The examples of a batch of one pack, with their crops."""
+    parts, token, crop = [], 0, 0
+    for example in examples:
+        crops = batch.crops[crop : crop + example.num_crops]
+        parts.append(Part(dataclasses.replace(example, crops=crops), token))
+        token, crop = parts[-1].stop, crop + len(crops)
+    return parts
 
 
 def record(cfg: RunConfig, key: str) -> PackView:

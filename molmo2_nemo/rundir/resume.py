@@ -21,7 +21,7 @@ FREE = (
 # What else may differ between two attempts: the layout, which changes numbers by rounding only, and when to give up.
 LAYOUT = (
     *("parallel.*", "kernels.*", "stage.micro_batch_size", "model.attention", "faults.*", "data.share_packs"),
-    *("data.max_bad_in_a_row", "data.max_bad_share", "data.quarantine"),
+    *("data.max_bad_in_a_row", "data.max_bad_share", "data.quarantine", "data.video.decoder"),
 )
 # But not this one while the stage is not finished: Megatron cannot read one kind of optimizer state as the other.
 FIXED = ("parallel.distributed_optimizer",)

@@ -214,7 +214,7 @@ def _layout(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
     }
     crops = max(phase.packing.max_crops for phase in phases(cfg.data))
     yield from context_problems(p, model_config, lengths, crops=crops, attention=cfg.model.attention)
-    if cfg.cluster.precision == "fp8" and cfg.memory.mlp_tiles >= 1 and text.ffn_size % tp == 0:
+    if cfg.cluster.precision == "fp8" and text.ffn_size % tp == 0:
         yield from fp8_problems(model_config, p, cfg.memory, lengths)
     if p.dynamic_context and not cfg.data.share_packs:
         yield (

@@ -22,19 +22,26 @@ def element_bytes(precision: Precision) -> int:
     return 4 if precision == "fp32" else 2
 
 
-def token_multiple(precision: Precision, memory: MemoryConfig) -> int:
-    """What a rank's tokens of a pack must be a multiple of, once in `memory.mlp_tiles` slices."""
-    return FP8_MULTIPLE * memory.mlp_tiles if precision == "fp8" else 1
+def token_multiple(precision: Precision) -> int:
+    """What a rank's tokens of a pack must be a multiple of."""
+    return FP8_MULTIPLE if precision == "fp8" else 1
 
 
 def fp8_problems(
     model_config: Molmo2Config, parallel: ParallelConfig, memory: MemoryConfig, lengths: Mapping[str, int]
 ) -> Iterator[str]:
-    """Why a model or its packs cannot be multiplied in FP8 under a layout, one line for each setting.
+    """Why a model or its packs cannot be multiplied in FP8 under a layout, one line for each setting. Of recomputation,
+    Megatron's is done in the FP8 context of forward, by Transformer Engine's own checkpoint; docs/kernels.md.
 
     Args:
         lengths: config key -> tokens of a pack, for every length that the run uses.
     """
+    if memory.mlp_tiles > 1:
+        yield (
+            f"memory.mlp_tiles={memory.mlp_tiles} with cluster.precision=fp8: in backward PyTorch computes slices "
+            "again outside Transformer Engine's FP8 context, in bf16 and so with other numbers than in forward; use "
+            "memory.mlp_tiles=1 (memory.recompute stays inside it), or cluster.precision=bf16"
+        )
     text, tensor = model_config.text, parallel.tensor
     for what, size in (
         ("width", text.hidden_size),
@@ -50,11 +57,10 @@ def fp8_problems(
                 + (", or a lower parallel.tensor" if rank else "")
             )
     shards = parallel.context * (tensor if parallel.sequence else 1)
-    multiple = shards * token_multiple("fp8", memory)
+    multiple = shards * token_multiple("fp8")
     for key, length in lengths.items():
         if length % multiple:
-            tiles = f" * memory.mlp_tiles {memory.mlp_tiles}" if memory.mlp_tiles > 1 else ""
             yield (
-                f"{key}={length} with cluster.precision=fp8: must be a multiple of {FP8_MULTIPLE}{tiles} for each of "
+                f"{key}={length} with cluster.precision=fp8: must be a multiple of {FP8_MULTIPLE} for each of "
                 f"{shards} ranks that share a pack's tokens, {multiple}; {-(-length // multiple) * multiple} is"
             )

@@ -43,7 +43,7 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     "cluster.slurm.ssh.port": (1, 65535),
     **dict.fromkeys(("save_every", "log_every", "validation.every", "validation.examples"), (1, None)),
 }
-UNBOUNDED = ("data.limits.video_seconds", "data.limits.decode_seconds")  # infinity is no limit
+UNBOUNDED = tuple(f"data.limits.{name}_seconds" for name in ("video", "decode", "image"))  # infinity is no limit
 ABOVE_0 = ("data.video.max_fps", "data.text.weight_scale", "stage.optim.eps", *UNBOUNDED)
 BELOW_1 = ("stage.optim.beta1", "stage.optim.beta2", "stage.residual_dropout", "stage.response_residual_dropout")
 SOURCE: dict[str, tuple[float, float | None]] = {  # of one data set; null where it is allowed
@@ -97,5 +97,10 @@ def _names(cfg: RunConfig) -> Iterator[str]:
         yield f"stage.name={name!r}: names the run's folder, so it may not be empty or hold a slash"
     elif name in TAKEN:
         yield f"stage.name={name}: names the stage's folder in the run's, and another folder there has that name"
+    if cfg.data.video.decoder == "nvdec" and cfg.data.num_workers:
+        yield (
+            f"data.video.decoder=nvdec with data.num_workers={cfg.data.num_workers}: decoding workers cannot use the "
+            "GPU; set data.num_workers=0, or data.video.decoder=torchcodec"
+        )
     if not re.fullmatch(r"frame(_\d+(\.\d+)?)?|truncate_\d+|all|ignore", cfg.data.video.subtitle_mode):
         yield f"data.video.subtitle_mode={cfg.data.video.subtitle_mode}: known are frame_N, truncate_N, all and ignore"

@@ -1,5 +1,5 @@
-"""Settings that have been renamed. Old run folders, configuration files and command lines keep working, and a message
-gives the new name. No torch here."""
+"""Settings that have been renamed: old run folders, configuration files and command lines keep working, and a message
+gives the new name. Values that are no longer offered: the refusal says why. No torch here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from molmo2_nemo.errors import UserError
 
 RENAMED = {  # old dotted key of a setting or group -> the new one
     "parallel.context_exchange": "parallel.cp_comm_type",
+}
+
+WITHDRAWN = {  # setting=value -> why it is refused
+    "kernels.norm=te": "Transformer Engine's fused norm and linear layer is not built in; where it is installed, the "
+    "decoder's linear layers on a GPU are its own whatever kernels.norm is, and norms are computed as that says",
 }
 
 _answered: set[str] = set()  # old names that this process has printed a message for

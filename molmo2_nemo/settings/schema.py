@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from molmo2_nemo.errors import UserError, nearest, read_text
-from molmo2_nemo.settings.renamed import with_new_names
+from molmo2_nemo.settings.renamed import WITHDRAWN, with_new_names
 from molmo2_nemo.settings.run import RunConfig
 
 T = TypeVar("T")
@@ -47,7 +47,10 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return _value(next(a for a in args if a is not type(None)), value, path)
     if origin is Literal:
         if value not in args:
-            raise UserError(f"{path} is {value!r}; expected one of: {', '.join(map(str, args))}")
+            why = WITHDRAWN.get(f"{path}={value}")
+            raise UserError(
+                f"{path} is {value!r}; expected one of: {', '.join(map(str, args))}{f' ({why})' if why else ''}"
+            )
         return value
     if dataclasses.is_dataclass(hint):
         return structure(hint, value, path)  # type: ignore[arg-type]

@@ -137,6 +137,9 @@ class TrainingData:
             dp_size=size,
             batches_per_step=count,
         )
+        if dist.get_rank() == 0:
+            for words in packs.reader.without_crc():
+                print(words, flush=True)
         stream: PackStream | CostOrder = packs
         packing = self.config.packing
         if packing.balance and packing.balance_window > 1 and count == 1 and size > 1:

@@ -52,7 +52,7 @@ def dynamic_context(settings: DynamicSettings, model_config: Molmo2Config) -> Dy
         parallel_state.get_context_parallel_rank(),
         parallel.context_tokens,
         crop_limit(parallel, settings.max_crops, settings.memory.vision_chunk),
-        (parallel.tensor if parallel.sequence else 1) * token_multiple(settings.precision, settings.memory),
+        (parallel.tensor if parallel.sequence else 1) * token_multiple(settings.precision),
     )
 
 

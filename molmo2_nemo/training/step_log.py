@@ -103,12 +103,17 @@ class StepWriter:
         return scalars
 
     def totals(self, data: TrainingData) -> dict[str, dict[str, int]]:
-        """What the run's data came to, once training is over: see `TrainingData.totals`. Says what was skipped."""
+        """What the run's data came to, once training is over: see `TrainingData.totals`. Says what was skipped, and how
+        many images were cut off."""
         totals = data.totals()
         if dist.get_rank() == 0 and (skipped := totals["skipped"]):
             causes = ", ".join(f"{cause}: {count}" for cause, count in skipped.items())
             where = f"; they are listed in {data.config.quarantine}" if data.config.quarantine else ""
             print(f"{self.stage}: {sum(skipped.values())} records skipped ({causes}){where}", flush=True)
+        if dist.get_rank() == 0 and (cut := totals["counts"].get("truncated")):
+            print(
+                f"{self.stage}: {cut} images were cut off, loaded as far as they go (data.image.truncated)", flush=True
+            )
         return totals
 
     def stop(self) -> None:

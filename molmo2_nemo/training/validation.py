@@ -22,7 +22,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig, PackingConfig
 from molmo2_nemo.data.example import Batch, Example
-from molmo2_nemo.data.loader import ExampleReader, Skipped, default_builder
+from molmo2_nemo.data.reader import ExampleReader, Skipped, default_builder
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
 from molmo2_nemo.rundir.paths import VALIDATION

@@ -11,7 +11,14 @@ import torch
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TextConfig, preset
-from molmo2_nemo.plan.memory import Activations, decoder_activations, fullest, head_bytes, vision_activations
+from molmo2_nemo.plan.memory import (
+    Activations,
+    decoder_activations,
+    fullest,
+    head_bytes,
+    tied_bytes,
+    vision_activations,
+)
 from molmo2_nemo.settings.run import StageConfig
 from tests.support.pool import start_megatron
 
@@ -81,9 +88,10 @@ def test_a_head_that_does_not_learn_has_no_gradient():
     ):
         model = preset(name)
         assert kind.trainable(model).head is learns
-        logits = 1024 * model.text.vocab_size * 12
-        gradient = 4 * model.text.vocab_size * model.text.hidden_size * learns
-        assert head_bytes(model, kind, Layout(), 1024, 16384) == logits + gradient
+        logits, head = 1024 * model.text.vocab_size, model.text.vocab_size * model.text.hidden_size * learns
+        assert head_bytes(model, kind, Layout(), 1024, 16384) == max(12 * logits, 2 * logits + 6 * head)
+        fused = head_bytes(model, kind, Layout(), 1024, 16384, frozenset({"loss"}))
+        assert fused == (6 * head if learns else 4 * logits)
     own, without = (held(preset("8b"), k, 1, 1).trained for k in (stage, replace(stage, lora=lora)))
     assert own - without > preset("8b").text.vocab_size * preset("8b").text.hidden_size
 
@@ -94,6 +102,25 @@ def test_the_fullest_phase():
     assert fullest(decoder, vision, 3) == ("decoder", 15, 20, 0)
     assert fullest(decoder, replace(vision, working=30), 3) == ("vision", 0, 50, 0)
     assert fullest(decoder, vision, 3, in_flight=3) == ("decoder", 35, 60, 0)
+    assert fullest(decoder, vision, 7, tied=4) == ("decoder", 15, 20, 4)
+
+
+def test_a_tied_heads_gradient_waits_for_the_embeddings():
+    trains = StageConfig(train_base_embedding=True)
+    rows = preset("4b").text.vocab_size * preset("4b").text.hidden_size
+    assert tied_bytes(preset("4b"), trains, Layout(tensor=2)) == rows
+    assert tied_bytes(preset("4b"), StageConfig(), Layout()) == tied_bytes(preset("8b"), trains, Layout()) == 0
+    assert tied_bytes(preset("4b"), trains, Layout(pipeline=2)) == 0
+
+    weight, waiting = torch.ones(5, 3, requires_grad=True), []  # in autograd itself
+
+    def head_is_done(_: torch.Tensor) -> None:
+        waiting.append(weight.grad is None)
+
+    hidden = torch.nn.functional.embedding(torch.tensor([1, 2]), weight) * 2
+    hidden.register_hook(head_is_done)
+    (hidden @ weight.T).sum().backward()
+    assert waiting == [True] and weight.grad is not None
 
 
 def decoder_job(family: str, recompute: str, dtype: str) -> list[float]:

@@ -287,7 +287,7 @@ NOWHERE = Annotation(Points(style_of("pointing"), None, "x", None, ((float("nan"
 @pytest.mark.parametrize(
     "record, cause, message",
     [
-        (made("s:k", [png(64, 64)[:200]], annotations=[QA]), "bad media", "s:k: cannot read image of 200 bytes"),
+        (made("s:k", [png(64, 64)[:30]], annotations=[QA]), "bad media", "s:k: cannot read image of 30 bytes"),
         (made("s:k", video=CLIP[:500], annotations=[QA]), "bad media", "cannot read video of 500 bytes"),
         (made("s:k", [png(9, 9)], CLIP, annotations=[QA]), "bad media", "either images or one video"),
         (made("s:k", annotations=[]), "bad annotation", "1 to 4096 annotations, got 0"),

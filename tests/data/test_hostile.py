@@ -3,12 +3,16 @@
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
-from molmo2_nemo.data.loader import ExampleReader, PackStream, Skipped, default_builder
+from molmo2_nemo.data.loader import PackStream
+from molmo2_nemo.data.manifest import MANIFEST, read_entries
+from molmo2_nemo.data.reader import ExampleReader, Skipped, default_builder
 from molmo2_nemo.data.shard_writer import write_shards
 
 MEDIA = Path(__file__).parents[2] / "data_prep" / "demo_media"
@@ -42,7 +46,7 @@ def text(answer):
 
 
 BAD = {
-    "truncated-jpeg": image(CAT[:2000]),
+    "headers-of-a-jpeg": image(CAT[:200]),
     "not-a-picture": image(b"hello" * 100),
     "huge-png": image(png(50_000, 50_000)),
     "truncated-mp4": video(FILM[:50_000]),
@@ -57,6 +61,7 @@ BAD = {
 }
 GOOD = {
     "good": image(CAT),
+    "truncated-jpeg": image(CAT[:2000]),
     "many-branches": image(CAT, *[QA] * 2000),
     "points-outside": image(CAT, {"style": "pointing", "label": "x", "points": [[-5, 500]], "point_scale": 100}),
     "special-tokens": text("<im_patch><|im_end|><|image|> are only characters"),
@@ -112,5 +117,43 @@ def test_the_run_goes_on(config):
     for _, batch in zip(range(12), stream, strict=False):
         keys.update(key.split(":")[1] for key in batch.keys[0])
     assert keys == set(GOOD)
+    assert stream.counts["truncated"] >= 2 and stream.counts["ignored"] == 0
     assert sum(stream.skipped.values()) >= len(BAD) and stream.counts["branches_dropped"] > 1900
     assert not Path("/tmp/owned").exists()
+
+
+@pytest.mark.parametrize("suffix", ["json", "jpg", "mp4", "header"])
+def test_flipped_bits_are_never_trained(tmp_path, suffix):
+    """Most would decode: a JPEG with other pixels, a word with another letter. One bit in each of many records."""
+    film = video(FILM)
+    write_shards(tmp_path / "set", [(f"{i:02d}", film if suffix == "mp4" else image(CAT)) for i in range(16)])
+    random = np.random.default_rng(1)
+    with (tmp_path / "set" / "set-000000.tar").open("r+b") as shard:
+        for entry in next(iter(read_entries(tmp_path / "set" / MANIFEST)))[:-1]:
+            member = next(m for m in entry.members if suffix in ("header", m.suffix.rpartition(".")[2]))
+            at = member.offset - 512 if suffix == "header" else member.offset
+            at += int(random.integers(100 if suffix == "header" else member.size))
+            shard.seek(at)
+            byte = shard.read(1)[0] ^ 1 << int(random.integers(8))
+            shard.seek(at)
+            shard.write(bytes([byte]))
+    config = DataConfig(
+        sources={"set": SourceConfig(str(tmp_path / "set"))},
+        image=ImageConfig(crop_size=126, margin=2, max_crops=2),
+        video=VideoConfig(max_frames=8),
+        packing=PackingConfig(sequence_length=512, max_crops=16, buffer_size=1),
+        quarantine=str(tmp_path / "bad.jsonl"),
+    )
+    stream = PackStream(config, micro_batch_size=1, dp_rank=0, dp_size=1)
+    keys = {key for _, batch in zip(range(2), stream, strict=False) for key in batch.keys[0]}
+    assert keys == {"set-000000.tar:15"} and set(stream.skipped) == {"damaged"}
+    lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert {line["record"] for line in lines} == {f"set-000000.tar:{i:02d}" for i in range(15)}
+
+
+def test_truncated_pictures_can_be_skipped(config):
+    """data.image.truncated=skip; by default they are loaded as far as they go, like in the published code."""
+    config = replace(config, image=replace(config.image, truncated="skip"))
+    stream = PackStream(config, micro_batch_size=1, dp_rank=0, dp_size=1)
+    keys = {key.split(":")[1] for _, batch in zip(range(9), stream, strict=False) for key in batch.keys[0]}
+    assert keys == set(GOOD) - {"truncated-jpeg"} and stream.counts["truncated"] == 0

@@ -22,7 +22,7 @@ from molmo2_nemo.data.manifest import MANIFEST, ShardError
 from molmo2_nemo.data.record import BadRecord, parse_record
 from molmo2_nemo.data.shard_writer import write_manifest, write_shards
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
-from molmo2_nemo.data.video import read_video
+from molmo2_nemo.data.video.read import read_video
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -146,7 +146,7 @@ import resource, sys
 import torch
 torch.set_num_threads(1)
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
-from molmo2_nemo.data.loader import ExampleReader, Skipped, default_builder
+from molmo2_nemo.data.reader import ExampleReader, Skipped, default_builder
 config = DataConfig(
     sources={"set": SourceConfig(sys.argv[1])}, image=ImageConfig(crop_size=126, margin=2, max_crops=2),
     video=VideoConfig(max_frames=8), packing=PackingConfig(sequence_length=512, max_crops=16),

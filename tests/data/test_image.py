@@ -1,4 +1,4 @@
-"""Image preprocessing: the reference's worked examples, an independent patch map, and unusual files."""
+"""Image preprocessing: the reference's worked examples, and an independent patch map."""
 
 import io
 
@@ -12,16 +12,14 @@ from PIL import Image
 from molmo2_nemo.data.config import ImageConfig
 from molmo2_nemo.data.image import (
     TileGeometry,
-    decode_image,
-    encode_image,
-    encode_images,
-    patchify,
     pool_windows,
-    resize,
     select_tiling,
     tile_patch_ids,
 )
+from molmo2_nemo.data.pictures import decode_image
+from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from tests.support.pictures import encode_image, encode_images
 
 torch.set_num_threads(1)
 TOKENIZER = Molmo2Tokenizer.load("tiny")
@@ -86,12 +84,6 @@ def test_pooling_rows():
     assert pooling[-1].tolist() == [3616, 3617, 3643, 3644]
 
 
-def test_patchify_numbers():
-    patches = patchify(np.arange(378 * 378 * 3).reshape(1, 378, 378, 3), 14)[0]
-    assert patches[0, :4].tolist() == [0, 1, 2, 3]
-    assert (patches[0, 42], patches[1, 0], patches[27, 0]) == (1134, 42, 15876)
-
-
 def masked_patch_ids(tiling, grid, margin):
     """The reference's recipe: mask each crop's inner margins with -1, interleave the crops, drop the -1."""
     rows, cols = tiling
@@ -152,29 +144,6 @@ def test_tiling_is_the_smallest_enlargement(height, width, max_crops):
     assert rows * cols == min(i * j for (i, j), s in every.items() if s == best)
 
 
-@pytest.mark.parametrize("source, target", [((480, 640), (378, 378)), ((50, 31), (126, 196)), ((1, 1), (126, 126))])
-def test_resize_against_the_formula(source, target):
-    """Bilinear by hand in float64: pixel centres, no antialiasing, edges repeated."""
-    pixels = picture(*source)
-
-    def weights(size_in, size_out):
-        at = np.maximum((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0)
-        low = np.minimum(np.floor(at).astype(int), size_in - 1)
-        high, part = np.minimum(low + 1, size_in - 1), at - low
-        matrix = np.zeros((size_out, size_in))
-        np.add.at(matrix, (np.arange(size_out), low), 1 - part)
-        np.add.at(matrix, (np.arange(size_out), high), part)
-        return matrix
-
-    rows, columns = weights(source[0], target[0]), weights(source[1], target[1])
-    expected = np.stack([rows @ pixels[..., c].astype(float) @ columns.T for c in range(3)], axis=-1)
-    got = resize(pixels, *target)
-    assert got.shape == (*target, 3) and got.dtype == np.uint8
-    # fp32 decides near-ties of halves differently now and then; everything else is the rounded value.
-    assert np.max(np.abs(got - expected)) <= 0.52  # positions are fp32 too
-    assert np.mean(got != np.round(expected)) < 0.01
-
-
 def test_crops_are_cut_from_the_canvas():
     pixels = picture(150, 200)
     visual = encode_image(pixels, TINY, TOKENIZER, max_crops=8)
@@ -215,90 +184,7 @@ def test_settings_that_do_not_fit():
         TileGeometry.of(ImageConfig(crop_size=126, margin=5))
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def test_exif_orientation_is_applied():
-    pixels = picture(20, 30)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    data = encoded(Image.fromarray(pixels), exif=exif)
-    assert np.array_equal(decode_image(data), np.rot90(pixels, -1))
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])
-def test_modes_become_rgb_as_pillow_does(mode):
-    image = Image.fromarray(picture(9, 7)).convert(mode)
-    kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert np.array_equal(decode_image(encoded(image, kind)), np.asarray(image.convert("RGB")))
-
-
-def test_palette_with_transparency():
-    image = Image.fromarray(picture(9, 7)).convert("P")
-    data = encoded(image, transparency=bytes([0, 128, 255]))
-    assert np.array_equal(decode_image(data), np.asarray(image.convert("RGB")))
-
-
-def test_deep_grey_keeps_its_tones():
-    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    got = decode_image(encoded(Image.fromarray(deep)))
-    assert np.array_equal(got[..., 0], (deep // 256).astype(np.uint8))
-
-
-def test_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert decode_image(data)[0, 0].tolist() == [255, 0, 0]
-
-
 def test_one_pixel():
     data = encoded(Image.new("RGB", (1, 1), (9, 8, 7)))
     visual = encode_images([decode_image(data)], TINY, TOKENIZER)
     assert visual.crops.reshape(-1, 3).tolist() == [[9, 8, 7]] * (2 * 126 * 126)
-
-
-def png_header(width, height):
-    """A PNG that claims to be huge; Pillow reads sizes before pixels."""
-    small = encoded(Image.new("L", (1, 1)))
-    import struct
-    import zlib
-
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return small[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + small[33:]
-
-
-@pytest.mark.parametrize("size", [(50_000, 50_000), (9_000, 8_000)])
-def test_huge_pictures_are_refused_unread(size):
-    with pytest.raises(ValueError, match="at most 64000000 pixels"):
-        decode_image(png_header(*size))
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"",
-        b"not a picture",
-        encoded(Image.fromarray(picture(64, 64)), "JPEG")[:300],
-        encoded(Image.fromarray(picture(64, 64)))[:300],
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n",
-    ],
-)
-def test_broken_pictures(data):
-    with pytest.raises(ValueError, match="cannot read image of .* bytes"):
-        decode_image(data)
-
-
-def test_resize_does_not_depend_on_threads():
-    """Decoding in the training process and in workers, which have one thread each, must give the same pixels."""
-    pixels = np.random.default_rng(0).integers(0, 256, (301, 457, 3)).astype(np.uint8)
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(resize(pixels, 378, 378))
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])

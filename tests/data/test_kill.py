@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.data.workers import planners
 
 ROOT = Path(__file__).parents[2]
 NEXT = 100
@@ -124,7 +125,7 @@ def run_and_kill(data, log, workers, window, after):
     finally:
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-    assert len(decoders) == workers
+    assert len(decoders) == workers + planners(workers)
     deadline = time.monotonic() + 60
     while any(alive(pid) for pid in decoders):
         assert time.monotonic() < deadline, "a decoding process outlived the one that read from it"

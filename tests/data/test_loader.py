@@ -12,11 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.example import Example
-from molmo2_nemo.data.loader import PackStream, TooManyBadRecords, _examples
+from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.manifest import ShardError
+from molmo2_nemo.data.packing import Item, Packer
+from molmo2_nemo.data.planner import TooManyBadRecords
+from molmo2_nemo.data.reader import ExampleReader
+from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.data.workers import PackPixels, in_order
 from molmo2_nemo.errors import DataError
 
 torch.set_num_threads(1)
@@ -26,7 +32,10 @@ IM = 500
 class FakeBuilder:
     """Examples whose sizes and values depend on the record, the options and the rng, as the real builder's do."""
 
-    def build(self, record, rng, *, weight=None, p_high_res=None, max_tokens=None):
+    def __init__(self, damaged=()):
+        self.damaged = set(map(str, damaged))  # texts of records whose media turn out to be damaged late
+
+    def plan(self, record, rng, *, weight=None, p_high_res=None, max_tokens=None):
         crops = int(rng.integers(0, 4))
         tokens = int(rng.integers(crops + 3, 60))
         ids = rng.integers(0, 400, tokens)
@@ -44,11 +53,18 @@ class FakeBuilder:
             position_ids=np.arange(len(ids)),
             branch_ids=np.zeros(len(ids), np.int64),
             visual=ids == IM,
-            crops=rng.integers(0, 255, (crops, 4, 3)).astype(np.uint8),
+            crops=np.zeros((0, 4, 3), np.uint8),
             pooling=np.arange(crops * 4).reshape(crops, 4),
             unit_crops=np.ones(crops, np.int64),
             unit_pooled_tokens=np.ones(crops, np.int64),
         )
+
+    def decode(self, record, images, out):
+        text = record.annotations[0].content.answer.texts[0]
+        if text in self.damaged:
+            raise BadRecord(record.key, "bad media", "cut off in its middle")
+        out[...] = np.random.default_rng(int(text)).integers(0, 255, out.shape)
+        return {}
 
 
 def records(texts):
@@ -71,8 +87,9 @@ def config(tmp_path):
     )
 
 
-def stream(config, rank=0, size=1, micro=2):
-    return PackStream(config, micro_batch_size=micro, dp_rank=rank, dp_size=size, builder=FakeBuilder(), im_patch_id=IM)
+def stream(config, rank=0, size=1, micro=2, damaged=()):
+    builder = FakeBuilder(damaged)
+    return PackStream(config, micro_batch_size=micro, dp_rank=rank, dp_size=size, builder=builder, im_patch_id=IM)
 
 
 def take(source, count):
@@ -141,7 +158,7 @@ def test_state_of_a_stream_not_yet_begun(config):
 
 def test_too_large_a_share_of_bad_records(config, tmp_path, monkeypatch):
     """One in four is bad, never many in a row."""
-    monkeypatch.setattr("molmo2_nemo.data.loader.SHARE_AFTER", 40)
+    monkeypatch.setattr("molmo2_nemo.data.planner.SHARE_AFTER", 40)
     write_shards(tmp_path / "bad", records(["crash" if i % 4 == 1 else i for i in range(40)]))
     config.sources = {"bad": SourceConfig(str(tmp_path / "bad"))}
     config.max_bad_in_a_row = 30
@@ -243,23 +260,21 @@ def test_bad_records_are_skipped_and_listed(config, tmp_path):
         same(a, b)
 
 
-class LargeExamples:
-    """A reader whose examples have 100 MB of crops each, made in no time: sending them is what takes time."""
+class LargePacks:
+    """100 MB of crops each, made in no time: sending them is what takes time."""
 
-    def __getitem__(self, n: int) -> Example:
-        tokens, none = np.zeros(4, np.int64), np.zeros(0, np.int64)
-        crops = np.zeros((100, 1000, 1000), np.uint8)
-        return Example(tokens, tokens, tokens, tokens, tokens, tokens > 0, crops, none.reshape(0, 4), none, none)
+    def __getitem__(self, n: int) -> PackPixels:
+        return PackPixels(torch.zeros((100, 1000, 1000), dtype=torch.uint8), [n])
 
 
 def test_workers_that_are_ended_while_they_send_end_well(monkeypatch):
     monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
     multiprocessing.set_start_method("spawn")
-    examples = _examples(LargeExamples(), iter(range(100)), num_workers=2, prefetch=4)
+    packs = in_order(LargePacks(), iter(range(100)), num_workers=2, prefetch=4)
     before = set(multiprocessing.active_children())
-    assert next(examples)[0] == 0
+    assert next(packs).said == [0]
     processes = set(multiprocessing.active_children()) - before
-    examples.close()
+    packs.close()
     assert len(processes) == 2 and [process.exitcode for process in processes] == [0, 0]
 
 
@@ -307,15 +322,132 @@ def test_a_worker_leaves_its_parents_groups_alone(tmp_path):
     script = tmp_path / "fork.py"
     script.write_text(
         "import gc, os, torch.distributed as dist\n"
-        "from molmo2_nemo.data import loader\n"
+        "from molmo2_nemo.data import workers\n"
         "gc.disable()\n"
         "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
         "class Cycle: pass\n"
         "cycle = Cycle(); cycle.itself, cycle.group = cycle, dist.new_group([0])\n"
         "dist.destroy_process_group(); del cycle\n"
         "if (pid := os.fork()) == 0:\n"
-        "    loader._start_worker(0); gc.enable(); gc.collect(); os._exit(0)\n"
+        "    workers.start_worker(0); gc.enable(); gc.collect(); os._exit(0)\n"
         "os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) and 1)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-1000:]
+
+
+DAMAGED = range(3, 50, 9)  # texts of records of the set "one"
+
+
+def keys_of(texts):
+    return {f"one-{i // 20:06d}.tar:{i:04d}" for i in texts}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_damage_found_late_leaves_a_place_empty(config, tmp_path, num_workers):
+    """The packs are those of whole data without the damaged examples; each is named, and counted when it is met."""
+    config.num_workers, config.max_bad_share = num_workers, 1.0
+    config.quarantine = str(tmp_path / "quarantine.jsonl")
+    source, bad = stream(config, damaged=DAMAGED), keys_of(DAMAGED)
+    met = Counter()
+    for number, (batch, whole) in enumerate(zip(take(source, 12), take(stream(config), 12), strict=True)):
+        for b, pack in enumerate(whole.keys):
+            lost = [i for i, key in enumerate(pack) if key in bad and whole.visual[b][whole.example_ids[b] == i].any()]
+            kept = [i for i in range(len(pack)) if i not in lost]
+            met.update(pack[i] for i in lost)
+            assert batch.keys[b] == [pack[i] for i in kept], number
+            for name in ("input_ids", "labels", "loss_weights", "position_ids", "visual"):
+                parts = [getattr(whole, name)[b][whole.example_ids[b] == i] for i in kept]
+                ours = getattr(batch, name)[b][batch.example_ids[b] >= 0]
+                np.testing.assert_array_equal(ours, np.concatenate([ours[:0], *parts]))
+        assert batch.crops.shape[1:] == (4, 3) and len(batch.crops) == int(batch.unit_crops.sum())
+        late = sum(met.values())
+        assert batch.state["counts"]["places_left_empty"] == late if late else "skipped" not in batch.state["counts"]
+        assert batch.state["skipped"].get("bad media", 0) == late
+        assert batch.state["counts"]["examples"] == whole.state["counts"]["examples"] - late
+    assert met
+    lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert Counter(line["record"] for line in lines) == met
+    assert all("cut off in its middle" in line["detail"] and "left empty" in line["detail"] for line in lines)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_with_late_damage_resumes_alike(config, num_workers):
+    config.max_bad_share = 1.0
+    whole = take(stream(config, damaged=DAMAGED), 12)
+    config.num_workers = num_workers
+    for cut in (1, 5, 8):
+        again = stream(config, damaged=DAMAGED)
+        again.load_states([json.loads(json.dumps(whole[cut - 1].state))])
+        for a, b in zip(whole[cut:], take(again, 12 - cut), strict=True):
+            same(a, b)
+
+
+def test_a_pack_of_which_nothing_is_left_is_padding(config):
+    config.max_bad_in_a_row, config.max_bad_share = 1000, 1.0
+    config.packing = PackingConfig(sequence_length=60, max_crops=3, buffer_size=1)
+    batch = next(b for b in stream(config, micro=1, damaged=range(63)) if b.keys == [[]])
+    assert (batch.input_ids == -1).all() and (batch.loss_weights == 0).all() and batch.crops.shape == (0, 4, 3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_run_stops_when_nothing_can_be_decoded(config, num_workers):
+    config.num_workers = num_workers
+    with pytest.raises(TooManyBadRecords, match="5 records in a row could not be used.*cut off in its middle"):
+        take(stream(config, damaged=range(63)), 20)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_planning_ahead_ends_no_sooner_than_the_batches(config, tmp_path, num_workers):
+    """An error that planning meets far ahead comes after all batches before it, and then at once."""
+    texts = [*range(30), *["crash"] * 20]
+    write_shards(tmp_path / "ends", records(texts))
+    config.sources = {"ends": SourceConfig(str(tmp_path / "ends"))}
+    config.seed = 3
+    found = []
+    for workers in (0, num_workers):
+        config.num_workers = workers
+        source, batches = stream(config), []
+        with pytest.raises(TooManyBadRecords, match="records in a row") as caught:
+            for batch in source:
+                batches.append(batch)
+        found.append((batches, str(caught.value), source.skipped, len(source.quarantined)))
+    for a, b in zip(found[0][0], found[1][0], strict=True):
+        same(a, b)
+    assert found[0][1:] == found[1][1:]
+
+
+def plain_batches(config, count):
+    """One process, no looking ahead: read, build, pack, collate."""
+    reader = ExampleReader(config, FakeBuilder(), IM)
+    packing = config.packing
+    packer = Packer(packing.sequence_length, packing.max_crops, buffer_size=packing.buffer_size)
+    packs, n = [], 0
+    while len(packs) < 2 * count:
+        example = reader[n]
+        pack = packer.add(Item(n, example.num_tokens, len(example.crops), example))
+        packs += [[item.payload for item in pack]] if pack else []
+        n += 1
+    return [
+        collate(packs[i : i + 2], sequence_length=packing.sequence_length, im_patch_id=IM)
+        for i in range(0, 2 * count, 2)
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_decoding_late_changes_nothing(config, num_workers):
+    config.num_workers = num_workers
+    for late, plain in zip(take(stream(config), 9), plain_batches(config, 9), strict=True):
+        plain.state = late.state
+        same(late, plain)
+
+
+def test_what_waits_holds_no_pixels_and_each_is_decoded_once(config, monkeypatch):
+    decoded = Counter()
+    original = FakeBuilder.decode
+    monkeypatch.setattr(FakeBuilder, "decode", lambda self, *a: decoded.update([a[0].key]) or original(self, *a))
+    source = stream(config)
+    batches = take(source, 3)
+    assert len(source.place.waiting) > 3 and not any(len(item.payload.crops) for item in source.place.waiting)
+    with_crops = [n.key for pack in source.examples for n in pack if n.num_crops]
+    assert set(decoded.values()) == {1} and set(with_crops) <= set(decoded) <= set(used(batches))

@@ -98,8 +98,8 @@ def test_elastic_resume_loses_and_repeats_nothing(config, cuts, later):
         seen += used(take(rank, 5))
     assert max(seen.values()) == 1
     left = set().union(*(unread_numbers(rank) for rank in ranks))
-    end = max(rank.stream._position for rank in ranks)
-    behind = {n for r in ranks for n in range(r.stream._position, end, later)}
+    end = max(rank.stream.place.position for rank in ranks)
+    behind = {n for r in ranks for n in range(r.stream.place.position, end, later)}
     names = {first.reader[n].key for n in range(end) if n not in left | behind}
     assert names == set(seen)
 
@@ -107,7 +107,7 @@ def test_elastic_resume_loses_and_repeats_nothing(config, cuts, later):
 def unread_numbers(order):
     """Read or to be read, but not given: in the packer, in the backlog, in packs that are held."""
     held = [n for _, numbers in [*order._current, *order._next] for n in numbers]
-    return [*held, *order.stream._backlog, *(item.id for item in order.stream.packer.waiting)]
+    return [*held, *order.stream.place.backlog, *(item.id for item in order.stream.place.waiting)]
 
 
 def test_other_packs_or_windows_go_on_without_loss(config):

@@ -20,8 +20,8 @@ SIZES = [(64, 3), (64, 3), (96, 6), (128, 6), (128, 6), (128, 6)]  # tokens and 
 class GrowingBuilder(FakeBuilder):
     """Longer examples where packs are longer, as more frames make them."""
 
-    def build(self, record, rng, *, weight=None, p_high_res=None, max_tokens=None):
-        example = super().build(record, rng, weight=weight, p_high_res=p_high_res, max_tokens=max_tokens)
+    def plan(self, record, rng, *, weight=None, p_high_res=None, max_tokens=None):
+        example = super().plan(record, rng, weight=weight, p_high_res=p_high_res, max_tokens=max_tokens)
         example.input_ids[-1] = max_tokens
         return example
 

@@ -18,9 +18,12 @@ from PIL import Image
 
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
-from molmo2_nemo.data.image import encode_images, resize
+from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
-from molmo2_nemo.data.video import SampledVideo, TimeSampler, encode_video
+from molmo2_nemo.data.video.read import Decoding, SampledVideo
+from molmo2_nemo.data.video.sampling import TimeSampler
+from molmo2_nemo.data.video.tokens import encode_video
+from tests.support.pictures import encode_images
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 sys.path.insert(0, str(FIXTURES))
@@ -77,7 +80,9 @@ def test_pictures(case):
 def test_videos(case):
     frames = np.stack([resize(picture(*case["size"], seed), 378, 378) for seed in range(case["frames"])])
     times = np.arange(case["frames"]) / case["fps"]
-    video = SampledVideo(frames, times, tuple(case["size"]), float(times[-1]), case["fps"], case["frames"])
+    video = SampledVideo(
+        frames, times, tuple(case["size"]), float(times[-1]), case["fps"], Decoding(case["frames"], 0, "pyav")
+    )
     root = encode_video(video, ImageConfig(), VideoConfig(max_frames=384), TOKENIZER)
     same_vision(root.crops, root.pooling, case)
     ids = [TOKENIZER.bos_id, *root.token_ids, *TOKENIZER.user_turn(case["question"], first=True)]

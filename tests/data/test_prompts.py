@@ -422,12 +422,12 @@ def test_same_generator_same_text(annotation, config):
 @pytest.mark.parametrize(
     "annotation, message",
     [
-        ({"style": "long_caption"}, "has no answer (answer, answers or text)"),
+        ({"style": "long_caption"}, "answer is missing (answer, answers or text)"),
         ({"style": "long_caption", "text": "  "}, "'long_caption' has an empty answer"),
         ({"style": "pointing", "points": [[1, 1]]}, "label is missing"),
         (
             {"style": "pointing", "label": "x", "points": [["a", 1]]},
-            "a point must be [x, y] with finite numbers, not ['a', 1]",
+            "points[0] must be a point [x, y] with finite numbers, not ['a', 1]",
         ),
         ({"style": "text_sft", "messages": ["u", "a", "u"]}, "end with an answer; there are 3"),
         (
@@ -441,7 +441,7 @@ def test_same_generator_same_text(annotation, config):
         ),
         ({"style": "vqa2", "question": "Q", "answers": "yes"}, "answers must be a list of strings, not 'yes'"),
         ({**TRACK, "sampling_fps": 0.5}, "sampling_fps must be a number of at least 1, not 0.5"),
-        ({**TRACK, "points": None}, "points of a track must be a list of frames, not None"),
+        ({**TRACK, "points": None}, "points must be the frames of a track, a list, not None"),
     ],
 )
 def test_bad_annotations(annotation, message):

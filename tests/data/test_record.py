@@ -94,8 +94,8 @@ ANNOTATIONS = [
     ({"style": "text_sft", "messages": ["a", "b", "c"]}, "alternate"),
     ({"style": "user_qa", "question": 5, "answer": "a"}, "question"),
     ({"style": "pointing", "points": [[1, 2]]}, r"record s:k: annotation 1 \(pointing\): label is missing"),
-    ({"style": "vqa2", "question": "q"}, r"annotation 1 \(vqa2\): has no answer \(answer, answers or text\)"),
-    ({**QA, "no_pointing": [1]}, "no_pointing must list questions by index, 0 to 0"),
+    ({"style": "vqa2", "question": "q"}, r"annotation 1 \(vqa2\): answer is missing \(answer, answers or text\)"),
+    ({**QA, "no_pointing": [1]}, "no_pointing must be a list of questions by index, 0 to 0"),
     ({"style": "text_sft", "messages": ["a", "b"] * 2, "no_pointing": [True]}, "0 to 1, not"),
 ]
 

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from molmo2_nemo.cli.mixture import render
 from molmo2_nemo.data.config import DataConfig, SourceConfig
-from molmo2_nemo.data.loader import ExampleReader
 from molmo2_nemo.data.mixture import normalised_rates
+from molmo2_nemo.data.reader import ExampleReader
 from molmo2_nemo.data.sampling import effective_size, group_shares, is_missing, mixture_table, weights
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.errors import DataError

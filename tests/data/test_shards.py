@@ -4,16 +4,20 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import tarfile
 import time
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from molmo2_nemo.data.config import LimitsConfig
-from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_head, write_manifest_file
+from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_entries, read_head, write_manifest_file
 from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.shard_writer import clean_leftovers, index_tar, write_manifest, write_shards
-from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.shards import BLOCK, ShardDataset
 
 
 def records(count=7):
@@ -141,16 +145,66 @@ def test_manifest_cannot_point_elsewhere(folder, name):
         ShardDataset(folder)
 
 
-def test_changed_content_of_the_same_size(folder):
+def test_another_shard_of_the_same_size(folder):
+    """Good headers of other records: the shard is not the one that the manifest describes, which no record survives."""
     data = ShardDataset(folder)
     shard = folder / "set-000000.tar"
-    content = bytearray(shard.read_bytes())
-    content[0:5] = b"other"  # the name in the first header; its checksum no longer holds
-    shard.write_bytes(content)
-    with pytest.raises(ShardError, match="changed after its manifest"):
+    content = shard.read_bytes()
+    other = tarfile.TarInfo.frombuf(content[:512], "utf-8", "strict")
+    other.name = "r/other.0.jpg"
+    shard.write_bytes(other.tobuf() + content[512:])
+    with pytest.raises(ShardError, match="does not match its index.*'r/other.0.jpg' found"):
         data.read(0)
     with pytest.raises(ShardError, match="SHA-256"):
         data.verify()
+
+
+def flip(path, at, bit):
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
+def test_no_flipped_bit_is_read(folder):
+    """Any bit of a record's contents, and of its headers all that tar's own checksum covers. What is reported is the
+    shard, the key and the bytes. The padding between members is not read at all."""
+    shard, data = folder / "set-000000.tar", ShardDataset(folder)
+    entry = next(iter(read_entries(folder / MANIFEST)))[2]
+    random = np.random.default_rng(0)
+    for member in entry.members:
+        unused = {*range(member.offset - BLOCK + 154, member.offset - BLOCK + 156)}  # the end of the checksum's field
+        places = [*range(member.offset, member.offset + member.size), *range(member.offset - BLOCK, member.offset)]
+        for at in random.choice([p for p in places if p not in unused], 60):
+            bit = int(random.integers(8))
+            flip(shard, at, bit)
+            with pytest.raises(BadRecord, match=r"record set-000000.tar:r/002: bytes (\d+) to (\d+) of the") as caught:
+                data.read(2)
+            start, end = map(int, re.findall(r"bytes (\d+) to (\d+)", caught.value.detail)[0])
+            assert start <= at < end and caught.value.cause == "damaged"
+            flip(shard, at, bit)
+    assert data.read(2)[1] == list(records())[2][1] and data.read(1)[1] == list(records())[1][1]
+
+
+@pytest.mark.parametrize("lacking", ["null", "column"])
+def test_manifests_without_checksums_are_read(folder, lacking):
+    """As other programs may write them. Their damage passes, and how many records that concerns is known."""
+    table = pq.read_table(folder / MANIFEST)
+    place = table.column_names.index("crc")
+    table = table.remove_column(place)
+    if lacking == "null":
+        crcs = pa.array([None, 1, None, None, None, None, None], pa.uint32())
+        table = table.append_column("crc", crcs)
+    with pq.ParquetWriter(folder / MANIFEST, table.schema) as writer:
+        for start in (0, 3, 6):
+            writer.write_table(table.slice(start, 3))
+    data = ShardDataset(folder)
+    assert data.without_crc() == (6 if lacking == "null" else 7)
+    assert [data.read(i)[1] for i in (0, 6)] == [list(records())[i][1] for i in (0, 6)]
+    if lacking == "null":
+        with pytest.raises(BadRecord, match="CRC-32 .* 00000001 written"):
+            data.read(1)
 
 
 def test_cut_while_training(folder):
@@ -179,7 +233,7 @@ HOSTILE = {
     "climbing": (("x/../../a.json", "file"),),
     "symlink": (("a.json", "file"), ("a.jpg", tarfile.SYMTYPE)),
     "hardlink": (("a.json", "file"), ("a.jpg", tarfile.LNKTYPE)),
-    "folder": (("a.d", tarfile.DIRTYPE),),
+    "nothing but folders": (("a.d", tarfile.DIRTYPE),),
     "device": (("a.json", tarfile.CHRTYPE),),
     "duplicate": (("a.json", "file"), ("a.json", "file")),
     "duplicate by case": (("a.json", "file"), ("a.JSON", "file")),

@@ -10,20 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.data import video as video_module
 from molmo2_nemo.data.config import ImageConfig, LimitsConfig, VideoConfig
-from molmo2_nemo.data.image import resize
 from molmo2_nemo.data.record import Subtitle
+from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
-from molmo2_nemo.data.video import (
-    TimeSampler,
-    encode_video,
-    inspect_video,
-    read_video,
-    subtitle_text,
-    timestamp_text,
-    video_token_ids,
-)
+from molmo2_nemo.data.video import frames_pyav
+from molmo2_nemo.data.video.read import Decoding, SampledVideo, inspect_video, read_video
+from molmo2_nemo.data.video.sampling import TimeSampler
+from molmo2_nemo.data.video.tokens import encode_video, subtitle_text, timestamp_text, video_token_ids
 
 torch.set_num_threads(1)
 TOKENIZER = Molmo2Tokenizer.load("tiny")
@@ -208,7 +202,7 @@ def test_subtitles_follow_the_frames_as_text():
 
 def test_pooling_of_frames():
     frames = np.zeros((2, 378, 378, 3), np.uint8)
-    clip = video_module.SampledVideo(frames, np.array([0, 0.5]), (378, 378), 0.5, 30.0, 2)
+    clip = SampledVideo(frames, np.array([0, 0.5]), (378, 378), 0.5, 30.0, Decoding(2, 0, "pyav"))
     visual = encode_video(clip, ImageConfig(), VideoConfig(), TOKENIZER)
     assert visual.pooling.shape == (162, 9) and visual.crops.shape == (2, 729, 588)
     assert visual.pooling[0].tolist() == [0, 1, 2, 27, 28, 29, 54, 55, 56]
@@ -286,7 +280,7 @@ def test_seeking_saves_decoding():
     data = make_clip(1500, gop=30)
     clip = read_video(data, VideoConfig(max_frames=8), side=42)
     assert np.array_equal(clip.frames, expected_frames(data, clip.times, 42))
-    assert clip.decoded < 300
+    assert clip.decoding.decoded < 300
 
 
 def test_few_decoded_frames_are_held(monkeypatch):
@@ -305,14 +299,14 @@ def test_few_decoded_frames_are_held(monkeypatch):
         def __getattr__(self, name):
             return getattr(self.frame, name)
 
-    plain = video_module._FrameReader._seek
+    plain = frames_pyav._SeekingReader._seek
 
     def seek(self, timestamp):
         plain(self, timestamp)
         frames = self._frames
         self._frames = (Held(frame) for frame in frames)
 
-    monkeypatch.setattr(video_module._FrameReader, "_seek", seek)
+    monkeypatch.setattr(frames_pyav._SeekingReader, "_seek", seek)
     read_video(make_clip(200), VideoConfig(max_frames=50, max_fps=30), side=42)
     assert 1 <= worst[0] <= 4 and not alive
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data.config import VideoConfig
-from molmo2_nemo.data.video import TimeSampler, VideoIndex, read_video, seconds_of
+from molmo2_nemo.data.video.index import VideoIndex, seconds_of
+from molmo2_nemo.data.video.read import read_video
+from molmo2_nemo.data.video.sampling import TimeSampler
 from tests.support.films import film, numbers
 
 

@@ -11,9 +11,10 @@ from PIL import Image
 from data_prep.demo import MEDIA
 from data_prep.estimate import image_cost, text_cost, video_cost
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
-from molmo2_nemo.data.image import encode_images
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
-from molmo2_nemo.data.video import encode_video, read_video
+from molmo2_nemo.data.video.read import read_video
+from molmo2_nemo.data.video.tokens import encode_video
+from tests.support.pictures import encode_images
 
 TOKENIZER = Molmo2Tokenizer.load("tiny")
 

@@ -16,11 +16,12 @@ from data_prep.media import MediaError, Resolver, encode_frames, probe_image, pr
 from data_prep.record_builder import BuildOptions, Built, build
 from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, Inline, Lettered, Prepared, Sample
 from data_prep.sources.shapes import qa
-from data_prep.transcode import cut_packets, reencode
+from data_prep.transcode import Wanted, cut_packets, reencode
 from molmo2_nemo.data.config import VideoConfig
+from molmo2_nemo.data.picture_decoder import TRUNCATED
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
-from molmo2_nemo.data.video import read_video
+from molmo2_nemo.data.video.read import read_video
 
 BUNNY = (MEDIA / "bunny.mp4").read_bytes()
 CAT = (MEDIA / "cat.jpg").read_bytes()
@@ -90,7 +91,8 @@ def test_pictures_are_decoded_once_whole(resolver):
         assert (probe_image(turned.getvalue()).height, probe_image(turned.getvalue()).width) == image.size
         ico = io.BytesIO()
         image.resize((16, 16)).save(ico, "ICO")
-    for bad in (b"", b"x" * 100, CAT[: len(CAT) // 2], ico.getvalue()):
+    assert probe_image(CAT[: len(CAT) // 2]).notes == (TRUNCATED,) and picture.notes == ()
+    for bad in (b"", b"x" * 100, CAT[:300], ico.getvalue()):
         with pytest.raises(MediaError, match="image cannot be decoded"):
             probe_image(bad)
     bomb = io.BytesIO()
@@ -162,14 +164,14 @@ def test_part_of_a_video_is_cut_and_its_clips_count_from_there(resolver):
 
 def test_reencoding_makes_smaller_videos():
     whole = probe_video(BUNNY, "mp4")
-    small, clip = reencode(whole, (1.0, 3.0), 90, 5.0, cut=True)
+    small, clip = reencode(whole, (1.0, 3.0), Wanted(90, 5.0), cut=True)
     assert small.size == (160, 90) and small.fps == pytest.approx(5.0) and clip == (0.0, 2.0)
     assert small.duration == pytest.approx(2.0, abs=0.01)
     before, after = shown(whole, (1.0, 3.0), 1.0).frames.astype(int), shown(small, clip, 1.0).frames.astype(int)
     assert np.abs(before[:2] - after[:2]).mean() < 12, "the same moments, smaller"
-    kept, clip = reencode(whole, (1.0, 3.0), 1000, 100.0, cut=False)
+    kept, clip = reencode(whole, (1.0, 3.0), Wanted(1000, 100.0), cut=False)
     assert kept is whole and clip == (1.0, 3.0)
-    same, _ = reencode(whole, None, 90, 5.0, cut=False)
+    same, _ = reencode(whole, None, Wanted(90, 5.0), cut=False)
     assert same.duration == pytest.approx(5.0, abs=0.01) and same.frames == 25
 
 

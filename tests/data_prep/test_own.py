@@ -65,18 +65,18 @@ BAD = [
     ({"image": "cat.txt", "caption": "x"}, "line 2", "suffix 'txt'"),
     ({"image": "http://host/cat.jpg", "caption": "x"}, "line 2", "only https"),
     ({"image": "broken.jpg", "caption": "x"}, "00000002", "image cannot be decoded"),
-    ({"image": "cut.jpg", "caption": "x"}, "00000002", "image cannot be decoded"),
+    ({"image": "page.jpg", "caption": "x"}, "00000002", "it is an HTML page"),
     ({"video": "broken.mp4", "caption": "x"}, "00000002", "video cannot be decoded"),
     ({"video": "bunny.mp4", "caption": "x", "clip": [9, 12]}, "00000002", "clip outside the video"),
     ({"image": "cat.jpg"}, "line 2", "nothing to train on"),
     ({"image": "cat.jpg", "question": "x"}, "line 2", "question and answer belong together"),
-    ({"image": "cat.jpg", "text": "x"}, "line 2", "unknown field 'text'"),
+    ({"image": "cat.jpg", "text": "x"}, "line 2", "text is an unknown field"),
     ({"image": "cat.jpg", "caption": 5}, "00000002", "text must be a string"),
-    ({"image": 5, "caption": "x"}, "line 2", "a path must be a string"),
+    ({"image": 5, "caption": "x"}, "line 2", "image must be a path, a string, not 5"),
     ({"images": "cat.jpg", "caption": "x"}, "line 2", "images must be a list"),
     ({"messages": ["a"]}, "00000002", "messages"),
     ({"image": "cat.jpg", "video": "bunny.mp4", "caption": "x"}, "00000002", "both images and a video"),
-    ({"messages": ["a", "b"], "subtitles": [{"start": "x"}]}, "line 2", "subtitle 0"),
+    ({"messages": ["a", "b"], "subtitles": [{"start": "x"}]}, "line 2", "subtitles[0] must be"),
     ({"messages": ["a", "b"], "weight": "x"}, "line 2", "weight must be a number"),
     ({"messages": ["a", "b"], "weight": 10**400}, "line 2", "weight must be a number"),
     ({"annotations": [{"style": "pointing", "points": []}]}, "00000002", "annotation 0 (pointing): label is missing"),
@@ -89,14 +89,16 @@ BAD = [
 def test_mistakes_name_the_line_and_spoil_no_other(tmp_path, line, place, words, capsys):
     path = write(tmp_path, {"image": "cat.jpg", "caption": "A cat."}, line, {"messages": ["last", "one"]})
     (tmp_path / "broken.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes()[:10])
-    (tmp_path / "cut.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes()[:-2000])
+    (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html><html><body>404 Not Found</body></html>")
     (tmp_path / "broken.mp4").write_bytes((demo.MEDIA / "bunny.mp4").read_bytes()[:3000])
     assert prepare(path) == 0
     assert "2 records" in capsys.readouterr().out
     (skipped,) = map(json.loads, (tmp_path / "out" / "my" / "skipped.jsonl").read_text().splitlines())
     assert skipped["key"] == place and words in f"{skipped['reason']}: {skipped['detail']}"
+    assert (skipped["file"], skipped["line"]) == ("my.jsonl", 2)
     assert prepare(path, "--strict", "--overwrite") == 2
-    assert words in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert words in said and "my.jsonl, line 2" in said
     assert len(records(tmp_path)) == 2, "what was there stays until something better is complete"
 
 

@@ -13,6 +13,7 @@ import yaml
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.fused.choice import PIECES, choose, choose_all, described, in_common, possible
 from molmo2_nemo.model.config import KernelConfig
+from molmo2_nemo.settings.compose import compose
 
 CONF = Path(__file__).parents[2] / "conf" / "kernels"
 
@@ -54,10 +55,14 @@ def test_an_unknown_way_is_refused_with_the_nearest():
         choose("norm", "compild", "cpu", torch.float32)
 
 
-def test_transformer_engine_is_a_choice_that_is_refused():
-    for device, reason in (("cpu", "Transformer Engine needs CUDA"), ("cuda", "Transformer Engine")):
-        with pytest.raises(UserError, match=f"kernels.norm=te: {reason}"):
-            choose("norm", "te", device, torch.bfloat16)
+def test_transformer_engines_norm_is_not_offered():
+    """It was never built in: the refusal says what of Transformer Engine is used, and where."""
+    with pytest.raises(
+        UserError, match="kernels.norm is 'te'; expected one of: auto, plain, torch, compiled .*not built in"
+    ):
+        compose(["kernels.norm=te"])
+    with pytest.raises(UserError, match=r"kernels.swiglu is 'te'; expected one of: auto, plain, compiled$"):
+        compose(["kernels.swiglu=te"])
 
 
 def test_auto_takes_what_every_rank_can_run():

@@ -67,3 +67,15 @@ def test_compiled_equals_plain(name):
                     assert_close(a, b, bound)
                 assert_close(exact[1][seen], got[1][seen], FP32)
                 assert not got[0][~seen].any()
+
+
+def test_the_output_is_contiguous_where_log_sum_exps_are_views():
+    """As FlashAttention lays them out, [N, L]: the linear layer that comes next keeps its input, and would copy it."""
+    size = 64
+    pieces = [
+        Piece(torch.randn(length, 3, 8), torch.randn(3, length).T, rows)
+        for rows in layouts(size, 0)["whole and part"]
+        for length in [size if rows is None else len(rows.places)]
+    ]
+    out, _ = COMPILED.merge(pieces, size)
+    assert out.is_contiguous() and out.view(size, 24).data_ptr() == out.data_ptr()

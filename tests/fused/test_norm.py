@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from molmo2_nemo.fused import norm
+from molmo2_nemo.fused import compiled, norm
 from molmo2_nemo.fused.choice import PIECES
 from tests.support.allocations import Allocations
 from tests.support.equal import assert_equal
@@ -39,9 +40,18 @@ def test_full_width(shape):
     assert_equal(of(norm.full_width), of(norm.full_width_by_compiler), x, weight)
 
 
-def test_whoever_watches_operations_sees_them():
-    """Under a dispatch mode, which PyTorch does not compile for, the plain function runs."""
+def test_whoever_watches_operations_sees_them(capsys):
+    """Under a dispatch mode, which PyTorch does not compile for, the plain function runs, and that is said once."""
     x, weight = inputs((5, 2, 16), False)
-    with Allocations() as seen:
-        got = norm.by_compiler(x, weight, 1e-6)
-    assert torch.equal(got, norm.plain(x, weight, 1e-6)) and seen.peak > 0
+    compiled._say_uncompiled.cache_clear()
+    for _ in range(2):
+        with Allocations() as seen:
+            got = norm.by_compiler(x, weight, 1e-6)
+        assert torch.equal(got, norm.plain(x, weight, 1e-6)) and seen.peak > 0
+    with FlopCounterMode(display=False), Allocations():
+        norm.by_compiler(x, weight, 1e-6)
+    lines = [line.partition(" under ")[2] for line in capsys.readouterr().out.splitlines()]
+    ours, end = "tests.support.allocations.Allocations", ", for which PyTorch does not compile"
+    assert lines == [ours + end, f"torch.utils.flop_counter._FlopCounterMode and {ours}{end}"]
+    norm.by_compiler(x, weight, 1e-6)
+    assert capsys.readouterr().out == ""

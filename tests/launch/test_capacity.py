@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from molmo2_nemo.launch.capacity import Machine, capacity_problems, needed, what_fits
+from molmo2_nemo.launch.capacity import Machine, capacity_problems, needed, offloaded, what_fits
 from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.run import RunConfig
@@ -68,6 +68,24 @@ def test_more_processes_than_gpus():
     assert not problems(cfg, Machine((H100,) * 8, 2**38))
     cfg = compose(["recipe=4b", "stage=sft", "cluster=slurm"])  # a task of many nodes' job asks for its own node
     assert not problems(cfg, Machine((H100,) * 8, 2**38), processes=8)
+
+
+def test_offload_needs_the_hosts_memory():
+    words = ["recipe=4b", "stage=long", "scale=gpu", "memory.recompute=full", "memory.offload=true"]
+    cfg = compose(words)
+    layer = 36864 * (2 * 2560 + (2 * 128 + 4) * 32)  # input, attention's output and log-sum-exp
+    assert 36 * layer < offloaded(cfg) < 1.05 * 36 * layer
+    said = problems(cfg, Machine((H200,), 12 * GIB))
+    assert "memory.offload=true keeps at least 17 GiB of pinned memory" in said and "of which 12 GiB are free" in said
+    assert "recompute_attention=true needs less" in said
+    assert not problems(compose([*words, "memory.recompute_attention=true"]), Machine((H200,), 12 * GIB))
+    assert not problems(cfg, Machine((H200,), 18 * GIB))
+    for recompute in ("none", "selective"):  # all of a layer waits
+        assert offloaded(compose([*words, f"memory.recompute={recompute}"])) >= offloaded(cfg)
+    cfg = compose(words[:3])
+    assert offloaded(cfg) == 0
+    named = what_fits(cfg, 0.5 * needed(compose(words), gpu=True), host=GIB)
+    assert "memory.offload=true" not in named
 
 
 def test_the_command_says_so_before_it_loads_anything(molmo2, shards, tmp_path):

@@ -22,7 +22,7 @@ def scored_alone(cfg, path: str, count: int) -> float:
     from megatron.core import parallel_state
 
     from molmo2_nemo.data.collate import collate
-    from molmo2_nemo.data.loader import ExampleReader, default_builder
+    from molmo2_nemo.data.reader import ExampleReader, default_builder
     from molmo2_nemo.model.config import preset
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.inputs import PackInputs
@@ -92,7 +92,7 @@ def test_validation_leaves_no_trace_in_training(workers, shards, learned, tmp_pa
 
 def told_to_leave(cfg, packs: list, step: int, record: int) -> tuple[str, list[dict]]:
     """Train; rank 1 gets SIGUSR1 while it reads its so many-th record for the validation after `step`."""
-    from molmo2_nemo.data.loader import ExampleReader
+    from molmo2_nemo.data.reader import ExampleReader
     from molmo2_nemo.errors import Preempted
 
     original, read = ExampleReader.__getitem__, []

@@ -123,7 +123,8 @@ def collecting(folder: Path):
 
     import torch.distributed as dist
 
-    from molmo2_nemo.data.loader import PackStream, default_builder
+    from molmo2_nemo.data.loader import PackStream
+    from molmo2_nemo.data.reader import default_builder
 
     class Ring:
         """Garbage, once nobody else has it."""
@@ -137,10 +138,14 @@ def collecting(folder: Path):
     collections = multiprocessing.Value("i", 0)
 
     class Collecting:
-        def build(self, *args, **kwargs):
+        def plan(self, *args, **kwargs):
             gc.collect()
             collections.value += 1
-            return builder.build(*args, **kwargs)
+            return builder.plan(*args, **kwargs)
+
+        def decode(self, *args, **kwargs):
+            gc.collect()
+            return builder.decode(*args, **kwargs)
 
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("fork", force=True)
@@ -177,10 +182,10 @@ def failing(folder: Path, when: str):
             raise ShardError("no shards there")
         stream = PackStream(demo_data(folder), micro_batch_size=1, dp_rank=rank // 2, dp_size=2)
         if rank == 0:
-            original, calls = stream.reader.__class__.__getitem__, []
+            original, calls = stream.reader.__class__.plan, []
 
             class Breaking(stream.reader.__class__):
-                def __getitem__(self, n):
+                def plan(self, n):
                     calls.append(n)
                     if len(calls) > 30:
                         raise ShardError("the disk is gone") if when == "later" else MemoryError("none left")

@@ -256,6 +256,7 @@ def test_command(capsys):
         ["recompute=full ", "offload=true"],
     ]
     assert best in modes and {m["layout"] for m in modes} == {best["layout"]}
+    assert [m["host_gib"] > 0 for m in modes] == [False] * 4 + [True]
     totals = [sum(m["memory_gib"].values()) for m in modes]
     assert totals == sorted(totals, reverse=True)
     assert modes[0]["seconds"] < modes[1]["seconds"] < modes[2]["seconds"] < modes[3]["seconds"]

@@ -15,14 +15,15 @@ from PIL import Image
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.config import ImageConfig, PhaseConfig, SourceConfig
-from molmo2_nemo.data.image import encode_image, patchify
 from molmo2_nemo.data.loader import PackStream
+from molmo2_nemo.data.resize import patchify
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.preview import collect, draw
 from molmo2_nemo.preview.page import write_pages
 from molmo2_nemo.settings.compose import compose
+from tests.support.pictures import encode_image
 
 torch.set_num_threads(1)
 HOSTILE = '</div><script>alert("x")</script> <im_patch> & \u2028'

@@ -79,6 +79,7 @@ def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
         (["output_dir="], "output_dir='': names the folder"),
         (["data.image.margin=99"], "hold more than two margins"),
         (["data.video.subtitle_mode=framed"], "known are frame_N"),
+        (["data.video.decoder=nvdec", "data.num_workers=2"], "decoding workers cannot use the GPU"),
     ],
 )
 def test_each_mistake_is_named(shards, overrides, expected):

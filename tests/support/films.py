@@ -6,15 +6,17 @@ Bit b of the number is stripe b of eight vertical ones, bright for 1; a red mark
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 STRIPES = 8
 SIZE = (160, 120)  # width, height
+UNIT = 1 << 16  # 1 in the fixed point of a display matrix
 
 
 def picture(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:
@@ -34,6 +36,11 @@ def numbers(frames: np.ndarray) -> list[int]:
     return (bits @ (1 << np.arange(STRIPES))).tolist()
 
 
+def display_matrix(a: int, b: int, c: int, d: int) -> list[int]:
+    """The display matrix that shows column x, row y in column a x + c y, row b x + d y."""
+    return [a * UNIT, b * UNIT, 0, c * UNIT, d * UNIT, 0, 0, 0, 1 << 30]
+
+
 def film(
     count: int = 90,
     container: str = "mp4",
@@ -47,6 +54,7 @@ def film(
     gop: int = 12,
     bframes: int = 2,
     size: tuple[int, int] = SIZE,
+    pixels: str = "yuv420p",
     first: int = 0,
     matrix: Sequence[int] | None = None,
 ) -> bytes:
@@ -56,8 +64,9 @@ def film(
         ticks: presentation times of the frames, in 1/timescale seconds; default: one every 1/fps seconds.
         timescale: of the encoder, and of an mp4's or mov's track; default: fps.
         options, muxer: of the encoder and of the container, as for the ffmpeg program.
+        pixels: the pixel format.
         first: number that the first frame shows.
-        matrix: the display matrix, 9 numbers in 16.16 fixed point (2.30 in the last column).
+        matrix: see `display_matrix`.
     """
     base = Fraction(1, timescale or fps)
     muxer = dict(muxer or {})
@@ -65,10 +74,9 @@ def film(
         muxer["video_track_timescale"] = str(timescale)
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=muxer) as out:
-        stream: Any = out.add_stream(codec, rate=fps, options={**({"bf": str(bframes)}), **(options or {})})
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream: Any = out.add_stream(codec, rate=fps, options={"bf": str(bframes), "threads": "1", **(options or {})})
+        stream.width, stream.height, stream.pix_fmt = *size, pixels
         stream.codec_context.gop_size = gop
-        stream.codec_context.thread_count = 1
         stream.codec_context.time_base = stream.time_base = base
         if matrix is not None:
             stream.set_display_matrix(list(matrix))
@@ -77,4 +85,34 @@ def film(
             frame.pts, frame.time_base = i * base.denominator // fps if ticks is None else ticks[i], base
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def remuxed(
+    films: Sequence[bytes],
+    container: str,
+    change: Callable[[int, Any], None] | None = None,
+    *,
+    flags: Sequence[Disposition] = (),
+    muxer: dict[str, str] | None = None,
+) -> bytes:
+    """The packets of these films as streams of one file, not encoded again.
+
+    Args:
+        change: called with each packet and its number in its stream, in decoding order.
+        flags: the disposition of each stream.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, options=muxer or {}) as out:
+        sources = [av.open(io.BytesIO(data)) for data in films]
+        made = [out.add_stream_from_template(source.streams.video[0]) for source in sources]
+        for stream, flag in zip(made, flags, strict=False):
+            stream.disposition = flag
+        for source, stream in zip(sources, made, strict=True):
+            for number, packet in enumerate(p for p in source.demux(source.streams.video[0]) if p.size):
+                if change is not None:
+                    change(number, packet)
+                packet.stream = stream
+                out.mux(packet)
+            source.close()
     return file.getvalue()

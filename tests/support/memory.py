@@ -92,9 +92,9 @@ def counting(device: str) -> Iterator[list[int]]:
 
     make = memory.host_buffer
 
-    def made(like: torch.Tensor, *, pinned: bool) -> torch.Tensor:
+    def made(size: int, pages: memory.Pages | None) -> list[torch.Tensor]:
         with counted.elsewhere():
-            return make(like, pinned=pinned)
+            return make(size, pages)
 
     memory.host_buffer = made
     try:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import importlib.util
+import itertools
+import sys
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +15,9 @@ import torch
 from molmo2_nemo import compat
 from molmo2_nemo.cost.hardware import DEVICES
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.launch.out_of_memory import remedies
 from molmo2_nemo.model.config import MemoryConfig, preset
+from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.precision import fp8_problems, token_multiple
 from molmo2_nemo.settings.run import ParallelConfig, RunConfig
@@ -64,18 +70,79 @@ def test_a_run_in_fp8_is_refused_before_anything_is_loaded(tmp_path):
 def test_published_models_and_packs_can_be_multiplied_in_fp8(name, tensor):
     lengths = {"data.packing.sequence_length": 16384}
     parallel = ParallelConfig(tensor=tensor, sequence=tensor > 1, context=2)
-    assert not list(fp8_problems(preset(name), parallel, MemoryConfig(mlp_tiles=4), lengths))
+    assert not list(fp8_problems(preset(name), parallel, MemoryConfig(), lengths))
 
 
 def test_sizes_that_fp8_cannot_multiply_are_refused_one_by_one():
-    lengths = {"data.packing.sequence_length": 16400, "data.progression[0].sequence_length": 8192}
-    found = list(fp8_problems(preset("4b"), ParallelConfig(context=8), MemoryConfig(mlp_tiles=3), lengths))
+    lengths = {"data.packing.sequence_length": 16400, "data.progression[0].sequence_length": 8200}
+    found = list(fp8_problems(preset("4b"), ParallelConfig(context=8), MemoryConfig(), lengths))
     assert [line.split("=")[0] for line in found] == list(lengths)
-    assert "for each of 8 ranks" in found[0] and "384; 16512 is" in found[0] and "384; 8448 is" in found[1]
-    assert token_multiple("fp8", MemoryConfig(mlp_tiles=3)) == 48
-    assert token_multiple("bf16", MemoryConfig(mlp_tiles=3)) == 1
+    assert "for each of 8 ranks" in found[0] and "128; 16512 is" in found[0] and "128; 8320 is" in found[1]
+    assert (token_multiple("fp8"), token_multiple("bf16")) == (16, 1)
     line = next(fp8_problems(preset("4b"), ParallelConfig(tensor=64), MemoryConfig(), {}))
     assert "feed-forward columns" in line and "64 tensor-parallel ranks" in line and "lower parallel.tensor" in line
+
+
+def test_slices_of_an_mlp_are_refused_and_recomputation_is_not():
+    """Also as one of a run's settings, so that advice about memory does not suggest it."""
+    (line,) = fp8_problems(preset("4b"), ParallelConfig(), MemoryConfig(mlp_tiles=4), {})
+    assert line.startswith("memory.mlp_tiles=4 with cluster.precision=fp8: ") and "use memory.mlp_tiles=1" in line
+    cfg = compose(["recipe=4b", "cluster=gpu", "memory.recompute=full", "cluster.precision=fp8"])
+    assert not any("fp8" in problem for problem in find_problems(cfg, files=False))
+    assert "mlp_tiles" not in " ".join(remedies(cfg))
+    cfg.memory.mlp_tiles = 2
+    assert any(problem.startswith("memory.mlp_tiles=2") for problem in find_problems(cfg, files=False))
+    cfg.cluster.precision = "bf16"
+    assert not any("mlp_tiles" in problem for problem in find_problems(cfg, files=False))
+
+
+def checkpoints_job() -> dict[tuple[str, bool], dict[str, Any]]:
+    """Losses, gradients and forward calls of the attention kernel, by Megatron's checkpoints and, as Megatron takes for
+    FP8, by one with the contract of Transformer Engine's: once without autograd, then in backward with it."""
+    from megatron.core.enums import Fp8Recipe
+    from megatron.core.extensions import transformer_engine
+    from megatron.core.transformer import transformer_block
+    from torch.utils.checkpoint import checkpoint
+
+    from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
+    from tests.parallel.test_kept import watch
+    from tests.support.pool import start_megatron
+
+    taken = []
+
+    def te_checkpoint(function: Any, distribute: bool, tracker: Any, group: Any, *args: Any, **kwargs: Any) -> Any:
+        taken.append(distribute)
+        return checkpoint(functools.partial(function, **kwargs), *args, use_reentrant=True)
+
+    start_megatron()
+    config = fixture_config("qwen3_tied")
+    weights, calls, found = fixture_weights("qwen3_tied", config), watch("forward"), {}
+    users = [module for name, module in sys.modules.items() if name.startswith("megatron.core")]
+    kept = {module: module.te_checkpoint for module in users if hasattr(module, "te_checkpoint")}
+    for module in (transformer_engine, transformer_block, *kept):
+        module.te_checkpoint = te_checkpoint
+    try:
+        for recompute, fp8 in itertools.product(("full", "selective"), (False, True)):
+            model = build(config, weights, MemoryConfig(recompute=recompute)).train()
+            if fp8:
+                model.config.fp8, model.config.fp8_recipe = FP8["fp8"], Fp8Recipe(FP8["fp8_recipe"])
+            calls[0], taken[:] = 0, []
+            losses = run_schedule(model, micro_batches("qwen3_tied", config), backward=True)
+            grads = {n: p.main_grad.clone() for n, p in model.named_parameters()}
+            found[recompute, fp8] = {"losses": losses, "grads": grads, "calls": calls[0], "checkpoints": len(taken)}
+    finally:
+        for module, own in kept.items():
+            module.te_checkpoint = own
+    return found
+
+
+def test_recomputation_in_fp8_is_transformer_engines_and_attention_is_kept_there(workers):
+    found = workers.run(checkpoints_job)[0]
+    for recompute in ("full", "selective"):
+        own, te = found[recompute, False], found[recompute, True]
+        assert own["checkpoints"] == 0 < te["checkpoints"] == te["calls"] == own["calls"]
+        assert all(map(torch.equal, own["losses"], te["losses"]))
+        assert all(torch.equal(te["grads"][name], grad) for name, grad in own["grads"].items())
 
 
 def test_megatron_takes_the_fields_and_parameters_stay_in_bf16():

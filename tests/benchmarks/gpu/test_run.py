@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import run as runner
 from benchmarks.gpu.parts import CLOSING, LEAST, NAMES, PARTS, SECONDS, Budget, Part, chosen
@@ -109,11 +111,33 @@ def test_no_time_left_is_said(run):
     assert run.results[0].state == "not run" and "are needed" in run.results[0].why
 
 
-def test_without_a_card_nothing_is_begun(run):
-    run.tiny = False
-    assert "--tiny runs the parts" in run.without_card(runner.Result("environment", "passed", data={"card": None}))
-    assert run.without_card(runner.Result("environment", "passed", data={"card": "H100"})) is None
-    assert "torch could not be asked" in run.without_card(runner.Result("environment", "failed", why="no torch"))
+def without_cards(monkeypatch, **more: str) -> None:
+    for name, value in {"CUDA_VISIBLE_DEVICES": "", **more}.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_without_a_card_nothing_is_begun(monkeypatch, tmp_path, capsys):
+    """The command itself, with cards hidden from torch: one line, no folder, no shards."""
+    without_cards(monkeypatch)
+    assert runner.main(["probe", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr()
+    assert re.fullmatch(r"no card: torch \S+ of \S+ .*; nothing was begun\. --tiny runs the parts .*\n", said.err)
+    assert torch.__version__ in said.err and said.out == "" and not list(tmp_path.iterdir())
+
+
+def test_a_torch_that_does_not_import_is_named(monkeypatch, tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open')")
+    without_cards(monkeypatch, PYTHONPATH=str(tmp_path))
+    assert runner.without_card().endswith("cannot ask torch for a card: OSError: libcudart.so.13: cannot open")
+
+
+def test_a_card_is_seen(monkeypatch, tmp_path):
+    """A torch that sees one, after lines that libraries print."""
+    said = "print('warning: old driver')\n__version__ = '2.11.0'\n"
+    said += "class version: cuda = '13.0'\nclass cuda: is_available = staticmethod(lambda: True)\n"
+    (tmp_path / "torch.py").write_text(said)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert runner.without_card() is None
 
 
 def test_at_most_eight_files_come_back(run):

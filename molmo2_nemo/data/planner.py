@@ -1,0 +1,252 @@
+"""Which examples share a pack, decided from their sizes alone: the stream without its pixels.
+
+Planning runs ahead of the batches that are used, so it has a place of its own in the stream; every planned batch
+carries a copy of the place after it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from molmo2_nemo.data.config import DataConfig, PackingConfig
+from molmo2_nemo.data.example import Example
+from molmo2_nemo.data.packing import Item, Packer
+from molmo2_nemo.data.phases import phase_at
+from molmo2_nemo.data.reader import ExampleReader, Skipped
+from molmo2_nemo.data.workers import PackTask, PlanTasks, in_order, planners
+from molmo2_nemo.errors import DataError
+
+SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
+# Of `Example.info`; `ignored` and `truncated` count images.
+COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated", "replaced_frames")
+
+
+class TooManyBadRecords(DataError):
+    """So many records cannot be used that the run stops."""
+
+
+@dataclass(slots=True)
+class Place:
+    """How far a rank has read and packed."""
+
+    position: int  # next number of the stream this rank reads
+    batches: int = 0  # since the start of the stage
+    backlog: list[int] = field(default_factory=list)  # numbers to read before that (after a change of dp_size)
+    emitted: int = 0  # packs
+    waiting: list[Item] = field(default_factory=list)  # examples in the packer, oldest first
+    built_in: dict[int, int] = field(default_factory=dict)  # number -> the phase in which it was built
+    skipped: Counter[str] = field(default_factory=Counter)  # cause -> records skipped since the start of the run
+    counts: Counter[str] = field(default_factory=Counter)  # examples read, and what did not fit: see COUNTED
+    bad_in_a_row: int = 0
+    restore: dict[str, Any] | None = None  # a saved packer's state, as long as its examples have not been planned again
+
+    def copy(self) -> Place:
+        return Place(
+            self.position,
+            self.batches,
+            list(self.backlog),
+            self.emitted,
+            list(self.waiting),
+            dict(self.built_in),
+            self.skipped.copy(),
+            self.counts.copy(),
+            self.bad_in_a_row,
+            self.restore,
+        )
+
+    def packer_state(self, phases: bool) -> dict[str, Any]:
+        """What `Packer.state` says, with the phases of its examples if there are several."""
+        if self.restore is not None:
+            return self.restore
+        state: dict[str, Any] = {
+            "emitted": self.emitted,
+            "waiting": [[item.id, item.arrived] for item in self.waiting],
+        }
+        if phases:
+            state["phases"] = [self.built_in[item.id] for item in self.waiting]
+        return state
+
+
+@dataclass(slots=True)
+class PlannedBatch:
+    """The examples of a batch, without crops."""
+
+    packs: list[list[Item]]  # of a micro-batch; the payloads are examples
+    phases: list[list[int]]  # of each example
+    phase: int
+    skipped: list[Skipped]  # records that could not be used, read since the batch before
+    place: Place  # after it
+
+    def tasks(self) -> Iterator[PackTask]:
+        for pack, phases in zip(self.packs, self.phases, strict=True):
+            examples: list[Example] = [item.payload for item in pack]
+            yield PackTask(
+                tuple(
+                    (item.id, phase, item.payload.info.get("images"), item.crops)
+                    for item, phase in zip(pack, phases, strict=True)
+                ),
+                examples[0].crops.shape[1:],  # type: ignore[arg-type]
+            )
+
+
+class PackPlanner:
+    """Plans batches from a place on, without end.
+
+    Args:
+        place: the planner's own; it moves on with the plan.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        readers: list[ExampleReader],
+        place: Place,
+        *,
+        micro_batch_size: int,
+        dp_size: int,
+        batches_per_step: int,
+    ):
+        self.config, self.readers, self.place = config, readers, place
+        self.micro_batch_size, self.dp_size, self.batches_per_step = micro_batch_size, dp_size, batches_per_step
+        self.packer = new_packer(config.packing)
+        self.skipped: list[Skipped] = []  # since the last batch
+
+    @property
+    def phase(self) -> int:
+        """Number of the phase of the batch that comes next."""
+        return phase_at(self.config, self.place.batches // self.batches_per_step)
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        """
+        Raises:
+            ShardError: a shard cannot be read.
+            TooManyBadRecords: `skipped` has those since the last batch.
+        """
+        while True:
+            yield from self._one_phase(self.phase)
+
+    def _one_phase(self, phase: int) -> Iterator[PlannedBatch]:
+        """Batches until the next phase begins; that phase plans anew what this one had planned ahead."""
+        source = self._planned(phase, self._numbers_ahead())
+        packs: list[list[Item]] = []
+        phases: list[list[int]] = []
+        try:
+            self._open_packer(phase)
+            for n, result in source:
+                pack = self._take(n, result)
+                if pack is None:
+                    continue
+                packs.append(pack)
+                phases.append([self.place.built_in.pop(item.id) for item in pack])
+                if len(packs) < self.micro_batch_size:
+                    continue
+                self.place.batches += 1
+                self.place.emitted, self.place.waiting = self.packer.emitted, list(self.packer.waiting)
+                yield PlannedBatch(packs, phases, phase, self.skipped, self.place.copy())
+                packs, phases, self.skipped = [], [], []
+                if self.phase != phase:
+                    return
+        finally:
+            source.close()
+
+    def _planned(self, phase: int, numbers: Iterator[int]) -> Any:
+        config = self.config
+        return in_order(PlanTasks(self.readers[phase]), numbers, planners(config.num_workers), config.prefetch)
+
+    def _open_packer(self, phase: int) -> None:
+        """Start a packer with a phase's budgets that takes over the waiting examples."""
+        self.packer = new_packer(self.readers[phase].config.packing)
+        if self.place.restore is None:
+            self.packer.emitted, self.packer.waiting = self.place.emitted, list(self.place.waiting)
+        else:
+            self._refill(self.place.restore)
+
+    def _numbers_ahead(self) -> Iterator[int]:
+        """Stream numbers from the current position on. Workers run ahead along them; the place does not."""
+        yield from list(self.place.backlog)
+        n = self.place.position
+        while True:
+            yield n
+            n += self.dp_size
+
+    def _take(self, n: int, result: Example | Skipped) -> list[Item] | None:
+        place = self.place
+        if place.backlog:
+            expected = place.backlog.pop(0)
+        else:
+            expected, place.position = place.position, place.position + self.dp_size
+        assert n == expected, "examples arrive in the order they were requested"
+        if isinstance(result, Skipped):
+            self._skip(result)
+            return None
+        place.bad_in_a_row = 0
+        place.counts["examples"] += 1
+        place.counts.update(counted(result.info))
+        place.built_in[n] = self.phase
+        return self.packer.add(Item(n, result.num_tokens, result.num_crops, result))
+
+    def _skip(self, bad: Skipped) -> None:
+        self.place.skipped[bad.cause] += 1
+        self.place.bad_in_a_row += 1
+        self.skipped.append(bad)
+        check_bad(self.config, bad, self.place.bad_in_a_row, self.place.skipped, self.place.counts)
+
+    def _refill(self, saved: dict[str, Any]) -> None:
+        """Plan the examples again that waited in the packer when the state was saved."""
+        numbers = [int(number) for number, _ in saved["waiting"]]
+        built_in = dict(zip(numbers, saved.get("phases", [0] * len(numbers)), strict=True))
+        examples: dict[int, Example | Skipped] = {}
+        for phase in range(len(self.readers)):
+            own = [n for n in numbers if built_in[n] == phase]
+            examples |= dict(self._planned(phase, iter(own))) if own else {}
+
+        def rebuild(n: int) -> Item:
+            example = examples[n]
+            if isinstance(example, Skipped):
+                raise DataError(
+                    f"record {example.key} was read before the restart and cannot be read now ({example.detail}); "
+                    "the data or their settings changed since the checkpoint"
+                )
+            return Item(n, example.num_tokens, example.num_crops, example)
+
+        self.packer.restore(saved, rebuild)
+        self.place.restore, self.place.built_in = None, built_in
+
+
+def counted(info: dict[str, Any]) -> dict[str, int]:
+    """What of an example's `info` is counted over the run."""
+    return {name: int(info[name]) for name in COUNTED if info.get(name)}
+
+
+def check_bad(config: DataConfig, last: Skipped, in_a_row: int, skipped: Counter[str], counts: Counter[str]) -> None:
+    """
+    Raises:
+        TooManyBadRecords: more records cannot be used than the settings allow.
+    """
+    bad = sum(skipped.values())
+    read = bad + counts["examples"]
+    if in_a_row >= config.max_bad_in_a_row:
+        found, setting = f"{in_a_row} records in a row", "max_bad_in_a_row"
+    elif read >= SHARE_AFTER and bad > config.max_bad_share * read:
+        found, setting = f"{bad} of {read} records ({bad / read:.0%})", "max_bad_share"
+    else:
+        return
+    causes = ", ".join(f"{cause}: {count}" for cause, count in skipped.most_common(5))
+    raise TooManyBadRecords(
+        f"{found} could not be used; the last: record {last.key}: {last.detail}. "
+        f"Skipped so far: {causes}. Repair the data or raise data.{setting}."
+    )
+
+
+def new_packer(packing: PackingConfig) -> Packer:
+    return Packer(
+        packing.sequence_length,
+        packing.max_crops,
+        buffer_size=packing.buffer_size,
+        crop_value=packing.crop_value,
+        mode=packing.mode,
+        max_wait=packing.max_wait,
+    )

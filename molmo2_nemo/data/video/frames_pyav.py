@@ -1,0 +1,209 @@
+"""Decoding chosen frames of a film with PyAV.
+
+A frame is reached the shortest way: by decoding on from the current position, or by seeking to the key frame before it.
+At most two decoded frames are in memory. Films whose time stamps do not say where to seek to are decoded from their
+start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from typing import Any
+
+import numpy as np
+from av.error import FFmpegError
+
+from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.data.video.container import Deadline, Source, check_size, open_video
+from molmo2_nemo.data.video.index import VideoIndex, holds_frame, stamp_of
+from molmo2_nemo.data.video.orientation import frame_orientation, upright
+from molmo2_nemo.errors import DataError
+
+SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
+# Their frames that no other needs are skipped unless wanted. Other decoders skip late (AV1) or gain nothing.
+SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
+PROBED = 64  # frames decoded to see whether time stamps fit the pictures
+
+
+class ScrambledStamps(DataError):
+    """Frames do not leave the decoder in the order of their time stamps; they have to be counted."""
+
+
+class PyAVFrames:
+    """`Frames` by PyAV, for an index of any order."""
+
+    used = "pyav"
+
+    def __init__(self, source: Source, index: VideoIndex, limits: LimitsConfig):
+        self._source, self._index, self._limits = source, index, limits
+        self.decoded = self.replaced = 0
+
+    def frames(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        deadline = Deadline(self._limits.decode_seconds)
+        with open_video(self._source, self._limits) as (container, stream):
+            reader = reader_of(container, stream, self._index, numbers, deadline)
+            for number in numbers.tolist():
+                frame = reader.at(number)
+                self.decoded, self.replaced = reader.decoded, reader.replaced
+                yield rgb(frame, self._limits)
+
+
+def rgb(frame: Any, limits: LimitsConfig) -> np.ndarray:
+    """The pixels of a decoded frame as it is shown: uint8 [H, W, 3]."""
+    check_size(frame.width, frame.height, limits)  # a stream may change its frame size midway
+    return upright(frame.to_ndarray(format="rgb24"), frame_orientation(frame))
+
+
+def reader_of(container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray, deadline: Deadline) -> _Reader:
+    """The way to read a container that was just opened; `wanted`: the numbers of all frames that will be asked for."""
+    if index.order == "counted":
+        return _CountingReader(_decode(container, stream, None, deadline))
+    stamps = set(index.pts[wanted].tolist())
+    if index.order == "joined":
+        return _StampReader(index, _decode(container, stream, stamps, deadline, index.joints))
+    return _SeekingReader(container, stream, index, stamps, deadline)
+
+
+def stamps_fit(container: Any, stream: Any, deadline: Deadline) -> bool:
+    """Whether the first frames leave the decoder in the order of their time stamps. Reads from the present position."""
+    last = None
+    for count, frame in enumerate(_decode(container, stream, None, deadline), start=1):
+        if frame.pts is not None and last is not None and frame.pts < last:
+            return False
+        last = frame.pts if frame.pts is not None else last
+        if count == PROBED:
+            break
+    return True
+
+
+class _Reader:
+    """Reads decoded frames forward. Holds at most two."""
+
+    def __init__(self, frames: Iterator[Any]) -> None:
+        self._frames = frames
+        self._last: Any = None
+        self._before: Any = None
+        self.decoded = self.replaced = 0
+
+    def at(self, number: int) -> Any:
+        """The decoded frame with this number; numbers must not decrease from call to call."""
+        raise NotImplementedError
+
+    def _step(self) -> bool:
+        """Take the next frame; False at the end."""
+        for frame in self._frames:
+            if self._take(frame):
+                self._before, self._last = self._last, frame
+                self.decoded += 1
+                return True
+        return False
+
+    def _take(self, frame: Any) -> bool:
+        """Whether a frame counts."""
+        return True
+
+    def _found(self) -> Any:
+        if self._last is None:
+            raise DataError("no frame of the video could be decoded")
+        return self._last
+
+
+class _CountingReader(_Reader):
+    """Numbers are those in which frames leave the decoder; the last one stands for those that are missing."""
+
+    def at(self, number: int) -> Any:
+        while self.decoded <= number and self._step():
+            pass
+        self.replaced += self.decoded <= number
+        return self._found()
+
+
+class _StampReader(_Reader):
+    """Numbers are found by time stamps. A frame that the decoder dropped is replaced by the one shown before it."""
+
+    def __init__(self, index: VideoIndex, frames: Iterator[Any]) -> None:
+        super().__init__(frames)
+        self._index = index
+
+    def at(self, number: int) -> Any:
+        target = int(self._index.pts[number])
+        while self._last is None or self._last.pts < target:
+            if not self._step():
+                break
+        last = self._found()
+        self.replaced += last.pts != target
+        return self._before if last.pts > target and self._before is not None else last
+
+    def _take(self, frame: Any) -> bool:
+        if frame.pts is None:
+            frame.pts = frame.dts
+        if self._index.in_decoding_order and None not in (self._last, frame.pts) and frame.pts < self._last.pts:
+            raise ScrambledStamps("the frames of the video are not in the order of their time stamps")
+        return frame.pts is not None
+
+
+class _SeekingReader(_StampReader):
+    """Seeks where that saves decoding.
+
+    Frames that are neither wanted nor needed for decoding others (about half of those in H.264 with B frames) are
+    skipped; the others are the same as if all had been decoded.
+    """
+
+    def __init__(self, container: Any, stream: Any, index: VideoIndex, stamps: Container[int], deadline: Deadline):
+        super().__init__(index, iter(()))
+        self._container, self._stream, self._stamps, self._deadline = container, stream, stamps, deadline
+
+    def at(self, number: int) -> Any:
+        self._jump_if_worth_it(int(self._index.pts[number]))
+        return super().at(number)
+
+    def _jump_if_worth_it(self, target: int) -> None:
+        index = self._index
+        key = max(int(np.searchsorted(index.keys, target, side="right")) - 1, 0)
+        if self._last is not None:
+            here = int(np.searchsorted(index.pts, self._last.pts))
+            if index.keys[key] <= self._last.pts or int(np.searchsorted(index.pts, index.keys[key])) - here < SEEK_GAP:
+                return
+        # Containers differ in which of a key frame's times they search by; some then land on the key frame after it.
+        for timestamp in (index.keys[key], index.key_dts[key], min(index.key_dts[0], index.pts[0])):
+            self._seek(int(timestamp))
+            if self._step() and self._last.pts <= target:
+                return
+
+    def _seek(self, timestamp: int) -> None:
+        try:
+            self._container.seek(timestamp, stream=self._stream, backward=True)
+        except FFmpegError:  # some containers cannot find their very first frame by its time
+            self._container.seek(int(self._index.pts[0]), stream=self._stream, backward=True, any_frame=True)
+        self._last = self._before = None
+        self._frames = _decode(self._container, self._stream, self._stamps, self._deadline)
+
+
+def _decode(
+    container: Any,
+    stream: Any,
+    wanted: Container[int] | None,
+    deadline: Deadline,
+    joints: tuple[tuple[int, int], ...] = (),
+) -> Iterator[Any]:
+    """Frames from the current position on.
+
+    Args:
+        wanted: time stamps; other frames may be left out where none is predicted from them. None: all frames.
+        joints: `VideoIndex.joints`, where the container is read from its start; moves the time stamps.
+    """
+    skip = wanted is not None and stream.codec_context.codec.name in SKIPPING
+    shifts = list(reversed(joints))
+    shift = count = 0
+    for packet in container.demux(stream):
+        deadline.check()
+        stamp = stamp_of(packet)
+        if joints and stamp is not None and holds_frame(packet):
+            if shifts and count >= shifts[-1][0]:
+                shift = shifts.pop()[1]
+            count += 1
+            stamp += shift
+            packet.pts, packet.dts = stamp, None if packet.dts is None else packet.dts + shift
+        if skip and wanted is not None:
+            stream.codec_context.skip_frame = "NONREF" if stamp is not None and stamp not in wanted else "DEFAULT"
+        yield from packet.decode()

@@ -1,0 +1,214 @@
+"""The frames of a stream and their times, from its packets alone: nothing is decoded.
+
+The duration is that of the content, whatever the header says. A frame is known by its number in the order of showing;
+how its number is found when it comes out of the decoder is the index's `order`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+
+from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.data.video.container import Deadline
+from molmo2_nemo.errors import DataError
+
+EDGE = 1e-6  # seconds a requested time is kept away from both ends of the stream
+BACKWARDS = 0.1  # seconds by which a clock that starts again goes back at least; by less it is uneven
+NONE = -(1 << 62)  # stands for a time stamp that a packet lacks
+LOWEST = -(1 << 60)  # a time stamp before all others that seeking accepts
+
+# stamps: by its time stamp. joined: by its time stamp, once the clock of each joined part is moved behind the part
+# before it. counted: by counting, since the stamps are missing or do not fit the pictures.
+Order = Literal["stamps", "joined", "counted"]
+
+
+def seconds_of(ticks: Any, base: Fraction) -> Any:
+    """Seconds of a count of ticks (a number or an int64 array): multiplied first, then divided, as float64.
+
+    One rounding, so that a frame at 0.5 s is at 0.5 whatever the time base; `ticks * float(base)` rounds twice, and
+    with a time base such as 1/600 many frames then begin just after the time they are asked for.
+    """
+    return np.asarray(ticks, np.float64) * base.numerator / base.denominator
+
+
+@dataclass(frozen=True)
+class VideoIndex:
+    """The times of a stream's frames in the order in which they are shown."""
+
+    pts: np.ndarray  # int64 [frames], ascending, in ticks of the time base
+    keys: np.ndarray  # int64 [key frames], their pts
+    key_dts: np.ndarray  # int64 [key frames]
+    base: Fraction  # seconds of a tick
+    end: int  # end of the last frame, ticks
+    order: Order = "stamps"
+    joints: tuple[tuple[int, int], ...] = ()  # joined: (first packet, ticks to add) of each part, in decoding order
+    in_decoding_order: bool = (
+        False  # the stamps ascend from packet to packet: either no frame is reordered, or they lie
+    )
+
+    @property
+    def duration(self) -> float:
+        return float(seconds_of(self.end - int(self.pts[0]), self.base))
+
+    @property
+    def fps(self) -> float:
+        return len(self.pts) / self.duration if self.duration > 0 else 1.0
+
+    @property
+    def gop(self) -> int:
+        """Most frames from a key frame to the next, or to the end; all of them where none can be sought."""
+        keys = np.searchsorted(self.pts, self.keys if self.order == "stamps" else self.keys[:1])
+        return int(np.diff(np.append(keys, len(self.pts))).max())
+
+    def frame_at(self, seconds: np.ndarray) -> np.ndarray:
+        """Numbers of the frames shown at times from the start of the first frame: int64 [n]."""
+        inside = np.maximum(np.minimum(seconds, self.duration - EDGE), EDGE)
+        begins = seconds_of(self.pts - self.pts[0], self.base)
+        return np.clip(np.searchsorted(begins, inside, side="right") - 1, 0, len(self.pts) - 1)
+
+    def counted(self) -> VideoIndex:
+        """The same times, for frames that are found by counting."""
+        return replace(self, order="counted")
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The packets of a stream that hold a frame, in decoding order."""
+
+    pts: np.ndarray  # int64 [n]; the dts where there is none; NONE where there is neither
+    dts: np.ndarray  # int64 [n], or NONE
+    durations: np.ndarray  # int64 [n], 0: not given
+    keys: np.ndarray  # bool [n]
+
+    def __getitem__(self, part: Any) -> Packets:
+        return Packets(self.pts[part], self.dts[part], self.durations[part], self.keys[part])
+
+
+def holds_frame(packet: Any) -> bool:
+    """Whether a packet counts: it has content, and its frame is meant to be shown."""
+    return bool(packet.size) and not packet.is_discard
+
+
+def stamp_of(packet: Any) -> int | None:
+    """The time stamp of a packet, its dts in place of a missing pts."""
+    return packet.pts if packet.pts is not None else packet.dts
+
+
+def read_packets(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) -> Packets:
+    """Raises DataError for no frames, and for more frames or processor time than the limits allow."""
+    rows: list[tuple[int, int, int, bool]] = []
+    for packet in container.demux(stream):
+        if not holds_frame(packet):
+            continue
+        pts, dts = stamp_of(packet), packet.dts
+        stamps = (NONE if pts is None else pts, NONE if dts is None else dts)
+        rows.append((*stamps, packet.duration or 0, packet.is_keyframe))
+        if len(rows) > limits.video_frames:
+            raise DataError(f"video has more than {limits.video_frames} frames (data.limits.video_frames)")
+        if len(rows) % 1024 == 0:
+            deadline.check()
+    if not rows:
+        raise DataError("video has no frames")
+    table = np.array(rows, dtype=np.int64)
+    return Packets(table[:, 0], table[:, 1], table[:, 2], table[:, 3] != 0)
+
+
+def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) -> VideoIndex:
+    """Read the packets of a stream without decoding.
+
+    Raises:
+        DataError: no frames, or more frames, seconds or processor time than the limits allow.
+    """
+    packets = read_packets(container, stream, limits, deadline)
+    index = index_of(packets, Fraction(stream.time_base), stream.guessed_rate or stream.average_rate)
+    if index.duration > limits.video_seconds:
+        raise DataError(
+            f"video lasts {index.duration:.0f} s; at most {limits.video_seconds:.0f} s are read "
+            "(data.limits.video_seconds)"
+        )
+    return index
+
+
+def index_of(packets: Packets, base: Fraction, rate: Fraction | None) -> VideoIndex:
+    """The index of a stream with these packets; `rate` (frames per second) gives the times where no packet has one.
+
+    Raises:
+        DataError: neither time stamps nor a rate.
+    """
+    if (packets.pts == NONE).all():
+        return _without_stamps(len(packets.pts), base, rate)
+    packets = packets[packets.pts != NONE]
+    ascending = bool((np.diff(packets.pts) >= 0).all())
+    starts = _restarts(packets, base)
+    if len(starts) > 1:
+        return _joined(packets, starts, base)
+    shown = np.argsort(packets.pts, kind="stable")
+    keys = shown[packets.keys[shown]]
+    keys = keys if len(keys) else shown[:1]
+    dts = np.where(packets.dts == NONE, packets.pts, packets.dts)
+    return VideoIndex(
+        np.unique(packets.pts),
+        packets.pts[keys],
+        np.maximum(dts[keys], LOWEST),
+        base,
+        _end(packets),
+        in_decoding_order=ascending and not packets.keys.all(),
+    )
+
+
+def _without_stamps(count: int, base: Fraction, rate: Fraction | None) -> VideoIndex:
+    if not rate:
+        raise DataError("video has no time stamps and no frame rate")
+    marks = np.array([round(i / (rate * base)) for i in range(count + 1)], np.int64)
+    return VideoIndex(marks[:-1], marks[:1], marks[:1], base, int(marks[-1]), "counted")
+
+
+def _end(packets: Packets) -> int:
+    """When the frame shown last ends. One that has no duration lasts as long as most others."""
+    last = int(np.lexsort((packets.durations, packets.pts))[-1])
+    gaps = np.diff(np.unique(packets.pts))
+    usual = int(np.median(gaps)) if len(gaps) else 0
+    return int(packets.pts[last]) + (int(packets.durations[last]) or usual)
+
+
+def _restarts(packets: Packets, base: Fraction) -> list[int]:
+    """The first packet of each part of a stream whose clock starts again, as in files joined end to end; [0] if never.
+
+    In decoding order, no key frame is shown before a frame that precedes it, and decoding times never descend.
+    """
+    least = max(round(BACKWARDS / base), 1)
+    highest = np.maximum.accumulate(np.concatenate([packets.pts[:1], packets.pts[:-1]]))
+    known = (packets.dts[1:] != NONE) & (packets.dts[:-1] != NONE)
+    back = np.concatenate([[False], known & (packets.dts[1:] < packets.dts[:-1] - least)])
+    if not back.any() and not (packets.keys & (packets.pts < highest - least)).any():
+        return [0]
+    return list(_each_restart(packets, back, least))
+
+
+def _each_restart(packets: Packets, back: np.ndarray, least: int) -> Iterator[int]:
+    yield 0
+    highest = int(packets.pts[0])
+    for i, (pts, key) in enumerate(zip(packets.pts.tolist(), packets.keys.tolist(), strict=True)):
+        if back[i] or (key and pts < highest - least):
+            yield i
+            highest = pts
+        highest = max(highest, pts)
+
+
+def _joined(packets: Packets, starts: list[int], base: Fraction) -> VideoIndex:
+    """The parts one after the other, each beginning where the one before it ends."""
+    joints, end = [], None
+    moved = packets.pts.copy()
+    for first, after in zip(starts, [*starts[1:], len(moved)], strict=True):
+        part = packets[first:after]
+        shift = 0 if end is None else end - int(part.pts.min())
+        moved[first:after] += shift
+        joints.append((first, shift))
+        end = _end(part) + shift
+    pts = np.unique(moved)
+    return VideoIndex(pts, pts[:1], pts[:1], base, int(end or 0), "joined", tuple(joints))

@@ -1,0 +1,182 @@
+"""Work on a list of tasks in worker processes, with results in the order of the tasks.
+
+Two kinds of workers serve one stream: those that plan examples (read a record, write its tokens, count its crops), and
+those that decode the crops of a pack once it is known which examples it holds.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import math
+import os
+import signal
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import Example
+from molmo2_nemo.data.manifest import ShardError
+from molmo2_nemo.data.reader import ExampleReader, Skipped
+from molmo2_nemo.processes import die_with_parent
+
+DECODERS_PER_PLANNER = 4
+AHEAD_BYTES = 2**30  # of crops that are decoded before their turn, if every worker has at least one pack
+
+
+class Tasks(Protocol):
+    """What a worker does for one task. It may raise ShardError."""
+
+    def __getitem__(self, task: Any) -> Any: ...
+
+
+class PlanTasks:
+    """Number in the stream -> (number, its example without crops, or `Skipped`)."""
+
+    def __init__(self, reader: ExampleReader):
+        self.reader = reader
+
+    def __getitem__(self, n: int) -> tuple[int, Example | Skipped]:
+        return n, self.reader.plan(n)
+
+
+@dataclass(frozen=True, slots=True)
+class PackTask:
+    """The examples of a pack whose crops are to be decoded."""
+
+    examples: tuple[tuple[int, int, list[dict[str, Any]] | None, int], ...]  # number, phase, info["images"], crops
+    shape: tuple[int, int]  # P, D_p
+
+
+@dataclass(frozen=True, slots=True)
+class PackPixels:
+    """The crops of a pack. What could not be decoded has none."""
+
+    crops: Any  # uint8 [C, P, D_p] in the order of the examples; a tensor between processes, else an array
+    said: list[dict[str, Any] | Skipped]  # for each example
+
+
+class DecodeTasks:
+    """`PackTask` -> `PackPixels`. The crops are written where both processes see them, once, and in place.
+
+    Args:
+        readers: of each phase.
+        shared: whether the results go to another process.
+    """
+
+    def __init__(self, readers: list[ExampleReader], shared: bool):
+        self.readers, self.shared = readers, shared
+
+    def __getitem__(self, task: PackTask) -> PackPixels:
+        import torch
+
+        shape = (sum(count for *_, count in task.examples), *task.shape)
+        if self.shared and shape[0]:
+            storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")
+            room = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
+        else:
+            room = torch.empty(shape, dtype=torch.uint8)
+        pixels, end, said = room.numpy(), 0, []
+        for n, phase, images, count in task.examples:
+            found = self.readers[phase].decode(n, images, pixels[end : end + count])
+            said.append(found)
+            if not isinstance(found, Skipped):
+                end += count
+        return PackPixels(room[:end] if self.shared else pixels[:end], said)
+
+
+def planners(num_workers: int) -> int:
+    """Processes that plan for `num_workers` that decode."""
+    return -(-num_workers // DECODERS_PER_PLANNER)
+
+
+def packs_ahead(config: DataConfig) -> int:
+    """Packs that each worker decodes before their turn, at least 1 and at most `data.prefetch`."""
+    pack = config.packing.max_crops * config.image.crop_size**2 * 3
+    fit = AHEAD_BYTES // max(pack * max(config.num_workers, 1), 1)
+    return max(1, min(config.prefetch, fit))
+
+
+def in_order(work: Tasks, tasks: Iterable[Any], num_workers: int, prefetch: int) -> Generator[Any, None, None]:
+    """Results in the order of `tasks`, which are taken `num_workers * prefetch` ahead if there are workers."""
+    if num_workers == 0:
+        for task in tasks:
+            yield work[task]
+        return
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(
+        _Guarded(work),  # type: ignore[arg-type]
+        sampler=tasks,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch,
+        collate_fn=_same,
+        worker_init_fn=start_worker,
+    )
+    with _inherited_whole():
+        iterator = iter(loader)
+    try:
+        for result in iterator:
+            if isinstance(result, ShardError):
+                raise result
+            yield result
+    finally:
+        iterator._shutdown_workers()  # a generator that is closed must not leave processes behind
+
+
+class _Guarded:
+    """Returns ShardError, which torch would wrap in a traceback."""
+
+    def __init__(self, work: Tasks):
+        self.work = work
+
+    def __getitem__(self, task: Any) -> Any:
+        try:
+            return self.work[task]
+        except ShardError as error:
+            return error
+
+
+def array_of(crops: Any) -> np.ndarray:
+    """The crops of `PackPixels` as an array, without a copy."""
+    return crops if isinstance(crops, np.ndarray) else crops.numpy()
+
+
+@contextmanager
+def _inherited_whole() -> Iterator[None]:
+    """What processes that are forked off here inherit is not theirs to take apart: a process group without owner that
+    one of them collected as garbage would end it with SIGABRT, or let it wait forever, because the threads of that
+    group are not in it. So their collector is off until `start_worker` has hidden what they inherit from it."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
+
+
+def start_worker(worker: int) -> None:
+    """Make a worker outlive SIGTERM, but not the process that reads from it.
+
+    Launchers send SIGTERM to a whole process group. The trainer then finishes its step and saves, and needs its workers
+    until it closes the loader itself. If it is killed, torch's own check does not always end them: a worker
+    that waits for room in the queue it shares with the others would wait forever.
+
+    When it ends, the thread that sends its crops may still be in the middle of one. Where processes are spawned, Python
+    would then take itself apart beneath that thread, which ends in SIGABRT, so the worker leaves without that.
+    """
+    gc.freeze()
+    gc.enable()
+    atexit.register(os._exit, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent()
+
+
+def _same(value: Any) -> Any:
+    return value

@@ -1,0 +1,122 @@
+"""What `molmo2 prepare` says of pictures and films: those that training changes are counted with the first key, those
+that it cannot use are named among several, and a name's ending decides nothing."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep import demo
+from data_prep.media import MediaError, probe_video
+from data_prep.output import Output
+from data_prep.record_builder import Built
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.manifest import MANIFEST, Entry, read_entries, read_head
+
+
+def saved(path, image, kind="PNG", **options):
+    image.save(path, kind, **options)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    clear = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+    saved(tmp_path / "clear.png", clear)
+    saved(tmp_path / "plain.png", Image.new("RGBA", (40, 30), (9, 9, 9, 255)))
+    saved(
+        tmp_path / "moving.gif",
+        clear.convert("RGB"),
+        "GIF",
+        save_all=True,
+        append_images=[Image.new("RGB", (40, 30), "red")],
+    )
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)).save(file, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(file.getvalue()[:-900])
+    (tmp_path / "page.jpg").write_bytes(b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>")
+    (tmp_path / "nothing.jpg").write_bytes(b"")
+    saved(tmp_path / "really_png.jpg", Image.new("RGB", (40, 30), "blue"))
+    (tmp_path / "film.jpg").write_bytes((demo.MEDIA / "bunny.mp4").read_bytes())
+    (tmp_path / "film.avi").write_bytes((demo.MEDIA / "bunny.mp4").read_bytes())
+    (tmp_path / "film.mov").write_bytes((demo.MEDIA / "bunny.mp4").read_bytes())
+    (tmp_path / "picture.mp4").write_bytes((demo.MEDIA / "cat.jpg").read_bytes())
+    (tmp_path / "page.mp4").write_bytes((tmp_path / "page.jpg").read_bytes())
+    (tmp_path / "nothing.mp4").write_bytes(b"")
+    return tmp_path
+
+
+def prepare(folder, *lines, options=()):
+    text = "".join(json.dumps({"caption": "x", "key": f"k{i}", **line}) + "\n" for i, line in enumerate(lines))
+    (folder / "my.jsonl").write_text(text)
+    status = main(["prepare", str(folder / "my.jsonl"), "--out", str(folder / "out"), "--workers", "0", *options])
+    out = folder / "out" / "my"
+    path = out / "skipped.jsonl"
+    skipped = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return status, {line["key"]: f"{line['reason']}: {line['detail']}" for line in skipped}
+
+
+def test_what_training_changes_is_counted_with_the_first_key(folder, capsys):
+    pictures = ["plain.png", "clear.png", "moving.gif", "cut.jpg", "clear.png"]
+    status, skipped = prepare(folder, *({"image": name} for name in pictures))
+    assert status == 0 and not skipped
+    shown = capsys.readouterr().out
+    assert re.search(r" 2  an image partly transparent: .* \(the first: k1\)", shown)
+    assert re.search(r" 1  an image of several frames .* \(the first: k2\)", shown)
+    assert re.search(r" 1  an image cut off .* \(the first: k3\)", shown)
+    noted = read_head(folder / "out" / "my" / MANIFEST)["notes"]
+    assert sorted(noted.values()) == [[1, "k2"], [1, "k3"], [2, "k1"]]
+
+
+def test_counts_survive_an_interruption(tmp_path):
+    def write(out, *parts):
+        for part in parts:
+            with Output(out, {"a": 1}, records_per_shard=1) as output:
+                if output.resume_at:
+                    for n in range(output.resume_at):
+                        output.seen(str(n))
+                for n in range(output.resume_at, part):
+                    notes = ("odd",) if n % 2 else ()
+                    output.add(str(n), Built(f"k{n}", {"json": b"{}"}, Entry(""), notes))
+                if part == 6:
+                    return output.finish({"name": "x"})
+        raise AssertionError
+
+    whole, interrupted = write(tmp_path / "whole", 6), write(tmp_path / "again", 4, 6)
+    assert whole["notes"] == interrupted["notes"] == {"odd": [3, "k1"]}
+
+
+def test_bad_ones_are_named_and_told_by_their_content(folder):
+    status, skipped = prepare(
+        folder,
+        {"images": ["plain.png", "page.jpg", "clear.png"]},
+        {"image": "nothing.jpg"},
+        {"image": "film.jpg"},
+        {"video": "picture.mp4"},
+        {"video": "page.mp4"},
+        {"video": "nothing.mp4"},
+        {"image": "really_png.jpg"},
+        {"video": "film.avi"},
+        {"video": "film.mov"},
+    )
+    assert status == 0 and len(skipped) == 6
+    assert (
+        skipped["k0"].startswith("image cannot be decoded: image 2 of 3, page.jpg: ") and "HTML page" in skipped["k0"]
+    )
+    assert skipped["k1"].startswith("image cannot be decoded: nothing.jpg: ") and "empty" in skipped["k1"]
+    assert "film.jpg: " in skipped["k2"] and "a video (MP4 or its like): name it as video" in skipped["k2"]
+    assert "picture.mp4: it is a picture (JPEG): name it as image" in skipped["k3"]
+    assert "page.mp4: it is an HTML page" in skipped["k4"] and "nothing.mp4: it is empty" in skipped["k5"]
+    entries = {e.key: [m.suffix for m in e.members] for e in next(iter(read_entries(folder / "out" / "my" / MANIFEST)))}
+    assert entries == {"k6": ["0.png", "json"], "k7": ["json", "mp4"], "k8": ["json", "mov"]}
+
+
+def test_inline_films_too():
+    with pytest.raises(MediaError, match=r"it is a picture \(PNG\)"):
+        file = io.BytesIO()
+        Image.new("L", (4, 4)).save(file, "PNG")
+        probe_video(file.getvalue(), "mp4")
+    assert probe_video((demo.MEDIA / "bunny.mp4").read_bytes(), "webm").suffix == "mp4"

@@ -1,0 +1,210 @@
+"""Own data: null, common shapes of other projects, names of files, and when prepare gives up."""
+
+import json
+
+import pytest
+
+from data_prep import demo
+from data_prep.prepare import GIVE_UP_AFTER
+from data_prep.sources.own import entry_sample
+from data_prep.sources.own_shapes import NUMBER_NOTE
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.json_values import FieldError
+from molmo2_nemo.data.manifest import MANIFEST, read_head
+from molmo2_nemo.data.record import BadRecord, parse_record
+from molmo2_nemo.data.shards import ShardDataset
+
+QA = {"style": "user_qa", "question": "q", "answer": "a"}
+
+
+def write(path, *lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def prepare(*words):
+    return main(["prepare", *map(str, words), "--workers", "0"])
+
+
+def skipped(folder):
+    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+# --- null ------------------------------------------------------------------------------------------------------------
+
+FULL = {
+    "messages": None,
+    "images": None,
+    "video": None,
+    "clip": None,
+    "sampling": {"max_fps": None},
+    "subtitles": None,
+    "weight": None,
+    "annotations": [
+        {**QA, "label": None, "explanation": None},
+        {"style": "text_sft", "turns": [{**QA, "prompt": None}]},
+    ],
+}
+
+
+def test_null_means_left_out_at_every_depth(tmp_path):
+    bare = {"annotations": [QA, {"style": "text_sft", "turns": [QA]}], "sampling": {}}
+    path = write(tmp_path / "own.jsonl", FULL, bare)
+    assert prepare(path, "--out", tmp_path / "out") == 0
+    data = ShardDataset(tmp_path / "out" / "own")
+    first, second = (data.read(i)[1]["json"] for i in range(2))
+    assert first == second
+    foreign = parse_record("s:k", {"json": json.dumps({n: v for n, v in FULL.items() if n != "messages"}).encode()})
+    assert foreign == parse_record("s:k", {"json": json.dumps(bare).encode()})
+
+
+@pytest.mark.parametrize(
+    "change, field",
+    [
+        ({"messages": ["q", None]}, "messages[1]"),
+        ({"annotations": [None]}, "annotations[0]"),
+        ({"annotations": [{**QA, "answers": ["a", None]}]}, "annotations[0].answers[1]"),
+        (
+            {"annotations": [QA, {"style": "pointing", "label": "x", "points": [[1, None]]}]},
+            "annotations[1].points[0][1]",
+        ),
+        ({"annotations": [QA], "subtitles": [None]}, "subtitles[0]"),
+    ],
+)
+def test_null_in_a_list_is_named(tmp_path, change, field):
+    path = write(tmp_path / "own.jsonl", change, {"annotations": [QA]})
+    assert prepare(path, "--out", tmp_path / "out") == 0
+    (line,) = skipped(tmp_path / "out" / "own")
+    assert (line["file"], line["line"], line["field"], line["seen"]) == ("own.jsonl", 1, field, "null")
+    if "annotations" in change:
+        with pytest.raises(BadRecord) as caught:
+            parse_record("s:k", {"json": json.dumps(change).encode()})
+        assert caught.value.fault.field == field
+
+
+# --- shapes of other projects ----------------------------------------------------------------------------------------
+
+
+def made(entry):
+    return entry_sample(entry, "k").annotations
+
+
+def role(*contents):
+    return [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(contents)]
+
+
+def test_numbers_and_lists_as_answers(tmp_path):
+    assert made({"question": "q", "answer": 3})[0]["answer"] == "3"
+    assert made({"question": "q", "answer": [2.5, "two"]})[0] == {
+        "style": "user_qa",
+        "question": "q",
+        "answers": ["2.5", "two"],
+    }
+    turns = {"style": "user_qa", "turns": [{"question": "q", "answer": 1}], "either": [{"answer": 2}]}
+    (read,) = made({"annotations": [turns]})
+    assert read["turns"][0]["answer"] == "1" and read["either"][0]["answer"] == "2"
+    path = write(tmp_path / "own.jsonl", {"question": "q", "answer": 3}, {"question": "q", "answer": [1, 1, 2]})
+    assert prepare(path, "--out", tmp_path / "out") == 0
+    assert read_head(tmp_path / "out" / "own" / MANIFEST)["notes"] == {NUMBER_NOTE: [2, "00000001"]}
+    assert made({"question": "q", "answer": True})[0]["answer"] is True, "left for the reader, which refuses it"
+
+
+def test_roles_and_conversations():
+    plain = [{"style": "text_sft", "messages": ["q", "a"]}]
+    assert made({"messages": role("q", "a")}) == plain
+    parts = [{"type": "image"}, {"type": "text", "text": "q"}]
+    assert made({"image": "a.jpg", "messages": role(parts, "a")}) == plain
+    llava = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
+    sample = entry_sample({"id": 7, "image": "a.jpg", "conversations": llava}, "k")
+    assert sample.annotations == plain and sample.key == "7"
+    llava[0]["value"] = "q\n<image>"
+    assert made({"image": "a.jpg", "conversations": llava}) == plain
+
+
+@pytest.mark.parametrize(
+    "entry, field",
+    [
+        ({"messages": [{"role": "system", "content": "s"}, *role("q", "a")]}, "messages[0].role"),
+        ({"messages": role("q", "a")[::-1]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "q", "name": "x"}]}, "messages[0]"),
+        ({"messages": role("<image> q", "a")}, "messages[0].content"),
+        ({"image": "a.jpg", "messages": role("look at <image> here", "a")}, "messages[0].content"),
+        ({"image": "a.jpg", "messages": role("q", "a", "<image> q", "a")}, "messages[2].content"),
+        ({"messages": role([{"type": "image_url", "image_url": "https://x/a.jpg"}], "a")}, "messages[0].content[0]"),
+        ({"conversations": [{"from": "human", "value": "q"}] * 2}, "conversations[1].from"),
+        ({"conversations": [], "messages": ["q", "a"]}, "conversations"),
+        ({"id": 7, "messages": ["q", "a"]}, "id"),
+    ],
+)
+def test_shapes_with_more_than_one_reading_are_refused(entry, field):
+    with pytest.raises(FieldError) as caught:
+        entry_sample(entry, "k")
+    assert caught.value.fault.field == field
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [("tab.csv", "JSON Lines"), ("z.jsonl.gz", "gunzip"), ("d.parquet", "JSON Lines"), ("l.json", "jq -c")],
+)
+def test_other_files_are_told_what_to_do(tmp_path, name, words, capsys):
+    (tmp_path / name).write_text('[{"messages": ["a", "b"]}]')
+    assert prepare(tmp_path / name, "--out", tmp_path / "out") == 2
+    assert words in capsys.readouterr().err
+
+
+def test_names_of_files(tmp_path, capsys, monkeypatch):
+    entry = {"messages": ["a", "b"]}
+    one, two = (write(tmp_path / folder / "data.jsonl", entry) for folder in "ab")
+    out = tmp_path / "out"
+    assert prepare(one, two, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert str(one) in said and str(two) in said and "NAME=FILE.jsonl" in said
+    assert prepare(one, one, f"other={two}", "--out", out) == 0
+    assert sorted(path.name for path in out.iterdir() if path.is_dir() and path.name[0] != ".") == ["data", "other"]
+    assert prepare(write(tmp_path / "doc_qa.jsonl", entry), "doc_qa", "--out", out) == 2
+    assert "the published doc_qa" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "UP.JSONL", entry)
+    assert prepare("UP.JSONL", "--out", out) == 0 and (out / "UP").is_dir()
+
+
+def test_a_key_that_comes_twice_names_both_lines(tmp_path):
+    lines = [{"messages": ["a", "b"]}, {"key": "k", "messages": ["a", "b"]}] * 2
+    path = write(tmp_path / "own.jsonl", *lines)
+    assert prepare(path, "--out", tmp_path / "out") == 0
+    (line,) = skipped(tmp_path / "out" / "own")
+    assert line["reason"] == "duplicate key" and line["line"] == 4 and "line 2" in line["detail"]
+
+
+# --- giving up -------------------------------------------------------------------------------------------------------
+
+
+def test_one_missing_picture_refuses_no_set(tmp_path):
+    (tmp_path / "cat.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes())
+    texts = [{"messages": ["q", "a"]} for _ in range(GIVE_UP_AFTER)]
+    bad_lines = [{"oops": 1}] * GIVE_UP_AFTER
+    path = write(tmp_path / "own.jsonl", *bad_lines, {"image": "gone.jpg", "caption": "x"}, *texts)
+    assert prepare(path, "--out", tmp_path / "out") == 0
+    assert read_head(tmp_path / "out" / "own" / MANIFEST)["records"] == GIVE_UP_AFTER
+
+
+def test_giving_up_keeps_the_list_and_the_next_call_goes_on(tmp_path, capsys):
+    gone = [{"image": f"{i}.jpg", "caption": "x"} for i in range(GIVE_UP_AFTER + 50)]
+    path, out = write(tmp_path / "own.jsonl", *gone, {"messages": ["q", "a"]}), tmp_path / "out"
+    assert prepare(path, "--out", out) == 2
+    said = capsys.readouterr().err
+    assert f"none of the first {GIVE_UP_AFTER} samples" in said and str(out / "own.partial" / "skipped.jsonl") in said
+    assert [line["line"] for line in skipped(out / "own.partial")] == list(range(1, GIVE_UP_AFTER + 1))
+    assert prepare(path, "--out", out) == 0
+    assert len(skipped(out / "own")) == len(gone) and sorted(p.name for p in out.glob("own*")) == ["own"]
+
+
+def test_samples_that_fail_for_several_reasons_are_no_general_cause(tmp_path):
+    gone = [{"image": f"{i}.jpg", "caption": "x"} for i in range(GIVE_UP_AFTER)]
+    path = write(tmp_path / "own.jsonl", {"video": "gone.mp4", "caption": 5}, *gone, {"messages": ["q", "a"]})
+    (tmp_path / "0.jpg").write_bytes(b"no picture")
+    assert prepare(path, "--out", tmp_path / "out") == 0
