@@ -110,6 +110,6 @@ def test_a_track_that_no_sampled_frame_shows():
         track([1.0], placing)
 
 
-def test_a_single_object_without_later_frame_has_an_empty_answer():
+def test_a_track_whose_points_are_all_hidden_has_an_empty_answer():
     hidden = TrackFrame(1.0, {"a": TrackPoint((1, 1), occluded=True)})
     assert track_text([hidden], (10, 10), "dog", "html-v2") == ""
