@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from molmo2_nemo.data.pictures import decode_image
+
 FILL = (25, 249, 255)
 ALPHA = 127  # opacity of a translucent box, 0 to 255
 LARGEST_INSIDE = 22  # font size of a letter in its box
@@ -29,10 +31,9 @@ def draw_letters(content: bytes, boxes: Sequence[Box], *, beside: bool = False) 
         boxes: boxes without height are skipped.
         beside: a translucent box with the letter at its upper left, instead of an opaque box with the letter inside.
     Raises:
-        OSError, ValueError: the image cannot be decoded.
+        ValueError: the image cannot be decoded, or a box cannot be drawn.
     """
-    with Image.open(io.BytesIO(content)) as opened:
-        image = opened.convert("RGB")
+    image = Image.fromarray(decode_image(content))
     draw = ImageDraw.Draw(image, "RGBA" if beside else "RGB")
     for letter, left, top, right, bottom in boxes:
         if top == bottom:

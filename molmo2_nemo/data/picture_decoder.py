@@ -72,8 +72,10 @@ def _decode(source: Source, limits: LimitsConfig, probe: bool) -> Picture:
             image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
         image.load()
         notes = _notes(image) if probe else []
-        turned, sideways = _upright(image)
-        if sideways:
+        turned = _upright(image)
+        if not probe or kind not in ("JPEG", "MPO"):
+            width, height = turned.size
+        elif _sideways(image):  # the upright image is a small one
             width, height = height, width
         plain = probe and image.mode in ("L", "RGB")
         # A copy: torch wants pixels that can be written.
@@ -135,15 +137,24 @@ def _tolerance() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """Turned as its EXIF data say, and whether it lay on its side; as it is stored where they cannot be read, like the
-    published code."""
+def _sideways(image: Image.Image) -> bool:
+    """Whether width and height change places when the image is turned as its EXIF data say."""
     try:
-        return ImageOps.exif_transpose(image), (image.getexif().get(ORIENTATION) or 1) >= 5
+        return (image.getexif().get(ORIENTATION) or 1) >= 5
     except DataError:
         raise
     except Exception:
-        return image, False
+        return False
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF data say; as it is stored where they cannot be read, like the published code."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except DataError:
+        raise
+    except Exception:
+        return image
 
 
 def _notes(image: Image.Image) -> list[str]:

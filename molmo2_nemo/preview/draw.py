@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from molmo2_nemo.attention.mask import TokenMask
+from molmo2_nemo.attention.mask import TokenMask, may_attend
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
 from molmo2_nemo.preview.collect import PackView, Part
 
@@ -122,41 +122,57 @@ def shown_branches(view: PackView) -> np.ndarray:
 
 
 def mask_image(mask: TokenMask, length: int, shown: np.ndarray, *, side: int = 960) -> np.ndarray:
-    """The mask of the first `length` tokens, drawn from `TokenMask.rows` in blocks: uint8 [R, R, 3].
+    """The mask of the first `length` tokens: uint8 [R, R, 3].
 
     One pixel stands for a square of token pairs; its colour is a mix weighted by the number of allowed pairs: visual
     pairs orange, keys in a branch (`shown`, int64 [S]) in its colour, keys in the root grey, masked pairs white.
+
+    Pairs are counted over runs of like tokens within a pixel: between two runs all are allowed or none, so one pair of
+    tokens stands for them; within a run, those to earlier tokens or all.
     """
     cell = max(1, -(-length // side))
     cells = -(-length // cell)
-    blocks = mask.visual_block[0, :length] > 0
-    kind = torch.from_numpy(np.where(shown[:length] == ROOT_BRANCH, 0, 1 + shown[:length] % len(BRANCHES)))  # of a key
+    kind = np.where(shown[:length] == ROOT_BRANCH, 0, 1 + shown[:length] % len(BRANCHES))  # of a key
     colours = torch.tensor([rgb(ROOT), *(rgb(c) for c in BRANCHES), rgb(VISUAL)], dtype=torch.float32)  # [1 + 8 + 1, 3]
-    owner = torch.arange(length) // cell  # the cell of each token
-    widths = torch.bincount(owner, minlength=cells).float()
-    per_pass = max(1, 4_000_000 // (length * cell))  # rows of cells per pass, so that a pass has a few million pairs
+    tokens = np.stack([*mask.on_host()[:, 0, :length], kind, np.arange(length) // cell])
+    starts = np.flatnonzero(np.append(True, (tokens[:, 1:] != tokens[:, :-1]).any(0)))
+    runs = torch.from_numpy(tokens[:, starts])  # int64 [5, T]: example, branch, visual block, kind, cell
+    sizes = torch.from_numpy(np.diff(starts, append=length)).float()
+    owner, is_visual, places = runs[4], runs[2] > 0, torch.arange(len(starts))
+    widths = torch.bincount(torch.arange(length) // cell, minlength=cells).float()
+    kinds = runs[3].unique().tolist()
     image = torch.empty(cells, cells, 3)
+    per_pass = max(1, 8_000_000 // (len(starts) * max(1, len(starts) // cells)))  # rows of pixels
     for first in range(0, cells, per_pass):
         last = min(first + per_pass, cells)
-        top, bottom = first * cell, min(last * cell, length)
-        allowed = mask.rows(top, bottom, 0, length)[0]  # [Q, S]
-        by_query = torch.zeros(last - first, bottom - top)
-        by_query[owner[top:bottom] - first, torch.arange(bottom - top)] = 1.0
-        pairs = by_query @ allowed.float()  # [rows of cells, S]
-        visual = (by_query * blocks[top:bottom]) @ allowed.float() * blocks
+        own = places[(owner >= first) & (owner < last)]
+        pairs = _allowed_pairs(mask, runs[:3], sizes, own)  # [Q, T]
+        layers = [(colours[-1], pairs * is_visual[own, None] * is_visual)]
+        pairs -= layers[0][1]
+        layers += [(colours[kind], pairs * (runs[3] == kind)) for kind in kinds]
         totals, counts = torch.zeros(last - first, cells, 3), torch.zeros(last - first, cells, 1)
-        layers = [
-            (colours[-1], visual),
-            *((colours[k], (pairs - visual) * (kind == k)) for k in kind.unique().tolist()),
-        ]
         for colour, layer in layers:
-            share = torch.zeros(last - first, cells).index_add_(1, owner, layer)[..., None]
+            rows = torch.zeros(last - first, len(starts)).index_add_(0, owner[own] - first, layer)
+            share = torch.zeros(last - first, cells).index_add_(1, owner, rows)[..., None]
             totals += share * colour
             counts += share
         filled = (counts / (widths[first:last, None] * widths)[..., None]).clamp(0, 1)
         strength = torch.where(counts > 0, 0.25 + 0.75 * filled, 0.0)  # a single allowed pair must stay visible
         image[first:last] = 255 * (1 - strength) + totals / counts.clamp(min=1) * strength
     return image.clamp(0, 255).round().to(torch.uint8).numpy()
+
+
+def _allowed_pairs(mask: TokenMask, runs: torch.Tensor, sizes: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Allowed pairs of tokens between the runs `own`, int64 [Q], and all runs, int64 [3, T]: float32 [Q, T]."""
+    places = torch.arange(runs.shape[1])
+    queries, keys = runs[:, own, None].unbind(), runs[:, None].unbind()
+    allowed = may_attend(queries, keys, own[:, None], places, mask.visual_attention)
+    pairs = allowed * sizes[own, None] * sizes
+    alone = runs[:, own].unbind()
+    also_later = may_attend(alone, alone, own, own + 1, mask.visual_attention)
+    size = sizes[own]
+    pairs[torch.arange(len(own)), own] = torch.where(also_later, size * size, size * (size + 1) / 2)
+    return pairs
 
 
 def enlarge(pixels: np.ndarray, side: int) -> Image.Image:

@@ -23,6 +23,12 @@ LIMITS = LimitsConfig()
 QUICK = LimitsConfig(image_seconds=1.0)
 
 
+def has(feature):
+    """Whether Pillow was built with it; earlier versions do not know all names."""
+    with warnings.catch_warnings(action="ignore"):
+        return bool(features.check(feature))
+
+
 def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -48,7 +54,7 @@ def probed(data, **options):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
 def test_exif_orientation_is_applied(kind, orientation):
-    if kind == "AVIF" and not features.check("avif"):
+    if kind == "AVIF" and not has("avif"):
         pytest.skip("Pillow without AVIF")
     image, exif = Image.fromarray(smooth(40, 90)), Image.Exif()
     exif[0x0112] = orientation
@@ -84,11 +90,15 @@ def test_broken_exif_data_do_not_cost_the_picture():
     ],
 )
 def test_modes_become_rgb_as_pillow_does(mode, kind):
-    if not features.check({"AVIF": "avif", "JPEG2000": "jpg_2000"}.get(kind, "jpg")):
+    if not has({"AVIF": "avif", "JPEG2000": "jpg_2000"}.get(kind, "jpg")):
         pytest.skip(f"Pillow without {kind}")
     data = encoded(Image.fromarray(picture(9, 7)).convert(mode), kind)
     with Image.open(io.BytesIO(data)) as stored:
-        assert np.array_equal(decode_image(data), np.asarray(stored.convert("RGB")))
+        try:
+            expected = np.asarray(stored.convert("RGB"))
+        except OSError:
+            pytest.skip(f"this Pillow cannot read its own {kind} of {mode}")
+    assert np.array_equal(decode_image(data), expected)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF"])
@@ -196,7 +206,7 @@ def test_colours_that_need_a_white_point_are_refused():
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_of_several_pictures_the_first_is_used(kind):
-    if kind == "AVIF" and not features.check("avif"):
+    if kind == "AVIF" and not has("avif"):
         pytest.skip("Pillow without AVIF")
     frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
@@ -413,7 +423,7 @@ def test_files_that_are_no_pictures(data, words):
 @pytest.mark.parametrize("feature, kind", [("avif", "AVIF"), ("jpg_2000", "JPEG2000")])
 def test_newer_formats_without_pillows_part(feature, kind, monkeypatch):
     """What is said where Pillow was built without it: here its plugin is taken away."""
-    if not features.check(feature):
+    if not has(feature):
         pytest.skip(f"Pillow without {kind} cannot make one")
     data = encoded(Image.fromarray(smooth(40, 50)), kind)
     assert np.abs(decode_image(data).astype(int) - smooth(40, 50)).mean() < 20

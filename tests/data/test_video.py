@@ -15,6 +15,8 @@ from molmo2_nemo.data.record import Subtitle
 from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video import frames_pyav
+from molmo2_nemo.data.video.container import Deadline, open_video
+from molmo2_nemo.data.video.index import scan
 from molmo2_nemo.data.video.read import Decoding, SampledVideo, inspect_video, read_video
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.data.video.tokens import encode_video, subtitle_text, timestamp_text, video_token_ids
@@ -284,14 +286,14 @@ def test_seeking_saves_decoding():
 
 
 def test_few_decoded_frames_are_held(monkeypatch):
-    """Frames handed out by the decoder and not yet released, at the worst moment."""
-    alive, worst = set(), [0]
+    """Frames handed out by the decoder and not yet released, at the worst moment: when one of them is asked for, and
+    while the next is decoded."""
+    alive, asked, decoding = set(), [], []
 
     class Held:
         def __init__(self, frame):
             self.frame = frame
             alive.add(id(self))
-            worst[0] = max(worst[0], len(alive))
 
         def __del__(self):
             alive.discard(id(self))
@@ -299,16 +301,25 @@ def test_few_decoded_frames_are_held(monkeypatch):
         def __getattr__(self, name):
             return getattr(self.frame, name)
 
-    plain = frames_pyav._SeekingReader._seek
+    def held(*args):
+        for frame in decode(*args):
+            decoding.append(len(alive))
+            yield Held(frame)
+            del frame
 
-    def seek(self, timestamp):
-        plain(self, timestamp)
-        frames = self._frames
-        self._frames = (Held(frame) for frame in frames)
-
-    monkeypatch.setattr(frames_pyav._SeekingReader, "_seek", seek)
-    read_video(make_clip(200), VideoConfig(max_frames=50, max_fps=30), side=42)
-    assert 1 <= worst[0] <= 4 and not alive
+    decode = frames_pyav._decode
+    monkeypatch.setattr(frames_pyav, "_decode", held)
+    data, limits = make_clip(200), LimitsConfig()
+    wanted = np.arange(0, 200, 4)
+    with open_video(data, limits) as (container, stream):
+        deadline = Deadline(60)
+        index = scan(container, stream, limits, deadline)
+        reader = frames_pyav.reader_of(container, stream, index, wanted, deadline)
+        for number in wanted:
+            reader.at(number)
+            asked.append(len(alive))
+    del reader
+    assert len(decoding) > 100 and max(asked) <= 2 and max(decoding) <= 1 and not alive
 
 
 def test_broken_files():

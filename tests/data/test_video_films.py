@@ -48,7 +48,11 @@ class Case:
     shows: tuple[int, ...] = tuple(range(90))
     codec: str = "libx264"  # that its encoder needs
     torchcodec: bool = False  # TorchCodec reads it, not PyAV in its place
-    same_colours: bool = True  # the ffmpeg program, of another version, converts its colours to the same bits
+    same_colours: bool = True  # other versions of FFmpeg convert its colours to the same bits; greys always
+
+    def comparable(self, frames: np.ndarray) -> np.ndarray:
+        """What of [C, H, W, 3] all versions agree on: without same colours, the grey part below the mark."""
+        return frames if self.same_colours else frames[:, frames.shape[1] // 2 :]
 
 
 def plain(container: str, codec: str, **options) -> Case:
@@ -171,8 +175,8 @@ def test_every_frame_in_the_order_of_showing(name, decoder):
     frames, used = decoded(data, range(len(look_at(data, LIMITS).index.pts)), decoder)
     assert numbers(frames) == list(case.shows)
     assert used == (decoder if case.torchcodec else "pyav")
-    if decoder != "pyav" and case.same_colours:
-        assert np.array_equal(frames, decoded(data, range(len(frames)))[0])
+    if decoder != "pyav":
+        assert np.array_equal(case.comparable(frames), case.comparable(decoded(data, range(len(frames)))[0]))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -221,8 +225,7 @@ def test_the_ffmpeg_program_shows_the_same_frames(name, tmp_path):
     index = look_at(data, LIMITS).index
     frames, _ = decoded(data, range(len(index.pts)))
     assert frames.shape == expected.shape and numbers(frames) == numbers(expected)
-    if case.same_colours:
-        assert np.abs(frames.astype(int) - expected).max() <= 2
+    assert np.abs(case.comparable(frames).astype(int) - case.comparable(expected)).max() <= 2
     if index.order != "counted":
         np.testing.assert_allclose((index.pts - index.pts[0]) * float(index.base), times, atol=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from data_prep.sources.base import File, Sample
 from data_prep.sources.own import own_source
 from data_prep.sources.shapes import qa
 from data_prep.transcode import Wanted, cut_packets, reencode
+from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.video.read import read_video
@@ -121,6 +123,18 @@ def test_long_gops_are_noted_and_mended(resolver, tmp_path):
     sample = Sample("s", [qa("q", "a")], video=File("slow.mp4"), sampling={"max_frames": 8})
     assert build(sample, resolver, BuildOptions()).notes == (SLOW_TO_READ,)
     assert build(sample, resolver, BuildOptions(gop=60)).notes == ()
+
+
+def test_prepare_says_which_films_are_slow_to_read(tmp_path, capsys):
+    options = {"preset": "ultrafast", "sc_threshold": "0"}
+    (tmp_path / "slow.mp4").write_bytes(film(2400, size=(32, 32), gop=2400, bframes=0, options=options))
+    row = {"video": "slow.mp4", "question": "q", "answer": "a", "sampling": {"max_frames": 8}}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+    command = ["prepare", str(tmp_path / "data.jsonl"), "--workers", "0"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert re.search(r" 1  long GOPs: over 100 frames .* --gop 60 .*\(the first: 0*1\)", capsys.readouterr().out)
+    assert main([*command, "--out", str(tmp_path / "b"), "--gop", "60"]) == 0
+    assert "long GOPs" not in capsys.readouterr().out
 
 
 def test_notes_are_counted_across_resumes_and_written_with_the_manifest(tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import ImageConfig, PhaseConfig, SourceConfig
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.resize import patchify
@@ -148,6 +149,47 @@ def test_mask_image_against_the_predicate(side, visual_attention):
         assert (picture[root] == draw.rgb(draw.ROOT)).all()
         second = dense & (branch[None] == 1)
         assert (picture[second] == draw.rgb(draw.BRANCHES[1])).all()
+
+
+@pytest.mark.parametrize("side", [97, 40, 13])
+def test_mask_image_mixes_colours_by_pairs(side):
+    """Every pair of tokens painted on its own."""
+    length, rng = 97, np.random.default_rng(side)
+    branch = np.where(np.arange(length) < 50, -1, np.arange(length) // 12 % 4)
+    block = np.where((branch < 0) & (np.arange(length) % 17 > 2), 1, 0)
+    example = np.sort(rng.integers(0, 2, length))
+    mask = TokenMask(*(torch.from_numpy(v[None]) for v in (example, branch, block)))
+    cell = -(-length // side)
+    cells = -(-length // cell)
+    total, count, area = np.zeros((cells, cells, 3)), np.zeros((cells, cells)), np.zeros((cells, cells))
+    dense = mask.rows(0, length)[0].numpy()
+    for q, k in np.ndindex(length, length):
+        colour = draw.VISUAL if block[q] and block[k] else draw.ROOT if branch[k] < 0 else draw.BRANCHES[branch[k]]
+        total[q // cell, k // cell] += np.array(draw.rgb(colour)) * dense[q, k]
+        count[q // cell, k // cell] += dense[q, k]
+        area[q // cell, k // cell] += 1
+    strength = np.where(count > 0, 0.25 + 0.75 * count / area, 0)[..., None]
+    expected = 255 * (1 - strength) + total / np.maximum(count, 1)[..., None] * strength
+    got = draw.mask_image(mask, length, branch, side=side).astype(float)
+    assert np.abs(got - expected).max() < 0.51
+
+
+def test_each_record_is_decoded_once(tmp_path, monkeypatch):
+    """A set of one record, which the packer sees many times before it makes a pack."""
+    picture = io.BytesIO()
+    Image.new("RGB", (300, 200), "red").save(picture, "JPEG")
+    content = {"images": ["jpg"], "annotations": [{"style": "long_caption", "text": "red"}]}
+    write_shards(tmp_path / "one", [("red", {"json": json.dumps(content).encode(), "jpg": picture.getvalue()})])
+    cfg = config(tmp_path)
+    cfg.data.sources = {"one": SourceConfig(path=str(tmp_path / "one"))}
+    decoded, decode = [], ExampleBuilder.decode
+    monkeypatch.setattr(
+        ExampleBuilder, "decode", lambda self, record, *a: decoded.append(1) or decode(self, record, *a)
+    )
+    (view,) = collect.packs(cfg, 1)
+    assert 0 < len(decoded) == len(view.parts) < cfg.data.packing.buffer_size
+    assert all(part.example.num_crops > 0 for part in view.parts)
+    np.testing.assert_array_equal(np.concatenate([part.example.crops for part in view.parts]), view.batch.crops)
 
 
 def test_page_is_self_contained_and_escapes_the_data(shards, tmp_path):

@@ -39,19 +39,20 @@ class PyAVFrames:
         self.decoded = self.replaced = 0
 
     def frames(self, numbers: np.ndarray) -> Iterator[np.ndarray]:
+        from av.video.reformatter import VideoReformatter
+
         deadline = Deadline(self._limits.decode_seconds)
+        colours = VideoReformatter()  # made once: it computes tables for the kind of frame that it is given
         with open_video(self._source, self._limits) as (container, stream):
             reader = reader_of(container, stream, self._index, numbers, deadline)
-            for number in numbers.tolist():
-                frame = reader.at(number)
+            for number in numbers.tolist():  # no name keeps a frame or its pixels: the next ones take their memory
+                yield self._pixels(reader.at(number), colours)
                 self.decoded, self.replaced = reader.decoded, reader.replaced
-                yield rgb(frame, self._limits)
 
-
-def rgb(frame: Any, limits: LimitsConfig) -> np.ndarray:
-    """The pixels of a decoded frame as it is shown: uint8 [H, W, 3]."""
-    check_size(frame.width, frame.height, limits)  # a stream may change its frame size midway
-    return upright(frame.to_ndarray(format="rgb24"), frame_orientation(frame))
+    def _pixels(self, frame: Any, colours: Any) -> np.ndarray:
+        """A decoded frame as it is shown: uint8 [H, W, 3]."""
+        check_size(frame.width, frame.height, self._limits)  # a stream may change its frame size midway
+        return upright(colours.reformat(frame, format="rgb24").to_ndarray(), frame_orientation(frame))
 
 
 def reader_of(container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray, deadline: Deadline) -> _Reader:
@@ -77,7 +78,7 @@ def stamps_fit(container: Any, stream: Any, deadline: Deadline) -> bool:
 
 
 class _Reader:
-    """Reads decoded frames forward. Holds at most two."""
+    """Reads decoded frames forward. Holds at most two, and one while the next is decoded, which is then faster."""
 
     def __init__(self, frames: Iterator[Any]) -> None:
         self._frames = frames
@@ -91,6 +92,7 @@ class _Reader:
 
     def _step(self) -> bool:
         """Take the next frame; False at the end."""
+        self._before = None
         for frame in self._frames:
             if self._take(frame):
                 self._before, self._last = self._last, frame

@@ -8,6 +8,7 @@ from PIL import Image
 
 from data_prep.lettering import draw_letters
 from data_prep.sources.base import File, Lettered
+from molmo2_nemo.errors import DataError
 from tests.support.source_rows import conversations, only, prepare, reasons
 
 
@@ -168,7 +169,7 @@ def test_letters_on_a_picture(beside):
 
 
 def test_letters_want_a_picture():
-    with pytest.raises(OSError):
+    with pytest.raises(DataError, match="cannot read image"):
         draw_letters(b"no picture", [])
 
 
