@@ -9,9 +9,11 @@ that come twice. Training itself asks only the former, so that shards written be
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -20,16 +22,20 @@ from molmo2_nemo.data.annotations import (
     Annotation,
     Answer,
     Messages,
+    QuestionAnswer,
     TurnAlternatives,
     TurnAnnotation,
 )
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.json_values import Fault, FieldError
-from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
+from molmo2_nemo.data.prompts import PromptFormatter, VisualContext
 from molmo2_nemo.data.record import BadRecord, Record, Tree
+from molmo2_nemo.data.styles import style_of
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError
 
+OPENING = QuestionAnswer(style_of("user_qa"), "q", Answer(("a",)))  # any first turn that can be worded
+LATER_TURN = re.compile(r"\.turns\[[1-9]")
 WEIGHTS = (1e-30, 1e30)  # loss weights outside become 0 or infinite in float32 once they are scaled
 
 
@@ -73,7 +79,7 @@ def check_record(record: Record, view: View, config: DataConfig | None = None) -
     """Build every conversation of a record once.
 
     Args:
-        config: settings of training; the defaults suit every stage, as no stage refuses what another takes.
+        config: settings of training; the wordings of a stage do not matter, as none refuses what another takes.
     Raises:
         BadRecord: training could not use it, or not at every access; `fault` names the field.
     """
@@ -83,9 +89,10 @@ def check_record(record: Record, view: View, config: DataConfig | None = None) -
         _check_weights(record)
         formatter = PromptFormatter(config.text)
         for path, tree in drawn_trees(record):
-            _at(path, lambda: checked_count(tree, config.limits.annotations))  # noqa: B023 - called at once
+            _at(path, partial(checked_count, tree, config.limits.annotations))
             for where, annotation in pieces(tree, path):
-                _at(where, lambda: _check_turns(formatter, annotation, context, config))  # noqa: B023
+                later = LATER_TURN.search(where) is not None
+                _at(where, partial(_check_turns, formatter, annotation, context, config, later))
     except FieldError as error:
         raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
 
@@ -160,15 +167,14 @@ def _check_weights(record: Record) -> None:
 
 
 def _check_turns(
-    formatter: PromptFormatter, annotation: Annotation, context: VisualContext, config: DataConfig
-) -> list[Turn]:
-    turns: list[Turn] = []
+    formatter: PromptFormatter, annotation: Annotation, context: VisualContext, config: DataConfig, later: bool
+) -> None:
+    """Word every answer that may be drawn; `later`: the turn is not its conversation's first, so without a prefix."""
     for form in _with_each_answer(annotation):
-        turns = formatter.conversation(form, context, np.random.default_rng(0))
-        for turn in turns:
+        whole = replace(form, content=(OPENING, form.content)) if later else form  # type: ignore[arg-type]
+        for turn in formatter.conversation(whole, context, np.random.default_rng(0)):
             checked_text(turn.user, config.limits.text_chars)
             checked_text(turn.answer, config.limits.text_chars)
-    return turns
 
 
 def _with_each_answer(annotation: Annotation) -> Iterator[Annotation]:

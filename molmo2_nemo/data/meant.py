@@ -48,7 +48,7 @@ SUBTITLE_FILES = (".srt", ".vtt", ".ass", ".ssa", ".sub", ".json", ".json3", ".t
 
 
 def check_names(key: str, data: Mapping[str, Any]) -> None:
-    """Check that every name in a record's JSON is known: fields at every depth, styles, keys of `sampling`.
+    """Check that every name in a record's JSON is known: its fields at every depth, and the keys of `sampling`.
 
     Args:
         data: the JSON of a record that `parse_record` has accepted, without nulls.
@@ -59,7 +59,7 @@ def check_names(key: str, data: Mapping[str, Any]) -> None:
 
 
 def check_meant(record: Record, data: Mapping[str, Any]) -> None:
-    """`check_names`, and that no text is blank, no option comes twice, and each task has its question and medium.
+    """`check_names`, and that styles are known, no text is blank, no option comes twice, and each task has its question and medium.
 
     Raises:
         BadRecord: something nobody can have meant; `fault` names the field.
@@ -107,26 +107,30 @@ def _names(data: Mapping[str, Any]) -> None:
 
 def _annotation_names(fields: Mapping[str, Any], path: str) -> None:
     _form_names(fields, path, ANNOTATION_FIELDS)
-    for i, form in enumerate(fields.get("either", ())):
-        _form_names(form, f"{path}.either[{i}]", WHOLE_FIELDS)
-    for i, turn in enumerate(fields.get("turns", ())):
-        _form_names(turn, f"{path}.turns[{i}]", TURN_FIELDS)
-        for j, form in enumerate(turn.get("either", ())):
-            _form_names(form, f"{path}.turns[{i}].either[{j}]", FORM_FIELDS)
+    for where, form in _objects(fields, "either", path):
+        _form_names(form, where, WHOLE_FIELDS)
+    for where, turn in _objects(fields, "turns", path):
+        _form_names(turn, where, TURN_FIELDS)
+        for inner, form in _objects(turn, "either", where):
+            _form_names(form, inner, FORM_FIELDS)
 
 
 def _form_names(fields: Mapping[str, Any], path: str, known: Collection[str]) -> None:
     _known(fields, path, known)
-    if "style" in fields:
-        _style(fields["style"], f"{path}.style")
-    for i, entry in enumerate(fields.get("answer_annotations", ())):
-        _known(entry, f"{path}.answer_annotations[{i}]", INLINE_FIELDS)
-    points = fields.get("points", ())
-    for i, frame in enumerate(points if isinstance(points, list) else ()):
-        if isinstance(frame, dict):  # of a track
-            _known(frame, f"{path}.points[{i}]", FRAME_FIELDS)
-            for name, entry in frame["points"].items():
-                _known(entry, f"{path}.points[{i}].points.{name}", TRACKED_FIELDS)
+    for where, entry in _objects(fields, "answer_annotations", path):
+        _known(entry, where, INLINE_FIELDS)
+    for where, frame in _objects(fields, "points", path):  # of a track
+        _known(frame, where, FRAME_FIELDS)
+        tracked = frame.get("points")
+        for name, entry in tracked.items() if isinstance(tracked, dict) else ():
+            _known(entry if isinstance(entry, dict) else {}, f"{where}.points.{name}", TRACKED_FIELDS)
+
+
+def _objects(fields: Mapping[str, Any], name: str, path: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The objects in the list `name`, with their paths. A field that the style does not read may hold anything."""
+    value = fields.get(name)
+    entries = value if isinstance(value, list) else ()
+    return [(f"{path}.{name}[{i}]", entry) for i, entry in enumerate(entries) if isinstance(entry, dict)]
 
 
 def _known(fields: Mapping[str, Any], path: str, known: Collection[str]) -> None:
@@ -174,12 +178,14 @@ def _media_of_settings(record: Record, data: Mapping[str, Any]) -> None:
 
 
 def _texts(fields: Mapping[str, Any], path: str) -> None:
-    """No blank text and no option twice, at one level and those below it."""
+    """Only known styles, no blank text and no option twice, at one level and those below it."""
+    if "style" in fields:
+        _style(fields["style"], f"{path}.style")
     for name in TEXTS:
         if name in fields:
             _text(fields[name], f"{path}.{name}")
     for name in ("answers", "messages", "options"):
-        for i, text in enumerate(fields.get(name, ())):
+        for i, text in enumerate(_list(fields, name, path)):
             _text(text, f"{path}.{name}[{i}]")
     options = [option.strip() for option in fields.get("options", ())]
     for i, option in enumerate(options):
@@ -187,17 +193,24 @@ def _texts(fields: Mapping[str, Any], path: str) -> None:
             fault = Fault(f"{path}.options[{i}]", show(option), "an option that no other one equals")
             raise FieldError(fault, f"is the same as options[{options.index(option)}]: {show(option)}")
     marks = str(fields.get("answer", "")).count(POINT_MARK)
-    inline = fields.get("answer_annotations", ())
+    inline = _list(fields, "answer_annotations", path)
     if "answer" in fields and marks != len(inline):
         seen = f"{marks} marks {POINT_MARK}, {len(inline)} entries of answer_annotations"
         raise FieldError(Fault(f"{path}.answer", seen, "as many of one as of the other"), f"holds {seen}")
     for name in ("either", "turns"):
-        for i, below in enumerate(fields.get(name, ())):
-            _texts(below, f"{path}.{name}[{i}]")
+        for where, below in _objects(fields, name, path):
+            _texts(below, where)
 
 
-def _text(text: str, path: str) -> None:
-    if not text.strip():
+def _list(fields: Mapping[str, Any], name: str, path: str) -> list[Any]:
+    value = fields.get(name, [])
+    if not isinstance(value, list):
+        raise FieldError.wrong(f"{path}.{name}", "a list", value)
+    return value
+
+
+def _text(text: Any, path: str) -> None:
+    if not isinstance(text, str) or not text.strip():
         raise FieldError.wrong(path, "a text that is not blank", text)
 
 
