@@ -86,35 +86,32 @@ class ExampleReader:
         Raises:
             ShardError: the shard itself cannot be read.
         """
-        example = self.plan(n)
-        if isinstance(example, Skipped):
-            return example
-        crops = np.empty((example.num_crops, *example.crops.shape[1:]), np.uint8)
-        found = self.decode(n, example.info.get("images"), crops)
-        if isinstance(found, Skipped):
-            return found
-        example.crops = crops
-        example.info |= found
-        return example
-
-    def plan(self, n: int) -> Example | Skipped:
-        """The n-th example without its crops. Raises ShardError."""
 
         def make(draw: Draw, record: Record) -> Example:
-            source = self.config.sources[draw.source]
-            example = self.builder.plan(
-                record,
-                example_rng(self.config.seed, draw),
-                weight=source.weight,
-                p_high_res=source.p_high_res,
-                max_tokens=self.config.packing.sequence_length,
-            )
-            example.key, example.source = record.key, draw.source
-            check_example(example, self.im_patch_id)
-            self._check_size(example)
+            example = self._planned(draw, record)
+            example.crops = np.empty((example.num_crops, *example.crops.shape[1:]), np.uint8)
+            example.info |= self.builder.decode(record, example.info.get("images"), example.crops)
             return example
 
         return self._of_record(n, make)
+
+    def plan(self, n: int) -> Example | Skipped:
+        """The n-th example without its crops. Raises ShardError."""
+        return self._of_record(n, self._planned)
+
+    def _planned(self, draw: Draw, record: Record) -> Example:
+        source = self.config.sources[draw.source]
+        example = self.builder.plan(
+            record,
+            example_rng(self.config.seed, draw),
+            weight=source.weight,
+            p_high_res=source.p_high_res,
+            max_tokens=self.config.packing.sequence_length,
+        )
+        example.key, example.source = record.key, draw.source
+        check_example(example, self.im_patch_id)
+        self._check_size(example)
+        return example
 
     def decode(self, n: int, images: list[dict[str, Any]] | None, out: np.ndarray) -> dict[str, Any] | Skipped:
         """Decode the crops of the n-th example to `out`, uint8 [C, P, D_p]; see `ExampleBuilder.decode`.

@@ -9,24 +9,45 @@ Shape legend: C crops, P patches per crop, D_p values per patch.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+
+KEPT = 2**23  # numbers that a thread keeps room for: 32 MiB, a frame of 1920 x 1080
+_scratch = threading.local()
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Stretch uint8 [H, W, 3] to uint8 [height, width, 3]. May return `pixels` itself."""
     if pixels.shape[:2] == (height, width):
         return pixels
-    import torch  # here, so that data_prep can use the geometry without it
-    from torch.nn import functional as F
+    from torch.nn import functional as F  # here, so that data_prep can use the geometry without torch
 
-    # Channels stay last in memory from beginning to end; any other layout costs copies and gives the same numbers.
-    source = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
     with _one_thread():
-        out = F.interpolate(source.float(), size=(height, width), mode="bilinear", align_corners=False).round_()
+        source = _floats(np.ascontiguousarray(pixels))
+        out = F.interpolate(source, size=(height, width), mode="bilinear", align_corners=False).round_()
     return out[0].permute(1, 2, 0).numpy().astype(np.uint8, order="C")  # NumPy's cast is several times torch's
+
+
+def _floats(pixels: np.ndarray) -> Any:
+    """uint8 [H, W, 3] as an fp32 tensor [1, 3, H, W], valid until the next call.
+
+    Channels stay last in memory; any other layout costs copies and gives the same numbers. Memory is used again: for
+    every frame anew, the system would spend longer on handing it out than the conversion takes.
+    """
+    import torch
+
+    height, width, _ = pixels.shape
+    room = getattr(_scratch, "room", None)
+    if room is None or room.numel() < pixels.size:
+        room = torch.empty(pixels.size)
+        if pixels.size <= KEPT:
+            _scratch.room = room
+    image = room[: pixels.size].view(1, height, width, 3)
+    return image.copy_(torch.from_numpy(pixels)).permute(0, 3, 1, 2)
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Broken and hostile records through shards, the real builder and the loader: each is skipped, the run goes on."""
 
 import json
+import shutil
 import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig, VideoConfig
@@ -157,3 +159,17 @@ def test_truncated_pictures_can_be_skipped(config):
     stream = PackStream(config, micro_batch_size=1, dp_rank=0, dp_size=1)
     keys = {key.split(":")[1] for _, batch in zip(range(9), stream, strict=False) for key in batch.keys[0]}
     assert keys == set(GOOD) - {"truncated-jpeg"} and stream.counts["truncated"] == 0
+
+
+def test_missing_checksums_are_said(config, tmp_path):
+    """One line a data set, for whoever starts the training."""
+    builder, im_patch = default_builder(config)
+    assert ExampleReader(config, builder, im_patch).without_crc() == []
+    bare = shutil.copytree(config.sources["set"].path, tmp_path / "bare")
+    table = pq.read_table(bare / MANIFEST)
+    pq.write_table(table.drop_columns(["crc"]), bare / MANIFEST, row_group_size=5)
+    reader = ExampleReader(replace(config, sources={"old": SourceConfig(str(bare))}), builder, im_patch)
+    (line,) = reader.without_crc()
+    count = len(BAD) + len(GOOD)
+    assert line.startswith(f"data set old: {count} of {count} records have no checksum")
+    assert not isinstance(reader[0], Skipped) or reader[0].cause != "damaged"

@@ -316,9 +316,32 @@ def large_tiles(height=1_000_000, across=65536, down=16, stored=2**20):
     return b"II*\0" + struct.pack("<I", 8) + directory + tile + lists
 
 
-@pytest.mark.parametrize("bomb", [many_scans(4000, 100_000), large_tiles()], ids=["scans", "tiles"])
-def test_slow_pictures_are_stopped(bomb):
-    """Either would take minutes to hours. Afterwards the next picture is decoded as ever."""
+def tiny_chunks(count=1_500_000):
+    """A PNG of empty chunks, each of which Pillow's own Python reads."""
+    whole = encoded(Image.new("L", (8, 8)))
+    return whole[:33] + (bytes(4) + b"abCd" + struct.pack(">I", zlib.crc32(b"abCd"))) * count + whole[33:]
+
+
+def run_lengths(side=7900):
+    """A BMP of runs of 255 pixels, which Pillow unpacks in Python."""
+    runs = (b"\xff\x00" * (side // 255 + 1) + b"\0\0") * side
+    info = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(runs), 0, 0, 1078) + info + bytes(1024) + runs
+
+
+BOMBS = {
+    "scans": lambda: many_scans(4000, 100_000),
+    "tiles": large_tiles,
+    "chunks": tiny_chunks,
+    "runs": run_lengths,
+    "digits": lambda: b"P2 7900 7900 255\n" + b"1 " * 7900**2,
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_slow_pictures_are_stopped(kind):
+    """Some would take minutes to hours. Afterwards the next picture is decoded as ever."""
+    bomb = BOMBS[kind]()
     began = time.process_time()
     for decode in (
         decode_image,

@@ -19,8 +19,10 @@ import torch
 from av import codecs_available
 from av.stream import Disposition
 
-from molmo2_nemo.data.config import LimitsConfig, VideoConfig
+from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.data.config import DataConfig, ImageConfig, LimitsConfig, VideoConfig
 from molmo2_nemo.data.resize import resize
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video.decoders import check_decoder, frames_of
 from molmo2_nemo.data.video.film import look_at
 from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps
@@ -34,6 +36,7 @@ from tests.support.films import SIZE, display_matrix, film, numbers, picture, re
 
 torch.set_num_threads(1)
 LIMITS = LimitsConfig()
+TOKENIZER = Molmo2Tokenizer.load("tiny")
 TORCHCODEC = problem("cpu")
 FFMPEG = shutil.which("ffmpeg")
 needs_ffmpeg = pytest.mark.skipif(FFMPEG is None, reason="needs the ffmpeg program (apt-get install ffmpeg)")
@@ -186,7 +189,9 @@ def test_chosen_frames_are_the_same_as_of_all(name, decoder):
     case, data = CASES[name], data_of(name)
     count = len(case.shows)
     whole, _ = decoded(data, range(count), decoder)
-    for wanted in (range(0, count, 7), range(3, count, 13), range(count // 2, count, 31), [count - 1]):
+    rng = np.random.default_rng(len(name))
+    some = [np.sort(rng.choice(count, size, replace=False)).tolist() for size in (2, 5, 11, 30)]
+    for wanted in (range(0, count, 7), range(3, count, 13), range(count // 2, count, 31), [count - 1], *some):
         assert np.array_equal(decoded(data, wanted, decoder)[0], whole[list(wanted)]), list(wanted)
 
 
@@ -348,6 +353,8 @@ def test_decoders_that_are_not_there_say_what_to_install():
     with pytest.raises(UserError, match="known are pyav, torchcodec and nvdec"):
         check_decoder("decord")
     if TORCHCODEC:
+        with pytest.raises(UserError, match="TorchCodec is not installed"):
+            ExampleBuilder(DataConfig(video=VideoConfig(decoder="torchcodec")), TOKENIZER)
         with pytest.raises(UserError, match=r"pip install 'molmo2_nemo\[video\]'.*data.video.decoder=pyav"):
             check_decoder("torchcodec")
     elif not torch.cuda.is_available():
@@ -375,6 +382,16 @@ def test_torchcodec_looks_up_the_same_frames_by_time(name):
         inside = np.clip(times, 1e-6, index.duration - 1e-6)
         shown = decoder.get_frames_played_at((inside + begin).tolist()).pts_seconds.numpy()
         assert np.array_equal(shown, seconds_of(index.pts[index.frame_at(times)], index.base))
+
+
+@needs_torchcodec
+def test_examples_are_the_same_by_either_decoder():
+    built = []
+    for decoder in ("pyav", "torchcodec"):
+        config = DataConfig(image=ImageConfig(crop_size=126, margin=2), video=VideoConfig(max_fps=7, decoder=decoder))
+        built.append(ExampleBuilder(config, TOKENIZER).prompt(video=data_of("mp4 h264"), question="What is this?"))
+    assert np.array_equal(built[0].crops, built[1].crops) and np.array_equal(built[0].input_ids, built[1].input_ids)
+    assert [example.info["decoder"] for example in built] == ["pyav", "torchcodec"]
 
 
 @needs_torchcodec

@@ -20,8 +20,8 @@ from molmo2_nemo.data.video.orientation import frame_orientation, upright
 from molmo2_nemo.errors import DataError
 
 SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
-# Their frames that no other needs are skipped unless wanted. Other decoders skip late (AV1) or gain nothing.
-SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video")
+# Their frames that no other needs are skipped unless wanted. Others skip later than they are told (AV1) or are rare.
+SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp8", "vp9")
 PROBED = 64  # frames decoded to see whether time stamps fit the pictures
 
 
