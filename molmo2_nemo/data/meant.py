@@ -173,7 +173,9 @@ def _media_of_settings(record: Record, data: Mapping[str, Any]) -> None:
     if isinstance(text, str):
         if text.strip().lower().endswith(SUBTITLE_FILES) and len(text.split()) == 1:
             expected = "the text, or a list of {start, end, text}"
-            raise FieldError(Fault("subtitles", show(text), expected), f"is the name of a file: {text}; give {expected}")
+            raise FieldError(
+                Fault("subtitles", show(text), expected), f"is the name of a file: {text}; give {expected}"
+            )
         _text(text, "subtitles")
 
 

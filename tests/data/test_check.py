@@ -55,8 +55,40 @@ GOOD = [
     {"video": "mp4", "annotations": VIDEO, "sampling": {"max_fps": 1}, "clip": [1, 3], "subtitles": "All of it."},
     {"annotations": [QA, {"style": "text_sft", "messages": ["q", "a"]}], "weight_factor": 0.5},
 ]
-VALUES = ["", " ", None, 0, -1, 1, 2.5, 1e9, True, [], {}, "x", "own:mine", "pointing", "user_qa", "\ud800", [[1, 2]], ["a", ""]]
-NAMES = ["answer", "question", "text", "label", "options", "points", "messages", "either", "turns", "style", "weight", "anwser"]
+VALUES = [
+    "",
+    " ",
+    None,
+    0,
+    -1,
+    1,
+    2.5,
+    1e9,
+    True,
+    [],
+    {},
+    "x",
+    "own:mine",
+    "pointing",
+    "user_qa",
+    "\ud800",
+    [[1, 2]],
+    ["a", ""],
+]
+NAMES = [
+    "answer",
+    "question",
+    "text",
+    "label",
+    "options",
+    "points",
+    "messages",
+    "either",
+    "turns",
+    "style",
+    "weight",
+    "anwser",
+]
 
 
 def mutated(rng):
@@ -110,7 +142,9 @@ def view(data):
 def builders():
     tokenizer = Molmo2Tokenizer.load("tiny")
     image, video = ImageConfig(crop_size=126, margin=2, max_crops=1), VideoConfig(max_frames=4)
-    return [ExampleBuilder(DataConfig(image=image, video=video, text=t), tokenizer) for t in (TextFormatConfig(), STAGE1)]
+    return [
+        ExampleBuilder(DataConfig(image=image, video=video, text=t), tokenizer) for t in (TextFormatConfig(), STAGE1)
+    ]
 
 
 def usable_by_building(builder, record, seed):

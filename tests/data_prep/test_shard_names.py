@@ -35,7 +35,11 @@ def named(problems):
 def test_check_names_them_and_training_keeps_reading_them(old):
     found = named(check(old))
     assert set(found) == set(RECORDS) - {"good"}
-    assert "did you mean 'answer'?" in found["field"] and "own:mood" in found["style"] and "answer must be a text" in found["empty"]
+    assert (
+        "did you mean 'answer'?" in found["field"]
+        and "own:mood" in found["style"]
+        and "answer must be a text" in found["empty"]
+    )
     data = ShardDataset(old)
     assert len([parse_record(*data.read(i)) for i in range(len(data))]) == len(RECORDS)
 

@@ -14,8 +14,8 @@ from data_prep.record_builder import Asked, check_usable
 from data_prep.sources import find_source
 from data_prep.sources.base import Context, Sample, Skip, convert
 from molmo2_nemo.data.build import ExampleBuilder
-from molmo2_nemo.data.config import DataConfig, ImageConfig, TextFormatConfig, VideoConfig
 from molmo2_nemo.data.check import View
+from molmo2_nemo.data.config import DataConfig, ImageConfig, TextFormatConfig, VideoConfig
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 
