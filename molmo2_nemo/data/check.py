@@ -192,4 +192,4 @@ def _with_each_answer(annotation: Annotation) -> Iterator[Annotation]:
 
 
 def _answering(content: TurnAnnotation, answer: Answer) -> TurnAnnotation:
-    return replace(content, answer=answer)  # type: ignore[call-arg]
+    return replace(content, answer=answer)  # type: ignore[call-arg, arg-type]

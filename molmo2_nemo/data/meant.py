@@ -59,7 +59,7 @@ def check_names(key: str, data: Mapping[str, Any]) -> None:
 
 
 def check_meant(record: Record, data: Mapping[str, Any]) -> None:
-    """`check_names`, and that styles are known, no text is blank, no option comes twice, and each task has its question and medium.
+    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has its question and medium.
 
     Raises:
         BadRecord: something nobody can have meant; `fault` names the field.
@@ -81,8 +81,8 @@ def _everything(record: Record, data: Mapping[str, Any]) -> None:
     for path, tree in _trees(data):
         for i, fields in enumerate(tree):
             _texts(fields, f"{path}[{i}]")
-    for path, tree in drawn_trees(record):
-        for where, annotation in pieces(tree, path):
+    for path, branches in drawn_trees(record):
+        for where, annotation in pieces(branches, path):
             _task(record, annotation, where)
 
 

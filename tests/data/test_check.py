@@ -1,4 +1,4 @@
-"""What prepare calls good, training uses, and the other way round: over thousands of mutated records, by building them."""
+"""What prepare calls good, training uses, and the other way round: thousands of mutated records, by building them."""
 
 import copy
 import json
@@ -232,17 +232,30 @@ def test_limits_and_weights():
 
 NOT_MEANT = [
     ({"annotations": [{**QA, "anwser": "b"}]}, "annotations[0].anwser", "did you mean 'answer'?"),
-    ({"images": ["0.png"], "annotations": [QA, {"style": "pointing", "label": "x", "points": [], "pointscale": 100}]},
-     "annotations[1].pointscale", "did you mean 'point_scale'?"),
+    (
+        {
+            "images": ["0.png"],
+            "annotations": [QA, {"style": "pointing", "label": "x", "points": [], "pointscale": 100}],
+        },
+        "annotations[1].pointscale",
+        "did you mean 'point_scale'?",
+    ),
     ({"annotations": [{**QA, "either": [{"quesion": "b"}]}]}, "annotations[0].either[0].quesion", "'question'"),
     ({"annotations": [{"style": "user_qa", "turns": [{**QA, "prompt": "b"}]}]}, "annotations[0].turns[0].prompt", ""),
     ({"annotations": [QA], "sampling": {"fps": 1}}, "sampling.fps", "did you mean 'max_fps'?"),
     ({"annotations": [QA], "video": "mp4", "sampling": {"max_frames": "8"}}, "sampling.max_frames", "above 0"),
     ({"annotations": [{**CAPTION, "style": "long_captoin"}]}, "annotations[0].style", "did you mean 'long_caption'?"),
-    ({"annotations": [{"style": "user_qa", "turns": [{**QA, "style": "pointng"}]}]}, "annotations[0].turns[0].style", ""),
+    (
+        {"annotations": [{"style": "user_qa", "turns": [{**QA, "style": "pointng"}]}]},
+        "annotations[0].turns[0].style",
+        "",
+    ),
     ({"annotations": [QA], "video": "mp4", "subtitles": "film.srt"}, "subtitles", "list of {start, end, text}"),
-    ({"annotations": [QA], "video": "mp4", "subtitles": [{"start": 0, "end": 1, "text": "x", "speaker": "y"}]},
-     "subtitles[0].speaker", ""),
+    (
+        {"annotations": [QA], "video": "mp4", "subtitles": [{"start": 0, "end": 1, "text": "x", "speaker": "y"}]},
+        "subtitles[0].speaker",
+        "",
+    ),
     ({"annotations": [QA], "clip": [0, 1]}, "clip", "a video"),
     ({"annotations": [{**QA, "question": " "}]}, "annotations[0].question", "not blank"),
     ({"annotations": [{"style": "user_qa", "answer": "a"}]}, "annotations[0].question", "asked"),
@@ -251,11 +264,19 @@ NOT_MEANT = [
     ({"annotations": [{"style": "text_sft", "messages": ["q", ""]}]}, "annotations[0].messages[1]", "not blank"),
     ({"annotations": [{**QA, "answer": "see <|POINT|>"}]}, "annotations[0].answer", "as many"),
     ({"annotations": [{"style": "pointing", "label": "", "points": [], "point_scale": 9}]}, "annotations[0].label", ""),
-    ({"annotations": [{"style": "pointing", "label": "x", "points": [], "point_scale": 9}]}, "annotations[0].style", "image"),
+    (
+        {"annotations": [{"style": "pointing", "label": "x", "points": [], "point_scale": 9}]},
+        "annotations[0].style",
+        "image",
+    ),
     ({"annotations": [{**VIDEO[1]}]}, "annotations[0].style", "a video"),
-    ({"video": "mp4", "annotations": [{**VIDEO[3], "points": [{"time": 0, "points": {}}]}]}, "annotations[0].points", ""),
+    (
+        {"video": "mp4", "annotations": [{**VIDEO[3], "points": [{"time": 0, "points": {}}]}]},
+        "annotations[0].points",
+        "",
+    ),
     ({"variants": [[QA], [{**QA, "foo": 1}]]}, "variants[1][0].foo", ""),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("data, field, expected", NOT_MEANT)
