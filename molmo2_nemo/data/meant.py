@@ -59,7 +59,7 @@ def check_names(key: str, data: Mapping[str, Any]) -> None:
 
 
 def check_meant(record: Record, data: Mapping[str, Any]) -> None:
-    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has its question and medium.
+    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has question and medium.
 
     Raises:
         BadRecord: something nobody can have meant; `fault` names the field.
