@@ -7,8 +7,8 @@ are packed, the ranks gather the costs of all of them (a few integers), compute 
 those few micro-batches. A step therefore holds the same packs with and without balancing, and what a rank reads does
 not depend on what it receives: resuming, waiting times and elasticity are unaffected.
 
-The alternative, packs planned over all ranks, needs the exact sizes of all ranks' examples: either every rank plans all of
-them, or a manifest has them, which would have to be rebuilt for every change of tokenizer, wordings and crops.
+The alternative, packs planned over all ranks, needs the exact sizes of all ranks' examples: either every rank plans all
+of them, or a manifest has them, which would have to be rebuilt for every change of tokenizer, wordings and crops.
 
 The limitation: only micro-batches of the same step are swapped. With one micro-batch per rank there is nothing to swap.
 """
