@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
+from data_prep.placing import Placing
 from data_prep.sources.base import Media, Sample, Skip
+from molmo2_nemo.data.config import ImageConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.record import BadRecord, parse_record
@@ -137,12 +139,36 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     parse_record(
         sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     )
+    mended: list[str] = []
+    if sample.place is not None:
+        data, mended = _placed(sample, data, images, video)
+        members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     entry = measure(data, images, video)
-    return Built(member_key(sample.key), members, entry, (*_notes(entry, images, video), *sample.notes))
+    notes = (*_notes(entry, images, video), *sample.notes, *mended)
+    return Built(member_key(sample.key), members, entry, notes)
+
+
+def _placed(
+    sample: Sample, data: dict[str, Any], images: Sequence[StillImage], video: Video | None
+) -> tuple[dict[str, Any], list[str]]:
+    """A user's own record with its points and times checked and written as training reads them; what was mended."""
+    placing = Placing([(image.width, image.height) for image in images])
+    if video is not None:
+        start, end = (0.0, video.duration) if sample.clip is None else sample.clip
+        if sample.clip is not None and video is not None and data["clip"] != [start, end]:
+            shown = data["clip"][1] - data["clip"][0]  # the film was cut: what is left of it begins elsewhere
+            end = start + shown
+        elif sample.clip is not None:
+            end = min(end, video.duration)
+        rate = data.get("sampling", {}).get("max_fps", VideoConfig.max_fps)
+        placing = Placing((), video.size, start, end, video.fps, float(rate))
+    return placing.record(data), sorted(placing.notes)
 
 
 def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
     yield from sorted({f"an image {note}" for image in images for note in image.notes})
+    if len(images) > ImageConfig.max_images:
+        yield f"images after the first {ImageConfig.max_images}, which training leaves out (data.image.max_images)"
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 

@@ -114,6 +114,14 @@ class StepWriter:
             print(
                 f"{self.stage}: {cut} images were cut off, loaded as far as they go (data.image.truncated)", flush=True
             )
+        left_out = {
+            "ignored": "images left out, beyond data.image.max_images",
+            "branches_dropped": "annotations dropped, beyond what a pack holds",
+            "tokens_cut": "tokens cut at the end of a pack",
+        }
+        for name, says in left_out.items():
+            if dist.get_rank() == 0 and (count := totals["counts"].get(name)):
+                print(f"{self.stage}: {count:,} {says}", flush=True)
         return totals
 
     def stop(self) -> None:

@@ -133,7 +133,7 @@ def test_same_bytes_whatever_the_workers_and_interruptions(raw, tmp_path):
 
 def test_killed_and_called_again(raw, tmp_path):
     """SIGKILL of the main process while workers run: nothing complete is lost, no process stays behind."""
-    out = tmp_path / "c" / "mine"
+    out, others = tmp_path / "c" / "mine", _orphans()
     child = multiprocessing.get_context("fork").Process(
         target=prepare, args=(source(), out, options(raw, workers=1)), kwargs={"progress": StopAt(30, kill)}
     )
@@ -150,14 +150,14 @@ def test_killed_and_called_again(raw, tmp_path):
     prepare(source(), tmp_path / "a" / "mine", options(raw))
     assert content(out) == content(tmp_path / "a" / "mine")
     deadline = time.monotonic() + 20
-    while _orphans(str(raw)) and time.monotonic() < deadline:
+    while _orphans() - others and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _orphans(str(raw))
+    assert not _orphans() - others
 
 
-def _orphans(word):
-    """Processes of this test's worker pool that have lost their parent."""
-    found = []
+def _orphans():
+    """Workers on this machine that have lost their parent."""
+    found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             command = (folder / "cmdline").read_bytes()
@@ -165,7 +165,7 @@ def _orphans(word):
         except (OSError, ValueError, IndexError):
             continue
         if b"multiprocessing" in command and b"spawn_main" in command and parent == 1:
-            found.append(folder.name)
+            found.add(folder.name)
     return found
 
 

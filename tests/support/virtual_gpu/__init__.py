@@ -106,6 +106,7 @@ def run(
             "LD_PRELOAD": str(library()),
             "TRITON_LIBCUDA_PATH": str(library().parent),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"), os.getcwd()))),
+            **dict.fromkeys(("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"), "expandable_segments:False"),
             "VIRTUAL_GPU_GIB": str(gib),
             "VIRTUAL_GPU_REPORTS": folder,
             "VIRTUAL_GPU_WORLD": str(world),

@@ -136,7 +136,9 @@ EXPORT cudaError_t cudaDeviceGetAttribute(int *v, enum cudaDeviceAttr a, int dev
     return cudaSuccess;
 }
 EXPORT cudaError_t cudaGetDeviceCount(int *n) { /* as many as processes; only the first is used */
-    const char *count = getenv("VIRTUAL_GPU_WORLD");
+    const char *count = getenv("VIRTUAL_GPU_WORLD"), *visible = getenv("CUDA_VISIBLE_DEVICES");
+    *n = 0;
+    if (visible && !*visible) return cudaErrorNoDevice;
     *n = count ? atoi(count) : 1;
     if (*n > 8) *n = 8; /* of this node */
     return cudaSuccess;
