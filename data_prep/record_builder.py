@@ -147,8 +147,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     else:
         check_meant(record, data)
         data, mended = _placed(sample, data, images, video)
-        members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-        record = parse_record(sample.key, {**stand_ins, "json": members["json"]})
+        members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        record = parse_record(sample.key, stand_ins)
     check_record(record, view_of(images, video, clip))
     entry = measure(data, images, video)
     notes = (*_notes(entry, images, video), *sample.notes, *mended)
