@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.placing import Placing
-from data_prep.sources.base import Media, Sample, Skip
+from data_prep.sources.base import OWN, Media, Sample, Skip
+from molmo2_nemo.data.check import View, check_record
 from molmo2_nemo.data.config import ImageConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
-from molmo2_nemo.data.record import BadRecord, parse_record
+from molmo2_nemo.data.meant import check_meant, check_names
+from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.errors import DataError, UserError, verbose
 
 LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
@@ -136,13 +139,17 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise DataError(f"not JSON: {error}") from None
-    parse_record(
-        sample.key, {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
-    )
+    stand_ins = {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
+    record = parse_record(sample.key, stand_ins)
     mended: list[str] = []
-    if sample.place is not None:
+    if sample.place is None:
+        check_names(sample.key, data)
+    else:
+        check_meant(record, data)
         data, mended = _placed(sample, data, images, video)
-        members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        record = parse_record(sample.key, stand_ins)
+    check_record(record, view_of(images, video, clip))
     entry = measure(data, images, video)
     notes = (*_notes(entry, images, video), *sample.notes, *mended)
     return Built(member_key(sample.key), members, entry, notes)
@@ -163,6 +170,40 @@ def _placed(
         rate = data.get("sampling", {}).get("max_fps", VideoConfig.max_fps)
         placing = Placing((), video.size, start, end, video.fps, float(rate))
     return placing.record(data), sorted(placing.notes)
+
+
+def view_of(images: Sequence[StillImage], video: Video | None, clip: Sequence[float] | None) -> View:
+    """What is known of probed media."""
+    if video is None:
+        return View(tuple((image.width, image.height) for image in images))
+    start, end = clip or (0.0, video.duration)
+    return View((), video.size, min(end, video.duration) - start, video.fps)
+
+
+class Asked(Enum):
+    """What is asked of a record, each including what stands before it."""
+
+    USABLE = auto()  # training can use it
+    NAMES = auto()  # its fields are known
+    MEANT = auto()  # nothing in it is what nobody can have meant; of published data only their publishers can say
+
+    @classmethod
+    def of(cls, head: Mapping[str, Any]) -> Asked:
+        """What is asked of the records of a data set with that manifest head."""
+        return cls.MEANT if head.get("kind", OWN) == OWN else cls.NAMES
+
+
+def check_usable(record: Record, data: Mapping[str, Any], view: View, asked: Asked) -> None:
+    """Check a record whose media were probed.
+
+    Raises:
+        BadRecord: `fault` names the field.
+    """
+    if asked is Asked.MEANT:
+        check_meant(record, data)
+    elif asked is Asked.NAMES:
+        check_names(record.key, data)
+    check_record(record, view)
 
 
 def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
 from data_prep.output import SKIPPED
-from data_prep.record_builder import measure
+from data_prep.record_builder import Asked, check_usable, measure, view_of
 from molmo2_nemo.data.foreign import ForeignTexts
 from molmo2_nemo.data.manifest import (
     MANIFEST,
@@ -75,7 +75,7 @@ def check(folder: Path, *, quick: bool = False, workers: int = 0) -> list[Proble
     """
     head = read_head(folder / MANIFEST)
     jobs = [
-        (folder, shard, entries, quick, texts_of(head))
+        (folder, shard, entries, quick, texts_of(head), Asked.of(head))
         for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=False)
     ]
     problems = [problem for found in _map(_check_shard, jobs, workers) for problem in found]
@@ -105,7 +105,12 @@ def texts_of(head: dict[str, Any]) -> ForeignTexts | None:
 
 
 def _check_shard(
-    folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool, texts: ForeignTexts | None
+    folder: Path,
+    shard: dict[str, Any],
+    entries: list[Entry],
+    quick: bool,
+    texts: ForeignTexts | None,
+    asked: Asked = Asked.USABLE,
 ) -> list[Problem]:
     name, path = shard["name"], folder / shard["name"]
     if not path.is_file():
@@ -119,7 +124,7 @@ def _check_shard(
     elif file_sha256(path) != shard["sha256"]:
         problems.append(Problem(name, "", "its SHA-256 is not the manifest's"))
     if not quick or problems:
-        problems += [Problem(name, e.key, text) for e, text, _ in _judged(path, entries, texts) if text]
+        problems += [Problem(name, e.key, text) for e, text, _ in _judged(path, entries, texts, asked) if text]
     if not problems and not quick:
         try:
             bad: dict[str, str] = {}
@@ -133,22 +138,28 @@ def _check_shard(
 
 
 def _judged(
-    path: Path, entries: list[Entry], texts: ForeignTexts | None
+    path: Path, entries: list[Entry], texts: ForeignTexts | None, asked: Asked = Asked.USABLE
 ) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
     """Each entry with its problem ("" if there is none) and its members."""
     for entry, content in read_records(path, entries):
-        yield entry, record_problem(f"{path.name}:{entry.key}", entry, content, texts), content
+        yield entry, record_problem(f"{path.name}:{entry.key}", entry, content, texts, asked), content
 
 
-def record_problem(label: str, entry: Entry, content: dict[str, bytes], texts: ForeignTexts | None = None) -> str:
-    """The problem of a record, given its members as read; "" when training can use it."""
+def record_problem(
+    label: str,
+    entry: Entry,
+    content: dict[str, bytes],
+    texts: ForeignTexts | None = None,
+    asked: Asked = Asked.USABLE,
+) -> str:
+    """The problem of a record, given its members as read; "" when it is as `asked`."""
     for member in entry.members:
         if len(content[member.suffix]) != member.size:
             return f"its member .{member.suffix} is cut off"
     if entry.crc is not None and members_crc(content) != entry.crc:
         return "its contents changed (CRC-32)"
     try:
-        look(label, content, texts)
+        look(label, content, texts, asked)
     except BadRecord as error:
         return error.detail
     except MediaError as error:
@@ -156,11 +167,13 @@ def record_problem(label: str, entry: Entry, content: dict[str, bytes], texts: F
     return ""
 
 
-def look(label: str, content: dict[str, bytes], texts: ForeignTexts | None = None) -> Entry:
-    """Parse a record and decode its media as `molmo2 prepare` does; returns its measures.
+def look(
+    label: str, content: dict[str, bytes], texts: ForeignTexts | None = None, asked: Asked = Asked.USABLE
+) -> Entry:
+    """Parse and check a record and decode its media as `molmo2 prepare` does; returns its measures.
 
     Raises:
-        BadRecord, MediaError: training could not use it.
+        BadRecord, MediaError: training could not use it, or it is not as `asked`.
     """
     content = content if texts is None else texts.members(label, content)
     record = parse_record(label, content)
@@ -169,6 +182,7 @@ def look(label: str, content: dict[str, bytes], texts: ForeignTexts | None = Non
     video: Video | None = probe_video(record.video, data["video"].lower()) if record.video is not None else None
     if video is not None and record.clip is not None and record.clip[0] >= video.duration:
         raise MediaError("clip outside the video", f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s")
+    check_usable(record, data, view_of(images, video, record.clip), asked)
     return measure(data, images, video)
 
 
@@ -281,12 +295,15 @@ def index(folder: Path, name: str | None = None, texts: ForeignTexts | None = No
 
     def measured(label: str, content: dict[str, bytes], entry: Entry) -> None:
         try:
-            entry.take(look(label, content, texts))
+            entry.take(look(label, content, texts, asked))
         except MediaError as error:
             raise BadRecord(label, "bad media", str(error)) from None
 
     lost: list[Problem] = []
+    before = read_head(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    asked = Asked.of(before)
     head: dict[str, Any] = {INDEXED: True} | ({"texts": texts.head()} if texts is not None else {})
+    head |= {"kind": before["kind"]} if "kind" in before else {}
     try:
         head = write_manifest(
             folder,

@@ -1,14 +1,14 @@
 """Equal work for the data-parallel ranks of a step: the cost of a micro-batch, and which micro-batches to swap.
 
-Every rank reads and packs its own share of the stream, so no rank needs the size of an example that it has not decoded,
+Every rank reads and packs its own share of the stream, so no rank needs the size of an example that another one reads,
 and a change in the number of ranks stays exact. But the finished packs differ in cost: one long video has several times
 more attention pairs than twenty short texts of the same total length. So once the micro-batches of an optimizer step
 are packed, the ranks gather the costs of all of them (a few integers), compute the same swaps, and send each other
 those few micro-batches. A step therefore holds the same packs with and without balancing, and what a rank reads does
 not depend on what it receives: resuming, waiting times and elasticity are unaffected.
 
-The alternative, planning packs over all ranks before decoding, needs exact sizes from the manifest; they depend on the
-tokenizer, the prompt wording drawn and the crop settings, so a manifest would have to be rebuilt for every change.
+The alternative, packs planned over all ranks, needs the exact sizes of all ranks' examples: either every rank plans all
+of them, or a manifest has them, which would have to be rebuilt for every change of tokenizer, wordings and crops.
 
 The limitation: only micro-batches of the same step are swapped. With one micro-batch per rank there is nothing to swap.
 """

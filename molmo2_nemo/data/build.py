@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from molmo2_nemo.data.annotations import Alternatives, Annotation
+from molmo2_nemo.data.check import checked_count, checked_text
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
 from molmo2_nemo.data.image import TileGeometry, VisualInput, image_crops, images_layout, no_visual
@@ -237,11 +238,7 @@ class ExampleBuilder:
         self, annotations: Sequence[Annotation | Alternatives], context: VisualContext, rng: np.random.Generator
     ) -> list[list[Turn]]:
         """One conversation per annotation, in random order."""
-        limit = self.config.limits.annotations
-        if not annotations or len(annotations) > limit:
-            raise DataError(
-                f"a record needs 1 to {limit} annotations, got {len(annotations)} (data.limits.annotations)"
-            )
+        checked_count(annotations, self.config.limits.annotations)
         conversations = [self.formatter.conversation(annotation, context, rng) for annotation in annotations]
         order = rng.permutation(len(conversations)) if self.training and len(conversations) > 1 else None
         return conversations if order is None else [conversations[i] for i in order]
@@ -259,12 +256,7 @@ class ExampleBuilder:
         )
 
     def _checked_text(self, text: str) -> str:
-        limit = self.config.limits.text_chars
-        if not isinstance(text, str):
-            raise DataError(f"a message must be text, got {type(text).__name__}")
-        if len(text) > limit:
-            raise DataError(f"a message of {len(text)} characters; at most {limit} are read (data.limits.text_chars)")
-        return text
+        return checked_text(text, self.config.limits.text_chars)
 
     def _rule(self, flat: float | None, factor: float | None) -> WeightRule:
         text = self.config.text

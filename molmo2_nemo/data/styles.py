@@ -191,7 +191,8 @@ class Style:
 
 @lru_cache(maxsize=1024)
 def style_of(name: str) -> Style:
-    """The style of that name. A name that is not known stands for a question with an answer."""
+    """The style of that name, or of `own:NAME`. A name that is not known stands for a question with an answer."""
+    name = own_name(name)
     if name in TRACK_STYLES:
         return Style(name, Kind.TRACKS, track=TRACK_STYLES[name])
     if name in POINT_MODES:
@@ -209,12 +210,17 @@ def style_of(name: str) -> Style:
     return Style(name, Kind.ANSWER, question_wordings=explained)
 
 
-OWN = "own:"  # prefix, when asking a model, of a style that only the user's own data has
+OWN = "own:"  # prefix of a style that only the user's own data has, in the data and when asking a model
+
+
+def own_name(style: str) -> str:
+    """The style without the prefix that says it is meant."""
+    return style.removeprefix(OWN) if len(style) > len(OWN) else style
 
 
 def asked_style(style: object) -> str:
-    """The style of a question to a trained model. Training accepts any name in a user's own data; here an unknown name
-    is more likely a typo, so such styles are written `own:NAME`.
+    """The style that a user names, in data or in a question to a trained model. An unknown name is more likely a typo
+    than a style of the user's own, so these are written `own:NAME`; training words them as a question with an answer.
 
     Raises:
         UserError: not a string, or an unknown name.
@@ -222,7 +228,7 @@ def asked_style(style: object) -> str:
     if not isinstance(style, str) or not style.strip():
         raise UserError(f"a style is a name such as user_qa or long_caption, not {style!r}")
     if style.startswith(OWN) and len(style) > len(OWN):
-        return style.removeprefix(OWN)
+        return own_name(style)
     if canonical_style(style) not in KNOWN_STYLES and style not in KNOWN_STYLES:
         hint = nearest(style, KNOWN_STYLES)
         if not hint.startswith("did"):

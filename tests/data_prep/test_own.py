@@ -82,6 +82,14 @@ BAD = [
     ({"annotations": [{"style": "pointing", "points": []}]}, "00000002", "annotation 0 (pointing): label is missing"),
     ({"key": "00000001", "messages": ["a", "b"]}, "00000001", "duplicate key"),
     ("[1]", "line 2", "must hold an object"),
+    ({"image": "cat.jpg", "caption": " "}, "00000002", "text must be a text that is not blank"),
+    ({"messages": ["a", ""]}, "00000002", "messages[1] must be a text that is not blank"),
+    ({"annotations": [{"style": "long_captoin", "text": "x"}]}, "00000002", "did you mean 'long_caption'?"),
+    ({"video": "bunny.mp4", "caption": "x", "sampling": {"fps": 2}}, "00000002", "sampling.fps is an unknown field"),
+    ({"video": "bunny.mp4", "caption": "x", "sampling": {"max_fps": "2"}}, "00000002", "sampling.max_fps must be"),
+    ({"video": "bunny.mp4", "caption": "x", "subtitles": "talk.srt"}, "00000002", "name of a file: talk.srt"),
+    ({"messages": ["a", "b"], "clip": [0, 1]}, "00000002", "clip belongs to a video"),
+    ({"messages": ["a", "b"], "weight": 0}, "00000002", "weight must be a number above 0"),
 ]
 
 
@@ -100,6 +108,31 @@ def test_mistakes_name_the_line_and_spoil_no_other(tmp_path, line, place, words,
     said = capsys.readouterr().err
     assert words in said and "my.jsonl, line 2" in said
     assert len(records(tmp_path)) == 2, "what was there stays until something better is complete"
+
+
+def test_the_field_is_named_as_the_line_has_it(tmp_path):
+    lines = [
+        {"image": "cat.jpg", "caption": " "},
+        {"question": "q", "answer": ""},
+        {"question": "q", "answer": ["", "a", "a"]},
+        {"annotations": [{"style": "user_qa", "question": "q", "answer": "a"}], "messages": ["q", ""]},
+        {"annotations": [{"style": "user_qa", "question": "q", "answer": ""}]},
+    ]
+    assert prepare(write(tmp_path, *lines, {"messages": ["a", "b"]})) == 0
+    skipped = map(json.loads, (tmp_path / "out" / "my" / "skipped.jsonl").read_text().splitlines())
+    fields = ["caption", "answer", "answer[0]", "messages[1]", "annotations[0].answer"]
+    assert [(line["line"], line["field"]) for line in skipped] == list(enumerate(fields, 1))
+
+
+def test_a_style_of_ones_own_is_written_own(tmp_path):
+    own = {"style": "own:mood", "question": "Which mood?", "answer": "calm"}
+    path = write(tmp_path, {"annotations": [own]}, {"annotations": [{**own, "style": "mood"}]})
+    assert prepare(path) == 0
+    (line,) = map(json.loads, (tmp_path / "out" / "my" / "skipped.jsonl").read_text().splitlines())
+    assert line["field"] == "annotations[0].style" and "own:mood" in line["detail"]
+    (record,) = records(tmp_path)
+    assert record.annotations[0].content.style.name == "mood"
+    assert main(["shards", "check", str(tmp_path / "out" / "my")]) == 0
 
 
 def test_errors_of_the_command(tmp_path, capsys):

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_prep.record_builder import Asked, check_usable
 from data_prep.sources import find_source
 from data_prep.sources.base import Context, Sample, Skip, convert
 from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import DataConfig, ImageConfig, TextFormatConfig, VideoConfig
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -67,7 +69,10 @@ def as_record(sample: Sample, picture: bytes | None = None, video: bytes | None 
         )
     members = {f"{i}.png": picture or b"not looked at" for i in range(len(sample.images))}
     members |= {"mp4": video or b"not looked at"} if sample.video is not None else {}
-    return parse_record(f"test:{sample.key}", {**members, "json": json.dumps(data).encode()})
+    record = parse_record(f"test:{sample.key}", {**members, "json": json.dumps(data).encode()})
+    sizes = ((640, 480),) * len(sample.images)
+    check_usable(record, data, View(sizes, (640, 480) if sample.video is not None else None, 60.0, 25.0), Asked.NAMES)
+    return record
 
 
 def conversations(sample: Sample, *, stage1: bool = False, seed: int = 0) -> list[list[tuple[str, str]]]:

@@ -1,0 +1,247 @@
+"""What training would take, but nobody can have meant: unknown fields and styles, blank texts, options that come twice,
+a task without its medium. `molmo2 prepare`, `molmo2 shards index` and `molmo2 shards check` ask; training does not, so
+that shards written before keep loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from molmo2_nemo.data.annotations import (
+    Annotation,
+    Messages,
+    MultipleChoice,
+    Points,
+    QuestionAnswer,
+    TimedCaption,
+    Tracks,
+    VideoPoints,
+)
+from molmo2_nemo.data.check import drawn_trees, pieces
+from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
+from molmo2_nemo.data.prompts import POINT_MARK
+from molmo2_nemo.data.record import BadRecord, Record
+from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, asked_style, canonical_style
+from molmo2_nemo.errors import UserError
+
+TEXTS = ("text", "answer", "answer_with_points", "question", "label")  # blank is nothing to train on
+FORM_FIELDS = frozenset(  # of one turn without alternatives
+    {
+        *("style", *TEXTS, "answers", "answer_annotations", "explanation", "label_cased", "object"),
+        *("options", "answer_idx", "shuffle_options", "unlabelled_options"),
+        *("points", "point_scale", "width", "height", "timestamps", "sampling_fps", "start", "end", "time"),
+    }
+)
+TURN_FIELDS = FORM_FIELDS | {"either"}
+WHOLE_FIELDS = FORM_FIELDS | {"messages", "turns", "prompt", "no_pointing"}
+ANNOTATION_FIELDS = WHOLE_FIELDS | {"either"}
+FRAME_FIELDS = frozenset({"time", "points", "frame"})
+TRACKED_FIELDS = frozenset({"point", "occluded"})
+INLINE_FIELDS = frozenset({"points", "inline_text", "alt_text"})
+SUBTITLE_FIELDS = frozenset({"start", "end", "text"})
+SAMPLING_FIELDS = frozenset(
+    {"mode", "frame_sample_mode", "candidate_sampling_fps", "sampling_fps", "max_fps", "max_frames"}
+)
+SAMPLING_MODES = ("uniform_last_frame", "fps")
+SUBTITLE_FILES = (".srt", ".vtt", ".ass", ".ssa", ".sub", ".json", ".json3", ".txt", ".lrc", ".ttml")
+
+
+def check_names(key: str, data: Mapping[str, Any]) -> None:
+    """Check that every name in a record's JSON is known: its fields at every depth, and the keys of `sampling`.
+
+    Args:
+        data: the JSON of a record that `parse_record` has accepted, without nulls.
+    Raises:
+        BadRecord: one is not; the message has the nearest known name.
+    """
+    _raising(key, lambda: _names(data))
+
+
+def check_meant(record: Record, data: Mapping[str, Any]) -> None:
+    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has question and medium.
+
+    Raises:
+        BadRecord: something nobody can have meant; `fault` names the field.
+    """
+    _raising(record.key, lambda: _everything(record, data))
+
+
+def _raising(key: str, call: Callable[[], None]) -> None:
+    try:
+        call()
+    except FieldError as error:
+        raise BadRecord(key, "bad record", str(error), error.fault) from None
+
+
+def _everything(record: Record, data: Mapping[str, Any]) -> None:
+    _names(data)
+    _sampling(data.get("sampling", {}))
+    _media_of_settings(record, data)
+    for path, tree in _trees(data):
+        for i, fields in enumerate(tree):
+            _texts(fields, f"{path}[{i}]")
+    for path, branches in drawn_trees(record):
+        for where, annotation in pieces(branches, path):
+            _task(record, annotation, where)
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def _trees(data: Mapping[str, Any]) -> list[tuple[str, Sequence[dict[str, Any]]]]:
+    if "variants" in data:
+        return [(f"variants[{n}]", tree) for n, tree in enumerate(data["variants"])]
+    return [("annotations", data["annotations"])]
+
+
+def _names(data: Mapping[str, Any]) -> None:
+    _known(data.get("sampling", {}), "sampling", SAMPLING_FIELDS)
+    subtitles = data.get("subtitles", [])
+    for i, line in enumerate(subtitles if isinstance(subtitles, list) else []):
+        _known(line, f"subtitles[{i}]", SUBTITLE_FIELDS)
+    for path, tree in _trees(data):
+        for i, fields in enumerate(tree):
+            _annotation_names(fields, f"{path}[{i}]")
+
+
+def _annotation_names(fields: Mapping[str, Any], path: str) -> None:
+    _form_names(fields, path, ANNOTATION_FIELDS)
+    for where, form in _objects(fields, "either", path):
+        _form_names(form, where, WHOLE_FIELDS)
+    for where, turn in _objects(fields, "turns", path):
+        _form_names(turn, where, TURN_FIELDS)
+        for inner, form in _objects(turn, "either", where):
+            _form_names(form, inner, FORM_FIELDS)
+
+
+def _form_names(fields: Mapping[str, Any], path: str, known: Collection[str]) -> None:
+    _known(fields, path, known)
+    for where, entry in _objects(fields, "answer_annotations", path):
+        _known(entry, where, INLINE_FIELDS)
+    for where, frame in _objects(fields, "points", path):  # of a track
+        _known(frame, where, FRAME_FIELDS)
+        tracked = frame.get("points")
+        for name, entry in tracked.items() if isinstance(tracked, dict) else ():
+            _known(entry if isinstance(entry, dict) else {}, f"{where}.points.{name}", TRACKED_FIELDS)
+
+
+def _objects(fields: Mapping[str, Any], name: str, path: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The objects in the list `name`, with their paths. A field that the style does not read may hold anything."""
+    value = fields.get(name)
+    entries = value if isinstance(value, list) else ()
+    return [(f"{path}.{name}[{i}]", entry) for i, entry in enumerate(entries) if isinstance(entry, dict)]
+
+
+def _known(fields: Mapping[str, Any], path: str, known: Collection[str]) -> None:
+    for name in fields:
+        if name not in known:
+            raise FieldError.unknown(f"{path}.{name}", known, fields[name])
+
+
+def _style(style: str, path: str) -> None:
+    try:
+        asked_style(style)
+    except UserError as error:
+        hint = str(error).partition("; ")[2]
+        raise FieldError(Fault(path, show(style), hint or "the name of a style"), f"names an {error}") from None
+
+
+# --- texts and settings ----------------------------------------------------------------------------------------------
+
+
+def _sampling(sampling: Mapping[str, Any]) -> None:
+    for name, value in sampling.items():
+        where = f"sampling.{name}"
+        if name in ("mode", "frame_sample_mode"):
+            if value not in SAMPLING_MODES:
+                raise FieldError.wrong(where, f"one of {', '.join(SAMPLING_MODES)}", value)
+        elif name == "candidate_sampling_fps":
+            if not isinstance(value, list) or not value or not all(is_number(v) and v > 0 for v in value):
+                raise FieldError.wrong(where, "a list of rates above 0, frames per second", value)
+        elif not is_number(value) or value <= 0:
+            raise FieldError.wrong(where, "a number above 0", value)
+        elif name in ("max_frames", "sampling_fps") and value != int(value):
+            raise FieldError.wrong(where, "a whole number of at least 1", value)
+
+
+def _media_of_settings(record: Record, data: Mapping[str, Any]) -> None:
+    for name in ("clip", "sampling", "subtitles"):
+        if data.get(name) and record.video is None:
+            raise FieldError(Fault(name, "no video", "a video"), "belongs to a video; the record has none")
+    text = data.get("subtitles")
+    if isinstance(text, str):
+        if text.strip().lower().endswith(SUBTITLE_FILES) and len(text.split()) == 1:
+            expected = "the text, or a list of {start, end, text}"
+            raise FieldError(
+                Fault("subtitles", show(text), expected), f"is the name of a file: {text}; give {expected}"
+            )
+        _text(text, "subtitles")
+
+
+def _texts(fields: Mapping[str, Any], path: str) -> None:
+    """Only known styles, no blank text and no option twice, at one level and those below it."""
+    if "style" in fields:
+        _style(fields["style"], f"{path}.style")
+    for name in TEXTS:
+        if name in fields:
+            _text(fields[name], f"{path}.{name}")
+    for name in ("answers", "messages", "options"):
+        for i, text in enumerate(_list(fields, name, path)):
+            _text(text, f"{path}.{name}[{i}]")
+    options = [option.strip() for option in fields.get("options", ())]
+    for i, option in enumerate(options):
+        if option in options[:i]:
+            fault = Fault(f"{path}.options[{i}]", show(option), "an option that no other one equals")
+            raise FieldError(fault, f"is the same as options[{options.index(option)}]: {show(option)}")
+    marks = str(fields.get("answer", "")).count(POINT_MARK)
+    inline = _list(fields, "answer_annotations", path)
+    if "answer" in fields and marks != len(inline):
+        seen = f"{marks} marks {POINT_MARK}, {len(inline)} entries of answer_annotations"
+        raise FieldError(Fault(f"{path}.answer", seen, "as many of one as of the other"), f"holds {seen}")
+    for name in ("either", "turns"):
+        for where, below in _objects(fields, name, path):
+            _texts(below, where)
+
+
+def _list(fields: Mapping[str, Any], name: str, path: str) -> list[Any]:
+    value = fields.get(name, [])
+    if not isinstance(value, list):
+        raise FieldError.wrong(f"{path}.{name}", "a list", value)
+    return value
+
+
+def _text(text: Any, path: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise FieldError.wrong(path, "a text that is not blank", text)
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def _task(record: Record, annotation: Annotation, path: str) -> None:
+    content = annotation.content
+    if isinstance(content, (Messages, tuple)):
+        return
+    if isinstance(content, QuestionAnswer) and content.question is None and not annotation.prompt.strip():
+        style = canonical_style(content.style.name)
+        if ".turns[" in path or style in DEMO_STYLES or style in MC_STYLES:
+            raise FieldError.missing(f"{path}.question", "what the model is asked")
+    if isinstance(content, Points) and not record.images:
+        _needs(path, "an image", record)
+    if isinstance(content, (VideoPoints, Tracks, TimedCaption)) and record.video is None:
+        _needs(path, "a video", record)
+    if isinstance(content, Tracks):
+        if not content.label.strip():
+            raise FieldError.missing(f"{path}.label", "the name of what is tracked")
+        if content.frames and not any(not p.occluded for frame in content.frames for p in frame.points.values()):
+            expected = "a visible point; without points the object never appears"
+            raise FieldError(Fault(f"{path}.points", "no visible point", expected), f"must hold {expected}")
+    if isinstance(content, MultipleChoice) and not content.question.strip():
+        raise FieldError.missing(f"{path}.question", "what the model is asked")
+
+
+def _needs(path: str, medium: str, record: Record) -> None:
+    has = "images" if record.images else "a video" if record.video is not None else "neither images nor a video"
+    fault = Fault(f"{path}.style", f"a record with {has}", f"a record with {medium}")
+    raise FieldError(fault, f"is of a task on {medium}; the record has {has}")
