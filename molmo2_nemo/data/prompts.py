@@ -255,19 +255,21 @@ class PromptFormatter:
         kept = on_grid(seen, entry.fps) if task.on_grid else seen
         if task.ends_only:
             kept = first_and_last(kept)
-        fields = {"label": label, "fps": str(entry.fps)}
+        fields, later = {"label": label, "fps": str(entry.fps)}, kept
         if task.from_point and entry.frames:
             point, time = self._start(seen, entry.frames, rng)
             groups = number_points([(seconds_text(time), [scale_point(point, size)])])
             fields["point"] = render(PointTag(groups, label), point_format)
-            kept = [frame for frame in kept if frame.time > time]
+            later = [frame for frame in kept if frame.time > time]
         elif task.from_point:
             fields["point"] = label  # there is nothing to track; the answer says so
         wordings = task.wordings
         if entry.fps == TRACK_FPS and task.wordings_no_fps and rng.random() < 0.5:
             wordings = task.wordings_no_fps
         prompt = _fill(_pick(rng, wordings), **fields) if self.templated else fields.get("point", label)
-        answer = track_text(kept, size, label, point_format) if entry.frames else NONE_TEXT
+        answer = track_text(later, size, label, point_format) if entry.frames else NONE_TEXT
+        if kept and not later:
+            answer = ""  # as published, where the object is seen at its start and never after it
         return Turn(entry.question or prompt, answer)
 
     def _start(

@@ -331,6 +331,8 @@ def test_single_object_tracks_may_start_between_the_answers():
     turn = one({**single, "points": hidden}, training=False)
     first = next(f["time"] for f in hidden if f["points"])
     assert f'coords="{float(first)} 1 ' in turn.user and f'coords="{float(first)} 1 ' not in turn.answer
+    once = one({**single, "points": TRACK["points"][:1]}, training=False)
+    assert '<points coords="0.0 1 156 208">people</points>' in once.user and once.answer == ""
     unseen = VisualContext((), (640, 480), np.array([0.1, 0.6]))  # no annotated moment among them
     turn = one(single, training=False, context=unseen)
     assert '<points coords="0.0 1 156 208">people</points>' in turn.user and turn.answer == "No tracks available."
