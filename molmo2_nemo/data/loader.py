@@ -175,6 +175,10 @@ class PackStream:
         check_bad(self.config, said, self._late_in_a_row, self.skipped, self.counts)
         return False
 
+    def warnings(self) -> list[str]:
+        """What the user should know of the data before they are read, a line each."""
+        return self.reader.without_crc()
+
     def state(self) -> dict[str, Any]:
         """The position of the stream as JSON values, for `load_states`; every batch carries it too."""
         place = self.place

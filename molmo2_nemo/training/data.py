@@ -138,7 +138,7 @@ class TrainingData:
             batches_per_step=count,
         )
         if dist.get_rank() == 0:
-            for words in packs.reader.without_crc():
+            for words in packs.warnings():
                 print(words, flush=True)
         stream: PackStream | CostOrder = packs
         packing = self.config.packing

@@ -84,6 +84,9 @@ class FixedPacks:
             batch.state = {"position": self.position}
             yield batch
 
+    def warnings(self) -> list[str]:
+        return []
+
     def state(self) -> dict[str, Any]:
         return {"position": self.position}
 
