@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -16,7 +17,9 @@ SECONDS = 120  # a job that takes longer is taken for a hang
 def run_light(function: Callable[..., Any], *args: Any, ranks: int) -> list[Any]:
     """`function(*args)` in `ranks` processes that form a gloo group; their results in order.
 
-    Forking is safe here because the test process runs torch on one thread and has no process group of its own.
+    Forking is safe here because the test process runs torch on one thread, and because what a process inherits is hidden
+    from its garbage collector: a group that some earlier test left behind as garbage has threads that are not in it, and
+    it would wait for them for ever.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
@@ -24,7 +27,9 @@ def run_light(function: Callable[..., Any], *args: Any, ranks: int) -> list[Any]
         for rank in range(ranks):
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_work, args=(theirs, folder, rank, ranks, function, args), daemon=True)
+            gc.disable()  # until `_work` has hidden what is inherited
             process.start()
+            gc.enable()
             theirs.close()
             pipes.append(ours)
             processes.append(process)
@@ -43,6 +48,8 @@ def run_light(function: Callable[..., Any], *args: Any, ranks: int) -> list[Any]
 
 
 def _work(pipe: Any, folder: str, rank: int, ranks: int, function: Callable[..., Any], args: tuple) -> None:
+    gc.freeze()
+    gc.enable()
     import torch
     import torch.distributed as dist
 

@@ -3,6 +3,7 @@ that its head needs, counted by PyTorch's allocator. For a process with a GPU, v
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,10 @@ def kept_by(modules: nn.ModuleList, run: Callable[[], object]) -> int:
         at.append(torch.cuda.memory_stats()["requested_bytes.all.current"])
 
     handles = [module.register_forward_pre_hook(look) for module in modules[1:3]]
+    gc.collect()  # now, and not while it is counted: the models before this one are in cycles
+    gc.disable()
     result = run()  # kept alive, and with it what backward needs
+    gc.enable()
     for handle in handles:
         handle.remove()
     del result
@@ -50,6 +54,7 @@ def head(model_config: Molmo2Config, way: str) -> int:
     labels, weights = torch.zeros(TOKENS, dtype=torch.int64, device="cuda"), torch.ones(TOKENS, device="cuda")
     loss = choose("loss", way, "cuda", torch.bfloat16).function
     group = torch.distributed.group.WORLD
+    gc.collect()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_stats()["requested_bytes.all.current"]
     result = loss(hidden, weight, labels, weights, 1e-4, text.vocab_size, group, CHUNK)
