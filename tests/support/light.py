@@ -17,9 +17,9 @@ SECONDS = 120  # a job that takes longer is taken for a hang
 def run_light(function: Callable[..., Any], *args: Any, ranks: int) -> list[Any]:
     """`function(*args)` in `ranks` processes that form a gloo group; their results in order.
 
-    Forking is safe here because the test process runs torch on one thread, and because what a process inherits is hidden
-    from its garbage collector: a group that some earlier test left behind as garbage has threads that are not in it, and
-    it would wait for them for ever.
+    Forking is safe here because the test process runs torch on one thread, and because what a process inherits is
+    hidden from its garbage collector: a group that an earlier test left behind as garbage has threads that are not in
+    it, and it would wait for them for ever.
     """
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
