@@ -61,6 +61,8 @@ PARSERS = {
     "Version",
 }  # raise them for what they are given
 CAUGHT = {  # handlers of these around something else than a parser: what is in the `try` that is not ours
+    "data_prep/record_builder.py build": "a sample that our code did not expect is skipped and said to be unforeseen",
+    "molmo2_nemo/data/check.py _context": "a user's sampling, whatever its values make of the times",
     "data_prep/media.py _lettered": "Pillow: what it raises for a broken image depends on where it breaks",
     "data_prep/record_builder.py _build": "json.dumps, of what a source made of a row",
     "data_prep/tables.py count": "Arrow, and files that others wrote",
