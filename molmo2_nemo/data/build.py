@@ -60,7 +60,7 @@ class ExampleBuilder:
     ) -> Example:
         """The training example of a record: `plan`, with its crops decoded."""
         example = self.plan(record, rng, weight=weight, p_high_res=p_high_res, max_tokens=max_tokens)
-        example.crops = np.empty((example.num_crops, *example.crops.shape[1:]), np.uint8)
+        example.make_room()
         example.info |= self.decode(record, example.info.get("images"), example.crops)
         return example
 
@@ -185,7 +185,7 @@ class ExampleBuilder:
         )
         info = {**root.visual.info, "conversations": [[(text, "") for text in questions]]}
         example = self._example(tree, root.visual, "", info)
-        example.crops = np.empty((example.num_crops, *example.crops.shape[1:]), np.uint8)
+        example.make_room()
         extra.images, extra.video = list(images), video
         example.info |= self.decode(extra, info.get("images"), example.crops)
         return example

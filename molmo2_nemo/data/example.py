@@ -42,6 +42,10 @@ class Example:
     def num_crops(self) -> int:
         return int(self.unit_crops.sum())
 
+    def make_room(self) -> None:
+        """Give the example, planned without crops, room for them: not filled yet."""
+        self.crops = np.empty((self.num_crops, *self.crops.shape[1:]), np.uint8)
+
 
 @dataclass(slots=True)
 class Batch:

@@ -16,19 +16,21 @@ def known_as(data: bytes) -> str:
         return "text (JSON?), such as a server's message"
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of git-lfs, not the file; run git lfs pull"
-    for place, magic, words in MAGIC:
-        if data[place : place + len(magic)] == magic:
-            return words
-    return ""
+    return _by_first_bytes(data, MAGIC)
 
 
 def known_instead_of_video(head: bytes) -> str:
     """The same for a file that is no video, of which `head` are the first bytes; "" if nothing is known of it."""
-    for place, magic, words in PICTURES:
-        if head[place : place + len(magic)] == magic:
-            return f"a picture ({words}): name it as image"
+    picture = _by_first_bytes(head, PICTURES)
+    if picture:
+        return f"a picture ({picture}): name it as image"
     known = known_as(head)
     return "" if known.startswith("a video") else known
+
+
+def _by_first_bytes(data: bytes, table: tuple[tuple[int, bytes, str], ...]) -> str:
+    """The words of the first row of a table (place, bytes that stand there, words) that fits; "" if none does."""
+    return next((words for place, magic, words in table if data[place : place + len(magic)] == magic), "")
 
 
 PICTURES = (

@@ -89,7 +89,7 @@ class ExampleReader:
 
         def make(draw: Draw, record: Record) -> Example:
             example = self._planned(draw, record)
-            example.crops = np.empty((example.num_crops, *example.crops.shape[1:]), np.uint8)
+            example.make_room()
             example.info |= self.builder.decode(record, example.info.get("images"), example.crops)
             return example
 

@@ -7,6 +7,7 @@ start.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -77,7 +78,7 @@ def stamps_fit(container: Any, stream: Any, deadline: Deadline) -> bool:
     return True
 
 
-class _Reader:
+class _Reader(ABC):
     """Reads decoded frames forward. Holds at most two, and one while the next is decoded, which is then faster."""
 
     def __init__(self, frames: Iterator[Any]) -> None:
@@ -86,9 +87,9 @@ class _Reader:
         self._before: Any = None
         self.decoded = self.replaced = 0
 
+    @abstractmethod
     def at(self, number: int) -> Any:
         """The decoded frame with this number; numbers must not decrease from call to call."""
-        raise NotImplementedError
 
     def _step(self) -> bool:
         """Take the next frame; False at the end."""
