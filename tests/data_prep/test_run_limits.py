@@ -93,7 +93,9 @@ def test_what_no_pack_holds_is_skipped_as_in_training(folder, capsys):
         assert {key for key, cause in trained(folder, config).items() if cause == "too long"} == {"six"}
         status, skipped = prepare(folder, "--for", *(f"{name}={value}" for name, value in limits.items()))
         said = capsys.readouterr().out
-        assert status == 0 and [s["key"] for s in skipped] == ["six"] and "data.packing.max_crops" in said + str(skipped)
+        assert (
+            status == 0 and [s["key"] for s in skipped] == ["six"] and "data.packing.max_crops" in said + str(skipped)
+        )
 
 
 def test_check_and_index_ask_for_the_same(folder, capsys):
