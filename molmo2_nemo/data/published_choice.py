@@ -81,7 +81,7 @@ def _named(options: Sequence[str], words: ChoiceWords, rng: np.random.Generator)
     word = words.name_words[kind] if draw < P_OWN_WORD else "label"
     if P_OWN_WORD <= draw < P_OWN_WORD + P_IDENTIFIER:
         word = "identifier"
-    lines = [marker.replace("{name}", name, 1) + option for name, option in zip(names, options, strict=False)]
+    lines = [marker.replace("{name}", name) + option for name, option in zip(names, options, strict=False)]
     return _Options(lines, names, word, marker)
 
 

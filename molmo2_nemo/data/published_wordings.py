@@ -99,11 +99,11 @@ def _lists(formatter: SourceFile) -> tuple[dict[str, list[str]], list[str]]:
         raise DataError(f"{formatter.path}: {TABLE} is not a dictionary of lists")
     wanted = {ours: OTHER_NAMES.get(ours, ours) for ours in EXPECTED if ours != "no_pointing"}
     missing = [key for key in wanted.values() if key not in table]
-    for key in missing:
-        if (reason := formatter.unread(f"{TABLE}['{key}']")) is not None:
-            raise DataError(f"{formatter.path}: {TABLE}[{key!r}] cannot be read: {reason}")
-    if missing:
-        raise DataError(f"{formatter.path}: {TABLE} has no wordings for {', '.join(missing)}")
+    reasons = {key: formatter.unread(f"{TABLE}['{key}']") for key in missing}
+    if absent := [key for key, reason in reasons.items() if reason is None]:
+        raise DataError(f"{formatter.path}: {TABLE} has no wordings for {', '.join(absent)}")
+    for key, reason in reasons.items():
+        raise DataError(f"{formatter.path}: {TABLE}[{key!r}] cannot be read: {reason}")
     lists = {}
     for ours, key in wanted.items():
         where = f"{formatter.path}: {TABLE}[{key!r}]"

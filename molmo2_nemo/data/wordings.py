@@ -28,7 +28,7 @@ SHOWN = 60  # characters of a wording in a message
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields a wording has in braces, each at most once."""
+    """Which fields a wording has in braces."""
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
@@ -118,8 +118,6 @@ def check_list(texts: Any, allowed: Fields, where: str) -> tuple[str, ...]:
             if name not in (*allowed.required, *allowed.optional):
                 known = ", ".join(f"{{{n}}}" for n in (*allowed.required, *allowed.optional)) or "none"
                 raise DataError(f"{place}: unknown field {{{name}}}; known here: {known}")
-            if found.count(name) > 1:
-                raise DataError(f"{place}: {{{name}}} comes twice")
     return tuple(texts)
 
 
