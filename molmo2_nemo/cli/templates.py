@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.cli.options import check_file
 
@@ -26,11 +26,28 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    reader = actions.add_parser("import", help="read the wordings of a checkout of allenai/molmo2 into one JSON file")
+    reader = _action(
+        actions,
+        "import",
+        "read the wordings of a checkout of allenai/molmo2 into one JSON file",
+        "examples:\n  molmo2 templates import molmo2 --out wordings.json\n",
+    )
     reader.add_argument("folder", metavar="DIR", help="the checkout")
     reader.add_argument("--out", required=True, metavar="FILE", help="where the JSON goes")
-    checker = actions.add_parser("check", help="what a file of wordings holds, and whether it is as it was imported")
-    checker.add_argument("file", metavar="FILE")
+    checker = _action(
+        actions,
+        "check",
+        "what a file of wordings holds, and whether it is as it was imported",
+        "examples:\n  molmo2 templates check wordings.json\n",
+    )
+    checker.add_argument("file", metavar="FILE", help="what import wrote, or the copy in a run's folder")
+
+
+def _action(actions: Any, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = actions.add_parser(
+        name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    return made
 
 
 def run(args: argparse.Namespace) -> int:
