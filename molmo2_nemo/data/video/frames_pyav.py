@@ -162,7 +162,7 @@ class _SeekingReader(_StampReader):
         self._container, self._stream, self._deadline = container, stream, deadline
         self._wanted = index.pts[wanted]
         self._stamps = frozenset(self._wanted.tolist())
-        self._runs = _runs(index, wanted)
+        self._runs: np.ndarray | None = _runs(index, wanted)  # None: the decoder is fed with all packets
         self._sought = 0  # time stamp
         self._due: set[int] | None = None  # stamps until which the decoder is fed; None: as long as frames are needed
 
