@@ -64,6 +64,12 @@ class TimeSampler:
             return times[times < duration] if duration > 0 else times[:1]
         raise UserError(f"unknown video sampling mode {self.mode!r}; known: uniform_last_frame, fps")
 
+    def lost(self, duration: float) -> str | None:
+        """What a clip of that duration loses, as a kind of tally.py: frames at the wanted rate, or its end."""
+        if self.mode == "uniform_last_frame":
+            return "films_thinned" if (self.max_frames - 1) / self.max_fps < duration else None
+        return "films_cut" if self.max_frames / self.candidate_fps[0] < duration else None
+
 
 def unread_keys(sampling: Mapping[str, Any]) -> dict[str, str]:
     """The keys of a record's `sampling` that `TimeSampler` does not use, each with the reason."""
