@@ -8,7 +8,7 @@ text. Chat tokens are added elsewhere: see `Molmo2Tokenizer.user_turn`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +34,7 @@ from molmo2_nemo.data.annotations import (
     VideoPoints,
 )
 from molmo2_nemo.data.config import TextFormatConfig
+from molmo2_nemo.data.lost_points import lost_points
 from molmo2_nemo.data.multiple_choice import plain_choice, random_choice, standard_choice
 from molmo2_nemo.data.points import (
     NONE_TEXT,
@@ -84,6 +85,7 @@ class Turn:
 
     user: str
     answer: str
+    lost: Mapping[str, int] = field(default_factory=dict)  # what of the annotation they lack, by kind (tally.py)
 
 
 class PromptFormatter:
@@ -189,6 +191,7 @@ class PromptFormatter:
                 worded = self.templated and question is not None and style.question_wordings
                 asked = self._worded(style.question_wordings, rng, question=str(question)) if worded else question or ""
                 turn = Turn(asked, said)
+        turn.lost = lost_points(entry, context.image_sizes, context.video_size, context.frame_times)
         return entry.style.name, turn
 
     def _worded(self, name: str, rng: np.random.Generator, **fields: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import lru_cache
 
+from molmo2_nemo.data.wordings import LISTS, Fields
 from molmo2_nemo.errors import UserError, nearest
 
 
@@ -187,6 +188,11 @@ class Style:
     count: str = ""  # points: point, point_count, count_point or count
     time_fields: tuple[str, ...] = ()  # timed captions: the annotation's fields in seconds that the wordings use
     track: TrackStyle | None = field(default=None, repr=False)
+
+    def asks_for(self, name: str) -> bool:
+        """Whether one of the wordings has a place for the field `name`."""
+        allowed = LISTS.get(self.wordings, Fields())
+        return name in (*allowed.required, *allowed.optional)
 
 
 @lru_cache(maxsize=1024)
