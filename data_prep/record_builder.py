@@ -148,9 +148,10 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     if sample.place is None:
         check_names(sample.key, data)
     else:
-        check_meant(record, data)
+        unread = check_meant(record, data)
         data, mended = _placed(sample, data, images, video)
         members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        mended = [*mended, *unread]
         record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
     view = view_of(images, video, clip)
     lost = check_record(record, view, config)

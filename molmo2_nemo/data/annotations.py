@@ -274,7 +274,8 @@ def _turn(fields: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnot
     if style.kind is Kind.TIMED_CAPTION:
         return TimedCaption(style, question, answer, tuple(_number(fields, name) for name in style.time_fields))
     if style.kind is Kind.CAPTION and question is None:
-        return Caption(style, answer, str(fields.get("object") or MAIN_OBJECT))
+        asked = style.asks_for("object")
+        return Caption(style, answer, str((asked and fields.get("object")) or MAIN_OBJECT))
     return QuestionAnswer(style, question, answer)
 
 
