@@ -129,6 +129,7 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
     from molmo2_nemo.convert.checkpoints import data_of, find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
+    from molmo2_nemo.rundir.config_file import trained_templates
 
     tensors = MegatronCheckpoint(checkpoint)
     run = run_settings(checkpoint)
@@ -138,6 +139,7 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
     data = data_settings(run) or data_of(checkpoint, model_config, run)
+    trained_templates(data.text, checkpoint)
     return build_model(model_config, tensors), ExampleBuilder(data, tokenizer, training=False), tokenizer
 
 

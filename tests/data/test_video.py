@@ -305,8 +305,8 @@ def test_few_decoded_frames_are_held(monkeypatch):
         def __getattr__(self, name):
             return getattr(self.frame, name)
 
-    def held(*args):
-        for frame in decode(*args):
+    def held(*args, **options):
+        for frame in decode(*args, **options):
             decoding.append(len(alive))
             yield Held(frame)
             del frame
