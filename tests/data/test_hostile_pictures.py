@@ -1,5 +1,6 @@
-"""Pictures made to be odd: many frames and pages, bombs in pixels and in metadata, files of other kinds, extreme shapes.
-Each is read as docs/data.md says or refused in one clear line, alike by decoding, by `molmo2 prepare` and in training."""
+"""Pictures made to be odd: many frames and pages, bombs in pixels and in metadata, files of other kinds, extreme
+shapes. Each is read as docs/data.md says or refused in one clear line, alike by decoding, by `molmo2 prepare` and in
+training."""
 
 import json
 import struct
