@@ -59,6 +59,17 @@ def read_config(path: Any) -> RunConfig | None:
     return read_yaml(read_text(path), str(path)) if path.is_file() else None
 
 
+def truncated_of_checkpoint(checkpoint: Path) -> str:
+    """`data.image.truncated` of the run that a checkpoint belongs to; the default where it has no config.yaml.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    run = run_of_checkpoint(checkpoint)
+    cfg = read_config(run / CONFIG) if run is not None else None
+    return (cfg or RunConfig()).data.image.truncated
+
+
 def run_of_checkpoint(checkpoint: Path) -> Path | None:
     """The stage folder that a checkpoint lies in: the nearest one above it (or itself) with a config.yaml."""
     folders = (checkpoint, *list(checkpoint.resolve().parents)[:3])
