@@ -183,7 +183,12 @@ def test_files_that_are_something_else(tmp_path):
         ("choices", "        out += [", "        other = [", r"build_option_instructions\(\) has 1 lists, 2 expected"),
         ("video", "class COIN(", "class Coin(", "there is no class COIN"),
         ("video", "    action_templates = [", "    templates = [", "COIN.action_templates: nothing is assigned to it"),
-        ("video", "templates = [", "templates = 3 or [", "ActivityNet.templates: line 7: .3 or .* cannot be read as data"),
+        (
+            "video",
+            "templates = [",
+            "templates = 3 or [",
+            "ActivityNet.templates: line 7: .3 or .* cannot be read as data",
+        ),
         ("video", "made COIN 1", "{label}", r"COIN.action_templates, wording 2 .*unknown field {label}"),
         ("pixmo", "NO_POINT_PREFIX = [", "NO_POINT_PREFIX = []\nOTHER = [", "NO_POINT_PREFIX: the list is empty"),
         ("pixmo", "NO_POINT_PREFIX = [", "NO_POINT_PREFIX = [1,", "NO_POINT_PREFIX: expected a list of texts"),
