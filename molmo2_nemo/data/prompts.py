@@ -60,7 +60,8 @@ from molmo2_nemo.data.styles import (
     Style,
     canonical_style,
 )
-from molmo2_nemo.data.wordings import wordings_of
+from molmo2_nemo.data.templates import NOT_SURE, OWN, PAXION_QUESTIONS
+from molmo2_nemo.data.wordings import LABELS, wordings_of
 from molmo2_nemo.errors import DataError, UserError
 
 P_ALL_IMAGES = 0.5  # probability that a multi-image pointing prompt is about all images
@@ -188,6 +189,7 @@ class PromptFormatter:
                 turn = Turn(self._worded(style.wordings, rng, object=subject) if self.templated else "", said)
             case QuestionAnswer(style, question, answer):
                 said = self._answer(answer, style, rng)
+                question = self._label_question(style, question, rng)
                 worded = self.templated and question is not None and style.question_wordings
                 asked = self._worded(style.question_wordings, rng, question=str(question)) if worded else question or ""
                 turn = Turn(asked, said)
@@ -199,6 +201,12 @@ class PromptFormatter:
         texts = self.wordings.lists[name]
         return _fill(texts[int(rng.integers(len(texts)))], **fields)
 
+    def _label_question(self, style: Style, question: str | None, rng: np.random.Generator) -> str | None:
+        """The question about a label: with imported wordings one of theirs, where ours was drawn at preparation."""
+        if self.wordings.choice is None or style.name not in LABELS or question not in OWN[style.name]:
+            return question
+        return self._worded(style.name, rng)
+
     def _answer(self, answer: Answer, style: Style, rng: np.random.Generator) -> str:
         text = answer_text(answer, self.config.point_format, rng)
         if not text.strip():
@@ -206,20 +214,20 @@ class PromptFormatter:
         return text
 
     def _choice(self, choice: MultipleChoice, rng: np.random.Generator) -> Turn:
-        options, answer = choice.options, choice.answer
+        options, answer, question = choice.options, choice.answer, choice.question
+        if self.wordings.choice is not None and question in PAXION_QUESTIONS and NOT_SURE in options:
+            question = self._worded("paxion", rng)
         if self.training and choice.shuffle:
             order = rng.permutation(len(options))
             options, answer = tuple(options[i] for i in order), int(np.flatnonzero(order == answer)[0])
         if not self.templated:
-            return Turn(*plain_choice(choice.question, options, answer))
+            return Turn(*plain_choice(question, options, answer))
         if not self.training:
-            return Turn(*standard_choice(choice.question, options, answer, unlabelled=choice.unlabelled))
+            return Turn(*standard_choice(question, options, answer, unlabelled=choice.unlabelled))
         if self.wordings.choice is not None:
-            drawn = published_choice(
-                choice.question, options, answer, rng, self.wordings.choice, unlabelled=choice.unlabelled
-            )
+            drawn = published_choice(question, options, answer, rng, self.wordings.choice, unlabelled=choice.unlabelled)
             return Turn(*drawn)
-        return Turn(*random_choice(choice.question, options, answer, rng, unlabelled=choice.unlabelled))
+        return Turn(*random_choice(question, options, answer, rng, unlabelled=choice.unlabelled))
 
     def _timed_caption(self, caption: TimedCaption, rng: np.random.Generator) -> tuple[str, Turn]:
         style = caption.style

@@ -13,17 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.literals import SourceFile, strings
+from molmo2_nemo.data.literals import SourceFile, assigned_in, strings
 from molmo2_nemo.data.templates import OWN
-from molmo2_nemo.data.wordings import LISTS, NOT_PUBLISHED, Wordings, check_list, checked
+from molmo2_nemo.data.wordings import LISTS, NOT_PUBLISHED, Fields, Wordings, check_list, checked
 from molmo2_nemo.errors import DataError, UserError, read_text
 
 REPOSITORY = "allenai/molmo2"
 FORMATTER = "olmo/preprocessing/data_formatter.py"
 CHOICES = "olmo/preprocessing/multiple_choice_templates.py"
 PIXMO = "olmo/data/pixmo_datasets.py"
+VIDEO = "olmo/data/academic_video_datasets.py"
+FILES = (FORMATTER, CHOICES, PIXMO, VIDEO)
 TABLE, NO_POINTING = "GENERAL_PROMPTS_V1", "NO_POINT_PREFIX"
 
+QUESTIONS = {  # our list -> the class and the variable in it
+    "activitynet_label": ("ActivityNet", "templates"),
+    "coin_label": ("COIN", "action_templates"),
+    "epic_kitchens_label": ("EpicKitchens", "templates"),
+    "moments_in_time_label": ("MomentsInTime", "templates"),
+    "kinetics_label": ("Kinetics710", "templates"),
+    "youcook2_label": ("Youcook2", "templates"),
+    "charades_sta": ("CharadesSTA", "templates"),
+    "paxion": ("Paxion", "QUESTION_TEMPLATES"),
+}
 OTHER_NAMES = {"explanation": "chain_of_thought"}  # our list -> its key in TABLE; the others have the same name
 RENAMED = {  # a field as they write it -> as ours
     "start_time": "start",
@@ -46,6 +58,8 @@ EXPECTED = {  # how many wordings there are at that commit
     **{"multi_image_count_then_point": 9, "multi_image_counting": 9},
     **{"video_point_track_per_frame": 10, "video_point_track_per_frame_default_fps": 8},
     **{"video_point_ground_start_end": 7, "video_single_point_track_per_frame": 12, "no_pointing": 32},
+    **dict.fromkeys(QUESTIONS, 3),
+    **{"kinetics_label": 4, "charades_sta": 4},
 }
 EXPECTED_CHOICE = {
     **{"common_markers": 4, "other_markers": 19, "bullets": 10, "separators": 2, "names": 4, "name_words": 4},
@@ -78,13 +92,14 @@ def read_checkout(folder: Path) -> Imported:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a checkout of {REPOSITORY}")
-    missing = [name for name in (FORMATTER, CHOICES, PIXMO) if not (folder / name).is_file()]
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} is no checkout of {REPOSITORY}: it has no {', no '.join(missing)}")
-    formatter, choices, pixmo = (SourceFile(folder / name) for name in (FORMATTER, CHOICES, PIXMO))
+    formatter, choices, pixmo, video = (SourceFile(folder / name) for name in FILES)
     lists, new = _lists(formatter)
     prefixes = _texts(pixmo.value(NO_POINTING), f"{pixmo.path}: {NO_POINTING}")
     lists["no_pointing"] = list(check_list(prefixes, LISTS["no_pointing"], f"{pixmo.path}: {NO_POINTING}"))
+    lists |= {name: _questions(video, *place) for name, place in QUESTIONS.items()}
     for name in NOT_PUBLISHED:
         lists[name] = list(OWN[name])
     choice = {name: read(choices) for name, read in CHOICE_PARTS.items()}
@@ -97,7 +112,8 @@ def _lists(formatter: SourceFile) -> tuple[dict[str, list[str]], list[str]]:
     table = formatter.value(TABLE)
     if not isinstance(table, dict):
         raise DataError(f"{formatter.path}: {TABLE} is not a dictionary of lists")
-    wanted = {ours: OTHER_NAMES.get(ours, ours) for ours in EXPECTED if ours != "no_pointing"}
+    elsewhere = {"no_pointing", *QUESTIONS}
+    wanted = {ours: OTHER_NAMES.get(ours, ours) for ours in EXPECTED if ours not in elsewhere}
     missing = [key for key in wanted.values() if key not in table]
     reasons = {key: formatter.unread(f"{TABLE}['{key}']") for key in missing}
     if absent := [key for key, reason in reasons.items() if reason is None]:
@@ -111,6 +127,21 @@ def _lists(formatter: SourceFile) -> tuple[dict[str, list[str]], list[str]]:
         lists[ours] = list(check_list(texts, LISTS[ours], where))
     new = sorted(set(map(str, table)) - set(wanted.values()) - UNUSED)
     return lists, [f"{TABLE} has {key!r}, which is new and not used here" for key in new]
+
+
+def _questions(file: SourceFile, name: str, variable: str) -> list[str]:
+    """The questions that a data set's class has in a variable."""
+    where = f"{file.path}: {name}.{variable}"
+    found = next((node for node in file.classes() if node.name == name), None)
+    if found is None:
+        raise DataError(f"{file.path}: there is no class {name}")
+    try:
+        texts = assigned_in(found, variable)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+    if texts is None:
+        raise DataError(f"{where}: nothing is assigned to it")
+    return list(check_list(texts, Fields(), where))
 
 
 def _renamed(field: re.Match[str]) -> str:
@@ -198,7 +229,7 @@ CHOICE_PARTS: dict[str, Callable[[SourceFile], list[Any]]] = {
 
 def _source(folder: Path) -> dict[str, Any]:
     """The repository, the commit where it can be read, and the SHA-256 of each file."""
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (FORMATTER, CHOICES, PIXMO)}
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES}
     return {"repository": REPOSITORY, "commit": commit_of(folder), "files": sums}
 
 

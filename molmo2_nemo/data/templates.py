@@ -271,6 +271,21 @@ NO_POINTING = (
     "Never mind pointing. ",
 )
 
+# Questions about the labels and antonyms of published data sets. They are drawn when shards are prepared; imported ones
+# take their place when an example is built.
+ACTION_QUESTIONS = (
+    "Which action can be seen?",
+    "What is going on in the video, in a few words?",
+    "Name the activity that the video shows.",
+)
+PERSON_QUESTIONS = (*ACTION_QUESTIONS, "What does the person do?")
+PAXION_QUESTIONS = (
+    "Which of these descriptions fits what happens in the video?",
+    "What does the person in the video do?",
+    "What activity can be seen?",
+)
+NOT_SURE = "Not sure"  # the third option of Paxion's questions, by which they are told
+
 
 def for_video(templates: tuple[str, ...]) -> tuple[str, ...]:
     """The wordings with "image", "picture" and "photo" replaced by "video"."""
@@ -325,4 +340,8 @@ OWN: dict[str, tuple[str, ...]] = {
     "video_single_point_track_per_frame": SINGLE_TRACK,
     "video_single_point_track_start_end": SINGLE_END,
     "no_pointing": NO_POINTING,
+    **dict.fromkeys(("activitynet_label", "coin_label", "epic_kitchens_label"), ACTION_QUESTIONS),
+    **dict.fromkeys(("moments_in_time_label", "youcook2_label"), ACTION_QUESTIONS),
+    **dict.fromkeys(("kinetics_label", "charades_sta"), PERSON_QUESTIONS),
+    "paxion": PAXION_QUESTIONS,
 }

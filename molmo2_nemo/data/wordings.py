@@ -34,11 +34,16 @@ class Fields:
     optional: tuple[str, ...] = ()
 
 
+LABELS = (  # styles whose records hold a question that was drawn from the list of that name
+    *("activitynet_label", "coin_label", "epic_kitchens_label", "moments_in_time_label", "kinetics_label"),
+    *("youcook2_label", "charades_sta"),
+)
 LABEL, SPAN, TIME, QUESTION = Fields(("label",)), Fields(("start", "end")), Fields(("time",)), Fields(("question",))
 IMAGES = Fields(("label",), ("images",))  # a wording may speak of all images, without naming them
 LISTS: dict[str, Fields] = {
     **dict.fromkeys(("long_caption", "short_caption", "video_long_caption", "video_short_caption"), Fields()),
     **dict.fromkeys(("video_transcript", "video_motion_caption", "no_pointing"), Fields()),
+    **dict.fromkeys((*LABELS, "paxion"), Fields()),
     "video_object_caption": Fields(("object",)),
     **dict.fromkeys(("video_clip_caption_start_end", "video_clip_caption_start_end_in_seconds"), SPAN),
     **dict.fromkeys(("video_clip_transcript_start_end", "video_clip_transcript_start_end_in_seconds"), SPAN),

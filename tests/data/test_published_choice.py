@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from molmo2_nemo.data import templates as templates_of_ours
 from molmo2_nemo.data.annotations import read_annotation
 from molmo2_nemo.data.config import TextFormatConfig
 from molmo2_nemo.data.prompts import PromptFormatter, VisualContext
@@ -83,6 +84,37 @@ def test_requests_not_to_point(templates):
     found = users(formatter, {"style": "user_qa", "question": "How many?", "answer": "2", "no_pointing": [0]}, 60)
     assert len(found) > 20
     assert all(re.fullmatch(r"made request \d+ without points:\nHow many\?", text) for text in found)
+
+
+QUESTIONS = {  # style -> the class of the made checkout, one of our questions and one that is the user's own
+    "kinetics_label": ("Kinetics710", templates_of_ours.PERSON_QUESTIONS[3], "What does she do?"),
+    "charades_sta": ("CharadesSTA", templates_of_ours.ACTION_QUESTIONS[0], "What is that?"),
+    "coin_label": ("COIN", templates_of_ours.ACTION_QUESTIONS[2], templates_of_ours.PERSON_QUESTIONS[3]),
+}
+
+
+@pytest.mark.parametrize("style", QUESTIONS)
+def test_questions_about_labels(templates, style):
+    """A question that was drawn when the shards were prepared is one of theirs; other questions stay as they are."""
+    formatter = PromptFormatter(TextFormatConfig(templates=templates))
+    name, ours, other = QUESTIONS[style]
+    record = {"style": style, "question": ours, "answer": "yawning"}
+    found = users(formatter, record, 40)
+    assert len(found) >= 3
+    assert all(re.fullmatch(rf"{style}: made {name} \d, what is done\?", text) for text in found)
+    assert users(formatter, {**record, "question": other}, 3) == {f"{style}: {other}"}
+    assert users(formatter, {**record, "style": "user_qa"}, 3) == {ours}
+    assert users(PromptFormatter(TextFormatConfig()), record, 3) == {f"{style}: {ours}"}
+
+
+def test_questions_about_antonyms(templates):
+    formatter = PromptFormatter(TextFormatConfig(templates=templates))
+    ours = templates_of_ours.PAXION_QUESTIONS[1]
+    record = {"style": "video_multiple_choice", "question": ours, "answer_idx": 0}
+    found = users(formatter, {**record, "options": ["opening", "closing", "Not sure"]}, 40)
+    assert all("made Paxion" in text and ours not in text for text in found)
+    kept = users(formatter, {**record, "options": ["opening", "closing"]}, 40)
+    assert all("made Paxion" not in text and ours in text for text in kept)
 
 
 def test_what_is_not_drawn_stays_as_it_is(templates):

@@ -12,6 +12,7 @@ FILES = {
     "formatter": "olmo/preprocessing/data_formatter.py",
     "choices": "olmo/preprocessing/multiple_choice_templates.py",
     "pixmo": "olmo/data/pixmo_datasets.py",
+    "video": "olmo/data/academic_video_datasets.py",
 }
 TABLE = {  # key -> (number of wordings, their fields) of the lists that are written out
     "short_answer": (15, "{question}"),
@@ -128,7 +129,28 @@ def pixmo() -> str:
     return f"import os\n\nraise SystemExit('this was run')\n\nNO_POINT_PREFIX = [\n{texts}]\n\nclass Some:\n    pass\n"
 
 
-MAKERS: dict[str, Callable[[], str]] = {"formatter": formatter, "choices": choices, "pixmo": pixmo}
+QUESTIONS = {  # class -> the variable with its questions, and how many
+    "ActivityNet": ("templates", 3),
+    "COIN": ("action_templates", 3),
+    "EpicKitchens": ("templates", 3),
+    "MomentsInTime": ("templates", 3),
+    "Kinetics710": ("templates", 4),
+    "Youcook2": ("templates", 3),
+    "CharadesSTA": ("templates", 4),
+    "Paxion": ("QUESTION_TEMPLATES", 3),
+}
+
+
+def video() -> str:
+    lines = ["import somebody_elses_loader", "", "raise SystemExit('this was run')", ""]
+    for name, (variable, count) in QUESTIONS.items():
+        lines += [f"class {name}(Base):", "    path = join(HOME, 'x')", f"    {variable} = ["]
+        lines += [f"        'made {name} {i}, what is done?'," for i in range(count)]
+        lines += ["    ]", "", "    def load(self):", "        return random.choice(self.templates)", ""]
+    return "\n".join(lines)
+
+
+MAKERS: dict[str, Callable[[], str]] = {"formatter": formatter, "choices": choices, "pixmo": pixmo, "video": video}
 
 
 def write_checkout(folder: Path, **changed: tuple[str, str]) -> Path:
