@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
-from data_prep.placing import Placing
+from data_prep.noticed import noticed
+from data_prep.placing import BETWEEN, CLAMPED, Placing
 from data_prep.run_limits import check_fits
 from data_prep.sources.base import OWN, Media, Sample, Skip
 from molmo2_nemo.data.check import View, check_record
@@ -29,6 +30,7 @@ from molmo2_nemo.errors import DataError, UserError, verbose
 
 LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
 SLOW_TO_READ = f"long GOPs: over {LONG_GOP} frames decoded for each sampled one; --gop 60 re-encodes such videos"
+SAID_BY_PLACING = {CLAMPED: "points_moved", BETWEEN: "points_unseen"}  # of own data, in other words
 UNFORESEEN = "unforeseen"  # the reason of a sample that our code did not expect
 MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -152,10 +154,12 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         mended = [*mended, *unread]
         record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
     view = view_of(images, video, clip)
-    check_record(record, view, config)
+    lost = check_record(record, view, config)
     check_fits(record, view, config)
+    lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
-    notes = (*_notes(entry, images, video, config), *sample.notes, *mended)
+    seen = (*media_notes(entry, images, video), *noticed(record, data, view, lost, config))
+    notes = (*seen, *sample.notes, *mended)
     return Built(member_key(sample.key), members, entry, notes)
 
 
@@ -199,11 +203,14 @@ class Asked(Enum):
 
 def check_usable(
     record: Record, data: Mapping[str, Any], view: View, asked: Asked, config: DataConfig | None = None
-) -> None:
+) -> list[str]:
     """Check a record whose media were probed.
 
     Args:
         config: settings of the training that it is for.
+
+    Returns:
+        What that training will leave out or cut; see `noticed`.
     Raises:
         BadRecord: `fault` names the field.
     """
@@ -212,14 +219,14 @@ def check_usable(
     elif asked is Asked.NAMES:
         check_names(record.key, data)
     config = config or DataConfig()
-    check_record(record, view, config)
+    lost = check_record(record, view, config)
     check_fits(record, view, config)
+    return noticed(record, data, view, lost, config)
 
 
-def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None, config: DataConfig) -> Iterator[str]:
+def media_notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
+    """What the summaries say of a record's media."""
     yield from sorted({f"an image {note}" for image in images for note in image.notes})
-    if len(images) > config.image.max_images:
-        yield f"images after the first {config.image.max_images}, which training leaves out (data.image.max_images)"
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 
