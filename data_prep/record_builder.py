@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
-from data_prep.placing import Placing
 from data_prep.sources.base import OWN, Media, Sample, Skip
 from molmo2_nemo.data.check import View, check_record
 from molmo2_nemo.data.config import ImageConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.meant import check_meant, check_names
+from molmo2_nemo.data.places import Placing, check_places, place_clip, place_subtitles
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
+from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError, verbose
 
 LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
@@ -104,8 +105,12 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip's times count from the start of the part
         clip = part if clip is None else (part[0] + clip[0], min(part[0] + clip[1], part[1]))
-    if video is not None and clip is not None and not 0 <= clip[0] < min(clip[1], video.duration):
-        raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
+    mended: set[str] = set()
+    if video is not None and clip is not None:
+        if sample.place is not None:
+            clip = place_clip(clip, video.duration, mended)
+        elif not 0 <= clip[0] < min(clip[1], video.duration):
+            raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
     if images:
@@ -114,7 +119,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             name = _same_image(images, i) or f"{i}.{image.suffix}"
             data["images"].append(name)
             members[name] = image.data
-    subtitles = _subtitles(sample)
+    film, shown = video, clip
+    subtitles = _subtitles(sample, film, shown, mended)
     if video is not None:
         video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
         data["video"] = video.suffix
@@ -141,35 +147,37 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         raise DataError(f"not JSON: {error}") from None
     stand_ins = {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     record = parse_record(sample.key, stand_ins)
-    mended: list[str] = []
     if sample.place is None:
         check_names(sample.key, data)
     else:
         check_meant(record, data)
-        data, mended = _placed(sample, data, images, video)
+        if film is not None and film is not video and "sampling" in data:
+            data["sampling"] |= _rates(data["sampling"], film)
+        placing = _placing(images, film, shown, data)
+        placing.write_size = film is not None and video is not None and film.size != video.size
+        data = placing.record(data)
+        mended |= placing.notes
         members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
         record = parse_record(sample.key, stand_ins)
     check_record(record, view_of(images, video, clip))
+    if sample.place is not None:
+        check_places(data, view_of(images, video, clip), clip, 0.0 if video is None else video.duration)
     entry = measure(data, images, video)
-    notes = (*_notes(entry, images, video), *sample.notes, *mended)
+    notes = (*_notes(entry, images, video), *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 
 
-def _placed(
-    sample: Sample, data: dict[str, Any], images: Sequence[StillImage], video: Video | None
-) -> tuple[dict[str, Any], list[str]]:
-    """A user's own record with its points and times checked and written as training reads them; what was mended."""
-    placing = Placing([(image.width, image.height) for image in images])
-    if video is not None:
-        start, end = (0.0, video.duration) if sample.clip is None else sample.clip
-        if sample.clip is not None and video is not None and data["clip"] != [start, end]:
-            shown = data["clip"][1] - data["clip"][0]  # the film was cut: what is left of it begins elsewhere
-            end = start + shown
-        elif sample.clip is not None:
-            end = min(end, video.duration)
-        rate = data.get("sampling", {}).get("max_fps", VideoConfig.max_fps)
-        placing = Placing((), video.size, start, end, video.fps, float(rate))
-    return placing.record(data), sorted(placing.notes)
+def _placing(
+    images: Sequence[StillImage], film: Video | None, clip: tuple[float, float] | None, data: Mapping[str, Any]
+) -> Placing:
+    """What a user's own annotations are held against: the film as it was given, and what is shown of it."""
+    return Placing(view_of(images, film, clip), data.get("sampling", {}), start=0.0 if clip is None else clip[0])
+
+
+def _rates(sampling: Mapping[str, Any], film: Video) -> dict[str, Any]:
+    """What keeps the rate of a film sampled at a divisor of its own rate, when it is stored with another one."""
+    sampler = TimeSampler.of(VideoConfig(), sampling, film.fps)
+    return {"candidate_sampling_fps": list(sampler.candidate_fps)} if sampler.mode == "fps" else {}
 
 
 def view_of(images: Sequence[StillImage], video: Video | None, clip: Sequence[float] | None) -> View:
@@ -193,9 +201,11 @@ class Asked(Enum):
         return cls.MEANT if head.get("kind", OWN) == OWN else cls.NAMES
 
 
-def check_usable(record: Record, data: Mapping[str, Any], view: View, asked: Asked) -> None:
-    """Check a record whose media were probed.
+def check_usable(record: Record, data: Mapping[str, Any], view: View, film: float, asked: Asked) -> None:
+    """Check a stored record whose media were probed.
 
+    Args:
+        film: seconds of its whole film, 0 without one.
     Raises:
         BadRecord: `fault` names the field.
     """
@@ -204,6 +214,11 @@ def check_usable(record: Record, data: Mapping[str, Any], view: View, asked: Ask
     elif asked is Asked.NAMES:
         check_names(record.key, data)
     check_record(record, view)
+    if asked is Asked.MEANT:
+        try:
+            check_places(data, view, record.clip, film)
+        except FieldError as error:
+            raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
 
 
 def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
@@ -241,14 +256,20 @@ def _same_image(images: Sequence[StillImage], i: int) -> str | None:
     return None
 
 
-def _subtitles(sample: Sample) -> list[dict[str, Any]] | str:
+def _subtitles(
+    sample: Sample, film: Video | None, clip: tuple[float, float] | None, notes: set[str]
+) -> list[dict[str, Any]] | str:
+    """As stored; of a user's own data, `notes` says what was mended."""
     if isinstance(sample.subtitles, str):
         return sample.subtitles
     if not sample.subtitles:
         return []
     from data_prep.subtitles import as_record, cut, supervisions
 
-    segments = supervisions(sample.key, sample.subtitles)
+    lines = sample.subtitles
+    if sample.place is not None and film is not None:
+        lines = place_subtitles(lines, view_of((), film, None), clip, notes)
+    segments = supervisions(sample.key, lines)
     if sample.clip is not None:
         segments = cut(segments, *sample.clip)
     return as_record(segments)

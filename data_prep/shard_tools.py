@@ -182,7 +182,7 @@ def look(
     video: Video | None = probe_video(record.video, data["video"].lower()) if record.video is not None else None
     if video is not None and record.clip is not None and record.clip[0] >= video.duration:
         raise MediaError("clip outside the video", f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s")
-    check_usable(record, data, view_of(images, video, record.clip), asked)
+    check_usable(record, data, view_of(images, video, record.clip), 0.0 if video is None else video.duration, asked)
     return measure(data, images, video)
 
 

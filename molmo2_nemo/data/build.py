@@ -108,6 +108,7 @@ class ExampleBuilder:
             "branches_kept": tree.kept,
             "branches_dropped": tree.dropped,
             "tokens_cut": tree.cut,
+            "points_lost": sum(turn.lost for turns in conversations[: tree.kept] for turn in turns),
         }
         return self._example(tree, root.visual, record.key, info)
 

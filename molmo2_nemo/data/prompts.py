@@ -40,15 +40,16 @@ from molmo2_nemo.data.points import (
     NONE_TEXT,
     SEPARATORS,
     PointTag,
+    answer_frames,
     count_text,
-    first_and_last,
     number_points,
-    on_grid,
+    points_lost,
     render,
     scale_point,
     seconds_text,
-    seen_track_frames,
+    shown_track_frames,
     track_text,
+    visible_points,
 )
 from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, POINT_WORDS, UNCONDITIONED_STYLES, Style, canonical_style
 from molmo2_nemo.errors import DataError, UserError
@@ -75,6 +76,7 @@ class Turn:
 
     user: str
     answer: str
+    lost: int = 0  # tracked points that the answer should have, at times that are not shown
 
 
 class PromptFormatter:
@@ -251,10 +253,13 @@ class PromptFormatter:
         assert task is not None
         label, point_format = entry.label, self.config.point_format
         size = _scale(entry.scale, context.video_size)
-        seen = seen_track_frames(entry.frames, context.frame_times)
-        kept = on_grid(seen, entry.fps) if task.on_grid else seen
-        if task.ends_only:
-            kept = first_and_last(kept)
+        seen = shown_track_frames(entry, context.frame_times)
+        kept = answer_frames(entry, seen)
+        if entry.snap > 0 and entry.frames and not visible_points(kept if task.on_grid else seen):
+            raise DataError(
+                f"annotation of style {entry.style.name!r}: no visible point of its {len(entry.frames)} tracked times is "
+                f"within {entry.snap:g} s of a frame that is shown (sampling, video.max_frames)"
+            )
         fields, later = {"label": label, "fps": str(entry.fps)}, kept
         if task.from_point and entry.frames:
             point, time = self._start(seen, entry.frames, rng)
@@ -270,7 +275,7 @@ class PromptFormatter:
         answer = track_text(later, size, label, point_format) if entry.frames else NONE_TEXT
         if kept and not later:
             answer = ""  # as published, where the object is seen at its start and never after it
-        return Turn(entry.question or prompt, answer)
+        return Turn(entry.question or prompt, answer, lost=points_lost(entry, seen))
 
     def _start(
         self, seen: Sequence[TrackFrame], frames: Sequence[TrackFrame], rng: np.random.Generator
