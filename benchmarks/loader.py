@@ -230,7 +230,7 @@ def steps_of(way: str, clock: Clock) -> Iterator[None]:
         (build, "decode_image", "decode pictures", plain_picture if plain else build.decode_image),
         (build, "decode_crops", "decode videos", video),
         (build, "image_crops", "tiles", build.image_crops if way == "ours" else image_before),
-        (image_module, "resize", "resize", image_module.resize),
+        (image_module, "resizes", "resize", image_module.resizes),
         (image_module, "patchify", "patches", image_module.patchify),
         (video_module, "resize", "resize", video_module.resize),
         (video_module, "patchify", "patches", video_module.patchify),

@@ -49,9 +49,14 @@ def video_cost(
 ) -> tuple[int, int]:
     """(tokens, crops) of a video or clip of `duration` seconds; timestamps are estimated."""
     config = VideoConfig()
-    frames = len(TimeSampler.of(config, sampling, fps)(duration))
+    frames = video_crops(duration, fps, sampling, config)
     side = math.ceil(TileGeometry.of(image or ImageConfig()).grid / config.pool)
     return frames * (side * side + FRAME_MARKERS + TIME_TOKENS), frames
+
+
+def video_crops(duration: float, fps: float, sampling: Mapping[str, Any], config: VideoConfig) -> int:
+    """Frames that are sampled from a video or clip of `duration` seconds."""
+    return len(TimeSampler.of(config, sampling, fps)(duration))
 
 
 def text_cost(trees: Iterable[Sequence[Mapping[str, Any]]], subtitles: Sequence[Mapping[str, Any]] | str = ()) -> int:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
+from data_prep.run_limits import check_fits
 from data_prep.sources.base import OWN, Media, Sample, Skip
 from molmo2_nemo.data.check import View, check_record
-from molmo2_nemo.data.config import ImageConfig, VideoConfig
+from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.meant import check_meant, check_names
@@ -84,7 +85,7 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
     try:
         return _build(sample, resolver, options)
     except MediaError as error:
-        reason, detail = error.reason, error.detail
+        reason, detail, fault = error.reason, error.detail, error.fault(error.field) if error.field else None
     except BadRecord as error:
         reason, detail, fault = error.cause, error.detail, error.fault
     except FieldError as error:
@@ -100,8 +101,8 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
-    images = _images(sample, resolver)
-    video = resolver.video(sample.video) if sample.video is not None else None
+    images, config = _images(sample, resolver), resolver.config
+    video = _video(sample, resolver)
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip's times count from the start of the part
         clip = part if clip is None else (part[0] + clip[0], min(part[0] + clip[1], part[1]))
@@ -110,7 +111,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         if sample.place is not None:
             clip = place_clip(clip, video.duration, mended)
         elif not 0 <= clip[0] < min(clip[1], video.duration):
-            raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
+            raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s", "clip")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
     if images:
@@ -146,38 +147,37 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     except (TypeError, ValueError) as error:
         raise DataError(f"not JSON: {error}") from None
     stand_ins = {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
-    record = parse_record(sample.key, stand_ins)
+    record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
     if sample.place is None:
         check_names(sample.key, data)
     else:
-        check_meant(record, data)
+        mended.update(check_meant(record, data))
         if film is not None and film is not video and "sampling" in data:
-            data["sampling"] |= _rates(data["sampling"], film)
-        placing = _placing(images, film, shown, data)
+            data["sampling"] = _same_rates(data["sampling"], film)
+        start = 0.0 if shown is None else shown[0]
+        placing = Placing(view_of(images, film, shown), data.get("sampling", {}), start=start, video=config.video)
         placing.write_size = film is not None and video is not None and film.size != video.size
         data = placing.record(data)
         mended |= placing.notes
         members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-        record = parse_record(sample.key, stand_ins)
-    check_record(record, view_of(images, video, clip))
+        record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
+    view = view_of(images, video, clip)
+    check_record(record, view, config)
     if sample.place is not None:
-        check_places(data, view_of(images, video, clip), clip, 0.0 if video is None else video.duration)
+        check_places(data, view, clip, 0.0 if video is None else video.duration, config.video)
+    check_fits(record, view, config)
     entry = measure(data, images, video)
-    notes = (*_notes(entry, images, video), *sample.notes, *sorted(mended))
+    notes = (*_notes(entry, images, video, config), *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 
 
-def _placing(
-    images: Sequence[StillImage], film: Video | None, clip: tuple[float, float] | None, data: Mapping[str, Any]
-) -> Placing:
-    """What a user's own annotations are held against: the film as it was given, and what is shown of it."""
-    return Placing(view_of(images, film, clip), data.get("sampling", {}), start=0.0 if clip is None else clip[0])
-
-
-def _rates(sampling: Mapping[str, Any], film: Video) -> dict[str, Any]:
-    """What keeps the rate of a film sampled at a divisor of its own rate, when it is stored with another one."""
+def _same_rates(sampling: Mapping[str, Any], film: Video) -> dict[str, Any]:
+    """A record's `sampling` that takes the rates of the film as it was given, when it is stored with another rate."""
     sampler = TimeSampler.of(VideoConfig(), sampling, film.fps)
-    return {"candidate_sampling_fps": list(sampler.candidate_fps)} if sampler.mode == "fps" else {}
+    if sampler.mode != "fps":
+        return dict(sampling)
+    kept = {name: value for name, value in sampling.items() if name != "sampling_fps"}
+    return kept | {"candidate_sampling_fps": list(sampler.candidate_fps)}
 
 
 def view_of(images: Sequence[StillImage], video: Video | None, clip: Sequence[float] | None) -> View:
@@ -201,11 +201,14 @@ class Asked(Enum):
         return cls.MEANT if head.get("kind", OWN) == OWN else cls.NAMES
 
 
-def check_usable(record: Record, data: Mapping[str, Any], view: View, film: float, asked: Asked) -> None:
+def check_usable(
+    record: Record, data: Mapping[str, Any], view: View, film: float, asked: Asked, config: DataConfig | None = None
+) -> None:
     """Check a stored record whose media were probed.
 
     Args:
         film: seconds of its whole film, 0 without one.
+        config: settings of the training that it is for.
     Raises:
         BadRecord: `fault` names the field.
     """
@@ -213,18 +216,20 @@ def check_usable(record: Record, data: Mapping[str, Any], view: View, film: floa
         check_meant(record, data)
     elif asked is Asked.NAMES:
         check_names(record.key, data)
-    check_record(record, view)
+    config = config or DataConfig()
+    check_record(record, view, config)
     if asked is Asked.MEANT:
         try:
-            check_places(data, view, record.clip, film)
+            check_places(data, view, record.clip, film, config.video)
         except FieldError as error:
             raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
+    check_fits(record, view, config)
 
 
-def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
+def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None, config: DataConfig) -> Iterator[str]:
     yield from sorted({f"an image {note}" for image in images for note in image.notes})
-    if len(images) > ImageConfig.max_images:
-        yield f"images after the first {ImageConfig.max_images}, which training leaves out (data.image.max_images)"
+    if len(images) > config.image.max_images:
+        yield f"images after the first {config.image.max_images}, which training leaves out (data.image.max_images)"
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 
@@ -241,11 +246,17 @@ def _images(sample: Sample, resolver: Resolver) -> list[StillImage]:
         try:
             images.append(resolver.image(media))
         except MediaError as error:
-            if len(sample.images) == 1:
-                raise
-            where = f"image {len(images) + 1} of {len(sample.images)}"
-            raise MediaError(error.reason, f"{where}, {error.detail}") from None
+            one, field = len(sample.images) == 1, f"images[{len(images)}]"
+            where = "" if one else f"image {len(images) + 1} of {len(sample.images)}, "
+            raise MediaError(error.reason, f"{where}{error.detail}", field) from None
     return images
+
+
+def _video(sample: Sample, resolver: Resolver) -> Video | None:
+    try:
+        return resolver.video(sample.video) if sample.video is not None else None
+    except MediaError as error:
+        raise MediaError(error.reason, error.detail, "video") from None
 
 
 def _same_image(images: Sequence[StillImage], i: int) -> str | None:

@@ -154,14 +154,17 @@ class Skip:
     place: Place | None = None  # in a user's own file
 
     def line(self) -> dict[str, Any]:
-        """The line of skipped.jsonl: key, reason and detail, and where they are known file, line, field, seen and
-        expected."""
+        """The line of skipped.jsonl: key, reason and detail; field, seen and expected where they are known; and of a
+        user's own data all of these, file and line."""
         made: dict[str, Any] = {"key": self.key, "reason": self.reason, "detail": self.detail}
         if self.place is not None:
             made |= {"file": self.place.file, "line": self.place.line}
-        if self.fault is not None:
-            path = self.fault.field if self.place is None else self.place.of(self.fault.field)
-            made |= {"field": path, "seen": self.fault.seen, "expected": self.fault.expected}
+        fault = self.fault
+        if fault is None and self.place is not None:
+            fault = Fault("", self.detail, "a record that training can use")
+        if fault is not None:
+            path = fault.field if self.place is None else self.place.of(fault.field)
+            made |= {"field": path, "seen": fault.seen, "expected": fault.expected}
         return made
 
     def __str__(self) -> str:

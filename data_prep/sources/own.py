@@ -92,8 +92,9 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
         raise FieldError.wrong("sampling", "an object", sampling)
+    names = {"images[0]": "image"} if "image" in entry else {}
     variants = [[plain_answers(a, notes) for a in tree] for tree in _variants(entry)]
-    annotations, names = ([], {}) if variants else _annotations(entry, notes)
+    annotations, short = ([], {}) if variants else _annotations(entry, notes)
     return Sample(
         key,
         annotations,
@@ -108,7 +109,7 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         weight_factor=_number(entry, "weight_factor"),
         variants=variants,
         variant_weights=entry.get("variant_weights"),
-        place=None if place is None else Place(place.file, place.line, names),
+        place=None if place is None else Place(place.file, place.line, names | short),
         notes=tuple(notes),
     )
 

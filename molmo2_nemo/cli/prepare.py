@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.options import check_folder, check_numbers
+from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
 EXAMPLES = """\
@@ -24,6 +24,7 @@ examples:
   molmo2 prepare doc_qa --source /data/raw --out /data/shards
   molmo2 prepare recipe=4b --source /data/raw --out /data/shards
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
+  molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
 
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="re-encode videos with more than N frames from one key frame to the next",
     )
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -104,13 +106,14 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from data_prep import prepare as work
     from data_prep.progress import RichProgress
+    from data_prep.run_limits import in_words
 
     out, console = Path(args.out), Console(stderr=True, highlight=False)
     failed: list[str] = []
-    wanted = _wanted(args.what)
+    wanted, config = _wanted(args.what), run_settings(args)
     for what in wanted:
         name = what.name
-        options = _options(args, name, out)
+        options = _options(args, name, out, config)
         try:
             with RichProgress(console) as progress:
                 if isinstance(what, OwnFile):
@@ -124,6 +127,7 @@ def _prepare(args: argparse.Namespace) -> int:
             failed.append(name)
             continue
         _report(summary, out / name)
+    print(in_words(config))
     if failed:
         show_error(f"{len(failed)} of {len(wanted)} data sets could not be prepared: {', '.join(failed)}")
         return USER_ERROR
@@ -213,7 +217,7 @@ def _recipe_names(recipe: str) -> list[str]:
     return list(names)
 
 
-def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
+def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any:
     from data_prep.prepare import Options
     from data_prep.record_builder import BuildOptions
 
@@ -232,6 +236,7 @@ def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
         rate=args.rate,
         overwrite=args.overwrite,
         strict=args.strict,
+        config=config,
     )
 
 

@@ -150,7 +150,7 @@ class Tracks:
     scale: tuple[float, float] | None
     fps: int  # frames per second of the answer
     frames: tuple[TrackFrame, ...]  # in order of time; empty: the object never appears
-    snap: float = 0.0  # seconds; a frame this near to a shown one is taken for it, if it is the nearest; 0: as published
+    snap: float = 0.0  # seconds; the nearest frame is taken for a shown one at most this far away; 0: as published
 
 
 TurnAnnotation = (
@@ -275,7 +275,8 @@ def _turn(fields: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnot
     if style.kind is Kind.TIMED_CAPTION:
         return TimedCaption(style, question, answer, tuple(_number(fields, name) for name in style.time_fields))
     if style.kind is Kind.CAPTION and question is None:
-        return Caption(style, answer, str(fields.get("object") or MAIN_OBJECT))
+        asked = style.asks_for("object")
+        return Caption(style, answer, str((asked and fields.get("object")) or MAIN_OBJECT))
     return QuestionAnswer(style, question, answer)
 
 

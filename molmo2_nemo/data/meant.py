@@ -6,7 +6,7 @@ that shards written before keep loading.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from molmo2_nemo.data.annotations import (
     Annotation,
@@ -23,7 +23,10 @@ from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.prompts import POINT_MARK
 from molmo2_nemo.data.record import BadRecord, Record
 from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, asked_style, canonical_style
+from molmo2_nemo.data.unread import check_read, check_sampling_read
 from molmo2_nemo.errors import UserError
+
+T = TypeVar("T")
 
 TEXTS = ("text", "answer", "answer_with_points", "question", "label")  # blank is nothing to train on
 FORM_FIELDS = frozenset(  # of one turn without alternatives
@@ -58,23 +61,26 @@ def check_names(key: str, data: Mapping[str, Any]) -> None:
     _raising(key, lambda: _names(data))
 
 
-def check_meant(record: Record, data: Mapping[str, Any]) -> None:
-    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has question and medium.
+def check_meant(record: Record, data: Mapping[str, Any]) -> list[str]:
+    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has question and medium,
+    and every field is read.
 
+    Returns:
+        Notes on fields that are not read, but may well stand there.
     Raises:
         BadRecord: something nobody can have meant; `fault` names the field.
     """
-    _raising(record.key, lambda: _everything(record, data))
+    return _raising(record.key, lambda: _everything(record, data))
 
 
-def _raising(key: str, call: Callable[[], None]) -> None:
+def _raising(key: str, call: Callable[[], T]) -> T:
     try:
-        call()
+        return call()
     except FieldError as error:
         raise BadRecord(key, "bad record", str(error), error.fault) from None
 
 
-def _everything(record: Record, data: Mapping[str, Any]) -> None:
+def _everything(record: Record, data: Mapping[str, Any]) -> list[str]:
     _names(data)
     _sampling(data.get("sampling", {}))
     _media_of_settings(record, data)
@@ -84,6 +90,12 @@ def _everything(record: Record, data: Mapping[str, Any]) -> None:
     for path, branches in drawn_trees(record):
         for where, annotation in pieces(branches, path):
             _task(record, annotation, where)
+    check_sampling_read(data.get("sampling", {}))
+    notes: set[str] = set()
+    for path, tree in _trees(data):
+        for i, fields in enumerate(tree):
+            notes.update(check_read(fields, f"{path}[{i}]", len(record.images), record.video is not None))
+    return sorted(notes)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

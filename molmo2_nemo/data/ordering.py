@@ -11,13 +11,20 @@ Reading stays even: for every pack of a window that is used, one pack of the nex
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.data.loader import PackStream
+from molmo2_nemo.data.tally import Seen, Tally
 
-Held = tuple[Batch, list[int]]  # a batch and the numbers of its examples
+
+class Held(NamedTuple):
+    """A batch, and what it adds to the counts."""
+
+    batch: Batch
+    seen: list[Seen]  # its examples, as planned
+    late: Tally  # what decoding them has found
 
 
 class CostOrder:
@@ -42,6 +49,7 @@ class CostOrder:
         self._current: list[Held] = []  # batches of the current window not yet used
         self._next: list[Held] = []  # batches read for the next window
         self._used: list[int] = []  # examples of the batches used from the current window
+        self._counted = Tally()  # what these add to the counts of the state at its start
         self._given = 0
         self._skip = 0  # batches of the first window that were used before the restart
 
@@ -69,6 +77,7 @@ class CostOrder:
             "packing": self._packing(),
             "given": self._given,
             "used": sorted(self._used),
+            "counted": self._counted.json(),
             "position": self._end["position"],
             "steps": self._base["steps"],
         }
@@ -88,6 +97,7 @@ class CostOrder:
             self._skip = skips.pop()
             own = next(s for s in states if s["dp_rank"] == self.stream.dp_rank)
             self._given, self._used = self._skip, list(own["ahead"]["used"])
+            self._counted = Tally.of_json(own["ahead"].get("counted", {}))
             self._end = {**self._base, "position": own["ahead"]["position"]}
         else:
             self.stream.load_states(states)
@@ -107,25 +117,30 @@ class CostOrder:
     def _read(self, source: Iterator[Batch]) -> None:
         """Read one more batch for the next window, unless it is complete."""
         if len(self._next) < self._size(self._end["steps"]):
-            self._next.append((next(source), self.stream.numbers))
+            self._next.append(Held(next(source), self.stream.seen, self.stream.found_late))
 
     def _start_window(self) -> None:
         """Make the next window the current one, if it is complete."""
         begin = self._base if self._skip else self._end
         if len(self._next) < self._size(begin["steps"]):
             return
-        ranked = sorted(range(len(self._next)), key=lambda i: (-self.cost.of(self._next[i][0]), i))
+        ranked = sorted(range(len(self._next)), key=lambda i: (-self.cost.of(self._next[i].batch), i))
         ordered = [self._next[i] for i in ranked]
         self._base, self._end, self._next = begin, self.stream.state(), []
         self._current = ordered[self._skip :]
         if not self._skip:
-            self._given, self._used = 0, []
+            self._given, self._used, self._counted = 0, [], Tally()
         self._skip = 0
 
     def _give(self) -> Batch:
-        batch, numbers = self._current.pop(0)
+        held = self._current.pop(0)
         self._given += 1
-        self._used += numbers
+        self._used += [seen.number for seen in held.seen]
+        waited = {number for number, _ in self._base["packer"]["waiting"]}  # counted there
+        for seen in held.seen:
+            if seen.number not in waited:
+                self._counted.read(seen)
+        self._counted.update(held.late)
         if not self._current:  # the window is used up: what comes next begins at its end
-            self._base, self._given, self._used = self._end, 0, []
-        return batch
+            self._base, self._given, self._used, self._counted = self._end, 0, [], Tally()
+        return held.batch

@@ -18,7 +18,8 @@ from molmo2_nemo.data.annotations import POINT_KINDS, TRACK_FPS, Tracks, read_tr
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
-from molmo2_nemo.data.points import SAME_TIME, answer_frames, points_lost, shown_track_frames, visible_points
+from molmo2_nemo.data.lost_points import unseen_points
+from molmo2_nemo.data.points import SAME_TIME, answer_frames, shown_track_frames, visible_points
 from molmo2_nemo.data.styles import Kind, style_of
 from molmo2_nemo.data.video.sampling import TimeSampler
 
@@ -30,7 +31,7 @@ CLAMPED = "points slightly outside the picture (up to 1 %), moved to its edge"
 SORTED = "times that were not in order, sorted"
 REPEATED = "times that come twice: each keeps its own group of points, as published"
 TO_EDGE = "times up to one frame outside what is shown, moved to its edge"
-LOST = "tracked points at times that training with 128 frames does not show (docs/data.md, Times)"
+LOST = "tracked points at times that training does not show (docs/data.md, Tracks)"
 CLIP_CUT = "clips that end up to 1 s after the film, cut to its end"
 LINES_CUT = "subtitles that end after the film, cut to its end"
 LINES_OUT = "subtitles outside the clip, left out"
@@ -131,9 +132,9 @@ class Placing:
         for name, other in (("width", "height"), ("height", "width")):
             if name in made and other not in made and "point_scale" not in made:
                 raise FieldError.missing(other, f"it belongs to {name}")
-        in_film = kind in (Kind.TRACKS, Kind.VIDEO_POINTS) and self.view.video_size is not None
-        if in_film and self.write_size and not {"point_scale", "width"} & set(made):
-            made["width"], made["height"] = self.view.video_size
+        size = self.view.video_size if kind in (Kind.TRACKS, Kind.VIDEO_POINTS) else None
+        if size is not None and self.write_size and not {"point_scale", "width"} & set(made):
+            made["width"], made["height"] = size
 
     def _points(
         self, points: Iterable[Sequence[float]], path: str, fields: Mapping[str, Any], size: tuple[int, int] | None
@@ -226,9 +227,9 @@ class Placing:
     def _track(self, made: dict[str, Any]) -> None:
         if made.get("points"):
             times = [self._time(f["time"], f"points[{i}].time") for i, f in enumerate(made["points"])]
-            seen: set[tuple[float, str]] = set()
+            placed: set[tuple[float, str]] = set()
             for i, frame in enumerate(made["points"]):
-                self._tracked(frame["points"], f"points[{i}].points", made, times[i], seen)
+                self._tracked(frame["points"], f"points[{i}].points", made, times[i], placed)
             made["points"] = [{**made["points"][i], "time": times[i]} for i in self._ordered(times, "points")]
         if not self.stored:
             made.setdefault("snap", SNAP)
@@ -244,7 +245,7 @@ class Placing:
         seen = shown_track_frames(track, shown)
         if track.frames and not visible_points(answer_frames(track, seen) if task.on_grid else seen):
             self._nothing_shown(track, len(shown) == sampler.max_frames)
-        if points_lost(track, seen):
+        if unseen_points(track, shown):
             self.notes.add(LOST)
 
     def _nothing_shown(self, track: Tracks, full: bool) -> None:
@@ -259,14 +260,19 @@ class Placing:
         raise FieldError(fault, f"hold nothing to track: there must be {expected}{hint}")
 
     def _tracked(
-        self, points: Mapping[str, Any], path: str, fields: Mapping[str, Any], time: float, seen: set[tuple[float, str]]
+        self,
+        points: Mapping[str, Any],
+        path: str,
+        fields: Mapping[str, Any],
+        time: float,
+        placed: set[tuple[float, str]],
     ) -> None:
         for name, entry in points.items():
-            if (time, name) in seen:
+            if (time, name) in placed:
                 expected = "one position for each object at a time"
                 fault = Fault(f"{path}.{name}", f"another one at {time + self.start:g} s", expected)
                 raise FieldError(fault, f"is another position of the object at {time + self.start:g} s")
-            seen.add((time, name))
+            placed.add((time, name))
             if not entry.get("occluded"):
                 self._point(entry["point"], f"{path}.{name}.point", fields, self.view.video_size)
 

@@ -200,24 +200,6 @@ def visible_points(frames: Iterable[TrackFrame]) -> int:
     return sum(len(_visible(frame)) for frame in frames)
 
 
-def points_lost(track: Tracks, seen: Sequence[TrackFrame]) -> int:
-    """Visible points that a track's answer should have and has not, because their times are not shown.
-
-    Of a task at a rate, these are the points at its multiples; of others, one for each object that is never shown.
-    """
-    if not (track.style.track and track.style.track.on_grid):
-        objects = [{key for frame in frames for key in _visible(frame)} for frames in (track.frames, seen)]
-        return len(objects[0] - objects[1])
-    wanted, fps = on_grid(track.frames, track.fps), track.fps
-    if track.snap > 0 and track.frames:
-        times = np.array([frame.time for frame in track.frames])
-        marks = np.unique(np.round(times * fps)) / fps
-        inside = (marks >= times.min() - SAME_TIME) & (marks <= times.max() + SAME_TIME)
-        wanted = nearest_track_frames(track.frames, marks[inside], track.snap)
-    answered = {round(frame.time * fps) for frame in on_grid(seen, fps)}
-    return visible_points(frame for frame in wanted if round(frame.time * fps) not in answered)
-
-
 def on_grid(frames: Iterable[TrackFrame], fps: float) -> list[TrackFrame]:
     """The frames at multiples of 1/fps seconds."""
     return [f for f in frames if abs(f.time * fps - round(f.time * fps)) / fps <= SAME_TIME]

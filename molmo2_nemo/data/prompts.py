@@ -8,7 +8,7 @@ tokens are added elsewhere: see `Molmo2Tokenizer.user_turn`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,7 @@ from molmo2_nemo.data.annotations import (
     VideoPoints,
 )
 from molmo2_nemo.data.config import TextFormatConfig
+from molmo2_nemo.data.lost_points import lost_points
 from molmo2_nemo.data.multiple_choice import plain_choice, random_choice, standard_choice
 from molmo2_nemo.data.points import (
     NONE_TEXT,
@@ -43,7 +44,6 @@ from molmo2_nemo.data.points import (
     answer_frames,
     count_text,
     number_points,
-    points_lost,
     render,
     scale_point,
     seconds_text,
@@ -76,7 +76,7 @@ class Turn:
 
     user: str
     answer: str
-    lost: int = 0  # tracked points that the answer should have, at times that are not shown
+    lost: Mapping[str, int] = field(default_factory=dict)  # what of the annotation they lack, by kind (tally.py)
 
 
 class PromptFormatter:
@@ -177,6 +177,7 @@ class PromptFormatter:
                 worded = self.templated and question is not None and style.question_wordings
                 asked = _fill(_pick(rng, style.question_wordings), question=str(question)) if worded else question or ""
                 turn = Turn(asked, said)
+        turn.lost = lost_points(entry, context.image_sizes, context.video_size, context.frame_times)
         return entry.style.name, turn
 
     def _answer(self, answer: Answer, style: Style, rng: np.random.Generator) -> str:
@@ -257,8 +258,8 @@ class PromptFormatter:
         kept = answer_frames(entry, seen)
         if entry.snap > 0 and entry.frames and not visible_points(kept if task.on_grid else seen):
             raise DataError(
-                f"annotation of style {entry.style.name!r}: no visible point of its {len(entry.frames)} tracked times is "
-                f"within {entry.snap:g} s of a frame that is shown (sampling, video.max_frames)"
+                f"annotation of style {entry.style.name!r}: no visible point of its {len(entry.frames)} tracked times "
+                f"is within {entry.snap:g} s of a frame that is shown (sampling, video.max_frames)"
             )
         fields, later = {"label": label, "fps": str(entry.fps)}, kept
         if task.from_point and entry.frames:
@@ -275,7 +276,7 @@ class PromptFormatter:
         answer = track_text(later, size, label, point_format) if entry.frames else NONE_TEXT
         if kept and not later:
             answer = ""  # as published, where the object is seen at its start and never after it
-        return Turn(entry.question or prompt, answer, lost=points_lost(entry, seen))
+        return Turn(entry.question or prompt, answer)
 
     def _start(
         self, seen: Sequence[TrackFrame], frames: Sequence[TrackFrame], rng: np.random.Generator

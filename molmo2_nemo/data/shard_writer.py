@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, members_crc, write_manifest_file
 from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.shards import BLOCK, check_header, file_sha256, split_name
@@ -34,7 +35,7 @@ SUFFIX_PATTERN = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
 
 
 def index_tar(
-    path: Path, bad: dict[str, str] | None = None, passed: Counter[str] | None = None
+    path: Path, bad: dict[str, BadRecord] | None = None, passed: Counter[str] | None = None
 ) -> list[tuple[str, list[Member]]]:
     """Scan a webdataset tar once: its records in order, with the offsets of their members.
 
@@ -42,14 +43,14 @@ def index_tar(
     names like `__this__`.
 
     Args:
-        bad: gets the keys of records that cannot be read, with the reason; None: those are an error.
+        bad: gets the keys of records that cannot be read, with their errors; None: those are an error.
         passed: gets the kinds of what is passed over, with their numbers.
     Raises:
         ShardError: hostile or damaged content, a cut file, a compressed tar, or (without `bad`) duplicate names.
     """
     size = path.stat().st_size
     records: OrderedDict[str, list[Member]] = OrderedDict()
-    wrong: dict[str, str] = {}
+    wrong: dict[str, BadRecord] = {}
     last_key = None
     with path.open("rb") as file:
         for header, offset in _headers(path, file, size):
@@ -68,19 +69,25 @@ def index_tar(
                     f"the file has {size}. Copy or write it again."
                 )
             if key != last_key and key in records:
-                wrong.setdefault(key, f"the key {key!r} appears twice (members of a record must be adjacent)")
+                says = f"the key {key!r} appears twice (members of a record must be adjacent)"
+                wrong.setdefault(key, _twice(path, key, suffix, says))
             members = records.setdefault(key, [])
             if any(m.suffix == suffix for m in members):
-                wrong.setdefault(key, f"the member {info.name!r} appears twice")
+                wrong.setdefault(key, _twice(path, key, suffix, f"the member {info.name!r} appears twice"))
             members.append(Member(suffix, offset, info.size))
             last_key = key
     if wrong and bad is None:
-        raise ShardError(f"shard {path}: {next(iter(wrong.values()))}")
+        raise ShardError(f"shard {path}: {next(iter(wrong.values())).detail}")
     if bad is not None:
         bad.update(wrong)
     if not records:
         raise ShardError(f"shard {path} holds no record")
     return [(key, members) for key, members in records.items() if key not in wrong]
+
+
+def _twice(path: Path, key: str, suffix: str, says: str) -> BadRecord:
+    fault = Fault("", f"{key}.{suffix} again", "one record of that key, its members adjacent and each once")
+    return BadRecord(f"{path.name}:{key}", "bad record", says, fault, suffix)
 
 
 def _passed_over(header: bytes) -> str:
@@ -389,14 +396,14 @@ def write_manifest(
     *,
     measure: Callable[[str, dict[str, bytes], Entry], None] | None = None,
     head: Mapping[str, Any] | None = None,
-    left_out: Callable[[str, str, str], None] | None = None,
+    left_out: Callable[[str, str, BadRecord], None] | None = None,
 ) -> dict[str, Any]:
     """Index every `*.tar` of `folder` and write the manifest last. Also makes a webdataset from another tool readable.
 
     Args:
         measure: (label, members, entry) fills in the measures of a record, or raises BadRecord.
         head: further fields of the manifest's head.
-        left_out: called with shard, key and reason of every record that cannot be used, which the manifest then does
+        left_out: called with shard, key and error of every record that cannot be used, which the manifest then does
             not list; None: such a record is an error.
     Returns:
         The head.
@@ -410,7 +417,7 @@ def write_manifest(
     passed: Counter[str] = Counter()
     first, lost = "", 0
     for tar in sorted(folder.glob("*.tar")):
-        bad: dict[str, str] | None = None if left_out is None else {}
+        bad: dict[str, BadRecord] | None = None if left_out is None else {}
         kept = []
         for entry, content in read_records(tar, [Entry(key, members) for key, members in index_tar(tar, bad, passed)]):
             entry.crc = members_crc(content)
@@ -421,11 +428,11 @@ def write_manifest(
             except BadRecord as error:
                 if bad is None:
                     raise
-                bad[entry.key] = error.detail
-        for key, why in (bad or {}).items():
-            first = first or f"{tar.name}:{key}: {why}"
+                bad[entry.key] = error
+        for key, wrong in (bad or {}).items():
+            first = first or f"{tar.name}:{key}: {wrong.detail}"
             assert left_out is not None
-            left_out(tar.name, key, why)
+            left_out(tar.name, key, wrong)
             lost += 1
         if not kept:
             unused.append(tar.name)

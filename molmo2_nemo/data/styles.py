@@ -188,6 +188,10 @@ class Style:
     time_fields: tuple[str, ...] = ()  # timed captions: the annotation's fields in seconds that the wordings use
     track: TrackStyle | None = field(default=None, repr=False)
 
+    def asks_for(self, name: str) -> bool:
+        """Whether one of the wordings has a place for the field `name`."""
+        return any(f"{{{name}}}" in wording for wording in self.wordings)
+
 
 @lru_cache(maxsize=1024)
 def style_of(name: str) -> Style:

@@ -106,7 +106,7 @@ def test_elastic_resume_loses_and_repeats_nothing(config, cuts, later):
 
 def unread_numbers(order):
     """Read or to be read, but not given: in the packer, in the backlog, in packs that are held."""
-    held = [n for _, numbers in [*order._current, *order._next] for n in numbers]
+    held = [seen.number for one in [*order._current, *order._next] for seen in one.seen]
     return [*held, *order.stream.place.backlog, *(item.id for item in order.stream.place.waiting)]
 
 

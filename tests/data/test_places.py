@@ -30,6 +30,7 @@ from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError
 
 PICTURE = (400, 300)
+PER_FRAME = "video_point_track_per_frame"
 
 
 def film(start=0.0, end=5.0):
@@ -158,9 +159,9 @@ def stored(seconds=5.0):
         ({"style": "video_point", "timestamps": [6.0], "points": [[]]}, "timestamps[0]"),
         ({"style": "video_point", "timestamps": [1.0], "points": [[[500, 10]]]}, "points[0][0]"),
         ({"style": "video_frame_caption_timestamp", "text": "x", "time": 9}, "time"),
-        ({"style": "video_point_track_per_frame", "points": [{"time": 0.37, "points": {"a": {"point": [1, 1]}}}]}, "points"),
-        ({"style": "video_point_track_per_frame", "sampling_fps": 4, "points": []}, "sampling_fps"),
-        ({"style": "video_point_track_per_frame", "sampling_fps": 1.5, "points": []}, "sampling_fps"),
+        ({"style": PER_FRAME, "points": [{"time": 0.37, "points": {"a": {"point": [1, 1]}}}]}, "points"),
+        ({"style": PER_FRAME, "sampling_fps": 4, "points": []}, "sampling_fps"),
+        ({"style": PER_FRAME, "sampling_fps": 1.5, "points": []}, "sampling_fps"),
     ],
 )  # fmt: skip
 def test_a_stored_record_is_refused_where_prepare_would_rewrite_it(fields, field):
@@ -216,7 +217,7 @@ def test_subtitles():
 # --- tracks -----------------------------------------------------------------------------------------------------------
 
 
-def track(times, placing, style="video_point_track_per_frame", **more):
+def track(times, placing, style=PER_FRAME, **more):
     frames = [{"time": t, "points": {"a": {"point": [10 + i % 80, 10]}}} for i, t in enumerate(times)]
     return place(placing, style=style, label="dog", points=frames, **more)
 
@@ -228,7 +229,7 @@ def conversation(fields, placing, seed=0, **video):
     context = VisualContext(video_size=view.video_size, frame_times=times)
     annotation = read_annotation(fields, 0, True)
     (turn,) = PromptFormatter(TextFormatConfig()).conversation(annotation, context, np.random.default_rng(seed))
-    return turn.user, turn.answer, turn.lost
+    return turn.user, turn.answer, turn.lost.get("points_unseen", 0)
 
 
 def answered(text):
@@ -312,10 +313,10 @@ def test_a_long_film_says_what_a_track_loses():
 def test_one_object_is_at_one_place_at_a_time():
     frames = [{"time": 0.5, "points": {"a": {"point": [1, 1]}}}, {"time": 0.5, "points": {"b": {"point": [2, 2]}}}]
     placing = film()
-    place(placing, style="video_point_track_per_frame", label="dog", points=frames)
+    place(placing, style=PER_FRAME, label="dog", points=frames)
     assert placing.notes == {REPEATED}
     with pytest.raises(FieldError, match=r"points\[2\].points.a is another position"):
-        place(film(), style="video_point_track_per_frame", label="dog", points=[*frames, frames[0]])
+        place(film(), style=PER_FRAME, label="dog", points=[*frames, frames[0]])
 
 
 def test_a_track_whose_points_are_all_hidden_has_an_empty_answer():
@@ -331,13 +332,14 @@ def published_points(times, groups):
     number, written = 1, []
     for i, _ in sorted(enumerate(times), key=lambda pair: pair[1]):
         scaled = sorted((round(10 * x), round(10 * y)) for x, y in groups[i])
-        written.append(f"{times[i]:.1f} " + " ".join(f"{number + k} {x:03d} {y:03d}" for k, (x, y) in enumerate(scaled)))
+        rows = [f"{number + k} {x:03d} {y:03d}" for k, (x, y) in enumerate(scaled)]
+        written.append(" ".join([f"{times[i]:.1f}", *rows]))
         number += len(scaled)
     return ";".join(written)
 
 
 def published_track(frames, ends_only):
-    """[(time, {object: (x, y)})] -> the published text: where only the ends are asked for, frames of one time are one."""
+    """[(time, {object: (x, y)})] -> the published text: for the first and last places, frames of one time are one."""
     if ends_only:
         places = {}
         for i, (_, points) in enumerate(frames):
@@ -371,7 +373,7 @@ def test_repeated_times_are_written_as_published():
         assert answer == f'<points coords="{published_points(times, groups)}">ear</points>'
 
 
-@pytest.mark.parametrize("style", ["video_point_track_per_frame", "video_point_ground_start_end"])
+@pytest.mark.parametrize("style", [PER_FRAME, "video_point_ground_start_end"])
 def test_repeated_times_of_tracks_are_written_as_published(style):
     rng = np.random.default_rng(4)
     repeated = 0

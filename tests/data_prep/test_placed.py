@@ -13,7 +13,7 @@ import pytest
 from data_prep.download import Downloader
 from data_prep.media import Resolver
 from data_prep.record_builder import Asked, BuildOptions, Built, build
-from data_prep.shard_tools import look
+from data_prep.shard_tools import Terms, look
 from data_prep.sources.base import Place, Skip
 from data_prep.sources.own import entry_sample
 from molmo2_nemo.data.build import ExampleBuilder
@@ -51,6 +51,9 @@ def resolver(tmp_path_factory):
     return Resolver((folder,), folder / "cache", Downloader(folder / "cache"))
 
 
+TERMS = Terms(asked=Asked.MEANT)
+
+
 def prepared(line, resolver, options=None):
     return build(entry_sample(copy.deepcopy(line), "k", Place("own.jsonl", 1)), resolver, options or BuildOptions())
 
@@ -75,11 +78,13 @@ def annotations(start, end, fps):
     at = [start + 0.2, (start + end) / 2, end]
     frames = [{"time": t, "points": {"a": {"point": [100 + 2 * i % 40, 80]}}} for i, t in enumerate(times)]
     return [
-        {"style": "video_point", "label": "ear", "timestamps": at, "points": [[[80, 60]], [[159, 119]], [[1, 2], [3, 4]]]},
-        {"style": "video_point_count", "label": "eye", "timestamps": at[:1], "points": [[[50, 99]]], "point_scale": 100},
+        {"style": "video_point", "label": "e", "points": [[[80, 60]], [[159, 119]], [[1, 2], [3, 4]]],
+         "timestamps": at},
+        {"style": "video_point_count", "label": "eye", "timestamps": at[:1], "points": [[[50, 9]]], "point_scale": 100},
         {"style": "video_point_track_per_frame", "label": "dog", "points": frames, "sampling_fps": 1},
         {"style": "video_point_ground_start_end", "label": "cat", "points": frames, "width": 200, "height": 150},
-        {"style": "video_single_point_track_per_frame", "label": "it", "points": frames, "either": [{"sampling_fps": 1}, {}]},
+        {"style": "video_single_point_track_per_frame", "label": "it", "points": frames,
+         "either": [{"sampling_fps": 1}]},
         {"style": "video_clip_caption_start_end", "text": "It sits.", "start": at[0], "end": at[1]},
         {"style": "video_frame_caption_timestamp", "text": "It sits.", "time": at[1]},
     ]  # fmt: skip
@@ -103,7 +108,7 @@ def test_text_and_frames_do_not_depend_on_how_a_film_is_prepared(name, fps, clip
         made = prepared(line, resolver, options)
         assert isinstance(made, Built), made
         content = members_of(made)
-        look("s:k", content, asked=Asked.MEANT)
+        look("s:k", content, TERMS)
         record = parse_record("s:k", content)
         texts = [builder.plan(record, np.random.default_rng(seed)).info["conversations"] for seed in range(2)]
         video = read_video(record.video, builder.config.video, side=112, clip=record.clip, sampling=record.sampling)
@@ -178,9 +183,10 @@ def mutated(rng):
             entry |= {"timestamps": entry["timestamps"][: len(groups)]} if "timestamps" in entry else {}
             groups += groups[-1:] if rng.random() < 0.3 and "timestamps" not in entry else []
         elif change == 5 and "label" in entry:
-            name, value = [("point_scale", 1000), ("width", 0), ("sampling_fps", 2), ("sampling_fps", 3), ("snap", 0.03)][
-                rng.integers(5)
-            ]
+            settings = [("point_scale", 1000), ("width", 0)]
+            if "timestamps" not in entry:
+                settings += [("sampling_fps", 2), ("sampling_fps", 3), ("snap", 0.03)]
+            name, value = settings[rng.integers(len(settings))]
             entry[name] = value
     return line
 
@@ -287,7 +293,7 @@ def test_what_is_called_good_is_shown_as_it_was_meant_and_the_other_way_round(bu
             continue
         assert isinstance(made, Built), (made, line)
         content = members_of(made)
-        look("s:k", content, asked=Asked.MEANT)
+        look("s:k", content, TERMS)
         record = parse_record("s:k", content)
         for seed in range(3):
             texts = builder.plan(record, np.random.default_rng(seed)).info["conversations"]
@@ -319,7 +325,7 @@ def test_a_stored_record_is_judged_as_a_line_is(resolver):
             entry["snap"] = entry.get("snap", 0.25)  # a line gets it
         try:
             look("s:k", {suffix if suffix == "mp4" else "0.png": media, "json": json.dumps(data).encode()},
-                 asked=Asked.MEANT)  # fmt: skip
+                 TERMS)  # fmt: skip
             good = True
         except BadRecord as error:
             good = False
