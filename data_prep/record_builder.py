@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -164,7 +165,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     view = view_of(images, video, clip)
     check_record(record, view, config)
     if sample.place is not None:
-        check_places(data, view, clip, 0.0 if video is None else video.duration, config.video)
+        check_places(data, view, clip, math.inf if video is None else video.duration, config.video)
     check_fits(record, view, config)
     entry = measure(data, images, video)
     notes = (*_notes(entry, images, video, config), *sample.notes, *sorted(mended))
@@ -202,13 +203,18 @@ class Asked(Enum):
 
 
 def check_usable(
-    record: Record, data: Mapping[str, Any], view: View, film: float, asked: Asked, config: DataConfig | None = None
+    record: Record,
+    data: Mapping[str, Any],
+    view: View,
+    asked: Asked,
+    config: DataConfig | None = None,
+    film: float = math.inf,
 ) -> None:
     """Check a stored record whose media were probed.
 
     Args:
-        film: seconds of its whole film, 0 without one.
         config: settings of the training that it is for.
+        film: seconds of its whole film.
     Raises:
         BadRecord: `fault` names the field.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -208,8 +209,8 @@ def look(label: str, content: dict[str, bytes], terms: Terms) -> Entry:
             times = f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s"
             outside = MediaError("clip outside the video", times)
             raise BadRecord(label, "bad media", str(outside), outside.fault("clip"))
-    film = 0.0 if video is None else video.duration
-    check_usable(record, data, view_of(images, video, record.clip), film, terms.asked, config)
+    film = math.inf if video is None else video.duration
+    check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film)
     return measure(data, images, video)
 
 

@@ -370,7 +370,7 @@ def check_places(
 
     Args:
         data: its JSON, which `parse_record` has accepted, without nulls.
-        clip: seconds of the film, as stored; `film`: seconds of the whole film, 0 without one.
+        clip: seconds of the film, as stored; `film`: seconds of the whole film.
         video: settings of training.
     Raises:
         FieldError: a point or a time that cannot be meant.
