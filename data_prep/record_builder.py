@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
+from data_prep.noticed import noticed
 from data_prep.run_limits import check_fits
 from data_prep.sources.base import OWN, Media, Sample, Skip
 from molmo2_nemo.data.check import View, check_record
@@ -24,13 +25,14 @@ from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.meant import check_meant, check_names
-from molmo2_nemo.data.places import Placing, check_places, place_clip, place_subtitles
+from molmo2_nemo.data.places import CLAMPED, CLIP_CUT, Placing, check_places, place_clip, place_subtitles
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError, verbose
 
 LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
 SLOW_TO_READ = f"long GOPs: over {LONG_GOP} frames decoded for each sampled one; --gop 60 re-encodes such videos"
+SAID_BY_PLACING = {CLAMPED: "points_moved", CLIP_CUT: "clips_cut"}  # of own data, in other words
 UNFORESEEN = "unforeseen"  # the reason of a sample that our code did not expect
 MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -163,12 +165,14 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
         record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
     view = view_of(images, video, clip)
-    check_record(record, view, config)
+    lost = check_record(record, view, config)
     if sample.place is not None:
         check_places(data, view, clip, math.inf if video is None else video.duration, config.video)
     check_fits(record, view, config)
+    lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
-    notes = (*_notes(entry, images, video, config), *sample.notes, *sorted(mended))
+    seen = (*media_notes(entry, images, video), *noticed(record, data, view, lost, config))
+    notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 
 
@@ -209,12 +213,15 @@ def check_usable(
     asked: Asked,
     config: DataConfig | None = None,
     film: float = math.inf,
-) -> None:
+) -> list[str]:
     """Check a stored record whose media were probed.
 
     Args:
         config: settings of the training that it is for.
         film: seconds of its whole film.
+
+    Returns:
+        What that training will leave out or cut; see `noticed`.
     Raises:
         BadRecord: `fault` names the field.
     """
@@ -223,19 +230,19 @@ def check_usable(
     elif asked is Asked.NAMES:
         check_names(record.key, data)
     config = config or DataConfig()
-    check_record(record, view, config)
+    lost = check_record(record, view, config)
     if asked is Asked.MEANT:
         try:
             check_places(data, view, record.clip, film, config.video)
         except FieldError as error:
             raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
     check_fits(record, view, config)
+    return noticed(record, data, view, lost, config)
 
 
-def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None, config: DataConfig) -> Iterator[str]:
+def media_notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
+    """What the summaries say of a record's media."""
     yield from sorted({f"an image {note}" for image in images for note in image.notes})
-    if len(images) > config.image.max_images:
-        yield f"images after the first {config.image.max_images}, which training leaves out (data.image.max_images)"
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
+from data_prep.noticed import Noted, Notes
 from data_prep.output import SKIPPED
-from data_prep.record_builder import Asked, check_usable, measure, view_of
+from data_prep.record_builder import Asked, check_usable, measure, media_notes, view_of
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.foreign import ForeignTexts
 from molmo2_nemo.data.json_values import Fault
@@ -97,19 +98,31 @@ def data_sets(folder: Path) -> list[Path]:
     return found
 
 
-def check(folder: Path, *, quick: bool = False, workers: int = 0, config: DataConfig | None = None) -> list[Problem]:
+def check(
+    folder: Path,
+    *,
+    quick: bool = False,
+    workers: int = 0,
+    config: DataConfig | None = None,
+    notes: Notes | None = None,
+) -> list[Problem]:
     """All problems of a data set: files, checksums, structure, every record, every image and video.
 
     Args:
         quick: sizes and checksums only.
         config: settings of the training that the records are for.
+        notes: gets what that training uses in part only.
     """
     head = read_head(folder / MANIFEST)
     jobs = [
         (folder, shard, entries, quick, Terms.of(head, config))
         for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=False)
     ]
-    problems = [problem for found in _map(_check_shard, jobs, workers) for problem in found]
+    problems: list[Problem] = []
+    for found, noted in _map(_noting_shard, jobs, workers):
+        problems += found
+        if notes is not None:
+            notes.update(noted)
     if len(jobs) != len(head["shards"]):
         problems.append(Problem(MANIFEST, "", f"describes {len(jobs)} of {len(head['shards'])} shards"))
     listed = {shard["name"] for shard in head["shards"]}
@@ -130,7 +143,21 @@ def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
         yield from pool.map(function, *zip(*jobs, strict=True))
 
 
-def _check_shard(folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool, terms: Terms) -> list[Problem]:
+def _noting_shard(
+    folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool, terms: Terms
+) -> tuple[list[Problem], Noted]:
+    notes = Notes()
+    return _check_shard(folder, shard, entries, quick, terms, notes), notes.found
+
+
+def _check_shard(
+    folder: Path,
+    shard: dict[str, Any],
+    entries: list[Entry],
+    quick: bool,
+    terms: Terms,
+    notes: Notes | None = None,
+) -> list[Problem]:
     name, path = shard["name"], folder / shard["name"]
     if not path.is_file():
         return [Problem(name, "", "is missing")]
@@ -143,7 +170,7 @@ def _check_shard(folder: Path, shard: dict[str, Any], entries: list[Entry], quic
     elif file_sha256(path) != shard["sha256"]:
         problems.append(Problem(name, "", "its SHA-256 is not the manifest's"))
     if not quick or problems:
-        problems += [problem for _, problem, _ in _judged(path, entries, terms) if problem is not None]
+        problems += [problem for _, problem, _ in _judged(path, entries, terms, notes) if problem is not None]
     if not problems and not quick:
         try:
             bad: dict[str, BadRecord] = {}
@@ -156,14 +183,19 @@ def _check_shard(folder: Path, shard: dict[str, Any], entries: list[Entry], quic
     return problems
 
 
-def _judged(path: Path, entries: list[Entry], terms: Terms) -> Iterator[tuple[Entry, Problem | None, dict[str, bytes]]]:
+def _judged(
+    path: Path, entries: list[Entry], terms: Terms, notes: Notes | None = None
+) -> Iterator[tuple[Entry, Problem | None, dict[str, bytes]]]:
     """Each entry with its problem, if it has one, and its members."""
     for entry, content in read_records(path, entries):
-        yield entry, record_problem(path.name, entry, content, terms), content
+        yield entry, record_problem(path.name, entry, content, terms, notes), content
 
 
-def record_problem(shard: str, entry: Entry, content: dict[str, bytes], terms: Terms) -> Problem | None:
-    """The problem of a record, given its members as read; None when it keeps the terms."""
+def record_problem(
+    shard: str, entry: Entry, content: dict[str, bytes], terms: Terms, notes: Notes | None = None
+) -> Problem | None:
+    """The problem of a record, given its members as read; None when it keeps the terms, and `notes` gets what training
+    will leave out of it."""
     for member in entry.members:
         there = len(content[member.suffix])
         if there != member.size:
@@ -175,9 +207,11 @@ def record_problem(shard: str, entry: Entry, content: dict[str, bytes], terms: T
         fault = Fault("", f"CRC-32 {crc}", f"CRC-32 {entry.crc}")
         return Problem(shard, entry.key, "its contents changed (CRC-32)", fault)
     try:
-        look(f"{shard}:{entry.key}", content, terms)
+        looked = look(f"{shard}:{entry.key}", content, terms)
     except BadRecord as error:
         return _problem(shard, entry.key, error)
+    if notes is not None:
+        notes.add(looked.notes, f"{shard}:{entry.key}")
     return None
 
 
@@ -187,8 +221,15 @@ def _problem(shard: str, key: str, error: BadRecord) -> Problem:
     return Problem(shard, key, error.detail, fault, f"{key}.{error.member}")
 
 
-def look(label: str, content: dict[str, bytes], terms: Terms) -> Entry:
-    """Parse and check a record and decode its media as `molmo2 prepare` does; returns its measures.
+class Looked(NamedTuple):
+    """A record that keeps its terms: its measures, and what the summary counts."""
+
+    entry: Entry
+    notes: tuple[str, ...]
+
+
+def look(label: str, content: dict[str, bytes], terms: Terms) -> Looked:
+    """Parse and check a record and decode its media as `molmo2 prepare` does.
 
     Raises:
         BadRecord: training could not use it, or it does not keep the terms.
@@ -210,8 +251,9 @@ def look(label: str, content: dict[str, bytes], terms: Terms) -> Entry:
             outside = MediaError("clip outside the video", times)
             raise BadRecord(label, "bad media", str(outside), outside.fault("clip"))
     film = math.inf if video is None else video.duration
-    check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film)
-    return measure(data, images, video)
+    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film)
+    entry = measure(data, images, video)
+    return Looked(entry, (*media_notes(entry, images, video), *seen))
 
 
 @contextmanager
@@ -335,8 +377,13 @@ def index(
     """
 
     def measured(label: str, content: dict[str, bytes], entry: Entry) -> None:
-        entry.take(look(label, content, terms))
+        looked = look(label, content, terms)
+        entry.take(looked.entry)
+        notes.add(looked.notes, label)
+        if notes.found:
+            head["notes"] = notes.json()
 
+    notes = Notes()
     lost: list[Problem] = []
     before = read_head(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
     terms = Terms(texts, Asked.of(before), config or DataConfig())

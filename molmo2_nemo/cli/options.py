@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def run_settings(args: argparse.Namespace) -> Any:
     if args.truncated:
         config.image.truncated = args.truncated
     return only_limits(config)
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Says what the user should know of an answer, beside it: on the standard error."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def check_numbers(args: argparse.Namespace, least: Mapping[str, float]) -> None:

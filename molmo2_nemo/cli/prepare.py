@@ -242,14 +242,15 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
 
 def _report(summary: Any, folder: Path) -> None:
     from data_prep.download import FAILED
+    from data_prep.noticed import note_lines
 
     head = summary.head
     size = sum(shard["bytes"] for shard in head["shards"])
     state = "is there already" if summary.already else "done"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
-    for text, (count, first) in head.get("notes", {}).items():
-        print(f"  {count:>10,}  {text} (the first: {first})")
+    for line in note_lines(head.get("notes", {})):
+        print(line)
     if head["skipped"]:
         total = sum(head["skipped"].values())
         print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")

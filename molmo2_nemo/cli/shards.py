@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from data_prep.noticed import Notes, note_lines
     from data_prep.run_limits import in_words
     from data_prep.shard_tools import check, data_sets
     from molmo2_nemo.data.manifest import MANIFEST, read_head, without_crc
@@ -69,16 +70,22 @@ def _check(args: argparse.Namespace) -> int:
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     damaged, config = 0, run_settings(args)
     for folder in data_sets(Path(args.folder)):
-        problems = check(folder, quick=args.quick, workers=workers, config=config)
+        notes = Notes()
+        problems = check(folder, quick=args.quick, workers=workers, config=config, notes=notes)
         damaged += bool(problems)
         if args.json:
             for problem in problems:
                 print(json.dumps({"folder": str(folder), **problem.line("problem")}))
+            for text, (count, first) in notes.json().items():
+                note = {"key": first, "reason": "note", "detail": text, "records": count}
+                print(json.dumps({"folder": str(folder), **note}))
             continue
         head = read_head(folder / MANIFEST)
         state = f"{len(problems)} problems" if problems else "good"
         print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
         _show(problems)
+        for line in note_lines(notes.json()):
+            print(line)
         if lacking := without_crc(folder / MANIFEST):
             print(f"  {lacking:,} records have no checksum: of those, only damage that shows when decoding is found")
     if args.json:
@@ -132,6 +139,7 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
+    from data_prep.noticed import note_lines
     from data_prep.run_limits import in_words
     from data_prep.shard_tools import index
     from molmo2_nemo.data.foreign import ForeignTexts
@@ -144,6 +152,8 @@ def _index(args: argparse.Namespace) -> int:
     print(f"{folder}: {head['records']:,} records in {len(head['shards'])} shards")
     if passed := head.get("passed_over"):
         print(f"  passed over, as webdataset does: {', '.join(f'{n:,} {kind}' for kind, n in passed.items())}")
+    for line in note_lines(head.get("notes", {})):
+        print(line)
     for reason, count in head.get("skipped", {}).items():
         print(f"  {count:,} {reason}, as training could not use them: {folder / 'skipped.jsonl'} says why for each")
         _show_lines(folder / "skipped.jsonl")

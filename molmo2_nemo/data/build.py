@@ -24,7 +24,7 @@ from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
 from molmo2_nemo.data.video.decoders import check_decoder
 from molmo2_nemo.data.video.read import VideoPlan, decode_crops, plan_video
-from molmo2_nemo.data.video.sampling import TimeSampler
+from molmo2_nemo.data.video.sampling import film_lost
 from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
 
@@ -293,8 +293,8 @@ class ExampleBuilder:
 
 def _not_shown(plan: VideoPlan, record: Record, config: VideoConfig) -> dict[str, int]:
     """What of a film, or of its clip, the sampled frames do not show, by kind."""
-    sampler = TimeSampler.of(config, record.sampling, plan.fps)
-    found = dict.fromkeys([kind] if (kind := sampler.lost(plan.duration)) else [], 1)
+    kind = film_lost(config, record.sampling, plan.fps, plan.duration)
+    found = {kind: 1} if kind else {}
     frame = 1 / plan.fps if plan.fps > 0 else 0.0
     if record.clip is not None and record.clip[1] - record.clip[0] > plan.duration + frame:
         found["clips_cut"] = 1

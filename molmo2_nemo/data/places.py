@@ -18,7 +18,6 @@ from molmo2_nemo.data.annotations import POINT_KINDS, TRACK_FPS, Tracks, read_tr
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
-from molmo2_nemo.data.lost_points import unseen_points
 from molmo2_nemo.data.points import SAME_TIME, answer_frames, shown_track_frames, visible_points
 from molmo2_nemo.data.styles import Kind, style_of
 from molmo2_nemo.data.video.sampling import TimeSampler
@@ -31,7 +30,6 @@ CLAMPED = "points slightly outside the picture (up to 1 %), moved to its edge"
 SORTED = "times that were not in order, sorted"
 REPEATED = "times that come twice: each keeps its own group of points, as published"
 TO_EDGE = "times up to one frame outside what is shown, moved to its edge"
-LOST = "tracked points at times that training does not show (docs/data.md, Tracks)"
 CLIP_CUT = "clips that end up to 1 s after the film, cut to its end"
 LINES_CUT = "subtitles that end after the film, cut to its end"
 LINES_OUT = "subtitles outside the clip, left out"
@@ -245,8 +243,6 @@ class Placing:
         seen = shown_track_frames(track, shown)
         if track.frames and not visible_points(answer_frames(track, seen) if task.on_grid else seen):
             self._nothing_shown(track, len(shown) == sampler.max_frames)
-        if unseen_points(track, shown):
-            self.notes.add(LOST)
 
     def _nothing_shown(self, track: Tracks, full: bool) -> None:
         """`full`: as many frames are shown as training allows."""

@@ -25,7 +25,7 @@ SHOWN = 10  # data sets of a kind in a table
 class Kind:
     """Something that is counted, and the settings below `data.` that decide about it."""
 
-    words: str  # what is counted, in the plural
+    words: str  # what is counted, in the plural; {} is the first setting's value
     settings: tuple[str, ...] = ()
 
     def said(self, config: DataConfig) -> str:
@@ -34,11 +34,12 @@ class Kind:
         for name in self.settings:
             section, _, key = name.partition(".")
             values.append(f"data.{name}={getattr(getattr(config, section), key)}")
-        return f"{self.words} ({', '.join(values)})" if values else self.words
+        words = self.words.replace("{}", values[0].partition("=")[2]) if values else self.words
+        return f"{words} ({', '.join(values)})" if values else words
 
 
 KINDS = {
-    "ignored": Kind("images after the first ones, left out", ("image.max_images",)),
+    "ignored": Kind("images after the first {}, left out", ("image.max_images",)),
     "points_ignored": Kind("points in images that are left out", ("image.max_images",)),
     "points_unseen": Kind("tracked points at times without a sampled frame, left out", ("video.max_frames",)),
     "points_moved": Kind("points outside the picture, moved to its edge"),

@@ -228,7 +228,7 @@ def test_the_table_fits_80_columns(config):
     text = " ".join(" ".join(lines).split())
     for kind in [*KINDS, f"{SKIPPED}clip outside the video"]:
         assert words_of(kind, config) in text
-    assert "105,000,005 images after the first ones, left out (data.image.max_images=5)" in text
+    assert "105,000,005 images after the first 5, left out (data.image.max_images=5)" in text
     assert "14,000,000 a_data_set_of_a_long_name_13, first a_data_set" in text and "and 4 more data sets" in text
     assert Tally.of_json(saved(tally.json())) == tally
     assert tally.summary()["a_data_set_of_a_long_name_00"]["ignored"] == {

@@ -1,7 +1,6 @@
 """Own data: a JSONL file becomes shards through the command, and every mistake is named with its line."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -173,26 +172,3 @@ def test_media_elsewhere(tmp_path):
     assert prepare(path) == 2
     assert prepare(path, "--source", "/", "--source", str(demo.MEDIA)) == 0
     assert len(records(tmp_path)) == 2
-
-
-def test_the_example_of_the_documentation(tmp_path, capsys):
-    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    (tmp_path / "own.jsonl").write_text(text.split("<<'END'\n")[1].split("END\n")[0])
-    assert (
-        main(
-            [
-                "prepare",
-                str(tmp_path / "own.jsonl"),
-                "--source",
-                str(demo.MEDIA),
-                "--out",
-                str(tmp_path),
-                "--workers",
-                "0",
-            ]
-        )
-        == 0
-    )
-    said = capsys.readouterr().out
-    printed = text.split("left out:\n\n```\n")[1].split("\n```")[0]
-    assert said.strip().replace(str(tmp_path), "shards") == printed

@@ -107,7 +107,8 @@ def test_check_and_index_ask_for_the_same(folder, capsys):
     said = capsys.readouterr().out
     assert "my-000000.tar:cut: image cannot be decoded" in said and "cut pictures skipped" in said
     assert main(["shards", "check", out, "--workers", "0", "--json", "--truncated", "skip"]) == 2
-    (line,) = map(json.loads, capsys.readouterr().out.splitlines())
+    found = map(json.loads, capsys.readouterr().out.splitlines())
+    (line,) = [one for one in found if one["reason"] == "problem"]
     assert (line["folder"], line["shard"], line["member"]) == (out, "my-000000.tar", "cut.0.jpg")
     assert line["field"] == "images[0]" and line["seen"] and line["expected"] == "an image that training reads"
     assert main(["shards", "index", out, "--truncated", "skip"]) == 0

@@ -64,11 +64,16 @@ class TimeSampler:
             return times[times < duration] if duration > 0 else times[:1]
         raise UserError(f"unknown video sampling mode {self.mode!r}; known: uniform_last_frame, fps")
 
-    def lost(self, duration: float) -> str | None:
-        """What a clip of that duration loses, as a kind of tally.py: frames at the wanted rate, or its end."""
-        if self.mode == "uniform_last_frame":
-            return "films_thinned" if (self.max_frames - 1) / self.max_fps < duration else None
-        return "films_cut" if self.max_frames / self.candidate_fps[0] < duration else None
+
+def film_lost(config: VideoConfig, sampling: Mapping[str, Any], video_fps: float, duration: float) -> str | None:
+    """What the run's `max_frames` takes from a clip of that duration, as a kind of tally.py: frames at the wanted rate,
+    or its end. Nothing where the record itself wants no more frames."""
+    if sampling.get("max_frames", config.max_frames + 1) <= config.max_frames:
+        return None
+    sampler = TimeSampler.of(config, sampling, video_fps)
+    if sampler.mode == "uniform_last_frame":
+        return "films_thinned" if (sampler.max_frames - 1) / sampler.max_fps < duration else None
+    return "films_cut" if sampler.max_frames / sampler.candidate_fps[0] < duration else None
 
 
 def unread_keys(sampling: Mapping[str, Any]) -> dict[str, str]:
