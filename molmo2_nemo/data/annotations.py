@@ -349,6 +349,8 @@ def _choice(style: Style, fields: dict[str, Any]) -> MultipleChoice | None:
     options, index, question = fields.get("options"), fields.get("answer_idx"), fields.get("question")
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
         raise FieldError.wrong("options", "a list of strings", options)
+    if index is None:
+        raise FieldError.missing("answer_idx", f"the index of the correct option, 0..{len(options) - 1}")
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options):
         raise FieldError.wrong("answer_idx", f"0..{len(options) - 1} for {len(options)} options", index)
     if question is None:
