@@ -34,7 +34,7 @@ FORM_FIELDS = frozenset(  # of one turn without alternatives
     {
         *("style", *TEXTS, "answers", "answer_annotations", "explanation", "label_cased", "object"),
         *("options", "answer_idx", "shuffle_options", "unlabelled_options"),
-        *("points", "point_scale", "width", "height", "timestamps", "sampling_fps", "start", "end", "time"),
+        *("points", "point_scale", "width", "height", "timestamps", "sampling_fps", "snap", "start", "end", "time"),
     }
 )
 TURN_FIELDS = FORM_FIELDS | {"either"}

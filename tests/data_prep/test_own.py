@@ -66,7 +66,7 @@ BAD = [
     ({"image": "broken.jpg", "caption": "x"}, "00000002", "image cannot be decoded"),
     ({"image": "page.jpg", "caption": "x"}, "00000002", "it is an HTML page"),
     ({"video": "broken.mp4", "caption": "x"}, "00000002", "video cannot be decoded"),
-    ({"video": "bunny.mp4", "caption": "x", "clip": [9, 12]}, "00000002", "clip outside the video"),
+    ({"video": "bunny.mp4", "caption": "x", "clip": [9, 12]}, "00000002", "inside the film of"),
     ({"image": "cat.jpg"}, "line 2", "nothing to train on"),
     ({"image": "cat.jpg", "question": "x"}, "line 2", "question and answer belong together"),
     ({"image": "cat.jpg", "text": "x"}, "line 2", "text is a field of an annotation"),
