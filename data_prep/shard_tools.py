@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -249,7 +250,8 @@ def look(label: str, content: dict[str, bytes], terms: Terms) -> Looked:
             times = f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s"
             outside = MediaError("clip outside the video", times)
             raise BadRecord(label, "bad media", str(outside), outside.fault("clip"))
-    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config)
+    film = math.inf if video is None else video.duration
+    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film)
     entry = measure(data, images, video)
     return Looked(entry, (*media_notes(entry, images, video), *seen))
 
