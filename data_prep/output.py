@@ -78,6 +78,7 @@ class Output:
         self._shards: list[dict[str, Any]] = []
         self._lock: Any = None
         self._skips: Any = None
+        self._first = ""  # of what this run skipped, in words
         clean_leftovers(out)
         if self._complete(overwrite):
             return
@@ -292,6 +293,7 @@ class Output:
         self.notes.add(built.notes, built.key)
 
     def _skip(self, skip: Skip) -> None:
+        self._first = self._first or str(skip)
         self._skips.write(json.dumps(skip.line()).encode() + b"\n")
         self.skipped[skip.reason] += 1
 
@@ -330,6 +332,7 @@ class Output:
         raise UserError(
             f"data set {self.out.name}: no record came out of {self.items} items "
             f"({reasons or 'the source has no rows'}); {kept} says why for each"
+            + (f"; the first: {self._first}" if self._first else "")
         )
 
     def full(self, error: OSError) -> Exception:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,6 @@ from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.noticed import noticed
-from data_prep.placing import BETWEEN, CLAMPED, Placing
 from data_prep.run_limits import check_fits
 from data_prep.sources.base import OWN, Media, Sample, Skip
 from molmo2_nemo.data.check import View, check_record
@@ -25,12 +25,14 @@ from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.meant import check_meant, check_names
+from molmo2_nemo.data.places import CLAMPED, CLIP_CUT, Placing, check_places, place_clip, place_subtitles
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
+from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError, verbose
 
 LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
 SLOW_TO_READ = f"long GOPs: over {LONG_GOP} frames decoded for each sampled one; --gop 60 re-encodes such videos"
-SAID_BY_PLACING = {CLAMPED: "points_moved", BETWEEN: "points_unseen"}  # of own data, in other words
+SAID_BY_PLACING = {CLAMPED: "points_moved", CLIP_CUT: "clips_cut"}  # of own data, in other words
 UNFORESEEN = "unforeseen"  # the reason of a sample that our code did not expect
 MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -107,8 +109,12 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip's times count from the start of the part
         clip = part if clip is None else (part[0] + clip[0], min(part[0] + clip[1], part[1]))
-    if video is not None and clip is not None and not 0 <= clip[0] < min(clip[1], video.duration):
-        raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s", "clip")
+    mended: set[str] = set()
+    if video is not None and clip is not None:
+        if sample.place is not None:
+            clip = place_clip(clip, video.duration, mended)
+        elif not 0 <= clip[0] < min(clip[1], video.duration):
+            raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s", "clip")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
     if images:
@@ -117,7 +123,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             name = _same_image(images, i) or f"{i}.{image.suffix}"
             data["images"].append(name)
             members[name] = image.data
-    subtitles = _subtitles(sample)
+    film, shown = video, clip
+    subtitles = _subtitles(sample, film, shown, mended)
     if video is not None:
         video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
         data["video"] = video.suffix
@@ -144,40 +151,38 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         raise DataError(f"not JSON: {error}") from None
     stand_ins = {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
     record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
-    mended: list[str] = []
     if sample.place is None:
         check_names(sample.key, data)
     else:
-        unread = check_meant(record, data)
-        data, mended = _placed(sample, data, images, video)
+        mended.update(check_meant(record, data))
+        if film is not None and film is not video and "sampling" in data:
+            data["sampling"] = _same_rates(data["sampling"], film)
+        start = 0.0 if shown is None else shown[0]
+        placing = Placing(view_of(images, film, shown), data.get("sampling", {}), start=start, video=config.video)
+        placing.write_size = film is not None and video is not None and film.size != video.size
+        data = placing.record(data)
+        mended |= placing.notes
         members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-        mended = [*mended, *unread]
         record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
     view = view_of(images, video, clip)
     lost = check_record(record, view, config)
+    if sample.place is not None:
+        check_places(data, view, clip, math.inf if video is None else video.duration, config.video)
     check_fits(record, view, config)
     lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
     seen = (*media_notes(entry, images, video), *noticed(record, data, view, lost, config))
-    notes = (*seen, *sample.notes, *mended)
+    notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 
 
-def _placed(
-    sample: Sample, data: dict[str, Any], images: Sequence[StillImage], video: Video | None
-) -> tuple[dict[str, Any], list[str]]:
-    """A user's own record with its points and times checked and written as training reads them; what was mended."""
-    placing = Placing([(image.width, image.height) for image in images])
-    if video is not None:
-        start, end = (0.0, video.duration) if sample.clip is None else sample.clip
-        if sample.clip is not None and video is not None and data["clip"] != [start, end]:
-            shown = data["clip"][1] - data["clip"][0]  # the film was cut: what is left of it begins elsewhere
-            end = start + shown
-        elif sample.clip is not None:
-            end = min(end, video.duration)
-        rate = data.get("sampling", {}).get("max_fps", VideoConfig.max_fps)
-        placing = Placing((), video.size, start, end, video.fps, float(rate))
-    return placing.record(data), sorted(placing.notes)
+def _same_rates(sampling: Mapping[str, Any], film: Video) -> dict[str, Any]:
+    """A record's `sampling` that takes the rates of the film as it was given, when it is stored with another rate."""
+    sampler = TimeSampler.of(VideoConfig(), sampling, film.fps)
+    if sampler.mode != "fps":
+        return dict(sampling)
+    kept = {name: value for name, value in sampling.items() if name != "sampling_fps"}
+    return kept | {"candidate_sampling_fps": list(sampler.candidate_fps)}
 
 
 def view_of(images: Sequence[StillImage], video: Video | None, clip: Sequence[float] | None) -> View:
@@ -202,12 +207,18 @@ class Asked(Enum):
 
 
 def check_usable(
-    record: Record, data: Mapping[str, Any], view: View, asked: Asked, config: DataConfig | None = None
+    record: Record,
+    data: Mapping[str, Any],
+    view: View,
+    asked: Asked,
+    config: DataConfig | None = None,
+    film: float = math.inf,
 ) -> list[str]:
-    """Check a record whose media were probed.
+    """Check a stored record whose media were probed.
 
     Args:
         config: settings of the training that it is for.
+        film: seconds of its whole film.
 
     Returns:
         What that training will leave out or cut; see `noticed`.
@@ -220,6 +231,11 @@ def check_usable(
         check_names(record.key, data)
     config = config or DataConfig()
     lost = check_record(record, view, config)
+    if asked is Asked.MEANT:
+        try:
+            check_places(data, view, record.clip, film, config.video)
+        except FieldError as error:
+            raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
     check_fits(record, view, config)
     return noticed(record, data, view, lost, config)
 
@@ -264,14 +280,20 @@ def _same_image(images: Sequence[StillImage], i: int) -> str | None:
     return None
 
 
-def _subtitles(sample: Sample) -> list[dict[str, Any]] | str:
+def _subtitles(
+    sample: Sample, film: Video | None, clip: tuple[float, float] | None, notes: set[str]
+) -> list[dict[str, Any]] | str:
+    """As stored; of a user's own data, `notes` says what was mended."""
     if isinstance(sample.subtitles, str):
         return sample.subtitles
     if not sample.subtitles:
         return []
     from data_prep.subtitles import as_record, cut, supervisions
 
-    segments = supervisions(sample.key, sample.subtitles)
+    lines = sample.subtitles
+    if sample.place is not None and film is not None:
+        lines = place_subtitles(lines, view_of((), film, None), clip, notes)
+    segments = supervisions(sample.key, lines)
     if sample.clip is not None:
         segments = cut(segments, *sample.clip)
     return as_record(segments)

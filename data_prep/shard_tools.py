@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -33,11 +34,11 @@ from molmo2_nemo.data.shard_writer import (
     NothingUsable,
     TarShard,
     file_state,
-    index_tar,
     read_records,
     write_manifest,
 )
 from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.files import atomic, write_text
 
 REMOVED = "removed by repair"
@@ -249,7 +250,8 @@ def look(label: str, content: dict[str, bytes], terms: Terms) -> Looked:
             times = f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s"
             outside = MediaError("clip outside the video", times)
             raise BadRecord(label, "bad media", str(outside), outside.fault("clip"))
-    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config)
+    film = math.inf if video is None else video.duration
+    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film)
     entry = measure(data, images, video)
     return Looked(entry, (*media_notes(entry, images, video), *seen))
 

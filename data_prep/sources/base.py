@@ -76,6 +76,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
 from molmo2_nemo.data.json_values import Fault, FieldError
+from molmo2_nemo.data.meant import check_names
 from molmo2_nemo.data.record import BadRecord, read_tree
 from molmo2_nemo.errors import DataError
 
@@ -393,6 +394,9 @@ def sample_problem(sample: Sample) -> BadRecord | None:
         fault = problem.fault if isinstance(problem, FieldError) else None
         return BadRecord(sample.key, "bad sample", str(problem), fault)
     try:
+        if sample.place is not None:  # a name that is wrong says more than what is missing in its place
+            trees = {"variants": sample.variants} if sample.variants else {"annotations": sample.annotations}
+            check_names(sample.key, {**trees, "sampling": sample.sampling})
         for number, tree in enumerate(sample.trees()):
             path = f"variants[{number}]" if sample.variants else "annotations"
             read_tree(sample.key, list(tree), len(sample.images), sample.video is not None, path)

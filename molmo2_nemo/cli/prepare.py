@@ -6,6 +6,7 @@ skipped.jsonl beside the shards. A data set appears in --out when it is complete
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -252,9 +253,20 @@ def _report(summary: Any, folder: Path) -> None:
     for line in note_lines(head.get("notes", {})):
         print(line)
     if head["skipped"]:
-        total = sum(head["skipped"].values())
+        total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
         print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
         for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
-            print(f"  {count:>10,}  {reason}")
+            print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")
         if FAILED in head["skipped"]:
             print("  --overwrite tries failed downloads again; what was fetched is in the cache")
+
+
+def _firsts(path: Path) -> dict[str, str]:
+    """What to say of the first sample skipped for each reason, from the lines of skipped.jsonl."""
+    found: dict[str, str] = {}
+    with path.open(encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            if line["reason"] not in found:
+                where = f"{line['file']}, line {line['line']}" if "file" in line else line["key"]
+                found[line["reason"]] = f" (the first: {where}{': ' * bool(line['detail'])}{line['detail'][:200]})"
+    return found

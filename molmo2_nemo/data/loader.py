@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,19 @@ from molmo2_nemo.data.planner import PackPlanner, Place, PlannedBatch, check_bad
 from molmo2_nemo.data.reader import Builder, ExampleReader, Skipped, default_builder
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
 from molmo2_nemo.data.tally import SKIPPED, Seen, Tally, counted, waiting_unused
-from molmo2_nemo.data.workers import DecodeTasks, PackPixels, PackTask, array_of, in_order, packs_ahead
+from molmo2_nemo.data.workers import (
+    AHEAD_BYTES,
+    DecodeTasks,
+    PackPixels,
+    PackTask,
+    Room,
+    array_of,
+    in_order,
+    packs_ahead,
+)
 from molmo2_nemo.errors import DataError
 
+Mark = tuple[Place, Tally, int]
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
 
 
@@ -112,6 +122,10 @@ class PackStream:
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the current position of the stream on; only one iterator may be active at a time."""
+        return self.batches(lambda planned: planned)
+
+    def batches(self, arrange: Callable[[Iterator[PlannedBatch]], Iterator[PlannedBatch]]) -> Iterator[Batch]:
+        """The same in another order, in which they are decoded. Each batch puts the stream to its own place."""
         planner = PackPlanner(
             self.config,
             self.readers,
@@ -121,13 +135,18 @@ class PackStream:
             batches_per_step=self.batches_per_step,
         )
         planned: deque[PlannedBatch] = deque()
+        asked: deque[PackTask] = deque()
         failed: list[Exception] = []
-        tasks = _tasks(planner, planned, failed)
+        tasks = _tasks(arrange(iter(planner)), planned, asked, failed)
         workers = self.config.num_workers
-        source = in_order(DecodeTasks(self.readers, workers > 0), tasks, workers, packs_ahead(self.config))
+        room = Room(AHEAD_BYTES) if workers else None
+        source = in_order(DecodeTasks(self.readers, room), tasks, workers, packs_ahead(self.config))
         try:
             found: list[PackPixels] = []
             for pixels in source:
+                task = asked.popleft()
+                if room is not None:
+                    room.take(task)
                 found.append(pixels)
                 if len(found) == self.micro_batch_size:
                     yield self._finish(planned.popleft(), found)
@@ -138,6 +157,8 @@ class PackStream:
                     self._list(bad)
                 raise error
         finally:
+            if room is not None:
+                room.close()
             source.close()
             tasks.close()
 
@@ -167,6 +188,18 @@ class PackStream:
         batch.state = self.state()
         return batch
 
+    def without_pixels(self, planned: PlannedBatch) -> Batch:
+        """The batch of a plan as if all its media could be decoded; its crops are zeros that take no memory."""
+        reader = self.readers[planned.phase]
+        packs: list[list[Example]] = [[item.payload for item in pack] for pack in planned.packs]
+        count = sum(example.num_crops for pack in packs for example in pack)
+        return collate(
+            packs,
+            sequence_length=reader.config.packing.sequence_length,
+            im_patch_id=reader.im_patch_id,
+            crops=np.broadcast_to(np.uint8(0), (count, *packs[0][0].crops.shape[1:])),
+        )
+
     def _decoded(self, example: Example, record: Seen, said: dict[str, Any] | Skipped) -> bool:
         """Take note of how the decoding of an example went; whether it can be used."""
         first = (record.number, record.key)
@@ -191,6 +224,15 @@ class PackStream:
     def _note(self, source: str, kind: str, count: int, first: tuple[int, str]) -> None:
         for tally in (self._late, self.found_late):
             tally.add(source, kind, count, first)
+
+    def mark(self) -> Mark:
+        """Where the stream is, for `go_back`."""
+        return self.place.copy(), self._late.copy(), self._late_in_a_row
+
+    def go_back(self, mark: Mark) -> None:
+        """Go on from a mark; not while an iterator is active."""
+        place, late, self._late_in_a_row = mark
+        self.place, self._late = place.copy(), late.copy()
 
     def warnings(self) -> list[str]:
         """What the user should know of the data before they are read, a line each."""
@@ -263,13 +305,17 @@ class PackStream:
 
 
 def _tasks(
-    planner: PackPlanner, planned: deque[PlannedBatch], failed: list[Exception]
+    batches: Iterator[PlannedBatch], planned: deque[PlannedBatch], asked: deque[PackTask], failed: list[Exception]
 ) -> Generator[PackTask, None, None]:
-    """The packs of all planned batches, which are appended to `planned`. An error ends them and is left in `failed`:
-    batches that were planned before it come first."""
+    """The packs of all batches. Batches are appended to `planned`, packs to `asked`. An error ends them and is left in
+    `failed`: batches that were planned before it come first."""
+    before = 0
     try:
-        for batch in planner:
+        for batch in batches:
             planned.append(batch)
-            yield from batch.tasks()
+            for task in batch.tasks(before):
+                before += task.bytes
+                asked.append(task)
+                yield task
     except Exception as error:
         failed.append(error)

@@ -16,7 +16,7 @@ from molmo2_nemo.data.annotations import (
     TurnAnnotation,
     VideoPoints,
 )
-from molmo2_nemo.data.points import SAME_TIME, on_grid
+from molmo2_nemo.data.points import SAME_TIME, on_grid, shown_track_frames, unanswered_frames
 
 Size = tuple[float, float]  # width and height: what a point's x and y are divided by
 
@@ -39,14 +39,29 @@ def lost_points(
 
 
 def unseen_points(track: Tracks, frame_times: np.ndarray) -> int:
-    """Visible points at times that no sampled frame has, of those that the task asks for (some ask for fewer times)."""
+    """Visible points at times that no sampled frame has, of those that the task asks for (some ask for fewer times).
+
+    Where a track snaps to the sampled frames, most of its frames may be meant to lie between them: counted are the
+    points at the times of the answer, or, of a task without a rate, one for each object that is never shown.
+    """
     task = track.style.track
-    frames = on_grid(track.frames, track.fps) if task is not None and task.on_grid else track.frames
+    on_rate = task is not None and task.on_grid
+    if track.snap > 0:
+        seen = shown_track_frames(track, frame_times)
+        if on_rate:
+            return sum(len(_visible(frame)) for frame in unanswered_frames(track, seen))
+        return len(_objects(track.frames) - _objects(seen))
+    frames = on_grid(track.frames, track.fps) if on_rate else track.frames
     if not frames:
         return 0
     away = np.abs(np.array([frame.time for frame in frames])[:, None] - np.asarray(frame_times)[None])
-    seen = (away <= SAME_TIME).any(axis=1)
-    return sum(len(_visible(frame)) for frame, is_seen in zip(frames, seen, strict=True) if not is_seen)
+    seen_there = (away <= SAME_TIME).any(axis=1)
+    return sum(len(_visible(frame)) for frame, is_seen in zip(frames, seen_there, strict=True) if not is_seen)
+
+
+def _objects(frames: Iterable[TrackFrame]) -> set[str]:
+    """Those that are visible at some time."""
+    return {name for frame in frames for name, entry in frame.points.items() if not entry.occluded}
 
 
 def moved_points(points: Sequence[Point], size: Size) -> int:

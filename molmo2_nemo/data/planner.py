@@ -77,16 +77,24 @@ class PlannedBatch:
     skipped: list[Skipped]  # records that could not be used, read since the batch before
     place: Place  # after it
 
-    def tasks(self) -> Iterator[PackTask]:
+    def numbers(self) -> list[int]:
+        """Stream numbers of its examples."""
+        return [item.id for pack in self.packs for item in pack]
+
+    def tasks(self, before: int = 0) -> Iterator[PackTask]:
+        """Of its packs. `before`: bytes of the crops of all packs before them."""
         for pack, phases in zip(self.packs, self.phases, strict=True):
             examples: list[Example] = [item.payload for item in pack]
-            yield PackTask(
+            task = PackTask(
                 tuple(
                     (item.id, phase, item.payload.info.get("images"), item.crops)
                     for item, phase in zip(pack, phases, strict=True)
                 ),
                 examples[0].crops.shape[1:],  # type: ignore[arg-type]
+                before,
             )
+            before += task.bytes
+            yield task
 
 
 class PackPlanner:

@@ -40,15 +40,16 @@ from molmo2_nemo.data.points import (
     NONE_TEXT,
     SEPARATORS,
     PointTag,
+    answer_frames,
+    at_rate,
     count_text,
-    first_and_last,
     number_points,
-    on_grid,
     render,
     scale_point,
     seconds_text,
-    seen_track_frames,
+    shown_track_frames,
     track_text,
+    visible_points,
 )
 from molmo2_nemo.data.published_choice import published_choice
 from molmo2_nemo.data.styles import (
@@ -286,10 +287,13 @@ class PromptFormatter:
         assert task is not None
         label, point_format = entry.label, self.config.point_format
         size = _scale(entry.scale, context.video_size)
-        seen = seen_track_frames(entry.frames, context.frame_times)
-        kept = on_grid(seen, entry.fps) if task.on_grid else seen
-        if task.ends_only:
-            kept = first_and_last(kept)
+        seen = shown_track_frames(entry, context.frame_times)
+        kept = answer_frames(entry, seen)
+        if entry.snap > 0 and entry.frames and not visible_points(kept if task.on_grid else seen):
+            raise DataError(
+                f"annotation of style {entry.style.name!r}: no visible point of its {len(entry.frames)} tracked times "
+                f"is within {entry.snap:g} s of a frame that is shown (sampling, video.max_frames)"
+            )
         fields, later = {"label": label, "fps": str(entry.fps)}, kept
         if task.from_point and entry.frames:
             point, time = self._start(seen, entry.frames, rng)
@@ -301,6 +305,8 @@ class PromptFormatter:
         wordings = task.wordings
         if entry.fps == TRACK_FPS and task.wordings_no_fps and rng.random() < 0.5:
             wordings = task.wordings_no_fps
+        if task.on_grid and not at_rate(entry, seen):
+            wordings = task.wordings_no_fps or wordings
         prompt = self._worded(wordings, rng, **fields) if self.templated else fields.get("point", label)
         answer = track_text(later, size, label, point_format) if entry.frames else NONE_TEXT
         if kept and not later:

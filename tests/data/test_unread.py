@@ -13,7 +13,7 @@ from molmo2_nemo.data.meant import FORM_FIELDS
 from molmo2_nemo.data.prompts import PromptFormatter, VisualContext
 from molmo2_nemo.data.unread import HARMLESS, check_read, check_sampling_read
 from molmo2_nemo.data.video.sampling import TimeSampler
-from tests.data.test_check import PICTURE, PICTURES, SIZE, VIDEO
+from tests.data.test_check import PICTURE, PICTURES, SIZE, TRACK, VIDEO
 from tests.support.source_rows import STAGE1, png
 
 VALUES = {
@@ -28,10 +28,15 @@ VALUES = {
     **dict.fromkeys(("point_scale", "width", "height"), (100, 70)),
     "timestamps": ([0.5], [1.0, 1.5]),
     "sampling_fps": (1, 2),
+    "snap": (0.0, 0.2),
     **dict.fromkeys(("start", "end", "time"), (0.5, 1.5)),
 }
 BASES = [(entry, 1, False) for entry in PICTURE if "turns" not in entry and "either" not in entry]
-BASES += [(entry, 2, False) for entry in PICTURES] + [(entry, 0, True) for entry in VIDEO]
+BASES += [(entry, 2, False) for entry in PICTURES] + [
+    (entry, 0, True) for entry in VIDEO if "track" not in entry["style"]
+]
+BESIDE = {**TRACK, "time": 1.6}  # no sampled time
+BASES += [({**e, "points": [*e["points"], BESIDE]}, 0, True) for e in VIDEO if "track" in e["style"]]
 BASES += [({"style": "video_object_caption", "text": "A cat."}, 0, True)]
 BASES += [({"style": "point_count", "label": "ears", "answer": "2"}, 1, False)]
 TIMES = np.array([0, 0.5, 1, 1.5, 2])

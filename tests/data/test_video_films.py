@@ -3,6 +3,7 @@ ffmpeg program shows."""
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import product
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,7 @@ from molmo2_nemo.data.video.orientation import nearest, upright
 from molmo2_nemo.data.video.read import decode_video, inspect_video, plan_video, read_video
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError
+from tests.support.fields import film_of_fields
 from tests.support.films import SIZE, display_matrix, film, numbers, picture, remuxed
 
 torch.set_num_threads(1)
@@ -364,6 +367,24 @@ def test_packets_beyond_the_last_frame_wanted_are_not_read(codec):
             assert numbers(np.stack([reader.at(n).to_ndarray(format="rgb24") for n in wanted])) == wanted
             left = sum(1 for packet in container.demux(stream) if packet.size)
             assert 90 - wanted[-1] // 30 * 30 - left <= sent, wanted
+
+
+@pytest.mark.parametrize("container", ["mpegts", "matroska", "mp4"])
+def test_fields_in_packets_of_their_own_are_not_skipped(container):
+    """The second field of a wanted frame has another time stamp; that of a frame may be the first that is wanted."""
+    data, pictures = film_of_fields(container)
+    count = len(look_at(data, LIMITS).index.pts)
+    whole, _ = decoded(data, range(count))
+    with av.open(io.BytesIO(data)) as film:
+        plain = np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
+        film.seek(0)
+        grey = [np.frombuffer(frame.planes[0], np.uint8).reshape(64, -1)[:, :32] for frame in film.decode(video=0)]
+    assert np.array_equal(np.stack(grey), pictures)
+    assert count == 2 * len(plain) and np.array_equal(whole, plain.repeat(2, 0))
+    rng = np.random.default_rng(0)
+    for size in (1, 1, 1, 1, 2, 2, 3, 5, 9):
+        wanted = np.sort(rng.choice(count, size, replace=False))
+        assert np.array_equal(decoded(data, wanted)[0], whole[wanted]), wanted.tolist()
 
 
 def test_only_a_cover_is_no_film():

@@ -23,7 +23,9 @@ from molmo2_nemo.errors import DataError
 SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
 # Their frames that no other needs are skipped unless wanted. Others skip later than they are told (AV1) or are rare.
 SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp8", "vp9")
-PROGRESSIVE = 1  # FFmpeg's field order; H.264 of any other may have the two fields of a frame in packets of their own
+# FFmpeg's field order. H.264 of any other may have the two fields of a frame in packets of their own, each with a time
+# stamp, so that neither can be told from a frame: nothing of it is skipped or held back.
+PROGRESSIVE = 1
 PROBED = 64  # frames decoded to see whether time stamps fit the pictures
 
 
@@ -235,11 +237,10 @@ def _decode(
             with those that can be decoded without the packets that follow.
     """
     context = stream.codec_context
-    skip = wanted is not None and context.codec.name in SKIPPING
     fields = context.codec.name == "h264" and context.field_order != PROGRESSIVE
+    skip = wanted is not None and context.codec.name in SKIPPING and not fields
     shifts = list(reversed(joints))
     shift = count = 0
-    after_wanted = False
     for packet in container.demux(stream):
         deadline.check()
         stamp = stamp_of(packet)
@@ -250,9 +251,7 @@ def _decode(
             stamp += shift
             packet.pts, packet.dts = stamp, None if packet.dts is None else packet.dts + shift
         if skip and wanted is not None:
-            idle = stamp is not None and stamp not in wanted and not (fields and after_wanted)
-            context.skip_frame = "NONREF" if idle else "DEFAULT"
-            after_wanted = not idle
+            context.skip_frame = "NONREF" if stamp is not None and stamp not in wanted else "DEFAULT"
         yield from packet.decode()
         if due is not None:
             due.discard(stamp)  # type: ignore[arg-type]
