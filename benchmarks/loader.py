@@ -7,9 +7,10 @@ Pictures (the demo's photographs, enlarged to camera sizes, JPEG) and films (the
 2 frames a second; 128 frames of 720p, 384 of 270p. All ways give the same arrays, which is checked.
 
 ours        the training path: ShardDataset, parse_record, ExampleBuilder
-before      the same, but pixels are stretched and put in the order of patches as at commit 5dc457a, whose functions are
-            repeated here: channels first after stretching, conversions outside the part that runs on one thread, crops
-            copied twice
+before      the same, but pixels are taken from Pillow, stretched and put in the order of patches as at commit 5dc457a,
+            whose functions are repeated here: channels first after stretching, conversions outside the part that runs
+            on one thread, crops and pictures copied several times
+old         the training path of another checkout (--old), in a process of its own
 plain       every frame of a video decoded to RGB, then the sampled ones picked and resized; pictures with Pillow as
             they come; no index, every record found by reading its tar; no reuse: each question is an example of its
             own and decodes its picture or video again (QUESTIONS of them)
@@ -23,9 +24,12 @@ decodes for itself. Memory is measured by benchmarks/loader_memory.py.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -39,16 +43,17 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 
 import molmo2_nemo.data.build as build
 import molmo2_nemo.data.image as image_module
 import molmo2_nemo.data.video.read as video_module
-from benchmarks.report import machine, write_result
+from benchmarks.report import commit, machine, write_result
 from molmo2_nemo.data.build import ExampleBuilder
-from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
+from molmo2_nemo.data.config import DataConfig, ImageConfig, LimitsConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry
+from molmo2_nemo.data.picture_decoder import opened
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.shards import ShardDataset
@@ -167,6 +172,12 @@ def image_before(pixels: np.ndarray, tiling: Any, geometry: TileGeometry, out: n
     out[...] = patchify_before(np.stack(views), geometry.patch)
 
 
+def decode_before(data: bytes, *, limits: LimitsConfig, **_: Any) -> np.ndarray:
+    with opened(io.BytesIO(data), limits) as image:
+        image.load()
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
 def video_before(source: Any, plan: VideoPlan, geometry: TileGeometry, out: np.ndarray, **options: Any) -> Decoding:
     side = geometry.crop
     frames = np.empty((len(plan.times), side, side, 3), np.uint8)
@@ -221,16 +232,17 @@ def steps_of(way: str, clock: Clock) -> Iterator[None]:
     """The steps of a way put in place of ours, and timed."""
     plain = way.startswith("plain")
     video = plain_video if plain else video_before if way == "before" else build.decode_crops
+    picture = plain_picture if plain else decode_before if way == "before" else build.decode_image
     steps: list[tuple[Any, str, str, Callable[..., Any]]] = [
         (build, "image_size", "plan", build.image_size),
         (build, "images_layout", "plan", build.images_layout),
         (build, "plan_video", "plan", build.plan_video),
         (build, "video_layout", "plan", build.video_layout),
         (build, "flatten", "tree", build.flatten),
-        (build, "decode_image", "decode pictures", plain_picture if plain else build.decode_image),
+        (build, "decode_image", "decode pictures", picture),
         (build, "decode_crops", "decode videos", video),
         (build, "image_crops", "tiles", build.image_crops if way == "ours" else image_before),
-        (image_module, "resize", "resize", image_module.resize),
+        (image_module, "resizes", "resize", image_module.resizes),
         (image_module, "patchify", "patches", image_module.patchify),
         (video_module, "resize", "resize", video_module.resize),
         (video_module, "patchify", "patches", video_module.patchify),
@@ -276,7 +288,40 @@ def measure(folder: Path, config: DataConfig, way: str, seconds: float) -> tuple
     return {"samples_per_second": count / spent, "crops_per_second": crops / spent, "shares": shares}, examples
 
 
-def compare(path: Path, config: DataConfig, rounds: int, seconds: float, threads: int) -> dict[str, Any]:
+CHILD = """
+import hashlib, json, sys, time
+import numpy as np, torch
+from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
+from molmo2_nemo.data.record import parse_record
+from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+torch.set_num_threads(1)
+config = DataConfig(image=ImageConfig(), video=VideoConfig(max_frames=int(sys.argv[2])))
+dataset, builder = ShardDataset(sys.argv[1]), ExampleBuilder(config, Molmo2Tokenizer.load("tiny"))
+hashes, count, crops, began = [], 0, 0, time.process_time()
+while count < len(dataset) or time.process_time() - began < float(sys.argv[3]):
+    i = count % len(dataset)
+    example = builder.build(parse_record(*dataset.read(i)), np.random.default_rng(i), max_tokens=65536)
+    hashes += [hashlib.sha1(example.crops).hexdigest()] if count < len(dataset) else []
+    count, crops = count + 1, crops + example.num_crops
+spent = time.process_time() - began
+print(json.dumps({"samples_per_second": count / spent, "crops_per_second": crops / spent, "hashes": hashes}))
+"""
+
+
+def measure_in(checkout: Path, folder: Path, frames: int, seconds: float) -> dict[str, Any]:
+    """The training path of another checkout, on one thread, in a process of its own."""
+    command = [sys.executable, "-c", CHILD, str(folder), str(frames), str(seconds)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=checkout, env=environment)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def compare(
+    path: Path, config: DataConfig, rounds: int, seconds: float, threads: int, old: Path | None = None
+) -> dict[str, Any]:
     """All ways on one data set, in rounds; ratios are medians over rounds."""
     ways = ["plain", "plain tree", "before", "ours"]
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -285,6 +330,11 @@ def compare(path: Path, config: DataConfig, rounds: int, seconds: float, threads
         for way in ways:
             found, built[way] = measure(path, config, way, seconds)
             runs.setdefault(way, []).append(found)
+        if old is not None:
+            found = measure_in(old, path, config.video.max_frames, seconds)
+            hashes = [hashlib.sha1(example.crops).hexdigest() for example in built["ours"]]
+            assert found.pop("hashes") == hashes, f"{old} gives other pixels"
+            runs.setdefault("old", []).append({**found, "shares": {}})
         for way in ("plain tree", "before"):
             for a, b in zip(built[way], built["ours"], strict=True):
                 assert np.array_equal(a.input_ids, b.input_ids) and np.array_equal(a.crops, b.crops), f"{way} differs"
@@ -296,7 +346,7 @@ def compare(path: Path, config: DataConfig, rounds: int, seconds: float, threads
     result: dict[str, Any] = {}
     for way, found in runs.items():
         speeds = [run["samples_per_second"] for run in found]
-        ours = runs["ours" if way in ways else f"ours, {threads} threads"]
+        ours = runs["ours" if way in [*ways, "old"] else f"ours, {threads} threads"]
         result[way] = {
             "samples_per_second": statistics.median(speeds),
             "crops_per_second": statistics.median(run["crops_per_second"] for run in found),
@@ -310,6 +360,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20, help="for each way, kind of data and round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--old", type=Path, help="another checkout, whose training path is measured in turn")
     parser.add_argument("--scale", type=int, default=1, help="divide the number of frames by this, for a trial")
     parser.add_argument("--out", type=Path, help="result file; default: benchmarks/results/loader-<date>.json")
     args = parser.parse_args(argv)
@@ -324,12 +375,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 sets[name] = (make_film(Path(folder) / name.replace(", ", "-"), size, fps, count), count)
             for kind, (path, frames) in sets.items():
                 config = DataConfig(image=ImageConfig(), video=VideoConfig(max_frames=frames))
-                results[kind] = compare(path, config, args.rounds, args.seconds, threads)
+                results[kind] = compare(path, config, args.rounds, args.seconds, threads, args.old)
                 _print(kind, results[kind])
     finally:
         torch.set_num_threads(threads)
     settings: dict[str, Any] = {"picture_sizes": PICTURE_SIZES, "films": FILMS, "questions": QUESTIONS}
-    settings |= {"rounds": args.rounds, "seconds": args.seconds, "threads": threads}
+    settings |= {
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "threads": threads,
+        "old": args.old and commit(args.old),
+    }
     result = {"machine": machine(), "settings": settings, "results": results}
     write_result("loader", result, args.out)
     return result

@@ -1,11 +1,12 @@
 """Host memory of the reader of one replica at stage 3, in the worst case: every record a film of 384 frames.
 
-    python -m benchmarks.loader_memory [--workers 0 6] [--out benchmarks/results/loader_memory-DATE.json]
+    python -m benchmarks.loader_memory [--workers 0 6 12] [--out benchmarks/results/loader_memory-DATE.json]
 
 One film (480 x 270, 2 frames a second) is the whole data set, with the packs of stage 3: 36,864 tokens, 384 crops, 48
 waiting examples.
 
 ours    PackStream, with the numbers of workers given: 10 packs, with a pause after each in which workers read ahead
+window  the same packs in order of cost, 8 at a time (data.packing.balance_window)
 held    what waits holds its crops: the same packer over examples that are decoded before they are packed, in one
         process without workers, until the first 2 packs are there. (It is written here; at commit 682c472 the loader
         did this, and its workers held up to `num_workers * prefetch` further examples.)
@@ -91,8 +92,10 @@ class Highest:
 def child(way: str, folder: str, frames: int, length: int, buffer: int, workers: int, pause: float) -> dict[str, Any]:
     import torch
 
+    from molmo2_nemo.data.balance import CostModel
     from molmo2_nemo.data.collate import collate
     from molmo2_nemo.data.loader import PackStream
+    from molmo2_nemo.data.ordering import CostOrder
     from molmo2_nemo.data.packing import Item
     from molmo2_nemo.data.planner import new_packer
 
@@ -101,8 +104,8 @@ def child(way: str, folder: str, frames: int, length: int, buffer: int, workers:
     stream = PackStream(config, micro_batch_size=1, dp_rank=0, dp_size=1)
     before, packs = memory(os.getpid()), 0
     with Highest() as highest:
-        if way == "ours":
-            for batch in itertools.islice(stream, 10):
+        if way != "held":
+            for batch in itertools.islice(CostOrder(stream, 8, CostModel()) if way == "window" else stream, 10):
                 assert len(batch.crops) == frames
                 packs += 1
                 time.sleep(pause)
@@ -125,7 +128,7 @@ def child(way: str, folder: str, frames: int, length: int, buffer: int, workers:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader_memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 6])
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 6, 12])
     parser.add_argument("--frames", type=int, default=384)
     parser.add_argument("--length", type=int, default=36864, help="tokens of a pack")
     parser.add_argument("--buffer", type=int, default=48, help="examples that wait")
@@ -143,7 +146,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = str(make_film(Path(scratch) / "films", (480, 270), 2, args.frames))
-        for way, workers in [*(("ours", workers) for workers in args.workers), ("held", 0)]:
+        ways = [*((way, workers) for way in ("ours", "window") for workers in args.workers), ("held", 0)]
+        for way, workers in ways:
             numbers = [str(v) for v in (args.frames, args.length, args.buffer, workers, args.pause)]
             command = [sys.executable, "-m", "benchmarks.loader_memory", "--child", way, folder, *numbers]
             done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -41,9 +41,8 @@ def write_result(name: str, result: dict[str, Any], path: Path | None = None) ->
     return path
 
 
-def commit() -> str:
+def commit(root: Path = Path(__file__).parent) -> str:
     """The commit that is checked out, with + where files have changes; of a kit, the one that it was built of."""
-    root = Path(__file__).parent
     if COMMIT in os.environ:
         return os.environ[COMMIT]
     try:

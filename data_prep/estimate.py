@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from molmo2_nemo.data.config import ImageConfig, VideoConfig
+from molmo2_nemo.data.check import View
+from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry, select_tiling
 from molmo2_nemo.data.video.sampling import TimeSampler
 
@@ -49,20 +50,46 @@ def video_cost(
 ) -> tuple[int, int]:
     """(tokens, crops) of a video or clip of `duration` seconds; timestamps are estimated."""
     config = VideoConfig()
-    frames = len(TimeSampler.of(config, sampling, fps)(duration))
+    frames = video_crops(duration, fps, sampling, config)
     side = math.ceil(TileGeometry.of(image or ImageConfig()).grid / config.pool)
     return frames * (side * side + FRAME_MARKERS + TIME_TOKENS), frames
 
 
+def video_crops(duration: float, fps: float, sampling: Mapping[str, Any], config: VideoConfig) -> int:
+    """Frames that are sampled from a video or clip of `duration` seconds."""
+    return len(TimeSampler.of(config, sampling, fps)(duration))
+
+
 def text_cost(trees: Iterable[Sequence[Mapping[str, Any]]], subtitles: Sequence[Mapping[str, Any]] | str = ()) -> int:
     """Estimated text tokens: those of the longest variant and of the subtitles."""
-    longest = max((sum(_annotation(a) for a in tree) for tree in trees), default=0)
+    return max((sum(branch_costs(tree)) for tree in trees), default=0) + subtitle_cost(subtitles)
+
+
+def branch_costs(tree: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Estimated text tokens of each annotation."""
+    return [_annotation(annotation) for annotation in tree]
+
+
+def subtitle_cost(subtitles: Sequence[Mapping[str, Any]] | str) -> int:
+    """Estimated tokens of subtitles."""
     if isinstance(subtitles, str):
-        return longest + _text(subtitles)
-    return longest + sum(SUBTITLE_TOKENS + _text(line["text"]) for line in subtitles)
+        return _text(subtitles)
+    return sum(SUBTITLE_TOKENS + _text(line["text"]) for line in subtitles)
+
+
+def visual_cost(view: View, sampling: Mapping[str, Any], config: DataConfig) -> int:
+    """Tokens of a record's images or sampled frames, their markers and timestamps included."""
+    if view.video_size is None:
+        return image_cost(view.image_sizes, config.image)[0] if view.image_sizes else 0
+    side = math.ceil(TileGeometry.of(config.image).grid / config.video.pool)
+    frames = video_crops(view.duration, view.fps, sampling, config.video)
+    return frames * (side * side + FRAME_MARKERS + TIME_TOKENS)
 
 
 def _annotation(annotation: Mapping[str, Any]) -> int:
+    if annotation.get("either"):
+        shared = {name: value for name, value in annotation.items() if name != "either"}
+        return max(_annotation({**shared, **form}) for form in annotation["either"])
     if annotation.get("turns"):
         return sum(_annotation(turn) for turn in annotation["turns"])
     if annotation.get("messages"):

@@ -30,6 +30,8 @@ from data_prep.sources.base import (
     SourceError,
     Url,
 )
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.data.known_files import known_instead_of_video
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from molmo2_nemo.errors import DataError
@@ -48,17 +50,30 @@ MAX_FRAME_FILES = 200_000
 
 
 class MediaError(DataError):
-    """A media file cannot be used. `reason` is a short, countable text."""
+    """A media file cannot be used. `reason` is a short, countable text; `field` the field that names the file, where
+    that is known."""
 
-    def __init__(self, reason: str, detail: str = ""):
+    def __init__(self, reason: str, detail: str = "", field: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.field = reason, detail, field
 
     def __reduce__(self):
-        return type(self), (self.reason, self.detail)
+        return type(self), (self.reason, self.detail, self.field)
+
+    def fault(self, field: str) -> Fault:
+        """The error as that of the record's field that names the medium."""
+        return Fault(field, self.detail[:200] or self.reason, EXPECTED.get(self.reason, "a file that can be fetched"))
 
 
 NOT_FOUND = "media not found"
+EXPECTED = {
+    NOT_FOUND: "a file that is there",
+    "image cannot be decoded": "an image that training reads",
+    "video cannot be decoded": "a video that training reads",
+    "video cannot be re-encoded": "a video whose frames can all be decoded",
+    "too large": "a file and a picture within the limits",
+    "clip outside the video": "a part of the video",
+}
 
 
 @dataclass(slots=True)
@@ -99,6 +114,7 @@ class Resolver:
         cache: downloads, unpacked archives, encoded frame folders.
         prepared: folder that holds other prepared data sets.
         max_bytes: largest media file.
+        config: settings of the training that media are decoded for.
     """
 
     folders: tuple[Path, ...]
@@ -106,6 +122,7 @@ class Resolver:
     downloader: Downloader
     prepared: Path | None = None
     max_bytes: int = 4 * 2**30
+    config: DataConfig = field(default_factory=DataConfig)
     _sets: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def prefetch(self, media: list[Media]) -> None:
@@ -283,7 +300,7 @@ class Resolver:
         """
         data, _ = self.read(media)
         with _naming(media):
-            return probe_image(data)
+            return probe_image(data, self.config)
 
     def video(self, media: Media) -> Video:
         """A video, its packets scanned and its first frame decoded.
@@ -300,10 +317,10 @@ class Resolver:
         if isinstance(media, (Inline, Prepared)):
             content, suffix = self.read(media)
             with _naming(media):
-                return probe_video(content, suffix)
+                return probe_video(content, suffix, self.config)
         path, name = self.file(media)
         with _naming(media):
-            return probe_video(path, _suffix(name))
+            return probe_video(path, _suffix(name), self.config)
 
 
 @contextmanager
@@ -374,18 +391,21 @@ def _below(folder: Path, name: str) -> Path | None:
     return path if path == root or root in path.parents else None
 
 
-def probe_image(data: bytes) -> StillImage:
+def probe_image(data: bytes, config: DataConfig | None = None) -> StillImage:
     """The size and type of an image, found by decoding it (JPEG at an eighth of its size, which still reads every
     byte).
 
+    Args:
+        config: settings of the training that it is for.
     Raises:
-        MediaError: not an image of a type that training reads, or more pixels or seconds than its limits.
+        MediaError: not an image of a type that training reads, more pixels or seconds than its limits, or cut off where
+            `image.truncated` is skip.
     """
-    from molmo2_nemo.data.config import LimitsConfig
     from molmo2_nemo.data.pictures import decode_picture
 
+    config = config or DataConfig()
     try:
-        found = decode_picture(data, limits=LimitsConfig(), truncated="load", probe=True)
+        found = decode_picture(data, limits=config.limits, truncated=config.image.truncated, probe=True)
     except DataError as error:
         reason = "too large" if "data.limits.pixels" in str(error) else "image cannot be decoded"
         raise MediaError(reason, str(error)[:300]) from None
@@ -395,7 +415,7 @@ def probe_image(data: bytes) -> StillImage:
     return StillImage(data, kind, found.width, found.height, tuple(found.notes))
 
 
-def probe_video(data: bytes | Path, suffix: str | None) -> Video:
+def probe_video(data: bytes | Path, suffix: str | None, config: DataConfig | None = None) -> Video:
     """Scan a video's packets and decode its first frame.
 
     Raises:
@@ -404,7 +424,7 @@ def probe_video(data: bytes | Path, suffix: str | None) -> Video:
     from molmo2_nemo.data.video.read import inspect_video
 
     try:
-        info = inspect_video(data)
+        info = inspect_video(data, (config or DataConfig()).limits)
     except DataError as error:
         known = known_instead_of_video(_head(data))
         detail = f"it is {known}" if known else str(error)

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_prep.noticed import Notes
 from data_prep.record_builder import Built
 from data_prep.sources.base import Skip
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, read_head, write_manifest_file
@@ -69,7 +70,7 @@ class Output:
         self.records = 0
         self.bytes = 0
         self.skipped: Counter[str] = Counter()
-        self.notes: dict[str, tuple[int, str]] = {}  # text -> records that it holds for, the first one's key
+        self.notes = Notes()
         self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
         self._chain = hashlib.blake2b(digest_size=16)
         self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
@@ -77,6 +78,7 @@ class Output:
         self._shards: list[dict[str, Any]] = []
         self._lock: Any = None
         self._skips: Any = None
+        self._first = ""  # of what this run skipped, in words
         clean_leftovers(out)
         if self._complete(overwrite):
             return
@@ -163,7 +165,7 @@ class Output:
                 "records": self.records,
                 "length": self.records * counts_as,
                 "skipped": dict(sorted(self.skipped.items())),
-                "notes": {text: list(note) for text, note in sorted(self.notes.items())},
+                "notes": self.notes.json(),
                 "shards": self._shards,
             }
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
@@ -257,7 +259,7 @@ class Output:
             self.records += shard["records"]
             self.bytes += shard["bytes"]
             self.skipped = Counter(journal["skipped"])
-            self.notes = {text: (int(count), key) for text, (count, key) in journal.get("notes", {}).items()}
+            self.notes = Notes({text: (int(count), key) for text, (count, key) in journal.get("notes", {}).items()})
             self._resumed = (journal["items"], journal["chain"])
             skips = journal["skips"]
         kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
@@ -288,11 +290,10 @@ class Output:
         entry.take(measured)
         self.records += 1
         self.bytes += record_bytes(*sizes)
-        for text in built.notes:
-            count, first = self.notes.get(text, (0, built.key))
-            self.notes[text] = count + 1, first
+        self.notes.add(built.notes, built.key)
 
     def _skip(self, skip: Skip) -> None:
+        self._first = self._first or str(skip)
         self._skips.write(json.dumps(skip.line()).encode() + b"\n")
         self.skipped[skip.reason] += 1
 
@@ -307,7 +308,7 @@ class Output:
             "items": self.items,
             "chain": self._chain.hexdigest(),
             "skipped": dict(self.skipped),
-            "notes": self.notes,
+            "notes": self.notes.found,
             "skips": self._skips.tell(),
             "entries": [asdict(entry) for entry in entries],
         }
@@ -331,6 +332,7 @@ class Output:
         raise UserError(
             f"data set {self.out.name}: no record came out of {self.items} items "
             f"({reasons or 'the source has no rows'}); {kept} says why for each"
+            + (f"; the first: {self._first}" if self._first else "")
         )
 
     def full(self, error: OSError) -> Exception:

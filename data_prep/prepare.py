@@ -21,9 +21,11 @@ from data_prep.download import FAILED, Downloader
 from data_prep.media import NOT_FOUND, Resolver
 from data_prep.output import Output
 from data_prep.record_builder import BuildOptions, Built, build_all
+from data_prep.run_limits import changed
 from data_prep.sources import own
 from data_prep.sources.base import Context, Hub, Inline, Row, Sample, Skip, Source, SourceError, convert
 from data_prep.tables import Tables
+from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.shards import file_sha256
 from molmo2_nemo.errors import UserError
@@ -55,6 +57,7 @@ class Options:
     verify: bool | str = True  # certificates of https
     overwrite: bool = False
     strict: bool = False  # fail at the first sample that cannot be used
+    config: DataConfig = field(default_factory=DataConfig)  # of the training that records are checked for
 
     def settings(self, source: Source) -> dict[str, Any]:
         """The settings that determine the output; a data set made with others is refused."""
@@ -68,6 +71,7 @@ class Options:
             "max_media_bytes": self.max_media_bytes,
             # Left out where it changes nothing: data sets prepared before it was known are the same.
             **{name: value for name, value in asdict(self.build).items() if name != "gop" or value},
+            **({"checked_for": checked} if (checked := changed(self.config)) else {}),
         }
 
 
@@ -130,7 +134,9 @@ def prepare(
             tables.check(source)
         counter = _Counter(rows() if rows is not None else tables.rows(source.origin, source.fields))
         progress.begin(source.name, tables.count(source.origin) if rows is None else None)
-        resolver = Resolver(options.folders, options.cache, downloader, out.parent, options.max_media_bytes)
+        resolver = Resolver(
+            options.folders, options.cache, downloader, out.parent, options.max_media_bytes, options.config
+        )
         drawn_from: dict[str, int] = {}  # records of other data sets that samples take media from
         ctx = Context(
             source.name,
@@ -305,7 +311,8 @@ class _Start:
         if self.patient or not isinstance(item, Sample):
             return
         self.samples += 1
-        self.reasons[built.reason, built.fault.field if built.fault is not None else ""] += 1
+        field = built.fault.field if built.fault is not None else ""
+        self.reasons[built.reason, field.partition("[")[0] if field.startswith("images[") else field] += 1
         if len(self.reasons) > 1:
             self.patient = True
         elif self.samples >= GIVE_UP_AFTER:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,18 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.media import MediaError, Resolver, StillImage, Video
-from data_prep.placing import Placing
+from data_prep.noticed import noticed
+from data_prep.run_limits import check_fits
 from data_prep.sources.base import OWN, Media, Sample, Skip
 from molmo2_nemo.data.check import View, check_record
-from molmo2_nemo.data.config import ImageConfig, VideoConfig
+from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.meant import check_meant, check_names
+from molmo2_nemo.data.places import CLAMPED, CLIP_CUT, Placing, check_places, place_clip, place_subtitles
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
+from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError, verbose
 
 LONG_GOP = 100  # frames decoded for each sampled one from which a video counts as slow to read
 SLOW_TO_READ = f"long GOPs: over {LONG_GOP} frames decoded for each sampled one; --gop 60 re-encodes such videos"
+SAID_BY_PLACING = {CLAMPED: "points_moved", CLIP_CUT: "clips_cut"}  # of own data, in other words
 UNFORESEEN = "unforeseen"  # the reason of a sample that our code did not expect
 MAX_KEY = 80  # characters; a member name can have 99
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -83,7 +88,7 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
     try:
         return _build(sample, resolver, options)
     except MediaError as error:
-        reason, detail = error.reason, error.detail
+        reason, detail, fault = error.reason, error.detail, error.fault(error.field) if error.field else None
     except BadRecord as error:
         reason, detail, fault = error.cause, error.detail, error.fault
     except FieldError as error:
@@ -99,13 +104,17 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
-    images = _images(sample, resolver)
-    video = resolver.video(sample.video) if sample.video is not None else None
+    images, config = _images(sample, resolver), resolver.config
+    video = _video(sample, resolver)
     clip, part = sample.clip, video.part if video is not None else None
     if part is not None:  # a clip's times count from the start of the part
         clip = part if clip is None else (part[0] + clip[0], min(part[0] + clip[1], part[1]))
-    if video is not None and clip is not None and not 0 <= clip[0] < min(clip[1], video.duration):
-        raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s")
+    mended: set[str] = set()
+    if video is not None and clip is not None:
+        if sample.place is not None:
+            clip = place_clip(clip, video.duration, mended)
+        elif not 0 <= clip[0] < min(clip[1], video.duration):
+            raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s", "clip")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
     if images:
@@ -114,7 +123,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             name = _same_image(images, i) or f"{i}.{image.suffix}"
             data["images"].append(name)
             members[name] = image.data
-    subtitles = _subtitles(sample)
+    film, shown = video, clip
+    subtitles = _subtitles(sample, film, shown, mended)
     if video is not None:
         video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
         data["video"] = video.suffix
@@ -140,36 +150,39 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     except (TypeError, ValueError) as error:
         raise DataError(f"not JSON: {error}") from None
     stand_ins = {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}
-    record = parse_record(sample.key, stand_ins)
-    mended: list[str] = []
+    record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
     if sample.place is None:
         check_names(sample.key, data)
     else:
-        check_meant(record, data)
-        data, mended = _placed(sample, data, images, video)
+        mended.update(check_meant(record, data))
+        if film is not None and film is not video and "sampling" in data:
+            data["sampling"] = _same_rates(data["sampling"], film)
+        start = 0.0 if shown is None else shown[0]
+        placing = Placing(view_of(images, film, shown), data.get("sampling", {}), start=start, video=config.video)
+        placing.write_size = film is not None and video is not None and film.size != video.size
+        data = placing.record(data)
+        mended |= placing.notes
         members["json"] = stand_ins["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-        record = parse_record(sample.key, stand_ins)
-    check_record(record, view_of(images, video, clip))
+        record = parse_record(sample.key, stand_ins, max_json_bytes=config.limits.json_bytes)
+    view = view_of(images, video, clip)
+    lost = check_record(record, view, config)
+    if sample.place is not None:
+        check_places(data, view, clip, math.inf if video is None else video.duration, config.video)
+    check_fits(record, view, config)
+    lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
-    notes = (*_notes(entry, images, video), *sample.notes, *mended)
+    seen = (*media_notes(entry, images, video), *noticed(record, data, view, lost, config))
+    notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 
 
-def _placed(
-    sample: Sample, data: dict[str, Any], images: Sequence[StillImage], video: Video | None
-) -> tuple[dict[str, Any], list[str]]:
-    """A user's own record with its points and times checked and written as training reads them; what was mended."""
-    placing = Placing([(image.width, image.height) for image in images])
-    if video is not None:
-        start, end = (0.0, video.duration) if sample.clip is None else sample.clip
-        if sample.clip is not None and video is not None and data["clip"] != [start, end]:
-            shown = data["clip"][1] - data["clip"][0]  # the film was cut: what is left of it begins elsewhere
-            end = start + shown
-        elif sample.clip is not None:
-            end = min(end, video.duration)
-        rate = data.get("sampling", {}).get("max_fps", VideoConfig.max_fps)
-        placing = Placing((), video.size, start, end, video.fps, float(rate))
-    return placing.record(data), sorted(placing.notes)
+def _same_rates(sampling: Mapping[str, Any], film: Video) -> dict[str, Any]:
+    """A record's `sampling` that takes the rates of the film as it was given, when it is stored with another rate."""
+    sampler = TimeSampler.of(VideoConfig(), sampling, film.fps)
+    if sampler.mode != "fps":
+        return dict(sampling)
+    kept = {name: value for name, value in sampling.items() if name != "sampling_fps"}
+    return kept | {"candidate_sampling_fps": list(sampler.candidate_fps)}
 
 
 def view_of(images: Sequence[StillImage], video: Video | None, clip: Sequence[float] | None) -> View:
@@ -193,9 +206,22 @@ class Asked(Enum):
         return cls.MEANT if head.get("kind", OWN) == OWN else cls.NAMES
 
 
-def check_usable(record: Record, data: Mapping[str, Any], view: View, asked: Asked) -> None:
-    """Check a record whose media were probed.
+def check_usable(
+    record: Record,
+    data: Mapping[str, Any],
+    view: View,
+    asked: Asked,
+    config: DataConfig | None = None,
+    film: float = math.inf,
+) -> list[str]:
+    """Check a stored record whose media were probed.
 
+    Args:
+        config: settings of the training that it is for.
+        film: seconds of its whole film.
+
+    Returns:
+        What that training will leave out or cut; see `noticed`.
     Raises:
         BadRecord: `fault` names the field.
     """
@@ -203,13 +229,20 @@ def check_usable(record: Record, data: Mapping[str, Any], view: View, asked: Ask
         check_meant(record, data)
     elif asked is Asked.NAMES:
         check_names(record.key, data)
-    check_record(record, view)
+    config = config or DataConfig()
+    lost = check_record(record, view, config)
+    if asked is Asked.MEANT:
+        try:
+            check_places(data, view, record.clip, film, config.video)
+        except FieldError as error:
+            raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
+    check_fits(record, view, config)
+    return noticed(record, data, view, lost, config)
 
 
-def _notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
+def media_notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
+    """What the summaries say of a record's media."""
     yield from sorted({f"an image {note}" for image in images for note in image.notes})
-    if len(images) > ImageConfig.max_images:
-        yield f"images after the first {ImageConfig.max_images}, which training leaves out (data.image.max_images)"
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 
@@ -226,11 +259,17 @@ def _images(sample: Sample, resolver: Resolver) -> list[StillImage]:
         try:
             images.append(resolver.image(media))
         except MediaError as error:
-            if len(sample.images) == 1:
-                raise
-            where = f"image {len(images) + 1} of {len(sample.images)}"
-            raise MediaError(error.reason, f"{where}, {error.detail}") from None
+            one, field = len(sample.images) == 1, f"images[{len(images)}]"
+            where = "" if one else f"image {len(images) + 1} of {len(sample.images)}, "
+            raise MediaError(error.reason, f"{where}{error.detail}", field) from None
     return images
+
+
+def _video(sample: Sample, resolver: Resolver) -> Video | None:
+    try:
+        return resolver.video(sample.video) if sample.video is not None else None
+    except MediaError as error:
+        raise MediaError(error.reason, error.detail, "video") from None
 
 
 def _same_image(images: Sequence[StillImage], i: int) -> str | None:
@@ -241,14 +280,20 @@ def _same_image(images: Sequence[StillImage], i: int) -> str | None:
     return None
 
 
-def _subtitles(sample: Sample) -> list[dict[str, Any]] | str:
+def _subtitles(
+    sample: Sample, film: Video | None, clip: tuple[float, float] | None, notes: set[str]
+) -> list[dict[str, Any]] | str:
+    """As stored; of a user's own data, `notes` says what was mended."""
     if isinstance(sample.subtitles, str):
         return sample.subtitles
     if not sample.subtitles:
         return []
     from data_prep.subtitles import as_record, cut, supervisions
 
-    segments = supervisions(sample.key, sample.subtitles)
+    lines = sample.subtitles
+    if sample.place is not None and film is not None:
+        lines = place_subtitles(lines, view_of((), film, None), clip, notes)
+    segments = supervisions(sample.key, lines)
     if sample.clip is not None:
         segments = cut(segments, *sample.clip)
     return as_record(segments)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
+from data_prep.noticed import Noted, Notes
 from data_prep.output import SKIPPED
-from data_prep.record_builder import Asked, check_usable, measure, view_of
+from data_prep.record_builder import Asked, check_usable, measure, media_notes, view_of
+from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.foreign import ForeignTexts
+from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.data.manifest import (
     MANIFEST,
     Entry,
@@ -29,11 +34,11 @@ from molmo2_nemo.data.shard_writer import (
     NothingUsable,
     TarShard,
     file_state,
-    index_tar,
     read_records,
     write_manifest,
 )
 from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.files import atomic, write_text
 
 REMOVED = "removed by repair"
@@ -47,6 +52,32 @@ class Problem:
     shard: str
     key: str
     text: str
+    fault: Fault | None = None  # the field, what was seen and expected; None: no single field is at fault
+    member: str = ""  # the file in the tar, where one is at fault
+
+    def line(self, reason: str) -> dict[str, Any]:
+        """The line of skipped.jsonl and of `check --json`: as `Skip.line`, with shard and member for file and line."""
+        made: dict[str, Any] = {"key": self.key, "reason": reason, "detail": self.text, "shard": self.shard}
+        if self.member:
+            made["member"] = self.member
+        if self.fault is not None:
+            made |= {"field": self.fault.field, "seen": self.fault.seen, "expected": self.fault.expected}
+        return made
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the records of a data set are held to."""
+
+    texts: ForeignTexts | None = None  # where their texts lie, if another tool wrote them
+    asked: Asked = Asked.USABLE
+    config: DataConfig = field(default_factory=DataConfig)  # settings of the training that they are for
+
+    @classmethod
+    def of(cls, head: dict[str, Any], config: DataConfig | None = None, *, repair: bool = False) -> Terms:
+        """Those of the data set with that manifest head; `repair` asks only that training can use a record."""
+        texts = ForeignTexts(**head["texts"]) if "texts" in head else None
+        return cls(texts, Asked.USABLE if repair else Asked.of(head), config or DataConfig())
 
 
 def data_sets(folder: Path) -> list[Path]:
@@ -67,18 +98,31 @@ def data_sets(folder: Path) -> list[Path]:
     return found
 
 
-def check(folder: Path, *, quick: bool = False, workers: int = 0) -> list[Problem]:
+def check(
+    folder: Path,
+    *,
+    quick: bool = False,
+    workers: int = 0,
+    config: DataConfig | None = None,
+    notes: Notes | None = None,
+) -> list[Problem]:
     """All problems of a data set: files, checksums, structure, every record, every image and video.
 
     Args:
         quick: sizes and checksums only.
+        config: settings of the training that the records are for.
+        notes: gets what that training uses in part only.
     """
     head = read_head(folder / MANIFEST)
     jobs = [
-        (folder, shard, entries, quick, texts_of(head), Asked.of(head))
+        (folder, shard, entries, quick, Terms.of(head, config))
         for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=False)
     ]
-    problems = [problem for found in _map(_check_shard, jobs, workers) for problem in found]
+    problems: list[Problem] = []
+    for found, noted in _map(_noting_shard, jobs, workers):
+        problems += found
+        if notes is not None:
+            notes.update(noted)
     if len(jobs) != len(head["shards"]):
         problems.append(Problem(MANIFEST, "", f"describes {len(jobs)} of {len(head['shards'])} shards"))
     listed = {shard["name"] for shard in head["shards"]}
@@ -99,9 +143,11 @@ def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
         yield from pool.map(function, *zip(*jobs, strict=True))
 
 
-def texts_of(head: dict[str, Any]) -> ForeignTexts | None:
-    """Where the texts of a data set's records lie, if another tool wrote them."""
-    return ForeignTexts(**head["texts"]) if "texts" in head else None
+def _noting_shard(
+    folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool, terms: Terms
+) -> tuple[list[Problem], Noted]:
+    notes = Notes()
+    return _check_shard(folder, shard, entries, quick, terms, notes), notes.found
 
 
 def _check_shard(
@@ -109,8 +155,8 @@ def _check_shard(
     shard: dict[str, Any],
     entries: list[Entry],
     quick: bool,
-    texts: ForeignTexts | None,
-    asked: Asked = Asked.USABLE,
+    terms: Terms,
+    notes: Notes | None = None,
 ) -> list[Problem]:
     name, path = shard["name"], folder / shard["name"]
     if not path.is_file():
@@ -124,10 +170,10 @@ def _check_shard(
     elif file_sha256(path) != shard["sha256"]:
         problems.append(Problem(name, "", "its SHA-256 is not the manifest's"))
     if not quick or problems:
-        problems += [Problem(name, e.key, text) for e, text, _ in _judged(path, entries, texts, asked) if text]
+        problems += [problem for _, problem, _ in _judged(path, entries, terms, notes) if problem is not None]
     if not problems and not quick:
         try:
-            bad: dict[str, str] = {}
+            bad: dict[str, BadRecord] = {}
             found = dict(index_tar(path, bad))
         except ShardError as error:
             return [Problem(name, "", str(error))]
@@ -138,55 +184,88 @@ def _check_shard(
 
 
 def _judged(
-    path: Path, entries: list[Entry], texts: ForeignTexts | None, asked: Asked = Asked.USABLE
-) -> Iterator[tuple[Entry, str, dict[str, bytes]]]:
-    """Each entry with its problem ("" if there is none) and its members."""
+    path: Path, entries: list[Entry], terms: Terms, notes: Notes | None = None
+) -> Iterator[tuple[Entry, Problem | None, dict[str, bytes]]]:
+    """Each entry with its problem, if it has one, and its members."""
     for entry, content in read_records(path, entries):
-        yield entry, record_problem(f"{path.name}:{entry.key}", entry, content, texts, asked), content
+        yield entry, record_problem(path.name, entry, content, terms, notes), content
 
 
 def record_problem(
-    label: str,
-    entry: Entry,
-    content: dict[str, bytes],
-    texts: ForeignTexts | None = None,
-    asked: Asked = Asked.USABLE,
-) -> str:
-    """The problem of a record, given its members as read; "" when it is as `asked`."""
+    shard: str, entry: Entry, content: dict[str, bytes], terms: Terms, notes: Notes | None = None
+) -> Problem | None:
+    """The problem of a record, given its members as read; None when it keeps the terms, and `notes` gets what training
+    will leave out of it."""
     for member in entry.members:
-        if len(content[member.suffix]) != member.size:
-            return f"its member .{member.suffix} is cut off"
-    if entry.crc is not None and members_crc(content) != entry.crc:
-        return "its contents changed (CRC-32)"
+        there = len(content[member.suffix])
+        if there != member.size:
+            fault = Fault("", f"{there} bytes", f"{member.size} bytes")
+            name = f"{entry.key}.{member.suffix}"
+            return Problem(shard, entry.key, f"its member .{member.suffix} is cut off", fault, name)
+    crc = members_crc(content) if entry.crc is not None else None
+    if crc != entry.crc:
+        fault = Fault("", f"CRC-32 {crc}", f"CRC-32 {entry.crc}")
+        return Problem(shard, entry.key, "its contents changed (CRC-32)", fault)
     try:
-        look(label, content, texts, asked)
+        looked = look(f"{shard}:{entry.key}", content, terms)
     except BadRecord as error:
-        return error.detail
-    except MediaError as error:
-        return str(error)
-    return ""
+        return _problem(shard, entry.key, error)
+    if notes is not None:
+        notes.add(looked.notes, f"{shard}:{entry.key}")
+    return None
 
 
-def look(
-    label: str, content: dict[str, bytes], texts: ForeignTexts | None = None, asked: Asked = Asked.USABLE
-) -> Entry:
-    """Parse and check a record and decode its media as `molmo2 prepare` does; returns its measures.
+def _problem(shard: str, key: str, error: BadRecord) -> Problem:
+    """A record's error, with the member that is at fault: a medium, or the JSON."""
+    fault = error.fault or Fault("", error.detail, "a record that training can use")
+    return Problem(shard, key, error.detail, fault, f"{key}.{error.member}")
+
+
+class Looked(NamedTuple):
+    """A record that keeps its terms: its measures, and what the summary counts."""
+
+    entry: Entry
+    notes: tuple[str, ...]
+
+
+def look(label: str, content: dict[str, bytes], terms: Terms) -> Looked:
+    """Parse and check a record and decode its media as `molmo2 prepare` does.
 
     Raises:
-        BadRecord, MediaError: training could not use it, or it is not as `asked`.
+        BadRecord: training could not use it, or it does not keep the terms.
     """
-    content = content if texts is None else texts.members(label, content)
-    record = parse_record(label, content)
-    data = load_json(label, content)
-    images: list[StillImage] = [probe_image(image) for image in record.images]
-    video: Video | None = probe_video(record.video, data["video"].lower()) if record.video is not None else None
-    if video is not None and record.clip is not None and record.clip[0] >= video.duration:
-        raise MediaError("clip outside the video", f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s")
-    check_usable(record, data, view_of(images, video, record.clip), asked)
-    return measure(data, images, video)
+    config = terms.config
+    content = content if terms.texts is None else terms.texts.members(label, content)
+    record = parse_record(label, content, max_json_bytes=config.limits.json_bytes)
+    data = load_json(label, content, max_bytes=config.limits.json_bytes)
+    images: list[StillImage] = []
+    for i, image in enumerate(record.images):
+        with _as_bad(label, f"images[{i}]", data["images"][i].lower()):
+            images.append(probe_image(image, config))
+    video: Video | None = None
+    if record.video is not None:
+        with _as_bad(label, "video", data["video"].lower()):
+            video = probe_video(record.video, data["video"].lower(), config)
+        if record.clip is not None and record.clip[0] >= video.duration:
+            times = f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s"
+            outside = MediaError("clip outside the video", times)
+            raise BadRecord(label, "bad media", str(outside), outside.fault("clip"))
+    film = math.inf if video is None else video.duration
+    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film)
+    entry = measure(data, images, video)
+    return Looked(entry, (*media_notes(entry, images, video), *seen))
 
 
-def repair(folder: Path) -> list[Problem]:
+@contextmanager
+def _as_bad(label: str, field: str, member: str) -> Iterator[None]:
+    """An error of a medium as that of the record, with the field and the member."""
+    try:
+        yield
+    except MediaError as error:
+        raise BadRecord(label, "bad media", str(error), error.fault(field), member) from None
+
+
+def repair(folder: Path, config: DataConfig | None = None) -> list[Problem]:
     """Rewrite damaged shards without the records that cannot be used; returns the problems of those records.
 
     The new shard has a new name, the manifest is replaced atomically, and then the old shard is removed: whenever this
@@ -196,20 +275,21 @@ def repair(folder: Path) -> list[Problem]:
         ShardError: no record would be left.
     """
     head = read_head(folder / MANIFEST)
+    terms = Terms.of(head, config, repair=True)
     shards, kept, old, lost, changed = [], [], [], [], False
     for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=True):
-        problems = _check_shard(folder, shard, entries, False, texts_of(head))
+        problems = _check_shard(folder, shard, entries, False, terms)
         if not problems:
             shards.append(shard)
             kept.append(entries)
             continue
         path = folder / shard["name"]
         if head.get(INDEXED):  # its tars are somebody else's: records are left out of the manifest
-            state, good, bad = _without(path, shard, entries, texts_of(head))
+            state, good, bad = _without(path, shard, entries, terms)
         else:
             old.append(path)
-            state, good, bad = _rewritten(path, entries)
-        lost += [Problem(path.name, entry.key, text) for entry, text in bad]
+            state, good, bad = _rewritten(path, entries, terms)
+        lost += bad
         changed = True
         if state is not None:
             shards.append(state)
@@ -226,35 +306,35 @@ def repair(folder: Path) -> list[Problem]:
     return lost
 
 
-Repaired = tuple[dict[str, Any] | None, list[Entry], list[tuple[Entry, str]]]  # shard for the head, good, bad records
+Repaired = tuple[dict[str, Any] | None, list[Entry], list[Problem]]  # shard for the head, good, problems of the others
 
 
-def _missing(entries: list[Entry]) -> Repaired:
-    return None, [], [(entry, "its shard is missing") for entry in entries]
+def _missing(path: Path, entries: list[Entry]) -> Repaired:
+    return None, [], [Problem(path.name, entry.key, "its shard is missing") for entry in entries]
 
 
-def _without(path: Path, shard: dict[str, Any], entries: list[Entry], texts: ForeignTexts | None) -> Repaired:
+def _without(path: Path, shard: dict[str, Any], entries: list[Entry], terms: Terms) -> Repaired:
     """The same tar, listed without the records that cannot be used."""
     if not path.is_file():
-        return _missing(entries)
-    judged = [(entry, problem) for entry, problem, _ in _judged(path, entries, texts)]
-    good, bad = [e for e, problem in judged if not problem], [(e, problem) for e, problem in judged if problem]
+        return _missing(path, entries)
+    judged = [(entry, problem) for entry, problem, _ in _judged(path, entries, terms)]
+    good, bad = [e for e, problem in judged if problem is None], [p for _, p in judged if p is not None]
     state = {**shard, **file_state(path), "records": len(good), "left_out": shard.get("left_out", 0) + len(bad)}
     return (state if good else None), good, bad
 
 
-def _rewritten(path: Path, entries: list[Entry]) -> Repaired:
+def _rewritten(path: Path, entries: list[Entry], terms: Terms) -> Repaired:
     """A new tar of the records that can be used."""
     if not path.is_file():
-        return _missing(entries)
+        return _missing(path, entries)
     number = 1
     while (target := path.with_name(f"{path.stem.partition('-r')[0]}-r{number}.tar")).exists():
         number += 1
     new, bad = TarShard(target), []
     try:
-        for entry, problem, content in _judged(path, entries, None):
-            if problem:
-                bad.append((entry, problem))
+        for entry, problem, content in _judged(path, entries, terms):
+            if problem is not None:
+                bad.append(problem)
             else:
                 new.add(entry.key, content).take(entry)
     except BaseException:
@@ -279,29 +359,34 @@ def _replace_manifest(
         write_manifest_file(part, head, kept)
         with (folder / SKIPPED).open("a", encoding="utf-8") as file:
             for problem in lost:
-                file.write(json.dumps({"key": problem.key, "reason": REMOVED, "detail": problem.text}) + "\n")
+                file.write(json.dumps(problem.line(REMOVED)) + "\n")
 
 
-def index(folder: Path, name: str | None = None, texts: ForeignTexts | None = None) -> dict[str, Any]:
+def index(
+    folder: Path, name: str | None = None, texts: ForeignTexts | None = None, config: DataConfig | None = None
+) -> dict[str, Any]:
     """Turn plain webdataset tars into a data set: check and measure every record, then write the manifest.
 
     A record that training could not use is left out of the manifest, and listed in skipped.jsonl.
 
     Args:
         texts: where the records' texts lie, unless they are records of this project.
+        config: settings of the training that the records are for.
     Raises:
         DataError: no tars, a damaged one, or no record that training could use; no manifest is written.
     """
 
     def measured(label: str, content: dict[str, bytes], entry: Entry) -> None:
-        try:
-            entry.take(look(label, content, texts, asked))
-        except MediaError as error:
-            raise BadRecord(label, "bad media", str(error)) from None
+        looked = look(label, content, terms)
+        entry.take(looked.entry)
+        notes.add(looked.notes, label)
+        if notes.found:
+            head["notes"] = notes.json()
 
+    notes = Notes()
     lost: list[Problem] = []
     before = read_head(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    asked = Asked.of(before)
+    terms = Terms(texts, Asked.of(before), config or DataConfig())
     head: dict[str, Any] = {INDEXED: True} | ({"texts": texts.head()} if texts is not None else {})
     head |= {"kind": before["kind"]} if "kind" in before else {}
     try:
@@ -310,11 +395,11 @@ def index(folder: Path, name: str | None = None, texts: ForeignTexts | None = No
             name or folder.resolve().name,
             measure=measured,
             head=head,
-            left_out=lambda shard, key, why: lost.append(Problem(shard, key, why)),
+            left_out=lambda shard, key, error: lost.append(_problem(shard, key, error)),
         )
     except NothingUsable as error:
         raise ShardError(f"{error}. {HOW}" if texts is None else str(error)) from None
-    lines = [json.dumps({"key": f"{p.shard}:{p.key}", "reason": LEFT_OUT, "detail": p.text}) + "\n" for p in lost]
+    lines = [json.dumps(problem.line(LEFT_OUT)) + "\n" for problem in lost]
     if lines:
         write_text(folder / SKIPPED, "".join(lines))
     return head

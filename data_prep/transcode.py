@@ -6,6 +6,7 @@ Both take the frames that training takes (data/video): the same stream, order an
 from __future__ import annotations
 
 import io
+import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,9 +32,8 @@ LIMITS = LimitsConfig()
 def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     """A video with only the packets of a clip, from the key frame before it on, and the clip's times in the new video.
 
-    The frames shown in the clip are the same, bit by bit (a time exactly between two frames may be rounded to the other
-    one, since times are shifted). Returns the video unchanged where an mp4 cannot hold its packets, where these do not
-    say when they are shown, or when the cut would not be smaller.
+    The frames shown in the clip are the same, bit by bit. Returns the video unchanged where an mp4 cannot hold its
+    packets, where these do not say when they are shown, or when the cut would not be smaller.
 
     Raises:
         MediaError: the cut file cannot be read.
@@ -49,11 +49,35 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
         made = look_at(data, LIMITS)
     except (av.error.FFmpegError, DataError, ValueError, OSError):
         return video, clip
-    shift = (origin - int(film.index.pts[0])) * film.index.base
-    moved = float(Fraction(clip[0]) - shift), float(Fraction(clip[1]) - shift)
+    moved = _as_seen(film.index, clip, made.index, origin)
     if len(data) >= len(content) or not _same_frames(film, clip, made, moved):
         return video, clip
     return probe_video(data, "mp4"), moved
+
+
+def _as_seen(film: VideoIndex, clip: Clip, made: VideoIndex, origin: int) -> Clip:
+    """The clip in a film cut at the pts `origin`, so that it shows the same frames in floating point, too.
+
+    A sampled time may be that of a frame, or the clip's end that of a sample: then the last bit of a time decides. So
+    the times next to the exact ones are tried: just as long, and with the same frames at rates of 1 to 10 a second.
+    """
+    shift = (origin - int(film.pts[0])) * film.base
+    start, length = max(float(Fraction(clip[0]) - shift), 0.0), min(clip[1], film.duration) - clip[0]
+    marks = np.unique(np.concatenate([np.arange(0, length, 1 / rate) for rate in range(1, 11)]))
+    wanted = film.frame_at(marks + clip[0]) - np.searchsorted(film.pts, origin)
+    other = {
+        time: int(np.count_nonzero(made.frame_at(marks + time) != wanted)) for time in _next_to(start) if time >= 0
+    }
+    parts = [(a, b) for a in other for b in _next_to(start + length) if b - a <= length]
+    return min(parts, key=lambda p: (p[1] - p[0] != length, other[p[0]], length - (p[1] - p[0]), abs(p[0] - start)))
+
+
+def _next_to(time: float) -> list[float]:
+    """The floating-point numbers next to a time, 8 on each side."""
+    found = [time]
+    for _ in range(8):
+        found = [math.nextafter(found[0], -math.inf), *found, math.nextafter(found[-1], math.inf)]
+    return found
 
 
 def _packets(content: bytes, index: VideoIndex, clip: Clip) -> tuple[bytes, int]:
@@ -81,12 +105,15 @@ def _packets(content: bytes, index: VideoIndex, clip: Clip) -> tuple[bytes, int]
 
 
 def _same_frames(film: Film, clip: Clip, made: Film, moved: Clip) -> bool:
-    """Whether a clip of one film has as many frames, shown at the same times, as that of another, to a millisecond."""
+    """Whether a clip of one film has as many frames, shown at the same times, as that of another, to a millisecond,
+    and is as long."""
+    ends = [min(part[1], index.duration) - part[0] for index, part in ((film.index, clip), (made.index, moved))]
     times = []
     for index, part in ((film.index, clip), (made.index, moved)):
         first, last = index.frame_at(np.array(part)).tolist()
         times.append(seconds_of(index.pts[first : last + 1] - index.pts[0], index.base) - part[0])
     same = len(times[0]) == len(times[1]) and bool(np.abs(times[0] - times[1]).max() < 1e-3)
+    same = same and abs(ends[0] - ends[1]) < 1e-3
     return same and made.index.order == "stamps" and made.size == film.size
 
 

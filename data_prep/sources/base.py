@@ -76,6 +76,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
 from molmo2_nemo.data.json_values import Fault, FieldError
+from molmo2_nemo.data.meant import check_names
 from molmo2_nemo.data.record import BadRecord, read_tree
 from molmo2_nemo.errors import DataError
 
@@ -154,14 +155,17 @@ class Skip:
     place: Place | None = None  # in a user's own file
 
     def line(self) -> dict[str, Any]:
-        """The line of skipped.jsonl: key, reason and detail, and where they are known file, line, field, seen and
-        expected."""
+        """The line of skipped.jsonl: key, reason and detail; field, seen and expected where they are known; and of a
+        user's own data all of these, file and line."""
         made: dict[str, Any] = {"key": self.key, "reason": self.reason, "detail": self.detail}
         if self.place is not None:
             made |= {"file": self.place.file, "line": self.place.line}
-        if self.fault is not None:
-            path = self.fault.field if self.place is None else self.place.of(self.fault.field)
-            made |= {"field": path, "seen": self.fault.seen, "expected": self.fault.expected}
+        fault = self.fault
+        if fault is None and self.place is not None:
+            fault = Fault("", self.detail, "a record that training can use")
+        if fault is not None:
+            path = fault.field if self.place is None else self.place.of(fault.field)
+            made |= {"field": path, "seen": fault.seen, "expected": fault.expected}
         return made
 
     def __str__(self) -> str:
@@ -390,6 +394,9 @@ def sample_problem(sample: Sample) -> BadRecord | None:
         fault = problem.fault if isinstance(problem, FieldError) else None
         return BadRecord(sample.key, "bad sample", str(problem), fault)
     try:
+        if sample.place is not None:  # a name that is wrong says more than what is missing in its place
+            trees = {"variants": sample.variants} if sample.variants else {"annotations": sample.annotations}
+            check_names(sample.key, {**trees, "sampling": sample.sampling})
         for number, tree in enumerate(sample.trees()):
             path = f"variants[{number}]" if sample.variants else "annotations"
             read_tree(sample.key, list(tree), len(sample.images), sample.video is not None, path)

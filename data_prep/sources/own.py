@@ -26,6 +26,7 @@ from typing import Any
 from data_prep.sources.base import OWN, Context, File, Manual, Media, Place, Row, Sample, Skip, Source, Table, Url
 from data_prep.sources.own_shapes import plain_answers, plain_messages
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
+from molmo2_nemo.data.meant import ANNOTATION_FIELDS
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, load_json
 
 KNOWN = {
@@ -80,6 +81,10 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     entry = _llava(entry)
     notes: list[str] = []
     for name in entry:
+        if name not in KNOWN and name in ANNOTATION_FIELDS:
+            fields = ", ".join(f'"{field}": ...' for field in dict.fromkeys(("style", name)))
+            fault = Fault(name, show(entry[name]), f'"annotations": [{{{fields}}}]')
+            raise FieldError(fault, f"is a field of an annotation: write {fault.expected}")
         if name not in KNOWN:
             raise FieldError.unknown(name, KNOWN, entry[name])
     key = entry.get("key", key)
@@ -92,8 +97,9 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
         raise FieldError.wrong("sampling", "an object", sampling)
+    names = {"images[0]": "image"} if "image" in entry else {}
     variants = [[plain_answers(a, notes) for a in tree] for tree in _variants(entry)]
-    annotations, names = ([], {}) if variants else _annotations(entry, notes)
+    annotations, short = ([], {}) if variants else _annotations(entry, notes)
     return Sample(
         key,
         annotations,
@@ -108,7 +114,7 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         weight_factor=_number(entry, "weight_factor"),
         variants=variants,
         variant_weights=entry.get("variant_weights"),
-        place=None if place is None else Place(place.file, place.line, names),
+        place=None if place is None else Place(place.file, place.line, names | short),
         notes=tuple(notes),
     )
 
@@ -192,6 +198,9 @@ def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
     suffix = PurePosixPath(path).suffix.lower().lstrip(".")
     if suffix not in allowed:
         kinds = ", ".join(sorted(allowed))
+        if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+            other, name = ("an image", "image") if suffix in IMAGE_SUFFIXES else ("a video", "video")
+            raise FieldError(Fault(field, show(path), f"{name}: {path}"), f"is {path}: {other} is named as {name}")
         fault = Fault(field, show(path), f"a name that ends in one of {kinds}")
         raise FieldError(fault, f"is {path}: the suffix {suffix!r} is not one of {kinds}")
     return File(path)

@@ -26,14 +26,6 @@ EMPTY_CLIP = "clip ends before it starts"
 NO_SUCH_OPTION = "answer is none of the options"
 CORRUPT = "video known to be corrupt"
 
-# Questions for the label sets; equivalent to the published wordings.
-ACTION_QUESTIONS = (
-    "Which action can be seen?",
-    "What is going on in the video, in a few words?",
-    "Name the activity that the video shows.",
-)
-PERSON_QUESTIONS = (*ACTION_QUESTIONS, "What does the person do?")
-
 
 def per_group(
     key: str | Callable[[Row], str],

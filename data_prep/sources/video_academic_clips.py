@@ -29,6 +29,7 @@ from data_prep.sources.shapes_video import (
     span,
     text,
 )
+from molmo2_nemo.data.templates import NOT_SURE, PAXION_QUESTIONS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,12 +108,6 @@ def _tvqa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
 # --- Paxion: an action or its antonym --------------------------------------------------------------------------------
 
 PAXION_REPO = "allenai/Molmo2-Paxion"
-PAXION_QUESTIONS = (
-    "Which of these descriptions fits what happens in the video?",
-    "What does the person in the video do?",
-    "What activity can be seen?",
-)
-NOT_SURE = "Not sure"
 PAXION_CORRUPT = frozenset({"703d550a-0a84-4bcf-9b45-e25c864ade70"})
 PAXION_CORRUPT_CLIPS = frozenset({"1348c9f9-fc8b-40c7-b1ab-5b6281e5d390_978.617_979.098"})
 

@@ -27,13 +27,11 @@ from data_prep.sources.common import local
 from data_prep.sources.schema import one_of
 from data_prep.sources.shapes import caption, qa
 from data_prep.sources.shapes_video import (
-    ACTION_QUESTIONS,
     CELL,
     CORRUPT,
     EMPTY_ANSWER,
     EMPTY_CLIP,
     ODC,
-    PERSON_QUESTIONS,
     Branches,
     below,
     clip_name,
@@ -46,6 +44,7 @@ from data_prep.sources.shapes_video import (
     text,
 )
 from data_prep.sources.video_academic_clips import ego4d_video
+from molmo2_nemo.data.templates import ACTION_QUESTIONS, PERSON_QUESTIONS
 
 if TYPE_CHECKING:
     import numpy as np

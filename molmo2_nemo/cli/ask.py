@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from molmo2_nemo.cli.options import check_numbers
-from molmo2_nemo.data.media import read_media
+from molmo2_nemo.cli.options import check_numbers, warn
+from molmo2_nemo.data.media import read_media, said_of_cut
 from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
@@ -33,17 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.styles import asked_style
     from molmo2_nemo.processes import quiet
+    from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if args.image and args.video:
         raise UserError("--image and --video: give images or one video, not both")
     style = asked_style(args.style)
     check_numbers(args, {"max_new_tokens": 1})
-    images = [read_media(Path(name), "image") for name in args.image]
+    cut: list[Path] = []
+    images = [read_media(Path(name), "image", cut) for name in args.image]
     video = read_media(Path(args.video), "video") if args.video else None
     checkpoint = resolve_checkpoint(args.checkpoint)
+    warn(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
     quiet()
     from molmo2_nemo.inference.generate import answer
 
-    print(answer(checkpoint, images, video, args.question, style=style, max_new_tokens=args.max_new_tokens))
+    remarks: list[str] = []
+    said = answer(
+        checkpoint, images, video, args.question, style=style, max_new_tokens=args.max_new_tokens, remarks=remarks
+    )
+    warn(remarks)
+    print(said)
     return 0

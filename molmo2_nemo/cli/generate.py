@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.options import check_file, check_numbers
+from molmo2_nemo.cli.options import check_file, check_numbers, warn
+from molmo2_nemo.data.media import said_of_cut
 from molmo2_nemo.errors import UserError, writing
 from molmo2_nemo.evaluation.scorers import scorer_names
 from molmo2_nemo.evaluation.scoring import Scoring
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.evaluation.prompt_file import read_prompts
     from molmo2_nemo.processes import quiet
+    from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if (args.prompts is None) == (args.data is None):
@@ -47,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         Scoring([name.strip() for name in args.score.split(",") if name.strip()]) if args.score is not None else None
     )
     checkpoint = resolve_checkpoint(args.checkpoint)
-    prompts = read_prompts(args.prompts) if args.prompts else None
+    cut: list[Path] = []
+    prompts = read_prompts(args.prompts, cut) if args.prompts else None
+    warn(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
     if scoring is not None and prompts is None:
         scoring.needs(1)  # reference answer of each record
     elif scoring is not None:
@@ -74,6 +78,7 @@ def write_answers(found: Iterable[dict[str, Any]], out: Path | None, scoring: Sc
     for line in found:
         if scoring is not None:
             line["scores"] = scoring.score(line["key"], line["answer"], line["reference"])
+        warn(f"{line['key']}: {remark}" for remark in line.pop("remarks", ()))
         show(line)
         lines.append(json.dumps(line, ensure_ascii=False))
         if out:

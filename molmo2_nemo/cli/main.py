@@ -17,6 +17,7 @@ VERBS = {
     "plan": "what fits on a cluster, how fast, in how many GPU-hours",
     "prepare": "turn data sets, published or your own, into training shards",
     "shards": "check, repair, index and describe shards",
+    "templates": "read the published wordings of prompts out of your own checkout of them",
     "mixture": "the data sets of a stage and the share of each",
     "preview": "draw what the model sees: crops, frames, tokens, trees, masks",
     "status": "where each stage of a run stands, from its files",

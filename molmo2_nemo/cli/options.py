@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from molmo2_nemo.errors import UserError, blocking_file
 
@@ -21,6 +23,53 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the verbs that submit jobs with cluster=slurm."""
     parser.add_argument("--dry-run", action="store_true", help="cluster=slurm: print the sbatch scripts, and stop")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say for which run's settings records are checked."""
+    parser.add_argument(
+        "--for",
+        dest="for_run",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="check records as this run will read them, for example --for recipe=8b stage=long (default: the published "
+        "limits of stage sft)",
+    )
+    parser.add_argument(
+        "--truncated", choices=("load", "skip"), help="a picture cut off or damaged inside: --for data.image.truncated"
+    )
+    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations for --for, like conf/")
+
+
+def run_settings(args: argparse.Namespace) -> Any:
+    """The data settings (DataConfig) that `add_run_arguments` name, without the mixture.
+
+    Raises:
+        UserError: a word that is no setting, or an unknown one.
+    """
+    from data_prep.run_limits import only_limits
+    from molmo2_nemo.data.config import DataConfig
+
+    for word in args.for_run:
+        if "=" not in word:
+            raise UserError(f"--for {word}: settings are written key=value; other words go before --for")
+    config = DataConfig()
+    if args.for_run:
+        from molmo2_nemo.settings.compose import compose
+
+        config = compose(args.for_run, args.config_dir).data
+    elif args.config_dir:
+        raise UserError("--config-dir belongs to --for")
+    if args.truncated:
+        config.image.truncated = args.truncated
+    return only_limits(config)
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Says what the user should know of an answer, beside it: on the standard error."""
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def check_numbers(args: argparse.Namespace, least: Mapping[str, float]) -> None:

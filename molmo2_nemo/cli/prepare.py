@@ -6,6 +6,7 @@ skipped.jsonl beside the shards. A data set appears in --out when it is complete
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import bring
-from molmo2_nemo.cli.options import check_folder, check_numbers
+from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
 EXAMPLES = """\
@@ -26,6 +27,7 @@ examples:
   molmo2 prepare recipe=4b --source /data/raw --out /data/shards
   molmo2 prepare --needs okvqa star                         # what must be brought for them, and how
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
+  molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
 
@@ -74,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="re-encode videos with more than N frames from one key frame to the next",
     )
+    add_run_arguments(parser)
     bring.add_arguments(parser)
 
 
@@ -110,13 +113,14 @@ def _prepare(args: argparse.Namespace) -> int:
 
     from data_prep import prepare as work
     from data_prep.progress import RichProgress
+    from data_prep.run_limits import in_words
 
     out, console = Path(args.out), Console(stderr=True, highlight=False)
     failed: list[str] = []
-    wanted = _wanted(args.what)
+    wanted, config = _wanted(args.what), run_settings(args)
     for what in wanted:
         name = what.name
-        options = _options(args, name, out)
+        options = _options(args, name, out, config)
         try:
             with RichProgress(console) as progress:
                 if isinstance(what, OwnFile):
@@ -130,6 +134,7 @@ def _prepare(args: argparse.Namespace) -> int:
             failed.append(name)
             continue
         _report(summary, out / name)
+    print(in_words(config))
     if failed:
         show_error(f"{len(failed)} of {len(wanted)} data sets could not be prepared: {', '.join(failed)}")
         return USER_ERROR
@@ -219,7 +224,7 @@ def _recipe_names(recipe: str) -> list[str]:
     return list(names)
 
 
-def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
+def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any:
     from data_prep.prepare import Options
     from data_prep.record_builder import BuildOptions
 
@@ -238,23 +243,36 @@ def _options(args: argparse.Namespace, name: str, out: Path) -> Any:
         rate=args.rate,
         overwrite=args.overwrite,
         strict=args.strict,
+        config=config,
     )
 
 
 def _report(summary: Any, folder: Path) -> None:
     from data_prep.download import FAILED
+    from data_prep.noticed import note_lines
 
     head = summary.head
     size = sum(shard["bytes"] for shard in head["shards"])
     state = "is there already" if summary.already else "done"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
-    for text, (count, first) in head.get("notes", {}).items():
-        print(f"  {count:>10,}  {text} (the first: {first})")
+    for line in note_lines(head.get("notes", {})):
+        print(line)
     if head["skipped"]:
-        total = sum(head["skipped"].values())
+        total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
         print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
         for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
-            print(f"  {count:>10,}  {reason}")
+            print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")
         if FAILED in head["skipped"]:
             print("  --overwrite tries failed downloads again; what was fetched is in the cache")
+
+
+def _firsts(path: Path) -> dict[str, str]:
+    """What to say of the first sample skipped for each reason, from the lines of skipped.jsonl."""
+    found: dict[str, str] = {}
+    with path.open(encoding="utf-8") as file:
+        for line in map(json.loads, file):
+            if line["reason"] not in found:
+                where = f"{line['file']}, line {line['line']}" if "file" in line else line["key"]
+                found[line["reason"]] = f" (the first: {where}{': ' * bool(line['detail'])}{line['detail'][:200]})"
+    return found

@@ -10,13 +10,14 @@ import os
 from itertools import islice
 from pathlib import Path
 
-from molmo2_nemo.cli.options import check_file, check_numbers
+from molmo2_nemo.cli.options import add_run_arguments, check_file, check_numbers, run_settings
 from molmo2_nemo.errors import USER_ERROR, UserError, writing
 
 EXAMPLES = """\
 examples:
   molmo2 shards check /data/shards                 # every file, checksum, record, image and video
   molmo2 shards check /data/shards --quick         # sizes and checksums
+  molmo2 shards check /data/shards --for recipe=8b stage=long    # as that run will read them
   molmo2 shards stats /data/shards --png stats.png # counts, tokens, crops, licences
   molmo2 shards repair /data/shards/pixmo_cap      # without the records that cannot be used
   molmo2 shards index /data/foreign                # webdataset tars that somebody else wrote, with this project's JSON
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="a data set, or a folder of data sets")
     parser.add_argument("--quick", action="store_true", help="check: sizes and checksums only")
     parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores; 0: this one)")
+    parser.add_argument("--json", action="store_true", help="check: a JSON object a line for each problem")
     parser.add_argument("--png", metavar="FILE", help="stats: where the histograms go (default DIR/stats.png)")
     parser.add_argument("--name", help="index: name of the data set (default: the folder's)")
     foreign = parser.add_argument_group(
@@ -45,30 +47,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="members with the images, in order, or the video (default: all)",
     )
+    add_run_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     check_numbers(args, {"workers": 0})
     if args.action != "index" and any((args.caption_from, args.question_from, args.answer_from, args.media_from)):
         raise UserError(f"--caption-from and its like belong to molmo2 shards index, not to {args.action}")
+    if args.action == "stats" and (args.for_run or args.truncated):
+        raise UserError("--for and --truncated belong to check, repair and index, not to stats")
+    if args.json and args.action != "check":
+        raise UserError(f"--json belongs to molmo2 shards check, not to {args.action}")
     return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
 
 
 def _check(args: argparse.Namespace) -> int:
+    from data_prep.noticed import Notes, note_lines
+    from data_prep.run_limits import in_words
     from data_prep.shard_tools import check, data_sets
     from molmo2_nemo.data.manifest import MANIFEST, read_head, without_crc
 
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
-    damaged = 0
+    damaged, config = 0, run_settings(args)
     for folder in data_sets(Path(args.folder)):
-        problems = check(folder, quick=args.quick, workers=workers)
+        notes = Notes()
+        problems = check(folder, quick=args.quick, workers=workers, config=config, notes=notes)
+        damaged += bool(problems)
+        if args.json:
+            for problem in problems:
+                print(json.dumps({"folder": str(folder), **problem.line("problem")}))
+            for text, (count, first) in notes.json().items():
+                note = {"key": first, "reason": "note", "detail": text, "records": count}
+                print(json.dumps({"folder": str(folder), **note}))
+            continue
         head = read_head(folder / MANIFEST)
         state = f"{len(problems)} problems" if problems else "good"
         print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
         _show(problems)
+        for line in note_lines(notes.json()):
+            print(line)
         if lacking := without_crc(folder / MANIFEST):
             print(f"  {lacking:,} records have no checksum: of those, only damage that shows when decoding is found")
-        damaged += bool(problems)
+    if args.json:
+        return USER_ERROR if damaged else 0
+    if not args.quick:
+        print(in_words(config))
     if damaged:
         print("molmo2 shards repair DIR rewrites damaged shards without the records that cannot be used")
     return USER_ERROR if damaged else 0
@@ -82,12 +105,15 @@ def _show(problems: list) -> None:
 
 
 def _repair(args: argparse.Namespace) -> int:
+    from data_prep.run_limits import in_words
     from data_prep.shard_tools import data_sets, repair
 
+    config = run_settings(args)
     for folder in data_sets(Path(args.folder)):
-        lost = repair(folder)
+        lost = repair(folder, config)
         print(f"{folder}: {len(lost)} records removed" if lost else f"{folder}: nothing to remove")
         _show(lost)
+    print(in_words(config))
     return 0
 
 
@@ -113,20 +139,25 @@ def _stats(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
+    from data_prep.noticed import note_lines
+    from data_prep.run_limits import in_words
     from data_prep.shard_tools import index
     from molmo2_nemo.data.foreign import ForeignTexts
 
     places = (args.caption_from, args.question_from, args.answer_from, args.caption_style)
     media = tuple(args.media_from or ())
     texts = ForeignTexts(*places, media) if any(places) or media else None
-    folder = Path(args.folder)
-    head = index(folder, args.name, texts)
+    folder, config = Path(args.folder), run_settings(args)
+    head = index(folder, args.name, texts, config)
     print(f"{folder}: {head['records']:,} records in {len(head['shards'])} shards")
     if passed := head.get("passed_over"):
         print(f"  passed over, as webdataset does: {', '.join(f'{n:,} {kind}' for kind, n in passed.items())}")
+    for line in note_lines(head.get("notes", {})):
+        print(line)
     for reason, count in head.get("skipped", {}).items():
         print(f"  {count:,} {reason}, as training could not use them: {folder / 'skipped.jsonl'} says why for each")
         _show_lines(folder / "skipped.jsonl")
+    print(in_words(config))
     return 0
 
 
@@ -134,4 +165,4 @@ def _show_lines(path: Path) -> None:
     with path.open(encoding="utf-8") as file:
         for line in islice(file, SHOWN):
             entry = json.loads(line)
-            print(f"  {entry['key']}: {entry['detail']}")
+            print(f"  {entry['shard']}:{entry['key']}: {entry['detail']}")

@@ -150,6 +150,7 @@ class Tracks:
     scale: tuple[float, float] | None
     fps: int  # frames per second of the answer
     frames: tuple[TrackFrame, ...]  # in order of time; empty: the object never appears
+    snap: float = 0.0  # seconds; the nearest frame is taken for a shown one at most this far away; 0: as published
 
 
 TurnAnnotation = (
@@ -261,7 +262,7 @@ def _each(path: str, entries: Sequence[T], read: Callable[[T], R]) -> tuple[R, .
 def _turn(fields: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnotation:
     style, question = style_of(fields["style"]), fields.get("question")
     if style.kind is Kind.TRACKS:
-        return _tracks(style, fields)
+        return read_tracks(fields)
     if style.kind in POINT_KINDS and "points" in fields:
         return _points(style, fields, num_images, has_video)
     if "options" in fields or "answer_idx" in fields:
@@ -274,7 +275,8 @@ def _turn(fields: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnot
     if style.kind is Kind.TIMED_CAPTION:
         return TimedCaption(style, question, answer, tuple(_number(fields, name) for name in style.time_fields))
     if style.kind is Kind.CAPTION and question is None:
-        return Caption(style, answer, str(fields.get("object") or MAIN_OBJECT))
+        asked = style.asks_for("object")
+        return Caption(style, answer, str((asked and fields.get("object")) or MAIN_OBJECT))
     return QuestionAnswer(style, question, answer)
 
 
@@ -347,6 +349,8 @@ def _choice(style: Style, fields: dict[str, Any]) -> MultipleChoice | None:
     options, index, question = fields.get("options"), fields.get("answer_idx"), fields.get("question")
     if not isinstance(options, list) or not options or not all(isinstance(o, str) for o in options):
         raise FieldError.wrong("options", "a list of strings", options)
+    if index is None:
+        raise FieldError.missing("answer_idx", f"the index of the correct option, 0..{len(options) - 1}")
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(options):
         raise FieldError.wrong("answer_idx", f"0..{len(options) - 1} for {len(options)} options", index)
     if question is None:
@@ -401,12 +405,17 @@ def _point(point: Any, path: str, number: int | None = None) -> Point:
     return point[0], point[1]
 
 
-def _tracks(style: Style, fields: dict[str, Any]) -> Tracks:
+def read_tracks(fields: dict[str, Any]) -> Tracks:
+    """A tracking task without alternatives. Raises FieldError."""
     frames = tuple(sorted(_frames(fields["points"]), key=lambda f: f.time)) if "points" in fields else ()
     fps = fields.get("sampling_fps") or TRACK_FPS
     if not is_number(fps) or fps < 1:
         raise FieldError.wrong("sampling_fps", "a number of at least 1", fps)
-    return Tracks(style, fields.get("question"), fields.get("label", ""), _scale(fields), int(fps), frames)
+    snap = fields.get("snap", 0.0)
+    if not is_number(snap) or snap < 0:
+        raise FieldError.wrong("snap", "a number of seconds", snap)
+    style, label = style_of(fields["style"]), fields.get("label", "")
+    return Tracks(style, fields.get("question"), label, _scale(fields), int(fps), frames, float(snap))
 
 
 def _frames(points: Any) -> list[TrackFrame]:

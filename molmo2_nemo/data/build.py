@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.check import checked_count, checked_text
-from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
 from molmo2_nemo.data.image import TileGeometry, VisualInput, image_crops, images_layout, no_visual
 from molmo2_nemo.data.image_size import image_size
@@ -22,7 +23,8 @@ from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
 from molmo2_nemo.data.video.decoders import check_decoder
-from molmo2_nemo.data.video.read import decode_crops, plan_video
+from molmo2_nemo.data.video.read import VideoPlan, decode_crops, plan_video
+from molmo2_nemo.data.video.sampling import film_lost
 from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
 
@@ -108,6 +110,7 @@ class ExampleBuilder:
             "branches_kept": tree.kept,
             "branches_dropped": tree.dropped,
             "tokens_cut": tree.cut,
+            **_lost(conversations[: tree.kept]),
         }
         return self._example(tree, root.visual, record.key, info)
 
@@ -207,6 +210,7 @@ class ExampleBuilder:
         if video is not None:
             plan = plan_video(video, config.video, clip=record.clip, sampling=record.sampling, limits=config.limits)
             visual = video_layout(plan, config.image, config.video, self.tokenizer, subtitles=record.subtitles)
+            visual.info |= _not_shown(plan, record, config.video)
             return _Root(visual, VisualContext(video_size=plan.size, frame_times=plan.times))
         if not images:
             return _Root(no_visual(config.image))
@@ -285,6 +289,25 @@ class ExampleBuilder:
             key=key,
             info=info,
         )
+
+
+def _not_shown(plan: VideoPlan, record: Record, config: VideoConfig) -> dict[str, int]:
+    """What of a film, or of its clip, the sampled frames do not show, by kind."""
+    kind = film_lost(config, record.sampling, plan.fps, plan.duration)
+    found = {kind: 1} if kind else {}
+    frame = 1 / plan.fps if plan.fps > 0 else 0.0
+    if record.clip is not None and record.clip[1] - record.clip[0] > plan.duration + frame:
+        found["clips_cut"] = 1
+    return found
+
+
+def _lost(conversations: Sequence[Sequence[Turn]]) -> Counter[str]:
+    """What the texts lack of their annotations, by kind."""
+    lost: Counter[str] = Counter()
+    for turns in conversations:
+        for turn in turns:
+            lost.update(turn.lost)
+    return lost
 
 
 def _same_count(found: int, planned: int) -> None:

@@ -75,15 +75,19 @@ def checked_count(annotations: Sequence[Annotation | Alternatives], limit: int) 
         raise DataError(f"a record needs 1 to {limit} annotations, got {len(annotations)} (data.limits.annotations)")
 
 
-def check_record(record: Record, view: View, config: DataConfig | None = None) -> None:
+def check_record(record: Record, view: View, config: DataConfig | None = None) -> set[str]:
     """Build every conversation of a record once.
 
     Args:
         config: settings of training; the wordings of a stage do not matter, as none refuses what another takes.
+
+    Returns:
+        What an access may lose of the annotations without refusing the record: kinds of tally.py.
     Raises:
         BadRecord: training could not use it, or not at every access; `fault` names the field.
     """
     config = config or DataConfig()
+    lost: set[str] = set()
     try:
         context = _context(record, view, config)
         _check_weights(record)
@@ -92,9 +96,10 @@ def check_record(record: Record, view: View, config: DataConfig | None = None) -
             _at(path, partial(checked_count, tree, config.limits.annotations))
             for where, annotation in pieces(tree, path):
                 later = LATER_TURN.search(where) is not None
-                _at(where, partial(_check_turns, formatter, annotation, context, config, later))
+                _at(where, partial(_check_turns, formatter, annotation, context, config, later, lost))
     except FieldError as error:
         raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
+    return lost
 
 
 def drawn_trees(record: Record) -> Iterator[tuple[str, Tree]]:
@@ -167,14 +172,21 @@ def _check_weights(record: Record) -> None:
 
 
 def _check_turns(
-    formatter: PromptFormatter, annotation: Annotation, context: VisualContext, config: DataConfig, later: bool
+    formatter: PromptFormatter,
+    annotation: Annotation,
+    context: VisualContext,
+    config: DataConfig,
+    later: bool,
+    lost: set[str],
 ) -> None:
-    """Word every answer that may be drawn; `later`: the turn is not its conversation's first, so without a prefix."""
+    """Word every answer that may be drawn; `later`: the turn is not its conversation's first, so without a prefix.
+    `lost` gets the kinds of what the texts lack."""
     for form in _with_each_answer(annotation):
         whole = replace(form, content=(OPENING, form.content)) if later else form  # type: ignore[arg-type]
         for turn in formatter.conversation(whole, context, np.random.default_rng(0)):
             checked_text(turn.user, config.limits.text_chars)
             checked_text(turn.answer, config.limits.text_chars)
+            lost.update(turn.lost)
 
 
 def _with_each_answer(annotation: Annotation) -> Iterator[Annotation]:

@@ -47,6 +47,8 @@ class TextFormatConfig:
     root_length_weight: bool = True  # multiply by weight_scale / sqrt(loss tokens of the branch); stage 1: False
     root_branches_weight: bool = True  # divide by sqrt(branches kept); stage 1: False
     weight_scale: float = 2.0  # the released code's 2; the paper writes 4
+    templates: str | None = None  # a file of `molmo2 templates import`; default: this project's own wordings
+    templates_sha256: str | None = None  # fingerprint of that file's wordings; filled in, and compared on resuming
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from molmo2_nemo.data.config import ImageConfig
-from molmo2_nemo.data.resize import patchify, resize
+from molmo2_nemo.data.resize import patchify, resizes
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import DataError, UserError
 
@@ -191,8 +191,8 @@ def image_crops(pixels: np.ndarray, tiling: Sequence[int], geometry: TileGeometr
     """Write an image, uint8 [H, W, 3], as its global view and then its tiles, row by row, to `out` [C, P, D_p]."""
     rows, cols = tiling
     side, step, patch = geometry.crop, geometry.window, geometry.patch
-    patchify(resize(pixels, side, side)[None], patch, out[:1])
-    canvas = resize(pixels, *geometry.canvas((rows, cols)))
+    view, canvas = resizes(pixels, [(side, side), geometry.canvas((rows, cols))])
+    patchify(view[None], patch, out[:1])
     for tile in range(rows * cols):
         y, x = tile // cols * step, tile % cols * step
         patchify(canvas[None, y : y + side, x : x + side], patch, out[tile + 1 : tile + 2])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,23 @@ from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.phases import phase_at, phase_problems, phases
-from molmo2_nemo.data.planner import PackPlanner, Place, PlannedBatch, check_bad, counted
+from molmo2_nemo.data.planner import PackPlanner, Place, PlannedBatch, check_bad, seen
 from molmo2_nemo.data.reader import Builder, ExampleReader, Skipped, default_builder
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
-from molmo2_nemo.data.workers import DecodeTasks, PackPixels, PackTask, array_of, in_order, packs_ahead
+from molmo2_nemo.data.tally import SKIPPED, Seen, Tally, counted, waiting_unused
+from molmo2_nemo.data.workers import (
+    AHEAD_BYTES,
+    DecodeTasks,
+    PackPixels,
+    PackTask,
+    Room,
+    array_of,
+    in_order,
+    packs_ahead,
+)
 from molmo2_nemo.errors import DataError
 
+Mark = tuple[Place, Tally, int]
 QUARANTINE_KEPT = 1000  # skipped records remembered in memory
 
 
@@ -76,11 +87,10 @@ class PackStream:
             for phase in phases(config)
         ]
         self.place = Place(dp_rank)  # after the last batch
-        # What was found while decoding, beside what the place counts: records, counts, damaged ones in a row.
-        self._late: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-        self._late_in_a_row = 0
+        self._late, self._late_in_a_row = Tally(), 0  # found while decoding, beside what the place counts
         self.quarantined: deque[Skipped] = deque(maxlen=QUARANTINE_KEPT)
-        self.numbers: list[int] = []  # stream numbers of the examples in the last batch
+        self.seen: list[Seen] = []  # the examples of the last batch as planned, damaged ones included
+        self.found_late = Tally()  # what decoding them has found
         self.examples: list[list[Example]] = []  # of its packs, without crops: for those who want to see `info`
 
     @property
@@ -96,15 +106,26 @@ class PackStream:
     @property
     def skipped(self) -> Counter[str]:
         """Cause -> records skipped since the start of the run."""
-        return _sum(self.place.skipped, self._late[0])
+        return self.tally.skipped()
 
     @property
     def counts(self) -> Counter[str]:
-        """Examples read, and what did not fit."""
-        return _sum(self.place.counts, self._late[1])
+        """Examples read, and how much was counted of each of `KINDS` (tally.py)."""
+        return self.tally.counts()
+
+    @property
+    def tally(self) -> Tally:
+        """Both, for each data set."""
+        tally = self.place.tally.copy()
+        tally.update(self._late)
+        return tally
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the current position of the stream on; only one iterator may be active at a time."""
+        return self.batches(lambda planned: planned)
+
+    def batches(self, arrange: Callable[[Iterator[PlannedBatch]], Iterator[PlannedBatch]]) -> Iterator[Batch]:
+        """The same in another order, in which they are decoded. Each batch puts the stream to its own place."""
         planner = PackPlanner(
             self.config,
             self.readers,
@@ -114,23 +135,30 @@ class PackStream:
             batches_per_step=self.batches_per_step,
         )
         planned: deque[PlannedBatch] = deque()
+        asked: deque[PackTask] = deque()
         failed: list[Exception] = []
-        tasks = _tasks(planner, planned, failed)
+        tasks = _tasks(arrange(iter(planner)), planned, asked, failed)
         workers = self.config.num_workers
-        source = in_order(DecodeTasks(self.readers, workers > 0), tasks, workers, packs_ahead(self.config))
+        room = Room(AHEAD_BYTES) if workers else None
+        source = in_order(DecodeTasks(self.readers, room), tasks, workers, packs_ahead(self.config))
         try:
             found: list[PackPixels] = []
             for pixels in source:
+                task = asked.popleft()
+                if room is not None:
+                    room.take(task)
                 found.append(pixels)
                 if len(found) == self.micro_batch_size:
                     yield self._finish(planned.popleft(), found)
                     found = []
             for error in failed:  # planning got as far as here; what it had planned before has been used
-                self.place.skipped, self.place.counts = planner.place.skipped, planner.place.counts
+                self.place.tally = planner.place.tally
                 for bad in planner.skipped:
                     self._list(bad)
                 raise error
         finally:
+            if room is not None:
+                room.close()
             source.close()
             tasks.close()
 
@@ -139,8 +167,14 @@ class PackStream:
         self.place = planned.place
         for bad in planned.skipped:
             self._list(bad)
+        self.seen, self.found_late = [seen(item) for pack in planned.packs for item in pack], Tally()
+        records = iter(self.seen)
         self.examples = [
-            [item.payload for item, said in zip(pack, pixels.said, strict=True) if self._decoded(item.payload, said)]
+            [
+                item.payload
+                for item, said in zip(pack, pixels.said, strict=True)
+                if self._decoded(item.payload, next(records), said)
+            ]
             for pack, pixels in zip(planned.packs, found, strict=True)
         ]
         crops = [array_of(pixels.crops) for pixels in found]
@@ -151,29 +185,54 @@ class PackStream:
             im_patch_id=reader.im_patch_id,
             crops=crops[0] if len(crops) == 1 else np.concatenate(crops),
         )
-        self.numbers = [item.id for pack in planned.packs for item in pack]
         batch.state = self.state()
         return batch
 
-    def _decoded(self, example: Example, said: dict[str, Any] | Skipped) -> bool:
+    def without_pixels(self, planned: PlannedBatch) -> Batch:
+        """The batch of a plan as if all its media could be decoded; its crops are zeros that take no memory."""
+        reader = self.readers[planned.phase]
+        packs: list[list[Example]] = [[item.payload for item in pack] for pack in planned.packs]
+        count = sum(example.num_crops for pack in packs for example in pack)
+        return collate(
+            packs,
+            sequence_length=reader.config.packing.sequence_length,
+            im_patch_id=reader.im_patch_id,
+            crops=np.broadcast_to(np.uint8(0), (count, *packs[0][0].crops.shape[1:])),
+        )
+
+    def _decoded(self, example: Example, record: Seen, said: dict[str, Any] | Skipped) -> bool:
         """Take note of how the decoding of an example went; whether it can be used."""
-        skipped, counts = self._late
+        first = (record.number, record.key)
         if not isinstance(said, Skipped):
             example.info |= said
-            counts.update(counted(said))
+            for kind, count in counted(said).items():
+                self._note(record.source, kind, count, first)
             if example.num_crops:
                 self._late_in_a_row = 0
             return True
-        said = Skipped(
-            said.key, said.cause, f"{said.detail}; found after packing, so its place in a pack is left empty"
-        )
-        skipped[said.cause] += 1
-        counts.subtract({"examples": 1, **counted(example.info)})
-        counts["places_left_empty"] += 1
+        detail = f"{said.detail}; found after packing, so its place in a pack is left empty"
+        said = Skipped(said.key, said.cause, detail, record.source)
+        self._note(record.source, SKIPPED + said.cause, 1, first)
+        self._note(record.source, "places_left_empty", 1, first)
+        for tally in (self._late, self.found_late):
+            tally.unread(record)
         self._late_in_a_row += 1
         self._list(said)
-        check_bad(self.config, said, self._late_in_a_row, self.skipped, self.counts)
+        check_bad(self.config, said, self._late_in_a_row, self.tally)
         return False
+
+    def _note(self, source: str, kind: str, count: int, first: tuple[int, str]) -> None:
+        for tally in (self._late, self.found_late):
+            tally.add(source, kind, count, first)
+
+    def mark(self) -> Mark:
+        """Where the stream is, for `go_back`."""
+        return self.place.copy(), self._late.copy(), self._late_in_a_row
+
+    def go_back(self, mark: Mark) -> None:
+        """Go on from a mark; not while an iterator is active."""
+        place, late, self._late_in_a_row = mark
+        self.place, self._late = place.copy(), late.copy()
 
     def warnings(self) -> list[str]:
         """What the user should know of the data before they are read, a line each."""
@@ -181,7 +240,7 @@ class PackStream:
 
     def state(self) -> dict[str, Any]:
         """The position of the stream as JSON values, for `load_states`; every batch carries it too."""
-        place = self.place
+        place, tally = self.place, self.tally
         state = {
             "version": STATE_VERSION,
             "identity": self.reader.identity(),
@@ -191,8 +250,9 @@ class PackStream:
             "backlog": list(place.backlog),
             "packer": place.packer_state(len(self.readers) > 1),
             "steps": place.batches // self.batches_per_step,
-            "skipped": dict(sorted(self.skipped.items())),
-            "counts": dict(sorted(self.counts.items())),
+            "skipped": dict(sorted(tally.skipped().items())),
+            "counts": dict(sorted(tally.counts().items())),
+            "by_source": tally.json(),
             "bad_in_a_row": place.bad_in_a_row,
         }
         return state | ({"undecoded_in_a_row": self._late_in_a_row} if self._late_in_a_row else {})
@@ -209,15 +269,14 @@ class PackStream:
         by_rank = merge_states(states)
         size = len(by_rank)
         check_identity(by_rank[0]["identity"], json.loads(json.dumps(self.reader.identity())))
-        self._late, self._late_in_a_row = (Counter(), Counter()), 0
+        self._late, self._late_in_a_row = Tally(), 0
         if size == self.dp_size and not any(state.get("ahead") for state in by_rank):
             own = by_rank[self.dp_rank]
             self.place = Place(
                 own["position"],
                 own["steps"] * self.batches_per_step,
                 list(own["backlog"]),
-                skipped=Counter(own["skipped"]),
-                counts=Counter(own["counts"]),
+                tally=Tally.of_state(own),
                 bad_in_a_row=own["bad_in_a_row"],
                 restore=own["packer"],
             )
@@ -231,10 +290,9 @@ class PackStream:
         )
         if self.dp_rank == 0:  # one rank takes over the counts of the whole run
             for state in by_rank:
-                place.skipped.update(state["skipped"])
-                place.counts.update(state["counts"])
-                used = state.get("ahead", {}).get("used", ())  # waiting examples are counted when they are reread
-                place.counts["examples"] += len(used) - len(state["packer"]["waiting"])
+                place.tally.update(Tally.of_state(state))
+                for record in waiting_unused(state):  # counted when they are reread
+                    place.tally.unread(record)
 
     def _list(self, bad: Skipped) -> None:
         """Remember a skipped record, and write it down where the settings say."""
@@ -247,19 +305,17 @@ class PackStream:
 
 
 def _tasks(
-    planner: PackPlanner, planned: deque[PlannedBatch], failed: list[Exception]
+    batches: Iterator[PlannedBatch], planned: deque[PlannedBatch], asked: deque[PackTask], failed: list[Exception]
 ) -> Generator[PackTask, None, None]:
-    """The packs of all planned batches, which are appended to `planned`. An error ends them and is left in `failed`:
-    batches that were planned before it come first."""
+    """The packs of all batches. Batches are appended to `planned`, packs to `asked`. An error ends them and is left in
+    `failed`: batches that were planned before it come first."""
+    before = 0
     try:
-        for batch in planner:
+        for batch in batches:
             planned.append(batch)
-            yield from batch.tasks()
+            for task in batch.tasks(before):
+                before += task.bytes
+                asked.append(task)
+                yield task
     except Exception as error:
         failed.append(error)
-
-
-def _sum(a: Counter[str], b: Counter[str]) -> Counter[str]:
-    total = a.copy()
-    total.update(b)
-    return total

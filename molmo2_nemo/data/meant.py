@@ -6,10 +6,11 @@ that shards written before keep loading.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from molmo2_nemo.data.annotations import (
     Annotation,
+    Caption,
     Messages,
     MultipleChoice,
     Points,
@@ -21,16 +22,19 @@ from molmo2_nemo.data.annotations import (
 from molmo2_nemo.data.check import drawn_trees, pieces
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.prompts import POINT_MARK
-from molmo2_nemo.data.record import BadRecord, Record
+from molmo2_nemo.data.record import RECORD_KEYS, BadRecord, Record
 from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, asked_style, canonical_style
+from molmo2_nemo.data.unread import check_read, check_sampling_read
 from molmo2_nemo.errors import UserError
+
+T = TypeVar("T")
 
 TEXTS = ("text", "answer", "answer_with_points", "question", "label")  # blank is nothing to train on
 FORM_FIELDS = frozenset(  # of one turn without alternatives
     {
         *("style", *TEXTS, "answers", "answer_annotations", "explanation", "label_cased", "object"),
         *("options", "answer_idx", "shuffle_options", "unlabelled_options"),
-        *("points", "point_scale", "width", "height", "timestamps", "sampling_fps", "start", "end", "time"),
+        *("points", "point_scale", "width", "height", "timestamps", "sampling_fps", "snap", "start", "end", "time"),
     }
 )
 TURN_FIELDS = FORM_FIELDS | {"either"}
@@ -58,23 +62,26 @@ def check_names(key: str, data: Mapping[str, Any]) -> None:
     _raising(key, lambda: _names(data))
 
 
-def check_meant(record: Record, data: Mapping[str, Any]) -> None:
-    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has question and medium.
+def check_meant(record: Record, data: Mapping[str, Any]) -> list[str]:
+    """`check_names`; and styles are known, no text is blank, no option comes twice, each task has question and medium,
+    and every field is read.
 
+    Returns:
+        Notes on fields that are not read, but may well stand there.
     Raises:
         BadRecord: something nobody can have meant; `fault` names the field.
     """
-    _raising(record.key, lambda: _everything(record, data))
+    return _raising(record.key, lambda: _everything(record, data))
 
 
-def _raising(key: str, call: Callable[[], None]) -> None:
+def _raising(key: str, call: Callable[[], T]) -> T:
     try:
-        call()
+        return call()
     except FieldError as error:
         raise BadRecord(key, "bad record", str(error), error.fault) from None
 
 
-def _everything(record: Record, data: Mapping[str, Any]) -> None:
+def _everything(record: Record, data: Mapping[str, Any]) -> list[str]:
     _names(data)
     _sampling(data.get("sampling", {}))
     _media_of_settings(record, data)
@@ -84,6 +91,12 @@ def _everything(record: Record, data: Mapping[str, Any]) -> None:
     for path, branches in drawn_trees(record):
         for where, annotation in pieces(branches, path):
             _task(record, annotation, where)
+    check_sampling_read(data.get("sampling", {}))
+    notes: set[str] = set()
+    for path, tree in _trees(data):
+        for i, fields in enumerate(tree):
+            notes.update(check_read(fields, f"{path}[{i}]", len(record.images), record.video is not None))
+    return sorted(notes)
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -135,6 +148,9 @@ def _objects(fields: Mapping[str, Any], name: str, path: str) -> list[tuple[str,
 
 def _known(fields: Mapping[str, Any], path: str, known: Collection[str]) -> None:
     for name in fields:
+        if name not in known and name in RECORD_KEYS:
+            fault = Fault(f"{path}.{name}", show(fields[name]), f"{name} beside annotations")
+            raise FieldError(fault, f"belongs to the whole record: write {fault.expected}")
         if name not in known:
             raise FieldError.unknown(f"{path}.{name}", known, fields[name])
 
@@ -194,6 +210,15 @@ def _texts(fields: Mapping[str, Any], path: str) -> None:
         if option in options[:i]:
             fault = Fault(f"{path}.options[{i}]", show(option), "an option that no other one equals")
             raise FieldError(fault, f"is the same as options[{options.index(option)}]: {show(option)}")
+    index, answer = fields.get("answer_idx"), fields.get("answer")
+    if (
+        type(index) is int
+        and 0 <= index < len(options)
+        and answer in fields["options"]
+        and answer != fields["options"][index]
+    ):
+        fault = Fault(f"{path}.answer", show(answer), f"options[{index}], {show(fields['options'][index])}")
+        raise FieldError(fault, f"is {show(answer)}, but answer_idx says {fault.expected}")
     marks = str(fields.get("answer", "")).count(POINT_MARK)
     inline = _list(fields, "answer_annotations", path)
     if "answer" in fields and marks != len(inline):
@@ -227,6 +252,8 @@ def _task(record: Record, annotation: Annotation, path: str) -> None:
         style = canonical_style(content.style.name)
         if ".turns[" in path or style in DEMO_STYLES or style in MC_STYLES:
             raise FieldError.missing(f"{path}.question", "what the model is asked")
+    if isinstance(content, Caption) and not record.images and record.video is None:
+        _needs(path, "an image or a video", record)
     if isinstance(content, Points) and not record.images:
         _needs(path, "an image", record)
     if isinstance(content, (VideoPoints, Tracks, TimedCaption)) and record.video is None:

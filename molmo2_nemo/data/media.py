@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from molmo2_nemo.errors import DataError, UserError
 
 
-def read_media(path: Path, kind: str) -> bytes:
+def read_media(path: Path, kind: str, cut: list[Path] | None = None) -> bytes:
     """The bytes of a file that holds an image or a video.
 
     Args:
         kind: "image" or "video".
+        cut: gets the path of an image that is cut off or damaged inside.
 
     Raises:
         UserError: no such file, or it cannot be decoded; names it.
@@ -23,7 +25,10 @@ def read_media(path: Path, kind: str) -> bytes:
         if kind == "image":
             from molmo2_nemo.data.pictures import decode_image
 
-            decode_image(content)
+            notes: list[str] = []
+            decode_image(content, notes=notes)
+            if notes and cut is not None:
+                cut.append(path)
         else:
             from molmo2_nemo.data.video.read import inspect_video
 
@@ -31,3 +36,18 @@ def read_media(path: Path, kind: str) -> bytes:
     except DataError as error:
         raise UserError(f"{path}: {error}") from None
     return content
+
+
+def said_of_cut(cut: Sequence[Path], truncated: str) -> list[str]:
+    """What to say of images that are cut off or damaged inside, a line each.
+
+    Args:
+        truncated: `data.image.truncated` of the run whose model sees them.
+    Raises:
+        UserError: the run does not read such images; names the first.
+    """
+    if cut and truncated == "skip":
+        raise UserError(
+            f"{cut[0]}: cut off or damaged inside; the run does not read such images (data.image.truncated=skip)"
+        )
+    return [f"{path}: cut off or damaged inside; loaded as far as it goes (data.image.truncated=load)" for path in cut]

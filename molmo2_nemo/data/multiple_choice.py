@@ -102,7 +102,7 @@ def _pick(rng: np.random.Generator, items: Sequence) -> object:
     return items[int(rng.integers(len(items)))]
 
 
-def _check(options: Sequence[str], answer: int | None) -> None:
+def check_choice(options: Sequence[str], answer: int | None) -> None:
     if not options or len(options) > len(NAMES[0]):
         raise DataError(f"multiple choice needs 1 to {len(NAMES[0])} options, got {len(options)}")
     if answer is not None and not 0 <= answer < len(options):
@@ -111,7 +111,7 @@ def _check(options: Sequence[str], answer: int | None) -> None:
 
 def plain_choice(question: str, options: Sequence[str], answer: int | None) -> tuple[str, str]:
     """The layout of stage 1: question, lettered options, a final newline."""
-    _check(options, answer)
+    check_choice(options, answer)
     lines = [f"{name}. {option}" for name, option in zip(NAMES[0], options, strict=False)]
     return "\n".join([question, *lines]) + "\n", "" if answer is None else lines[answer]
 
@@ -120,7 +120,7 @@ def standard_choice(
     question: str, options: Sequence[str], answer: int | None, *, unlabelled: bool = False
 ) -> tuple[str, str]:
     """The layout of evaluation: question, instruction, lettered options; the answer repeats the option's line."""
-    _check(options, answer)
+    check_choice(options, answer)
     lines = list(options)
     if not unlabelled:
         lines = [f"{name}. {option}" for name, option in zip(NAMES[0], options, strict=False)]
@@ -131,7 +131,7 @@ def random_choice(
     question: str, options: Sequence[str], answer: int, rng: np.random.Generator, *, unlabelled: bool = False
 ) -> tuple[str, str]:
     """A layout for training: `standard_choice` with probability 0.1, else drawn from this module's lists."""
-    _check(options, answer)
+    check_choice(options, answer)
     if rng.random() < P_STANDARD:
         return standard_choice(question, options, answer, unlabelled=unlabelled)
     label_only = rng.random() < P_LABEL_ONLY

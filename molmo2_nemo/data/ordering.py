@@ -5,19 +5,28 @@ one there is nothing to swap, but every rank can choose when to use it: if all r
 heaviest packs of all ranks meet in one step, the second heaviest in the next, and so on. No rank needs to know about
 the others, no pack is sent, and every example is used exactly once. What changes is which packs share a step.
 
-Reading stays even: for every pack of a window that is used, one pack of the next window is read.
+The order is decided from the planned examples, before anything is decoded: a window holds no pixels. Planning stays
+even: for every pack of a window that is decoded, one pack of the next window is planned.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.example import Batch
 from molmo2_nemo.data.loader import PackStream
+from molmo2_nemo.data.planner import Place, PlannedBatch
+from molmo2_nemo.data.tally import Tally
 
-Held = tuple[Batch, list[int]]  # a batch and the numbers of its examples
+
+class Window(NamedTuple):
+    """Batches that are sorted together."""
+
+    size: int
+    end: Place  # of the stream after them, in whatever order they are used
 
 
 class CostOrder:
@@ -38,25 +47,35 @@ class CostOrder:
         self._begin()
 
     def _begin(self) -> None:
-        self._base = self._end = self.stream.state()  # stream states at both ends of the current window
-        self._current: list[Held] = []  # batches of the current window not yet used
-        self._next: list[Held] = []  # batches read for the next window
-        self._used: list[int] = []  # examples of the batches used from the current window
+        """A window begins where the stream is."""
+        self._start = self.stream.mark()
+        self._base = self.stream.state()
+        self._position = self._base["position"]  # in the stream, at the end of the window
+        self._used: list[int] = []  # examples of the batches used from the window
+        self._counted = Tally()  # what these add to the counts of the state at its start
         self._given = 0
-        self._skip = 0  # batches of the first window that were used before the restart
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the current position of the stream on; only one iterator may be active at a time."""
-        source = iter(self.stream)
+        self.stream.go_back(self._start)
+        windows: deque[Window] = deque()
+        source = self.stream.batches(lambda planned: self._windows(planned, windows))
+        again, left = self._given, 0
         try:
-            while True:
-                self._read(source)
-                while not self._current:
-                    self._read(source)
-                    self._start_window()
-                batch = self._give()
-                batch.state = self.state()
-                yield batch
+            for batch in source:
+                if not left:
+                    self._position, left = windows[0].end.position, windows[0].size
+                left, used = left - 1, again > 0
+                if used:  # before the restart; decoded again because damaged records are counted by window
+                    again -= 1
+                else:
+                    self._give()
+                if not left:
+                    self.stream.place = windows.popleft().end
+                    self._begin()
+                if not used:
+                    batch.state = self.state()
+                    yield batch
         finally:
             source.close()  # type: ignore[attr-defined]
 
@@ -69,7 +88,8 @@ class CostOrder:
             "packing": self._packing(),
             "given": self._given,
             "used": sorted(self._used),
-            "position": self._end["position"],
+            "counted": self._counted.json(),
+            "position": self._position,
             "steps": self._base["steps"],
         }
         return {**self._base, "steps": self._base["steps"] + self._given, "ahead": ahead}
@@ -85,10 +105,10 @@ class CostOrder:
             bases = [{**s, "steps": s["ahead"]["steps"]} for s in states]
             self.stream.load_states([{k: v for k, v in s.items() if k != "ahead"} for s in bases])
             self._begin()
-            self._skip = skips.pop()
             own = next(s for s in states if s["dp_rank"] == self.stream.dp_rank)
-            self._given, self._used = self._skip, list(own["ahead"]["used"])
-            self._end = {**self._base, "position": own["ahead"]["position"]}
+            self._given, self._used = skips.pop(), list(own["ahead"]["used"])
+            self._counted = Tally.of_json(own["ahead"].get("counted", {}))
+            self._position = own["ahead"]["position"]
         else:
             self.stream.load_states(states)
             self._begin()
@@ -104,28 +124,36 @@ class CostOrder:
         ends = [phase.until_step - step for phase in self.stream.config.progression if phase.until_step > step]
         return min([self.window, *ends])
 
-    def _read(self, source: Iterator[Batch]) -> None:
-        """Read one more batch for the next window, unless it is complete."""
-        if len(self._next) < self._size(self._end["steps"]):
-            self._next.append((next(source), self.stream.numbers))
+    def _windows(self, planned: Iterator[PlannedBatch], windows: deque[Window]) -> Iterator[PlannedBatch]:
+        """The batches of every window in the order in which they are used. Windows are appended when they are complete.
+        Of the first, those used before the restart come first."""
+        used = set(self._used)
+        gathered: list[PlannedBatch] = []
+        ready: deque[PlannedBatch] = deque()
+        try:
+            for batch in planned:
+                gathered.append(batch)
+                if ready:
+                    yield ready.popleft()
+                if len(gathered) == self._size(gathered[0].place.batches - 1):
+                    yield from ready
+                    windows.append(Window(len(gathered), gathered[-1].place))
+                    ready, gathered = deque(sorted(gathered, key=lambda one: self._rank(one, used))), []
+                    yield ready.popleft()
+        except Exception:
+            yield from ready
+            raise
 
-    def _start_window(self) -> None:
-        """Make the next window the current one, if it is complete."""
-        begin = self._base if self._skip else self._end
-        if len(self._next) < self._size(begin["steps"]):
-            return
-        ranked = sorted(range(len(self._next)), key=lambda i: (-self.cost.of(self._next[i][0]), i))
-        ordered = [self._next[i] for i in ranked]
-        self._base, self._end, self._next = begin, self.stream.state(), []
-        self._current = ordered[self._skip :]
-        if not self._skip:
-            self._given, self._used = 0, []
-        self._skip = 0
+    def _rank(self, planned: PlannedBatch, used: set[int]) -> tuple[bool, int]:
+        return used.isdisjoint(planned.numbers()), -self.cost.of(self.stream.without_pixels(planned))
 
-    def _give(self) -> Batch:
-        batch, numbers = self._current.pop(0)
+    def _give(self) -> None:
+        """Take note of the stream's last batch."""
+        seen = self.stream.seen
         self._given += 1
-        self._used += numbers
-        if not self._current:  # the window is used up: what comes next begins at its end
-            self._base, self._given, self._used = self._end, 0, []
-        return batch
+        self._used += [record.number for record in seen]
+        waited = {number for number, _ in self._base["packer"]["waiting"]}  # counted there
+        for record in seen:
+            if record.number not in waited:
+                self._counted.read(record)
+        self._counted.update(self.stream.found_late)

@@ -29,6 +29,8 @@ TRUNCATED = "cut off or damaged inside: loaded as far as it goes"
 TRANSPARENT = "partly transparent: transparency is dropped, what is stored behind it shows"
 SEVERAL = "of several frames or pages: only the first is used"
 ORIENTATION = 0x0112  # EXIF; from 5 on width and height change places
+TURNED = range(2, 9)  # its values for pictures that are not stored upright
+STRIP = 2**18  # bytes of a picture that are taken out of Pillow at a time: they stay in the processor's cache
 Truncated = Literal["load", "skip"]
 _tolerant = threading.Lock()  # held while Pillow's global switch is set
 
@@ -78,8 +80,7 @@ def _decode(source: Source, limits: LimitsConfig, probe: bool) -> Picture:
         elif _sideways(image):  # the upright image is a small one
             width, height = height, width
         plain = probe and image.mode in ("L", "RGB")
-        # A copy: torch wants pixels that can be written.
-        pixels = np.zeros((0, 0, 3), np.uint8) if plain else np.array(_to_rgb(turned, image))
+        pixels = np.zeros((0, 0, 3), np.uint8) if plain else _array(_to_rgb(turned, image))
         source.check()
         return Picture(pixels[:0, :0] if probe else pixels, width, height, kind, notes)
 
@@ -148,9 +149,12 @@ def _sideways(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF data say; as it is stored where they cannot be read, like the published code."""
+    """Turned as its EXIF data say; as it is stored where they cannot be read, like the published code.
+
+    The same image where it need not be turned: Pillow's copy of it takes longer than its decoding.
+    """
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) in TURNED else image
     except DataError:
         raise
     except Exception:
@@ -180,7 +184,21 @@ def _to_rgb(image: Image.Image, opened: Image.Image) -> Image.Image:
         raise DataError("image in L*a*b* colours, whose conversion depends on a white point; save it as RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _array(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image, uint8 [H, W, 3], which torch can write to.
+
+    By strips: `np.array` of a whole image goes through memory three times.
+    """
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(STRIP // max(4 * width, 1), 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def _tones(values: np.ndarray, opened: Image.Image) -> np.ndarray:

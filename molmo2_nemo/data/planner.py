@@ -6,7 +6,6 @@ carries a copy of the place after it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +15,11 @@ from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.data.phases import phase_at
 from molmo2_nemo.data.reader import ExampleReader, Skipped
+from molmo2_nemo.data.tally import EXAMPLES, SKIPPED, Seen, Tally, counted
 from molmo2_nemo.data.workers import PackTask, PlanTasks, in_order, planners
 from molmo2_nemo.errors import DataError
 
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
-# Of `Example.info`; `ignored` and `truncated` count images.
-COUNTED = ("branches_dropped", "tokens_cut", "ignored", "truncated", "replaced_frames")
 
 
 class TooManyBadRecords(DataError):
@@ -38,8 +36,7 @@ class Place:
     emitted: int = 0  # packs
     waiting: list[Item] = field(default_factory=list)  # examples in the packer, oldest first
     built_in: dict[int, int] = field(default_factory=dict)  # number -> the phase in which it was built
-    skipped: Counter[str] = field(default_factory=Counter)  # cause -> records skipped since the start of the run
-    counts: Counter[str] = field(default_factory=Counter)  # examples read, and what did not fit: see COUNTED
+    tally: Tally = field(default_factory=Tally)  # of what was read since the start of the run
     bad_in_a_row: int = 0
     restore: dict[str, Any] | None = None  # a saved packer's state, as long as its examples have not been planned again
 
@@ -51,8 +48,7 @@ class Place:
             self.emitted,
             list(self.waiting),
             dict(self.built_in),
-            self.skipped.copy(),
-            self.counts.copy(),
+            self.tally.copy(),
             self.bad_in_a_row,
             self.restore,
         )
@@ -64,6 +60,7 @@ class Place:
         state: dict[str, Any] = {
             "emitted": self.emitted,
             "waiting": [[item.id, item.arrived] for item in self.waiting],
+            "counted": [list(seen(item)[1:]) for item in self.waiting],
         }
         if phases:
             state["phases"] = [self.built_in[item.id] for item in self.waiting]
@@ -80,16 +77,24 @@ class PlannedBatch:
     skipped: list[Skipped]  # records that could not be used, read since the batch before
     place: Place  # after it
 
-    def tasks(self) -> Iterator[PackTask]:
+    def numbers(self) -> list[int]:
+        """Stream numbers of its examples."""
+        return [item.id for pack in self.packs for item in pack]
+
+    def tasks(self, before: int = 0) -> Iterator[PackTask]:
+        """Of its packs. `before`: bytes of the crops of all packs before them."""
         for pack, phases in zip(self.packs, self.phases, strict=True):
             examples: list[Example] = [item.payload for item in pack]
-            yield PackTask(
+            task = PackTask(
                 tuple(
                     (item.id, phase, item.payload.info.get("images"), item.crops)
                     for item, phase in zip(pack, phases, strict=True)
                 ),
                 examples[0].crops.shape[1:],  # type: ignore[arg-type]
+                before,
             )
+            before += task.bytes
+            yield task
 
 
 class PackPlanner:
@@ -180,19 +185,19 @@ class PackPlanner:
             expected, place.position = place.position, place.position + self.dp_size
         assert n == expected, "examples arrive in the order they were requested"
         if isinstance(result, Skipped):
-            self._skip(result)
+            self._skip(n, result)
             return None
         place.bad_in_a_row = 0
-        place.counts["examples"] += 1
-        place.counts.update(counted(result.info))
+        item = Item(n, result.num_tokens, result.num_crops, result)
+        place.tally.read(seen(item))
         place.built_in[n] = self.phase
-        return self.packer.add(Item(n, result.num_tokens, result.num_crops, result))
+        return self.packer.add(item)
 
-    def _skip(self, bad: Skipped) -> None:
-        self.place.skipped[bad.cause] += 1
+    def _skip(self, n: int, bad: Skipped) -> None:
+        self.place.tally.add(bad.source, SKIPPED + bad.cause, 1, (n, bad.key))
         self.place.bad_in_a_row += 1
         self.skipped.append(bad)
-        check_bad(self.config, bad, self.place.bad_in_a_row, self.place.skipped, self.place.counts)
+        check_bad(self.config, bad, self.place.bad_in_a_row, self.place.tally)
 
     def _refill(self, saved: dict[str, Any]) -> None:
         """Plan the examples again that waited in the packer when the state was saved."""
@@ -216,18 +221,20 @@ class PackPlanner:
         self.place.restore, self.place.built_in = None, built_in
 
 
-def counted(info: dict[str, Any]) -> dict[str, int]:
-    """What of an example's `info` is counted over the run."""
-    return {name: int(info[name]) for name in COUNTED if info.get(name)}
+def seen(item: Item) -> Seen:
+    """What is counted for an example that is planned, and not decoded yet."""
+    example: Example = item.payload
+    return Seen(item.id, example.key, example.source, counted(example.info))
 
 
-def check_bad(config: DataConfig, last: Skipped, in_a_row: int, skipped: Counter[str], counts: Counter[str]) -> None:
+def check_bad(config: DataConfig, last: Skipped, in_a_row: int, tally: Tally) -> None:
     """
     Raises:
         TooManyBadRecords: more records cannot be used than the settings allow.
     """
+    skipped = tally.skipped()
     bad = sum(skipped.values())
-    read = bad + counts["examples"]
+    read = bad + tally.totals()[EXAMPLES]
     if in_a_row >= config.max_bad_in_a_row:
         found, setting = f"{in_a_row} records in a row", "max_bad_in_a_row"
     elif read >= SHARE_AFTER and bad > config.max_bad_share * read:

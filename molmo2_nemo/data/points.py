@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from molmo2_nemo.data.annotations import TrackFrame
+from molmo2_nemo.data.annotations import TrackFrame, TrackPoint, Tracks
 from molmo2_nemo.errors import DataError, UserError
 
 SEPARATORS = {"html-v1": "\t", "html-v2": ";"}
@@ -160,23 +160,85 @@ def seen_track_frames(frames: Iterable[TrackFrame], frame_times: np.ndarray) -> 
     return [frame for frame in frames if bool(np.any(np.abs(times - frame.time) <= SAME_TIME))]
 
 
+def nearest_track_frames(frames: Sequence[TrackFrame], marks: np.ndarray, reach: float) -> list[TrackFrame]:
+    """For each mark the annotated frames at the time nearest to it, as being at the mark.
+
+    Args:
+        marks: ascending times, seconds [n].
+        reach: seconds from a mark to the frame taken for it, at most. No frame is taken for two marks.
+    """
+    if not frames or not len(marks):
+        return []
+    marks = np.asarray(marks, dtype=np.float64)
+    times = np.unique([frame.time for frame in frames])
+    place = np.searchsorted((marks[1:] + marks[:-1]) / 2, times)
+    away = np.abs(times - marks[place])
+    taken: dict[float, float] = {}
+    last = -1
+    for i in np.lexsort((times, away, place)).tolist():
+        if place[i] != last and away[i] <= max(reach, SAME_TIME) + 1e-9:
+            taken[float(times[i])] = float(marks[place[i]])
+        last = place[i]
+    return [TrackFrame(taken[frame.time], frame.points) for frame in frames if frame.time in taken]
+
+
+def shown_track_frames(track: Tracks, frame_times: np.ndarray) -> list[TrackFrame]:
+    """The frames of a track that the model sees at `frame_times`, seconds [n]."""
+    if track.snap > 0:
+        return nearest_track_frames(track.frames, frame_times, track.snap)
+    return seen_track_frames(track.frames, frame_times)
+
+
+def unanswered_frames(track: Tracks, seen: Sequence[TrackFrame]) -> list[TrackFrame]:
+    """The frames at multiples of 1 / fps seconds inside a track, or nearest to these, that are not among those seen."""
+    if not track.frames:
+        return []
+    times, fps = np.array([frame.time for frame in track.frames]), track.fps
+    marks = np.unique(np.round(times * fps)) / fps
+    inside = (marks >= times.min() - SAME_TIME) & (marks <= times.max() + SAME_TIME)
+    wanted = nearest_track_frames(track.frames, marks[inside], track.snap)
+    answered = {round(frame.time * fps) for frame in on_grid(seen, fps)}
+    return [frame for frame in wanted if round(frame.time * fps) not in answered]
+
+
+def at_rate(track: Tracks, seen: Sequence[TrackFrame]) -> bool:
+    """Whether a task's answer is at its rate: always, but where frames taken for the nearest shown ones are too few."""
+    if track.snap <= 0 or not seen:
+        return True
+    first, last = min(frame.time for frame in seen), max(frame.time for frame in seen)
+    return not any(first < frame.time < last for frame in unanswered_frames(track, seen))
+
+
+def answer_frames(track: Tracks, seen: Sequence[TrackFrame]) -> list[TrackFrame]:
+    """The frames of a track's answer among those that are shown (of a single object also those before its start)."""
+    task = track.style.track
+    to_grid = task is not None and task.on_grid and at_rate(track, seen)
+    kept = on_grid(seen, track.fps) if to_grid else list(seen)
+    return first_and_last(kept) if task is not None and task.ends_only else kept
+
+
+def visible_points(frames: Iterable[TrackFrame]) -> int:
+    return sum(len(_visible(frame)) for frame in frames)
+
+
 def on_grid(frames: Iterable[TrackFrame], fps: float) -> list[TrackFrame]:
     """The frames at multiples of 1/fps seconds."""
     return [f for f in frames if abs(f.time * fps - round(f.time * fps)) / fps <= SAME_TIME]
 
 
 def first_and_last(frames: Sequence[TrackFrame]) -> list[TrackFrame]:
-    """Only the first and last frame of every object. An object hidden there contributes no point, as published."""
+    """Only the first and last frame of every object. An object hidden there contributes no point, and frames of one
+    time are one, as published."""
     found: dict[str, list[int]] = {}
     for i, frame in enumerate(frames):
         for key in frame.points:
             found.setdefault(key, []).append(i)
-    result: list[TrackFrame] = []
+    merged: dict[float, dict[str, TrackPoint]] = {}
     for i, frame in enumerate(frames):
         points = {k: p for k, p in frame.points.items() if i in (found[k][0], found[k][-1])}
         if points:
-            result.append(TrackFrame(frame.time, points))
-    return result
+            merged.setdefault(frame.time, {}).update(points)
+    return [TrackFrame(time, points) for time, points in merged.items()]
 
 
 def track_groups(frames: Iterable[TrackFrame], size: tuple[float, float]) -> tuple[PointGroup, ...]:

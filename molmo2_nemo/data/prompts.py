@@ -1,19 +1,18 @@
 """Annotations -> user messages and answers.
 
-The class of an annotation (annotations.py) is its task; its style supplies the wordings and the prefix that identifies
-the style. All randomness comes from the generator passed in, so the same generator state gives the same text. Chat
-tokens are added elsewhere: see `Molmo2Tokenizer.user_turn`.
+The class of an annotation (annotations.py) is its task; its style names the list of wordings and the prefix that
+identifies the style. All randomness comes from the generator passed in, so the same generator state gives the same
+text. Chat tokens are added elsewhere: see `Molmo2Tokenizer.user_turn`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from molmo2_nemo.data import templates as words
 from molmo2_nemo.data.annotations import (
     TRACK_FPS,
     Alternatives,
@@ -35,22 +34,35 @@ from molmo2_nemo.data.annotations import (
     VideoPoints,
 )
 from molmo2_nemo.data.config import TextFormatConfig
+from molmo2_nemo.data.lost_points import lost_points
 from molmo2_nemo.data.multiple_choice import plain_choice, random_choice, standard_choice
 from molmo2_nemo.data.points import (
     NONE_TEXT,
     SEPARATORS,
     PointTag,
+    answer_frames,
+    at_rate,
     count_text,
-    first_and_last,
     number_points,
-    on_grid,
     render,
     scale_point,
     seconds_text,
-    seen_track_frames,
+    shown_track_frames,
     track_text,
+    visible_points,
 )
-from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, POINT_WORDS, UNCONDITIONED_STYLES, Style, canonical_style
+from molmo2_nemo.data.published_choice import published_choice
+from molmo2_nemo.data.styles import (
+    DEMO_STYLES,
+    IN_SECONDS,
+    MC_STYLES,
+    POINT_WORDS,
+    UNCONDITIONED_STYLES,
+    Style,
+    canonical_style,
+)
+from molmo2_nemo.data.templates import NOT_SURE, OWN, PAXION_QUESTIONS
+from molmo2_nemo.data.wordings import LABELS, wordings_of
 from molmo2_nemo.errors import DataError, UserError
 
 P_ALL_IMAGES = 0.5  # probability that a multi-image pointing prompt is about all images
@@ -75,13 +87,18 @@ class Turn:
 
     user: str
     answer: str
+    lost: Mapping[str, int] = field(default_factory=dict)  # what of the annotation they lack, by kind (tally.py)
 
 
 class PromptFormatter:
     """Turns annotations into conversations, with the settings of a stage."""
 
     def __init__(self, config: TextFormatConfig, *, training: bool = True, inference_length: int | None = 65):
-        """`inference_length`: the length (in units of 15 characters) that stage-1 prefixes ask for outside training."""
+        """`inference_length`: the length (in units of 15 characters) that stage-1 prefixes ask for outside training.
+
+        Raises:
+            UserError: an unknown setting, or a file of wordings that cannot be used.
+        """
         known = {
             "text.prompt_templates": (config.prompt_templates, ("none", "uber_model_v2")),
             "text.system_prompt": (config.system_prompt, ("style_and_length_v2", "demo_or_style_v2")),
@@ -94,6 +111,7 @@ class PromptFormatter:
         self.training = training
         self.inference_length = inference_length
         self.templated = config.prompt_templates != "none"
+        self.wordings = wordings_of(config)
 
     def conversation(
         self, annotation: Annotation | Alternatives, context: VisualContext, rng: np.random.Generator
@@ -109,7 +127,7 @@ class PromptFormatter:
         if annotation.prompt:
             turns[0].user = annotation.prompt
         for number in annotation.no_pointing:
-            turns[number].user = _pick(rng, words.NO_POINTING) + turns[number].user
+            turns[number].user = self._worded("no_pointing", rng) + turns[number].user
         prefix = self.prefix(canonical_style(style), turns[-1].answer, rng)
         turns[0].user = join_prefix(prefix, turns[0].user)
         return turns
@@ -169,13 +187,26 @@ class PromptFormatter:
                 return self._timed_caption(entry, rng)
             case Caption(style, answer, subject):
                 said = self._answer(answer, style, rng)
-                turn = Turn(_fill(_pick(rng, style.wordings), object=subject) if self.templated else "", said)
+                turn = Turn(self._worded(style.wordings, rng, object=subject) if self.templated else "", said)
             case QuestionAnswer(style, question, answer):
                 said = self._answer(answer, style, rng)
+                question = self._label_question(style, question, rng)
                 worded = self.templated and question is not None and style.question_wordings
-                asked = _fill(_pick(rng, style.question_wordings), question=str(question)) if worded else question or ""
+                asked = self._worded(style.question_wordings, rng, question=str(question)) if worded else question or ""
                 turn = Turn(asked, said)
+        turn.lost = lost_points(entry, context.image_sizes, context.video_size, context.frame_times)
         return entry.style.name, turn
+
+    def _worded(self, name: str, rng: np.random.Generator, **fields: str) -> str:
+        """One of the wordings of a list, with its fields filled in."""
+        texts = self.wordings.lists[name]
+        return _fill(texts[int(rng.integers(len(texts)))], **fields)
+
+    def _label_question(self, style: Style, question: str | None, rng: np.random.Generator) -> str | None:
+        """The question about a label: with imported wordings one of theirs, where ours was drawn at preparation."""
+        if self.wordings.choice is None or style.name not in LABELS or question not in OWN[style.name]:
+            return question
+        return self._worded(style.name, rng)
 
     def _answer(self, answer: Answer, style: Style, rng: np.random.Generator) -> str:
         text = answer_text(answer, self.config.point_format, rng)
@@ -184,15 +215,20 @@ class PromptFormatter:
         return text
 
     def _choice(self, choice: MultipleChoice, rng: np.random.Generator) -> Turn:
-        options, answer = choice.options, choice.answer
+        options, answer, question = choice.options, choice.answer, choice.question
+        if self.wordings.choice is not None and question in PAXION_QUESTIONS and NOT_SURE in options:
+            question = self._worded("paxion", rng)
         if self.training and choice.shuffle:
             order = rng.permutation(len(options))
             options, answer = tuple(options[i] for i in order), int(np.flatnonzero(order == answer)[0])
         if not self.templated:
-            return Turn(*plain_choice(choice.question, options, answer))
+            return Turn(*plain_choice(question, options, answer))
         if not self.training:
-            return Turn(*standard_choice(choice.question, options, answer, unlabelled=choice.unlabelled))
-        return Turn(*random_choice(choice.question, options, answer, rng, unlabelled=choice.unlabelled))
+            return Turn(*standard_choice(question, options, answer, unlabelled=choice.unlabelled))
+        if self.wordings.choice is not None:
+            drawn = published_choice(question, options, answer, rng, self.wordings.choice, unlabelled=choice.unlabelled)
+            return Turn(*drawn)
+        return Turn(*random_choice(question, options, answer, rng, unlabelled=choice.unlabelled))
 
     def _timed_caption(self, caption: TimedCaption, rng: np.random.Generator) -> tuple[str, Turn]:
         style = caption.style
@@ -202,8 +238,8 @@ class PromptFormatter:
         as_seconds = bool(rng.random() > 0.5)
         seconds = zip(style.time_fields, caption.times, strict=True)
         times = {name: time_text(value, as_seconds) for name, value in seconds}
-        text = _fill(_pick(rng, style.wordings), **times)
-        return style.name + ("_in_seconds" if as_seconds else ""), Turn(text, answer)
+        suffix = IN_SECONDS if as_seconds else ""
+        return style.name + suffix, Turn(self._worded(style.wordings + suffix, rng, **times), answer)
 
     # --- points -----------------------------------------------------------------------------------------------------
 
@@ -224,7 +260,7 @@ class PromptFormatter:
         if not self.templated:
             return label
         wordings = POINT_WORDS["multi_image"][style.count] if images else style.wordings
-        return _fill(_pick(rng, wordings), label=label, images=images)
+        return self._worded(wordings, rng, label=label, images=images)
 
     def _multi_image_points(self, entry: MultiImagePoints, context: VisualContext, rng: np.random.Generator) -> Turn:
         style, count = entry.style, min(len(context.image_sizes), len(entry.points))
@@ -251,10 +287,13 @@ class PromptFormatter:
         assert task is not None
         label, point_format = entry.label, self.config.point_format
         size = _scale(entry.scale, context.video_size)
-        seen = seen_track_frames(entry.frames, context.frame_times)
-        kept = on_grid(seen, entry.fps) if task.on_grid else seen
-        if task.ends_only:
-            kept = first_and_last(kept)
+        seen = shown_track_frames(entry, context.frame_times)
+        kept = answer_frames(entry, seen)
+        if entry.snap > 0 and entry.frames and not visible_points(kept if task.on_grid else seen):
+            raise DataError(
+                f"annotation of style {entry.style.name!r}: no visible point of its {len(entry.frames)} tracked times "
+                f"is within {entry.snap:g} s of a frame that is shown (sampling, video.max_frames)"
+            )
         fields, later = {"label": label, "fps": str(entry.fps)}, kept
         if task.from_point and entry.frames:
             point, time = self._start(seen, entry.frames, rng)
@@ -266,7 +305,9 @@ class PromptFormatter:
         wordings = task.wordings
         if entry.fps == TRACK_FPS and task.wordings_no_fps and rng.random() < 0.5:
             wordings = task.wordings_no_fps
-        prompt = _fill(_pick(rng, wordings), **fields) if self.templated else fields.get("point", label)
+        if task.on_grid and not at_rate(entry, seen):
+            wordings = task.wordings_no_fps or wordings
+        prompt = self._worded(wordings, rng, **fields) if self.templated else fields.get("point", label)
         answer = track_text(later, size, label, point_format) if entry.frames else NONE_TEXT
         if kept and not later:
             answer = ""  # as published, where the object is seen at its start and never after it
@@ -319,10 +360,6 @@ def _scale(scale: tuple[float, float] | None, size: tuple[int, int] | None) -> t
     if size is None:
         raise DataError("points need point_scale, width and height, or an image; none of these is given")
     return float(size[0]), float(size[1])
-
-
-def _pick(rng: np.random.Generator, items: Sequence[str]) -> str:
-    return items[int(rng.integers(len(items)))]
 
 
 def _fill(template: str, **fields: str) -> str:

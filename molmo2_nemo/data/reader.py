@@ -45,6 +45,7 @@ class Skipped:
     key: str
     cause: str
     detail: str
+    source: str = ""  # the data set
 
 
 class ExampleReader:
@@ -132,9 +133,9 @@ class ExampleReader:
         except ShardError:
             raise
         except BadRecord as error:
-            return Skipped(error.key or key, error.cause, error.detail)
+            return Skipped(error.key or key, error.cause, error.detail, draw.source)
         except Exception as error:  # hostile media may raise anything; a bug of this package shows as many in a row
-            return Skipped(key, type(error).__name__, str(error)[:500])
+            return Skipped(key, type(error).__name__, str(error)[:500], draw.source)
 
     def _check_size(self, example: Example) -> None:
         packing = self.config.packing

@@ -39,14 +39,14 @@ Tree = list[Annotation | Alternatives]
 
 class BadRecord(DataError):
     """One record cannot be used. `cause` is a short, countable reason; `key` is "shard:key"; `fault` names the field,
-    where one is at fault."""
+    where one is at fault, and `member` the suffix of the file, where it is not the JSON."""
 
-    def __init__(self, key: str, cause: str, detail: str, fault: Fault | None = None):
+    def __init__(self, key: str, cause: str, detail: str, fault: Fault | None = None, member: str = "json"):
         super().__init__(f"record {key}: {detail}")
-        self.key, self.cause, self.detail, self.fault = key, cause, detail, fault
+        self.key, self.cause, self.detail, self.fault, self.member = key, cause, detail, fault, member
 
     def __reduce__(self):  # keeps the arguments when the error crosses a process boundary
-        return type(self), (self.key, self.cause, self.detail, self.fault)
+        return type(self), (self.key, self.cause, self.detail, self.fault, self.member)
 
 
 @dataclass(slots=True)
@@ -87,9 +87,8 @@ def parse_record(key: str, members: Mapping[str, bytes], *, max_json_bytes: int 
     """
     for suffix in members:
         if suffix.rsplit(".", 1)[-1] in UNSAFE_SUFFIXES:
-            raise BadRecord(
-                key, "unsafe member", f"member .{suffix} may carry code and is refused; store media and JSON only"
-            )
+            says = f"member .{suffix} may carry code and is refused; store media and JSON only"
+            raise BadRecord(key, "unsafe member", says, Fault("", f".{suffix}", "media and JSON only"), suffix)
     data = load_json(key, members, max_bytes=max_json_bytes)
     unknown = sorted(set(data) - RECORD_KEYS)
     if unknown:
@@ -131,7 +130,7 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
     raw = members.get("json")
     if raw is None:
         seen = ", ".join("." + s for s in sorted(members)[:8]) or "nothing"
-        raise BadRecord(key, "no json", f"has no .json member (it holds {seen})")
+        raise BadRecord(key, "no json", f"has no .json member (it holds {seen})", Fault("", seen, "a .json member"))
     if len(raw) > max_bytes:
         raise BadRecord(
             key, "bad json", f".json is {len(raw)} bytes, more than the {max_bytes} allowed (data.limits.json_bytes)"
@@ -190,10 +189,17 @@ def _media(key: str, members: Mapping[str, bytes], suffix: str, what: str, allow
     data = members.get(name)
     if data is None:
         seen = ", ".join("." + s for s in sorted(members)[:8])
-        raise BadRecord(key, "missing member", f"its {what} .{suffix} is missing from the shard (it holds {seen})")
+        says = f"its {what} .{suffix} is missing from the shard (it holds {seen})"
+        raise BadRecord(key, "missing member", says, Fault(_naming(what), seen, f"a member .{suffix}"), name)
     if not data:
-        raise BadRecord(key, "missing member", f"its {what} .{suffix} is empty (0 bytes)")
+        says = f"its {what} .{suffix} is empty (0 bytes)"
+        raise BadRecord(key, "missing member", says, Fault(_naming(what), "0 bytes", f"an encoded {what}"), name)
     return data
+
+
+def _naming(what: str) -> str:
+    """The field that names an image or a video."""
+    return "images" if what == "image" else what
 
 
 def _subtitles(key: str, value: Any) -> list[Subtitle] | str:

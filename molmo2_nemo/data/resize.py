@@ -10,26 +10,41 @@ Shape legend: C crops, P patches per crop, D_p values per patch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 KEPT = 2**23  # numbers that a thread keeps room for: 32 MiB, a frame of 1920 x 1080
+BILINEAR: Any = {"mode": "bilinear", "align_corners": False}
 _scratch = threading.local()
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Stretch uint8 [H, W, 3] to uint8 [height, width, 3]. May return `pixels` itself."""
-    if pixels.shape[:2] == (height, width):
-        return pixels
+    return resizes(pixels, [(height, width)])[0]
+
+
+def resizes(pixels: np.ndarray, sizes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """`resize` to several heights and widths; the picture is made floating-point once for all of them."""
+    if all(pixels.shape[:2] == size for size in sizes):
+        return [pixels for _ in sizes]
     from torch.nn import functional as F  # here, so that data_prep can use the geometry without torch
 
     with _one_thread():
         source = _floats(np.ascontiguousarray(pixels))
-        out = F.interpolate(source, size=(height, width), mode="bilinear", align_corners=False).round_()
-    return out[0].permute(1, 2, 0).numpy().astype(np.uint8, order="C")  # NumPy's cast is several times torch's
+        return [
+            pixels if pixels.shape[:2] == size else _bytes(F.interpolate(source, size=size, **BILINEAR))
+            for size in sizes
+        ]
+
+
+def _bytes(image: Any) -> np.ndarray:
+    """An fp32 tensor [1, 3, H, W], channels last in memory, rounded in place: uint8 [H, W, 3]."""
+    return (
+        image.round_()[0].permute(1, 2, 0).numpy().astype(np.uint8, order="C")
+    )  # NumPy's cast is several times torch's
 
 
 def _floats(pixels: np.ndarray) -> Any:

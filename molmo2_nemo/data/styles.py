@@ -1,7 +1,7 @@
 """Styles: the task that each one names, its wordings, and which styles have no prefix.
 
 An annotation names its style; `style_of` returns the `Style` with everything that follows from the name. Only this
-module decides what a style takes and how it is worded.
+module decides what a style takes and which list of wordings it uses; wordings.py and templates.py have the lists.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import lru_cache
 
-from molmo2_nemo.data import templates as words
+from molmo2_nemo.data.wordings import LISTS, Fields
 from molmo2_nemo.errors import UserError, nearest
 
 
@@ -50,20 +50,25 @@ class TrackStyle:
     """A tracking task. Of `..._start_end` and `..._all_frames` of whole tracks only the names are published (the
     released code has no format for them); their answers follow the format of the related styles."""
 
-    wordings: tuple[str, ...]
-    wordings_no_fps: tuple[str, ...] = ()  # used for half of the prompts at 2 frames per second
+    wordings: str  # name of a list
+    wordings_no_fps: str = ""  # used for half of the prompts at 2 frames per second; "" for none
     on_grid: bool = False  # answer at multiples of 1 / sampling_fps, not at every sampled frame
     ends_only: bool = False  # only the first and the last frame of every object
     from_point: bool = False  # one object; the prompt gives its first point, the answer the rest
 
 
+NO_FPS = "video_point_track_per_frame_default_fps"
 TRACK_STYLES = {
-    "video_point_track_per_frame": TrackStyle(words.TRACK, words.TRACK_NO_FPS, on_grid=True),
-    "video_point_track_all_frames": TrackStyle(words.TRACK_NO_FPS),
-    "video_point_track_start_end": TrackStyle(words.GROUND, ends_only=True),
-    "video_point_ground_start_end": TrackStyle(words.GROUND, ends_only=True),
-    "video_single_point_track_per_frame": TrackStyle(words.SINGLE_TRACK, on_grid=True, from_point=True),
-    "video_single_point_track_start_end": TrackStyle(words.SINGLE_END, ends_only=True, from_point=True),
+    "video_point_track_per_frame": TrackStyle("video_point_track_per_frame", NO_FPS, on_grid=True),
+    "video_point_track_all_frames": TrackStyle(NO_FPS),
+    "video_point_track_start_end": TrackStyle("video_point_ground_start_end", ends_only=True),
+    "video_point_ground_start_end": TrackStyle("video_point_ground_start_end", ends_only=True),
+    "video_single_point_track_per_frame": TrackStyle(
+        "video_single_point_track_per_frame", on_grid=True, from_point=True
+    ),
+    "video_single_point_track_start_end": TrackStyle(
+        "video_single_point_track_start_end", ends_only=True, from_point=True
+    ),
 }
 MC_STYLES = frozenset(
     {
@@ -115,40 +120,36 @@ DEMO_STYLES = frozenset(
     }
 )
 UNCONDITIONED_STYLES = frozenset({"pointing", "point_count", "cosyn_point"})
-CAPTIONS: dict[str, tuple[str, ...]] = {
-    "long_caption": words.LONG_CAPTION,
-    "short_caption": words.SHORT_CAPTION,
-    "video_long_caption": words.VIDEO_LONG_CAPTION,
-    "video_short_caption": words.VIDEO_SHORT_CAPTION,
-    "video_transcript": words.VIDEO_TRANSCRIPT,
-    "video_motion_caption": words.MOTION_CAPTION,
-    "video_object_caption": words.OBJECT_CAPTION,
-}
-TIMED_CAPTIONS: dict[str, tuple[str, ...]] = {
-    "video_frame_caption_timestamp": words.FRAME_CAPTION,
-    "video_clip_caption_start_end": words.CLIP_CAPTION,
-    "video_clip_transcript_start_end": words.CLIP_TRANSCRIPT,
-}
+CAPTIONS = (
+    *("long_caption", "short_caption", "video_long_caption", "video_short_caption", "video_transcript"),
+    *("video_motion_caption", "video_object_caption"),
+)
+IN_SECONDS = "_in_seconds"  # after the name of a style, and of a list, whose times are seconds and no clock
+TIMED_CAPTIONS = (
+    "video_frame_caption_timestamp",
+    "video_clip_caption_start_end",
+    "video_clip_transcript_start_end",
+)
 START_END = ("start", "end")
 TIME_FIELDS = {"video_frame_caption_timestamp": ("time",)}  # the others have START_END
-POINT_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+POINT_WORDS = {  # medium -> what is asked for -> name of a list
     "image": {
-        "point": words.POINTING,
-        "point_count": words.POINT_COUNT,
-        "count_point": words.COUNT_THEN_POINT,
-        "count": words.ONLY_COUNT,
+        "point": "pointing",
+        "point_count": "point_count",
+        "count_point": "count_then_point",
+        "count": "only_count",
     },
     "video": {
-        "point": words.VIDEO_POINT,
-        "point_count": words.VIDEO_POINT_COUNT,
-        "count_point": words.VIDEO_COUNT_POINT,
-        "count": words.VIDEO_ONLY_COUNT,
+        "point": "video_point",
+        "point_count": "video_point_count",
+        "count_point": "video_count_point",
+        "count": "video_count",
     },
     "multi_image": {
-        "point": words.MULTI_POINT,
-        "point_count": words.MULTI_POINT_COUNT,
-        "count_point": words.MULTI_COUNT_POINT,
-        "count": words.MULTI_COUNT,
+        "point": "multi_image_pointing",
+        "point_count": "multi_image_point_then_count",
+        "count_point": "multi_image_count_then_point",
+        "count": "multi_image_counting",
     },
 }
 
@@ -182,11 +183,16 @@ class Style:
 
     name: str
     kind: Kind
-    wordings: tuple[str, ...] = field(default=(), repr=False)  # prompts without a question; for tracks see `track`
-    question_wordings: tuple[str, ...] = field(default=(), repr=False)  # one of which is put around a question
+    wordings: str = field(default="", repr=False)  # list of prompts without a question; for tracks see `track`
+    question_wordings: str = field(default="", repr=False)  # list, one of which is put around a question; "": none
     count: str = ""  # points: point, point_count, count_point or count
     time_fields: tuple[str, ...] = ()  # timed captions: the annotation's fields in seconds that the wordings use
     track: TrackStyle | None = field(default=None, repr=False)
+
+    def asks_for(self, name: str) -> bool:
+        """Whether one of the wordings has a place for the field `name`."""
+        allowed = LISTS.get(self.wordings, Fields())
+        return name in (*allowed.required, *allowed.optional)
 
 
 @lru_cache(maxsize=1024)
@@ -201,12 +207,12 @@ def style_of(name: str) -> Style:
         medium = "video" if kind is Kind.VIDEO_POINTS else "image"
         return Style(name, kind, POINT_WORDS[medium][POINT_MODES[name]], count=POINT_MODES[name])
     if name in TIMED_CAPTIONS:
-        return Style(name, Kind.TIMED_CAPTION, TIMED_CAPTIONS[name], time_fields=TIME_FIELDS.get(name, START_END))
+        return Style(name, Kind.TIMED_CAPTION, name, time_fields=TIME_FIELDS.get(name, START_END))
     if canonical_style(name) == "video_short_answer":
-        return Style(name, Kind.ANSWER, question_wordings=words.VIDEO_SHORT_ANSWER)
-    explained = words.EXPLAIN if EXPLAINED in name.split("_")[1:] else ()
+        return Style(name, Kind.ANSWER, question_wordings="video_short_answer")
+    explained = "explanation" if EXPLAINED in name.split("_")[1:] else ""
     if name in CAPTIONS:
-        return Style(name, Kind.CAPTION, CAPTIONS[name], question_wordings=explained)
+        return Style(name, Kind.CAPTION, name, question_wordings=explained)
     return Style(name, Kind.ANSWER, question_wordings=explained)
 
 

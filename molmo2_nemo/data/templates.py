@@ -1,7 +1,7 @@
-"""User messages: several wordings of every task. One is drawn for each training example.
+"""User messages: this project's own wordings of every task. One is drawn for each training example.
 
-Fields in braces: label, question, start, end, time, fps, images, point. The wordings for videos are those for images
-with the word for an image replaced.
+Fields in braces are those of wordings.py, which also has the published wordings. The wordings for videos are those
+for images with the word for an image replaced. OWN names the lists.
 """
 
 from __future__ import annotations
@@ -271,6 +271,21 @@ NO_POINTING = (
     "Never mind pointing. ",
 )
 
+# Questions about the labels and antonyms of published data sets. They are drawn when shards are prepared; imported ones
+# take their place when an example is built.
+ACTION_QUESTIONS = (
+    "Which action can be seen?",
+    "What is going on in the video, in a few words?",
+    "Name the activity that the video shows.",
+)
+PERSON_QUESTIONS = (*ACTION_QUESTIONS, "What does the person do?")
+PAXION_QUESTIONS = (
+    "Which of these descriptions fits what happens in the video?",
+    "What does the person in the video do?",
+    "What activity can be seen?",
+)
+NOT_SURE = "Not sure"  # the third option of Paxion's questions, by which they are told
+
 
 def for_video(templates: tuple[str, ...]) -> tuple[str, ...]:
     """The wordings with "image", "picture" and "photo" replaced by "video"."""
@@ -289,3 +304,44 @@ VIDEO_POINT = for_video(POINTING)
 VIDEO_POINT_COUNT = for_video(POINT_COUNT)
 VIDEO_COUNT_POINT = for_video(COUNT_THEN_POINT)
 VIDEO_ONLY_COUNT = for_video(ONLY_COUNT)
+
+# The lists by the names that styles use for them; the fields that each may have are in wordings.py.
+OWN: dict[str, tuple[str, ...]] = {
+    "long_caption": LONG_CAPTION,
+    "short_caption": SHORT_CAPTION,
+    "video_long_caption": VIDEO_LONG_CAPTION,
+    "video_short_caption": VIDEO_SHORT_CAPTION,
+    "video_transcript": VIDEO_TRANSCRIPT,
+    "video_motion_caption": MOTION_CAPTION,
+    "video_object_caption": OBJECT_CAPTION,
+    "video_clip_caption_start_end": CLIP_CAPTION,
+    "video_clip_caption_start_end_in_seconds": CLIP_CAPTION,
+    "video_clip_transcript_start_end": CLIP_TRANSCRIPT,
+    "video_clip_transcript_start_end_in_seconds": CLIP_TRANSCRIPT,
+    "video_frame_caption_timestamp": FRAME_CAPTION,
+    "video_frame_caption_timestamp_in_seconds": FRAME_CAPTION,
+    "video_short_answer": VIDEO_SHORT_ANSWER,
+    "explanation": EXPLAIN,
+    "pointing": POINTING,
+    "point_count": POINT_COUNT,
+    "count_then_point": COUNT_THEN_POINT,
+    "only_count": ONLY_COUNT,
+    "video_point": VIDEO_POINT,
+    "video_point_count": VIDEO_POINT_COUNT,
+    "video_count_point": VIDEO_COUNT_POINT,
+    "video_count": VIDEO_ONLY_COUNT,
+    "multi_image_pointing": MULTI_POINT,
+    "multi_image_point_then_count": MULTI_POINT_COUNT,
+    "multi_image_count_then_point": MULTI_COUNT_POINT,
+    "multi_image_counting": MULTI_COUNT,
+    "video_point_track_per_frame": TRACK,
+    "video_point_track_per_frame_default_fps": TRACK_NO_FPS,
+    "video_point_ground_start_end": GROUND,
+    "video_single_point_track_per_frame": SINGLE_TRACK,
+    "video_single_point_track_start_end": SINGLE_END,
+    "no_pointing": NO_POINTING,
+    **dict.fromkeys(("activitynet_label", "coin_label", "epic_kitchens_label"), ACTION_QUESTIONS),
+    **dict.fromkeys(("moments_in_time_label", "youcook2_label"), ACTION_QUESTIONS),
+    **dict.fromkeys(("kinetics_label", "charades_sta"), PERSON_QUESTIONS),
+    "paxion": PAXION_QUESTIONS,
+}

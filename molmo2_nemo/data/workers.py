@@ -11,6 +11,7 @@ import gc
 import math
 import os
 import signal
+import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from molmo2_nemo.data.reader import ExampleReader, Skipped
 from molmo2_nemo.processes import die_with_parent
 
 DECODERS_PER_PLANNER = 4
-AHEAD_BYTES = 2**30  # of crops that are decoded before their turn, if every worker has at least one pack
+AHEAD_BYTES = 2**30  # of crops that are decoded before their turn; one pack, where that is more
+POLL = 0.02  # seconds
+CLOSED = -1
 
 
 class Tasks(Protocol):
@@ -50,6 +53,12 @@ class PackTask:
 
     examples: tuple[tuple[int, int, list[dict[str, Any]] | None, int], ...]  # number, phase, info["images"], crops
     shape: tuple[int, int]  # P, D_p
+    before: int = 0  # bytes of the crops of all packs before it, since the reader was opened
+
+    @property
+    def bytes(self) -> int:
+        """Of its crops."""
+        return sum(count for *_, count in self.examples) * math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +69,58 @@ class PackPixels:
     said: list[dict[str, Any] | Skipped]  # for each example
 
 
+class Room:
+    """Room for packs that are decoded before their turn, in the memory of all processes together.
+
+    Only the consuming process writes here, and workers look every POLL seconds: a lock would stay locked for ever where
+    a worker is killed while it holds it.
+
+    Args:
+        limit: bytes.
+    """
+
+    def __init__(self, limit: int):
+        import torch
+
+        self.limit = limit
+        self._taken = torch.zeros(1, dtype=torch.int64).share_memory_()  # bytes handed out, or CLOSED
+
+    def wait(self, task: PackTask) -> bool:
+        """Until there is room for a pack, or it is the next to be handed out; False: nobody wants it any more."""
+        while (taken := int(self._taken[0])) >= 0:
+            if task.before <= taken or task.before + task.bytes - taken <= self.limit:
+                return True
+            time.sleep(POLL)
+        return False
+
+    def take(self, task: PackTask) -> None:
+        """A pack is handed out."""
+        self._taken[0] = task.before + task.bytes
+
+    def close(self) -> None:
+        self._taken[0] = CLOSED
+
+
 class DecodeTasks:
     """`PackTask` -> `PackPixels`. The crops are written where both processes see them, once, and in place.
 
     Args:
         readers: of each phase.
-        shared: whether the results go to another process.
+        room: for the results, where they go to another process.
     """
 
-    def __init__(self, readers: list[ExampleReader], shared: bool):
-        self.readers, self.shared = readers, shared
+    def __init__(self, readers: list[ExampleReader], room: Room | None):
+        self.readers, self.room = readers, room
+
+    @property
+    def shared(self) -> bool:
+        return self.room is not None
 
     def __getitem__(self, task: PackTask) -> PackPixels:
         import torch
 
+        if self.room is not None and not self.room.wait(task):
+            return PackPixels(torch.empty(0, dtype=torch.uint8), [])
         shape = (sum(count for *_, count in task.examples), *task.shape)
         if self.shared and shape[0]:
             storage = torch.UntypedStorage._new_shared(math.prod(shape), device="cpu")

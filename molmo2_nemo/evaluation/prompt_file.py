@@ -13,9 +13,11 @@ from molmo2_nemo.errors import UserError, read_text
 KEYS = ("question", "image", "video", "style", "answer")  # of a prompt; image and answer may be lists
 
 
-def read_prompts(path: Path) -> list[dict[str, Any]]:
+def read_prompts(path: Path, cut: list[Path] | None = None) -> list[dict[str, Any]]:
     """Prompts with the bytes of their media.
 
+    Args:
+        cut: gets the paths of images that are cut off or damaged inside.
     Raises:
         UserError: no such file, or a line that is not a prompt; names the line.
     """
@@ -35,7 +37,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         if unknown := sorted(set(prompt) - set(KEYS)):
             raise UserError(f"{where}: unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
         try:
-            prompts.append(_prompt(prompt, path.parent))
+            prompts.append(_prompt(prompt, path.parent, cut))
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
     if not prompts:
@@ -43,7 +45,7 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     return prompts
 
 
-def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _prompt(entry: dict[str, Any], folder: Path, cut: list[Path] | None) -> dict[str, Any]:
     """One line, read: a key that is null counts as left out; media lie relative to `folder`.
 
     Raises:
@@ -59,14 +61,14 @@ def _prompt(entry: dict[str, Any], folder: Path) -> dict[str, Any]:
         raise UserError(f"answer is {answer!r}; expected a text or a list of texts")
     return {
         "question": given["question"],
-        "images": [_media(folder, "image", name) for name in names],
-        "video": _media(folder, "video", given["video"]) if "video" in given else None,
+        "images": [_media(folder, "image", name, cut) for name in names],
+        "video": _media(folder, "video", given["video"], cut) if "video" in given else None,
         "style": asked_style(given.get("style", "user_qa")),
         "reference": given.get("answer"),
     }
 
 
-def _media(folder: Path, key: str, name: Any) -> bytes:
+def _media(folder: Path, key: str, name: Any, cut: list[Path] | None) -> bytes:
     if not isinstance(name, str) or not name:
         raise UserError(f"{key} is {name!r}; expected the path of a file")
-    return read_media(folder / name, key)
+    return read_media(folder / name, key, cut)

@@ -7,7 +7,7 @@ export it to Hugging Face format.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from molmo2_nemo import cpu
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Example
+from molmo2_nemo.data.tally import KINDS, counted
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import UserError
 
@@ -29,6 +30,7 @@ def answer(
     *,
     style: str = "user_qa",
     max_new_tokens: int = 128,
+    remarks: list[str] | None = None,
 ) -> str:
     """The model's greedy answer to a question about images or a video.
 
@@ -36,12 +38,15 @@ def answer(
         checkpoint: a Megatron checkpoint, written under any layout; tokenizer and image settings are those of its run.
         images, video: encoded files; at most one of the two.
         style: what kind of answer, as in training annotations.
+        remarks: gets what was left out, cut off or replaced of the media.
 
     Raises:
         UserError: not a Molmo2 checkpoint, or media that cannot be read.
     """
     model, builder, tokenizer = load(Path(checkpoint))
     example = builder.prompt(images, video, question, style)
+    if remarks is not None:
+        remarks += remarks_on(example, builder.config, said=("truncated",))
     return tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
 
 
@@ -67,6 +72,7 @@ def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_toke
             "question": prompt["question"],
             "answer": text,
             "reference": prompt["reference"],
+            "remarks": remarks_on(example, builder.config, said=("truncated",)),
         }
 
 
@@ -96,7 +102,14 @@ def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: in
             "question": tokenizer.decode(words, skip_special=True).strip(),
             "answer": tokenizer.decode(generate(model, prompt, tokenizer, max_new_tokens)).strip(),
             "reference": tokenizer.decode(reference, skip_special=True).strip(),
+            "remarks": remarks_on(example, builder.config),
         }
+
+
+def remarks_on(example: Example, config: DataConfig, said: Sequence[str] = ()) -> list[str]:
+    """What was left out, cut off or replaced of an example's media, in words; `said`: kinds that were said before, with
+    the files' names."""
+    return [f"{n:,} {KINDS[kind].said(config)}" for kind, n in counted(example.info).items() if kind not in said]
 
 
 def first_turn(example: Example) -> tuple[Example, list[int]]:
@@ -114,7 +127,7 @@ def first_turn(example: Example) -> tuple[Example, list[int]]:
 
 def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
-    from molmo2_nemo.convert.checkpoints import data_of, find_tokenizer, model_of, run_settings
+    from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 
     tensors = MegatronCheckpoint(checkpoint)
@@ -124,8 +137,24 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     tokenizer = find_tokenizer(checkpoint, model_config, run, None)
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
-    data = data_settings(run) or data_of(checkpoint, model_config, run)
+    data = trained_data(checkpoint, model_config, run)
     return build_model(model_config, tensors), ExampleBuilder(data, tokenizer, training=False), tokenizer
+
+
+def trained_data(checkpoint: Path, model_config: Any, run: dict[str, Any]) -> DataConfig:
+    """How a checkpoint's run read its data, with the wordings that the run's folder has a copy of.
+
+    Args:
+        run: from `run_settings`.
+    """
+    from molmo2_nemo.convert.checkpoints import data_of
+    from molmo2_nemo.rundir.config_file import run_of_checkpoint, use_kept_templates
+
+    data = data_settings(run) or data_of(checkpoint, model_config, run)
+    stage = run_of_checkpoint(checkpoint)
+    if stage is not None:
+        use_kept_templates(data.text, stage.resolve().parent)
+    return data
 
 
 def data_settings(run: dict[str, Any]) -> DataConfig | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo import compat
+from molmo2_nemo.data.wordings import pin
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.capacity import capacity_problems
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
@@ -54,6 +55,7 @@ def launch(cfg: RunConfig) -> int:
         )
     compat.check()
     resolve_start(cfg)
+    pin(cfg.data.text)
     checks.check(cfg, more=[*start_problems(cfg), *capacity_problems(cfg)])
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
         refuse_other_run(cfg)
@@ -97,6 +99,7 @@ def _run_here(cfg: RunConfig) -> int:
     attempt = os.environ.get(ATTEMPT_DIR)
     try:
         resolve_start(cfg)
+        pin(cfg.data.text)  # where the settings were composed, the file may not have been
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         checks.check(cfg, int(os.environ["WORLD_SIZE"]), more=[*start_problems(cfg), *capacity_problems(cfg, local)])
         first = os.environ["RANK"] == "0"

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from molmo2_nemo.data.tally import Tally
 from molmo2_nemo.nemo.data import training_data
 from molmo2_nemo.training.step_log import StepWriter
 
@@ -29,7 +30,7 @@ class StepLog(pl.Callback):
         fp8: bool = False,
     ) -> None:
         self.writer = StepWriter(folder, stage, log_every, max_crops=max_crops, peak_tflops=peak_tflops, fp8=fp8)
-        self.data: dict[str, dict[str, int]] = {}  # filled at the end: records skipped per cause, and other counts
+        self.data: Tally | None = None  # filled at the end: what the data came to
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.writer.start(trainer.global_step, trainer.max_steps)

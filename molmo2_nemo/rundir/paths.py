@@ -25,6 +25,8 @@ JOBS = "jobs.json"
 ATTEMPTS = "attempt-"  # <stage>/attempt-<job>-<restart>/
 OUTCOME = "outcome"  # in an attempt: how it ended, as the first task to end reported (launch/reports.py)
 VERDICT = "verdict"  # in an attempt: how it failed, as the job's script found out (verdicts.py)
+# Beside the stages, too: a copy of each file of wordings that a stage was trained with, by its fingerprint.
+TEMPLATES = "templates-"  # templates-<12 digits of the fingerprint>.json
 
 
 def stage_dir(cfg: RunConfig) -> Path:
@@ -35,3 +37,8 @@ def stage_dir(cfg: RunConfig) -> Path:
 def slurm_dir(cfg: RunConfig) -> Path:
     """Where the run's jobs have their scripts, logs and records."""
     return Path(cfg.output_dir) / SLURM
+
+
+def templates_copy(run: Path, sha256: str) -> Path:
+    """Where a run's folder has its copy of the wordings with this fingerprint."""
+    return run / f"{TEMPLATES}{sha256[:12]}.json"

@@ -9,6 +9,7 @@ from pathlib import Path
 from molmo2_nemo.data.phases import phase_problems, phases
 from molmo2_nemo.data.sampling import is_missing, present, weights
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.wordings import wordings_of
 from molmo2_nemo.errors import DataError, UserError, blocking_file, nearest
 from molmo2_nemo.model.config import (
     NOTHING_TRAINS,
@@ -313,6 +314,10 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
             ShardDataset(source.path, name).close()
         except (UserError, OSError) as error:
             yield f"data.sources.{name}: {error}"
+    try:
+        wordings_of(data.text)
+    except (UserError, OSError) as error:
+        yield f"data.text.templates: {error}"
     if not Molmo2Tokenizer.exists(data.tokenizer):
         known = ", ".join(f'"{name}"' for name in SHIPPED)
         yield f"data.tokenizer={data.tokenizer}: neither {known} nor a folder with a tokenizer.json"

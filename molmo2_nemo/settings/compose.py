@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.wordings import pin
 from molmo2_nemo.errors import UserError, nearest, read_text
 from molmo2_nemo.settings.renamed import new_name, with_new_names
 from molmo2_nemo.settings.run import RunConfig
@@ -51,7 +52,9 @@ def compose(overrides: Sequence[str], config_dir: str | Path | None = None) -> R
     values = _compose(checked, config_dir)
     said = {override.lstrip("+~").partition("=")[0] for override in checked}
     where = f"--config-dir {config_dir}" if config_dir else "the configuration"
-    return structure(RunConfig, with_new_names(values, where, by_dotted_key(to_dict(RunConfig())), said))
+    cfg = structure(RunConfig, with_new_names(values, where, by_dotted_key(to_dict(RunConfig())), said))
+    pin(cfg.data.text)
+    return cfg
 
 
 def _checked(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:

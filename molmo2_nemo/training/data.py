@@ -7,7 +7,6 @@ micro-batches are balanced by cost (parallel/packs.py); otherwise every rank rea
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,7 @@ from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Batch
+from molmo2_nemo.data.tally import Tally
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 from molmo2_nemo.training.ahead import Ahead
@@ -104,14 +104,14 @@ class TrainingData:
         """Records this data-parallel rank could not use, up to the last micro-batch taken."""
         return sum((self._consumed or {}).get("skipped", {}).values())
 
-    def totals(self) -> dict[str, dict[str, int]]:
-        """Over all data-parallel ranks: records skipped per cause, and what was counted (examples, branches dropped,
-        tokens cut, images left out). Called on every rank."""
-        found: dict[str, Counter[str]] = {"skipped": Counter(), "counts": Counter()}
+    def totals(self) -> Tally:
+        """Over all data-parallel ranks: examples read, records skipped, and what was left out or replaced in others,
+        for each data set. Called on every rank."""
+        tally = Tally()
         for state in self._states():
-            for name, counter in found.items():
-                counter.update((state or {}).get(name, {}))
-        return {name: dict(sorted(counter.items())) for name, counter in found.items()}
+            if state is not None:
+                tally.update(Tally.of_state(state))
+        return tally
 
     def state(self) -> str:
         """The loader states of all data-parallel ranks as JSON, for a checkpoint. Called on every rank."""

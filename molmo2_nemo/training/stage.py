@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.tally import Tally
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir import paths
@@ -49,7 +50,7 @@ class Attempt:
         return Preempted(f"{signal}: step {step} is saved; the same command resumes from it")
 
 
-def summary_of(folder: Path, stage: str, layout: str, steps: int, totals: dict[str, dict[str, int]]) -> dict[str, Any]:
+def summary_of(folder: Path, stage: str, layout: str, steps: int, totals: Tally) -> dict[str, Any]:
     """The summary of a finished stage, from all its steps, including those before a resume.
 
     Args:
@@ -67,7 +68,9 @@ def summary_of(folder: Path, stage: str, layout: str, steps: int, totals: dict[s
         "last_loss": losses[-1],
         "tokens": tokens,
         "fill": tokens / sum(line["padded_tokens"] for line in lines),
-        **totals,
+        "skipped": dict(sorted(totals.skipped().items())),
+        "counts": dict(sorted(totals.counts().items())),
+        "by_source": totals.summary(),
         "checkpoint": f"{paths.CHECKPOINTS}/{step_folder(steps)}",  # from the folder, which may be moved
     }
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from molmo2_nemo.cost.hardware import Device, device_called
+from molmo2_nemo.data.tally import Tally
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
 from molmo2_nemo.training import metrics
@@ -102,26 +103,18 @@ class StepWriter:
         self._show(line)
         return scalars
 
-    def totals(self, data: TrainingData) -> dict[str, dict[str, int]]:
-        """What the run's data came to, once training is over: see `TrainingData.totals`. Says what was skipped, and how
-        many images were cut off."""
+    def totals(self, data: TrainingData) -> Tally:
+        """What the run's data came to, once training is over: see `TrainingData.totals`. Says what was skipped,
+        left out and replaced."""
         totals = data.totals()
-        if dist.get_rank() == 0 and (skipped := totals["skipped"]):
-            causes = ", ".join(f"{cause}: {count}" for cause, count in skipped.items())
+        if dist.get_rank() != 0:
+            return totals
+        if skipped := totals.skipped():
+            causes = ", ".join(f"{cause}: {count}" for cause, count in sorted(skipped.items()))
             where = f"; they are listed in {data.config.quarantine}" if data.config.quarantine else ""
             print(f"{self.stage}: {sum(skipped.values())} records skipped ({causes}){where}", flush=True)
-        if dist.get_rank() == 0 and (cut := totals["counts"].get("truncated")):
-            print(
-                f"{self.stage}: {cut} images were cut off, loaded as far as they go (data.image.truncated)", flush=True
-            )
-        left_out = {
-            "ignored": "images left out, beyond data.image.max_images",
-            "branches_dropped": "annotations dropped, beyond what a pack holds",
-            "tokens_cut": "tokens cut at the end of a pack",
-        }
-        for name, says in left_out.items():
-            if dist.get_rank() == 0 and (count := totals["counts"].get(name)):
-                print(f"{self.stage}: {count:,} {says}", flush=True)
+        if lines := totals.table(data.config):
+            print(f"{self.stage}: what was skipped, left out or replaced, by data set:", *lines, sep="\n", flush=True)
         return totals
 
     def stop(self) -> None:

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from dataclasses import fields
 
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from molmo2_nemo.data import loader
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.example import Example
@@ -22,7 +25,7 @@ from molmo2_nemo.data.planner import TooManyBadRecords
 from molmo2_nemo.data.reader import ExampleReader
 from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.shard_writer import write_shards
-from molmo2_nemo.data.workers import PackPixels, in_order
+from molmo2_nemo.data.workers import PackPixels, PackTask, Room, in_order
 from molmo2_nemo.errors import DataError
 
 torch.set_num_threads(1)
@@ -276,6 +279,40 @@ def test_workers_that_are_ended_while_they_send_end_well(monkeypatch):
     processes = set(multiprocessing.active_children()) - before
     packs.close()
     assert len(processes) == 2 and [process.exitcode for process in processes] == [0, 0]
+
+
+@pytest.mark.parametrize("limit", [1, 150])
+def test_little_room_for_packs_ahead_of_their_turn(config, monkeypatch, limit):
+    """The same batches; and workers that wait for room end when the reader is given up."""
+    alone = take(stream(config), 6)
+    config.num_workers, config.prefetch = 4, 3
+    monkeypatch.setattr(loader, "AHEAD_BYTES", limit)
+    before = set(multiprocessing.active_children())
+    batches = iter(stream(config))
+    for batch in alone:
+        same(batch, next(batches))
+    processes = set(multiprocessing.active_children()) - before
+    batches.close()
+    assert len(processes) == 5 and all(process.exitcode == 0 for process in processes)
+
+
+def test_packs_wait_until_there_is_room():
+    """Packs of 60 bytes where 150 fit: two may be decoded, the third when the first is taken, the next always."""
+    tasks = [PackTask(((n, 0, None, 5),), (4, 3), n * 60) for n in range(4)]
+    room, large = Room(150), Room(1)
+    room.wait(tasks[0]), room.wait(tasks[1]), large.wait(tasks[0])
+    done = []
+    waiting = [threading.Thread(target=lambda task=task: done.append((room.wait(task), task))) for task in tasks[2:]]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.2)
+    assert not done
+    room.take(tasks[0])
+    waiting[0].join(10)
+    assert done == [(True, tasks[2])]
+    room.close()
+    waiting[1].join(10)
+    assert done == [(True, tasks[2]), (False, tasks[3])]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

@@ -97,17 +97,37 @@ def test_elastic_resume_loses_and_repeats_nothing(config, cuts, later):
     for rank in ranks:
         seen += used(take(rank, 5))
     assert max(seen.values()) == 1
+    given = {n for rank in ranks for n in used_numbers(rank)}
     left = set().union(*(unread_numbers(rank) for rank in ranks))
-    end = max(rank.stream.place.position for rank in ranks)
-    behind = {n for r in ranks for n in range(r.stream.place.position, end, later)}
+    starts = [rank.state()["position"] for rank in ranks]  # of their windows
+    end = max([*starts, *given]) + 1
+    behind = {n for r, start in zip(ranks, starts, strict=True) for n in range(start, end, later)} - given
     names = {first.reader[n].key for n in range(end) if n not in left | behind}
     assert names == set(seen)
 
 
+def used_numbers(order):
+    """Of the examples given since the start of the window."""
+    return set(order.state().get("ahead", {}).get("used", ()))
+
+
 def unread_numbers(order):
-    """Read or to be read, but not given: in the packer, in the backlog, in packs that are held."""
-    held = [n for _, numbers in [*order._current, *order._next] for n in numbers]
-    return [*held, *order.stream.place.backlog, *(item.id for item in order.stream.place.waiting)]
+    """In the packer or in the backlog at the start of the window, and not given since."""
+    state = order.state()
+    return {*state["backlog"], *(n for n, _ in state["packer"]["waiting"])} - used_numbers(order)
+
+
+def test_only_packs_that_are_used_are_decoded(config):
+    """What a window is sorted by is known from the plan, so that it holds no pixels."""
+    source = ordered(config, window=8)
+    reader, decoded = source.stream.reader, []
+    decode = reader.builder.decode
+    reader.builder.decode = lambda record, *rest: decoded.append(record.key) or decode(record, *rest)
+    given = iter(source)
+    batches = [next(given) for _ in range(3)]
+    given.close()
+    with_crops = {key for key, count in used(batches).items() if count}
+    assert decoded and set(decoded) <= with_crops
 
 
 def test_other_packs_or_windows_go_on_without_loss(config):

@@ -123,7 +123,7 @@ def test_captions_draw_a_wording(style):
     seen = {one({"style": style, "text": "words"}, seed=s).user for s in range(60)}
     prefix = "" if style in styles.DEMO_STYLES else f"{style}: "
     assert len(seen) >= 4
-    known = {text.replace("{object}", annotations.MAIN_OBJECT) for text in styles.CAPTIONS[style]}
+    known = {text.replace("{object}", annotations.MAIN_OBJECT) for text in templates.OWN[style]}
     assert seen <= {prefix + text for text in known}
 
 

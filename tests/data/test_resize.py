@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from molmo2_nemo.data.resize import patchify, resize
+from molmo2_nemo.data.resize import patchify, resize, resizes
 
 SIDES = (1, 2, 3, 31, 126, 127, 270, 378, 480, 721, 1080)
 TARGETS = ((378, 378), (126, 196), (126, 126), (644, 910), (379, 377), (1, 2))
@@ -109,3 +109,14 @@ def test_patches_of_several_crops_and_into_given_room():
     assert not room[[0, 4]].any()
     window = crops[:1, 14:42, 14:42]  # a tile of a canvas
     np.testing.assert_array_equal(patchify(window, 14), plain_patches(window, 14))
+
+
+def test_several_sizes_are_those_of_each(threads):
+    """One of them the picture's own, whose pixels are not copied."""
+    threads(1)
+    pixels = picture(37, 53)
+    sizes = [(64, 20), (37, 53), (10, 53), (37, 60)]
+    found = resizes(pixels, sizes)
+    for got, size in zip(found, sizes, strict=True):
+        np.testing.assert_array_equal(got, plain_resize(pixels, *size), err_msg=str(size))
+    assert found[1] is pixels and resizes(pixels, sizes[1:2] * 2)[1] is pixels

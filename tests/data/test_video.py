@@ -19,7 +19,7 @@ from molmo2_nemo.data.video.container import Deadline, open_video
 from molmo2_nemo.data.video.index import scan
 from molmo2_nemo.data.video.read import Decoding, SampledVideo, inspect_video, read_video
 from molmo2_nemo.data.video.sampling import TimeSampler
-from molmo2_nemo.data.video.tokens import encode_video, subtitle_text, timestamp_text, video_token_ids
+from molmo2_nemo.data.video.tokens import encode_video, subtitle_text, subtitles_shown, timestamp_text, video_token_ids
 
 torch.set_num_threads(1)
 TOKENIZER = Molmo2Tokenizer.load("tiny")
@@ -176,17 +176,21 @@ LINES = [Subtitle(0, 0.4, "hello"), Subtitle(2.2, 3.0, "edge"), Subtitle(5, 6, "
 TIMES = np.array([0, 0.5, 1.0, 1.3])
 
 
+def block(subtitles, times, mode):
+    return subtitle_text(subtitles_shown(subtitles, times, mode))
+
+
 def test_subtitles():
-    assert subtitle_text(LINES, TIMES, "frame_1") == "subtitle\n0.0 - 0.4 hello\n2.2 - 3.0 edge\n"
-    assert subtitle_text("a talk without times\n", TIMES, "frame_1") == "subtitle\na talk without times\n"
-    assert subtitle_text("", TIMES, "all") == subtitle_text("words", TIMES, "ignore") == ""
-    assert subtitle_text(LINES, TIMES, "frame_0") == "subtitle\n0.0 - 0.4 hello\n"
-    assert subtitle_text(LINES, TIMES, "frame_4").count("\n") == 4
+    assert block(LINES, TIMES, "frame_1") == "subtitle\n0.0 - 0.4 hello\n2.2 - 3.0 edge\n"
+    assert block("a talk without times\n", TIMES, "frame_1") == "subtitle\na talk without times\n"
+    assert block("", TIMES, "all") == block("words", TIMES, "ignore") == ""
+    assert block(LINES, TIMES, "frame_0") == "subtitle\n0.0 - 0.4 hello\n"
+    assert block(LINES, TIMES, "frame_4").count("\n") == 4
     everything = "subtitle\n0.0 - 0.4 hello\n2.2 - 3.0 edge\n5.0 - 6.0 later\n"
-    assert subtitle_text(LINES, TIMES, "all") == subtitle_text(LINES, TIMES, "truncate_5") == everything
-    assert subtitle_text(LINES, TIMES, "ignore") == subtitle_text([], TIMES, "all") == ""
+    assert block(LINES, TIMES, "all") == block(LINES, TIMES, "truncate_5") == everything
+    assert block(LINES, TIMES, "ignore") == block([], TIMES, "all") == ""
     with pytest.raises(ValueError, match="unknown video.subtitle_mode 'some'"):
-        subtitle_text(LINES, TIMES, "some")
+        block(LINES, TIMES, "some")
 
 
 def test_subtitles_follow_the_frames_as_text():
@@ -301,8 +305,8 @@ def test_few_decoded_frames_are_held(monkeypatch):
         def __getattr__(self, name):
             return getattr(self.frame, name)
 
-    def held(*args):
-        for frame in decode(*args):
+    def held(*args, **options):
+        for frame in decode(*args, **options):
             decoding.append(len(alive))
             yield Held(frame)
             del frame

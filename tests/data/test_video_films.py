@@ -3,6 +3,7 @@ ffmpeg program shows."""
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import product
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -23,15 +25,17 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, LimitsConfig, VideoConfig
 from molmo2_nemo.data.resize import resize
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.data.video.container import Deadline, open_video
 from molmo2_nemo.data.video.decoders import check_decoder, frames_of
 from molmo2_nemo.data.video.film import look_at
-from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps
+from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps, reader_of
 from molmo2_nemo.data.video.frames_torchcodec import problem
-from molmo2_nemo.data.video.index import NONE, Packets, index_of, seconds_of
+from molmo2_nemo.data.video.index import NONE, Packets, index_of, scan, seconds_of
 from molmo2_nemo.data.video.orientation import nearest, upright
 from molmo2_nemo.data.video.read import decode_video, inspect_video, plan_video, read_video
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError
+from tests.support.fields import film_of_fields
 from tests.support.films import SIZE, display_matrix, film, numbers, picture, remuxed
 
 torch.set_num_threads(1)
@@ -340,6 +344,47 @@ def test_frames_that_cannot_be_decoded_are_counted():
     first = shown[0]
     assert reader.replaced > 3 and shown == [first] * reader.replaced + list(range(first, 90))
     assert read_video(cut, VideoConfig(), side=56).decoding.replaced == 1
+
+
+def test_what_stands_in_does_not_depend_on_what_else_is_wanted():
+    data = film(90, "mpegts", gop=30)
+    cut = data[len(data) // 5 // 188 * 188 :]
+    count = len(look_at(cut, LIMITS).index.pts)
+    whole, _ = decoded(cut, range(count))
+    for wanted in ([0], [3], [0, 1], [0, 40], [2, 5, 40, count - 1]):
+        assert np.array_equal(decoded(cut, wanted)[0], whole[wanted]), wanted
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
+def test_packets_beyond_the_last_frame_wanted_are_not_read(codec):
+    """Before the reader seeks on, and at the end, frames that the decoder holds back are asked for."""
+    quiet = {"x265-params": "log-level=none"} if codec == "libx265" else {}
+    data = film(90, "matroska", codec, gop=30, options=quiet)
+    for wanted, sent in (([0], 1), ([60], 1), ([0, 30, 60], 1), ([5], 8)):  # since the last key frame, at most
+        with open_video(data, LIMITS) as (container, stream):
+            index = scan(container, stream, LIMITS, Deadline(60))
+            reader = reader_of(container, stream, index, np.array(wanted), Deadline(60))
+            assert numbers(np.stack([reader.at(n).to_ndarray(format="rgb24") for n in wanted])) == wanted
+            left = sum(1 for packet in container.demux(stream) if packet.size)
+            assert 90 - wanted[-1] // 30 * 30 - left <= sent, wanted
+
+
+@pytest.mark.parametrize("container", ["mpegts", "matroska", "mp4"])
+def test_fields_in_packets_of_their_own_are_not_skipped(container):
+    """The second field of a wanted frame has another time stamp; that of a frame may be the first that is wanted."""
+    data, pictures = film_of_fields(container)
+    count = len(look_at(data, LIMITS).index.pts)
+    whole, _ = decoded(data, range(count))
+    with av.open(io.BytesIO(data)) as film:
+        plain = np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
+        film.seek(0)
+        grey = [np.frombuffer(frame.planes[0], np.uint8).reshape(64, -1)[:, :32] for frame in film.decode(video=0)]
+    assert np.array_equal(np.stack(grey), pictures)
+    assert count == 2 * len(plain) and np.array_equal(whole, plain.repeat(2, 0))
+    rng = np.random.default_rng(0)
+    for size in (1, 1, 1, 1, 2, 2, 3, 5, 9):
+        wanted = np.sort(rng.choice(count, size, replace=False))
+        assert np.array_equal(decoded(data, wanted)[0], whole[wanted]), wanted.tolist()
 
 
 def test_only_a_cover_is_no_film():

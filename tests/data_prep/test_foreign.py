@@ -17,8 +17,9 @@ from molmo2_nemo.data.foreign import ForeignTexts
 from molmo2_nemo.data.loader import ExampleReader, default_builder
 from molmo2_nemo.data.manifest import MANIFEST, read_entries, read_head
 from molmo2_nemo.data.record import BadRecord, parse_record
-from molmo2_nemo.data.shard_writer import index_tar, write_manifest
+from molmo2_nemo.data.shard_writer import write_manifest
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.errors import UserError
 
 
@@ -137,6 +138,8 @@ BAD = {
         "adjacent",
     ),
 }
+FIELDS = {"missing": "images", "empty": "images", "page": "images[0]", "no annotations": "annotations"}
+MEMBERS = {**dict.fromkeys(("missing", "empty", "page", "twice", "torn apart"), "b.0.png"), "code": "b.pkl"}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -151,7 +154,9 @@ def test_a_bad_record_is_named_and_left_out(tmp_path, kind, capsys):
     good = [f"x-000000.tar:{key}" for key in ("a", "c") if key == "a" or kind == "torn apart"]
     assert keys(tmp_path) == good and read_head(tmp_path / MANIFEST)["name"] == "mine"
     (line,) = map(json.loads, (tmp_path / "skipped.jsonl").read_text().splitlines())
-    assert line["key"] == "x-000000.tar:b" and words in line["detail"]
+    assert line["key"] == "b" and line["shard"] == "x-000000.tar" and words in line["detail"]
+    assert line["member"] == MEMBERS.get(kind, "b.json") and line["seen"] and line["expected"]
+    assert line["field"] == FIELDS.get(kind, "")
     assert check(tmp_path) == [] and repair(tmp_path) == [] and path.read_bytes() == before
 
 

@@ -132,15 +132,17 @@ def test_a_signal_ends_validation_and_it_is_done_later(workers, shards, tmp_path
     assert found == expected and [step for step, _ in found] == [1, 2]
 
 
-def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], list[dict], str]:
+def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], list[dict], str, list[str]]:
     from molmo2_nemo.inference.generate import answer, answer_prompts, answer_records
 
     prompt = {"question": "What is this?", "images": [picture], "video": None, "style": "user_qa", "reference": "R"}
-    records = list(answer_records(checkpoint, shards, 4, 3))
+    six = {**prompt, "images": [picture] * 5 + [picture[: len(picture) // 2]]}
+    records, remarks = list(answer_records(checkpoint, shards, 4, 3)), []
     return (
         records,
-        list(answer_prompts(checkpoint, [prompt], 3)),
-        answer(checkpoint, [picture], None, "What is this?", max_new_tokens=3),
+        list(answer_prompts(checkpoint, [prompt, six], 3)),
+        answer(checkpoint, [picture], None, "What is this?", max_new_tokens=3, remarks=remarks),
+        remarks,
     )
 
 
@@ -151,12 +153,14 @@ def test_answers_beside_their_references(workers, shards, learned):
 
     picture = (Path(data_prep.__file__).parent / "demo_media" / "cat.jpg").read_bytes()
     checkpoint = learned[0] / "sft" / "checkpoints" / "step=3"
-    records, prompts, asked = workers.run(answers, checkpoint, str(shards / "pretrain"), picture)[0]
+    records, prompts, asked, remarks = workers.run(answers, checkpoint, str(shards / "pretrain"), picture)[0]
     assert len(records) == 4 and len({r["key"] for r in records}) == 4
     assert any(r["reference"] in CAPTIONS.values() for r in records)
     assert all(r["reference"] and r["reference"] not in r["question"] for r in records)
-    (only,) = prompts
+    only, six = prompts
     assert (only["answer"], only["reference"], only["key"]) == (asked, "R", "prompt 1")
+    assert remarks == only["remarks"] == [] and not any(r["remarks"] for r in records)
+    assert six["remarks"] == ["1 images after the first ones, left out (data.image.max_images=5)"]
 
 
 def lines(folder: Path) -> list[dict]:

@@ -23,6 +23,9 @@ from molmo2_nemo.errors import DataError
 SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
 # Their frames that no other needs are skipped unless wanted. Others skip later than they are told (AV1) or are rare.
 SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp8", "vp9")
+# FFmpeg's field order. H.264 of any other may have the two fields of a frame in packets of their own, each with a time
+# stamp, so that neither can be told from a frame: nothing of it is skipped or held back.
+PROGRESSIVE = 1
 PROBED = 64  # frames decoded to see whether time stamps fit the pictures
 
 
@@ -60,10 +63,10 @@ def reader_of(container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray
     """The way to read a container that was just opened; `wanted`: the numbers of all frames that will be asked for."""
     if index.order == "counted":
         return _CountingReader(_decode(container, stream, None, deadline))
-    stamps = set(index.pts[wanted].tolist())
     if index.order == "joined":
+        stamps = frozenset(index.pts[wanted].tolist())
         return _StampReader(index, _decode(container, stream, stamps, deadline, index.joints))
-    return _SeekingReader(container, stream, index, stamps, deadline)
+    return _SeekingReader(container, stream, index, wanted, deadline)
 
 
 def stamps_fit(container: Any, stream: Any, deadline: Deadline) -> bool:
@@ -149,12 +152,21 @@ class _SeekingReader(_StampReader):
     """Seeks where that saves decoding.
 
     Frames that are neither wanted nor needed for decoding others (about half of those in H.264 with B frames) are
-    skipped; the others are the same as if all had been decoded.
+    skipped, and before it seeks on the decoder is asked for the frames that it holds back instead of being fed with
+    more. The frames are the same as if all had been decoded.
+
+    Args:
+        wanted: ascending numbers of all frames that will be asked for.
     """
 
-    def __init__(self, container: Any, stream: Any, index: VideoIndex, stamps: Container[int], deadline: Deadline):
+    def __init__(self, container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray, deadline: Deadline):
         super().__init__(index, iter(()))
-        self._container, self._stream, self._stamps, self._deadline = container, stream, stamps, deadline
+        self._container, self._stream, self._deadline = container, stream, deadline
+        self._wanted = index.pts[wanted]
+        self._stamps = frozenset(self._wanted.tolist())
+        self._runs: np.ndarray | None = _runs(index, wanted)  # None: the decoder is fed with all packets
+        self._sought = 0  # time stamp
+        self._due: set[int] | None = None  # stamps until which the decoder is fed; None: as long as frames are needed
 
     def at(self, number: int) -> Any:
         self._jump_if_worth_it(int(self._index.pts[number]))
@@ -167,8 +179,12 @@ class _SeekingReader(_StampReader):
             here = int(np.searchsorted(index.pts, self._last.pts))
             if index.keys[key] <= self._last.pts or int(np.searchsorted(index.pts, index.keys[key])) - here < SEEK_GAP:
                 return
+        if self._runs is not None:
+            first = int(np.searchsorted(self._wanted, target))
+            run = self._wanted[first : int(self._runs[np.searchsorted(self._runs, first, side="right")])]
         # Containers differ in which of a key frame's times they search by; some then land on the key frame after it.
         for timestamp in (index.keys[key], index.key_dts[key], min(index.key_dts[0], index.pts[0])):
+            self._due = None if self._runs is None else set(run.tolist())
             self._seek(int(timestamp))
             if self._step() and self._last.pts <= target:
                 return
@@ -178,8 +194,30 @@ class _SeekingReader(_StampReader):
             self._container.seek(timestamp, stream=self._stream, backward=True)
         except FFmpegError:  # some containers cannot find their very first frame by its time
             self._container.seek(int(self._index.pts[0]), stream=self._stream, backward=True, any_frame=True)
-        self._last = self._before = None
-        self._frames = _decode(self._container, self._stream, self._stamps, self._deadline)
+        self._sought, self._last, self._before = timestamp, None, None
+        self._frames = _decode(self._container, self._stream, self._stamps, self._deadline, due=self._due)
+
+    def _step(self) -> bool:
+        return super()._step() or (self._due is not None and not self._due and self._step_whole())
+
+    def _step_whole(self) -> bool:
+        """The next frame where one that was asked for did not come out: decode the same part again, and from there on
+        feed the decoder with all packets, so that what stands in for a broken frame is the frame shown before it."""
+        last = self._last.pts if self._last is not None else None
+        self._runs = self._due = None
+        self._seek(self._sought)
+        while super()._step():
+            if last is None or self._last.pts > last:
+                return True
+        return False
+
+
+def _runs(index: VideoIndex, wanted: np.ndarray) -> np.ndarray:
+    """Where runs of wanted frames end between which the reader seeks: ascending positions in `wanted`, int64 [runs]."""
+    keys = np.searchsorted(index.pts, index.keys)
+    key = keys[np.maximum(np.searchsorted(keys, wanted, side="right") - 1, 0)]  # [n], number of the key frame before
+    seeks = key[1:] - wanted[:-1] >= SEEK_GAP
+    return np.append(np.flatnonzero(seeks) + 1, len(wanted))
 
 
 def _decode(
@@ -188,14 +226,19 @@ def _decode(
     wanted: Container[int] | None,
     deadline: Deadline,
     joints: tuple[tuple[int, int], ...] = (),
+    due: set[int] | None = None,
 ) -> Iterator[Any]:
     """Frames from the current position on.
 
     Args:
         wanted: time stamps; other frames may be left out where none is predicted from them. None: all frames.
         joints: `VideoIndex.joints`, where the container is read from its start; moves the time stamps.
+        due: of `wanted`; once the packets with these stamps have been read, and taken out of the set, the frames end
+            with those that can be decoded without the packets that follow.
     """
-    skip = wanted is not None and stream.codec_context.codec.name in SKIPPING
+    context = stream.codec_context
+    fields = context.codec.name == "h264" and context.field_order != PROGRESSIVE
+    skip = wanted is not None and context.codec.name in SKIPPING and not fields
     shifts = list(reversed(joints))
     shift = count = 0
     for packet in container.demux(stream):
@@ -208,5 +251,10 @@ def _decode(
             stamp += shift
             packet.pts, packet.dts = stamp, None if packet.dts is None else packet.dts + shift
         if skip and wanted is not None:
-            stream.codec_context.skip_frame = "NONREF" if stamp is not None and stamp not in wanted else "DEFAULT"
+            context.skip_frame = "NONREF" if stamp is not None and stamp not in wanted else "DEFAULT"
         yield from packet.decode()
+        if due is not None:
+            due.discard(stamp)  # type: ignore[arg-type]
+            if not due and not fields:
+                yield from context.decode(None)
+                return

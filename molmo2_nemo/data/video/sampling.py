@@ -11,6 +11,9 @@ import numpy as np
 from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.errors import UserError
 
+FPS_MODE = "fps"
+FPS_KEYS = ("sampling_fps", "candidate_sampling_fps")  # read in this mode only
+
 
 @dataclass(frozen=True)
 class TimeSampler:
@@ -60,3 +63,30 @@ class TimeSampler:
             times = np.arange(self.max_frames, dtype=np.float64) / rate
             return times[times < duration] if duration > 0 else times[:1]
         raise UserError(f"unknown video sampling mode {self.mode!r}; known: uniform_last_frame, fps")
+
+
+def film_lost(config: VideoConfig, sampling: Mapping[str, Any], video_fps: float, duration: float) -> str | None:
+    """What the run's `max_frames` takes from a clip of that duration, as a kind of tally.py: frames at the wanted rate,
+    or its end. Nothing where the record itself wants no more frames."""
+    if sampling.get("max_frames", config.max_frames + 1) <= config.max_frames:
+        return None
+    sampler = TimeSampler.of(config, sampling, video_fps)
+    if sampler.mode == "uniform_last_frame":
+        return "films_thinned" if (sampler.max_frames - 1) / sampler.max_fps < duration else None
+    return "films_cut" if sampler.max_frames / sampler.candidate_fps[0] < duration else None
+
+
+def unread_keys(sampling: Mapping[str, Any]) -> dict[str, str]:
+    """The keys of a record's `sampling` that `TimeSampler` does not use, each with the reason."""
+    unread: dict[str, str] = {}
+    if "mode" in sampling and "frame_sample_mode" in sampling:
+        unread["frame_sample_mode"] = "mode says it already"
+    mode = str(sampling.get("mode", sampling.get("frame_sample_mode", "uniform_last_frame")))
+    if mode == FPS_MODE and "max_fps" in sampling:
+        unread["max_fps"] = "the mode fps takes sampling_fps or candidate_sampling_fps"
+    if mode == FPS_MODE and sampling.get("candidate_sampling_fps") and "sampling_fps" in sampling:
+        unread["sampling_fps"] = "candidate_sampling_fps takes its place"
+    if mode != FPS_MODE:
+        why = f"the mode {mode} takes max_fps; only the mode fps takes this"
+        unread |= {name: why for name in FPS_KEYS if name in sampling}
+    return unread

@@ -46,41 +46,51 @@ def timestamp_text(number: int, seconds: float, mode: str) -> str:
     raise UserError(f"unknown video.time_mode {mode!r}; known: per-frame-compact, per-frame, numbered-frames, none")
 
 
-def subtitle_text(subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, mode: str) -> str:
-    """The subtitle block that follows the frames: a header and one line per entry kept; "" if there are no subtitles.
+def subtitles_shown(
+    subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, mode: str
+) -> Sequence[SubtitleLike] | str | None:
+    """The subtitles that a mode keeps: `frame_N` those within N seconds of a sampled frame. None: it wants none at all.
 
-    Subtitles without times are one text, which is kept whole. The mode `frame_N` keeps the entries within N seconds of
-    a sampled frame.
+    Subtitles without times are one text, which is kept whole.
     """
     if not subtitles or mode == "ignore":
-        return ""
+        return None
     near = re.fullmatch(r"frame(?:_(\d+(?:\.\d+)?))?", mode)
     if not near and mode != "all" and not re.fullmatch(r"truncate_\d+", mode):
         raise UserError(f"unknown video.subtitle_mode {mode!r}; known: frame_N, all, truncate_N, ignore")
-    if isinstance(subtitles, str):
-        return "subtitle\n" + subtitles
-    lines = ["subtitle\n"]
-    for entry in subtitles:
-        if near:
-            reach = float(near.group(1) or 1)
-            if not np.any((entry.end >= times - reach) & (entry.start <= times + reach)):
-                continue
-        lines.append(f"{entry.start:.1f} - {entry.end:.1f} {entry.text}\n")
-    return "".join(lines)
+    if isinstance(subtitles, str) or not near:
+        return subtitles
+    reach = float(near.group(1) or 1)
+    return [s for s in subtitles if np.any((s.end >= times - reach) & (s.start <= times + reach))]
+
+
+def subtitle_text(shown: Sequence[SubtitleLike] | str | None) -> str:
+    """The subtitle block that follows the frames: a header and one line per entry; "" for None."""
+    if shown is None:
+        return ""
+    if isinstance(shown, str):
+        return "subtitle\n" + shown
+    return "".join(["subtitle\n", *(f"{entry.start:.1f} - {entry.end:.1f} {entry.text}\n" for entry in shown)])
 
 
 def subtitle_ids(
     subtitles: Sequence[SubtitleLike] | str, times: np.ndarray, config: VideoConfig, tokenizer: Molmo2Tokenizer
-) -> list[int]:
-    """Token ids of the subtitle block, cut to the configured length."""
-    text = subtitle_text(subtitles, times, config.subtitle_mode)
-    ids = tokenizer.encode(text) if text else []
+) -> tuple[list[int], dict[str, int]]:
+    """Token ids of the subtitle block, cut to the configured length; and what was left out, by kind (tally.py)."""
+    shown = subtitles_shown(subtitles, times, config.subtitle_mode)
+    text = subtitle_text(shown)
+    ids = whole = tokenizer.encode(text) if text else []
     limits = [config.max_subtitle_tokens]
     if config.subtitle_mode.startswith("truncate_"):
         limits.append(int(config.subtitle_mode.removeprefix("truncate_")))
     for limit in limits:
         ids = ids if limit is None else ids[:limit]
-    return ids
+    lost = {"subtitles_unseen": _lines(subtitles) - _lines(shown), "subtitle_tokens_cut": len(whole) - len(ids)}
+    return ids, {kind: count for kind, count in lost.items() if count}
+
+
+def _lines(subtitles: Sequence[SubtitleLike] | str | None) -> int:
+    return int(bool(subtitles)) if isinstance(subtitles, str) else len(subtitles or ())
 
 
 def video_token_ids(
@@ -118,9 +128,9 @@ def video_layout(
     count, pooled = len(plan.times), len(first)
     offsets = (np.arange(count) * patches)[:, None, None]
     pooling = np.where(first < 0, -1, first + offsets).reshape(count * pooled, -1).astype(np.int64)
+    said, lost = subtitle_ids(subtitles, plan.times, config, tokenizer)
     return VisualInput(
-        token_ids=video_token_ids(plan.times, pooled, config, tokenizer)
-        + subtitle_ids(subtitles, plan.times, config, tokenizer),
+        token_ids=video_token_ids(plan.times, pooled, config, tokenizer) + said,
         crops=geometry.new_crops(0),
         pooling=pooling,
         unit_crops=[1] * count,
@@ -130,6 +140,7 @@ def video_layout(
             "size": list(plan.size),
             "duration": plan.duration,
             "fps": plan.fps,
+            **lost,
         },
     )
 

@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.sources.base import Cut, File, FirstOf
-from data_prep.sources.shapes_video import ACTION_QUESTIONS, PERSON_QUESTIONS
+from molmo2_nemo.data.templates import ACTION_QUESTIONS, PERSON_QUESTIONS
 from tests.support.source_rows import conversations, only, prepare, reasons
 
 

@@ -1,0 +1,67 @@
+"""The settings of training that records are checked with where they are prepared, indexed and checked: those of a run
+that the user names (`--for recipe=8b stage=long`), or the defaults.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from data_prep.estimate import image_cost, video_crops
+from molmo2_nemo.data.check import View
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.image import TileGeometry
+from molmo2_nemo.data.record import BadRecord, Record
+
+IGNORED = ("decoder", "buffer_size", "crop_value", "mode", "balance", "balance_window", "max_wait")  # no limits
+
+
+def only_limits(config: DataConfig) -> DataConfig:
+    """The settings without the mixture, which workers would get with every batch."""
+    return replace(config, sources={}, groups={}, progression=[])
+
+
+def changed(config: DataConfig) -> dict[str, Any]:
+    """The settings that records are checked with and that are not the defaults: dotted name -> value."""
+    there, usual = _values(config), _values(DataConfig())
+    return {name: value for name, value in there.items() if value != usual[name]}
+
+
+def _values(config: DataConfig) -> dict[str, Any]:
+    parts = {name: asdict(getattr(config, name)) for name in ("image", "video", "packing", "limits")}
+    return {f"{part}.{n}": v for part, values in parts.items() for n, v in values.items() if n not in IGNORED}
+
+
+def in_words(config: DataConfig) -> str:
+    """The limits that matter to most records, for a summary."""
+    image, video, packing = config.image, config.video, config.packing
+    named = "the limits asked for" if changed(config) else "the default limits; --for recipe=8b stage=long: a run's"
+    return (
+        f"checked for {image.max_images} images, {video.max_frames} frames ({video.max_fps:g} a second), "
+        f"packs of {packing.sequence_length:,} tokens\n  and {packing.max_crops} crops, cut pictures "
+        f"{'loaded' if image.truncated == 'load' else 'skipped'} ({named})"
+    )
+
+
+def check_fits(record: Record, view: View, config: DataConfig) -> None:
+    """Check that a pack holds the media of a record.
+
+    Raises:
+        BadRecord: their crops, or the visual tokens alone, are more than a pack holds; training skips such a record.
+    """
+    if record.video is not None:
+        crops = video_crops(view.duration, view.fps, record.sampling, config.video)
+        side = -(-TileGeometry.of(config.image).grid // config.video.pool)
+        tokens = crops * side * side
+    elif view.image_sizes:
+        tokens, crops = image_cost(view.image_sizes, config.image)
+    else:
+        return
+    packing = config.packing
+    if tokens > packing.sequence_length or crops > packing.max_crops:
+        raise BadRecord(
+            record.key,
+            "too long",
+            f"its media give {tokens:,} visual tokens and {crops} crops; a pack holds {packing.sequence_length:,} and "
+            f"{packing.max_crops} (data.packing.sequence_length, data.packing.max_crops)",
+        )
