@@ -144,7 +144,13 @@ def details(needs: Sequence[Need]) -> list[str]:
     """Lines with the address, the target, the licence and the form of everything that must be brought, each once."""
     lines = []
     for need in {need.item: need for need in needs if need.item}.values():
-        lines += ["", need.what, f"  from     {need.address}", f"  to       {need.target}", f"  licence  {need.licence}"]
+        lines += [
+            "",
+            need.what,
+            f"  from     {need.address}",
+            f"  to       {need.target}",
+            f"  licence  {need.licence}",
+        ]
         lines += [f"  form     {need.form}"] if need.form else []
         lines += [f"  files    {need.count:,}"] if need.count else []
         lines += [f"  then     {need.after}"] if need.after else []

@@ -35,7 +35,12 @@ TODAY = (  # `how` of a need -> what can be had, from worst to best
 
 def page(needs: Sequence[Need]) -> str:
     """The page, as Markdown."""
-    lines = [HEAD + _summary(needs), "", "| data set | what must be brought | today | GB | licence |", "|---|---|---|--:|---|"]
+    lines = [
+        HEAD + _summary(needs),
+        "",
+        "| data set | what must be brought | today | GB | licence |",
+        "|---|---|---|--:|---|",
+    ]
     first_with: dict[tuple[str, ...], str] = {}
     for name, group in groupby(needs, key=lambda need: need.data_set):
         these = list(group)

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     group = parser.add_argument_group("what must be brought first (published data sets; also GROUP or all)")
     group.add_argument("--needs", action="store_true", help="show what the data sets named need, and how it is brought")
-    group.add_argument("--needs-out", metavar="FILE", help="also write it as .csv or .json, with addresses and licences")
+    group.add_argument(
+        "--needs-out", metavar="FILE", help="also write it as .csv or .json, with addresses and licences"
+    )
     group.add_argument("--catalogue", metavar="FILE.yaml", help="other addresses (mirrors) and data sets of your own")
 
 
@@ -69,7 +71,9 @@ def wanted(words: list[str], recipe_names: Callable[[str], list[str]]) -> list[A
     from data_prep.sources import all_sources, find_source
 
     if not words:
-        raise UserError("name data sets, a group such as tracking, recipe=4b, or all; molmo2 prepare --list shows names")
+        raise UserError(
+            "name data sets, a group such as tracking, recipe=4b, or all; molmo2 prepare --list shows names"
+        )
     sources = all_sources()
     names = {*sources, *(s.published_as for s in sources.values() if s.published_as)}
     groups = {group for source in sources.values() for group in source.mixes.values()}
@@ -82,7 +86,9 @@ def wanted(words: list[str], recipe_names: Callable[[str], list[str]]) -> list[A
         elif word.startswith("recipe="):
             found.update({name: sources[name] for name in recipe_names(word)})
         elif "/" in word or "=" in word or Path(word).suffix in (".jsonl", ".json"):
-            raise UserError(f"{word}: --needs and --fetch are about published data sets; your own files name their media")
+            raise UserError(
+                f"{word}: --needs and --fetch are about published data sets; your own files name their media"
+            )
         elif word in names:
             source = find_source(word)
             found[source.name] = source
