@@ -15,11 +15,12 @@ from data_prep.sources import all_sources
 HEAD = """\
 # The published data sets: what can be had, and how
 
-Made from `data_prep/bringing/catalogue.yaml` by `python -m data_prep.bringing.page`; `molmo2 prepare --needs NAME` shows
-the same with addresses, target folders and what is there already, and [data.md](data.md#bringing-what-they-need) explains
-it. Rows (questions, captions, tracks) come from the Hugging Face Hub where the table does not say otherwise. GB are what
-publishers state for the transfer; empty: not stated. No address was tried from where this was written; they are those of
-the official code and the publishers' pages.
+Made from `data_prep/bringing/catalogue.yaml` by `python -m data_prep.bringing.page`; `molmo2 prepare --needs
+NAME` shows the same with addresses, target folders and what is there already, and
+[data.md](data.md#bringing-what-they-need) explains it. Rows (questions, captions, tracks) come from the Hugging
+Face Hub where the table does not say otherwise. GB are what publishers state for the transfer; empty: not
+stated. No address was tried from where this was written; they are those of the official code and the
+publishers' pages.
 
 """
 TODAY = (  # `how` of a need -> what can be had, from worst to best
