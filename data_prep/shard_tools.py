@@ -34,11 +34,11 @@ from molmo2_nemo.data.shard_writer import (
     NothingUsable,
     TarShard,
     file_state,
-    index_tar,
     read_records,
     write_manifest,
 )
 from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.files import atomic, write_text
 
 REMOVED = "removed by repair"

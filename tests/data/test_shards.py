@@ -16,8 +16,9 @@ import pytest
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_entries, read_head, write_manifest_file
 from molmo2_nemo.data.record import BadRecord
-from molmo2_nemo.data.shard_writer import clean_leftovers, index_tar, write_manifest, write_shards
+from molmo2_nemo.data.shard_writer import clean_leftovers, write_manifest, write_shards
 from molmo2_nemo.data.shards import BLOCK, ShardDataset
+from molmo2_nemo.data.tar_index import index_tar
 
 
 def records(count=7):

@@ -176,7 +176,8 @@ def mutated(rng):
                 holder, name = points[rng.integers(len(points))]
                 holder[name] = float(rng.choice([rng.uniform(-3, 3), rng.uniform(95, 170), 999 * rng.random()]))
         elif change == 3 and "clip" in line:
-            line["clip"] = rng.uniform(-0.2, 6.5, 2).tolist()
+            start, length = rng.uniform(-0.2, 5.5), rng.uniform(0.6, 6.0)  # of at least three frames
+            line["clip"] = [start, start + length * rng.choice([1, 1, -1])]
         elif change == 4 and entry.get("points"):
             groups = entry["points"]
             del groups[rng.integers(len(groups)) :]
