@@ -139,6 +139,9 @@ def reencode(video: Video, clip: Clip | None, wanted: Wanted, *, cut: bool) -> t
 
     Args:
         cut: keep only the clip; its times then begin with 0.
+
+    Returns:
+        The video, and what of it is the clip; of a whole film that has become longer, its former length.
     Raises:
         MediaError: a frame cannot be decoded.
     """
@@ -159,7 +162,9 @@ def reencode(video: Video, clip: Clip | None, wanted: Wanted, *, cut: bool) -> t
         except Exception as error:
             raise MediaError("video cannot be re-encoded", str(error)[:300]) from None
         made = probe_video(path.read_bytes(), "mp4")
-    return made, ((0.0, end - start) if cut else clip)
+    if cut or (clip is None and made.duration > end):  # frames at another rate may last a bit longer than the film
+        return made, (0.0, end - start)
+    return made, clip
 
 
 def _chosen(video: Video, index: VideoIndex, start: float, end: float, wanted: Wanted) -> tuple[np.ndarray, Ticks]:

@@ -58,6 +58,7 @@ PARSERS = {
     "literal_eval",
     "find_spec",
     "fromisoformat",
+    "parsedate_to_datetime",
     "Version",
 }  # raise them for what they are given
 CAUGHT = {  # handlers of these around something else than a parser: what is in the `try` that is not ours

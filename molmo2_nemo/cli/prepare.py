@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.cli import bring
 from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
@@ -24,6 +25,7 @@ examples:
   molmo2 prepare pixmo_cap --out /data/shards --limit 1000
   molmo2 prepare doc_qa --source /data/raw --out /data/shards
   molmo2 prepare recipe=4b --source /data/raw --out /data/shards
+  molmo2 prepare --needs okvqa star                         # what must be brought for them, and how
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
@@ -75,9 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="re-encode videos with more than N frames from one key frame to the next",
     )
     add_run_arguments(parser)
+    bring.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.needs:
+        return bring.run(args, _recipe_names)
+    bring.refuse_alone(args)
     return _list(args.what) if args.list else _prepare(args)
 
 

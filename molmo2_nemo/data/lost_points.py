@@ -16,7 +16,7 @@ from molmo2_nemo.data.annotations import (
     TurnAnnotation,
     VideoPoints,
 )
-from molmo2_nemo.data.points import SAME_TIME, nearest_track_frames, on_grid, shown_track_frames
+from molmo2_nemo.data.points import SAME_TIME, on_grid, shown_track_frames, unanswered_frames
 
 Size = tuple[float, float]  # width and height: what a point's x and y are divided by
 
@@ -48,25 +48,15 @@ def unseen_points(track: Tracks, frame_times: np.ndarray) -> int:
     on_rate = task is not None and task.on_grid
     if track.snap > 0:
         seen = shown_track_frames(track, frame_times)
-        return _unanswered(track, seen) if on_rate else len(_objects(track.frames) - _objects(seen))
+        if on_rate:
+            return sum(len(_visible(frame)) for frame in unanswered_frames(track, seen))
+        return len(_objects(track.frames) - _objects(seen))
     frames = on_grid(track.frames, track.fps) if on_rate else track.frames
     if not frames:
         return 0
     away = np.abs(np.array([frame.time for frame in frames])[:, None] - np.asarray(frame_times)[None])
     seen_there = (away <= SAME_TIME).any(axis=1)
     return sum(len(_visible(frame)) for frame, is_seen in zip(frames, seen_there, strict=True) if not is_seen)
-
-
-def _unanswered(track: Tracks, seen: Sequence[TrackFrame]) -> int:
-    """Visible points at multiples of 1 / fps seconds inside the track that are not among the frames seen."""
-    if not track.frames:
-        return 0
-    times, fps = np.array([frame.time for frame in track.frames]), track.fps
-    marks = np.unique(np.round(times * fps)) / fps
-    inside = (marks >= times.min() - SAME_TIME) & (marks <= times.max() + SAME_TIME)
-    wanted = nearest_track_frames(track.frames, marks[inside], track.snap)
-    answered = {round(frame.time * fps) for frame in on_grid(seen, fps)}
-    return sum(len(_visible(frame)) for frame in wanted if round(frame.time * fps) not in answered)
 
 
 def _objects(frames: Iterable[TrackFrame]) -> set[str]:

@@ -189,10 +189,31 @@ def shown_track_frames(track: Tracks, frame_times: np.ndarray) -> list[TrackFram
     return seen_track_frames(track.frames, frame_times)
 
 
+def unanswered_frames(track: Tracks, seen: Sequence[TrackFrame]) -> list[TrackFrame]:
+    """The frames at multiples of 1 / fps seconds inside a track, or nearest to these, that are not among those seen."""
+    if not track.frames:
+        return []
+    times, fps = np.array([frame.time for frame in track.frames]), track.fps
+    marks = np.unique(np.round(times * fps)) / fps
+    inside = (marks >= times.min() - SAME_TIME) & (marks <= times.max() + SAME_TIME)
+    wanted = nearest_track_frames(track.frames, marks[inside], track.snap)
+    answered = {round(frame.time * fps) for frame in on_grid(seen, fps)}
+    return [frame for frame in wanted if round(frame.time * fps) not in answered]
+
+
+def at_rate(track: Tracks, seen: Sequence[TrackFrame]) -> bool:
+    """Whether a task's answer is at its rate: always, but where frames taken for the nearest shown ones are too few."""
+    if track.snap <= 0 or not seen:
+        return True
+    first, last = min(frame.time for frame in seen), max(frame.time for frame in seen)
+    return not any(first < frame.time < last for frame in unanswered_frames(track, seen))
+
+
 def answer_frames(track: Tracks, seen: Sequence[TrackFrame]) -> list[TrackFrame]:
     """The frames of a track's answer among those that are shown (of a single object also those before its start)."""
     task = track.style.track
-    kept = on_grid(seen, track.fps) if task is not None and task.on_grid else list(seen)
+    to_grid = task is not None and task.on_grid and at_rate(track, seen)
+    kept = on_grid(seen, track.fps) if to_grid else list(seen)
     return first_and_last(kept) if task is not None and task.ends_only else kept
 
 

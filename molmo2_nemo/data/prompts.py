@@ -41,6 +41,7 @@ from molmo2_nemo.data.points import (
     SEPARATORS,
     PointTag,
     answer_frames,
+    at_rate,
     count_text,
     number_points,
     render,
@@ -304,6 +305,8 @@ class PromptFormatter:
         wordings = task.wordings
         if entry.fps == TRACK_FPS and task.wordings_no_fps and rng.random() < 0.5:
             wordings = task.wordings_no_fps
+        if task.on_grid and not at_rate(entry, seen):
+            wordings = task.wordings_no_fps or wordings
         prompt = self._worded(wordings, rng, **fields) if self.templated else fields.get("point", label)
         answer = track_text(later, size, label, point_format) if entry.frames else NONE_TEXT
         if kept and not later:

@@ -28,6 +28,11 @@ class Kind:
     words: str  # what is counted, in the plural; {} is the first setting's value
     settings: tuple[str, ...] = ()
 
+    @property
+    def plain(self) -> str:
+        """The words alone."""
+        return self.words.replace(" {}", " ones")
+
     def said(self, config: DataConfig) -> str:
         """The words with the settings' values."""
         values = []

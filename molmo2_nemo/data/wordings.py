@@ -195,7 +195,7 @@ def load(path: str | Path) -> Wordings:
 def _load(file: Path, changed: int, size: int) -> Wordings:
     try:
         values = json.loads(read_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise error if isinstance(error, UserError) else DataError(f"{file} is not JSON: {error}") from None
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise DataError(f"{file} is not a file of wordings; make one with molmo2 templates import")

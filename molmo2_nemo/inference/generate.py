@@ -127,9 +127,8 @@ def first_turn(example: Example) -> tuple[Example, list[int]]:
 
 def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
-    from molmo2_nemo.convert.checkpoints import data_of, find_tokenizer, model_of, run_settings
+    from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
-    from molmo2_nemo.rundir.config_file import trained_templates
 
     tensors = MegatronCheckpoint(checkpoint)
     run = run_settings(checkpoint)
@@ -138,9 +137,24 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     tokenizer = find_tokenizer(checkpoint, model_config, run, None)
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
-    data = data_settings(run) or data_of(checkpoint, model_config, run)
-    trained_templates(data.text, checkpoint)
+    data = trained_data(checkpoint, model_config, run)
     return build_model(model_config, tensors), ExampleBuilder(data, tokenizer, training=False), tokenizer
+
+
+def trained_data(checkpoint: Path, model_config: Any, run: dict[str, Any]) -> DataConfig:
+    """How a checkpoint's run read its data, with the wordings that the run's folder has a copy of.
+
+    Args:
+        run: from `run_settings`.
+    """
+    from molmo2_nemo.convert.checkpoints import data_of
+    from molmo2_nemo.rundir.config_file import run_of_checkpoint, use_kept_templates
+
+    data = data_settings(run) or data_of(checkpoint, model_config, run)
+    stage = run_of_checkpoint(checkpoint)
+    if stage is not None:
+        use_kept_templates(data.text, stage.resolve().parent)
+    return data
 
 
 def data_settings(run: dict[str, Any]) -> DataConfig | None:

@@ -14,6 +14,7 @@ from molmo2_nemo.launch import out_of_memory
 from molmo2_nemo.launch.reports import ERROR_DIR, Report, report_preempted, this_rank
 from molmo2_nemo.processes import die_with_parent, quiet
 from molmo2_nemo.rundir.attempt import note_error
+from molmo2_nemo.rundir.config_file import use_kept_templates
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
@@ -25,6 +26,7 @@ def run(cfg: RunConfig) -> int:
         quiet()
         from molmo2_nemo.nemo.train import train
 
+        use_kept_templates(cfg.data.text, Path(cfg.output_dir))
         train(cfg)
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from molmo2_nemo.data.tally import KINDS, counted
 from molmo2_nemo.data.tokenizer import EXTRA_SPECIAL_TOKENS, Molmo2Tokenizer
 from molmo2_nemo.preview import draw
 from molmo2_nemo.preview.collect import PackView, Part
@@ -188,9 +189,7 @@ def tree(part: Part) -> str:
             f"<div class=branch style='border-left-color:{draw.branch_colour(number)}'><span class=meta>"
             f"branch {number}: {tokens.stop - tokens.start} tokens, loss {weight}</span>{said}</div>"
         )
-    dropped = ""
-    if info.get("branches_dropped") or info.get("tokens_cut"):
-        dropped = f"<br>{info['branches_dropped']} branches dropped, {info['tokens_cut']} tokens cut: too long"
+    dropped = "".join(f"<br>{count:,} {KINDS[kind].plain}" for kind, count in counted(info).items())
     lines = [f"<b>root</b>: {part.root_tokens} token{'s' * (part.root_tokens != 1)}"]
     lines += [f"{int(example.visual.sum())} visual, {example.num_crops} crops"]
     root = f"<div class=root>{'<br>'.join(lines)}{dropped}</div><div class=line></div>"

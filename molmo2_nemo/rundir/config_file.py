@@ -37,12 +37,15 @@ def _keep_templates(cfg: RunConfig) -> None:
         save(wordings_of(text), copy)
 
 
-def trained_templates(text: TextFormatConfig, checkpoint: Path) -> None:
-    """Let the settings of the run that a checkpoint lies in name the copy of their wordings in the run's folder, where
-    there is one: the file itself may have changed, or lie on another machine."""
-    stage = run_of_checkpoint(checkpoint)
-    if text.templates is not None and text.templates_sha256 is not None and stage is not None:
-        copy = templates_copy(stage.resolve().parent, text.templates_sha256)
+def use_kept_templates(text: TextFormatConfig, run: Path) -> None:
+    """Let settings name the copy of their wordings in the run's folder, where there is one: the file itself may be
+    changed while the run lasts, or be gone when its model is asked.
+
+    Args:
+        run: the folder that the stages lie in.
+    """
+    if text.templates is not None and text.templates_sha256 is not None:
+        copy = templates_copy(run, text.templates_sha256)
         if copy.is_file():
             text.templates = str(copy)
 

@@ -9,7 +9,9 @@ import pytest
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.check import View, check_record
 from molmo2_nemo.data.config import DataConfig, ImageConfig, TextFormatConfig, VideoConfig
+from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.meant import check_meant, check_names
+from molmo2_nemo.data.places import Placing, check_places, place_clip
 from molmo2_nemo.data.record import BadRecord, parse_record
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from tests.support.films import film
@@ -190,6 +192,55 @@ def test_what_is_called_good_is_trained_and_the_other_way_round(builders):
         built = (usable_by_building(builder, record, seed) for seed in draws)
         assert all(built) is (said != "unusable"), json.dumps(data)
     assert min(counts.values()) > MUTANTS // 50, counts
+
+
+def placed(data, config):
+    """The JSON of a good record as prepare stores it, and its own view; None where a point or a time is refused."""
+    clip = tuple(data["clip"]) if "clip" in data else None
+    try:
+        clip = clip and place_clip(clip, SECONDS)
+        whole = data | ({"clip": list(clip)} if clip else {})
+        start = clip[0] if clip else 0.0
+        return (
+            Placing(view(whole), data.get("sampling", {}), start=start, video=config).record(whole),
+            view(whole),
+            clip,
+        )
+    except FieldError as error:
+        assert error.fault.field and error.fault.seen and error.fault.expected, data
+        return None
+
+
+def test_what_is_placed_is_good_and_stays_as_it_is(builders):
+    """Whatever a good record holds beside points and times, placing them refuses a field or gives a good record, which
+    the check of stored records takes and training builds; a stored record that is refused is refused in a line, too."""
+    rng, config = np.random.default_rng(15), builders[0].config
+    counts = {"placed": 0, "refused": 0, "stored refused": 0}
+    for number in range(MUTANTS):
+        data = mutated(rng)
+        try:
+            record = parse_record("s:k", members(data))
+            data = json.loads(
+                members(data)["json"], object_hook=lambda o: {k: v for k, v in o.items() if v is not None}
+            )
+            check_meant(record, data)
+            check_record(record, view(data), config)
+        except BadRecord:
+            continue
+        made = placed(data, config.video)
+        counts["refused" if made is None else "placed"] += 1
+        if made is not None:
+            stored = parse_record("s:k", members(made[0]))
+            check_meant(stored, made[0])
+            check_record(stored, made[1], config)
+            check_places(made[0], made[1], made[2], SECONDS, config.video)
+            assert usable_by_building(builders[number % 2], stored, number), json.dumps(made[0])
+        try:
+            check_places(data, view(data), record.clip, SECONDS, config.video)
+        except FieldError as error:
+            counts["stored refused"] += 1
+            assert error.fault.field and error.fault.expected
+    assert min(counts.values()) > MUTANTS // 100, counts
 
 
 def test_good_records_are_good(builders):

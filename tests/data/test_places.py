@@ -289,10 +289,13 @@ def test_a_long_film_says_what_a_track_loses():
     times = [i / 25 for i in range(25 * 400)]
     spread = film(0, 400)
     made = track(times, spread, sampling_fps=1)
-    lost = conversation(made, spread)[2]
+    prompt, answer, lost = conversation(made, spread)
     marks = np.linspace(0, 400, 128)
     near = [k for k in range(400) if np.abs(marks - k).min() <= 0.01]
     assert lost == 400 - len(near)
+    assert answered(answer) == [round(t, 1) for t in marks] and not re.search(r"\d", prompt), "no rate"
+    single = {**made, "style": "video_single_point_track_per_frame"}
+    assert len(answered(conversation(single, spread, 1)[1])) > 100
     rate = Placing(View((), PICTURE, 400.0, 25.0), {"mode": "fps", "sampling_fps": 1})
     made = track(times, rate, sampling_fps=1)
     _, answer, lost = conversation(made, rate)

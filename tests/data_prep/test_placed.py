@@ -69,6 +69,7 @@ WAYS = {
     "lower": BuildOptions(video_height=60),
     "lower and cut": BuildOptions(cut_clips=True, video_height=60),
     "key frames": BuildOptions(gop=5),
+    "slower": BuildOptions(video_fps=7),
 }
 
 
@@ -114,7 +115,8 @@ def test_text_and_frames_do_not_depend_on_how_a_film_is_prepared(name, fps, clip
         video = read_video(record.video, builder.config.video, side=112, clip=record.clip, sampling=record.sampling)
         told = [(round(line.start, 3), round(line.end, 3), line.text) for line in record.subtitles]
         shown[way] = texts, [f"{t:.1f}" for t in video.times], numbers(video.frames), told, sorted(made.notes)
-        assert shown[way] == shown["plain"], way
+        same = (0, 1, 3, 4) if options.video_fps else range(5)  # other frames are there to choose from
+        assert [shown[way][i] for i in same] == [shown["plain"][i] for i in same], way
     assert len(shown["plain"][0][0]) == 7 and len(shown["plain"][1]) >= 3
 
 
@@ -176,7 +178,8 @@ def mutated(rng):
                 holder, name = points[rng.integers(len(points))]
                 holder[name] = float(rng.choice([rng.uniform(-3, 3), rng.uniform(95, 170), 999 * rng.random()]))
         elif change == 3 and "clip" in line:
-            line["clip"] = rng.uniform(-0.2, 6.5, 2).tolist()
+            start, length = rng.uniform(-0.2, 5.5), rng.uniform(0.6, 6.0)  # of at least three frames
+            line["clip"] = [start, start + length * rng.choice([1, 1, -1])]
         elif change == 4 and entry.get("points"):
             groups = entry["points"]
             del groups[rng.integers(len(groups)) :]

@@ -218,6 +218,13 @@ def test_page_counts_what_it_does_not_draw(shards, tmp_path, monkeypatch):
     assert f"(2 of {view.batch.crops.shape[0]} drawn)" in text and re.search(r"and [\d,]+ more", text)
 
 
+def test_page_says_what_an_example_lost(shards, tmp_path):
+    cfg = config(shards)
+    cfg.data.image.max_images = 1
+    text = write_pages([collect.record(cfg, "two")], cfg, collect.tokenizer_of(cfg), tmp_path, "")[0].read_text()
+    assert "1 images after the first ones, left out" in text and "annotations beyond" not in text
+
+
 def test_one_record(shards):
     cfg = config(shards)
     view = collect.record(cfg, "mine-000000.tar:tree")

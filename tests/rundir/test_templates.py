@@ -7,10 +7,12 @@ import shutil
 import pytest
 
 from molmo2_nemo.cli.main import main
+from molmo2_nemo.convert.checkpoints import run_settings
 from molmo2_nemo.data.published_wordings import read_checkout
 from molmo2_nemo.data.wordings import OWN_WORDINGS, load, pin, save, wordings_of
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.rundir.config_file import read_config, trained_templates, write_config
+from molmo2_nemo.inference.generate import trained_data
+from molmo2_nemo.rundir.config_file import read_config, use_kept_templates, write_config
 from molmo2_nemo.rundir.paths import templates_copy
 from molmo2_nemo.rundir.resume import refuse_other_run
 from molmo2_nemo.settings.checks import file_problems
@@ -114,11 +116,19 @@ def test_a_model_is_asked_with_the_copy(file, tmp_path):
     cfg = trained(tmp_path, f"data.text.templates={file}")
     checkpoint = tmp_path / "run" / "sft" / "checkpoints" / "step=3"
     file.unlink()
-    trained_templates(cfg.data.text, checkpoint)
-    assert cfg.data.text.templates == str(templates_copy(tmp_path / "run", load(cfg.data.text.templates).fingerprint()))
+    text = trained_data(checkpoint, None, run_settings(checkpoint)).text
+    assert text.templates == str(templates_copy(tmp_path / "run", str(cfg.data.text.templates_sha256)))
+    assert wordings_of(text).lists["pointing"][0].startswith("made pointing")
+
+
+def test_a_run_reads_its_copy(file, tmp_path):
+    """Whoever edits or removes the file while the run lasts does not end it."""
+    cfg = trained(tmp_path, f"data.text.templates={file}")
+    file.write_text("{}")
+    use_kept_templates(cfg.data.text, tmp_path / "run")
     assert wordings_of(cfg.data.text).lists["pointing"][0].startswith("made pointing")
     plain = composed(tmp_path)
-    trained_templates(plain.data.text, checkpoint)
+    use_kept_templates(plain.data.text, tmp_path / "run")
     assert plain.data.text.templates is None
 
 
