@@ -261,7 +261,9 @@ def _capability_problem(name: str) -> str | None:
     major = capability()
     if major in LIBRARIES[name][1]:
         return None
-    return f"it is for {written_for(name)} GPUs; " + ("there is none here" if major is None else f"this one is {major}.x")
+    return f"it is for {written_for(name)} GPUs; " + (
+        "there is none here" if major is None else f"this one is {major}.x"
+    )
 
 
 def _fa3_registry_problem() -> str | None:
