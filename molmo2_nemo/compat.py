@@ -105,6 +105,13 @@ def _core_in_source() -> str | None:
     return None
 
 
+def wandb_problem(project: str | None) -> str | None:
+    """Why nothing can be logged to a project at Weights & Biases; None where it can, or none is named."""
+    if project is None or importlib.util.find_spec("wandb") is not None:
+        return None
+    return f"log.wandb={project}: the package wandb is not installed; pip install wandb, or log.wandb=null"
+
+
 def fits(found: str, accepted: str) -> bool:
     """Whether a version is within a specifier; local parts ("+cpu", "+cu130", "+nv25.1") do not count."""
     from packaging.specifiers import SpecifierSet

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.cost.workload import workload
     from molmo2_nemo.errors import UserError
     from molmo2_nemo.model.config import preset, with_options
-    from molmo2_nemo.plan.checks import check_settings
+    from molmo2_nemo.plan.checks import check_kernel, check_settings
     from molmo2_nemo.plan.command import lines, train_command
     from molmo2_nemo.plan.numbers import numbers
     from molmo2_nemo.plan.search import efficiency_of, search
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.area is not None and not 0 < args.area <= 1:
         raise UserError(f"--area {args.area}: expected a share of S x S, above 0 and at most 1")
     check_settings(cfg, rest)
+    check_kernel(args.kernel, cluster)
     chosen = cfg.model
     model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
     kernel, efficiency = efficiency_of(cfg, model)

@@ -24,6 +24,7 @@ class Device:
     link_gbs: float  # GB/s to the others of its node, one direction
     network_gbs: float  # GB/s to other nodes, one direction, its share of the node's
     torch_name: str  # part of what torch calls it
+    capability: int  # major compute capability
     fp8_tflops: float | None = None  # dense FP8; None: older than Hopper (training/precision.py)
 
     @property
@@ -40,18 +41,18 @@ class Device:
 DEVICES = {
     d.name: d
     for d in (
-        Device("a10", 125, 22.0, 600, 32, 12.5, "A10"),
-        Device("a100", 312, 79.2, 2039, 300, 25, "A100"),
-        Device("a800", 312, 79.2, 2039, 200, 25, "A800"),
-        Device("h20", 148, 95.0, 4000, 450, 50, "H20", 296),
-        Device("h100", 989, 79.2, 3350, 450, 50, "H100", 1979),
-        Device("h100pcie", 756, 79.2, 2039, 64, 50, "H100 PCIe", 1513),
-        Device("h100nvl", 835, 93.0, 3938, 64, 50, "H100 NVL", 1671),
-        Device("h200", 989, 139.8, 4800, 450, 50, "H200", 1979),
-        Device("gh200", 989, 95.0, 4000, 450, 50, "GH200", 1979),
-        Device("b200", 2250, 178.4, 8000, 900, 50, "B200", 4500),
-        Device("gb200", 2500, 184.0, 8000, 900, 50, "GB200", 5000),
-        Device("l40s", 362, 44.4, 864, 28, 12.5, "L40S"),
+        Device("a10", 125, 22.0, 600, 32, 12.5, "A10", 8),
+        Device("a100", 312, 79.2, 2039, 300, 25, "A100", 8),
+        Device("a800", 312, 79.2, 2039, 200, 25, "A800", 8),
+        Device("h20", 148, 95.0, 4000, 450, 50, "H20", 9, 296),
+        Device("h100", 989, 79.2, 3350, 450, 50, "H100", 9, 1979),
+        Device("h100pcie", 756, 79.2, 2039, 64, 50, "H100 PCIe", 9, 1513),
+        Device("h100nvl", 835, 93.0, 3938, 64, 50, "H100 NVL", 9, 1671),
+        Device("h200", 989, 139.8, 4800, 450, 50, "H200", 9, 1979),
+        Device("gh200", 989, 95.0, 4000, 450, 50, "GH200", 9, 1979),
+        Device("b200", 2250, 178.4, 8000, 900, 50, "B200", 10, 4500),
+        Device("gb200", 2500, 184.0, 8000, 900, 50, "GB200", 10, 5000),
+        Device("l40s", 362, 44.4, 864, 28, 12.5, "L40S", 8),
     )
 }
 

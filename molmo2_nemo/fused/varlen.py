@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.fused.cards import LIBRARIES, written_for
 
 
 @dataclass(frozen=True)
@@ -221,8 +222,6 @@ FA3 = Library("flash3", "FlashAttention-3 (module flash_attn_interface)", _flash
 FA4 = Library("flash4", "FlashAttention-4 (module flash_attn.cute)", _fa4_forward, _fa4_backward)
 CUDNN = Library("cudnn", "cuDNN, which PyTorch makes build a plan for every call", _cudnn_forward, _cudnn_backward)
 
-CAPABILITIES = {"FA3": (9,), "FA4": (9, 10), "cuDNN": (9, 10)}  # compute capabilities (major) they are written for
-
 
 def fa2_problem(device: str, dtype: torch.dtype) -> str | None:
     """Why PyTorch's FlashAttention-2 cannot run, or None. All of these: see fused/choice.py."""
@@ -234,18 +233,18 @@ def fa2_problem(device: str, dtype: torch.dtype) -> str | None:
 
 
 def fa3_problem(device: str, dtype: torch.dtype) -> str | None:
-    return fa2_problem(device, dtype) or _capability_problem("FA3") or _fa3_registry_problem()
+    return fa2_problem(device, dtype) or _capability_problem("fa3") or _fa3_registry_problem()
 
 
 def fa4_problem(device: str, dtype: torch.dtype) -> str | None:
-    problem = fa2_problem(device, dtype) or _capability_problem("FA4")
+    problem = fa2_problem(device, dtype) or _capability_problem("fa4")
     if problem is None and not is_installed("flash_attn.cute"):
         return "flash_attn.cute is not installed"
     return problem or _fa4_import_problem()
 
 
 def cudnn_problem(device: str, dtype: torch.dtype) -> str | None:
-    problem = fa2_problem(device, dtype) or _capability_problem("cuDNN")
+    problem = fa2_problem(device, dtype) or _capability_problem("cudnn")
     if problem is None and not hasattr(torch.ops.aten, "_cudnn_attention_backward"):
         return f"PyTorch {torch.__version__} has no backward of cuDNN's attention for different lengths"
     if problem is None and not torch.backends.cudnn.is_available():
@@ -259,11 +258,12 @@ def capability() -> int | None:
 
 
 def _capability_problem(name: str) -> str | None:
-    major, wanted = capability(), CAPABILITIES[name]
-    if major in wanted:
+    major = capability()
+    if major in LIBRARIES[name][1]:
         return None
-    written = " and ".join({9: "Hopper", 10: "Blackwell"}[m] for m in wanted)
-    return f"it is for {written} GPUs; " + ("there is none here" if major is None else f"this one is {major}.x")
+    return f"it is for {written_for(name)} GPUs; " + (
+        "there is none here" if major is None else f"this one is {major}.x"
+    )
 
 
 def _fa3_registry_problem() -> str | None:

@@ -8,7 +8,6 @@ registered in registration.py.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.collections import llm
 
-from molmo2_nemo import cpu
+from molmo2_nemo import compat, cpu
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo.callbacks import ProfileBegins, ProfileEnds, SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
@@ -212,10 +211,8 @@ def wandb(cfg: RunConfig, folder: Path) -> run.Config | None:
     """
     if cfg.log.wandb is None:
         return None
-    if importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            f"log.wandb={cfg.log.wandb}: the package wandb is not installed; pip install wandb, or log.wandb=null"
-        )
+    if (problem := compat.wandb_problem(cfg.log.wandb)) is not None:
+        raise UserError(problem)
     from lightning.pytorch.loggers import WandbLogger
 
     name = f"{Path(cfg.output_dir).name}/{cfg.stage.name}"

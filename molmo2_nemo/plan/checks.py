@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+from molmo2_nemo.attention.automatic import flash_problem
+from molmo2_nemo.cost.hardware import DEVICES, Cluster, Device
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.fused.cards import GENERATIONS, LIBRARIES, written_for
+from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.settings.checks import check
 from molmo2_nemo.settings.run import ParallelConfig, RunConfig
 
@@ -27,3 +31,55 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
     stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it
     planned = replace(cfg, parallel=parallel, stage=stage)
     check(planned, processes=max(1, planned.parallel.model_size), files=False)
+
+
+def check_cluster(cfg: RunConfig, model_config: Molmo2Config, cluster: Cluster) -> None:
+    """Refuses what the run asks of GPUs that the cluster's cannot do, as training on them would.
+
+    Raises:
+        UserError: lists it.
+    """
+    if problems := list(_cannot_do(cfg, model_config, cluster.device)):
+        raise UserError("\n  - ".join(["settings cannot work:", *problems]) if problems[1:] else problems[0])
+
+
+def _cannot_do(cfg: RunConfig, model_config: Molmo2Config, device: Device) -> Iterator[str]:
+    if cfg.cluster.precision == "fp8" and device.fp8_tflops is None:
+        yield (
+            f"cluster.precision=fp8: {device.name.upper()} is older than Hopper; use cluster.precision=bf16, or "
+            f"{_others(lambda other: other.fp8_tflops is not None)}"
+        )
+    library = cfg.kernels.flash
+    if library in LIBRARIES and device.capability not in LIBRARIES[library][1]:
+        yield (
+            f"kernels.flash={library}: {LIBRARIES[library][0]} is for {written_for(library)} GPUs, "
+            f"{_generation(device)}; use kernels.flash=auto, or "
+            f"{_others(lambda other: other.capability in LIBRARIES[library][1])}"
+        )
+    problem = flash_problem("cuda", "bfloat16", model_config.text.head_dim)
+    if cfg.model.attention == "flash" and problem is not None:
+        yield f"model.attention=flash: {problem}; use model.attention=auto"
+
+
+def check_kernel(name: str, cluster: Cluster) -> None:
+    """Refuses the speed of a kernel (a name of EFFICIENCIES, or "auto") that the cluster's GPUs do not run.
+
+    Raises:
+        UserError: says on which it runs.
+    """
+    device = cluster.device
+    if name != "flash3" or device.capability in LIBRARIES["fa3"][1]:
+        return
+    newer = " (kernels.flash=fa4 is counted as fast)" if device.capability in LIBRARIES["fa4"][1] else ""
+    raise UserError(
+        f"--kernel {name}: {LIBRARIES['fa3'][0]} is for {written_for('fa3')} GPUs, {_generation(device)}; leave it "
+        f"at auto{newer}, or take {_others(lambda other: other.capability in LIBRARIES['fa3'][1])}"
+    )
+
+
+def _generation(device: Device) -> str:
+    return f"{device.name.upper()} is {GENERATIONS[device.capability]}"
+
+
+def _others(may: Callable[[Device], bool]) -> str:
+    return f"cluster= one of {', '.join(name for name, device in DEVICES.items() if may(device))}"

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 from molmo2_nemo.attention.automatic import automatic
 from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
-from molmo2_nemo.cost.hardware import DEVICES, Cluster
+from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import CANNOT_MERGE, Molmo2Config
+from molmo2_nemo.plan.checks import check_cluster
 from molmo2_nemo.plan.layouts import PLAIN_MODE, RECOMPUTE_MODES, layout_of, layouts, number_formats
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
 from molmo2_nemo.settings.run import RunConfig
@@ -61,14 +62,9 @@ def search(
     """The best layouts for a run.
 
     Raises:
-        UserError: nothing fits; the message says what would.
+        UserError: nothing fits, and the message says what would; or the cluster's GPUs cannot compute as the run asks.
     """
-    if cfg.cluster.precision == "fp8" and cluster.device.fp8_tflops is None:
-        fitting_devices = ", ".join(name for name, device in DEVICES.items() if device.fp8_tflops)
-        raise UserError(
-            f"cluster.precision=fp8: {cluster.device.name.upper()} is older than Hopper; use cluster.precision=bf16, "
-            f"or one of {fitting_devices}"
-        )
+    check_cluster(cfg, model_config, cluster)
     found = candidates(cfg, model_config, work, cluster, efficiency)
     if not found:
         raise UserError(

@@ -197,6 +197,26 @@ def test_printed_command_is_the_planned_run(capsys, arguments):
     assert configured(run, model, workload(run), cluster) == best
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_libraries_are_refused_on_gpus_they_are_not_for(capsys, device):
+    """As training on such a GPU refuses them."""
+    hopper, blackwell = "h" in device, "b" in device
+    for library, runs in (("fa2", True), ("fa3", hopper), ("fa4", hopper or blackwell), ("cudnn", hopper or blackwell)):
+        code = main(["plan", "recipe=tiny", "stage=sft", f"cluster={device}x1", f"kernels.flash={library}"])
+        said = capsys.readouterr().err
+        assert code == (0 if runs else 2), said
+        assert runs or f"kernels.flash={library}: " in said and f"{device.upper()} is " in said and "h100" in said
+    assert main(["plan", "recipe=tiny", "stage=sft", f"cluster={device}x1", "--kernel", "flash3"]) == 2 * (not hopper)
+
+
+def test_what_a_gpu_cannot_do_is_refused_at_once(capsys):
+    asked = ["cluster.precision=fp8", "kernels.flash=fa3"]
+    assert main(["plan", "recipe=8b", "stage=long", "cluster=a100x8", "nodes=16", *asked]) == 2
+    said = capsys.readouterr().err
+    assert "cluster.precision=fp8: A100 is older than Hopper" in said
+    assert "kernels.flash=fa3: FlashAttention-3 is for Hopper GPUs, A100 is Ampere" in said
+
+
 def test_user_configurations_are_named_in_the_command(tmp_path, capsys):
     (tmp_path / "stage").mkdir()
     (tmp_path / "stage" / "mine.yaml").write_text("defaults: [sft]\nmax_steps: 7\n")
