@@ -126,8 +126,8 @@ class Fetcher:
         """Bring one file, or the pieces of one archive."""
         first = jobs[0]
         known = all(self.journal.state(job.item.name, job.urls[0]) == "done" for job in jobs)
-        whole = bool(first.item.there) and first.alone
-        if known and (is_there(first.item, self.root) if whole else filled(self.root / first.into / first.file)):
+        says = bool(first.item.there) and first.alone  # the item itself says whether this is there
+        if known and (is_there(first.item, self.root) if says else filled(self.root / first.into / first.file)):
             return [Result(job.item, job.name, THERE) for job in jobs]
         try:
             paths = [self._fetch(job) for job in jobs]
