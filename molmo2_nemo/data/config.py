@@ -127,6 +127,7 @@ class DataConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     num_workers: int = 0  # worker processes that decode packs; the batches do not depend on it
     prefetch: int = 4  # examples that each planning worker keeps ready, and at most packs that each decoding one does
+    ahead_mib: int = 768  # MiB of crops that all decoding workers together hold before their turn; one pack, if larger
     seed: int = 50189
     share_packs: bool = True  # one rank of a model-parallel group reads and decodes for all of it
     max_bad_in_a_row: int = 100  # unusable records after which the run stops

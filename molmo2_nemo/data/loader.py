@@ -29,7 +29,7 @@ from molmo2_nemo.data.reader import Builder, ExampleReader, Skipped, default_bui
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
 from molmo2_nemo.data.tally import SKIPPED, Seen, Tally, counted, waiting_unused
 from molmo2_nemo.data.workers import (
-    AHEAD_BYTES,
+    MIB,
     DecodeTasks,
     PackPixels,
     PackTask,
@@ -139,7 +139,7 @@ class PackStream:
         failed: list[Exception] = []
         tasks = _tasks(arrange(iter(planner)), planned, asked, failed)
         workers = self.config.num_workers
-        room = Room(AHEAD_BYTES) if workers else None
+        room = Room(self.config.ahead_mib * MIB) if workers else None
         source = in_order(DecodeTasks(self.readers, room), tasks, workers, packs_ahead(self.config))
         try:
             found: list[PackPixels] = []

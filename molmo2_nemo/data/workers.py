@@ -26,7 +26,7 @@ from molmo2_nemo.data.reader import ExampleReader, Skipped
 from molmo2_nemo.processes import die_with_parent
 
 DECODERS_PER_PLANNER = 4
-AHEAD_BYTES = 2**30  # of crops that are decoded before their turn; one pack, where that is more
+MIB = 2**20
 POLL = 0.02  # seconds
 CLOSED = -1
 
@@ -144,7 +144,7 @@ def planners(num_workers: int) -> int:
 def packs_ahead(config: DataConfig) -> int:
     """Packs that each worker decodes before their turn, at least 1 and at most `data.prefetch`."""
     pack = config.packing.max_crops * config.image.crop_size**2 * 3
-    fit = AHEAD_BYTES // max(pack * max(config.num_workers, 1), 1)
+    fit = config.ahead_mib * MIB // max(pack * max(config.num_workers, 1), 1)
     return max(1, min(config.prefetch, fit))
 
 

@@ -36,7 +36,7 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("data.packing.sequence_length", "data.packing.max_crops"), (1, None)),
     **dict.fromkeys(("data.packing.buffer_size", "data.packing.balance_window"), (1, None)),
     **dict.fromkeys(("data.packing.crop_value", "data.packing.max_wait"), (0, None)),
-    **dict.fromkeys(("data.vocab_size", "data.prefetch", "data.max_bad_in_a_row"), (1, None)),
+    **dict.fromkeys(("data.vocab_size", "data.prefetch", "data.ahead_mib", "data.max_bad_in_a_row"), (1, None)),
     **dict.fromkeys(("data.limits.json_bytes", "data.limits.record_bytes", "data.limits.pixels"), (1, None)),
     **dict.fromkeys(("data.limits.video_frames", "data.limits.text_chars", "data.limits.annotations"), (1, None)),
     **dict.fromkeys(("cluster.nodes", "cluster.devices", "cluster.threads", "cluster.slurm.cpus_per_task"), (1, None)),

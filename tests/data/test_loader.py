@@ -286,7 +286,8 @@ def test_little_room_for_packs_ahead_of_their_turn(config, monkeypatch, limit):
     """The same batches; and workers that wait for room end when the reader is given up."""
     alone = take(stream(config), 6)
     config.num_workers, config.prefetch = 4, 3
-    monkeypatch.setattr(loader, "AHEAD_BYTES", limit)
+    monkeypatch.setattr(loader, "MIB", limit)
+    config.ahead_mib = 1
     before = set(multiprocessing.active_children())
     batches = iter(stream(config))
     for batch in alone:

@@ -130,6 +130,15 @@ CASES = {
         "matroska", "libx264", torchcodec=True, options={X264: "open-gop=1:keyint=24:bframes=3:b-adapt=0"}
     ),
     "open GOP ts": plain("mpegts", "libx264", options={X264: "open-gop=1:keyint=24:bframes=3:b-adapt=0"}),
+    "B pyramid": plain(
+        "mp4", "libx264", torchcodec=True, gop=30, options={X264: "b-pyramid=normal:bframes=7:b-adapt=0:ref=4"}
+    ),
+    "open GOP hevc": plain(
+        "matroska",
+        "libx265",
+        torchcodec=True,
+        options={"x265-params": "log-level=none:open-gop=1:keyint=24:bframes=4:b-adapt=0:b-pyramid=1"},
+    ),
     "intra refresh ts": plain("mpegts", "libx264", options={X264: "intra-refresh=1:keyint=24:bframes=2"}),
     "clock from 5 s": plain("matroska", "libx264", torchcodec=True, muxer={"output_ts_offset": "5"}),
     "clock that wraps": plain("mpegts", "libx264", muxer={"output_ts_offset": "95442.5"}),
