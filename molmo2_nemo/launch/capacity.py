@@ -86,7 +86,9 @@ def _on_cpu(cfg: RunConfig, count: int, bytes_: float, here: Machine) -> str:
 
 def _command(cfg: RunConfig, here: Machine | None = None) -> str:
     """The plan of this run, on the GPUs that are here or on those that its own layout is for."""
-    cluster = here and Cluster(DEVICES[nearest_device(min(here.gpus))], len(here.gpus), max(1, cfg.cluster.nodes))
+    cluster = None
+    if here is not None:
+        cluster = Cluster(DEVICES[nearest_device(min(here.gpus))], len(here.gpus), max(1, cfg.cluster.nodes))
     return shlex.join(["molmo2", "plan", *plan_words(cfg, cluster)])
 
 
