@@ -56,6 +56,8 @@ def run(args: argparse.Namespace, recipe_names: Callable[[str], list[str]]) -> i
         raise UserError("--list, --needs and --fetch are different commands: give one of them")
     if args.fetch and args.needs:
         raise UserError("--needs shows, --fetch brings: give one of them")
+    if args.out:
+        raise UserError("--out belongs to preparing; --needs and --fetch make no shards: leave it out")
     if args.needs_out:
         check_name(Path(args.needs_out))
         check_file("--needs-out", Path(args.needs_out))
