@@ -57,11 +57,11 @@ class Show:
             elif time.monotonic() - self._shown >= LINE_EVERY:
                 self._shown = time.monotonic()
                 of = f" of {total / 1e9:,.2f}" if total else ""
-                self._console.print(f"{name}: {have / 1e9:,.2f}{of} GB")
+                self._console.print(f"{name}: {have / 1e9:,.2f}{of} GB", soft_wrap=True)
 
     def ended(self, result: Result) -> None:
         """A file is at its place, or has failed."""
         with self._lock:
             size = f", {result.size / 1e9:,.2f} GB" if result.state == BROUGHT else ""
             why = f": {result.detail[:200]}" if result.detail else ""
-            self._console.print(f"{result.name}: {result.state}{size}{why}")
+            self._console.print(f"{result.name}: {result.state}{size}{why}", soft_wrap=True)
