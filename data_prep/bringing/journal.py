@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from molmo2_nemo.errors import UserError
 
 WORK = ".bringing"  # folder below --source: this journal, partial files, lists of ids
 
@@ -44,3 +49,20 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             self._entries[item, address] = entry
+
+
+@contextmanager
+def alone(root: Path) -> Iterator[None]:
+    """Nobody else brings files to this folder meanwhile.
+
+    Raises:
+        UserError: somebody does.
+    """
+    path = root / WORK / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another molmo2 prepare --fetch is at work in {root}; wait until it has ended") from None
+        yield

@@ -9,9 +9,10 @@ from data_prep.bringing.catalogue import Catalogue, Item
 from data_prep.bringing.coverage import coverage
 from data_prep.bringing.fetch import hub_files
 from data_prep.bringing.journal import WORK
+from data_prep.bringing.needs import is_there
 from data_prep.bringing.recipes import PROJECT, bucket_commands, bucket_objects, youtube_command
 from data_prep.download import Downloader, DownloadError, Expected
-from data_prep.sources.base import Source, SourceError
+from data_prep.sources.base import Manual, Source, SourceError
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.files import write_text
 
@@ -22,12 +23,14 @@ def report(source: Source, root: Path, catalogue: Catalogue, downloader: Downloa
     Lists of what is missing are written to ROOT/.bringing/NAME.*.
     """
     items = catalogue.of([source.name])
-    lines = [f"{source.name}: {_by_hand(item)}" for item in items if item.how == "hand" or item.after]
+    todo = [item for item in items if item.after or (item.how == "hand" and not is_there(item, root))]
+    lines = [f"{source.name}: {_by_hand(item)}" for item in todo]
     folders = tuple(folder for folder in (root / source.name, root) if folder.is_dir())
     try:
         found = coverage(source, folders, root / WORK, downloader)
     except (SourceError, DownloadError) as error:
-        return [*lines, f"{source.name}: coverage is not known, as its rows cannot be read: {error}"]
+        why = "its files are not there yet" if isinstance(source.origin, Manual) and todo else error
+        return [*lines, f"{source.name}: coverage is not known, as its rows cannot be read: {why}"]
     lines.insert(0, f"{source.name}: {found.words()}")
     if found.missing:
         path = root / WORK / f"{source.name}.missing.txt"

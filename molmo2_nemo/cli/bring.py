@@ -56,6 +56,8 @@ def run(args: argparse.Namespace, recipe_names: Callable[[str], list[str]]) -> i
         raise UserError("--list, --needs and --fetch are different commands: give one of them")
     if args.fetch and args.needs:
         raise UserError("--needs shows, --fetch brings: give one of them")
+    if args.out:
+        raise UserError("--out belongs to preparing; --needs and --fetch make no shards: leave it out")
     if args.needs_out:
         check_name(Path(args.needs_out))
         check_file("--needs-out", Path(args.needs_out))
@@ -128,14 +130,14 @@ def _fetch(args: argparse.Namespace, sources: list[Any], catalogue: Any) -> int:
     from rich.console import Console
 
     from data_prep.bringing.fetch import BROUGHT, FAILED, MAX_BYTES, THERE, Fetcher
-    from data_prep.bringing.journal import WORK
+    from data_prep.bringing.journal import WORK, alone
     from data_prep.bringing.show import Show
     from data_prep.bringing.videos import report
     from data_prep.download import Downloader
 
     check_numbers(args, {"parallel": 1, "per_host": 1, "rate": 0})
     root = _root(args)
-    with Show(Console(stderr=True, highlight=False)) as show:
+    with alone(root), Show(Console(stderr=True, highlight=False)) as show:
         downloader = Downloader(
             root / WORK / "downloads",
             max_bytes=MAX_BYTES,

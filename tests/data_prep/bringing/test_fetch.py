@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from data_prep.archive import unpack
 from data_prep.bringing.catalogue import load
 from data_prep.bringing.fetch import BROUGHT, FAILED, THERE, Fetcher, hub_files
-from data_prep.bringing.journal import WORK
+from data_prep.bringing.journal import WORK, Journal, alone
 from data_prep.download import Downloader
 from molmo2_nemo.errors import UserError
 from tests.support.servers import tarred, zipped
@@ -222,6 +224,29 @@ def test_at_most_so_many_connections_to_a_host(server, bring):
     assert server.most == 2
 
 
+def test_killed_while_files_were_moved_to_their_place(server, bring):
+    """As a kill leaves it: the archive is there and unpacked, half of its files are at their place."""
+    content = server.files["/val.zip"] = zipped(PICTURES)
+    url = f"{server.url}/val.zip"
+    archive = Downloader(bring.root / WORK / "downloads").place(url)
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(content)
+    Journal(bring.root).note("val", url, "placing")
+    unpacked = unpack(archive, bring.root / WORK / "unpacked" / f"val-{hashlib.sha256(url.encode()).hexdigest()[:12]}")
+    place = bring.root / "images/coco/val2014"
+    place.mkdir(parents=True)
+    for picture in sorted((unpacked / "val2014").iterdir())[:5]:
+        picture.rename(place / picture.name)
+    assert states(bring()) == [BROUGHT] and pictures(bring.root) == PICTURES and not server.seen
+
+
+def test_only_one_call_at_a_time_brings_to_a_folder(tmp_path):
+    with alone(tmp_path), pytest.raises(UserError, match="another molmo2 prepare --fetch is at work"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +310,7 @@ def test_a_repository_that_is_not_there_or_has_no_such_file(server, bring, hub):
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def command(server, certificate, tmp_path, *words: str) -> subprocess.Popen[str]:
+def command(server, certificate, tmp_path, *words: str, before=None) -> subprocess.Popen[str]:
     catalogue = tmp_path / "mine.yaml"
     catalogue.write_text(
         f"items:\n  coco_val2014: {{urls: {server.url}/val.zip}}\n  coco_train2014: {{urls: {server.url}/train.zip}}\n"
@@ -298,6 +323,7 @@ def command(server, certificate, tmp_path, *words: str) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
         env=env,
+        preexec_fn=before,
     )
 
 
@@ -333,3 +359,23 @@ def test_a_file_that_cannot_be_had_fails_the_command_and_the_others_come(server,
     out, err = done.communicate(timeout=120)
     assert done.returncode == 2 and "brought 1 files" in out and "1 failed" in out
     assert "COCO 2014, training images: " in out and "status 404" in out and pictures(tmp_path / "root") == PICTURES
+
+
+def test_a_file_that_cannot_be_written_to_its_end(server, certificate, tmp_path):
+    """A limit on the size of files stands for the full disk: the system refuses to write on."""
+    server.files |= {
+        "/val.zip": zipped({"val2014/a.jpg": os.urandom(300_000)}),
+        "/train.zip": zipped({"train2014/a": b"a"}),
+    }
+
+    def little():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = command(server, certificate, tmp_path, before=little)
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 2 and "What has come stays" in err and "Traceback" not in err, err
+    again = command(server, certificate, tmp_path)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0 and (tmp_path / "root/images/coco/val2014/a.jpg").stat().st_size == 300_000
+    asked = [wanted for path, wanted, _ in server.seen if path == "/val.zip"]
+    assert asked[0] is None and asked[-1] is not None, "the second call asked only for the rest"

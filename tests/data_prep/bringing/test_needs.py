@@ -167,6 +167,7 @@ def test_csv_and_json_hold_the_same(capsys, tmp_path):
         (["--needs", "okvqa", "--source", "/nowhere"], "--source /nowhere: no such folder"),
         (["--needs", "--list", "okvqa"], "different commands"),
         (["--fetch", "okvqa"], "--fetch needs one --source ROOT"),
+        (["--fetch", "okvqa", "--source", "x", "--out", "y"], "--out belongs to preparing"),
         (["--fetch", "--needs", "okvqa"], "--needs shows, --fetch brings"),
         (["--fetch", "okvqa", "--source", __file__], "is a file; name a folder"),
         (["--fetch", "okvqa", "--source", "/proc/none"], "--source /proc/none cannot be made"),
