@@ -385,4 +385,10 @@ def _digest(path: Path, kind: str) -> str:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error)[:120]}"
+    """One line; of an error that wraps others, which begin with the address once more, the innermost cause."""
+    text = " ".join(str(error).split())
+    cause = re.search(r"Caused by (\w+)\((.*)", text)
+    if cause is None:
+        return f"{type(error).__name__}: {text[:120]}"
+    words = re.sub(r"<[^>]*>|HTTPSConnectionPool\([^)]*\)", "", cause[2]).strip("'\": )")
+    return f"{type(error).__name__}, {cause[1]}: {words[:160]}"

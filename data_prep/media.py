@@ -236,6 +236,13 @@ class Resolver:
             raise MediaError(NOT_FOUND, f"{' or '.join(paths)} below {', '.join(map(str, self.folders))}")
         return found
 
+    def has(self, media: File | Frames) -> bool:
+        """Whether a file or a folder of frames lies below one of the folders; nothing is opened."""
+        if isinstance(media, File):
+            return self._there(media.paths) is not None
+        found = (_below(folder, media.folder) for folder in self.folders)
+        return any(path is not None and path.is_dir() for path in found)
+
     def _there(self, paths: tuple[str, ...]) -> Path | None:
         """The first of these paths that exists below one of the folders; None if there is none."""
         for path in paths:

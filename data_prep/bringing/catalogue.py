@@ -132,9 +132,11 @@ def _item(path: Path, name: str, given: dict[str, Any]) -> Item:
     """
     where, known = f"{path}, items.{name}", {f.name: f for f in fields(Item)}
     given = {"found_in" if key == "from" else key: value for key, value in given.items()}
-    for key in given:
+    for key, value in given.items():
         if key not in known or key == "name":
             raise UserError(f"{where}: unknown field {key!r}; {nearest(key, known)}")
+        if known[key].type == "str" and not isinstance(value, str):
+            raise UserError(f"{where}, {key}: expected a text, in quotes if need be, not {value!r}")
     how = given.get("how")
     if how not in NEEDED:
         raise UserError(f"{where}: `how` is {how!r}; expected one of {', '.join(NEEDED)}")

@@ -90,10 +90,11 @@ def rows_from(source: Source) -> str:
 
 def is_there(item: Item, folder: Path) -> bool:
     """All paths that an item fills exist, and folders among them hold something."""
-    return bool(item.there) and all(_filled(folder / path) for path in item.there)
+    return bool(item.there) and all(filled(folder / path) for path in item.there)
 
 
-def _filled(path: Path) -> bool:
+def filled(path: Path) -> bool:
+    """A file, or a folder that holds something."""
     try:
         return path.is_file() or (path.is_dir() and any(path.iterdir()))
     except OSError:

@@ -42,6 +42,7 @@ STYLES = {
     "single_point_track": "video_single_point_track_per_frame",
 }
 MAX_RATE = 10  # frames per second that are sampled at most
+CHUNKS = 12  # of TrackingNet's training set
 DEFAULT_FPS = 6  # of a video, if its row does not give it
 MIXES = {"sft": "tracking"}
 LICENCE = "see the card on the hub (that of molmo2-yt-vis says Apache 2.0); videos keep that of the original data set"
@@ -140,7 +141,8 @@ def _native_rates(ctx: Context, table: Table | None) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class VideoFolders:
-    """The folders of a data set's encoded videos and, optionally, frames. `{video}` stands for the row's name.
+    """The folders of a data set's encoded videos and, optionally, frames. `{video}` stands for the row's name,
+    `{class}` for it without its number, `{chunk}` for each of TrackingNet's parts.
 
     The first folder of `videos` may be omitted.
     """
@@ -158,12 +160,19 @@ class VideoFolders:
             return File(*paths)
         fps = float(row.get("fps") or DEFAULT_FPS)
         step = max(1, round(rates.get(video, fps) / fps))
-        return FirstOf(File(*paths), Frames(self.frames.format(**names), fps, step=step))
+        folders = dict.fromkeys(self.frames.format(**names, chunk=chunk) for chunk in range(CHUNKS))
+        return FirstOf(File(*paths), *(Frames(folder, fps, step=step) for folder in folders))
 
     def words(self) -> str:
         found = [f"{self.videos}.mp4".replace("{video}", "<video>")]
         if self.frames:
-            found.append("frames in " + self.frames.replace("{video}", "<video>").replace("{class}", "<class>") + "/")
+            found.append(
+                "frames in "
+                + self.frames.replace("{video}", "<video>")
+                .replace("{class}", "<class>")
+                .replace("{chunk}", "<0 to 11>")
+                + "/"
+            )
         return " or ".join(found)
 
 
@@ -276,7 +285,11 @@ SINGLE: dict[str, tuple[str, str, VideoFolders]] = {
         "train parts",
         VideoFolders("VastTrack/videos/{video}", "VastTrack/train/{class}/{video}/imgs"),
     ),
-    "trackingnet": ("TrackingNet", "all chunks", VideoFolders("TrackingNet/videos/{video}")),
+    "trackingnet": (
+        "TrackingNet",
+        "all chunks",
+        VideoFolders("TrackingNet/videos/{video}", "TrackingNet/TRAIN_{chunk}/frames/{video}"),
+    ),
     "lvosv1": ("LVOS v1", "train", VideoFolders("LVOSv1/train/videos/{video}", "LVOSv1/train/JPEGImages/{video}")),
     "lvosv2": ("LVOS v2", "train", VideoFolders("LVOSv2/train/videos/{video}", "LVOSv2/train/JPEGImages/{video}")),
     "lasot": ("LaSOT", "hub l-lt/LaSOT", VideoFolders("LaSOT/train/videos/{video}", "LaSOT/annotation/{video}/img")),

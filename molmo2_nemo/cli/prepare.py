@@ -26,6 +26,7 @@ examples:
   molmo2 prepare doc_qa --source /data/raw --out /data/shards
   molmo2 prepare recipe=4b --source /data/raw --out /data/shards
   molmo2 prepare --needs okvqa star                         # what must be brought for them, and how
+  molmo2 prepare --fetch okvqa --source /data/raw           # brings what may be fetched
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.needs:
+    if args.needs or args.fetch:
         return bring.run(args, _recipe_names)
     bring.refuse_alone(args)
     return _list(args.what) if args.list else _prepare(args)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from molmo2_nemo.cost.hardware import DEVICES, Cluster
 from molmo2_nemo.cost.workload import workload
-from molmo2_nemo.model.config import PRESETS, preset, with_options
+from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.plan.layouts import layout_of, number_formats
 from molmo2_nemo.plan.memory import GIB, Memory, memory
+from molmo2_nemo.plan.words import model_of, nearest_device, plan_words
 from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
@@ -57,13 +60,7 @@ def capacity_problems(cfg: RunConfig, processes: int | None = None, here: Machin
     if here.gpus:
         yield from _on_gpus(cfg, count, here)
     elif on_host > here.host:
-        smaller = "" if cfg.stage.lora.rank else ", scale=gpu_lora takes one with 80 GB"
-        yield (
-            f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {_gib(on_host)} of memory in "
-            f"{_plural(count, 'process', 'processes')}, of which {_gib(here.host)} are free. What runs here is "
-            f"recipe=tiny; molmo2 plan recipe={cfg.model.preset} stage={cfg.stage.name} cluster=h100x8 shows which "
-            f"GPUs it needs{smaller}. {ANYWAY}"
-        )
+        yield _on_cpu(cfg, count, on_host, here)
 
 
 def _sizes(cfg: RunConfig) -> int:
@@ -73,11 +70,33 @@ def _sizes(cfg: RunConfig) -> int:
     return min(*sizes, stage.global_batch_size, packing.sequence_length, packing.max_crops)
 
 
+def _on_cpu(cfg: RunConfig, count: int, bytes_: float, here: Machine) -> str:
+    fits = what_fits(cfg, here.host / count, gpu=False)
+    tiny = cfg.model.preset == "tiny"
+    ways = f"By the planner this fits: {' '.join(fits)}" if fits else "No setting of memory.* makes it fit"
+    ways += "; shorter packs take less (data.packing.sequence_length), fewer processes too (parallel.*)" if tiny else ""
+    rest = "" if tiny else f"; recipe=tiny runs here. {_command(cfg)} shows what it needs of GPUs"
+    if not (tiny or cfg.stage.lora.rank):
+        rest += ", and scale=gpu_lora takes one with 80 GB"
+    return (
+        f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {_gib(bytes_)} of memory in "
+        f"{_plural(count, 'process', 'processes')}, of which {_gib(here.host)} are free. {ways}{rest}. {ANYWAY}"
+    )
+
+
+def _command(cfg: RunConfig, here: Machine | None = None) -> str:
+    """The plan of this run, on the GPUs that are here or on those that its own layout is for."""
+    cluster = None
+    if here is not None:
+        cluster = Cluster(DEVICES[nearest_device(min(here.gpus))], len(here.gpus), max(1, cfg.cluster.nodes))
+    return shlex.join(["molmo2", "plan", *plan_words(cfg, cluster)])
+
+
 def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     if count > len(here.gpus):
         yield (
             f"the layout takes {_plural(count, 'GPU', 'GPUs')} on this node, here: {len(here.gpus)}. Use a smaller one "
-            "(parallel.*); molmo2 plan shows layouts for fewer"
+            f"(parallel.*): {_command(cfg, here)}"
         )
         return
     yield from _on_host(cfg, count, here)
@@ -88,8 +107,8 @@ def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     ways = f"By the planner this fits: {' '.join(fits)}" if fits else "No setting of memory.* makes it fit"
     yield (
         f"{_what(cfg)} needs {_gib(bytes_)} of GPU memory by the planner, {_gib(least)} are here. {ways}; other "
-        "layouts: molmo2 plan; less of the model on one GPU: scale=gpu_frozen_vit, scale=gpu_lora. If you know better, "
-        f"{ANYWAY}"
+        f"layouts: {_command(cfg, here)}; less of the model on one GPU: scale=gpu_frozen_vit, scale=gpu_lora. If you "
+        f"know better, {ANYWAY}"
     )
 
 
@@ -123,8 +142,6 @@ def offloaded(cfg: RunConfig) -> float:
 
 def _planned(cfg: RunConfig, *, gpu: bool) -> Memory:
     """The planner's bytes in bf16 for the run's layout."""
-    chosen = cfg.model
-    model = with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
     sure = cfg.memory.recompute_layers is None and cfg.memory.recompute_modules == ["mlp"]
     recompute = cfg.memory.recompute if sure or cfg.memory.recompute == "none" else "full"
     layout = replace(
@@ -134,7 +151,7 @@ def _planned(cfg: RunConfig, *, gpu: bool) -> Memory:
         recompute_attention=cfg.memory.recompute_attention and recompute == "full",
     )
     return memory(
-        model,
+        model_of(cfg),
         cfg.stage,
         workload(cfg),
         layout,
@@ -144,16 +161,17 @@ def _planned(cfg: RunConfig, *, gpu: bool) -> Memory:
     )
 
 
-def what_fits(cfg: RunConfig, room: float, host: float = float("inf")) -> list[str]:
+def what_fits(cfg: RunConfig, room: float, host: float = float("inf"), *, gpu: bool = True) -> list[str]:
     """Settings that save memory, those that cost least first, as many as it takes to fit into `room` bytes; empty where
-    all together do not. Offload is one where its bytes fit into `host`, which a process has of the host's memory."""
+    all together do not. On a GPU offload is one where its bytes fit into `host`, which a process has of the host's
+    memory; on a CPU it saves nothing."""
     steps: tuple[tuple[str, str, object], ...] = (
         ("stage", "micro_batch_size", 1),
         ("memory", "loss_chunk", min(256, cfg.memory.loss_chunk)),
         ("memory", "recompute", "full"),
         ("memory", "vision_chunk", min(16, cfg.memory.vision_chunk or 16)),
         ("memory", "mlp_tiles", max(8, cfg.memory.mlp_tiles)),
-        ("memory", "offload", True),
+        *((("memory", "offload", True),) if gpu else ()),
     )
     changed, taken = copy.deepcopy(cfg), list[str]()
     changed.memory.recompute_layers = None
@@ -167,7 +185,7 @@ def what_fits(cfg: RunConfig, room: float, host: float = float("inf")) -> list[s
             setattr(getattr(changed, group), key, was)
             continue
         taken.append(f"{group}.{key}={str(value).lower()}")
-        if needed(changed, gpu=True) <= room:
+        if needed(changed, gpu=gpu) <= room:
             return taken
     return []
 

@@ -8,6 +8,8 @@ published.py  the published training code, by the same accounting
 table.py      a plan as tables
 numbers.py    a plan as plain values
 checks.py     settings that no plan can be made of
+remarks.py    what was chosen, set otherwise than asked, or has no effect
+words.py      a run's settings as words of `molmo2 plan`, and the GPUs they are for
 
 What is weighed comes from cost/: operations, bytes, parameters, hardware, and the time of a step.
 """

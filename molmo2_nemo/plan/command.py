@@ -9,6 +9,7 @@ from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.settings.renamed import new_name
 from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 
 def train_command(
@@ -29,6 +30,30 @@ def train_command(
     replaced = {_key(s) for s in settings} | {"cluster.kind"}
     start = ["molmo2", "train"] + (["--config-dir", config_dir] if config_dir else [])
     return start + [o for o in overrides if _key(o) not in replaced] + settings
+
+
+# What a plan chooses, whatever the run's settings are
+FREE = (
+    "parallel.*",
+    "stage.micro_batch_size",
+    "memory.recompute",
+    "memory.recompute_attention",
+    "memory.offload",
+)
+
+
+def asked_otherwise(overrides: Sequence[str], cfg: RunConfig, layout: Layout) -> list[str]:
+    """What the user named and the plan's command sets otherwise: "memory.offload=false, not true"."""
+    planned = dict(word.split("=", 1) for word in layout.settings.split())
+    planned |= dict(word.split("=", 1) for word in _as_planned(cfg, layout, set(planned)))
+    asked = by_dotted_key(to_dict(cfg))
+    named = {_key(override) for override in overrides}
+    found = []
+    for key, value in planned.items():
+        was = "null" if asked[key] is None else str(asked[key]).lower().replace(" ", "").replace("'", "")
+        if was != value and (key in named or "parallel" in named and key.startswith("parallel.")):
+            found.append(f"{key}={value}, not {was}")
+    return found
 
 
 def _as_planned(cfg: RunConfig, layout: Layout, given: set[str]) -> list[str]:

@@ -39,6 +39,7 @@ def numbers(plan: Plan, model_config: Molmo2Config) -> dict[str, Any]:
         "flops_per_step": vars(flops) | {"total": flops.total},
         "best": [one(c) for c in plan.best],
         "configured": one(plan.configured) if plan.configured else None,
+        "not_configured": plan.unplaced,
         "by_recompute": [one(c) for c in plan.modes],
         "others": [one(c) | {"why_not": why} for c, why in plan.others],
     }

@@ -17,6 +17,7 @@ from molmo2_nemo.plan.layouts import PLAIN_MODE, RECOMPUTE_MODES, layout_of, lay
 from molmo2_nemo.plan.memory import GIB, USABLE, Memory, memory
 from molmo2_nemo.settings.run import RunConfig
 
+NEARLY = 1.01  # times a step's seconds: as fast
 REASONS = {  # component of a step: why a layout loses that spends more on it
     "recompute": "recomputes activations",
     "imbalance": "one micro-batch per rank and step: ranks with costly packs are waited for",
@@ -45,10 +46,12 @@ class Plan:
 
     cluster: Cluster
     work: Workload
-    best: list[Candidate]  # that fit, fastest first, one of each way to split
+    best: list[Candidate]  # that fit, fastest first, one of each way to split (`_best_of_each`)
     others: list[tuple[Candidate, str]]  # with the reason each loses
     modes: list[Candidate]  # the best way to split, with every mode of recomputation
     configured: Candidate | None = None  # the run's own settings, where they make sense on this cluster
+    unplaced: str | None = None  # why there is none
+    why_cluster: str = ""  # where the cluster was not asked for
 
 
 def search(
@@ -74,7 +77,7 @@ def search(
     fitting = sorted((c for c in found if c.fits(cluster)), key=lambda c: c.step.seconds)
     if not fitting:
         raise UserError(_what_would_fit(cfg, model_config, work, cluster, found))
-    best = _one_of_each(fitting)
+    best = _best_of_each(fitting)
     ways = {_way(c.layout) for c in best}
     too_big = sorted((c for c in found if _way(c.layout) not in ways), key=lambda c: c.memory.total)
     others = [(c, _why_slower(c, best[0])) for c in best[keep:]]
@@ -83,27 +86,41 @@ def search(
         weigh(cfg, model_config, work, cluster, replace(best[0].layout, **PLAIN_MODE | mode), efficiency)
         for mode in RECOMPUTE_MODES
     ]
-    return Plan(cluster, work, best[:keep], others, modes, configured(cfg, model_config, work, cluster, efficiency))
+    mine = configured(cfg, model_config, work, cluster, efficiency)
+    return Plan(cluster, work, best[:keep], others, modes, mine, unplaced(cfg, work, cluster))
 
 
 def configured(
     cfg: RunConfig, model_config: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None = None
 ) -> Candidate | None:
-    """The layout that the run's settings have, replicas filling the cluster; None where they do not divide it evenly,
-    or where the run has settings that plans do not cover."""
+    """The layout that the run's settings have, replicas filling the cluster; None where `unplaced` says why."""
+    if unplaced(cfg, work, cluster) is not None:
+        return None
+    return weigh(cfg, model_config, work, cluster, layout_of(cfg, cluster.gpus // cfg.parallel.model_size), efficiency)
+
+
+def unplaced(cfg: RunConfig, work: Workload, cluster: Cluster) -> str | None:
+    """Why a plan cannot show the run's own settings: it does not cover one of them, or they do not divide the cluster
+    evenly. None where it can."""
     p, m = cfg.parallel, cfg.memory
-    modules = m.recompute == "selective" and m.recompute_modules != ["mlp"]
-    if (
-        modules
-        or m.recompute_layers is not None
-        or not p.distributed_optimizer
-        or (m.offload and m.recompute != "full")
-    ):
-        return None
+    if m.recompute == "selective" and m.recompute_modules != ["mlp"]:
+        return f"memory.recompute_modules=[{','.join(m.recompute_modules)}] is not planned with, only [mlp]"
+    if m.recompute_layers is not None:
+        return f"memory.recompute_layers={m.recompute_layers} is not planned with, only whole stages (null)"
+    if not p.distributed_optimizer:
+        return "parallel.distributed_optimizer=false is not planned with"
+    if m.offload and m.recompute != "full":
+        return f"memory.offload=true is planned with memory.recompute=full, not with {m.recompute}"
     replicas, left = divmod(cluster.gpus, p.model_size)
-    if left or replicas == 0 or work.packs % (replicas * cfg.stage.micro_batch_size):
-        return None
-    return weigh(cfg, model_config, work, cluster, layout_of(cfg, replicas), efficiency)
+    if left or replicas == 0:
+        return f"one replica of parallel.* takes {p.model_size} GPUs, which do not divide {cluster.gpus}"
+    micro = cfg.stage.micro_batch_size
+    if work.packs % (replicas * micro):
+        return (
+            f"{replicas} replicas with stage.micro_batch_size={micro} do not divide "
+            f"stage.global_batch_size={work.packs}"
+        )
+    return None
 
 
 def candidates(
@@ -158,6 +175,22 @@ def efficiency_of(cfg: RunConfig, model_config: Molmo2Config) -> tuple[str, Effi
 
 def _way(layout: Layout) -> tuple[int, int, int]:
     return layout.tensor, layout.context, layout.pipeline
+
+
+def _best_of_each(ordered: list[Candidate]) -> list[Candidate]:
+    """Of each way to split, fastest first: the fastest, but offload only where it gains more than `NEARLY`. It takes
+    the host's memory, and the prediction is not as exact as that."""
+    groups: dict[tuple[int, int, int], list[Candidate]] = {}
+    for candidate in ordered:
+        groups.setdefault(_way(candidate.layout), []).append(candidate)
+    best = [
+        min(
+            (c for c in group if c.step.seconds <= NEARLY * group[0].step.seconds),
+            key=lambda c: (c.layout.offload, c.step.seconds),
+        )
+        for group in groups.values()
+    ]
+    return sorted(best, key=lambda c: c.step.seconds)
 
 
 def _one_of_each(ordered: list[Candidate]) -> list[Candidate]:

@@ -176,7 +176,7 @@ def _table(title: str, first: str, *columns: str) -> Table:
 
 
 def _others(plan: Plan) -> Table:
-    table = _table("\nwhy not", "layout")
+    table = _table("\nwhy not, of each layout its fastest or leanest variant", "layout")
     table.add_column("reason", max_width=60)
     for candidate, why in plan.others[:OTHERS]:
         table.add_row(candidate.layout.name, why)

@@ -180,6 +180,12 @@ def _without_effect(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterat
             "parallel.grad_reduce=bf16 has no effect with cluster.precision=fp32: gradients are added up in the "
             "parameters' dtype or in fp32; set cluster.precision=bf16, or parallel.grad_reduce=fp32"
         )
+    shortest = min(phase.packing.sequence_length for phase in phases(cfg.data))
+    if cfg.memory.mlp_tiles > max(1, shortest):
+        yield (
+            f"memory.mlp_tiles={cfg.memory.mlp_tiles}: a pack has only {shortest} tokens to slice "
+            "(data.packing.sequence_length); 8 is much"
+        )
     if model_config is not None and not stage.trainable(model_config).any():
         yield NOTHING_TRAINS
 

@@ -13,6 +13,7 @@ from molmo2_nemo.model.config import MemoryConfig
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, RunConfig
 from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
+INT32 = 2**31 - 1  # more than any tensor here has rows
 UINT32 = 2**32 - 1  # largest seed that numpy's older generators take
 
 # The least value allowed, with the greatest where there is one. A setting that may be null may also be left so.
@@ -20,7 +21,7 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("seed", "data.seed"), (0, UINT32)),
     **dict.fromkeys(("parallel.tensor", "parallel.context", "parallel.pipeline", "parallel.data"), (1, None)),
     "parallel.context_tokens": (1, None),
-    **{f"memory.{f.name}": (f.metadata["at_least"], None) for f in fields(MemoryConfig) if "at_least" in f.metadata},
+    **{f"memory.{f.name}": (f.metadata["at_least"], INT32) for f in fields(MemoryConfig) if "at_least" in f.metadata},
     **dict.fromkeys(("stage.max_steps", "stage.global_batch_size", "stage.micro_batch_size"), (1, None)),
     **dict.fromkeys((f"stage.optim.{group}.lr" for group in OPTIMIZER_GROUPS), (0, None)),
     **dict.fromkeys((f"stage.optim.{group}.warmup_steps" for group in OPTIMIZER_GROUPS), (0, None)),

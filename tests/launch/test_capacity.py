@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 
 import pytest
 
+from molmo2_nemo.cli.main import main
 from molmo2_nemo.launch.capacity import Machine, capacity_problems, needed, offloaded, what_fits
 from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.settings.compose import compose
@@ -35,6 +37,47 @@ def test_a_big_recipe_without_a_gpu(words):
     assert not problems(cfg, replace(LAPTOP, host=2**45))  # a server that has it may
     cfg.cluster.check_memory = False
     assert not problems(cfg, LAPTOP)
+
+
+def test_without_a_gpu_settings_that_fit_are_named():
+    """A server with some memory: the settings are accepted then, and without the last of them not."""
+    words = ["recipe=4b", "scale=gpu_lora", "stage=sft"]
+    here = Machine((), 23 * GIB)
+    said = problems(compose(words), here)
+    named = what_fits(compose(words), here.host, gpu=False)
+    assert named and f"By the planner this fits: {' '.join(named)};" in said and "memory.offload" not in said
+    assert not problems(compose([*words, *named]), here)
+    assert problems(compose([*words, *named[:-1]]), here)
+    assert "No setting of memory.* makes it fit; recipe=tiny runs here" in problems(compose(words), LAPTOP)
+
+
+@pytest.mark.parametrize(
+    ("words", "here"),
+    [
+        (["recipe=4b", "scale=gpu_lora", "stage=sft", "memory.mlp_tiles=4"], LAPTOP),
+        (["recipe=4b", "scale=gpu", "stage=sft", "memory.offload=true"], LAPTOP),
+        (["recipe=4b", "scale=gpu", "stage=sft"], Machine((H100,), 2**38)),
+        (["recipe=4b", "scale=node", "stage=sft"], Machine((H200,) * 2, 2**38)),
+    ],
+    ids=str,
+)
+def test_the_plan_that_is_named_is_of_this_run(words, here, capsys):
+    """It can be run, on the GPUs that are here or on those that the scale is for, and has the scale's settings."""
+    cfg = compose(words)
+    said = re.search(r"molmo2 (plan .*? cluster=\w+)", problems(cfg, here))
+    assert said
+    asked = shlex.split(said[1])
+    assert asked[1:-1] == [w for w in words if w != "scale=node"]  # which changes nothing that a plan reads
+    gpus = {0: {"gpu_lora": "h100x1", "gpu": "h200x1"}, 1: {"gpu": "h100x1"}, 2: {"node": "h200x2"}}
+    assert asked[-1] == f"cluster={gpus[len(here.gpus)][words[1].removeprefix('scale=')]}"
+    code = main(asked)
+    assert code == 0 or "does not fit on 1 node of 1 H100" in capsys.readouterr().err
+
+
+def test_a_tiny_run_that_is_too_big_is_not_told_to_be_tiny():
+    cfg = compose(["recipe=tiny", "stage=long", "data.packing.sequence_length=99999999"])
+    said = problems(cfg, LAPTOP)
+    assert "recipe=tiny" not in said.split("molmo2 plan")[0] and "shorter packs take less" in said
 
 
 def test_scales_fit_the_gpus_they_are_for():

@@ -21,6 +21,7 @@ from molmo2_nemo.plan.layouts import layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours
 from molmo2_nemo.plan.search import candidates, configured, search
+from molmo2_nemo.plan.words import plan_words
 from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.sizes import wanted_processes
@@ -133,6 +134,10 @@ def test_what_cannot_fit_is_refused_with_what_would():
         (["cluster=h100x8", "nodes=many"], "nodes=many: expected a whole number"),
         (["cluster=h300x8"], "no GPU 'h300'; did you mean"),
         (["nodes=0"], "at least one"),
+        (["cluster=h100x8", "cluster=a100x4"], "cluster=h100x8 cluster=a100x4: a plan is for one cluster"),
+        (["nodes=1", "nodes=1"], "name each of cluster= and nodes= once"),
+        (["memory.vision_chunk=99999999999999999999"], "must be at least 1 and at most 2147483647"),
+        (["memory.mlp_tiles=1000000"], "memory.mlp_tiles=1000000: a pack has only 36864 tokens to slice"),
         (["--area", "3"], "expected a share"),
         (["nodes=3"], "no layout of the 8b model divides 128 packs"),
         (["cluster.nodes=4"], "cluster.nodes=4: a plan's hardware is set with cluster=h100x8 nodes=N"),
@@ -215,6 +220,121 @@ def test_what_a_gpu_cannot_do_is_refused_at_once(capsys):
     said = capsys.readouterr().err
     assert "cluster.precision=fp8: A100 is older than Hopper" in said
     assert "kernels.flash=fa3: FlashAttention-3 is for Hopper GPUs, A100 is Ampere" in said
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (["memory.offload=true"], "memory.offload=true is planned with memory.recompute=full, not with none"),
+        (["memory.recompute=full", "memory.recompute_layers=4"], "memory.recompute_layers=4 is not planned with"),
+        (
+            ["memory.recompute=selective", "memory.recompute_modules=[core_attn]"],
+            "memory.recompute_modules=[core_attn]",
+        ),
+        (["parallel.distributed_optimizer=false"], "parallel.distributed_optimizer=false is not planned with"),
+        (["parallel=ulysses8", "cluster=h100x4"], "one replica of parallel.* takes 8 GPUs, which do not divide 4"),
+        (["stage.micro_batch_size=96"], "stage.micro_batch_size=96 do not divide stage.global_batch_size=128"),
+        ([], None),
+    ],
+    ids=str,
+)
+def test_the_row_as_set_is_there_or_its_absence_explained(capsys, asked, why):
+    hardware = [] if any(a.startswith("cluster=") for a in asked) else ["cluster=h100x8"]
+    words = ["plan", "recipe=8b", "scale=node", "stage=sft", *hardware, *asked]
+    assert main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["configured"] is None) == (found["not_configured"] is not None) == (why is not None)
+    assert main(words) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        (out.count("(as set)") == 1 and re.search(r"no row \(as set\): [^:]*", out)[0].count(why))
+        if why
+        else ("(as set) " in out and "no row" not in out)
+    )
+
+
+def test_what_is_set_otherwise_than_asked_is_named(capsys):
+    """And nothing else: what the user did not write, or got as asked, is not."""
+    words = ["plan", "recipe=4b", "scale=gpu", "stage=long", "cluster=h200x1", "memory.offload=true"]
+    assert main([*words, "memory.recompute=full", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["remarks"] == ["set otherwise than you asked: memory.offload=false, not true"]
+    assert "memory.offload=false" in found["command"] and found["configured"]["host_gib"] > 0
+    assert main([*words[:-1], "parallel=ulysses8", "--json"]) == 0
+    (said, *_) = [r for r in json.loads(capsys.readouterr().out)["remarks"] if "otherwise" in r]
+    assert "parallel.context=1, not 8" in said and "memory" not in said and "stage" not in said
+    assert main(words) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "A plan chooses parallel.*, stage.micro_batch_size, memory.recompute," in out and "all else is as set" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "cluster"), [("4b sft gpu_lora", "l40sx1"), ("4b sft gpu", "h200x1"), ("o7b long node", "h100x8")]
+)
+def test_offload_is_taken_where_it_gains_more_than_a_hundredth(words, cluster):
+    """Against every layout: none of these would be without it if the fastest were taken."""
+    name, stage, scale = words.split()
+    cfg, found = plan(name, stage, cluster, 1, f"scale={scale}")
+    every = [c for c in candidates(cfg, preset(name), found.work, found.cluster, None) if c.fits(found.cluster)]
+    passed_over = 0
+    for best in found.best:
+        x = best.layout
+        same = [
+            c
+            for c in every
+            if (c.layout.tensor, c.layout.context, c.layout.pipeline) == (x.tensor, x.context, x.pipeline)
+        ]
+        fastest = min(same, key=lambda c: c.step.seconds)
+        plain = min((c.step.seconds for c in same if not c.layout.offload), default=float("inf"))
+        assert x.offload == (plain > 1.01 * fastest.step.seconds)
+        assert best.step.seconds == (fastest.step.seconds if x.offload else plain)
+        passed_over += fastest.layout.offload and not x.offload
+    assert passed_over
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "long"])
+def test_without_a_cluster_the_plan_is_for_the_scales_own_gpus(capsys, stage):
+    for scale, cluster in (("gpu", "1 H200"), ("gpu_lora", "1 H100"), ("node", "8 H100"), ("published", "8 H100")):
+        assert main(["plan", "recipe=4b", f"scale={scale}", f"stage={stage}", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["cluster"] == f"1 node of {cluster}"
+        assert found["remarks"][0].startswith(f"no cluster= was given: 1 node of {cluster} was taken")
+        assert scale == "published" or found["configured"]["fits"]
+
+
+def test_numbers_that_a_pack_never_reaches_are_remarked(capsys):
+    asked = ["memory.vision_chunk=384", "memory.loss_chunk=100000000", "kernels.norm=plain"]
+    assert main(["plan", "recipe=8b", "stage=long", "cluster=h100x8", "nodes=16", *asked, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["remarks"]
+    assert [s.split(" ")[0] for s in said] == ["memory.vision_chunk=384", "memory.loss_chunk=100000000", "kernels.*"]
+    asked = ["memory.vision_chunk=383", "memory.loss_chunk=36863", "kernels.flash=fa3"]
+    assert main(["plan", "recipe=8b", "stage=long", "cluster=h100x8", "nodes=16", *asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["remarks"] == []
+
+
+WORDS = [
+    ["recipe=4b", "scale=gpu_lora", "stage=sft"],
+    ["recipe=4b", "scale=gpu", "stage=long", "memory.offload=true", "memory.vision_chunk=null"],
+    ["recipe=8b", "stage=long", "parallel=ulysses8", "memory.recompute=selective"],
+    ["recipe=8b", "cluster=gpu", "stage=sft", "cluster.precision=fp8", "stage.max_steps=7", "kernels=plain"],
+    ["recipe=o7b", "scale=node", "stage=pretrain", "data.packing.sequence_length=5072", "stage.name=mine"],
+    ["recipe=tiny", "stage=long", "parallel=tp2cp2", "model.attention=blocks"],
+]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_words_of_a_run_plan_the_same_run(words):
+    """What a refusal prints: composed again, every layout takes the same memory and the same time."""
+    cfg = compose(words)
+    said = plan_words(cfg)
+    again = compose([w for w in said if not w.startswith(("cluster=", "nodes="))])
+    hardware = dict(w.split("=") for w in said if w.startswith(("cluster=", "nodes=")))
+    cluster = parse_cluster(hardware["cluster"], int(hardware.get("nodes", 1)))
+    model = preset(cfg.model.preset)
+    first, second = (candidates(c, model, workload(c), cluster, None) for c in (cfg, again))
+    assert first == second and first
+    if "kernels=plain" not in words and "stage.name=mine" not in words:
+        assert len(said) <= len(words) + 2
 
 
 def test_user_configurations_are_named_in_the_command(tmp_path, capsys):

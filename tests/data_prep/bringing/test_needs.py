@@ -86,6 +86,7 @@ def test_a_users_catalogue_replaces_fields(tmp_path):
         ("items: {coco_val2014: {there: /etc}}", "'/etc' leads outside --source"),
         ("sets: {okvqa: [coco_val214]}", "sets.okvqa: no item 'coco_val214'; did you mean 'coco_val2014'"),
         ("sets: {okvqa: coco_val2014}", "every entry of `sets:` is a list"),
+        ("items: {coco_val2014: {sha1: 0000}}", "coco_val2014, sha1: expected a text, in quotes if need be, not 0"),
         ("items: {coco_val2014: 3}", "expected `items:`"),
     ],
 )
@@ -164,7 +165,14 @@ def test_csv_and_json_hold_the_same(capsys, tmp_path):
         (["--needs", "okvqa", "--needs-out", "x.txt"], "ends in .csv or .json"),
         (["--needs", "okvqa", "--needs-out", "/nowhere/x.csv"], "no folder /nowhere"),
         (["--needs", "okvqa", "--source", "/nowhere"], "--source /nowhere: no such folder"),
-        (["--needs", "--list", "okvqa"], "two commands"),
+        (["--needs", "--list", "okvqa"], "different commands"),
+        (["--fetch", "okvqa"], "--fetch needs one --source ROOT"),
+        (["--fetch", "okvqa", "--source", "x", "--out", "y"], "--out belongs to preparing"),
+        (["--fetch", "--needs", "okvqa"], "--needs shows, --fetch brings"),
+        (["--fetch", "okvqa", "--source", __file__], "is a file; name a folder"),
+        (["--fetch", "okvqa", "--source", "/proc/none"], "--source /proc/none cannot be made"),
+        (["--fetch", "okvqa", "--source", "x", "--per-host", "0"], "--per-host 0: must be at least 1"),
+        (["okvqa", "--out", "x", "--keep-archives"], "--keep-archives belongs to"),
         (["okvqa", "--out", "x", "--needs-out", "x.csv"], "--needs-out belongs to --needs"),
     ],
 )
