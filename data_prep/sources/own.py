@@ -35,6 +35,7 @@ KNOWN = {
 }
 LLAVA = {"conversations", "id"}  # known together
 SUBTITLE_FIELDS = ("start", "end", "text")
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; data_prep/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
 
 
@@ -214,9 +215,11 @@ def _clip(value: Any) -> tuple[float, float] | None:
     return float(value[0]), float(value[1])
 
 
-def _subtitles(value: Any) -> list[tuple[float, float, str]] | str:
+def _subtitles(value: Any) -> list[tuple[float, float, str]] | str | File | Url:
     if isinstance(value, str):
-        return value
+        if not value.lower().endswith(SUBTITLE_SUFFIXES) or len(value.strip().splitlines()) != 1:
+            return value
+        return Url(value) if value.startswith("https://") else File(value)
     lines = value if isinstance(value, list) else [value]
     for i, line in enumerate(lines):
         ok = isinstance(line, dict) and is_number(line.get("start")) and is_number(line.get("end"))
