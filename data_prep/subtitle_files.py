@@ -94,7 +94,7 @@ def _vtt(lines: list[str]) -> Iterator[Line]:
 
 
 def _ass(lines: list[str]) -> Iterator[Line]:
-    """The `Dialogue:` lines of [Events]; the `Format:` line before them names their fields, the last of which is Text."""
+    """The `Dialogue:` lines of [Events]; the `Format:` line before them names their fields, of which Text is last."""
     section, names = "", []
     for number, line in enumerate(lines, 1):
         kind, _, rest = line.partition(":")

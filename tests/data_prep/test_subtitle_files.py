@@ -129,10 +129,7 @@ def test_prepare_reads_them_as_it_reads_lines(tmp_path, capsys):
         (tmp_path / "subs" / name).write_text(text.replace("1:02:0", "0:00:0"))
     (tmp_path / "subs" / "bad.srt").write_text("1\nnow --> then\nx\n")
     film = {"video": "bunny.mp4", "clip": [1, 4.5], "question": "What is said?", "answer": "Late."}
-    written = [
-        {"start": s, "end": e, "text": t}
-        for s, e, t in [*LINES[:2], (3.0, 5.1, "Late.")]
-    ]
+    written = [{"start": s, "end": e, "text": t} for s, e, t in [*LINES[:2], (3.0, 5.1, "Late.")]]
     names = [*FILES, "bad.srt", "gone.srt"]
     lines = [{**film, "subtitles": written}, *({**film, "subtitles": f"subs/{name}"} for name in names)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
