@@ -14,6 +14,7 @@ from typing import Any
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry, select_tiling
+from molmo2_nemo.data.styles import Kind, style_of
 from molmo2_nemo.data.video.sampling import TimeSampler
 
 BYTES_PER_TOKEN = 4.0  # of English text
@@ -95,6 +96,8 @@ def _annotation(annotation: Mapping[str, Any]) -> int:
     if annotation.get("messages"):
         messages = annotation["messages"]
         return sum(map(_text, messages)) + TURN_TOKENS * (len(messages) // 2)
+    if is_raw(annotation):
+        return _text(annotation["text"]) + 1
     tokens = TURN_TOKENS
     for name in ("question", "explanation", "answer", "text", "label", "prompt"):
         tokens += _text(annotation.get(name) or "")
@@ -104,6 +107,11 @@ def _annotation(annotation: Mapping[str, Any]) -> int:
     if not annotation.get("question"):
         tokens += PROMPT_TOKENS
     return tokens + _points(annotation.get("points") or ())
+
+
+def is_raw(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is a document."""
+    return style_of(annotation.get("style", "")).kind is Kind.RAW_TEXT
 
 
 def _points(points: Any) -> int:

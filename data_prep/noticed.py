@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.estimate import branch_costs, subtitle_cost, visual_cost
+from data_prep.estimate import branch_costs, is_raw, subtitle_cost, visual_cost
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.record import Record
@@ -92,5 +92,5 @@ def _too_long(data: Mapping[str, Any], view: View, config: DataConfig) -> list[s
         if len(costs) > 1 and whole - min(costs) > limit:
             found.add("branches_dropped")
         elif whole > limit:
-            found.add("tokens_cut")
+            found.add("documents_split" if is_raw(tree[0]) else "tokens_cut")
     return sorted(found)

@@ -89,6 +89,18 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def of_setting(setting: str) -> Iterator[None]:
+    """Inside the block, what the system says about a file or folder is a `UserError` that begins with the setting
+    (`output_dir=/data/run`) that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or isinstance(error, BlockingIOError):
+            raise
+        raise UserError(f"{setting}: {file_error(error)}") from error
+
+
 def blocking_file(path: Path) -> Path | None:
     """The file because of which `path` is not and cannot become a folder: itself, or one above it. None if there is
     none."""

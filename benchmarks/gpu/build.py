@@ -13,7 +13,9 @@ and results, and the video decoder, in place of which a module stands that says 
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -24,6 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from benchmarks.gpu.manifest import MIB, Manifest
+from benchmarks.gpu.manifest import read as read_manifest
 from benchmarks.report import commit
 
 HERE = Path(__file__).parent
@@ -39,6 +42,7 @@ NO_VIDEO = "a video decoder of 32 MiB packed; the parts of a run use shards of i
 NO_FIXTURES = "test fixtures and results, 6.7 MB that only other tests read"
 PROJECT_WITHOUT = ("tests/fixtures/", "benchmarks/results/", "docs/")
 BESIDE = ("torch", "numpy", "triton", "megatron-core", "transformer-engine", "flash-attn")
+MACHINES = ("x86_64", "aarch64")
 COPIED = ("run.sh", "unpack.py", "manifest.py")
 
 
@@ -68,11 +72,12 @@ def build(args: argparse.Namespace, kit: Path) -> Manifest:
     if problems := overlay.refusals(there):
         raise PackageError("\n".join(problems))
     out = dict.fromkeys(map(overlay.canonicalize_name, args.leave_out), "--leave-out")
+    if missing := set(out) - set(map(overlay.canonicalize_name, overlay.pins(there))):
+        raise PackageError(f"--leave-out {min(missing)}: no package of requirements/cpu.txt has this name")
     if not args.with_video:
         out.setdefault(VIDEO, NO_VIDEO)
     packages = pack_overlay(args, there, set(out), kit / "overlay.tar.xz")
-    if missing := set(out) - {VIDEO} - set(map(overlay.canonicalize_name, overlay.pins(there))):
-        raise PackageError(f"--leave-out {min(missing)}: no package of requirements/cpu.txt has this name")
+    say("packing this project's files and the demo's shards")
     pack_files(project_files(), ROOT, kit / "project.tar.xz", "project")
     for name in COPIED:
         shutil.copy(HERE / name, kit)
@@ -86,6 +91,11 @@ def build(args: argparse.Namespace, kit: Path) -> Manifest:
     return manifest
 
 
+def say(step: str) -> None:
+    """A step of minutes that begins."""
+    print(f"kit: {step}", flush=True)
+
+
 def overlay_rule() -> str:
     from wheels import UNUSED
 
@@ -97,7 +107,9 @@ def pack_overlay(args: argparse.Namespace, there: overlay.Environment, out: set[
     pins = overlay.pins(there)
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Wheels(Path(scratch) / "wheels", args.python, args.machine, args.glibc)
+        say("building this package")
         project = build_project(wheels, ROOT)
+        say("planning what the machine lacks, and fetching it (minutes)")
         plan = overlay.make_plan(there, pins, overlay.roots(), overlay.requirements_of(wheels, pins))
         entering = [name for name in plan.entering if name not in out]
         folder = Path(scratch) / "overlay"
@@ -107,6 +119,7 @@ def pack_overlay(args: argparse.Namespace, there: overlay.Environment, out: set[
         plan.entering[:] = entering
         overlay.write_record(folder / "site", there, plan, pins)
         overlay.write_command(folder, f"python{args.python}", args.python)
+        say(f"packing {len(entering)} packages (minutes)")
         pack(folder, archive)
     return [pins[name] for name in entering]
 
@@ -163,7 +176,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "dist" / "gpu-kit", help="the kit's folder, made anew")
     parser.add_argument("--there", type=Path, metavar="FILE", help="what `python -m pip inspect` prints on the machine")
     parser.add_argument("--python", choices=overlay.PYTHONS, default="3.12", help="of the machine")
-    parser.add_argument("--machine", default="x86_64", help="of the machine, as uname -m says it")
+    parser.add_argument("--machine", choices=MACHINES, default="x86_64", help="of the machine, as uname -m says it")
     parser.add_argument("--glibc", default="2.34", help="of the machine, as ldd --version says it")
     parser.add_argument("--with-video", action="store_true", help="pack the video decoder")
     parser.add_argument(
@@ -171,30 +184,61 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=float, default=LIMIT, metavar="MIB", help="most that the kit may have")
     args = parser.parse_args(argv)
+    if not 0 < args.limit < math.inf:
+        parser.error(f"--limit {args.limit:g}: expected MiB above 0")
+    if args.there and not args.there.is_file():
+        parser.error(f"--there {args.there}: no such file")
     major, _, minor = args.glibc.partition(".")
     if major != "2" or not minor.isdigit() or int(minor) < OLDEST_GLIBC:
         parser.error(f"--glibc {args.glibc}: expected a version such as 2.34, 2.{OLDEST_GLIBC} at least")
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
-    kit = args.out.absolute()
-    if kit.exists() and not (kit / "manifest.json").is_file() and any(kit.iterdir()):
-        print(f"kit: {kit} is there, and is no kit: name another folder with --out", file=sys.stderr)
-        return 2
+def may_replace(folder: Path) -> bool:
+    """Whether nothing is there but, at most, an older kit."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    try:
+        return not any(folder.iterdir()) or bool(read_manifest(folder).files)
+    except ValueError:
+        return False
+
+
+def replace(kit: Path, args: argparse.Namespace) -> Manifest:
+    """Builds a kit beside the one that is there, which goes once the new one is whole.
+
+    Raises:
+        PackageError, TooLargeError, OSError: no new kit; the old one stays.
+    """
     kit.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kit.parent, prefix=".kit-") as scratch:
         made = Path(scratch) / kit.name
         made.mkdir()
-        try:
-            manifest = build(args, made)
-            check_size(made, manifest, args.limit, tracked_mib())
-        except (PackageError, TooLargeError, OSError) as error:
-            print("\n".join(f"kit: {line}" for line in str(error).splitlines()), file=sys.stderr)
-            return 2
-        shutil.rmtree(kit, ignore_errors=True)
+        manifest = build(args, made)
+        check_size(made, manifest, args.limit, tracked_mib())
+        if kit.exists():
+            shutil.rmtree(kit)
         made.rename(kit)
+    return manifest
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    kit = args.out.absolute()
+    if not may_replace(kit):
+        print(f"kit: {kit} is there, and is no kit: name another folder with --out", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("kit: ended by a signal"))  # so that the half-made folder goes
+    try:
+        manifest = replace(kit, args)
+    except KeyboardInterrupt:
+        print("kit: ended by a signal", file=sys.stderr)
+        return 130
+    except (PackageError, TooLargeError, OSError) as error:
+        print("\n".join(f"kit: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
     sizes = ", ".join(f"{n} {int(e['bytes']) / MIB:.1f}" for n, e in manifest.files.items() if n.endswith(".xz"))
     print(f"kit: {kit}: {manifest.mib:.1f} MiB ({sizes}), {args.limit:g} allowed; commit {manifest.commit[:12]}")
     print("kit: copy the folder to the machine, and run there: ./run.sh")

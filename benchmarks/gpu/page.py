@@ -79,7 +79,8 @@ def targets(data: dict[str, Any], tiny: bool) -> list[tuple[str, str, str, str]]
         errors = [] if tiny else planner_errors(data, unit)
         worst = max(errors, key=abs, default=None)
         shown = None if worst is None else f"{worst:+.0%}"
-        row(f"planner's {name}, worst of {len(errors)}", f"+-{most:.0%}", shown, abs(worst or 0) <= most)
+        of = f", worst of {len(errors)}" if errors else ""
+        row(f"planner's {name}{of}", f"+-{most:.0%}", shown, abs(worst or 0) <= most)
     verdicts = data.get("curve", {}).get("verdicts")
     within = data.get("curve", {}).get("within", False) and data["curve"].get("separates", False)
     row("loss curve within rounding noise", "yes", None if verdicts is None else "yes" if within else "no", within)

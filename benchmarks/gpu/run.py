@@ -7,14 +7,15 @@
 
 Every part is a process with its own time limit and log; one that fails leaves the others alone. --out gets at most
 eight files: page.md (what passed, figures beside their targets), results.json, logs.txt, the profiles' traces. They are
-written anew after every part, so that a run that is cut off leaves what it had. Exit code: 0 where no part failed, 2
-where torch sees no card: that is looked at first, and then nothing is begun.
+written anew after every part, so that a run that is cut off leaves what it had. Exit code: 1 where a part failed, or
+one asked for by name was not begun; 2 where torch sees no card: that is looked at first, and then nothing is begun.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -79,8 +80,12 @@ class Run:
 
     def all(self, parts: Sequence[Part]) -> None:
         for part in parts:
-            self.budget.used = self.clock()
-            result = self.one(part)
+            self.budget.used = begin = self.clock()
+            try:
+                result = self.one(part)
+            except (KeyboardInterrupt, SystemExit):
+                self.results.append(Result(part.name, "stopped", self.clock() - begin, "by a signal to the whole run"))
+                raise
             self.results.append(result)
             print(f"[{self.clock():4.0f} s] {part.name}: {result.state}  {result.why[:150]}", flush=True)
             self.save()
@@ -196,7 +201,8 @@ def last_line(log: Path) -> str:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu.run", description=__doc__, formatter_class=form)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(NAMES))
     parser.add_argument("--list", action="store_true", help="name the parts and end")
     parser.add_argument("--tiny", action="store_true", help="small sizes, on a CPU")
@@ -208,6 +214,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--begun", type=float, help="seconds since 1970 when the command began; default: now")
     parser.add_argument("--kit", type=Path, help="the kit that this runs from, for its commit")
     args = parser.parse_args(argv)
+    if not 0 < args.seconds < math.inf:
+        parser.error(f"--seconds {args.seconds:g}: expected seconds above 0")
     try:
         args.chosen = chosen(args.parts)
     except ValueError as error:
@@ -220,6 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.list:
         for part in PARTS:
             print(f"{part.name:12} {part.expected:4} s, at most {part.limit:4}  {part.title}")
+        total = sum(part.expected for part in PARTS)
+        print(f"together {total} s by estimate; a run has {args.seconds:g} s, so that the last may not fit")
         return 0
     if args.kit:
         os.environ[COMMIT] = read_json(args.kit / "manifest.json").get("commit", "unknown")
@@ -227,7 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.tiny and (refusal := without_card()) is not None:
         print(refusal, file=sys.stderr)
         return 2
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "page.md").touch()
+    except OSError as error:
+        print(f"--out {args.out}: no folder for results: {error.strerror}", file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory(prefix="molmo2-gpu-", ignore_cleanup_errors=True) as scratch:
         data = args.data or demo_shards(Path(scratch) / "data")
         run = Run(
@@ -238,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             Budget(args.seconds, patience=ON_CPU if args.tiny else 1.0),
             lambda: time.time() - begun,
         )
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit("ended by a signal"))
         try:
             run.all(args.chosen)
         finally:
@@ -246,7 +262,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.save()
     print(f"{args.out / 'page.md'}\n")
     print((args.out / "page.md").read_text())
-    return int(any(result.state in ("failed", "stopped") for result in run.results))
+    bad = ("failed", "stopped", "not run") if args.parts else ("failed", "stopped")
+    return int(any(result.state in bad for result in run.results))
 
 
 def demo_shards(folder: Path) -> Path:

@@ -1,12 +1,14 @@
 """python unpack.py KIT FOLDER: checks a kit and this machine, and unpacks it. Called by run.sh; standard library only.
 
 FOLDER gets project/ (this project's files), molmo2-overlay/ (the packages that the machine lacks; bin/molmo2 starts the
-command with them) and the stamp of the kit it came from. What is there from the same kit stays.
+command with them) and the stamp of the kit it came from. What is there from the same kit stays, what is there from
+another is replaced; a folder with anything else in it is refused.
 """
 
 from __future__ import annotations
 
 import compileall
+import os
 import platform
 import shutil
 import sys
@@ -19,6 +21,7 @@ import manifest as manifests
 
 ARCHIVES = ("project.tar.xz", "overlay.tar.xz")
 STAMP = "kit.sha256"
+UNFINISHED = "unpacking"  # stands in the stamp meanwhile
 
 
 def problems(manifest: manifests.Manifest) -> list[str]:
@@ -61,17 +64,31 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def unpack(kit: Path, folder: Path) -> bool:
-    """Unpacks the archives and compiles byte code on all cores. False: it was there already."""
+    """Unpacks the archives and compiles byte code on all cores. False: it was there already.
+
+    Raises:
+        FileExistsError: the folder has something in it, and no kit was unpacked there.
+        OSError: it cannot be written.
+    """
     stamp = manifests.sha256(kit / manifests.NAME)
-    if (folder / STAMP).is_file() and (folder / STAMP).read_text() == stamp:
+    ours = (folder / STAMP).is_file()
+    if ours and (folder / STAMP).read_text() == stamp:
         return False
-    for name in ("project", "molmo2-overlay", STAMP):
-        shutil.rmtree(folder / name, ignore_errors=True) if (folder / name).is_dir() else None
+    if not ours and folder.is_dir() and (found := sorted(path.name for path in folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} has {found[0]}{' and more' * (len(found) > 1)} in it, and no kit was unpacked there (it has no "
+            f"{STAMP}): name a folder that is empty or not there in MOLMO2_KIT"
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / STAMP).write_text(UNFINISHED)
+    for name in ("project", "molmo2-overlay"):
+        if (folder / name).exists():
+            shutil.rmtree(folder / name)
     for name in ARCHIVES:
         with tarfile.open(kit / name) as tar:
             tar.extractall(folder, filter="data")
-    warnings.simplefilter("ignore", SyntaxWarning)  # of packages for older Pythons
+    warnings.simplefilter("ignore", SyntaxWarning)  # of packages for older Pythons, in this process and those it forks
+    os.environ["PYTHONWARNINGS"] = "ignore::SyntaxWarning"  # and in those that it starts otherwise
     for name in ("molmo2-overlay/site", "project"):
         compileall.compile_dir(str(folder / name), quiet=2, workers=0)
     (folder / STAMP).write_text(stamp)
@@ -92,7 +109,13 @@ def main(kit: Path, folder: Path) -> int:
         return 2
     for line in differences(manifest):
         print(f"kit: note: {line}")
-    made = unpack(kit, folder)
+    try:
+        made = unpack(kit, folder)
+    except OSError as error:
+        named = isinstance(error, FileExistsError) and error.errno is None
+        where = "" if named else f"cannot unpack to {folder} (MOLMO2_KIT names another folder): "
+        print(f"kit: {where}{error}", file=sys.stderr)
+        return 2
     print(f"kit: of {manifest.date}, commit {manifest.commit[:12]}, {'unpacked in' if made else 'is in'} {folder}")
     return 0
 

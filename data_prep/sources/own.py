@@ -6,6 +6,7 @@ One line is one record. The short forms
     {"image": "cat.jpg", "question": "Which animal is this?", "answer": "a cat"}
     {"video": "clip.mp4", "question": "What happens?", "answer": "A rabbit yawns."}
     {"messages": ["What is 2 + 2?", "4"]}
+    {"text": "A document, of which every token is scored."}
 
 are equivalent to the full form, whose `annotations` share one visual input (a message tree):
 
@@ -28,11 +29,13 @@ from data_prep.sources.own_shapes import inline_medium, plain_answers, plain_ent
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.meant import ANNOTATION_FIELDS
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, load_json
+from molmo2_nemo.data.styles import RAW_TEXT
 
 KNOWN = {
     *("key", "image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"),
     *("variant_weights", "subtitles", "clip", "sampling", "weight", "weight_factor"),
 }
+NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"}
 SUBTITLE_FIELDS = ("start", "end", "text")
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; data_prep/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
@@ -80,6 +83,7 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     """
     notes: list[str] = []
     entry, chat = plain_entry(entry, KNOWN, notes)
+    entry, document = _raw_text(entry)
     for name in entry:
         if name not in KNOWN and name in ANNOTATION_FIELDS:
             fields = ", ".join(f'"{field}": ...' for field in dict.fromkeys(("style", name)))
@@ -112,9 +116,18 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         weight_factor=_number(entry, "weight_factor"),
         variants=variants,
         variant_weights=entry.get("variant_weights"),
-        place=None if place is None else Place(place.file, place.line, names | short),
+        place=None if place is None else Place(place.file, place.line, names | short | document),
         notes=tuple(notes),
     )
+
+
+def _raw_text(entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """An entry that is a document in the full form, with its own name of the text; any other entry as it is."""
+    if "text" not in entry or NOT_BESIDE_TEXT & set(entry):
+        return entry, {}
+    made = {name: value for name, value in entry.items() if name != "text"}
+    annotations = [{"style": RAW_TEXT, "text": entry["text"]}]
+    return made | {"annotations": annotations}, {"annotations[0].text": "text"}
 
 
 def _annotations(entry: dict[str, Any], notes: list[str], chat: str) -> tuple[list[dict[str, Any]], dict[str, str]]:

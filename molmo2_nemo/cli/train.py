@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         raise UserError(NOT_DRY)
     code = launch(cfg)
-    show_how_to_resume(code, str(stage_dir(cfg)))
+    show_how_to_resume(code, stage_dir(cfg))
     if code and "RANK" in os.environ:
         leave(code)
     return code

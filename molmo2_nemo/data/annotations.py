@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
+from molmo2_nemo.data.raw_text import RawText, alone, read_raw_text
 from molmo2_nemo.data.styles import Kind, Style, style_of
 
 MAIN_OBJECT = "main subject"  # what an object caption without `object` is about
@@ -183,9 +184,9 @@ class Messages:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One branch of a record: a conversation, a turn, or several turns one after the other."""
+    """One branch of a record: a conversation, a turn, several turns one after the other; or a document, alone."""
 
-    content: Messages | TurnAnnotation | tuple[TurnAnnotation | TurnAlternatives, ...]
+    content: RawText | Messages | TurnAnnotation | tuple[TurnAnnotation | TurnAlternatives, ...]
     prompt: str = ""  # the first user message, in place of the style's wordings
     no_pointing: tuple[int, ...] = ()  # indices of the turns whose question gets a request not to point
 
@@ -214,6 +215,8 @@ def read_annotation(fields: dict[str, Any], num_images: int, has_video: bool) ->
     """
     _check_texts(fields)
     if "either" in fields:
+        if any(style_of(form["style"]).kind is Kind.RAW_TEXT for form in _forms(fields)):
+            raise alone()
         return Alternatives(
             _each("either", _forms(fields), lambda form: _annotation(form, num_images, has_video)),
         )
@@ -222,6 +225,8 @@ def read_annotation(fields: dict[str, Any], num_images: int, has_video: bool) ->
 
 def _annotation(fields: dict[str, Any], num_images: int, has_video: bool) -> Annotation:
     _check_texts(fields)
+    if style_of(fields["style"]).kind is Kind.RAW_TEXT:
+        return Annotation(read_raw_text(fields))
     content: Messages | TurnAnnotation | tuple[TurnAnnotation | TurnAlternatives, ...]
     if "messages" in fields:
         content = Messages(style_of(fields["style"]), _message_pairs(fields["messages"]))
@@ -261,6 +266,8 @@ def _each(path: str, entries: Sequence[T], read: Callable[[T], R]) -> tuple[R, .
 
 def _turn(fields: dict[str, Any], num_images: int, has_video: bool) -> TurnAnnotation:
     style, question = style_of(fields["style"]), fields.get("question")
+    if style.kind is Kind.RAW_TEXT:
+        raise alone()
     if style.kind is Kind.TRACKS:
         return read_tracks(fields)
     if style.kind in POINT_KINDS and "points" in fields:

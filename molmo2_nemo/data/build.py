@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from molmo2_nemo.data.annotations import Alternatives, Annotation
-from molmo2_nemo.data.check import checked_count, checked_text
+from molmo2_nemo.data.check import checked_count, checked_document, checked_text
 from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
 from molmo2_nemo.data.image import TileGeometry, VisualInput, image_crops, images_layout, no_visual
@@ -19,6 +19,7 @@ from molmo2_nemo.data.image_size import image_size
 from molmo2_nemo.data.picture_decoder import TRUNCATED
 from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
+from molmo2_nemo.data.raw_text import RawText, document_tokens
 from molmo2_nemo.data.record import BadRecord, Record, Subtitle
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.tree import Branch, FlatTree, WeightRule, flatten
@@ -81,10 +82,13 @@ class ExampleBuilder:
             rng: decides wordings, branch order and resolution; nothing else does.
             weight: the data set's flat loss weight; overrides the record's own weight and factor.
             p_high_res: the data set's chance of many tiles for a single image; default `image.p_high_res`.
-            max_tokens: longest sequence; branches beyond it are dropped, and the last one kept may be cut.
+            max_tokens: longest sequence; branches beyond it are dropped, and the last one kept may be cut. Documents
+                (raw text) come whole; pieces.py splits them.
         Raises:
             BadRecord: the media or an annotation cannot be used; names the record's key.
         """
+        if (document := _document(record)) is not None:
+            return self._raw_text(record, document, weight)
         cause = "bad media"
         try:
             root = self._root(record.images, record.video, rng, record=record, p_high_res=p_high_res)
@@ -259,6 +263,18 @@ class ExampleBuilder:
             ]
         )
 
+    def _raw_text(self, record: Record, document: RawText, weight: float | None) -> Example:
+        """The whole document, every target with the same weight: 1 unless the data set or the record has another."""
+        try:
+            ids = self.tokenizer.encode(checked_document(document.text, self.config))
+        except UserError as error:
+            raise BadRecord(record.key, "bad annotation", str(error)) from error
+        flat = record.weight if weight is None else weight
+        factor = 1.0 if record.weight_factor is None else record.weight_factor
+        tree = document_tokens(ids, self.tokenizer.document_id, factor if flat is None else flat)
+        info = {"raw_text": True, "root_tokens": 0, "branches_kept": 1, "branches_dropped": 0, "tokens_cut": 0}
+        return self._example(tree, no_visual(self.config.image), record.key, info)
+
     def _checked_text(self, text: str) -> str:
         return checked_text(text, self.config.limits.text_chars)
 
@@ -313,6 +329,12 @@ def _lost(conversations: Sequence[Sequence[Turn]]) -> Counter[str]:
 def _same_count(found: int, planned: int) -> None:
     if found != planned:
         raise DataError(f"the media give {found} crops; their headers promised {planned}")
+
+
+def _document(record: Record) -> RawText | None:
+    """The document of a record of raw text."""
+    first = record.annotations[0] if record.annotations else None
+    return first.content if isinstance(first, Annotation) and isinstance(first.content, RawText) else None
 
 
 def _tree(record: Record, rng: np.random.Generator) -> Sequence[Annotation | Alternatives]:

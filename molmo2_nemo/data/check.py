@@ -29,6 +29,7 @@ from molmo2_nemo.data.annotations import (
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.json_values import Fault, FieldError
 from molmo2_nemo.data.prompts import PromptFormatter, VisualContext
+from molmo2_nemo.data.raw_text import RawText
 from molmo2_nemo.data.record import BadRecord, Record, Tree
 from molmo2_nemo.data.styles import style_of
 from molmo2_nemo.data.video.sampling import TimeSampler
@@ -63,6 +64,17 @@ def checked_text(text: str, limit: int) -> str:
         place = text[max(error.start - 20, 0) : error.start]
         raise DataError(f"text is not valid Unicode: half a character after {place!r}") from None
     return text
+
+
+def checked_document(text: str, config: DataConfig) -> str:
+    """Raw text, which `data.limits.json_bytes` alone limits.
+
+    Raises:
+        DataError: a blank document, or half a character.
+    """
+    if not text.strip():
+        raise DataError("the document is blank; nothing to train on")
+    return checked_text(text, config.limits.json_bytes)
 
 
 def checked_count(annotations: Sequence[Annotation | Alternatives], limit: int) -> None:
@@ -181,6 +193,9 @@ def _check_turns(
 ) -> None:
     """Word every answer that may be drawn; `later`: the turn is not its conversation's first, so without a prefix.
     `lost` gets the kinds of what the texts lack."""
+    if isinstance(annotation.content, RawText):
+        checked_document(annotation.content.text, config)
+        return
     for form in _with_each_answer(annotation):
         whole = replace(form, content=(OPENING, form.content)) if later else form  # type: ignore[arg-type]
         for turn in formatter.conversation(whole, context, np.random.default_rng(0)):
@@ -193,7 +208,7 @@ def _with_each_answer(annotation: Annotation) -> Iterator[Annotation]:
     """The annotation with each of the answers that may be drawn: the most frequent ones of several annotators."""
     content = annotation.content
     answer = getattr(content, "answer", None)
-    if not isinstance(answer, Answer) or len(answer.texts) == 1 or isinstance(content, (Messages, tuple)):
+    if not isinstance(answer, Answer) or len(answer.texts) == 1 or isinstance(content, (RawText, Messages, tuple)):
         yield annotation
         return
     counts = Counter(answer.texts)

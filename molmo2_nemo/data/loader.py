@@ -24,6 +24,7 @@ from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.phases import phase_at, phase_problems, phases
+from molmo2_nemo.data.pieces import record_of
 from molmo2_nemo.data.planner import PackPlanner, Place, PlannedBatch, check_bad, seen
 from molmo2_nemo.data.reader import Builder, ExampleReader, Skipped, default_builder
 from molmo2_nemo.data.states import STATE_VERSION, check_identity, merge_states, unread
@@ -202,7 +203,7 @@ class PackStream:
 
     def _decoded(self, example: Example, record: Seen, said: dict[str, Any] | Skipped) -> bool:
         """Take note of how the decoding of an example went; whether it can be used."""
-        first = (record.number, record.key)
+        first = (record_of(record.number), record.key)
         if not isinstance(said, Skipped):
             example.info |= said
             for kind, count in counted(said).items():

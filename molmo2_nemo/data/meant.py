@@ -22,6 +22,7 @@ from molmo2_nemo.data.annotations import (
 from molmo2_nemo.data.check import drawn_trees, pieces
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.prompts import POINT_MARK
+from molmo2_nemo.data.raw_text import RawText
 from molmo2_nemo.data.record import RECORD_KEYS, BadRecord, Record
 from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, asked_style, canonical_style
 from molmo2_nemo.data.unread import check_read, check_sampling_read
@@ -246,7 +247,7 @@ def _text(text: Any, path: str) -> None:
 
 def _task(record: Record, annotation: Annotation, path: str) -> None:
     content = annotation.content
-    if isinstance(content, (Messages, tuple)):
+    if isinstance(content, (RawText, Messages, tuple)):
         return
     if isinstance(content, QuestionAnswer) and content.question is None and not annotation.prompt.strip():
         style = canonical_style(content.style.name)

@@ -14,6 +14,7 @@ from molmo2_nemo.data.config import DataConfig, PackingConfig
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.data.phases import phase_at
+from molmo2_nemo.data.pieces import Numbered, record_of, rest
 from molmo2_nemo.data.reader import ExampleReader, Skipped
 from molmo2_nemo.data.tally import EXAMPLES, SKIPPED, Seen, Tally, counted
 from molmo2_nemo.data.workers import PackTask, PlanTasks, in_order, planners
@@ -141,19 +142,17 @@ class PackPlanner:
         try:
             self._open_packer(phase)
             for n, result in source:
-                pack = self._take(n, result)
-                if pack is None:
-                    continue
-                packs.append(pack)
-                phases.append([self.place.built_in.pop(item.id) for item in pack])
-                if len(packs) < self.micro_batch_size:
-                    continue
-                self.place.batches += 1
-                self.place.emitted, self.place.waiting = self.packer.emitted, list(self.packer.waiting)
-                yield PlannedBatch(packs, phases, phase, self.skipped, self.place.copy())
-                packs, phases, self.skipped = [], [], []
-                if self.phase != phase:
-                    return
+                for pack in self._take(n, result):
+                    packs.append(pack)
+                    phases.append([self.place.built_in.pop(item.id) for item in pack])
+                    if len(packs) < self.micro_batch_size:
+                        continue
+                    self.place.batches += 1
+                    self.place.emitted, self.place.waiting = self.packer.emitted, list(self.packer.waiting)
+                    yield PlannedBatch(packs, phases, phase, self.skipped, self.place.copy())
+                    packs, phases, self.skipped = [], [], []
+                    if self.phase != phase:
+                        return
         finally:
             source.close()
 
@@ -177,24 +176,38 @@ class PackPlanner:
             yield n
             n += self.dp_size
 
-    def _take(self, n: int, result: Example | Skipped) -> list[Item] | None:
+    def _take(self, n: int, result: list[Numbered] | Skipped) -> Iterator[list[Item]]:
+        """The packs that are due with the n-th example, or with the pieces of a document. When a pack leaves, the
+        place says which pieces have not been taken yet."""
+        self._arrived(n)
+        if isinstance(result, Skipped):
+            self._skip(n, result)
+            return
+        place = self.place
+        place.bad_in_a_row = 0
+        for i, (number, example) in enumerate(result):
+            if i:
+                place.backlog.pop(0)
+            if later := result[i + 1 :]:
+                place.backlog.insert(0, rest(later))
+            item = Item(number, example.num_tokens, example.num_crops, example)
+            place.tally.read(seen(item))
+            place.built_in[number] = self.phase
+            pack = self.packer.add(item)
+            if pack is not None:
+                yield pack
+
+    def _arrived(self, n: int) -> None:
+        """The place is then behind the n-th example."""
         place = self.place
         if place.backlog:
             expected = place.backlog.pop(0)
         else:
             expected, place.position = place.position, place.position + self.dp_size
         assert n == expected, "examples arrive in the order they were requested"
-        if isinstance(result, Skipped):
-            self._skip(n, result)
-            return None
-        place.bad_in_a_row = 0
-        item = Item(n, result.num_tokens, result.num_crops, result)
-        place.tally.read(seen(item))
-        place.built_in[n] = self.phase
-        return self.packer.add(item)
 
     def _skip(self, n: int, bad: Skipped) -> None:
-        self.place.tally.add(bad.source, SKIPPED + bad.cause, 1, (n, bad.key))
+        self.place.tally.add(bad.source, SKIPPED + bad.cause, 1, (record_of(n), bad.key))
         self.place.bad_in_a_row += 1
         self.skipped.append(bad)
         check_bad(self.config, bad, self.place.bad_in_a_row, self.place.tally)
@@ -203,17 +216,23 @@ class PackPlanner:
         """Plan the examples again that waited in the packer when the state was saved."""
         numbers = [int(number) for number, _ in saved["waiting"]]
         built_in = dict(zip(numbers, saved.get("phases", [0] * len(numbers)), strict=True))
-        examples: dict[int, Example | Skipped] = {}
+        examples: dict[int, list[Numbered] | Skipped] = {}
         for phase in range(len(self.readers)):
             own = [n for n in numbers if built_in[n] == phase]
             examples |= dict(self._planned(phase, iter(own))) if own else {}
 
         def rebuild(n: int) -> Item:
-            example = examples[n]
-            if isinstance(example, Skipped):
+            found = examples[n]
+            if isinstance(found, Skipped):
                 raise DataError(
-                    f"record {example.key} was read before the restart and cannot be read now ({example.detail}); "
+                    f"record {found.key} was read before the restart and cannot be read now ({found.detail}); "
                     "the data or their settings changed since the checkpoint"
+                )
+            example = found[0][1]
+            if len(found) > 1:
+                raise DataError(
+                    f"a piece of the document {example.key} waited when the checkpoint was written, and is longer than "
+                    f"a pack now; data.packing.sequence_length must not become smaller"
                 )
             return Item(n, example.num_tokens, example.num_crops, example)
 

@@ -52,6 +52,7 @@ from molmo2_nemo.data.points import (
     visible_points,
 )
 from molmo2_nemo.data.published_choice import published_choice
+from molmo2_nemo.data.raw_text import RawText
 from molmo2_nemo.data.styles import (
     DEMO_STYLES,
     IN_SECONDS,
@@ -123,6 +124,8 @@ class PromptFormatter:
         """
         if isinstance(annotation, Alternatives):
             annotation = annotation.forms[int(rng.integers(len(annotation.forms)))]
+        if isinstance(annotation.content, RawText):
+            raise DataError("raw text is a document, not a conversation")
         style, turns = self._turns(annotation.content, context, rng)
         if annotation.prompt:
             turns[0].user = annotation.prompt

@@ -13,6 +13,7 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Draw, Mixture, example_rng, normalised_rates
+from molmo2_nemo.data.pieces import Numbered, record_of, split
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 
@@ -82,25 +83,36 @@ class ExampleReader:
         ]
 
     def __getitem__(self, n: int) -> Example | Skipped:
-        """The n-th example of the stream. A record that cannot be used gives `Skipped`.
+        """The n-th example of the stream, or a document's first piece. A record that cannot be used gives `Skipped`.
 
         Raises:
             ShardError: the shard itself cannot be read.
         """
+        found = self.whole(n)
+        return found if isinstance(found, Skipped) else found[0]
 
-        def make(draw: Draw, record: Record) -> Example:
-            example = self._planned(draw, record)
-            example.make_room()
-            example.info |= self.builder.decode(record, example.info.get("images"), example.crops)
-            return example
+    def whole(self, n: int) -> list[Example] | Skipped:
+        """The n-th example of the stream, or all pieces of a document. Raises ShardError."""
+
+        def make(draw: Draw, record: Record) -> list[Example]:
+            examples = [example for _, example in self._planned(n, draw, record)]
+            for example in examples:
+                example.make_room()
+                example.info |= self.builder.decode(record, example.info.get("images"), example.crops)
+            return examples
 
         return self._of_record(n, make)
 
     def plan(self, n: int) -> Example | Skipped:
-        """The n-th example without its crops. Raises ShardError."""
-        return self._of_record(n, self._planned)
+        """The n-th example without its crops, or the first piece of a document. Raises ShardError."""
+        found = self.pieces(n)
+        return found if isinstance(found, Skipped) else found[0][1]
 
-    def _planned(self, draw: Draw, record: Record) -> Example:
+    def pieces(self, n: int) -> list[Numbered] | Skipped:
+        """The n-th example without its crops, or the pieces of a document, with their numbers. Raises ShardError."""
+        return self._of_record(n, lambda draw, record: self._planned(n, draw, record))
+
+    def _planned(self, n: int, draw: Draw, record: Record) -> list[Numbered]:
         source = self.config.sources[draw.source]
         example = self.builder.plan(
             record,
@@ -111,8 +123,11 @@ class ExampleReader:
         )
         example.key, example.source = record.key, draw.source
         check_example(example, self.im_patch_id)
-        self._check_size(example)
-        return example
+        document = example.info.get("raw_text", False)
+        pieces = split(n, example, self.config.packing.sequence_length) if document else [(n, example)]
+        for _, piece in pieces:
+            self._check_size(piece)
+        return pieces
 
     def decode(self, n: int, images: list[dict[str, Any]] | None, out: np.ndarray) -> dict[str, Any] | Skipped:
         """Decode the crops of the n-th example to `out`, uint8 [C, P, D_p]; see `ExampleBuilder.decode`.
@@ -125,7 +140,7 @@ class ExampleReader:
         return self._of_record(n, lambda draw, record: self.builder.decode(record, images, out))
 
     def _of_record(self, n: int, work: Callable[[Draw, Record], T]) -> T | Skipped:
-        draw = self.mixture.draw(n)
+        draw = self.mixture.draw(record_of(n))
         key = f"{draw.source}[{draw.index}]"
         try:
             key, members = self.datasets[draw.source].read(draw.index)

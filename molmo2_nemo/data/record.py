@@ -15,6 +15,7 @@ from typing import Any
 from molmo2_nemo.data.annotations import Alternatives, Annotation, read_annotation
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show, without_nulls
+from molmo2_nemo.data.raw_text import RawText, alone
 from molmo2_nemo.errors import DataError
 
 IMAGE_SUFFIXES = frozenset(
@@ -249,6 +250,11 @@ def _variants(
     return trees, weights
 
 
+def _is_raw(annotation: Annotation | Alternatives) -> bool:
+    """Whether an annotation is a document. One among alternatives has been refused."""
+    return isinstance(annotation, Annotation) and isinstance(annotation.content, RawText)
+
+
 def read_tree(key: str, value: Any, num_images: int, has_video: bool, path: str = "annotations") -> Tree:
     """The annotations of a record with `num_images` images, or a video, from their JSON at `path`.
 
@@ -268,7 +274,10 @@ def read_tree(key: str, value: Any, num_images: int, has_video: bool, path: str 
                 Fault(f"{path}[{i}]", show(fields), "an object with a style"),
             )
         try:
-            tree.append(read_annotation(fields, num_images, has_video))
+            read = read_annotation(fields, num_images, has_video)
+            if _is_raw(read) and (path != "annotations" or len(value) > 1 or num_images or has_video):
+                raise alone()
+            tree.append(read)
         except FieldError as error:
             fault = error.inside(f"{path}[{i}]").fault
             raise BadRecord(key, "bad record", f"{where} ({fields['style']}): {error}", fault) from None

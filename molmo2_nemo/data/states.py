@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from molmo2_nemo.data.pieces import without
 from molmo2_nemo.errors import DataError
 
 STATE_VERSION = 2
@@ -33,6 +34,7 @@ def merge_states(states: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
     """Stream numbers below `start` that no batch has used yet, ascending, and `start`, from which no rank has read.
+    Of a document that was used in part, the number of the rest (pieces.py).
 
     A state of `CostOrder` (ordering.py) is that of an earlier batch; its `ahead` names the examples used since, and how
     far the rank had read.
@@ -44,9 +46,8 @@ def unread(by_rank: list[dict[str, Any]]) -> tuple[list[int], int]:
         left.update(state["backlog"])
         left.update(number for number, _ in state["packer"]["waiting"])
         left.update(range(state["position"], start, size))
-    for state in by_rank:
-        left.difference_update(state.get("ahead", {}).get("used", ()))
-    return sorted(left), start
+    used = [number for state in by_rank for number in state.get("ahead", {}).get("used", ())]
+    return without(left, used), start
 
 
 def check_identity(saved: dict[str, Any], own: dict[str, Any]) -> None:

@@ -24,8 +24,10 @@ class Kind(Enum):
     MULTI_IMAGE_POINTS = auto()  # points in each of several images
     VIDEO_POINTS = auto()  # points in some frames of a video
     TRACKS = auto()  # objects tracked through a video
+    RAW_TEXT = auto()  # a document without a question
 
 
+RAW_TEXT = "raw_text"
 POINT_MODES = {
     "pointing": "point",
     "point": "point",
@@ -165,7 +167,7 @@ PUBLISHED = frozenset(  # further styles of the published data sets; their prefi
     }
 )
 KNOWN_STYLES = (
-    frozenset({*POINT_MODES, *TRACK_STYLES, *CAPTIONS, *TIMED_CAPTIONS}) | MC_STYLES | DEMO_STYLES | PUBLISHED
+    frozenset({*POINT_MODES, *TRACK_STYLES, *CAPTIONS, *TIMED_CAPTIONS, RAW_TEXT}) | MC_STYLES | DEMO_STYLES | PUBLISHED
 )
 NOT_ON_ONE_IMAGE = {
     **dict.fromkeys(("video_point", "video_point_count", "video_count_point", "video_count"), Kind.VIDEO_POINTS),
@@ -199,6 +201,8 @@ class Style:
 def style_of(name: str) -> Style:
     """The style of that name, or of `own:NAME`. A name that is not known stands for a question with an answer."""
     name = own_name(name)
+    if name == RAW_TEXT:
+        return Style(name, Kind.RAW_TEXT)
     if name in TRACK_STYLES:
         return Style(name, Kind.TRACKS, track=TRACK_STYLES[name])
     if name in POINT_MODES:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.pieces import record_of
 
 EXAMPLES = "examples"  # a kind too: examples read
 SKIPPED = "skipped: "  # the kind of a skipped record is this and its cause
@@ -50,6 +51,7 @@ KINDS = {
     "points_moved": Kind("points outside the picture, moved to its edge"),
     "branches_dropped": Kind("annotations beyond a sequence, left out", ("packing.sequence_length",)),
     "tokens_cut": Kind("tokens beyond a sequence, cut off", ("packing.sequence_length",)),
+    "documents_split": Kind("documents longer than a sequence, split into several", ("packing.sequence_length",)),
     "subtitles_unseen": Kind("subtitle lines near no sampled frame, left out", ("video.subtitle_mode",)),
     "subtitle_tokens_cut": Kind("tokens of subtitles beyond their limit, cut off", ("video.max_subtitle_tokens",)),
     "films_thinned": Kind("films longer than their frames at max_fps, sampled sparsely", ("video.max_frames",)),
@@ -74,7 +76,7 @@ def words_of(kind: str, config: DataConfig) -> str:
 class Seen(NamedTuple):
     """An example that was read, and what was counted for it."""
 
-    number: int  # of the stream
+    number: int  # of the stream; of a piece of a document see pieces.py
     key: str
     source: str
     counts: dict[str, int]  # kind -> how many; not `EXAMPLES`
@@ -106,7 +108,7 @@ class Tally:
         """Count an example."""
         self.add(seen.source, EXAMPLES, 1)
         for kind, count in seen.counts.items():
-            self.add(seen.source, kind, count, (seen.number, seen.key))
+            self.add(seen.source, kind, count, (record_of(seen.number), seen.key))
 
     def unread(self, seen: Seen) -> None:
         """Take an example out again. What was counted before data sets were known is taken from there."""

@@ -29,6 +29,7 @@ SHIPPED = {"tiny": ASSETS / "tiny_tokenizer"}
 
 DUMMY_TOKEN = "|<EXTRA_TOKENS_{}>|"
 CHAT_START, CHAT_END = "<|im_start|>", "<|im_end|>"
+DOCUMENT_END = "<|endoftext|>"  # of Qwen3 and OLMo
 _CHAT_SPLIT = re.compile(f"({re.escape(CHAT_START)}|{re.escape(CHAT_END)})")
 
 
@@ -55,6 +56,8 @@ class Molmo2Tokenizer:
         bos = _token_text(config.get("bos_token")) or eos  # Qwen has none: its sequences start with EOS
         self.eos_id = self._required(eos)
         self.bos_id = self._required(bos)
+        found = tokenizer.token_to_id(DOCUMENT_END)
+        self.document_id = self.eos_id if found is None else found  # between documents, as in pre-training
         # Chat scaffolding, encoded once.
         self._newline = self.encode("\n")
         self._assistant = [self.chat_end_id, *self._newline, self.chat_start_id, *self.encode("assistant\n")]

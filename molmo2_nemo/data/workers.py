@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from molmo2_nemo.data.config import DataConfig
-from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.manifest import ShardError
+from molmo2_nemo.data.pieces import Numbered
 from molmo2_nemo.data.reader import ExampleReader, Skipped
 from molmo2_nemo.processes import die_with_parent
 
@@ -38,13 +38,13 @@ class Tasks(Protocol):
 
 
 class PlanTasks:
-    """Number in the stream -> (number, its example without crops, or `Skipped`)."""
+    """Number in the stream -> (number, its examples without crops, or `Skipped`)."""
 
     def __init__(self, reader: ExampleReader):
         self.reader = reader
 
-    def __getitem__(self, n: int) -> tuple[int, Example | Skipped]:
-        return n, self.reader.plan(n)
+    def __getitem__(self, n: int) -> tuple[int, list[Numbered] | Skipped]:
+        return n, self.reader.pieces(n)
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,9 @@ def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: in
         if isinstance(example, Skipped):
             print(f"{example.key}: left out, {example.cause}: {example.detail}")
             continue
+        if example.info.get("raw_text"):
+            print(f"{example.key}: left out, raw text asks nothing")
+            continue
         prompt, reference = first_turn(example)
         words = [i for i, visual in zip(prompt.input_ids.tolist(), prompt.visual.tolist(), strict=True) if not visual]
         yield {

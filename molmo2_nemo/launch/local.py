@@ -20,7 +20,7 @@ from typing import Any
 
 from molmo2_nemo import compat
 from molmo2_nemo.data.wordings import pin
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, of_setting
 from molmo2_nemo.launch.capacity import capacity_problems
 from molmo2_nemo.launch.device import device_problems
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
@@ -28,7 +28,7 @@ from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.launch.start import resolve_start, start_problems
 from molmo2_nemo.processes import STOP_SIGNALS, as_parent
 from molmo2_nemo.rundir.config_file import write_config
-from molmo2_nemo.rundir.lock import Locked, only_run
+from molmo2_nemo.rundir.lock import Locked, make_lockable, only_run
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.resume import refuse_other_run
 from molmo2_nemo.rundir.verdicts import Ending
@@ -58,6 +58,8 @@ def launch(cfg: RunConfig) -> int:
     resolve_start(cfg)
     pin(cfg.data.text)
     checks.check(cfg, more=[*start_problems(cfg), *device_problems(cfg), *capacity_problems(cfg)])
+    with of_setting(f"output_dir={cfg.output_dir}"):
+        make_lockable(stage_dir(cfg))
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
         refuse_other_run(cfg)
         path = write_config(cfg)
@@ -73,7 +75,7 @@ def launch(cfg: RunConfig) -> int:
         write_config(cfg)  # again: NeMo's logger moves what it finds in the folder into run_N/
         if preempted(Path(errors)) is not None:
             return PREEMPTED
-        if code not in (0, INTERRUPTED):
+        if code not in (0, INTERRUPTED, PREEMPTED):
             code = explain_exit(Path(errors), code, stage_dir(cfg))
     return code
 
@@ -130,15 +132,18 @@ def _run_here(cfg: RunConfig) -> int:
 
 
 def _run_child(command: list[str], env: Mapping[str, str]) -> int:
-    """Runs the command as a child process to its end and returns its exit code, INTERRUPTED after Ctrl-C.
+    """Runs the command as a child process to its end and returns its exit code, INTERRUPTED after Ctrl-C, PREEMPTED
+    where a signal that was passed on ended it before it could catch any.
 
     SIGTERM and SIGUSR1 are passed on to the child, those that arrive before it exists as soon as it does;
     training/signals.py has the whole story. The terminal sends Ctrl-C to both.
     """
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before there was a child
+    passed: set[int] = set()
 
     def pass_on(number: int, _: Any) -> None:
+        passed.add(number)
         if process is None:
             early.append(number)
         else:
@@ -149,7 +154,8 @@ def _run_child(command: list[str], env: Mapping[str, str]) -> int:
         process = subprocess.Popen(command, env=dict(env))
         for number in early:
             process.send_signal(number)
-        return _wait(process)
+        code = _wait(process)
+        return PREEMPTED if -code in passed else code
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -87,7 +87,7 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
         print(f"{place}: {cfg.stage.max_steps} steps on {layout_of_run(cfg.parallel)}", flush=True)
         code = train(cfg)
         if code:
-            show_how_to_resume(code)
+            show_how_to_resume(code, stage_dir(cfg))
             return code
         done[number] = read_summary(stage_dir(cfg))
         if done[number] is None:

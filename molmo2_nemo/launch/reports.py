@@ -22,7 +22,8 @@ from pathlib import Path
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
 from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir.attempt import note_error
-from molmo2_nemo.rundir.paths import OUTCOME
+from molmo2_nemo.rundir.checkpoint_manifest import newest_whole
+from molmo2_nemo.rundir.paths import CHECKPOINTS, OUTCOME
 from molmo2_nemo.rundir.verdicts import Ending
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # variable with the folder that processes report to
@@ -149,12 +150,16 @@ def write_outcome(folder: Path, how: Ending, message: str) -> None:
     part.unlink()
 
 
-def show_how_to_resume(code: int, where: str = "") -> None:
-    """Prints, after Ctrl-C or a signal, that the same command resumes; nothing for other exit codes.
+def show_how_to_resume(code: int, stage: Path) -> None:
+    """Prints, after Ctrl-C or a signal, what the same command does; nothing for other exit codes.
 
     Args:
-        where: the folder the checkpoint is in, where that helps.
+        stage: the folder of the stage that ended so.
     """
     how = {INTERRUPTED: "interrupted", PREEMPTED: "stopped by a signal"}.get(code)
-    if how is not None:
-        print(f"{how}; the same command resumes from the last checkpoint{where and f' in {where}'}", flush=True)
+    if how is None:
+        return
+    if newest_whole(stage / CHECKPOINTS) is None:
+        print(f"{how}; {stage} has no checkpoint yet, so the same command starts over", flush=True)
+    else:
+        print(f"{how}; the same command resumes from the last checkpoint in {stage}", flush=True)

@@ -18,16 +18,18 @@ from molmo2_nemo.rundir.config_file import use_kept_templates
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
+from molmo2_nemo.training import signals
 
 
 def run(cfg: RunConfig) -> int:
     """Trains; returns the process's exit code. On failure a report lies in the folder that ERROR_DIR names."""
     try:
         quiet()
-        from molmo2_nemo.nemo.train import train
+        with signals.watched():  # before the imports, which take seconds
+            from molmo2_nemo.nemo.train import train
 
-        use_kept_templates(cfg.data.text, Path(cfg.output_dir))
-        train(cfg)
+            use_kept_templates(cfg.data.text, Path(cfg.output_dir))
+            train(cfg)
     except KeyboardInterrupt:
         return INTERRUPTED
     except Preempted as stop:

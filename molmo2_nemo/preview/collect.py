@@ -14,6 +14,7 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.mixture import Draw, example_rng, normalised_rates
+from molmo2_nemo.data.pieces import split
 from molmo2_nemo.data.reader import default_builder
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import ShardDataset
@@ -133,6 +134,8 @@ def record(cfg: RunConfig, key: str) -> PackView:
             p_high_res=source.p_high_res,
             max_tokens=data.packing.sequence_length,
         )
+        if example.info.get("raw_text"):
+            example = split(0, example, data.packing.sequence_length)[0][1]
         example.key = label
         batch = collate([[example]], sequence_length=example.num_tokens, im_patch_id=im_patch)
         budget = data.packing.sequence_length, data.packing.max_crops

@@ -190,10 +190,19 @@ def tree(part: Part) -> str:
             f"branch {number}: {tokens.stop - tokens.start} tokens, loss {weight}</span>{said}</div>"
         )
     dropped = "".join(f"<br>{count:,} {KINDS[kind].plain}" for kind, count in counted(info).items())
-    lines = [f"<b>root</b>: {part.root_tokens} token{'s' * (part.root_tokens != 1)}"]
+    lines = [_document(part) or f"<b>root</b>: {part.root_tokens} token{'s' * (part.root_tokens != 1)}"]
     lines += [f"{int(example.visual.sum())} visual, {example.num_crops} crops"]
     root = f"<div class=root>{'<br>'.join(lines)}{dropped}</div><div class=line></div>"
     return f"<div class=tree>{root}<div class=branches>{''.join(boxes)}</div></div>"
+
+
+def _document(part: Part) -> str:
+    """Which part of a document an example is; "" if it is none."""
+    info, count = part.example.info, part.example.num_tokens
+    if not info.get("raw_text"):
+        return ""
+    start, stop, total = info.get("piece", (0, count, count))
+    return f"<b>raw text</b>: tokens {start + 1:,} to {stop:,} of {total:,}"
 
 
 def chips(part: Part, tokenizer: Molmo2Tokenizer) -> str:

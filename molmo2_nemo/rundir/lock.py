@@ -29,9 +29,7 @@ def only_run(folder: Path, wait: float = 0.0) -> Iterator[None]:
     Raises:
         Locked: another run is at work there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    # Beside the folder: NeMo's logger moves the files that it finds inside.
-    with open(folder.parent / f".{folder.name}.lock", "a") as file:
+    with open(make_lockable(folder), "a") as file:
         deadline = time.monotonic() + wait
         while not _locked(file):
             if time.monotonic() >= deadline:
@@ -41,6 +39,20 @@ def only_run(folder: Path, wait: float = 0.0) -> Iterator[None]:
                 )
             time.sleep(LOCK_POLL)
         yield
+
+
+def make_lockable(folder: Path) -> Path:
+    """Makes the folder, and the file that its lock is on; returns the latter.
+
+    Raises:
+        OSError: one of them cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (
+        folder.parent / f".{folder.name}.lock"
+    )  # beside the folder: NeMo's logger moves the files that it finds inside
+    lock.touch()
+    return lock
 
 
 def _locked(file: Any) -> bool:

@@ -27,7 +27,7 @@ PATTERNS = tuple(
     for kind, pattern in (
         ("communication", r"nccl|nvshmem|userbuffers|multimem|symm_mem|^c10d::|^gloo:|record_param_comms"),
         ("optimizer", r"multi_tensor|adam|aten::_foreach|^Optimizer\."),
-        ("attention", r"flash|fmha|sdpa|attention|attn"),
+        ("attention", r"flash|fmha|sdpa|attention|attn|^_attend"),
         ("matrix products", r"^triton_tem|^nvjet|gemm|gemv|splitk|cublas(?!.*(copy|memset))|xmma|wmma"),
         ("matrix products", r"cutlass.*(mm|tensorop)|^aten::(add|ba?dd)?b?mm|^aten::(matmul|linear|addmv|mv|dot)\b"),
         ("norms and reductions", r"^triton_(red|per|poi)_.*(norm|rsqrt|softmax|logsumexp|log_sum)"),

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from molmo2_nemo.training.kernel_kinds import KINDS, kind_of
 
 STEP = "training step "  # how the marks of steps in a trace begin
+MARKS = "USDT:"  # what the profiler says of its own start and end
 LARGEST = 25  # kernels that the table names
 LONG = 256 * 2**20  # bytes of a packed trace from which on browsers get slow
 WAITS = ("Synchronize", "cudaMemcpy")  # calls of the CUDA runtime in which the host waits
@@ -146,7 +147,7 @@ def summary(found: Any, steps: int | None = None) -> Profile:
         rows = _rows((e.name, e.time_range.elapsed_us() / 1000) for e in kernels)
         busy = covered([(e.time_range.start, e.time_range.end) for e in kernels]) / 1000
     else:
-        own = ((e.name, e.self_cpu_time_total / 1000) for e in on_host if not e.name.startswith(STEP))
+        own = ((e.name, e.self_cpu_time_total / 1000) for e in on_host if not e.name.startswith((STEP, MARKS)))
         rows = _rows(own)
         busy = sum(row.ms for row in rows)
     return Profile(bool(kernels), len(marks), (end - start) / 1000, busy, waited, len(waiting), rows)

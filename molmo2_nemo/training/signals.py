@@ -6,7 +6,8 @@
    that is torch's elastic launcher, it passes them to every worker and gives these 600 s to leave (launch/elastic.py).
    Inside a torchrun or Slurm job the training process gets them directly. Loader workers ignore SIGTERM, because their
    trainer still needs them (data/loader.py).
-3. In a training process. `watched`, in place from before the first heavy import, only notes the signal.
+3. In a training process. `watched`, in place from before the first heavy import (launch/worker.py), only notes the
+   signal.
 4. All ranks agree. After every step, and between two packs of a validation, `StopTogether` (stopping.py) asks all
    ranks whether any was sent one. If so, the host ends training there and the last step is saved as at any end. A
    signal that came before the first step ends the run with nothing trained.
@@ -47,12 +48,17 @@ def catch() -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """STOP_SIGNALS are noted instead of ending the process, until the block is left; then handlers are as before."""
+    """STOP_SIGNALS are noted instead of ending the process, until the block is left; then handlers are as before. A
+    block inside another changes nothing."""
     global _seen
-    _seen = None
     if threading.current_thread() is not threading.main_thread():
+        _seen = None
         yield
         return
+    if signal.getsignal(signal.SIGTERM) is _note:
+        yield
+        return
+    _seen = None
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     catch()
     try:

@@ -172,14 +172,15 @@ def packs(
         return collate([waiting], sequence_length=budget.sequence_length, im_patch_id=reader.im_patch_id)
 
     for number in numbers:
-        example = reader[number]
-        if isinstance(example, Skipped):
-            skipped.append(example)
+        examples = reader.whole(number)
+        if isinstance(examples, Skipped):
+            skipped.append(examples)
             continue
-        if waiting and full(example):
-            yield packed()
-            waiting = []
-        waiting.append(example)
+        for example in examples:
+            if waiting and full(example):
+                yield packed()
+                waiting = []
+            waiting.append(example)
     if waiting:
         yield packed()
 

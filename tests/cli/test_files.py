@@ -133,6 +133,12 @@ def test_what_cannot_be_written(where, call, place, capsys):
     assert sorted(p for p in place.rglob("*") if not p.name.endswith(".lock")) == before, "something was written"
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc here")
+def test_a_folder_that_cannot_be_made_is_told_with_its_setting(place, capsys, shards):
+    line = told([*TINY, "output_dir=/proc/absent/run", f"data.sources.demo.path={shards}/sft"], capsys)
+    assert "output_dir=/proc/absent/run: " in line and "No such file or directory" in line
+
+
 def test_a_full_disk_is_told_with_the_file(place, capsys):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")

@@ -13,7 +13,7 @@ import types
 
 import pytest
 
-from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
 from molmo2_nemo.launch import local, reports, worker
 from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.rundir.config_file import write_config
@@ -126,6 +126,8 @@ def test_a_killed_process_is_named(tmp_path, capsys):
 
 def test_children_end_with_their_code():
     assert local._run_child([sys.executable, "-c", "raise SystemExit(7)"], {}) == 7
+    own = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"  # nobody asked the run to stop
+    assert local._run_child([sys.executable, "-c", own], {}) == -signal.SIGTERM
 
 
 def test_a_signal_before_the_child_exists_reaches_it(monkeypatch):
@@ -136,7 +138,7 @@ def test_a_signal_before_the_child_exists_reaches_it(monkeypatch):
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(subprocess, "Popen", SignalledFirst)
-    assert local._run_child([sys.executable, "-c", "import time; time.sleep(60)"], {}) == -signal.SIGTERM
+    assert local._run_child([sys.executable, "-c", "import time; time.sleep(60)"], {}) == PREEMPTED
     assert signal.getsignal(signal.SIGTERM) == before
 
 

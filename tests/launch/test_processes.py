@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import PREEMPTED, UserError
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch import local, reports
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
+from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.lock import only_run
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.progress import read_run
@@ -68,6 +69,37 @@ def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(molm
     assert "stopped by a signal; the same command resumes from the last checkpoint" in out
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]
     assert [p.name for p in (tmp_path / "pretrain" / "checkpoints").iterdir()] == [f"step={last}"]
+
+
+def test_a_signal_before_anything_is_saved_says_that_the_command_starts_over(molmo2, shards, tmp_path):
+    run = start(molmo2, tmp_path, shards)
+    for rank in (0, 1):
+        worker = wait(run, lambda rank=rank: worker_of(tmp_path, rank))
+        wait(run, lambda worker=worker: "libtorch" in Path(f"/proc/{worker}/maps").read_text())  # past its first lines
+    run.send_signal(signal.SIGTERM)
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == PREEMPTED, err
+    assert f"stopped by a signal; {tmp_path / 'pretrain'} has no checkpoint yet, so the same command starts over" in out
+    assert not (tmp_path / "pretrain" / "checkpoints").exists()
+
+
+def test_how_to_resume_is_said_by_what_is_saved(tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoints" / "step=2"
+    for code, how in ((PREEMPTED, "stopped by a signal"), (INTERRUPTED, "interrupted")):
+        reports.show_how_to_resume(code, tmp_path)
+        assert capsys.readouterr().out == f"{how}; {tmp_path} has no checkpoint yet, so the same command starts over\n"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "part").write_text("weights")
+    reports.show_how_to_resume(PREEMPTED, tmp_path)
+    assert "starts over" in capsys.readouterr().out, "it was not written to its end"
+    checkpoint_manifest.write(checkpoint, checkpoint_manifest.describe(checkpoint, [checkpoint / "part"]))
+    reports.show_how_to_resume(PREEMPTED, tmp_path)
+    assert (
+        capsys.readouterr().out
+        == f"stopped by a signal; the same command resumes from the last checkpoint in {tmp_path}\n"
+    )
+    reports.show_how_to_resume(1, tmp_path)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_killed_launcher_leaves_no_process_behind(molmo2, shards, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -69,6 +71,52 @@ def test_a_folder_that_is_no_kit_is_left_alone(tmp_path, capsys, monkeypatch):
     assert build.main(["--out", str(tmp_path)]) == 2
     assert "is no kit: name another folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("manifest", ['{"step": 4}', "{}", "[]", "no JSON"])
+def test_a_folder_with_another_kind_of_manifest_is_left_alone(tmp_path, capsys, monkeypatch, manifest):
+    """A checkpoint has a manifest.json, too."""
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it went on to build"))
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert build.main(["--out", str(tmp_path)]) == 2
+    assert "is no kit: name another folder" in capsys.readouterr().err
+    assert (tmp_path / "manifest.json").read_text() == manifest
+
+
+def test_a_place_for_no_folder_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it went on to build"))
+    (tmp_path / "file").write_text("mine")
+    for place, said in (("file", "is no kit"), ("file/below/kit", "Not a directory")):
+        assert build.main(["--out", str(tmp_path / place)]) == 2
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--machine", "potato"], ["--limit", "-5"], ["--limit", "nan"], ["--there", "no/such/file"]]
+)
+def test_what_cannot_be_built_is_refused_at_once(words, capsys):
+    with pytest.raises(SystemExit):
+        arguments(words)
+    assert words[0] in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_package_to_leave_out_that_there_is_none_of_is_refused_before_anything_is_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "pack_overlay", lambda *_: pytest.fail("it went on to pack"))
+    with pytest.raises(build.PackageError, match="--leave-out nosuch: no package"):
+        build.build(arguments(["--leave-out", "av", "nosuch"]), tmp_path)
+
+
+def test_a_build_that_is_ended_leaves_the_old_kit_and_nothing_else(kit, monkeypatch):
+    write(kit)
+    monkeypatch.setattr(build, "build", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = sorted(kit.parent.rglob("*"))
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="ended by a signal"):
+            build.main(["--out", str(kit)])
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert sorted(kit.parent.rglob("*")) == before
 
 
 def test_what_fails_leaves_the_old_kit(kit, capsys, monkeypatch):

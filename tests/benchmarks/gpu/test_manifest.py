@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -104,6 +105,65 @@ def test_a_damaged_kit_is_refused(kit, tmp_path):
     assert done.returncode == 2 and "were packed\nkit: copy the whole folder again" in done.stderr
     (kit / manifests.NAME).write_text(json.dumps({"date": "today"}))
     assert "is not the manifest of a kit" in unpack(kit, tmp_path / "there").stderr
+
+
+@pytest.mark.parametrize("name", ["project", "molmo2-overlay", "thesis"])
+def test_a_folder_with_something_else_in_it_is_left_alone(kit, tmp_path, name):
+    mine = tmp_path / "there" / name / "thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    done = unpack(kit, tmp_path / "there")
+    assert done.returncode == 2 and f"there has {name} in it, and no kit was unpacked there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path for path in (tmp_path / "there").rglob("*") if path.is_file()] == [mine]
+
+
+def test_an_unpacking_that_was_cut_off_is_done_again(kit, tmp_path):
+    there = tmp_path / "there"
+    (there / "project").mkdir(parents=True)
+    (there / "kit.sha256").write_text("unpacking")
+    assert "unpacked in" in unpack(kit, there).stdout
+    assert (there / "project" / "README.md").is_file()
+
+
+def test_a_place_that_cannot_be_written_is_named(kit, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = unpack(kit, place)
+        assert done.returncode == 2 and f"cannot unpack to {place} (MOLMO2_KIT names another folder)" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_warnings_of_packages_while_they_are_compiled_are_not_shown(kit, tmp_path):
+    archive(kit / "overlay.tar.xz", {"molmo2-overlay/site/old.py": "x = '\\d'\ny = 1 is 1\n"}, tmp_path)
+    write(kit)
+    done = unpack(kit, tmp_path / "there")
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def start(words, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
+
+
+def test_run_sh_takes_relative_paths_and_links(kit, tmp_path):
+    """The kit's project answers with what run.sh gives it."""
+    echo = "import os, sys; print(os.getcwd(), sys.executable, *sys.argv[1:])"
+    files = {"project/benchmarks/__init__.py": "", "project/benchmarks/gpu/__init__.py": ""}
+    archive(kit / "project.tar.xz", files | {"project/benchmarks/gpu/run.py": echo}, tmp_path)
+    write(kit)
+    here = tmp_path / "here"
+    (here / "bin").mkdir(parents=True)
+    (here / "bin" / "python").symlink_to(sys.executable)
+    (here / "link.sh").symlink_to(kit / "run.sh")
+    found = dict(MOLMO2_PYTHON="bin/python", MOLMO2_KIT="un packed", OUT="re sults")
+    done = start(["./link.sh", "--list"], here, **found)
+    assert done.returncode == 0, done.stderr
+    cwd, python, rest = done.stdout.splitlines()[-1].replace("un packed", "UN").replace("re sults", "RE").split(" ", 2)
+    assert cwd == f"{here}/UN/project" and python == f"{here}/bin/python"
+    assert f"--kit {kit} --data {kit}/data --out {here}/RE --begun " in rest and rest.endswith(" --list")
+    assert not (here / "re sults").exists()
+    lost = start([str(kit / "run.sh")], here, MOLMO2_PYTHON="no/python")
+    assert lost.returncode == 2 and lost.stderr == f"kit: no such Python: {here}/no/python; name one in MOLMO2_PYTHON\n"
 
 
 def test_other_versions_than_planned_are_said(kit, tmp_path):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -111,6 +114,40 @@ def test_no_time_left_is_said(run):
     assert run.results[0].state == "not run" and "are needed" in run.results[0].why
 
 
+@pytest.mark.parametrize("seconds", ["0", "-5", "nan", "inf"])
+def test_no_time_at_all_is_refused(seconds, capsys):
+    with pytest.raises(SystemExit):
+        runner.main(["--tiny", "--seconds", seconds])
+    assert "expected seconds above 0" in capsys.readouterr().err
+
+
+def test_a_part_asked_for_that_was_not_begun_is_no_success(tmp_path):
+    out = ["--out", str(tmp_path / "out"), "--data", str(tmp_path), "--seconds", str(CLOSING + 1)]
+    assert runner.main(["--tiny", "environment", *out]) == 1
+    assert "1 s are left, 15 are needed" in (tmp_path / "out" / "page.md").read_text()
+
+
+def test_a_place_for_no_results_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below"):
+        assert runner.main(["--tiny", "--out", str(tmp_path / place)]) == 2
+        assert f"--out {tmp_path / place}: no folder for results: " in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_part_that_is_interrupted_says_so(run):
+    interrupt = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGUSR1); time.sleep(600)"
+    former = signal.signal(signal.SIGUSR1, lambda *_: sys.exit("ended"))
+    try:
+        with pytest.raises(SystemExit, match="ended"):
+            run.all([part("long", interrupt), part("never", "print(1)")])
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert [(r.name, r.state, r.why) for r in run.results] == [("long", "stopped", "by a signal to the whole run")]
+    run.end_child()
+    assert run.child is None
+
+
 def without_cards(monkeypatch, **more: str) -> None:
     for name, value in {"CUDA_VISIBLE_DEVICES": "", **more}.items():
         monkeypatch.setenv(name, value)
@@ -170,7 +207,7 @@ def test_a_wrong_part_is_refused_and_the_list_names_all(capsys):
         runner.main(["probes"])
     assert "probes: no such part" in capsys.readouterr().err
     assert runner.main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [*NAMES, "together"]
 
 
 def test_every_module_of_a_part_is_there():
