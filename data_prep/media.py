@@ -73,6 +73,7 @@ EXPECTED = {
     "video cannot be re-encoded": "a video whose frames can all be decoded",
     "too large": "a file and a picture within the limits",
     "clip outside the video": "a part of the video",
+    "subtitles cannot be read": "a subtitle file: .srt, .vtt, .ass or .ssa",
 }
 
 

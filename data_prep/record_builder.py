@@ -19,7 +19,7 @@ from typing import Any
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.noticed import noticed
 from data_prep.run_limits import check_fits
-from data_prep.sources.base import OWN, Media, Sample, Skip
+from data_prep.sources.base import OWN, File, Media, Sample, Skip, Url
 from molmo2_nemo.data.check import View, check_record
 from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
@@ -124,7 +124,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             data["images"].append(name)
             members[name] = image.data
     film, shown = video, clip
-    subtitles = _subtitles(sample, film, shown, mended)
+    subtitles = _subtitles(sample, resolver, film, shown, mended)
     if video is not None:
         video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
         data["video"] = video.suffix
@@ -281,7 +281,7 @@ def _same_image(images: Sequence[StillImage], i: int) -> str | None:
 
 
 def _subtitles(
-    sample: Sample, film: Video | None, clip: tuple[float, float] | None, notes: set[str]
+    sample: Sample, resolver: Resolver, film: Video | None, clip: tuple[float, float] | None, notes: set[str]
 ) -> list[dict[str, Any]] | str:
     """As stored; of a user's own data, `notes` says what was mended."""
     if isinstance(sample.subtitles, str):
@@ -291,12 +291,27 @@ def _subtitles(
     from data_prep.subtitles import as_record, cut, supervisions
 
     lines = sample.subtitles
+    if isinstance(lines, (File, Url)):
+        lines = _subtitle_file(lines, resolver)
     if sample.place is not None and film is not None:
         lines = place_subtitles(lines, view_of((), film, None), clip, notes)
     segments = supervisions(sample.key, lines)
     if sample.clip is not None:
         segments = cut(segments, *sample.clip)
     return as_record(segments)
+
+
+def _subtitle_file(media: File | Url, resolver: Resolver) -> list[tuple[float, float, str]]:
+    from data_prep.subtitle_files import parse
+
+    try:
+        path, name = resolver.file(media)
+        return parse(name, path.read_bytes())
+    except MediaError as error:
+        raise MediaError(error.reason, error.detail, "subtitles") from None
+    except DataError as error:
+        name = media.url if isinstance(media, Url) else media.paths[0]
+        raise MediaError("subtitles cannot be read", f"{name} {error}", "subtitles") from None
 
 
 def _transcoded(

@@ -129,8 +129,8 @@ class Sample:
     images: Sequence[Media] = ()
     video: Media | None = None
     clip: tuple[float, float] | None = None  # seconds of the video
-    # (start, end, text) in seconds of the whole video; a text without times is shown as it is
-    subtitles: Sequence[tuple[float, float, str]] | str = ()
+    # (start, end, text) in seconds of the whole video, or a file of them; a text without times is shown as it is
+    subtitles: Sequence[tuple[float, float, str]] | str | File | Url = ()
     sampling: Mapping[str, Any] = field(default_factory=dict)  # overrides of frame sampling
     weight: float | None = None  # flat loss weight of every answer
     weight_factor: float | None = None  # a factor on the loss weight of every answer

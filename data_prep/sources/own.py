@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_prep.sources.base import OWN, Context, File, Manual, Media, Place, Row, Sample, Skip, Source, Table, Url
-from data_prep.sources.own_shapes import plain_answers, plain_messages
+from data_prep.sources.own_shapes import inline_medium, plain_answers, plain_entry
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.meant import ANNOTATION_FIELDS
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, load_json
@@ -36,8 +36,8 @@ KNOWN = {
     *("variant_weights", "subtitles", "clip", "sampling", "weight", "weight_factor"),
 }
 NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"}
-LLAVA = {"conversations", "id"}  # known together
 SUBTITLE_FIELDS = ("start", "end", "text")
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; data_prep/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
 
 
@@ -81,8 +81,9 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     Raises:
         FieldError: the entry is invalid; the message says why.
     """
-    entry, document = _raw_text(_llava(entry))
     notes: list[str] = []
+    entry, chat = plain_entry(entry, KNOWN, notes)
+    entry, document = _raw_text(entry)
     for name in entry:
         if name not in KNOWN and name in ANNOTATION_FIELDS:
             fields = ", ".join(f'"{field}": ...' for field in dict.fromkeys(("style", name)))
@@ -93,22 +94,20 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     key = entry.get("key", key)
     if not isinstance(key, str) or not key:
         raise FieldError.wrong("key", "a non-empty string", key)
-    images = entry.get("images", [entry["image"]] if "image" in entry else [])
-    if not isinstance(images, list) or ("image" in entry and "images" in entry):
-        raise FieldError.wrong("images", "a list of paths (image is for a single one)", images)
-    name = "image" if "image" in entry else "images"
+    images = entry.get("image", entry.get("images", []))
+    single, name = "image" in entry and not isinstance(images, list), "image" if "image" in entry else "images"
+    if ("image" in entry and "images" in entry) or (not single and not isinstance(images, list)):
+        raise FieldError.wrong("images", "a list of paths (image is for a single one)", entry["images"])
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
         raise FieldError.wrong("sampling", "an object", sampling)
-    names = {"images[0]": "image"} if "image" in entry else {}
+    images, names = ([images], {"images[0]": "image"}) if single else (images, {"images": name} if images else {})
     variants = [[plain_answers(a, notes) for a in tree] for tree in _variants(entry)]
-    annotations, short = ([], {}) if variants else _annotations(entry, notes)
+    annotations, short = ([], {}) if variants else _annotations(entry, notes, chat)
     return Sample(
         key,
         annotations,
-        images=[
-            _medium(path, IMAGE_SUFFIXES, name if name == "image" else f"images[{i}]") for i, path in enumerate(images)
-        ],
+        images=[_medium(path, IMAGE_SUFFIXES, name if single else f"{name}[{i}]") for i, path in enumerate(images)],
         video=_medium(entry["video"], VIDEO_SUFFIXES, "video") if "video" in entry else None,
         clip=_clip(entry.get("clip")),
         subtitles=_subtitles(entry.get("subtitles", [])),
@@ -122,20 +121,6 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     )
 
 
-def _llava(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry of LLaVA's form as one with `messages`; any other entry as it is."""
-    if "conversations" not in entry:
-        return entry
-    if "messages" in entry:
-        raise FieldError.wrong("conversations", "in place of messages, not beside them", entry["conversations"])
-    made = {name: value for name, value in entry.items() if name not in LLAVA}
-    if "id" in entry:
-        made.setdefault("key", str(entry["id"]))
-    return made | {
-        "messages": plain_messages(entry["conversations"], "conversations", "from", "value", media=_media(entry))
-    }
-
-
 def _raw_text(entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """An entry that is a document in the full form, with its own name of the text; any other entry as it is."""
     if "text" not in entry or NOT_BESIDE_TEXT & set(entry):
@@ -145,13 +130,7 @@ def _raw_text(entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return made | {"annotations": annotations}, {"annotations[0].text": "text"}
 
 
-def _media(entry: dict[str, Any]) -> int:
-    """How many images and videos an entry names."""
-    images = entry.get("images")
-    return (len(images) if isinstance(images, list) else 0) + ("image" in entry) + ("video" in entry)
-
-
-def _annotations(entry: dict[str, Any], notes: list[str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _annotations(entry: dict[str, Any], notes: list[str], chat: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The annotations, and the entry's own names of the fields that came from the short forms."""
     full = entry.get("annotations", [])
     if not isinstance(full, list):
@@ -173,9 +152,8 @@ def _annotations(entry: dict[str, Any], notes: list[str]) -> tuple[list[dict[str
         names |= {f"{where}.question": "question", f"{where}.answer": "answer", f"{where}.answers": "answer"}
         full.append({"style": "user_qa", "question": entry["question"], "answer": entry["answer"]})
     if "messages" in entry:
-        names[f"annotations[{len(full)}].messages"] = "messages"
-        texts = plain_messages(entry["messages"], "messages", "role", "content", media=_media(entry))
-        full.append({"style": "text_sft", "messages": texts})
+        names[f"annotations[{len(full)}].messages"] = chat
+        full.append({"style": "text_sft", "messages": entry["messages"]})
     if not full:
         expected = "caption, question and answer, messages, or annotations"
         raise FieldError(
@@ -201,6 +179,8 @@ def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
 def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
     if not isinstance(path, str) or not path:
         raise FieldError.wrong(field, "a path, a string", path)
+    if (inline := inline_medium(path, field)) is not None:
+        return inline
     if "://" in path:
         if not path.startswith("https://"):
             raise FieldError(
@@ -226,9 +206,11 @@ def _clip(value: Any) -> tuple[float, float] | None:
     return float(value[0]), float(value[1])
 
 
-def _subtitles(value: Any) -> list[tuple[float, float, str]] | str:
+def _subtitles(value: Any) -> list[tuple[float, float, str]] | str | File | Url:
     if isinstance(value, str):
-        return value
+        if not value.lower().endswith(SUBTITLE_SUFFIXES) or len(value.strip().splitlines()) != 1:
+            return value
+        return Url(value) if value.startswith("https://") else File(value)
     lines = value if isinstance(value, list) else [value]
     for i, line in enumerate(lines):
         ok = isinstance(line, dict) and is_number(line.get("start")) and is_number(line.get("end"))

@@ -266,7 +266,7 @@ class ExampleBuilder:
     def _raw_text(self, record: Record, document: RawText, weight: float | None) -> Example:
         """The whole document, every target with the same weight: 1 unless the data set or the record has another."""
         try:
-            ids = self.tokenizer.encode(checked_document(document.text, self.config))
+            ids = self.tokenizer.encode_document(checked_document(document.text, self.config))
         except UserError as error:
             raise BadRecord(record.key, "bad annotation", str(error)) from error
         flat = record.weight if weight is None else weight

@@ -6,7 +6,6 @@ are targets. A document longer than a pack is split into pieces (pieces.py), nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +44,15 @@ def alone() -> FieldError:
     return FieldError(Fault("style", RAW_TEXT, expected), f"is {RAW_TEXT}; expected {expected}")
 
 
-def document_tokens(ids: Sequence[int], boundary: int, weight: float) -> FlatTree:
+def document_tokens(ids: np.ndarray, boundary: int, weight: float) -> FlatTree:
     """The shifted arrays of a document of n tokens: n + 1 inputs, each of whose labels is scored.
 
     Args:
+        ids: int64 [n].
         boundary: the token between documents.
         weight: of every target.
     """
-    sequence = np.array([boundary, *ids, boundary], dtype=np.int64)
+    sequence = np.concatenate([[boundary], ids, [boundary]]).astype(np.int64)
     count = len(sequence) - 1
     return FlatTree(
         input_ids=sequence[:-1],

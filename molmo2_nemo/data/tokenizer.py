@@ -11,12 +11,14 @@ made from ids by `image.py` and `video.py`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from molmo2_nemo.data.json_values import show
@@ -30,6 +32,10 @@ SHIPPED = {"tiny": ASSETS / "tiny_tokenizer"}
 DUMMY_TOKEN = "|<EXTRA_TOKENS_{}>|"
 CHAT_START, CHAT_END = "<|im_start|>", "<|im_end|>"
 DOCUMENT_END = "<|endoftext|>"  # of Qwen3 and OLMo
+WINDOW = 1 << 18  # characters of a document that are encoded together
+AROUND = 64  # characters before and after a place where a text is taken apart
+PLACES_TRIED = 100
+_WORD_END = re.compile(r"(?<=[^\W_])(?= [^\W_])|(?<=\n)(?=[^\W_])")
 _CHAT_SPLIT = re.compile(f"({re.escape(CHAT_START)}|{re.escape(CHAT_END)})")
 
 
@@ -109,6 +115,31 @@ class Molmo2Tokenizer:
             return self._plain.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise UserError(f"text is not valid Unicode: {text[:40]!r}...") from error
+
+    def encode_document(self, text: str, window: int = WINDOW) -> np.ndarray:
+        """Token ids of a text of any length, int64 [n]: those of `encode`, some `window` characters at a time.
+
+        The library keeps some hundred bytes for each token that it makes. Byte-level tokenizers do not merge over the
+        end of a word, so the text is taken apart there; each such place is tried on the characters around it.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        ids, start = [], 0
+        while start < len(text):
+            end = self._apart(text, start + window)
+            ids.append(np.array(self.encode(text[start:end]), dtype=np.int64))
+            start = end
+        return np.concatenate(ids) if ids else np.zeros(0, np.int64)
+
+    def _apart(self, text: str, start: int) -> int:
+        """The first place from `start` on where the text can be taken apart; its end, where none is found."""
+        for found in itertools.islice(_WORD_END.finditer(text, start), PLACES_TRIED):
+            at = found.start()
+            before, after = text[max(at - AROUND, 0) : at], text[at : at + AROUND]
+            if self.encode(before) + self.encode(after) == self.encode(before + after):
+                return at
+        return len(text)
 
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of trusted scaffolding: `<|im_start|>` and `<|im_end|>` become the chat tokens, nothing else."""

@@ -173,6 +173,69 @@ def test_a_tokenizer_without_a_boundary_token_uses_the_end_token():
     assert BOUNDARY == "<|endoftext|>" and TOKENIZER.document_id != TOKENIZER.eos_id
 
 
+def other_tokenizer(pre_tokenizer):
+    """The tiny tokenizer with another way to find words; None: merges go over the ends of words."""
+    from tokenizers import Tokenizer
+
+    fields = json.loads(TOKENIZER._special_aware.to_str())
+    fields["pre_tokenizer"] = pre_tokenizer
+    return Molmo2Tokenizer(Tokenizer.from_str(json.dumps(fields)), TOKENIZER.config)
+
+
+WAYS = {
+    "Qwen's": TOKENIZER,
+    "GPT-2's": other_tokenizer(
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    ),
+    "a space before": other_tokenizer(
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    ),
+    "no words": other_tokenizer(
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("window", [1, 7, 50, 400])
+def test_a_document_is_encoded_in_parts_as_in_one(way, window):
+    """Oracle: the library, on the whole text."""
+    rng = np.random.default_rng(0)
+    bits = [
+        "the",
+        " words",
+        " of",
+        "\n",
+        "\n\n",
+        "  ",
+        "\t",
+        "12",
+        " 3",
+        ".",
+        " don't",
+        "é",
+        "e\u0301",
+        "你好",
+        "。\n",
+        "🙂",
+        "_",
+    ]
+    bits += ["<|endoftext|>", " <im_patch>", "\r\n", "\u2028", "a" * 90, "\n你"]
+    for _ in range(10):
+        text = "".join(rng.choice(bits, 120))
+        found = WAYS[way].encode_document(text, window)
+        assert found.dtype == np.int64 and found.tolist() == WAYS[way].encode(text)
+
+
+def test_parts_of_a_document_are_short(monkeypatch):
+    sizes = []
+    plain = TOKENIZER.encode
+    monkeypatch.setattr(TOKENIZER, "encode", lambda text: sizes.append(len(text)) or plain(text))
+    TOKENIZER.encode_document("some words of a text, " * 500, 300)
+    assert max(sizes) < 320 and sum(size > 150 for size in sizes) > 20
+    assert TOKENIZER.encode_document("").tolist() == []
+
+
 # --- the stream ------------------------------------------------------------------------------------------------------
 
 

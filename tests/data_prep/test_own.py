@@ -87,7 +87,7 @@ BAD = [
     ({"video": "bunny.mp4", "caption": "x", "sampling": {"fps": 2}}, "00000002", "sampling.fps is an unknown field"),
     ({"video": "bunny.mp4", "caption": "x", "sampling": {"max_fps": "2"}}, "00000002", "sampling.max_fps must be"),
     ({"video": "bunny.mp4", "caption": "x", "sampling": {"max_fps": 0}}, "00000002", "sampling.max_fps must be"),
-    ({"video": "bunny.mp4", "caption": "x", "subtitles": "talk.srt"}, "00000002", "name of a file: talk.srt"),
+    ({"video": "bunny.mp4", "caption": "x", "subtitles": "talk.lrc"}, "00000002", "name of a file: talk.lrc"),
     ({"messages": ["a", "b"], "clip": [0, 1]}, "00000002", "clip belongs to a video"),
     ({"messages": ["a", "b"], "weight": 0}, "00000002", "weight must be a number above 0"),
 ]

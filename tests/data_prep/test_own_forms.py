@@ -1,5 +1,6 @@
 """Own data: null, common shapes of other projects, names of files, and when prepare gives up."""
 
+import base64
 import json
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from data_prep import demo
 from data_prep.prepare import GIVE_UP_AFTER
 from data_prep.sources.own import entry_sample
-from data_prep.sources.own_shapes import NUMBER_NOTE
+from data_prep.sources.own_shapes import NUMBER_NOTE, not_read
+from data_prep.sources.references import File, Inline
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import MANIFEST, read_head
@@ -122,6 +124,60 @@ def test_roles_and_conversations():
     assert made({"image": "a.jpg", "conversations": llava}) == plain
 
 
+def llava(question, answer="a"):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+IMAGE_PARTS = [
+    {"type": "image_url", "image_url": {"url": "a.jpg", "detail": "low"}},
+    {"type": "image_url", "image_url": "a.jpg"},
+    {"type": "image", "image": "a.jpg"},
+    {"type": "image", "url": "a.jpg"},
+    {"type": "image", "path": "a.jpg"},
+    {"type": "input_image", "image_url": "a.jpg"},
+]
+
+
+@pytest.mark.parametrize("part", IMAGE_PARTS)
+def test_parts_that_name_media(part):
+    text = {"type": "text", "text": "q"}
+    for order in ([part, text], [text, part]):
+        sample = entry_sample({"messages": role(order, "a")}, "k")
+        assert sample.images == [File("a.jpg")] and sample.annotations == [
+            {"style": "text_sft", "messages": ["q", "a"]}
+        ]
+        assert sample.notes == ((not_read("detail"),) if "detail" in str(part) else ())
+
+
+def test_the_order_of_media_is_that_of_the_parts():
+    parts = [{"type": "image", "image": name} for name in ("b.jpg", "a.jpg", f"data:image/png;base64,{PNG}")]
+    sample = entry_sample({"messages": role([*parts, {"type": "text", "text": "q"}], "a")}, "k")
+    assert sample.images == [File("b.jpg"), File("a.jpg"), Inline(base64.b64decode(PNG))]
+    film = entry_sample({"messages": role([{"type": "video", "video": "c.mp4"}, "q"], "a")}, "k")
+    assert film.video == File("c.mp4") and film.annotations[0]["messages"] == ["q", "a"]
+
+
+def test_lists_of_media_and_fields_that_nothing_reads(tmp_path, capsys):
+    two = entry_sample({"image": ["a.jpg", "b.jpg"], "conversations": llava("<image><image>\nq")}, "k")
+    assert two.images == [File("a.jpg"), File("b.jpg")] and two.annotations[0]["messages"] == ["q", "a"]
+    film = entry_sample({"images": [], "videos": ["c.mp4"], "messages": role("<video>q", "a")}, "k")
+    assert film.video == File("c.mp4") and not film.images
+    swapped = {"conversations": role("q", "a")}, {"messages": llava("q")}
+    assert [made(entry) for entry in swapped] == [[{"style": "text_sft", "messages": ["q", "a"]}]] * 2
+    line = {"id": "x1", "conversations": llava("q"), "model": "m", "width": 3}
+    path = write(tmp_path / "own.jsonl", line, {**line, "id": "x2"}, {"conversations": llava("q", " ")})
+    assert prepare(path, "--out", tmp_path / "out") == 0
+    notes = read_head(tmp_path / "out" / "own" / MANIFEST)["notes"]
+    assert notes == {not_read("model"): [2, "x1"], not_read("width"): [2, "x1"]}
+    assert not_read("model") in capsys.readouterr().out
+    (bad,) = skipped(tmp_path / "out" / "own")
+    assert bad["field"] == "conversations[1]"
+    gone = {"image": ["gone.jpg", "lost.jpg"], "messages": role("q", "a")}
+    assert prepare(write(tmp_path / "two.jsonl", gone, {"messages": ["q", "a"]}), "--out", tmp_path / "out") == 0
+    assert skipped(tmp_path / "out" / "two")[0]["field"] == "image[0]"
+
+
 @pytest.mark.parametrize(
     "entry, field",
     [
@@ -131,7 +187,23 @@ def test_roles_and_conversations():
         ({"messages": role("<image> q", "a")}, "messages[0].content"),
         ({"image": "a.jpg", "messages": role("look at <image> here", "a")}, "messages[0].content"),
         ({"image": "a.jpg", "messages": role("q", "a", "<image> q", "a")}, "messages[2].content"),
-        ({"messages": role([{"type": "image_url", "image_url": "https://x/a.jpg"}], "a")}, "messages[0].content[0]"),
+        ({"messages": role([{"type": "audio", "audio": "a.wav"}], "a")}, "messages[0].content[0]"),
+        ({"messages": role([{"type": "image", "image": "a.jpg", "min_pixels": 4}], "a")}, "messages[0].content[0]"),
+        ({"messages": role("q", "a", [{"type": "image", "image": "a.jpg"}], "a")}, "messages[2].content[0]"),
+        ({"messages": role(["q ", {"type": "image", "path": "a.jpg"}, " r"], "a")}, "messages[0].content"),
+        ({"image": "a.jpg", "messages": role([{"type": "image", "url": "b.jpg"}], "a")}, "image"),
+        ({"messages": role([{"type": "video", "video": v} for v in ("a.mp4", "b.mp4")], "a")}, "messages"),
+        (
+            {"annotations": [{"style": "text_sft", "messages": role([{"type": "image", "url": "b.jpg"}], "a")}]},
+            "messages",
+        ),
+        ({"messages": role([{"type": "image", "image": "data:image/png;base64,?"}], "a")}, "images[0]"),
+        ({"images": ["a.jpg", "b.jpg"], "conversations": llava("<image>q")}, "conversations[0].value"),
+        ({"image": "a.jpg", "conversations": llava("<image>\n<image>\nq")}, "conversations[0].value"),
+        ({"conversations": llava("q"), "system": "Be brief."}, "system"),
+        ({"conversations": llava("q"), "imagee": "a.jpg"}, "imagee"),
+        ({"conversations": llava("q"), "points": []}, "points"),
+        ({"videos": ["a.mp4", "b.mp4"], "conversations": llava("q")}, "videos"),
         ({"conversations": [{"from": "human", "value": "q"}] * 2}, "conversations[1].from"),
         ({"conversations": [], "messages": ["q", "a"]}, "conversations"),
         ({"id": 7, "messages": ["q", "a"]}, "id"),
