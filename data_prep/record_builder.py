@@ -25,7 +25,15 @@ from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.meant import check_meant, check_names
-from molmo2_nemo.data.places import CLAMPED, CLIP_CUT, Placing, check_places, place_clip, place_subtitles
+from molmo2_nemo.data.places import (
+    CLAMPED,
+    CLIP_CUT,
+    Placing,
+    check_places,
+    early_times,
+    place_clip,
+    place_subtitles,
+)
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError, verbose
@@ -126,7 +134,10 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     film, shown = video, clip
     subtitles = _subtitles(sample, resolver, film, shown, mended)
     if video is not None:
-        video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
+        try:
+            video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
+        except MediaError as error:
+            raise MediaError(error.reason, f"{_named(sample.video)}{error.detail}", "video") from None
         data["video"] = video.suffix
         members[video.suffix] = video.data
     if subtitles:
@@ -145,6 +156,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             data["variant_weights"] = list(sample.variant_weights)
     else:
         data["annotations"] = list(sample.annotations)
+    if sample.place is not None and film is not None:
+        data = early_times(data, film.fps, mended)
     try:
         members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -312,6 +325,11 @@ def _subtitle_file(media: File | Url, resolver: Resolver) -> list[tuple[float, f
     except DataError as error:
         name = media.url if isinstance(media, Url) else media.paths[0]
         raise MediaError("subtitles cannot be read", f"{name} {error}", "subtitles") from None
+
+
+def _named(media: Media | None) -> str:
+    """The name of a file before an error of it."""
+    return f"{media.url}: " if isinstance(media, Url) else f"{media.paths[0]}: " if isinstance(media, File) else ""
 
 
 def _transcoded(
