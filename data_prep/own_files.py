@@ -178,16 +178,27 @@ def _json_file(path: Path, given: Mapping[str, Any] | None) -> OwnRows | None:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a JSON file is one object with COCO's fields; a first line that is whole says what the others are."""
+    """Whether a JSON file is one object with COCO's fields; a first line that is whole says what the others are.
+
+    Raises:
+        UserError: one object over several lines, with other fields.
+    """
     with path.open("rb") as file:
         first = file.readline(WHOLE_BYTES).removeprefix(b"\xef\xbb\xbf")
-        for text in (first, None):
-            try:
-                found = json.loads(first + file.read() if text is None else text)
-            except ValueError:
-                continue
-            return isinstance(found, dict) and set(found) >= COCO
-    return False
+        try:
+            return set(json.loads(first)) >= COCO
+        except ValueError:
+            pass
+        try:
+            found = json.loads(first + file.read())
+        except ValueError:
+            return False
+    if set(found) >= COCO:
+        return True
+    raise UserError(
+        f"{path} is one object ({', '.join(found)}); a list of records is read, one record a line, or COCO's object "
+        f"({', '.join(sorted(COCO))})"
+    )
 
 
 def _listed(path: Path) -> Iterator[Row]:

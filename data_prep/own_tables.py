@@ -16,8 +16,8 @@ from data_prep.own_files import ENDINGS, PACKED, OwnRows, columns_of, ending, js
 from data_prep.sources.base import Row
 from data_prep.sources.own_columns import Columns, find_columns
 from data_prep.sources.own_shapes import not_read
-from molmo2_nemo.data.json_values import Fault
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.data.json_values import Fault, show
+from molmo2_nemo.errors import UserError, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's folders of images or videos
 SPLIT = "train"
@@ -62,21 +62,21 @@ def _csv(path: Path) -> Iterator[Any]:
     Raises:
         UserError: an unfinished quotation, text that is not UTF-8, a packed file that is damaged.
     """
-    opener, number = PACKED.get(path.suffix.lower(), open), 0
+    opener, reader = PACKED.get(path.suffix.lower(), open), None
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
         try:
             first = file.readline()
             file.seek(0)
             reader = csv.reader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
             yield reader
-            number = reader.line_num
         except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
-            raise UserError(f"{path} cannot be read after line {number}: {error}") from None
+            after = f" after line {reader.line_num}" if reader is not None else ""
+            raise UserError(f"{path} cannot be read{after}: {error}") from None
 
 
 def _csv_header(path: Path) -> list[str]:
     with _csv(path) as reader:
-        names = next(reader, [])
+        names: list[str] = next(reader, [])
     if not names or len(set(names)) != len(names) or "" in names:
         raise UserError(f"{path}: the first line must name the columns, each once, not {', '.join(names)[:100]!r}")
     return names
@@ -130,7 +130,7 @@ def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
         UserError: another folder.
     """
     if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        splits = _parts(path / "dataset_dict.json", "splits")
         name = SPLIT if SPLIT in splits else splits[0]
         others = [f"the split {other}: name {path / other}" for other in splits if other != name]
         return _saved(path / name, given, others)
@@ -152,14 +152,23 @@ def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
 
 
 def _saved(path: Path, given: Mapping[str, Any] | None, unread: Sequence[str]) -> OwnRows:
-    try:
-        state = json.loads((path / "state.json").read_text())
-        files = [path / entry["filename"] for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / 'state.json'} is not that of a saved data set: {error}") from None
-    if state.get("_indices_data_files"):
-        raise UserError(f"{path} was saved as a selection; save it whole: dataset.flatten_indices().save_to_disk(...)")
+    files = [path / entry["filename"] for entry in _parts(path / "state.json", "_data_files")]
     return table_rows(files, (path.resolve(),), given, unread)
+
+
+def _parts(path: Path, name: str) -> list[Any]:
+    """The list `name` in a JSON file that save_to_disk wrote.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        found = json.loads(read_text(path))[name]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path} is not what save_to_disk writes: {type(error).__name__} {error}") from None
+    if not isinstance(found, list) or not found:
+        raise UserError(f"{path} is not what save_to_disk writes: {name} is {show(found)}")
+    return found
 
 
 def _metadata(path: Path, file: Path, given: Mapping[str, Any] | None) -> OwnRows:

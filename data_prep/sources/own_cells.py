@@ -96,7 +96,8 @@ def as_record(found: dict[str, Any], style: str = "") -> dict[str, Any]:
         FieldError: fields that do not belong together.
     """
     if "file" in found:
-        found[_kind(found["file"])] = found.pop("file")
+        file = found.pop("file")
+        found[_kind(file)] = file
     if "start" in found or "end" in found:
         found["clip"] = _span(found)
     context = found.pop("context", None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from data_prep.sources.own_cells import CHATS, MEDIA, PLACED, as_record, cell_value, is_empty
@@ -88,6 +89,7 @@ class Columns:
         """The columns that are read."""
         return list(dict.fromkeys(one for column in self.taken.values() for one in _several(column)))
 
+    @cached_property
     def _reads(self) -> set[str]:
         read = self.read()
         return {*read, *(name.partition(".")[0] for name in read)}
@@ -123,7 +125,7 @@ class Columns:
                 found[name] = _without_end(cells, name)
             elif not is_empty(cells[0]):
                 found[name] = cell_value(name, cells[0])
-        notes += [not_read(column) for column in row if column not in self._reads() and not is_empty(row[column])]
+        notes += [not_read(column) for column in row if column not in self._reads and not is_empty(row[column])]
         return as_record(found, self.style)
 
     def _cell(self, row: Mapping[str, Any], column: str) -> Any:

@@ -218,14 +218,11 @@ def test_shapes_with_more_than_one_reading_are_refused(entry, field):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, words",
-    [("tab.csv", "JSON Lines"), ("z.jsonl.gz", "gunzip"), ("d.parquet", "JSON Lines"), ("l.json", "jq -c")],
-)
-def test_other_files_are_told_what_to_do(tmp_path, name, words, capsys):
+@pytest.mark.parametrize("name", ["tab.xlsx", "z.jsonl.zst", "d.parquet.gz", "words.txt", "w.yaml"])
+def test_other_files_are_told_what_is_read(name, tmp_path, capsys):
     (tmp_path / name).write_text('[{"messages": ["a", "b"]}]')
     assert prepare(tmp_path / name, "--out", tmp_path / "out") == 2
-    assert words in capsys.readouterr().err
+    assert "own data is read from .jsonl" in capsys.readouterr().err
 
 
 def test_names_of_files(tmp_path, capsys, monkeypatch):
@@ -234,12 +231,15 @@ def test_names_of_files(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert prepare(one, two, "--out", out) == 2
     said = capsys.readouterr().err
-    assert str(one) in said and str(two) in said and "NAME=FILE.jsonl" in said
+    assert str(one) in said and str(two) in said and "NAME=FILE" in said
     assert prepare(one, one, f"other={two}", "--out", out) == 0
     assert sorted(path.name for path in out.iterdir() if path.is_dir() and path.name[0] != ".") == ["data", "other"]
     assert prepare(write(tmp_path / "doc_qa.jsonl", entry), "doc_qa", "--out", out) == 2
     assert "the published doc_qa" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "doc_qa").mkdir()
+    assert prepare("doc_qa", "--out", out) == 2
+    assert "Download by hand" in capsys.readouterr().err, "a folder of that name does not stand for the published set"
     write(tmp_path / "UP.JSONL", entry)
     assert prepare("UP.JSONL", "--out", out) == 0 and (out / "UP").is_dir()
 
