@@ -104,12 +104,14 @@ def records(
 
 def _told_apart(sample: Sample, seen: set[int], line: int, notes: list[str]) -> Sample:
     """The sample, with a key of its own where its `id`, which other projects repeat, has come before."""
-    fingerprint = hash(sample.key)
-    if fingerprint in seen:
-        notes.append(SAME_ID)
-        return replace(sample, key=f"{sample.key}-{line}")
-    seen.add(fingerprint)
-    return sample
+    key = sample.key
+    while hash(key) in seen:
+        key = f"{key}-{line}"
+    seen.add(hash(key))
+    if key == sample.key:
+        return sample
+    notes.append(SAME_ID)
+    return replace(sample, key=key)
 
 
 def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) -> Sample:

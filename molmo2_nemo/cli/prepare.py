@@ -1,4 +1,4 @@
-"""Turn data sets into shards for training: those of the published mixture by name, or your own JSONL file.
+"""Turn data sets into shards for training: those of the published mixture by name, or your own files.
 
 Interrupted? Run it again: it resumes where it stopped. Records that cannot be used are counted, and listed in
 skipped.jsonl beside the shards. A data set appears in --out when it is complete; until then it is DIR/NAME.partial."""
@@ -28,6 +28,7 @@ examples:
   molmo2 prepare --needs okvqa star                         # what must be brought for them, and how
   molmo2 prepare --fetch okvqa --source /data/raw           # brings what may be fetched
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
+  molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_prep import demo
 from data_prep.prepare import GIVE_UP_AFTER
-from data_prep.sources.own import entry_sample
+from data_prep.sources.own import SAME_ID, entry_sample
 from data_prep.sources.own_shapes import NUMBER_NOTE, not_read
 from data_prep.sources.references import File, Inline
 from molmo2_nemo.cli.main import main
@@ -192,6 +192,7 @@ def test_lists_of_media_and_fields_that_nothing_reads(tmp_path, capsys):
         ({"messages": role("q", "a", [{"type": "image", "image": "a.jpg"}], "a")}, "messages[2].content[0]"),
         ({"messages": role(["q ", {"type": "image", "path": "a.jpg"}, " r"], "a")}, "messages[0].content"),
         ({"image": "a.jpg", "messages": role([{"type": "image", "url": "b.jpg"}], "a")}, "image"),
+        ({"image": "a.jpg", "messages": role([{"type": "image", "index": 1}], "a")}, "messages[0].content[0].index"),
         ({"messages": role([{"type": "video", "video": v} for v in ("a.mp4", "b.mp4")], "a")}, "messages"),
         (
             {"annotations": [{"style": "text_sft", "messages": role([{"type": "image", "url": "b.jpg"}], "a")}]},
@@ -242,6 +243,15 @@ def test_names_of_files(tmp_path, capsys, monkeypatch):
     assert "Download by hand" in capsys.readouterr().err, "a folder of that name does not stand for the published set"
     write(tmp_path / "UP.JSONL", entry)
     assert prepare("UP.JSONL", "--out", out) == 0 and (out / "UP").is_dir()
+
+
+def test_an_id_that_comes_twice_loses_no_line(tmp_path):
+    lines = [{"id": name, "conversations": llava("q")} for name in ("x", "x-3", "x", "x")]
+    assert prepare(write(tmp_path / "own.jsonl", *lines), "--out", tmp_path / "out", "--strict") == 0
+    data = ShardDataset(tmp_path / "out" / "own")
+    keys = [data.read(i)[0].rpartition(":")[2] for i in range(len(data))]
+    assert keys == ["x", "x-3", "x-3-3", "x-4"]
+    assert read_head(tmp_path / "out" / "own" / MANIFEST)["notes"][SAME_ID][0] == 2
 
 
 def test_a_key_that_comes_twice_names_both_lines(tmp_path):
