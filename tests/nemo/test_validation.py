@@ -95,22 +95,22 @@ def told_to_leave(cfg, packs: list, step: int, record: int) -> tuple[str, list[d
     from molmo2_nemo.data.reader import ExampleReader
     from molmo2_nemo.errors import Preempted
 
-    original, read = ExampleReader.__getitem__, []
+    original, read = ExampleReader.whole, []
 
-    def getitem(self, n: int):
+    def whole(self, n: int):
         if (Path(cfg.output_dir) / "sft" / "metrics.jsonl").read_text().count("\n") == step:
             read.append(n)
         if len(read) == record and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGUSR1)
         return original(self, n)
 
-    ExampleReader.__getitem__ = getitem
+    ExampleReader.whole = whole
     try:
         train_on_packs(cfg, packs)
     except Preempted as stop:
         return str(stop), lines(Path(cfg.output_dir))
     finally:
-        ExampleReader.__getitem__ = original
+        ExampleReader.whole = original
     return "", lines(Path(cfg.output_dir))
 
 
@@ -160,7 +160,7 @@ def test_answers_beside_their_references(workers, shards, learned):
     only, six = prompts
     assert (only["answer"], only["reference"], only["key"]) == (asked, "R", "prompt 1")
     assert remarks == only["remarks"] == [] and not any(r["remarks"] for r in records)
-    assert six["remarks"] == ["1 images after the first ones, left out (data.image.max_images=5)"]
+    assert six["remarks"] == ["1 images after the first 5, left out (data.image.max_images=5)"]
 
 
 def lines(folder: Path) -> list[dict]:
