@@ -99,7 +99,8 @@ def records(
             fault = error.fault or Fault("", error.detail, "one JSON object in a line")
             yield Skip(name, "bad line", error.detail.removeprefix(".json "), fault, place)
         except FieldError as error:
-            yield Skip(name, "bad line", str(error), error.fault, place)
+            detail = f"{place.of(error.fault.field)} {error.says}".lstrip()
+            yield Skip(name, "bad line", detail, error.fault, place)
 
 
 def _told_apart(sample: Sample, seen: set[int], line: int, notes: list[str]) -> Sample:
