@@ -27,6 +27,8 @@ TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 ENDINGS = (*LINES, ".json", *TABLES)
 COCO = {"images", "annotations", "categories"}
 HEAD = 4096
+LARGE_BYTES = 2**30
+END_BYTES = 2**20
 WHOLE_BYTES = 64 * 2**20
 
 
@@ -53,14 +55,30 @@ class OwnRows:
     def fingerprint(self) -> str:
         """What the manifest keeps of the source: files, their contents, and what the columns were taken for."""
         if len(self.files) == 1:
-            said = f"{self.files[0].name} with SHA-256 {file_sha256(self.files[0])}"
+            said = f"{self.files[0].name} with SHA-256 {fingerprint(self.files[0])}"
         else:
-            digest = hashlib.sha256("".join(map(file_sha256, self.files)).encode()).hexdigest()
+            digest = hashlib.sha256("".join(map(fingerprint, self.files)).encode()).hexdigest()
             said = f"{len(self.files)} files of {self.folders[0].name} with SHA-256 {digest}"
         if self.columns is None:
             return said
         taken = {**self.columns.taken, **({"style": self.columns.style} if self.columns.style else {})}
         return f"{said}; columns {json.dumps(taken, ensure_ascii=False)}"
+
+
+def fingerprint(path: Path, large: int = LARGE_BYTES) -> str:
+    """SHA-256 of a file's content; of a table with media in it, of more than `large` bytes, of its size and its ends.
+
+    The last part of a Parquet file has the places and statistics of all columns.
+    """
+    size = path.stat().st_size
+    if ending(path)[0] not in (".parquet", ".arrow") or size <= large:
+        return file_sha256(path)
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(END_BYTES))
+        file.seek(max(size - END_BYTES, 0))
+        digest.update(file.read())
+    return f"{digest.hexdigest()} of size and ends"
 
 
 def beside(path: Path) -> tuple[Path, ...]:

@@ -3,6 +3,7 @@
 import bz2
 import csv
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -17,6 +18,7 @@ from PIL import Image
 
 from data_prep import demo
 from data_prep.own_coco import BOXES, GROUPS, KEYPOINTS
+from data_prep.own_files import END_BYTES, fingerprint
 from data_prep.sources.own import SAME_ID
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.cli.main import main
@@ -318,6 +320,21 @@ def test_folders_of_datasets(place):
         assert prepare(place / name, "--out", place / "out", "--strict") == 0
         assert records(place / "out" / name) == expected
         assert notes(place / "out" / name)[not_read("source")] == 2
+
+
+def test_fingerprints_of_large_tables(tmp_path):
+    """Large tables are not read whole for it, and yet another size, beginning or end gives another."""
+    body = bytes(3 * END_BYTES)
+    contents = [body, body + b"x", b"x" + body[1:], body[:-1] + b"x"]
+    found = []
+    for i, content in enumerate(contents):
+        path = tmp_path / f"{i}.parquet"
+        path.write_bytes(content)
+        found.append(fingerprint(path, large=1000))
+        assert fingerprint(path) == hashlib.sha256(content).hexdigest()
+    assert len(set(found)) == len(contents)
+    (tmp_path / "a.jsonl").write_bytes(body)
+    assert fingerprint(tmp_path / "a.jsonl", large=1000) == hashlib.sha256(body).hexdigest()
 
 
 def test_other_splits_are_said(place, capsys):
