@@ -141,7 +141,7 @@ def whole_shards(problems: list[Problem]) -> set[str]:
 
 
 def _renamed(file: str) -> str:
-    return f"its bytes are intact in the file {file} (SHA-256), which was renamed; molmo2 shards repair renames it back"
+    return f"its bytes are intact in the file {file} (SHA-256); molmo2 shards repair gives it its name"
 
 
 def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
