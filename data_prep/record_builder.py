@@ -335,16 +335,15 @@ def measure(data: dict[str, Any], images: Sequence[StillImage], video: Video | N
 
     trees = data.get("variants") or [data["annotations"]]
     entry = Entry("", images=len(images), annotations=max(len(tree) for tree in trees))
-    tokens = text_cost(trees, data.get("subtitles", ()))
-    crops = 0
+    visual, shown = 0, None
     if images:
-        visual, crops = image_cost([(p.width, p.height) for p in images])
-        tokens += visual
+        visual, entry.crops = image_cost([(p.width, p.height) for p in images])
     if video is not None:
         start, end = data.get("clip") or (0.0, video.duration)
         entry.duration = round(min(end, video.duration) - start, 6)
         entry.frames = video.frames
-        visual, crops = video_cost(entry.duration, video.fps, data.get("sampling", {}))
-        tokens += visual
-    entry.tokens, entry.crops = tokens, crops
+        visual, entry.crops = video_cost(entry.duration, video.fps, data.get("sampling", {}))
+        shown = TimeSampler.of(VideoConfig(), data.get("sampling", {}), video.fps)(entry.duration)
+    entry.tokens = visual + text_cost(trees, data.get("subtitles", ()), shown)
+    entry.crops = entry.crops or 0
     return entry
