@@ -126,7 +126,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     film, shown = video, clip
     subtitles = _subtitles(sample, resolver, film, shown, mended)
     if video is not None:
-        video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
+        video, clip = _stored(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
         data["video"] = video.suffix
         members[video.suffix] = video.data
     if subtitles:
@@ -171,7 +171,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     check_fits(record, view, config)
     lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
-    seen = (*media_notes(entry, images, video), *noticed(record, data, view, lost, config))
+    of_film = film.notes if film is not None and film is not video else ()  # of what was stored otherwise
+    seen = (*of_film, *media_notes(entry, images, video), *noticed(record, data, view, lost, config))
     notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 
@@ -243,6 +244,7 @@ def check_usable(
 def media_notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
     """What the summaries say of a record's media."""
     yield from sorted({f"an image {note}" for image in images for note in image.notes})
+    yield from video.notes if video is not None else ()
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 
@@ -312,6 +314,16 @@ def _subtitle_file(media: File | Url, resolver: Resolver) -> list[tuple[float, f
     except DataError as error:
         name = media.url if isinstance(media, Url) else media.paths[0]
         raise MediaError("subtitles cannot be read", f"{name} {error}", "subtitles") from None
+
+
+def _stored(
+    video: Video, clip: tuple[float, float] | None, options: BuildOptions
+) -> tuple[Video, tuple[float, float] | None]:
+    try:
+        return _transcoded(video, clip, options)
+    except MediaError as error:
+        name = "" if isinstance(video.data, bytes) else f"{video.data}: "
+        raise MediaError(error.reason, f"{name}{error.detail}", "video") from None
 
 
 def _transcoded(

@@ -2,7 +2,7 @@
 
 A frame is reached the shortest way: by decoding on from the current position, or by seeking to the key frame before it.
 At most two decoded frames are in memory. Films whose time stamps do not say where to seek to are decoded from their
-start.
+start. A packet that the decoder refuses is a lost frame.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from av.error import FFmpegError
+from av.error import MemoryError as OutOfMemory
 
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.video.container import Deadline, Source, check_size, open_video
@@ -165,6 +166,7 @@ class _SeekingReader(_StampReader):
         self._wanted = index.pts[wanted]
         self._stamps = frozenset(self._wanted.tolist())
         self._runs: np.ndarray | None = _runs(index, wanted)  # None: the decoder is fed with all packets
+        self._seeks = True  # False: decodes on to the end
         self._sought = 0  # time stamp
         self._due: set[int] | None = None  # stamps until which the decoder is fed; None: as long as frames are needed
 
@@ -174,6 +176,8 @@ class _SeekingReader(_StampReader):
 
     def _jump_if_worth_it(self, target: int) -> None:
         index = self._index
+        if not self._seeks:
+            return
         key = max(int(np.searchsorted(index.keys, target, side="right")) - 1, 0)
         if self._last is not None:
             here = int(np.searchsorted(index.pts, self._last.pts))
@@ -183,11 +187,15 @@ class _SeekingReader(_StampReader):
             first = int(np.searchsorted(self._wanted, target))
             run = self._wanted[first : int(self._runs[np.searchsorted(self._runs, first, side="right")])]
         # Containers differ in which of a key frame's times they search by; some then land on the key frame after it.
-        for timestamp in (index.keys[key], index.key_dts[key], min(index.key_dts[0], index.pts[0])):
+        for timestamp in (index.keys[key], index.key_dts[key]):
             self._due = None if self._runs is None else set(run.tolist())
             self._seek(int(timestamp))
             if self._step() and self._last.pts <= target:
                 return
+        # Nothing is shown from this key frame on, as with periodic intra refresh: read all, and seek no more.
+        self._seeks, self._runs, self._due = False, None, None
+        self._seek(int(min(index.key_dts[0], index.pts[0])))
+        self._step()
 
     def _seek(self, timestamp: int) -> None:
         try:
@@ -241,7 +249,7 @@ def _decode(
     skip = wanted is not None and context.codec.name in SKIPPING and not fields
     shifts = list(reversed(joints))
     shift = count = 0
-    for packet in container.demux(stream):
+    for packet in _demuxed(container, stream):
         deadline.check()
         stamp = stamp_of(packet)
         if joints and stamp is not None and holds_frame(packet):
@@ -252,9 +260,31 @@ def _decode(
             packet.pts, packet.dts = stamp, None if packet.dts is None else packet.dts + shift
         if skip and wanted is not None:
             context.skip_frame = "NONREF" if stamp is not None and stamp not in wanted else "DEFAULT"
-        yield from packet.decode()
+        yield from _frames_of(context, packet)
         if due is not None:
             due.discard(stamp)  # type: ignore[arg-type]
             if not due and not fields:
-                yield from context.decode(None)
+                yield from _frames_of(context, None)
                 return
+
+
+def _demuxed(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets from the current position on; where they cannot be read on, the film ends."""
+    from av import Packet
+
+    try:
+        yield from container.demux(stream)
+    except FFmpegError:
+        last = Packet()  # empty: asks the decoder for the frames that it holds back
+        last.stream = stream
+        yield last
+
+
+def _frames_of(context: Any, packet: Any) -> list[Any]:
+    """The frames that come out of the decoder for a packet; none where it is damaged."""
+    try:
+        return context.decode(packet)
+    except OutOfMemory:
+        raise
+    except FFmpegError:
+        return []
