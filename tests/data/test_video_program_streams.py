@@ -1,4 +1,5 @@
-"""MPEG program streams, few of whose frames have a time stamp of their own: films, clips, and what prepare makes of them."""
+"""MPEG program streams, few of whose frames have a time stamp of their own: films, clips, and what prepare makes of
+them."""
 
 from __future__ import annotations
 
