@@ -171,7 +171,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     check_fits(record, view, config)
     lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
-    of_film = film.notes if film is not None and film is not video else ()  # of what was stored otherwise
+    of_film = () if film is None or video is None else tuple(n for n in film.notes if n not in video.notes)
     seen = (*of_film, *media_notes(entry, images, video), *noticed(record, data, view, lost, config))
     notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
