@@ -171,7 +171,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     check_fits(record, view, config)
     lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
-    of_film = film.notes if film is not None and film is not video else ()  # of what was stored otherwise
+    of_film = () if film is None or video is None else tuple(n for n in film.notes if n not in video.notes)
     seen = (*of_film, *media_notes(entry, images, video), *noticed(record, data, view, lost, config))
     notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
@@ -347,16 +347,15 @@ def measure(data: dict[str, Any], images: Sequence[StillImage], video: Video | N
 
     trees = data.get("variants") or [data["annotations"]]
     entry = Entry("", images=len(images), annotations=max(len(tree) for tree in trees))
-    tokens = text_cost(trees, data.get("subtitles", ()))
-    crops = 0
+    visual, shown = 0, None
     if images:
-        visual, crops = image_cost([(p.width, p.height) for p in images])
-        tokens += visual
+        visual, entry.crops = image_cost([(p.width, p.height) for p in images])
     if video is not None:
         start, end = data.get("clip") or (0.0, video.duration)
         entry.duration = round(min(end, video.duration) - start, 6)
         entry.frames = video.frames
-        visual, crops = video_cost(entry.duration, video.fps, data.get("sampling", {}))
-        tokens += visual
-    entry.tokens, entry.crops = tokens, crops
+        visual, entry.crops = video_cost(entry.duration, video.fps, data.get("sampling", {}))
+        shown = TimeSampler.of(VideoConfig(), data.get("sampling", {}), video.fps)(entry.duration)
+    entry.tokens = visual + text_cost(trees, data.get("subtitles", ()), shown)
+    entry.crops = entry.crops or 0
     return entry

@@ -17,16 +17,13 @@ from av.error import MemoryError as OutOfMemory
 
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.video.container import Deadline, Source, check_size, open_video
-from molmo2_nemo.data.video.index import VideoIndex, holds_frame, stamp_of
+from molmo2_nemo.data.video.index import VideoIndex, holds_frame, in_frames, stamp_of
 from molmo2_nemo.data.video.orientation import frame_orientation, upright
 from molmo2_nemo.errors import DataError
 
 SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
 # Their frames that no other needs are skipped unless wanted. Others skip later than they are told (AV1) or are rare.
 SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp8", "vp9")
-# FFmpeg's field order. H.264 of any other may have the two fields of a frame in packets of their own, each with a time
-# stamp, so that neither can be told from a frame: nothing of it is skipped or held back.
-PROGRESSIVE = 1
 PROBED = 64  # frames decoded to see whether time stamps fit the pictures
 
 
@@ -63,7 +60,7 @@ class PyAVFrames:
 def reader_of(container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray, deadline: Deadline) -> _Reader:
     """The way to read a container that was just opened; `wanted`: the numbers of all frames that will be asked for."""
     if index.order == "counted":
-        return _CountingReader(_decode(container, stream, None, deadline))
+        return _CountingReader(index, _decode(container, stream, None, deadline))
     if index.order == "joined":
         stamps = frozenset(index.pts[wanted].tolist())
         return _StampReader(index, _decode(container, stream, stamps, deadline, index.joints))
@@ -118,11 +115,21 @@ class _Reader(ABC):
 class _CountingReader(_Reader):
     """Numbers are those in which frames leave the decoder; the last one stands for those that are missing."""
 
+    def __init__(self, index: VideoIndex, frames: Iterator[Any]) -> None:
+        super().__init__(frames)
+        self._index = index
+        self._lost = 0  # frames before the first that can be decoded
+
     def at(self, number: int) -> Any:
-        while self.decoded <= number and self._step():
+        while self._lost + self.decoded <= number and self._step():
             pass
-        self.replaced += self.decoded <= number
+        self.replaced += not self._lost <= number < self._lost + self.decoded
         return self._found()
+
+    def _take(self, frame: Any) -> bool:
+        if not self.decoded and self._index.first_is_right and frame.pts is not None:
+            self._lost = int(self._index.frame_at(self._index.seconds_after(frame.pts)))
+        return True
 
 
 class _StampReader(_Reader):
@@ -245,7 +252,7 @@ def _decode(
             with those that can be decoded without the packets that follow.
     """
     context = stream.codec_context
-    fields = context.codec.name == "h264" and context.field_order != PROGRESSIVE
+    fields = not in_frames(context)
     skip = wanted is not None and context.codec.name in SKIPPING and not fields
     shifts = list(reversed(joints))
     shift = count = 0
