@@ -2,7 +2,8 @@
 
 Crops and visual tokens follow from sizes and durations and are exact for the published preprocessing (`ImageConfig` and
 `VideoConfig` with their defaults: 8 tiles, 128 frames). Text is estimated: it depends on the tokenizer and on the
-wordings drawn in training. The manifest keeps both for `molmo2 shards stats`; nothing in training depends on them.
+wordings drawn in training. Of tracks count the frames that are shown. The manifest keeps both for `molmo2 shards
+stats`; nothing in training depends on them.
 """
 
 from __future__ import annotations
@@ -11,13 +12,17 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from data_prep.text_length import estimated
+from molmo2_nemo.data.annotations import read_tracks
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry, select_tiling
+from molmo2_nemo.data.points import answer_frames, shown_track_frames, visible_points
 from molmo2_nemo.data.styles import Kind, style_of
 from molmo2_nemo.data.video.sampling import TimeSampler
 
-BYTES_PER_TOKEN = 4.0  # of English text
 TURN_TOKENS = 10  # chat scaffolding of one turn, and its end token
 PROMPT_TOKENS = 12  # a training prompt, where the annotation has no question
 POINT_TOKENS = 10  # "1 234 567" and its separator
@@ -61,14 +66,17 @@ def video_crops(duration: float, fps: float, sampling: Mapping[str, Any], config
     return len(TimeSampler.of(config, sampling, fps)(duration))
 
 
-def text_cost(trees: Iterable[Sequence[Mapping[str, Any]]], subtitles: Sequence[Mapping[str, Any]] | str = ()) -> int:
-    """Estimated text tokens: those of the longest variant and of the subtitles."""
-    return max((sum(branch_costs(tree)) for tree in trees), default=0) + subtitle_cost(subtitles)
+def text_cost(
+    trees: Iterable[Sequence[Mapping[str, Any]]],
+    subtitles: Sequence[Mapping[str, Any]] | str = (),
+    shown: np.ndarray | None = None,
+) -> int:
+    """Estimated text tokens: those of the longest variant and of the subtitles.
 
-
-def branch_costs(tree: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Estimated text tokens of each annotation."""
-    return [_annotation(annotation) for annotation in tree]
+    Args:
+        shown: float64 [n], the times of the sampled frames, seconds; without it all frames of tracks count.
+    """
+    return max((sum(_annotation(a, shown) for a in tree) for tree in trees), default=0) + subtitle_cost(subtitles)
 
 
 def subtitle_cost(subtitles: Sequence[Mapping[str, Any]] | str) -> int:
@@ -87,12 +95,13 @@ def visual_cost(view: View, sampling: Mapping[str, Any], config: DataConfig) -> 
     return frames * (side * side + FRAME_MARKERS + TIME_TOKENS)
 
 
-def _annotation(annotation: Mapping[str, Any]) -> int:
+def _annotation(annotation: Mapping[str, Any], shown: np.ndarray | None) -> int:
     if annotation.get("either"):
         shared = {name: value for name, value in annotation.items() if name != "either"}
-        return max(_annotation({**shared, **form}) for form in annotation["either"])
+        return max(_annotation({**shared, **form}, shown) for form in annotation["either"])
     if annotation.get("turns"):
-        return sum(_annotation(turn) for turn in annotation["turns"])
+        style = {name: annotation[name] for name in ("style",) if name in annotation}
+        return sum(_annotation({**style, **turn}, shown) for turn in annotation["turns"])
     if annotation.get("messages"):
         messages = annotation["messages"]
         return sum(map(_text, messages)) + TURN_TOKENS * (len(messages) // 2)
@@ -106,7 +115,16 @@ def _annotation(annotation: Mapping[str, Any]) -> int:
         tokens += max(map(_text, annotation["answers"]))
     if not annotation.get("question"):
         tokens += PROMPT_TOKENS
+    if shown is not None and style_of(annotation.get("style", "")).kind is Kind.TRACKS:
+        return tokens + _track(annotation, shown)
     return tokens + _points(annotation.get("points") or ())
+
+
+def _track(annotation: Mapping[str, Any], shown: np.ndarray) -> int:
+    """Tokens of the answer of a track, of the frames that training takes."""
+    track = read_tracks(dict(annotation))
+    frames = answer_frames(track, shown_track_frames(track, shown))
+    return TIME_TOKENS * len(frames) + POINT_TOKENS * visible_points(frames)
 
 
 def is_raw(annotation: Mapping[str, Any]) -> bool:
@@ -130,4 +148,4 @@ def _points(points: Any) -> int:
 
 
 def _text(text: str) -> int:
-    return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
+    return math.ceil(estimated(text).likely)

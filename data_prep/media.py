@@ -66,6 +66,7 @@ class MediaError(DataError):
 
 
 NOT_FOUND = "media not found"
+ENDS_EARLY = "films that end before the length that their header states: cut off? download them again"
 EXPECTED = {
     NOT_FOUND: "a file that is there",
     "image cannot be decoded": "an image that training reads",
@@ -100,6 +101,7 @@ class Video:
     size: tuple[int, int]  # pixels
     gop: int = 1  # most frames from a key frame to the next
     part: tuple[float, float] | None = None  # (start, end) in seconds of the part that is meant; None: all of it
+    notes: tuple[str, ...] = ()  # what its owner may not expect
 
     def content(self) -> bytes:
         """The encoded bytes, read if they are in a file."""
@@ -429,16 +431,19 @@ def probe_video(data: bytes | Path, suffix: str | None, config: DataConfig | Non
     Raises:
         MediaError: not a video, damaged at the start, or too long.
     """
+    from molmo2_nemo.data.video.cut_off import is_cut_off
     from molmo2_nemo.data.video.read import inspect_video
 
     try:
         info = inspect_video(data, (config or DataConfig()).limits)
     except DataError as error:
         known = known_instead_of_video(_head(data))
+        hint = "" if known or not is_cut_off(data) else "; the file is cut off: download it again"
         detail = f"it is {known}" if known else str(error)
-        raise MediaError("video cannot be decoded", detail[:300]) from None
+        raise MediaError("video cannot be decoded", detail[: 300 - len(hint)] + hint) from None
     kind = suffix if suffix in FAMILIES.get(info.suffix, ()) else info.suffix
-    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size, info.gop)
+    notes = () if info.stated is None else (ENDS_EARLY,)
+    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size, info.gop, notes=notes)
 
 
 def _head(data: bytes | Path) -> bytes:

@@ -1,7 +1,7 @@
 """What the summaries of prepare, index and check say of records that training uses, but not as they are.
 
-The words and the limits are those of training's own count (data/tally.py). Lengths of texts are estimated, as they
-depend on the tokenizer and on the wordings drawn in training.
+The words and the limits are those of training's own count (data/tally.py). Lengths of texts depend on the tokenizer,
+which is not always known here, and on the wordings drawn in training.
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.estimate import branch_costs, is_raw, subtitle_cost, visual_cost
-from molmo2_nemo.data.check import View
+from data_prep.estimate import is_raw
+from data_prep.fits import too_long
+from molmo2_nemo.data.annotations import Tracks
+from molmo2_nemo.data.check import View, drawn_trees, pieces
 from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.points import marks_in_reach
 from molmo2_nemo.data.record import Record
 from molmo2_nemo.data.tally import KINDS
 from molmo2_nemo.data.video.sampling import TimeSampler, film_lost
 from molmo2_nemo.data.video.tokens import subtitles_shown
 
+COARSE = (
+    'tracks without a position for some of the frames shown, as "snap" is less than half the time from one position to '
+    "the next; a larger one takes more"
+)
 Noted = dict[str, tuple[int, str]]  # text -> records that it holds for, the first one's key
 
 
@@ -59,7 +66,26 @@ def noticed(
     """
     kinds = {*lost, *_of_images(record, config), *_of_film(record, view, config)}
     texts = [kind.said(config) for name, kind in KINDS.items() if name in kinds]
-    return texts + [f"{KINDS[name].said(config)}, by estimate" for name in _too_long(data, view, config)]
+    texts += [COARSE] if _coarse(record, view, config) else []
+    tree = data.get("annotations") or [{}]
+    document = tree[0]["text"] if is_raw(tree[0]) else None
+    found = too_long(record, view, config, document)
+    return texts + [f"{KINDS[name].said(config)}{found[name]}" for name in sorted(found)]
+
+
+def _coarse(record: Record, view: View, config: DataConfig) -> bool:
+    """Whether a track that snaps has positions further apart than that takes in, and loses shown frames by it."""
+    if record.video is None:
+        return False
+    times = TimeSampler.of(config.video, record.sampling, view.fps)(view.duration)
+    for path, tree in drawn_trees(record):
+        for _, annotation in pieces(tree, path):
+            track = annotation.content
+            if isinstance(track, Tracks) and track.snap > 0:
+                now, wider = marks_in_reach(track, times)
+                if wider > 1.1 * now:
+                    return True
+    return False
 
 
 def _of_images(record: Record, config: DataConfig) -> Iterator[str]:
@@ -79,18 +105,3 @@ def _of_film(record: Record, view: View, config: DataConfig) -> Iterator[str]:
         shown = subtitles_shown(record.subtitles, times, config.video.subtitle_mode)
         if shown is None or len(shown) < len(record.subtitles):
             yield "subtitles_unseen"
-
-
-def _too_long(data: Mapping[str, Any], view: View, config: DataConfig) -> list[str]:
-    """Kinds of what does not fit a sequence with the branches in the worst of their orders."""
-    limit = config.packing.sequence_length
-    root = visual_cost(view, data.get("sampling", {}), config) + subtitle_cost(data.get("subtitles", ()))
-    found = set()
-    for tree in data.get("variants") or [data["annotations"]]:
-        costs = branch_costs(tree)
-        whole = root + sum(costs)
-        if len(costs) > 1 and whole - min(costs) > limit:
-            found.add("branches_dropped")
-        elif whole > limit:
-            found.add("documents_split" if is_raw(tree[0]) else "tokens_cut")
-    return sorted(found)

@@ -20,6 +20,7 @@ from typing import Any
 from data_prep.download import FAILED, Downloader
 from data_prep.media import NOT_FOUND, Resolver
 from data_prep.output import Output
+from data_prep.own_files import OwnRows, find_rows
 from data_prep.record_builder import BuildOptions, Built, build_all
 from data_prep.run_limits import changed
 from data_prep.sources import own
@@ -27,7 +28,6 @@ from data_prep.sources.base import Context, Hub, Inline, Row, Sample, Skip, Sour
 from data_prep.tables import Tables
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.manifest import MANIFEST, read_head
-from molmo2_nemo.data.shards import file_sha256
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.processes import die_with_parent
 
@@ -171,25 +171,21 @@ def prepare(
         return Summary(output.finish(_head(source, tables.revisions, drawn_from), source.counts_as))
 
 
-def prepare_own(path: Path, out: Path, options: Options, progress: Progress | None = None) -> Summary:
-    """`prepare` for a user's own JSONL file.
+def prepare_own(
+    path: Path, out: Path, options: Options, progress: Progress | None = None, found: OwnRows | None = None
+) -> Summary:
+    """`prepare` for a user's own file or folder.
 
+    Args:
+        found: what `find_rows` has found there.
     Raises:
-        UserError: the file does not exist, or any error of `prepare`.
+        UserError: nothing that can be read, or any error of `prepare`.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give a .jsonl file, or a name from molmo2 prepare --list")
-    with path.open("rb") as file:
-        listed = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-        if listed and path.suffix.lower() == ".json":
-            raise UserError(
-                f"{path} holds a JSON list; one record a line is read: jq -c '.[]' {path} > {path.stem}.jsonl"
-            )
-    folders = (path.resolve().parent, *options.folders)
-    source = own.own_source(path, out.name)
-    source = replace(source, notes=f"{path.name} with SHA-256 {file_sha256(path)}")
-    options = replace(options, folders=folders)
-    return prepare(source, out, options, rows=lambda: own.read_lines(path), progress=progress)
+    found = found or find_rows(path)
+    source = own.own_source(path, out.name, found.columns)
+    source = replace(source, notes=found.fingerprint())
+    options = replace(options, folders=(*found.folders, *options.folders))
+    return prepare(source, out, options, rows=found.rows, progress=progress)
 
 
 def tool_version() -> str:

@@ -134,10 +134,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     film, shown = video, clip
     subtitles = _subtitles(sample, resolver, film, shown, mended)
     if video is not None:
-        try:
-            video, clip = _transcoded(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
-        except MediaError as error:
-            raise MediaError(error.reason, f"{_named(sample.video)}{error.detail}", "video") from None
+        video, clip = _stored(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
         data["video"] = video.suffix
         members[video.suffix] = video.data
     if subtitles:
@@ -184,7 +181,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     check_fits(record, view, config)
     lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
-    seen = (*media_notes(entry, images, video), *noticed(record, data, view, lost, config))
+    of_film = () if film is None or video is None else tuple(n for n in film.notes if n not in video.notes)
+    seen = (*of_film, *media_notes(entry, images, video), *noticed(record, data, view, lost, config))
     notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 
@@ -256,6 +254,7 @@ def check_usable(
 def media_notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:
     """What the summaries say of a record's media."""
     yield from sorted({f"an image {note}" for image in images for note in image.notes})
+    yield from video.notes if video is not None else ()
     if video is not None and decoded_per_sample(entry, video) > LONG_GOP:
         yield SLOW_TO_READ
 
@@ -327,9 +326,14 @@ def _subtitle_file(media: File | Url, resolver: Resolver) -> list[tuple[float, f
         raise MediaError("subtitles cannot be read", f"{name} {error}", "subtitles") from None
 
 
-def _named(media: Media | None) -> str:
-    """The name of a file before an error of it."""
-    return f"{media.url}: " if isinstance(media, Url) else f"{media.paths[0]}: " if isinstance(media, File) else ""
+def _stored(
+    video: Video, clip: tuple[float, float] | None, options: BuildOptions
+) -> tuple[Video, tuple[float, float] | None]:
+    try:
+        return _transcoded(video, clip, options)
+    except MediaError as error:
+        name = "" if isinstance(video.data, bytes) else f"{video.data}: "
+        raise MediaError(error.reason, f"{name}{error.detail}", "video") from None
 
 
 def _transcoded(
@@ -353,16 +357,15 @@ def measure(data: dict[str, Any], images: Sequence[StillImage], video: Video | N
 
     trees = data.get("variants") or [data["annotations"]]
     entry = Entry("", images=len(images), annotations=max(len(tree) for tree in trees))
-    tokens = text_cost(trees, data.get("subtitles", ()))
-    crops = 0
+    visual, shown = 0, None
     if images:
-        visual, crops = image_cost([(p.width, p.height) for p in images])
-        tokens += visual
+        visual, entry.crops = image_cost([(p.width, p.height) for p in images])
     if video is not None:
         start, end = data.get("clip") or (0.0, video.duration)
         entry.duration = round(min(end, video.duration) - start, 6)
         entry.frames = video.frames
-        visual, crops = video_cost(entry.duration, video.fps, data.get("sampling", {}))
-        tokens += visual
-    entry.tokens, entry.crops = tokens, crops
+        visual, entry.crops = video_cost(entry.duration, video.fps, data.get("sampling", {}))
+        shown = TimeSampler.of(VideoConfig(), data.get("sampling", {}), video.fps)(entry.duration)
+    entry.tokens = visual + text_cost(trees, data.get("subtitles", ()), shown)
+    entry.crops = entry.crops or 0
     return entry

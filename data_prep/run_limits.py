@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from data_prep.estimate import image_cost, video_crops
+from data_prep.text_length import tokenizer_at
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.image import TileGeometry
@@ -39,8 +40,16 @@ def in_words(config: DataConfig) -> str:
     return (
         f"checked for {image.max_images} images, {video.max_frames} frames ({video.max_fps:g} a second), "
         f"packs of {packing.sequence_length:,} tokens\n  and {packing.max_crops} crops, cut pictures "
-        f"{'loaded' if image.truncated == 'load' else 'skipped'} ({named})"
+        f"{'loaded' if image.truncated == 'load' else 'skipped'} ({named});\n  texts {_measured(config)}"
     )
+
+
+def _measured(config: DataConfig) -> str:
+    if tokenizer_at(config.tokenizer) is not None:
+        return f"counted with the tokenizer {config.tokenizer}"
+    if not config.tokenizer:
+        return "measured by estimate (--for: with the run's tokenizer)"
+    return f"measured by estimate (there is no tokenizer at {config.tokenizer})"
 
 
 def check_fits(record: Record, view: View, config: DataConfig) -> None:

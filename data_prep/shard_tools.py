@@ -1,4 +1,4 @@
-"""Checking shards against their manifest, repairing damaged shards, and indexing tars from other tools."""
+"""Checking shards against their manifest, and indexing tars from other tools (repair: shard_repair.py)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
+from data_prep.misnamed import elsewhere
 from data_prep.noticed import Noted, Notes
 from data_prep.output import SKIPPED
 from data_prep.record_builder import Asked, check_usable, measure, media_notes, view_of
@@ -26,22 +27,18 @@ from molmo2_nemo.data.manifest import (
     members_crc,
     read_entries,
     read_head,
-    write_manifest_file,
 )
 from molmo2_nemo.data.record import BadRecord, load_json, parse_record
 from molmo2_nemo.data.shard_writer import (
     LEFT_OUT,
     NothingUsable,
-    TarShard,
-    file_state,
     read_records,
     write_manifest,
 )
-from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.data.shards import BLOCK, check_member, file_sha256
 from molmo2_nemo.data.tar_index import index_tar
-from molmo2_nemo.files import atomic, write_text
+from molmo2_nemo.files import write_text
 
-REMOVED = "removed by repair"
 INDEXED = "indexed"  # in a head: the tars are another tool's, and are never rewritten
 
 
@@ -123,16 +120,28 @@ def check(
         problems += found
         if notes is not None:
             notes.update(noted)
+    moved = elsewhere(folder, head["shards"], whole_shards(problems))
+    problems = [problem for problem in problems if problem.shard not in moved]
+    problems += [Problem(name, "", _renamed(file)) for name, file in moved.items()]
     if len(jobs) != len(head["shards"]):
         problems.append(Problem(MANIFEST, "", f"describes {len(jobs)} of {len(head['shards'])} shards"))
     listed = {shard["name"] for shard in head["shards"]}
-    listed.update(head.get("unused", ()))
+    listed.update(head.get("unused", ()), moved.values())
     problems += [
         Problem(path.name, "", "is not listed in the manifest")
         for path in sorted(folder.glob("*.tar"))
         if path.name not in listed
     ]
     return problems
+
+
+def whole_shards(problems: list[Problem]) -> set[str]:
+    """Names of the shards whose files are not those of the manifest, by their problems."""
+    return {problem.shard for problem in problems if not problem.key}
+
+
+def _renamed(file: str) -> str:
+    return f"its bytes are intact in the file {file} (SHA-256); molmo2 shards repair gives it its name"
 
 
 def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
@@ -147,10 +156,10 @@ def _noting_shard(
     folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool, terms: Terms
 ) -> tuple[list[Problem], Noted]:
     notes = Notes()
-    return _check_shard(folder, shard, entries, quick, terms, notes), notes.found
+    return check_shard(folder, shard, entries, quick, terms, notes), notes.found
 
 
-def _check_shard(
+def check_shard(
     folder: Path,
     shard: dict[str, Any],
     entries: list[Entry],
@@ -170,25 +179,46 @@ def _check_shard(
     elif file_sha256(path) != shard["sha256"]:
         problems.append(Problem(name, "", "its SHA-256 is not the manifest's"))
     if not quick or problems:
-        problems += [problem for _, problem, _ in _judged(path, entries, terms, notes) if problem is not None]
+        problems += [problem for _, problem, _ in judged(path, entries, terms, notes, headers=True) if problem]
     if not problems and not quick:
         try:
             bad: dict[str, BadRecord] = {}
             found = dict(index_tar(path, bad))
-        except ShardError as error:
-            return [Problem(name, "", str(error))]
+        except ShardError as error:  # of a tar listed without damaged records the headers listed were read above
+            return [] if shard.get("left_out") else [Problem(name, "", str(error))]
         left = len(found) + len(bad) - len(entries)
         if left != shard.get("left_out", 0) or any(found.get(e.key) != e.members for e in entries):
             problems.append(Problem(name, "", "its members are not those of the manifest"))
     return problems
 
 
-def _judged(
-    path: Path, entries: list[Entry], terms: Terms, notes: Notes | None = None
+def judged(
+    path: Path, entries: list[Entry], terms: Terms, notes: Notes | None = None, *, headers: bool = False
 ) -> Iterator[tuple[Entry, Problem | None, dict[str, bytes]]]:
-    """Each entry with its problem, if it has one, and its members."""
+    """Each entry with its problem, if it has one, and its members.
+
+    Args:
+        headers: a damaged tar header is a problem, as training reads it; else contents count alone.
+    """
     for entry, content in read_records(path, entries):
-        yield entry, record_problem(path.name, entry, content, terms, notes), content
+        problem = record_problem(path.name, entry, content, terms, notes)
+        yield entry, problem or (_header_problem(path, entry) if headers else None), content
+
+
+def _header_problem(path: Path, entry: Entry) -> Problem | None:
+    """What training says of the tar headers of a record."""
+    with path.open("rb") as file:
+        for member in entry.members:
+            file.seek(max(member.offset - BLOCK, 0))
+            name = f"{entry.key}.{member.suffix}"
+            try:
+                check_member(path, entry.key, member, file.read(BLOCK))
+            except BadRecord as error:
+                fault = Fault("", "a damaged tar header", f"the header of {name}")
+                return Problem(path.name, entry.key, error.detail, fault, name)
+            except ShardError as error:
+                return Problem(path.name, entry.key, str(error), Fault("", "another header", name), name)
+    return None
 
 
 def record_problem(
@@ -263,103 +293,6 @@ def _as_bad(label: str, field: str, member: str) -> Iterator[None]:
         yield
     except MediaError as error:
         raise BadRecord(label, "bad media", str(error), error.fault(field), member) from None
-
-
-def repair(folder: Path, config: DataConfig | None = None) -> list[Problem]:
-    """Rewrite damaged shards without the records that cannot be used; returns the problems of those records.
-
-    The new shard has a new name, the manifest is replaced atomically, and then the old shard is removed: whenever this
-    is interrupted, the data set is the old or the new one, and another call finishes the repair.
-
-    Raises:
-        ShardError: no record would be left.
-    """
-    head = read_head(folder / MANIFEST)
-    terms = Terms.of(head, config, repair=True)
-    shards, kept, old, lost, changed = [], [], [], [], False
-    for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=True):
-        problems = _check_shard(folder, shard, entries, False, terms)
-        if not problems:
-            shards.append(shard)
-            kept.append(entries)
-            continue
-        path = folder / shard["name"]
-        if head.get(INDEXED):  # its tars are somebody else's: records are left out of the manifest
-            state, good, bad = _without(path, shard, entries, terms)
-        else:
-            old.append(path)
-            state, good, bad = _rewritten(path, entries, terms)
-        lost += bad
-        changed = True
-        if state is not None:
-            shards.append(state)
-            kept.append(good)
-        elif path.is_file() and head.get(INDEXED):
-            head["unused"] = [*head.get("unused", ()), path.name]
-    if not changed:
-        return []
-    if not shards:
-        raise ShardError(f"{folder}: none of its records can be used; nothing was changed. Prepare the data set again")
-    _replace_manifest(folder, head, shards, kept, lost)
-    for path in old:
-        path.unlink(missing_ok=True)
-    return lost
-
-
-Repaired = tuple[dict[str, Any] | None, list[Entry], list[Problem]]  # shard for the head, good, problems of the others
-
-
-def _missing(path: Path, entries: list[Entry]) -> Repaired:
-    return None, [], [Problem(path.name, entry.key, "its shard is missing") for entry in entries]
-
-
-def _without(path: Path, shard: dict[str, Any], entries: list[Entry], terms: Terms) -> Repaired:
-    """The same tar, listed without the records that cannot be used."""
-    if not path.is_file():
-        return _missing(path, entries)
-    judged = [(entry, problem) for entry, problem, _ in _judged(path, entries, terms)]
-    good, bad = [e for e, problem in judged if problem is None], [p for _, p in judged if p is not None]
-    state = {**shard, **file_state(path), "records": len(good), "left_out": shard.get("left_out", 0) + len(bad)}
-    return (state if good else None), good, bad
-
-
-def _rewritten(path: Path, entries: list[Entry], terms: Terms) -> Repaired:
-    """A new tar of the records that can be used."""
-    if not path.is_file():
-        return _missing(path, entries)
-    number = 1
-    while (target := path.with_name(f"{path.stem.partition('-r')[0]}-r{number}.tar")).exists():
-        number += 1
-    new, bad = TarShard(target), []
-    try:
-        for entry, problem, content in _judged(path, entries, terms):
-            if problem is not None:
-                bad.append(problem)
-            else:
-                new.add(entry.key, content).take(entry)
-    except BaseException:
-        new.discard()
-        raise
-    if new.entries:
-        return new.close(), new.entries, bad
-    new.discard()
-    return None, [], bad
-
-
-def _replace_manifest(
-    folder: Path, head: dict[str, Any], shards: list[dict[str, Any]], kept: list[list[Entry]], lost: list[Problem]
-) -> None:
-    records = sum(shard["records"] for shard in shards)
-    skipped = dict(head.get("skipped", {}))
-    if lost:
-        skipped[REMOVED] = skipped.get(REMOVED, 0) + len(lost)
-    factor = head["length"] // max(head.get("records", head["length"]), 1)
-    head = {**head, "shards": shards, "records": records, "length": records * max(factor, 1), "skipped": skipped}
-    with atomic(folder / MANIFEST) as part:
-        write_manifest_file(part, head, kept)
-        with (folder / SKIPPED).open("a", encoding="utf-8") as file:
-            for problem in lost:
-                file.write(json.dumps(problem.line(REMOVED)) + "\n")
 
 
 def index(

@@ -9,7 +9,7 @@ import io
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from molmo2_nemo.data.video.index import VideoIndex, seconds_of
 from molmo2_nemo.errors import DataError
 
 Clip = tuple[float, float]
+KEPT_WHOLE = "films kept whole, as their packets cannot be cut to the clip without changing its frames"
 TAIL = 1.0  # seconds kept after a clip, so that its last frame is there whatever the order of packets
 LIMITS = LimitsConfig()
 
@@ -32,8 +33,9 @@ LIMITS = LimitsConfig()
 def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     """A video with only the packets of a clip, from the key frame before it on, and the clip's times in the new video.
 
-    The frames shown in the clip are the same, bit by bit. Returns the video unchanged where an mp4 cannot hold its
-    packets, where these do not say when they are shown, or when the cut would not be smaller.
+    The frames shown in the clip are the same, bit by bit. Returns the video as it is, with a note, where an mp4 cannot
+    hold its packets, where these do not say when they are shown, and where nothing can be decoded from that key frame
+    on, as with periodic intra refresh; and without one where the cut would not be smaller.
 
     Raises:
         MediaError: the cut file cannot be read.
@@ -44,15 +46,21 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     try:
         film = look_at(content, LIMITS)
         if film.index.order != "stamps":
-            return video, clip
+            return _kept_whole(video), clip
         data, origin = _packets(content, film.index, clip)
         made = look_at(data, LIMITS)
     except (av.error.FFmpegError, DataError, ValueError, OSError):
+        return _kept_whole(video), clip
+    if len(data) >= len(content):
         return video, clip
     moved = _as_seen(film.index, clip, made.index, origin)
-    if len(data) >= len(content) or not _same_frames(film, clip, made, moved):
-        return video, clip
+    if not _same_frames(film, clip, made, moved):
+        return _kept_whole(video), clip
     return probe_video(data, "mp4"), moved
+
+
+def _kept_whole(video: Video) -> Video:
+    return replace(video, notes=(*video.notes, KEPT_WHOLE))
 
 
 def _as_seen(film: VideoIndex, clip: Clip, made: VideoIndex, origin: int) -> Clip:
@@ -114,7 +122,7 @@ def _same_frames(film: Film, clip: Clip, made: Film, moved: Clip) -> bool:
         times.append(seconds_of(index.pts[first : last + 1] - index.pts[0], index.base) - part[0])
     same = len(times[0]) == len(times[1]) and bool(np.abs(times[0] - times[1]).max() < 1e-3)
     same = same and abs(ends[0] - ends[1]) < 1e-3
-    return same and made.index.order == "stamps" and made.size == film.size
+    return same and made.index.order == "stamps" and made.size == film.size and made.begins
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,10 @@ class Place:
                 return name + path[len(start) :]
         return path
 
+    def inner(self, names: Mapping[str, str]) -> Place:
+        """The place of a record whose fields have these names in a line whose fields have the names of this place."""
+        return Place(self.file, self.line, {**self.names, **{start: self.of(name) for start, name in names.items()}})
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -25,7 +25,22 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.sources.base import OWN, Context, File, Manual, Media, Place, Row, Sample, Skip, Source, Table, Url
+from data_prep.sources.base import (
+    OWN,
+    Context,
+    File,
+    Inline,
+    Manual,
+    Media,
+    Place,
+    Row,
+    Sample,
+    Skip,
+    Source,
+    Table,
+    Url,
+)
+from data_prep.sources.own_columns import Columns
 from data_prep.sources.own_shapes import inline_medium, plain_answers, plain_entry
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.meant import ANNOTATION_FIELDS
@@ -38,42 +53,66 @@ KNOWN = {
 }
 NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"}
 SUBTITLE_FIELDS = ("start", "end", "text")
+SAME_ID = "an id that comes twice, told apart by the line's number"
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; data_prep/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
 
 
-def own_source(path: Path, name: str) -> Source:
-    """The source of one JSONL file."""
+def own_source(path: Path, name: str, columns: Columns | None = None) -> Source:
+    """The source of one file, or of one folder.
+
+    Args:
+        columns: what its columns are; None where its lines have our fields.
+    """
     return Source(
         name=name,
         mixes={},
         kind=OWN,
         origin=Manual(f"your own file {path.name}", (Table(path.name),)),
         licence="yours",
-        fields={"line": int, "content": bytes},
-        records=partial(records, file=path.name),
+        fields={"line": int},
+        records=partial(records, file=path.name, columns=columns),
         notes=f"from {path.name}",
     )
 
 
-def read_lines(path: Path) -> Iterator[Row]:
-    """The non-empty lines, unparsed, so that a malformed line does not affect the others."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield {"line": number, "content": line.removeprefix(b"\xef\xbb\xbf")}
-
-
-def records(rows: Iterable[Row], ctx: Context, file: str = "") -> Iterator[Sample | Skip]:
+def records(
+    rows: Iterable[Row], ctx: Context, file: str = "", columns: Columns | None = None
+) -> Iterator[Sample | Skip]:
+    """Samples of rows {"line": number} with `content`, a line of JSON, or `entry`, an object; `notes` are counted."""
+    names = {} if columns is None else columns.names()
+    seen: set[int] = set()
     for row in rows:
-        name, place = f"line {row['line']}", Place(file, row["line"])
+        name, place = f"line {row['line']}", Place(file, row["line"], names)
         try:
-            yield entry_sample(load_json(name, {"json": row["content"]}), f"{row['line']:08d}", place)
+            if "fault" in row:
+                raise FieldError(row["fault"], f"holds {row['fault'].seen}, not {row['fault'].expected}")
+            entry = row["entry"] if "entry" in row else load_json(name, {"json": row["content"]})
+            notes = list(row.get("notes", ()))
+            made = entry if columns is None else columns.entry(entry, notes)
+            sample = entry_sample(made, f"{row['line']:08d}", place)
+            own_key = "key" in entry or (columns is not None and "key" in columns.mapped)
+            if not own_key and sample.key != f"{row['line']:08d}":
+                sample = _told_apart(sample, seen, row["line"], notes)
+            yield replace(sample, notes=(*notes, *sample.notes)) if notes else sample
         except BadRecord as error:
             fault = error.fault or Fault("", error.detail, "one JSON object in a line")
             yield Skip(name, "bad line", error.detail.removeprefix(".json "), fault, place)
         except FieldError as error:
-            yield Skip(name, "bad line", str(error), error.fault, place)
+            detail = f"{place.of(error.fault.field)} {error.says}".lstrip()
+            yield Skip(name, "bad line", detail, error.fault, place)
+
+
+def _told_apart(sample: Sample, seen: set[int], line: int, notes: list[str]) -> Sample:
+    """The sample, with a key of its own where its `id`, which other projects repeat, has come before."""
+    key = sample.key
+    while hash(key) in seen:
+        key = f"{key}-{line}"
+    seen.add(hash(key))
+    if key == sample.key:
+        return sample
+    notes.append(SAME_ID)
+    return replace(sample, key=key)
 
 
 def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) -> Sample:
@@ -121,7 +160,7 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         weight_factor=_number(entry, "weight_factor"),
         variants=variants,
         variant_weights=entry.get("variant_weights"),
-        place=None if place is None else Place(place.file, place.line, names | short | document),
+        place=None if place is None else place.inner(names | short | document),
         notes=tuple(notes),
     )
 
@@ -195,6 +234,8 @@ def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
+    if isinstance(path, Inline):  # of a table that holds the media themselves
+        return path
     if not isinstance(path, str) or not path:
         raise FieldError.wrong(field, "a path, a string", path)
     if (inline := inline_medium(path, field)) is not None:

@@ -167,6 +167,7 @@ class Chat:
     images: list[Any] = field(default_factory=list)  # named by parts of the first message, in their order
     videos: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    indexed: int = 0  # parts so far that name an image by its number
 
     def texts(self, messages: Any) -> Any:
         """The texts, of a list of texts too.
@@ -252,6 +253,10 @@ class Chat:
         if kind not in PARTS:
             raise FieldError.wrong(where, 'a {"type": "text", "text": ...} or a {"type": "image", "image": ...}', part)
         named = self._read({name: value for name, value in part.items() if name != "type"})
+        if "index" in named:  # of one of the record's images
+            if named.pop("index") != self.indexed:
+                raise FieldError.wrong(f"{where}.index", f"{self.indexed}: images stand in their order", part["index"])
+            self.indexed += 1
         if not named:
             return "<image>"
         medium = next(iter(named.values()))

@@ -43,10 +43,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_settings(args: argparse.Namespace) -> Any:
-    """The data settings (DataConfig) that `add_run_arguments` name, without the mixture.
+    """The data settings (DataConfig) that `add_run_arguments` name, without the mixture; no tokenizer without a run.
 
     Raises:
-        UserError: a word that is no setting, or an unknown one.
+        UserError: a word that is no setting, or an unknown one; a tokenizer that is here and cannot be read.
     """
     from data_prep.run_limits import only_limits
     from molmo2_nemo.data.config import DataConfig
@@ -54,11 +54,13 @@ def run_settings(args: argparse.Namespace) -> Any:
     for word in args.for_run:
         if "=" not in word:
             raise UserError(f"--for {word}: settings are written key=value; other words go before --for")
-    config = DataConfig()
+    config = DataConfig(tokenizer="")
     if args.for_run:
+        from data_prep.text_length import tokenizer_at
         from molmo2_nemo.settings.compose import compose
 
         config = compose(args.for_run, args.config_dir).data
+        tokenizer_at(config.tokenizer)
     elif args.config_dir:
         raise UserError("--config-dir belongs to --for")
     if args.truncated:

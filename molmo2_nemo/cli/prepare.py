@@ -1,4 +1,4 @@
-"""Turn data sets into shards for training: those of the published mixture by name, or your own JSONL file.
+"""Turn data sets into shards for training: those of the published mixture by name, or your own files.
 
 Interrupted? Run it again: it resumes where it stopped. Records that cannot be used are counted, and listed in
 skipped.jsonl beside the shards. A data set appears in --out when it is complete; until then it is DIR/NAME.partial."""
@@ -28,16 +28,13 @@ examples:
   molmo2 prepare --needs okvqa star                         # what must be brought for them, and how
   molmo2 prepare --fetch okvqa --source /data/raw           # brings what may be fetched
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
+  molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
 
-UNPACK = {".gz": "gunzip", ".zst": "unzstd", ".xz": "unxz", ".bz2": "bunzip2", ".zip": "unzip"}
-OTHER_TABLES = (".csv", ".tsv", ".parquet", ".arrow", ".txt", ".xlsx", ".yaml", ".yml", ".ndjson", ".jsonlines")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", nargs="*", metavar="NAME|[NAME=]FILE.jsonl|recipe=NAME", help="what to prepare")
+    parser.add_argument("what", nargs="*", metavar="NAME|[NAME=]FILE|recipe=NAME", help="what to prepare")
     parser.add_argument(
         "--list", action="store_true", help="show the data sets that are known, or details of those named"
     )
@@ -49,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of raw files; those of NAME are looked for in DIR/NAME, then in DIR (may be repeated)",
     )
+    parser.add_argument("--map", metavar="FILE", help="which column of your own files is what: YAML, field: column")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores; 0: this one)"
     )
@@ -119,13 +117,15 @@ def _prepare(args: argparse.Namespace) -> int:
     out, console = Path(args.out), Console(stderr=True, highlight=False)
     failed: list[str] = []
     wanted, config = _wanted(args.what), run_settings(args)
+    given = _map(args.map, wanted)
     for what in wanted:
         name = what.name
         options = _options(args, name, out, config)
         try:
             with RichProgress(console) as progress:
                 if isinstance(what, OwnFile):
-                    summary = work.prepare_own(what.path, out / name, options, progress)
+                    found = _found(what.path, given)
+                    summary = work.prepare_own(what.path, out / name, options, progress, found)
                 else:
                     summary = work.prepare(what, out / name, options, progress=progress)
         except UserError as error:
@@ -142,6 +142,31 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _map(path: str | None, wanted: list[Any]) -> dict[str, Any] | None:
+    """The map of --map, for the user's own files."""
+    from data_prep.sources.own_columns import read_map
+    from molmo2_nemo.errors import read_text
+
+    if path is None:
+        return None
+    if not any(isinstance(what, OwnFile) for what in wanted):
+        raise UserError("--map is for files of your own, and none is named")
+    return read_map(read_text(Path(path)), path)
+
+
+def _found(path: Path, given: dict[str, Any] | None) -> Any:
+    """What there is to read; says what each column was taken for."""
+    from data_prep.own_files import find_rows
+
+    found = find_rows(path, given)
+    if found.columns is not None:
+        print(f"{path}: {found.kind}; its columns are taken for")
+        print("\n".join(found.columns.lines()))
+    for other in found.unread:
+        print(f"  not read: {other}")
+    return found
+
+
 def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
     check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0})
@@ -155,7 +180,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class OwnFile:
-    """A user's own JSONL file, and the name of the data set that it becomes."""
+    """A user's own file or folder, and the name of the data set that it becomes."""
 
     path: Path
     name: str
@@ -165,7 +190,7 @@ def _wanted(words: list[str]) -> list[Any]:
     """Sources and the user's own files, in the order given, each once.
 
     Raises:
-        UserError: an unknown name, a file that is not JSON Lines, two files that would become one data set.
+        UserError: an unknown name, two files that would become one data set.
     """
     from data_prep.sources import find_source
 
@@ -181,35 +206,24 @@ def _wanted(words: list[str]) -> list[Any]:
         if other != what and OwnFile in (type(other), type(what)):
             names = [str(w.path) if isinstance(w, OwnFile) else f"the published {w.name}" for w in (other, what)]
             raise UserError(
-                f"{names[0]} and {names[1]} would both become the data set {what.name}; name one apart: NAME=FILE.jsonl"
+                f"{names[0]} and {names[1]} would both become the data set {what.name}; name one apart: NAME=FILE"
             )
     return list(by_name.values())
 
 
 def _own_file(word: str) -> OwnFile | None:
-    """The user's own file that a word of the command line names; None when it names no file.
+    """The user's own file or folder that a word of the command line names; None when it names none."""
+    from data_prep.own_files import ENDINGS, ending, stem
+    from data_prep.sources import all_sources
 
-    Raises:
-        UserError: a file of another kind.
-    """
     name, equals, rest = word.partition("=")
     named = bool(equals) and re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None and not Path(word).exists()
     path = Path(rest if named else word)
-    lower = path.name.lower()
-    if lower.endswith((".jsonl", ".json")):
-        return OwnFile(path, name if named else path.stem)
-    packed = next((ending for ending in UNPACK if lower.endswith(ending)), None)
-    if packed is not None:
-        raise UserError(f"{path}: own data is read from an unpacked .jsonl file; {UNPACK[packed]} {path}")
-    if path.is_file() or lower.endswith(OTHER_TABLES):
-        raise UserError(
-            f"{path}: own data is read from JSON Lines, a .jsonl file with one record a line (docs/data.md)"
-        )
-    if path.is_dir():
-        raise UserError(
-            f"{path} is a folder; name its .jsonl file, or make its webdataset tars a data set: molmo2 shards index"
-        )
-    return OwnFile(path, path.stem) if named or "/" in word else None
+    if not named and word in all_sources():
+        return None
+    if named or "/" in word or path.exists() or ending(path)[0] in ENDINGS:
+        return OwnFile(path, name if named else stem(path))
+    return None
 
 
 def _recipe_names(recipe: str) -> list[str]:

@@ -93,7 +93,10 @@ def _check(args: argparse.Namespace) -> int:
     if not args.quick:
         print(in_words(config))
     if damaged:
-        print("molmo2 shards repair DIR rewrites damaged shards without the records that cannot be used")
+        print(
+            "molmo2 shards repair DIR renames intact shards back, rewrites damaged ones without the records that "
+            "cannot be used, and keeps the originals of those"
+        )
     return USER_ERROR if damaged else 0
 
 
@@ -106,13 +109,17 @@ def _show(problems: list) -> None:
 
 def _repair(args: argparse.Namespace) -> int:
     from data_prep.run_limits import in_words
-    from data_prep.shard_tools import data_sets, repair
+    from data_prep.shard_repair import repair
+    from data_prep.shard_tools import data_sets
 
     config = run_settings(args)
     for folder in data_sets(Path(args.folder)):
-        lost = repair(folder, config)
+        said: list[str] = []
+        lost = repair(folder, config, said)
         print(f"{folder}: {len(lost)} records removed" if lost else f"{folder}: nothing to remove")
         _show(lost)
+        for line in said:
+            print(f"  {line}")
     print(in_words(config))
     return 0
 

@@ -28,7 +28,7 @@ from molmo2_nemo.data.annotations import (
 )
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.json_values import Fault, FieldError
-from molmo2_nemo.data.prompts import PromptFormatter, VisualContext
+from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
 from molmo2_nemo.data.raw_text import RawText
 from molmo2_nemo.data.record import BadRecord, Record, Tree
 from molmo2_nemo.data.styles import style_of
@@ -114,6 +114,20 @@ def check_record(record: Record, view: View, config: DataConfig | None = None) -
     return lost
 
 
+def worded(record: Record, view: View, config: DataConfig, seed: int = 0) -> Iterator[tuple[str, list[Turn]]]:
+    """Everything that an access may draw of a record that `check_record` accepts, with its path (see `pieces`), as
+    training words it. A document is the answer of a turn without a question; later turns come without the first."""
+    context, formatter = _context(record, view, config), PromptFormatter(config.text)
+    for path, tree in drawn_trees(record):
+        for where, annotation in pieces(tree, path):
+            if isinstance(annotation.content, RawText):
+                yield where, [Turn("", annotation.content.text)]
+                continue
+            later = LATER_TURN.search(where) is not None
+            for turns in _wordings(formatter, annotation, context, later, seed):
+                yield where, turns[later:]
+
+
 def drawn_trees(record: Record) -> Iterator[tuple[str, Tree]]:
     """The lists of annotations that an access may draw, each with its path."""
     if not record.variants:
@@ -196,12 +210,20 @@ def _check_turns(
     if isinstance(annotation.content, RawText):
         checked_document(annotation.content.text, config)
         return
-    for form in _with_each_answer(annotation):
-        whole = replace(form, content=(OPENING, form.content)) if later else form  # type: ignore[arg-type]
-        for turn in formatter.conversation(whole, context, np.random.default_rng(0)):
+    for turns in _wordings(formatter, annotation, context, later):
+        for turn in turns:
             checked_text(turn.user, config.limits.text_chars)
             checked_text(turn.answer, config.limits.text_chars)
             lost.update(turn.lost)
+
+
+def _wordings(
+    formatter: PromptFormatter, annotation: Annotation, context: VisualContext, later: bool, seed: int = 0
+) -> Iterator[list[Turn]]:
+    """The annotation with each answer that may be drawn, worded once; `later`: after an opening turn."""
+    for form in _with_each_answer(annotation):
+        whole = replace(form, content=(OPENING, form.content)) if later else form  # type: ignore[arg-type]
+        yield formatter.conversation(whole, context, np.random.default_rng(seed))
 
 
 def _with_each_answer(annotation: Annotation) -> Iterator[Annotation]:

@@ -16,7 +16,7 @@ from molmo2_nemo.data.annotations import (
     TurnAnnotation,
     VideoPoints,
 )
-from molmo2_nemo.data.points import SAME_TIME, on_grid, shown_track_frames, unanswered_frames
+from molmo2_nemo.data.points import SAME_TIME, at_rate, on_grid, shown_track_frames, visible_points, wanted_frames
 
 Size = tuple[float, float]  # width and height: what a point's x and y are divided by
 
@@ -39,24 +39,33 @@ def lost_points(
 
 
 def unseen_points(track: Tracks, frame_times: np.ndarray) -> int:
-    """Visible points at times that no sampled frame has, of those that the task asks for (some ask for fewer times).
+    """Visible points that the task asks for and the answer lacks: those that are asked for less those in the answer.
 
-    Where a track snaps to the sampled frames, most of its frames may be meant to lie between them: counted are the
-    points at the times of the answer, or, of a task without a rate, one for each object that is never shown.
+    A task at a rate asks for the tracked frame nearest to each multiple of 1 / fps seconds; of a track that has
+    positions no closer than that, these are all of its points. A task without a rate asks for every frame, or, where
+    the track snaps to the sampled frames, as most may be meant to lie between them, for each object once.
     """
-    task = track.style.track
-    on_rate = task is not None and task.on_grid
+    task, seen = track.style.track, shown_track_frames(track, frame_times)
+    if task is not None and task.on_grid:
+        if at_rate(track, seen):
+            return _lacking(track, seen)
+        return max(visible_points(wanted_frames(track, track.snap)) - visible_points(seen), 0)
     if track.snap > 0:
-        seen = shown_track_frames(track, frame_times)
-        if on_rate:
-            return sum(len(_visible(frame)) for frame in unanswered_frames(track, seen))
         return len(_objects(track.frames) - _objects(seen))
-    frames = on_grid(track.frames, track.fps) if on_rate else track.frames
+    frames = track.frames
     if not frames:
         return 0
     away = np.abs(np.array([frame.time for frame in frames])[:, None] - np.asarray(frame_times)[None])
     seen_there = (away <= SAME_TIME).any(axis=1)
     return sum(len(_visible(frame)) for frame, is_seen in zip(frames, seen_there, strict=True) if not is_seen)
+
+
+def _lacking(track: Tracks, seen: Sequence[TrackFrame]) -> int:
+    """Points of an answer at its rate. A track that takes only times that agree is asked for the nearest ones too."""
+    reach = track.snap if track.snap > 0 else 0.5 / track.fps
+    answered = {round(frame.time * track.fps) for frame in on_grid(seen, track.fps)}
+    wanted = wanted_frames(track, reach)
+    return visible_points(frame for frame in wanted if round(frame.time * track.fps) not in answered)
 
 
 def _objects(frames: Iterable[TrackFrame]) -> set[str]:

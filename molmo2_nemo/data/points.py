@@ -190,15 +190,36 @@ def shown_track_frames(track: Tracks, frame_times: np.ndarray) -> list[TrackFram
 
 
 def unanswered_frames(track: Tracks, seen: Sequence[TrackFrame]) -> list[TrackFrame]:
-    """The frames at multiples of 1 / fps seconds inside a track, or nearest to these, that are not among those seen."""
+    """Those of `wanted_frames` that are not among the frames seen."""
+    fps = track.fps
+    answered = {round(frame.time * fps) for frame in on_grid(seen, fps)}
+    return [frame for frame in wanted_frames(track, track.snap) if round(frame.time * fps) not in answered]
+
+
+def wanted_frames(track: Tracks, reach: float) -> list[TrackFrame]:
+    """The frames at multiples of 1 / fps seconds inside a track, or nearest to these and at most `reach` seconds away,
+    as being there: what an answer at this rate asks for."""
     if not track.frames:
         return []
     times, fps = np.array([frame.time for frame in track.frames]), track.fps
     marks = np.unique(np.round(times * fps)) / fps
     inside = (marks >= times.min() - SAME_TIME) & (marks <= times.max() + SAME_TIME)
-    wanted = nearest_track_frames(track.frames, marks[inside], track.snap)
-    answered = {round(frame.time * fps) for frame in on_grid(seen, fps)}
-    return [frame for frame in wanted if round(frame.time * fps) not in answered]
+    return nearest_track_frames(track.frames, marks[inside], reach)
+
+
+def marks_in_reach(track: Tracks, frame_times: np.ndarray) -> tuple[int, int]:
+    """How many shown frames have a tracked position; and how many would have one, if `snap` were half the time from one
+    tracked frame to the next.
+
+    Args:
+        frame_times: float64 [n], of the sampled frames, seconds.
+    """
+    times = np.unique([frame.time for frame in track.frames])
+    reach = max(track.snap, float(np.median(np.diff(times))) / 2) if len(times) > 1 else track.snap
+    now, wider = (
+        len({f.time for f in nearest_track_frames(track.frames, frame_times, r)}) for r in (track.snap, reach)
+    )
+    return now, wider
 
 
 def at_rate(track: Tracks, seen: Sequence[TrackFrame]) -> bool:

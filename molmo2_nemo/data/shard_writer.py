@@ -287,7 +287,7 @@ def write_manifest(
     Returns:
         The head.
     Raises:
-        ShardError: no shards, a tar that is not one, or no record that can be used.
+        ShardError: no shards, tars that are damaged or none (all are named), or no record that can be used.
         BadRecord: from `measure`, without `left_out`; no manifest is written, so no run begins with it.
     """
     shards: list[dict[str, Any]] = []
@@ -295,10 +295,9 @@ def write_manifest(
     unused: list[str] = []
     passed: Counter[str] = Counter()
     first, lost = "", 0
-    for tar in sorted(folder.glob("*.tar")):
-        bad: dict[str, BadRecord] | None = None if left_out is None else {}
+    for tar, (found, bad) in _scanned(folder, left_out is not None, passed).items():
         kept = []
-        for entry, content in read_records(tar, [Entry(key, members) for key, members in index_tar(tar, bad, passed)]):
+        for entry, content in read_records(tar, [Entry(key, members) for key, members in found]):
             entry.crc = members_crc(content)
             try:
                 if measure is not None:
@@ -331,6 +330,31 @@ def write_manifest(
     with atomic(folder / MANIFEST) as part:
         write_manifest_file(part, manifest, listed)
     return manifest
+
+
+Scan = tuple[list[tuple[str, list[Member]]], dict[str, BadRecord] | None]  # records; keys that cannot be read
+
+
+def _scanned(folder: Path, lenient: bool, passed: Counter[str]) -> dict[Path, Scan]:
+    """`index_tar` of every tar of a folder, in the order of their names.
+
+    Raises:
+        ShardError: names every tar that cannot be read.
+    """
+    scans: dict[Path, Scan] = {}
+    wrong: list[str] = []
+    tars = sorted(folder.glob("*.tar"))
+    for tar in tars:
+        bad: dict[str, BadRecord] | None = {} if lenient else None
+        try:
+            scans[tar] = index_tar(tar, bad, passed), bad
+        except ShardError as error:
+            wrong.append(str(error))
+    if wrong:
+        many = f"{len(wrong)} of {len(tars)} tars cannot be read:\n  " if len(wrong) > 1 else ""
+        rest = "Nothing was indexed: copy them again, or move them out of the folder and index the others"
+        raise ShardError(many + "\n  ".join(wrong) + (f"\n{rest}" if len(tars) > 1 else ""))
+    return scans
 
 
 def file_state(path: Path) -> dict[str, Any]:

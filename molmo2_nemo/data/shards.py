@@ -146,25 +146,16 @@ class ShardDataset:
         label = f"{shard.name}:{key}"
         self._check_sizes(label, members)
         file = self._file(number)
-        result = {m.suffix: self._read_member(file, shard, label, key, m) for m in members}
+        result = {m.suffix: self._read_member(file, shard, key, m) for m in members}
         crc = entries.crc(inner)
         if crc is not None and members_crc(result) != crc:
             raise _damaged(label, members, f"its contents changed: CRC-32 {members_crc(result):08x}, {crc:08x} written")
         return label, result if self.texts is None else self.texts.members(label, result)
 
-    def _read_member(self, file: Any, shard: Path, label: str, key: str, member: Member) -> bytes:
+    def _read_member(self, file: Any, shard: Path, key: str, member: Member) -> bytes:
         """The bytes of one member, behind a header that says what the manifest says."""
         data = self._pread(file, shard, member.offset - BLOCK, BLOCK + member.size)
-        try:
-            info = check_header(data[:BLOCK])
-            found = split_name(info.name)
-        except DataError as error:
-            raise _damaged(label, [member], str(error)) from None
-        if found != (key, member.suffix) or info.size != member.size:
-            raise ShardError(
-                f"shard {shard} does not match its index: {key}.{member.suffix} expected at byte {member.offset}, "
-                f"{info.name!r} found. Reindex the folder: molmo2 shards index {self.path}"
-            )
+        check_member(shard, key, member, data[:BLOCK])
         return data[BLOCK:]
 
     def without_crc(self) -> int:
@@ -230,14 +221,33 @@ class ShardDataset:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def check_member(shard: Path, key: str, member: Member, header: bytes) -> None:
+    """Compare the header (512 bytes) before a member of a shard with what the manifest lists.
+
+    Raises:
+        BadRecord: the header is damaged.
+        ShardError: it is another member's: the tar is not the one that the manifest describes.
+    """
+    try:
+        info = check_header(header)
+        found = split_name(info.name)
+    except DataError as error:
+        raise _damaged(f"{shard.name}:{key}", [member], str(error)) from None
+    if found != (key, member.suffix) or info.size != member.size:
+        raise ShardError(
+            f"shard {shard} does not match its index: {key}.{member.suffix} expected at byte {member.offset}, "
+            f"{info.name!r} found. Was a shard renamed or written anew? See: molmo2 shards check {shard.parent}"
+        )
+
+
 def _damaged(label: str, members: list[Member], why: str) -> BadRecord:
     """The error about a record whose bytes are not those written; says where in the shard its members lie."""
     start, end = min(m.offset for m in members) - BLOCK, max(m.offset + m.size for m in members)
     return BadRecord(
         label,
         "damaged",
-        f"bytes {start} to {end} of the shard are damaged ({why}). Copy the shard again, or leave the record out: "
-        "molmo2 shards repair",
+        f"bytes {start} to {end} of the shard are damaged ({why}). Copy the shard again; without another copy, "
+        "molmo2 shards repair keeps what is whole in it and leaves out the rest",
     )
 
 

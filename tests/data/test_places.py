@@ -256,6 +256,24 @@ def test_prompt_and_answer_agree(rate, asked, start):
             assert answered(rest) == [t for t in answered(answer) if t > begin] and f"{asked} f" in single
 
 
+def test_points_in_the_answer_and_those_left_out_add_up():
+    """A track every second of a film whose frames are spread; some are taken from beside the frames shown."""
+    for length in (400, 660, 3700):
+        spread = film(0, length)
+        for snap in (0.25, 0.5):
+            made = track(list(range(length)), spread, sampling_fps=1, snap=snap)
+            _, answer, lost = conversation(made, spread)
+            assert lost == length - len(answered(answer)) and len(answered(answer)) > 50
+
+
+def test_exact_times_that_the_rate_does_not_meet_are_counted():
+    """Every 0.28 s for 10 s, two a second asked for: 20 half seconds, 0 and 7.0 of which have a position."""
+    times = [round(0.28 * i, 6) for i in range(36)]
+    _, answer, lost = conversation(track(times, film(0, 10), snap=0), film(0, 10))
+    assert answered(answer) == [0.0, 7.0] and lost == 20 - 2
+    assert conversation(track(times, film(0, 10)), film(0, 10))[2] == 0
+
+
 def test_a_rate_that_is_not_shown_is_refused_or_chosen():
     with pytest.raises(FieldError, match="sampling_fps is 4, not a divisor of the 2 frames per second"):
         track([0.0, 0.5, 1.0], film(), sampling_fps=4)
@@ -291,8 +309,7 @@ def test_a_long_film_says_what_a_track_loses():
     made = track(times, spread, sampling_fps=1)
     prompt, answer, lost = conversation(made, spread)
     marks = np.linspace(0, 400, 128)
-    near = [k for k in range(400) if np.abs(marks - k).min() <= 0.01]
-    assert lost == 400 - len(near)
+    assert lost == 400 - len(answered(answer)) == 272
     assert answered(answer) == [round(t, 1) for t in marks] and not re.search(r"\d", prompt), "no rate"
     single = {**made, "style": "video_single_point_track_per_frame"}
     assert len(answered(conversation(single, spread, 1)[1])) > 100

@@ -10,7 +10,8 @@ import webdataset
 from PIL import Image
 
 from data_prep import demo
-from data_prep.shard_tools import check, repair
+from data_prep.shard_repair import repair
+from data_prep.shard_tools import check
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.config import DataConfig, ImageConfig, SourceConfig, VideoConfig
 from molmo2_nemo.data.foreign import ForeignTexts

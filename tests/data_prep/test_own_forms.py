@@ -7,7 +7,7 @@ import pytest
 
 from data_prep import demo
 from data_prep.prepare import GIVE_UP_AFTER
-from data_prep.sources.own import entry_sample
+from data_prep.sources.own import SAME_ID, entry_sample
 from data_prep.sources.own_shapes import NUMBER_NOTE, not_read
 from data_prep.sources.references import File, Inline
 from molmo2_nemo.cli.main import main
@@ -192,6 +192,7 @@ def test_lists_of_media_and_fields_that_nothing_reads(tmp_path, capsys):
         ({"messages": role("q", "a", [{"type": "image", "image": "a.jpg"}], "a")}, "messages[2].content[0]"),
         ({"messages": role(["q ", {"type": "image", "path": "a.jpg"}, " r"], "a")}, "messages[0].content"),
         ({"image": "a.jpg", "messages": role([{"type": "image", "url": "b.jpg"}], "a")}, "image"),
+        ({"image": "a.jpg", "messages": role([{"type": "image", "index": 1}], "a")}, "messages[0].content[0].index"),
         ({"messages": role([{"type": "video", "video": v} for v in ("a.mp4", "b.mp4")], "a")}, "messages"),
         (
             {"annotations": [{"style": "text_sft", "messages": role([{"type": "image", "url": "b.jpg"}], "a")}]},
@@ -249,14 +250,11 @@ def test_marks_around_the_first_question_stand_for_the_media(text):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name, words",
-    [("tab.csv", "JSON Lines"), ("z.jsonl.gz", "gunzip"), ("d.parquet", "JSON Lines"), ("l.json", "jq -c")],
-)
-def test_other_files_are_told_what_to_do(tmp_path, name, words, capsys):
+@pytest.mark.parametrize("name", ["tab.xlsx", "z.jsonl.zst", "d.parquet.gz", "words.txt", "w.yaml"])
+def test_other_files_are_told_what_is_read(name, tmp_path, capsys):
     (tmp_path / name).write_text('[{"messages": ["a", "b"]}]')
     assert prepare(tmp_path / name, "--out", tmp_path / "out") == 2
-    assert words in capsys.readouterr().err
+    assert "own data is read from .jsonl" in capsys.readouterr().err
 
 
 def test_names_of_files(tmp_path, capsys, monkeypatch):
@@ -265,14 +263,26 @@ def test_names_of_files(tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     assert prepare(one, two, "--out", out) == 2
     said = capsys.readouterr().err
-    assert str(one) in said and str(two) in said and "NAME=FILE.jsonl" in said
+    assert str(one) in said and str(two) in said and "NAME=FILE" in said
     assert prepare(one, one, f"other={two}", "--out", out) == 0
     assert sorted(path.name for path in out.iterdir() if path.is_dir() and path.name[0] != ".") == ["data", "other"]
     assert prepare(write(tmp_path / "doc_qa.jsonl", entry), "doc_qa", "--out", out) == 2
     assert "the published doc_qa" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "doc_qa").mkdir()
+    assert prepare("doc_qa", "--out", out) == 2
+    assert "Download by hand" in capsys.readouterr().err, "a folder of that name does not stand for the published set"
     write(tmp_path / "UP.JSONL", entry)
     assert prepare("UP.JSONL", "--out", out) == 0 and (out / "UP").is_dir()
+
+
+def test_an_id_that_comes_twice_loses_no_line(tmp_path):
+    lines = [{"id": name, "conversations": llava("q")} for name in ("x", "x-3", "x", "x")]
+    assert prepare(write(tmp_path / "own.jsonl", *lines), "--out", tmp_path / "out", "--strict") == 0
+    data = ShardDataset(tmp_path / "out" / "own")
+    keys = [data.read(i)[0].rpartition(":")[2] for i in range(len(data))]
+    assert keys == ["x", "x-3", "x-3-3", "x-4"]
+    assert read_head(tmp_path / "out" / "own" / MANIFEST)["notes"][SAME_ID][0] == 2
 
 
 def test_a_key_that_comes_twice_names_both_lines(tmp_path):

@@ -17,7 +17,7 @@ from molmo2_nemo.data.tally import KINDS
 from molmo2_nemo.preview import collect, page
 from molmo2_nemo.settings.compose import compose
 
-LONG = "One sentence of a long document follows another. " * 1500  # about 18,000 tokens, by estimate
+LONG = "One sentence of a long document follows another. " * 2000  # about 18,000 tokens, by estimate
 LIMIT = "data.packing.sequence_length"
 
 

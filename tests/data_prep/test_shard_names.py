@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from data_prep.shard_tools import check, index, repair
+from data_prep.shard_repair import repair
+from data_prep.shard_tools import check, index
 from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shard_writer import write_manifest, write_shards

@@ -9,7 +9,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from data_prep.shard_tools import check, repair
+from data_prep.shard_repair import repair
+from data_prep.shard_tools import check
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_entries, read_head
 from molmo2_nemo.data.shards import ShardDataset
@@ -67,6 +68,7 @@ def test_one_flipped_bit_costs_one_record(sft, suffix, capsys):
     assert f"1 records removed\n  {shard.name}:{key}" in capsys.readouterr().out
     assert keys(sft) == [k for k in before if k != key] and check(sft) == []
     assert not shard.exists() and shard.with_name(f"{shard.stem}-r1.tar").is_file()
+    assert sorted(p.name for p in (sft / "kept-by-repair").iterdir()) == sorted([MANIFEST, shard.name])
     head = read_head(sft / MANIFEST)
     assert head["records"] == head["length"] == len(before) - 1 and head["skipped"] == {"removed by repair": 1}
     assert json.loads((sft / "skipped.jsonl").read_text())["key"] == key
@@ -107,7 +109,7 @@ def test_repair_that_was_stopped(sft, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_prep.shard_tools._replace_manifest", stop)
+        patch.setattr("data_prep.shard_repair._replace_manifest", stop)
         with pytest.raises(KeyboardInterrupt):
             repair(sft)
     assert shard.exists() and listed() == before

@@ -18,7 +18,7 @@ from data_prep.record_builder import SLOW_TO_READ, BuildOptions, Built, build
 from data_prep.sources.base import File, Sample
 from data_prep.sources.own import own_source
 from data_prep.sources.shapes import qa
-from data_prep.transcode import Wanted, cut_packets, reencode
+from data_prep.transcode import KEPT_WHOLE, Wanted, cut_packets, reencode
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.data.manifest import MANIFEST, read_head
@@ -70,10 +70,38 @@ def test_one_order_of_frames(name, clip):
             assert numbers(after.frames) == numbers(before.frames)
 
 
+INTRA_REFRESH = {"x264-params": "intra-refresh=1:keyint=24:bframes=0"}
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "mpegts"])
+@pytest.mark.parametrize("clip", [(1.1, 2.7), (1.5, 1.9)])
+def test_films_without_key_frames_to_cut_at_stay_whole_and_are_counted(container, clip):
+    """With periodic intra refresh the first frames after a key frame, as FFmpeg calls it, cannot be decoded."""
+    whole = probe_video(film(90, container, options=INTRA_REFRESH), None)
+    cut, moved = cut_packets(whole, clip)
+    before, after = shown(whole, clip), shown(cut, moved)
+    assert numbers(before.frames)[0] == round(clip[0] * 30) and before.decoding.replaced == 0
+    assert np.array_equal(before.frames, after.frames)
+    assert cut.notes == (KEPT_WHOLE,) and cut.data is whole.data
+
+
+def test_films_whose_frames_are_counted_stay_whole_and_are_counted():
+    whole = probe_video(FILMS["scrambled"](), None)
+    cut, moved = cut_packets(whole, (1.0, 1.5))
+    assert cut.notes == (KEPT_WHOLE,) and cut.data is whole.data and moved == (1.0, 1.5)
+
+
+def test_the_summary_counts_what_was_not_cut(resolver, tmp_path):
+    (tmp_path / "x.mp4").write_bytes(film(90, options=INTRA_REFRESH))
+    sample = Sample("s", [qa("q", "a")], video=File("x.mp4"), clip=(1.1, 2.7))
+    assert build(sample, resolver, BuildOptions(cut_clips=True)).notes == (KEPT_WHOLE,)
+    assert build(sample, resolver, BuildOptions()).notes == ()
+
+
 def test_cut_films_are_smaller():
     whole = probe_video(film(gop=10, options={"sc_threshold": "0"}), "mp4")
     cut, moved = cut_packets(whole, (1.0, 1.5))
-    assert len(cut.content()) < len(whole.content()) and moved == (0.0, 0.5)
+    assert len(cut.content()) < len(whole.content()) and moved == (0.0, 0.5) and cut.notes == ()
 
 
 def test_the_height_is_that_of_the_film_as_shown():

@@ -24,6 +24,7 @@ class Film:
     stream: int  # its number among the file's streams
     kind: str  # of container, FFmpeg's short name
     suffix: str  # the usual file suffix of this kind
+    begins: bool = True  # its first frame can be decoded; else a later one stands in
 
 
 def look_at(source: Source, limits: LimitsConfig) -> Film:
@@ -42,8 +43,9 @@ def look_at(source: Source, limits: LimitsConfig) -> Film:
 
 
 def _film(container: Any, stream: Any, index: VideoIndex, deadline: Deadline) -> Film:
-    first = reader_of(container, stream, index, np.zeros(1, np.int64), deadline).at(0)
+    reader = reader_of(container, stream, index, np.zeros(1, np.int64), deadline)
+    first = reader.at(0)
     orientation = frame_orientation(first)
     size = (first.height, first.width) if is_turned(orientation) else (first.width, first.height)
     kind = container.format.name.split(",")[0]
-    return Film(index, size, orientation, stream.index, kind, SUFFIX.get(kind, kind))
+    return Film(index, size, orientation, stream.index, kind, SUFFIX.get(kind, kind), reader.replaced == 0)

@@ -2,7 +2,7 @@
 
 A frame is reached the shortest way: by decoding on from the current position, or by seeking to the key frame before it.
 At most two decoded frames are in memory. Films whose time stamps do not say where to seek to are decoded from their
-start.
+start. A packet that the decoder refuses is a lost frame.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import Any
 
 import numpy as np
 from av.error import FFmpegError
+from av.error import MemoryError as OutOfMemory
 
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.video.container import Deadline, Source, check_size, open_video
-from molmo2_nemo.data.video.index import VideoIndex, holds_frame, stamp_of
+from molmo2_nemo.data.video.index import VideoIndex, holds_frame, in_frames, stamp_of
 from molmo2_nemo.data.video.orientation import frame_orientation, upright
 from molmo2_nemo.errors import DataError
 
 SEEK_GAP = 8  # frames; decoding on over fewer frames than this is cheaper than seeking
 # Their frames that no other needs are skipped unless wanted. Others skip later than they are told (AV1) or are rare.
 SKIPPING = ("h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "vp8", "vp9")
-# FFmpeg's field order. H.264 of any other may have the two fields of a frame in packets of their own, each with a time
-# stamp, so that neither can be told from a frame: nothing of it is skipped or held back.
-PROGRESSIVE = 1
 PROBED = 64  # frames decoded to see whether time stamps fit the pictures
 
 
@@ -62,7 +60,7 @@ class PyAVFrames:
 def reader_of(container: Any, stream: Any, index: VideoIndex, wanted: np.ndarray, deadline: Deadline) -> _Reader:
     """The way to read a container that was just opened; `wanted`: the numbers of all frames that will be asked for."""
     if index.order == "counted":
-        return _CountingReader(_decode(container, stream, None, deadline))
+        return _CountingReader(index, _decode(container, stream, None, deadline))
     if index.order == "joined":
         stamps = frozenset(index.pts[wanted].tolist())
         return _StampReader(index, _decode(container, stream, stamps, deadline, index.joints))
@@ -117,11 +115,21 @@ class _Reader(ABC):
 class _CountingReader(_Reader):
     """Numbers are those in which frames leave the decoder; the last one stands for those that are missing."""
 
+    def __init__(self, index: VideoIndex, frames: Iterator[Any]) -> None:
+        super().__init__(frames)
+        self._index = index
+        self._lost = 0  # frames before the first that can be decoded
+
     def at(self, number: int) -> Any:
-        while self.decoded <= number and self._step():
+        while self._lost + self.decoded <= number and self._step():
             pass
-        self.replaced += self.decoded <= number
+        self.replaced += not self._lost <= number < self._lost + self.decoded
         return self._found()
+
+    def _take(self, frame: Any) -> bool:
+        if not self.decoded and self._index.first_is_right and frame.pts is not None:
+            self._lost = int(self._index.frame_at(self._index.seconds_after(frame.pts)))
+        return True
 
 
 class _StampReader(_Reader):
@@ -165,6 +173,7 @@ class _SeekingReader(_StampReader):
         self._wanted = index.pts[wanted]
         self._stamps = frozenset(self._wanted.tolist())
         self._runs: np.ndarray | None = _runs(index, wanted)  # None: the decoder is fed with all packets
+        self._seeks = True  # False: decodes on to the end
         self._sought = 0  # time stamp
         self._due: set[int] | None = None  # stamps until which the decoder is fed; None: as long as frames are needed
 
@@ -174,6 +183,8 @@ class _SeekingReader(_StampReader):
 
     def _jump_if_worth_it(self, target: int) -> None:
         index = self._index
+        if not self._seeks:
+            return
         key = max(int(np.searchsorted(index.keys, target, side="right")) - 1, 0)
         if self._last is not None:
             here = int(np.searchsorted(index.pts, self._last.pts))
@@ -183,11 +194,15 @@ class _SeekingReader(_StampReader):
             first = int(np.searchsorted(self._wanted, target))
             run = self._wanted[first : int(self._runs[np.searchsorted(self._runs, first, side="right")])]
         # Containers differ in which of a key frame's times they search by; some then land on the key frame after it.
-        for timestamp in (index.keys[key], index.key_dts[key], min(index.key_dts[0], index.pts[0])):
+        for timestamp in (index.keys[key], index.key_dts[key]):
             self._due = None if self._runs is None else set(run.tolist())
             self._seek(int(timestamp))
             if self._step() and self._last.pts <= target:
                 return
+        # Nothing is shown from this key frame on, as with periodic intra refresh: read all, and seek no more.
+        self._seeks, self._runs, self._due = False, None, None
+        self._seek(int(min(index.key_dts[0], index.pts[0])))
+        self._step()
 
     def _seek(self, timestamp: int) -> None:
         try:
@@ -237,11 +252,11 @@ def _decode(
             with those that can be decoded without the packets that follow.
     """
     context = stream.codec_context
-    fields = context.codec.name == "h264" and context.field_order != PROGRESSIVE
+    fields = not in_frames(context)
     skip = wanted is not None and context.codec.name in SKIPPING and not fields
     shifts = list(reversed(joints))
     shift = count = 0
-    for packet in container.demux(stream):
+    for packet in _demuxed(container, stream):
         deadline.check()
         stamp = stamp_of(packet)
         if joints and stamp is not None and holds_frame(packet):
@@ -252,9 +267,31 @@ def _decode(
             packet.pts, packet.dts = stamp, None if packet.dts is None else packet.dts + shift
         if skip and wanted is not None:
             context.skip_frame = "NONREF" if stamp is not None and stamp not in wanted else "DEFAULT"
-        yield from packet.decode()
+        yield from _frames_of(context, packet)
         if due is not None:
             due.discard(stamp)  # type: ignore[arg-type]
             if not due and not fields:
-                yield from context.decode(None)
+                yield from _frames_of(context, None)
                 return
+
+
+def _demuxed(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets from the current position on; where they cannot be read on, the film ends."""
+    from av import Packet
+
+    try:
+        yield from container.demux(stream)
+    except FFmpegError:
+        last = Packet()  # empty: asks the decoder for the frames that it holds back
+        last.stream = stream
+        yield last
+
+
+def _frames_of(context: Any, packet: Any) -> list[Any]:
+    """The frames that come out of the decoder for a packet; none where it is damaged."""
+    try:
+        return context.decode(packet)
+    except OutOfMemory:
+        raise
+    except FFmpegError:
+        return []

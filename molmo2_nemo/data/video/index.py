@@ -19,6 +19,11 @@ from molmo2_nemo.errors import DataError
 
 EDGE = 1e-6  # seconds a requested time is kept away from both ends of the stream
 BACKWARDS = 0.1  # seconds by which a clock that starts again goes back at least; by less it is uneven
+JUMP = 10  # frames by which the clock of a program stream jumps at least
+AROUND = 32  # frames before and after one of a program stream that say how late the clock is there
+# FFmpeg's field order. H.264 of any other may have the two fields of a frame in packets of their own, each with a time
+# stamp, so that neither can be told from a frame: nothing of it is skipped or held back.
+PROGRESSIVE = 1
 NONE = -(1 << 62)  # stands for a time stamp that a packet lacks
 LOWEST = -(1 << 60)  # a time stamp before all others that seeking accepts
 
@@ -47,6 +52,7 @@ class VideoIndex:
     end: int  # end of the last frame, ticks
     order: Order = "stamps"
     joints: tuple[tuple[int, int], ...] = ()  # joined: (first packet, ticks to add) of each part, in decoding order
+    first_is_right: bool = False  # counted: the stamp of the first frame that leaves the decoder tells its number
     in_decoding_order: bool = (
         False  # the stamps ascend from packet to packet: either no frame is reordered, or they lie
     )
@@ -71,6 +77,10 @@ class VideoIndex:
         begins = seconds_of(self.pts - self.pts[0], self.base)
         return np.clip(np.searchsorted(begins, inside, side="right") - 1, 0, len(self.pts) - 1)
 
+    def seconds_after(self, stamp: int) -> np.ndarray:
+        """Seconds from the start of the first frame to a time stamp."""
+        return np.asarray(seconds_of(stamp - int(self.pts[0]), self.base))
+
     def counted(self) -> VideoIndex:
         """The same times, for frames that are found by counting."""
         return replace(self, order="counted")
@@ -92,6 +102,11 @@ class Packets:
 def holds_frame(packet: Any) -> bool:
     """Whether a packet counts: it has content, and its frame is meant to be shown."""
     return bool(packet.size) and not packet.is_discard
+
+
+def in_frames(context: Any) -> bool:
+    """Whether each packet is a frame, not perhaps one of its two fields."""
+    return bool(context.codec.name != "h264" or context.field_order == PROGRESSIVE)
 
 
 def stamp_of(packet: Any) -> int | None:
@@ -125,7 +140,11 @@ def scan(container: Any, stream: Any, limits: LimitsConfig, deadline: Deadline) 
         DataError: no frames, or more frames, seconds or processor time than the limits allow.
     """
     packets = read_packets(container, stream, limits, deadline)
-    index = index_of(packets, Fraction(stream.time_base), stream.guessed_rate or stream.average_rate)
+    base, rate = Fraction(stream.time_base), stream.guessed_rate or stream.average_rate
+    if container.format.name == "mpeg" and in_frames(stream.codec_context) and not (packets.pts == NONE).all():
+        index = program_stream_index(packets, base, rate)
+    else:
+        index = index_of(packets, base, rate)
     if index.duration > limits.video_seconds:
         raise DataError(
             f"video lasts {index.duration:.0f} s; at most {limits.video_seconds:.0f} s are read "
@@ -166,6 +185,48 @@ def _without_stamps(count: int, base: Fraction, rate: Fraction | None) -> VideoI
         raise DataError("video has no time stamps and no frame rate")
     marks = np.array([round(i / (rate * base)) for i in range(count + 1)], np.int64)
     return VideoIndex(marks[:-1], marks[:1], marks[:1], base, int(marks[-1]), "counted")
+
+
+def program_stream_index(packets: Packets, base: Fraction, rate: Fraction | None) -> VideoIndex:
+    """The index of a film in an MPEG program stream, whose frames are counted and whose clock is evened out.
+
+    Few frames have a time stamp of their own there. FFmpeg computes the others, gives some frames the stamp of the next
+    one (so that two share one, and a gap follows), and does so differently after seeking.
+    """
+    marks = _even_clock(packets, base, rate)
+    first = packets.pts[packets.pts != NONE][: packets.pts.size // 2 or 1]
+    marks += int(first.min()) - marks[0]
+    return VideoIndex(marks[:-1], marks[:1], marks[:1], base, int(marks[-1]), "counted", first_is_right=True)
+
+
+def _even_clock(packets: Packets, base: Fraction, rate: Fraction | None) -> np.ndarray:
+    """When each frame is shown, and the end: int64 [n + 1], ascending, from 0 on.
+
+    Frames follow each other by their durations. A clock that jumps ahead by more than `JUMP` frames is believed; one
+    that jumps back continues.
+    """
+    given = packets.durations[packets.durations > 0]
+    usual = int(np.median(given)) if len(given) else round(1 / (rate * base)) if rate else 1
+    marks = np.concatenate([[0], np.cumsum(np.where(packets.durations > 0, packets.durations, usual))])
+    known = np.flatnonzero(packets.dts != NONE)
+    late = packets.dts[known] - marks[known]  # against the sum of the durations
+    steps = np.diff(late)
+    jumps = np.abs(steps) > JUMP * usual
+    late = late - late[0] - np.concatenate([[0], np.cumsum(np.where(jumps & (steps < 0), steps, 0))])
+    for part in np.split(np.arange(len(known)), np.flatnonzero(jumps) + 1):
+        late[part] = _running_median(late[part])
+    late = np.concatenate([[0], late])[np.searchsorted(known, np.arange(len(marks)), side="right")]
+    counts = np.arange(len(marks))
+    marks = np.maximum.accumulate(marks + late - counts) + counts
+    return marks - marks[0]
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """The median of the values around each, int64 [n]."""
+    padded = np.pad(values, AROUND, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1)
+    parts = [np.median(windows[at : at + 4096], axis=1) for at in range(0, len(windows), 4096)]  # in little memory
+    return np.concatenate(parts).astype(np.int64)
 
 
 def _end(packets: Packets) -> int:

@@ -16,6 +16,7 @@ from molmo2_nemo.data.config import LimitsConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry
 from molmo2_nemo.data.resize import patchify, resize
 from molmo2_nemo.data.video.container import Source
+from molmo2_nemo.data.video.cut_off import stated_length
 from molmo2_nemo.data.video.decoders import Frames, frames_of
 from molmo2_nemo.data.video.film import Film, look_at
 from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps
@@ -70,6 +71,7 @@ class VideoInfo:
     size: tuple[int, int]  # width and height of the upright image, pixels
     suffix: str  # the usual file suffix of this kind of container
     gop: int  # most frames from a key frame to the next; all of them where none can be sought
+    stated: float | None = None  # seconds that the header states, where the packets end well before
 
 
 def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoInfo:
@@ -78,9 +80,10 @@ def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoIn
     Raises:
         DataError: not a video, broken at the start, or beyond the limits.
     """
-    film = look_at(source, limits or LimitsConfig())
-    index = film.index
-    return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix, index.gop)
+    limits = limits or LimitsConfig()
+    film = look_at(source, limits)
+    index, stated = film.index, stated_length(source, film, limits)
+    return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix, index.gop, stated)
 
 
 def plan_video(

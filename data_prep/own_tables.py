@@ -1,0 +1,180 @@
+"""Tables and folders that a user brings: CSV, Parquet, Arrow, and what Hugging Face's datasets writes or reads."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import lzma
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from data_prep.own_files import ENDINGS, PACKED, OwnRows, columns_of, ending, json_lines
+from data_prep.sources.base import Row
+from data_prep.sources.own_columns import Columns, find_columns
+from data_prep.sources.own_shapes import not_read
+from molmo2_nemo.data.json_values import Fault, show
+from molmo2_nemo.errors import UserError, read_text
+
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's folders of images or videos
+SPLIT = "train"
+DELIMITERS = ",;\t"
+
+
+def table_rows(
+    files: Sequence[Path], folders: tuple[Path, ...], given: Mapping[str, Any] | None, unread: Sequence[str] = ()
+) -> OwnRows:
+    """The rows of files with the same columns.
+
+    Raises:
+        UserError: columns that nothing can be learned from, or a map that does not fit them.
+    """
+    kind = ending(files[0])[0]
+    if kind in (".csv", ".tsv"):
+        columns = find_columns(_csv_header(files[0]), given)
+    else:
+        names, classes, inner = _arrow_header(files[0])
+        columns = find_columns(names, given, classes, inner)
+    words = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".arrow": "Arrow"}[kind]
+    if len(files) > 1:
+        words = f"{words}, {len(files)} files"
+    return OwnRows(words, partial(_rows, tuple(files), columns), tuple(files), folders, columns, tuple(unread))
+
+
+def _rows(files: Sequence[Path], columns: Columns) -> Iterator[Row]:
+    number = 0
+    for path in files:
+        if ending(path)[0] in (".csv", ".tsv"):
+            yield from _csv_rows(path)
+            continue
+        for row in _arrow_rows(path, columns):
+            number += 1
+            yield {"line": number, "entry": row, "notes": [not_read(name) for name in columns.left if name not in row]}
+
+
+@contextmanager
+def _csv(path: Path) -> Iterator[Any]:
+    """A reader of a CSV, whose cells are apart by what its first line has most of: comma, semicolon or tabulator.
+
+    Raises:
+        UserError: an unfinished quotation, text that is not UTF-8, a packed file that is damaged.
+    """
+    opener, reader = PACKED.get(path.suffix.lower(), open), None
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        try:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
+            yield reader
+        except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+            after = f" after line {reader.line_num}" if reader is not None else ""
+            raise UserError(f"{path} cannot be read{after}: {error}") from None
+
+
+def _csv_header(path: Path) -> list[str]:
+    with _csv(path) as reader:
+        names: list[str] = next(reader, [])
+    if not names or len(set(names)) != len(names) or "" in names:
+        raise UserError(f"{path}: the first line must name the columns, each once, not {', '.join(names)[:100]!r}")
+    return names
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Rows, with the number of the line that each ends in."""
+    with _csv(path) as reader:
+        names = next(reader)
+        for cells in reader:
+            if len(cells) == len(names):
+                yield {"line": reader.line_num, "entry": dict(zip(names, cells, strict=True))}
+            elif cells:
+                fault = Fault("", f"{len(cells)} cells", f"{len(names)}, as many as the first line")
+                yield {"line": reader.line_num, "fault": fault}
+
+
+def _arrow_header(path: Path) -> tuple[list[str], dict[str, list[str]], set[str]]:
+    """(columns, names of the classes that numbers stand for, columns of objects) of a Parquet or Arrow file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if ending(path)[0] == ".parquet":
+            schema = pq.read_schema(path)
+        else:
+            with pa.memory_map(str(path)) as file:
+                schema = pa.ipc.open_stream(file).schema
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} cannot be read: {str(error)[:200]}") from None
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    classes = {n: f["names"] for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    inner = {entry.name for entry in schema if pa.types.is_struct(entry.type)}
+    return list(schema.names), classes, inner
+
+
+def _arrow_rows(path: Path, columns: Columns) -> Iterator[dict[str, Any]]:
+    from data_prep.tables import read_file
+
+    read = columns.read()  # a.b may be a field b of the column a, or a column
+    return read_file(path, columns=tuple(dict.fromkeys([*read, *(name.partition(".")[0] for name in read)])))
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
+    """A folder that Hugging Face's datasets wrote or reads: save_to_disk, Parquet files, or metadata beside media.
+
+    Raises:
+        UserError: another folder.
+    """
+    if (path / "dataset_dict.json").is_file():
+        splits = _parts(path / "dataset_dict.json", "splits")
+        name = SPLIT if SPLIT in splits else splits[0]
+        others = [f"the split {other}: name {path / other}" for other in splits if other != name]
+        return _saved(path / name, given, others)
+    if (path / "state.json").is_file():
+        return _saved(path, given, ())
+    for place in (path, path / SPLIT):
+        for name in METADATA:
+            if (place / name).is_file():
+                return _metadata(path, place / name, given)
+    files = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
+    train = [file for file in files if file.name.startswith(SPLIT)]
+    if train or files:
+        others = [f"the file {file}" for file in files if train and file not in train]
+        return table_rows(train or files, (path.resolve(),), given, others)
+    raise UserError(
+        f"{path} is a folder without a data set of Hugging Face's in it; name a file ({', '.join(ENDINGS)}), or make "
+        "its webdataset tars a data set: molmo2 shards index"
+    )
+
+
+def _saved(path: Path, given: Mapping[str, Any] | None, unread: Sequence[str]) -> OwnRows:
+    files = [path / entry["filename"] for entry in _parts(path / "state.json", "_data_files")]
+    return table_rows(files, (path.resolve(),), given, unread)
+
+
+def _parts(path: Path, name: str) -> list[Any]:
+    """The list `name` in a JSON file that save_to_disk wrote.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        found = json.loads(read_text(path))[name]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path} is not what save_to_disk writes: {type(error).__name__} {error}") from None
+    if not isinstance(found, list) or not found:
+        raise UserError(f"{path} is not what save_to_disk writes: {name} is {show(found)}")
+    return found
+
+
+def _metadata(path: Path, file: Path, given: Mapping[str, Any] | None) -> OwnRows:
+    """The rows of metadata.csv (.jsonl, .parquet) beside images or videos."""
+    folders = (file.parent.resolve(), path.resolve())
+    if file.suffix != ".jsonl":
+        return table_rows([file], folders, given)
+    rows = partial(json_lines, file)
+    return OwnRows("JSON Lines", rows, (file,), folders, columns_of(rows(), given))

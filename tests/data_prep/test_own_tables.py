@@ -1,0 +1,469 @@
+"""A user's tables, lists and folders. Oracle: the same records written as JSON Lines in this project's own fields."""
+
+import bz2
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_prep import demo
+from data_prep.own_coco import BOXES, GROUPS, KEYPOINTS
+from data_prep.own_files import END_BYTES, fingerprint
+from data_prep.sources.own import SAME_ID
+from data_prep.sources.own_shapes import not_read
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.manifest import MANIFEST, read_head
+from molmo2_nemo.data.shards import ShardDataset
+
+CHAT = [{"role": "user", "content": "Which animal?"}, {"role": "assistant", "content": "a cat"}]
+ROWS = [
+    {"image": "cat.jpg", "question": 'Which "animal", exactly?', "answer": "a cat"},
+    {"image": "horse.jpg", "question": "Two\nlines", "answer": "ein Pferd, ja"},
+]
+
+
+def prepare(*words):
+    return main(["prepare", *map(str, words), "--workers", "0"])
+
+
+def own(tmp_path, *lines):
+    """The records that JSON Lines in our own fields become."""
+    path = tmp_path / "oracle.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert prepare(path, "--out", tmp_path / "oracle", "--overwrite") == 0
+    return records(tmp_path / "oracle" / "oracle")
+
+
+def records(folder):
+    """Members of every record, with its JSON parsed."""
+    data = ShardDataset(folder)
+    read = [data.read(i)[1] for i in range(len(data))]
+    return [{**members, "json": json.loads(members["json"])} for members in read]
+
+
+def skipped(folder):
+    return [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+
+
+def notes(folder):
+    return {text: count for text, (count, *_) in read_head(folder / MANIFEST)["notes"].items()}
+
+
+@pytest.fixture
+def place(tmp_path):
+    for name in ("cat.jpg", "horse.jpg", "coffee.jpg", "bunny.mp4"):
+        shutil.copy(demo.MEDIA / name, tmp_path)
+    return tmp_path
+
+
+def table(rows, delimiter=","):
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+# --- the same records in every kind of file --------------------------------------------------------------------------
+
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+FILES = {
+    "a.csv": table(ROWS),
+    "b.tsv": table(ROWS, "\t"),
+    "c.csv": b"\xef\xbb\xbf" + table(ROWS, ";"),
+    "d.csv.gz": gzip.compress(table(ROWS)),
+    "e.jsonl.gz": gzip.compress(LINES),
+    "f.jsonl.bz2": bz2.compress(LINES),
+    "g.ndjson.xz": lzma.compress(LINES),
+    "h.json": json.dumps(ROWS, indent=1).encode(),
+    "i.jsonlines": LINES,
+    "j.json": LINES,
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, "k.parquet"])
+def test_every_kind_of_file_gives_the_same_records(name, place):
+    if name == "k.parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), place / name)
+    else:
+        (place / name).write_bytes(FILES[name])
+    assert prepare(place / name, "--out", place / "out", "--strict") == 0
+    assert records(place / "out" / name[0]) == own(place, *ROWS)
+
+
+def test_names_of_columns_and_what_is_not_read(place, capsys):
+    rows = [
+        {
+            "ID": "x",
+            "File Name": "bunny.mp4",
+            "Start-Time": "1",
+            "end_time": "4.5",
+            "Description": "A rabbit.",
+            "by": "me",
+        },
+        {"ID": "x", "File Name": "cat.jpg", "Start-Time": "", "end_time": "", "Description": "A cat.", "by": ""},
+    ]
+    (place / "t.csv").write_bytes(table(rows))
+    assert prepare(place / "t.csv", "--out", place / "out") == 0
+    said = capsys.readouterr().out
+    words = [line.split() for line in said.split("its columns are taken for\n")[1].splitlines()[:6]]
+    assert words == [
+        ["ID", "key"],
+        ["File", "Name", "file"],
+        ["Description", "caption"],
+        ["Start-Time", "start"],
+        ["end_time", "end"],
+        ["by", "not", "read"],
+    ]
+    film = {"key": "x", "video": "bunny.mp4", "clip": [1, 4.5], "caption": "A rabbit."}
+    assert records(place / "out" / "t") == own(place, film, {"image": "cat.jpg", "caption": "A cat."})
+    assert notes(place / "out" / "t") == {not_read("by"): 1, SAME_ID: 1} and not_read("by") in said
+    data = ShardDataset(place / "out" / "t")
+    assert [data.read(i)[0].rpartition(":")[2] for i in range(2)] == ["x", "x-3"]
+
+
+MAP = """
+image: photo
+question: meta.frage
+answer: antwort
+weight:
+style: vqa2
+"""
+
+
+def test_a_map_overrides_names(place, capsys):
+    rows = [
+        {"photo": "cat.jpg", "image": "gone.jpg", "meta": {"frage": "q"}, "antwort": 3, "weight": "high", "answer": "x"}
+    ]
+    (place / "m.yaml").write_text(MAP)
+    pq.write_table(pa.Table.from_pylist(rows), place / "t.parquet")
+    (place / "u.jsonl").write_text(json.dumps(rows[0]) + '\n{"photo": "cat.jpg", "late": 1}\n')
+    expected = own(place, {"image": "cat.jpg", "annotations": [{"style": "vqa2", "question": "q", "answer": "3"}]})
+    for name in ("t.parquet", "u.jsonl"):
+        assert prepare(place / name, "--map", place / "m.yaml", "--out", place / "out") == 0
+        assert records(place / "out" / name[0]) == expected
+        assert re.search(r"photo +image \(--map\)", capsys.readouterr().out)
+        unread = notes(place / "out" / name[0])
+        assert {not_read("weight"): 1, not_read("image"): 1, not_read("answer"): 1}.items() <= unread.items()
+    (line,) = skipped(place / "out" / "u")
+    assert line["line"] == 2
+    (place / "m.yaml").write_text(MAP.replace("vqa2", "user_qa"))
+    assert prepare(place / "u.jsonl", "--map", place / "m.yaml", "--out", place / "out") == 2
+    assert "--overwrite" in capsys.readouterr().err, "another map is another data set"
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("image: pohto", "there is no column 'pohto'; did you mean 'photo'?"),
+        ("imge: photo", "'imge' is no field; did you mean 'image'?"),
+        ("image: [photo, words]", "image must be the name of a column, not"),
+        ("- image", "must hold lines such as"),
+        ("image: {a: b", "is not YAML"),
+        ("image: photo", "none of the columns (photo, words) is known"),
+        ("caption: photo.x", "there is no column 'photo.x'"),
+    ],
+)
+def test_maps_that_do_not_fit(text, words, place, capsys):
+    (place / "t.csv").write_bytes(table([{"photo": "cat.jpg", "words": "A cat."}]))
+    (place / "m.yaml").write_text(text)
+    assert prepare(place / "t.csv", "--map", place / "m.yaml", "--out", place / "out") == 2
+    assert words in capsys.readouterr().err
+    assert prepare("doc_qa", "--map", place / "m.yaml", "--out", place / "out") == 2
+    assert "--map is for files of your own" in capsys.readouterr().err
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+
+def test_columns_that_are_not_plain_texts(place):
+    rows = [
+        {
+            "images": '["cat.jpg", "horse.jpg"]',
+            "messages": json.dumps(CHAT),
+            "weight": "0.5",
+            "label": "kept out",
+        }
+    ]
+    (place / "chat.csv").write_bytes(table(rows))
+    assert prepare(place / "chat.csv", "--out", place / "out", "--strict") == 0
+    line = {"images": ["cat.jpg", "horse.jpg"], "messages": ["Which animal?", "a cat"], "weight": 0.5}
+    assert records(place / "out" / "chat") == own(place, line)
+    points = [{"image": "cat.jpg", "label": "eyes", "points": "[[37.8, 36.8], [71.3, 45.1]]", "point_scale": "100"}]
+    (place / "points.csv").write_bytes(table(points))
+    assert prepare(place / "points.csv", "--out", place / "out", "--strict") == 0
+    made = {"style": "pointing", "label": "eyes", "points": [[37.8, 36.8], [71.3, 45.1]], "point_scale": 100}
+    assert records(place / "out" / "points") == own(place, {"image": "cat.jpg", "annotations": [made]})
+
+
+@pytest.mark.parametrize(
+    "options, answer, index",
+    [
+        ({"choices": '["dog", "cat"]'}, "cat", 1),
+        ({"choices": '["dog", "cat"]'}, "A", 0),
+        ({"A": "dog", "B": "cat", "C": ""}, "(b)", 1),
+        ({"option_a": "dog", "option_b": "cat"}, "B.", 1),
+        ({"A": "B", "B": "A"}, "A", 1),
+    ],
+)
+def test_options(options, answer, index, place):
+    row = {"image": "cat.jpg", "question": "Which animal?", **options, "answer": answer}
+    (place / "t.csv").write_bytes(table([row]))
+    assert prepare(place / "t.csv", "--out", place / "out", "--strict") == 0
+    texts = json.loads(options["choices"]) if "choices" in options else [text for text in options.values() if text]
+    made = {"style": "a_okvqa_mc", "question": "Which animal?", "options": texts, "answer_idx": index}
+    assert records(place / "out" / "t") == own(place, {"image": "cat.jpg", "annotations": [made]})
+
+
+BAD = [
+    ({"image": "cat.jpg", "question": "q", "choices": '["a", "b"]', "answer": "1"}, "answer", "one of the options"),
+    ({"image": "cat.jpg", "question": "q", "choices": "a;b", "answer": "a"}, "choices", "a list"),
+    ({"image": "cat.jpg", "question": "q", "choices": '["a", "b"', "answer": "a"}, "choices", "a JSON list"),
+    (
+        {"image": "cat.jpg", "question": "q", "choices": '["a", "a"]', "answer": "a"},
+        "choices[1]",
+        "no other one equals",
+    ),
+    ({"photo": "gone.jpg", "caption": "x"}, "photo", "a file that is there"),
+    ({"path": "cat.txt", "caption": "x"}, "path", "an image or a video"),
+    ({"image": "cat.jpg", "description": " "}, "description", "not blank"),
+    ({"video": "bunny.mp4", "caption": "x", "start": "a", "end": "2"}, "start", "a number"),
+    ({"video": "bunny.mp4", "caption": "x", "start": "1", "end": ""}, "end", "start and end"),
+    ({"video": "bunny.mp4", "caption": "x", "start_time": "100", "end": "200"}, "start_time", "inside the film"),
+    (
+        {"conversation": '[{"from": "human", "value": "q"}, {"from": "tool", "value": "a"}]'},
+        "conversation[1].from",
+        "user",
+    ),
+]
+
+
+GOOD = {
+    **{"image": "cat.jpg", "photo": "cat.jpg", "path": "cat.jpg", "video": "bunny.mp4", "caption": "A cat."},
+    **{"description": "A cat.", "question": "q", "answer": "a", "choices": '["a", "b"]', "start": "1", "end": "2"},
+    **{"start_time": "1", "conversation": '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'},
+}
+
+
+@pytest.mark.parametrize("row, column, words", BAD)
+def test_what_cannot_be_used_names_the_column(row, column, words, place):
+    (place / "t.csv").write_bytes(table([row, {name: GOOD[name] for name in row}]))
+    assert prepare(place / "t.csv", "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "t")
+    assert (line["file"], line["line"], line["field"]) == ("t.csv", 2, column)
+    assert words in f"{line['expected']} {line['detail']}"
+
+
+def test_rows_of_another_length_spoil_no_other(place, capsys):
+    (place / "t.csv").write_bytes(
+        b"image,caption\ncat.jpg,A cat.\ncat.jpg\n\ncat.jpg,A,B\n" + b'horse.jpg,"A\nhorse."\n'
+    )
+    assert prepare(place / "t.csv", "--out", place / "out") == 0
+    assert [(line["line"], line["seen"]) for line in skipped(place / "out" / "t")] == [(3, "1 cells"), (5, "3 cells")]
+    assert len(records(place / "out" / "t")) == 2
+    for text, words in (
+        (b"image,image\nx,y\n", "each once"),
+        (b"", "each once"),
+        (b'image,caption\n"cat.jpg,A cat.\n', "cannot be read after line 2"),
+        ("image,caption\ncat.jpg,é\n".encode("latin1"), "cannot be read"),
+    ):
+        (place / "bad.csv").write_bytes(text)
+        assert prepare(place / "bad.csv", "--out", place / "out") == 2
+        assert words in capsys.readouterr().err
+    (place / "bad.jsonl.gz").write_bytes(gzip.compress(LINES)[:-12])
+    assert prepare(place / "bad.jsonl.gz", "--out", place / "out") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+# --- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def hub_rows():
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), "red").save(buffer, "PNG")
+    parts = [{"type": "image", "index": 0, "text": None}, {"type": "text", "index": None, "text": "Which animal?"}]
+    return [
+        {
+            "images": [{"bytes": buffer.getvalue(), "path": "r.png"}],
+            "messages": [
+                {"role": "user", "content": parts},
+                {"role": "assistant", "content": [{**parts[1], "text": "a cat"}]},
+            ],
+            "source": "made",
+        }
+    ] * 2
+
+
+def test_folders_of_datasets(place):
+    """Written by the library itself: one split, several, and Parquet as on the Hub."""
+    datasets = pytest.importorskip("datasets")
+    rows, red = hub_rows(), place / "r.png"
+    red.write_bytes(rows[0]["images"][0]["bytes"])
+    made = datasets.Dataset.from_list(rows)
+    made.save_to_disk(place / "one")
+    datasets.DatasetDict({"test": made.select([0]), "train": made}).save_to_disk(place / "two")
+    (place / "three" / "data").mkdir(parents=True)
+    made.to_parquet(place / "three" / "data" / "train-00000-of-00001.parquet")
+    made.to_parquet(place / "three" / "data" / "test-00000-of-00001.parquet")
+    expected = own(place, *[{"images": ["r.png"], "messages": ["Which animal?", "a cat"]}] * 2)
+    for name in ("one", "two", "three"):
+        assert prepare(place / name, "--out", place / "out", "--strict") == 0
+        assert records(place / "out" / name) == expected
+        assert notes(place / "out" / name)[not_read("source")] == 2
+
+
+def test_fingerprints_of_large_tables(tmp_path):
+    """Large tables are not read whole for it, and yet another size, beginning or end gives another."""
+    body = bytes(3 * END_BYTES)
+    contents = [body, body + b"x", b"x" + body[1:], body[:-1] + b"x"]
+    found = []
+    for i, content in enumerate(contents):
+        path = tmp_path / f"{i}.parquet"
+        path.write_bytes(content)
+        found.append(fingerprint(path, large=1000))
+        assert fingerprint(path) == hashlib.sha256(content).hexdigest()
+    assert len(set(found)) == len(contents)
+    (tmp_path / "a.jsonl").write_bytes(body)
+    assert fingerprint(tmp_path / "a.jsonl", large=1000) == hashlib.sha256(body).hexdigest()
+
+
+def test_other_splits_are_said(place, capsys):
+    (place / "set").mkdir()
+    for name in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist([{"question": "q", "answer": "a"}]), place / "set" / f"{name}.parquet")
+    assert prepare(place / "set", "--out", place / "out") == 0
+    assert "not read: the file" in (said := capsys.readouterr().out) and "test.parquet" in said
+    (place / "empty").mkdir()
+    assert prepare(place / "empty", "--out", place / "out") == 2
+    assert "molmo2 shards index" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+@pytest.mark.parametrize("split", ["", "train"])
+def test_image_folders(name, split, place):
+    folder = place / "set" / split
+    folder.mkdir(parents=True)
+    shutil.copy(demo.MEDIA / "cat.jpg", folder)
+    rows = [{"file_name": "cat.jpg", "text": "A cat.", "label": 1}]
+    if name.endswith("csv"):
+        (folder / name).write_bytes(table(rows))
+    elif name.endswith("jsonl"):
+        (folder / name).write_text(json.dumps(rows[0]))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    assert prepare(place / "set", "--out", place / "out", "--strict") == 0
+    assert records(place / "out" / "set") == own(place, {"image": "cat.jpg", "caption": "A cat."})
+
+
+def test_names_of_classes_and_messages_as_columns(place):
+    """A ClassLabel is a number with a name; a Sequence of objects is stored as an object of lists."""
+    features = {"animal": {"names": ["dog", "cat"], "_type": "ClassLabel"}}
+    meta = {"huggingface": json.dumps({"info": {"features": features}})}
+    rows = pa.Table.from_pylist([{"image": "cat.jpg", "question": "Which?", "animal": 1}]).replace_schema_metadata(meta)
+    pq.write_table(rows, place / "t.parquet")
+    (place / "m.yaml").write_text("answer: animal")
+    assert prepare(place / "t.parquet", "--map", place / "m.yaml", "--out", place / "out", "--strict") == 0
+    assert records(place / "out" / "t") == own(place, {"image": "cat.jpg", "question": "Which?", "answer": "cat"})
+    columns = {"role": ["user", "assistant"], "content": ["q", "a"]}
+    pq.write_table(pa.Table.from_pylist([{"messages": columns}]), place / "u.parquet")
+    assert prepare(place / "u.parquet", "--out", place / "out", "--strict") == 0
+    assert records(place / "out" / "u") == own(place, {"messages": ["q", "a"]})
+
+
+def test_folders_and_objects_that_are_none(place, capsys):
+    (place / "set").mkdir()
+    for name, text, words in (
+        ("set/dataset_dict.json", "{", "not what save_to_disk writes"),
+        ("set/dataset_dict.json", '{"splits": []}', "splits is []"),
+        ("set/dataset_dict.json", '{"splits": ["train"]}', "state.json is not what save_to_disk writes"),
+        ("x.json", '{\n"data": [],\n"version": 1}', "x.json is one object (data, version)"),
+        ("y.json", "[1, 2", "y.json cannot be parsed after entry"),
+        ("z.parquet", "no table", "z.parquet cannot be read"),
+        ("z.arrow", "no table", "z.arrow cannot be read"),
+    ):
+        (place / name).write_text(text)
+        assert prepare(place / name.partition("/")[0], "--out", place / "out") == 2
+        assert words in capsys.readouterr().err
+
+
+# --- COCO ------------------------------------------------------------------------------------------------------------
+
+BOX = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "iscrowd": 0}
+
+
+def coco(**changes):
+    return {
+        "info": {},
+        "images": [{"id": 7, "file_name": "cat.jpg", "width": 400, "height": 300}, {"id": 8, "file_name": "horse.jpg"}],
+        "annotations": [
+            BOX,
+            {**BOX, "bbox": [0, 0, 5, 5], "keypoints": [1, 2, 2]},
+            {**BOX, "category_id": 2},
+            {**BOX, "iscrowd": 1},
+        ],
+        "categories": [{"id": 1, "name": "eye"}, {"id": 2, "name": "nose"}],
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_coco(indent, place):
+    (place / "c.json").write_text(json.dumps(coco(), indent=indent))
+    assert prepare(place / "c.json", "--out", place / "out") == 0
+    size = {"width": 400, "height": 300}
+    eyes = {"style": "pointing", "label": "eye", "points": [[25.0, 40.0], [2.5, 2.5]], **size}
+    nose = {"style": "pointing", "label": "nose", "points": [[25.0, 40.0]], **size}
+    assert records(place / "out" / "c") == own(place, {"image": "cat.jpg", "annotations": [eyes, nose]})
+    assert notes(place / "out" / "c") == {BOXES: 1, GROUPS: 1, KEYPOINTS: 1}
+    (line,) = skipped(place / "out" / "c")
+    assert line["line"] == 2 and line["field"] == "annotations", "an image without boxes"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"annotations": [{**BOX, "image_id": 9}]}, "annotations[0].image_id is 9, which no image has"),
+        ({"annotations": [{**BOX, "category_id": 9}]}, "annotations[0].category_id is 9, which no category has"),
+        ({"images": {}}, "images must be a list"),
+        ({"images": [3]}, "images[0] must be an object"),
+        ({"categories": [{"name": "x"}]}, "categories[0].id must be a number"),
+        (
+            {"annotations": [{**BOX, "bbox": [1, 2, 3]}]},
+            "annotations[0].bbox holds [1, 2, 3], not [x, y, w",
+        ),
+    ],
+)
+def test_coco_that_is_none(changes, words, place, capsys):
+    (place / "c.json").write_text(json.dumps(coco(**changes)))
+    assert prepare(place / "c.json", "--out", place / "out") == 2
+    listed = place / "out" / "c.skipped.jsonl"
+    assert words in capsys.readouterr().err + (listed.read_text() if listed.is_file() else "")
+
+
+# --- docs/data.md ----------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+
+
+def test_the_page_prints_what_the_command_does(place, capsys, monkeypatch):
+    """The page's table and map, and what it says that the command prints of them."""
+    monkeypatch.chdir(place)
+    block = PAGE.split("### Tables, lists and folders")[1]
+    for name, text in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END\n", block, re.M | re.S):
+        (place / name).write_text(text)
+    command = re.search(r"^molmo2 (prepare films\.csv .*)$", block, re.M)[1]
+    assert main([*command.split(), "--workers", "0", "--strict"]) == 0
+    printed = block.split("prints\n\n```\n")[1].split("\n```")[0]
+    assert capsys.readouterr().out.startswith(printed + "\n")
+    film = {"video": "bunny.mp4", "question": "Which animal is it?", "answer": "a rabbit"}
+    assert records(place / "shards" / "films") == own(place, {**film, "clip": [1, 4]}, {**film, "answer": "a bunny"})
