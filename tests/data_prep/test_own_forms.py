@@ -257,6 +257,30 @@ def test_other_files_are_told_what_is_read(name, tmp_path, capsys):
     assert "own data is read from .jsonl" in capsys.readouterr().err
 
 
+def test_a_changed_or_an_empty_file_is_called_so(tmp_path, capsys):
+    path = write(tmp_path / "my.jsonl", {"messages": ["q", "a"]})
+    assert prepare(path, "--out", tmp_path / "out") == 0
+    write(path, {"messages": ["q", "b"]})
+    assert prepare(path, "--out", tmp_path / "out") == 2
+    assert "my.jsonl has changed since" in capsys.readouterr().err
+    path.write_text("")
+    assert prepare(path, "--out", tmp_path / "new") == 2
+    assert "has no rows" in capsys.readouterr().err and not list((tmp_path / "new").glob("*skipped*"))
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b'{"messages": ["q", "a"]}\r{"messages": ["q", "b"]}\r', "two records in one line, or lines that do not end"),
+        ('{"messages": ["q", "a"]}\n'.encode("utf-16"), "iconv -f UTF-16"),
+    ],
+)
+def test_another_encoding_is_guessed(tmp_path, content, words, capsys):
+    (tmp_path / "my.jsonl").write_bytes(content)
+    assert prepare(tmp_path / "my.jsonl", "--out", tmp_path / "out") == 2
+    assert words in capsys.readouterr().err
+
+
 def test_names_of_files(tmp_path, capsys, monkeypatch):
     entry = {"messages": ["a", "b"]}
     one, two = (write(tmp_path / folder / "data.jsonl", entry) for folder in "ab")
