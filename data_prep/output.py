@@ -41,6 +41,15 @@ GAVE_UP = "gave_up"  # a run of the same settings stopped early because nothing 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
+def _changed_file(before: Any, now: Any) -> str:
+    """The name of a user's own file that is the same but for its content; "" where something else differs."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return ""
+    notes, name = str(now.get("notes", "")), str(before.get("notes", "")).partition(" with SHA-256 ")[0]
+    same = {**before, "notes": ""} == {**now, "notes": ""}
+    return name if same and notes.startswith(f"{name} with SHA-256 ") else ""
+
+
 class Output:
     """Writes records in the order given. Use it as a context manager: leaving it early keeps the complete shards.
 
@@ -235,6 +244,9 @@ class Output:
             raise UserError(f"{where} was not written by molmo2 prepare; choose another --out, or add --overwrite")
         names = sorted(n for n in {*before, *self.settings} if before.get(n) != self.settings.get(n))
         changes = [f"{n}: {before.get(n)} there, {self.settings.get(n)} now" for n in names]
+        table = _changed_file(before.get("origin"), self.settings.get("origin")) if names == ["origin"] else ""
+        if table:
+            raise UserError(f"{table} has changed since {where} was prepared from it; replace it with --overwrite")
         if not changes:
             changes = [f"tool: {tool} there, {self.tool} now"]
         raise UserError(
@@ -327,11 +339,13 @@ class Output:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common(5))
         kept = self.out.with_name(f"{self.out.name}.{SKIPPED}")
         self._skips.close()
-        os.replace(self.work / SKIPPED, kept)
+        if self.skipped:
+            os.replace(self.work / SKIPPED, kept)
         shutil.rmtree(self.work)
         raise UserError(
             f"data set {self.out.name}: no record came out of {self.items} items "
-            f"({reasons or 'the source has no rows'}); {kept} says why for each"
+            f"({reasons or 'the source has no rows'})"
+            + (f"; {kept} says why for each" if self.skipped else "")
             + (f"; the first: {self._first}" if self._first else "")
         )
 

@@ -25,7 +25,15 @@ from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.manifest import Entry
 from molmo2_nemo.data.meant import check_meant, check_names
-from molmo2_nemo.data.places import CLAMPED, CLIP_CUT, Placing, check_places, place_clip, place_subtitles
+from molmo2_nemo.data.places import (
+    CLAMPED,
+    CLIP_CUT,
+    Placing,
+    check_places,
+    early_times,
+    place_clip,
+    place_subtitles,
+)
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import DataError, UserError, verbose
@@ -145,6 +153,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             data["variant_weights"] = list(sample.variant_weights)
     else:
         data["annotations"] = list(sample.annotations)
+    if sample.place is not None and film is not None:
+        data = early_times(data, film.fps, mended)
     try:
         members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:

@@ -77,6 +77,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
 from molmo2_nemo.data.json_values import Fault, FieldError
 from molmo2_nemo.data.meant import check_names
+from molmo2_nemo.data.places import early_times
 from molmo2_nemo.data.record import BadRecord, read_tree
 from molmo2_nemo.errors import DataError
 
@@ -402,6 +403,8 @@ def sample_problem(sample: Sample) -> BadRecord | None:
             trees = {"variants": sample.variants} if sample.variants else {"annotations": sample.annotations}
             check_names(sample.key, {**trees, "sampling": sample.sampling})
         for number, tree in enumerate(sample.trees()):
+            if sample.place is not None:  # how early a time may be depends on the film, which is not read yet
+                tree = early_times({"annotations": list(tree)}, 1.0, set())["annotations"]
             path = f"variants[{number}]" if sample.variants else "annotations"
             read_tree(sample.key, list(tree), len(sample.images), sample.video is not None, path)
     except BadRecord as error:

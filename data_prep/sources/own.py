@@ -142,8 +142,12 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     if not isinstance(sampling, dict):
         raise FieldError.wrong("sampling", "an object", sampling)
     images, names = ([images], {"images[0]": "image"}) if single else (images, {"images": name} if images else {})
-    variants = [[plain_answers(a, notes) for a in tree] for tree in _variants(entry)]
-    annotations, short = ([], {}) if variants else _annotations(entry, notes, chat)
+    media = len(images) + ("video" in entry)
+    variants = [
+        [_plain(a, notes, media, f"variants[{n}][{i}]") for i, a in enumerate(tree)]
+        for n, tree in enumerate(_variants(entry))
+    ]
+    annotations, short = ([], {}) if variants else _annotations(entry, notes, chat, media)
     return Sample(
         key,
         annotations,
@@ -170,7 +174,16 @@ def _raw_text(entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     return made | {"annotations": annotations}, {"annotations[0].text": "text"}
 
 
-def _annotations(entry: dict[str, Any], notes: list[str], chat: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def _plain(annotation: dict[str, Any], notes: list[str], media: int, path: str) -> dict[str, Any]:
+    try:
+        return plain_answers(annotation, notes, media)
+    except FieldError as error:
+        raise error.inside(path) from None
+
+
+def _annotations(
+    entry: dict[str, Any], notes: list[str], chat: str, media: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """The annotations, and the entry's own names of the fields that came from the short forms."""
     full = entry.get("annotations", [])
     if not isinstance(full, list):
@@ -199,7 +212,11 @@ def _annotations(entry: dict[str, Any], notes: list[str], chat: str) -> tuple[li
         raise FieldError(
             Fault("annotations", "nothing", expected), f"are missing: nothing to train on; give {expected}"
         )
-    return [plain_answers(annotation, notes) for annotation in full], names
+    try:
+        return [_plain(annotation, notes, media, f"annotations[{i}]") for i, annotation in enumerate(full)], names
+    except FieldError as error:
+        field = Place("", 0, names).of(error.fault.field)
+        raise FieldError(replace(error.fault, field=field), error.says) from None
 
 
 def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:

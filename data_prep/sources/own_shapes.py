@@ -23,14 +23,13 @@ from typing import Any
 
 from data_prep.sources.references import Inline
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
-from molmo2_nemo.data.meant import ANNOTATION_FIELDS
+from molmo2_nemo.data.meant import ANNOTATION_FIELDS, MARK
 from molmo2_nemo.data.unread import HARMLESS
 
 NUMBER_NOTE = "an answer that is a number, taken as text"
 ROLES = {"user": 0, "human": 0, "assistant": 1, "gpt": 1, "model": 1}
 SPEAKERS = (("role", "content"), ("from", "value"))  # what objects of messages call the speaker and the text
 CHATS = ("messages", "conversations")
-MARK = re.compile(r"<(?:image|video)>")
 # Type of a part of a message -> the names that its medium may have in it.
 PARTS = {
     **{kind: (kind, "image", "image_url", "url", "path") for kind in ("image", "image_url", "input_image")},
@@ -50,25 +49,43 @@ def not_read(name: str) -> str:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def plain_answers(fields: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """An annotation, with its turns and alternatives, whose answers are texts: numbers and lists are converted."""
+def plain_answers(fields: dict[str, Any], notes: list[str], media: int = 0) -> dict[str, Any]:
+    """An annotation, with its turns and alternatives, whose answers are texts: numbers and lists are converted.
+
+    Args:
+        media: images and videos of the record; marks for all of them around the first question are dropped.
+    Raises:
+        FieldError: another number of marks there, or messages that cannot be read.
+    """
     made = dict(fields)
     for name in ("turns", "either"):
         if isinstance(made.get(name), list):
-            made[name] = [plain_answers(e, notes) if isinstance(e, dict) else e for e in made[name]]
+            media_of = [media if name == "either" or i == 0 else 0 for i in range(len(made[name]))]
+            made[name] = [_below(e, notes, media_of[i], f"{name}[{i}]") for i, e in enumerate(made[name])]
+    for name in ("question", "prompt"):
+        if isinstance(made.get(name), str):
+            made[name] = Chat(name, media).first(made[name], name)
     if isinstance(made.get("answer"), list) and "answers" not in made:
         made["answers"] = made.pop("answer")
     if "answer" in made:
         made["answer"] = _text(made["answer"], notes)
     if isinstance(made.get("answers"), list):
         made["answers"] = [_text(answer, notes) for answer in made["answers"]]
-    if isinstance(made.get("messages"), list) and any(isinstance(m, dict) for m in made["messages"]):
-        chat = Chat("messages", media=0)
+    if isinstance(made.get("messages"), list):
+        chat = Chat("messages", media)
         made["messages"] = chat.texts(made["messages"])
         if chat.images or chat.videos:
             raise FieldError.wrong("messages", "texts: media are named by the record", chat.images or chat.videos)
         notes += [note for note in chat.notes if note not in notes]
     return made
+
+
+def _below(entry: Any, notes: list[str], media: int, where: str) -> Any:
+    """A turn or an alternative."""
+    try:
+        return plain_answers(entry, notes, media) if isinstance(entry, dict) else entry
+    except FieldError as error:
+        raise error.inside(where) from None
 
 
 def _text(answer: Any, notes: list[str]) -> Any:
@@ -153,14 +170,26 @@ class Chat:
     indexed: int = 0  # parts so far that name an image by its number
 
     def texts(self, messages: Any) -> Any:
-        """The texts; a list of texts is returned as it is.
+        """The texts, of a list of texts too.
 
         Raises:
             FieldError: an unknown role or part, two messages of one role in a row, a mark of an image inside the text.
         """
         if not _has_objects(messages):
-            return messages
+            return self._plain(messages)
         return [self._message(message, i) for i, message in enumerate(messages)]
+
+    def first(self, text: str, where: str) -> str:
+        """The first message of a user without the marks of the record's media around it."""
+        return self._content(text, where, first=True)
+
+    def _plain(self, messages: Any) -> Any:
+        if not isinstance(messages, list):
+            return messages
+        name = self.name
+        return [
+            self._content(m, f"{name}[{i}]", first=i == 0) if isinstance(m, str) else m for i, m in enumerate(messages)
+        ]
 
     def media_fields(self, entry: dict[str, Any]) -> dict[str, Any]:
         """The record's fields for media that parts of the messages name.
@@ -205,7 +234,11 @@ class Chat:
         media = (len(self.images) + len(self.videos) or self.media) if first else 0
         text = re.sub(rf"^(?:\s*{MARK.pattern})+\s*|(?:\s*{MARK.pattern})+\s*$", "", content)
         if marks != media or MARK.search(text):
-            expected = f"marks for the record's {media} images at the start or the end of the first message, or none"
+            expected = "no marks <image> or <video>, as media come before all text"
+            if media:
+                expected = (
+                    f"marks for the record's {media} images at the start or the end of the first message, or none"
+                )
             raise FieldError(
                 Fault(where, f"{marks} marks <image>", expected), f"must hold {expected}; it holds {marks}"
             )

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.raw_text import RawText, alone, read_raw_text
-from molmo2_nemo.data.styles import Kind, Style, style_of
+from molmo2_nemo.data.styles import Kind, Style, asked_style, style_of
+from molmo2_nemo.errors import UserError
 
 MAIN_OBJECT = "main subject"  # what an object caption without `object` is about
 TRACK_FPS = 2  # frames per second of a track's answer without `sampling_fps`
@@ -332,6 +333,10 @@ def _answer(fields: dict[str, Any]) -> Answer:
     for name in ("answer_with_points", "text"):
         if name in fields:
             return Answer((fields[name],))
+    try:
+        asked_style(fields["style"])
+    except UserError as error:  # its fields may be those of the style that was meant
+        raise FieldError(Fault("style", show(fields["style"]), str(error)), f"names an {error}") from None
     raise FieldError(Fault("answer", "nothing", "answer, answers or text"), "is missing (answer, answers or text)")
 
 
@@ -373,7 +378,7 @@ def _points(
     if style.kind is Kind.VIDEO_POINTS:
         times = fields.get("timestamps")
         if not isinstance(times, list) or not all(is_number(t) and t >= 0 for t in times):
-            raise FieldError.wrong("timestamps", "a list of seconds", times)
+            raise FieldError.wrong("timestamps", "a list of seconds, 0 or later", times)
         groups = _groups(points, len(times), "timestamp")
         if not has_video:
             raise FieldError(

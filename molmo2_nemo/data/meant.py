@@ -5,11 +5,13 @@ that shards written before keep loading.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from molmo2_nemo.data.annotations import (
     Annotation,
+    Answer,
     Caption,
     Messages,
     MultipleChoice,
@@ -17,6 +19,7 @@ from molmo2_nemo.data.annotations import (
     QuestionAnswer,
     TimedCaption,
     Tracks,
+    TurnAnnotation,
     VideoPoints,
 )
 from molmo2_nemo.data.check import drawn_trees, pieces
@@ -24,13 +27,29 @@ from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.prompts import POINT_MARK
 from molmo2_nemo.data.raw_text import RawText
 from molmo2_nemo.data.record import RECORD_KEYS, BadRecord, Record
-from molmo2_nemo.data.styles import DEMO_STYLES, MC_STYLES, asked_style, canonical_style
+from molmo2_nemo.data.styles import (
+    DEMO_STYLES,
+    MC_STYLES,
+    NOT_ON_ONE_IMAGE,
+    POINT_MODES,
+    RAW_TEXT,
+    Kind,
+    asked_style,
+    canonical_style,
+)
 from molmo2_nemo.data.unread import check_read, check_sampling_read
 from molmo2_nemo.errors import UserError
 
 T = TypeVar("T")
 
 TEXTS = ("text", "answer", "answer_with_points", "question", "label")  # blank is nothing to train on
+OTHER_TEXTS = ("prompt", "explanation", "label_cased", "object")  # blank is as left out
+BOOLEANS = ("shuffle_options", "unlabelled_options")
+MARK = re.compile(r"<(?:image|video)>")  # where other projects put a medium into a text
+TIMING = re.compile(r"\d\d:\d\d[.,]\d+[ \t]*-->[ \t]*(?:\d+:)?\d\d:\d\d")  # of a subtitle file
+MAX_WEIGHT = 1000.0  # one answer would drown those of hundreds of records beside it
+PADDED = "answers with blanks or line breaks at their start or end, trained as written"
+ELSEWHERE = {"caption": "text", "content": "text", "choices": "options", "query": "question", "response": "answer"}
 FORM_FIELDS = frozenset(  # of one turn without alternatives
     {
         *("style", *TEXTS, "answers", "answer_annotations", "explanation", "label_cased", "object"),
@@ -43,7 +62,8 @@ WHOLE_FIELDS = FORM_FIELDS | {"messages", "turns", "prompt", "no_pointing"}
 ANNOTATION_FIELDS = WHOLE_FIELDS | {"either"}
 FRAME_FIELDS = frozenset({"time", "points", "frame"})
 TRACKED_FIELDS = frozenset({"point", "occluded"})
-INLINE_FIELDS = frozenset({"points", "inline_text", "alt_text"})
+INLINE_TEXTS = frozenset({"inline_text", "alt_text"})
+INLINE_FIELDS = INLINE_TEXTS | {"points"}
 SUBTITLE_FIELDS = frozenset({"start", "end", "text"})
 SAMPLING_FIELDS = frozenset(
     {"mode", "frame_sample_mode", "candidate_sampling_fps", "sampling_fps", "max_fps", "max_frames"}
@@ -85,6 +105,7 @@ def _raising(key: str, call: Callable[[], T]) -> T:
 def _everything(record: Record, data: Mapping[str, Any]) -> list[str]:
     _names(data)
     _sampling(data.get("sampling", {}))
+    _weights(data)
     _media_of_settings(record, data)
     for path, tree in _trees(data):
         for i, fields in enumerate(tree):
@@ -97,6 +118,7 @@ def _everything(record: Record, data: Mapping[str, Any]) -> list[str]:
     for path, tree in _trees(data):
         for i, fields in enumerate(tree):
             notes.update(check_read(fields, f"{path}[{i}]", len(record.images), record.video is not None))
+            notes.update({PADDED} if _padded(fields) else ())
     return sorted(notes)
 
 
@@ -152,6 +174,9 @@ def _known(fields: Mapping[str, Any], path: str, known: Collection[str]) -> None
         if name not in known and name in RECORD_KEYS:
             fault = Fault(f"{path}.{name}", show(fields[name]), f"{name} beside annotations")
             raise FieldError(fault, f"belongs to the whole record: write {fault.expected}")
+        if name not in known and ELSEWHERE.get(name) in known:
+            fault = Fault(f"{path}.{name}", show(fields[name]), f"did you mean {ELSEWHERE[name]!r}?")
+            raise FieldError(fault, f"is an unknown field; {fault.expected}")
         if name not in known:
             raise FieldError.unknown(f"{path}.{name}", known, fields[name])
 
@@ -182,6 +207,13 @@ def _sampling(sampling: Mapping[str, Any]) -> None:
             raise FieldError.wrong(where, "a whole number of at least 1", value)
 
 
+def _weights(data: Mapping[str, Any]) -> None:
+    for name in ("weight", "weight_factor"):
+        value = data.get(name)
+        if value is not None and not 0 < value <= MAX_WEIGHT:
+            raise FieldError.wrong(name, f"a number above 0, at most {MAX_WEIGHT:g}", value)
+
+
 def _media_of_settings(record: Record, data: Mapping[str, Any]) -> None:
     for name in ("clip", "sampling", "subtitles"):
         if data.get(name) and record.video is None:
@@ -193,16 +225,25 @@ def _media_of_settings(record: Record, data: Mapping[str, Any]) -> None:
             raise FieldError(
                 Fault("subtitles", show(text), expected), f"is the name of a file: {text}; give {expected}"
             )
+        if TIMING.search(text):
+            expected = "a list of {start, end, text} in seconds, or the name of a file (.srt, .vtt)"
+            raise FieldError(
+                Fault("subtitles", show(text), expected), f"is the content of a subtitle file; give {expected}"
+            )
         _text(text, "subtitles")
+        _unmarked(text, "subtitles")
+    for i, line in enumerate(text if isinstance(text, list) else ()):
+        _unmarked(line["text"], f"subtitles[{i}].text")
 
 
 def _texts(fields: Mapping[str, Any], path: str) -> None:
-    """Only known styles, no blank text and no option twice, at one level and those below it."""
+    """Only known styles, no blank text, no mark of a medium and no option twice, at one level and those below it."""
     if "style" in fields:
         _style(fields["style"], f"{path}.style")
     for name in TEXTS:
         if name in fields:
             _text(fields[name], f"{path}.{name}")
+    _booleans(fields, path)
     for name in ("answers", "messages", "options"):
         for i, text in enumerate(_list(fields, name, path)):
             _text(text, f"{path}.{name}[{i}]")
@@ -225,6 +266,8 @@ def _texts(fields: Mapping[str, Any], path: str) -> None:
     if "answer" in fields and marks != len(inline):
         seen = f"{marks} marks {POINT_MARK}, {len(inline)} entries of answer_annotations"
         raise FieldError(Fault(f"{path}.answer", seen, "as many of one as of the other"), f"holds {seen}")
+    if fields.get("style") != RAW_TEXT:  # a document is trained as it is
+        _marks(fields, path)
     for name in ("either", "turns"):
         for where, below in _objects(fields, name, path):
             _texts(below, where)
@@ -242,6 +285,56 @@ def _text(text: Any, path: str) -> None:
         raise FieldError.wrong(path, "a text that is not blank", text)
 
 
+def _marks(fields: Mapping[str, Any], path: str) -> None:
+    """No mark of a medium in a text of one level."""
+    for name in (*TEXTS, *OTHER_TEXTS):
+        if name in fields:
+            _unmarked(fields[name], f"{path}.{name}")
+    for name in ("answers", "messages", "options"):
+        for i, text in enumerate(fields.get(name, ())):
+            _unmarked(text, f"{path}.{name}[{i}]")
+    for where, entry in _objects(fields, "answer_annotations", path):
+        for name in INLINE_TEXTS & set(entry):
+            _unmarked(entry[name], f"{where}.{name}")
+
+
+def _unmarked(text: Any, path: str) -> None:
+    """No place of an image in a text: Molmo2 reads media before all text, and the mark would be trained as letters."""
+    if not isinstance(text, str):
+        raise FieldError.wrong(path, "a text", text)
+    found = MARK.search(text)
+    if found:
+        expected = f"a text without {found[0]}: media come before all text"
+        shown = show(text[max(found.start() - 20, 0) : found.end() + 20])
+        raise FieldError(Fault(path, shown, expected), f"must be {expected}; it holds {shown}")
+
+
+def _booleans(fields: Mapping[str, Any], path: str) -> None:
+    """true and false are written as such: the text "false", 0 and 1 are none."""
+    for name in BOOLEANS:
+        _boolean(fields.get(name, False), f"{path}.{name}")
+    for where, frame in _objects(fields, "points", path):  # of a track
+        tracked = frame.get("points")
+        for name, entry in tracked.items() if isinstance(tracked, dict) else ():
+            if isinstance(entry, dict):
+                _boolean(entry.get("occluded", False), f"{where}.points.{name}.occluded")
+
+
+def _boolean(value: Any, path: str) -> None:
+    if not isinstance(value, bool):
+        raise FieldError.wrong(path, "true or false", value)
+
+
+def _padded(fields: Mapping[str, Any]) -> bool:
+    """Whether an answer, at one level or below, has whitespace around it. The published code trains it as it is."""
+    if fields.get("style") == RAW_TEXT:
+        return False
+    answers = [fields[name] for name in ("answer", "answer_with_points", "text") if name in fields]
+    answers += [*fields.get("answers", ()), *fields.get("messages", ())[1::2]]
+    below = [entry for name in ("either", "turns") for entry in fields.get(name, ())]
+    return any(text != text.strip() for text in answers) or any(_padded(entry) for entry in below)
+
+
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +350,7 @@ def _task(record: Record, annotation: Annotation, path: str) -> None:
         _needs(path, "an image or a video", record)
     if isinstance(content, Points) and not record.images:
         _needs(path, "an image", record)
+    _one_image(record, content, path)
     if isinstance(content, (VideoPoints, Tracks, TimedCaption)) and record.video is None:
         _needs(path, "a video", record)
     if isinstance(content, Tracks):
@@ -267,6 +361,22 @@ def _task(record: Record, annotation: Annotation, path: str) -> None:
             raise FieldError(Fault(f"{path}.points", "no visible point", expected), f"must hold {expected}")
     if isinstance(content, MultipleChoice) and not content.question.strip():
         raise FieldError.missing(f"{path}.question", "what the model is asked")
+
+
+def _one_image(record: Record, content: TurnAnnotation, path: str) -> None:
+    """Points that do not say in which of several images they are would all be those of the first."""
+    if len(record.images) < 2:
+        return
+    seen = f"a record with {len(record.images)} images"
+    if isinstance(content, Points):
+        mode = content.style.count
+        name = next(n for n, k in NOT_ON_ONE_IMAGE.items() if k is Kind.MULTI_IMAGE_POINTS and POINT_MODES[n] == mode)
+        expected = f"{name}, with one list of points for each image"
+        fault = Fault(f"{path}.style", f"{content.style.name}, {seen}", expected)
+        raise FieldError(fault, f"does not say in which of the {len(record.images)} images the points are: {expected}")
+    if isinstance(answer := getattr(content, "answer", None), Answer) and answer.inline_points:
+        fault = Fault(f"{path}.answer_annotations", seen, "a record with one image")
+        raise FieldError(fault, f"does not say in which of the {len(record.images)} images the points are")
 
 
 def _needs(path: str, medium: str, record: Record) -> None:

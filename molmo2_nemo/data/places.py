@@ -10,8 +10,10 @@ subtitles count from the start of its clip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from molmo2_nemo.data.annotations import POINT_KINDS, TRACK_FPS, Tracks, read_tracks
@@ -25,6 +27,7 @@ from molmo2_nemo.data.video.sampling import TimeSampler
 OUTSIDE = 0.01  # of the scale: points at most this far outside the picture are moved to its edge
 SNAP = 0.25  # seconds; a tracked time is at most this far from the sampled one that it means
 SAME = 1e-6  # seconds
+TINY = 2  # pixels; points of so small a picture may all lie between 0 and 1
 PAST = 1.0  # seconds; how far past the film's end a clip may end
 CLAMPED = "points slightly outside the picture (up to 1 %), moved to its edge"
 SORTED = "times that were not in order, sorted"
@@ -102,6 +105,7 @@ class Placing:
         kind, made = style_of(fields["style"]).kind, dict(fields)
         if kind is Kind.TRACKS or (kind in POINT_KINDS and "points" in fields):
             self._unit(made, kind)
+            self._no_shares(made, kind)
         if kind is Kind.TRACKS:
             self._track(made)
         elif kind is Kind.VIDEO_POINTS and "points" in fields:
@@ -133,6 +137,16 @@ class Placing:
         size = self.view.video_size if kind in (Kind.TRACKS, Kind.VIDEO_POINTS) else None
         if size is not None and self.write_size and not {"point_scale", "width"} & set(made):
             made["width"], made["height"] = size
+
+    def _no_shares(self, made: Mapping[str, Any], kind: Kind) -> None:
+        """Points that all lie in the corner pixel, and not on its edges, are shares of the width and height."""
+        size = (made["width"], made["height"]) if {"width", "height"} <= set(made) else (math.inf, math.inf)
+        values = list(_coordinates(made.get("points", ()), kind))
+        if "point_scale" in made or min(size) <= TINY or not values:
+            return
+        if all(0 <= value <= 1 for value in values) and any(value != int(value) for value in values):
+            expected = "pixels, or shares of width and height with point_scale: 1"
+            raise FieldError.wrong("points", expected, made["points"])
 
     def _points(
         self, points: Iterable[Sequence[float]], path: str, fields: Mapping[str, Any], size: tuple[int, int] | None
@@ -286,6 +300,41 @@ class Placing:
             return
         expected = f"a divisor of the {rate:g} frames per second that are shown (sampling.max_fps, or mode fps)"
         raise FieldError(Fault("sampling_fps", show(fps), expected), f"is {fps}, not {expected}")
+
+
+def _coordinates(points: Iterable[Any], kind: Kind) -> Iterator[float]:
+    """Every x and y of an annotation's `points`, but for those that are not visible."""
+    if kind is Kind.POINTS:
+        yield from chain.from_iterable(points)
+    elif kind is Kind.TRACKS:
+        for frame in points:
+            for entry in frame["points"].values():
+                yield from () if entry.get("occluded") else entry["point"]
+    else:
+        yield from chain.from_iterable(chain.from_iterable(points))
+
+
+def early_times(data: Mapping[str, Any], fps: float, notes: set[str]) -> dict[str, Any]:
+    """A record's JSON whose `timestamps` begin at 0: those up to one frame before it are moved there.
+
+    Args:
+        data: not parsed yet, as the parser takes no timestamp below 0.
+        fps: frames per second of the film.
+    """
+    frame = 1 / fps if fps > 0 else SAME
+
+    def moved(value: Any, name: str = "") -> Any:
+        if isinstance(value, dict):
+            return {name: moved(entry, name) for name, entry in value.items()}
+        if not isinstance(value, list):
+            return value
+        if name in ("annotations", "variants", "either", "turns", ""):
+            return [moved(entry) for entry in value]
+        early = [is_number(time) and -frame <= time < 0 for time in value] if name == "timestamps" else []
+        notes.update({TO_EDGE} if any(early) else ())
+        return [0.0 if is_early else time for is_early, time in zip(early, value, strict=True)] if early else value
+
+    return dict(data) | {name: moved(data[name], name) for name in ("annotations", "variants") if name in data}
 
 
 def _inside(path: str, place: Callable[[dict[str, Any]], dict[str, Any]], fields: dict[str, Any]) -> dict[str, Any]:

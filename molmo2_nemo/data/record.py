@@ -139,11 +139,14 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:
-        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start})") from None
+        wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]
+        hint = "; it may be UTF-16: iconv -f UTF-16 -t UTF-8" if wide else ""
+        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start}){hint}") from None
     except RecursionError:
         raise BadRecord(key, "bad json", ".json is nested too deeply") from None
     except ValueError as error:
-        raise BadRecord(key, "bad json", f".json cannot be parsed: {error}") from None
+        hint = "; two records in one line, or lines that do not end in \\n?" if "Extra data" in str(error) else ""
+        raise BadRecord(key, "bad json", f".json cannot be parsed: {error}{hint}") from None
     if not isinstance(data, dict):
         raise BadRecord(key, "bad json", f".json must hold an object, not {show(data)}")
     try:

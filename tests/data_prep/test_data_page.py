@@ -48,10 +48,13 @@ def test_the_first_example_prints_what_the_page_says(place, capsys):
 @pytest.mark.parametrize("name", FILES)
 def test_every_line_is_prepared_whole_and_trained(name, place, capsys):
     """Oracle: the loader of training, with the page's own command for it."""
-    (call,) = [call for call in commands("prepare", name) if call[-1] == "shards"]
+    (call,) = [call for call in commands("prepare", name) if call[2:4] == ["--out", "shards"]]
     assert main([*call, "--workers", "0", "--strict"]) == 0
-    assert "used, but not" not in capsys.readouterr().out
+    lost = re.findall(r"^ {5,}\d+  (.*)$", capsys.readouterr().out, re.M)
+    assert not [text for text in lost if "sampled sparsely" not in text]
     (train,) = commands("train", "output_dir=runs/own")
+    if "--for" in call:
+        assert call[call.index("--for") + 1 :] == train[1:3], "checked with the limits of its own training"
     config = compose(train[1:]).data
     assert list(config.sources) == ["own"] and config.sources["own"].path == "shards/own"
     stem = name.removesuffix(".jsonl")

@@ -196,7 +196,7 @@ def test_lists_of_media_and_fields_that_nothing_reads(tmp_path, capsys):
         ({"messages": role([{"type": "video", "video": v} for v in ("a.mp4", "b.mp4")], "a")}, "messages"),
         (
             {"annotations": [{"style": "text_sft", "messages": role([{"type": "image", "url": "b.jpg"}], "a")}]},
-            "messages",
+            "annotations[0].messages",
         ),
         ({"messages": role([{"type": "image", "image": "data:image/png;base64,?"}], "a")}, "images[0]"),
         ({"images": ["a.jpg", "b.jpg"], "conversations": llava("<image>q")}, "conversations[0].value"),
@@ -208,12 +208,43 @@ def test_lists_of_media_and_fields_that_nothing_reads(tmp_path, capsys):
         ({"conversations": [{"from": "human", "value": "q"}] * 2}, "conversations[1].from"),
         ({"conversations": [], "messages": ["q", "a"]}, "conversations"),
         ({"id": 7, "messages": ["q", "a"]}, "id"),
+        ({"messages": ["a <image> b", "c"]}, "messages[0]"),
+        ({"messages": ["<image>\nq", "a"]}, "messages[0]"),
+        ({"image": "a.jpg", "messages": ["<image><image>\nq", "a"]}, "messages[0]"),
+        ({"image": "a.jpg", "messages": ["q", "a", "<image>\nq", "a"]}, "messages[2]"),
+        ({"image": "a.jpg", "question": "left of <image>, what?", "answer": "a"}, "question"),
+        ({"question": "<video> q", "answer": "a"}, "question"),
+        (
+            {
+                "image": "a.jpg",
+                "annotations": [
+                    {
+                        "style": "user_qa",
+                        "turns": [{"question": "q", "answer": "a"}, {"question": "<image> q", "answer": "a"}],
+                    }
+                ],
+            },
+            "annotations[0].turns[1].question",
+        ),
+        (
+            {"image": "a.jpg", "annotations": [{"style": "long_caption", "text": "t", "prompt": "<image> <image>"}]},
+            "annotations[0].prompt",
+        ),
     ],
 )
 def test_shapes_with_more_than_one_reading_are_refused(entry, field):
     with pytest.raises(FieldError) as caught:
         entry_sample(entry, "k")
     assert caught.value.fault.field == field
+
+
+@pytest.mark.parametrize("text", ["<image>\nWhat?", "What? <image>", "What?"])
+def test_marks_around_the_first_question_stand_for_the_media(text):
+    for asked in ({"question": text, "answer": "a"}, {"messages": [text, "a"]}):
+        (made,) = entry_sample({"image": "a.jpg", **asked}, "k").annotations
+        assert made.get("question", made.get("messages", [""])[0]) == "What?"
+    two = {"images": ["a.jpg", "b.jpg"], "question": "<image> <image>\nWhat?", "answer": "a"}
+    assert entry_sample(two, "k").annotations[0]["question"] == "What?"
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
