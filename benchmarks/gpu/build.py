@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from benchmarks.gpu.manifest import MIB, Manifest
+from benchmarks.gpu.manifest import MIB, NAME, Manifest
 from benchmarks.gpu.manifest import read as read_manifest
 from benchmarks.report import commit
 
@@ -195,15 +195,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def may_replace(folder: Path) -> bool:
-    """Whether nothing is there but, at most, an older kit."""
-    if not folder.exists():
+    """Whether nothing is there but, at most, an older kit: its manifest and files that are in it."""
+    if not folder.exists() and not folder.is_symlink():
         return True
     if not folder.is_dir():
         return False
     try:
-        return not any(folder.iterdir()) or bool(read_manifest(folder).files)
+        known = {NAME, *read_manifest(folder).files}
     except ValueError:
-        return False
+        known = set()
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()} <= known
 
 
 def replace(kit: Path, args: argparse.Namespace) -> Manifest:
@@ -228,7 +229,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     kit = args.out.absolute()
     if not may_replace(kit):
-        print(f"kit: {kit} is there, and is no kit: name another folder with --out", file=sys.stderr)
+        print(
+            f"kit: {kit} is there, and is no kit, or has files beside one (such as its results): move them, or name "
+            "another folder with --out",
+            file=sys.stderr,
+        )
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("kit: ended by a signal"))  # so that the half-made folder goes
     try:

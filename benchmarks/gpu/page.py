@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 WIDTH = 80
+HEADING = "# GPU check"  # the first line of every page
 MFU = {"train_long": 0.40, "train_sft": 0.42}  # of the 4B at full depth, by mask area
 ATTENTION = {  # end of keys of the attention benchmark's summary: how the page calls it, the target
     "share of full": ("attention, share of full flash by pairs", 0.85),
@@ -25,7 +26,7 @@ def page(results: dict[str, Any], titles: dict[str, str]) -> str:
     found = {part["name"]: part for part in results["parts"]}
     data = {name: part["data"] for name, part in found.items() if part["data"]}
     sections = [
-        ["# GPU check", "", *head(results, data.get("environment", {}))],
+        [HEADING, "", *head(results, data.get("environment", {}))],
         ["## Parts", "", *parts_table(found, titles)],
         ["## Targets", "", *targets_table(targets(data, results["tiny"]))],
         *sections_of(data, results["tiny"]),

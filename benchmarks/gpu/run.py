@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.page import page
+from benchmarks.gpu.page import HEADING, page
 from benchmarks.gpu.parts import NAMES, ON_CPU, PARTS, SECONDS, Budget, Part, chosen
 from benchmarks.report import COMMIT, commit
 
@@ -238,10 +238,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(refusal, file=sys.stderr)
         return 2
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "page.md").touch()
+        prepare_out(args.out)
     except OSError as error:
-        print(f"--out {args.out}: no folder for results: {error.strerror}", file=sys.stderr)
+        print(f"--out {args.out}: no folder for results: {error.strerror or error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory(prefix="molmo2-gpu-", ignore_cleanup_errors=True) as scratch:
         data = args.data or demo_shards(Path(scratch) / "data")
@@ -264,6 +263,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print((args.out / "page.md").read_text())
     bad = ("failed", "stopped", "not run") if args.parts else ("failed", "stopped")
     return int(any(result.state in bad for result in run.results))
+
+
+def prepare_out(out: Path) -> None:
+    """Makes the folder for results; what an earlier run left there may be written over.
+
+    Raises:
+        OSError: it cannot be written, or has a page.md of another kind.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "page.md"
+    if path.exists() and path.stat().st_size and not path.read_text(errors="replace").startswith(HEADING):
+        raise FileExistsError("page.md is there, and is not a page of these checks")
+    path.touch()
 
 
 def demo_shards(folder: Path) -> Path:

@@ -16,5 +16,4 @@ out=$(absolute "${OUT:-gpu-results}")
 begun=$(date +%s)
 "$python" "$kit/unpack.py" "$kit" "$folder"
 export PYTHONPATH="$folder/project:$folder/molmo2-overlay/site${PYTHONPATH:+:$PYTHONPATH}"
-cd "$folder/project"
 exec "$python" -P -m benchmarks.gpu.run --kit "$kit" --data "$kit/data" --out "$out" --begun "$begun" "$@"

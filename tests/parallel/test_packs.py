@@ -182,10 +182,10 @@ def failing(folder: Path, when: str):
             raise ShardError("no shards there")
         stream = PackStream(demo_data(folder), micro_batch_size=1, dp_rank=rank // 2, dp_size=2)
         if rank == 0:
-            original, calls = stream.reader.__class__.plan, []
+            original, calls = stream.reader.__class__.pieces, []
 
             class Breaking(stream.reader.__class__):
-                def plan(self, n):
+                def pieces(self, n):
                     calls.append(n)
                     if len(calls) > 30:
                         raise ShardError("the disk is gone") if when == "later" else MemoryError("none left")

@@ -69,7 +69,7 @@ def test_a_folder_that_is_no_kit_is_left_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it went on to build"))
     (tmp_path / "mine").write_text("mine")
     assert build.main(["--out", str(tmp_path)]) == 2
-    assert "is no kit: name another folder" in capsys.readouterr().err
+    assert "is no kit, or has files beside one" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
@@ -79,8 +79,21 @@ def test_a_folder_with_another_kind_of_manifest_is_left_alone(tmp_path, capsys, 
     monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it went on to build"))
     (tmp_path / "manifest.json").write_text(manifest)
     assert build.main(["--out", str(tmp_path)]) == 2
-    assert "is no kit: name another folder" in capsys.readouterr().err
+    assert "is no kit, or has files beside one" in capsys.readouterr().err
     assert (tmp_path / "manifest.json").read_text() == manifest
+
+
+def test_what_lies_beside_a_kit_is_left_alone(kit, capsys, monkeypatch):
+    """A run begun in the kit's folder leaves its results there."""
+    write(kit)
+    assert build.may_replace(kit)
+    (kit / "gpu-results").mkdir()
+    assert build.may_replace(kit)
+    (kit / "gpu-results" / "page.md").write_text("# GPU check")
+    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it went on to build"))
+    assert build.main(["--out", str(kit)]) == 2
+    assert "has files beside one (such as its results)" in capsys.readouterr().err
+    assert (kit / "gpu-results" / "page.md").is_file()
 
 
 def test_a_place_for_no_folder_is_named(tmp_path, capsys, monkeypatch):

@@ -129,10 +129,12 @@ def test_a_part_asked_for_that_was_not_begun_is_no_success(tmp_path):
 
 def test_a_place_for_no_results_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
-    for place in ("file", "file/below"):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "page.md").write_text("# My page")
+    for place in ("file", "file/below", "mine"):
         assert runner.main(["--tiny", "--out", str(tmp_path / place)]) == 2
         assert f"--out {tmp_path / place}: no folder for results: " in capsys.readouterr().err
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "mine" and (tmp_path / "mine" / "page.md").read_text() == "# My page"
 
 
 def test_a_part_that_is_interrupted_says_so(run):
