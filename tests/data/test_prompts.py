@@ -257,7 +257,7 @@ def test_video_points():
     tag = '<points coords="0.5 1 500 500;2.0 2 050 990 3 100 200;12.2 4 333 667">ball</points>'
     assert one(annotation).answer == tag
     assert one({**annotation, "style": "video_point_count"}).answer == f"Counting the {tag} shows a total of 4."
-    with pytest.raises(DataError, match="timestamps must be a list of seconds, not None"):
+    with pytest.raises(DataError, match="timestamps must be a list of seconds, 0 or later, not None"):
         one({k: v for k, v in annotation.items() if k != "timestamps"})
 
 
