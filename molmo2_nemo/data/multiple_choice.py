@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -127,17 +128,33 @@ def standard_choice(
     return "\n".join([question, STANDARD_INSTRUCTION, *lines]), "" if answer is None else lines[answer]
 
 
+class Layout(NamedTuple):
+    """How a question is laid out for training."""
+
+    label_only: bool  # the answer is the option's name alone
+    labelled: bool  # options have names before them
+    inline: bool  # options stand in one line
+    instruct: bool  # a sentence says how to answer
+
+
+def draw_layout(options: Sequence[str], answer: int, rng: np.random.Generator) -> Layout | None:
+    """A drawn layout; None: that of `standard_choice`, with probability 0.1."""
+    if rng.random() < P_STANDARD:
+        return None
+    label_only = bool(rng.random() < P_LABEL_ONLY)
+    labelled = bool(rng.random() < P_LABELLED) or label_only or not options[answer].strip()
+    return Layout(label_only, labelled, bool(rng.random() < P_INLINE), bool(rng.random() < P_INSTRUCTION))
+
+
 def random_choice(
     question: str, options: Sequence[str], answer: int, rng: np.random.Generator, *, unlabelled: bool = False
 ) -> tuple[str, str]:
     """A layout for training: `standard_choice` with probability 0.1, else drawn from this module's lists."""
     check_choice(options, answer)
-    if rng.random() < P_STANDARD:
+    layout = draw_layout(options, answer, rng)
+    if layout is None:
         return standard_choice(question, options, answer, unlabelled=unlabelled)
-    label_only = rng.random() < P_LABEL_ONLY
-    labelled = bool(rng.random() < P_LABELLED) or label_only or not options[answer].strip()
-    inline = rng.random() < P_INLINE
-    instruct = rng.random() < P_INSTRUCTION
+    label_only, labelled, inline, instruct = layout
     mark, name_of, word = _naming(options, labelled, rng)
     lines = [mark(i) + option for i, option in enumerate(options)]
     body = str(" " + str(_pick(rng, ("; ", " ||| ", " "))).join(lines)) if inline else "\n".join(lines)

@@ -13,12 +13,8 @@ import numpy as np
 from molmo2_nemo.data.multiple_choice import (
     P_BULLET,
     P_COMMON,
-    P_INLINE,
-    P_INSTRUCTION,
-    P_LABEL_ONLY,
-    P_LABELLED,
-    P_STANDARD,
     check_choice,
+    draw_layout,
     standard_choice,
 )
 from molmo2_nemo.data.wordings import ChoiceWords
@@ -51,12 +47,10 @@ def published_choice(
     Unlike the published code, names are drawn from the kinds that have enough of them for all options.
     """
     check_choice(options, answer)
-    if rng.random() < P_STANDARD:
+    layout = draw_layout(options, answer, rng)
+    if layout is None:
         return standard_choice(question, options, answer, unlabelled=unlabelled)
-    name_only = rng.random() < P_LABEL_ONLY
-    named = bool(rng.random() < P_LABELLED) or name_only or not options[answer].strip()
-    inline = rng.random() < P_INLINE
-    instructed = rng.random() < P_INSTRUCTION
+    name_only, named, inline, instructed = layout
     shown = _named(options, words, rng) if named else _Options(list(options), (), "", "")
     body = _body(shown, options, words, inline, rng)
     reply = shown.names[answer] if name_only else shown.lines[answer]

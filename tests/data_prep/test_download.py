@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ssl
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -13,14 +10,13 @@ from data_prep.download import Downloader, DownloadError
 from data_prep.media import MediaError, Resolver
 from data_prep.sources.base import Table, Url
 from data_prep.tables import Tables
+from tests.support.servers import Answering, serve
 
 CONTENT = bytes(range(256)) * 400  # 102,400 bytes
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     """What a path does: /ok, /flaky (503 twice), /cut (closes half way, once), /missing, /big, /plain (to http)."""
-
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self):
         seen = self.server.seen
@@ -29,11 +25,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/missing":
             self._answer(404, b"gone")
         elif self.path == "/flaky" and times <= 2:
-            self._answer(503, b"busy", **{"Retry-After": "0"})
+            self._answer(503, b"busy", {"Retry-After": "0"})
         elif self.path == "/plain":
-            self._answer(302, b"", Location=f"http://127.0.0.1:{self.server.server_address[1]}/ok")
+            self._answer(302, b"", {"Location": f"http://127.0.0.1:{self.server.server_address[1]}/ok"})
         elif self.path == "/moved":
-            self._answer(302, b"", Location="/ok")
+            self._answer(302, b"", {"Location": "/ok"})
         elif self.path == "/big":
             self.send_response(200)
             self.send_header("Content-Length", str(10**9))
@@ -57,28 +53,10 @@ class Handler(BaseHTTPRequestHandler):
             begin = int((self.headers.get("Range") or "bytes=0-")[6:-1])
             self._answer(206 if begin else 200, CONTENT[begin:])
 
-    def _answer(self, status, body, **headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def server(certificate):
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
-    httpd.seen = []
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    httpd.url = f"https://127.0.0.1:{httpd.server_address[1]}"
+    httpd = serve(certificate, Handler)
     yield httpd
     httpd.shutdown()
     httpd.server_close()

@@ -31,10 +31,25 @@ def tarred(files: dict[str, bytes], mode: str = "w:gz") -> bytes:
     return out.getvalue()
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Serves `server.files` with ranges and ETags; the next of `server.plans[path]` changes one answer."""
+class Answering(BaseHTTPRequestHandler):
+    """Whole answers, and no log."""
 
     protocol_version = "HTTP/1.1"
+
+    def _answer(self, status, body, headers=None):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Handler(Answering):
+    """Serves `server.files` with ranges and ETags; the next of `server.plans[path]` changes one answer."""
 
     def do_GET(self):
         path = self.path.partition("?")[0]
@@ -89,21 +104,10 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             time.sleep(pause)
 
-    def _answer(self, status, body, headers=None):
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
-
-def serve(certificate: Path) -> ThreadingHTTPServer:
+def serve(certificate: Path, handler: type[Answering] = Handler) -> ThreadingHTTPServer:
     """A running server with `url`, `files` and `plans` to fill, `seen` requests and the `most` open at once."""
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
