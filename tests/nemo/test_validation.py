@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import data_prep
 from molmo2_nemo.data.config import SourceConfig
+from molmo2_nemo.data.shard_writer import write_shards
 from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 
 EXAMPLES = 9
@@ -90,6 +92,30 @@ def test_validation_leaves_no_trace_in_training(workers, shards, learned, tmp_pa
     assert not (tmp_path / "sft" / "validation.jsonl").exists()
 
 
+def test_what_held_out_data_lose_is_counted(workers, shards, tmp_path):
+    """Two replicas share three records: one has an image too many, one a picture that is none."""
+    question = {"style": "user_qa", "question": "Which animal?", "answer": "a cat"}
+    picture = (Path(data_prep.__file__).parent / "demo_media" / "cat.jpg").read_bytes()
+
+    def record(key: str, *pictures: bytes) -> tuple[str, dict[str, bytes]]:
+        media = {f"{i}.jpg": content for i, content in enumerate(pictures)}
+        return key, {"json": json.dumps({"images": sorted(media), "annotations": [question]}).encode(), **media}
+
+    records = [record("a", picture, picture), record("b", picture), record("c", b"no picture")]
+    write_shards(tmp_path / "held", records)
+    cfg = learning_run(tmp_path / "run", shards)
+    cfg.data.image.max_images, cfg.stage.max_steps = 1, 1
+    cfg.validation.sources = {"held": SourceConfig(path=str(tmp_path / "held"))}
+    workers.run(train_on_packs, cfg, demo_packs(8), ranks=2, fit=True)
+    (line,) = lines(tmp_path / "run")
+    counts = line["counts"]["held"]
+    assert line["skipped"] == 1 and counts["examples"] == {"count": 2}
+    assert counts["ignored"] == {"count": 1, "first": "held-000000.tar:a"}
+    assert [(k, v["first"]) for k, v in counts.items() if k.startswith("skipped")] == [
+        ("skipped: bad media", "held-000000.tar:c")
+    ]
+
+
 def told_to_leave(cfg, packs: list, step: int, record: int) -> tuple[str, list[dict]]:
     """Train; rank 1 gets SIGUSR1 while it reads its so many-th record for the validation after `step`."""
     from molmo2_nemo.data.reader import ExampleReader
@@ -148,7 +174,6 @@ def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], 
 
 def test_answers_beside_their_references(workers, shards, learned):
     """References are what the shards' annotations say, never shown in the prompt; a prompt gets what `ask` answers."""
-    import data_prep
     from data_prep.demo_records import CAPTIONS
 
     picture = (Path(data_prep.__file__).parent / "demo_media" / "cat.jpg").read_bytes()
