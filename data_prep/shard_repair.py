@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from molmo2_nemo.data.manifest import (
     read_head,
     write_manifest_file,
 )
-from molmo2_nemo.data.shard_writer import TarShard, file_state, read_records
+from molmo2_nemo.data.shard_writer import TarShard, file_state, lock_file, read_records
 from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.files import atomic
 
 REMOVED = "removed by repair"
+LOCK = ".repairing"  # locked while a repair is at work
 KEPT = "kept-by-repair"  # folder in the data set: the files that repair replaced, and the manifests before
 
 
@@ -43,9 +45,28 @@ def repair(folder: Path, config: DataConfig | None = None, said: list[str] | Non
     Args:
         said: gets a line for each file renamed, and where the replaced files are.
     Raises:
-        ShardError: no record would be left, or shards of another tool were renamed.
+        ShardError: no record would be left, shards of another tool were renamed, or another process repairs the folder.
     """
-    said = [] if said is None else said
+    with _alone(folder):
+        return _repair(folder, config, [] if said is None else said)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises ShardError while another repair of the folder is at work."""
+    read_head(folder / MANIFEST)  # a folder without one is named as such
+    path = folder / LOCK
+    lock = lock_file(path)
+    if lock is None:
+        raise ShardError(f"{folder} is being repaired by another process ({path} is locked); wait for it to end")
+    with lock:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _repair(folder: Path, config: DataConfig | None, said: list[str]) -> list[Problem]:
     head, listed = read_head(folder / MANIFEST), list(read_entries(folder / MANIFEST))
     terms = Terms.of(head, config, repair=True)
     places = dict(zip((shard["name"] for shard in head["shards"]), listed, strict=True))
