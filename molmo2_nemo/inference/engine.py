@@ -23,8 +23,8 @@ from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH, Batch, Example
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.inference.sampling import Chooser, Sampling, stopped
-from molmo2_nemo.model.inputs import PackInputs
+from molmo2_nemo.inference.choose import Chooser
+from molmo2_nemo.inference.sampling import Sampling, stopped
 
 END, STOP, LENGTH = "end", "stop", "length"  # why an answer ends
 
@@ -130,6 +130,8 @@ class Generator:
         return torch.from_numpy(self.groups.shard(own & (batch.example_ids != PAD_EXAMPLE)).copy())
 
     def _prefilled(self, batch: Batch, cache: KVCache, device: torch.device) -> Tensor:
+        from molmo2_nemo.model.inputs import PackInputs
+
         inputs = PackInputs.from_batch(batch, device)
         inputs.labels = inputs.loss_weights = None
         inputs.groups = self.groups
