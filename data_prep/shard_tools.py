@@ -24,6 +24,7 @@ from molmo2_nemo.data.manifest import (
     MANIFEST,
     Entry,
     ShardError,
+    file_sha256,
     members_crc,
     read_entries,
     read_head,
@@ -35,7 +36,7 @@ from molmo2_nemo.data.shard_writer import (
     read_records,
     write_manifest,
 )
-from molmo2_nemo.data.shards import BLOCK, check_member, file_sha256
+from molmo2_nemo.data.shards import BLOCK, check_member
 from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.files import write_text
 

@@ -8,6 +8,7 @@ checksums. The manifest is written last, so a data set that has one is complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -65,6 +66,14 @@ def members_crc(members: Mapping[str, bytes]) -> int:
     for suffix in sorted(members):
         crc = zlib.crc32(members[suffix], crc)
     return crc
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 class ShardIndex:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, members_crc, write_manifest_file
+from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, file_sha256, members_crc, write_manifest_file
 from molmo2_nemo.data.record import BadRecord
-from molmo2_nemo.data.shards import BLOCK, file_sha256
+from molmo2_nemo.data.shards import BLOCK
 from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.files import atomic
 

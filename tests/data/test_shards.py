@@ -59,7 +59,7 @@ def test_records_beyond_the_limits_are_not_read(folder, monkeypatch, limits, all
     assert sum(len(v) for i in range(allowed) for v in data.read(i)[1].values()) == sum(
         len(v) for _, members in list(records())[:allowed] for v in members.values()
     )
-    monkeypatch.setattr(data, "_pread", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(data.files, "read", lambda *_: pytest.fail("it was read"))
     with pytest.raises(BadRecord, match=message) as caught:
         data.read(4)
     assert caught.value.cause == "too large"
