@@ -1,11 +1,11 @@
-"""Ask a trained model about images or a video; the answer is decoded greedily."""
+"""Ask a trained model about images or a video; the answer is greedy unless --temperature is given."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from molmo2_nemo.cli.options import check_numbers, warn
+from molmo2_nemo.cli.options import add_sampling_arguments, sampling_of, warn
 from molmo2_nemo.data.media import read_media, said_of_cut
 from molmo2_nemo.errors import UserError
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="style of the answer: user_qa (default), long_caption, ...; own:NAME for one of your own data",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.image and args.video:
         raise UserError("--image and --video: give images or one video, not both")
     style = asked_style(args.style)
-    check_numbers(args, {"max_new_tokens": 1})
+    sampling = sampling_of(args)
     cut: list[Path] = []
     images = [read_media(Path(name), "image", cut) for name in args.image]
     video = read_media(Path(args.video), "video") if args.video else None
@@ -49,9 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.inference.generate import answer
 
     remarks: list[str] = []
-    said = answer(
-        checkpoint, images, video, args.question, style=style, max_new_tokens=args.max_new_tokens, remarks=remarks
-    )
+    said = answer(checkpoint, images, video, args.question, style=style, sampling=sampling, remarks=remarks)
     warn(remarks)
     print(said)
     return 0

@@ -7,9 +7,12 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.errors import UserError, blocking_file
+
+if TYPE_CHECKING:
+    from molmo2_nemo.inference.sampling import Sampling
 
 NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local run, --cfg job prints its configuration"
 
@@ -66,6 +69,32 @@ def run_settings(args: argparse.Namespace) -> Any:
     if args.truncated:
         config.image.truncated = args.truncated
     return only_limits(config)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how answers are drawn."""
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="draw tokens; 0: always the most probable (default)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="draw among the most probable tokens that make up P"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end an answer before this text (may be repeated)"
+    )
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """How answers are drawn, as `add_sampling_arguments` says.
+
+    Raises:
+        UserError: a number out of range; names the option.
+    """
+    from molmo2_nemo.inference.sampling import Sampling
+
+    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, tuple(args.stop))
 
 
 def warn(lines: Iterable[str]) -> None:
