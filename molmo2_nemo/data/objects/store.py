@@ -49,10 +49,6 @@ class Refused(StoreError):
     """The store knows who asks, or not, and does not allow it."""
 
 
-class Cut(Exception):
-    """An answer that is shorter than it says."""
-
-
 class StoredFile(NamedTuple):
     """A file as a store lists it."""
 
@@ -125,7 +121,7 @@ class ObjectStore:
             data = self._call("cat_file", str(address), start=offset, end=offset + size, size=size)
             counts["bytes"] += len(data)
             if len(data) < size:
-                raise Cut(f"the answer has {len(data):,} of {size:,} bytes")
+                raise EOFError(f"the answer has {len(data):,} of {size:,} bytes")
             return data
 
         if not size:
@@ -245,14 +241,14 @@ def open_filesystem(folder: Address, options: StoreConfig) -> Any:
     import fsspec
 
     scheme = folder.scheme
+    if scheme not in fsspec.available_protocols():
+        raise StoreError(f"{folder}: {scheme}:// is not a scheme that fsspec knows; s3://, gs:// and https:// are")
     try:
         kind = fsspec.get_filesystem_class(scheme)
         files = kind(**_settings(scheme, options), **_loop_for(kind), skip_instance_cache=True)
     except ImportError as error:
         how = EXTRAS.get(scheme, "install it with pip")
         raise StoreError(f"{folder}: a package is missing to read {scheme}:// ({_words(error)}): {how}") from None
-    except ValueError as error:
-        raise StoreError(f"{folder}: {scheme}:// is not a scheme that fsspec knows ({_words(error)})") from None
     if isinstance(getattr(files, "retries", None), int):
         files.retries = 1  # tries are counted and spaced here
     return files
