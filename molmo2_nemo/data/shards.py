@@ -90,9 +90,9 @@ class ShardDataset:
     """
 
     def __init__(self, path: str | Path, name: str | None = None, limits: LimitsConfig | None = None):
-        self.path, self.limits = place_of(path), limits or LimitsConfig()
-        here = isinstance(self.path, Path)
-        self.files: ShardFiles = LocalFiles(self.path) if here else RemoteFiles(self.path)
+        self.path = place = place_of(path)
+        self.limits = limits or LimitsConfig()
+        self.files: ShardFiles = LocalFiles(place) if isinstance(place, Path) else RemoteFiles(place)
         self.manifest = self.files.head(name)
         self.name: str = name or self.manifest["name"]
         self.shards: list[dict[str, Any]] = self.manifest["shards"]

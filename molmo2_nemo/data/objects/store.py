@@ -166,15 +166,17 @@ class ObjectStore:
         return sync(files.loop, getattr(files, f"_{method}"), *args, timeout=limit, **more)
 
     def _tries(self, address: Address, request: Callable[[], T]) -> T:
+        problem = Problem("")
         for attempt in range(self.options.retries + 1):
             try:
                 return request()
             except DataError:
                 raise
             except Exception as error:  # the libraries' errors have no common class
-                problem = problem_of(error)
-                if problem is None:
+                found = problem_of(error)
+                if found is None:
                     raise
+                problem = found
             if problem.kind is not None:
                 raise problem.kind(f"{address}: {problem.text}")
             if attempt < self.options.retries:
