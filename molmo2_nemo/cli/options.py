@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from molmo2_nemo.errors import UserError, blocking_file
 
 if TYPE_CHECKING:
+    from molmo2_nemo.inference.prompt import Shown
     from molmo2_nemo.inference.sampling import Sampling
 
 NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local run, --cfg job prints its configuration"
@@ -95,6 +96,25 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     from molmo2_nemo.inference.sampling import Sampling
 
     return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, tuple(args.stop))
+
+
+def add_shown_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that replace, for answers only, how much of the media the run shows."""
+    parser.add_argument("--frames", type=int, metavar="N", help="most frames of a video (default: the run's)")
+    parser.add_argument("--fps", type=float, metavar="N", help="most frames per second of a video (default: the run's)")
+    parser.add_argument("--max-crops", type=int, metavar="N", help="most tiles of an image (default: the run's)")
+    parser.add_argument("--high-res", action="store_true", help="tiles of an image as in training's high resolution")
+
+
+def shown_of(args: argparse.Namespace) -> Shown:
+    """How much of the media is shown, as `add_shown_arguments` says.
+
+    Raises:
+        UserError: a number out of range; names the option.
+    """
+    from molmo2_nemo.inference.prompt import Shown
+
+    return Shown(args.frames, args.fps, args.max_crops, args.high_res)
 
 
 def warn(lines: Iterable[str]) -> None:

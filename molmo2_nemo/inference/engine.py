@@ -72,6 +72,12 @@ class Generator:
                 found[row] = completion
         return found
 
+    def beyond_range(self, prompt: Example, completion: Completion) -> list[str]:
+        """What to say of a sequence with positions that the model's rotary tables were not trained for."""
+        last = int(prompt.position_ids[-1]) + len(completion.tokens)
+        limit = self.model.model_config.text.max_position
+        return [f"position {last:,} is beyond the model's {limit:,} positions (rotary)"] if last >= limit else []
+
     @torch.no_grad()
     def _batch(self, prompts: list[Example], sampling: Sampling, numbers: list[int]) -> list[Completion]:
         batch = self._collated(prompts)

@@ -18,6 +18,7 @@ from molmo2_nemo.data.tally import KINDS, counted
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.inference.engine import LENGTH, Generator
+from molmo2_nemo.inference.prompt import Prompt, Shown
 from molmo2_nemo.inference.sampling import Sampling
 
 TOGETHER = 64, 2**29  # prompts that are held in memory at once, and bytes of their crops
@@ -26,61 +27,60 @@ Asked = tuple[dict[str, Any], Example]  # key, question, reference and remarks o
 
 def answer(
     checkpoint: str | Path,
-    images: list[bytes],
-    video: bytes | None,
-    question: str,
-    *,
-    style: str = "user_qa",
+    prompt: Prompt,
     sampling: Sampling | None = None,
+    shown: Shown | None = None,
     remarks: list[str] | None = None,
 ) -> str:
     """The model's answer to a question about images or a video.
 
     Args:
         checkpoint: a Megatron checkpoint, written under any layout; tokenizer and image settings are those of its run.
-        images, video: encoded files; at most one of the two.
-        style: what kind of answer, as in training annotations.
         sampling: default: greedy.
+        shown: what replaces the run's settings.
         remarks: gets what was left out, cut off or replaced of the media, and whether the answer is cut off.
 
     Raises:
         UserError: not a Molmo2 checkpoint, or media that cannot be read.
     """
-    prompt = {"question": question, "images": images, "video": video, "style": style, "reference": None}
-    (line,) = answer_prompts(Path(checkpoint), [prompt], sampling)
+    (line,) = answer_prompts(Path(checkpoint), [prompt], sampling, shown)
     if remarks is not None:
         remarks += line["remarks"]
     return str(line["answer"])
 
 
 def answer_prompts(
-    checkpoint: Path, prompts: list[dict[str, Any]], sampling: Sampling | None = None
+    checkpoint: Path, prompts: Sequence[Prompt], sampling: Sampling | None = None, shown: Shown | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Answers to prompts, in their order; the model is loaded once.
-
-    Args:
-        prompts: each with `question`, `images`, `video` and `style`, as `answer` takes them, and `reference`: an
-            answer, a list of them, or None.
+    """Answers to prompts, in their order; the model is loaded once. Arguments are those of `answer`.
 
     Raises:
         UserError: media of a prompt cannot be read; names its number.
     """
-    model, builder, tokenizer = load(checkpoint)
+    model, builder, tokenizer = load(checkpoint, shown)
 
     def asked() -> Iterator[Asked]:
         for number, prompt in enumerate(prompts, start=1):
             try:
-                example = builder.prompt(prompt["images"], prompt["video"], prompt["question"], prompt["style"])
+                example = builder.prompt(
+                    prompt.images,
+                    prompt.video,
+                    prompt.question,
+                    prompt.style,
+                    options=prompt.options or None,
+                    subtitles=prompt.clipped_subtitles(),
+                    clip=prompt.clip,
+                )
             except UserError as error:
                 raise UserError(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
-            line = {"key": f"prompt {number}", "question": prompt["question"], "reference": prompt["reference"]}
+            line = {"key": f"prompt {number}", "question": prompt.question, "reference": prompt.reference}
             yield line | {"remarks": remarks_on(example, builder.config, said=("truncated",))}, example
 
     yield from answers(Generator(model, tokenizer), asked(), sampling or Sampling())
 
 
 def answer_records(
-    checkpoint: Path, shards: str, count: int, sampling: Sampling | None = None
+    checkpoint: Path, shards: str, count: int, sampling: Sampling | None = None, shown: Shown | None = None
 ) -> Iterator[dict[str, Any]]:
     """Answers to the first turn of a data set's records, formatted as in training, but with fixed wording.
 
@@ -90,7 +90,7 @@ def answer_records(
     from molmo2_nemo.data.config import SourceConfig
     from molmo2_nemo.data.reader import ExampleReader, Skipped
 
-    model, builder, tokenizer = load(checkpoint)
+    model, builder, tokenizer = load(checkpoint, shown)
     config = dataclasses.replace(
         builder.config, sources={"records": SourceConfig(path=shards)}, groups={}, missing="error", progression=[]
     )
@@ -135,8 +135,9 @@ def answers(generator: Generator, asked: Iterator[Asked], sampling: Sampling) ->
         if failed is None and size < TOGETHER[1] and len(waiting) < TOGETHER[0]:
             continue
         done = generator.complete([example for _, example in waiting], sampling, first)
-        for (line, _), completion in zip(waiting, done, strict=True):
+        for (line, example), completion in zip(waiting, done, strict=True):
             cut = [f"the answer is cut off after {len(completion.tokens)} tokens"] if completion.ended == LENGTH else []
+            cut += generator.beyond_range(example, completion)
             yield {
                 "key": line["key"],
                 "question": line["question"],
@@ -168,8 +169,8 @@ def first_turn(example: Example) -> tuple[Example, list[int]]:
     return dataclasses.replace(example, **cut), example.labels[same].tolist()
 
 
-def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
-    """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
+def load(checkpoint: Path, shown: Shown | None = None) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
+    """Model in evaluation mode, example builder (with what `shown` replaces) and tokenizer of a checkpoint."""
     from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 
@@ -180,7 +181,7 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     tokenizer = find_tokenizer(checkpoint, model_config, run, None)
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
-    data = trained_data(checkpoint, model_config, run)
+    data = (shown or Shown()).settings(trained_data(checkpoint, model_config, run))
     return build_model(model_config, tensors), ExampleBuilder(data, tokenizer, training=False), tokenizer
 
 

@@ -160,16 +160,17 @@ def test_a_signal_ends_validation_and_it_is_done_later(workers, shards, tmp_path
 
 def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], list[dict], str, list[str]]:
     from molmo2_nemo.inference.generate import answer, answer_prompts, answer_records
+    from molmo2_nemo.inference.prompt import Prompt
     from molmo2_nemo.inference.sampling import Sampling
 
-    prompt = {"question": "What is this?", "images": [picture], "video": None, "style": "user_qa", "reference": "R"}
-    six = {**prompt, "images": [picture] * 5 + [picture[: len(picture) // 2]]}
+    prompt = Prompt("What is this?", [picture], reference="R")
+    six = Prompt("What is this?", [picture] * 5 + [picture[: len(picture) // 2]], reference="R")
     three = Sampling(max_new_tokens=3)
     records, remarks = list(answer_records(checkpoint, shards, 4, three)), []
     return (
         records,
         list(answer_prompts(checkpoint, [prompt, six], three)),
-        answer(checkpoint, [picture], None, "What is this?", sampling=three, remarks=remarks),
+        answer(checkpoint, Prompt("What is this?", [picture]), three, remarks=remarks),
         remarks,
     )
 
