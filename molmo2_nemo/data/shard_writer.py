@@ -54,19 +54,26 @@ class TarShard:
         """Bytes written so far, without the end-of-archive mark."""
         return int(self._tar.tarstream.offset)
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> Entry:
+    def add(
+        self, key: str, members: Mapping[str, bytes], shared: Mapping[str, tuple[Member, bytes]] | None = None
+    ) -> Entry:
         """Write one record; the caller fills in the measures of the entry returned.
 
+        Args:
+            members: suffix -> bytes, to be written.
+            shared: suffix -> where the bytes of a further medium have been written before, and the bytes.
         Raises:
             ShardError: a key or suffix that cannot be a member name, no `json` member.
             OSError: the disk is full.
         """
-        check_names(key, members)
+        shared = shared or {}
+        check_names(key, {**members, **dict.fromkeys(shared, b"")})
         entry, position = Entry(key), self.size
         for suffix in sorted(members):
             entry.members.append(Member(suffix, position + BLOCK, len(members[suffix])))
             position += record_bytes(len(members[suffix]))
-        entry.crc = members_crc(members)
+        entry.members = sorted([*entry.members, *(m for m, _ in shared.values())], key=lambda member: member.suffix)
+        entry.crc = members_crc({**members, **{suffix: content for suffix, (_, content) in shared.items()}})
         self._tar.write({"__key__": key, **members})
         assert self.size == position, "a member did not take exactly the bytes of a plain header and its data"
         self.entries.append(entry)
