@@ -11,10 +11,9 @@ import json
 import os
 import re
 import struct
-import tarfile
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
