@@ -2,8 +2,9 @@
 
 The file's metadata hold the head, a JSON object: name, number of records, length (in examples, as the mixture counts
 them), the shards with their sizes and SHA-256, and where the data come from. A row gives the location of every member
-of a record in its tar, or in that of an earlier record with the same media, and, where measured, images, frames, duration, and estimated tokens and crops. Pages carry
-checksums. The manifest is written last, so a data set that has one is complete.
+of a record in its tar (of media that an earlier record shows too, in that one's) and, where measured, images, frames,
+duration, and estimated tokens and crops. Pages carry checksums. The manifest is written last, so a data set that has
+one is complete.
 """
 
 from __future__ import annotations

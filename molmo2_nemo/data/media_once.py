@@ -39,8 +39,8 @@ def digest(content: bytes) -> bytes:
 
 
 class Places:
-    """Digest -> place, as a hash table in three arrays: 24 bytes a slot, and at most two thirds of the slots taken, so 36
-    to 72 bytes a medium."""
+    """Digest -> place, as a hash table in three arrays: 24 bytes a slot, at most two thirds of the slots taken, so 36 to
+    72 bytes a medium."""
 
     def __init__(self) -> None:
         self._clear(FIRST_SLOTS)
