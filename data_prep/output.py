@@ -266,7 +266,7 @@ class Output:
 
     def _resume(self) -> None:
         """Keep the complete shards of an earlier run, and remove everything else."""
-        skips, media = 0, (0, 0, 0)
+        skips, media = 0, [0, 0, 0]
         while True:
             path = self._journal(len(self._shards))
             try:
@@ -291,7 +291,7 @@ class Output:
         self._skips.truncate(skips)
         self._skips.seek(skips)
         if not self.repeat_media:
-            self._once = MediaOnce(self.work, [shard["name"] for shard in self._shards], media and tuple(media))
+            self._once = MediaOnce(self.work, [shard["name"] for shard in self._shards], media)
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 

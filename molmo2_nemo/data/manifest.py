@@ -13,7 +13,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,21 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def renumber(listed: Iterable[Iterable[Entry]], numbers: Mapping[int, int]) -> None:
+    """Give the tars of shared media their new numbers (old -> new)."""
+    for entries in listed:
+        for entry in entries:
+            if any(m.shard is not None for m in entry.members):
+                new = [m if m.shard is None else replace(m, shard=numbers[m.shard]) for m in entry.members]
+                entry.members = new
+
+
+def shared_head(listed: Iterable[Iterable[Entry]]) -> dict[str, Any]:
+    """What a manifest's head says of shared media; nothing if there are none."""
+    sizes = [m.size for entries in listed for entry in entries for m in entry.members if m.owner is not None]
+    return {SHARED: {"members": len(sizes), "bytes": sum(sizes)}} if sizes else {}
+
+
 class ShardIndex:
     """Keys, byte offsets and checksums of one shard's records, as arrays: a million records take tens of megabytes."""
 
@@ -96,7 +111,8 @@ class ShardIndex:
         self._suffixes = parts.field("suffix")
         self._offsets, self._sizes = (parts.field(name).to_numpy() for name in ("offset", "size"))
         shared = parts.type.get_field_index("owner") >= 0
-        self._owners, self._shards = (parts.field(name) if shared else None for name in ("owner", "shard"))
+        self._owners: Any = parts.field("owner") if shared else None
+        self._shards: Any = parts.field("shard") if shared else None
         crcs = table["crc"].combine_chunks() if "crc" in table.column_names else None
         self._crcs = None if crcs is None or crcs.null_count == len(crcs) else crcs
 

@@ -13,11 +13,13 @@ import re
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.data.manifest import SHARED, Entry, Member
+from molmo2_nemo.data.record import BadRecord, load_json
 from molmo2_nemo.data.shard_files import kept
 from molmo2_nemo.data.shards import BLOCK, check_header
 from molmo2_nemo.data.tar_index import index_tar
@@ -30,7 +32,7 @@ FIRST_SLOTS = 1024
 OPEN_FILES = 8
 REPAIRED = re.compile(r"-r(\d+)$")  # behind the stem of a tar that repair wrote anew
 
-Resume = tuple[int, int, int]  # bytes of MEDIA; shared media, and their bytes
+Resume = Sequence[int]  # bytes of MEDIA; number of shared media, and their bytes
 
 
 def digest(content: bytes) -> bytes:
@@ -39,8 +41,8 @@ def digest(content: bytes) -> bytes:
 
 
 class Places:
-    """Digest -> place, as a hash table in three arrays: 24 bytes a slot, at most two thirds of the slots taken, so 36 to
-    72 bytes a medium."""
+    """Digest -> place, as a hash table in three arrays: 24 bytes a slot, at most two thirds of them taken, so 36 to 72
+    bytes a medium."""
 
     def __init__(self) -> None:
         self._clear(FIRST_SLOTS)
@@ -69,7 +71,8 @@ class Places:
 
     def add(self, key: bytes, place: int) -> None:
         """Remember a place above 0; a digest that is there keeps its place."""
-        self._put(*struct.unpack("<QQ", key), place)
+        low, high = struct.unpack("<QQ", key)
+        self._put(low, high, place)
         if 3 * self._count > 2 * len(self._place):
             old = zip(self._low, self._high, self._place, strict=True)
             self._clear(2 * len(self._place))
@@ -190,3 +193,72 @@ def with_owners(raw: bytes, found: Mapping[str, Member], names: Sequence[str]) -
     """A record's JSON, an object with at least one field, that also says where its media are."""
     owners = {suffix: f"{names[m.shard or 0]}:{m.owner}" for suffix, m in sorted(found.items())}
     return raw.rstrip()[:-1] + b", " + json.dumps({FIELD: owners}).encode()[1:]
+
+
+Listed = list[tuple[str, list[Member]]]  # keys of a tar's records, and their members
+
+
+class Owners:
+    """Where the media lie that records name by FIELD, among the tars of a folder.
+
+    Args:
+        names: of the tars.
+        listed: number of a tar -> its records.
+    """
+
+    def __init__(self, names: Sequence[str], listed: Callable[[int], Listed]):
+        self._listed = listed
+        self._numbers = {name: number for number, name in enumerate(names)}
+        self._repaired: dict[str, int] = {}  # name of a tar before any repair -> number of its newest form
+        for name in sorted(names, key=lambda name: int((REPAIRED.search(name[:-4]) or [0, 0])[1])):
+            self._repaired[_first_name(name)] = self._numbers[name]
+        self._members: OrderedDict[int, dict[str, Member]] = OrderedDict()
+
+    def find(self, label: str, content: Mapping[str, bytes]) -> list[Member]:
+        """The media of a record (suffix -> bytes of its own members) that lie with other records.
+
+        Raises:
+            BadRecord: a name that is none, or a medium that is not there.
+        """
+        if FIELD.encode() not in content.get("json", b""):
+            return []
+        named = load_json(label, content).get(FIELD, {})
+        if not isinstance(named, dict) or not all(isinstance(place, str) for place in named.values()):
+            raise _lost(label, "", str(named), "an object, suffix -> TAR:NAME")
+        return [self._find(label, suffix, place) for suffix, place in named.items() if suffix not in content]
+
+    def _find(self, label: str, suffix: str, place: str) -> Member:
+        tar, _, name = place.partition(":")
+        number = self._numbers.get(tar, self._repaired.get(_first_name(tar), -1))
+        if number < 0:
+            raise _lost(label, suffix, place, f"{tar} in this folder; bring that tar too")
+        found = kept(self._members, number, OPEN_FILES, self._load, lambda _: None).get(name)
+        if found is None:
+            raise _lost(label, suffix, place, f"a member {name} of {tar}")
+        return Member(suffix, found.offset, found.size, number, name)
+
+    def _load(self, number: int) -> dict[str, Member]:
+        return {m.name(key): m for key, members in self._listed(number) for m in members if m.suffix != "json"}
+
+
+def _first_name(tar: str) -> str:
+    stem, dot, ending = tar.rpartition(".")
+    return REPAIRED.sub("", stem) + dot + ending
+
+
+def _lost(label: str, suffix: str, place: str, expected: str) -> BadRecord:
+    says = f"its .{suffix} is {place}" if suffix else f"{FIELD} is {place:.200}"
+    fault = Fault(f"{FIELD}.{suffix}" if suffix else FIELD, place[:200], expected)
+    return BadRecord(
+        label, "missing member", f"{says}, which is not there; expected {expected}", fault, suffix or "json"
+    )
+
+
+def media_bytes(path: Path | None, member: Member) -> bytes:
+    """A shared medium as it lies in its tar; what there is of it."""
+    try:
+        with path.open("rb") if path is not None else open(os.devnull, "rb") as file:
+            file.seek(max(member.offset, 0))
+            return file.read(max(member.size, 0))
+    except OSError:
+        return b""

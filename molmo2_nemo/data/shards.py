@@ -167,13 +167,14 @@ class ShardDataset:
         """
         if member.owner is None:
             return Span(number, member.offset - BLOCK, BLOCK + member.size)
-        inside = isinstance(member.shard, int) and 0 <= member.shard < len(self.shards)
-        if not inside or not BLOCK <= member.offset <= self.shards[member.shard]["bytes"] - member.size:
+        tar = -1 if member.shard is None else member.shard
+        inside = 0 <= tar < len(self.shards)
+        if not inside or not BLOCK <= member.offset <= self.shards[tar]["bytes"] - member.size:
             raise ShardError(
                 f"the manifest of {self.path} is damaged: .{member.suffix} of record {label} would lie at byte "
                 f"{member.offset} of shard {member.shard}, which is outside the data set"
             )
-        return Span(member.shard, member.offset - BLOCK, BLOCK + member.size)
+        return Span(tar, member.offset - BLOCK, BLOCK + member.size)
 
     def _owner(self, member: Member) -> str:
         """Where a shared medium lies, in words."""
