@@ -99,8 +99,18 @@ def _check_shards(given: str) -> None:
 
 def _alone(shard: Path, folder: Path) -> Path:
     """Makes `folder` a data set of one shard: a link to the shard, and a manifest for it alone."""
-    from molmo2_nemo.data.shard_writer import write_manifest
+    from molmo2_nemo.data.media_once import FIELD
+    from molmo2_nemo.data.record import BadRecord
+    from molmo2_nemo.data.tar_manifest import write_manifest
 
+    def left_out(_: str, key: str, error: BadRecord) -> None:
+        if error.fault is None or not error.fault.field.startswith(FIELD):
+            raise error
+        lost.append(key)
+
+    lost: list[str] = []
     (folder / shard.name).symlink_to(shard.resolve())
-    write_manifest(folder, shard.stem)
+    write_manifest(folder, shard.stem, left_out=left_out)
+    if lost:
+        print(f"{len(lost)} records of {shard.name} are left out: their media lie in other tars; preview the folder")
     return folder

@@ -140,7 +140,7 @@ class ShardDataset:
         key, members = entries[inner]
         label = f"{self.shards[number]['name']}:{key}"
         self._check_sizes(label, members)
-        spans = [Span(number, m.offset - BLOCK, BLOCK + m.size) for m in members]
+        spans = [self._span(number, label, m) for m in members]
         try:
             result = self._members(label, key, members, spans, entries.crc(inner))
         except (BadRecord, MixedUp):
@@ -155,11 +155,34 @@ class ShardDataset:
         """The bytes of a record's members, behind headers that say what the manifest says, and with its checksum."""
         result = {}
         for member, span, data in zip(members, spans, self.files.read(spans), strict=True):
-            check_member(self.files.shown(span.shard), key, member, data[:BLOCK])
+            check_member(self.files.shown(span.shard), key, member, data[:BLOCK], label)
             result[member.suffix] = data[BLOCK:]
         if crc is not None and members_crc(result) != crc:
-            raise _damaged(label, members, f"its contents changed: CRC-32 {members_crc(result):08x}, {crc:08x} written")
+            shared = "".join(f"; its .{m.suffix} is {self._owner(m)}" for m in members if m.owner is not None)
+            says = f"its contents changed: CRC-32 {members_crc(result):08x}, {crc:08x} written{shared}"
+            raise _damaged(label, [m for m in members if m.owner is None] or members, says)
         return result
+
+    def _span(self, number: int, label: str, member: Member) -> Span:
+        """Where a member of a record of shard `number` lies, with its header.
+
+        Raises:
+            ShardError: a shared medium that would lie outside the data set.
+        """
+        if member.owner is None:
+            return Span(number, member.offset - BLOCK, BLOCK + member.size)
+        tar = -1 if member.shard is None else member.shard
+        inside = 0 <= tar < len(self.shards)
+        if not inside or not BLOCK <= member.offset <= self.shards[tar]["bytes"] - member.size:
+            raise ShardError(
+                f"the manifest of {self.path} is damaged: .{member.suffix} of record {label} would lie at byte "
+                f"{member.offset} of shard {member.shard}, which is outside the data set"
+            )
+        return Span(tar, member.offset - BLOCK, BLOCK + member.size)
+
+    def _owner(self, member: Member) -> str:
+        """Where a shared medium lies, in words."""
+        return f"{member.owner} of {self.shards[member.shard or 0]['name']}"
 
     def without_crc(self) -> int:
         """Records whose damage would not be noticed, as the manifest has no checksum of them."""
@@ -203,9 +226,11 @@ class ShardDataset:
             return read_index(self.files.manifest(), number, self.shards[number]["records"])
 
 
-def check_member(shard: Any, key: str, member: Member, header: bytes) -> None:
+def check_member(shard: Any, key: str, member: Member, header: bytes, label: str = "") -> None:
     """Compare the header (512 bytes) before a member of a shard with what the manifest lists.
 
+    Args:
+        label: "shard:key" of the record, if its medium is another record's.
     Raises:
         BadRecord: the header is damaged.
         MixedUp: it is another member's: the tar is not the one that the manifest describes.
@@ -213,11 +238,12 @@ def check_member(shard: Any, key: str, member: Member, header: bytes) -> None:
     try:
         info = check_header(header)
         found = split_name(info.name)
+        wanted = split_name(member.owner) if member.owner is not None else (key, member.suffix)
     except DataError as error:
-        raise _damaged(f"{shard.name}:{key}", [member], str(error)) from None
-    if found != (key, member.suffix) or info.size != member.size:
+        raise _damaged(label or f"{shard.name}:{key}", [member], str(error)) from None
+    if found != wanted or info.size != member.size:
         raise MixedUp(
-            f"shard {shard} does not match its index: {key}.{member.suffix} expected at byte {member.offset}, "
+            f"shard {shard} does not match its index: {member.name(key)} expected at byte {member.offset}, "
             f"{info.name!r} found. Was a shard renamed or written anew? See: molmo2 shards check {shard.parent}"
         )
 
@@ -225,9 +251,10 @@ def check_member(shard: Any, key: str, member: Member, header: bytes) -> None:
 def _damaged(label: str, members: list[Member], why: str) -> BadRecord:
     """The error about a record whose bytes are not those written; says where in the shard its members lie."""
     start, end = min(m.offset for m in members) - BLOCK, max(m.offset + m.size for m in members)
+    owners = [m.owner for m in members if m.owner is not None]
     return BadRecord(
         label,
         "damaged",
-        f"bytes {start} to {end} of the shard are damaged ({why}). Copy the shard again; without another copy, "
-        "molmo2 shards repair keeps what is whole in it and leaves out the rest",
+        f"bytes {start} to {end} of the shard {f'of {owners[0]} ' if owners else ''}are damaged ({why}). Copy the "
+        "shard again; without another copy, molmo2 shards repair keeps what is whole in it and leaves out the rest",
     )

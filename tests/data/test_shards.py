@@ -16,9 +16,10 @@ import pytest
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_entries, read_head, write_manifest_file
 from molmo2_nemo.data.record import BadRecord
-from molmo2_nemo.data.shard_writer import clean_leftovers, write_manifest, write_shards
+from molmo2_nemo.data.shard_writer import clean_leftovers, write_shards
 from molmo2_nemo.data.shards import BLOCK, ShardDataset
 from molmo2_nemo.data.tar_index import index_tar
+from molmo2_nemo.data.tar_manifest import write_manifest
 
 
 def records(count=7):
