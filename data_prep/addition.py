@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,18 @@ from data_prep.media import NOT_FOUND
 from data_prep.output import SETTINGS, SIDE_FILES, SKIPPED, Output, OwnContent
 from data_prep.record_builder import Built, member_key
 from data_prep.sources.base import Skip
+from data_prep.taking_out import Remains
 from molmo2_nemo.data.manifest import (
     MANIFEST,
+    SHARED,
     Entry,
-    Member,
-    members_crc,
-    read_entries,
+    file_sha256,
     read_head,
+    renumber,
+    shared_head,
     write_manifest_file,
 )
-from molmo2_nemo.data.shard_writer import LOCK, TarShard, lock_file, read_records
-from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.data.shard_writer import LOCK, lock_file
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import write_text
 
@@ -68,6 +69,7 @@ class Addition(Output):
         bytes_per_shard: int = 10**9,
         records_per_shard: int = 10_000,
         own: OwnContent | None = None,
+        repeat_media: bool = True,
     ):
         self.head = read_head(out / MANIFEST)
         self.base = file_sha256(out / MANIFEST)
@@ -78,7 +80,13 @@ class Addition(Output):
         self.first_shard = 1 + max((_number(shard["name"]) for shard in self.head["shards"]), default=-1)
         self._listed_before = _Listed(out / SKIPPED)
         super().__init__(
-            out, settings, tool=tool, bytes_per_shard=bytes_per_shard, records_per_shard=records_per_shard, own=own
+            out,
+            settings,
+            tool=tool,
+            bytes_per_shard=bytes_per_shard,
+            records_per_shard=records_per_shard,
+            own=own,
+            repeat_media=repeat_media,
         )
         self.done = None
 
@@ -159,18 +167,21 @@ class Addition(Output):
             for line in self._listed_before.rest():
                 self._skips.write(line)
                 self.skipped[str(json.loads(line)["reason"])] += 1
-            shards, old = self._earlier()
-            records = sum(shard["records"] for shard in shards) + self.records
+            remains = Remains(self.out, self.work, self.anew)
+            shards = [*remains.shards, *self._shards]
+            records = sum(shard["records"] for shard in shards)
             if not records:
                 raise UserError(
                     f"{self.out}: the changed media give no record that can be used, and none would be left; nothing "
                     "was changed"
                 )
             self._side_files()
-            described = self._described({**self.head, **head}, records, counts_as, [*shards, *self._shards])
-            write_manifest_file(self.work / MANIFEST, described, self._all_entries())
+            described = self._described({**self.head, **head}, records, counts_as, shards)
+            described.pop(SHARED, None)
+            described |= shared_head(self._all_entries(remains))
+            write_manifest_file(self.work / MANIFEST, described, self._all_entries(remains))
             _sync(self.work / MANIFEST)
-            plan = {"base": self.base, "made": file_sha256(self.work / MANIFEST), "old": old}
+            plan = {"base": self.base, "made": file_sha256(self.work / MANIFEST), "old": remains.old}
             plan["files"] = sorted(path.name for path in self.work.glob("*.tar"))
             write_text(self.work / PLAN, json.dumps(plan), sync=True)
             carry_out(self.out, self.work)
@@ -178,52 +189,13 @@ class Addition(Output):
         except OSError as error:
             raise self.full(error) from None
 
-    def _earlier(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """(the shards that were there, without the records that are prepared anew; the files no longer needed)."""
-        shards, old = [], []
-        for shard, entries in zip(self.head["shards"], read_entries(self.out / MANIFEST), strict=True):
-            rest = [entry for entry in entries if entry.key not in self.anew]
-            if len(rest) == len(entries):
-                shards.append(shard)
-                continue
-            old.append(shard["name"])
-            new = self._rewritten(self.out / shard["name"], rest) if rest else None
-            write_text(self._rest_of(shard["name"]), json.dumps([asdict(entry) for entry in (new or (0, []))[1]]))
-            shards += [new[0]] if new is not None else []
-        return shards, old
-
-    def _rewritten(self, path: Path, entries: list[Entry]) -> tuple[dict[str, Any], list[Entry]]:
-        """A new tar of these records of an earlier one.
-
-        Raises:
-            UserError: one of them is damaged.
-        """
-        number, stem = 1, re.sub(r"-r\d+$", "", path.stem)
-        while (path.with_name(f"{stem}-r{number}.tar")).exists():
-            number += 1
-        new = TarShard(self.work / f"{stem}-r{number}.tar")
-        try:
-            for entry, content in read_records(path, entries):
-                if entry.crc is not None and members_crc(content) != entry.crc:
-                    raise UserError(f"{path.name}:{entry.key} is damaged: molmo2 shards repair {path.parent} first")
-                new.add(entry.key, content).take(entry)
-        except BaseException:
-            new.discard()
-            raise
-        return new.close(), new.entries
-
-    def _rest_of(self, shard: str) -> Path:
-        """Where the entries are that an earlier shard keeps."""
-        return self.work / f"{shard}.rest.json"
-
-    def _all_entries(self) -> Iterator[list[Entry]]:
-        for shard, entries in zip(self.head["shards"], read_entries(self.out / MANIFEST), strict=True):
-            path = self._rest_of(shard["name"])
-            if path.exists():
-                entries = [_entry(found) for found in json.loads(path.read_bytes())]
-            if entries:
-                yield entries
-        yield from self._entries()
+    def _all_entries(self, remains: Remains) -> Iterator[list[Entry]]:
+        """The records of all shards; the new ones share media among themselves."""
+        yield from remains.entries()
+        first = len(remains.shards)
+        for entries in self._entries():
+            renumber([entries], {number: first + number for number in range(len(self._shards))})
+            yield entries
 
 
 def carry_out(out: Path, work: Path) -> None:
@@ -282,10 +254,6 @@ def _move(source: Path, target: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _entry(found: dict[str, Any]) -> Entry:
-    return Entry(**{**found, "members": [Member(**member) for member in found["members"]]})
 
 
 def _number(name: str) -> int:

@@ -23,7 +23,9 @@ from data_prep.ledger import LEDGER, MISSING, MISSING_URLS, Line, Writer, write_
 from data_prep.noticed import Notes
 from data_prep.record_builder import Built
 from data_prep.sources.base import Skip
+from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, read_head, write_manifest_file
+from molmo2_nemo.data.media_once import MEDIA, MediaOnce, with_owners
 from molmo2_nemo.data.shard_writer import (
     LOCK,
     TarShard,
@@ -73,6 +75,7 @@ class Output:
         settings: JSON values that determine the output; output made with other settings is refused.
         tool: name and version; a partial data set of another tool is refused.
         own: what is known of a user's own file.
+        repeat_media: write a medium into every record that shows it.
     Raises:
         UserError: `out` or its partial folder has other settings (without `overwrite`), or another process is writing
             it.
@@ -90,6 +93,7 @@ class Output:
         records_per_shard: int = 10_000,
         overwrite: bool = False,
         own: OwnContent | None = None,
+        repeat_media: bool = True,
     ):
         self.out, self.work = out, self.work_of(out)
         self.settings, self.tool = json.loads(json.dumps(settings)), tool
@@ -102,6 +106,8 @@ class Output:
         self.own = own
         self.grown = False  # the user's own file has got more lines since `done` was prepared
         self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
+        self.repeat_media = repeat_media
+        self._once: MediaOnce | None = None
         self._chain = hashlib.blake2b(digest_size=16)
         self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
         self._shard: TarShard | None = None
@@ -123,7 +129,7 @@ class Output:
         if self._shard is not None:
             self._shard.discard()
             self._shard = None
-        for file in (self._skips, self._ledger):
+        for file in (self._skips, self._ledger, self._once):
             if file is not None:
                 file.close()
         if self._lock is not None:
@@ -207,6 +213,7 @@ class Output:
             for journal in self.work.glob("*.journal.json"):
                 journal.unlink()
             (self.work / SETTINGS).unlink()
+            (self.work / MEDIA).unlink(missing_ok=True)
             (self.work / LOCK).unlink()
             replace_folder(self.work, self.out)
             return complete
@@ -234,6 +241,7 @@ class Output:
             "length": records * counts_as,
             "skipped": dict(sorted(self.skipped.items())),
             "notes": self.notes.json(),
+            **(self._once.head() if self._once is not None else {}),
             "shards": shards,
         }
 
@@ -337,7 +345,7 @@ class Output:
 
     def _resume(self) -> None:
         """Keep the complete shards of an earlier run, and remove everything else."""
-        skips, ledger = 0, 0
+        skips, ledger, media = 0, 0, [0, 0, 0]
         while True:
             path = self._journal(len(self._shards))
             try:
@@ -355,10 +363,10 @@ class Output:
             self.notes = Notes({text: (int(count), key) for text, (count, key) in journal.get("notes", {}).items()})
             self._resumed = (journal["items"], journal["chain"])
             self._take_counts(journal)
-            skips, ledger = journal["skips"], journal.get("ledger")
+            skips, ledger, media = journal["skips"], journal.get("ledger"), journal.get("media")
         kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
         for path in self.work.iterdir():
-            if path.name not in kept | {LOCK, SETTINGS, SKIPPED, LEDGER}:
+            if path.name not in kept | {LOCK, SETTINGS, SKIPPED, LEDGER, MEDIA}:
                 path.unlink()
         self._skips.truncate(skips)
         self._skips.seek(skips)
@@ -366,6 +374,8 @@ class Output:
             (self.work / LEDGER).unlink(missing_ok=True)
         else:
             self._ledger = Writer(self.work / LEDGER, ledger)
+        if not self.repeat_media:
+            self._once = MediaOnce(self.work, [shard["name"] for shard in self._shards], media)
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 
@@ -375,21 +385,38 @@ class Output:
         self._chain.update(len(content).to_bytes(4, "little") + content)
 
     def _write(self, built: Built) -> None:
-        sizes = [c.stat().st_size if isinstance(c, Path) else len(c) for c in built.members.values()]
+        content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
+        shared = self._shared(content)
+        own = {name: data for name, data in content.items() if name not in shared}
+        size = record_bytes(*map(len, own.values()))
         shard = self._shard
         if shard is not None and shard.entries:
-            full = shard.size + record_bytes(*sizes) > self.bytes_per_shard
+            full = shard.size + size > self.bytes_per_shard
             if full or len(shard.entries) >= self.records_per_shard:
                 self._close_shard()
         if self._shard is None:
             number = self.first_shard + len(self._shards)
             self._shard = TarShard(self.work / f"{shard_stem(self.out.name)}-{number:06d}.tar")
-        content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
-        entry, measured = self._shard.add(built.key, content), built.entry
-        entry.take(measured)
+            if self._once is not None:
+                self._once.begin(self._shard.path.name)
+        entry = self._shard.add(built.key, own, {name: (member, content[name]) for name, member in shared.items()})
+        if self._once is not None:
+            self._once.wrote(entry)
+        entry.take(built.entry)
         self.records += 1
-        self.bytes += record_bytes(*sizes)
+        self.bytes += size
         self.notes.add(built.notes, built.key)
+
+    def _shared(self, content: dict[str, bytes]) -> dict[str, Member]:
+        """Those media of a record that were written before; its JSON then says where."""
+        shared = self._once.find(content) if self._once is not None else {}
+        if not shared or self._once is None:
+            return {}
+        raw = with_owners(content["json"], shared, self._once.names)
+        if len(raw) > LimitsConfig.json_bytes:
+            return {}
+        content["json"] = raw
+        return shared
 
     def _skip(self, skip: Skip) -> None:
         self._first = self._first or str(skip)
@@ -411,6 +438,7 @@ class Output:
             "skips": self._skips.tell(),
             **({"ledger": self._ledger.cut()} if self._ledger is not None else {}),
             **self._counts(),
+            **({"media": self._once.state()} if self._once is not None else {}),
             "entries": [asdict(entry) for entry in entries],
         }
         write_text(self._journal(len(self._shards)), json.dumps(journal), sync=True)
