@@ -17,6 +17,7 @@ from data_prep.ledger import LEDGER, MISSING, read_lines
 from data_prep.shard_tools import check
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
+from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import ShardDataset
 
 
@@ -348,3 +349,30 @@ def test_what_was_begun_for_other_changes_is_begun_anew(raw, tmp_path):
     (tmp_path / "pictures" / "0.png").write_bytes(png(100))
     assert prepare(raw) == 0
     assert numbers(out) == [1, 2, 4, 6, 8, 9, 0, *range(10, 40)] and pictures(out)["0"] == png(100)
+
+
+def test_pictures_that_several_records_share_outlive_a_change_of_one_of_them(tmp_path):
+    """Records of two pictures each, the second the same in all: the first record goes, what it shares stays."""
+    (tmp_path / "pictures").mkdir()
+    for n in range(10):
+        (tmp_path / "pictures" / f"{n}.png").write_bytes(png(n))
+    rows = [
+        {"images": [f"pictures/{n}.png", "pictures/9.png"], "question": f"{n}?", "answer": str(n)} for n in range(9)
+    ]
+    path, out = tmp_path / "own.jsonl", tmp_path / "out" / "own"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:8]))
+    assert prepare(path) == 0
+    (tmp_path / "pictures" / "0.png").write_bytes(png(100))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prepare(path) == 0
+    assert numbers(out) == [1, 2, 3, 4, 5, 6, 7, 0, 8] and check(out) == []
+    dataset = ShardDataset(out)
+    for i, n in enumerate([1, 2, 3, 4, 5, 6, 7, 100, 8]):
+        assert parse_record(*dataset.read(i)).images == [png(n), png(9)]
+    for n in (1, 2, 3):  # of the first shard, all records
+        (tmp_path / "pictures" / f"{n}.png").write_bytes(png(n + 100))
+    assert prepare(path) == 0
+    assert numbers(out) == [4, 5, 6, 7, 0, 8, 1, 2, 3] and check(out) == []
+    dataset = ShardDataset(out)
+    for i, n in enumerate([4, 5, 6, 7, 100, 8, 101, 102, 103]):
+        assert parse_record(*dataset.read(i)).images == [png(n), png(9)]
