@@ -21,7 +21,9 @@ from typing import Any
 from data_prep.noticed import Notes
 from data_prep.record_builder import Built
 from data_prep.sources.base import Skip
+from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, read_head, write_manifest_file
+from molmo2_nemo.data.media_once import MEDIA, MediaOnce, with_owners
 from molmo2_nemo.data.shard_writer import (
     LOCK,
     TarShard,
@@ -57,6 +59,7 @@ class Output:
         out: folder of the data set.
         settings: JSON values that determine the output; output made with other settings is refused.
         tool: name and version; a partial data set of another tool is refused.
+        repeat_media: write a medium into every record that shows it.
     Raises:
         UserError: `out` or its partial folder has other settings (without `overwrite`), or another process is writing
             it.
@@ -71,6 +74,7 @@ class Output:
         bytes_per_shard: int = 10**9,
         records_per_shard: int = 10_000,
         overwrite: bool = False,
+        repeat_media: bool = True,
     ):
         self.out, self.work = out, out.with_name(f"{out.name}.partial")
         self.settings, self.tool = json.loads(json.dumps(settings)), tool
@@ -81,6 +85,8 @@ class Output:
         self.skipped: Counter[str] = Counter()
         self.notes = Notes()
         self.done: dict[str, Any] | None = None  # the head of a complete data set with the same settings
+        self.repeat_media = repeat_media
+        self._once: MediaOnce | None = None
         self._chain = hashlib.blake2b(digest_size=16)
         self._resumed: tuple[int, str] | None = None  # items, and the hash of their keys
         self._shard: TarShard | None = None
@@ -102,6 +108,8 @@ class Output:
             self._shard = None
         if self._skips is not None:
             self._skips.close()
+        if self._once is not None:
+            self._once.close()
         if self._lock is not None:
             if self.work.is_dir() and not self._shards and not (self.work / GAVE_UP).exists():  # nothing to keep
                 shutil.rmtree(self.work)
@@ -175,13 +183,15 @@ class Output:
                 "length": self.records * counts_as,
                 "skipped": dict(sorted(self.skipped.items())),
                 "notes": self.notes.json(),
+                **(self._once.head() if self._once is not None else {}),
                 "shards": self._shards,
             }
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
             for journal in self.work.glob("*.journal.json"):
                 journal.unlink()
             (self.work / SETTINGS).unlink()
-            (self.work / GAVE_UP).unlink(missing_ok=True)
+            for name in (GAVE_UP, MEDIA):
+                (self.work / name).unlink(missing_ok=True)
             (self.work / LOCK).unlink()
             replace_folder(self.work, self.out)
             return complete
@@ -256,7 +266,7 @@ class Output:
 
     def _resume(self) -> None:
         """Keep the complete shards of an earlier run, and remove everything else."""
-        skips = 0
+        skips, media = 0, [0, 0, 0]
         while True:
             path = self._journal(len(self._shards))
             try:
@@ -273,13 +283,15 @@ class Output:
             self.skipped = Counter(journal["skipped"])
             self.notes = Notes({text: (int(count), key) for text, (count, key) in journal.get("notes", {}).items()})
             self._resumed = (journal["items"], journal["chain"])
-            skips = journal["skips"]
+            skips, media = journal["skips"], journal.get("media")
         kept = {s["name"] for s in self._shards} | {self._journal(i).name for i in range(len(self._shards))}
         for path in self.work.iterdir():
-            if path.name not in kept | {LOCK, SETTINGS, SKIPPED, GAVE_UP}:
+            if path.name not in kept | {LOCK, SETTINGS, SKIPPED, MEDIA, GAVE_UP}:
                 path.unlink()
         self._skips.truncate(skips)
         self._skips.seek(skips)
+        if not self.repeat_media:
+            self._once = MediaOnce(self.work, [shard["name"] for shard in self._shards], media)
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 
@@ -289,20 +301,37 @@ class Output:
         self._chain.update(len(content).to_bytes(4, "little") + content)
 
     def _write(self, built: Built) -> None:
-        sizes = [c.stat().st_size if isinstance(c, Path) else len(c) for c in built.members.values()]
+        content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
+        shared = self._shared(content)
+        own = {name: data for name, data in content.items() if name not in shared}
+        size = record_bytes(*map(len, own.values()))
         shard = self._shard
         if shard is not None and shard.entries:
-            full = shard.size + record_bytes(*sizes) > self.bytes_per_shard
+            full = shard.size + size > self.bytes_per_shard
             if full or len(shard.entries) >= self.records_per_shard:
                 self._close_shard()
         if self._shard is None:
             self._shard = TarShard(self.work / f"{shard_stem(self.out.name)}-{len(self._shards):06d}.tar")
-        content = {name: c.read_bytes() if isinstance(c, Path) else c for name, c in built.members.items()}
-        entry, measured = self._shard.add(built.key, content), built.entry
-        entry.take(measured)
+            if self._once is not None:
+                self._once.begin(self._shard.path.name)
+        entry = self._shard.add(built.key, own, {name: (member, content[name]) for name, member in shared.items()})
+        if self._once is not None:
+            self._once.wrote(entry)
+        entry.take(built.entry)
         self.records += 1
-        self.bytes += record_bytes(*sizes)
+        self.bytes += size
         self.notes.add(built.notes, built.key)
+
+    def _shared(self, content: dict[str, bytes]) -> dict[str, Member]:
+        """Those media of a record that were written before; its JSON then says where."""
+        shared = self._once.find(content) if self._once is not None else {}
+        if not shared or self._once is None:
+            return {}
+        raw = with_owners(content["json"], shared, self._once.names)
+        if len(raw) > LimitsConfig.json_bytes:
+            return {}
+        content["json"] = raw
+        return shared
 
     def _skip(self, skip: Skip) -> None:
         self._first = self._first or str(skip)
@@ -322,6 +351,7 @@ class Output:
             "skipped": dict(self.skipped),
             "notes": self.notes.found,
             "skips": self._skips.tell(),
+            **({"media": self._once.state()} if self._once is not None else {}),
             "entries": [asdict(entry) for entry in entries],
         }
         write_text(self._journal(len(self._shards)), json.dumps(journal), sync=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from data_prep.sources.base import Row
 from data_prep.sources.own_columns import Columns, find_columns
-from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.data.manifest import file_sha256
 from molmo2_nemo.errors import UserError
 
 PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}

@@ -314,7 +314,7 @@ def _subtitles(
 
 
 def _subtitle_file(media: File | Url, resolver: Resolver) -> list[tuple[float, float, str]]:
-    from data_prep.subtitle_files import parse
+    from molmo2_nemo.data.subtitle_files import parse
 
     try:
         path, name = resolver.file(media)

@@ -56,7 +56,7 @@ KNOWN = {
 NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"}
 SUBTITLE_FIELDS = ("start", "end", "text")
 SAME_ID = "an id that comes twice, told apart by the line's number"
-SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; data_prep/subtitle_files.py
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; molmo2_nemo/data/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
 
 

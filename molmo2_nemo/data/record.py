@@ -30,7 +30,7 @@ UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "jobli
 RECORD_KEYS = frozenset(
     {
         *("images", "video", "subtitles", "clip", "sampling", "weight", "weight_factor"),
-        *("annotations", "variants", "variant_weights"),
+        *("annotations", "variants", "variant_weights", "media_from"),
     }
 )
 

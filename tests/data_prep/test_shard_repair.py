@@ -10,12 +10,12 @@ import tarfile
 import pytest
 
 from data_prep import misnamed
-from data_prep.shard_repair import KEPT, repair
+from data_prep.shard_repair import KEPT, LOCK, repair
 from data_prep.shard_tools import check, index
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_entries, read_head
 from molmo2_nemo.data.record import BadRecord
-from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.data.shard_writer import lock_file, write_shards
 from molmo2_nemo.data.shards import BLOCK, ShardDataset
 from molmo2_nemo.errors import DataError
 
@@ -109,6 +109,18 @@ def test_renaming_that_was_stopped_is_finished_by_another_call(made, monkeypatch
         assert sorted(contents(made).values()) == sorted(before.values()), "every file is still there"
         assert next(left, None) is None and contents(made) != before
         assert repair(made) == [] and contents(made) == before
+
+
+def test_one_repair_at_a_time(made):
+    damage(made, "r5")
+    held = lock_file(made / LOCK)
+    before = contents(made)
+    with pytest.raises(DataError, match="is being repaired by another process"):
+        repair(made)
+    assert contents(made) == before
+    held.close()
+    assert [problem.key for problem in repair(made)] == ["r5"]
+    assert not (made / LOCK).exists() and check(made) == []
 
 
 def test_swapped_and_one_of_them_damaged(made):
