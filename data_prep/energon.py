@@ -65,12 +65,12 @@ def energon_set(root: Path) -> EnergonSet:
     tars = [root / name for name in names if name not in exclude]
     if not tars:
         raise UserError(f"{path}: all tars of {SPLIT} are excluded")
-    for tar in tars:
-        if root not in tar.resolve().parents or not tar.is_file():
-            raise UserError(f"{path} names {tar}, which is not below {root}" if tar.exists() else f"{tar} is missing")
+    for file in tars:
+        if root not in file.resolve().parents or not file.is_file():
+            raise UserError(f"{path} names {file}, which is {f'not below {root}' if file.exists() else 'missing'}")
     unread = [f"the split {name}: {len(listed)} patterns of tars" for name, listed in parts.items() if name != SPLIT]
     unread += [f"{len(exclude)} tars or records that split.yaml excludes"] if exclude else []
-    frozen = {tar: frozenset(keys) for tar, keys in excluded.items()}
+    frozen = {name: frozenset(keys) for name, keys in excluded.items()}
     return EnergonSet(tuple(tars), tuple(unread), frozen)
 
 

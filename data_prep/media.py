@@ -178,7 +178,7 @@ class Resolver:
             raise MediaError("too large", f"{media.size} bytes; at most {self.max_bytes} (--max-media-mb)")
         try:
             return media.read()
-        except OSError as error:
+        except (OSError, DataError) as error:
             raise MediaError(NOT_FOUND, f"cannot be read: {error}") from None
 
     def first(self, media: FirstOf, get: Callable[[Media], T]) -> T:

@@ -96,7 +96,7 @@ def records(
             sample = entry_sample(made, f"{row['line']:08d}", place)
             own_key = "key" in entry or (columns is not None and "key" in columns.mapped)
             if not own_key and sample.key != f"{row['line']:08d}":
-                sample = _told_apart(sample, seen, row.get("apart", row["line"]), notes)
+                sample = _told_apart(sample, seen, str(row.get("apart", row["line"])), notes)
             yield replace(sample, notes=(*notes, *sample.notes)) if notes else sample
         except BadRecord as error:
             fault = error.fault or Fault("", error.detail, "one JSON object in a line")
@@ -106,7 +106,7 @@ def records(
             yield Skip(name, "bad line", detail, error.fault, place)
 
 
-def _told_apart(sample: Sample, seen: set[int], line: int | str, notes: list[str]) -> Sample:
+def _told_apart(sample: Sample, seen: set[int], line: str, notes: list[str]) -> Sample:
     """The sample, with a key of its own where its `id`, which other projects repeat, has come before."""
     key = sample.key
     while hash(key) in seen:

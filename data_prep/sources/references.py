@@ -42,13 +42,14 @@ class Stored:
         """The bytes.
 
         Raises:
-            OSError: the file cannot be read, or ends before.
+            OSError: the file cannot be read.
+            DataError: it ends before.
         """
         with open(self.path, "rb") as file:
             file.seek(self.offset)
             data = file.read(self.size)
         if len(data) != self.size:
-            raise OSError(f"{self.path} ends before byte {self.offset + self.size}")
+            raise DataError(f"{self.path} ends before byte {self.offset + self.size}")
         return data
 
 
