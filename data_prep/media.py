@@ -28,6 +28,7 @@ from data_prep.sources.base import (
     Media,
     Prepared,
     SourceError,
+    Stored,
     Url,
 )
 from molmo2_nemo.data.config import DataConfig
@@ -158,6 +159,8 @@ class Resolver:
         """
         if isinstance(media, Inline):
             return media.data, media.suffix
+        if isinstance(media, Stored):
+            return self._stored(media), media.suffix
         if isinstance(media, Prepared):
             return self._from_prepared(media)
         if isinstance(media, FirstOf):
@@ -169,6 +172,14 @@ class Resolver:
             return path.read_bytes(), _suffix(name)
         except OSError as error:
             raise MediaError(NOT_FOUND, f"{path} cannot be read: {error.strerror}") from None
+
+    def _stored(self, media: Stored) -> bytes:
+        if media.size > self.max_bytes:
+            raise MediaError("too large", f"{media.size} bytes; at most {self.max_bytes} (--max-media-mb)")
+        try:
+            return media.read()
+        except (OSError, DataError) as error:
+            raise MediaError(NOT_FOUND, f"cannot be read: {error}") from None
 
     def first(self, media: FirstOf, get: Callable[[Media], T]) -> T:
         """`get` of the first alternative that is found."""
@@ -332,7 +343,7 @@ class Resolver:
             whole = self.video(media.video)
             whole.part = (media.start, media.end)
             return whole
-        if isinstance(media, (Inline, Prepared)):
+        if isinstance(media, (Inline, Stored, Prepared)):
             content, suffix = self.read(media)
             with _naming(media):
                 return probe_video(content, suffix, self.config)
@@ -359,6 +370,8 @@ def name_of(media: Media) -> str:
         return " or ".join(media.paths)
     if isinstance(media, HubFile):
         return f"{media.repo}/{media.path}"
+    if isinstance(media, Stored):
+        return f"{media.name} in {PurePosixPath(media.path).name}"
     if isinstance(media, ArchiveMember):
         return f"{media.path} in {name_of(media.archive)}"
     if isinstance(media, Frames):

@@ -146,8 +146,7 @@ def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
         others = [f"the file {file}" for file in files if train and file not in train]
         return table_rows(train or files, (path.resolve(),), given, others)
     raise UserError(
-        f"{path} is a folder without a data set of Hugging Face's in it; name a file ({', '.join(ENDINGS)}), or make "
-        "its webdataset tars a data set: molmo2 shards index"
+        f"{path} is a folder without tars or a data set of Hugging Face's in it; name a file ({', '.join(ENDINGS)})"
     )
 
 

@@ -71,6 +71,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     Lettered,
     Media,
     Prepared,
+    Stored,
     Url,
     column_media,
 )
@@ -100,6 +101,11 @@ OWN = "own data"  # `Source.kind` of a user's own files
 
 
 # --- what a source yields --------------------------------------------------------------------------------------------
+
+
+def unit_of(file: str) -> str:
+    """What is counted in a user's own file: lines, or records of a tar."""
+    return "record" if file.endswith(".tar") else "line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +182,8 @@ class Skip:
         return made
 
     def __str__(self) -> str:
-        where = self.key if self.place is None else f"{self.place.file}, line {self.place.line}"
+        place = self.place
+        where = self.key if place is None else f"{place.file}, {unit_of(place.file)} {place.line}"
         field = f", {self.line()['field']}" if self.fault is not None and self.fault.field else ""
         return f"{where}{field}: {self.reason}{f': {self.detail}' if self.detail else ''}"
 

@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from data_prep.sources.references import File, Inline, Media, Url, column_media
+from data_prep.sources.references import File, Inline, Media, Stored, Url, column_media
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show, without_nulls
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from molmo2_nemo.errors import DataError
@@ -77,7 +77,7 @@ def _media(value: Any, name: str) -> Any:
     """A path as it is, other forms of a medium as a reference to it."""
     if isinstance(value, list):
         return [_media(one, f"{name}[{i}]") for i, one in enumerate(value)]
-    if isinstance(value, str):
+    if isinstance(value, (str, Stored)):
         return value
     try:
         made: Media = column_media(value)
@@ -109,7 +109,7 @@ def as_record(found: dict[str, Any], style: str = "") -> dict[str, Any]:
 
 def _kind(value: Any) -> str:
     """Whether a file is an image or a video, by its ending."""
-    name = value.suffix or "" if isinstance(value, Inline) else str(value)
+    name = value.suffix or "" if isinstance(value, (Inline, Stored)) else str(value)
     suffix = name.rpartition(".")[2].lower()
     if suffix in IMAGE_SUFFIXES:
         return "image"

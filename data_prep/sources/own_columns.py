@@ -25,7 +25,7 @@ from molmo2_nemo.errors import UserError, nearest
 
 # Field -> names that columns have for it, the surest first. Compared in lower case, with _ for spaces and dashes.
 NAMES: dict[str, tuple[str, ...]] = {
-    "key": ("key", "id", "sample_id", "uid"),
+    "key": ("key", "id", "sample_id", "uid", "__key__"),
     "image": ("image", "img", "image_path", "img_path", "image_file", "image_url", "picture", "photo", "jpg", "png"),
     "images": ("images", "imgs", "image_paths"),
     "video": ("video", "video_path", "video_file", "video_url", "mp4"),
@@ -39,7 +39,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "answer_idx": ("answer_idx",),
     "messages": ("messages",),
     "conversations": ("conversations", "conversation"),
-    "text": ("text",),
+    "text": ("text", "txt"),
     "annotations": ("annotations",),
     "variants": ("variants",),
     "variant_weights": ("variant_weights",),
@@ -92,7 +92,7 @@ class Columns:
     @cached_property
     def _reads(self) -> set[str]:
         read = self.read()
-        return {*read, *(name.partition(".")[0] for name in read)}
+        return {start for name in read for start in (name, *starts(name))}
 
     def names(self) -> dict[str, str]:
         """Path of a field in the entry that a row becomes -> its column, for messages."""
@@ -137,13 +137,26 @@ def _several(column: Column) -> Sequence[str]:
     return (column,) if isinstance(column, str) else column
 
 
-def _get(row: Mapping[str, Any], column: str) -> Any:
-    """A cell; `a.b` is the field b of the object in the column a, unless there is a column a.b."""
-    if column in row or "." not in column:
-        return row.get(column)
-    head, _, rest = column.partition(".")
-    inner = row.get(head)
-    return _get(inner, rest) if isinstance(inner, Mapping) else None
+def _get(row: Any, column: str) -> Any:
+    """A cell; `a.b` is the field b of the object in the column a, unless there is a column a.b, and `a.0` the first
+    entry of the list in a."""
+    if isinstance(row, list):
+        head, _, rest = column.partition(".")
+        inner = row[int(head)] if head.isdecimal() and int(head) < len(row) else None
+        return _get(inner, rest) if rest else inner
+    if not isinstance(row, Mapping):
+        return None
+    if column in row:
+        return row[column]
+    head = next((start for start in starts(column) if start in row), "")
+    return _get(row[head], column[len(head) + 1 :]) if head else None
+
+
+def starts(column: str) -> Iterator[str]:
+    """What stands before a dot in a name, the longest first: a.b and a of a.b.c."""
+    while "." in column:
+        column = column.rpartition(".")[0]
+        yield column
 
 
 def _without_end(cells: list[Any], name: str) -> list[Any]:
@@ -182,7 +195,7 @@ def find_columns(
     used = set()
     for name, column in mapped.items():
         for one in _several(column):
-            root = one if one in columns else one.partition(".")[0]
+            root = one if one in columns else next((start for start in starts(one) if start in inner), "")
             if one not in columns and root not in inner:
                 raise UserError(f"--map: {name}: there is no column {one!r}; {nearest(one, columns)}")
             used.add(root)

@@ -30,6 +30,7 @@ examples:
   molmo2 prepare --fetch okvqa --source /data/raw           # brings what may be fetched
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
+  molmo2 prepare laion/ --out shards                        # tars of img2dataset, Megatron-Energon, webdataset
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
@@ -317,12 +318,16 @@ def _report(summary: Any, folder: Path) -> None:
 
 def _firsts(path: Path) -> dict[str, str]:
     """What to say of the first sample skipped for each reason, from the lines of skipped.jsonl."""
+    from data_prep.sources.base import unit_of
+
     found: dict[str, str] = {}
     if not path.is_file():
         return found
     with path.open(encoding="utf-8") as file:
         for line in map(json.loads, file):
             if line["reason"] not in found:
-                where = f"{line['file']}, line {line['line']}" if "file" in line else line["key"]
+                where = line["key"]
+                if "file" in line:
+                    where = f"{line['file']}, {unit_of(line['file'])} {line['line']}"
                 found[line["reason"]] = f" (the first: {where}{': ' * bool(line['detail'])}{line['detail'][:200]})"
     return found
