@@ -62,7 +62,9 @@ NAMES: dict[str, tuple[str, ...]] = {
 LITERAL = ("style", "box_format")  # of which a map has the value, not the column
 FIELDS = (*NAMES, *LITERAL)
 TASKS = ("caption", "answer", "options", "text", *CHATS, "annotations", "variants", "points", "boxes")
-ONLY_BESIDE = {  # field -> the field, or fields, without which a column of its name means something else
+ONLY_BESIDE: dict[
+    str, str | tuple[str, ...]
+] = {  # field -> the field, or fields, without which a column of its name means something else
     **{"context": "question", "answer": "question", "options": "question", "answer_idx": "options"},
     **{name: ("points", "boxes") for name in PLACED if name != "points"},
     **{"points": "label", "start": "end", "end": "start"},
@@ -273,7 +275,7 @@ def _settle(taken: dict[str, Column], given: Collection[str]) -> None:
     if "points" in taken or ("label" not in taken and set(TASKS) & set(taken) - {"boxes"}):
         drop("boxes")
     for name, other in (*ONLY_BESIDE.items(), *ONLY_BESIDE.items()):  # twice, as one may depend on another
-        if not set(_several(other)) & set(taken):
+        if not set([other] if isinstance(other, str) else other) & set(taken):
             drop(name)
     tasks = set(TASKS) & set(taken) - {"text"}
     if "text" in taken and "text" not in given and (tasks or media):
