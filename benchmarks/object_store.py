@@ -1,4 +1,4 @@
-"""Reading from an S3 on this machine, without a cache, with an empty and with a full one, against reading from a folder.
+"""Reading from an S3 on this machine without a cache, with an empty and with a full one, against a folder.
 
     python -m benchmarks.object_store [--records 200] [--packs 16] [--workers 2] [--rounds 7] [--out FILE.json]
 
