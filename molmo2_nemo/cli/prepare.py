@@ -31,6 +31,7 @@ examples:
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
   molmo2 prepare laion/ --out shards                        # tars of img2dataset, Megatron-Energon, webdataset
+  molmo2 prepare own.jsonl --out shards --part 3/16         # on the third of 16 machines; then: molmo2 shards join
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
@@ -54,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores; 0: this one)"
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N samples of each data set")
+    parser.add_argument(
+        "--part",
+        metavar="K/N",
+        help="one data set over N machines: prepare part K of it (molmo2 shards join: the whole)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices made here (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
@@ -140,7 +146,7 @@ def _prepare(args: argparse.Namespace) -> int:
             show_error(error)
             failed.append(name)
             continue
-        _report(summary, out / name)
+        _report(summary, options.place(out / name))
     print(in_words(config))
     if failed:
         show_error(f"{len(failed)} of {len(wanted)} data sets could not be prepared: {', '.join(failed)}")
@@ -262,6 +268,7 @@ def _recipe_names(recipe: str) -> list[str]:
 
 
 def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any:
+    from data_prep.parts import Part
     from data_prep.prepare import Options
     from data_prep.record_builder import BuildOptions
 
@@ -270,6 +277,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
     return Options(
         seed=args.seed,
         limit=args.limit,
+        part=None if args.part is None else Part.parse(args.part),
         bytes_per_shard=args.shard_mb * 10**6,
         records_per_shard=args.shard_records,
         max_media_bytes=args.max_media_mb * 10**6,

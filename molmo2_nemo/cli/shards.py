@@ -1,4 +1,4 @@
-"""Maintain shards: check them against their manifest, repair damaged ones, describe them, index foreign ones.
+"""Maintain shards: check them against their manifest, repair damaged ones, describe them, index foreign, join parts.
 
 DIR is a data set, or a folder of data sets."""
 
@@ -20,6 +20,7 @@ examples:
   molmo2 shards check /data/shards --for recipe=8b stage=long    # as that run will read them
   molmo2 shards stats /data/shards --png stats.png # counts, tokens, crops, licences
   molmo2 shards repair /data/shards/pixmo_cap      # without the records that cannot be used
+  molmo2 shards join /data/shards/own              # of own.part-01-of-16 and its siblings (molmo2 prepare --part)
   molmo2 shards index /data/foreign                # webdataset tars that somebody else wrote, with this project's JSON
   molmo2 shards index /data/laion --caption-from txt   # image-text tars (img2dataset): KEY.jpg, KEY.txt, KEY.json
 """
@@ -28,7 +29,7 @@ SHOWN = 20  # problems of one data set
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check", "stats", "repair", "index"), help="what to do")
+    parser.add_argument("action", choices=("check", "stats", "repair", "index", "join"), help="what to do")
     parser.add_argument("folder", metavar="DIR", help="a data set, or a folder of data sets")
     parser.add_argument("--quick", action="store_true", help="check: sizes and checksums only")
     parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores; 0: this one)")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--for and --truncated belong to check, repair and index, not to stats")
     if args.json and args.action != "check":
         raise UserError(f"--json belongs to molmo2 shards check, not to {args.action}")
-    return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
+    return {"check": _check, "stats": _stats, "repair": _repair, "index": _index, "join": _join}[args.action](args)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -165,6 +166,21 @@ def _index(args: argparse.Namespace) -> int:
         print(f"  {count:,} {reason}, as training could not use them: {folder / 'skipped.jsonl'} says why for each")
         _show_lines(folder / "skipped.jsonl")
     print(in_words(config))
+    return 0
+
+
+def _join(args: argparse.Namespace) -> int:
+    from data_prep.noticed import note_lines
+    from data_prep.parts import join, joinable
+
+    for out in joinable(Path(args.folder)):
+        head, folders = join(out)
+        print(f"{out}: {head['records']:,} records in {len(head['shards'])} shards, of {len(folders)} parts")
+        for line in note_lines(head.get("notes", {})):
+            print(line)
+        if head["skipped"]:
+            print(f"  skipped {sum(head['skipped'].values()):,}, listed in {out / 'skipped.jsonl'}")
+        print(f"  the parts are no longer needed: rm -r {out}.part-*")
     return 0
 
 
