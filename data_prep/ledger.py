@@ -138,45 +138,46 @@ def media_of(sample: Sample, resolver: Resolver) -> tuple[Medium, ...]:
     changes in between is then seen as changed later."""
     media = [*sample.images, *([sample.video] if sample.video is not None else ())]
     media += [sample.subtitles] if isinstance(sample.subtitles, File) else []
-    found = (_state(list(parts(one)), resolver) for one in media)
-    return tuple(dict.fromkeys(medium for medium in found if medium is not None))
+    return tuple(dict.fromkeys(medium for one in media for medium in _states(one, resolver)))
 
 
 def not_fetched(sample: Sample, resolver: Resolver) -> tuple[Medium, ...]:
     """The addresses that a sample needs and that are not in the cache."""
     media = [*sample.images, *([sample.video] if sample.video is not None else ())]
     media += [sample.subtitles] if isinstance(sample.subtitles, Url) else []
-    urls = [part.url for one in media for part in parts(one) if isinstance(part, Url)]
+    urls = [part.url for one in media for part, _ in parts(one) if isinstance(part, Url)]
     return tuple(Medium((url,)) for url in urls if not resolver.downloader.place(secure(url)).exists())
 
 
-def parts(media: Media) -> Iterator[Media]:
-    """The files that a medium is made from, or its alternatives, in their order."""
+def parts(media: Media) -> Iterator[tuple[Media, bool]]:
+    """(file that a medium is made from, whether as an archive that may not have it) of all alternatives, in order."""
     if isinstance(media, FirstOf):
         for one in media.media:
             yield from parts(one)
     elif isinstance(media, (Cut, Lettered)):
         yield from parts(media.video if isinstance(media, Cut) else media.image)
     elif isinstance(media, ArchiveMember):
-        yield from parts(media.archive)
+        yield from ((part, True) for part, _ in parts(media.archive))
     else:
-        yield media
+        yield media, False
 
 
-def _state(alternatives: list[Media], resolver: Resolver) -> Medium | None:
-    """The first alternative that is below --source; None where the medium comes from elsewhere."""
+def _states(media: Media, resolver: Resolver) -> Iterator[Medium]:
+    """What of a medium is below --source: the first alternative, and archives that come before it; where none is, the
+    names of all."""
     names: list[str] = []
-    for one in alternatives:
+    for one, archive in parts(media):
         if not isinstance(one, (File, Frames, HubFile)):
-            return None
+            return
         wanted = _names(one)
-        for name in wanted:
-            if (medium := state_of(name, resolver)) is not None:
-                return medium
-        if isinstance(one, HubFile):
-            return None
-        names += wanted
-    return Medium(tuple(names)) if names else None
+        found = next(filter(None, (state_of(name, resolver) for name in wanted)), None)
+        if found is not None:
+            yield found
+        if (found is not None and not archive) or (found is None and isinstance(one, HubFile)):
+            return
+        names += wanted if found is None else []
+    if names:
+        yield Medium(tuple(names))
 
 
 def _names(media: File | Frames | HubFile) -> list[str]:
@@ -211,9 +212,9 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _frames(folder: Path) -> tuple[int, int]:
-    """Bytes of all files of a folder, and the time of the latest."""
+    """Bytes of all files of a folder, and the sum of their times, which a change of any one of them changes."""
     stats = [entry.stat() for entry in os.scandir(folder) if entry.is_file()]
-    return sum(stat.st_size for stat in stats), max((stat.st_mtime_ns for stat in stats), default=0)
+    return sum(stat.st_size for stat in stats), sum(stat.st_mtime_ns for stat in stats) % 2**62
 
 
 @lru_cache(4096)

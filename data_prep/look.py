@@ -67,7 +67,8 @@ def _differ(line: Line, resolver: Resolver) -> tuple[list[Medium], list[Medium]]
     changed, gone = [], []
     for medium in line.media:
         if not medium.there:
-            if any(state_of(name, resolver) is not None for name in medium.names if "://" not in name):
+            names = medium.names if line.reason else ()
+            if any(state_of(name, resolver) is not None for name in names if "://" not in name):
                 changed.append(medium)
             continue
         now = state_of(medium.names[0], resolver, medium)
