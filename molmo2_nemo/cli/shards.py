@@ -1,4 +1,4 @@
-"""Maintain shards: check them against their manifest, repair damaged ones, describe, copy, index foreign ones.
+"""Maintain shards: check, describe and copy them, repair damaged ones, index foreign ones, join parts.
 
 DIR is a data set, or a folder of data sets; for check, stats and copy it may be an address, such as s3://bucket/set."""
 
@@ -22,6 +22,7 @@ examples:
   molmo2 shards check /data/shards --for recipe=8b stage=long    # as that run will read them
   molmo2 shards stats /data/shards --png stats.png # counts, tokens, crops, licences
   molmo2 shards repair /data/shards/pixmo_cap      # without the records that cannot be used
+  molmo2 shards join /data/shards/own              # of own.part-01-of-16 and its siblings (molmo2 prepare --part)
   molmo2 shards index /data/foreign                # webdataset tars that somebody else wrote, with this project's JSON
   molmo2 shards copy /data/shards s3://bucket/shards     # or back; again: goes on where it was stopped
   molmo2 shards index /data/laion --caption-from txt   # image-text tars (img2dataset): KEY.jpg, KEY.txt, KEY.json
@@ -31,7 +32,7 @@ SHOWN = 20  # problems of one data set
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check", "stats", "repair", "index", "copy"), help="what to do")
+    parser.add_argument("action", choices=("check", "stats", "repair", "index", "join", "copy"), help="what to do")
     parser.add_argument("folder", metavar="DIR", help="a data set, or a folder of data sets")
     parser.add_argument("target", metavar="TARGET", nargs="?", help="copy: folder or address of the copies")
     parser.add_argument("--overwrite", action="store_true", help="copy: replace another data set at TARGET")
@@ -66,13 +67,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--json belongs to molmo2 shards check, not to {args.action}")
     if (args.target or args.overwrite) and args.action != "copy":
         raise UserError(f"TARGET and --overwrite belong to molmo2 shards copy, not to {args.action}")
-    if args.action in ("repair", "index") and is_url(args.folder):
+    if args.action in ("repair", "index", "join") and is_url(args.folder):
         raise UserError(
             f"shards {args.action} changes files of a folder: copy the data set first, then back: "
             f"molmo2 shards copy {args.folder} DIR; molmo2 shards {args.action} DIR; "
             f"molmo2 shards copy DIR {args.folder} --overwrite"
         )
-    actions = {"check": _check, "stats": _stats, "repair": _repair, "index": _index, "copy": _copy}
+    actions = {"check": _check, "stats": _stats, "repair": _repair, "index": _index, "join": _join, "copy": _copy}
     return actions[args.action](args)
 
 
@@ -219,6 +220,21 @@ def _index(args: argparse.Namespace) -> int:
         print(f"  {count:,} {reason}, as training could not use them: {folder / 'skipped.jsonl'} says why for each")
         _show_lines(folder / "skipped.jsonl")
     print(in_words(config))
+    return 0
+
+
+def _join(args: argparse.Namespace) -> int:
+    from data_prep.noticed import note_lines
+    from data_prep.parts import join, joinable
+
+    for out in joinable(Path(args.folder)):
+        head, folders = join(out)
+        print(f"{out}: {head['records']:,} records in {len(head['shards'])} shards, of {len(folders)} parts")
+        for line in note_lines(head.get("notes", {})):
+            print(line)
+        if head["skipped"]:
+            print(f"  skipped {sum(head['skipped'].values()):,}, listed in {out / 'skipped.jsonl'}")
+        print(f"  the parts are no longer needed: rm -r {out}.part-*")
     return 0
 
 
