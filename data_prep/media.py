@@ -266,6 +266,22 @@ class Resolver:
         found = (_below(folder, media.folder) for folder in self.folders)
         return any(path is not None and path.is_dir() for path in found)
 
+    def below(self, name: str, *, folder: bool = False) -> tuple[Path, str] | None:
+        """A file, or a folder, below one of the folders, and its path from there; None if there is none."""
+        for root in self.folders:
+            path = _below(root, name) if folder else find_below(root, name)
+            if path is not None and (not folder or path.is_dir()):
+                return path, os.path.relpath(path, root)
+        return None
+
+    def matching(self, pattern: str) -> tuple[Path, str] | None:
+        """The file of a `Match` below one of the folders, and its path from there; None if there is none."""
+        for root in self.folders:
+            path = find_matching(root, pattern)
+            if path is not None:
+                return path, os.path.relpath(path, root)
+        return None
+
     def _there(self, media: File) -> Path | None:
         """The first of a file's paths that exists below one of the folders; None if there is none."""
         find = find_matching if isinstance(media, Match) else find_below
@@ -496,7 +512,7 @@ def _head(data: bytes | Path) -> bytes:
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
-    """An mp4 (H.264) of the images in a folder, encoded once and cached.
+    """An mp4 (H.264) of the images in a folder, encoded once and cached, and anew when one of them is newer.
 
     Raises:
         MediaError: no images, or one that cannot be decoded.
@@ -508,7 +524,7 @@ def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
     identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
     name = hashlib.sha256(identity.encode()).hexdigest()
     target = cache / name[:2] / f"{name}.mp4"
-    if not target.exists():
+    if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as part:
             encode_video(_images(files), part, media.fps)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from data_prep.download import Downloader
 from data_prep.film_cuts import constant_rate
+from data_prep.ledger import media_of, state_of
 from data_prep.media import Resolver
 from data_prep.record_builder import BuildOptions, Built, build
 from data_prep.sources.base import Cut, File, Frames, Match, Media, Sample, Skip
@@ -276,3 +277,19 @@ def test_vicas_is_thinned_as_the_official_script_thins_it(path, tmp_path):
     rates = {"video_original_fps.json": [{"video": "0123", "value": 24}]}
     sample = only(prepare("vicas_track", [VICAS], tables=rates)[0])
     assert ours(root, sample.video)[0] == expected
+
+
+def test_a_second_call_looks_for_the_films_that_clips_are_cut_from(tmp_path):
+    """A film that comes later, and one that changes, is noticed."""
+    row = {"video_dataset": "teamtrack", "video": "v", "clip": "v_2", "fps": 30, "start_frame": 3, "end_frame": 6}
+    sample, look = Sample("k", [CAPTION], video=clip_media(row, {})), resolver(tmp_path)
+    (missing,) = media_of(sample, look)
+    assert not missing.there and all(state_of(name, look) is None for name in missing.names)
+    path = tmp_path / "TeamTrack/teamtrack/ball/train/videos/v.mp4"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(film(20))
+    assert any(state_of(name, look) for name in missing.names)
+    (there,) = media_of(sample, look)
+    assert there.names == ("TeamTrack/teamtrack/ball/train/videos/v.mp4",) and state_of(there.names[0], look) == there
+    path.write_bytes(film(21))
+    assert state_of(there.names[0], look) != there
