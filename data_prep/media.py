@@ -260,6 +260,14 @@ class Resolver:
         found = (_below(folder, media.folder) for folder in self.folders)
         return any(path is not None and path.is_dir() for path in found)
 
+    def below(self, name: str, *, folder: bool = False) -> tuple[Path, str] | None:
+        """A file, or a folder, below one of the folders, and its path from there; None if there is none."""
+        for root in self.folders:
+            path = _below(root, name) if folder else find_below(root, name)
+            if path is not None and (not folder or path.is_dir()):
+                return path, os.path.relpath(path, root)
+        return None
+
     def _there(self, paths: tuple[str, ...]) -> Path | None:
         """The first of these paths that exists below one of the folders; None if there is none."""
         for path in paths:
@@ -470,7 +478,7 @@ def _head(data: bytes | Path) -> bytes:
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
-    """An mp4 (H.264) of the images in a folder, encoded once and cached.
+    """An mp4 (H.264) of the images in a folder, encoded once and cached, and anew when one of them is newer.
 
     Raises:
         MediaError: no images, or one that cannot be decoded.
@@ -482,7 +490,7 @@ def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
     identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
     name = hashlib.sha256(identity.encode()).hexdigest()
     target = cache / name[:2] / f"{name}.mp4"
-    if not target.exists():
+    if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as part:
             encode_video(_images(files), part, media.fps)

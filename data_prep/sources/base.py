@@ -55,7 +55,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,7 @@ class Place:
     file: str
     line: int  # from 1
     names: Mapping[str, str] = field(default_factory=dict)  # path of a field in the record -> its name in the line
+    mark: str = field(default="", compare=False)  # of the line's content; "" where it is not known
 
     def of(self, path: str) -> str:
         """The path of a record's field as the line has it."""
@@ -125,7 +126,7 @@ class Place:
 
     def inner(self, names: Mapping[str, str]) -> Place:
         """The place of a record whose fields have these names in a line whose fields have the names of this place."""
-        return Place(self.file, self.line, {**self.names, **{start: self.of(name) for start, name in names.items()}})
+        return replace(self, names={**self.names, **{start: self.of(name) for start, name in names.items()}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ class Skip:
     detail: str = ""
     fault: Fault | None = None  # the field, what was seen and expected
     place: Place | None = None  # in a user's own file
+    media: tuple[Any, ...] = field(default=(), compare=False)  # of a sample: what it takes from --source (ledger.py)
 
     def line(self) -> dict[str, Any]:
         """The line of skipped.jsonl: key, reason and detail; field, seen and expected where they are known; and of a

@@ -19,6 +19,7 @@ of other projects are converted (own_shapes.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -86,7 +87,7 @@ def records(
     seen: set[int] = set()
     for row in rows:
         where = row.get("file", file)
-        name, place = f"{unit_of(where)} {row['line']}", Place(where, row["line"], names)
+        name, place = f"{unit_of(where)} {row['line']}", Place(where, row["line"], names, _mark(row))
         try:
             if "fault" in row:
                 raise FieldError(row["fault"], f"holds {row['fault'].seen}, not {row['fault'].expected}")
@@ -104,6 +105,19 @@ def records(
         except FieldError as error:
             detail = f"{place.of(error.fault.field)} {error.says}".lstrip()
             yield Skip(name, "bad line", detail, error.fault, place)
+
+
+def _mark(row: Row) -> str:
+    """What tells the content of a line of text from another; "" of tables that are not text."""
+    content = row.get("content")
+    if content is None:
+        cells = row.get("entry", {})
+        content = "\0".join(map(str, cells.values())).encode() if _is_text(cells) else None
+    return "" if content is None else hashlib.blake2b(content.rstrip(b"\r\n"), digest_size=8).hexdigest()
+
+
+def _is_text(cells: dict[str, Any]) -> bool:
+    return all(isinstance(cell, str) for cell in cells.values())
 
 
 def _told_apart(sample: Sample, seen: set[int], line: str, notes: list[str]) -> Sample:
