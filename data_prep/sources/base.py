@@ -403,8 +403,8 @@ def sample_problem(sample: Sample) -> BadRecord | None:
     elif bool(sample.annotations) == bool(sample.variants):
         problem = "neither annotations nor variants" if not sample.variants else "annotations and variants"
     elif weights is not None and not sample.variants:
-        fault = Fault("variant_weights", show(weights), "left out, or beside variants")
-        problem = FieldError(fault, "belongs to variants, and there are none")
+        alone = Fault("variant_weights", show(weights), "left out, or beside variants")
+        problem = FieldError(alone, "belongs to variants, and there are none")
     elif weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(sample.variants)):
         problem = FieldError.wrong("variant_weights", f"{len(sample.variants)} numbers, one for each variant", weights)
     if problem is not None:
