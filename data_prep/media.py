@@ -370,7 +370,6 @@ class Resolver:
         with _naming(media):
             return probe_video(path, _suffix(name), self.config)
 
-
     def _cut(self, media: Cut) -> Video:
         whole, part = self.video(media.video), (media.start, media.end)
         if media.whole_frames:
@@ -448,7 +447,9 @@ def find_below(folder: Path, name: str) -> Path | None:
 def find_matching(folder: Path, pattern: str) -> Path | None:
     """The first file below `folder`, by name, whose path matches; a pattern without a media suffix matches any."""
     ends = ("",) if PurePosixPath(pattern).suffix.lower().lstrip(".") in SUFFIXES else SUFFIXES
-    found = sorted({name for end in ends for name in glob.glob(f"{pattern}.{end}" if end else pattern, root_dir=folder)})
+    found = sorted(
+        {name for end in ends for name in glob.glob(f"{pattern}.{end}" if end else pattern, root_dir=folder)}
+    )
     paths = (_below(folder, name) for name in found)
     return next((path for path in paths if path is not None and path.is_file()), None)
 

@@ -420,7 +420,9 @@ def _molmo2(task: str, name: str) -> Source:
             + "; of "
             + ", ".join(CLIP_FRAMES)
             + " frames in the published folders will do; clips are cut from the films of "
-            + ", ".join(path for paths in (SAV_FILMS, *CLIP_FILMS.values()) for path in paths[:1]).replace("{", "<").replace("}", ">"),
+            + ", ".join(path for paths in (SAV_FILMS, *CLIP_FILMS.values()) for path in paths[:1])
+            .replace("{", "<")
+            .replace("}", ">"),
         ),
         licence=LICENCE,
         fields={

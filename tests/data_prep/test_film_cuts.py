@@ -252,7 +252,9 @@ def test_parts_of_a_long_film_of_drones_share_its_frames():
     whole = clip_media({**row, "start_frame": 100, "end_frame": 199}, {})
     assert whole.media[1] == Frames("SeaDronesSee/frames/DJI_0069", 30.0, 100, 199)
     row |= {"video": "DJI_0001", "clip": "DJI_0001"}
-    assert clip_media({**row, "start_frame": 0, "end_frame": 9}, {}).media[1] == Frames("SeaDronesSee/frames/DJI_0001", 30.0)
+    assert clip_media({**row, "start_frame": 0, "end_frame": 9}, {}).media[1] == Frames(
+        "SeaDronesSee/frames/DJI_0001", 30.0
+    )
 
 
 def test_a_pattern_takes_the_first_file_by_name_and_nothing_outside(tmp_path):
