@@ -193,7 +193,9 @@ class Prepared:
     image: int = 0
 
 
-Media = Inline | Stored | Url | File | HubFile | ArchiveMember | Frames | Prepared | Cut | Lettered | FirstOf
+Media = (
+    Inline | Stored | Url | File | HubFile | ArchiveMember | Frames | FilmFrames | Prepared | Cut | Lettered | FirstOf
+)
 
 
 def column_media(value: Any) -> Media:
