@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.shards import file_sha256
+from molmo2_nemo.data.manifest import file_sha256
 
 
 def elsewhere(folder: Path, shards: list[dict[str, Any]], off: set[str]) -> dict[str, str]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,20 +23,18 @@ from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.data.manifest import (
     MANIFEST,
     Entry,
+    Member,
     ShardError,
+    file_sha256,
     members_crc,
     read_entries,
     read_head,
 )
 from molmo2_nemo.data.record import BadRecord, load_json, parse_record
-from molmo2_nemo.data.shard_writer import (
-    LEFT_OUT,
-    NothingUsable,
-    read_records,
-    write_manifest,
-)
-from molmo2_nemo.data.shards import BLOCK, check_member, file_sha256
+from molmo2_nemo.data.shard_writer import read_records
+from molmo2_nemo.data.shards import BLOCK, check_member
 from molmo2_nemo.data.tar_index import index_tar
+from molmo2_nemo.data.tar_manifest import LEFT_OUT, NothingUsable, write_manifest
 from molmo2_nemo.files import write_text
 
 INDEXED = "indexed"  # in a head: the tars are another tool's, and are never rewritten
@@ -51,6 +49,7 @@ class Problem:
     text: str
     fault: Fault | None = None  # the field, what was seen and expected; None: no single field is at fault
     member: str = ""  # the file in the tar, where one is at fault
+    lies_in: str = ""  # the tar of a shared medium that is at fault
 
     def line(self, reason: str) -> dict[str, Any]:
         """The line of skipped.jsonl and of `check --json`: as `Skip.line`, with shard and member for file and line."""
@@ -112,7 +111,7 @@ def check(
     """
     head = read_head(folder / MANIFEST)
     jobs = [
-        (folder, shard, entries, quick, Terms.of(head, config))
+        (folder, shard, entries, quick, Terms.of(head, config), media_tars(folder, head, entries))
         for shard, entries in zip(head["shards"], read_entries(folder / MANIFEST), strict=False)
     ]
     problems: list[Problem] = []
@@ -121,8 +120,8 @@ def check(
         if notes is not None:
             notes.update(noted)
     moved = elsewhere(folder, head["shards"], whole_shards(problems))
-    problems = [problem for problem in problems if problem.shard not in moved]
-    problems += [Problem(name, "", _renamed(file)) for name, file in moved.items()]
+    problems = [problem for problem in problems if not {problem.shard, problem.lies_in} & set(moved)]
+    problems += [Problem(name, "", _renamed(file, name, head)) for name, file in moved.items()]
     if len(jobs) != len(head["shards"]):
         problems.append(Problem(MANIFEST, "", f"describes {len(jobs)} of {len(head['shards'])} shards"))
     listed = {shard["name"] for shard in head["shards"]}
@@ -135,13 +134,22 @@ def check(
     return problems
 
 
+def media_tars(folder: Path, head: dict[str, Any], entries: Iterable[Entry]) -> dict[int, Path]:
+    """The tars where shared media of a shard's records lie: number in the head -> path."""
+    numbers = {m.shard for entry in entries for m in entry.members if m.shard is not None}
+    return {n: folder / head["shards"][n]["name"] for n in sorted(numbers) if 0 <= n < len(head["shards"])}
+
+
 def whole_shards(problems: list[Problem]) -> set[str]:
     """Names of the shards whose files are not those of the manifest, by their problems."""
     return {problem.shard for problem in problems if not problem.key}
 
 
-def _renamed(file: str) -> str:
-    return f"its bytes are intact in the file {file} (SHA-256); molmo2 shards repair gives it its name"
+def _renamed(file: str, name: str, head: dict[str, Any]) -> str:
+    cure = "molmo2 shards repair gives it its name"
+    if head.get(INDEXED):
+        cure = f"rename it to {name} (repair leaves tars of another tool as they are)"
+    return f"its bytes are intact in the file {file} (SHA-256); {cure}"
 
 
 def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
@@ -153,10 +161,15 @@ def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:
 
 
 def _noting_shard(
-    folder: Path, shard: dict[str, Any], entries: list[Entry], quick: bool, terms: Terms
+    folder: Path,
+    shard: dict[str, Any],
+    entries: list[Entry],
+    quick: bool,
+    terms: Terms,
+    tars: Mapping[int, Path],
 ) -> tuple[list[Problem], Noted]:
     notes = Notes()
-    return check_shard(folder, shard, entries, quick, terms, notes), notes.found
+    return check_shard(folder, shard, entries, quick, terms, tars, notes), notes.found
 
 
 def check_shard(
@@ -165,8 +178,10 @@ def check_shard(
     entries: list[Entry],
     quick: bool,
     terms: Terms,
+    tars: Mapping[int, Path],
     notes: Notes | None = None,
 ) -> list[Problem]:
+    """The problems of one shard; `tars` has those where shared media lie."""
     name, path = shard["name"], folder / shard["name"]
     if not path.is_file():
         return [Problem(name, "", "is missing")]
@@ -179,7 +194,7 @@ def check_shard(
     elif file_sha256(path) != shard["sha256"]:
         problems.append(Problem(name, "", "its SHA-256 is not the manifest's"))
     if not quick or problems:
-        problems += [problem for _, problem, _ in judged(path, entries, terms, notes, headers=True) if problem]
+        problems += [problem for _, problem, _ in judged(path, entries, terms, tars, notes, headers=True) if problem]
     if not problems and not quick:
         try:
             bad: dict[str, BadRecord] = {}
@@ -187,30 +202,59 @@ def check_shard(
         except ShardError as error:  # of a tar listed without damaged records the headers listed were read above
             return [] if shard.get("left_out") else [Problem(name, "", str(error))]
         left = len(found) + len(bad) - len(entries)
-        if left != shard.get("left_out", 0) or any(found.get(e.key) != e.members for e in entries):
+        if left != shard.get("left_out", 0) or any(found.get(e.key) != own_members(e) for e in entries):
             problems.append(Problem(name, "", "its members are not those of the manifest"))
     return problems
 
 
+def own_members(entry: Entry) -> list[Member]:
+    """Those of its members that lie in its own tar."""
+    return [member for member in entry.members if member.owner is None]
+
+
 def judged(
-    path: Path, entries: list[Entry], terms: Terms, notes: Notes | None = None, *, headers: bool = False
+    path: Path,
+    entries: list[Entry],
+    terms: Terms,
+    tars: Mapping[int, Path],
+    notes: Notes | None = None,
+    *,
+    headers: bool = False,
 ) -> Iterator[tuple[Entry, Problem | None, dict[str, bytes]]]:
     """Each entry with its problem, if it has one, and its members.
 
     Args:
+        tars: where shared media lie.
         headers: a damaged tar header is a problem, as training reads it; else contents count alone.
     """
-    for entry, content in read_records(path, entries):
-        problem = record_problem(path.name, entry, content, terms, notes)
-        yield entry, problem or (_header_problem(path, entry) if headers else None), content
+    for entry, content in read_records(path, entries, tars):
+        problem = _media_problem(path, entry, tars) or record_problem(path.name, entry, content, terms, notes)
+        yield entry, problem or (_header_problem(path, entry, own_members(entry)) if headers else None), content
 
 
-def _header_problem(path: Path, entry: Entry) -> Problem | None:
-    """What training says of the tar headers of a record."""
+def _media_problem(path: Path, entry: Entry, tars: Mapping[int, Path]) -> Problem | None:
+    """What is wrong with the places of a record's shared media."""
+    for member in entry.members:
+        if member.owner is None:
+            continue
+        tar = tars.get(-1 if member.shard is None else member.shard)
+        if tar is None or not tar.is_file():
+            where = f"shard {member.shard} of a smaller data set" if tar is None else f"{tar.name}, which is missing"
+            fault = Fault("", where, f"a tar with {member.owner}")
+            says = f"its .{member.suffix} would lie in {where}"
+            return Problem(path.name, entry.key, says, fault, member.owner, "" if tar is None else tar.name)
+        problem = _header_problem(tar, entry, [member])
+        if problem is not None:
+            return replace(problem, shard=path.name, lies_in=tar.name)
+    return None
+
+
+def _header_problem(path: Path, entry: Entry, members: Iterable[Member]) -> Problem | None:
+    """What training says of the tar headers of these members of a record, which lie in one tar."""
     with path.open("rb") as file:
-        for member in entry.members:
+        for member in members:
             file.seek(max(member.offset - BLOCK, 0))
-            name = f"{entry.key}.{member.suffix}"
+            name = member.name(entry.key)
             try:
                 check_member(path, entry.key, member, file.read(BLOCK))
             except BadRecord as error:
@@ -230,7 +274,7 @@ def record_problem(
         there = len(content[member.suffix])
         if there != member.size:
             fault = Fault("", f"{there} bytes", f"{member.size} bytes")
-            name = f"{entry.key}.{member.suffix}"
+            name = member.name(entry.key)
             return Problem(shard, entry.key, f"its member .{member.suffix} is cut off", fault, name)
     crc = members_crc(content) if entry.crc is not None else None
     if crc != entry.crc:

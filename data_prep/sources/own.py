@@ -19,6 +19,7 @@ of other projects are converted (own_shapes.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -37,8 +38,10 @@ from data_prep.sources.base import (
     Sample,
     Skip,
     Source,
+    Stored,
     Table,
     Url,
+    unit_of,
 )
 from data_prep.sources.own_columns import Columns
 from data_prep.sources.own_shapes import inline_medium, plain_answers, plain_entry
@@ -54,7 +57,7 @@ KNOWN = {
 NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"}
 SUBTITLE_FIELDS = ("start", "end", "text")
 SAME_ID = "an id that comes twice, told apart by the line's number"
-SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; data_prep/subtitle_files.py
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; molmo2_nemo/data/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
 
 
@@ -83,7 +86,8 @@ def records(
     names = {} if columns is None else columns.names()
     seen: set[int] = set()
     for row in rows:
-        name, place = f"line {row['line']}", Place(file, row["line"], names)
+        where = row.get("file", file)
+        name, place = f"{unit_of(where)} {row['line']}", Place(where, row["line"], names, _mark(row))
         try:
             if "fault" in row:
                 raise FieldError(row["fault"], f"holds {row['fault'].seen}, not {row['fault'].expected}")
@@ -93,7 +97,7 @@ def records(
             sample = entry_sample(made, f"{row['line']:08d}", place)
             own_key = "key" in entry or (columns is not None and "key" in columns.mapped)
             if not own_key and sample.key != f"{row['line']:08d}":
-                sample = _told_apart(sample, seen, row["line"], notes)
+                sample = _told_apart(sample, seen, str(row.get("apart", row["line"])), notes)
             yield replace(sample, notes=(*notes, *sample.notes)) if notes else sample
         except BadRecord as error:
             fault = error.fault or Fault("", error.detail, "one JSON object in a line")
@@ -103,7 +107,20 @@ def records(
             yield Skip(name, "bad line", detail, error.fault, place)
 
 
-def _told_apart(sample: Sample, seen: set[int], line: int, notes: list[str]) -> Sample:
+def _mark(row: Row) -> str:
+    """What tells the content of a line of text from another; "" of tables that are not text."""
+    content = row.get("content")
+    if content is None:
+        cells = row.get("entry", {})
+        content = "\0".join(map(str, cells.values())).encode() if _is_text(cells) else None
+    return "" if content is None else hashlib.blake2b(content.rstrip(b"\r\n"), digest_size=8).hexdigest()
+
+
+def _is_text(cells: dict[str, Any]) -> bool:
+    return all(isinstance(cell, str) for cell in cells.values())
+
+
+def _told_apart(sample: Sample, seen: set[int], line: str, notes: list[str]) -> Sample:
     """The sample, with a key of its own where its `id`, which other projects repeat, has come before."""
     key = sample.key
     while hash(key) in seen:
@@ -136,7 +153,9 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         raise FieldError.wrong("key", "a non-empty string", key)
     images = entry.get("image", entry.get("images", []))
     single, name = "image" in entry and not isinstance(images, list), "image" if "image" in entry else "images"
-    if ("image" in entry and "images" in entry) or (not single and not isinstance(images, list)):
+    if "image" in entry and "images" in entry:
+        raise FieldError(Fault("images", show(entry["images"]), "image or images, not both"), "stands beside image")
+    if not single and not isinstance(images, list):
         raise FieldError.wrong("images", "a list of paths (image is for a single one)", entry["images"])
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):
@@ -234,7 +253,7 @@ def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
-    if isinstance(path, Inline):  # of a table that holds the media themselves
+    if isinstance(path, (Inline, Stored)):  # of a table that holds the media themselves
         return path
     if not isinstance(path, str) or not path:
         raise FieldError.wrong(field, "a path, a string", path)

@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from molmo2_nemo.attention.across import attend_across
+from molmo2_nemo.attention.cache import KVCache
 from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
@@ -42,6 +43,7 @@ class PackDescription(PackedSeqParams):
     groups: ContextGroups | None = None  # the ranks that share the pack; None: this one alone
     visible: VisibleKeys | None = None  # what its shards may see of each other, where they show each other keys
     kept: KeptResults | None = None  # attention's results, where layers are recomputed without attention
+    cache: KVCache | None = None  # of generation: filled by a pass over prompts, then read token by token
     response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
 
 
@@ -66,6 +68,7 @@ class TreeAttention(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.scale = softmax_scale or config.kv_channels**-0.5
+        self.layer = layer_number
         self.table = (rotary_by_layer or {}).get(layer_number - 1, "plain")
         self.kernel, self.library, self.merging, self.rotate = kernel, library, merging, rotate
         # QK-norms per head that `rotate` computes: modules of the attention layer, which holds them
@@ -86,6 +89,13 @@ class TreeAttention(torch.nn.Module):
         cos, sin = packed_seq_params.rotary[self.table]
         norms = (*(n.weight for n in self.qk_norms), self.qk_norms[0].eps) if self.qk_norms else ()
         query, key = self.rotate(query, key, cos, sin, *norms)
+        cache = packed_seq_params.cache
+        if cache is not None and cache.decoding:
+            # With sequence parallelism it comes once for each tensor-parallel rank, see `Molmo2Model.next_hidden`
+            out = cache.attend(self.layer, query[:1], key[:1], value[:1], self.scale)
+            return out.expand(query.shape).flatten(2)
+        if cache is not None:
+            cache.fill(self.layer, key, value)
         return self._attend(query, key, value, packed_seq_params).flatten(2)
 
     @torch.compiler.disable  # as in `attend_across`

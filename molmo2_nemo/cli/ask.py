@@ -1,18 +1,18 @@
-"""Ask a trained model about images or a video; the answer is decoded greedily."""
+"""Ask a trained model about images or a video; the answer is greedy unless --temperature is given."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from molmo2_nemo.cli.options import check_numbers, warn
+from molmo2_nemo.cli.options import add_sampling_arguments, add_shown_arguments, sampling_of, shown_of, warn
 from molmo2_nemo.data.media import read_media, said_of_cut
 from molmo2_nemo.errors import UserError
 
 EXAMPLES = """\
 examples:
   molmo2 ask demo/run --image cat.jpg "Which animal is this?"
-  molmo2 ask runs/tiny/long --video clip.mp4 --max-new-tokens 64 "What happens?"
+  molmo2 ask runs/8b --video talk.mp4 --subtitles talk.srt --frames 224 "What is on the last slide?"
 """
 
 
@@ -27,11 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="style of the answer: user_qa (default), long_caption, ...; own:NAME for one of your own data",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument("--subtitles", metavar="FILE", help="of the video: .srt, .vtt, .ass or .ssa")
+    parser.add_argument(
+        "--clip", nargs=2, type=float, metavar=("START", "END"), help="the part of the video that is shown, in seconds"
+    )
+    add_shown_arguments(parser)
+    add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.styles import asked_style
+    from molmo2_nemo.data.subtitle_files import read_subtitles
+    from molmo2_nemo.evaluation.prompt_file import read_clip
+    from molmo2_nemo.inference.prompt import Prompt
     from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
     from molmo2_nemo.rundir.summary import resolve_checkpoint
@@ -39,19 +47,28 @@ def run(args: argparse.Namespace) -> int:
     if args.image and args.video:
         raise UserError("--image and --video: give images or one video, not both")
     style = asked_style(args.style)
-    check_numbers(args, {"max_new_tokens": 1})
+    for option, value in (("--subtitles", args.subtitles), ("--clip", args.clip)):
+        if value is not None and not args.video:
+            raise UserError(f"{option} belongs to a --video")
+    sampling, shown = sampling_of(args), shown_of(args)
     cut: list[Path] = []
     images = [read_media(Path(name), "image", cut) for name in args.image]
     video = read_media(Path(args.video), "video") if args.video else None
+    prompt = Prompt(
+        args.question,
+        images,
+        video,
+        style,
+        read_subtitles(Path(args.subtitles)) if args.subtitles else (),
+        read_clip(args.clip) if args.clip else None,
+    )
     checkpoint = resolve_checkpoint(args.checkpoint)
     warn(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
     quiet()
     from molmo2_nemo.inference.generate import answer
 
     remarks: list[str] = []
-    said = answer(
-        checkpoint, images, video, args.question, style=style, max_new_tokens=args.max_new_tokens, remarks=remarks
-    )
+    said = answer(checkpoint, prompt, sampling, shown, remarks)
     warn(remarks)
     print(said)
     return 0

@@ -62,6 +62,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     quiet()
     from molmo2_nemo.convert import export_checkpoint
     from molmo2_nemo.inference.generate import answer
+    from molmo2_nemo.inference.prompt import Prompt
     from molmo2_nemo.preview.finished import plot_losses, print_table
     from molmo2_nemo.rundir.lines import read_metrics
     from molmo2_nemo.rundir.paths import stage_dir
@@ -76,7 +77,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     for file, question, style in QUESTIONS:
         content = (media / file).read_bytes()
         images, video = ([], content) if file.endswith(".mp4") else ([content], None)
-        print(f"  {file}: {question}\n    {answer(checkpoint, images, video, question, style=style)}", flush=True)
+        print(f"  {file}: {question}\n    {answer(checkpoint, Prompt(question, images, video, style))}", flush=True)
     print()
     print_table("Molmo2 tiny, three stages", summaries)
     title = "Molmo2 tiny: pre-training, supervised fine-tuning, long context"

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.cli.options import check_file, check_numbers, warn
+from molmo2_nemo.cli.options import (
+    add_sampling_arguments,
+    add_shown_arguments,
+    check_file,
+    check_numbers,
+    sampling_of,
+    shown_of,
+    warn,
+)
 from molmo2_nemo.data.media import said_of_cut
 from molmo2_nemo.errors import UserError, writing
 from molmo2_nemo.evaluation.scorers import scorer_names
@@ -29,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="a folder of shards to take records from, instead of prompts")
     parser.add_argument("--examples", type=int, default=10, metavar="N", help="records of --data (default: 10)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines there too")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    add_shown_arguments(parser)
+    add_sampling_arguments(parser)
     names = ", ".join(scorer_names())
     parser.add_argument("--score", metavar="NAME[,NAME]", help=f"score answers against their references: {names}")
 
@@ -42,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.prompts is None) == (args.data is None):
         raise UserError("name either a file of prompts or --data with a folder of shards")
-    check_numbers(args, {"examples": 1, "max_new_tokens": 1})
+    check_numbers(args, {"examples": 1})
+    sampling, shown = sampling_of(args), shown_of(args)
     if args.out:
         check_file("--out", args.out)
     scoring = (
@@ -56,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
         scoring.needs(1)  # reference answer of each record
     elif scoring is not None:
         for number, prompt in enumerate(prompts or [], start=1):
-            scoring.references(f"{args.prompts}: prompt {number}", prompt["reference"])
+            scoring.references(f"{args.prompts}: prompt {number}", prompt.reference)
     quiet()
     from molmo2_nemo.inference.generate import answer_prompts, answer_records
 
     if prompts is not None:
-        found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, args.max_new_tokens)
+        found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, sampling, shown)
     else:
-        found = answer_records(checkpoint, args.data, args.examples, args.max_new_tokens)
+        found = answer_records(checkpoint, args.data, args.examples, sampling, shown)
     write_answers(found, args.out, scoring)
     return 0
 

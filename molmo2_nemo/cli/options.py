@@ -7,9 +7,13 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.errors import UserError, blocking_file
+
+if TYPE_CHECKING:
+    from molmo2_nemo.inference.prompt import Shown
+    from molmo2_nemo.inference.sampling import Sampling
 
 NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local run, --cfg job prints its configuration"
 
@@ -66,6 +70,51 @@ def run_settings(args: argparse.Namespace) -> Any:
     if args.truncated:
         config.image.truncated = args.truncated
     return only_limits(config)
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say how answers are drawn."""
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="draw tokens; 0: always the most probable (default)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, metavar="P", help="draw among the most probable tokens that make up P"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: 0)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end an answer before this text (may be repeated)"
+    )
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """How answers are drawn, as `add_sampling_arguments` says.
+
+    Raises:
+        UserError: a number out of range; names the option.
+    """
+    from molmo2_nemo.inference.sampling import Sampling
+
+    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, tuple(args.stop))
+
+
+def add_shown_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that replace, for answers only, how much of the media the run shows."""
+    parser.add_argument("--frames", type=int, metavar="N", help="most frames of a video (default: the run's)")
+    parser.add_argument("--fps", type=float, metavar="N", help="most frames per second of a video (default: the run's)")
+    parser.add_argument("--max-crops", type=int, metavar="N", help="most tiles of an image (default: the run's)")
+    parser.add_argument("--high-res", action="store_true", help="tiles of an image as in training's high resolution")
+
+
+def shown_of(args: argparse.Namespace) -> Shown:
+    """How much of the media is shown, as `add_shown_arguments` says.
+
+    Raises:
+        UserError: a number out of range; names the option.
+    """
+    from molmo2_nemo.inference.prompt import Shown
+
+    return Shown(args.frames, args.fps, args.max_crops, args.high_res)
 
 
 def warn(lines: Iterable[str]) -> None:

@@ -16,8 +16,10 @@ from typing import Any
 
 from molmo2_nemo.cli import bring
 from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
+from molmo2_nemo.data.objects.address import is_url
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a data set of the user's own
 EXAMPLES = """\
 examples:
   molmo2 prepare --list                                     # every data set of the published mixture
@@ -29,6 +31,8 @@ examples:
   molmo2 prepare --fetch okvqa --source /data/raw           # brings what may be fetched
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
+  molmo2 prepare laion/ --out shards                        # tars of img2dataset, Megatron-Energon, webdataset
+  molmo2 prepare own.jsonl --out shards --part 3/16         # on the third of 16 machines; then: molmo2 shards join
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
@@ -46,14 +50,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of raw files; those of NAME are looked for in DIR/NAME, then in DIR (may be repeated)",
     )
+    parser.add_argument("--name", metavar="NAME", help="the data set's name, of one file of your own (the file's)")
     parser.add_argument("--map", metavar="FILE", help="which column of your own files is what: YAML, field: column")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores; 0: this one)"
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N samples of each data set")
+    parser.add_argument(
+        "--part",
+        metavar="K/N",
+        help="one data set over N machines: prepare part K of it (molmo2 shards join: the whole)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices made here (default 0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="do not give up where none of the first media is there or usable"
+    )
     parser.add_argument("--cache", metavar="DIR", help="downloads and unpacked archives (default: OUT/.cache)")
     parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="at most N downloads per second")
     parser.add_argument(
@@ -116,7 +129,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     out, console = Path(args.out), Console(stderr=True, highlight=False)
     failed: list[str] = []
-    wanted, config = _wanted(args.what), run_settings(args)
+    wanted, config = _named(_wanted(args.what), args.name), run_settings(args)
     given = _map(args.map, wanted)
     for what in wanted:
         name = what.name
@@ -134,7 +147,7 @@ def _prepare(args: argparse.Namespace) -> int:
             show_error(error)
             failed.append(name)
             continue
-        _report(summary, out / name)
+        _report(summary, options.place(out / name))
     print(in_words(config))
     if failed:
         show_error(f"{len(failed)} of {len(wanted)} data sets could not be prepared: {', '.join(failed)}")
@@ -170,6 +183,12 @@ def _found(path: Path, given: dict[str, Any] | None) -> Any:
 def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
     check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0})
+    if is_url(args.out):
+        words = " ".join(args.what)
+        raise UserError(
+            f"prepare writes to a folder, and copying is a command of its own: molmo2 prepare {words} ... --out DIR; "
+            f"molmo2 shards copy DIR {args.out}"
+        )
     check_folder("--out", Path(args.out))
     if args.cache:
         check_folder("--cache", Path(args.cache))
@@ -206,9 +225,25 @@ def _wanted(words: list[str]) -> list[Any]:
         if other != what and OwnFile in (type(other), type(what)):
             names = [str(w.path) if isinstance(w, OwnFile) else f"the published {w.name}" for w in (other, what)]
             raise UserError(
-                f"{names[0]} and {names[1]} would both become the data set {what.name}; name one apart: NAME=FILE"
+                f"{names[0]} and {names[1]} would both become the data set {what.name}; name one apart: NAME=FILE (or "
+                "--name NAME, in a command for one file)"
             )
     return list(by_name.values())
+
+
+def _named(wanted: list[Any], name: str | None) -> list[Any]:
+    """What to prepare, under the name of --name.
+
+    Raises:
+        UserError: it is not one file of the user's, or the name cannot be one.
+    """
+    if name is None:
+        return wanted
+    if len(wanted) != 1 or not isinstance(wanted[0], OwnFile):
+        raise UserError("--name names the data set of one file of your own; of several, write NAME=FILE for each")
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: a name has letters, digits, and . _ - only")
+    return [OwnFile(wanted[0].path, name)]
 
 
 def _own_file(word: str) -> OwnFile | None:
@@ -217,7 +252,7 @@ def _own_file(word: str) -> OwnFile | None:
     from data_prep.sources import all_sources
 
     name, equals, rest = word.partition("=")
-    named = bool(equals) and re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None and not Path(word).exists()
+    named = bool(equals) and NAME.fullmatch(name) is not None and not Path(word).exists()
     path = Path(rest if named else word)
     if not named and word in all_sources():
         return None
@@ -240,6 +275,7 @@ def _recipe_names(recipe: str) -> list[str]:
 
 
 def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any:
+    from data_prep.parts import Part
     from data_prep.prepare import Options
     from data_prep.record_builder import BuildOptions
 
@@ -248,6 +284,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
     return Options(
         seed=args.seed,
         limit=args.limit,
+        part=None if args.part is None else Part.parse(args.part),
         bytes_per_shard=args.shard_mb * 10**6,
         records_per_shard=args.shard_records,
         max_media_bytes=args.max_media_mb * 10**6,
@@ -258,36 +295,54 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
         rate=args.rate,
         overwrite=args.overwrite,
         strict=args.strict,
+        keep_going=args.keep_going,
         config=config,
     )
 
 
 def _report(summary: Any, folder: Path) -> None:
+    from data_prep.again import again_lines
     from data_prep.download import FAILED
+    from data_prep.ledger import MISSING, MISSING_URLS
+    from data_prep.media import NOT_FOUND
     from data_prep.noticed import note_lines
 
     head = summary.head
     size = sum(shard["bytes"] for shard in head["shards"])
-    state = "is there already" if summary.already else "done"
+    state = "is there already" if summary.already else "done" if summary.look is None else "added to"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    print("".join(f"  {line}\n" for line in again_lines(summary, folder)), end="")
     for line in note_lines(head.get("notes", {})):
         print(line)
-    if head["skipped"]:
-        total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
-        print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
-        for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
-            print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")
-        if FAILED in head["skipped"]:
-            print("  --overwrite tries failed downloads again; what was fetched is in the cache")
+    if not head["skipped"]:
+        return
+    total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
+    print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
+    for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
+        print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")
+    if absent := head["skipped"].get(NOT_FOUND):
+        listed = f", listed in {folder / MISSING}" if (folder / MISSING).is_file() else ""
+        print(f"  {head['records']:,} of {head['records'] + total:,} records; media of {absent:,} not found{listed}")
+    if failed := head["skipped"].get(FAILED):
+        listed = f", listed in {folder / MISSING_URLS}" if (folder / MISSING_URLS).is_file() else ""
+        print(f"  {failed:,} with downloads that failed{listed}")
+    if absent or failed:
+        print("  the same command adds what has come since")
 
 
 def _firsts(path: Path) -> dict[str, str]:
     """What to say of the first sample skipped for each reason, from the lines of skipped.jsonl."""
+    from data_prep.sources.base import unit_of
+
     found: dict[str, str] = {}
+    if not path.is_file():
+        return found
     with path.open(encoding="utf-8") as file:
         for line in map(json.loads, file):
             if line["reason"] not in found:
-                where = f"{line['file']}, line {line['line']}" if "file" in line else line["key"]
+                where = line["key"]
+                if "file" in line:
+                    where = f"{line['file']}, {unit_of(line['file'])} {line['line']}"
                 found[line["reason"]] = f" (the first: {where}{': ' * bool(line['detail'])}{line['detail'][:200]})"
     return found

@@ -2,16 +2,18 @@
 
 The file's metadata hold the head, a JSON object: name, number of records, length (in examples, as the mixture counts
 them), the shards with their sizes and SHA-256, and where the data come from. A row gives the location of every member
-of a record in its tar and, where measured, images, frames, duration, and estimated tokens and crops. Pages carry
-checksums. The manifest is written last, so a data set that has one is complete.
+of a record in its tar (of media that an earlier record shows too, in that one's) and, where measured, images, frames,
+duration, and estimated tokens and crops. Pages carry checksums. The manifest is written last, so a data set that has
+one is complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from molmo2_nemo.errors import DataError
 MANIFEST = "manifest.parquet"
 FORMAT = "molmo2-shards"
 VERSION = 2
+SHARING = 3  # version of manifests that list shared media: what reads version 2 alone refuses them by that
+SHARED = "shared_media"  # in a head: {"members", "bytes"} of the media that are not written again
 HEAD_KEY = b"molmo2"
 MAX_HEAD_BYTES = 2**28
 MEASURES = ("images", "frames", "duration", "tokens", "crops", "annotations", "crc")
@@ -31,11 +35,17 @@ class ShardError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where one member's bytes lie in its tar."""
+    """Where one member's bytes lie in its tar, or a shared medium's in that of the record that has it."""
 
     suffix: str
     offset: int  # of the data; the 512-byte header lies right before it
     size: int
+    shard: int | None = None  # of a shared medium, number of its tar in the head's shards; None: the record's own tar
+    owner: str | None = None  # of a shared medium, its name there
+
+    def name(self, key: str) -> str:
+        """Its name in its tar, if it belongs to the record `key`."""
+        return self.owner or f"{key}.{self.suffix}"
 
 
 @dataclass(slots=True)
@@ -67,6 +77,29 @@ def members_crc(members: Mapping[str, bytes]) -> int:
     return crc
 
 
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def renumber(listed: Iterable[Iterable[Entry]], numbers: Mapping[int, int]) -> None:
+    """Give the tars of shared media their new numbers (old -> new)."""
+    for entries in listed:
+        for entry in entries:
+            if any(m.shard is not None for m in entry.members):
+                new = [m if m.shard is None else replace(m, shard=numbers[m.shard]) for m in entry.members]
+                entry.members = new
+
+
+def shared_head(listed: Iterable[Iterable[Entry]]) -> dict[str, Any]:
+    """What a manifest's head says of shared media; nothing if there are none."""
+    sizes = [m.size for entries in listed for entry in entries for m in entry.members if m.owner is not None]
+    return {SHARED: {"members": len(sizes), "bytes": sum(sizes)}} if sizes else {}
+
+
 class ShardIndex:
     """Keys, byte offsets and checksums of one shard's records, as arrays: a million records take tens of megabytes."""
 
@@ -77,6 +110,9 @@ class ShardIndex:
         parts = members.values
         self._suffixes = parts.field("suffix")
         self._offsets, self._sizes = (parts.field(name).to_numpy() for name in ("offset", "size"))
+        shared = parts.type.get_field_index("owner") >= 0
+        self._owners: Any = parts.field("owner") if shared else None
+        self._shards: Any = parts.field("shard") if shared else None
         crcs = table["crc"].combine_chunks() if "crc" in table.column_names else None
         self._crcs = None if crcs is None or crcs.null_count == len(crcs) else crcs
 
@@ -86,8 +122,14 @@ class ShardIndex:
     def __getitem__(self, i: int) -> tuple[str, list[Member]]:
         where = range(int(self._starts[i]), int(self._starts[i + 1]))
         return self._keys[i].as_py(), [
-            Member(self._suffixes[j].as_py(), int(self._offsets[j]), int(self._sizes[j])) for j in where
+            Member(self._suffixes[j].as_py(), int(self._offsets[j]), int(self._sizes[j]), *self._shared(j))
+            for j in where
         ]
+
+    def _shared(self, j: int) -> tuple[int, str] | tuple[()]:
+        """Tar and name of a shared medium."""
+        owner = None if self._owners is None else self._owners[j].as_py()
+        return () if owner is None else (self._shards[j].as_py(), owner)
 
     def crc(self, i: int) -> int | None:
         """CRC-32 of a record's contents (`members_crc`); None where the manifest has none."""
@@ -95,17 +137,19 @@ class ShardIndex:
 
 
 def write_manifest_file(path: Path, head: dict[str, Any], shards: Iterable[list[Entry]]) -> None:
-    """Write a manifest file in place (callers make it atomic); `shards` yields the entries of each shard in turn."""
+    """Write a manifest file in place (callers make it atomic); `shards` yields the entries of each shard in turn. Only
+    with SHARED in its head may they have shared media."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema().with_metadata({HEAD_KEY: json.dumps({"format": FORMAT, "version": VERSION, **head})})
+    version, fields = (SHARING, SHARED_FIELDS) if SHARED in head else (VERSION, FIELDS)
+    described = {"format": FORMAT, "version": version, **head} | {"version": version}  # `head` may have been read
+    schema = _schema(fields).with_metadata({HEAD_KEY: json.dumps(described)})
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for entries in shards:
             columns: dict[str, list[Any]] = {"key": [e.key for e in entries]}
-            columns["members"] = [
-                [{"suffix": m.suffix, "offset": m.offset, "size": m.size} for m in e.members] for e in entries
-            ]
+            assert SHARED in head or all(m.owner is None for e in entries for m in e.members)
+            columns["members"] = [[{name: getattr(m, name) for name in fields} for m in e.members] for e in entries]
             for name in MEASURES:
                 columns[name] = [getattr(e, name) for e in entries]
             writer.write_table(pa.table(columns, schema=schema), row_group_size=max(len(entries), 1))
@@ -118,15 +162,17 @@ def read_head(path: Path) -> dict[str, Any]:
         ShardError: not a manifest of this package, damaged, of another version, or naming files outside its folder.
     """
     head = _head(path)
-    if head.get("version") != VERSION:
-        raise ShardError(f"{path} has version {head.get('version')!r}; this molmo2 reads version {VERSION}")
+    sharing = head.get("version") == SHARING
+    if head.get("version") not in (VERSION, SHARING):
+        versions = f"{VERSION} and {SHARING}"
+        raise ShardError(f"{path} has version {head.get('version')!r}; this molmo2 reads versions {versions}")
     shards = head.get("shards")
     if not isinstance(shards, list) or not shards:
         raise ShardError(f"{path} lists no shards")
     fields = {"name": str, "bytes": int, "sha256": str, "records": int}
     for shard in shards:
         bad = not isinstance(shard, dict) or [f for f, kind in fields.items() if not isinstance(shard.get(f), kind)]
-        if bad or shard["records"] < 1:
+        if bad or shard["records"] < (0 if sharing else 1):  # one may have nothing but media of other shards' records
             raise ShardError(f"{path} has a damaged shard entry: {str(shard)[:120]}")
         if Path(shard["name"]).name != shard["name"] or shard["name"] in (".", ".."):
             raise ShardError(f"{path} names {shard['name']!r}, which is not a plain file name in its own folder")
@@ -211,10 +257,15 @@ def _head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _schema() -> Any:
+FIELDS = ("suffix", "offset", "size")  # of a member
+SHARED_FIELDS = (*FIELDS, "shard", "owner")
+
+
+def _schema(fields: tuple[str, ...]) -> Any:
     import pyarrow as pa
 
-    member = pa.struct([("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+    types = {"suffix": pa.string(), "offset": pa.int64(), "size": pa.int64(), "shard": pa.int32(), "owner": pa.string()}
+    member = pa.struct([(name, types[name]) for name in fields])
     return pa.schema(
         [
             ("key", pa.string()),

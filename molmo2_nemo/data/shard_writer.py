@@ -1,4 +1,4 @@
-"""Write data sets of shards atomically, and index tars from other tools."""
+"""Write data sets of shards atomically."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ import re
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, ShardError, members_crc, write_manifest_file
-from molmo2_nemo.data.record import BadRecord
-from molmo2_nemo.data.shards import BLOCK, file_sha256
-from molmo2_nemo.data.tar_index import index_tar
-from molmo2_nemo.files import atomic
+from molmo2_nemo.data.manifest import (
+    MANIFEST,
+    Entry,
+    Member,
+    ShardError,
+    file_sha256,
+    members_crc,
+    shared_head,
+    write_manifest_file,
+)
+from molmo2_nemo.data.media_once import MEDIA, MediaOnce, media_bytes, with_owners
+from molmo2_nemo.data.shards import BLOCK
 
-LEFT_OUT = "left out by index"  # why records of another tool's tars are missing from the manifest
 OLD_MANIFEST = "manifest.json"  # manifest of earlier versions; their data sets may be replaced
 LOCK = ".writing"  # in a working folder, locked while its writer lives
 LEFTOVER_SECONDS = 3600.0
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
 SUFFIX_PATTERN = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)*")
-
-
-class NothingUsable(ShardError):
-    """Tars that could be read, without a record that training could use."""
 
 
 class TarShard:
@@ -54,23 +55,40 @@ class TarShard:
         """Bytes written so far, without the end-of-archive mark."""
         return int(self._tar.tarstream.offset)
 
-    def add(self, key: str, members: Mapping[str, bytes]) -> Entry:
+    def add(
+        self, key: str, members: Mapping[str, bytes], shared: Mapping[str, tuple[Member, bytes]] | None = None
+    ) -> Entry:
         """Write one record; the caller fills in the measures of the entry returned.
 
+        Args:
+            members: suffix -> bytes, to be written.
+            shared: suffix -> where the bytes of a further medium have been written before, and the bytes.
         Raises:
             ShardError: a key or suffix that cannot be a member name, no `json` member.
             OSError: the disk is full.
         """
-        check_names(key, members)
+        shared = shared or {}
+        check_names(key, {**members, **dict.fromkeys(shared, b"")})
         entry, position = Entry(key), self.size
         for suffix in sorted(members):
             entry.members.append(Member(suffix, position + BLOCK, len(members[suffix])))
             position += record_bytes(len(members[suffix]))
-        entry.crc = members_crc(members)
+        entry.members = sorted([*entry.members, *(m for m, _ in shared.values())], key=lambda member: member.suffix)
+        entry.crc = members_crc({**members, **{suffix: content for suffix, (_, content) in shared.items()}})
         self._tar.write({"__key__": key, **members})
         assert self.size == position, "a member did not take exactly the bytes of a plain header and its data"
         self.entries.append(entry)
         return entry
+
+    def keep(self, key: str, media: Mapping[str, bytes]) -> list[Member]:
+        """Write media whose record is not there, as other records share them; returns where they lie."""
+        check_names(key, {**media, "json": b""})
+        members, position = [], self.size
+        for suffix in sorted(media):
+            members.append(Member(suffix, position + BLOCK, len(media[suffix])))
+            position += record_bytes(len(media[suffix]))
+        self._tar.write({"__key__": key, **media})
+        return members
 
     def close(self) -> dict[str, Any]:
         """Finish the shard and give it its final name; returns its entry for the manifest's head."""
@@ -138,6 +156,7 @@ def write_shards(
     records_per_shard: int = 1000,
     bytes_per_shard: int = 2 * 10**9,
     overwrite: bool = False,
+    media_once: bool = False,
 ) -> dict[str, Any]:
     """Write a data set atomically: into a temporary folder beside `out`, renamed when complete.
 
@@ -145,6 +164,7 @@ def write_shards(
 
     Args:
         records: (key, suffix -> bytes), keys unique, each with a `json` member.
+        media_once: write media that several records have once (media_once.py), as `molmo2 prepare` does.
     Returns:
         The manifest's head.
     Raises:
@@ -161,9 +181,11 @@ def write_shards(
     try:
         work.chmod(0o755)  # mkdtemp makes it private
         label = name or out.name
-        shards, entries = _write_tars(work, records, label, records_per_shard, bytes_per_shard)
-        head = {"name": label, "records": sum(s["records"] for s in shards), "shards": shards}
+        once = MediaOnce(work) if media_once else None
+        shards, entries = _write_tars(work, records, label, records_per_shard, bytes_per_shard, once)
+        head = {"name": label, "records": sum(s["records"] for s in shards), **shared_head(entries), "shards": shards}
         write_manifest_file(work / MANIFEST, head, entries)
+        (work / MEDIA).unlink(missing_ok=True)
         (work / LOCK).unlink()
         replace_folder(work, out)
     except BaseException:
@@ -233,7 +255,12 @@ def lock_file(path: Path) -> Any | None:
 
 
 def _write_tars(
-    work: Path, records: Iterable[tuple[str, dict[str, bytes]]], name: str, count: int, size: int
+    work: Path,
+    records: Iterable[tuple[str, dict[str, bytes]]],
+    name: str,
+    count: int,
+    size: int,
+    once: MediaOnce | None,
 ) -> tuple[list[dict[str, Any]], list[list[Entry]]]:
     seen: set[str] = set()
     shards: list[dict[str, Any]] = []
@@ -249,11 +276,28 @@ def _write_tars(
         if shard is None:
             shard = TarShard(work / f"{shard_stem(name)}-{len(shards):06d}.tar")
             entries.append(shard.entries)
-        shard.add(key, members)
+            if once is not None:
+                once.begin(shard.path.name)
+        add_once(shard, once, key, members)
+    if once is not None:
+        once.close()
     if shard is None:
         raise ShardError(f"no record to write for data set {name!r}")
     shards.append(shard.close())
     return shards, entries
+
+
+def add_once(shard: TarShard, once: MediaOnce | None, key: str, members: Mapping[str, bytes]) -> Entry:
+    """`TarShard.add` of a record without the media that were written before; its JSON then says where they are."""
+    if once is None:
+        return shard.add(key, members)
+    shared = once.find(members)
+    own = {suffix: data for suffix, data in members.items() if suffix not in shared}
+    if shared:
+        own["json"] = with_owners(members["json"], shared, once.names)
+    entry = shard.add(key, own, {suffix: (member, members[suffix]) for suffix, member in shared.items()})
+    once.wrote(entry)
+    return entry
 
 
 def check_names(key: str, members: Mapping[str, bytes]) -> None:
@@ -269,107 +313,28 @@ def check_names(key: str, members: Mapping[str, bytes]) -> None:
             raise ShardError(f"record {key!r}: the member name {key}.{suffix} is longer than 99 characters")
 
 
-def write_manifest(
-    folder: Path,
-    name: str,
-    *,
-    measure: Callable[[str, dict[str, bytes], Entry], None] | None = None,
-    head: Mapping[str, Any] | None = None,
-    left_out: Callable[[str, str, BadRecord], None] | None = None,
-) -> dict[str, Any]:
-    """Index every `*.tar` of `folder` and write the manifest last. Also makes a webdataset from another tool readable.
-
-    Args:
-        measure: (label, members, entry) fills in the measures of a record, or raises BadRecord.
-        head: further fields of the manifest's head.
-        left_out: called with shard, key and error of every record that cannot be used, which the manifest then does
-            not list; None: such a record is an error.
-    Returns:
-        The head.
-    Raises:
-        ShardError: no shards, tars that are damaged or none (all are named), or no record that can be used.
-        BadRecord: from `measure`, without `left_out`; no manifest is written, so no run begins with it.
-    """
-    shards: list[dict[str, Any]] = []
-    listed: list[list[Entry]] = []
-    unused: list[str] = []
-    passed: Counter[str] = Counter()
-    first, lost = "", 0
-    for tar, (found, bad) in _scanned(folder, left_out is not None, passed).items():
-        kept = []
-        for entry, content in read_records(tar, [Entry(key, members) for key, members in found]):
-            entry.crc = members_crc(content)
-            try:
-                if measure is not None:
-                    measure(f"{tar.name}:{entry.key}", content, entry)
-                kept.append(entry)
-            except BadRecord as error:
-                if bad is None:
-                    raise
-                bad[entry.key] = error
-        for key, wrong in (bad or {}).items():
-            first = first or f"{tar.name}:{key}: {wrong.detail}"
-            assert left_out is not None
-            left_out(tar.name, key, wrong)
-            lost += 1
-        if not kept:
-            unused.append(tar.name)
-            continue
-        shards.append(
-            {"name": tar.name, **file_state(tar), "records": len(kept)} | ({"left_out": len(bad)} if bad else {})
-        )
-        listed.append(kept)
-    if not shards and not unused:
-        raise ShardError(f"no shards (*.tar) in {folder}")
-    if not shards:
-        raise NothingUsable(f"none of the records in {folder} can be used; the first: {first}")
-    manifest = {**(head or {}), "name": name, "records": sum(s["records"] for s in shards), "shards": shards}
-    manifest |= {"unused": unused} if unused else {}
-    manifest |= {"skipped": {LEFT_OUT: lost}} if lost else {}
-    manifest |= {"passed_over": dict(sorted(passed.items()))} if passed else {}
-    with atomic(folder / MANIFEST) as part:
-        write_manifest_file(part, manifest, listed)
-    return manifest
-
-
-Scan = tuple[list[tuple[str, list[Member]]], dict[str, BadRecord] | None]  # records; keys that cannot be read
-
-
-def _scanned(folder: Path, lenient: bool, passed: Counter[str]) -> dict[Path, Scan]:
-    """`index_tar` of every tar of a folder, in the order of their names.
-
-    Raises:
-        ShardError: names every tar that cannot be read.
-    """
-    scans: dict[Path, Scan] = {}
-    wrong: list[str] = []
-    tars = sorted(folder.glob("*.tar"))
-    for tar in tars:
-        bad: dict[str, BadRecord] | None = {} if lenient else None
-        try:
-            scans[tar] = index_tar(tar, bad, passed), bad
-        except ShardError as error:
-            wrong.append(str(error))
-    if wrong:
-        many = f"{len(wrong)} of {len(tars)} tars cannot be read:\n  " if len(wrong) > 1 else ""
-        rest = "Nothing was indexed: copy them again, or move them out of the folder and index the others"
-        raise ShardError(many + "\n  ".join(wrong) + (f"\n{rest}" if len(tars) > 1 else ""))
-    return scans
-
-
 def file_state(path: Path) -> dict[str, Any]:
     """What a manifest says of a shard's file: its size and SHA-256."""
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
-def read_records(tar: Path, entries: Iterable[Entry]) -> Iterator[tuple[Entry, dict[str, bytes]]]:
-    """The members (suffix -> bytes) of each entry of one tar."""
+def read_records(
+    tar: Path, entries: Iterable[Entry], tars: Mapping[int, Path] | None = None
+) -> Iterator[tuple[Entry, dict[str, bytes]]]:
+    """The members (suffix -> bytes) of each entry of one tar, as far as they are there.
+
+    Args:
+        tars: where shared media lie.
+    """
     with tar.open("rb") as file:
         for entry in entries:
             content = {}
             for member in entry.members:
-                file.seek(member.offset)
-                content[member.suffix] = file.read(member.size)
+                if member.owner is None:
+                    file.seek(member.offset)
+                    content[member.suffix] = file.read(member.size)
+                else:
+                    content[member.suffix] = media_bytes((tars or {}).get(member.shard or 0), member)
             yield entry, content
 
 

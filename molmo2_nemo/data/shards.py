@@ -1,7 +1,7 @@
 """Webdataset shards with a manifest, read at random without unpacking anything.
 
 A data set is a folder of plain webdataset tars and a manifest (manifest.py), which is written last. The reader fetches
-record i by its offset with `pread`, so training may read records in any order, resuming costs nothing, and workers
+record i by its offset (shard_files.py), so training may read records in any order, resuming costs nothing, and workers
 share no state.
 """
 
@@ -9,30 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.foreign import ForeignTexts
 from molmo2_nemo.data.manifest import (
-    MANIFEST,
     Member,
     ShardError,
     ShardIndex,
     members_crc,
-    read_head,
     read_index,
     without_crc,
 )
+from molmo2_nemo.data.objects.address import place_of
+from molmo2_nemo.data.objects.files import RemoteFiles
 from molmo2_nemo.data.record import BadRecord
+from molmo2_nemo.data.shard_files import LocalFiles, ShardFiles, Span, kept
 from molmo2_nemo.errors import DataError
 
 BLOCK = 512  # bytes of a tar header
-OPEN_FILES = 16
 OPEN_INDEXES = 1024
 
 
@@ -73,12 +71,8 @@ def check_header(header: bytes) -> tarfile.TarInfo:
     return info
 
 
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+class MixedUp(ShardError):
+    """A shard holds another record where the manifest lists one."""
 
 
 class ShardDataset:
@@ -89,21 +83,24 @@ class ShardDataset:
     with the size it was written with (a truncated or missing shard gives one clear message).
 
     Args:
+        path: a folder, or an address that fsspec opens (s3://bucket/set), read as data/objects/ says.
         limits: a record whose members exceed these is refused before any of it is read.
     Raises:
         ShardError: the folder, the manifest or a shard is missing, damaged or of another size.
     """
 
     def __init__(self, path: str | Path, name: str | None = None, limits: LimitsConfig | None = None):
-        self.path, self.limits = Path(path), limits or LimitsConfig()
-        self.manifest = _read_manifest(self.path, name)
+        self.path = place = place_of(path)
+        self.limits = limits or LimitsConfig()
+        self.files: ShardFiles = LocalFiles(place) if isinstance(place, Path) else RemoteFiles(place)
+        self.manifest = self.files.head(name)
         self.name: str = name or self.manifest["name"]
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
         self.counted: int = self.manifest["length"]  # examples, as the mixture counts them
         self.starts: list[int] = []  # first record of each shard
+        self.files.check(self.shards)
         total, digest = 0, hashlib.sha256()
         for shard in self.shards:
-            _check_shard(self.path, shard)
             self.starts.append(total)
             total += shard["records"]
             digest.update(f"{shard['name']} {shard['records']} {shard['sha256']}\n".encode())
@@ -113,14 +110,13 @@ class ShardDataset:
             self.texts = ForeignTexts(**self.manifest["texts"])
             digest.update(json.dumps(self.manifest["texts"], sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()[:16]  # equal for the same records in the same order
-        self._files: OrderedDict[int, Any] = OrderedDict()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
 
     def __len__(self) -> int:
         return self.length
 
-    def __getstate__(self) -> dict[str, Any]:  # workers open their own files
-        return {**self.__dict__, "_files": OrderedDict(), "_indexes": OrderedDict()}
+    def __getstate__(self) -> dict[str, Any]:  # workers read their own
+        return {**self.__dict__, "_indexes": OrderedDict()}
 
     def locate(self, index: int) -> tuple[int, int]:
         """Record number -> (shard number, number inside the shard)."""
@@ -140,27 +136,57 @@ class ShardDataset:
             BadRecord: members larger than the limits allow, or damaged ones.
         """
         number, inner = self.locate(index)
-        shard = self.path / self.shards[number]["name"]
         entries = self._index(number)
         key, members = entries[inner]
-        label = f"{shard.name}:{key}"
+        label = f"{self.shards[number]['name']}:{key}"
         self._check_sizes(label, members)
-        file = self._file(number)
-        result = {m.suffix: self._read_member(file, shard, key, m) for m in members}
-        crc = entries.crc(inner)
-        if crc is not None and members_crc(result) != crc:
-            raise _damaged(label, members, f"its contents changed: CRC-32 {members_crc(result):08x}, {crc:08x} written")
+        spans = [self._span(number, label, m) for m in members]
+        try:
+            result = self._members(label, key, members, spans, entries.crc(inner))
+        except (BadRecord, MixedUp):
+            if not self.files.forget(spans):
+                raise
+            result = self._members(label, key, members, spans, entries.crc(inner))
         return label, result if self.texts is None else self.texts.members(label, result)
 
-    def _read_member(self, file: Any, shard: Path, key: str, member: Member) -> bytes:
-        """The bytes of one member, behind a header that says what the manifest says."""
-        data = self._pread(file, shard, member.offset - BLOCK, BLOCK + member.size)
-        check_member(shard, key, member, data[:BLOCK])
-        return data[BLOCK:]
+    def _members(
+        self, label: str, key: str, members: list[Member], spans: list[Span], crc: int | None
+    ) -> dict[str, bytes]:
+        """The bytes of a record's members, behind headers that say what the manifest says, and with its checksum."""
+        result = {}
+        for member, span, data in zip(members, spans, self.files.read(spans), strict=True):
+            check_member(self.files.shown(span.shard), key, member, data[:BLOCK], label)
+            result[member.suffix] = data[BLOCK:]
+        if crc is not None and members_crc(result) != crc:
+            shared = "".join(f"; its .{m.suffix} is {self._owner(m)}" for m in members if m.owner is not None)
+            says = f"its contents changed: CRC-32 {members_crc(result):08x}, {crc:08x} written{shared}"
+            raise _damaged(label, [m for m in members if m.owner is None] or members, says)
+        return result
+
+    def _span(self, number: int, label: str, member: Member) -> Span:
+        """Where a member of a record of shard `number` lies, with its header.
+
+        Raises:
+            ShardError: a shared medium that would lie outside the data set.
+        """
+        if member.owner is None:
+            return Span(number, member.offset - BLOCK, BLOCK + member.size)
+        tar = -1 if member.shard is None else member.shard
+        inside = 0 <= tar < len(self.shards)
+        if not inside or not BLOCK <= member.offset <= self.shards[tar]["bytes"] - member.size:
+            raise ShardError(
+                f"the manifest of {self.path} is damaged: .{member.suffix} of record {label} would lie at byte "
+                f"{member.offset} of shard {member.shard}, which is outside the data set"
+            )
+        return Span(tar, member.offset - BLOCK, BLOCK + member.size)
+
+    def _owner(self, member: Member) -> str:
+        """Where a shared medium lies, in words."""
+        return f"{member.owner} of {self.shards[member.shard or 0]['name']}"
 
     def without_crc(self) -> int:
         """Records whose damage would not be noticed, as the manifest has no checksum of them."""
-        return without_crc(self.path / MANIFEST)
+        return without_crc(self.files.manifest())
 
     def _check_sizes(self, label: str, members: list[Member]) -> None:
         limits, total = self.limits, sum(member.size for member in members)
@@ -180,62 +206,44 @@ class ShardDataset:
 
     def verify(self) -> None:
         """Read every shard and compare its SHA-256 with the manifest (slow, so training does not do it)."""
-        for shard in self.shards:
-            found = file_sha256(self.path / shard["name"])
-            if found != shard["sha256"]:
-                raise ShardError(f"shard {self.path / shard['name']} is damaged: its SHA-256 is not the manifest's")
+        for number, shard in enumerate(self.shards):
+            if self.files.sha256(number) != shard["sha256"]:
+                raise ShardError(f"shard {self.files.shown(number)} is damaged: its SHA-256 is not the manifest's")
 
     def close(self) -> None:
         """Close the cached files; reading reopens them."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def _file(self, number: int) -> Any:
-        return _cached(self._files, number, OPEN_FILES, self._open, lambda file: file.close())
-
-    def _open(self, number: int) -> Any:
-        path = self.path / self.shards[number]["name"]
-        try:
-            return path.open("rb", buffering=0)
-        except OSError as error:
-            raise ShardError(f"shard {path} cannot be opened: {error.strerror}") from None
+        self.files.close()
 
     def _index(self, number: int) -> ShardIndex:
-        return _cached(self._indexes, number, OPEN_INDEXES, self._load_index, lambda _: None)
+        return kept(self._indexes, number, OPEN_INDEXES, self._load_index, lambda _: None)
 
     def _load_index(self, number: int) -> ShardIndex:
-        return read_index(self.path / MANIFEST, number, self.shards[number]["records"])
-
-    @staticmethod
-    def _pread(file: Any, shard: Path, offset: int, size: int) -> bytes:
-        parts, left = [], size
-        while left > 0:  # one call returns at most 2 GiB
-            try:
-                part = os.pread(file.fileno(), left, offset + size - left)
-            except OSError as error:
-                raise ShardError(f"shard {shard} cannot be read: {error.strerror}") from None
-            if not part:
-                raise ShardError(f"shard {shard} is cut off: it ends before byte {offset + size}. Copy it again.")
-            parts.append(part)
-            left -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            return read_index(self.files.manifest(), number, self.shards[number]["records"])
+        except ShardError:
+            if not self.files.forget_manifest():
+                raise
+            return read_index(self.files.manifest(), number, self.shards[number]["records"])
 
 
-def check_member(shard: Path, key: str, member: Member, header: bytes) -> None:
+def check_member(shard: Any, key: str, member: Member, header: bytes, label: str = "") -> None:
     """Compare the header (512 bytes) before a member of a shard with what the manifest lists.
 
+    Args:
+        label: "shard:key" of the record, if its medium is another record's.
     Raises:
         BadRecord: the header is damaged.
-        ShardError: it is another member's: the tar is not the one that the manifest describes.
+        MixedUp: it is another member's: the tar is not the one that the manifest describes.
     """
     try:
         info = check_header(header)
         found = split_name(info.name)
+        wanted = split_name(member.owner) if member.owner is not None else (key, member.suffix)
     except DataError as error:
-        raise _damaged(f"{shard.name}:{key}", [member], str(error)) from None
-    if found != (key, member.suffix) or info.size != member.size:
-        raise ShardError(
-            f"shard {shard} does not match its index: {key}.{member.suffix} expected at byte {member.offset}, "
+        raise _damaged(label or f"{shard.name}:{key}", [member], str(error)) from None
+    if found != wanted or info.size != member.size:
+        raise MixedUp(
+            f"shard {shard} does not match its index: {member.name(key)} expected at byte {member.offset}, "
             f"{info.name!r} found. Was a shard renamed or written anew? See: molmo2 shards check {shard.parent}"
         )
 
@@ -243,50 +251,10 @@ def check_member(shard: Path, key: str, member: Member, header: bytes) -> None:
 def _damaged(label: str, members: list[Member], why: str) -> BadRecord:
     """The error about a record whose bytes are not those written; says where in the shard its members lie."""
     start, end = min(m.offset for m in members) - BLOCK, max(m.offset + m.size for m in members)
+    owners = [m.owner for m in members if m.owner is not None]
     return BadRecord(
         label,
         "damaged",
-        f"bytes {start} to {end} of the shard are damaged ({why}). Copy the shard again; without another copy, "
-        "molmo2 shards repair keeps what is whole in it and leaves out the rest",
+        f"bytes {start} to {end} of the shard {f'of {owners[0]} ' if owners else ''}are damaged ({why}). Copy the "
+        "shard again; without another copy, molmo2 shards repair keeps what is whole in it and leaves out the rest",
     )
-
-
-def _cached(
-    cache: OrderedDict[int, Any], key: int, limit: int, load: Callable[[int], Any], drop: Callable[[Any], None]
-) -> Any:
-    """The value of `key` from a least-recently-used cache of at most `limit` entries, loaded if it is not there."""
-    if key in cache:
-        cache.move_to_end(key)
-        return cache[key]
-    value = cache[key] = load(key)
-    while len(cache) > limit:
-        drop(cache.popitem(last=False)[1])
-    return value
-
-
-def _read_manifest(folder: Path, name: str | None) -> dict[str, Any]:
-    label = f"data set {name!r}" if name else "data set"
-    if not folder.is_dir():
-        raise ShardError(f"{label}: no folder at {folder}. Give the folder that holds the shards and {MANIFEST}.")
-    path = folder / MANIFEST
-    if not path.is_file():
-        if any(folder.glob("*.tar")):
-            raise ShardError(
-                f"{label}: {folder} holds shards but no {MANIFEST} (a webdataset from another tool, or from an older "
-                f"version). Index it with: molmo2 shards index {folder}"
-            )
-        raise ShardError(f"{label}: no shards at {folder} (no {MANIFEST} and no *.tar)")
-    return read_head(path)
-
-
-def _check_shard(folder: Path, shard: dict[str, Any]) -> None:
-    path = folder / shard["name"]
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise ShardError(f"shard {path} is missing; the manifest lists it with {shard['records']} records") from None
-    if size != shard["bytes"]:
-        state = "cut off" if size < shard["bytes"] else "changed"
-        raise ShardError(
-            f"shard {path} is {state}: it has {size} bytes, the manifest says {shard['bytes']}. Copy or write it again."
-        )

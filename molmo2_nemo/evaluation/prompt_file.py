@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.data.json_values import is_number
 from molmo2_nemo.data.media import read_media
 from molmo2_nemo.data.styles import asked_style
+from molmo2_nemo.data.subtitle_files import READERS, read_subtitles
 from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.inference.prompt import Prompt
 
-KEYS = ("question", "image", "video", "style", "answer")  # of a prompt; image and answer may be lists
+KEYS = ("question", "image", "video", "subtitles", "clip", "options", "style", "answer")  # of a prompt
 
 
-def read_prompts(path: Path, cut: list[Path] | None = None) -> list[dict[str, Any]]:
+def read_prompts(path: Path, cut: list[Path] | None = None) -> list[Prompt]:
     """Prompts with the bytes of their media.
 
     Args:
@@ -45,7 +48,7 @@ def read_prompts(path: Path, cut: list[Path] | None = None) -> list[dict[str, An
     return prompts
 
 
-def _prompt(entry: dict[str, Any], folder: Path, cut: list[Path] | None) -> dict[str, Any]:
+def _prompt(entry: dict[str, Any], folder: Path, cut: list[Path] | None) -> Prompt:
     """One line, read: a key that is null counts as left out; media lie relative to `folder`.
 
     Raises:
@@ -59,13 +62,42 @@ def _prompt(entry: dict[str, Any], folder: Path, cut: list[Path] | None) -> dict
     answer = given.get("answer", "")
     if not all(isinstance(text, str) for text in (answer if isinstance(answer, list) else [answer])):
         raise UserError(f"answer is {answer!r}; expected a text or a list of texts")
-    return {
-        "question": given["question"],
-        "images": [_media(folder, "image", name, cut) for name in names],
-        "video": _media(folder, "video", given["video"], cut) if "video" in given else None,
-        "style": asked_style(given.get("style", "user_qa")),
-        "reference": given.get("answer"),
-    }
+    for key in ("subtitles", "clip"):
+        if key in given and "video" not in given:
+            raise UserError(f"{key} without a video")
+    options = given.get("options", [])
+    if not isinstance(options, list) or not all(isinstance(text, str) and text.strip() for text in options):
+        raise UserError(f"options is {options!r}; expected a list of texts")
+    return Prompt(
+        given["question"],
+        images=[_media(folder, "image", name, cut) for name in names],
+        video=_media(folder, "video", given["video"], cut) if "video" in given else None,
+        style=asked_style(given.get("style", "user_qa")),
+        subtitles=_subtitles(folder, given["subtitles"]) if "subtitles" in given else (),
+        clip=read_clip(given["clip"]) if "clip" in given else None,
+        options=options,
+        reference=given.get("answer"),
+    )
+
+
+def read_clip(value: Any) -> tuple[float, float]:
+    """A part of a film, [start, end] in seconds.
+
+    Raises:
+        UserError: something else.
+    """
+    if not (isinstance(value, list | tuple) and len(value) == 2 and all(is_number(v) for v in value)):
+        raise UserError(f"clip is {value!r}; expected [start, end] in seconds")
+    start, end = map(float, value)
+    if not 0 <= start < end:
+        raise UserError(f"clip is [{start:g}, {end:g}]; expected 0 <= start < end, in seconds")
+    return start, end
+
+
+def _subtitles(folder: Path, value: Any) -> list[tuple[float, float, str]]:
+    if not isinstance(value, str) or not value:
+        raise UserError(f"subtitles is {value!r}; expected the path of a file: {', '.join(READERS)}")
+    return read_subtitles(folder / value)
 
 
 def _media(folder: Path, key: str, name: Any, cut: list[Path] | None) -> bytes:

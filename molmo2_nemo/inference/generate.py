@@ -1,7 +1,6 @@
-"""Ask a trained model: greedy answers from a Megatron checkpoint, on one process.
+"""Ask a trained model: answers from a Megatron checkpoint, on one process.
 
-Every new token runs the whole sequence anew, without a cache: right for trying out small models. To serve a Molmo2,
-export it to Hugging Face format.
+To serve a Molmo2 to many, export it to Hugging Face format.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from molmo2_nemo import cpu
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
@@ -20,63 +17,71 @@ from molmo2_nemo.data.example import ROOT_BRANCH, Example
 from molmo2_nemo.data.tally import KINDS, counted
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.inference.engine import LENGTH, Generator
+from molmo2_nemo.inference.prompt import Prompt, Shown
+from molmo2_nemo.inference.sampling import Sampling
+
+TOGETHER = 64, 2**29  # prompts that are held in memory at once, and bytes of their crops
+Asked = tuple[dict[str, Any], Example]  # key, question, reference and remarks of a prompt, and what the model reads
 
 
 def answer(
     checkpoint: str | Path,
-    images: list[bytes],
-    video: bytes | None,
-    question: str,
-    *,
-    style: str = "user_qa",
-    max_new_tokens: int = 128,
+    prompt: Prompt,
+    sampling: Sampling | None = None,
+    shown: Shown | None = None,
     remarks: list[str] | None = None,
 ) -> str:
-    """The model's greedy answer to a question about images or a video.
+    """The model's answer to a question about images or a video.
 
     Args:
         checkpoint: a Megatron checkpoint, written under any layout; tokenizer and image settings are those of its run.
-        images, video: encoded files; at most one of the two.
-        style: what kind of answer, as in training annotations.
-        remarks: gets what was left out, cut off or replaced of the media.
+        sampling: default: greedy.
+        shown: what replaces the run's settings.
+        remarks: gets what was left out, cut off or replaced of the media, and whether the answer is cut off.
 
     Raises:
         UserError: not a Molmo2 checkpoint, or media that cannot be read.
     """
-    model, builder, tokenizer = load(Path(checkpoint))
-    example = builder.prompt(images, video, question, style)
+    (line,) = answer_prompts(Path(checkpoint), [prompt], sampling, shown)
     if remarks is not None:
-        remarks += remarks_on(example, builder.config, said=("truncated",))
-    return tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
+        remarks += line["remarks"]
+    return str(line["answer"])
 
 
-def answer_prompts(checkpoint: Path, prompts: list[dict[str, Any]], max_new_tokens: int) -> Iterator[dict[str, Any]]:
-    """Answers to prompts, one after another; the model is loaded once.
-
-    Args:
-        prompts: each with `question`, `images`, `video` and `style`, as `answer` takes them, and `reference`: an
-            answer, a list of them, or None.
+def answer_prompts(
+    checkpoint: Path, prompts: Sequence[Prompt], sampling: Sampling | None = None, shown: Shown | None = None
+) -> Iterator[dict[str, Any]]:
+    """Answers to prompts, in their order; the model is loaded once. Arguments are those of `answer`.
 
     Raises:
         UserError: media of a prompt cannot be read; names its number.
     """
-    model, builder, tokenizer = load(checkpoint)
-    for number, prompt in enumerate(prompts, start=1):
-        try:
-            example = builder.prompt(prompt["images"], prompt["video"], prompt["question"], prompt["style"])
-        except UserError as error:
-            raise UserError(f"prompt {number}: {error}") from error
-        text = tokenizer.decode(generate(model, example, tokenizer, max_new_tokens)).strip()
-        yield {
-            "key": f"prompt {number}",
-            "question": prompt["question"],
-            "answer": text,
-            "reference": prompt["reference"],
-            "remarks": remarks_on(example, builder.config, said=("truncated",)),
-        }
+    model, builder, tokenizer = load(checkpoint, shown)
+
+    def asked() -> Iterator[Asked]:
+        for number, prompt in enumerate(prompts, start=1):
+            try:
+                example = builder.prompt(
+                    prompt.images,
+                    prompt.video,
+                    prompt.question,
+                    prompt.style,
+                    options=prompt.options or None,
+                    subtitles=prompt.clipped_subtitles(),
+                    clip=prompt.clip,
+                )
+            except UserError as error:
+                raise UserError(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
+            line = {"key": f"prompt {number}", "question": prompt.question, "reference": prompt.reference}
+            yield line | {"remarks": remarks_on(example, builder.config, said=("truncated",))}, example
+
+    yield from answers(Generator(model, tokenizer), asked(), sampling or Sampling())
 
 
-def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: int) -> Iterator[dict[str, Any]]:
+def answer_records(
+    checkpoint: Path, shards: str, count: int, sampling: Sampling | None = None, shown: Shown | None = None
+) -> Iterator[dict[str, Any]]:
     """Answers to the first turn of a data set's records, formatted as in training, but with fixed wording.
 
     Raises:
@@ -85,28 +90,64 @@ def answer_records(checkpoint: Path, shards: str, count: int, max_new_tokens: in
     from molmo2_nemo.data.config import SourceConfig
     from molmo2_nemo.data.reader import ExampleReader, Skipped
 
-    model, builder, tokenizer = load(checkpoint)
+    model, builder, tokenizer = load(checkpoint, shown)
     config = dataclasses.replace(
         builder.config, sources={"records": SourceConfig(path=shards)}, groups={}, missing="error", progression=[]
     )
     reader = ExampleReader(config, builder, tokenizer.special.im_patch)
-    for number in range(min(count, len(reader.datasets["records"]))):
-        example = reader[number]
-        if isinstance(example, Skipped):
-            print(f"{example.key}: left out, {example.cause}: {example.detail}")
+
+    def asked() -> Iterator[Asked]:
+        for number in range(min(count, len(reader.datasets["records"]))):
+            example = reader[number]
+            if isinstance(example, Skipped):
+                print(f"{example.key}: left out, {example.cause}: {example.detail}")
+                continue
+            if example.info.get("raw_text"):
+                print(f"{example.key}: left out, raw text asks nothing")
+                continue
+            prompt, reference = first_turn(example)
+            words = prompt.input_ids[~prompt.visual].tolist()
+            line = {
+                "key": example.key,
+                "question": tokenizer.decode(words, skip_special=True).strip(),
+                "reference": tokenizer.decode(reference, skip_special=True).strip(),
+                "remarks": remarks_on(example, builder.config),
+            }
+            yield line, prompt
+
+    yield from answers(Generator(model, tokenizer), asked(), sampling or Sampling())
+
+
+def answers(generator: Generator, asked: Iterator[Asked], sampling: Sampling) -> Iterator[dict[str, Any]]:
+    """The lines asked, in order, with `answer` added. Prompts are worked on together, as many as `TOGETHER` allows.
+
+    Raises:
+        UserError: from `asked`, after the answers to what came before.
+    """
+    waiting: list[Asked] = []
+    first, failed = 0, None
+    while failed is None:
+        try:
+            waiting.append(next(asked))
+        except (UserError, StopIteration) as error:
+            failed = error
+        size = sum(example.crops.nbytes for _, example in waiting)
+        if failed is None and size < TOGETHER[1] and len(waiting) < TOGETHER[0]:
             continue
-        if example.info.get("raw_text"):
-            print(f"{example.key}: left out, raw text asks nothing")
-            continue
-        prompt, reference = first_turn(example)
-        words = [i for i, visual in zip(prompt.input_ids.tolist(), prompt.visual.tolist(), strict=True) if not visual]
-        yield {
-            "key": example.key,
-            "question": tokenizer.decode(words, skip_special=True).strip(),
-            "answer": tokenizer.decode(generate(model, prompt, tokenizer, max_new_tokens)).strip(),
-            "reference": tokenizer.decode(reference, skip_special=True).strip(),
-            "remarks": remarks_on(example, builder.config),
-        }
+        done = generator.complete([example for _, example in waiting], sampling, first)
+        for (line, example), completion in zip(waiting, done, strict=True):
+            cut = [f"the answer is cut off after {len(completion.tokens)} tokens"] if completion.ended == LENGTH else []
+            cut += generator.beyond_range(example, completion)
+            yield {
+                "key": line["key"],
+                "question": line["question"],
+                "answer": completion.text.strip(),
+                "reference": line["reference"],
+                "remarks": line["remarks"] + cut,
+            }
+        first, waiting = first + len(waiting), []
+    if isinstance(failed, UserError):
+        raise failed
 
 
 def remarks_on(example: Example, config: DataConfig, said: Sequence[str] = ()) -> list[str]:
@@ -128,8 +169,8 @@ def first_turn(example: Example) -> tuple[Example, list[int]]:
     return dataclasses.replace(example, **cut), example.labels[same].tolist()
 
 
-def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
-    """Model in evaluation mode, example builder and tokenizer of a checkpoint."""
+def load(checkpoint: Path, shown: Shown | None = None) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
+    """Model in evaluation mode, example builder (with what `shown` replaces) and tokenizer of a checkpoint."""
     from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 
@@ -140,7 +181,7 @@ def load(checkpoint: Path) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
     tokenizer = find_tokenizer(checkpoint, model_config, run, None)
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
-    data = trained_data(checkpoint, model_config, run)
+    data = (shown or Shown()).settings(trained_data(checkpoint, model_config, run))
     return build_model(model_config, tensors), ExampleBuilder(data, tokenizer, training=False), tokenizer
 
 
@@ -198,48 +239,3 @@ def start_single_process() -> None:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     model_parallel_cuda_manual_seed(0)
-
-
-def generate(model: Any, example: Example, tokenizer: Molmo2Tokenizer, max_new_tokens: int) -> list[int]:
-    """Greedy continuation of a prompt, up to the end-of-sequence token (left out)."""
-    import torch
-
-    from molmo2_nemo.data.collate import collate
-    from molmo2_nemo.model.inputs import PackInputs
-
-    device = "cpu" if cpu.is_cpu_only() else torch.device("cuda", torch.cuda.current_device())
-    new: list[int] = []
-    with torch.no_grad():
-        while len(new) < max_new_tokens:
-            longer = extend(example, new)
-            batch = collate([[longer]], sequence_length=longer.num_tokens, im_patch_id=tokenizer.special.im_patch)
-            inputs = PackInputs.from_batch(batch, device)
-            inputs.labels = inputs.loss_weights = None
-            token = int(model(inputs)[0, -1, : model.model_config.text.vocab_size].argmax())
-            if token == tokenizer.eos_id:
-                break
-            new.append(token)
-    return new
-
-
-def extend(example: Example, new: list[int]) -> Example:
-    """The prompt with generated tokens behind it."""
-    count = len(new)
-    following = int(example.position_ids[-1]) + 1
-
-    def grown(values: np.ndarray, tail: Any) -> np.ndarray:
-        return np.concatenate([values, np.asarray(tail, dtype=values.dtype)])
-
-    return Example(
-        input_ids=grown(example.input_ids, new),
-        labels=grown(example.labels, [-1] * count),
-        loss_weights=grown(example.loss_weights, [0.0] * count),
-        position_ids=grown(example.position_ids, range(following, following + count)),
-        branch_ids=grown(example.branch_ids, [example.branch_ids[-1]] * count),
-        visual=grown(example.visual, [False] * count),
-        crops=example.crops,
-        pooling=example.pooling,
-        unit_crops=example.unit_crops,
-        unit_pooled_tokens=example.unit_pooled_tokens,
-        key=example.key,
-    )

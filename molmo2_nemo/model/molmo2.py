@@ -29,6 +29,7 @@ from megatron.core.utils import make_tp_sharded_tensor_for_checkpoint
 from torch import Tensor
 
 from molmo2_nemo.attention.across import plan_attention
+from molmo2_nemo.attention.cache import KVCache
 from molmo2_nemo.attention.core import PackDescription
 from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
@@ -151,20 +152,56 @@ class Molmo2Model(MegatronModule):
             On the last pipeline stage, with labels: this rank's part of the sums that make the loss (model/loss.py).
             Without labels: logits [B, T, V / TP], see `logits`. On other stages: the hidden states for the next one.
         """
+        hidden = self.hidden_states(inputs)
+        if not self.post_process:
+            return hidden
+        return self.logits(hidden) if inputs.labels is None else self.loss(hidden, inputs)
+
+    def hidden_states(self, inputs: PackInputs, cache: KVCache | None = None) -> Tensor:
+        """What comes out of this stage's layers for a micro-batch.
+
+        Args:
+            cache: is filled with the keys and values of all layers.
+
+        Returns:
+            On the last pipeline stage [T, B, D] behind the final norm, on every tensor-parallel rank. On other stages:
+            what the next one takes.
+        """
         hidden = None
         if self.pre_process:
             hidden = self.embedding(self.context_of(inputs).shard(inputs.input_ids))  # [T, B, D]
             if self.config.sequence_parallel:
                 hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
             hidden = self.add_visual_tokens(hidden, inputs)
-        hidden = self.decode(hidden, self.describe(inputs))
-        if not self.post_process:
-            return hidden
+        pack = self.describe(inputs)
+        pack.cache = cache
+        hidden = self.decode(hidden, pack)
+        return self._on_tensor_ranks(hidden) if self.post_process else hidden
+
+    def next_hidden(self, tokens: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """What comes out of the last layer for the next token of each prompt, of a model of one pipeline stage.
+
+        Args:
+            tokens, positions: int64 [B], alike on all ranks that share the prompts.
+            cache: filled by `hidden_states`; gets the token's keys and values.
+
+        Returns:
+            [B, D] behind the final norm.
+        """
+        # Sequence parallelism shards tokens: each rank gets one, the same.
+        copies = parallel_state.get_tensor_model_parallel_world_size() if self.config.sequence_parallel else 1
+        hidden = self.embedding(tokens[:, None].expand(-1, copies))
         if self.config.sequence_parallel:
-            hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden)
-        else:
-            hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
-        return self.logits(hidden) if inputs.labels is None else self.loss(hidden, inputs)
+            hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
+        cache.next_token()
+        tables = self.rotary.tables(positions[:, None].expand(-1, copies))
+        hidden = self.decode(hidden, PackDescription(rotary=tables, cache=cache))
+        return self._on_tensor_ranks(hidden)[0]
+
+    def _on_tensor_ranks(self, hidden: Tensor) -> Tensor:
+        if self.config.sequence_parallel:
+            return tensor_parallel.gather_from_sequence_parallel_region(hidden)
+        return tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
 
     def plan(self, inputs: PackInputs) -> PackPlan:
         """Everything about a micro-batch that is found on the host, with its indices on the device, for `inputs.plan`:

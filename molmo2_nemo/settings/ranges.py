@@ -42,6 +42,7 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     "data.feature_cache.verify": (0, 1),
     "data.feature_cache.together": (1, INT32),
     **dict.fromkeys(("data.limits.video_frames", "data.limits.text_chars", "data.limits.annotations"), (1, None)),
+    **dict.fromkeys(("data.store.cache_gib", "data.store.retries"), (0, None)),
     **dict.fromkeys(("cluster.nodes", "cluster.devices", "cluster.threads", "cluster.slurm.cpus_per_task"), (1, None)),
     **dict.fromkeys(("cluster.slurm.gpus_per_node", "cluster.slurm.grace", "cluster.slurm.retries"), (0, None)),
     "cluster.slurm.ssh.port": (1, 65535),
@@ -49,7 +50,7 @@ CLOSED: dict[str, tuple[float, float | None]] = {
 }
 UNBOUNDED = tuple(f"data.limits.{name}_seconds" for name in ("video", "decode", "image"))  # infinity is no limit
 ABOVE_0 = (
-    *("data.video.max_fps", "data.text.weight_scale", "stage.optim.eps", *UNBOUNDED),
+    *("data.video.max_fps", "data.store.timeout", "data.text.weight_scale", "stage.optim.eps", *UNBOUNDED),
     *("data.feature_cache.max_gib", "data.feature_cache.disk_gbs"),
 )
 BELOW_1 = ("stage.optim.beta1", "stage.optim.beta2", "stage.residual_dropout", "stage.response_residual_dropout")

@@ -4,6 +4,8 @@ The first `examples` records of each data set, in the order of `data.seed`, form
 they come, so every layout scores the same examples; the loss of an example does not depend on its pack.
 
 A signal that ends the run is noticed between two packs. What was due is then done when the run resumes.
+
+What of the records was skipped, left out or cut off is counted as in training: in every line of losses, and said once.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig, PackingConfig
 from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.reader import ExampleReader, Skipped, default_builder
+from molmo2_nemo.data.tally import SKIPPED, Seen, Tally, counted
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
 from molmo2_nemo.rundir.paths import VALIDATION
@@ -51,6 +54,7 @@ class HeldOut:
         self.config, self.data, self.stage = config, data, stage
         self.path = Path(folder) / VALIDATION
         self.readers: dict[str, ExampleReader] = {}
+        self._said = False  # what was not used in full: the same at every step
 
     def start(self, step: int, last_step: int) -> bool:
         """Open the data sets; whether they are still to be scored at this step. A collective of all ranks.
@@ -88,34 +92,38 @@ class HeldOut:
             The losses, for loggers, on rank 0; of data sets that had something to score.
         """
         start = time.perf_counter()
-        losses, skipped = {}, 0
+        losses, tally = {}, Tally()
         for name, reader in self.readers.items():
             found = self._score(reader, chunks, leaves)
             if found is None:
                 return {}
             losses[name] = found[0]
-            skipped += found[1]
+            tally.update(found[1])
         if dist.get_rank() != 0:
             return {}
-        line = {"step": step, "time": time.time(), "losses": losses, "skipped": skipped}
+        skipped = sum(tally.skipped().values())
+        line = {"step": step, "time": time.time(), "losses": losses, "skipped": skipped, "counts": tally.summary()}
         append_line(self.path, {**line, "seconds": time.perf_counter() - start})
+        if not self._said and (lines := tally.table(self.data)):
+            print(f"{self.stage}: of the held-out data, skipped, left out or replaced:", *lines, sep="\n", flush=True)
+        self._said = True
         reported = ", ".join(f"{name} {'-' if loss is None else f'{loss:.4f}'}" for name, loss in losses.items())
         print(f"{self.stage} step {step}  validation loss: {reported}", flush=True)
         return {f"validation/{name}": loss for name, loss in losses.items() if loss is not None}
 
-    def _score(self, reader: ExampleReader, chunks: list[Any], leaves: Leaves) -> tuple[float | None, int] | None:
-        """Loss of a data set (None if nothing could be scored) and records that could not be used; None when the run is
-        to end."""
+    def _score(self, reader: ExampleReader, chunks: list[Any], leaves: Leaves) -> tuple[float | None, Tally] | None:
+        """Loss of a data set (None if nothing could be scored) and what was not used in full; None when the run is to
+        end."""
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         (dataset,) = reader.datasets.values()
         mine = range(rank, min(self.config.examples, len(dataset)), size)
-        skipped: list[Skipped] = []
+        tally = Tally()
         sums = torch.zeros(2, dtype=torch.float64)
         ended = False
         for chunk in chunks:
             chunk.eval()
         with torch.no_grad():
-            own = packs(reader, mine, self.data.packing, skipped)
+            own = packs(reader, mine, self.data.packing, tally)
             while True:  # until all ranks have had theirs; all ask together, also those that have none left
                 pack = next(own, None)
                 ended, more = leaves(pack is not None)
@@ -125,7 +133,7 @@ class HeldOut:
                     sums += self._forward(pack, chunks)
         for chunk in chunks:
             chunk.train()
-        return None if ended else overall(sums, len(skipped))
+        return None if ended else overall(sums, tally)
 
     def _forward(self, pack: Batch, chunks: list[Any]) -> torch.Tensor:
         """Weighted loss and weight of a pack, float64 [2] on the host; 0 before the last pipeline stage."""
@@ -141,26 +149,27 @@ class HeldOut:
         return sum((part["sums"].double().cpu() for part in found), torch.zeros(2, dtype=torch.float64))
 
 
-def overall(sums: torch.Tensor, skipped: int) -> tuple[float | None, int]:
-    """The loss over all ranks, None where nothing has weight, and the records that could not be used. A collective of
-    all ranks.
+def overall(sums: torch.Tensor, tally: Tally) -> tuple[float | None, Tally]:
+    """The loss over all ranks, None where nothing has weight, and what was counted. A collective of all ranks.
 
     Args:
         sums: this rank's weighted losses and weights, float64 [2].
-        skipped: records that this data-parallel rank could not use.
+        tally: what this data-parallel rank has counted.
     """
     first = parallel_state.get_tensor_model_parallel_rank() == 0  # tensor ranks have the same sums
-    counts = torch.tensor([float(skipped) if is_first_of_replica() else 0.0], dtype=torch.float64)
-    both = torch.cat((sums if first else torch.zeros_like(sums), counts)).to(torch.cuda.current_device())
+    both = (sums if first else torch.zeros_like(sums)).to(torch.cuda.current_device())
     dist.all_reduce(both)
-    loss, weight, bad = both.tolist()
-    return (loss / weight if weight > 0 else None), int(bad)
+    loss, weight = both.tolist()
+    counts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(counts, tally.json() if is_first_of_replica() else {})
+    together = Tally()
+    for found in counts:
+        together.update(Tally.of_json(found))
+    return (loss / weight if weight > 0 else None), together
 
 
-def packs(
-    reader: ExampleReader, numbers: Iterable[int], budget: PackingConfig, skipped: list[Skipped]
-) -> Iterator[Batch]:
-    """Examples in their order, as many to a pack as fit; records that cannot be used go to `skipped`."""
+def packs(reader: ExampleReader, numbers: Iterable[int], budget: PackingConfig, tally: Tally) -> Iterator[Batch]:
+    """Examples in their order, as many to a pack as fit; `tally` counts them and the records that cannot be used."""
     waiting: list[Example] = []
 
     def full(example: Example) -> bool:
@@ -174,9 +183,10 @@ def packs(
     for number in numbers:
         examples = reader.whole(number)
         if isinstance(examples, Skipped):
-            skipped.append(examples)
+            tally.add(examples.source, SKIPPED + examples.cause, 1, (number, examples.key))
             continue
         for example in examples:
+            tally.read(Seen(number, example.key, example.source, counted(example.info)))
             if waiting and full(example):
                 yield packed()
                 waiting = []

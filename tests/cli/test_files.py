@@ -6,9 +6,11 @@ import errno
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 
+import data_prep
 from molmo2_nemo.cli import main as command
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST
@@ -175,23 +177,51 @@ PROMPTS = [
     ('{"question": "?", "style": 7}', "a style is a name such as user_qa"),
     ('{"question": "?", "answer": 7}', "answer is 7; expected a text"),
     ('{"question": null}', 'a text "question"'),
+    ('{"question": "?", "clip": [1, 2]}', "clip without a video"),
+    ('{"question": "?", "subtitles": "a.srt"}', "subtitles without a video"),
+    ('{"question": "?", "video": "FILM", "clip": [2, 1]}', "clip is [2, 1]; expected 0 <= start < end"),
+    ('{"question": "?", "video": "FILM", "clip": 2}', "clip is 2; expected [start, end]"),
+    ('{"question": "?", "video": "FILM", "subtitles": "absent.srt"}', "absent.srt: no such file"),
+    ('{"question": "?", "video": "FILM", "subtitles": "text"}', "text: subtitles are read from .srt"),
+    ('{"question": "?", "video": "FILM", "subtitles": 7}', "subtitles is 7; expected the path of a file"),
+    ('{"question": "?", "options": "a"}', "options is 'a'; expected a list of texts"),
 ]
+FILM = str(Path(data_prep.__file__).parent / "demo_media" / "bunny.mp4")
+ASKED = [
+    (("--clip", "1", "2"), "--clip belongs to a --video"),
+    (("--subtitles", "text"), "--subtitles belongs to a --video"),
+    (("--video", FILM, "--clip", "2", "1"), "clip is [2, 1]; expected 0 <= start < end"),
+    (("--video", FILM, "--subtitles", "text"), "text: subtitles are read from .srt"),
+    (("--video", FILM, "--frames", "0"), "--frames 0: must be at least 1"),
+    (("--video", FILM, "--fps", "nan"), "--fps nan: must be above 0"),
+    (("--max-crops", "0"), "--max-crops 0: must be at least 1"),
+    (("--max-crops", "4", "--high-res"), "--high-res and --max-crops"),
+    (("--temperature", "-1"), "--temperature -1.0: must be 0 (greedy) or more"),
+    (("--top-p", "0.5"), "--top-p 0.5 without --temperature"),
+    (("--stop", ""), "--stop with an empty text"),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), ASKED)
+def test_questions_that_cannot_be_asked(words, expected, place, capsys):
+    assert expected in told(["ask", "start", "?", *words], capsys)
 
 
 @pytest.mark.parametrize(("line", "expected"), PROMPTS)
 def test_prompts_that_cannot_be_used(line, expected, place, capsys):
-    (place / "prompts.jsonl").write_text('{"question": "fine"}\n' + line + "\n")
+    (place / "prompts.jsonl").write_text('{"question": "fine"}\n' + line.replace("FILM", FILM) + "\n")
     said = told(["generate", "start", "prompts.jsonl"], capsys)
     assert expected in said and "prompts.jsonl, line 2: " in said
 
 
 def test_null_in_a_prompt_counts_as_left_out(place):
-    from molmo2_nemo.evaluation.prompt_file import read_prompts
+    from molmo2_nemo.evaluation.prompt_file import KEYS, read_prompts
+    from molmo2_nemo.inference.prompt import Prompt
 
-    keys = {"question": "?", "image": None, "video": None, "style": None, "answer": None}
+    keys = {"question": "?"} | dict.fromkeys(KEYS[1:])
     (place / "prompts.jsonl").write_text(json.dumps(keys) + "\n" + json.dumps({"question": "?"}))
     first, second = read_prompts(place / "prompts.jsonl")
-    assert first == second == {"question": "?", "images": [], "video": None, "style": "user_qa", "reference": None}
+    assert first == second == Prompt("?", images=[], options=[])
 
 
 @pytest.mark.parametrize(("style", "expected"), [("nope", "unknown style 'nope'"), ("", "is a name such as user_qa")])

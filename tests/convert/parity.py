@@ -70,14 +70,18 @@ def greedy(checkpoint: Path) -> list[int]:
 
     from PIL import Image
 
-    from molmo2_nemo.inference.generate import generate, load
+    from molmo2_nemo.inference.engine import Generator
+    from molmo2_nemo.inference.generate import load
+    from molmo2_nemo.inference.sampling import Sampling
     from tests.fixtures.pictures import picture
 
     start_megatron()
     stream = io.BytesIO()
     Image.fromarray(picture(200, 120)).save(stream, "PNG")
     model, builder, tokenizer = load(checkpoint)
-    return generate(model, builder.prompt([stream.getvalue()], None, "What is it?", "user_qa"), tokenizer, 8)
+    prompt = builder.prompt([stream.getvalue()], None, "What is it?", "user_qa")
+    (completion,) = Generator(model, tokenizer).complete([prompt], Sampling(8))
+    return completion.tokens
 
 
 def read_cases(fixture: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -20,7 +20,8 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError
 from molmo2_nemo.data.record import BadRecord, parse_record
-from molmo2_nemo.data.shard_writer import write_manifest, write_shards
+from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.data.tar_manifest import write_manifest
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.data.video.read import read_video
 

@@ -17,10 +17,11 @@ from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.ordering import CostOrder
 from molmo2_nemo.data.pieces import of_piece, piece_number, without
-from molmo2_nemo.data.reader import ExampleReader, Skipped
+from molmo2_nemo.data.reader import ExampleReader
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.states import unread
+from molmo2_nemo.data.tally import Tally
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.training.validation import packs as validation_packs
 
@@ -368,9 +369,10 @@ def test_validation_reads_every_piece(tmp_path):
     config = made(tmp_path)
     one = stream(config).reader
     reader = ExampleReader(config, one.builder, one.im_patch_id)
-    skipped: list[Skipped] = []
-    batches = list(validation_packs(reader, range(len(TEXTS)), config.packing, skipped))
-    assert not skipped and sum(int((b.loss_weights > 0).sum()) for b in batches) == sum(LENGTHS) + len(LENGTHS)
+    tally = Tally()
+    batches = list(validation_packs(reader, range(len(TEXTS)), config.packing, tally))
+    assert not tally.skipped() and tally.totals()["examples"] >= len(TEXTS)
+    assert sum(int((b.loss_weights > 0).sum()) for b in batches) == sum(LENGTHS) + len(LENGTHS)
 
 
 def test_a_shorter_pack_than_at_the_checkpoint_is_refused_or_read_anew(tmp_path):

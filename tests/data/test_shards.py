@@ -16,9 +16,10 @@ import pytest
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_entries, read_head, write_manifest_file
 from molmo2_nemo.data.record import BadRecord
-from molmo2_nemo.data.shard_writer import clean_leftovers, write_manifest, write_shards
+from molmo2_nemo.data.shard_writer import clean_leftovers, write_shards
 from molmo2_nemo.data.shards import BLOCK, ShardDataset
 from molmo2_nemo.data.tar_index import index_tar
+from molmo2_nemo.data.tar_manifest import write_manifest
 
 
 def records(count=7):
@@ -59,7 +60,7 @@ def test_records_beyond_the_limits_are_not_read(folder, monkeypatch, limits, all
     assert sum(len(v) for i in range(allowed) for v in data.read(i)[1].values()) == sum(
         len(v) for _, members in list(records())[:allowed] for v in members.values()
     )
-    monkeypatch.setattr(data, "_pread", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(data.files, "read", lambda *_: pytest.fail("it was read"))
     with pytest.raises(BadRecord, match=message) as caught:
         data.read(4)
     assert caught.value.cause == "too large"

@@ -18,9 +18,9 @@ from molmo2_nemo.data.foreign import ForeignTexts
 from molmo2_nemo.data.loader import ExampleReader, default_builder
 from molmo2_nemo.data.manifest import MANIFEST, read_entries, read_head
 from molmo2_nemo.data.record import BadRecord, parse_record
-from molmo2_nemo.data.shard_writer import write_manifest
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tar_index import index_tar
+from molmo2_nemo.data.tar_manifest import write_manifest
 from molmo2_nemo.errors import UserError
 
 

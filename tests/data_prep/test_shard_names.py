@@ -8,8 +8,9 @@ from data_prep.shard_repair import repair
 from data_prep.shard_tools import check, index
 from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.data.record import parse_record
-from molmo2_nemo.data.shard_writer import write_manifest, write_shards
+from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.tar_manifest import write_manifest
 
 QA = {"style": "user_qa", "question": "q", "answer": "a"}
 RECORDS = {

@@ -36,6 +36,7 @@ def validated_run(folder, shards, **layout):
 def validation(folder):
     (line,) = (json.loads(text) for text in (folder / "sft" / "validation.jsonl").read_text().splitlines())
     assert line["step"] == 5 and line["skipped"] == 0 and sorted(line["losses"]) == ["pretrain", "sft"]
+    assert [line["counts"][name]["examples"] for name in ("pretrain", "sft")] == [{"count": 7}] * 2
     return [line["losses"][name] for name in ("pretrain", "sft")]
 
 

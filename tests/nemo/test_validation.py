@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import data_prep
 from molmo2_nemo.data.config import SourceConfig
+from molmo2_nemo.data.shard_writer import write_shards
 from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 
 EXAMPLES = 9
@@ -90,6 +92,30 @@ def test_validation_leaves_no_trace_in_training(workers, shards, learned, tmp_pa
     assert not (tmp_path / "sft" / "validation.jsonl").exists()
 
 
+def test_what_held_out_data_lose_is_counted(workers, shards, tmp_path):
+    """Two replicas share three records: one has an image too many, one a picture that is none."""
+    question = {"style": "user_qa", "question": "Which animal?", "answer": "a cat"}
+    picture = (Path(data_prep.__file__).parent / "demo_media" / "cat.jpg").read_bytes()
+
+    def record(key: str, *pictures: bytes) -> tuple[str, dict[str, bytes]]:
+        media = {f"{i}.jpg": content for i, content in enumerate(pictures)}
+        return key, {"json": json.dumps({"images": sorted(media), "annotations": [question]}).encode(), **media}
+
+    records = [record("a", picture, picture), record("b", picture), record("c", b"no picture")]
+    write_shards(tmp_path / "held", records)
+    cfg = learning_run(tmp_path / "run", shards)
+    cfg.data.image.max_images, cfg.stage.max_steps = 1, 1
+    cfg.validation.sources = {"held": SourceConfig(path=str(tmp_path / "held"))}
+    workers.run(train_on_packs, cfg, demo_packs(8), ranks=2, fit=True)
+    (line,) = lines(tmp_path / "run")
+    counts = line["counts"]["held"]
+    assert line["skipped"] == 1 and counts["examples"] == {"count": 2}
+    assert counts["ignored"] == {"count": 1, "first": "held-000000.tar:a"}
+    assert [(k, v["first"]) for k, v in counts.items() if k.startswith("skipped")] == [
+        ("skipped: bad media", "held-000000.tar:c")
+    ]
+
+
 def told_to_leave(cfg, packs: list, step: int, record: int) -> tuple[str, list[dict]]:
     """Train; rank 1 gets SIGUSR1 while it reads its so many-th record for the validation after `step`."""
     from molmo2_nemo.data.reader import ExampleReader
@@ -134,21 +160,23 @@ def test_a_signal_ends_validation_and_it_is_done_later(workers, shards, tmp_path
 
 def answers(checkpoint: Path, shards: str, picture: bytes) -> tuple[list[dict], list[dict], str, list[str]]:
     from molmo2_nemo.inference.generate import answer, answer_prompts, answer_records
+    from molmo2_nemo.inference.prompt import Prompt
+    from molmo2_nemo.inference.sampling import Sampling
 
-    prompt = {"question": "What is this?", "images": [picture], "video": None, "style": "user_qa", "reference": "R"}
-    six = {**prompt, "images": [picture] * 5 + [picture[: len(picture) // 2]]}
-    records, remarks = list(answer_records(checkpoint, shards, 4, 3)), []
+    prompt = Prompt("What is this?", [picture], reference="R")
+    six = Prompt("What is this?", [picture] * 5 + [picture[: len(picture) // 2]], reference="R")
+    three = Sampling(max_new_tokens=3)
+    records, remarks = list(answer_records(checkpoint, shards, 4, three)), []
     return (
         records,
-        list(answer_prompts(checkpoint, [prompt, six], 3)),
-        answer(checkpoint, [picture], None, "What is this?", max_new_tokens=3, remarks=remarks),
+        list(answer_prompts(checkpoint, [prompt, six], three)),
+        answer(checkpoint, Prompt("What is this?", [picture]), three, remarks=remarks),
         remarks,
     )
 
 
 def test_answers_beside_their_references(workers, shards, learned):
     """References are what the shards' annotations say, never shown in the prompt; a prompt gets what `ask` answers."""
-    import data_prep
     from data_prep.demo_records import CAPTIONS
 
     picture = (Path(data_prep.__file__).parent / "demo_media" / "cat.jpg").read_bytes()
@@ -159,8 +187,9 @@ def test_answers_beside_their_references(workers, shards, learned):
     assert all(r["reference"] and r["reference"] not in r["question"] for r in records)
     only, six = prompts
     assert (only["answer"], only["reference"], only["key"]) == (asked, "R", "prompt 1")
-    assert remarks == only["remarks"] == [] and not any(r["remarks"] for r in records)
-    assert six["remarks"] == ["1 images after the first 5, left out (data.image.max_images=5)"]
+    cut = ["the answer is cut off after 3 tokens"]
+    assert remarks == only["remarks"] == cut and all(r["remarks"] in (cut, []) for r in records)
+    assert six["remarks"] == ["1 images after the first 5, left out (data.image.max_images=5)", *cut]
 
 
 def lines(folder: Path) -> list[dict]:

@@ -8,9 +8,9 @@ import av
 import pytest
 
 from data_prep import demo
-from data_prep.subtitle_files import parse
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.subtitle_files import parse
 from molmo2_nemo.errors import DataError
 
 LINES = [(0.5, 1.25, "Good morning."), (1.5, 2.0, "Two lines,\nwith a comma"), (3723.004, 3725.1, "Late.")]

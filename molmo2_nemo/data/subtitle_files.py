@@ -9,9 +9,9 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from molmo2_nemo.errors import DataError
+from molmo2_nemo.errors import DataError, UserError
 
 Line = tuple[float, float, str]  # start and end in seconds, text
 TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,3}))?"
@@ -38,6 +38,20 @@ def parse(name: str, content: bytes) -> list[Line]:
     if not found:
         raise DataError("holds no subtitles")
     return [line for line in found if line[2]]
+
+
+def read_subtitles(path: Path) -> list[Line]:
+    """The lines of a subtitle file that a user names.
+
+    Raises:
+        UserError: no such file, or one that `parse` refuses; names it.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    try:
+        return parse(path.name, path.read_bytes())
+    except DataError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def _text(content: bytes) -> list[str]:

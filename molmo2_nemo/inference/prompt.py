@@ -1,0 +1,73 @@
+"""What a trained model is asked, and how much it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.record import Subtitle
+from molmo2_nemo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One question about images, a video, or nothing."""
+
+    question: str
+    images: Sequence[bytes] = ()  # encoded files
+    video: bytes | None = None  # an encoded file; not beside images
+    style: str = "user_qa"  # what kind of answer, as in training annotations
+    subtitles: Sequence[tuple[float, float, str]] = ()  # start and end in seconds of the film, text
+    clip: tuple[float, float] | None = None  # seconds of the film: the part that is shown
+    options: Sequence[str] = ()  # of a multiple-choice question
+    reference: str | list[str] | None = None  # what it is compared with
+
+    def clipped_subtitles(self) -> list[Subtitle]:
+        """The lines heard in the clip, their times counted from its start."""
+        start, end = self.clip or (0.0, float("inf"))
+        heard = [(a, b, text) for a, b, text in self.subtitles if a < end and b > start]
+        return [Subtitle(max(a, start) - start, min(b, end) - start, text) for a, b, text in heard]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of its run's settings a model's answers replace (test-time scaling). None: as in the run.
+
+    Args:
+        frames: most frames of a video (data.video.max_frames).
+        fps: most frames per second (data.video.max_fps).
+        max_crops: tiles of an image, the global view not counted (data.image.max_crops).
+        high_res: as many tiles of a single image as training's high resolution has (data.image.high_res_max_crops).
+
+    Raises:
+        UserError: a number out of range, or both of the last two.
+    """
+
+    frames: int | None = None
+    fps: float | None = None
+    max_crops: int | None = None
+    high_res: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        for option, value in (("--frames", self.frames), ("--max-crops", self.max_crops)):
+            if value is not None and value < 1:
+                raise UserError(f"{option} {value}: must be at least 1")
+        if self.fps is not None and not 0 < self.fps < float("inf"):
+            raise UserError(f"--fps {self.fps}: must be above 0")
+        if self.high_res and self.max_crops is not None:
+            raise UserError("--high-res and --max-crops both say how many tiles an image has: give one of them")
+
+    def settings(self, run: DataConfig) -> DataConfig:
+        """The run's data settings with these in place of its own; the run's stay as they are."""
+        image, video = run.image, run.video
+        if self.high_res:
+            image = dataclasses.replace(image, max_crops=image.high_res_max_crops)
+        if self.max_crops is not None:
+            image = dataclasses.replace(image, max_crops=self.max_crops)
+        if self.frames is not None:
+            video = dataclasses.replace(video, max_frames=self.frames)
+        if self.fps is not None:
+            video = dataclasses.replace(video, max_fps=self.fps)
+        return dataclasses.replace(run, image=image, video=video)
