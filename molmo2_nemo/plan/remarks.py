@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig
-from molmo2_nemo.plan.command import asked_otherwise
 from molmo2_nemo.model.flops import feature_bytes
+from molmo2_nemo.plan.command import asked_otherwise
 from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.plan.search import Plan
 from molmo2_nemo.plan.table import scaled
