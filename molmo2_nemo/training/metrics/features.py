@@ -10,7 +10,7 @@ from molmo2_nemo.training.metrics.interface import FinishedStep, Metric
 
 
 class FeatureCache(Metric):
-    """Counts of all ranks (features/frozen.py), in lines of runs that have a frozen encoder's features computed once."""
+    """Counts of all ranks (features/frozen.py), in lines of runs that encode crops of a frozen encoder once."""
 
     place = 120
 
