@@ -179,7 +179,7 @@ class FrozenFeatures:
             if first:
                 self._keep([found.keys[at.start + i] for i in missed], computed)
             out = computed
-            if hits:
+            if kept is not None:
                 out = computed.new_empty((len(rows), *self.shape))
                 out[_index(missed, crops.device)] = computed
                 out[_index(hits, crops.device)] = kept

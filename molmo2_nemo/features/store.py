@@ -142,7 +142,7 @@ class FeatureStore:
 
 def _fill(file: object, into: np.ndarray) -> int:
     """Read until the array is full or the file ends; bytes read."""
-    view, filled = memoryview(into), 0
+    view, filled = into.data, 0
     while filled < len(view) and (count := file.readinto(view[filled:])):  # type: ignore[attr-defined]
         filled += count
     return filled
