@@ -16,6 +16,7 @@ from typing import Any
 
 from molmo2_nemo.cli import bring
 from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
+from molmo2_nemo.data.objects.address import is_url
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a data set of the user's own
@@ -189,6 +190,12 @@ def _found(path: Path, given: dict[str, Any] | None) -> Any:
 def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
     check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0, "max_image_side": 0})
+    if is_url(args.out):
+        words = " ".join(args.what)
+        raise UserError(
+            f"prepare writes to a folder, and copying is a command of its own: molmo2 prepare {words} ... --out DIR; "
+            f"molmo2 shards copy DIR {args.out}"
+        )
     check_folder("--out", Path(args.out))
     if args.cache:
         check_folder("--cache", Path(args.cache))
