@@ -74,7 +74,7 @@ class Output:
         bytes_per_shard: int = 10**9,
         records_per_shard: int = 10_000,
         overwrite: bool = False,
-        repeat_media: bool = True,
+        repeat_media: bool = False,
     ):
         self.out, self.work = out, out.with_name(f"{out.name}.partial")
         self.settings, self.tool = json.loads(json.dumps(settings)), tool

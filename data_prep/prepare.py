@@ -56,6 +56,7 @@ class Options:
     rate: float = 0.0  # downloads per second, all workers together
     verify: bool | str = True  # certificates of https
     overwrite: bool = False
+    repeat_media: bool = False  # write media into every record that shows them, not once
     strict: bool = False  # fail at the first sample that cannot be used
     config: DataConfig = field(default_factory=DataConfig)  # of the training that records are checked for
 
@@ -70,6 +71,7 @@ class Options:
             "records_per_shard": self.records_per_shard,
             "max_media_bytes": self.max_media_bytes,
             # Left out where it changes nothing: data sets prepared before it was known are the same.
+            **({"repeat_media": True} if self.repeat_media else {}),
             **{name: value for name, value in asdict(self.build).items() if name != "gop" or value},
             **({"checked_for": checked} if (checked := changed(self.config)) else {}),
         }
@@ -126,6 +128,7 @@ def prepare(
         bytes_per_shard=options.bytes_per_shard,
         records_per_shard=options.records_per_shard,
         overwrite=options.overwrite,
+        repeat_media=options.repeat_media,
     ) as output:
         if output.done is not None:
             return Summary(output.done, already=True)

@@ -52,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N samples of each data set")
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices made here (default 0)")
+    parser.add_argument(
+        "--repeat-media",
+        action="store_true",
+        help="write a picture or film into every record that shows it, so that other tools can read record by record",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
     parser.add_argument("--cache", metavar="DIR", help="downloads and unpacked archives (default: OUT/.cache)")
@@ -257,6 +262,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
         cache=Path(args.cache) if args.cache else out / ".cache",
         rate=args.rate,
         overwrite=args.overwrite,
+        repeat_media=args.repeat_media,
         strict=args.strict,
         config=config,
     )
@@ -271,6 +277,9 @@ def _report(summary: Any, folder: Path) -> None:
     state = "is there already" if summary.already else "done"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    if shared := head.get("shared_media"):
+        saved = f"{shared['members']:,} media are those of earlier records and not written again"
+        print(f"  {saved}: {shared['bytes'] / 1e6:,.1f} MB less (--repeat-media writes them)")
     for line in note_lines(head.get("notes", {})):
         print(line)
     if head["skipped"]:

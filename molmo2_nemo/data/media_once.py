@@ -107,15 +107,16 @@ class MediaOnce:
         if resume is None or path.stat().st_size < resume[0]:
             self._read_shards()
         else:
-            self._load(*resume)
+            self._load(resume[0])
+        if resume is not None:
+            _, self.members, self.bytes = resume
 
-    def _load(self, size: int, members: int, saved: int) -> None:
+    def _load(self, size: int) -> None:
         self._file.truncate(size)
         self._file.seek(0)
         while chunk := self._file.read(LINE.size * 2**16):
             for key, place in LINE.iter_unpack(chunk):
                 self._places.add(key, place)
-        self.members, self.bytes = members, saved
 
     def _read_shards(self) -> None:
         self._file.truncate(0)
