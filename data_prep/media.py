@@ -28,6 +28,7 @@ from data_prep.sources.base import (
     Media,
     Prepared,
     SourceError,
+    Stored,
     Url,
 )
 from molmo2_nemo.data.config import DataConfig
@@ -158,6 +159,8 @@ class Resolver:
         """
         if isinstance(media, Inline):
             return media.data, media.suffix
+        if isinstance(media, Stored):
+            return self._stored(media), media.suffix
         if isinstance(media, Prepared):
             return self._from_prepared(media)
         if isinstance(media, FirstOf):
@@ -169,6 +172,14 @@ class Resolver:
             return path.read_bytes(), _suffix(name)
         except OSError as error:
             raise MediaError(NOT_FOUND, f"{path} cannot be read: {error.strerror}") from None
+
+    def _stored(self, media: Stored) -> bytes:
+        if media.size > self.max_bytes:
+            raise MediaError("too large", f"{media.size} bytes; at most {self.max_bytes} (--max-media-mb)")
+        try:
+            return media.read()
+        except (OSError, DataError) as error:
+            raise MediaError(NOT_FOUND, f"cannot be read: {error}") from None
 
     def first(self, media: FirstOf, get: Callable[[Media], T]) -> T:
         """`get` of the first alternative that is found."""
@@ -245,6 +256,14 @@ class Resolver:
             return self._there(media.paths) is not None
         found = (_below(folder, media.folder) for folder in self.folders)
         return any(path is not None and path.is_dir() for path in found)
+
+    def below(self, name: str, *, folder: bool = False) -> tuple[Path, str] | None:
+        """A file, or a folder, below one of the folders, and its path from there; None if there is none."""
+        for root in self.folders:
+            path = _below(root, name) if folder else find_below(root, name)
+            if path is not None and (not folder or path.is_dir()):
+                return path, os.path.relpath(path, root)
+        return None
 
     def _there(self, paths: tuple[str, ...]) -> Path | None:
         """The first of these paths that exists below one of the folders; None if there is none."""
@@ -324,7 +343,7 @@ class Resolver:
             whole = self.video(media.video)
             whole.part = (media.start, media.end)
             return whole
-        if isinstance(media, (Inline, Prepared)):
+        if isinstance(media, (Inline, Stored, Prepared)):
             content, suffix = self.read(media)
             with _naming(media):
                 return probe_video(content, suffix, self.config)
@@ -351,6 +370,8 @@ def name_of(media: Media) -> str:
         return " or ".join(media.paths)
     if isinstance(media, HubFile):
         return f"{media.repo}/{media.path}"
+    if isinstance(media, Stored):
+        return f"{media.name} in {PurePosixPath(media.path).name}"
     if isinstance(media, ArchiveMember):
         return f"{media.path} in {name_of(media.archive)}"
     if isinstance(media, Frames):
@@ -454,7 +475,7 @@ def _head(data: bytes | Path) -> bytes:
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
-    """An mp4 (H.264) of the images in a folder, encoded once and cached.
+    """An mp4 (H.264) of the images in a folder, encoded once and cached, and anew when one of them is newer.
 
     Raises:
         MediaError: no images, or one that cannot be decoded.
@@ -466,7 +487,7 @@ def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
     identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
     name = hashlib.sha256(identity.encode()).hexdigest()
     target = cache / name[:2] / f"{name}.mp4"
-    if not target.exists():
+    if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as part:
             encode_video(_images(files), part, media.fps)

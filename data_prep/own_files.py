@@ -1,4 +1,4 @@
-"""What a user brings -> rows: JSON Lines, a JSON list, COCO, CSV, Parquet, Arrow, folders of Hugging Face's datasets.
+"""What a user brings -> rows: JSON Lines, a JSON list, COCO, CSV, Parquet, Arrow, tars, folders of Hugging Face's.
 
 A row is {"line": number, "content": bytes} of JSON Lines, unparsed, else {"line": number, "entry": dict}.
 """
@@ -28,6 +28,7 @@ ENDINGS = (*LINES, ".json", *TABLES)
 COCO = {"images", "annotations", "categories"}
 HEAD = 4096
 LARGE_BYTES = 2**30
+TAR_BYTES = 64 * 2**20
 END_BYTES = 2**20
 WHOLE_BYTES = 64 * 2**20
 
@@ -61,17 +62,19 @@ class OwnRows:
             said = f"{len(self.files)} files of {self.folders[0].name} with SHA-256 {digest}"
         if self.columns is None:
             return said
-        taken = {**self.columns.taken, **({"style": self.columns.style} if self.columns.style else {})}
+        taken = {**self.columns.taken, **self.columns.literal()}
         return f"{said}; columns {json.dumps(taken, ensure_ascii=False)}"
 
 
 def fingerprint(path: Path, large: int = LARGE_BYTES) -> str:
-    """SHA-256 of a file's content; of a table with media in it, of more than `large` bytes, of its size and its ends.
+    """SHA-256 of a file's content; of a table with media in it, of more than `large` bytes, and of a tar of more than
+    `TAR_BYTES`, of its size and its ends.
 
     The last part of a Parquet file has the places and statistics of all columns.
     """
     size = path.stat().st_size
-    if ending(path)[0] not in (".parquet", ".arrow") or size <= large:
+    kind = ending(path)[0]
+    if kind not in (".parquet", ".arrow", ".tar") or size <= (TAR_BYTES if kind == ".tar" else large):
         return file_sha256(path)
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
@@ -108,6 +111,12 @@ def find_rows(path: Path, given: Mapping[str, Any] | None = None) -> OwnRows:
     Raises:
         UserError: nothing that can be read, or a map that does not fit.
     """
+    if path.is_dir() or path.suffix.lower() == ".tar":
+        from data_prep.own_tars import tar_rows, tars_of
+
+        tars = tars_of(path) if path.exists() else None
+        if tars is not None:
+            return tar_rows(tars, given)
     if path.is_dir():
         from data_prep.own_tables import folder_rows
 

@@ -16,6 +16,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from data_prep.download import FAILED
+from data_prep.ledger import Medium, media_of, not_fetched
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.noticed import noticed
 from data_prep.run_limits import check_fits
@@ -65,6 +67,7 @@ class Built:
     members: dict[str, bytes | Path]  # a path: read when it is written
     entry: Entry = field(default_factory=lambda: Entry(""))
     notes: tuple[str, ...] = ()  # what the summary counts; texts that many records have in common
+    media: tuple[Medium, ...] = ()  # what it was made from, below --source
 
 
 def member_key(key: str) -> str:
@@ -76,14 +79,15 @@ def member_key(key: str) -> str:
     return f"{name[: MAX_KEY - 13]}-{digest}" if name else digest
 
 
-def build_all(items: Sequence[Sample | Skip], resolver: Resolver, options: BuildOptions) -> list[Built | Skip]:
-    """Build a batch of records; the downloads of the whole batch run concurrently."""
+def build_all(items: Sequence[Any], resolver: Resolver, options: BuildOptions) -> list[Any]:
+    """Build a batch of records, a `Built` or `Skip` for each `Sample`; other items are passed on. The downloads of the
+    whole batch run concurrently."""
     wanted: list[Media] = []
     for item in items:
         if isinstance(item, Sample):
             wanted += [*item.images, *([item.video] if item.video is not None else [])]
     resolver.prefetch(wanted)
-    return [item if isinstance(item, Skip) else build(item, resolver, options) for item in items]
+    return [build(item, resolver, options) if isinstance(item, Sample) else item for item in items]
 
 
 def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | Skip:
@@ -92,9 +96,11 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
     Raises:
         OSError: the cache cannot be written.
     """
-    fault = None
+    fault, media = None, media_of(sample, resolver)
     try:
-        return _build(sample, resolver, options)
+        built = _build(sample, resolver, options)
+        built.media = media
+        return built
     except MediaError as error:
         reason, detail, fault = error.reason, error.detail, error.fault(error.field) if error.field else None
     except BadRecord as error:
@@ -108,7 +114,8 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
             raise
         reason, detail = UNFORESEEN, f"{type(error).__name__}: {error} (MOLMO2_VERBOSE=1 shows where)"
     # Some libraries put memory addresses into their messages, but skipped.jsonl must be the same in every run.
-    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400], fault, sample.place)
+    media += not_fetched(sample, resolver) if reason == FAILED else ()
+    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400], fault, sample.place, media)
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:

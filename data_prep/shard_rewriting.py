@@ -70,7 +70,7 @@ class Rewriting:
     def rewritten(self, number: int, entries: list[Entry], borrowed: list[str]) -> Repaired:
         """A new tar of the records that can be used; `borrowed` gets the keys of those that come from another tar."""
         path = self.paths[number]
-        new, bad = TarShard(_free_name(path)), []
+        new, bad = TarShard(self._target(path)), []
         try:
             for entry, problem, content in self._read(path, entries):
                 whole = content if problem is None else self._saved(path, entry, content)
@@ -105,6 +105,10 @@ class Rewriting:
             for i, member in enumerate(entry.members):
                 if member.shard in self.again and member.shard is not None:
                     entry.members[i] = replace(self.moved[member.shard, member.offset], suffix=member.suffix)
+
+    def _target(self, path: Path) -> Path:
+        """Where the new tar is written that takes the place of `path`."""
+        return free_name(path)
 
     def _read(self, path: Path, entries: list[Entry]) -> Iterator[tuple[Entry, Problem | None, dict[str, bytes]]]:
         if path.is_file():
@@ -167,7 +171,7 @@ class Rewriting:
         return keys
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """A name for the tar that takes the place of `path`."""
     number, stem = 1, re.sub(r"-r\d+$", "", path.stem)
     while (target := path.with_name(f"{stem}-r{number}.tar")).exists():

@@ -55,7 +55,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +71,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     Lettered,
     Media,
     Prepared,
+    Stored,
     Url,
     column_media,
 )
@@ -102,6 +103,11 @@ OWN = "own data"  # `Source.kind` of a user's own files
 # --- what a source yields --------------------------------------------------------------------------------------------
 
 
+def unit_of(file: str) -> str:
+    """What is counted in a user's own file: lines, or records of a tar."""
+    return "record" if file.endswith(".tar") else "line"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a sample of a user's own file stands."""
@@ -109,6 +115,7 @@ class Place:
     file: str
     line: int  # from 1
     names: Mapping[str, str] = field(default_factory=dict)  # path of a field in the record -> its name in the line
+    mark: str = field(default="", compare=False)  # of the line's content; "" where it is not known
 
     def of(self, path: str) -> str:
         """The path of a record's field as the line has it."""
@@ -119,7 +126,7 @@ class Place:
 
     def inner(self, names: Mapping[str, str]) -> Place:
         """The place of a record whose fields have these names in a line whose fields have the names of this place."""
-        return Place(self.file, self.line, {**self.names, **{start: self.of(name) for start, name in names.items()}})
+        return replace(self, names={**self.names, **{start: self.of(name) for start, name in names.items()}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,7 @@ class Skip:
     detail: str = ""
     fault: Fault | None = None  # the field, what was seen and expected
     place: Place | None = None  # in a user's own file
+    media: tuple[Any, ...] = field(default=(), compare=False)  # of a sample: what it takes from --source (ledger.py)
 
     def line(self) -> dict[str, Any]:
         """The line of skipped.jsonl: key, reason and detail; field, seen and expected where they are known; and of a
@@ -174,7 +182,8 @@ class Skip:
         return made
 
     def __str__(self) -> str:
-        where = self.key if self.place is None else f"{self.place.file}, line {self.place.line}"
+        place = self.place
+        where = self.key if place is None else f"{place.file}, {unit_of(place.file)} {place.line}"
         field = f", {self.line()['field']}" if self.fault is not None and self.fault.field else ""
         return f"{where}{field}: {self.reason}{f': {self.detail}' if self.detail else ''}"
 

@@ -19,6 +19,7 @@ of other projects are converted (own_shapes.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -37,8 +38,10 @@ from data_prep.sources.base import (
     Sample,
     Skip,
     Source,
+    Stored,
     Table,
     Url,
+    unit_of,
 )
 from data_prep.sources.own_columns import Columns
 from data_prep.sources.own_shapes import inline_medium, plain_answers, plain_entry
@@ -83,7 +86,8 @@ def records(
     names = {} if columns is None else columns.names()
     seen: set[int] = set()
     for row in rows:
-        name, place = f"line {row['line']}", Place(file, row["line"], names)
+        where = row.get("file", file)
+        name, place = f"{unit_of(where)} {row['line']}", Place(where, row["line"], names, _mark(row))
         try:
             if "fault" in row:
                 raise FieldError(row["fault"], f"holds {row['fault'].seen}, not {row['fault'].expected}")
@@ -93,7 +97,7 @@ def records(
             sample = entry_sample(made, f"{row['line']:08d}", place)
             own_key = "key" in entry or (columns is not None and "key" in columns.mapped)
             if not own_key and sample.key != f"{row['line']:08d}":
-                sample = _told_apart(sample, seen, row["line"], notes)
+                sample = _told_apart(sample, seen, str(row.get("apart", row["line"])), notes)
             yield replace(sample, notes=(*notes, *sample.notes)) if notes else sample
         except BadRecord as error:
             fault = error.fault or Fault("", error.detail, "one JSON object in a line")
@@ -103,7 +107,20 @@ def records(
             yield Skip(name, "bad line", detail, error.fault, place)
 
 
-def _told_apart(sample: Sample, seen: set[int], line: int, notes: list[str]) -> Sample:
+def _mark(row: Row) -> str:
+    """What tells the content of a line of text from another; "" of tables that are not text."""
+    content = row.get("content")
+    if content is None:
+        cells = row.get("entry", {})
+        content = "\0".join(map(str, cells.values())).encode() if _is_text(cells) else None
+    return "" if content is None else hashlib.blake2b(content.rstrip(b"\r\n"), digest_size=8).hexdigest()
+
+
+def _is_text(cells: dict[str, Any]) -> bool:
+    return all(isinstance(cell, str) for cell in cells.values())
+
+
+def _told_apart(sample: Sample, seen: set[int], line: str, notes: list[str]) -> Sample:
     """The sample, with a key of its own where its `id`, which other projects repeat, has come before."""
     key = sample.key
     while hash(key) in seen:
@@ -234,7 +251,7 @@ def _variants(entry: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
-    if isinstance(path, Inline):  # of a table that holds the media themselves
+    if isinstance(path, (Inline, Stored)):  # of a table that holds the media themselves
         return path
     if not isinstance(path, str) or not path:
         raise FieldError.wrong(field, "a path, a string", path)

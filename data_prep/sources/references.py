@@ -25,6 +25,34 @@ class Url:
     sha256: str | None = None  # of the content, where the data set publishes it
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A part of a file, such as a member of a tar, read where it lies."""
+
+    path: str
+    offset: int
+    size: int  # bytes
+    name: str  # its suffix says the kind
+
+    @property
+    def suffix(self) -> str | None:
+        return PurePosixPath(self.name).suffix.lower().lstrip(".") or None
+
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+            OSError: the file cannot be read.
+            DataError: it ends before.
+        """
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) != self.size:
+            raise DataError(f"{self.path} ends before byte {self.offset + self.size}")
+        return data
+
+
 class _Alternatives:
     """A sequence of alternatives, given as arguments; equal when all of them are."""
 
@@ -137,7 +165,7 @@ class Prepared:
     image: int = 0
 
 
-Media = Inline | Url | File | HubFile | ArchiveMember | Frames | Prepared | Cut | Lettered | FirstOf
+Media = Inline | Stored | Url | File | HubFile | ArchiveMember | Frames | Prepared | Cut | Lettered | FirstOf
 
 
 def column_media(value: Any) -> Media:

@@ -42,8 +42,10 @@ def render(data: Any) -> list[Any]:
     from rich.table import Table
     from rich.text import Text
 
+    from molmo2_nemo.data.objects.files import use
     from molmo2_nemo.data.sampling import NO_GROUP, group_shares, mixture_table
 
+    use(data.store)
     rows = mixture_table(data.sources, data.groups, data.missing)
     shares = group_shares(data.sources, data.groups, data.missing)
     table = Table(box=None, padding=(0, 1, 0, 0))

@@ -18,6 +18,7 @@ from molmo2_nemo.cli import bring
 from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a data set of the user's own
 EXAMPLES = """\
 examples:
   molmo2 prepare --list                                     # every data set of the published mixture
@@ -29,6 +30,7 @@ examples:
   molmo2 prepare --fetch okvqa --source /data/raw           # brings what may be fetched
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
+  molmo2 prepare laion/ --out shards                        # tars of img2dataset, Megatron-Energon, webdataset
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="folder of raw files; those of NAME are looked for in DIR/NAME, then in DIR (may be repeated)",
     )
+    parser.add_argument("--name", metavar="NAME", help="the data set's name, of one file of your own (the file's)")
     parser.add_argument("--map", metavar="FILE", help="which column of your own files is what: YAML, field: column")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores; 0: this one)"
@@ -59,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
+    parser.add_argument(
+        "--keep-going", action="store_true", help="do not give up where none of the first media is there or usable"
+    )
     parser.add_argument("--cache", metavar="DIR", help="downloads and unpacked archives (default: OUT/.cache)")
     parser.add_argument("--rate", type=float, default=0.0, metavar="N", help="at most N downloads per second")
     parser.add_argument(
@@ -121,7 +127,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     out, console = Path(args.out), Console(stderr=True, highlight=False)
     failed: list[str] = []
-    wanted, config = _wanted(args.what), run_settings(args)
+    wanted, config = _named(_wanted(args.what), args.name), run_settings(args)
     given = _map(args.map, wanted)
     for what in wanted:
         name = what.name
@@ -211,9 +217,25 @@ def _wanted(words: list[str]) -> list[Any]:
         if other != what and OwnFile in (type(other), type(what)):
             names = [str(w.path) if isinstance(w, OwnFile) else f"the published {w.name}" for w in (other, what)]
             raise UserError(
-                f"{names[0]} and {names[1]} would both become the data set {what.name}; name one apart: NAME=FILE"
+                f"{names[0]} and {names[1]} would both become the data set {what.name}; name one apart: NAME=FILE (or "
+                "--name NAME, in a command for one file)"
             )
     return list(by_name.values())
+
+
+def _named(wanted: list[Any], name: str | None) -> list[Any]:
+    """What to prepare, under the name of --name.
+
+    Raises:
+        UserError: it is not one file of the user's, or the name cannot be one.
+    """
+    if name is None:
+        return wanted
+    if len(wanted) != 1 or not isinstance(wanted[0], OwnFile):
+        raise UserError("--name names the data set of one file of your own; of several, write NAME=FILE for each")
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name {name!r}: a name has letters, digits, and . _ - only")
+    return [OwnFile(wanted[0].path, name)]
 
 
 def _own_file(word: str) -> OwnFile | None:
@@ -222,7 +244,7 @@ def _own_file(word: str) -> OwnFile | None:
     from data_prep.sources import all_sources
 
     name, equals, rest = word.partition("=")
-    named = bool(equals) and re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None and not Path(word).exists()
+    named = bool(equals) and NAME.fullmatch(name) is not None and not Path(word).exists()
     path = Path(rest if named else word)
     if not named and word in all_sources():
         return None
@@ -264,39 +286,57 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
         overwrite=args.overwrite,
         repeat_media=args.repeat_media,
         strict=args.strict,
+        keep_going=args.keep_going,
         config=config,
     )
 
 
 def _report(summary: Any, folder: Path) -> None:
+    from data_prep.again import again_lines
     from data_prep.download import FAILED
+    from data_prep.ledger import MISSING, MISSING_URLS
+    from data_prep.media import NOT_FOUND
     from data_prep.noticed import note_lines
 
     head = summary.head
     size = sum(shard["bytes"] for shard in head["shards"])
-    state = "is there already" if summary.already else "done"
+    state = "is there already" if summary.already else "done" if summary.look is None else "added to"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    print("".join(f"  {line}\n" for line in again_lines(summary, folder)), end="")
     if shared := head.get("shared_media"):
         saved = f"{shared['members']:,} media are those of earlier records and not written again"
         print(f"  {saved}: {shared['bytes'] / 1e6:,.1f} MB less (--repeat-media writes them)")
     for line in note_lines(head.get("notes", {})):
         print(line)
-    if head["skipped"]:
-        total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
-        print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
-        for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
-            print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")
-        if FAILED in head["skipped"]:
-            print("  --overwrite tries failed downloads again; what was fetched is in the cache")
+    if not head["skipped"]:
+        return
+    total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
+    print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
+    for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
+        print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")
+    if absent := head["skipped"].get(NOT_FOUND):
+        listed = f", listed in {folder / MISSING}" if (folder / MISSING).is_file() else ""
+        print(f"  {head['records']:,} of {head['records'] + total:,} records; media of {absent:,} not found{listed}")
+    if failed := head["skipped"].get(FAILED):
+        listed = f", listed in {folder / MISSING_URLS}" if (folder / MISSING_URLS).is_file() else ""
+        print(f"  {failed:,} with downloads that failed{listed}")
+    if absent or failed:
+        print("  the same command adds what has come since")
 
 
 def _firsts(path: Path) -> dict[str, str]:
     """What to say of the first sample skipped for each reason, from the lines of skipped.jsonl."""
+    from data_prep.sources.base import unit_of
+
     found: dict[str, str] = {}
+    if not path.is_file():
+        return found
     with path.open(encoding="utf-8") as file:
         for line in map(json.loads, file):
             if line["reason"] not in found:
-                where = f"{line['file']}, line {line['line']}" if "file" in line else line["key"]
+                where = line["key"]
+                if "file" in line:
+                    where = f"{line['file']}, {unit_of(line['file'])} {line['line']}"
                 found[line["reason"]] = f" (the first: {where}{': ' * bool(line['detail'])}{line['detail'][:200]})"
     return found

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_folder
+from molmo2_nemo.data.objects.address import is_url
 from molmo2_nemo.errors import UserError, writing
 
 EXAMPLES = """\
@@ -48,9 +49,10 @@ def run(args: argparse.Namespace) -> int:
     check_folder("--out", Path(args.out))
     rank, ranks = _rank(args.rank)
     if folders:  # looked at before the imports, which take seconds
-        _check_shards(Path(folders[0]))
+        _check_shards(folders[0])
 
     from molmo2_nemo.data.config import SourceConfig
+    from molmo2_nemo.data.objects.address import place_of
     from molmo2_nemo.preview import collect
     from molmo2_nemo.preview.page import write_pages
     from molmo2_nemo.settings.compose import compose
@@ -60,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
     where = " ".join(settings) or "recipe=tiny"
     with tempfile.TemporaryDirectory() as scratch:
         if folders:
-            shards = Path(folders[0])
-            path = _alone(shards, Path(scratch)) if shards.suffix == ".tar" else shards
-            cfg.data.sources = {shards.stem or "shards": SourceConfig(path=str(path))}
+            shards = place_of(folders[0])
+            alone = isinstance(shards, Path) and shards.suffix == ".tar"
+            path = _alone(shards, Path(scratch)) if alone else shards  # type: ignore[arg-type]
+            cfg.data.sources = {Path(shards.name).stem or "shards": SourceConfig(path=str(path))}
             where = f"{shards}, {where}"
         views = [collect.record(cfg, args.record)] if args.record else collect.packs(cfg, args.packs, rank, ranks)
     about = f"{where}: {cfg.data.image.crop_size}-pixel crops, stage {cfg.stage.name}, seed {cfg.data.seed}"
@@ -79,12 +82,15 @@ def _rank(text: str) -> tuple[int, int]:
     raise UserError(f"--rank {text}: expected K/N with K from 0 to N - 1, such as 3/8")
 
 
-def _check_shards(path: Path) -> None:
-    """Refuses a path that is neither a folder nor a .tar file.
+def _check_shards(given: str) -> None:
+    """Refuses a path that is neither a folder nor a .tar file. An address at an object store is looked at later.
 
     Raises:
         UserError: names the path.
     """
+    if is_url(given):
+        return
+    path = Path(given)
     if path.suffix == ".tar" and not path.is_file():
         raise UserError(f"{path}: no such shard")
     if path.suffix != ".tar" and not path.is_dir():

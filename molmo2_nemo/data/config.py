@@ -53,7 +53,7 @@ class TextFormatConfig:
 
 @dataclass
 class SourceConfig:
-    """One data set of the mixture: a folder of shards with a manifest, its sampling rate, and its overrides.
+    """One data set of the mixture: a folder of shards with a manifest (or its address), its rate, and its overrides.
 
     Without a group, `rate` is the source's share before all shares are normalised. In a group it multiplies the
     source's size when the group's rate is divided among its members; data/sampling.py has the rule.
@@ -100,6 +100,16 @@ class LimitsConfig:
 
 
 @dataclass
+class StoreConfig:
+    """How shards at object stores are read (a path such as s3://bucket/set); those in folders need none of it."""
+
+    cache: str | None = None  # folder on a disk of this machine; default: molmo2-objects-UID where temporary files go
+    cache_gib: float = 20.0  # most that all its files take, GiB; 0: manifests only, and records are fetched twice
+    retries: int = 8  # further tries of a request, with growing pauses: 2 minutes in all
+    timeout: float = 60.0  # seconds that a store may be silent; a request may take this, and a second for each MiB
+
+
+@dataclass
 class PhaseConfig:
     """An early part of a stage with shorter packs and fewer frames; see `DataConfig.progression`."""
 
@@ -115,7 +125,7 @@ class DataConfig:
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     groups: dict[str, float] = field(default_factory=dict)  # sampling rate of each group that sources name
-    root: str = "shards"  # folder that the paths of the published mixtures are relative to
+    root: str = "shards"  # folder, or s3://bucket/folder, that the paths of the published mixtures are relative to
     missing: Literal["error", "skip"] = "error"  # a source without shards; skip: the other rates fill the gap
     vocab_size: int | None = None  # base rows of the model's embedding: the first visual id; set by the trainer
     tokenizer: str = "tiny"  # "tiny" (shipped) or a folder with tokenizer.json
@@ -125,6 +135,7 @@ class DataConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     progression: list[PhaseConfig] = field(default_factory=list)  # phases before the full packs; sizes may only grow
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
     num_workers: int = 0  # worker processes that decode packs; the batches do not depend on it
     prefetch: int = 4  # examples that each planning worker keeps ready, and at most packs that each decoding one does
     ahead_mib: int = 768  # MiB of crops that all decoding workers together hold before their turn; one pack, if larger

@@ -13,6 +13,7 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Draw, Mixture, example_rng, normalised_rates
+from molmo2_nemo.data.objects.files import use as use_store
 from molmo2_nemo.data.pieces import Numbered, record_of, split
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
@@ -58,6 +59,7 @@ class ExampleReader:
 
     def __init__(self, config: DataConfig, builder: Builder, im_patch_id: int):
         self.config, self.builder, self.im_patch_id = config, builder, im_patch_id
+        use_store(config.store)
         rates = normalised_rates(config.sources, config.groups, config.missing)
         self.datasets = {name: ShardDataset(config.sources[name].path, name, config.limits) for name in rates}
         self.mixture = Mixture(config.seed, rates, {name: len(d) for name, d in self.datasets.items()})

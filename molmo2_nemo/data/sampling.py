@@ -15,10 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from molmo2_nemo.data.config import SourceConfig
-from molmo2_nemo.data.manifest import MANIFEST
+from molmo2_nemo.data.manifest import MANIFEST, ShardError
+from molmo2_nemo.data.objects.address import Address, place_of
+from molmo2_nemo.data.objects.files import RemoteFiles
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import DataError
 
@@ -55,7 +56,12 @@ def is_missing(source: SourceConfig) -> bool:
     """Whether a source has no shards at all. A damaged data set is not missing: opening it raises."""
     if not source.path:
         return True
-    folder = Path(source.path)
+    folder = place_of(source.path)
+    if isinstance(folder, Address):
+        try:
+            return RemoteFiles(folder).is_empty()
+        except ShardError:  # opening it says why
+            return False
     return not (folder / MANIFEST).is_file() and not any(folder.glob("*.tar"))
 
 

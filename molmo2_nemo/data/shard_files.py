@@ -41,6 +41,9 @@ class ShardFiles(Protocol):
     def forget(self, spans: Sequence[Span]) -> bool:
         """Whether another `read` may give other bytes, as copies of them are dropped here."""
 
+    def forget_manifest(self) -> bool:
+        """Whether the file of the manifest was a damaged copy, and `manifest` brings another."""
+
     def sha256(self, number: int) -> str:
         """Of a whole shard, in hexadecimal. Raises ShardError or OSError."""
 
@@ -116,6 +119,9 @@ class LocalFiles:
             raise ShardError(f"shard {path} cannot be opened: {error.strerror}") from None
 
     def forget(self, spans: Sequence[Span]) -> bool:
+        return False
+
+    def forget_manifest(self) -> bool:
         return False
 
     def sha256(self, number: int) -> str:

@@ -24,6 +24,8 @@ from molmo2_nemo.data.manifest import (
     read_index,
     without_crc,
 )
+from molmo2_nemo.data.objects.address import place_of
+from molmo2_nemo.data.objects.files import RemoteFiles
 from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.shard_files import LocalFiles, ShardFiles, Span, kept
 from molmo2_nemo.errors import DataError
@@ -81,14 +83,16 @@ class ShardDataset:
     with the size it was written with (a truncated or missing shard gives one clear message).
 
     Args:
+        path: a folder, or an address that fsspec opens (s3://bucket/set), read as data/objects/ says.
         limits: a record whose members exceed these is refused before any of it is read.
     Raises:
         ShardError: the folder, the manifest or a shard is missing, damaged or of another size.
     """
 
     def __init__(self, path: str | Path, name: str | None = None, limits: LimitsConfig | None = None):
-        self.path, self.limits = Path(path), limits or LimitsConfig()
-        self.files: ShardFiles = LocalFiles(self.path)
+        self.path = place = place_of(path)
+        self.limits = limits or LimitsConfig()
+        self.files: ShardFiles = LocalFiles(place) if isinstance(place, Path) else RemoteFiles(place)
         self.manifest = self.files.head(name)
         self.name: str = name or self.manifest["name"]
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
@@ -214,7 +218,12 @@ class ShardDataset:
         return kept(self._indexes, number, OPEN_INDEXES, self._load_index, lambda _: None)
 
     def _load_index(self, number: int) -> ShardIndex:
-        return read_index(self.files.manifest(), number, self.shards[number]["records"])
+        try:
+            return read_index(self.files.manifest(), number, self.shards[number]["records"])
+        except ShardError:
+            if not self.files.forget_manifest():
+                raise
+            return read_index(self.files.manifest(), number, self.shards[number]["records"])
 
 
 def check_member(shard: Any, key: str, member: Member, header: bytes, label: str = "") -> None:

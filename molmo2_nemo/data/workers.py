@@ -21,6 +21,7 @@ import numpy as np
 
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.manifest import ShardError
+from molmo2_nemo.data.objects import traffic
 from molmo2_nemo.data.pieces import Numbered
 from molmo2_nemo.data.reader import ExampleReader, Skipped
 from molmo2_nemo.processes import die_with_parent
@@ -169,6 +170,8 @@ def in_order(work: Tasks, tasks: Iterable[Any], num_workers: int, prefetch: int)
         iterator = iter(loader)
     try:
         for result in iterator:
+            result, taken = result
+            traffic.add(taken)
             if isinstance(result, ShardError):
                 raise result
             yield result
@@ -177,16 +180,17 @@ def in_order(work: Tasks, tasks: Iterable[Any], num_workers: int, prefetch: int)
 
 
 class _Guarded:
-    """Returns ShardError, which torch would wrap in a traceback."""
+    """Returns ShardError, which torch would wrap in a traceback; and what was taken from object stores for a task."""
 
     def __init__(self, work: Tasks):
         self.work = work
 
-    def __getitem__(self, task: Any) -> Any:
+    def __getitem__(self, task: Any) -> tuple[Any, dict[str, int]]:
         try:
-            return self.work[task]
+            result = self.work[task]
         except ShardError as error:
-            return error
+            result = error
+        return result, traffic.take()
 
 
 def array_of(crops: Any) -> np.ndarray:
@@ -220,6 +224,7 @@ def start_worker(worker: int) -> None:
     """
     gc.freeze()
     gc.enable()
+    traffic.take()  # counted by the process that this one was forked from
     atexit.register(os._exit, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     die_with_parent()

@@ -60,6 +60,7 @@ def _tokenizer(cfg: RunConfig) -> Iterator[str]:
 
 def _sources(stages: Sequence[RunConfig]) -> Iterator[str]:
     """Data sets of all stages: some are in one only."""
+    from molmo2_nemo.data.objects.files import use
     from molmo2_nemo.data.sampling import is_missing
 
     wanted = {
@@ -67,6 +68,8 @@ def _sources(stages: Sequence[RunConfig]) -> Iterator[str]:
     }
     if {key for key, _ in wanted} == {"demo"}:
         return  # molmo2 demo makes them
+    for cfg in stages:
+        use(cfg.data.store)
     gone = [key for (key, _), source in wanted.items() if is_missing(source)]
     if gone:
         named = f" ({', '.join(gone)})" if len(gone) <= NAMED else ""

@@ -14,6 +14,7 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.mixture import Draw, example_rng, normalised_rates
+from molmo2_nemo.data.objects.files import use as use_store
 from molmo2_nemo.data.pieces import split
 from molmo2_nemo.data.reader import default_builder
 from molmo2_nemo.data.record import parse_record
@@ -119,6 +120,7 @@ def record(cfg: RunConfig, key: str) -> PackView:
         BadRecord: it cannot be used, for the reason that training would skip it.
     """
     data = in_process(cfg)
+    use_store(data.store)
     for name in normalised_rates(data.sources, data.groups, data.missing):
         dataset = ShardDataset(data.sources[name].path, name, data.limits)
         index = _find(dataset, key)

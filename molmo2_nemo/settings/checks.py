@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from molmo2_nemo.data.objects.files import use as use_store
 from molmo2_nemo.data.phases import phase_problems, phases
 from molmo2_nemo.data.sampling import is_missing, present, weights
 from molmo2_nemo.data.shards import ShardDataset
@@ -305,6 +306,7 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
     from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer  # with a library that --help does without
 
     data = cfg.data
+    use_store(data.store)
     wanted = {name: source for name, source in data.sources.items() if source.rate > 0 and source.path}
     gone = {name for name, source in wanted.items() if is_missing(source)}
     together = data.missing == "skip" or len(gone) > 3
@@ -330,6 +332,7 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
 
 
 def _validation(cfg: RunConfig) -> Iterator[str]:
+    use_store(cfg.data.store)
     for name, source in cfg.validation.sources.items():
         if not source.path:
             continue

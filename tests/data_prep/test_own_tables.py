@@ -349,7 +349,7 @@ def test_other_splits_are_said(place, capsys):
     assert "not read: the file" in (said := capsys.readouterr().out) and "test.parquet" in said
     (place / "empty").mkdir()
     assert prepare(place / "empty", "--out", place / "out") == 2
-    assert "molmo2 shards index" in capsys.readouterr().err
+    assert "a folder without tars or a data set of Hugging Face's in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
