@@ -247,7 +247,10 @@ class Resolver:
             raise MediaError(NOT_FOUND, f"{paths[0]}: give the folder that holds it with --source")
         found = self._there(paths)
         if found is None:
-            raise MediaError(NOT_FOUND, f"{' or '.join(paths)} below {', '.join(map(str, self.folders))}")
+            below = ", ".join(map(str, self.folders))
+            outside = any(Path(path).is_file() for path in paths if Path(path).is_absolute())
+            hint = "; it is there, but outside of these: name its folder with --source" if outside else ""
+            raise MediaError(NOT_FOUND, f"{' or '.join(paths)} below {below}{hint}")
         return found
 
     def has(self, media: File | Frames) -> bool:

@@ -41,6 +41,7 @@ from molmo2_nemo.files import write_text
 
 SETTINGS = "settings.json"
 SKIPPED = "skipped.jsonl"
+EMPTY = "empty.json"  # the head of a part without records
 SIDE_FILES = (SKIPPED, LEDGER, MISSING, MISSING_URLS)
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -206,7 +207,7 @@ class Output:
             if self._shard is not None:
                 self._close_shard()
             if not self.records:
-                return self._nothing()
+                return self._empty_part(head) if "part" in self.settings else self._nothing()
             self._side_files()
             complete = self._described(head, self.records, counts_as, self._shards)
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
@@ -458,6 +459,16 @@ class Output:
         for number in range(len(self._shards)):
             listed = json.loads(self._journal(number).read_bytes())["entries"]
             yield [Entry(**{**e, "members": [Member(**m) for m in e["members"]]}) for e in listed]
+
+    def _empty_part(self, head: dict[str, Any]) -> dict[str, Any]:
+        """A part of a data set that has no record: a folder that says so in place of a manifest."""
+        self._side_files()
+        complete = self._described(head, 0, 1, [])
+        write_text(self.work / EMPTY, json.dumps(complete))
+        for name in (SETTINGS, MEDIA, LOCK):
+            (self.work / name).unlink(missing_ok=True)
+        replace_folder(self.work, self.out)
+        return complete
 
     def _nothing(self) -> dict[str, Any]:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common(5))

@@ -26,6 +26,7 @@ from data_prep.look import Look, look
 from data_prep.media import Resolver
 from data_prep.output import Output, OwnContent
 from data_prep.own_files import OwnRows, find_rows
+from data_prep.parts import Part, remove_empty
 from data_prep.record_builder import BuildOptions, Built, build_all
 from data_prep.run_limits import changed
 from data_prep.sources import own
@@ -49,6 +50,7 @@ class Options:
 
     seed: int = 0
     limit: int = 0  # samples; 0 = all
+    part: Part | None = None  # of the samples, those that this machine prepares; None = all
     bytes_per_shard: int = 10**9
     records_per_shard: int = 10_000
     max_media_bytes: int = 4 * 2**30
@@ -71,6 +73,7 @@ class Options:
             "origin": _origin(source),
             "seed": self.seed,
             "limit": self.limit,
+            **({"part": str(self.part)} if self.part is not None else {}),
             "bytes_per_shard": self.bytes_per_shard,
             "records_per_shard": self.records_per_shard,
             "max_media_bytes": self.max_media_bytes,
@@ -79,6 +82,10 @@ class Options:
             **{name: value for name, value in asdict(self.build).items() if name != "gop" or value},
             **({"checked_for": checked} if (checked := changed(self.config)) else {}),
         }
+
+    def place(self, out: Path) -> Path:
+        """The folder of the data set `out`, or of the part of it that is asked for."""
+        return out if self.part is None else self.part.folder(out)
 
 
 @dataclass
@@ -113,8 +120,8 @@ def prepare(
     progress: Progress | None = None,
     own: OwnContent | None = None,
 ) -> Summary:
-    """Write a data set to the folder `out`, finish one that an earlier run began, or add to a complete one what can be
-    added: samples whose media have come, records whose media have changed, new rows.
+    """Write a data set to the folder `out` (a part of it: beside that), finish one that an earlier run began, or add to
+    a complete one what can be added: samples whose media have come, records whose media have changed, new rows.
 
     Args:
         rows: used in place of the source's own rows.
@@ -122,6 +129,10 @@ def prepare(
     Raises:
         UserError, SourceError: missing files, another schema, other settings, a full disk, or no record at all.
     """
+    out = options.place(out)
+    if options.part is not None:
+        own = None  # of a part, only the whole file tells whether it has grown
+        remove_empty(out)
     work = _Work(source, out, options, rows, progress or Progress())
     finish_plan(out)
     with Output(out, **work.output_options(own), overwrite=options.overwrite) as output:
@@ -232,7 +243,8 @@ class _Work:
             prepared=lambda name: self.drawn_from.setdefault(name, _records(self.out.parent / name)),
             scratch=self.options.cache,
         )
-        return _limited(convert(source, self.counter, ctx), self.options.limit)
+        items = _limited(convert(source, self.counter, ctx), self.options.limit)
+        return items if self.options.part is None else self.options.part.select(items)
 
     def fill(self, output: Output) -> dict[str, Any]:
         """Write a new data set; returns its head."""

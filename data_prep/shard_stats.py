@@ -27,17 +27,18 @@ class Stats:
     crops: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def collect(folder: Path) -> Stats:
-    """The statistics of a data set, from its manifest.
+def collect(folder: Path, manifest: Path | None = None) -> Stats:
+    """The statistics of a data set, from its manifest, which may lie elsewhere.
 
     Raises:
         ShardError: there is no manifest, or it is damaged.
     """
-    head = read_head(folder / MANIFEST)
+    manifest = manifest or folder / MANIFEST
+    head = read_head(manifest)
     stats = Stats(head["name"], head, sum(shard["bytes"] for shard in head["shards"]))
     tokens: list[np.ndarray] = []
     crops: list[np.ndarray] = []
-    for entries in read_entries(folder / MANIFEST):
+    for entries in read_entries(manifest):
         stats.images += sum(e.images or 0 for e in entries)
         stats.videos += sum(e.duration is not None for e in entries)
         stats.hours += sum(e.duration or 0.0 for e in entries) / 3600

@@ -76,7 +76,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     column_media,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
-from molmo2_nemo.data.json_values import Fault, FieldError
+from molmo2_nemo.data.json_values import Fault, FieldError, show
 from molmo2_nemo.data.meant import check_names
 from molmo2_nemo.data.places import early_times
 from molmo2_nemo.data.record import BadRecord, read_tree
@@ -402,6 +402,9 @@ def sample_problem(sample: Sample) -> BadRecord | None:
         problem = "both images and a video"
     elif bool(sample.annotations) == bool(sample.variants):
         problem = "neither annotations nor variants" if not sample.variants else "annotations and variants"
+    elif weights is not None and not sample.variants:
+        alone = Fault("variant_weights", show(weights), "left out, or beside variants")
+        problem = FieldError(alone, "belongs to variants, and there are none")
     elif weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(sample.variants)):
         problem = FieldError.wrong("variant_weights", f"{len(sample.variants)} numbers, one for each variant", weights)
     if problem is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from molmo2_nemo.cli import bring
 from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
+from molmo2_nemo.data.objects.address import is_url
 from molmo2_nemo.errors import USER_ERROR, UserError, show_error
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a data set of the user's own
@@ -31,6 +32,7 @@ examples:
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
   molmo2 prepare laion/ --out shards                        # tars of img2dataset, Megatron-Energon, webdataset
+  molmo2 prepare own.jsonl --out shards --part 3/16         # on the third of 16 machines; then: molmo2 shards join
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
 
@@ -54,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="processes that fetch and decode (default: all cores; 0: this one)"
     )
     parser.add_argument("--limit", type=int, default=0, metavar="N", help="stop after N samples of each data set")
+    parser.add_argument(
+        "--part",
+        metavar="K/N",
+        help="one data set over N machines: prepare part K of it (molmo2 shards join: the whole)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices made here (default 0)")
     parser.add_argument(
         "--repeat-media",
@@ -145,7 +152,7 @@ def _prepare(args: argparse.Namespace) -> int:
             show_error(error)
             failed.append(name)
             continue
-        _report(summary, out / name)
+        _report(summary, options.place(out / name))
     print(in_words(config))
     if failed:
         show_error(f"{len(failed)} of {len(wanted)} data sets could not be prepared: {', '.join(failed)}")
@@ -181,6 +188,12 @@ def _found(path: Path, given: dict[str, Any] | None) -> Any:
 def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
     check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0})
+    if is_url(args.out):
+        words = " ".join(args.what)
+        raise UserError(
+            f"prepare writes to a folder, and copying is a command of its own: molmo2 prepare {words} ... --out DIR; "
+            f"molmo2 shards copy DIR {args.out}"
+        )
     check_folder("--out", Path(args.out))
     if args.cache:
         check_folder("--cache", Path(args.cache))
@@ -267,6 +280,7 @@ def _recipe_names(recipe: str) -> list[str]:
 
 
 def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any:
+    from data_prep.parts import Part
     from data_prep.prepare import Options
     from data_prep.record_builder import BuildOptions
 
@@ -275,6 +289,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
     return Options(
         seed=args.seed,
         limit=args.limit,
+        part=None if args.part is None else Part.parse(args.part),
         bytes_per_shard=args.shard_mb * 10**6,
         records_per_shard=args.shard_records,
         max_media_bytes=args.max_media_mb * 10**6,

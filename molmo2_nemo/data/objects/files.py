@@ -14,7 +14,7 @@ from molmo2_nemo.data.config import StoreConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_head
 from molmo2_nemo.data.objects.address import Address
 from molmo2_nemo.data.objects.cache import SpanCache
-from molmo2_nemo.data.objects.store import CHUNK, Gone, ObjectStore, StoredFile
+from molmo2_nemo.data.objects.store import Gone, ObjectStore, StoredFile
 from molmo2_nemo.data.objects.traffic import counts
 from molmo2_nemo.data.shard_files import Span, cut_off, missing, other_size
 
@@ -160,14 +160,12 @@ class RemoteFiles:
         return f"{self._sums[span.shard]} {span.offset} {span.size}"
 
     def sha256(self, number: int) -> str:
-        digest, at = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         found = self.store.look(self._names[number])
         if found is None or found.size is None:
             raise ShardError(cut_off(self.shown(number), 1))
-        while at < found.size:
-            data = self.store.read(self._names[number], at, min(CHUNK, found.size - at))
+        for data in self.store.chunks(self._names[number], found.size):
             digest.update(data)
-            at += len(data)
         return digest.hexdigest()
 
     def shown(self, number: int) -> Address:

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -108,6 +108,11 @@ class ObjectStore:
         except Gone:
             return None
 
+    def look_again(self, name: str) -> StoredFile | None:
+        """`look` at a file that was written by this process, past what the library remembers of the folder."""
+        self.files.invalidate_cache(self.folder.url)
+        return self.look(name)
+
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file, by one request.
 
@@ -137,10 +142,16 @@ class ObjectStore:
 
     def whole(self, name: str, size: int | None) -> bytes:
         """All bytes of a small file."""
+        return b"".join(self.chunks(name, size))
+
+    def chunks(self, name: str, size: int | None, start: int = 0) -> Iterator[bytes]:
+        """All bytes of a file from `start` on, a request each; where its size is not known, by one request."""
         address = self.folder / name
         if size is None:
-            return self._tries(address, lambda: self._call("cat_file", str(address)))
-        return b"".join(self.read(name, at, min(CHUNK, size - at)) for at in range(0, size, CHUNK))
+            yield self._tries(address, lambda: self._call("cat_file", str(address)))[start:]
+            return
+        for at in range(start, size, CHUNK):
+            yield self.read(name, at, min(CHUNK, size - at))
 
     def put(self, name: str, local: str, size: int) -> None:
         """Write a file of this machine, of `size` bytes, to the store, where it replaces one of its name."""
