@@ -29,6 +29,7 @@ from data_prep.own_files import OwnRows, find_rows
 from data_prep.parts import Part, remove_empty
 from data_prep.record_builder import BuildOptions, Built, build_all
 from data_prep.run_limits import changed
+from data_prep.shrink import tile_limits
 from data_prep.sources import own
 from data_prep.sources.base import Context, Hub, Inline, Row, Sample, Skip, Source, convert
 from data_prep.tables import Tables
@@ -41,6 +42,7 @@ BATCH_ITEMS = 32  # samples sent to a worker together; videos count as more than
 VIDEO_WEIGHT = 8
 BATCH_INLINE_BYTES = 32 * 2**20
 BATCHES_PER_WORKER = 2  # in flight at once
+LATER = ("gop", "max_image_side")  # build options that older data sets do not have
 Item = Sample | Skip
 
 
@@ -79,7 +81,8 @@ class Options:
             "max_media_bytes": self.max_media_bytes,
             # Left out where it changes nothing: data sets prepared before it was known are the same.
             **({"repeat_media": True} if self.repeat_media else {}),
-            **{name: value for name, value in asdict(self.build).items() if name != "gop" or value},
+            **{name: value for name, value in asdict(self.build).items() if name not in LATER or value},
+            **({"tiles": list(tile_limits(self.config))} if self.build.max_image_side else {}),
             **({"checked_for": checked} if (checked := changed(self.config)) else {}),
         }
 

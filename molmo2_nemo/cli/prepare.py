@@ -79,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shard-records", type=int, default=10_000, metavar="N", help="most records of a shard")
     parser.add_argument("--max-media-mb", type=int, default=4096, metavar="N", help="largest image or video, megabytes")
+    parser.add_argument(
+        "--max-image-side",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make pictures smaller whose longer side has more than N pixels, never below what the model reads",
+    )
     parser.add_argument("--cut-clips", action="store_true", help="store only the clip of a video (not re-encoded)")
     parser.add_argument(
         "--video-height", type=int, default=0, metavar="N", help="re-encode videos higher than N pixels"
@@ -187,7 +194,7 @@ def _found(path: Path, given: dict[str, Any] | None) -> Any:
 
 def _check_options(args: argparse.Namespace) -> None:
     least = {"limit": 0, "workers": 0, "rate": 0, "shard_mb": 1, "shard_records": 1, "max_media_mb": 1}
-    check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0})
+    check_numbers(args, least | {"video_height": 0, "video_fps": 0, "gop": 0, "seed": 0, "max_image_side": 0})
     if is_url(args.out):
         words = " ".join(args.what)
         raise UserError(
@@ -293,7 +300,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
         bytes_per_shard=args.shard_mb * 10**6,
         records_per_shard=args.shard_records,
         max_media_bytes=args.max_media_mb * 10**6,
-        build=BuildOptions(args.cut_clips, args.video_height, args.video_fps, args.gop),
+        build=BuildOptions(args.cut_clips, args.video_height, args.video_fps, args.gop, args.max_image_side),
         workers=workers,
         folders=tuple(f for folder in folders for f in (folder / name, folder) if f.is_dir()),
         cache=Path(args.cache) if args.cache else out / ".cache",
