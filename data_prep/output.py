@@ -98,7 +98,7 @@ class Output:
         records_per_shard: int = 10_000,
         overwrite: bool = False,
         own: OwnContent | None = None,
-        repeat_media: bool = True,
+        repeat_media: bool = False,
     ):
         self.out, self.work = out, self.work_of(out)
         self.settings, self.tool = json.loads(json.dumps(settings)), tool

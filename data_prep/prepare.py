@@ -66,6 +66,7 @@ class Options:
     rate: float = 0.0  # downloads per second, all workers together
     verify: bool | str = True  # certificates of https
     overwrite: bool = False
+    repeat_media: bool = False  # write media into every record that shows them, not once
     strict: bool = False  # fail at the first sample that cannot be used
     keep_going: bool = False  # never give up because the first samples all fail
     config: DataConfig = field(default_factory=DataConfig)  # of the training that records are checked for
@@ -84,6 +85,7 @@ class Options:
             "records_per_shard": self.records_per_shard,
             "max_media_bytes": self.max_media_bytes,
             # Left out where it changes nothing: data sets prepared before it was known are the same.
+            **({"repeat_media": True} if self.repeat_media else {}),
             **{name: value for name, value in asdict(self.build).items() if name not in LATER or value},
             **({"tiles": list(tile_limits(self.config))} if self.build.max_image_side else {}),
             **({"checked_for": checked} if (checked := changed(self.config)) else {}),
@@ -238,6 +240,7 @@ class _Work:
             "tool": tool_version(),
             "bytes_per_shard": self.options.bytes_per_shard,
             "records_per_shard": self.options.records_per_shard,
+            "repeat_media": self.options.repeat_media,
             "own": own,
         }
 

@@ -69,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--hold-out", metavar="SHARE", help="of your own data, such as 2%%: by image or film, to NAME-validation"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices made here (default 0)")
+    parser.add_argument(
+        "--repeat-media",
+        action="store_true",
+        help="write a picture or film into every record that shows it, so that other tools can read record by record",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
     parser.add_argument(
@@ -349,6 +354,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
         cache=Path(args.cache) if args.cache else out / ".cache",
         rate=args.rate,
         overwrite=args.overwrite,
+        repeat_media=args.repeat_media,
         strict=args.strict,
         keep_going=args.keep_going,
         config=config,
@@ -368,6 +374,9 @@ def _report(summary: Any, folder: Path) -> None:
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
     print("".join(f"  {line}\n" for line in again_lines(summary, folder)), end="")
+    if shared := head.get("shared_media"):
+        saved = f"{shared['members']:,} media are those of earlier records and not written again"
+        print(f"  {saved}: {shared['bytes'] / 1e6:,.1f} MB less (--repeat-media writes them)")
     for line in note_lines(head.get("notes", {})):
         print(line)
     if not head["skipped"]:
