@@ -47,6 +47,7 @@ def options(tmp_path, monkeypatch):
     """Every test has a cache of its own, and does not wait long between two tries."""
     monkeypatch.setattr(requests_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(remote, "_listed", {})
+    monkeypatch.setattr(remote, "_silent", {})
     before, made = remote.options_in_use(), StoreConfig(cache=str(tmp_path / "cache"), retries=4, timeout=5.0)
     traffic.take()
     remote.use(made)
@@ -196,13 +197,16 @@ def test_a_slow_answer_is_not_waited_for(server, folder, options):
         ("plain", r"the server sends [\d,]+: it does not know ranges .*molmo2 shards copy http://.*/set DIR"),
     ],
 )
-def test_what_a_server_refuses_is_said(server, plan, message):
+def test_what_a_server_refuses_is_said(server, plan, message, capsys, monkeypatch):
+    monkeypatch.setattr(requests_module, "_said", -1e9)
     dataset = ShardDataset(f"{server.url}/set", "far")
     server.plans["/set/set-000001.tar"] = [plan] * 9
     with pytest.raises(ShardError, match=message):
         dataset.read(5)
     asked = len(gets(server, "/set/set-000001.tar"))
     assert asked == (5 if plan == "503" else 1)
+    said = capsys.readouterr().err  # while it is waited for, and once
+    assert said.count("the server answers 503") == (plan == "503") and said.count("\n") == (plan == "503")
 
 
 def test_damaged_bytes_are_fetched_again_and_then_said(server, folder):
@@ -363,3 +367,16 @@ def test_a_disk_without_room_does_not_stop_reading(server, folder, options, monk
     (cache / "taken").mkdir()  # refuses root too
     assert everything(dataset) == everything(ShardDataset(folder))
     assert traffic.counts["not_kept"] == 7 * 3
+
+
+@needs_s3
+def test_a_store_that_does_not_answer_is_not_asked_for_each_data_set(monkeypatch, options):
+    """A port that nobody listens on: looking for two data sets and opening them fail by the same tries."""
+    monkeypatch.setattr(requests_module, "_open", {})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "made-up")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "made-up")
+    assert not is_missing(SourceConfig("s3://bucket/mine"))
+    with pytest.raises(ShardError, match="s3://bucket/mine: 5 tries, the last: .*127.0.0.1:9"):
+        ShardDataset("s3://bucket/other")
+    assert traffic.counts["retries"] == 4
