@@ -25,10 +25,12 @@ from data_prep.sources.base import (
     ArchiveMember,
     Cut,
     File,
+    FilmFrames,
     FirstOf,
     Frames,
     HubFile,
     Lettered,
+    Match,
     Media,
     Sample,
     Skip,
@@ -40,6 +42,7 @@ LEDGER = "prepared.jsonl.gz"
 MISSING = "missing.txt"  # media that were not found: paths below --source, a line each
 MISSING_URLS = "missing_urls.txt"  # and addresses whose download failed
 FRAMES = "frames:"  # before the name of a folder of frames
+MATCH = "match:"  # before a path in which "*" stands for any text
 WHOLE_BYTES = 2**30  # of larger files, and of archives, size and ends stand for the content
 END_BYTES = 2**20
 RUN_NAMES = 200_000  # names sorted in memory at once
@@ -154,8 +157,8 @@ def parts(media: Media) -> Iterator[tuple[Media, bool]]:
     if isinstance(media, FirstOf):
         for one in media.media:
             yield from parts(one)
-    elif isinstance(media, (Cut, Lettered)):
-        yield from parts(media.video if isinstance(media, Cut) else media.image)
+    elif isinstance(media, (Cut, FilmFrames, Lettered)):
+        yield from parts(media.image if isinstance(media, Lettered) else media.video)
     elif isinstance(media, ArchiveMember):
         yield from ((part, True) for part, _ in parts(media.archive))
     else:
@@ -182,7 +185,7 @@ def _states(media: Media, resolver: Resolver) -> Iterator[Medium]:
 
 def _names(media: File | Frames | HubFile) -> list[str]:
     if isinstance(media, File):
-        return list(media.paths)
+        return [MATCH * isinstance(media, Match) + path for path in media.paths]
     return [FRAMES + media.folder] if isinstance(media, Frames) else [media.path]
 
 
@@ -193,7 +196,10 @@ def state_of(name: str, resolver: Resolver, before: Medium | None = None) -> Med
         before: an earlier state; its content is taken for the same if size and time are.
     """
     try:
-        found = resolver.below(name.removeprefix(FRAMES), folder=name.startswith(FRAMES))
+        if name.startswith(MATCH):
+            found = resolver.matching(name.removeprefix(MATCH))
+        else:
+            found = resolver.below(name.removeprefix(FRAMES), folder=name.startswith(FRAMES))
         if found is None:
             return None
         path, relative = found
@@ -269,7 +275,7 @@ def _and(first: str, rest: Iterable[str]) -> Iterator[str]:
 
 
 def _missing_path(line: Line, medium: Medium) -> str:
-    name = medium.names[0].removeprefix(FRAMES)
+    name = medium.names[0].removeprefix(FRAMES).removeprefix(MATCH)
     return "" if medium.there or _missing_url(line, medium) else name
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from data_prep.download import FAILED
-from data_prep.ledger import FRAMES, Line, Medium, read_lines, state_of
+from data_prep.ledger import FRAMES, MATCH, Line, Medium, read_lines, state_of
 from data_prep.media import NOT_FOUND, Resolver
 
 THREADS = 8  # that look for files
@@ -98,4 +98,4 @@ def _take(found: Look, line: Line, changed: list[Medium], gone: list[Medium]) ->
 
 
 def _name(medium: Medium) -> str:
-    return medium.names[0].removeprefix(FRAMES)
+    return medium.names[0].removeprefix(FRAMES).removeprefix(MATCH)

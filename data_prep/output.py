@@ -41,6 +41,7 @@ from molmo2_nemo.files import write_text
 
 SETTINGS = "settings.json"
 SKIPPED = "skipped.jsonl"
+EMPTY = "empty.json"  # the head of a part without records
 SIDE_FILES = (SKIPPED, LEDGER, MISSING, MISSING_URLS)
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -65,6 +66,10 @@ class OwnContent(Protocol):
 
     def compare(self, ledger: Path) -> tuple[bool, str]:
         """(whether its first rows are those of a ledger, unchanged; in words, how they differ, "" if unknown)."""
+
+
+class NoItems(UserError):
+    """The source had nothing for this data set."""
 
 
 class Output:
@@ -93,7 +98,7 @@ class Output:
         records_per_shard: int = 10_000,
         overwrite: bool = False,
         own: OwnContent | None = None,
-        repeat_media: bool = True,
+        repeat_media: bool = False,
     ):
         self.out, self.work = out, self.work_of(out)
         self.settings, self.tool = json.loads(json.dumps(settings)), tool
@@ -206,7 +211,7 @@ class Output:
             if self._shard is not None:
                 self._close_shard()
             if not self.records:
-                return self._nothing()
+                return self._empty_part(head) if "part" in self.settings else self._nothing()
             self._side_files()
             complete = self._described(head, self.records, counts_as, self._shards)
             write_manifest_file(self.work / MANIFEST, complete, self._entries())
@@ -459,6 +464,16 @@ class Output:
             listed = json.loads(self._journal(number).read_bytes())["entries"]
             yield [Entry(**{**e, "members": [Member(**m) for m in e["members"]]}) for e in listed]
 
+    def _empty_part(self, head: dict[str, Any]) -> dict[str, Any]:
+        """A part of a data set that has no record: a folder that says so in place of a manifest."""
+        self._side_files()
+        complete = self._described(head, 0, 1, [])
+        write_text(self.work / EMPTY, json.dumps(complete))
+        for name in (SETTINGS, MEDIA, LOCK):
+            (self.work / name).unlink(missing_ok=True)
+        replace_folder(self.work, self.out)
+        return complete
+
     def _nothing(self) -> dict[str, Any]:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common(5))
         kept = self.out.with_name(f"{self.out.name}.{SKIPPED}")
@@ -467,7 +482,7 @@ class Output:
         if self.skipped:
             os.replace(self.work / SKIPPED, kept)
         shutil.rmtree(self.work)
-        raise UserError(
+        raise (UserError if self.items else NoItems)(
             f"data set {self.out.name}: no record came out of {self.items} items "
             f"({reasons or 'the source has no rows'})"
             + (f"; {kept} says why for each" if self.skipped else "")

@@ -21,13 +21,16 @@ from typing import Any
 from data_prep.addition import Addition, Kept, finish_plan
 from data_prep.download import Downloader
 from data_prep.giving_up import Patience
+from data_prep.held_out import HeldOut, validation_folder
 from data_prep.ledger import LEDGER, Line, mark_of, read_lines
 from data_prep.look import Look, look
 from data_prep.media import Resolver
 from data_prep.output import Output, OwnContent
 from data_prep.own_files import OwnRows, find_rows
+from data_prep.parts import Part, remove_empty
 from data_prep.record_builder import BuildOptions, Built, build_all
 from data_prep.run_limits import changed
+from data_prep.shrink import tile_limits
 from data_prep.sources import own
 from data_prep.sources.base import Context, Hub, Inline, Row, Sample, Skip, Source, convert
 from data_prep.tables import Tables
@@ -40,6 +43,7 @@ BATCH_ITEMS = 32  # samples sent to a worker together; videos count as more than
 VIDEO_WEIGHT = 8
 BATCH_INLINE_BYTES = 32 * 2**20
 BATCHES_PER_WORKER = 2  # in flight at once
+LATER = ("gop", "max_image_side")  # build options that older data sets do not have
 Item = Sample | Skip
 
 
@@ -49,6 +53,9 @@ class Options:
 
     seed: int = 0
     limit: int = 0  # samples; 0 = all
+    split: str = "train"  # of a published data set, or "validation"
+    held_out: HeldOut | None = None  # the side of a user's own data that is prepared; None = all of it
+    part: Part | None = None  # of the samples, those that this machine prepares; None = all
     bytes_per_shard: int = 10**9
     records_per_shard: int = 10_000
     max_media_bytes: int = 4 * 2**30
@@ -59,6 +66,7 @@ class Options:
     rate: float = 0.0  # downloads per second, all workers together
     verify: bool | str = True  # certificates of https
     overwrite: bool = False
+    repeat_media: bool = False  # write media into every record that shows them, not once
     strict: bool = False  # fail at the first sample that cannot be used
     keep_going: bool = False  # never give up because the first samples all fail
     config: DataConfig = field(default_factory=DataConfig)  # of the training that records are checked for
@@ -70,13 +78,26 @@ class Options:
             "origin": _origin(source),
             "seed": self.seed,
             "limit": self.limit,
+            **({"part": str(self.part)} if self.part is not None else {}),
+            **({"split": self.split} if self.split != "train" else {}),
+            **({"held_out": asdict(self.held_out)} if self.held_out is not None else {}),
             "bytes_per_shard": self.bytes_per_shard,
             "records_per_shard": self.records_per_shard,
             "max_media_bytes": self.max_media_bytes,
             # Left out where it changes nothing: data sets prepared before it was known are the same.
-            **{name: value for name, value in asdict(self.build).items() if name != "gop" or value},
+            **({"repeat_media": True} if self.repeat_media else {}),
+            **{name: value for name, value in asdict(self.build).items() if name not in LATER or value},
+            **({"tiles": list(tile_limits(self.config))} if self.build.max_image_side else {}),
             **({"checked_for": checked} if (checked := changed(self.config)) else {}),
         }
+
+    def place(self, out: Path) -> Path:
+        """The folder of the data set `out`, or of the part of it that is asked for."""
+        if self.held_out is not None:
+            out = self.held_out.folder(out)
+        if self.split != "train":
+            out = validation_folder(out)
+        return out if self.part is None else self.part.folder(out)
 
 
 @dataclass
@@ -111,8 +132,8 @@ def prepare(
     progress: Progress | None = None,
     own: OwnContent | None = None,
 ) -> Summary:
-    """Write a data set to the folder `out`, finish one that an earlier run began, or add to a complete one what can be
-    added: samples whose media have come, records whose media have changed, new rows.
+    """Write a data set to the folder `out` (a part of it: beside that), finish one that an earlier run began, or add to
+    a complete one what can be added: samples whose media have come, records whose media have changed, new rows.
 
     Args:
         rows: used in place of the source's own rows.
@@ -120,6 +141,10 @@ def prepare(
     Raises:
         UserError, SourceError: missing files, another schema, other settings, a full disk, or no record at all.
     """
+    out = options.place(out)
+    if options.part is not None:
+        own = None  # of a part, only the whole file tells whether it has grown
+        remove_empty(out)
     work = _Work(source, out, options, rows, progress or Progress())
     finish_plan(out)
     with Output(out, **work.output_options(own), overwrite=options.overwrite) as output:
@@ -140,8 +165,11 @@ def prepare_own(
         UserError: nothing that can be read, or any error of `prepare`.
     """
     found = found or find_rows(path)
-    source = own.own_source(path, out.name, found.columns)
+    held = options.held_out
+    source = own.own_source(path, out.name if held is None else held.folder(out).name, found.columns)
     source = replace(source, notes=found.fingerprint())
+    if held is not None:
+        source = held.source(source)
     options = replace(options, folders=(*found.folders, *options.folders))
     return prepare(source, out, options, rows=found.rows, progress=progress, own=_Own(source, found))
 
@@ -212,6 +240,7 @@ class _Work:
             "tool": tool_version(),
             "bytes_per_shard": self.options.bytes_per_shard,
             "records_per_shard": self.options.records_per_shard,
+            "repeat_media": self.options.repeat_media,
             "own": own,
         }
 
@@ -228,8 +257,10 @@ class _Work:
             tables=lambda origin: tables.rows(origin, own=False),
             prepared=lambda name: self.drawn_from.setdefault(name, _records(self.out.parent / name)),
             scratch=self.options.cache,
+            validation=self.options.split == "validation",
         )
-        return _limited(convert(source, self.counter, ctx), self.options.limit)
+        items = _limited(convert(source, self.counter, ctx), self.options.limit)
+        return items if self.options.part is None else self.options.part.select(items)
 
     def fill(self, output: Output) -> dict[str, Any]:
         """Write a new data set; returns its head."""

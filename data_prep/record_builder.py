@@ -21,6 +21,7 @@ from data_prep.ledger import Medium, media_of, not_fetched
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.noticed import noticed
 from data_prep.run_limits import check_fits
+from data_prep.shrink import all_smaller, in_size
 from data_prep.sources.base import OWN, File, Media, Sample, Skip, Url
 from molmo2_nemo.data.check import View, check_record
 from molmo2_nemo.data.config import DataConfig, VideoConfig
@@ -51,12 +52,13 @@ KEY_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Optional changes to the videos of a data set."""
+    """Optional changes to the media of a data set."""
 
     cut_clips: bool = False  # store only the part of a video that the clip shows, without re-encoding
     video_height: int = 0  # re-encode videos that are higher, pixels; 0 = never
     video_fps: float = 0.0  # re-encode videos with more frames per second; 0 = never
     gop: int = 0  # re-encode videos with more frames from one key frame to the next; 0 = never
+    max_image_side: int = 0  # make pictures with a longer side smaller, pixels; 0 = never
 
 
 @dataclass(slots=True)
@@ -132,10 +134,15 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s", "clip")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
+    trees, kept = sample.trees(), images
+    if images and options.max_image_side:
+        kept = all_smaller(images, trees, options.max_image_side, config)
+        if (kept[0].width, kept[0].height) != (images[0].width, images[0].height):
+            trees = [in_size(tree, (images[0].width, images[0].height)) for tree in trees]
     if images:
         data["images"] = []
-        for i, image in enumerate(images):
-            name = _same_image(images, i) or f"{i}.{image.suffix}"
+        for i, image in enumerate(kept):
+            name = _same_image(kept, i) or f"{i}.{image.suffix}"
             data["images"].append(name)
             members[name] = image.data
     film, shown = video, clip
@@ -155,11 +162,11 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     if sample.weight_factor is not None:
         data["weight_factor"] = sample.weight_factor
     if sample.variants:
-        data["variants"] = [list(tree) for tree in sample.variants]
+        data["variants"] = [list(tree) for tree in trees]
         if sample.variant_weights is not None:
             data["variant_weights"] = list(sample.variant_weights)
     else:
-        data["annotations"] = list(sample.annotations)
+        data["annotations"] = list(trees[0])
     if sample.place is not None and film is not None:
         data = early_times(data, film.fps, mended)
     try:
@@ -189,7 +196,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
     of_film = () if film is None or video is None else tuple(n for n in film.notes if n not in video.notes)
-    seen = (*of_film, *media_notes(entry, images, video), *noticed(record, data, view, lost, config))
+    seen = (*of_film, *media_notes(entry, kept, video), *noticed(record, data, view, lost, config))
     notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 

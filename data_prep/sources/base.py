@@ -64,11 +64,13 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     ArchiveMember,
     Cut,
     File,
+    FilmFrames,
     FirstOf,
     Frames,
     HubFile,
     Inline,
     Lettered,
+    Match,
     Media,
     Prepared,
     Stored,
@@ -76,7 +78,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     column_media,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
-from molmo2_nemo.data.json_values import Fault, FieldError
+from molmo2_nemo.data.json_values import Fault, FieldError, show
 from molmo2_nemo.data.meant import check_names
 from molmo2_nemo.data.places import early_times
 from molmo2_nemo.data.record import BadRecord, read_tree
@@ -271,8 +273,10 @@ class Context:
         tables: Callable[[Hub | Table], Iterable[Row]] | None = None,
         prepared: Callable[[str], int] | None = None,
         scratch: Path | None = None,
+        validation: bool = False,
     ):
         self.source, self.seed, self.scratch = source, seed, scratch
+        self.validation = validation  # the validation split is wanted, not the training split
         self._tables, self._prepared = tables, prepared
 
     @classmethod
@@ -284,6 +288,7 @@ class Context:
         seed: int = 0,
         tables: Mapping[str, Sequence[Row]] | None = None,
         prepared: Mapping[str, int] | None = None,
+        validation: bool = False,
     ) -> Context:
         """A context with the given contents of other tables: by path for a `Table`, by repo for a `Hub`."""
         known = dict(tables or {})
@@ -292,6 +297,7 @@ class Context:
             source,
             seed=seed,
             scratch=scratch,
+            validation=validation,
             tables=lambda o: known[o.repo if isinstance(o, Hub) else o.path],
             prepared=lambda name: sizes.get(name, 0),
         )
@@ -402,6 +408,9 @@ def sample_problem(sample: Sample) -> BadRecord | None:
         problem = "both images and a video"
     elif bool(sample.annotations) == bool(sample.variants):
         problem = "neither annotations nor variants" if not sample.variants else "annotations and variants"
+    elif weights is not None and not sample.variants:
+        alone = Fault("variant_weights", show(weights), "left out, or beside variants")
+        problem = FieldError(alone, "belongs to variants, and there are none")
     elif weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(sample.variants)):
         problem = FieldError.wrong("variant_weights", f"{len(sample.variants)} numbers, one for each variant", weights)
     if problem is not None:

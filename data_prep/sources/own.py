@@ -153,7 +153,9 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         raise FieldError.wrong("key", "a non-empty string", key)
     images = entry.get("image", entry.get("images", []))
     single, name = "image" in entry and not isinstance(images, list), "image" if "image" in entry else "images"
-    if ("image" in entry and "images" in entry) or (not single and not isinstance(images, list)):
+    if "image" in entry and "images" in entry:
+        raise FieldError(Fault("images", show(entry["images"]), "image or images, not both"), "stands beside image")
+    if not single and not isinstance(images, list):
         raise FieldError.wrong("images", "a list of paths (image is for a single one)", entry["images"])
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -145,6 +146,42 @@ def test_a_record_that_is_whole_in_another_tar_is_taken_from_there(made, tmp_pat
     assert [p.key for p in repair(made)] == ["r1"]
     assert read(made) == {key: members for key, members in whole.items() if key != "r1"}
     assert set(damaged) <= set(contents(made / KEPT).values())
+
+
+def retarred(path):
+    """The same members in another order of records."""
+    with tarfile.open(path) as tar:
+        members = [(info, tar.extractfile(info).read()) for info in tar]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for info, content in reversed(members):
+            tar.addfile(info, io.BytesIO(content))
+
+
+def inserted(path):
+    """A block of zeros behind the second member."""
+    content = path.read_bytes()
+    path.write_bytes(content[: 4 * BLOCK] + bytes(BLOCK) + content[4 * BLOCK :])
+
+
+def shifted(path):
+    """A few bytes less at the start of the second record: what follows lies at odd places."""
+    content = path.read_bytes()
+    path.write_bytes(content[: 2 * BLOCK + 100] + content[2 * BLOCK + 107 :])
+
+
+@pytest.mark.parametrize(("change", "lost"), [(retarred, []), (inserted, []), (shifted, ["r5"])])
+@pytest.mark.parametrize("name", ["", "other.tar"])
+def test_records_at_other_places_of_their_own_tar(made, change, lost, name):
+    whole = read(made)
+    path = sorted(made.glob("*.tar"))[1]
+    change(path)
+    if name:
+        path = path.rename(made / name)
+    damaged = path.read_bytes()
+    assert [problem.key for problem in repair(made)] == lost
+    assert read(made) == {key: members for key, members in whole.items() if key not in lost}
+    assert [problem.shard for problem in check(made)] == ([name] if name else []), "a tar that no manifest lists"
+    assert damaged in contents(made if name else made / KEPT).values()
 
 
 def test_a_missing_shard_can_come_back_with_the_manifest_kept(made, tmp_path):

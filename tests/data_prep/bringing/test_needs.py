@@ -194,5 +194,5 @@ def test_what_can_be_had_today():
     assert of("okvqa") == "yes, fetched" and of("tulu4") == "yes, `prepare` alone"
     assert "hosted nowhere" in of("molmo2_captions") and of("doc_qa") == "by hand"
     assert of("molmo2_video_track") == "partly fetched, the rest by hand"
-    assert of("vicas_track") == "fetched, then a step by hand" and of("how2qa") == "what YouTube still has"
+    assert of("vicas_track") == "yes, fetched" and of("how2qa") == "what YouTube still has"
     assert of("molmo2_human_qa") == "yes, you pay the transfer"

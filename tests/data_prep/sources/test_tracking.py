@@ -140,13 +140,13 @@ def test_frames_at_their_own_rate_are_thinned():
         ("mose", "05ce_0", "MOSE/MOSE_release/train/JPEGImages/05ce"),
         ("mot2020", "05ce", "MOT20/MOT15/train/05ce/img1"),
         ("APTv2", "05ce_0", "APTv2/APTv2/data/05ce"),
-        ("bdd100k", "05ce_0", None),
+        ("animaltrack", "05ce_0", None),
     ],
 )
 def test_clips_of_molmo2(source, clip, folder):
     media = only(prepare("molmo2_video_track", [{**CLIP_ROW, "video_dataset": source, "clip": clip}])[0]).video
     if folder is None:
-        assert media == File("bdd100k/videos/train/05ce_0", "bdd100k/05ce_0")
+        assert media == File("animaltrack/videos_all/05ce_0", "animaltrack/05ce_0")
         return
     frames = Frames(folder, 6.0) if clip == "05ce" else Frames(folder, 6.0, 12, 40)
     assert media.media[1] == frames and media.media[0].paths[0].endswith(f"/{clip}")
