@@ -2,8 +2,8 @@
 
     python -m benchmarks.frozen_encoder [--rounds 5] [--blocks 3] [--crops 4] [--out benchmarks/results/...]
 
-The encoder has the published widths and patches, in fp32 (6.7 MB a crop) and with `--blocks` of the published 25 blocks,
-on one thread, with one reading thread for each of `READERS`; crops are noise. The ways run in turn, in rounds:
+The encoder has the published widths and patches, `--blocks` of the published 25 blocks, and fp32 (6.7 MB a crop); it
+runs on one thread (reading has four). Crops are noise. The ways run in turn, in rounds:
 
 together    all crops at once, as without any setting
 one by one  as with a folder, but without one (data.feature_cache.together=1)
