@@ -69,7 +69,7 @@ class Addition(Output):
         bytes_per_shard: int = 10**9,
         records_per_shard: int = 10_000,
         own: OwnContent | None = None,
-        repeat_media: bool = True,
+        repeat_media: bool = False,
     ):
         self.head = read_head(out / MANIFEST)
         self.base = file_sha256(out / MANIFEST)

@@ -68,6 +68,10 @@ class OwnContent(Protocol):
         """(whether its first rows are those of a ledger, unchanged; in words, how they differ, "" if unknown)."""
 
 
+class NoItems(UserError):
+    """The source had nothing for this data set."""
+
+
 class Output:
     """Writes records in the order given. Use it as a context manager: leaving it early keeps the complete shards.
 
@@ -94,7 +98,7 @@ class Output:
         records_per_shard: int = 10_000,
         overwrite: bool = False,
         own: OwnContent | None = None,
-        repeat_media: bool = True,
+        repeat_media: bool = False,
     ):
         self.out, self.work = out, self.work_of(out)
         self.settings, self.tool = json.loads(json.dumps(settings)), tool
@@ -478,7 +482,7 @@ class Output:
         if self.skipped:
             os.replace(self.work / SKIPPED, kept)
         shutil.rmtree(self.work)
-        raise UserError(
+        raise (UserError if self.items else NoItems)(
             f"data set {self.out.name}: no record came out of {self.items} items "
             f"({reasons or 'the source has no rows'})"
             + (f"; {kept} says why for each" if self.skipped else "")

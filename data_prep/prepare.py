@@ -21,6 +21,7 @@ from typing import Any
 from data_prep.addition import Addition, Kept, finish_plan
 from data_prep.download import Downloader
 from data_prep.giving_up import Patience
+from data_prep.held_out import HeldOut, validation_folder
 from data_prep.ledger import LEDGER, Line, mark_of, read_lines
 from data_prep.look import Look, look
 from data_prep.media import Resolver
@@ -52,6 +53,8 @@ class Options:
 
     seed: int = 0
     limit: int = 0  # samples; 0 = all
+    split: str = "train"  # of a published data set, or "validation"
+    held_out: HeldOut | None = None  # the side of a user's own data that is prepared; None = all of it
     part: Part | None = None  # of the samples, those that this machine prepares; None = all
     bytes_per_shard: int = 10**9
     records_per_shard: int = 10_000
@@ -63,6 +66,7 @@ class Options:
     rate: float = 0.0  # downloads per second, all workers together
     verify: bool | str = True  # certificates of https
     overwrite: bool = False
+    repeat_media: bool = False  # write media into every record that shows them, not once
     strict: bool = False  # fail at the first sample that cannot be used
     keep_going: bool = False  # never give up because the first samples all fail
     config: DataConfig = field(default_factory=DataConfig)  # of the training that records are checked for
@@ -75,10 +79,13 @@ class Options:
             "seed": self.seed,
             "limit": self.limit,
             **({"part": str(self.part)} if self.part is not None else {}),
+            **({"split": self.split} if self.split != "train" else {}),
+            **({"held_out": asdict(self.held_out)} if self.held_out is not None else {}),
             "bytes_per_shard": self.bytes_per_shard,
             "records_per_shard": self.records_per_shard,
             "max_media_bytes": self.max_media_bytes,
             # Left out where it changes nothing: data sets prepared before it was known are the same.
+            **({"repeat_media": True} if self.repeat_media else {}),
             **{name: value for name, value in asdict(self.build).items() if name not in LATER or value},
             **({"tiles": list(tile_limits(self.config))} if self.build.max_image_side else {}),
             **({"checked_for": checked} if (checked := changed(self.config)) else {}),
@@ -86,6 +93,10 @@ class Options:
 
     def place(self, out: Path) -> Path:
         """The folder of the data set `out`, or of the part of it that is asked for."""
+        if self.held_out is not None:
+            out = self.held_out.folder(out)
+        if self.split != "train":
+            out = validation_folder(out)
         return out if self.part is None else self.part.folder(out)
 
 
@@ -154,8 +165,11 @@ def prepare_own(
         UserError: nothing that can be read, or any error of `prepare`.
     """
     found = found or find_rows(path)
-    source = own.own_source(path, out.name, found.columns)
+    held = options.held_out
+    source = own.own_source(path, out.name if held is None else held.folder(out).name, found.columns)
     source = replace(source, notes=found.fingerprint())
+    if held is not None:
+        source = held.source(source)
     options = replace(options, folders=(*found.folders, *options.folders))
     return prepare(source, out, options, rows=found.rows, progress=progress, own=_Own(source, found))
 
@@ -226,6 +240,7 @@ class _Work:
             "tool": tool_version(),
             "bytes_per_shard": self.options.bytes_per_shard,
             "records_per_shard": self.options.records_per_shard,
+            "repeat_media": self.options.repeat_media,
             "own": own,
         }
 
@@ -242,6 +257,7 @@ class _Work:
             tables=lambda origin: tables.rows(origin, own=False),
             prepared=lambda name: self.drawn_from.setdefault(name, _records(self.out.parent / name)),
             scratch=self.options.cache,
+            validation=self.options.split == "validation",
         )
         items = _limited(convert(source, self.counter, ctx), self.options.limit)
         return items if self.options.part is None else self.options.part.select(items)

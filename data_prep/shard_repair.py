@@ -84,7 +84,8 @@ def _repair(folder: Path, config: DataConfig | None, said: list[str]) -> list[Pr
     spares = [Spare(path) for path in sorted(folder.glob("*.tar")) if path.name in off - set(moves) or path in old]
     spares += [Spare(path) for path in sorted(folder.glob("*.tar")) if path.name not in places and path not in old]
     bad = {name for name, problems in found.items() if problems}
-    wanted = shared_by_whole(places.items(), {(p.shard, p.key) for problems in found.values() for p in problems})
+    there = [(tar.name, places[tar.name]) for tar in tars.values() if tar.is_file()]
+    wanted = shared_by_whole(there, {(p.shard, p.key) for problems in found.values() for p in problems})
     again = {number for number, tar in tars.items() if tar.name in bad and not head.get(INDEXED)}
     rewriting = Rewriting(tars, again, terms, spares, wanted)
     lost = _replace(folder, head, places, bad, rewriting, old) if bad else []

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from molmo2_nemo.data.manifest import MANIFEST, read_entries, read_head
+from molmo2_nemo.data.manifest import MANIFEST, SHARED, read_entries, read_head
 
 
 @dataclass
@@ -83,7 +83,12 @@ def tables(found: Sequence[Stats]) -> list[Any]:
         names.setdefault(s.head.get("licence", "not recorded"), []).append(s.name)
     for licence, sets in names.items():
         licences.add_row(licence, ", ".join(sets))
-    return [main, "tokens and crops of a record are estimates: mean, 95th percentile, maximum", licences]
+    shared = [f"{s.name}: {_shared(s.head[SHARED])}" for s in found if SHARED in s.head]
+    return [main, "tokens and crops of a record are estimates: mean, 95th percentile, maximum", *shared, licences]
+
+
+def _shared(counts: dict[str, int]) -> str:
+    return f"{counts['members']:,} media are those of earlier records: {counts['bytes'] / 1e6:,.1f} MB less"
 
 
 def _summary(values: np.ndarray) -> tuple[str, str, str]:

@@ -273,8 +273,10 @@ class Context:
         tables: Callable[[Hub | Table], Iterable[Row]] | None = None,
         prepared: Callable[[str], int] | None = None,
         scratch: Path | None = None,
+        validation: bool = False,
     ):
         self.source, self.seed, self.scratch = source, seed, scratch
+        self.validation = validation  # the validation split is wanted, not the training split
         self._tables, self._prepared = tables, prepared
 
     @classmethod
@@ -286,6 +288,7 @@ class Context:
         seed: int = 0,
         tables: Mapping[str, Sequence[Row]] | None = None,
         prepared: Mapping[str, int] | None = None,
+        validation: bool = False,
     ) -> Context:
         """A context with the given contents of other tables: by path for a `Table`, by repo for a `Hub`."""
         known = dict(tables or {})
@@ -294,6 +297,7 @@ class Context:
             source,
             seed=seed,
             scratch=scratch,
+            validation=validation,
             tables=lambda o: known[o.repo if isinstance(o, Hub) else o.path],
             prepared=lambda name: sizes.get(name, 0),
         )

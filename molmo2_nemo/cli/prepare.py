@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ examples:
   molmo2 prepare own.jsonl --out shards                     # your own images and videos: docs/data.md
   molmo2 prepare table.csv --map map.yaml --out shards      # a table, a JSON list, COCO, a folder of datasets
   molmo2 prepare laion/ --out shards                        # tars of img2dataset, Megatron-Energon, webdataset
+  molmo2 prepare own.jsonl --out shards --hold-out 2%        # the rest, and own-validation
   molmo2 prepare own.jsonl --out shards --part 3/16         # on the third of 16 machines; then: molmo2 shards join
   molmo2 prepare own.jsonl --out shards --for recipe=8b stage=long    # checked as that run will read them
 """
@@ -61,7 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K/N",
         help="one data set over N machines: prepare part K of it (molmo2 shards join: the whole)",
     )
+    parser.add_argument(
+        "--split", choices=("train", "validation"), default="train", help="of published data sets; to NAME-validation"
+    )
+    parser.add_argument(
+        "--hold-out", metavar="SHARE", help="of your own data, such as 2%%: by image or film, to NAME-validation"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random choices made here (default 0)")
+    parser.add_argument(
+        "--repeat-media",
+        action="store_true",
+        help="write a picture or film into every record that shows it, so that other tools can read record by record",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what was prepared with other settings")
     parser.add_argument("--strict", action="store_true", help="stop at the first sample that cannot be used")
     parser.add_argument(
@@ -131,6 +143,7 @@ def _prepare(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from data_prep import prepare as work
+    from data_prep.held_out import validation_source
     from data_prep.progress import RichProgress
     from data_prep.run_limits import in_words
 
@@ -138,28 +151,67 @@ def _prepare(args: argparse.Namespace) -> int:
     failed: list[str] = []
     wanted, config = _named(_wanted(args.what), args.name), run_settings(args)
     given = _map(args.map, wanted)
+    _check_split(args, wanted)
     for what in wanted:
         name = what.name
         options = _options(args, name, out, config)
         try:
-            with RichProgress(console) as progress:
-                if isinstance(what, OwnFile):
-                    found = _found(what.path, given)
-                    summary = work.prepare_own(what.path, out / name, options, progress, found)
-                else:
-                    summary = work.prepare(what, out / name, options, progress=progress)
+            if isinstance(what, OwnFile):
+                found = _found(what.path, given)
+                for side in _sides(options, args.hold_out):
+                    with RichProgress(console) as progress:
+                        summary = _own_side(work, what.path, out / name, side, progress, found)
+                    if summary is not None:
+                        _report(summary, side.place(out / name))
+            else:
+                source = validation_source(what) if args.split == "validation" else what
+                with RichProgress(console) as progress:
+                    summary = work.prepare(source, out / name, options, progress=progress)
+                _report(summary, options.place(out / name))
         except UserError as error:
             if len(wanted) == 1:
                 raise
             show_error(error)
             failed.append(name)
-            continue
-        _report(summary, options.place(out / name))
     print(in_words(config))
     if failed:
         show_error(f"{len(failed)} of {len(wanted)} data sets could not be prepared: {', '.join(failed)}")
         return USER_ERROR
     return 0
+
+
+def _check_split(args: argparse.Namespace, wanted: list[Any]) -> None:
+    """Raises UserError where --split or --hold-out is not for what is named."""
+    own = [what.name for what in wanted if isinstance(what, OwnFile)]
+    if args.split == "validation" and own:
+        raise UserError(
+            f"--split validation is of published data sets; of your own ({own[0]}) hold a share out: --hold-out 2%"
+        )
+    if args.hold_out is not None and len(own) < len(wanted):
+        published = next(what.name for what in wanted if not isinstance(what, OwnFile))
+        raise UserError(f"--hold-out is of your own data; of {published} take its own: --split validation")
+
+
+def _sides(options: Any, share: str | None) -> list[Any]:
+    """The options of each data set that one's own file becomes: all of it, or two sides."""
+    from data_prep.held_out import HeldOut
+
+    if share is None:
+        return [options]
+    return [replace(options, held_out=HeldOut(HeldOut.parse(share), held)) for held in (False, True)]
+
+
+def _own_side(work: Any, path: Path, out: Path, options: Any, progress: Any, found: Any) -> Any:
+    """What came of one's own file, or of a side of it; None where nothing was held out, which is said."""
+    from data_prep.output import NoItems
+
+    try:
+        return work.prepare_own(path, out, options, progress, found)
+    except NoItems:
+        if options.held_out is None or not options.held_out.held:
+            raise
+        print(f"{options.place(out)}: nothing is held out: none of the images, films or texts falls into the share")
+        return None
 
 
 def _map(path: str | None, wanted: list[Any]) -> dict[str, Any] | None:
@@ -282,6 +334,7 @@ def _recipe_names(recipe: str) -> list[str]:
 
 
 def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any:
+    from data_prep.official_layout import source_folders
     from data_prep.parts import Part
     from data_prep.prepare import Options
     from data_prep.record_builder import BuildOptions
@@ -290,6 +343,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     return Options(
         seed=args.seed,
+        split=args.split,
         limit=args.limit,
         part=None if args.part is None else Part.parse(args.part),
         bytes_per_shard=args.shard_mb * 10**6,
@@ -297,10 +351,11 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
         max_media_bytes=args.max_media_mb * 10**6,
         build=BuildOptions(args.cut_clips, args.video_height, args.video_fps, args.gop, args.max_image_side),
         workers=workers,
-        folders=tuple(f for folder in folders for f in (folder / name, folder) if f.is_dir()),
+        folders=source_folders(folders, name),
         cache=Path(args.cache) if args.cache else out / ".cache",
         rate=args.rate,
         overwrite=args.overwrite,
+        repeat_media=args.repeat_media,
         strict=args.strict,
         keep_going=args.keep_going,
         config=config,
@@ -320,6 +375,9 @@ def _report(summary: Any, folder: Path) -> None:
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
     print("".join(f"  {line}\n" for line in again_lines(summary, folder)), end="")
+    if shared := head.get("shared_media"):
+        saved = f"{shared['members']:,} media are those of earlier records and not written again"
+        print(f"  {saved}: {shared['bytes'] / 1e6:,.1f} MB less (--repeat-media writes them)")
     for line in note_lines(head.get("notes", {})):
         print(line)
     if not head["skipped"]:

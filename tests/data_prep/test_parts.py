@@ -31,10 +31,12 @@ def join(folder):
 
 
 def records(folder):
-    """Key -> members of every record; a key that comes twice is an error."""
+    """Key -> members of every record, without the places of its media; a key that comes twice is an error."""
     data = ShardDataset(folder)
     read = [data.read(i) for i in range(len(data))]
-    found = {label.partition(":")[2]: members for label, members in read}
+    found = {label.partition(":")[2]: {**members, "json": json.loads(members["json"])} for label, members in read}
+    for members in found.values():
+        members["json"].pop("media_from", None)
     assert len(found) == len(read)
     return found
 
@@ -91,6 +93,11 @@ def test_the_parts_are_the_whole(order, words, own, capsys):
         text: count for text, (count, _) in theirs["notes"].items()
     }
     assert check(out / "own") == []
+    shutil.copytree(out / "own", out / "tars")
+    (out / "tars" / MANIFEST).unlink()
+    assert main(["shards", "index", str(out / "tars")]) == 0
+    assert records(out / "tars") == records(expected), "media are found under the names of the parts' tars"
+    capsys.readouterr()
     assert prepare(own, "--out", out, *words) == 0 and "is there already" in capsys.readouterr().out
 
 
