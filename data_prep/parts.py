@@ -34,6 +34,7 @@ from molmo2_nemo.files import atomic
 
 CHUNK = 64  # samples dealt out together; more, while neighbours have the same media
 MOST = 16 * CHUNK
+FROM = ("fetched", "drawn_from")  # of a head's source: revisions of the Hub, sizes of other data sets
 FOLDER = re.compile(r"(.+)\.part-(\d+)-of-(\d+)")
 T = TypeVar("T", bound=Sample | Skip)
 
@@ -196,13 +197,13 @@ def _same_settings(folders: list[Path], heads: list[dict[str, Any]]) -> dict[str
         settings = dict(head.get("settings") or {})
         if settings.pop("part", None) != f"{number}/{len(folders)}":
             raise UserError(f"{folder} was not prepared with --part {number}/{len(folders)}")
-        settings["fetched"] = head.get("source", {}).get("fetched", {})
+        settings |= {name: head.get("source", {}).get(name, {}) for name in FROM}
         if made and settings != made[0]:
             names = sorted(n for n in {*settings, *made[0]} if settings.get(n) != made[0].get(n))
             changes = "; ".join(f"{n}: {made[0].get(n)} in part 1, {settings.get(n)} in part {number}" for n in names)
             raise UserError(f"{folder} was prepared with other settings than part 1 ({changes}): prepare it again")
         made.append(settings)
-    return {name: value for name, value in made[0].items() if name != "fetched"}
+    return {name: value for name, value in made[0].items() if name not in FROM}
 
 
 def _joined_before(out: Path, heads: list[dict[str, Any]]) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def _link_shards(out: Path, work: Path, folders: list[Path], heads: list[dict[st
             name = f"{shard_stem(out.name)}-{len(names):06d}.tar"
             names.append(name)
             old, new = folder / shard["name"], work / name
-            if new.exists() and new.stat().st_size == shard["bytes"]:
+            if new.exists() and new.stat().st_size == shard["bytes"] and not (old.exists() and not old.samefile(new)):
                 continue
             if not old.is_file() or old.stat().st_size != shard["bytes"]:
                 raise UserError(f"{old} is missing or has another size than its manifest says: prepare that part again")

@@ -114,11 +114,11 @@ def test_what_a_sample_shows():
 
 
 def test_the_walk_of_the_page(workers, tmp_path, monkeypatch):
-    """Its commands, with the page's own first example as own.jsonl: the held-out records get a loss."""
+    """Its commands, with the page's first example as trip.jsonl: the held-out records get a loss."""
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     example = page.split("cat > own.jsonl <<'END'\n")[1].split("END\n")[0]
-    (tmp_path / "own.jsonl").write_text(example)
+    (tmp_path / "trip.jsonl").write_text(example)
     walk = page.split("### Held-out data")[1].split("\n### ")[0].replace("\\\n", " ")
     call, train, *_ = (shlex.split(line)[1:] for line in walk.splitlines() if line.startswith("molmo2 "))
     assert main([*call, "--workers", "0", "--source", str(demo.MEDIA)]) == 0
@@ -126,8 +126,8 @@ def test_the_walk_of_the_page(workers, tmp_path, monkeypatch):
     cfg.output_dir = str(tmp_path / "runs")
     workers.run(train_on_packs, cfg, demo_packs(8), fit=True)
     lines = [json.loads(line) for line in (tmp_path / "runs" / "sft" / "validation.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4] and all(line["losses"]["own"] > 0 for line in lines)
-    assert lines[0]["counts"]["own"]["examples"]["count"] == len(keys("own-validation", "shards"))
+    assert [line["step"] for line in lines] == [2, 4] and all(line["losses"]["trip"] > 0 for line in lines)
+    assert lines[0]["counts"]["trip"]["examples"]["count"] == len(keys("trip-validation", "shards"))
 
 
 # --- published -------------------------------------------------------------------------------------------------------

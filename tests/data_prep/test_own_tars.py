@@ -131,6 +131,7 @@ ENERGON = {
         of_type("VQASample", image="jpg", context="json[q][text]", answers="json[a]"),
         {"question": "Which animal?", "answer": ["a cat", "cat"]},
     ),
+    "alternatives": (of_type("CaptioningSample", image="png,jpg", caption="json[none],txt"), {"caption": "A cat."}),
     "one answer": (
         of_type("VQASample", image="jpg", context="json[q][text]", answers="json[a][1]"),
         {"question": "Which animal?", "answer": "cat"},

@@ -30,6 +30,7 @@ def records(count=7, text="a"):
 def options(tmp_path, monkeypatch):
     monkeypatch.setattr(requests_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(remote, "_listed", {})
+    monkeypatch.setattr(remote, "_silent", {})
     before, made = remote.options_in_use(), StoreConfig(cache=str(tmp_path / "cache"), retries=2, timeout=5.0)
     traffic.take()
     remote.use(made)
