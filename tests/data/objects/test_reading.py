@@ -419,3 +419,16 @@ def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
     assert young.exists() and taken(cache.folder) <= 100_000
     cache.put("fourth", bytes(200_000))  # more than the limit is never kept
     assert cache.get("fourth") is None and cache.get("third") is not None
+
+
+def test_media_of_several_records_are_fetched_once(tmp_path):
+    """They lie in one of the shards; a second record that shows one has it from the cache."""
+    pictures = [bytes([n]) * 150_000 for n in range(3)]
+    made = ((f"k{i:02d}", {"json": b'{"images": ["0.jpg"]}', "0.jpg": pictures[i % 3]}) for i in range(12))
+    write_shards(tmp_path / "once", made, records_per_shard=4, media_once=True)
+    with range_server(tmp_path / "once") as httpd:
+        dataset = ShardDataset(f"{httpd.url}/set")
+        assert everything(dataset) == everything(ShardDataset(tmp_path / "once"))
+        assert [members["0.jpg"] for _, members in everything(dataset)] == [pictures[i % 3] for i in range(12)]
+        assert traffic.counts["bytes"] < 2 * 3 * 150_000
+        assert traffic.counts["requests"] == 1 + 12
