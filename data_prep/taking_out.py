@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_prep.shard_rewriting import Place, Rewriting, free_name
+from data_prep.shard_rewriting import Place, Repaired, Rewriting, free_name
 from data_prep.shard_tools import Problem, Terms
 from molmo2_nemo.data.manifest import MANIFEST, Entry, Member, members_crc, read_entries, read_head, renumber
-from molmo2_nemo.data.shard_writer import read_records
+from molmo2_nemo.data.shard_writer import TarShard, read_records
+from molmo2_nemo.data.shards import split_name
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import write_text
 
@@ -22,6 +23,27 @@ class TakingOut(Rewriting):
 
     gone: set[str] = field(default_factory=set)  # keys
     into: Path = field(default_factory=Path)  # folder of the new tars
+
+    def rewritten(self, number: int, entries: list[Entry], borrowed: list[str]) -> Repaired:
+        """A new tar of the records that stay. Media that these share with one that goes keep its name, as records in
+        other tars call them by it."""
+        path, stay = self.paths[number], {entry.key for entry in entries} - self.gone
+        new = TarShard(self._target(path))
+        try:
+            others = {p: m for p, m in self.wanted.items() if split_name(m.owner or "")[0] not in stay}
+            everything, self.wanted = self.wanted, others
+            alone = self._keep_media(new, number)
+            self.wanted = everything
+            for entry, problem, content in self._read(path, entries):
+                if problem is None:
+                    self._add(new, number, entry, content)
+        except BaseException:
+            new.discard()
+            raise
+        if new.entries or alone:
+            return new.close() | ({"left_out": alone} if alone else {}), new.entries, []
+        new.discard()
+        return None, [], []
 
     def _target(self, path: Path) -> Path:
         return self.into / free_name(path).name
@@ -34,9 +56,6 @@ class TakingOut(Rewriting):
             if entry.crc is not None and members_crc(content) != entry.crc:
                 raise UserError(f"{path}:{entry.key} is damaged: molmo2 shards repair {path.parent} first")
             yield entry, None, content
-
-    def _saved(self, path: Path, entry: Entry, content: Any) -> None:
-        return None
 
 
 class Remains:

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 
 from data_prep.addition import Addition
 from data_prep.ledger import LEDGER, MISSING, read_lines
-from data_prep.shard_tools import check
+from data_prep.shard_tools import check, index
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.record import parse_record
@@ -293,8 +294,6 @@ def killed_at(step, path):
 
 def test_killed_at_any_step_the_old_or_the_new_set_is_there(raw, tmp_path, capsys):
     """A picture changes, one comes, a line is added; every place where files are moved, removed or synced is tried."""
-    import shutil
-
     out = tmp_path / "out"
     assert prepare(raw) == 0
     (tmp_path / "pictures" / "1.png").write_bytes(png(101))
@@ -369,6 +368,9 @@ def test_pictures_that_several_records_share_outlive_a_change_of_one_of_them(tmp
     dataset = ShardDataset(out)
     for i, n in enumerate([1, 2, 3, 4, 5, 6, 7, 100, 8]):
         assert parse_record(*dataset.read(i)).images == [png(n), png(9)]
+    shutil.copytree(out, tmp_path / "tars")
+    (tmp_path / "tars" / MANIFEST).unlink()
+    assert index(tmp_path / "tars", "tars")["records"] == 9  # the tars alone say where the shared picture is
     for n in (1, 2, 3):  # of the first shard, all records
         (tmp_path / "pictures" / f"{n}.png").write_bytes(png(n + 100))
     assert prepare(path) == 0
