@@ -334,6 +334,7 @@ def _recipe_names(recipe: str) -> list[str]:
 
 
 def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any:
+    from data_prep.official_layout import source_folders
     from data_prep.parts import Part
     from data_prep.prepare import Options
     from data_prep.record_builder import BuildOptions
@@ -350,7 +351,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
         max_media_bytes=args.max_media_mb * 10**6,
         build=BuildOptions(args.cut_clips, args.video_height, args.video_fps, args.gop, args.max_image_side),
         workers=workers,
-        folders=tuple(f for folder in folders for f in (folder / name, folder) if f.is_dir()),
+        folders=source_folders(folders, name),
         cache=Path(args.cache) if args.cache else out / ".cache",
         rate=args.rate,
         overwrite=args.overwrite,

@@ -30,6 +30,7 @@ def records(count=7, text="a"):
 def options(tmp_path, monkeypatch):
     monkeypatch.setattr(requests_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(remote, "_listed", {})
+    monkeypatch.setattr(remote, "_silent", {})
     before, made = remote.options_in_use(), StoreConfig(cache=str(tmp_path / "cache"), retries=2, timeout=5.0)
     traffic.take()
     remote.use(made)
@@ -194,3 +195,14 @@ def test_commands_that_need_a_folder(capsys):
     assert "molmo2 prepare own.jsonl ... --out DIR; molmo2 shards copy DIR s3://bucket/all" in capsys.readouterr().err
     assert main(["shards", "copy", "s3://bucket/set"]) == 2
     assert "copy needs two places" in capsys.readouterr().err
+
+
+def test_check_of_shared_media_fetches_the_shards_they_lie_in(tmp_path, options):
+    made = ((f"k{i:02d}", {"json": b'{"images": ["0.jpg"]}', "0.jpg": bytes([i % 3]) * 5000}) for i in range(12))
+    folder = tmp_path / "once"
+    write_shards(folder, made, records_per_shard=4, media_once=True)
+    with range_server(folder) as httpd:
+        found = check_at(Address(f"{httpd.url}/set"), config=DataConfig(store=options))
+        assert found == check_at(folder, config=DataConfig()) and len(found) == 12  # each for its picture, that is none
+        assert {problem.key for problem in found} == {f"k{i:02d}" for i in range(12)}
+        assert not list((tmp_path / "cache").glob("checking-*"))
