@@ -1,9 +1,9 @@
 """Held-out data: a share of one's own records, or the validation split of a published data set.
 
 A share is taken by what a record shows, never by its place in the file: each image or film belongs to one side, by a
-hash of its path, address or bytes, a text by a hash of its words. So records of the same picture are on the same side,
-and a record stays on its side when lines are added or sorted. Both sides are data sets of their own: NAME without the
-held-out records, and NAME-validation.
+hash of its path, address or bytes (in a tar, of the names of tar and member), a text by a hash of its words. So records
+of the same picture are on the same side, and a record stays on its side when lines are added or sorted. Both sides are
+data sets of their own: NAME without the held-out records, and NAME-validation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_prep.sources.base import Context, Cut, File, FirstOf, Inline, Row, Sample, Skip, Source, Url
+from data_prep.sources.base import Context, Cut, File, FirstOf, Inline, Row, Sample, Skip, Source, Stored, Url
 from molmo2_nemo.errors import UserError
 
 VALIDATION = "-validation"  # at the end of a held-out data set's name
@@ -93,6 +93,8 @@ def _mark(medium: Any) -> str:
         return f"file {PurePosixPath(medium.paths[0])}"
     if isinstance(medium, Url):
         return f"url {medium.url}"
+    if isinstance(medium, Stored):
+        return f"member {medium.name} of {PurePosixPath(medium.path).name}"
     if isinstance(medium, Inline):
         return f"bytes {hashlib.sha256(medium.data).hexdigest()}"
     return repr(medium)

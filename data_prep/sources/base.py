@@ -206,6 +206,7 @@ class Hub:
     revision: str | None = None
     columns: tuple[str, ...] = ()  # () = those of the source's `fields`
     media: str = ""  # in words: which media must be below --source, and where to get them; "" = none
+    copies: tuple[str, ...] = ()  # other names that a folder with its files may have below --source
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,7 +110,9 @@ def _problem(row: Row, annotation: AnnotationJson, task: str) -> str:
     return ""
 
 
-def _records(task: str, media: Callable[[Row, Mapping[str, float]], Media | None], native: Table | None) -> Any:
+def tracking_records(task: str, media: Callable[[Row, Mapping[str, float]], Media | None], native: Table | None) -> Any:
+    """The `records` of a source with rows of this schema; `media` names the video of a row, None if nobody knows it."""
+
     def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         unique = UniqueKeys()
         rates = _native_rates(ctx, native)
@@ -198,7 +200,7 @@ def _several(name: str, hub: str, title: str, fetch: str, folders: VideoFolders,
             origin=Hub(hub, configs=(task,), media=f"{title} ({fetch}): {folders.words()}"),
             licence=LICENCE,
             fields=FIELDS,
-            records=_records(task, folders.media, native),
+            records=tracking_records(task, folders.media, native),
             notes=NOTES,
         )
         for task in tasks
@@ -329,7 +331,7 @@ def _single(name: str, title: str, fetch: str, folders: VideoFolders) -> Source:
         ),
         licence=LICENCE,
         fields=FIELDS,
-        records=_records("single_point_track", folders.media, None),
+        records=tracking_records("single_point_track", folders.media, None),
         notes=f"Configuration {config!r} (sic). {NOTES}" if config != name else NOTES,
     )
 
@@ -432,7 +434,7 @@ def _molmo2(task: str, name: str) -> Source:
             "start_frame": maybe(int),
             "end_frame": maybe(int),
         },
-        records=_records(task, clip_media, None),
+        records=tracking_records(task, clip_media, None),
         notes=NOTES,
     )
 

@@ -138,7 +138,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             seed=self.seed,
             loaded=weights_to_come(self._trainer, self.model_config),
         )
-        self.module.features = frozen_features(self.module, self.feature_cache)
+        self.features = self.module.features = frozen_features(self.module, self.feature_cache)
         self.groups, self.kernel, self.choices = self.module.groups, self.module.kernel, self.module.choices
         self.micro_batches = MicroBatches(
             self.model_config,
@@ -156,18 +156,18 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             print(f"attention: {self.kernel.name}, {self.kernel.title}", flush=True)
             print(described(self.choices), flush=True)
             print(overlap.described(self.trainer.strategy.ddp_config, weight_gradient_library()), flush=True)
-            if self.module.features is not None:
-                print(self.module.features.described(), flush=True)
+            if self.features is not None:
+                print(self.features.described(), flush=True)
 
     def on_train_end(self) -> None:
-        if self.module.features is not None:
-            self.module.features.close()
+        if self.features is not None:
+            self.features.close()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Begin a step. Its data is fetched by the step itself."""
         self.step_result = StepResult()
-        if self.module.features is not None:
-            self.step_result.features = self.module.features.counts = Counts()
+        if self.features is not None:
+            self.step_result.features = self.features.counts = Counts()
             self.step_result.crop_flops = crop_flops(self.model_config)
         self.optim.result = self.step_result
 

@@ -262,3 +262,13 @@ def test_a_published_source(tmp_path):
     assert {**head, "shards": [], "parts": 0, "notes": {}} == {**made, "shards": [], "parts": 0, "notes": {}} | {
         name: head[name] for name in ("format", "version") if name in head
     }
+
+
+def test_held_out_samples_are_parted_alike(own):
+    out, words = own.parent / "out", ("--hold-out", "10%")
+    assert prepare(own, "--out", own.parent / "whole", *words) == 0
+    for number in (2, 1):
+        assert prepare(own, "--out", out, "--part", f"{number}/2", *words) == 0
+    assert join(out) == 0  # both sides
+    for name in ("own", "own-validation"):
+        assert records(out / name) == records(own.parent / "whole" / name)

@@ -3,15 +3,17 @@ encoded a second time."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.model.config import LoraConfig
 from molmo2_nemo.rundir.checkpoint_manifest import step_folder
-from tests.support.packs import demo_packs, tiny_run, train_on_packs
+from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 
 EPOCH = 2  # steps
 TRACED = ("loss", "tasks", "grad_norm_connector", "grad_norm_llm", "tokens", "crops")
@@ -104,3 +106,40 @@ def test_another_layout_reads_what_one_kept_and_a_resume_gives_the_same_bits(wor
         assert (encoded > 0) == (kept is None)
     _, encoded = run(workers, tmp_path / "cp2", packs, tmp_path / "kept", ranks=2, context=2)
     assert encoded == 0
+
+
+def real(cfg: Any) -> list[dict[str, Any]]:
+    """Job: train with the real loader."""
+    from molmo2_nemo.nemo.train import train
+    from molmo2_nemo.rundir.lines import read_metrics
+    from molmo2_nemo.rundir.paths import stage_dir
+
+    train(cfg)
+    return read_metrics(stage_dir(cfg))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_with_the_real_loader_and_validation(workers, shards, tmp_path, precision):
+    """Two replicas share a folder; packs differ in every epoch, and crops do not."""
+    found = {}
+    for way in ("without", "with"):
+        cfg = tiny_run(tmp_path / way, 6)
+        cfg.data = demo_data(shards)
+        cfg.data.num_workers = 1
+        cfg.stage.train_vit, cfg.stage.lora, cfg.cluster.precision = False, LoraConfig(rank=4), precision
+        cfg.validation.sources = {"held": SourceConfig(path=str(shards / "pretrain"))}
+        cfg.validation.examples, cfg.validation.every = 5, 3
+        if way == "with":
+            cfg.data.feature_cache.path, cfg.data.feature_cache.keep_free_gib = str(tmp_path / "kept"), 0.0
+            cfg.data.feature_cache.verify = 0.5
+        lines = workers.run(real, cfg, ranks=2, fit=True)[0]
+        text = (tmp_path / way / "sft" / "validation.jsonl").read_text()
+        held = [json.loads(line)["losses"] for line in text.splitlines()]
+        found[way] = list(traced(lines)), held, lines
+    assert found["with"][0] == found["without"][0]
+    assert found["with"][1] == found["without"][1] and len(found["with"][1]) == 2
+    lines = found["with"][2]
+    assert lines[0]["features_misses"] > 10
+    assert [line["features_misses"] for line in lines[-2:]] == [0, 0] and lines[-1]["features_hits"] > 10
+    assert sum(line["features_checked"] for line in lines) > 10
+    assert not any(line["features_different"] or line["features_damaged"] for line in lines)
