@@ -285,6 +285,10 @@ class Resolver:
                 return path, os.path.relpath(path, root)
         return None
 
+    def local(self, media: File) -> Path | None:
+        """Where a file lies below --source; None if it is not there. Nothing is opened."""
+        return self._there(media)
+
     def _there(self, media: File) -> Path | None:
         """The first of a file's paths that exists below one of the folders; None if there is none."""
         find = find_matching if isinstance(media, Match) else find_below

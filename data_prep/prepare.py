@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.addition import Addition, Kept, finish_plan
+from data_prep.disk import own_bytes, published_bytes, room_line
 from data_prep.download import Downloader
 from data_prep.giving_up import Patience
 from data_prep.held_out import HeldOut, validation_folder
@@ -115,6 +116,9 @@ class Progress:
 
     def begin(self, name: str, rows: int | None) -> None:
         """A data set begins. `rows`: their total, or None if unknown."""
+
+    def room(self, words: str) -> None:
+        """The data set will take more room than there is, or much of it."""
 
     def step(self, rows: int, output: Output) -> None:
         """`rows` rows have been read so far; `output` has the other counts."""
@@ -264,6 +268,8 @@ class _Work:
 
     def fill(self, output: Output) -> dict[str, Any]:
         """Write a new data set; returns its head."""
+        if not output.resume_at:
+            self._say_room()
         items = self.items()
         with self._writing(output):
             for item in islice(items, output.resume_at):
@@ -281,6 +287,16 @@ class _Work:
                 self.progress.step(self.counter.count, output)
             output.hint = start.hint() if not output.records else ""
         return output.finish(_head(self.source, self.tables.revisions, self.drawn_from), self.source.counts_as)
+
+    def _say_room(self) -> None:
+        if self.rows is not None and self.options.part is None and not self.options.limit:
+            wanted, basis = own_bytes(self.source, self.rows(), self.resolver)
+        elif self.rows is None and not self.options.limit:
+            wanted, basis = published_bytes(self.source.name)
+        else:
+            return
+        if words := room_line(wanted, basis, self.out.parent):
+            self.progress.room(words)
 
     def again(self, head: dict[str, Any], grown: bool, own: OwnContent | None) -> Summary:
         """Add to a complete data set what can be added."""

@@ -50,6 +50,11 @@ class RichProgress(Progress):
         self._task = self._bar.add_task(name, total=rows, counts="")
         self._bar.start()
 
+    def room(self, words: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(f"warning: {words}", style="bold red"), soft_wrap=True)
+
     def step(self, rows: int, output: Output) -> None:
         if self._before is None:
             self._before = output.records - 1

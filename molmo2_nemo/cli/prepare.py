@@ -375,6 +375,7 @@ def _report(summary: Any, folder: Path) -> None:
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
     print("".join(f"  {line}\n" for line in again_lines(summary, folder)), end="")
+    _say_coverage(head)
     if shared := head.get("shared_media"):
         saved = f"{shared['members']:,} media are those of earlier records and not written again"
         print(f"  {saved}: {shared['bytes'] / 1e6:,.1f} MB less (--repeat-media writes them)")
@@ -394,6 +395,22 @@ def _report(summary: Any, folder: Path) -> None:
         print(f"  {failed:,} with downloads that failed{listed}")
     if absent or failed:
         print("  the same command adds what has come since")
+
+
+def _say_coverage(head: dict[str, Any]) -> None:
+    """How much of a published data set is there; in red where that is little."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from molmo2_nemo.data.coverage import coverage, standing_in
+
+    name = str(head["name"])
+    found = coverage(name, head)
+    thin = standing_in(name, found)
+    if thin:
+        Console(highlight=False, soft_wrap=True).print(Text(f"  warning: {thin}", style="bold red"))
+    elif found.words():
+        print(f"  {found.words()}")
 
 
 def _firsts(path: Path) -> dict[str, str]:
