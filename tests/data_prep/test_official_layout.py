@@ -10,10 +10,12 @@ import pytest
 
 from data_prep.bringing.catalogue import load
 from data_prep.bringing.needs import needs_of
+from data_prep.download import Downloader
+from data_prep.media import Resolver
 from data_prep.official_layout import HOMES, PACKED, source_folders
 from data_prep.prepare import Options, prepare
 from data_prep.sources import all_sources, find_source
-from data_prep.sources.base import Manual
+from data_prep.sources.base import File, Frames, Manual
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from tests.data_prep.sources.test_tracking import CLIP_ROW, ROW
@@ -236,3 +238,28 @@ def test_needs_see_what_is_there(root):
     needs = needs_of([find_source(name) for name in ("clevrer", "perception_test", "funqa")], load(), root)
     assert {need.state for need in needs} == {"there"}
     assert {n.state for n in needs_of([find_source("okvqa")], load(), root)} == {"missing"}
+
+
+# Sets without rows here -> a file that the published code opens, and the medium that the source asks for.
+ASKED: dict[str, tuple[str, File | Frames]] = {
+    "tgif": (f"{V}/TGIF/videos/g.mp4", File("videos/g")),
+    "sutd_trafficqa": (f"{V}/SUTD-TrafficQA/compressed_videos/a.mp4", File("compressed_videos/a.mp4")),
+    "coin_all_qa": (f"{V}/coin/videos/v.webm", File("videos/v")),
+    "kinetics_qa": (f"{V}/kinetics/kinetics600/train/a_b/v.mp4", File("kinetics600/train/a_b/v.mp4")),
+    "tvqa_with_sub": (f"{V}/TVQA/video-frames/frames_hq/bbt_frames/v/00001.jpg", Frames("frames_hq/bbt_frames/v", 3)),
+    "paxion": (f"{V}/sth-sth-v2/videos/1.webm", File("sth-sth-v2/videos/1.webm")),
+    "video_localized_narratives_caption": (f"{V}/OVIS/train_mp4_5fps/v.mp4", File("OVIS/train_mp4_5fps/v.mp4")),
+    "okvqa": (f"{IMAGE}/images/coco/train2014/1.jpg", File("images/coco/train2014/1.jpg")),
+    "tally_qa": (f"{IMAGE}/images/vg/VG_100K_2/1.jpg", File("images/vg/VG_100K_2/1.jpg")),
+    "pixmo_cap": (f"{IMAGE}/pixmo_images/0a.jpg", File("pixmo_images/0a")),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_file_of_the_published_layout_is_what_the_source_asks_for(name, tmp_path):
+    path, media = ASKED[name]
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_bytes(b"x")
+    cache = tmp_path / "cache"
+    assert Resolver(source_folders((tmp_path,), name), cache, Downloader(cache)).has(media)
+    assert not Resolver((tmp_path / name, tmp_path), cache, Downloader(cache)).has(media)
