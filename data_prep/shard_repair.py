@@ -113,11 +113,12 @@ def _replace(
         state: dict[str, Any] | None = shard
         if shard["name"] in bad:
             borrowed: list[str] = []
+            there = path.is_file()  # a new tar may get the name of one that is missing
             if head.get(INDEXED):  # its tars are somebody else's: records are left out of the manifest
                 state, entries, problems = rewriting.without(number, shard, entries)
             else:
                 state, entries, problems = rewriting.rewritten(number, entries, borrowed)
-            if path.is_file() and not head.get(INDEXED):
+            if there and not head.get(INDEXED):
                 all_here = not problems and not borrowed and path.stat().st_size == shard["bytes"]
                 (whole if all_here else old).append(path)
             lost += problems

@@ -259,3 +259,17 @@ def test_index_names_every_tar_that_cannot_be_read(made, capsys):
     for path in (first, last):
         path.rename(path.with_suffix(".damaged"))
     assert main(["shards", "index", str(made)]) == 0 and set(read(made)) == {"r4", "r5", "r6", "r7"}
+
+
+def test_a_new_tar_with_the_name_of_a_missing_one_is_not_put_aside(made):
+    before = read(made)
+    damage(made, "r5")
+    assert [p.key for p in repair(made)] == ["r5"]
+    tar = made / "dm-000001-r1.tar"
+    spare = bytearray(tar.read_bytes())
+    tar.unlink()
+    spare[-1] ^= 1  # behind the last record
+    (made / "spare.tar").write_bytes(spare)
+    assert repair(made) == [] and tar.is_file()
+    (made / "spare.tar").unlink()
+    assert check(made) == [] and read(made) == {key: record for key, record in before.items() if key != "r5"}
