@@ -148,7 +148,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     film, shown = video, clip
     subtitles = _subtitles(sample, resolver, film, shown, mended)
     if video is not None:
-        video, clip = _stored(video, clip, replace(options, cut_clips=options.cut_clips or part is not None))
+        video, clip = _stored(video, clip, replace(options, cut_clips=options.cut_clips or part is not None), config)
         data["video"] = video.suffix
         members[video.suffix] = video.data
     if subtitles:
@@ -341,27 +341,27 @@ def _subtitle_file(media: File | Url, resolver: Resolver) -> list[tuple[float, f
 
 
 def _stored(
-    video: Video, clip: tuple[float, float] | None, options: BuildOptions
+    video: Video, clip: tuple[float, float] | None, options: BuildOptions, config: DataConfig
 ) -> tuple[Video, tuple[float, float] | None]:
     try:
-        return _transcoded(video, clip, options)
+        return _transcoded(video, clip, options, config)
     except MediaError as error:
         name = "" if isinstance(video.data, bytes) else f"{video.data}: "
         raise MediaError(error.reason, f"{name}{error.detail}", "video") from None
 
 
 def _transcoded(
-    video: Video, clip: tuple[float, float] | None, options: BuildOptions
+    video: Video, clip: tuple[float, float] | None, options: BuildOptions, config: DataConfig
 ) -> tuple[Video, tuple[float, float] | None]:
     if options.video_height or options.video_fps or options.gop:
         from data_prep.transcode import Wanted, reencode
 
         wanted = Wanted(options.video_height, options.video_fps, options.gop)
-        video, clip = reencode(video, clip, wanted, cut=options.cut_clips)
+        video, clip = reencode(video, clip, wanted, cut=options.cut_clips, config=config)
     elif options.cut_clips and clip is not None:
         from data_prep.transcode import cut_packets
 
-        video, clip = cut_packets(video, clip)
+        video, clip = cut_packets(video, clip, config)
     return video, clip
 
 

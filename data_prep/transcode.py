@@ -17,20 +17,23 @@ from typing import Any
 import numpy as np
 
 from data_prep.media import MediaError, Ticks, Video, encode_video, probe_video
-from molmo2_nemo.data.config import LimitsConfig
+from molmo2_nemo.data.config import DataConfig, LimitsConfig
+from molmo2_nemo.data.tally import KINDS
 from molmo2_nemo.data.video.container import open_video
 from molmo2_nemo.data.video.film import Film, look_at
-from molmo2_nemo.data.video.frames_pyav import PyAVFrames
+from molmo2_nemo.data.video.frames_pyav import PyAVFrames, ScrambledStamps
 from molmo2_nemo.data.video.index import VideoIndex, seconds_of
 from molmo2_nemo.errors import DataError
 
 Clip = tuple[float, float]
 KEPT_WHOLE = "films kept whole, as their packets cannot be cut to the clip without changing its frames"
+REPLACED = f"{KINDS['replaced_frames'].words}; the re-encoded film has them so"
+MANY_REPLACED = f"{REPLACED}, over a tenth of it: download the film again"
+MANY = 0.1  # share of a re-encoded film's frames
 TAIL = 1.0  # seconds kept after a clip, so that its last frame is there whatever the order of packets
-LIMITS = LimitsConfig()
 
 
-def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
+def cut_packets(video: Video, clip: Clip, config: DataConfig | None = None) -> tuple[Video, Clip]:
     """A video with only the packets of a clip, from the key frame before it on, and the clip's times in the new video.
 
     The frames shown in the clip are the same, bit by bit. Returns the video as it is, with a note, where an mp4 cannot
@@ -42,13 +45,13 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     """
     import av
 
-    content = video.content()
+    content, limits = video.content(), (config or DataConfig()).limits
     try:
-        film = look_at(content, LIMITS)
+        film = look_at(content, limits)
         if film.index.order != "stamps":
             return _kept_whole(video), clip
-        data, origin = _packets(content, film.index, clip)
-        made = look_at(data, LIMITS)
+        data, origin = _packets(content, film.index, clip, limits)
+        made = look_at(data, limits)
     except (av.error.FFmpegError, DataError, ValueError, OSError):
         return _kept_whole(video), clip
     if len(data) >= len(content):
@@ -56,7 +59,7 @@ def cut_packets(video: Video, clip: Clip) -> tuple[Video, Clip]:
     moved = _as_seen(film.index, clip, made.index, origin)
     if not _same_frames(film, clip, made, moved):
         return _kept_whole(video), clip
-    return probe_video(data, "mp4"), moved
+    return probe_video(data, "mp4", config), moved
 
 
 def _kept_whole(video: Video) -> Video:
@@ -88,7 +91,7 @@ def _next_to(time: float) -> list[float]:
     return found
 
 
-def _packets(content: bytes, index: VideoIndex, clip: Clip) -> tuple[bytes, int]:
+def _packets(content: bytes, index: VideoIndex, clip: Clip, limits: LimitsConfig) -> tuple[bytes, int]:
     """An mp4 of the packets of a clip, and the pts of the key frame that it begins with."""
     import av
 
@@ -96,7 +99,7 @@ def _packets(content: bytes, index: VideoIndex, clip: Clip) -> tuple[bytes, int]
     origin = int(index.keys[max(int(np.searchsorted(index.keys, shown[0], side="right")) - 1, 0)])
     last = int(shown[1]) + int(TAIL / index.base)
     out, begun = io.BytesIO(), False
-    with open_video(content, LIMITS) as (source, stream):  # read from its start: not every container seeks to a packet
+    with open_video(content, limits) as (source, stream):  # read from its start: not every container seeks to a packet
         with av.open(out, "w", format="mp4", options={"fflags": "+bitexact"}) as target:
             made = target.add_stream_from_template(stream)
             for packet in source.demux(stream):
@@ -141,38 +144,60 @@ class Wanted:
         return bool(self.fps) and video.fps > self.fps * 1.001
 
 
-def reencode(video: Video, clip: Clip | None, wanted: Wanted, *, cut: bool) -> tuple[Video, Clip | None]:
+def reencode(
+    video: Video, clip: Clip | None, wanted: Wanted, *, cut: bool, config: DataConfig | None = None
+) -> tuple[Video, Clip | None]:
     """H.264 with at most the wanted lines, frames per second and frames between key frames; unchanged where it has no
-    more of any. Frames keep their times unless there are too many.
+    more of any. Frames keep their times unless there are too many. Where one cannot be decoded, the one shown before
+    stands in, as in training, and the video gets a note.
 
     Args:
         cut: keep only the clip; its times then begin with 0.
+        config: settings of the training that it is for; their limits hold.
 
     Returns:
         The video, and what of it is the clip; of a whole film that has become longer, its former length.
     Raises:
-        MediaError: a frame cannot be decoded.
+        MediaError: no frame can be decoded, or the video is beyond the limits.
     """
     cut = cut and clip is not None
     if not wanted.exceeded_by(video):
-        return cut_packets(video, clip) if cut and clip is not None else (video, clip)
+        return cut_packets(video, clip, config) if cut and clip is not None else (video, clip)
     start, end = clip if cut and clip is not None else (0.0, video.duration)
-    content = video.content()
     with tempfile.TemporaryDirectory(prefix="molmo2-video-") as folder:
         path = Path(folder) / "video.mp4"
         try:
-            film = look_at(content, LIMITS)
-            numbers, ticks = _chosen(video, film.index, start, end, wanted)
-            frames = _frames(content, film, numbers, wanted.height)
-            encode_video(frames, path, min(wanted.fps or video.fps, video.fps), gop=wanted.gop, ticks=ticks)
+            notes = _encoded(video, (start, end), wanted, path, (config or DataConfig()).limits)
         except MediaError:
             raise
         except Exception as error:
             raise MediaError("video cannot be re-encoded", str(error)[:300]) from None
-        made = probe_video(path.read_bytes(), "mp4")
+        made = probe_video(path.read_bytes(), "mp4", config)
+    made = replace(made, notes=(*made.notes, *notes))
     if cut or (clip is None and made.duration > end):  # frames at another rate may last a bit longer than the film
         return made, (0.0, end - start)
     return made, clip
+
+
+def _encoded(video: Video, part: Clip, wanted: Wanted, path: Path, limits: LimitsConfig) -> tuple[str, ...]:
+    """Encode a part of a video to a file; what is to be said of its frames."""
+    content = video.content()
+    film = look_at(content, limits)
+    numbers, ticks = _chosen(video, film.index, *part, wanted)
+
+    def encode(index: VideoIndex) -> PyAVFrames:
+        reader = PyAVFrames(content, index, limits)
+        frames = _frames(reader, numbers, wanted.height)
+        encode_video(frames, path, min(wanted.fps or video.fps, video.fps), gop=wanted.gop, ticks=ticks)
+        return reader
+
+    try:
+        reader = encode(film.index)
+    except ScrambledStamps:
+        reader = encode(film.index.counted())
+    if not reader.replaced:
+        return ()
+    return (MANY_REPLACED if reader.replaced > MANY * len(np.unique(numbers)) else REPLACED,)
 
 
 def _chosen(video: Video, index: VideoIndex, start: float, end: float, wanted: Wanted) -> tuple[np.ndarray, Ticks]:
@@ -190,10 +215,9 @@ def _chosen(video: Video, index: VideoIndex, start: float, end: float, wanted: W
     return numbers, Ticks(index.base, np.append(shown, max(stop - begin, int(shown[-1]) + 1)))
 
 
-def _frames(content: bytes, film: Film, numbers: np.ndarray, height: int) -> Iterator[np.ndarray]:
+def _frames(reader: PyAVFrames, numbers: np.ndarray, height: int) -> Iterator[np.ndarray]:
     """Upright RGB frames with these numbers, scaled to at most `height` lines and to even sizes."""
     different, counts = np.unique(numbers, return_counts=True)
-    reader = PyAVFrames(content, film.index, LIMITS)
     for pixels, count in zip(reader.frames(different), counts.tolist(), strict=True):
         scaled = _scaled(pixels, height)
         for _ in range(count):

@@ -4,7 +4,11 @@ them."""
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
+from fractions import Fraction
 from functools import cache
+from itertools import product
 
 import av
 import numpy as np
@@ -14,6 +18,7 @@ from data_prep.media import probe_video
 from data_prep.transcode import Wanted, cut_packets, reencode
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
 from molmo2_nemo.data.video.film import look_at
+from molmo2_nemo.data.video.index import Packets, program_stream_index
 from molmo2_nemo.data.video.read import read_video
 from tests.support.films import film, numbers
 
@@ -83,3 +88,74 @@ def test_a_film_that_is_tuned_in_to():
     assert lost > 0 and first % 30 == 0
     assert shown[lost : lost + 120 - first] == list(range(first, 120))
     assert clip.decoding.replaced == lost
+
+
+# --- low bitrates ----------------------------------------------------------------------------------------------------
+
+FFMPEG = shutil.which("ffmpeg")
+SMALL = [  # codec, B frames, GOP, frames: some 50 frames come in a pack, and some films end inside one
+    *product(("mpeg1video", "mpeg2video"), (0, 1, 2, 3), (12, 18), (1500,)),
+    *product(("mpeg2video",), (0,), (12,), (183, 200, 226, 228, 300)),
+    *product(("mpeg1video",), (1, 3), (12, 18), (500, 115)),
+]
+
+
+def encoded(path, source: str, *options: str) -> None:
+    """A film made by the ffmpeg program."""
+    assert FFMPEG is not None
+    command = [FFMPEG, "-loglevel", "error", "-y", "-f", "lavfi", "-i", source, *options, str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.skipif(FFMPEG is None, reason="needs the ffmpeg program")
+@pytest.mark.parametrize("container", ["mpeg", "vob"])
+def test_films_of_the_ffmpeg_program_with_many_frames_in_a_pack(container, tmp_path):
+    wrong, uneven = {}, 0
+    for codec, bframes, gop, count in SMALL:
+        path = tmp_path / "x.mpg"
+        options = ("-c:v", codec, "-q:v", "3", "-g", str(gop), "-bf", str(bframes), "-f", container)
+        encoded(path, f"color=gray:s=64x48:r=25:d={count / 25}", *options)
+        index = look_at(path, LIMITS).index
+        if len(index.pts) != count or not np.array_equal(np.diff(index.pts), np.full(count - 1, 3600)):
+            wrong[codec, bframes, gop, count] = np.flatnonzero(np.diff(index.pts) != 3600).tolist()
+        with av.open(str(path)) as made:
+            stamps = np.array([packet.dts for packet in made.demux(video=0) if packet.size])
+        uneven += bool((np.diff(stamps) != 3600).any())
+    assert not wrong and uneven > 3
+
+
+@pytest.mark.skipif(FFMPEG is None, reason="needs the ffmpeg program")
+@pytest.mark.parametrize("bframes", [0, 2])
+def test_the_frames_of_such_a_film_are_those_that_the_ffmpeg_program_decodes(bframes, tmp_path):
+    """Its pictures are black or white at random, 25 a second."""
+    path, count = tmp_path / "x.mpg", 600
+    flicker = r"geq=lum='if(gt(mod(floor(N*N/7)\,5)\,2)\,235\,16)':cb=128:cr=128"
+    options = ("-c:v", "mpeg2video", "-q:v", "3", "-g", "12", "-bf", str(bframes), "-f", "mpeg")
+    encoded(path, f"color=gray:s=64x48:r=25:d={count / 25},{flicker}", *options)
+    assert FFMPEG is not None
+    command = [FFMPEG, "-loglevel", "error", "-i", str(path), "-vsync", "passthrough", "-f", "rawvideo"]
+    raw = subprocess.run([*command, "-pix_fmt", "gray", "-"], check=True, capture_output=True).stdout
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, 48 * 64).mean(1) > 100
+    assert len(frames) == count and 0.2 < frames.mean() < 0.8
+    shown = read_video(path, VideoConfig(max_frames=128, max_fps=5), side=28)
+    bright = shown.frames.reshape(len(shown.frames), -1).mean(1) > 100
+    assert bright.tolist() == frames[np.minimum(np.round(shown.times * 25).astype(int), count - 1)].tolist()
+
+
+def stamped(dts: list[int], *, reordered: bool = False) -> list[int]:
+    """Times of the frames and the end, in frames, of a film at 25 a second whose packets have these dts, in frames."""
+    stamps = np.array(dts, np.int64) * 3600
+    pts = stamps + (3 * 3600 * (np.arange(len(dts)) % 3 == 0) if reordered else 0)
+    keys = np.arange(len(dts)) % 12 == 0
+    index = program_stream_index(Packets(pts, stamps, np.full(len(dts), 3600), keys), Fraction(1, 90000), None)
+    return ((np.append(index.pts, index.end) - index.pts[0]) // 3600).tolist()
+
+
+@pytest.mark.parametrize("reordered", [False, True])
+def test_frames_that_are_missing_leave_a_gap(reordered):
+    """A clock that goes ahead and never back."""
+    for gap in (1, 2, 9, 40):
+        dts = [*range(300), *range(300 + gap, 600 + gap)]
+        assert stamped(dts, reordered=reordered) == [*dts, 600 + gap]
+    gaps = [*range(100), *range(101, 300), *range(302, 500)]
+    assert stamped(gaps, reordered=reordered) == [*gaps, 500]

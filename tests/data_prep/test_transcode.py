@@ -11,16 +11,16 @@ from av.stream import Disposition
 
 from data_prep.demo import MEDIA
 from data_prep.download import Downloader
-from data_prep.media import Resolver, probe_video
+from data_prep.media import MediaError, Resolver, probe_video
 from data_prep.output import Output
 from data_prep.prepare import Options
 from data_prep.record_builder import SLOW_TO_READ, BuildOptions, Built, build
 from data_prep.sources.base import File, Sample
 from data_prep.sources.own import own_source
 from data_prep.sources.shapes import qa
-from data_prep.transcode import KEPT_WHOLE, Wanted, cut_packets, reencode
+from data_prep.transcode import KEPT_WHOLE, MANY_REPLACED, REPLACED, Wanted, cut_packets, reencode
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.data.config import VideoConfig
+from molmo2_nemo.data.config import DataConfig, LimitsConfig, VideoConfig
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.video.read import read_video
 from tests.support.films import display_matrix, film, numbers, remuxed
@@ -127,6 +127,69 @@ def test_frames_keep_their_times_and_get_key_frames():
     assert slower.fps == pytest.approx(10, rel=0.02) and slower.gop <= 7
     clip = read_video(made.content(), VideoConfig(max_fps=10), side=112)
     assert numbers(clip.frames) == numbers(read_video(whole.content(), VideoConfig(max_fps=10), side=112).frames)
+
+
+# --- damaged films ---------------------------------------------------------------------------------------------------
+
+
+def half_zeros() -> bytes:
+    """An mp4 whose header is there, while the second half of its frames never came."""
+    data = film(90, gop=12)
+    header = data.rindex(b"moov") - 4
+    half = header // 2
+    return data[:half] + bytes(header - half) + data[header:]
+
+
+SMALLER = {
+    "gop": BuildOptions(gop=5),
+    "height": BuildOptions(video_height=60),
+    "fps": BuildOptions(video_fps=10.0),
+    "gop of the clip": BuildOptions(gop=5, cut_clips=True),
+}
+
+
+@pytest.mark.parametrize("option", SMALLER)
+def test_frames_that_are_lost_are_counted_when_their_film_is_encoded_again(resolver, tmp_path, option):
+    """After that nobody can count them any more: the stand-ins are frames of the new film."""
+    (tmp_path / "x.mp4").write_bytes(half_zeros())
+    (tmp_path / "whole.mp4").write_bytes(film(90, gop=12))
+    clip = (0.5, 2.9) if SMALLER[option].cut_clips else None
+
+    def made(name):
+        built = build(Sample("s", [qa("q", "a")], video=File(name), clip=clip), resolver, SMALLER[option])
+        content = built.members["mp4"]
+        assert isinstance(content, bytes), "encoded again"
+        part = json.loads(built.members["json"]).get("clip")
+        return built, read_video(content, VideoConfig(max_frames=80, max_fps=10), side=112, clip=part)
+
+    before = read_video((tmp_path / "x.mp4").read_bytes(), VideoConfig(max_frames=80, max_fps=10), side=112, clip=clip)
+    assert before.decoding.replaced > len(before.times) // 3
+    built, after = made("x.mp4")
+    assert built.notes == (MANY_REPLACED,) and after.decoding.replaced == 0
+    assert numbers(after.frames) == numbers(before.frames)
+    assert made("whole.mp4")[0].notes == ()
+
+
+def test_a_few_lost_frames_are_told_from_many():
+    data = bytearray(film(240, gop=12))
+    middle = data.rindex(b"moov") // 2
+    data[middle : middle + 400] = bytes(400)
+    whole = probe_video(bytes(data), None)
+    every = read_video(whole.content(), VideoConfig(max_frames=300, max_fps=30), side=28)
+    assert 0 < every.decoding.replaced <= 12
+    made, _ = reencode(whole, None, Wanted(height=100), cut=False)
+    assert made.notes == (REPLACED,) and made.frames == 240
+    part, _ = reencode(whole, (0.0, 1.0), Wanted(height=100), cut=True)
+    assert part.notes == (), "of the part that is kept"
+
+
+def test_training_takes_what_is_re_encoded_within_its_limits():
+    whole = probe_video(film(90, gop=30), None)
+    for limits in (LimitsConfig(pixels=160 * 120 - 1), LimitsConfig(video_frames=89), LimitsConfig(video_seconds=2.9)):
+        with pytest.raises(MediaError, match="limits"):
+            reencode(whole, None, Wanted(gop=5), cut=False, config=DataConfig(limits=limits))
+        assert cut_packets(whole, (1.1, 1.5), DataConfig(limits=limits))[0].notes == (KEPT_WHOLE,)
+    assert cut_packets(whole, (1.1, 1.5))[0].notes == ()
 
 
 # --- films that are slow to read ------------------------------------------------------------------------------------

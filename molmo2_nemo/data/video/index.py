@@ -21,6 +21,7 @@ EDGE = 1e-6  # seconds a requested time is kept away from both ends of the strea
 BACKWARDS = 0.1  # seconds by which a clock that starts again goes back at least; by less it is uneven
 JUMP = 10  # frames by which the clock of a program stream jumps at least
 AROUND = 32  # frames before and after one of a program stream that say how late the clock is there
+REORDERED = 0.02  # share of frames that are shown before the one stored before them, in a film that has such frames
 # FFmpeg's field order. H.264 of any other may have the two fields of a frame in packets of their own, each with a time
 # stamp, so that neither can be told from a frame: nothing of it is skipped or held back.
 PROGRESSIVE = 1
@@ -190,8 +191,8 @@ def _without_stamps(count: int, base: Fraction, rate: Fraction | None) -> VideoI
 def program_stream_index(packets: Packets, base: Fraction, rate: Fraction | None) -> VideoIndex:
     """The index of a film in an MPEG program stream, whose frames are counted and whose clock is evened out.
 
-    Few frames have a time stamp of their own there. FFmpeg computes the others, gives some frames the stamp of the next
-    one (so that two share one, and a gap follows), and does so differently after seeking.
+    Few frames have a time stamp of their own there. FFmpeg computes the others, gives runs of frames the stamps of
+    others, and does so differently after seeking.
     """
     marks = _even_clock(packets, base, rate)
     first = packets.pts[packets.pts != NONE][: packets.pts.size // 2 or 1]
@@ -202,23 +203,61 @@ def program_stream_index(packets: Packets, base: Fraction, rate: Fraction | None
 def _even_clock(packets: Packets, base: Fraction, rate: Fraction | None) -> np.ndarray:
     """When each frame is shown, and the end: int64 [n + 1], ascending, from 0 on.
 
-    Frames follow each other by their durations. A clock that jumps ahead by more than `JUMP` frames is believed; one
-    that jumps back continues.
+    Frames follow each other by their durations, corrected by their stamps, which are evened out. A clock that jumps
+    ahead by more than `JUMP` frames is believed; one that jumps back continues.
     """
     given = packets.durations[packets.durations > 0]
     usual = int(np.median(given)) if len(given) else round(1 / (rate * base)) if rate else 1
     marks = np.concatenate([[0], np.cumsum(np.where(packets.durations > 0, packets.durations, usual))])
     known = np.flatnonzero(packets.dts != NONE)
     late = packets.dts[known] - marks[known]  # against the sum of the durations
+    reordered = bool(np.count_nonzero(np.diff(packets.pts[known]) < 0) > REORDERED * len(known))
     steps = np.diff(late)
     jumps = np.abs(steps) > JUMP * usual
     late = late - late[0] - np.concatenate([[0], np.cumsum(np.where(jumps & (steps < 0), steps, 0))])
     for part in np.split(np.arange(len(known)), np.flatnonzero(jumps) + 1):
-        late[part] = _running_median(late[part])
+        late[part] = _running_median(_of_own_stamps(late[part], usual, reordered))
     late = np.concatenate([[0], late])[np.searchsorted(known, np.arange(len(marks)), side="right")]
     counts = np.arange(len(marks))
     marks = np.maximum.accumulate(marks + late - counts) + counts
     return marks - marks[0]
+
+
+def _of_own_stamps(late: np.ndarray, usual: int, reordered: bool) -> np.ndarray:
+    """How late the clock is, int64 [n], without the runs of frames to which FFmpeg gives the stamps of others.
+
+    Frames stored in the order of showing get those of the next ones: a gap at the run's start, two frames at once at
+    its end. Reordered ones get earlier stamps: frames at once at its start, a gap at its end. As no two frames are
+    shown at once, a step back is always one end of a run, whose other end may be that of the film. A step ahead without
+    a step back is a missing frame, but for the only step of a film, shortly before its end.
+
+    Args:
+        usual: ticks of a frame.
+        reordered: whether there are frames that are shown in another order than they are stored in.
+    """
+    steps = np.diff(late)
+    change = np.zeros_like(late)
+    begun: list[int] = []
+
+    def undo(first: int, after: int | None) -> None:
+        change[first + 1] -= steps[first]
+        if after is not None:
+            change[after + 1] += steps[first]
+
+    for at in np.flatnonzero((np.abs(steps) > usual * 3 // 4) & (np.abs(steps) <= JUMP * usual)).tolist():
+        if (steps[at] < 0) == reordered:
+            begun.append(at)
+            continue
+        fitting = [first for first in begun if abs(steps[first] + steps[at]) < usual // 2]
+        if fitting:
+            undo(fitting[-1], at)
+            begun.remove(fitting[-1])
+        elif not reordered:
+            undo(at, None)
+    if reordered or (len(begun) == 1 and len(late) - begun[0] <= 2 * AROUND and steps[begun[0]] < 2 * usual):
+        for at in begun:
+            undo(at, None)
+    return late + np.cumsum(change)
 
 
 def _running_median(values: np.ndarray) -> np.ndarray:
