@@ -129,13 +129,14 @@ def matching_files(repo: str, pattern: str) -> list[str]:
 def local_copy(origin: Hub, folders: tuple[Path, ...], *, own: bool = True) -> Path | None:
     """The folder below --source that holds this repository's files; None if there is none.
 
-    It is FOLDER/<repo name>, or, for the rows of the source itself (`own`), FOLDER if data files lie at its top level,
-    in data/, or in a folder named after a configuration or the split. JSON files among the media do not make it a copy.
+    It is FOLDER/<repo name>, or one of the repository's other names (`copies`); or, for the rows of the source itself
+    (`own`), FOLDER if data files lie at its top level, in data/, or in a folder named after a configuration or the
+    split. JSON files among the media do not make it a copy.
     """
     for folder in folders:
-        named = folder / origin.repo.rpartition("/")[2]
-        if named.is_dir() and any(_data_files(named)):
-            return named
+        for name in (origin.repo.rpartition("/")[2], *origin.copies):
+            if (folder / name).is_dir() and any(_data_files(folder / name)):
+                return folder / name
         if own and _has_rows(folder, origin):
             return folder
     return None

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from data_prep.sources import validation
 from data_prep.sources.base import Hub, Source
 from data_prep.sources.schema import describe
+from molmo2_nemo.data.coverage import PUBLISHED
 
 
 def table(sources: Sequence[Source], width: int | None = None) -> Any:
@@ -68,6 +70,11 @@ def details(source: Source) -> str:
         lines.append(f"  by hand    {origin.fetch}")
         lines += [f"  file       {where.path}{_fetched(where)}" for where in origin.tables]
         lines += [f"  media      {media}" for media in origin.media]
+    if source.name in PUBLISHED:
+        size = PUBLISHED[source.name]
+        lines.append(f"  size       {size.records:,} records ({size.source})")
+    if source.name in validation.names():
+        lines.append(f"  validation --split validation, to {source.name}-validation")
     lines.append("  columns")
     lines += [f"    {name}: {describe(kind)}" for name, kind in source.fields.items()]
     if source.notes:

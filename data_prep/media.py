@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +21,13 @@ from data_prep.sources.base import (
     ArchiveMember,
     Cut,
     File,
+    FilmFrames,
     FirstOf,
     Frames,
     HubFile,
     Inline,
     Lettered,
+    Match,
     Media,
     Prepared,
     SourceError,
@@ -144,7 +147,7 @@ class Resolver:
         for one in media:
             while isinstance(one, (FirstOf, Cut, ArchiveMember)):
                 if isinstance(one, FirstOf):
-                    possible = (m for m in one.media if not isinstance(m, File) or self._there(m.paths) is not None)
+                    possible = (m for m in one.media if not isinstance(m, File) or self._there(m) is not None)
                     one = next(possible, one.media[-1])
                 else:
                     one = one.video if isinstance(one, Cut) else one.archive
@@ -223,7 +226,7 @@ class Resolver:
             if isinstance(media, Url):
                 return self.downloader.fetch(secure(media.url), media.sha256), media.url.partition("?")[0]
             if isinstance(media, File):
-                path = self._find(media.paths)
+                path = self._find(media)
                 return path, path.name
             if isinstance(media, HubFile):
                 path = self._hub(media)
@@ -234,6 +237,12 @@ class Resolver:
             if isinstance(media, Frames):
                 path = encode_frames(self._folder(media.folder), media, self.cache / "frames")
                 return path, path.name
+            if isinstance(media, FilmFrames):
+                from data_prep.film_cuts import encode_film_frames
+
+                film, _ = self.file(media.video)
+                path = encode_film_frames(film, media, self.cache / "frames", self.config.limits)
+                return path, path.name
         except DownloadError as error:
             raise MediaError(error.reason, str(error)) from None
         except SourceError as error:  # of the Hub
@@ -242,26 +251,50 @@ class Resolver:
             raise MediaError("bad archive", str(error)) from None
         raise AssertionError(f"unknown medium {media!r}")
 
-    def _find(self, paths: tuple[str, ...]) -> Path:
+    def _find(self, media: File) -> Path:
         if not self.folders:
-            raise MediaError(NOT_FOUND, f"{paths[0]}: give the folder that holds it with --source")
-        found = self._there(paths)
+            raise MediaError(NOT_FOUND, f"{media.paths[0]}: give the folder that holds it with --source")
+        found = self._there(media)
         if found is None:
-            raise MediaError(NOT_FOUND, f"{' or '.join(paths)} below {', '.join(map(str, self.folders))}")
+            below = ", ".join(map(str, self.folders))
+            outside = any(Path(path).is_file() for path in media.paths if Path(path).is_absolute())
+            hint = "; it is there, but outside of these: name its folder with --source" if outside else ""
+            raise MediaError(NOT_FOUND, f"{' or '.join(media.paths)} below {below}{hint}")
         return found
 
     def has(self, media: File | Frames) -> bool:
         """Whether a file or a folder of frames lies below one of the folders; nothing is opened."""
         if isinstance(media, File):
-            return self._there(media.paths) is not None
+            return self._there(media) is not None
         found = (_below(folder, media.folder) for folder in self.folders)
         return any(path is not None and path.is_dir() for path in found)
 
-    def _there(self, paths: tuple[str, ...]) -> Path | None:
-        """The first of these paths that exists below one of the folders; None if there is none."""
-        for path in paths:
+    def below(self, name: str, *, folder: bool = False) -> tuple[Path, str] | None:
+        """A file, or a folder, below one of the folders, and its path from there; None if there is none."""
+        for root in self.folders:
+            path = _below(root, name) if folder else find_below(root, name)
+            if path is not None and (not folder or path.is_dir()):
+                return path, os.path.relpath(path, root)
+        return None
+
+    def matching(self, pattern: str) -> tuple[Path, str] | None:
+        """The file of a `Match` below one of the folders, and its path from there; None if there is none."""
+        for root in self.folders:
+            path = find_matching(root, pattern)
+            if path is not None:
+                return path, os.path.relpath(path, root)
+        return None
+
+    def local(self, media: File) -> Path | None:
+        """Where a file lies below --source; None if it is not there. Nothing is opened."""
+        return self._there(media)
+
+    def _there(self, media: File) -> Path | None:
+        """The first of a file's paths that exists below one of the folders; None if there is none."""
+        find = find_matching if isinstance(media, Match) else find_below
+        for path in media.paths:
             for folder in self.folders:
-                found = find_below(folder, path)
+                found = find(folder, path)
                 if found is not None:
                     return found
         return None
@@ -332,9 +365,7 @@ class Resolver:
         if isinstance(media, FirstOf):
             return self.first(media, self.video)
         if isinstance(media, Cut):
-            whole = self.video(media.video)
-            whole.part = (media.start, media.end)
-            return whole
+            return self._cut(media)
         if isinstance(media, (Inline, Stored, Prepared)):
             content, suffix = self.read(media)
             with _naming(media):
@@ -342,6 +373,16 @@ class Resolver:
         path, name = self.file(media)
         with _naming(media):
             return probe_video(path, _suffix(name), self.config)
+
+    def _cut(self, media: Cut) -> Video:
+        whole, part = self.video(media.video), (media.start, media.end)
+        if media.whole_frames:
+            from data_prep.film_cuts import whole_frames
+
+            with _naming(media):
+                part = whole_frames(whole.data, *part, self.config.limits)
+        whole.part = part
+        return whole
 
 
 @contextmanager
@@ -372,8 +413,10 @@ def name_of(media: Media) -> str:
         return f"record {media.record} of data set {media.name}"
     if isinstance(media, FirstOf):
         return " or ".join(filter(None, map(name_of, media.media)))
-    if isinstance(media, (Cut, Lettered)):
-        return name_of(media.video if isinstance(media, Cut) else media.image)
+    if isinstance(media, (Cut, FilmFrames)):
+        return name_of(media.video)
+    if isinstance(media, Lettered):
+        return name_of(media.image)
     return ""
 
 
@@ -403,6 +446,16 @@ def find_below(folder: Path, name: str) -> Path | None:
         if candidate.is_file():
             return candidate
     return None
+
+
+def find_matching(folder: Path, pattern: str) -> Path | None:
+    """The first file below `folder`, by name, whose path matches; a pattern without a media suffix matches any."""
+    ends = ("",) if PurePosixPath(pattern).suffix.lower().lstrip(".") in SUFFIXES else SUFFIXES
+    found = sorted(
+        {name for end in ends for name in glob.glob(f"{pattern}.{end}" if end else pattern, root_dir=folder)}
+    )
+    paths = (_below(folder, name) for name in found)
+    return next((path for path in paths if path is not None and path.is_file()), None)
 
 
 def _below(folder: Path, name: str) -> Path | None:
@@ -467,7 +520,7 @@ def _head(data: bytes | Path) -> bytes:
 
 
 def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
-    """An mp4 (H.264) of the images in a folder, encoded once and cached.
+    """An mp4 (H.264) of the images in a folder, encoded once and cached, and anew when one of them is newer.
 
     Raises:
         MediaError: no images, or one that cannot be decoded.
@@ -479,7 +532,7 @@ def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
     identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
     name = hashlib.sha256(identity.encode()).hexdigest()
     target = cache / name[:2] / f"{name}.mp4"
-    if not target.exists():
+    if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic(target) as part:
             encode_video(_images(files), part, media.fps)

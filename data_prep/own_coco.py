@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sources.base import Row
+from data_prep.sources.own_boxes import BOXES, centre
 from molmo2_nemo.data.json_values import FieldError, is_number, show
 from molmo2_nemo.errors import UserError
 
-BOXES = "boxes, each taken as the point at its centre"
 GROUPS = "boxes of groups (iscrowd), left out"
 KEYPOINTS = "key points, not read"
 STYLE = "pointing"
@@ -82,8 +82,8 @@ def _image(image: dict[str, Any], boxes: list[dict[str, Any]], names: dict[Any, 
         corner = box.get("bbox")
         if not isinstance(corner, list) or len(corner) != 4 or not all(is_number(v) for v in corner):
             raise FieldError.wrong(f"{box['']}.bbox", "[x, y, width, height]", corner)
-        x, y, width, height = corner
-        found.setdefault(names[box["category_id"]], []).append([x + width / 2, y + height / 2])
+        point = centre(corner, "xywh", f"{box['']}.bbox")
+        found.setdefault(names[box["category_id"]], []).append(point)
         notes.add(BOXES)
     size = {name: image[name] for name in ("width", "height") if name in image}
     annotations = [{"style": STYLE, "label": label, "points": points, **size} for label, points in found.items()]

@@ -62,7 +62,7 @@ class OwnRows:
             said = f"{len(self.files)} files of {self.folders[0].name} with SHA-256 {digest}"
         if self.columns is None:
             return said
-        taken = {**self.columns.taken, **({"style": self.columns.style} if self.columns.style else {})}
+        taken = {**self.columns.taken, **self.columns.literal()}
         return f"{said}; columns {json.dumps(taken, ensure_ascii=False)}"
 
 

@@ -108,9 +108,22 @@ def _arrow_header(path: Path) -> tuple[list[str], dict[str, list[str]], set[str]
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} cannot be read: {str(error)[:200]}") from None
     features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    classes = {n: f["names"] for n, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    classes = dict(_classes(features))
     inner = {entry.name for entry in schema if pa.types.is_struct(entry.type)}
     return list(schema.names), classes, inner
+
+
+def _classes(features: Any, start: str = "") -> Iterator[tuple[str, list[str]]]:
+    """(column, names) of the class labels among Hugging Face's features, also inside objects and lists."""
+    if not isinstance(features, dict):
+        return
+    if features.get("_type") == "ClassLabel":
+        yield start, features["names"]
+    elif "_type" in features:
+        yield from _classes(features.get("feature"), start)
+    else:
+        for name, inner in features.items():
+            yield from _classes(inner, f"{start}.{name}" if start else name)
 
 
 def _arrow_rows(path: Path, columns: Columns) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -133,14 +133,19 @@ def _sampled(files: TarFiles) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def _column(column: Any, objects: bool) -> Any:
+def _column(column: Any, objects: bool, there: Collection[str]) -> Any:
     """A column as a map may write it (json.meta.caption, json:meta.caption, json[meta][caption]), named meta.caption.
+    Of alternatives (jpg,png) it is the first that is there.
 
     Args:
         objects: whether .json holds objects, whose fields have their own names here.
+        there: members and fields.
     """
     if not isinstance(column, str):
-        return None if column is None else [_column(one, objects) for one in column]
+        return None if column is None else [_column(one, objects, there) for one in column]
+    if "," in column and column not in there:
+        several = [_column(one.strip(), objects, there) for one in column.split(",")]
+        return next((one for one in several if {one, *starts(one)} & set(there)), several[0])
     made = re.sub(r"\[([^\]]*)\]", r".\1", re.sub("^json:", "json.", column))
     return made.removeprefix("json.") if objects else made
 
@@ -149,7 +154,7 @@ def _columns(sample: Sequence[Mapping[str, Any]], downloads: bool, given: Mappin
     objects = [record[""] for record in sample if isinstance(record.get(""), dict)]
     values = {name: value for entry in objects for name, value in entry.items() if value is not None}
     members = sorted({suffix for record in sample for suffix in record} - {""})
-    mapped = {field: _column(column, bool(objects)) for field, column in (given or {}).items()}
+    mapped = {field: _column(column, bool(objects), {*members, *values}) for field, column in (given or {}).items()}
     media = {} if set(mapped) & set(MEDIA) else _media_columns(sample, values)
     hidden = (MEDIA_NAMES - set(media.values()) if media else set()) | (OF_DOWNLOADS if downloads else set())
     hidden |= {"caption"} if downloads and "txt" in members else set()

@@ -8,23 +8,32 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.download import FAILED, Downloader
-from data_prep.media import NOT_FOUND, Resolver
-from data_prep.output import Output
+from data_prep.addition import Addition, Kept, finish_plan
+from data_prep.disk import own_bytes, published_bytes, room_line
+from data_prep.download import Downloader
+from data_prep.giving_up import Patience
+from data_prep.held_out import HeldOut, validation_folder
+from data_prep.ledger import LEDGER, Line, mark_of, read_lines
+from data_prep.look import Look, look
+from data_prep.media import Resolver
+from data_prep.output import Output, OwnContent
 from data_prep.own_files import OwnRows, find_rows
+from data_prep.parts import Part, remove_empty
 from data_prep.record_builder import BuildOptions, Built, build_all
 from data_prep.run_limits import changed
+from data_prep.shrink import tile_limits
 from data_prep.sources import own
-from data_prep.sources.base import Context, Hub, Inline, Row, Sample, Skip, Source, SourceError, convert
+from data_prep.sources.base import Context, Hub, Inline, Row, Sample, Skip, Source, convert
 from data_prep.tables import Tables
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.manifest import MANIFEST, read_head
@@ -35,8 +44,7 @@ BATCH_ITEMS = 32  # samples sent to a worker together; videos count as more than
 VIDEO_WEIGHT = 8
 BATCH_INLINE_BYTES = 32 * 2**20
 BATCHES_PER_WORKER = 2  # in flight at once
-GIVE_UP_AFTER = 200  # samples of which none became a record, all for one reason: the cause is a general one
-OUTAGE_AFTER = 50  # consecutive failed downloads: the network is at fault, not the files
+LATER = ("gop", "max_image_side")  # build options that older data sets do not have
 Item = Sample | Skip
 
 
@@ -46,6 +54,9 @@ class Options:
 
     seed: int = 0
     limit: int = 0  # samples; 0 = all
+    split: str = "train"  # of a published data set, or "validation"
+    held_out: HeldOut | None = None  # the side of a user's own data that is prepared; None = all of it
+    part: Part | None = None  # of the samples, those that this machine prepares; None = all
     bytes_per_shard: int = 10**9
     records_per_shard: int = 10_000
     max_media_bytes: int = 4 * 2**30
@@ -56,7 +67,9 @@ class Options:
     rate: float = 0.0  # downloads per second, all workers together
     verify: bool | str = True  # certificates of https
     overwrite: bool = False
+    repeat_media: bool = False  # write media into every record that shows them, not once
     strict: bool = False  # fail at the first sample that cannot be used
+    keep_going: bool = False  # never give up because the first samples all fail
     config: DataConfig = field(default_factory=DataConfig)  # of the training that records are checked for
 
     def settings(self, source: Source) -> dict[str, Any]:
@@ -66,13 +79,26 @@ class Options:
             "origin": _origin(source),
             "seed": self.seed,
             "limit": self.limit,
+            **({"part": str(self.part)} if self.part is not None else {}),
+            **({"split": self.split} if self.split != "train" else {}),
+            **({"held_out": asdict(self.held_out)} if self.held_out is not None else {}),
             "bytes_per_shard": self.bytes_per_shard,
             "records_per_shard": self.records_per_shard,
             "max_media_bytes": self.max_media_bytes,
             # Left out where it changes nothing: data sets prepared before it was known are the same.
-            **{name: value for name, value in asdict(self.build).items() if name != "gop" or value},
+            **({"repeat_media": True} if self.repeat_media else {}),
+            **{name: value for name, value in asdict(self.build).items() if name not in LATER or value},
+            **({"tiles": list(tile_limits(self.config))} if self.build.max_image_side else {}),
             **({"checked_for": checked} if (checked := changed(self.config)) else {}),
         }
+
+    def place(self, out: Path) -> Path:
+        """The folder of the data set `out`, or of the part of it that is asked for."""
+        if self.held_out is not None:
+            out = self.held_out.folder(out)
+        if self.split != "train":
+            out = validation_folder(out)
+        return out if self.part is None else self.part.folder(out)
 
 
 @dataclass
@@ -80,7 +106,9 @@ class Summary:
     """The result of preparing one data set."""
 
     head: dict[str, Any]
-    already: bool = False  # it had been prepared before
+    already: bool = False  # it had been prepared before, and nothing was added or replaced
+    look: Look | None = None  # what a later call has seen; None: a first call, or nothing to compare with
+    counts: dict[str, int] = field(default_factory=dict)  # what it has added; see addition.COUNTS
 
 
 class Progress:
@@ -88,6 +116,9 @@ class Progress:
 
     def begin(self, name: str, rows: int | None) -> None:
         """A data set begins. `rows`: their total, or None if unknown."""
+
+    def room(self, words: str) -> None:
+        """The data set will take more room than there is, or much of it."""
 
     def step(self, rows: int, output: Output) -> None:
         """`rows` rows have been read so far; `output` has the other counts."""
@@ -103,72 +134,28 @@ def prepare(
     *,
     rows: Callable[[], Iterable[Row]] | None = None,
     progress: Progress | None = None,
+    own: OwnContent | None = None,
 ) -> Summary:
-    """Write a data set to the folder `out`, finish one that an earlier run began, or find it complete.
+    """Write a data set to the folder `out` (a part of it: beside that), finish one that an earlier run began, or add to
+    a complete one what can be added: samples whose media have come, records whose media have changed, new rows.
 
     Args:
         rows: used in place of the source's own rows.
+        own: what is known of a user's own file.
     Raises:
         UserError, SourceError: missing files, another schema, other settings, a full disk, or no record at all.
     """
-    progress = progress or Progress()
-    settings = options.settings(source)
-    downloader = Downloader(
-        options.cache / "downloads",
-        max_bytes=options.max_media_bytes,
-        rate=options.rate / max(options.workers, 1),
-        verify=options.verify,
-    )
-    with Output(
-        out,
-        settings,
-        tool=tool_version(),
-        bytes_per_shard=options.bytes_per_shard,
-        records_per_shard=options.records_per_shard,
-        overwrite=options.overwrite,
-    ) as output:
-        if output.done is not None:
-            return Summary(output.done, already=True)
-        tables = Tables(options.folders, downloader)
-        if rows is None:
-            tables.check(source)
-        counter = _Counter(rows() if rows is not None else tables.rows(source.origin, source.fields))
-        progress.begin(source.name, tables.count(source.origin) if rows is None else None)
-        resolver = Resolver(
-            options.folders, options.cache, downloader, out.parent, options.max_media_bytes, options.config
-        )
-        drawn_from: dict[str, int] = {}  # records of other data sets that samples take media from
-        ctx = Context(
-            source.name,
-            seed=options.seed,
-            tables=lambda origin: tables.rows(origin, own=False),
-            prepared=lambda name: drawn_from.setdefault(name, _records(out.parent / name)),
-            scratch=options.cache,
-        )
-        items = _limited(convert(source, counter, ctx), options.limit)
-        try:
-            for item in islice(items, output.resume_at):
-                output.seen(item.key)
-            if output.items < output.resume_at:
-                raise UserError(
-                    f"{output.work} was begun with more rows than there are now; start over with --overwrite"
-                )
-            failed, start = 0, _Start(output, options.strict)
-            for item, built in _built(items, resolver, options):
-                failed = failed + 1 if isinstance(built, Skip) and built.reason == FAILED else 0
-                if failed >= OUTAGE_AFTER:  # no shard was closed since the first failure, so all are retried
-                    raise UserError(
-                        f"{failed} downloads in a row failed. Check the network and run the command again; complete "
-                        f"shards are kept. The last failure: {built.detail if isinstance(built, Skip) else ''}"
-                    )
-                output.add(item.key, built)
-                start.take(item, built)
-                progress.step(counter.count, output)
-        except OSError as error:
-            raise output.full(error) from None
-        finally:
-            progress.end()
-        return Summary(output.finish(_head(source, tables.revisions, drawn_from), source.counts_as))
+    out = options.place(out)
+    if options.part is not None:
+        own = None  # of a part, only the whole file tells whether it has grown
+        remove_empty(out)
+    work = _Work(source, out, options, rows, progress or Progress())
+    finish_plan(out)
+    with Output(out, **work.output_options(own), overwrite=options.overwrite) as output:
+        if output.done is None:
+            return Summary(work.fill(output))
+        grown, head = output.grown, output.done
+    return work.again(head, grown, own)
 
 
 def prepare_own(
@@ -182,10 +169,13 @@ def prepare_own(
         UserError: nothing that can be read, or any error of `prepare`.
     """
     found = found or find_rows(path)
-    source = own.own_source(path, out.name, found.columns)
+    held = options.held_out
+    source = own.own_source(path, out.name if held is None else held.folder(out).name, found.columns)
     source = replace(source, notes=found.fingerprint())
+    if held is not None:
+        source = held.source(source)
     options = replace(options, folders=(*found.folders, *options.folders))
-    return prepare(source, out, options, rows=found.rows, progress=progress)
+    return prepare(source, out, options, rows=found.rows, progress=progress, own=_Own(source, found))
 
 
 def tool_version() -> str:
@@ -199,6 +189,183 @@ def tool_version() -> str:
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Own:
+    """A user's own file, compared with what a ledger knows of it."""
+
+    source: Source
+    found: OwnRows
+
+    def compare(self, ledger: Path) -> tuple[bool, str]:
+        if not ledger.is_file():
+            return False, ""
+        items = iter(self.source.records(self.found.rows(), Context(self.source.name)))
+        for line in read_lines(ledger):
+            item = next(items, None)
+            if item is None:
+                return False, ": lines are missing at its end"
+            if item.place is None or not item.place.mark:
+                return False, ""
+            if line.mark != mark_of(item):
+                return False, f": line {item.place.line} is the first that differs (lines may be added at its end)"
+        return True, ""
+
+
+class _Work:
+    """What it takes to prepare one source."""
+
+    def __init__(
+        self,
+        source: Source,
+        out: Path,
+        options: Options,
+        rows: Callable[[], Iterable[Row]] | None,
+        progress: Progress,
+    ):
+        self.source, self.out, self.options, self.rows, self.progress = source, out, options, rows, progress
+        downloader = Downloader(
+            options.cache / "downloads",
+            max_bytes=options.max_media_bytes,
+            rate=options.rate / max(options.workers, 1),
+            verify=options.verify,
+        )
+        self.tables = Tables(options.folders, downloader)
+        self.resolver = Resolver(
+            options.folders, options.cache, downloader, out.parent, options.max_media_bytes, options.config
+        )
+        self.drawn_from: dict[str, int] = {}  # records of other data sets that samples take media from
+        self.counter = _Counter(())
+
+    def output_options(self, own: OwnContent | None) -> dict[str, Any]:
+        return {
+            "settings": self.options.settings(self.source),
+            "tool": tool_version(),
+            "bytes_per_shard": self.options.bytes_per_shard,
+            "records_per_shard": self.options.records_per_shard,
+            "repeat_media": self.options.repeat_media,
+            "own": own,
+        }
+
+    def items(self) -> Iterator[Item]:
+        """All items of the source, from the first. The progress begins."""
+        source, tables, rows = self.source, self.tables, self.rows
+        if rows is None:
+            tables.check(source)
+        self.counter = _Counter(rows() if rows is not None else tables.rows(source.origin, source.fields))
+        self.progress.begin(source.name, tables.count(source.origin) if rows is None else None)
+        ctx = Context(
+            source.name,
+            seed=self.options.seed,
+            tables=lambda origin: tables.rows(origin, own=False),
+            prepared=lambda name: self.drawn_from.setdefault(name, _records(self.out.parent / name)),
+            scratch=self.options.cache,
+            validation=self.options.split == "validation",
+        )
+        items = _limited(convert(source, self.counter, ctx), self.options.limit)
+        return items if self.options.part is None else self.options.part.select(items)
+
+    def fill(self, output: Output) -> dict[str, Any]:
+        """Write a new data set; returns its head."""
+        if not output.resume_at:
+            self._say_room()
+        items = self.items()
+        with self._writing(output):
+            for item in islice(items, output.resume_at):
+                output.seen(item.key)
+            if output.items < output.resume_at:
+                raise UserError(
+                    f"{output.work} was begun with more rows than there are now; start over with --overwrite"
+                )
+            start = self._patience(output)
+            for made, built in _built(items, self.resolver, self.options):
+                assert not isinstance(made, Kept) and not isinstance(built, Kept)
+                start.downloaded(built)
+                output.add(made.key, built, mark_of(made))
+                start.take(made, built)
+                self.progress.step(self.counter.count, output)
+            output.hint = start.hint() if not output.records else ""
+        return output.finish(_head(self.source, self.tables.revisions, self.drawn_from), self.source.counts_as)
+
+    def _say_room(self) -> None:
+        if self.rows is not None and self.options.part is None and not self.options.limit:
+            wanted, basis = own_bytes(self.source, self.rows(), self.resolver)
+        elif self.rows is None and not self.options.limit:
+            wanted, basis = published_bytes(self.source.name)
+        else:
+            return
+        if words := room_line(wanted, basis, self.out.parent):
+            self.progress.room(words)
+
+    def again(self, head: dict[str, Any], grown: bool, own: OwnContent | None) -> Summary:
+        """Add to a complete data set what can be added."""
+        ledger = self.out / LEDGER
+        if not ledger.is_file():
+            return Summary(head, already=True)
+        seen = look(ledger, self.resolver)
+        if not grown and not seen.due:
+            return Summary(head, already=True, look=seen)
+        with Addition(self.out, look=seen, **self.output_options(own)) as output:
+            with self._writing(output):
+                self._add(output, ledger, seen)
+            head = output.finish(_head(self.source, self.tables.revisions, self.drawn_from), self.source.counts_as)
+            return Summary(head, not any(output.counts.values()), seen, output.counts)
+
+    def _add(self, output: Addition, ledger: Path, seen: Look) -> None:
+        before = _beside(self.items(), read_lines(ledger), seen, self.out)
+        for item, line, due in islice(before, output.resume_at):
+            output.passed(item.key, line, due)
+        waiting: deque[tuple[Line | None, str]] = deque()
+
+        def items() -> Iterator[Item | Kept]:
+            for item, line, due in before:
+                waiting.append((line, mark_of(item)))
+                yield item if line is None or due else Kept(item.key, line)
+
+        start = self._patience(output)
+        for made, built in _built(items(), self.resolver, self.options):
+            line, mark = waiting.popleft()
+            if isinstance(built, Kept):
+                output.keep(built)
+            else:
+                start.downloaded(built)
+                output.take(made.key, built, mark, line)
+                start.take(made, built)
+            self.progress.step(self.counter.count, output)
+
+    def _patience(self, output: Output) -> Patience:
+        options = self.options
+        return Patience(output, options.folders, strict=options.strict, keep_going=options.keep_going)
+
+    @contextmanager
+    def _writing(self, output: Output) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise output.full(error) from None
+        finally:
+            self.progress.end()
+
+
+def _beside(
+    items: Iterable[Item], lines: Iterator[Line], seen: Look, out: Path
+) -> Iterator[tuple[Item, Line | None, bool]]:
+    """(item, its line of the ledger, None if it is new, whether it is to be prepared anew) for each item.
+
+    Raises:
+        UserError: the source has other rows than when the ledger was written.
+    """
+    for number, item in enumerate(items):
+        line = next(lines, None)
+        if line is not None and line.mark != mark_of(item):
+            raise UserError(
+                f"the source's rows have changed since {out} was prepared: there, {item.key!r} is the first that "
+                "differs; replace it with --overwrite"
+            )
+        yield item, line, seen.is_due(number)
+    if next(lines, None) is not None:
+        raise UserError(f"the source has fewer rows than when {out} was prepared; replace it with --overwrite")
 
 
 class _Counter:
@@ -222,8 +389,8 @@ def _limited(items: Iterable[Item], limit: int) -> Iterator[Item]:
             return
 
 
-def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
-    batch: list[Item] = []
+def _batches(items: Iterable[Item | Kept]) -> Iterator[list[Item | Kept]]:
+    batch: list[Item | Kept] = []
     weight = size = 0
     for item in items:
         batch.append(item)
@@ -237,7 +404,9 @@ def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _built(items: Iterator[Item], resolver: Resolver, options: Options) -> Iterator[tuple[Item, Built | Skip]]:
+def _built(
+    items: Iterator[Item | Kept], resolver: Resolver, options: Options
+) -> Iterator[tuple[Item | Kept, Built | Skip | Kept]]:
     """Every item with its record or the reason why it is skipped, in order."""
     if options.workers < 1:
         for batch in _batches(items):
@@ -245,7 +414,7 @@ def _built(items: Iterator[Item], resolver: Resolver, options: Options) -> Itera
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(options.workers, context, _start_worker, (resolver, options.build))
-    waiting: deque[tuple[list[Item], Future[list[Built | Skip]]]] = deque()
+    waiting: deque[tuple[list[Item | Kept], Future[list[Built | Skip | Kept]]]] = deque()
     try:
         for batch in _batches(items):
             waiting.append((_light(batch), pool.submit(_work, batch)))
@@ -264,9 +433,9 @@ def _built(items: Iterator[Item], resolver: Resolver, options: Options) -> Itera
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _light(batch: list[Item]) -> list[Item]:
+def _light(batch: list[Item | Kept]) -> list[Item | Kept]:
     """The items without their inline media, which have been sent to a worker."""
-    return [Sample(item.key) if isinstance(item, Sample) else item for item in batch]
+    return [Sample(item.key, place=item.place) if isinstance(item, Sample) else item for item in batch]
 
 
 _worker: tuple[Resolver, BuildOptions] | None = None
@@ -279,48 +448,9 @@ def _start_worker(resolver: Resolver, options: BuildOptions) -> None:
     die_with_parent()
 
 
-def _work(batch: list[Item]) -> list[Built | Skip]:
+def _work(batch: list[Item | Kept]) -> list[Built | Skip | Kept]:
     assert _worker is not None
     return build_all(batch, *_worker)
-
-
-class _Start:
-    """Stops a run where further items would fail as well."""
-
-    def __init__(self, output: Output, strict: bool):
-        self.output, self.strict = output, strict
-        self.samples, self.reasons = 0, Counter[tuple[str, str]]()
-        self.patient = output.gave_up or output.records > 0  # asked to go on, or past the start
-
-    def take(self, item: Item, built: Built | Skip) -> None:
-        """Look at what has become of the next item.
-
-        Raises:
-            UserError: with `strict`, at the first item that is skipped because it cannot be used.
-            SourceError: none of the first samples became a record, all for the same reason.
-        """
-        if not isinstance(built, Skip):
-            self.patient = True
-            return
-        if self.strict:
-            raise UserError(str(built))
-        if self.patient or not isinstance(item, Sample):
-            return
-        self.samples += 1
-        field = built.fault.field if built.fault is not None else ""
-        self.reasons[built.reason, field.partition("[")[0] if field.startswith("images[") else field] += 1
-        if len(self.reasons) > 1:
-            self.patient = True
-        elif self.samples >= GIVE_UP_AFTER:
-            raise SourceError(self._words(built))
-
-    def _words(self, last: Skip) -> str:
-        hint = " Are the media below --source, as molmo2 prepare --list NAME says?" if last.reason == NOT_FOUND else ""
-        return (
-            f"none of the first {self.samples} samples became a record, all for one reason; the last, {last}.{hint} "
-            f"{self.output.give_up()} lists them all. Mend the cause and run the command again; if nothing has "
-            "changed, it then goes on with the rest"
-        )
 
 
 def _origin(source: Source) -> dict[str, Any]:

@@ -16,9 +16,12 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from data_prep.download import FAILED
+from data_prep.ledger import Medium, media_of, not_fetched
 from data_prep.media import MediaError, Resolver, StillImage, Video
 from data_prep.noticed import noticed
 from data_prep.run_limits import check_fits
+from data_prep.shrink import all_smaller, in_size
 from data_prep.sources.base import OWN, File, Media, Sample, Skip, Url
 from molmo2_nemo.data.check import View, check_record
 from molmo2_nemo.data.config import DataConfig, VideoConfig
@@ -49,12 +52,13 @@ KEY_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Optional changes to the videos of a data set."""
+    """Optional changes to the media of a data set."""
 
     cut_clips: bool = False  # store only the part of a video that the clip shows, without re-encoding
     video_height: int = 0  # re-encode videos that are higher, pixels; 0 = never
     video_fps: float = 0.0  # re-encode videos with more frames per second; 0 = never
     gop: int = 0  # re-encode videos with more frames from one key frame to the next; 0 = never
+    max_image_side: int = 0  # make pictures with a longer side smaller, pixels; 0 = never
 
 
 @dataclass(slots=True)
@@ -65,6 +69,7 @@ class Built:
     members: dict[str, bytes | Path]  # a path: read when it is written
     entry: Entry = field(default_factory=lambda: Entry(""))
     notes: tuple[str, ...] = ()  # what the summary counts; texts that many records have in common
+    media: tuple[Medium, ...] = ()  # what it was made from, below --source
 
 
 def member_key(key: str) -> str:
@@ -76,14 +81,15 @@ def member_key(key: str) -> str:
     return f"{name[: MAX_KEY - 13]}-{digest}" if name else digest
 
 
-def build_all(items: Sequence[Sample | Skip], resolver: Resolver, options: BuildOptions) -> list[Built | Skip]:
-    """Build a batch of records; the downloads of the whole batch run concurrently."""
+def build_all(items: Sequence[Any], resolver: Resolver, options: BuildOptions) -> list[Any]:
+    """Build a batch of records, a `Built` or `Skip` for each `Sample`; other items are passed on. The downloads of the
+    whole batch run concurrently."""
     wanted: list[Media] = []
     for item in items:
         if isinstance(item, Sample):
             wanted += [*item.images, *([item.video] if item.video is not None else [])]
     resolver.prefetch(wanted)
-    return [item if isinstance(item, Skip) else build(item, resolver, options) for item in items]
+    return [build(item, resolver, options) if isinstance(item, Sample) else item for item in items]
 
 
 def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | Skip:
@@ -92,9 +98,11 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
     Raises:
         OSError: the cache cannot be written.
     """
-    fault = None
+    fault, media = None, media_of(sample, resolver)
     try:
-        return _build(sample, resolver, options)
+        built = _build(sample, resolver, options)
+        built.media = media
+        return built
     except MediaError as error:
         reason, detail, fault = error.reason, error.detail, error.fault(error.field) if error.field else None
     except BadRecord as error:
@@ -108,7 +116,8 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
             raise
         reason, detail = UNFORESEEN, f"{type(error).__name__}: {error} (MOLMO2_VERBOSE=1 shows where)"
     # Some libraries put memory addresses into their messages, but skipped.jsonl must be the same in every run.
-    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400], fault, sample.place)
+    media += not_fetched(sample, resolver) if reason == FAILED else ()
+    return Skip(sample.key, reason, ADDRESS.sub("", detail)[:400], fault, sample.place, media)
 
 
 def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
@@ -125,10 +134,15 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
             raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s", "clip")
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
+    trees, kept = sample.trees(), images
+    if images and options.max_image_side:
+        kept = all_smaller(images, trees, options.max_image_side, config)
+        if (kept[0].width, kept[0].height) != (images[0].width, images[0].height):
+            trees = [in_size(tree, (images[0].width, images[0].height)) for tree in trees]
     if images:
         data["images"] = []
-        for i, image in enumerate(images):
-            name = _same_image(images, i) or f"{i}.{image.suffix}"
+        for i, image in enumerate(kept):
+            name = _same_image(kept, i) or f"{i}.{image.suffix}"
             data["images"].append(name)
             members[name] = image.data
     film, shown = video, clip
@@ -148,11 +162,11 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     if sample.weight_factor is not None:
         data["weight_factor"] = sample.weight_factor
     if sample.variants:
-        data["variants"] = [list(tree) for tree in sample.variants]
+        data["variants"] = [list(tree) for tree in trees]
         if sample.variant_weights is not None:
             data["variant_weights"] = list(sample.variant_weights)
     else:
-        data["annotations"] = list(sample.annotations)
+        data["annotations"] = list(trees[0])
     if sample.place is not None and film is not None:
         data = early_times(data, film.fps, mended)
     try:
@@ -182,7 +196,7 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     lost -= {kind for text, kind in SAID_BY_PLACING.items() if text in mended}
     entry = measure(data, images, video)
     of_film = () if film is None or video is None else tuple(n for n in film.notes if n not in video.notes)
-    seen = (*of_film, *media_notes(entry, images, video), *noticed(record, data, view, lost, config))
+    seen = (*of_film, *media_notes(entry, kept, video), *noticed(record, data, view, lost, config))
     notes = (*seen, *sample.notes, *sorted(mended))
     return Built(member_key(sample.key), members, entry, notes)
 

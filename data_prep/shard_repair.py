@@ -84,7 +84,8 @@ def _repair(folder: Path, config: DataConfig | None, said: list[str]) -> list[Pr
     spares = [Spare(path) for path in sorted(folder.glob("*.tar")) if path.name in off - set(moves) or path in old]
     spares += [Spare(path) for path in sorted(folder.glob("*.tar")) if path.name not in places and path not in old]
     bad = {name for name, problems in found.items() if problems}
-    wanted = shared_by_whole(places.items(), {(p.shard, p.key) for problems in found.values() for p in problems})
+    there = [(tar.name, places[tar.name]) for tar in tars.values() if tar.is_file()]
+    wanted = shared_by_whole(there, {(p.shard, p.key) for problems in found.values() for p in problems})
     again = {number for number, tar in tars.items() if tar.name in bad and not head.get(INDEXED)}
     rewriting = Rewriting(tars, again, terms, spares, wanted)
     lost = _replace(folder, head, places, bad, rewriting, old) if bad else []
@@ -112,11 +113,12 @@ def _replace(
         state: dict[str, Any] | None = shard
         if shard["name"] in bad:
             borrowed: list[str] = []
+            there = path.is_file()  # a new tar may get the name of one that is missing
             if head.get(INDEXED):  # its tars are somebody else's: records are left out of the manifest
                 state, entries, problems = rewriting.without(number, shard, entries)
             else:
                 state, entries, problems = rewriting.rewritten(number, entries, borrowed)
-            if path.is_file() and not head.get(INDEXED):
+            if there and not head.get(INDEXED):
                 all_here = not problems and not borrowed and path.stat().st_size == shard["bytes"]
                 (whole if all_here else old).append(path)
             lost += problems

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.shard_tools import Problem, Terms, judged, own_members, record_problem
-from molmo2_nemo.data.manifest import Entry, Member, ShardError
+from molmo2_nemo.data.manifest import Entry, Member
 from molmo2_nemo.data.media_once import media_bytes
 from molmo2_nemo.data.shard_writer import TarShard, file_state, read_records
 from molmo2_nemo.data.shards import split_name
-from molmo2_nemo.data.tar_index import index_tar
+from molmo2_nemo.data.tar_index import salvage_tar
 
 MOST_VERSIONS = 64  # tried of one record
 Place = tuple[int, int]  # number of a tar, and the offset of a medium in it
@@ -34,11 +34,8 @@ class Spare:
 
     @cached_property
     def places(self) -> dict[str, list[Member]]:
-        """Where its records lie; nothing if the tar is damaged."""
-        try:
-            return dict(index_tar(self.path, {}))
-        except ShardError:
-            return {}
+        """Where its records lie, as far as their headers are whole."""
+        return salvage_tar(self.path)
 
     def versions(self, entry: Entry) -> Iterator[dict[str, bytes]]:
         """What the record's own members may be here: the bytes where the manifest has them, and the record of that key,
@@ -70,7 +67,7 @@ class Rewriting:
     def rewritten(self, number: int, entries: list[Entry], borrowed: list[str]) -> Repaired:
         """A new tar of the records that can be used; `borrowed` gets the keys of those that come from another tar."""
         path = self.paths[number]
-        new, bad = TarShard(_free_name(path)), []
+        new, bad = TarShard(self._target(path)), []
         try:
             for entry, problem, content in self._read(path, entries):
                 whole = content if problem is None else self._saved(path, entry, content)
@@ -106,6 +103,10 @@ class Rewriting:
                 if member.shard in self.again and member.shard is not None:
                     entry.members[i] = replace(self.moved[member.shard, member.offset], suffix=member.suffix)
 
+    def _target(self, path: Path) -> Path:
+        """Where the new tar is written that takes the place of `path`."""
+        return free_name(path)
+
     def _read(self, path: Path, entries: list[Entry]) -> Iterator[tuple[Entry, Problem | None, dict[str, bytes]]]:
         if path.is_file():
             yield from judged(path, entries, self.terms, self.paths)
@@ -113,7 +114,7 @@ class Rewriting:
             yield from ((entry, Problem(path.name, entry.key, "its shard is missing"), {}) for entry in entries)
 
     def _saved(self, path: Path, entry: Entry, content: Mapping[str, bytes]) -> dict[str, bytes] | None:
-        """The members of a record as they were written (CRC-32), from another tar; None if they are nowhere."""
+        """The members of a record as they were written (CRC-32), from anywhere in any tar; None if they are nowhere."""
         for whole in islice(self._versions(path, entry, content), MOST_VERSIONS if entry.crc is not None else 0):
             if record_problem(path.name, entry, whole, self.terms) is None:
                 return whole
@@ -121,7 +122,7 @@ class Rewriting:
 
     def _versions(self, path: Path, entry: Entry, content: Mapping[str, bytes]) -> Iterator[dict[str, bytes]]:
         own = {m.suffix: content.get(m.suffix, b"") for m in own_members(entry)}
-        others = [version for spare in self.spares if spare.path != path for version in spare.versions(entry)]
+        others = [version for spare in self.spares for version in spare.versions(entry)]
         shared = [m for m in entry.members if m.owner is not None]
         media = [self._media(m, content) for m in shared]
         for version in (own, *others) if shared else others:
@@ -167,7 +168,7 @@ class Rewriting:
         return keys
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """A name for the tar that takes the place of `path`."""
     number, stem = 1, re.sub(r"-r\d+$", "", path.stem)
     while (target := path.with_name(f"{stem}-r{number}.tar")).exists():

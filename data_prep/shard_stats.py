@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from molmo2_nemo.data.manifest import MANIFEST, read_entries, read_head
+from molmo2_nemo.data.manifest import MANIFEST, SHARED, read_entries, read_head
 
 
 @dataclass
@@ -27,17 +27,18 @@ class Stats:
     crops: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
-def collect(folder: Path) -> Stats:
-    """The statistics of a data set, from its manifest.
+def collect(folder: Path, manifest: Path | None = None) -> Stats:
+    """The statistics of a data set, from its manifest, which may lie elsewhere.
 
     Raises:
         ShardError: there is no manifest, or it is damaged.
     """
-    head = read_head(folder / MANIFEST)
+    manifest = manifest or folder / MANIFEST
+    head = read_head(manifest)
     stats = Stats(head["name"], head, sum(shard["bytes"] for shard in head["shards"]))
     tokens: list[np.ndarray] = []
     crops: list[np.ndarray] = []
-    for entries in read_entries(folder / MANIFEST):
+    for entries in read_entries(manifest):
         stats.images += sum(e.images or 0 for e in entries)
         stats.videos += sum(e.duration is not None for e in entries)
         stats.hours += sum(e.duration or 0.0 for e in entries) / 3600
@@ -82,7 +83,12 @@ def tables(found: Sequence[Stats]) -> list[Any]:
         names.setdefault(s.head.get("licence", "not recorded"), []).append(s.name)
     for licence, sets in names.items():
         licences.add_row(licence, ", ".join(sets))
-    return [main, "tokens and crops of a record are estimates: mean, 95th percentile, maximum", licences]
+    shared = [f"{s.name}: {_shared(s.head[SHARED])}" for s in found if SHARED in s.head]
+    return [main, "tokens and crops of a record are estimates: mean, 95th percentile, maximum", *shared, licences]
+
+
+def _shared(counts: dict[str, int]) -> str:
+    return f"{counts['members']:,} media are those of earlier records: {counts['bytes'] / 1e6:,.1f} MB less"
 
 
 def _summary(values: np.ndarray) -> tuple[str, str, str]:

@@ -121,7 +121,7 @@ def check(
             notes.update(noted)
     moved = elsewhere(folder, head["shards"], whole_shards(problems))
     problems = [problem for problem in problems if not {problem.shard, problem.lies_in} & set(moved)]
-    problems += [Problem(name, "", _renamed(file)) for name, file in moved.items()]
+    problems += [Problem(name, "", _renamed(file, name, head)) for name, file in moved.items()]
     if len(jobs) != len(head["shards"]):
         problems.append(Problem(MANIFEST, "", f"describes {len(jobs)} of {len(head['shards'])} shards"))
     listed = {shard["name"] for shard in head["shards"]}
@@ -145,8 +145,11 @@ def whole_shards(problems: list[Problem]) -> set[str]:
     return {problem.shard for problem in problems if not problem.key}
 
 
-def _renamed(file: str) -> str:
-    return f"its bytes are intact in the file {file} (SHA-256); molmo2 shards repair gives it its name"
+def _renamed(file: str, name: str, head: dict[str, Any]) -> str:
+    cure = "molmo2 shards repair gives it its name"
+    if head.get(INDEXED):
+        cure = f"rename it to {name} (repair leaves tars of another tool as they are)"
+    return f"its bytes are intact in the file {file} (SHA-256); {cure}"
 
 
 def _map(function: Any, jobs: list[Any], workers: int) -> Iterator[Any]:

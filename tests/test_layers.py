@@ -18,6 +18,7 @@ LAYERS = (  # docs/code.md says what each is
         "rundir",
         "settings",
         "model",
+        "features",
         "attention",
         "fused",
         "parallel",

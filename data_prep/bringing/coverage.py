@@ -13,6 +13,7 @@ from data_prep.sources.base import (
     Context,
     Cut,
     File,
+    FilmFrames,
     FirstOf,
     Frames,
     Lettered,
@@ -84,7 +85,7 @@ def _local(sample: Sample) -> Iterator[tuple[File | Frames, ...]]:
 def _parts(media: Media) -> Iterable[Media]:
     if isinstance(media, FirstOf):
         return [part for one in media.media for part in _parts(one)]
-    if isinstance(media, Cut):
+    if isinstance(media, (Cut, FilmFrames)):
         return _parts(media.video)
     return _parts(media.image) if isinstance(media, Lettered) else [media]
 

@@ -11,6 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from data_prep.bringing.catalogue import FETCHED, WAYS, Catalogue, Item
+from data_prep.official_layout import source_folders
 from data_prep.sources.base import Hub, Source
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import atomic
@@ -67,8 +68,15 @@ def _need(source: Source, item: Item, folder: Path | None) -> Need:
         form=item.form,
         after=item.after,
         rows=rows_from(source),
-        state="" if folder is None else "there" if is_there(item, folder) else "missing",
+        state="" if folder is None else "there" if _found(source, item, folder) else "missing",
     )
+
+
+def _found(source: Source, item: Item, root: Path) -> bool:
+    """Whether an item is there, in our folders or in those of the published code."""
+    folders = source_folders((root,), source.name)
+    tails = [path.removeprefix(f"{source.name}/") for path in item.there]
+    return is_there(item, root) or (bool(tails) and all(any(filled(f / tail) for f in folders) for tail in tails))
 
 
 def _alone(source: Source) -> Need:

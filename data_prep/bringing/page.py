@@ -10,6 +10,7 @@ from itertools import groupby
 
 from data_prep.bringing.catalogue import FETCHED, load
 from data_prep.bringing.needs import ALONE, Need, needs_of
+from data_prep.official_layout import HOMES, PACKED, official_folder
 from data_prep.sources import all_sources
 
 HEAD = """\
@@ -34,6 +35,37 @@ TODAY = (  # `how` of a need -> what can be had, from worst to best
 )
 
 
+LAYOUT = """\
+
+## The folders of the published code
+
+A data root of the published code (`MOLMO_DATA_DIR`) works as `--source ROOT`, and so do its folders `torch_datasets`,
+`video_datasets` and `video_datasets/video_track`: media, and the tables that are brought by hand, are found where its
+classes look. The folders are read from that code; no real tree of this kind was tried. Rows come from the Hub's cache
+or the Hub all the same, not from copies that the code keeps beside the media. All tracking sets count from
+`video_datasets/video_track/`, Molmo2's own videos from `video_datasets/`, images by path or hash (`images/`,
+`text_vqa/`, `pixmo_images/`, `mantis-instruct/`) from `torch_datasets/`; the others from these folders:
+
+| data set | folder below the data root |
+|---|---|
+"""
+PACKED_HEAD = """\
+
+Of these the published code keeps only packed copies (`save_to_disk`) or files in the cache of the Hub's library, which
+are not read. Bring the publisher's files again, or link them if you kept them:
+
+| data set | what to link where |
+|---|---|
+"""
+
+
+def layout() -> str:
+    """The part of the page about the folders of the published code."""
+    rows = [f"| `{name}` | {official_folder(name)} |" for name in HOMES]
+    packed = [f"| `{name}` | {official_folder(name)} |" for name in PACKED]
+    return LAYOUT + "\n".join(rows) + "\n" + PACKED_HEAD + "\n".join(packed) + "\n"
+
+
 def page(needs: Sequence[Need]) -> str:
     """The page, as Markdown."""
     lines = [
@@ -51,7 +83,7 @@ def page(needs: Sequence[Need]) -> str:
         cells = [f"`{name}`", _what(these) if earlier == name else f"as `{earlier}`", today(these)]
         cells += [f"{sum(known):,.1f}" if known else "", "; ".join(dict.fromkeys(need.licence for need in these))]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + layout()
 
 
 def _what(needs: Sequence[Need]) -> str:

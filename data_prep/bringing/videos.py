@@ -12,6 +12,7 @@ from data_prep.bringing.journal import WORK
 from data_prep.bringing.needs import is_there
 from data_prep.bringing.recipes import PROJECT, bucket_commands, bucket_objects, youtube_command
 from data_prep.download import Downloader, DownloadError, Expected
+from data_prep.official_layout import source_folders
 from data_prep.sources.base import Manual, Source, SourceError
 from molmo2_nemo.errors import DataError
 from molmo2_nemo.files import write_text
@@ -25,7 +26,7 @@ def report(source: Source, root: Path, catalogue: Catalogue, downloader: Downloa
     items = catalogue.of([source.name])
     todo = [item for item in items if item.after or (item.how == "hand" and not is_there(item, root))]
     lines = [f"{source.name}: {_by_hand(item)}" for item in todo]
-    folders = tuple(folder for folder in (root / source.name, root) if folder.is_dir())
+    folders = source_folders((root,), source.name)
     try:
         found = coverage(source, folders, root / WORK, downloader)
     except (SourceError, DownloadError) as error:

@@ -24,6 +24,7 @@ MODULES: tuple[str, ...] = (
     "video_academic_labels",
     "video_points",
     "tracking",
+    "optional",
 )
 
 

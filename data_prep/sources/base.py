@@ -55,7 +55,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,11 +64,13 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     ArchiveMember,
     Cut,
     File,
+    FilmFrames,
     FirstOf,
     Frames,
     HubFile,
     Inline,
     Lettered,
+    Match,
     Media,
     Prepared,
     Stored,
@@ -76,7 +78,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     column_media,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
-from molmo2_nemo.data.json_values import Fault, FieldError
+from molmo2_nemo.data.json_values import Fault, FieldError, show
 from molmo2_nemo.data.meant import check_names
 from molmo2_nemo.data.places import early_times
 from molmo2_nemo.data.record import BadRecord, read_tree
@@ -115,6 +117,7 @@ class Place:
     file: str
     line: int  # from 1
     names: Mapping[str, str] = field(default_factory=dict)  # path of a field in the record -> its name in the line
+    mark: str = field(default="", compare=False)  # of the line's content; "" where it is not known
 
     def of(self, path: str) -> str:
         """The path of a record's field as the line has it."""
@@ -125,7 +128,7 @@ class Place:
 
     def inner(self, names: Mapping[str, str]) -> Place:
         """The place of a record whose fields have these names in a line whose fields have the names of this place."""
-        return Place(self.file, self.line, {**self.names, **{start: self.of(name) for start, name in names.items()}})
+        return replace(self, names={**self.names, **{start: self.of(name) for start, name in names.items()}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,7 @@ class Skip:
     detail: str = ""
     fault: Fault | None = None  # the field, what was seen and expected
     place: Place | None = None  # in a user's own file
+    media: tuple[Any, ...] = field(default=(), compare=False)  # of a sample: what it takes from --source (ledger.py)
 
     def line(self) -> dict[str, Any]:
         """The line of skipped.jsonl: key, reason and detail; field, seen and expected where they are known; and of a
@@ -202,6 +206,7 @@ class Hub:
     revision: str | None = None
     columns: tuple[str, ...] = ()  # () = those of the source's `fields`
     media: str = ""  # in words: which media must be below --source, and where to get them; "" = none
+    copies: tuple[str, ...] = ()  # other names that a folder with its files may have below --source
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +274,10 @@ class Context:
         tables: Callable[[Hub | Table], Iterable[Row]] | None = None,
         prepared: Callable[[str], int] | None = None,
         scratch: Path | None = None,
+        validation: bool = False,
     ):
         self.source, self.seed, self.scratch = source, seed, scratch
+        self.validation = validation  # the validation split is wanted, not the training split
         self._tables, self._prepared = tables, prepared
 
     @classmethod
@@ -282,6 +289,7 @@ class Context:
         seed: int = 0,
         tables: Mapping[str, Sequence[Row]] | None = None,
         prepared: Mapping[str, int] | None = None,
+        validation: bool = False,
     ) -> Context:
         """A context with the given contents of other tables: by path for a `Table`, by repo for a `Hub`."""
         known = dict(tables or {})
@@ -290,6 +298,7 @@ class Context:
             source,
             seed=seed,
             scratch=scratch,
+            validation=validation,
             tables=lambda o: known[o.repo if isinstance(o, Hub) else o.path],
             prepared=lambda name: sizes.get(name, 0),
         )
@@ -400,6 +409,9 @@ def sample_problem(sample: Sample) -> BadRecord | None:
         problem = "both images and a video"
     elif bool(sample.annotations) == bool(sample.variants):
         problem = "neither annotations nor variants" if not sample.variants else "annotations and variants"
+    elif weights is not None and not sample.variants:
+        alone = Fault("variant_weights", show(weights), "left out, or beside variants")
+        problem = FieldError(alone, "belongs to variants, and there are none")
     elif weights is not None and (not isinstance(weights, Sequence) or len(weights) != len(sample.variants)):
         problem = FieldError.wrong("variant_weights", f"{len(sample.variants)} numbers, one for each variant", weights)
     if problem is not None:

@@ -70,7 +70,7 @@ def _text(value: Any) -> str:
 def hold_out(
     entries: Iterable[tuple[str, T]], ctx: Context, name: str, count: int, *, smallest_share: int = 10
 ) -> Iterator[tuple[str, T] | Skip]:
-    """All but `count` of the (key, value) pairs; those become Skips at the end.
+    """All but `count` of the (key, value) pairs; those become Skips at the end. Of a validation split, only those.
 
     Which ones depends on the seed, `name` and the keys only, not on their order: data sets that share images hold out
     the same ones by using the same name. Of fewer than `count * smallest_share` pairs, one in `smallest_share` is held
@@ -87,12 +87,14 @@ def hold_out(
             heapq.heappush(heap, entry)
         else:
             _, _, freed, freed_value = heapq.heappushpop(heap, entry)
-            yield freed, freed_value
+            if not ctx.validation:
+                yield freed, freed_value
     by_hash = sorted(heap, reverse=True)
     held = min(count, total // smallest_share)
-    for _, _, key, value in sorted(by_hash[held:], key=lambda entry: entry[1]):
+    wanted = by_hash[:held] if ctx.validation else by_hash[held:]
+    for _, _, key, value in sorted(wanted, key=lambda entry: entry[1]):
         yield key, value
-    for _, _, key, _ in by_hash[:held]:
+    for _, _, key, _ in by_hash[:held] if not ctx.validation else ():
         yield Skip(key, "held out for validation")
 
 

@@ -51,8 +51,8 @@ def _single(key: str, question: str, answers: Any, style: str, media: Media) -> 
 def _doc_qa(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
     for row in rows:
         key = str(row["questionId"])
-        if row["data_split"] != "train":
-            yield Skip(key, "not of the training split", row["data_split"])
+        if row["data_split"] != ("val" if ctx.validation else "train"):
+            yield Skip(key, "of another split", row["data_split"])
         else:
             yield from _single(key, row["question"], row["answers"], "doc_qa", File(row["image"]))
 
@@ -70,9 +70,9 @@ def _scene_text(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
     ordered = sorted(rows, key=lambda row: row["question_id"])
     order = _numpy_order(len(ordered), ST_SEED)
     count = min(ST_HELD_OUT, len(ordered) // 10)
-    for place in order[:count]:
+    for place in order[:count] if not ctx.validation else ():
         yield Skip(str(ordered[place]["question_id"]), "held out for validation")
-    for place in sorted(order[count:]):
+    for place in sorted(order[:count] if ctx.validation else order[count:]):
         row = ordered[place]
         media = File(row["file_path"])
         yield from _single(str(row["question_id"]), row["question"], row["answers"], "st_qa", media)
@@ -104,10 +104,11 @@ def _ai2d(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
             by_image.setdefault(number_, []).append(row)
     images = sorted(by_image)
     order = _numpy_order(len(images), AI2D_SEED)
-    for place in order[: min(AI2D_HELD_OUT, len(images) // 10)]:
-        for row in by_image.pop(images[place]):
+    held = {images[place] for place in order[: min(AI2D_HELD_OUT, len(images) // 10)]}
+    for name in sorted(held) if not ctx.validation else ():
+        for row in by_image[name]:
             yield Skip(row["questionId"], "held out for validation")
-    for name in sorted(by_image):
+    for name in sorted(held if ctx.validation else set(by_image) - held):
         for row in by_image[name]:
             yield from _ai2d_samples(row, boxes)
 
@@ -167,8 +168,8 @@ def ai2d_choice(row: Row, letters: set[str]) -> AnnotationJson:
 def _tables(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
     for row in rows:
         key = row["__key__"]
-        if row["split"] != "train":
-            yield Skip(key, "not of the training split", row["split"])
+        if row["split"] != ("dev" if ctx.validation else "train"):
+            yield Skip(key, "of another split", row["split"])
         else:
             yield from _single(key, row["question"], row["answer"], "tabwmp_da", File(f"tables/{key}.png"))
 

@@ -151,6 +151,7 @@ SOURCES = (
         kind="several images, points",
         origin=Hub(
             "allenai/molmo2-pixmo-multi-points",
+            copies=("Molmo2-MultiImagePoint",),
             media="images of PixMo-Points as pixmo_images/SHA256-OF-URL; "
             "what is not there is fetched by the URLs of allenai/pixmo-points",
         ),
@@ -162,7 +163,8 @@ SOURCES = (
             "points": [COORDINATES],
         },
         records=_multi_points,
-        notes="Every access draws one of the normalized labels and one of two styles, as published. Rows with an image"
+        notes="Published under the name Molmo2-MultiImagePoint, too; a copy of that name below --source is read. Every "
+        "access draws one of the normalized labels and one of two styles, as published. Rows with an image"
         " that cannot be had are left out.",
     ),
     *(

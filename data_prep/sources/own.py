@@ -19,6 +19,7 @@ of other projects are converted (own_shapes.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -86,7 +87,7 @@ def records(
     seen: set[int] = set()
     for row in rows:
         where = row.get("file", file)
-        name, place = f"{unit_of(where)} {row['line']}", Place(where, row["line"], names)
+        name, place = f"{unit_of(where)} {row['line']}", Place(where, row["line"], names, _mark(row))
         try:
             if "fault" in row:
                 raise FieldError(row["fault"], f"holds {row['fault'].seen}, not {row['fault'].expected}")
@@ -104,6 +105,19 @@ def records(
         except FieldError as error:
             detail = f"{place.of(error.fault.field)} {error.says}".lstrip()
             yield Skip(name, "bad line", detail, error.fault, place)
+
+
+def _mark(row: Row) -> str:
+    """What tells the content of a line of text from another; "" of tables that are not text."""
+    content = row.get("content")
+    if content is None:
+        cells = row.get("entry", {})
+        content = "\0".join(map(str, cells.values())).encode() if _is_text(cells) else None
+    return "" if content is None else hashlib.blake2b(content.rstrip(b"\r\n"), digest_size=8).hexdigest()
+
+
+def _is_text(cells: dict[str, Any]) -> bool:
+    return all(isinstance(cell, str) for cell in cells.values())
 
 
 def _told_apart(sample: Sample, seen: set[int], line: str, notes: list[str]) -> Sample:
@@ -139,7 +153,9 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         raise FieldError.wrong("key", "a non-empty string", key)
     images = entry.get("image", entry.get("images", []))
     single, name = "image" in entry and not isinstance(images, list), "image" if "image" in entry else "images"
-    if ("image" in entry and "images" in entry) or (not single and not isinstance(images, list)):
+    if "image" in entry and "images" in entry:
+        raise FieldError(Fault("images", show(entry["images"]), "image or images, not both"), "stands beside image")
+    if not single and not isinstance(images, list):
         raise FieldError.wrong("images", "a list of paths (image is for a single one)", entry["images"])
     sampling = entry.get("sampling", {})
     if not isinstance(sampling, dict):

@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+from data_prep.sources.own_boxes import labelled_points, of_text
 from data_prep.sources.references import File, Inline, Media, Stored, Url, column_media
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show, without_nulls
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -15,9 +16,10 @@ from molmo2_nemo.errors import DataError
 MEDIA = ("image", "images", "video", "videos", "file")
 CHATS = ("messages", "conversations")
 LISTS = ("images", "videos", "options", *CHATS, "annotations", "variants", "variant_weights", "points")
-JSON_TEXTS = (*LISTS, "clip", "sampling", "subtitles", "answer")  # may be JSON in the cell of a CSV
+JSON_TEXTS = (*LISTS, "clip", "sampling", "subtitles", "answer", "boxes", "label")  # may be JSON in the cell of a CSV
 NUMBERS = ("weight", "weight_factor", "start", "end", "answer_idx", "point_scale", "width", "height")
 PLACED = ("label", "points", "point_scale", "width", "height")
+UNIT = ("point_scale", "width", "height")  # of points and boxes
 LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
 
 
@@ -36,6 +38,8 @@ def cell_value(name: str, value: Any) -> Any:
         value = _of_text(value, name)
     if name == "key" and is_number(value):
         return str(value)
+    if name == "boxes" and isinstance(value, str):
+        value = of_text(value)
     if name in CHATS and isinstance(value, dict):
         value = _turns(value)
     if name in LISTS and not isinstance(value, list):
@@ -88,9 +92,9 @@ def _media(value: Any, name: str) -> Any:
     return made.paths[0] if isinstance(made, File) else made
 
 
-def as_record(found: dict[str, Any], style: str = "") -> dict[str, Any]:
+def as_record(found: dict[str, Any], style: str, box_format: str, notes: list[str]) -> dict[str, Any]:
     """The fields of a row as those of a record: files told apart, a clip of start and end, options and points as an
-    annotation, which `style` may name.
+    annotation, which `style` may name, boxes as an annotation for each label.
 
     Raises:
         FieldError: fields that do not belong together.
@@ -103,8 +107,18 @@ def as_record(found: dict[str, Any], style: str = "") -> dict[str, Any]:
     context = found.pop("context", None)
     if context is not None and "question" in found:
         found["question"] = f"{found['question']}\n{context}"
+    if "boxes" in found:
+        placed = _boxes(found, style, box_format, notes)
+        found["annotations"] = [*found.get("annotations", ()), *placed]
     annotation = _annotation(found, style)
     return found | {"annotations": [*found.get("annotations", ()), annotation]} if annotation else found
+
+
+def _boxes(found: dict[str, Any], style: str, box_format: str, notes: list[str]) -> list[dict[str, Any]]:
+    """Boxes and their labels, taken out, as an annotation of points for each label."""
+    points = labelled_points(found.pop("boxes"), found.pop("label", None), box_format, notes)
+    unit = {name: found.pop(name) for name in UNIT if name in found}
+    return [{"style": style or "pointing", "label": label, "points": one, **unit} for label, one in points.items()]
 
 
 def _kind(value: Any) -> str:

@@ -8,6 +8,7 @@ A map, the file of `--map`, names for a field of ours the column that holds it, 
     answer: meta.answer          # a field inside an object
     subtitles:                   # not read, whatever the columns are called
     style: own:mood              # a text, of the annotation that a row makes
+    box_format: xywh             # what the four numbers of a box are
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from data_prep.sources.own_boxes import FORMATS
 from data_prep.sources.own_cells import CHATS, MEDIA, PLACED, as_record, cell_value, is_empty
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.data.json_values import FieldError, show
@@ -43,8 +45,9 @@ NAMES: dict[str, tuple[str, ...]] = {
     "annotations": ("annotations",),
     "variants": ("variants",),
     "variant_weights": ("variant_weights",),
-    "label": ("label",),
+    "label": ("label", "labels", "category", "categories", "class", "classes"),
     "points": ("points",),
+    "boxes": ("boxes", "bboxes", "bbox", "box", "bounding_boxes", "bounding_box"),
     "point_scale": ("point_scale",),
     "width": ("width",),
     "height": ("height",),
@@ -56,11 +59,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "weight": ("weight",),
     "weight_factor": ("weight_factor",),
 }
-FIELDS = (*NAMES, "style")
-TASKS = ("caption", "answer", "options", "text", *CHATS, "annotations", "variants", "points")
-ONLY_BESIDE = {  # field -> the field without which a column of its name means something else
+LITERAL = ("style", "box_format")  # of which a map has the value, not the column
+FIELDS = (*NAMES, *LITERAL)
+TASKS = ("caption", "answer", "options", "text", *CHATS, "annotations", "variants", "points", "boxes")
+ONLY_BESIDE: dict[
+    str, str | tuple[str, ...]
+] = {  # field -> the field, or fields, without which a column of its name means something else
     **{"context": "question", "answer": "question", "options": "question", "answer_idx": "options"},
-    **{name: "points" for name in PLACED if name != "points"},
+    **{name: ("points", "boxes") for name in PLACED if name != "points"},
     **{"points": "label", "start": "end", "end": "start"},
 }
 OPTION_FORMS = ("{}", "option_{}", "choice_{}", "option{}")  # columns of one option each, {} a letter
@@ -77,6 +83,7 @@ class Columns:
         mapped: fields that a map gave.
         classes: column of numbers -> the names that they stand for.
         style: of the annotation of each row; "" for the usual one.
+        box_format: what the four numbers of a box are; "" where nothing says it.
     """
 
     taken: Mapping[str, Column]
@@ -84,6 +91,7 @@ class Columns:
     mapped: Collection[str] = ()
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     style: str = ""
+    box_format: str = ""
 
     def read(self) -> list[str]:
         """The columns that are read."""
@@ -100,16 +108,22 @@ class Columns:
         if "annotations" not in made:
             made |= {f"annotations[0].{name}": column for name, column in made.items()}
             made |= {"annotations[0].text": made["caption"]} if "caption" in made else {}
+            made |= {"annotations[0].points": made["boxes"]} if "boxes" in made else {}
         for name, others in {"file": ("image", "video"), "start": ("clip",)}.items():
             made |= {other: made[name] for other in others if name in made and other not in made}
         return made
+
+    def literal(self) -> dict[str, str]:
+        """What a map says that is no column."""
+        return {name: said for name in LITERAL if (said := getattr(self, name))}
 
     def lines(self) -> list[str]:
         """What each column was taken for, in words."""
         rows = [(name, ", ".join(_several(column))) for name, column in self.taken.items()]
         width = max(len(column) for _, column in (*rows, *(("", column) for column in self.left), ("", "style")))
         made = [f"  {column:{width}}  {name}{' (--map)' if name in self.mapped else ''}" for name, column in rows]
-        made += [f"  {'':{width}}  style {self.style} (--map)"] if self.style else []
+        for name, said in self.literal().items():
+            made.append(f"  {'':{width}}  {name} {said} (--map)")
         return made + [f"  {column:{width}}  not read" for column in self.left]
 
     def entry(self, row: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
@@ -126,11 +140,15 @@ class Columns:
             elif not is_empty(cells[0]):
                 found[name] = cell_value(name, cells[0])
         notes += [not_read(column) for column in row if column not in self._reads and not is_empty(row[column])]
-        return as_record(found, self.style)
+        return as_record(found, self.style, self.box_format, notes)
 
     def _cell(self, row: Mapping[str, Any], column: str) -> Any:
         value, names = _get(row, column), self.classes.get(column)
-        return names[value] if names is not None and isinstance(value, int) and 0 <= value < len(names) else value
+        if names is None:
+            return value
+        several = value if isinstance(value, list) else [value]
+        named = [names[one] if isinstance(one, int) and 0 <= one < len(names) else one for one in several]
+        return named if isinstance(value, list) else named[0]
 
 
 def _several(column: Column) -> Sequence[str]:
@@ -188,7 +206,7 @@ def find_columns(
         UserError: a map that names a column which is not there, or no column to learn from.
     """
     given = dict(given or {})
-    style = given.pop("style", None) or ""
+    style, box_format = (given.pop(name, None) or "" for name in LITERAL)
     mapped: dict[str, Column] = {
         name: column if isinstance(column, str) else tuple(column) for name, column in given.items() if column
     }
@@ -209,7 +227,7 @@ def find_columns(
     in_order = {name: taken[name] for name in FIELDS if name in taken}
     reads = used | {one for column in in_order.values() for one in _several(column)}
     left = tuple(column for column in columns if column not in reads)
-    return Columns(in_order, left, frozenset(mapped), classes or {}, style)
+    return Columns(in_order, left, frozenset(mapped), classes or {}, style, box_format)
 
 
 def _by_names(columns: Sequence[str], used: Collection[str]) -> dict[str, Column]:
@@ -254,8 +272,10 @@ def _settle(taken: dict[str, Column], given: Collection[str]) -> None:
         drop("conversations")
     if "answer" not in taken and "answer_idx" not in taken:
         drop("question", "options")
+    if "points" in taken or ("label" not in taken and set(TASKS) & set(taken) - {"boxes"}):
+        drop("boxes")
     for name, other in (*ONLY_BESIDE.items(), *ONLY_BESIDE.items()):  # twice, as one may depend on another
-        if other not in taken:
+        if not set([other] if isinstance(other, str) else other) & set(taken):
             drop(name)
     tasks = set(TASKS) & set(taken) - {"text"}
     if "text" in taken and "text" not in given and (tasks or media):
@@ -279,6 +299,8 @@ def read_map(text: str, name: str) -> dict[str, Any]:
     if not isinstance(found, dict) or not found:
         raise UserError(f"--map {name} must hold lines such as image: photo (a field: its column), not {show(found)}")
     for target, column in found.items():
+        if target == "box_format" and column not in FORMATS:
+            raise UserError(f"--map {name}: box_format must be one of {', '.join(FORMATS)}, not {show(column)}")
         if target not in FIELDS:
             raise UserError(f"--map {name}: {target!r} is no field; {nearest(str(target), FIELDS)}")
         several = isinstance(column, list) and len(column) > 1 and all(isinstance(one, str) for one in column)

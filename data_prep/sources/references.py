@@ -88,6 +88,15 @@ class File(_Alternatives):
         return self._values
 
 
+class Match(File):
+    """As `File`, but `*` in a path stands for any text without a slash; of several files the first by name is taken.
+
+    What comes from a row must be escaped (`glob.escape`).
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class HubFile:
     """A file of a Hugging Face data set repository; read below --source (same relative path) if it is there."""
@@ -123,12 +132,31 @@ class Frames:
 
 
 @dataclass(frozen=True, slots=True)
+class FilmFrames:
+    """A film of which only some frames are kept, encoded as a video of `fps` frames per second.
+
+    The film is first split into pictures at its own rate; `first`, `last` and `step` choose among them as in `Frames`.
+    """
+
+    video: File
+    fps: float
+    first: int = 0
+    last: int | None = None
+    step: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
-    """A part of a video, cut out by the framework, where the published loader expects parts cut in advance."""
+    """A part of a video, cut out by the framework, where the published loader expects parts cut in advance.
+
+    With `whole_frames` it begins with the first frame at or after `start`, and its times count from that one, as in a
+    part that the ffmpeg program cut out; without, with the frame shown at `start`.
+    """
 
     video: File | HubFile | ArchiveMember | Url
     start: float  # seconds
     end: float
+    whole_frames: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +193,9 @@ class Prepared:
     image: int = 0
 
 
-Media = Inline | Stored | Url | File | HubFile | ArchiveMember | Frames | Prepared | Cut | Lettered | FirstOf
+Media = (
+    Inline | Stored | Url | File | HubFile | ArchiveMember | Frames | FilmFrames | Prepared | Cut | Lettered | FirstOf
+)
 
 
 def column_media(value: Any) -> Media:

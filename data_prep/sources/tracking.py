@@ -10,6 +10,8 @@ row's `sampling_fps`. Videos can be encoded files, or folders of frames, as most
 
 from __future__ import annotations
 
+import glob
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ from typing import Any
 from data_prep.sources.base import (
     AnnotationJson,
     Context,
+    Cut,
     File,
+    FilmFrames,
     FirstOf,
     Frames,
     Hub,
+    Match,
     Media,
     Row,
     Sample,
@@ -105,7 +110,9 @@ def _problem(row: Row, annotation: AnnotationJson, task: str) -> str:
     return ""
 
 
-def _records(task: str, media: Callable[[Row, Mapping[str, float]], Media | None], native: Table | None) -> Any:
+def tracking_records(task: str, media: Callable[[Row, Mapping[str, float]], Media | None], native: Table | None) -> Any:
+    """The `records` of a source with rows of this schema; `media` names the video of a row, None if nobody knows it."""
+
     def records(rows: Iterable[Row], ctx: Context) -> Iterator[Sample | Skip]:
         unique = UniqueKeys()
         rates = _native_rates(ctx, native)
@@ -150,6 +157,7 @@ class VideoFolders:
     videos: str
     frames: str = ""
     native: bool = False  # frames have the video's own rate (video_original_fps.json), not the row's
+    films: tuple[str, ...] = ()  # the original films, at their own rate; "*" stands for any text
 
     def media(self, row: Row, rates: Mapping[str, float]) -> Media:
         video = row["video"]
@@ -161,7 +169,11 @@ class VideoFolders:
         fps = float(row.get("fps") or DEFAULT_FPS)
         step = max(1, round(rates.get(video, fps) / fps))
         folders = dict.fromkeys(self.frames.format(**names, chunk=chunk) for chunk in range(CHUNKS))
-        return FirstOf(File(*paths), *(Frames(folder, fps, step=step) for folder in folders))
+        found: list[Media] = [File(*paths), *(Frames(folder, fps, step=step) for folder in folders)]
+        if self.films:
+            film = Match(*(path.format(video=glob.escape(video)) for path in self.films))
+            found.append(FilmFrames(film, fps, step=step))
+        return FirstOf(*found)
 
     def words(self) -> str:
         found = [f"{self.videos}.mp4".replace("{video}", "<video>")]
@@ -173,6 +185,7 @@ class VideoFolders:
                 .replace("{chunk}", "<0 to 11>")
                 + "/"
             )
+        found += [path.replace("{video}", "<video>") for path in self.films]
         return " or ".join(found)
 
 
@@ -187,7 +200,7 @@ def _several(name: str, hub: str, title: str, fetch: str, folders: VideoFolders,
             origin=Hub(hub, configs=(task,), media=f"{title} ({fetch}): {folders.words()}"),
             licence=LICENCE,
             fields=FIELDS,
-            records=_records(task, folders.media, native),
+            records=tracking_records(task, folders.media, native),
             notes=NOTES,
         )
         for task in tasks
@@ -229,8 +242,13 @@ SEVERAL = [
         "vicas",
         "allenai/molmo2-vicas",
         "ViCaS",
-        "hub kumuji/ViCaS, its videos split into frames with ffmpeg",
-        VideoFolders("ViCaS/train/videos/{video}", "ViCaS/JPEGImages/{video}", native=True),
+        "hub kumuji/ViCaS",
+        VideoFolders(
+            "ViCaS/train/videos/{video}",
+            "ViCaS/JPEGImages/{video}",
+            native=True,
+            films=("ViCaS/videos*/{video}.mp4", "ViCaS/videos*/{video}_*.mp4"),
+        ),
         ALL,
     ),
     *_several(
@@ -313,7 +331,7 @@ def _single(name: str, title: str, fetch: str, folders: VideoFolders) -> Source:
         ),
         licence=LICENCE,
         fields=FIELDS,
-        records=_records("single_point_track", folders.media, None),
+        records=tracking_records("single_point_track", folders.media, None),
         notes=f"Configuration {config!r} (sic). {NOTES}" if config != name else NOTES,
     )
 
@@ -352,21 +370,43 @@ CLIP_FRAMES: dict[str, str] = {  # video_dataset -> folder of the whole video's 
     "mot2020": "MOT20/{year}/train/{video}/img1",
     "APTv2": "APTv2/APTv2/data/{split_video}",
 }
+CLIP_FILMS: dict[str, tuple[str, ...]] = {  # video_dataset -> whole films that clips are cut from
+    "teamtrack": ("TeamTrack/teamtrack/*/train/videos/{video}",),
+    "personpath22": ("personpath22/full_videos/{video}",),
+    "bdd100k": ("bdd100k/bdd100k/videos/train/{video}", "bdd100k/videos/train/{video}"),
+}
+SAV_FPS = 24  # of SA-V's films; its clips have every n-th frame
+SAV_FRAMES = "sav/sav_train/JPEGImages_24fps/{video}"
+SAV_FILMS = ("sav/sav_train/sav_*/{video}",)
 
 
 def clip_media(row: Row, rates: Mapping[str, float]) -> Media | None:
-    """The clip of a row: encoded, or the matching part of its video's frames. None for an unknown source."""
+    """The clip of a row: encoded, or made of its video or of the video's frames. None for an unknown source."""
     source, video, clip = row["video_dataset"], row["video"], row["clip"]
     if source not in CLIPS:
         return None
     file = File(f"{CLIPS[source]}/{clip}", f"{source}/{clip}")
+    if source == "seadrones":  # parts of a long video are named after it, and share its frames
+        video = video.rsplit("-", 1)[0]
+    fps = float(row.get("fps") or DEFAULT_FPS)
+    whole = clip == video or row.get("start_frame") is None
+    first, last = (0, None) if whole else (row["start_frame"], row.get("end_frame"))
+    if source == "sav":
+        step = max(1, round(SAV_FPS / fps))
+        film = Match(*(path.format(video=glob.escape(video)) for path in SAV_FILMS))
+        frames = Frames(SAV_FRAMES.format(video=video), fps, first, last, step)
+        return FirstOf(file, frames, FilmFrames(film, fps, first, last, step))
+    if source in CLIP_FILMS:
+        film = Match(*(path.format(video=glob.escape(video)) for path in CLIP_FILMS[source]))
+        if first == 0 and last is None:
+            return FirstOf(file, film)
+        end = (last + 1) / fps if last is not None else math.inf
+        return FirstOf(file, Cut(film, first / fps, end, whole_frames=True))
     if source not in CLIP_FRAMES:
         return file
     year = next((year for year in _MOT_YEARS if year in video), "MOT15")
     folder = CLIP_FRAMES[source].format(video=video, year=year, split_video=video.replace("_", "/", 2))
-    whole = clip == video or row.get("start_frame") is None
-    first, last = (0, None) if whole else (row["start_frame"], row.get("end_frame"))
-    return FirstOf(file, Frames(folder, float(row.get("fps") or DEFAULT_FPS), first, last))
+    return FirstOf(file, Frames(folder, fps, first, last))
 
 
 def _molmo2(task: str, name: str) -> Source:
@@ -381,7 +421,10 @@ def _molmo2(task: str, name: str) -> Source:
             + ", ".join(CLIPS.values())
             + "; of "
             + ", ".join(CLIP_FRAMES)
-            + " frames in the published folders will do",
+            + " frames in the published folders will do; clips are cut from the films of "
+            + ", ".join(path for paths in (SAV_FILMS, *CLIP_FILMS.values()) for path in paths[:1])
+            .replace("{", "<")
+            .replace("}", ">"),
         ),
         licence=LICENCE,
         fields={
@@ -391,7 +434,7 @@ def _molmo2(task: str, name: str) -> Source:
             "start_frame": maybe(int),
             "end_frame": maybe(int),
         },
-        records=_records(task, clip_media, None),
+        records=tracking_records(task, clip_media, None),
         notes=NOTES,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -179,8 +180,15 @@ def _how2qa(row: Row, rng: np.random.Generator) -> Branches:
 
 def _how2qa_seen(rows: list[Row]) -> dict[str, Any]:
     start, end = span(rows[0]["span"]) or (0.0, 0.0)
-    whole = Cut(File(f"videos/{rows[0]['video']}"), round(start, 2), round(end, 2))
-    return {"video": FirstOf(File(f"video-clips/{_how2qa_key(rows[0])}"), whole)}
+    names = dict.fromkeys((_how2qa_key(rows[0]), _how2qa_published(rows[0])))
+    clip = File(*(f"video-clips/{name}" for name in names))
+    return {"video": FirstOf(clip, Cut(File(f"videos/{rows[0]['video']}"), round(start, 2), round(end, 2)))}
+
+
+def _how2qa_published(row: Row) -> str:
+    """The name of a clip in the published code: `v_0_5.2` where the times are written `[0:5.2]`."""
+    times = re.findall(r"\d+(?:\.\d+)?", row["span"])
+    return "_".join([row["video"], *(str(round(float(t), 2) if "." in t else int(t)) for t in times)])
 
 
 # --- STAR ------------------------------------------------------------------------------------------------------------

@@ -2,15 +2,22 @@
 
 Shares inside a group follow from the numbers of records. Where a set without shards has to be counted for that, the
 shares of its group's members are shown as "?"; the group's own share is always known. With data.missing=skip the table
-shows the run that leaves missing sets out."""
+shows the run that leaves missing sets out.
+
+Epochs are passes over a set in the whole run: examples drawn of it over its records. Sets of which only a part is there
+are named below the table, in red where few records stand in for many."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
+from molmo2_nemo.data.coverage import Coverage, coverage, examples_per_pack, mean_sizes, standing_in
+from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import UserError
 
+SHOWN = 10  # data sets named below the table
 EXAMPLES = """\
 examples:
   molmo2 mixture recipe=8b stage=sft
@@ -28,17 +35,18 @@ def run(args: argparse.Namespace) -> int:
 
     from molmo2_nemo.settings.compose import compose
 
-    data = compose(args.overrides, args.config_dir).data
+    cfg = compose(args.overrides, args.config_dir)
+    data = cfg.data
     if not data.sources:
         raise UserError("data.sources is empty: there is no mixture; take recipe=tiny, or add your own data sets")
     console = Console(highlight=False)
-    for part in render(data):
+    for part in render(data, cfg.stage.max_steps * cfg.stage.global_batch_size):
         console.print(part)
     return 0
 
 
-def render(data: Any) -> list[Any]:
-    """The table and remarks for a `DataConfig`, at most 80 columns wide."""
+def render(data: Any, packs: int = 0) -> list[Any]:
+    """The table and remarks for a `DataConfig`, at most 80 columns wide; `packs`: of the whole run, 0: no epochs."""
     from rich.table import Table
     from rich.text import Text
 
@@ -49,9 +57,11 @@ def render(data: Any) -> list[Any]:
     rows = mixture_table(data.sources, data.groups, data.missing)
     shares = group_shares(data.sources, data.groups, data.missing)
     table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("data set", overflow="fold", max_width=45)
-    for name in ("records", "rate", "share", "loss", "hires"):
+    table.add_column("data set", overflow="fold", max_width=38)
+    for name in ("records", "rate", "share", "epochs", "loss", "hires"):
         table.add_column(name, justify="right", no_wrap=True)
+    present = {row.name: Present.of(row.name, data.sources[row.name]) for row in rows if not row.missing}
+    each = per_pack(rows, present, data)
     grouped = set(shares) - {NO_GROUP} or any(row.group != NO_GROUP for row in rows)
     for group in dict.fromkeys(row.group for row in rows):
         members = [row for row in rows if row.group == group]
@@ -60,7 +70,8 @@ def render(data: Any) -> list[Any]:
             rate = "" if group == NO_GROUP else f"{data.groups.get(group, 0):g}"
             table.add_row(title, "", rate, f"{shares.get(group, 0):.3%}", style="bold")
         for row in members:
-            table.add_row(*_cells(row, data.sources[row.name], " " if grouped else ""), style=_style(row))
+            cells = _cells(row, data.sources[row.name], " " if grouped else "", _epochs(row, packs * each))
+            table.add_row(*cells, style=_style(row))
     absent = [row.name for row in rows if row.missing and data.sources[row.name].rate > 0]
     notes = ["rate: of a member, the factor on its size. ~: a size set in place of the records."] if grouped else []
     if any(source.weight is not None or source.p_high_res is not None for source in data.sources.values()):
@@ -68,10 +79,54 @@ def render(data: Any) -> list[Any]:
     if absent:
         cure = "left out" if data.missing == "skip" else "an error, unless data.missing=skip"
         notes.append(f"{len(absent)} of {len(rows)} data sets have no shards (records: -): {cure}")
-    return [table, *(Text(note) for note in notes)]
+    if packs and present:
+        notes.append(f"epochs: {packs:,} packs of about {each:.1f} examples, by share, over the records.")
+    return [table, *(Text(note) for note in notes), *_parts(present, data)]
 
 
-def _cells(row: Any, source: Any, indent: str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Present:
+    """What is known of a data set that has shards."""
+
+    cover: Coverage
+    size: tuple[float, float] | None  # mean tokens and crops of a record
+
+    @classmethod
+    def of(cls, name: str, source: Any) -> Present:
+        dataset = ShardDataset(source.path, name)
+        try:
+            return cls(coverage(name, dataset.manifest), mean_sizes(dataset.files.manifest()))
+        finally:
+            dataset.close()
+
+
+def per_pack(rows: list[Any], present: dict[str, Present], data: Any) -> float:
+    """Examples in a pack, from the records that are there."""
+    sizes = {name: one.size for name, one in present.items() if one.size is not None}
+    return examples_per_pack(sizes, {row.name: row.share or 0.0 for row in rows}, data)
+
+
+def _epochs(row: Any, draws: float) -> str:
+    if not draws or not row.records or not row.share:
+        return ""
+    epochs = row.share * draws / row.records
+    return "<0.1" if epochs < 0.1 else f"{epochs:,.1f}" if epochs < 100 else f"{epochs:,.0f}"
+
+
+def _parts(present: dict[str, Present], data: Any) -> list[Any]:
+    """Remarks on data sets of which only a part is there."""
+    from rich.text import Text
+
+    parts = {name: one.cover for name, one in present.items() if one.cover.words() and one.cover.share != 1}
+    thin = {name: standing_in(name, one.cover, data.sources[name]) for name, one in present.items()}
+    lines = [Text(f"{name}: {cover.words()}") for name, cover in parts.items() if not thin[name]]
+    shown = [Text("Of these a part is there:"), *lines[:SHOWN]] if lines else []
+    if len(lines) > SHOWN:
+        shown.append(Text(f"and {len(lines) - SHOWN} more"))
+    return [*shown, *(Text(f"warning: {words}", style="bold red") for words in thin.values() if words)]
+
+
+def _cells(row: Any, source: Any, indent: str, epochs: str) -> tuple[str, ...]:
     records = "-" if row.records is None else f"{row.records:,}"
     if source.size_factor is not None and source.size_factor >= 1 and source.group is not None:
         records = f"~{source.size_factor:,.0f}"
@@ -81,6 +136,7 @@ def _cells(row: Any, source: Any, indent: str) -> tuple[str, ...]:
         records,
         f"{source.rate:g}",
         share,
+        epochs,
         "" if source.weight is None else f"{source.weight:g}",
         "" if source.p_high_res is None else f"{source.p_high_res:g}",
     )

@@ -1,6 +1,6 @@
-"""Maintain shards: check them against their manifest, repair damaged ones, describe them, index foreign ones.
+"""Maintain shards: check, describe and copy them, repair damaged ones, index foreign ones, join parts.
 
-DIR is a data set, or a folder of data sets."""
+DIR is a data set, or a folder of data sets; for check, stats and copy it may be an address, such as s3://bucket/set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import json
 import os
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from molmo2_nemo.cli.options import add_run_arguments, check_file, check_numbers, run_settings
+from molmo2_nemo.data.objects.address import is_url
 from molmo2_nemo.errors import USER_ERROR, UserError, writing
 
 EXAMPLES = """\
@@ -20,7 +22,9 @@ examples:
   molmo2 shards check /data/shards --for recipe=8b stage=long    # as that run will read them
   molmo2 shards stats /data/shards --png stats.png # counts, tokens, crops, licences
   molmo2 shards repair /data/shards/pixmo_cap      # without the records that cannot be used
+  molmo2 shards join /data/shards/own              # of own.part-01-of-16 and its siblings (molmo2 prepare --part)
   molmo2 shards index /data/foreign                # webdataset tars that somebody else wrote, with this project's JSON
+  molmo2 shards copy /data/shards s3://bucket/shards     # or back; again: goes on where it was stopped
   molmo2 shards index /data/laion --caption-from txt   # image-text tars (img2dataset): KEY.jpg, KEY.txt, KEY.json
 """
 
@@ -28,8 +32,11 @@ SHOWN = 20  # problems of one data set
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("check", "stats", "repair", "index"), help="what to do")
+    parser.add_argument("action", choices=("check", "stats", "repair", "index", "join", "copy"), help="what to do")
     parser.add_argument("folder", metavar="DIR", help="a data set, or a folder of data sets")
+    parser.add_argument("target", metavar="TARGET", nargs="?", help="copy: folder or address of the copies")
+    parser.add_argument("--overwrite", action="store_true", help="copy: replace another data set at TARGET")
+    parser.add_argument("--cache", metavar="DIR", help="files brought from a store (default: data.store.cache's)")
     parser.add_argument("--quick", action="store_true", help="check: sizes and checksums only")
     parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores; 0: this one)")
     parser.add_argument("--json", action="store_true", help="check: a JSON object a line for each problem")
@@ -58,20 +65,62 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--for and --truncated belong to check, repair and index, not to stats")
     if args.json and args.action != "check":
         raise UserError(f"--json belongs to molmo2 shards check, not to {args.action}")
-    return {"check": _check, "stats": _stats, "repair": _repair, "index": _index}[args.action](args)
+    if (args.target or args.overwrite) and args.action != "copy":
+        raise UserError(f"TARGET and --overwrite belong to molmo2 shards copy, not to {args.action}")
+    if args.action in ("repair", "index", "join") and is_url(args.folder):
+        raise UserError(
+            f"shards {args.action} changes files of a folder: copy the data set first, then back: "
+            f"molmo2 shards copy {args.folder} DIR; molmo2 shards {args.action} DIR; "
+            f"molmo2 shards copy DIR {args.folder} --overwrite"
+        )
+    actions = {"check": _check, "stats": _stats, "repair": _repair, "index": _index, "join": _join, "copy": _copy}
+    return actions[args.action](args)
+
+
+def _store(args: argparse.Namespace, config: Any = None) -> Any:
+    """The settings under which stores are read, with --cache in them."""
+    from molmo2_nemo.data.config import StoreConfig
+    from molmo2_nemo.data.objects.files import use
+
+    store = StoreConfig() if config is None else config.store
+    store.cache = args.cache or store.cache
+    use(store)
+    return store
+
+
+def _copy(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from data_prep.progress import CopyProgress
+    from data_prep.shard_copy import copy, sets_at, target_of
+    from molmo2_nemo.data.objects.address import place_of
+
+    if not args.target:
+        raise UserError("copy needs two places: molmo2 shards copy FROM TO; one of them may be s3://bucket/folder")
+    store, source = _store(args), place_of(args.folder)
+    targets = target_of(source, place_of(args.target), sets_at(source, store))
+    for at, to in targets.items():
+        with CopyProgress(Console(stderr=True, highlight=False)) as progress:
+            found = copy(at, to, store, overwrite=args.overwrite, watch=progress.watch)
+        there = f", {found.already} were there already" if found.already else ""
+        print(f"{to}: {found.files} shards copied, {found.bytes / 1e6:,.1f} MB{there}; checksums are the manifest's")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> int:
     from data_prep.noticed import Notes, note_lines
     from data_prep.run_limits import in_words
-    from data_prep.shard_tools import check, data_sets
-    from molmo2_nemo.data.manifest import MANIFEST, read_head, without_crc
+    from data_prep.shard_copy import sets_at
+    from data_prep.shard_remote import check_at, manifest_file
+    from molmo2_nemo.data.manifest import read_head, without_crc
+    from molmo2_nemo.data.objects.address import place_of
 
     workers = len(os.sched_getaffinity(0)) if args.workers is None else args.workers
     damaged, config = 0, run_settings(args)
-    for folder in data_sets(Path(args.folder)):
+    _store(args, config)
+    for folder in sets_at(place_of(args.folder), config.store):
         notes = Notes()
-        problems = check(folder, quick=args.quick, workers=workers, config=config, notes=notes)
+        problems = check_at(folder, quick=args.quick, workers=workers, config=config, notes=notes)
         damaged += bool(problems)
         if args.json:
             for problem in problems:
@@ -80,13 +129,14 @@ def _check(args: argparse.Namespace) -> int:
                 note = {"key": first, "reason": "note", "detail": text, "records": count}
                 print(json.dumps({"folder": str(folder), **note}))
             continue
-        head = read_head(folder / MANIFEST)
+        manifest = manifest_file(folder, config)
+        head = read_head(manifest)
         state = f"{len(problems)} problems" if problems else "good"
         print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
         _show(problems)
         for line in note_lines(notes.json()):
             print(line)
-        if lacking := without_crc(folder / MANIFEST):
+        if lacking := without_crc(manifest):
             print(f"  {lacking:,} records have no checksum: of those, only damage that shows when decoding is found")
     if args.json:
         return USER_ERROR if damaged else 0
@@ -127,13 +177,18 @@ def _repair(args: argparse.Namespace) -> int:
 def _stats(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from data_prep.shard_copy import sets_at
+    from data_prep.shard_remote import manifest_file
     from data_prep.shard_stats import collect, draw, tables
-    from data_prep.shard_tools import data_sets
+    from molmo2_nemo.data.config import DataConfig
+    from molmo2_nemo.data.objects.address import place_of
 
-    folders = data_sets(Path(args.folder))
-    path = Path(args.png) if args.png else Path(args.folder) / "stats.png"
+    config, place = DataConfig(), place_of(args.folder)
+    _store(args, config)
+    folders = sets_at(place, config.store)
+    path = Path(args.png) if args.png else (place if isinstance(place, Path) else Path()) / "stats.png"
     check_file("--png", path)
-    found = [collect(folder) for folder in folders]
+    found = [collect(Path(folder.name), manifest_file(folder, config)) for folder in folders]
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
@@ -165,6 +220,21 @@ def _index(args: argparse.Namespace) -> int:
         print(f"  {count:,} {reason}, as training could not use them: {folder / 'skipped.jsonl'} says why for each")
         _show_lines(folder / "skipped.jsonl")
     print(in_words(config))
+    return 0
+
+
+def _join(args: argparse.Namespace) -> int:
+    from data_prep.noticed import note_lines
+    from data_prep.parts import join, joinable
+
+    for out in joinable(Path(args.folder)):
+        head, folders = join(out)
+        print(f"{out}: {head['records']:,} records in {len(head['shards'])} shards, of {len(folders)} parts")
+        for line in note_lines(head.get("notes", {})):
+            print(line)
+        if head["skipped"]:
+            print(f"  skipped {sum(head['skipped'].values()):,}, listed in {out / 'skipped.jsonl'}")
+        print(f"  the parts are no longer needed: rm -r {out}.part-*")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Seconds of a micro-batch and of an optimizer step, component by component: the one cost model of a step. No torch.
 
-    a micro-batch    (products + attention + vision + recomputation) * (1 + other) + communication that is not hidden
+    a micro-batch    (products + attention + vision + recomputation) * (1 + other) + communication that is not hidden,
+                     + reading a frozen encoder's features, as far as it takes longer than all that
     a step           its micro-batches + waiting for the costliest rank + pipeline bubble + gradients
 
 Operations are those of cost/flops.py, bytes those of cost/traffic.py; both are divided by what share of the hardware's
@@ -29,7 +30,7 @@ from molmo2_nemo.cost.traffic import (
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.model.config import MemoryConfig, Molmo2Config, Trainable
-from molmo2_nemo.model.flops import connector_flops, crop_flops, unit_costs
+from molmo2_nemo.model.flops import connector_flops, crop_flops, feature_bytes, unit_costs
 from molmo2_nemo.parallel.partition import even_runs
 from molmo2_nemo.settings.run import StageConfig
 
@@ -94,6 +95,7 @@ class MicroBatch:
     other: float
     tensor: float  # communication that is not hidden
     context: float
+    disk: float = 0.0  # reading of kept features that is not hidden
 
     @property
     def total(self) -> float:
@@ -121,6 +123,8 @@ class StepCost:
         memory: settings that say which tiles and chunks are recomputed.
         bytes_per_element: of an activation.
         fp8: the decoder's linear layers multiply in FP8, at the same share of its peak; all else in bf16.
+        disk_gbs: GB/s that a node reads kept features of a frozen encoder at, one micro-batch ahead; None: crops are
+            encoded.
     """
 
     model_config: Molmo2Config
@@ -131,10 +135,12 @@ class StepCost:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     bytes_per_element: int = 2
     fp8: bool = False
+    disk_gbs: float | None = None
 
     def micro_batch(self, work: Work, layout: Layout) -> MicroBatch:
         """Predicted seconds of a micro-batch, forward and backward, on the ranks of one replica."""
-        efficiency, forward, ranks = self.efficiency, work.forward, layout.model_size
+        efficiency, ranks = self.efficiency, layout.model_size
+        forward = self.computed(work.forward)
         both = trained_flops(forward, self.trainable)
         tokens = work.tokens / (layout.context * layout.tensor)
         share = ranks * efficiency.matrix_share(max(1.0, tokens))
@@ -150,14 +156,32 @@ class StepCost:
         exposed = {"tensor": 0.0, "context": 0.0}
         for sent in self.communications(work.tokens, layout):
             exposed[sent.kind] += self.exposed(sent)
+        busy = (1 + efficiency.other) * computing + sum(exposed.values())
         return MicroBatch(
             linear=linear,
             attention=there + ATTENTION_BACKWARD * back,
             vision=encoding,
             recompute=recompute,
             other=efficiency.other * computing,
+            disk=max(0.0, self.reading(work, layout) - busy),
             **exposed,
         )
+
+    def computed(self, forward: Flops) -> Flops:
+        """Without what is read in place of being computed."""
+        return forward if self.disk_gbs is None else replace(forward, vit=0.0)
+
+    def read_bytes(self, work: Work) -> float:
+        """Bytes of kept features that the rank with the most of them reads for a micro-batch."""
+        if self.disk_gbs is None:
+            return 0.0
+        crops = work.forward.vit / crop_flops(self.model_config)
+        return crops * work.vision_share * feature_bytes(self.model_config, self.bytes_per_element)
+
+    def reading(self, work: Work, layout: Layout) -> float:
+        """Seconds that it takes, while all ranks of the node that encode read."""
+        readers = max(1.0, self.per_node / layout.pipeline)
+        return 0.0 if self.disk_gbs is None else self.read_bytes(work) * readers / (1e9 * self.disk_gbs)
 
     def _recompute(self, layout: Layout, linear: float, attention: float, vision: Flops) -> float:
         """Seconds of recomputation in backward, from the seconds of the forward pass.
@@ -216,7 +240,7 @@ class StepCost:
         return sending + traffic.messages * efficiency.latency
 
 
-NO_SECONDS = ("flops", "link_bytes", "network_bytes")  # fields of a Step: the others add up to its time
+NO_SECONDS = ("flops", "link_bytes", "network_bytes", "disk_bytes")  # fields of a Step: the others add up to its time
 
 
 @dataclass(frozen=True)
@@ -236,6 +260,8 @@ class Step:
     flops: Flops  # of the model: forward and backward of all packs
     link_bytes: float = 0.0  # per GPU
     network_bytes: float = 0.0
+    disk: float = 0.0  # reading of kept features that is not hidden
+    disk_bytes: float = 0.0  # of it, per GPU that encodes
 
     def parts(self) -> dict[str, float]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_SECONDS}
@@ -263,6 +289,7 @@ def step_time(
     *,
     fp8: bool = False,
     bf16_gradients: bool = False,
+    disk_gbs: float | None = None,
 ) -> Step:
     """Predicts a run's average optimizer step under one layout.
 
@@ -270,6 +297,7 @@ def step_time(
         options: memory settings; what they recompute takes time.
         fp8: the decoder multiplies in FP8.
         bf16_gradients: gradients are reduced in bf16, not fp32.
+        disk_gbs: GB/s that a node reads a frozen encoder's features at; None: crops are encoded.
     """
     cost = StepCost(
         model_config,
@@ -279,14 +307,15 @@ def step_time(
         efficiency,
         options or MemoryConfig(),
         fp8=fp8,
+        disk_gbs=disk_gbs,
     )
     average = Work.average(model_config, work, layout)
     one, count = cost.micro_batch(average, layout), work.packs / (layout.data * layout.micro_batch)
     parts = {f.name: getattr(one, f.name) * count for f in fields(one)}
-    computing = sum(parts.values()) - parts["tensor"] - parts["context"]
+    computing = sum(parts.values()) - parts["tensor"] - parts["context"] - parts["disk"]
     # balancing evens out several micro-batches to 5 %; one each can only be ordered (benchmarks/results/packing-*)
     waits = 0.0 if layout.data == 1 else 0.05 if count >= 2 else 0.25
-    useful = average.forward * (1 / layout.micro_batch)
+    useful = cost.computed(average.forward) * (1 / layout.micro_batch)
     useful = replace(useful, linear=useful.linear * work.tokens / work.length)
     gradients, inside, beyond = _gradients(cost, stage, cluster, layout, bf16_gradients)
     for sent in cost.communications(average.tokens, layout):
@@ -300,6 +329,7 @@ def step_time(
         flops=trained_flops(useful, cost.trainable) * work.packs,
         link_bytes=inside,
         network_bytes=beyond,
+        disk_bytes=cost.read_bytes(average) * count,
     )
 
 

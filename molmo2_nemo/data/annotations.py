@@ -337,6 +337,8 @@ def _answer(fields: dict[str, Any]) -> Answer:
         asked_style(fields["style"])
     except UserError as error:  # its fields may be those of the style that was meant
         raise FieldError(Fault("style", show(fields["style"]), str(error)), f"names an {error}") from None
+    if style_of(fields["style"]).kind in (Kind.POINTS, Kind.VIDEO_POINTS):
+        raise FieldError.missing("points", "a list of [x, y], [] where there is none")
     raise FieldError(Fault("answer", "nothing", "answer, answers or text"), "is missing (answer, answers or text)")
 
 

@@ -120,6 +120,18 @@ class PhaseConfig:
 
 
 @dataclass
+class FeatureCacheConfig:
+    """Features of a frozen vision encoder (stage.train_vit=false), computed once and kept on disk."""
+
+    path: str | None = None  # folder that processes and runs may share; null: nothing is kept
+    max_gib: float = 100.0  # of all its files; at the limit it stops growing
+    keep_free_gib: float = 20.0  # it also stops before less than this is free on its disk
+    verify: float = 0.0  # share of the features read that are computed again and compared
+    together: int | None = None  # crops encoded at a time; null: 1 with a path (exact), all of a pack without
+    disk_gbs: float = 5.0  # GB/s that a node reads from the folder; `molmo2 plan` alone asks for it
+
+
+@dataclass
 class DataConfig:
     """Everything between shards on disk and a batch."""
 
@@ -140,6 +152,7 @@ class DataConfig:
     prefetch: int = 4  # examples that each planning worker keeps ready, and at most packs that each decoding one does
     ahead_mib: int = 768  # MiB of crops that all decoding workers together hold before their turn; one pack, if larger
     seed: int = 50189
+    feature_cache: FeatureCacheConfig = field(default_factory=FeatureCacheConfig)
     share_packs: bool = True  # one rank of a model-parallel group reads and decodes for all of it
     max_bad_in_a_row: int = 100  # unusable records after which the run stops
     max_bad_share: float = 0.1  # of a rank's records since the start, checked once it has read 1000; 1: no limit

@@ -237,7 +237,7 @@ class PackStream:
 
     def warnings(self) -> list[str]:
         """What the user should know of the data before they are read, a line each."""
-        return self.reader.without_crc()
+        return [*self.reader.without_crc(), *self.reader.standing_in()]
 
     def state(self) -> dict[str, Any]:
         """The position of the stream as JSON values, for `load_states`; every batch carries it too."""

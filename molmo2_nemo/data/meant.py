@@ -46,6 +46,10 @@ TEXTS = ("text", "answer", "answer_with_points", "question", "label")  # blank i
 OTHER_TEXTS = ("prompt", "explanation", "label_cased", "object")  # blank is as left out
 BOOLEANS = ("shuffle_options", "unlabelled_options")
 MARK = re.compile(r"<(?:image|video)>")  # where other projects put a medium into a text
+# Other ways of writing it, and the places of media in the texts of other models
+MARKS = re.compile(
+    r"</?(?:image|video)[ _-]?\d*\s*/?>|<\|(?:vision_(?:start|end)|(?:image|video)_pad|image)\|>", re.IGNORECASE
+)
 TIMING = re.compile(r"\d\d:\d\d[.,]\d+[ \t]*-->[ \t]*(?:\d+:)?\d\d:\d\d")  # of a subtitle file
 MAX_WEIGHT = 1000.0  # one answer would drown those of hundreds of records beside it
 PADDED = "answers with blanks or line breaks at their start or end, trained as written"
@@ -156,6 +160,8 @@ def _form_names(fields: Mapping[str, Any], path: str, known: Collection[str]) ->
     for where, entry in _objects(fields, "answer_annotations", path):
         _known(entry, where, INLINE_FIELDS)
     for where, frame in _objects(fields, "points", path):  # of a track
+        if {"x", "y"} <= set(frame):
+            raise FieldError.wrong(where, "a point [x, y]", frame)
         _known(frame, where, FRAME_FIELDS)
         tracked = frame.get("points")
         for name, entry in tracked.items() if isinstance(tracked, dict) else ():
@@ -266,6 +272,8 @@ def _texts(fields: Mapping[str, Any], path: str) -> None:
     if "answer" in fields and marks != len(inline):
         seen = f"{marks} marks {POINT_MARK}, {len(inline)} entries of answer_annotations"
         raise FieldError(Fault(f"{path}.answer", seen, "as many of one as of the other"), f"holds {seen}")
+    if "sampling_fps" in fields and fields["sampling_fps"] == 0:
+        raise FieldError.wrong(f"{path}.sampling_fps", "a number of at least 1", 0)
     if fields.get("style") != RAW_TEXT:  # a document is trained as it is
         _marks(fields, path)
     for name in ("either", "turns"):
@@ -302,7 +310,9 @@ def _unmarked(text: Any, path: str) -> None:
     """No place of an image in a text: Molmo2 reads media before all text, and the mark would be trained as letters."""
     if not isinstance(text, str):
         raise FieldError.wrong(path, "a text", text)
-    found = MARK.search(text)
+    if "\0" in text:
+        raise FieldError(Fault(path, show(text), "a text without NUL characters"), "holds a NUL character")
+    found = MARKS.search(text)
     if found:
         expected = f"a text without {found[0]}: media come before all text"
         shown = show(text[max(found.start() - 20, 0) : found.end() + 20])

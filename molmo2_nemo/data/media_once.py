@@ -31,6 +31,8 @@ BLOCKS = 40  # bits of a place for the block in the tar; the others are the tar'
 FIRST_SLOTS = 1024
 OPEN_FILES = 8
 REPAIRED = re.compile(r"-r(\d+)$")  # behind the stem of a tar that repair wrote anew
+OF_PART = re.compile(r"_part-\d+-of-\d+-\d+$")  # the end of the stem of a part's tar, which `shards join` renames
+OF_WHOLE = re.compile(r"-\d{6,}$")
 
 Resume = Sequence[int]  # bytes of MEDIA; number of shared media, and their bytes
 
@@ -107,15 +109,16 @@ class MediaOnce:
         if resume is None or path.stat().st_size < resume[0]:
             self._read_shards()
         else:
-            self._load(*resume)
+            self._load(resume[0])
+        if resume is not None:
+            _, self.members, self.bytes = resume
 
-    def _load(self, size: int, members: int, saved: int) -> None:
+    def _load(self, size: int) -> None:
         self._file.truncate(size)
         self._file.seek(0)
         while chunk := self._file.read(LINE.size * 2**16):
             for key, place in LINE.iter_unpack(chunk):
                 self._places.add(key, place)
-        self.members, self.bytes = members, saved
 
     def _read_shards(self) -> None:
         self._file.truncate(0)
@@ -213,6 +216,7 @@ class Owners:
         for name in sorted(names, key=lambda name: int((REPAIRED.search(name[:-4]) or [0, 0])[1])):
             self._repaired[_first_name(name)] = self._numbers[name]
         self._members: OrderedDict[int, dict[str, Member]] = OrderedDict()
+        self._wholes: dict[str, dict[str, int]] = {}
 
     def find(self, label: str, content: Mapping[str, bytes]) -> list[Member]:
         """The media of a record (suffix -> bytes of its own members) that lie with other records.
@@ -230,12 +234,21 @@ class Owners:
     def _find(self, label: str, suffix: str, place: str) -> Member:
         tar, _, name = place.partition(":")
         number = self._numbers.get(tar, self._repaired.get(_first_name(tar), -1))
+        if number < 0 and OF_PART.search(_first_name(tar)[:-4]):
+            number = self._whole(OF_PART.sub("", _first_name(tar)[:-4])).get(name, -1)
         if number < 0:
             raise _lost(label, suffix, place, f"{tar} in this folder; bring that tar too")
         found = kept(self._members, number, OPEN_FILES, self._load, lambda _: None).get(name)
         if found is None:
             raise _lost(label, suffix, place, f"a member {name} of {tar}")
         return Member(suffix, found.offset, found.size, number, name)
+
+    def _whole(self, stem: str) -> dict[str, int]:
+        """Names of the media of a set that was joined of parts -> numbers of their tars; keys are unique in a set."""
+        if stem not in self._wholes:
+            numbers = [n for name, n in self._repaired.items() if OF_WHOLE.sub("", name[:-4]) == stem]
+            self._wholes[stem] = {name: number for number in numbers for name in self._load(number)}
+        return self._wholes[stem]
 
     def _load(self, number: int) -> dict[str, Member]:
         return {m.name(key): m for key, members in self._listed(number) for m in members if m.suffix != "json"}

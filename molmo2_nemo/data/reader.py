@@ -10,6 +10,7 @@ import numpy as np
 
 from molmo2_nemo.data.collate import check_example
 from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.coverage import coverage, standing_in
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Draw, Mixture, example_rng, normalised_rates
@@ -83,6 +84,12 @@ class ExampleReader:
             for name, count in counts.items()
             if count
         ]
+
+    def standing_in(self) -> list[str]:
+        """One line for each data set of which few records stand in for many."""
+        sets = ((name, self.config.sources[name], dataset) for name, dataset in self.datasets.items())
+        found = (standing_in(name, coverage(name, dataset.manifest), source) for name, source, dataset in sets)
+        return [f"warning: {words}; molmo2 mixture shows all" for words in found if words]
 
     def __getitem__(self, n: int) -> Example | Skipped:
         """The n-th example of the stream, or a document's first piece. A record that cannot be used gives `Skipped`.

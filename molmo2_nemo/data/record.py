@@ -8,6 +8,8 @@ code (pickles and their relatives) make the record unreadable.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,20 +141,38 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:
-        wide = raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]
-        hint = "; it may be UTF-16: iconv -f UTF-16 -t UTF-8" if wide else ""
-        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start}){hint}") from None
+        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start}){_other_code(raw)}") from None
     except RecursionError:
         raise BadRecord(key, "bad json", ".json is nested too deeply") from None
     except ValueError as error:
-        hint = "; two records in one line, or lines that do not end in \\n?" if "Extra data" in str(error) else ""
-        raise BadRecord(key, "bad json", f".json cannot be parsed: {error}{hint}") from None
+        raise BadRecord(key, "bad json", f".json cannot be parsed: {error}{_slip(raw, str(error))}") from None
     if not isinstance(data, dict):
-        raise BadRecord(key, "bad json", f".json must hold an object, not {show(data)}")
+        hint = "; a file that is one list of records is named .json" if isinstance(data, list) else ""
+        raise BadRecord(key, "bad json", f".json must hold an object, not {show(data)}{hint}")
     try:
         return without_nulls(data) if b"null" in raw else data
     except FieldError as error:
         raise _bad(key, error) from None
+
+
+def _other_code(raw: bytes) -> str:
+    """What bytes that are not UTF-8 may be instead."""
+    if raw[:2] == b"\x1f\x8b":
+        return "; it is packed by gzip: let its name end in .gz"
+    if raw[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "; it may be UTF-32: iconv -f UTF-32 -t UTF-8"
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
+        return "; it may be UTF-16: iconv -f UTF-16 -t UTF-8"
+    return "; it may be Latin-1: iconv -f LATIN1 -t UTF-8"
+
+
+def _slip(raw: bytes, error: str) -> str:
+    """What may be wrong with JSON that cannot be parsed."""
+    if raw.strip() in (b"{", b"["):
+        return "; a record must be in one line, or the file one JSON list named .json"
+    if "Extra data" in error:
+        return "; two records in one line, or lines that do not end in \\n?"
+    return "; a comma before a closing bracket?" if re.search(rb",\s*[}\]]", raw) else ""
 
 
 def _bad(key: str, error: FieldError, where: str = "") -> BadRecord:
@@ -246,8 +266,9 @@ def _variants(
         raise _bad(key, FieldError.wrong("variants", "a list of lists of annotations, in place of annotations", value))
     if weights is not None:
         ok = isinstance(weights, list) and len(weights) == len(value) and all(is_number(w) and w >= 0 for w in weights)
-        if not ok or sum(weights) <= 0:
-            raise _bad(key, FieldError.wrong("variant_weights", f"{len(value)} numbers >= 0, not all 0", weights))
+        if not ok or not 0 < sum(weights) < math.inf:
+            expected = f"{len(value)} numbers >= 0, not all 0, with a finite sum"
+            raise _bad(key, FieldError.wrong("variant_weights", expected, weights))
         weights = [float(w) for w in weights]
     trees = [read_tree(key, tree, num_images, has_video, f"variants[{n}]") for n, tree in enumerate(value)]
     return trees, weights

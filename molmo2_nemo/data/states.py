@@ -65,5 +65,13 @@ def check_identity(saved: dict[str, Any], own: dict[str, Any]) -> None:
         if before.get(name) != now.get(name):
             raise DataError(
                 f"data set {name!r} is not the one of the saved run (fingerprint, records, rate: then "
-                f"{before.get(name)}, now {now.get(name)}); restore it, or start a new run from the weights"
+                f"{before.get(name)}, now {now.get(name)}){_added_to(before.get(name), now.get(name))}; restore it, or "
+                "start a new run from the weights"
             )
+
+
+def _added_to(before: Any, now: Any) -> str:
+    """What is likely where a data set has other records than before."""
+    if not before or not now or before[0] == now[0]:
+        return ""
+    return ", as molmo2 prepare was called again since and added to it, or it was made anew"

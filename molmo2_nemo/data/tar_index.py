@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 import tarfile
 from collections import Counter, OrderedDict
@@ -16,6 +17,7 @@ from molmo2_nemo.data.shards import BLOCK, check_header, split_name
 from molmo2_nemo.errors import DataError
 
 META = re.compile(r"__[^/]*__($|/)")  # names that webdataset keeps for itself
+MAGIC, MAGIC_AT = b"ustar", 257  # of a tar header, and where in it
 PAX_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
 EXTENDED = frozenset({b"path", b"size"})  # what the plain header does not say, then
 
@@ -69,6 +71,28 @@ def index_tar(
     if not records:
         raise ShardError(f"shard {path} holds no record")
     return [(key, members) for key, members in records.items() if key not in wrong]
+
+
+def salvage_tar(path: Path) -> dict[str, list[Member]]:
+    """Every member whose header is whole anywhere in a file, by key: of a tar with bytes inserted, removed or zeroed,
+    also behind the damage. Nothing says that its contents are whole; of members of one name the first counts."""
+    found: dict[str, dict[str, Member]] = {}
+    size = path.stat().st_size
+    if size < BLOCK:
+        return {}
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(MAGIC)
+        while at >= 0:
+            start = at - MAGIC_AT
+            try:
+                info = check_header(content[start : start + BLOCK]) if start >= 0 else None
+                if info is not None and start + BLOCK + info.size <= size:
+                    key, suffix = split_name(info.name)
+                    found.setdefault(key, {}).setdefault(suffix, Member(suffix, start + BLOCK, info.size))
+            except DataError:
+                pass  # no header
+            at = content.find(MAGIC, at + 1)
+    return {key: list(members.values()) for key, members in found.items()}
 
 
 def _twice(path: Path, key: str, suffix: str, says: str) -> BadRecord:

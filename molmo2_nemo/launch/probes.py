@@ -46,6 +46,8 @@ OPTIONAL = {
     "tensorboard": "reading the event files",
     "matplotlib": "the curves of molmo2 demo and molmo2 report",
     "wandb": "logging to Weights & Biases",
+    "s3fs": "shards at s3:// (molmo2_nemo[s3])",
+    "gcsfs": "shards at gs:// (molmo2_nemo[gcs])",
     "torchcodec": "data.video.decoder=torchcodec and nvdec",
 }
 GPU_PACKAGES = {  # module, use; distributions differ in name from builder to builder

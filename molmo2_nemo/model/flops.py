@@ -23,6 +23,12 @@ def crop_flops(model_config: Molmo2Config) -> float:
     return vision.num_built_layers * block + 2.0 * patches * vision.patch_dim * width
 
 
+def feature_bytes(model_config: Molmo2Config, bytes_per_element: int) -> int:
+    """What the vision encoder makes of one crop."""
+    vision = model_config.vision
+    return vision.num_patches * vision.feature_size * bytes_per_element
+
+
 def connector_flops(model_config: Molmo2Config, pooled_tokens: float, window_positions: float) -> float:
     """Pooling and projector: keys and values per filled window position, query, output and projector per token."""
     connector, features = model_config.connector, model_config.vision.feature_size

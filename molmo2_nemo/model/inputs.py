@@ -12,6 +12,7 @@ from torch import Tensor
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys
 from molmo2_nemo.data.special_tokens import image_numbers
+from molmo2_nemo.features.frozen import Found
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.flops import unit_costs
 from molmo2_nemo.parallel.context import ContextGroups
@@ -60,6 +61,7 @@ class PackInputs:
     num_tasks: int = 0
     groups: ContextGroups | None = None  # the ranks that share it; None: all of the context group
     host: dict[str, np.ndarray] | None = None  # PLANNED_FIELDS as they came, where the tensors went to a device
+    features: Found | None = None  # of a frozen encoder, for this rank's crops; None: not looked up (yet)
     plan: PackPlan | None = None  # made ahead (Molmo2Model.plan); None: made when it is needed
 
     @classmethod

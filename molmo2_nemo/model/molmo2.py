@@ -35,6 +35,7 @@ from molmo2_nemo.attention.kept import KeptResults
 from molmo2_nemo.attention.kernels import choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys, visible_keys
+from molmo2_nemo.features.frozen import FrozenFeatures
 from molmo2_nemo.fused.choice import choose_all, in_common, possible
 from molmo2_nemo.model.config import PLAIN, KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
@@ -92,6 +93,7 @@ class Molmo2Model(MegatronModule):
         self.pre_process, self.post_process = pre_process, post_process
         self.training_options, self.memory = training or PLAIN, memory or MemoryConfig()
         self._no_adapters = False
+        self.features: FrozenFeatures | None = None  # set where the encoder is frozen: computes each crop once
         self.rotary = RotaryTables(model_config.text)
         self.groups = context_groups(context or ContextSettings())  # by the number of ranks that share a pack
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -212,6 +214,8 @@ class Molmo2Model(MegatronModule):
         mask, visible = self._mask(inputs)
         plan_attention(mask, self.context_of(inputs), visible, self.kernel, inputs.input_ids.device)
         crops = self._crop_plan(inputs) if self.pre_process else None
+        if self.features is not None and crops is not None:
+            inputs.features = self.features.look_up(inputs.crops[crops.crops])
         inputs.keep_own_crops(crops, self.model_config.vision.num_patches)
         return PackPlan(
             mask,
@@ -270,20 +274,29 @@ class Molmo2Model(MegatronModule):
         their crops and visual tokens are kept.
         """
 
-        def encode(crops: Tensor, windows: Tensor) -> Tensor:
-            return self.connector(self.vision(crops), windows)
+        def encode(crops: slice, windows: Tensor) -> Tensor:
+            return self.connector(self._features(inputs, plan, crops), windows)
 
         encoded = []
         for crops, pooled_tokens in plan.chunks:
             windows = inputs.pooling[pooled_tokens]
             windows = torch.where(windows >= 0, windows - crops.start * self.model_config.vision.num_patches, windows)
             if self.memory.vision_chunk is not None and self.training and torch.is_grad_enabled():
-                encoded.append(
-                    torch.utils.checkpoint.checkpoint(encode, inputs.crops[crops], windows, use_reentrant=False)
-                )
+                encoded.append(torch.utils.checkpoint.checkpoint(encode, crops, windows, use_reentrant=False))
             else:
-                encoded.append(encode(inputs.crops[crops], windows))
+                encoded.append(encode(crops, windows))
         return torch.cat(encoded) if encoded else None
+
+    def _features(self, inputs: PackInputs, plan: CropPlan, crops: slice) -> Tensor:
+        """Features of some of this rank's crops, [c, P, F]."""
+        if self.features is None:
+            return self.vision(inputs.crops[crops])
+        if inputs.features is None:
+            inputs.features = self.features.look_up(inputs.crops[plan.crops])
+        first = plan.crops.start
+        return self.features.encode(
+            inputs.crops[crops], inputs.features, slice(crops.start - first, crops.stop - first)
+        )
 
     def decode(self, hidden: Tensor | None, pack: PackDescription) -> Tensor:
         """This stage's decoder layers, [T, B, D] -> the same (None where the stage before sends the input)."""

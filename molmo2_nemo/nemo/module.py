@@ -11,9 +11,12 @@ from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
+from molmo2_nemo.data.config import FeatureCacheConfig
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.features.frozen import Counts
 from molmo2_nemo.fused.choice import described
 from molmo2_nemo.model.config import NOTHING_TRAINS, KernelConfig, MemoryConfig, Molmo2Config
+from molmo2_nemo.model.flops import crop_flops
 from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.model.loss import LossSums
 from molmo2_nemo.nemo.checkpoints import weights_to_come
@@ -28,7 +31,13 @@ from molmo2_nemo.settings.run import (
     StageConfig,
 )
 from molmo2_nemo.training import overlap
-from molmo2_nemo.training.model import build_model, chosen_model, megatron_config, weight_gradient_library
+from molmo2_nemo.training.model import (
+    build_model,
+    chosen_model,
+    frozen_features,
+    megatron_config,
+    weight_gradient_library,
+)
 from molmo2_nemo.training.step import MicroBatches, micro_batch_loss, step_loss
 from molmo2_nemo.training.step_result import StepResult
 from molmo2_nemo.training.step_statistics import Tasks
@@ -69,6 +78,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         precision: `cluster.precision`; parameters are bf16 for "fp8", too.
         variable_length: packs of one run differ in length, so pipeline stages send each other the shapes.
         task_of: data set -> the task that its loss is logged under.
+        features: how a frozen encoder's features are computed and kept.
 
     Raises:
         UserError: there is an optimizer, but every part is frozen.
@@ -87,11 +97,13 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
         precision: Precision = ClusterConfig.precision,
         variable_length: bool = False,
         task_of: dict[str, str] | None = None,
+        features: FeatureCacheConfig | None = None,
     ) -> None:
         super().__init__()
         self.stage, self.memory = stage or StageConfig(), memory or MemoryConfig()
         self.kernels, self.precision = kernels or KernelConfig(), precision
         self.parallel, self.seed = parallel or ParallelConfig(), seed
+        self.feature_cache = features or FeatureCacheConfig()
         self.model_config = chosen_model(model, self.stage)
         self.config = megatron_config(
             self.model_config, self.memory, self.parallel, precision=precision, variable_length=variable_length
@@ -126,6 +138,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             seed=self.seed,
             loaded=weights_to_come(self._trainer, self.model_config),
         )
+        self.features = self.module.features = frozen_features(self.module, self.feature_cache)
         self.groups, self.kernel, self.choices = self.module.groups, self.module.kernel, self.module.choices
         self.micro_batches = MicroBatches(
             self.model_config,
@@ -143,10 +156,19 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             print(f"attention: {self.kernel.name}, {self.kernel.title}", flush=True)
             print(described(self.choices), flush=True)
             print(overlap.described(self.trainer.strategy.ddp_config, weight_gradient_library()), flush=True)
+            if self.features is not None:
+                print(self.features.described(), flush=True)
+
+    def on_train_end(self) -> None:
+        if self.features is not None:
+            self.features.close()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Begin a step. Its data is fetched by the step itself."""
         self.step_result = StepResult()
+        if self.features is not None:
+            self.step_result.features = self.features.counts = Counts()
+            self.step_result.crop_flops = crop_flops(self.model_config)
         self.optim.result = self.step_result
 
     def data_step(self, dataloader_iter: Iterator[Any]) -> PackInputs:

@@ -94,6 +94,7 @@ def model(cfg: RunConfig) -> run.Config:
         precision=cfg.cluster.precision,
         variable_length=bool(cfg.data.progression),
         task_of=task_names(cfg.data),
+        features=as_config(cfg.data.feature_cache),
     )
 
 

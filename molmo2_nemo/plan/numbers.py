@@ -28,6 +28,7 @@ def numbers(plan: Plan, model_config: Molmo2Config) -> dict[str, Any]:
             "gpu_hours": step.gpu_hours(plan.cluster, plan.work.steps),
             "link_bytes": step.link_bytes,
             "network_bytes": step.network_bytes,
+            "disk_bytes": step.disk_bytes,
         }
 
     flops = plan.best[0].step.flops  # the same under every layout
@@ -38,6 +39,7 @@ def numbers(plan: Plan, model_config: Molmo2Config) -> dict[str, Any]:
         "workload": vars(plan.work),
         "flops_per_step": vars(flops) | {"total": flops.total},
         "best": [one(c) for c in plan.best],
+        "first_epoch": one(plan.first_epoch) if plan.first_epoch else None,
         "configured": one(plan.configured) if plan.configured else None,
         "not_configured": plan.unplaced,
         "by_recompute": [one(c) for c in plan.modes],

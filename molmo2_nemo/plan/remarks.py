@@ -8,8 +8,12 @@ from dataclasses import replace
 
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig
+from molmo2_nemo.model.flops import feature_bytes
 from molmo2_nemo.plan.command import asked_otherwise
+from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.plan.search import Plan
+from molmo2_nemo.plan.table import scaled
+from molmo2_nemo.plan.words import model_of
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -27,9 +31,29 @@ def remarks(cfg: RunConfig, plan: Plan, overrides: Sequence[str], *, cluster_giv
         yield f"no row (as set): {plan.unplaced}"
     if changed := asked_otherwise(overrides, cfg, layout):
         yield f"set otherwise than you asked: {', '.join(changed)}"
+    yield from _features(cfg, plan)
     yield from _without_effect(cfg.memory, plan, layout)
     if replace(cfg.kernels, flash="auto") != KernelConfig():
         yield "kernels.* changes the memory that is planned with; of the time only kernels.flash is known"
+
+
+def _features(cfg: RunConfig, plan: Plan) -> Iterator[str]:
+    """What keeping a frozen encoder's features comes to."""
+    if plan.first_epoch is None:
+        return
+    kept, step, first = cfg.data.feature_cache, plan.best[0].step, plan.first_epoch.step
+    size = feature_bytes(model_of(cfg), 2)
+    fit = int(kept.max_gib * GIB / size)
+    node = step.disk_bytes * plan.cluster.per_node / plan.best[0].layout.pipeline
+    yield (
+        f"data.feature_cache: times are of steps after the first epoch, when features are read in place of encoding; "
+        f"{scaled(node)}B a node and step, at {kept.disk_gbs:g} GB/s (data.feature_cache.disk_gbs). In the first epoch "
+        f"a step takes {first.seconds / step.seconds:.2f} times as long and writes as much. A crop takes "
+        f"{scaled(size)}B: data.feature_cache.max_gib={kept.max_gib:g} holds {fit:,}, those of "
+        f"{fit / (plan.work.crops * plan.work.packs):,.1f} steps; crops beyond are encoded in every epoch"
+    )
+    if step.seconds >= first.seconds:
+        yield "data.feature_cache does not pay here: encoding is faster than this disk"
 
 
 def _without_effect(memory: MemoryConfig, plan: Plan, layout: Layout) -> Iterator[str]:

@@ -10,6 +10,7 @@ from molmo2_nemo.cost.hardware import Cluster
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
+from molmo2_nemo.data.config import FeatureCacheConfig
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import CANNOT_MERGE, Molmo2Config
 from molmo2_nemo.plan.checks import check_cluster
@@ -25,6 +26,7 @@ REASONS = {  # component of a step: why a layout loses that spends more on it
     "tensor": "tensor-parallel exchange",
     "context": "exchange of heads or keys",
     "gradients": "exchange of gradients",
+    "disk": "reads features of the encoder",
 }
 
 
@@ -52,6 +54,7 @@ class Plan:
     configured: Candidate | None = None  # the run's own settings, where they make sense on this cluster
     unplaced: str | None = None  # why there is none
     why_cluster: str = ""  # where the cluster was not asked for
+    first_epoch: Candidate | None = None  # the best, while features of the encoder are computed; None: none are kept
 
 
 def search(
@@ -87,7 +90,11 @@ def search(
         for mode in RECOMPUTE_MODES
     ]
     mine = configured(cfg, model_config, work, cluster, efficiency)
-    return Plan(cluster, work, best[:keep], others, modes, mine, unplaced(cfg, work, cluster))
+    first = None
+    if cfg.data.feature_cache.path is not None:
+        data = replace(cfg.data, feature_cache=FeatureCacheConfig())
+        first = weigh(replace(cfg, data=data), model_config, work, cluster, best[0].layout, efficiency)
+    return Plan(cluster, work, best[:keep], others, modes, mine, unplaced(cfg, work, cluster), first_epoch=first)
 
 
 def configured(
@@ -143,6 +150,7 @@ def weigh(
 ) -> Candidate:
     """Memory and time of one layout."""
     numbers = number_formats(cfg)
+    kept = cfg.data.feature_cache
     return Candidate(
         layout,
         memory(model_config, cfg.stage, work, layout, cfg.memory, cfg.kernels, **numbers),
@@ -155,6 +163,7 @@ def weigh(
             efficiency or efficiency_of(cfg, model_config)[1],
             cfg.memory,
             **numbers,
+            disk_gbs=None if kept.path is None else kept.disk_gbs,
         ),
     )
 

@@ -36,6 +36,7 @@ WHERE = {
     "tensor": "tensor-parallel exchange, not hidden",
     "context": "context-parallel exchange, not hidden",
     "gradients": "gradients and weights, not hidden",
+    "disk": "features read from disk, not hidden",
 }
 
 

@@ -23,6 +23,7 @@ FREE = (
 LAYOUT = (
     *("parallel.*", "kernels.*", "stage.micro_batch_size", "model.attention", "faults.*", "data.share_packs"),
     *("data.max_bad_in_a_row", "data.max_bad_share", "data.quarantine", "data.video.decoder"),
+    "data.feature_cache.*",
 )
 # But not this one while the stage is not finished: Megatron cannot read one kind of optimizer state as the other.
 FIXED = ("parallel.distributed_optimizer",)

@@ -86,6 +86,9 @@ def file_problems(cfg: RunConfig) -> Iterator[str]:
     if listed is not None and (Path(listed).is_dir() or not Path(listed).parent.is_dir()):
         what = "it is a folder" if Path(listed).is_dir() else f"there is no folder {Path(listed).parent}"
         yield f"data.quarantine={listed}: {what}; name a file that can be written"
+    kept = cfg.data.feature_cache.path
+    if kept is not None and (file := blocking_file(Path(kept))) is not None:
+        yield f"data.feature_cache.path={kept}: {file} is a file; name a folder"
     yield from _sources(cfg)
     yield from _validation(cfg)
     yield from _start(cfg)
@@ -187,8 +190,24 @@ def _without_effect(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterat
             f"memory.mlp_tiles={cfg.memory.mlp_tiles}: a pack has only {shortest} tokens to slice "
             "(data.packing.sequence_length); 8 is much"
         )
+    yield from _feature_cache(cfg)
     if model_config is not None and not stage.trainable(model_config).any():
         yield NOTHING_TRAINS
+
+
+def _feature_cache(cfg: RunConfig) -> Iterator[str]:
+    cache = cfg.data.feature_cache
+    for key, value in (("path", cache.path), ("together", cache.together)):
+        if value is not None and cfg.stage.train_vit:
+            yield (
+                f"data.feature_cache.{key}={value} with stage.train_vit=true: an encoder that is trained makes other "
+                f"features of a crop in every step; set stage.train_vit=false, or data.feature_cache.{key}=null"
+            )
+    if cache.path is None and cache.verify > 0:
+        yield (
+            f"data.feature_cache.verify={cache.verify:g} has no effect without data.feature_cache.path; set that, or "
+            "data.feature_cache.verify=0"
+        )
 
 
 def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:

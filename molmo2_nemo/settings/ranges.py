@@ -38,6 +38,9 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("data.packing.crop_value", "data.packing.max_wait"), (0, None)),
     **dict.fromkeys(("data.vocab_size", "data.prefetch", "data.ahead_mib", "data.max_bad_in_a_row"), (1, None)),
     **dict.fromkeys(("data.limits.json_bytes", "data.limits.record_bytes", "data.limits.pixels"), (1, None)),
+    "data.feature_cache.keep_free_gib": (0, None),
+    "data.feature_cache.verify": (0, 1),
+    "data.feature_cache.together": (1, INT32),
     **dict.fromkeys(("data.limits.video_frames", "data.limits.text_chars", "data.limits.annotations"), (1, None)),
     **dict.fromkeys(("data.store.cache_gib", "data.store.retries"), (0, None)),
     **dict.fromkeys(("cluster.nodes", "cluster.devices", "cluster.threads", "cluster.slurm.cpus_per_task"), (1, None)),
@@ -46,7 +49,10 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("save_every", "log_every", "validation.every", "validation.examples"), (1, None)),
 }
 UNBOUNDED = tuple(f"data.limits.{name}_seconds" for name in ("video", "decode", "image"))  # infinity is no limit
-ABOVE_0 = ("data.video.max_fps", "data.store.timeout", "data.text.weight_scale", "stage.optim.eps", *UNBOUNDED)
+ABOVE_0 = (
+    *("data.video.max_fps", "data.store.timeout", "data.text.weight_scale", "stage.optim.eps", *UNBOUNDED),
+    *("data.feature_cache.max_gib", "data.feature_cache.disk_gbs"),
+)
 BELOW_1 = ("stage.optim.beta1", "stage.optim.beta2", "stage.residual_dropout", "stage.response_residual_dropout")
 SOURCE: dict[str, tuple[float, float | None]] = {  # of one data set; null where it is allowed
     "rate": (0, None),

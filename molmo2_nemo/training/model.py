@@ -10,6 +10,8 @@ from megatron.core import parallel_state
 from megatron.core.extensions.transformer_engine import HAVE_TE
 from megatron.core.transformer import TransformerConfig
 
+from molmo2_nemo.data.config import FeatureCacheConfig
+from molmo2_nemo.features.frozen import FrozenFeatures
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, Trainable, with_options
 from molmo2_nemo.model.decoder import transformer_config
 from molmo2_nemo.model.init import initialize, leave_to_checkpoint
@@ -108,6 +110,24 @@ def build_model(
         initialize(model, seed, is_adapter)
     freeze(model, stage.trainable(model_config))
     return model
+
+
+def frozen_features(model: Molmo2Model, config: FeatureCacheConfig) -> FrozenFeatures | None:
+    """What computes the features of a frozen encoder once, where the run asks for it and this rank has the encoder.
+
+    Raises:
+        UserError: the encoder is trained.
+    """
+    if not model.pre_process or (config.path is None and config.together is None):
+        return None
+    vision = model.model_config.vision
+    return FrozenFeatures(
+        model.vision,
+        (vision.num_patches, vision.feature_size),
+        config,
+        settings=(vision, model.choices["vision"].name),
+        processes=torch.distributed.get_world_size(),
+    )
 
 
 def freeze(model: Molmo2Model, trainable: Trainable) -> None:

@@ -157,3 +157,23 @@ def test_every_kernel_has_figures():
     assert automatic("cuda", "bfloat16", 128) == "flash" and automatic("cuda", "float32", 128) == "blocks"
     shares = [f.name for f in fields(Efficiency) if f.name not in ("half_rate", "latency")]
     assert all(0 < getattr(efficiency, name) < 1 for efficiency in EFFICIENCIES.values() for name in shares)
+
+
+def test_reading_features_takes_the_place_of_encoding():
+    """By hand: an encoder without time, and a disk that is waited for only where it takes longer than all else."""
+    model, device = preset("4b"), DEVICES["h100"]
+    frozen = StageConfig(train_vit=False)
+    work = Workload(8, 1, length=16384, tokens=16384, area=0.3, crops=128, max_crops=128, scored=600)
+    cluster, layout = Cluster(device, 8, 1), Layout(data=8)
+
+    def step(disk_gbs: float | None):
+        return step_time(model, frozen, work, cluster, layout, disk_gbs=disk_gbs)
+
+    encoded, fast, slow = step(None), step(1e6), step(1.0)
+    vit = 128 * crop_flops(model)
+    assert encoded.vision - fast.vision == pytest.approx(vit / (0.38 * 989e12))
+    assert (fast.disk, fast.disk_bytes) == (0.0, 128 * 729 * 2304 * 2) and encoded.disk_bytes == 0
+    assert fast.flops.vit == 0 < encoded.flops.vit and fast.flops.linear == encoded.flops.linear
+    reading = fast.disk_bytes * 8 / 1e9  # eight GPUs share a disk of 1 GB/s
+    busy = fast.seconds - fast.imbalance - fast.gradients
+    assert slow.disk == pytest.approx(reading - busy) and slow.seconds == pytest.approx(fast.seconds + slow.disk)

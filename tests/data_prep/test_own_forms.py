@@ -6,7 +6,7 @@ import json
 import pytest
 
 from data_prep import demo
-from data_prep.prepare import GIVE_UP_AFTER
+from data_prep.giving_up import ABSENT_AFTER, GIVE_UP_AFTER
 from data_prep.sources.own import SAME_ID, entry_sample
 from data_prep.sources.own_shapes import NUMBER_NOTE, not_read
 from data_prep.sources.references import File, Inline
@@ -329,15 +329,71 @@ def test_one_missing_picture_refuses_no_set(tmp_path):
     assert read_head(tmp_path / "out" / "own" / MANIFEST)["records"] == GIVE_UP_AFTER
 
 
-def test_giving_up_keeps_the_list_and_the_next_call_goes_on(tmp_path, capsys):
-    gone = [{"image": f"{i}.jpg", "caption": "x"} for i in range(GIVE_UP_AFTER + 50)]
-    path, out = write(tmp_path / "own.jsonl", *gone, {"messages": ["q", "a"]}), tmp_path / "out"
+def test_giving_up_keeps_the_list_and_keep_going_goes_on(tmp_path, capsys):
+    broken = [{"image": f"{i}.jpg", "caption": "x"} for i in range(GIVE_UP_AFTER + 50)]
+    for line in broken:
+        (tmp_path / line["image"]).write_bytes(b"no picture")
+    path, out = write(tmp_path / "own.jsonl", *broken, {"messages": ["q", "a"]}), tmp_path / "out"
+    for _ in range(2):
+        assert prepare(path, "--out", out) == 2
+        said = capsys.readouterr().err
+        assert f"none of the first {GIVE_UP_AFTER} samples" in said and "--keep-going" in said
+        assert str(out / "own.partial" / "skipped.jsonl") in said
+        assert [line["line"] for line in skipped(out / "own.partial")] == list(range(1, GIVE_UP_AFTER + 1))
+    assert prepare(path, "--out", out, "--keep-going") == 0
+    assert len(skipped(out / "own")) == len(broken) and sorted(p.name for p in out.glob("own*")) == ["own"]
+
+
+def test_many_rows_of_one_broken_picture_are_one_failure(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(b"no picture")
+    rows = [{"image": "0.jpg", "question": f"{i}?", "answer": "a"} for i in range(GIVE_UP_AFTER + 1)]
+    path = write(tmp_path / "own.jsonl", *rows, {"messages": ["q", "a"]})
+    assert prepare(path, "--out", tmp_path / "out") == 0
+
+
+def test_a_small_part_of_the_media(tmp_path, capsys):
+    """The first files that the samples name are not there: no reason to stop, until so many are gone that a wrong
+    folder is likelier; rows of the same missing picture count once."""
+    (tmp_path / "cat.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes())
+    some = [{"image": f"{i // 2}.jpg", "caption": "x"} for i in range(2 * ABSENT_AFTER - 2)]
+    path, out = write(tmp_path / "own.jsonl", *some, {"image": "cat.jpg", "caption": "x"}), tmp_path / "out"
+    assert prepare(path, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert f"1 of {len(some) + 1:,} records; media of {len(some):,} not found" in said
+    listed = (out / "own" / "missing.txt").read_text().splitlines()
+    assert listed == sorted({line["image"] for line in some})
+    more = [{"image": f"{i}.jpg", "caption": "x"} for i in range(ABSENT_AFTER)]
+    path = write(tmp_path / "more.jsonl", *more, {"image": "cat.jpg", "caption": "x"})
     assert prepare(path, "--out", out) == 2
     said = capsys.readouterr().err
-    assert f"none of the first {GIVE_UP_AFTER} samples" in said and str(out / "own.partial" / "skipped.jsonl") in said
-    assert [line["line"] for line in skipped(out / "own.partial")] == list(range(1, GIVE_UP_AFTER + 1))
-    assert prepare(path, "--out", out) == 0
-    assert len(skipped(out / "own")) == len(gone) and sorted(p.name for p in out.glob("own*")) == ["own"]
+    assert f"none of the first {ABSENT_AFTER:,} files" in said and "--keep-going" in said
+    assert len((out / "more.partial" / "missing.txt").read_text().splitlines()) == ABSENT_AFTER
+    assert prepare(path, "--out", out, "--keep-going") == 0
+    assert read_head(out / "more" / MANIFEST)["records"] == 1
+
+
+@pytest.mark.parametrize("given, right", [("raw", "raw/pictures"), ("raw/pictures/deep", "raw/pictures")])
+def test_a_wrong_source_is_told_the_right_one(given, right, tmp_path, capsys):
+    (tmp_path / "raw" / "pictures" / "deep").mkdir(parents=True)
+    (tmp_path / "raw" / "pictures" / "cat.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes())
+    path = write(tmp_path / "rows" / "own.jsonl", {"image": "cat.jpg", "caption": "x"})
+    assert prepare(path, "--source", tmp_path / given, "--out", tmp_path / "out") == 2
+    assert f"give --source {tmp_path / right}." in capsys.readouterr().err
+    assert prepare(path, "--source", tmp_path / right, "--out", tmp_path / "out") == 0
+
+
+def test_two_files_of_one_name(tmp_path, capsys):
+    first = write(tmp_path / "a" / "data.jsonl", {"messages": ["q", "a"]})
+    second = write(tmp_path / "b" / "data.jsonl", {"messages": ["q", "b"]})
+    out = tmp_path / "out"
+    assert prepare(first, "--out", out) == 0
+    assert prepare(second, "--out", out) == 2 and "--name NAME" in capsys.readouterr().err
+    assert prepare(second, "--out", out, "--name", "other") == 0
+    assert sorted(p.name for p in out.iterdir()) == ["data", "other"]
+    assert prepare(first, second, "--out", out, "--name", "x") == 2
+    assert "NAME=FILE" in capsys.readouterr().err
+    for name in ("a/b", "..", ""):
+        assert prepare(first, "--out", out, "--name", name) == 2
 
 
 def test_samples_that_fail_for_several_reasons_are_no_general_cause(tmp_path):

@@ -45,10 +45,14 @@ def own(tmp_path, *lines):
 
 
 def records(folder):
-    """Members of every record, with its JSON parsed."""
+    """Members of every record, with its JSON parsed, without the places of its media."""
     data = ShardDataset(folder)
     read = [data.read(i)[1] for i in range(len(data))]
-    return [{**members, "json": json.loads(members["json"])} for members in read]
+    parsed = [json.loads(members["json"]) for members in read]
+    return [
+        {**members, "json": {name: value for name, value in one.items() if name != "media_from"}}
+        for members, one in zip(read, parsed, strict=True)
+    ]
 
 
 def skipped(folder):

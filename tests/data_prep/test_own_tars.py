@@ -15,6 +15,7 @@ from data_prep.sources.own import SAME_ID
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
+from molmo2_nemo.data.media_once import FIELD
 from molmo2_nemo.data.shards import ShardDataset
 
 CAT, HORSE = ((demo.MEDIA / name).read_bytes() for name in ("cat.jpg", "horse.jpg"))
@@ -36,7 +37,7 @@ def prepare(*words):
 def records(folder):
     data = ShardDataset(folder)
     read = [data.read(i)[1] for i in range(len(data))]
-    return [{**members, "json": json.loads(members["json"])} for members in read]
+    return [{**members, "json": {**json.loads(members["json"]), FIELD: None}} for members in read]
 
 
 def oracle(tmp_path, *lines):
@@ -131,6 +132,7 @@ ENERGON = {
         of_type("VQASample", image="jpg", context="json[q][text]", answers="json[a]"),
         {"question": "Which animal?", "answer": ["a cat", "cat"]},
     ),
+    "alternatives": (of_type("CaptioningSample", image="png,jpg", caption="json[none],txt"), {"caption": "A cat."}),
     "one answer": (
         of_type("VQASample", image="jpg", context="json[q][text]", answers="json[a][1]"),
         {"question": "Which animal?", "answer": "cat"},
@@ -288,3 +290,18 @@ def test_compressed_tars_and_own_data_sets_are_refused(tmp_path, capsys):
     assert prepare(tmp_path / "a.tar", "--out", tmp_path / "out") == 0
     assert prepare(tmp_path / "out" / "a", "--out", tmp_path / "again") == 2
     assert "is a data set of molmo2 already" in capsys.readouterr().err
+
+
+def test_what_is_held_out_does_not_depend_on_where_the_tars_lie(tmp_path):
+    names = []
+    for place in ("here", "there/below"):
+        texts = [{"jpg": CAT, "txt": f"Cat {i}."} for i in range(40)]
+        tar(tmp_path / place / "set" / "0.tar", *texts)
+        out = tmp_path / place / "out"
+        assert prepare(tmp_path / place / "set", "--out", out, "--hold-out", "30%") == 0
+        sides = [
+            {r["json"]["annotations"][0]["text"] for r in records(out / name)} for name in ("set", "set-validation")
+        ]
+        assert len(sides[0] | sides[1]) == 40 and not sides[0] & sides[1]
+        names.append(sides)
+    assert names[0] == names[1]

@@ -18,12 +18,15 @@ WALK = PAGE.split("### A walk: 300 phone videos and a table")[1].split("\n### ")
 COUNT, SECONDS = 300, 1
 
 
-def film(path, brightness):
+def film(path, number):
+    """Different for every number."""
+    brightness, height = number % 200, 8 * (1 + number // 200)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=8)
         stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
         for i in range(8 * SECONDS):
             picture = np.full((64, 48, 3), min(brightness + 4 * i, 255), np.uint8)
+            picture[:height, :8] = 255 - picture[:height, :8]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
         container.mux(stream.encode())
 
@@ -42,7 +45,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "phone.csv").write_text("\r\n".join([head, *lines]) + "\r\n")
     for n in range(1, COUNT):
         if n != 200:
-            film(tmp_path / "phone" / f"VID_{n:04d}.mp4", n % 200)
+            film(tmp_path / "phone" / f"VID_{n:04d}.mp4", n)
     (tmp_path / "phone" / "VID_0300.mp4").touch()
     (tmp_path / "phone.yaml").write_text(re.search(r"```yaml\n(.*?)```", WALK, re.S)[1])
     return tmp_path

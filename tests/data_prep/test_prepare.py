@@ -285,8 +285,10 @@ def test_files_that_are_not_there(raw, tmp_path):
             yield Sample(str(row["n"]), [qa("q", "a")], images=[File(f"pictures/{row['n']}")])
 
     (raw / "rows.jsonl").write_text("".join(json.dumps({"n": n}) + "\n" for n in range(300)))
-    with pytest.raises(SourceError, match=r"none of the first 200 .*media not found: pictures/199 below .*--source"):
+    with pytest.raises(UserError, match=r"media not found: 300.*the first: 0, .*pictures/0 below .*--source"):
         prepare(source(records=lost), tmp_path / "out" / "mine", options(raw))
+    listed = (tmp_path / "out" / "mine.missing.txt").read_text().splitlines()
+    assert listed == sorted(f"pictures/{n}" for n in range(300))
 
 
 def test_bad_samples_are_skipped_with_the_reason(raw, tmp_path):
@@ -323,7 +325,7 @@ def test_bad_samples_are_skipped_with_the_reason(raw, tmp_path):
 
 def test_a_lost_network_loses_nothing(raw, tmp_path, monkeypatch):
     """Downloads that all fail stop the run; with the network back, the same call fetches what was missing."""
-    monkeypatch.setattr("data_prep.prepare.OUTAGE_AFTER", 10)
+    monkeypatch.setattr("data_prep.giving_up.OUTAGE_AFTER", 10)
     there = {"network": True}
 
     def fetch(self, url, sha256=None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -147,6 +148,42 @@ def test_a_record_that_is_whole_in_another_tar_is_taken_from_there(made, tmp_pat
     assert set(damaged) <= set(contents(made / KEPT).values())
 
 
+def retarred(path):
+    """The same members in another order of records."""
+    with tarfile.open(path) as tar:
+        members = [(info, tar.extractfile(info).read()) for info in tar]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for info, content in reversed(members):
+            tar.addfile(info, io.BytesIO(content))
+
+
+def inserted(path):
+    """A block of zeros behind the second member."""
+    content = path.read_bytes()
+    path.write_bytes(content[: 4 * BLOCK] + bytes(BLOCK) + content[4 * BLOCK :])
+
+
+def shifted(path):
+    """A few bytes less at the start of the second record: what follows lies at odd places."""
+    content = path.read_bytes()
+    path.write_bytes(content[: 2 * BLOCK + 100] + content[2 * BLOCK + 107 :])
+
+
+@pytest.mark.parametrize(("change", "lost"), [(retarred, []), (inserted, []), (shifted, ["r5"])])
+@pytest.mark.parametrize("name", ["", "other.tar"])
+def test_records_at_other_places_of_their_own_tar(made, change, lost, name):
+    whole = read(made)
+    path = sorted(made.glob("*.tar"))[1]
+    change(path)
+    if name:
+        path = path.rename(made / name)
+    damaged = path.read_bytes()
+    assert [problem.key for problem in repair(made)] == lost
+    assert read(made) == {key: members for key, members in whole.items() if key not in lost}
+    assert [problem.shard for problem in check(made)] == ([name] if name else []), "a tar that no manifest lists"
+    assert damaged in contents(made if name else made / KEPT).values()
+
+
 def test_a_missing_shard_can_come_back_with_the_manifest_kept(made, tmp_path):
     before = contents(made)
     (made / "dm-000002.tar").rename(tmp_path / "away.tar")
@@ -222,3 +259,17 @@ def test_index_names_every_tar_that_cannot_be_read(made, capsys):
     for path in (first, last):
         path.rename(path.with_suffix(".damaged"))
     assert main(["shards", "index", str(made)]) == 0 and set(read(made)) == {"r4", "r5", "r6", "r7"}
+
+
+def test_a_new_tar_with_the_name_of_a_missing_one_is_not_put_aside(made):
+    before = read(made)
+    damage(made, "r5")
+    assert [p.key for p in repair(made)] == ["r5"]
+    tar = made / "dm-000001-r1.tar"
+    spare = bytearray(tar.read_bytes())
+    tar.unlink()
+    spare[-1] ^= 1  # behind the last record
+    (made / "spare.tar").write_bytes(spare)
+    assert repair(made) == [] and tar.is_file()
+    (made / "spare.tar").unlink()
+    assert check(made) == [] and read(made) == {key: record for key, record in before.items() if key != "r5"}

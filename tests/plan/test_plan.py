@@ -400,3 +400,23 @@ def test_command(capsys):
     totals = [sum(m["memory_gib"].values()) for m in modes]
     assert totals == sorted(totals, reverse=True)
     assert modes[0]["seconds"] < modes[1]["seconds"] < modes[2]["seconds"] < modes[3]["seconds"]
+
+
+def test_a_plan_knows_that_features_are_kept(capsys):
+    words = ["plan", "recipe=4b", "scale=gpu_lora", "stage=sft", "cluster=h100x1", "--json"]
+    kept = ["data.feature_cache.path=/data/kept", "data.feature_cache.max_gib=1024"]
+
+    def planned(*more):
+        assert main([*words, *more]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    without, fast, slow = planned(), planned(*kept), planned(*kept, "data.feature_cache.disk_gbs=0.2")
+    assert without["first_epoch"] is None and not any("feature_cache" in remark for remark in without["remarks"])
+    best, first = fast["best"][0], fast["first_epoch"]
+    assert best["seconds"] < first["seconds"] and best["disk_bytes"] > 0 == first["disk_bytes"]
+    assert best["step_seconds"]["vision"] < 0.2 * first["step_seconds"]["vision"]
+    assert fast["flops_per_step"]["vit"] == 0 < without["flops_per_step"]["vit"]
+    (remark,) = (remark for remark in fast["remarks"] if "feature_cache" in remark)
+    assert "A crop takes 3.36 MB" in remark and f"holds {2**40 // (729 * 2304 * 2):,}" in remark
+    assert slow["best"][0]["step_seconds"]["disk"] > 0
+    assert any("does not pay" in remark for remark in slow["remarks"])

@@ -256,3 +256,19 @@ def test_processes():
 def test_settings_of_a_running_trainer(setting, said):
     problems = list(find_problems(compose(["recipe=tiny", "stage=sft", setting])))
     assert any(said in problem for problem in problems), problems
+
+
+def test_features_of_an_encoder_that_is_trained_are_not_kept(shards, tmp_path):
+    kept = f"data.feature_cache.path={tmp_path}/kept"
+    (problem,) = find_problems(tiny(shards, kept))
+    assert "stage.train_vit=false" in problem and "features of a crop in every step" in problem
+    assert list(find_problems(tiny(shards, kept, "stage.train_vit=false"))) == []
+    (problem,) = find_problems(tiny(shards, "data.feature_cache.together=4"))
+    assert "data.feature_cache.together=null" in problem
+    (problem,) = find_problems(tiny(shards, "data.feature_cache.verify=0.1", "stage.train_vit=false"))
+    assert "no effect without data.feature_cache.path" in problem
+    (tmp_path / "file").write_text("")
+    (problem,) = find_problems(tiny(shards, f"data.feature_cache.path={tmp_path}/file/kept", "stage.train_vit=false"))
+    assert f"{tmp_path}/file is a file" in problem
+    problems = list(find_problems(tiny(shards, kept, "stage.train_vit=false", "data.feature_cache.max_gib=0")))
+    assert problems == ["data.feature_cache.max_gib=0.0: must be above 0"]

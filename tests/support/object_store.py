@@ -32,23 +32,28 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.start()
     try:
         host, port = server.get_host_and_port()
-        from molmo2_nemo.data.objects import store
-
-        monkeypatch.setattr(store, "_open", {})
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "made-up",
-            "AWS_SECRET_ACCESS_KEY": "made-up",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "no_proxy": "127.0.0.1",
-        }.items():
-            monkeypatch.setenv(name, value)
+        use_s3_at(f"http://{host}:{port}", monkeypatch)
         urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()  # what it had is the process's
         filesystem().mkdir("bucket")
         yield server
     finally:
         server.stop()
+
+
+def use_s3_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment under which s3:// leads to a server."""
+    from molmo2_nemo.data.objects import store
+
+    monkeypatch.setattr(store, "_open", {})  # as a new process
+    for name, value in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "made-up",
+        "AWS_SECRET_ACCESS_KEY": "made-up",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "no_proxy": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
 
 
 def filesystem() -> Any:
@@ -63,6 +68,9 @@ def upload(folder: Path, address: str) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             files.pipe_file(f"{address}/{path.relative_to(folder)}", path.read_bytes())
+
+
+DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
 class Ranges(Answering):
@@ -86,6 +94,8 @@ class Ranges(Answering):
         self.server.seen.append(("GET", self.path, wanted))
         plans = self.server.plans.get(self.path)
         kind, _, value = (plans.pop(0) if plans else "").partition(":")
+        if "?list-type" in self.path and self.path.startswith("/bucket"):  # as S3 does, to those who may only read
+            return self._answer(403, DENIED)
         if kind.isdigit():
             return self._answer(int(kind), b"no", {"Retry-After": value} if value else {})
         if content is None:
@@ -119,12 +129,14 @@ def range_server(folder: Path | None = None) -> Iterator[Any]:
     """A running server with `url`, `files` (path -> bytes), `plans` to fill, and the requests `seen`.
 
     Args:
-        folder: its files are served below /set.
+        folder: its files are served below /set, and below /bucket/set as an S3 does that refuses listings.
     """
     httpd: Any = ThreadingHTTPServer(("127.0.0.1", 0), Ranges)
     httpd.daemon_threads = True
+    httpd.handle_error = lambda *_: None  # who asked went away
     httpd.seen, httpd.plans = [], {}
-    httpd.files = {f"/set/{path.name}": path.read_bytes() for path in folder.iterdir()} if folder else {}
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} if folder else {}
+    httpd.files = {f"{at}/{name}": content for name, content in files.items() for at in ("/set", "/bucket/set")}
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     httpd.url = f"http://127.0.0.1:{httpd.server_address[1]}"

@@ -54,7 +54,7 @@ class SpanCache:
         """
         try:
             (self.folder / MANIFESTS).mkdir(parents=True, exist_ok=True, mode=0o700)
-            if self.folder == default_folder() and self.folder.stat().st_uid != os.getuid():
+            if self.folder == default_folder() and self.folder.lstat().st_uid != os.getuid():
                 raise UserError(f"{self.folder} belongs to another user: set data.store.cache to a folder of yours")
         except OSError as error:
             raise UserError(f"data.store.cache={self.folder}: {file_error(error)}") from None

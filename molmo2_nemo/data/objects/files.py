@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from molmo2_nemo.data.config import StoreConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, read_head
 from molmo2_nemo.data.objects.address import Address
 from molmo2_nemo.data.objects.cache import SpanCache
-from molmo2_nemo.data.objects.store import CHUNK, Gone, ObjectStore, StoredFile
+from molmo2_nemo.data.objects.store import Gone, ObjectStore, Refused, StoredFile, StoreError
 from molmo2_nemo.data.objects.traffic import counts
 from molmo2_nemo.data.shard_files import Span, cut_off, missing, other_size
+
+T = TypeVar("T")
 
 GAP = 65536  # bytes between two spans that are fetched with them rather than asking twice
 AT_ONCE = 16  # requests for the sizes of shards, where the store does not list
@@ -24,6 +26,7 @@ LISTED_FOR = 20.0  # seconds in which a folder is not listed again
 
 _options = StoreConfig()
 _listed: dict[str, tuple[float, dict[str, StoredFile] | None]] = {}
+_silent: dict[str, tuple[float, StoreError]] = {}  # bucket or host -> when it had not answered, and what was said
 
 
 def use(options: StoreConfig) -> None:
@@ -52,21 +55,39 @@ class RemoteFiles:
         """That of the store, or one that is a few seconds old."""
         when, found = _listed.get(self.folder.url, (-LISTED_FOR, None))
         if time.monotonic() - when >= LISTED_FOR:
-            found = self.store.listing()
+            found = self._unless_silent(self.store.listing)
             _listed[self.folder.url] = time.monotonic(), found
         return found
+
+    def _unless_silent(self, ask: Callable[[], T]) -> T:
+        """What a request returns. A store that did not answer after all tries is not asked for the next data set of a
+        mixture as soon: each would wait as long."""
+        host = "/".join(self.folder.url.split("/", 3)[:3])
+        when, said = _silent.get(host, (-LISTED_FOR, None))
+        if said is not None and time.monotonic() - when < LISTED_FOR:
+            raise said
+        try:
+            return ask()
+        except (Gone, Refused):
+            raise
+        except StoreError as error:
+            _silent[host] = time.monotonic(), error
+            raise
 
     def is_empty(self) -> bool:
         """Whether there are neither a manifest nor shards."""
         listed = self.listing()
         if listed is None:
-            return self.store.look(MANIFEST) is None
+            return self._manifest_alone() is None
         return MANIFEST not in listed and not any(name.endswith(".tar") for name in listed)
+
+    def _manifest_alone(self) -> StoredFile | None:
+        return self._unless_silent(lambda: self.store.look(MANIFEST))
 
     def head(self, name: str | None) -> dict[str, Any]:
         label = f"data set {name!r}" if name else "data set"
         listed = self.listing()
-        self._found = self.store.look(MANIFEST) if listed is None else listed.get(MANIFEST)
+        self._found = self._manifest_alone() if listed is None else listed.get(MANIFEST)
         if self._found is None:
             tars = listed is not None and any(file.endswith(".tar") for file in listed)
             if tars:
@@ -160,14 +181,12 @@ class RemoteFiles:
         return f"{self._sums[span.shard]} {span.offset} {span.size}"
 
     def sha256(self, number: int) -> str:
-        digest, at = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         found = self.store.look(self._names[number])
         if found is None or found.size is None:
             raise ShardError(cut_off(self.shown(number), 1))
-        while at < found.size:
-            data = self.store.read(self._names[number], at, min(CHUNK, found.size - at))
+        for data in self.store.chunks(self._names[number], found.size):
             digest.update(data)
-            at += len(data)
         return digest.hexdigest()
 
     def shown(self, number: int) -> Address:

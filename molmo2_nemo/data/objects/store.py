@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ CONNECT = 15.0  # seconds
 SLOWEST = 2**20  # bytes per second: a request may take the timeout and this long for its bytes
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds between two tries
 LONGEST_ASKED = 120.0  # seconds that a store may ask to wait
+SAID_AFTER, SAID_EVERY = 2, 60.0  # tries, and seconds, after which somebody is told what is waited for
 CHUNK = 16 * 2**20  # bytes of one request of a whole file
 TRANSIENT = (408, 425, 429, *range(500, 600))  # HTTP status codes after which a request is made again
 NO_LISTING = ("http", "https")  # fsspec takes a page's links for one, without sizes
@@ -34,6 +36,7 @@ EXTRAS = {  # scheme -> what to install
 
 
 _open: dict[tuple[int, str, float], Any] = {}  # process id, scheme, timeout: a file system does not outlive a fork
+_said = -SAID_EVERY
 _loops: dict[int, Any] = {}  # process id: the loop of its file systems, which runs in a thread
 
 
@@ -108,6 +111,11 @@ class ObjectStore:
         except Gone:
             return None
 
+    def look_again(self, name: str) -> StoredFile | None:
+        """`look` at a file that was written by this process, past what the library remembers of the folder."""
+        self.files.invalidate_cache(self.folder.url)
+        return self.look(name)
+
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Bytes of a file, by one request.
 
@@ -137,10 +145,16 @@ class ObjectStore:
 
     def whole(self, name: str, size: int | None) -> bytes:
         """All bytes of a small file."""
+        return b"".join(self.chunks(name, size))
+
+    def chunks(self, name: str, size: int | None, start: int = 0) -> Iterator[bytes]:
+        """All bytes of a file from `start` on, a request each; where its size is not known, by one request."""
         address = self.folder / name
         if size is None:
-            return self._tries(address, lambda: self._call("cat_file", str(address)))
-        return b"".join(self.read(name, at, min(CHUNK, size - at)) for at in range(0, size, CHUNK))
+            yield self._tries(address, lambda: self._call("cat_file", str(address)))[start:]
+            return
+        for at in range(start, size, CHUNK):
+            yield self.read(name, at, min(CHUNK, size - at))
 
     def put(self, name: str, local: str, size: int) -> None:
         """Write a file of this machine, of `size` bytes, to the store, where it replaces one of its name."""
@@ -182,9 +196,19 @@ class ObjectStore:
             if attempt < self.options.retries:
                 counts["retries"] += 1
                 wait = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+                if attempt >= SAID_AFTER:
+                    _say(f"{address}: {problem.text}; try {attempt + 2} of {self.options.retries + 1} follows")
                 # Not seeded: it spreads clients in time and does not affect what is read.
                 time.sleep(max(wait * (0.5 + random.random()), min(problem.wait, LONGEST_ASKED)))
         raise StoreError(f"{address}: {attempt + 1} tries, the last: {problem.text} (data.store.retries)")
+
+
+def _say(text: str) -> None:
+    """Print a line for the person who waits, at most one a minute from each process."""
+    global _said
+    if time.monotonic() - _said >= SAID_EVERY:
+        _said = time.monotonic()
+        print(f"molmo2: {text}", file=sys.stderr, flush=True)
 
 
 def problem_of(error: Exception) -> Problem | None:

@@ -29,7 +29,7 @@ class Compute(Metric):
     place = 80
 
     def summed(self, step: FinishedStep) -> list[float]:
-        return [step.result.statistics.flops]
+        return [step.result.flops]
 
     def figures(self, step: FinishedStep, summed: list[float], largest: list[float]) -> dict[str, Any]:
         return {"tflops": summed[0] / step.seconds / step.processes / 1e12}

@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import json
 import multiprocessing
+import os
 import shutil
 import time
 from dataclasses import fields
@@ -19,7 +20,7 @@ from molmo2_nemo.data.objects import files as remote
 from molmo2_nemo.data.objects import store as requests_module
 from molmo2_nemo.data.objects import traffic
 from molmo2_nemo.data.objects.address import Address, place_of
-from molmo2_nemo.data.objects.cache import TAKEN
+from molmo2_nemo.data.objects.cache import ABANDONED, PART, TAKEN, SpanCache
 from molmo2_nemo.data.objects.files import together
 from molmo2_nemo.data.record import BadRecord
 from molmo2_nemo.data.sampling import is_missing
@@ -27,7 +28,7 @@ from molmo2_nemo.data.shard_files import Span
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import UserError
-from tests.support.object_store import filesystem, needs_s3, range_server, s3, upload
+from tests.support.object_store import filesystem, needs_s3, range_server, s3, upload, use_s3_at
 from tests.support.shards import demo_shards
 
 
@@ -47,6 +48,7 @@ def options(tmp_path, monkeypatch):
     """Every test has a cache of its own, and does not wait long between two tries."""
     monkeypatch.setattr(requests_module, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(remote, "_listed", {})
+    monkeypatch.setattr(remote, "_silent", {})
     before, made = remote.options_in_use(), StoreConfig(cache=str(tmp_path / "cache"), retries=4, timeout=5.0)
     traffic.take()
     remote.use(made)
@@ -114,6 +116,27 @@ def test_what_an_s3_refuses_is_said(folder, monkeypatch):
         remote._listed.clear()
         with pytest.raises(ShardError, match="s3://bucket/mine.*: no credentials"):
             ShardDataset("s3://bucket/mine")
+
+
+@needs_s3
+def test_an_s3_that_refuses_listings_and_fails(folder, server, options, monkeypatch):
+    """s3fs and botocore between us and a server's failures: each is one try of ours, and is counted."""
+    use_s3_at(server.url, monkeypatch)
+    remote.use(StoreConfig(cache=options.cache, retries=4, timeout=1.0))
+    dataset = ShardDataset("s3://bucket/set")
+    assert not is_missing(SourceConfig("s3://bucket/set"))
+    shard, expected = "/bucket/set/set-000001.tar", ShardDataset(folder).read(5)
+    for plans in (["503", "429"], ["500"], ["cut"], ["slow:3"], ["damage"]):
+        for path in dataset.files.cache.folder.glob("??/*"):
+            path.unlink()
+        traffic.take()
+        asked, server.plans[shard] = len(gets(server, shard)), list(plans)
+        assert dataset.read(5) == expected, plans
+        assert len(gets(server, shard)) - asked == 1 + len(plans), plans
+        assert traffic.counts["retries"] == (0 if plans == ["damage"] else len(plans)), plans
+    server.plans[shard] = ["403"]
+    with pytest.raises(ShardError, match=r"s3://bucket/set/set-000001.tar: .*see docs/object_stores.md, Credentials"):
+        dataset.read(4)
 
 
 def real_stream(config, rank=0, size=1):
@@ -196,13 +219,16 @@ def test_a_slow_answer_is_not_waited_for(server, folder, options):
         ("plain", r"the server sends [\d,]+: it does not know ranges .*molmo2 shards copy http://.*/set DIR"),
     ],
 )
-def test_what_a_server_refuses_is_said(server, plan, message):
+def test_what_a_server_refuses_is_said(server, plan, message, capsys, monkeypatch):
+    monkeypatch.setattr(requests_module, "_said", -1e9)
     dataset = ShardDataset(f"{server.url}/set", "far")
     server.plans["/set/set-000001.tar"] = [plan] * 9
     with pytest.raises(ShardError, match=message):
         dataset.read(5)
     asked = len(gets(server, "/set/set-000001.tar"))
     assert asked == (5 if plan == "503" else 1)
+    said = capsys.readouterr().err  # while it is waited for, and once
+    assert said.count("the server answers 503") == (plan == "503") and said.count("\n") == (plan == "503")
 
 
 def test_damaged_bytes_are_fetched_again_and_then_said(server, folder):
@@ -363,3 +389,46 @@ def test_a_disk_without_room_does_not_stop_reading(server, folder, options, monk
     (cache / "taken").mkdir()  # refuses root too
     assert everything(dataset) == everything(ShardDataset(folder))
     assert traffic.counts["not_kept"] == 7 * 3
+
+
+@needs_s3
+def test_a_store_that_does_not_answer_is_not_asked_for_each_data_set(monkeypatch, options):
+    """A port that nobody listens on: looking for two data sets and opening them fail by the same tries."""
+    use_s3_at("http://127.0.0.1:9", monkeypatch)
+    assert not is_missing(SourceConfig("s3://bucket/mine"))
+    with pytest.raises(ShardError, match="s3://bucket/mine: 5 tries, the last: .*127.0.0.1:9"):
+        ShardDataset("s3://bucket/other")
+    assert traffic.counts["retries"] == 4
+
+
+def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
+    """A file that nobody finished counts as long as somebody may be writing it; a lock ends with its process."""
+    cache = SpanCache(str(tmp_path / "cache"), 100_000)
+    cache.open()
+    cache.put("first", bytes(20_000))
+    old, young = (next(cache.folder.glob("??")) / f"{name}{PART}" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(bytes(30_000))
+    os.utime(old, (time.time() - 2 * ABANDONED,) * 2)
+    (cache.folder / TAKEN).unlink()  # whoever comes next counts what is there
+    cache.put("second", bytes(40_000))
+    assert not old.exists() and young.exists()
+    assert cache.get("first") is not None and cache.get("second") == bytes(40_000)
+    cache.put("third", bytes(30_000))  # the limit: what was used longest ago goes
+    assert cache.get("first") is None and cache.get("third") == bytes(30_000)
+    assert young.exists() and taken(cache.folder) <= 100_000
+    cache.put("fourth", bytes(200_000))  # more than the limit is never kept
+    assert cache.get("fourth") is None and cache.get("third") is not None
+
+
+def test_media_of_several_records_are_fetched_once(tmp_path):
+    """They lie in one of the shards; a second record that shows one has it from the cache."""
+    pictures = [bytes([n]) * 150_000 for n in range(3)]
+    made = ((f"k{i:02d}", {"json": b'{"images": ["0.jpg"]}', "0.jpg": pictures[i % 3]}) for i in range(12))
+    write_shards(tmp_path / "once", made, records_per_shard=4, media_once=True)
+    with range_server(tmp_path / "once") as httpd:
+        dataset = ShardDataset(f"{httpd.url}/set")
+        assert everything(dataset) == everything(ShardDataset(tmp_path / "once"))
+        assert [members["0.jpg"] for _, members in everything(dataset)] == [pictures[i % 3] for i in range(12)]
+        assert traffic.counts["bytes"] < 2 * 3 * 150_000
+        assert traffic.counts["requests"] == 1 + 12

@@ -134,7 +134,7 @@ def test_groups_recipes_and_published_names(capsys):
     for words, names in (
         (["tracking"], tracking),
         (["vixmo_points_minmax_0_5"], {"molmo2_video_point_minmax_0_5"}),
-        (["recipe=4b"], set(all_sources())),
+        (["recipe=4b"], {name for name, source in all_sources().items() if source.mixes}),
     ):
         lines = shown(capsys, "--needs", *words)
         assert names <= {line.split(" ")[0] for line in lines if line}, words
@@ -194,5 +194,5 @@ def test_what_can_be_had_today():
     assert of("okvqa") == "yes, fetched" and of("tulu4") == "yes, `prepare` alone"
     assert "hosted nowhere" in of("molmo2_captions") and of("doc_qa") == "by hand"
     assert of("molmo2_video_track") == "partly fetched, the rest by hand"
-    assert of("vicas_track") == "fetched, then a step by hand" and of("how2qa") == "what YouTube still has"
+    assert of("vicas_track") == "yes, fetched" and of("how2qa") == "what YouTube still has"
     assert of("molmo2_human_qa") == "yes, you pay the transfer"

@@ -70,7 +70,7 @@ def test_points_from_a_copy_of_the_hub(tmp_path):
         "points": [[{"x": 1.0, "y": 2.0}], []],
         "counts": [1, 0],
     }
-    parquet(source / "molmo2-pixmo-multi-points" / "train.parquet", [several])
+    parquet(source / "Molmo2-MultiImagePoint" / "train.parquet", [several])  # the name that it is published under, too
     (record,) = shards("pixmo_multi_points", source, tmp_path)
     assert len(record.images) == 2 and record.variants[0][0].content.points == (((1.0, 2.0),), ())
 

@@ -26,7 +26,7 @@ def test_doc_qa():
     sample = only(samples)
     assert sample.key == "337" and list(sample.images) == [File("documents/xnbl0037_1.png")]
     assert conversations(sample) == [[("doc_qa: what is the date?", "1/8/93")]]
-    assert reasons(skips) == {"338": "not of the training split"}
+    assert reasons(skips) == {"338": "of another split"}
 
 
 def test_info_qa():
@@ -178,7 +178,7 @@ def test_tables():
     samples, skips = prepare("tabwmp_da", [row, {**row, "__key__": "18", "split": "dev", "choices": ["a", "b"]}])
     assert list(only(samples).images) == [File("tables/17.png")]
     assert conversations(only(samples)) == [[("tabwmp_da: How many?", "1,250")]]
-    assert reasons(skips) == {"18": "not of the training split"}
+    assert reasons(skips) == {"18": "of another split"}
 
 
 def test_dv_qa():

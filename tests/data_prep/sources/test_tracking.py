@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.sources import tracking
-from data_prep.sources.base import File, FirstOf, Frames
+from data_prep.sources.base import File, FirstOf, Frames, HubFile
 from tests.support.source_rows import conversations, only, prepare, reasons
 
 HEAD = [(138, 148), (165, 130), (190, 125), (192, 105)]  # of the rabbit in the film, every half second
@@ -140,13 +140,13 @@ def test_frames_at_their_own_rate_are_thinned():
         ("mose", "05ce_0", "MOSE/MOSE_release/train/JPEGImages/05ce"),
         ("mot2020", "05ce", "MOT20/MOT15/train/05ce/img1"),
         ("APTv2", "05ce_0", "APTv2/APTv2/data/05ce"),
-        ("bdd100k", "05ce_0", None),
+        ("animaltrack", "05ce_0", None),
     ],
 )
 def test_clips_of_molmo2(source, clip, folder):
     media = only(prepare("molmo2_video_track", [{**CLIP_ROW, "video_dataset": source, "clip": clip}])[0]).video
     if folder is None:
-        assert media == File("bdd100k/videos/train/05ce_0", "bdd100k/05ce_0")
+        assert media == File("animaltrack/videos_all/05ce_0", "animaltrack/05ce_0")
         return
     frames = Frames(folder, 6.0) if clip == "05ce" else Frames(folder, 6.0, 12, 40)
     assert media.media[1] == frames and media.media[0].paths[0].endswith(f"/{clip}")
@@ -155,3 +155,19 @@ def test_clips_of_molmo2(source, clip, folder):
 def test_unknown_source_of_clips():
     samples, skips = prepare("molmo2_video_track", [{**CLIP_ROW, "video_dataset": "mars"}])
     assert not samples and reasons(skips) == {"q1-2fps": "unknown video source"}
+
+
+def test_tracks_of_molmopoint():
+    """Their paths are those of the published classes."""
+    row = {**ROW, "video_source": "youtube", "video_path": "part/05ce.webm"}
+    rows = [row, {**row, "id": "m", "video_source": "MammalNet"}, {**row, "id": "x", "video_source": "moon"}]
+    samples, skips = prepare("molmo_point_track_any", rows)
+    assert [s.video for s in samples] == [
+        File("youtube-cc/part/05ce.webm", "youtube-cc/05ce"),
+        File("MammalNet/trimmed_video/05ce"),
+    ]
+    assert reasons(skips) == {"x-2fps": "unknown video source"}
+    sample = only(prepare("molmo_point_track_syn", [{**ROW, "video": "static-camera/run/a"}])[0])
+    assert sample.video.media[0] == File("MolmoPoint-TrackSyn/static-camera/run/a")
+    assert sample.video.media[1].archive == HubFile("allenai/MolmoPoint-TrackSyn", "synthetic_tracks.tar")
+    assert only(conversations(samples[0])) == only(conversations(sample))

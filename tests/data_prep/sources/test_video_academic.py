@@ -321,6 +321,8 @@ def test_how2qa():
     annotation = only(sample.annotations)
     assert annotation["options"][annotation["answer_idx"]] == "a rabbit" and len(annotation["options"]) == 4
     assert sample.video == FirstOf(File("video-clips/v_1_2.0_3.5"), Cut(File("videos/v_1"), 2.0, 3.5))
+    whole = only(prepare("how2qa", [{**row, "span": "[0:5.204]"}])[0])  # the published code reads whole numbers as such
+    assert whole.video.media[0] == File("video-clips/v_1_0.0_5.2", "video-clips/v_1_0_5.2")
     assert sorted(reasons(skips).values()) == ["clip ends before it starts", *["video known to be corrupt"] * 2]
 
 

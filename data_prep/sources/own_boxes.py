@@ -1,0 +1,105 @@
+"""Boxes of a user's own data -> points: Molmo2 writes points, not boxes, so a box becomes the point at its centre."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
+from molmo2_nemo.errors import UserError
+
+BOXES = "boxes, each taken as the point at its centre"
+ONE_BOX = "a row with one box: all boxes of a picture belong in one row, or training takes it for the only one"
+FORMATS = {
+    "xywh": "left, top, width, height",
+    "xyxy": "left, top, right, bottom",
+    "cxcywh": "centre, width and height",
+}
+CORNER, SIZES = (("x", "y"), ("left", "top")), (("w", "h"), ("width", "height"))
+NAMED: tuple[tuple[str, tuple[str, ...]], ...] = (  # format, names of its four numbers in an object
+    *(("xywh", (*corner, *size)) for corner in CORNER for size in SIZES),
+    *(("xyxy", names) for names in (("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))),
+    *(("xyxy", names) for names in (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"))),
+    *(("cxcywh", ("cx", "cy", *size)) for size in SIZES),
+)
+INNER = ("bbox", "box")  # of an object that has a label beside its box
+LABELS = ("label", "category", "class", "name")  # of a box that is an object
+NUMBERS = re.compile(r"[^\s,;]+")
+
+
+def centre(numbers: Sequence[float], form: str, where: str) -> list[float]:
+    """The centre of a box, in the unit of its numbers.
+
+    Raises:
+        FieldError: a box of negative width or height.
+    """
+    x, y, a, b = numbers
+    width, height = (a - x, b - y) if form == "xyxy" else (a, b)
+    if width < 0 or height < 0:
+        raise FieldError.wrong(where, f"a box ({FORMATS[form]}) of positive width and height", list(numbers))
+    return [x, y] if form == "cxcywh" else [x + width / 2, y + height / 2]
+
+
+def labelled_points(boxes: Any, labels: Any, form: str, notes: list[str]) -> dict[str, list[list[float]]]:
+    """Label -> the centres of its boxes, in their order.
+
+    Args:
+        boxes: a list of boxes, or one: four numbers, or an object of four named numbers.
+        labels: one for all boxes, or a list; None where the boxes have their own.
+        form: what four numbers are (one of FORMATS); "" where nothing says it.
+    Raises:
+        FieldError: something else, or another number of labels.
+        UserError: four numbers of which nothing says what they are.
+    """
+    single = isinstance(boxes, Mapping) or _four(boxes)
+    several = [boxes] if single else boxes
+    if not isinstance(several, list):
+        raise FieldError.wrong("boxes", "a list of boxes", boxes)
+    if isinstance(labels, list) and len(labels) != len(several):
+        fault = Fault("label", f"{len(labels)} labels", f"{len(several)}, one for each box")
+        raise FieldError(fault, f"has {fault.seen} for {len(several)} boxes")
+    found: dict[str, list[list[float]]] = {}
+    for i, box in enumerate(several):
+        where = "boxes" if single else f"boxes[{i}]"
+        label = labels[i] if isinstance(labels, list) else labels
+        if label is None and isinstance(box, Mapping):
+            label = next((box[name] for name in LABELS if box.get(name) is not None), None)
+        if not isinstance(label, str) or not label:
+            raise FieldError.wrong("label", "a text for each box (numbers of classes have no words)", label)
+        found.setdefault(label, []).append(_point(box, form, where))
+    notes += [BOXES] if found else []
+    notes += [ONE_BOX] if single else []
+    return found
+
+
+def of_text(text: str) -> Any:
+    """Four numbers in the cell of a CSV, as a list; any other text as it is."""
+    try:
+        numbers = [float(number) for number in NUMBERS.findall(text)]
+    except ValueError:
+        return text
+    return numbers if len(numbers) == 4 else text
+
+
+def _four(box: Any) -> bool:
+    return isinstance(box, list) and len(box) == 4 and all(is_number(number) for number in box)
+
+
+def _point(box: Any, form: str, where: str) -> list[float]:
+    if isinstance(box, Mapping):
+        inner = next((box[name] for name in INNER if name in box), None)
+        if inner is not None:
+            return _point(inner, form, where)
+        for named, names in NAMED:
+            if all(is_number(box.get(name)) for name in names):
+                return centre([box[name] for name in names], named, where)
+    if not _four(box):
+        raise FieldError.wrong(where, "four numbers, or an object such as {x, y, width, height}", box)
+    if not form:
+        lines = ", ".join(f"box_format: {name} ({words})" for name, words in FORMATS.items())
+        raise UserError(
+            f"a box is {show(box)}, and nothing says what the four numbers are: write one of these lines into a file "
+            f"for --map: {lines}"
+        )
+    return centre(box, form, where)

@@ -1,0 +1,139 @@
+"""Boxes in tables. Oracle: the points at their centres, written by hand in this project's own fields."""
+
+import csv
+import json
+import shutil
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep import demo
+from data_prep.sources.own_boxes import BOXES, ONE_BOX
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.data.manifest import MANIFEST, read_head
+from molmo2_nemo.data.shards import ShardDataset
+
+# Two eyes and a nose on a picture of 100 x 100: their centres.
+POINTS = {"eye": [[20.0, 30.0], [60.0, 30.0]], "nose": [[40.0, 55.0]]}
+CENTRES = [[20, 30], [40, 55], [60, 30]]
+LABELS = ["eye", "nose", "eye"]
+SIZE = {"width": 100, "height": 100}
+
+
+def boxes(form, width=10, height=4):
+    made = []
+    for x, y in CENTRES:
+        left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        made.append(
+            {
+                "xywh": [left, top, width, height],
+                "xyxy": [left, top, right, bottom],
+                "cxcywh": [x, y, width, height],
+                "named": {"xmin": left, "ymin": top, "xmax": right, "ymax": bottom},
+                "sizes": {"x": left, "y": top, "width": width, "height": height},
+            }[form]
+        )
+    return made
+
+
+def prepare(*words):
+    return main(["prepare", *map(str, words), "--workers", "0"])
+
+
+def annotations(folder):
+    data = ShardDataset(folder)
+    return [json.loads(data.read(i)[1]["json"])["annotations"] for i in range(len(data))]
+
+
+def notes(folder):
+    return {text: count for text, (count, *_) in read_head(folder / MANIFEST)["notes"].items()}
+
+
+def said(points=POINTS):
+    return [{"style": "pointing", "label": label, "points": one, **SIZE} for label, one in points.items()]
+
+
+@pytest.fixture
+def place(tmp_path):
+    shutil.copy(demo.MEDIA / "cat.jpg", tmp_path)
+    return tmp_path
+
+
+def table(path, **cells):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["image", *cells, *SIZE])
+        writer.writeheader()
+        texts = {name: cell if isinstance(cell, str) else json.dumps(cell) for name, cell in cells.items()}
+        writer.writerow({"image": "cat.jpg", **texts, **SIZE})
+
+
+@pytest.mark.parametrize("form", ["xywh", "xyxy", "cxcywh", "named", "sizes"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_centres_by_label(form, kind, place):
+    told = form in ("xywh", "xyxy", "cxcywh")
+    path = place / f"t.{kind}"
+    if kind == "csv":
+        table(path, bbox=boxes(form), category=LABELS)
+    else:
+        pq.write_table(
+            pa.Table.from_pylist([{"image": "cat.jpg", "bbox": boxes(form), "category": LABELS, **SIZE}]), path
+        )
+    (place / "map.yaml").write_text(f"box_format: {form}\n")
+    assert prepare(path, "--out", place / "out", "--strict", *(["--map", place / "map.yaml"] if told else [])) == 0
+    assert annotations(place / "out" / "t") == [said()]
+    assert notes(place / "out" / "t")[BOXES] == 1
+
+
+def test_four_numbers_say_nothing_by_themselves(place, capsys):
+    table(place / "t.csv", bbox=boxes("xywh"), category=LABELS)
+    assert prepare(place / "t.csv", "--out", place / "out") == 2
+    error = capsys.readouterr().err
+    assert "box_format: xywh (left, top, width, height)" in error and "box_format: xyxy" in error and "--map" in error
+
+
+def test_a_single_box_is_counted(place):
+    table(place / "t.csv", box="15, 28, 25, 32", label="eye")
+    (place / "map.yaml").write_text("box_format: xyxy\n")
+    assert prepare(place / "t.csv", "--out", place / "out", "--strict", "--map", place / "map.yaml") == 0
+    assert annotations(place / "out" / "t") == [said({"eye": [[20.0, 30.0]]})]
+    assert notes(place / "out" / "t")[ONE_BOX] == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "says"),
+    [
+        ({"bbox": boxes("named"), "label": ["eye"]}, "1 labels for 3 boxes"),
+        ({"bbox": boxes("named"), "label": [1, 2, 1]}, "a text for each box (numbers of classes have no words)"),
+        ({"bbox": [{"xmin": 5, "ymin": 5, "xmax": 1, "ymax": 9}], "label": "eye"}, "positive width and height"),
+        ({"bbox": [{"left": 5}], "label": "eye"}, "four numbers, or an object"),
+        ({"bbox": "everywhere", "label": "eye"}, "a list of boxes"),
+        ({"bbox": boxes("named")}, "a text for each box"),
+    ],
+)
+def test_what_is_no_box(cells, says, place, capsys):
+    table(place / "t.csv", **cells)
+    assert prepare(place / "t.csv", "--out", place / "out") == 2
+    assert says in capsys.readouterr().err
+
+
+def test_objects_of_hugging_face_have_their_names(place):
+    datasets = pytest.importorskip("datasets")
+    names = datasets.ClassLabel(names=["nose", "eye"])
+    listed = getattr(datasets, "List", datasets.Sequence)
+    objects = {"bbox": listed(listed(datasets.Value("float32"))), "category": listed(names)}
+    features = datasets.Features(
+        image=datasets.Value("string"), objects=objects, width=datasets.Value("int64"), height=datasets.Value("int64")
+    )
+    row = {"image": "cat.jpg", "objects": {"bbox": boxes("xywh"), "category": [1, 0, 1]}, **SIZE}
+    datasets.Dataset.from_list([row], features=features).to_parquet(str(place / "t.parquet"))
+    (place / "map.yaml").write_text("boxes: objects.bbox\nlabel: objects.category\nbox_format: xywh\n")
+    assert prepare(place / "t.parquet", "--out", place / "out", "--strict", "--map", place / "map.yaml") == 0
+    assert annotations(place / "out" / "t") == [said()]
+
+
+def test_boxes_beside_another_task_without_labels_are_not_read(place, capsys):
+    table(place / "t.csv", caption="A cat.", bbox=boxes("xywh"))
+    assert prepare(place / "t.csv", "--out", place / "out", "--strict") == 0
+    assert annotations(place / "out" / "t") == [[{"style": "long_caption", "text": "A cat."}]]
+    assert any(line.split() == ["bbox", "not", "read"] for line in capsys.readouterr().out.splitlines())
