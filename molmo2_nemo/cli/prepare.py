@@ -402,8 +402,10 @@ def _say_coverage(head: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from molmo2_nemo.data.coverage import coverage, standing_in
+    from molmo2_nemo.data.coverage import OWN, coverage, standing_in
 
+    if head.get("kind") == OWN:
+        return
     name = str(head["name"])
     found = coverage(name, head)
     thin = standing_in(name, found)
