@@ -1,4 +1,4 @@
-"""docs/data.md and what goes on from it, as a stranger uses it: its examples work as printed, it has every option, its tables fit a terminal."""
+"""docs/data.md and the pages it goes on in, as a stranger uses them: examples print what is shown, options are all there."""
 
 import argparse
 import re
