@@ -366,7 +366,7 @@ def _report(summary: Any, folder: Path) -> None:
     from data_prep.again import again_lines
     from data_prep.download import FAILED
     from data_prep.ledger import MISSING, MISSING_URLS
-    from data_prep.media import NOT_FOUND
+    from data_prep.media_kinds import NOT_FOUND
     from data_prep.noticed import note_lines
 
     head = summary.head

@@ -1,4 +1,4 @@
-"""docs/data.md and the pages it goes on in, as a stranger uses them: examples print what is shown, options are all there."""
+"""docs/data.md and the pages it goes on in, as strangers use it: examples print what is shown, options are there."""
 
 import argparse
 import re
