@@ -19,7 +19,7 @@ from typing import Any
 from data_prep.download import FAILED
 from data_prep.ledger import Line
 from data_prep.look import Look
-from data_prep.media import NOT_FOUND
+from data_prep.media_kinds import NOT_FOUND
 from data_prep.output import SETTINGS, SIDE_FILES, SKIPPED, Output, OwnContent
 from data_prep.record_builder import Built, member_key
 from data_prep.sources.base import Skip

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.media import NOT_FOUND, MediaError, encode_video
+from data_prep.encode import encode_video
+from data_prep.media_kinds import NOT_FOUND, MediaError
 from data_prep.sources.base import FilmFrames
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.video.container import Source, open_video

@@ -11,7 +11,7 @@ from pathlib import Path
 from data_prep.addition import Addition
 from data_prep.download import FAILED
 from data_prep.elsewhere import elsewhere
-from data_prep.media import NOT_FOUND
+from data_prep.media_kinds import NOT_FOUND
 from data_prep.output import Output
 from data_prep.record_builder import Built
 from data_prep.sources.base import Sample, Skip, SourceError

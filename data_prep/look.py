@@ -13,7 +13,8 @@ from pathlib import Path
 
 from data_prep.download import FAILED
 from data_prep.ledger import FRAMES, MATCH, Line, Medium, read_lines, state_of
-from data_prep.media import NOT_FOUND, Resolver
+from data_prep.media import Resolver
+from data_prep.media_kinds import NOT_FOUND
 
 THREADS = 8  # that look for files
 BLOCK_LINES = 256

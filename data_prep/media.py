@@ -1,4 +1,4 @@
-"""Finding, fetching and probing media: media references -> bytes that training can read, with sizes and durations."""
+"""Finding and fetching media: media references -> files and bytes, looked at (probe.py)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
-
-import numpy as np
+from typing import Any, TypeVar
 
 from data_prep.archive import ArchiveError, unpack
 from data_prep.download import FAILED, Downloader, DownloadError
+from data_prep.encode import encode_frames
+from data_prep.media_kinds import NOT_FOUND, MediaError, StillImage, Video
+from data_prep.probe import probe_image, probe_video
 from data_prep.sources.base import (
     ArchiveMember,
     Cut,
@@ -35,81 +35,12 @@ from data_prep.sources.base import (
     Url,
 )
 from molmo2_nemo.data.config import DataConfig
-from molmo2_nemo.data.json_values import Fault
-from molmo2_nemo.data.known_files import known_instead_of_video
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from molmo2_nemo.errors import DataError
-from molmo2_nemo.files import atomic
 
 T = TypeVar("T")
 SUFFIXES = (*sorted(VIDEO_SUFFIXES), *sorted(IMAGE_SUFFIXES))
 FETCH_THREADS = 16  # concurrent transfers in each worker
-FORMAT_SUFFIX = {
-    **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
-    **{"PPM": "ppm", "AVIF": "avif", "JPEG2000": "jp2"},
-}
-# Endings of one kind of container; another ending lies about the kind, and is replaced by that of the content.
-FAMILIES = {"mp4": ("mp4", "m4v", "mov", "3gp"), "mkv": ("mkv", "webm"), "mpg": ("mpg", "mpeg")}
-MAX_FRAME_FILES = 200_000
-
-
-class MediaError(DataError):
-    """A media file cannot be used. `reason` is a short, countable text; `field` the field that names the file, where
-    that is known."""
-
-    def __init__(self, reason: str, detail: str = "", field: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail, self.field = reason, detail, field
-
-    def __reduce__(self):
-        return type(self), (self.reason, self.detail, self.field)
-
-    def fault(self, field: str) -> Fault:
-        """The error as that of the record's field that names the medium."""
-        return Fault(field, self.detail[:200] or self.reason, EXPECTED.get(self.reason, "a file that can be fetched"))
-
-
-NOT_FOUND = "media not found"
-ENDS_EARLY = "films that end before the length that their header states: cut off? download them again"
-EXPECTED = {
-    NOT_FOUND: "a file that is there",
-    "image cannot be decoded": "an image that training reads",
-    "video cannot be decoded": "a video that training reads",
-    "video cannot be re-encoded": "a video whose frames can all be decoded",
-    "too large": "a file and a picture within the limits",
-    "clip outside the video": "a part of the video",
-    "subtitles cannot be read": "a subtitle file: .srt, .vtt, .ass or .ssa",
-}
-
-
-@dataclass(slots=True)
-class StillImage:
-    """An image that was decoded successfully: its encoded bytes, type, and size in pixels."""
-
-    data: bytes
-    suffix: str
-    width: int
-    height: int
-    notes: tuple[str, ...] = ()  # what training does to it that its owner may not expect (pictures.py)
-
-
-@dataclass(slots=True)
-class Video:
-    """A video whose packets were scanned and whose first frame was decoded."""
-
-    data: bytes | Path  # a path where there is a file, as videos are large
-    suffix: str
-    duration: float  # seconds
-    fps: float
-    frames: int
-    size: tuple[int, int]  # pixels
-    gop: int = 1  # most frames from a key frame to the next
-    part: tuple[float, float] | None = None  # (start, end) in seconds of the part that is meant; None: all of it
-    notes: tuple[str, ...] = ()  # what its owner may not expect
-
-    def content(self) -> bytes:
-        """The encoded bytes, read if they are in a file."""
-        return self.data if isinstance(self.data, bytes) else self.data.read_bytes()
 
 
 @dataclass
@@ -465,133 +396,3 @@ def _below(folder: Path, name: str) -> Path | None:
     path = Path(os.path.normpath(folder / name))
     root = Path(os.path.normpath(folder))
     return path if path == root or root in path.parents else None
-
-
-def probe_image(data: bytes, config: DataConfig | None = None) -> StillImage:
-    """The size and type of an image, found by decoding it (JPEG at an eighth of its size, which still reads every
-    byte).
-
-    Args:
-        config: settings of the training that it is for.
-    Raises:
-        MediaError: not an image of a type that training reads, more pixels or seconds than its limits, or cut off where
-            `image.truncated` is skip.
-    """
-    from molmo2_nemo.data.pictures import decode_picture
-
-    config = config or DataConfig()
-    try:
-        found = decode_picture(data, limits=config.limits, truncated=config.image.truncated, probe=True)
-    except DataError as error:
-        reason = "too large" if "data.limits.pixels" in str(error) else "image cannot be decoded"
-        raise MediaError(reason, str(error)[:300]) from None
-    kind = FORMAT_SUFFIX.get(found.format)
-    if kind is None:
-        raise MediaError("image cannot be decoded", f"of the type {found.format}, which training does not read")
-    return StillImage(data, kind, found.width, found.height, tuple(found.notes))
-
-
-def probe_video(data: bytes | Path, suffix: str | None, config: DataConfig | None = None) -> Video:
-    """Scan a video's packets and decode its first frame.
-
-    Raises:
-        MediaError: not a video, damaged at the start, or too long.
-    """
-    from molmo2_nemo.data.video.cut_off import is_cut_off
-    from molmo2_nemo.data.video.read import inspect_video
-
-    try:
-        info = inspect_video(data, (config or DataConfig()).limits)
-    except DataError as error:
-        known = known_instead_of_video(_head(data))
-        hint = "" if known or not is_cut_off(data) else "; the file is cut off: download it again"
-        detail = f"it is {known}" if known else str(error)
-        raise MediaError("video cannot be decoded", detail[: 300 - len(hint)] + hint) from None
-    kind = suffix if suffix in FAMILIES.get(info.suffix, ()) else info.suffix
-    notes = () if info.stated is None else (ENDS_EARLY,)
-    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size, info.gop, notes=notes)
-
-
-def _head(data: bytes | Path) -> bytes:
-    if isinstance(data, bytes):
-        return data[:1024]
-    with data.open("rb") as file:
-        return file.read(1024)
-
-
-def encode_frames(folder: Path, media: Frames, cache: Path) -> Path:
-    """An mp4 (H.264) of the images in a folder, encoded once and cached, and anew when one of them is newer.
-
-    Raises:
-        MediaError: no images, or one that cannot be decoded.
-    """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES)
-    files = files[:: media.step][media.first : None if media.last is None else media.last + 1]
-    if not files or len(files) > MAX_FRAME_FILES:
-        raise MediaError(NOT_FOUND, f"{len(files)} images in {folder}, {media.first} to {media.last}")
-    identity = f"{folder.resolve()} {media.fps} {media.step} {media.first} {media.last} {len(files)}"
-    name = hashlib.sha256(identity.encode()).hexdigest()
-    target = cache / name[:2] / f"{name}.mp4"
-    if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in files):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(target) as part:
-            encode_video(_images(files), part, media.fps)
-    return target
-
-
-def _images(files: list[Path]) -> Iterator[Any]:
-    from molmo2_nemo.data.pictures import decode_image
-
-    for file in files:
-        try:
-            yield decode_image(file.read_bytes())
-        except (DataError, OSError) as error:
-            raise MediaError("image cannot be decoded", f"{file}: {error}") from None
-
-
-class Ticks(NamedTuple):
-    """When the frames of a video are shown."""
-
-    base: Fraction  # seconds of a tick
-    marks: np.ndarray  # int64 [frames + 1], ascending: when each begins, and the end
-
-
-def encode_video(images: Iterator[Any], path: Path, fps: float, *, gop: int = 0, ticks: Ticks | None = None) -> None:
-    """Write RGB images (uint8 [H, W, 3]) as an H.264 mp4; the same images give the same bytes.
-
-    Odd sizes lose their last row or column.
-
-    Args:
-        gop: frames from one key frame to the next; 0: two seconds.
-        ticks: when they are shown; default: `fps` a second.
-    """
-    import av
-
-    rate = Fraction(fps).limit_denominator(1001)
-    base = ticks.base if ticks is not None else 1 / rate
-    size: tuple[int, int] | None = None
-    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream: Any = container.add_stream("libx264", rate=rate)
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.codec_context.time_base = stream.time_base = base
-        stream.options = {"crf": "18", "preset": "fast", "bf": "0", "g": str(gop or max(round(2 * fps), 1))}
-        lasts: dict[int, int] = {}  # pts of a frame -> its duration
-
-        def write(frame: Any) -> None:
-            for packet in stream.encode(frame):
-                packet.duration = lasts.pop(packet.pts, packet.duration)
-                container.mux(packet)
-
-        for number, pixels in enumerate(images):
-            height, width = (v - v % 2 for v in pixels.shape[:2])
-            if size is None:
-                size = stream.width, stream.height = width, height
-            if (width, height) != size:
-                raise MediaError("frames of different sizes", f"{width} x {height} after {size[0]} x {size[1]}")
-            frame: Any = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels[:height, :width]), format="rgb24")
-            frame.time_base = base
-            frame.pts, end = (number, number + 1) if ticks is None else map(int, ticks.marks[number : number + 2])
-            lasts[frame.pts] = end - frame.pts
-            write(frame)
-        write(None)

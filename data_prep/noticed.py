@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data_prep.estimate import is_raw
-from data_prep.fits import too_long
+from data_prep.fits import said, too_long
 from molmo2_nemo.data.annotations import Tracks
 from molmo2_nemo.data.check import View, drawn_trees, pieces
 from molmo2_nemo.data.config import DataConfig
@@ -63,6 +63,8 @@ def noticed(
 
     Args:
         lost: kinds that wording the record's annotations has met; see `check_record`.
+    Raises:
+        BadRecord: training skips it at every access; see `too_long`.
     """
     kinds = {*lost, *_of_images(record, config), *_of_film(record, view, config)}
     texts = [kind.said(config) for name, kind in KINDS.items() if name in kinds]
@@ -70,7 +72,7 @@ def noticed(
     tree = data.get("annotations") or [{}]
     document = tree[0]["text"] if is_raw(tree[0]) else None
     found = too_long(record, view, config, document)
-    return texts + [f"{KINDS[name].said(config)}{found[name]}" for name in sorted(found)]
+    return texts + [f"{said(name, config)}{found[name]}" for name in sorted(found)]
 
 
 def _coarse(record: Record, view: View, config: DataConfig) -> bool:

@@ -18,7 +18,8 @@ from typing import Any
 
 from data_prep.download import FAILED
 from data_prep.ledger import Medium, media_of, not_fetched
-from data_prep.media import MediaError, Resolver, StillImage, Video
+from data_prep.media import Resolver
+from data_prep.media_kinds import MediaError, StillImage, Video
 from data_prep.noticed import noticed
 from data_prep.run_limits import check_fits
 from data_prep.shrink import all_smaller, in_size

@@ -12,6 +12,7 @@ from data_prep.text_length import tokenizer_at
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.image import TileGeometry
+from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.data.record import BadRecord, Record
 
 IGNORED = ("decoder", "buffer_size", "crop_value", "mode", "balance", "balance_window", "max_wait")  # no limits
@@ -68,9 +69,8 @@ def check_fits(record: Record, view: View, config: DataConfig) -> None:
         return
     packing = config.packing
     if tokens > packing.sequence_length or crops > packing.max_crops:
-        raise BadRecord(
-            record.key,
-            "too long",
-            f"its media give {tokens:,} visual tokens and {crops} crops; a pack holds {packing.sequence_length:,} and "
-            f"{packing.max_crops} (data.packing.sequence_length, data.packing.max_crops)",
-        )
+        seen = f"{tokens:,} visual tokens and {crops} crops"
+        held = f"{packing.sequence_length:,} and {packing.max_crops}"
+        names = "(data.packing.sequence_length, data.packing.max_crops)"
+        fault = Fault("images" if record.video is None else "video", seen, f"at most {held} {names}")
+        raise BadRecord(record.key, "too long", f"its media give {seen}; a pack holds {held} {names}", fault)

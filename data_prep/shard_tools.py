@@ -12,10 +12,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_prep.media import MediaError, StillImage, Video, probe_image, probe_video
+from data_prep.media_kinds import MediaError, StillImage, Video
 from data_prep.misnamed import elsewhere
 from data_prep.noticed import Noted, Notes
 from data_prep.output import SKIPPED
+from data_prep.probe import probe_image, probe_video
 from data_prep.record_builder import Asked, check_usable, measure, media_notes, view_of
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.foreign import ForeignTexts

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from data_prep.media import StillImage
+from data_prep.media_kinds import StillImage
 from molmo2_nemo.data.config import DataConfig, ImageConfig
 from molmo2_nemo.data.image import TileGeometry, select_tiling
 from molmo2_nemo.data.styles import Kind, style_of

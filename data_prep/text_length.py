@@ -38,17 +38,23 @@ SCRIPTS = tuple(
     )
 )
 REST = (1.2, 2.5)
+LEAST = 0.3  # of digits (some vocabularies have numbers of three) and of other scripts; a word is at least one token
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """Tokens of a text; both are the same where they were counted."""
+    """Tokens of a text; all are the same where they were counted."""
 
     likely: float = 0.0
     most: float = 0.0
+    least: float = 0.0  # under any byte-level tokenizer
 
     def __add__(self, other: Length) -> Length:
-        return Length(self.likely + other.likely, self.most + other.most)
+        return Length(self.likely + other.likely, self.most + other.most, self.least + other.least)
+
+    @classmethod
+    def counted(cls, tokens: int) -> Length:
+        return cls(tokens, tokens, tokens)
 
 
 Measure = Callable[[str], Length]
@@ -61,8 +67,9 @@ def estimated(text: str) -> Length:
     if codes:
         text = CODES.sub(lambda run: run[0] if run[0].isalpha() or run[0].isdigit() else " ", text)
     alone = len(ALONE.findall(text))
-    likely, most = alone + 0.85 * coded, alone + 1.0 * coded
+    likely, most, least = alone + 0.85 * coded, alone + 1.0 * coded, LEAST * (alone + coded)
     for size, count in Counter(map(len, WORDS.findall(text))).items():
+        least += count
         likely += count * _word(size)
         most += count * _longest(size)
     for size, count in Counter(map(len, SIGNS.findall(text))).items():
@@ -70,8 +77,8 @@ def estimated(text: str) -> Length:
         most += count * (0.75 * size if size > 1 else 1)
     if not text.isascii():
         other = _others(text)
-        likely, most = likely + other.likely, most + other.most
-    return Length(likely, most)
+        likely, most, least = likely + other.likely, most + other.most, least + LEAST * other.likely
+    return Length(likely, most, least)
 
 
 def _word(size: int) -> float:

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.media import MediaError, Ticks, Video, encode_video, probe_video
+from data_prep.encode import Ticks, encode_video
+from data_prep.media_kinds import MediaError, Video
+from data_prep.probe import probe_video
 from molmo2_nemo.data.config import DataConfig, LimitsConfig
 from molmo2_nemo.data.tally import KINDS
 from molmo2_nemo.data.video.container import open_video

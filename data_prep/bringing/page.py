@@ -18,7 +18,7 @@ HEAD = """\
 
 Made from `data_prep/bringing/catalogue.yaml` by `python -m data_prep.bringing.page`; `molmo2 prepare --needs
 NAME` shows the same with addresses, target folders and what is there already, and
-[data.md](data.md#bringing-what-they-need) explains it. Rows (questions, captions, tracks) come from the Hugging
+[bringing.md](bringing.md) explains it. Rows (questions, captions, tracks) come from the Hugging
 Face Hub where the table does not say otherwise. GB are what publishers state for the transfer; empty: not
 stated. No address was tried from where this was written; they are those of the official code and the
 publishers' pages.

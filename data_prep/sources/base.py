@@ -78,6 +78,7 @@ from data_prep.sources.references import (  # noqa: F401 - part of what sources 
     column_media,
 )
 from data_prep.sources.schema import check_row, maybe, number  # noqa: F401 - part of what sources import from here
+from molmo2_nemo.data.coverage import OWN as OWN  # `Source.kind` of a user's own files
 from molmo2_nemo.data.json_values import Fault, FieldError, show
 from molmo2_nemo.data.meant import check_names
 from molmo2_nemo.data.places import early_times
@@ -97,9 +98,6 @@ STOP_AFTER_BAD_ROWS = 20  # if this many first rows are all bad, the schema has 
 
 class SourceError(DataError):
     """A whole data set cannot be prepared: its rows are not what the source expects, or files are missing."""
-
-
-OWN = "own data"  # `Source.kind` of a user's own files
 
 
 # --- what a source yields --------------------------------------------------------------------------------------------

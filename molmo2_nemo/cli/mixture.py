@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from molmo2_nemo.data.coverage import Coverage, coverage, examples_per_pack, mean_sizes, standing_in
-from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.errors import UserError
+
+if TYPE_CHECKING:
+    from molmo2_nemo.data.coverage import Coverage
 
 SHOWN = 10  # data sets named below the table
 EXAMPLES = """\
@@ -93,6 +94,9 @@ class Present:
 
     @classmethod
     def of(cls, name: str, source: Any) -> Present:
+        from molmo2_nemo.data.coverage import coverage, mean_sizes
+        from molmo2_nemo.data.shards import ShardDataset
+
         dataset = ShardDataset(source.path, name)
         try:
             return cls(coverage(name, dataset.manifest), mean_sizes(dataset.files.manifest()))
@@ -102,6 +106,8 @@ class Present:
 
 def per_pack(rows: list[Any], present: dict[str, Present], data: Any) -> float:
     """Examples in a pack, from the records that are there."""
+    from molmo2_nemo.data.coverage import examples_per_pack
+
     sizes = {name: one.size for name, one in present.items() if one.size is not None}
     return examples_per_pack(sizes, {row.name: row.share or 0.0 for row in rows}, data)
 
@@ -116,6 +122,8 @@ def _epochs(row: Any, draws: float) -> str:
 def _parts(present: dict[str, Present], data: Any) -> list[Any]:
     """Remarks on data sets of which only a part is there."""
     from rich.text import Text
+
+    from molmo2_nemo.data.coverage import standing_in
 
     parts = {name: one.cover for name, one in present.items() if one.cover.words() and one.cover.share != 1}
     thin = {name: standing_in(name, one.cover, data.sources[name]) for name, one in present.items()}

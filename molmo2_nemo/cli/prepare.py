@@ -366,7 +366,7 @@ def _report(summary: Any, folder: Path) -> None:
     from data_prep.again import again_lines
     from data_prep.download import FAILED
     from data_prep.ledger import MISSING, MISSING_URLS
-    from data_prep.media import NOT_FOUND
+    from data_prep.media_kinds import NOT_FOUND
     from data_prep.noticed import note_lines
 
     head = summary.head
@@ -402,8 +402,10 @@ def _say_coverage(head: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from molmo2_nemo.data.coverage import coverage, standing_in
+    from molmo2_nemo.data.coverage import OWN, coverage, standing_in
 
+    if head.get("kind") == OWN:
+        return
     name = str(head["name"])
     found = coverage(name, head)
     thin = standing_in(name, found)

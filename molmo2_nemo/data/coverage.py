@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from molmo2_nemo.data.config import DataConfig, SourceConfig
 
+OWN = "own data"  # the kind of a user's own data in a manifest's head
 THIN = 0.1  # of a data set: fewer of its records stand in for it, and a warning says so
 ABSENT = ("media not found", "download failed")  # why `prepare` skipped records that it may make another time
 EXAMPLES_PER_PACK = 3.8  # of stage 2 as published: 16,348 tokens a pack (arXiv 2601.10611)
@@ -84,7 +85,7 @@ def coverage(name: str, head: Mapping[str, Any]) -> Coverage:
     records, skipped = int(head["records"]), head.get("skipped", {})
     absent = sum(int(skipped.get(reason, 0)) for reason in ABSENT)
     limited = bool((head.get("settings") or {}).get("limit"))
-    published = PUBLISHED.get(name) if head.get("kind") != "own data" else None
+    published = PUBLISHED.get(name) if head.get("kind") != OWN else None
     if published is not None and published.records > records + absent:
         return Coverage(records, published.records, published.source, limited)
     if absent and not limited:

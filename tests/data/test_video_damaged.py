@@ -8,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.media import ENDS_EARLY, MediaError, probe_video
+from data_prep.media_kinds import ENDS_EARLY, MediaError
+from data_prep.probe import probe_video
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
 from molmo2_nemo.data.video.cut_off import is_cut_off, stated_length
 from molmo2_nemo.data.video.film import look_at

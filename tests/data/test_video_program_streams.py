@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.media import probe_video
+from data_prep.probe import probe_video
 from data_prep.transcode import Wanted, cut_packets, reencode
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
 from molmo2_nemo.data.video.film import look_at

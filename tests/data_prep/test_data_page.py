@@ -1,4 +1,4 @@
-"""docs/data.md, as a stranger uses it: its examples work as printed, it has every option, its tables fit a terminal."""
+"""docs/data.md and the pages it goes on in, as strangers use it: examples print what is shown, options are there."""
 
 import argparse
 import re
@@ -16,7 +16,7 @@ from molmo2_nemo.data.reader import ExampleReader, default_builder
 from molmo2_nemo.settings.compose import compose
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "data.md").read_text()
+PAGE = "\n".join((DOCS / name).read_text() for name in ("data.md", "own_files.md", "bringing.md"))
 FILES = dict(re.findall(r"^cat > (\w+\.jsonl) <<'END'\n(.*?)^END\n", PAGE, re.M | re.S))
 
 

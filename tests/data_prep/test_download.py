@@ -7,7 +7,8 @@ import hashlib
 import pytest
 
 from data_prep.download import Downloader, DownloadError
-from data_prep.media import MediaError, Resolver
+from data_prep.media import Resolver
+from data_prep.media_kinds import MediaError
 from data_prep.sources.base import Table, Url
 from data_prep.tables import Tables
 from tests.support.servers import Answering, serve

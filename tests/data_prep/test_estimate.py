@@ -57,7 +57,7 @@ def test_text_counts_the_longest_variant():
 
 
 def test_sizes_are_those_of_the_upright_picture():
-    from data_prep.media import probe_image
+    from data_prep.probe import probe_image
 
     file = io.BytesIO()
     exif = Image.Exif()

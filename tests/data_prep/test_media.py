@@ -12,7 +12,10 @@ from PIL import Image
 
 from data_prep.demo import MEDIA
 from data_prep.download import Downloader
-from data_prep.media import MediaError, Resolver, encode_frames, probe_image, probe_video
+from data_prep.encode import encode_frames
+from data_prep.media import Resolver
+from data_prep.media_kinds import MediaError
+from data_prep.probe import probe_image, probe_video
 from data_prep.record_builder import BuildOptions, Built, build
 from data_prep.sources.base import ArchiveMember, Cut, File, FirstOf, Frames, Inline, Lettered, Prepared, Sample
 from data_prep.sources.shapes import qa

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from data_prep import demo
-from data_prep.media import MediaError, probe_video
+from data_prep.media_kinds import MediaError
 from data_prep.output import Output
+from data_prep.probe import probe_video
 from data_prep.record_builder import Built
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, Entry, read_entries, read_head

@@ -40,7 +40,7 @@ EXPECTED = {
     "ignored": (2, "six"),
     "points_ignored": (1, "six"),
     "branches_dropped": (1, "branches"),
-    "tokens_cut": (2, "text"),
+    "tokens_cut": (3, "branches"),
     "films_thinned": (1, "film"),
     "films_cut": (1, "end"),
     "subtitles_unseen": (1, "subtitles"),

@@ -454,15 +454,15 @@ def test_coco_that_is_none(changes, words, place, capsys):
     assert words in capsys.readouterr().err + (listed.read_text() if listed.is_file() else "")
 
 
-# --- docs/data.md ----------------------------------------------------------------------------------------------------
+# --- docs/own_files.md -----------------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "own_files.md").read_text()
 
 
 def test_the_page_prints_what_the_command_does(place, capsys, monkeypatch):
     """The page's table and map, and what it says that the command prints of them."""
     monkeypatch.chdir(place)
-    block = PAGE.split("### Tables, lists and folders")[1]
+    block = PAGE
     for name, text in re.findall(r"^cat > (\S+) <<'END'\n(.*?)^END\n", block, re.M | re.S):
         (place / name).write_text(text)
     command = re.search(r"^molmo2 (prepare films\.csv .*)$", block, re.M)[1]

@@ -11,9 +11,11 @@ from av.stream import Disposition
 
 from data_prep.demo import MEDIA
 from data_prep.download import Downloader
-from data_prep.media import MediaError, Resolver, probe_video
+from data_prep.media import Resolver
+from data_prep.media_kinds import MediaError
 from data_prep.output import Output
 from data_prep.prepare import Options
+from data_prep.probe import probe_video
 from data_prep.record_builder import SLOW_TO_READ, BuildOptions, Built, build
 from data_prep.sources.base import File, Sample
 from data_prep.sources.own import own_source
