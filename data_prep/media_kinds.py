@@ -31,7 +31,7 @@ EXPECTED = {
     NOT_FOUND: "a file that is there",
     "image cannot be decoded": "an image that training reads",
     "video cannot be decoded": "a video that training reads",
-    "video cannot be re-encoded": "a video whose frames can all be decoded",
+    "video cannot be re-encoded": "a video within the limits, of which a frame can be decoded",
     "too large": "a file and a picture within the limits",
     "clip outside the video": "a part of the video",
     "subtitles cannot be read": "a subtitle file: .srt, .vtt, .ass or .ssa",
@@ -62,6 +62,12 @@ class Video:
     gop: int = 1  # most frames from a key frame to the next
     part: tuple[float, float] | None = None  # (start, end) in seconds of the part that is meant; None: all of it
     notes: tuple[str, ...] = ()  # what its owner may not expect
+    stated: float | None = None  # seconds that its header states, where it ends well before
+
+    @property
+    def lost(self) -> float:
+        """Seconds that the header states beyond its end."""
+        return max((self.stated or 0.0) - self.duration, 0.0)
 
     def content(self) -> bytes:
         """The encoded bytes, read if they are in a file."""

@@ -18,13 +18,14 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.points import marks_in_reach
 from molmo2_nemo.data.record import Record
 from molmo2_nemo.data.tally import KINDS
-from molmo2_nemo.data.video.sampling import TimeSampler, film_lost
+from molmo2_nemo.data.video.sampling import TimeSampler, film_lost, repeats_frames
 from molmo2_nemo.data.video.tokens import subtitles_shown
 
 COARSE = (
     'tracks without a position for some of the frames shown, as "snap" is less than half the time from one position to '
     "the next; a larger one takes more"
 )
+REPEATS = "films whose sampling asks for more frames a second than they have: each is shown several times"
 Noted = dict[str, tuple[int, str]]  # text -> records that it holds for, the first one's key
 
 
@@ -69,6 +70,8 @@ def noticed(
     kinds = {*lost, *_of_images(record, config), *_of_film(record, view, config)}
     texts = [kind.said(config) for name, kind in KINDS.items() if name in kinds]
     texts += [COARSE] if _coarse(record, view, config) else []
+    if record.video is not None and repeats_frames(config.video, record.sampling, view.fps, view.duration):
+        texts.append(REPEATS)
     tree = data.get("annotations") or [{}]
     document = tree[0]["text"] if is_raw(tree[0]) else None
     found = too_long(record, view, config, document)

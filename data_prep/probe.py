@@ -59,7 +59,8 @@ def probe_video(data: bytes | Path, suffix: str | None, config: DataConfig | Non
         raise MediaError("video cannot be decoded", detail[: 300 - len(hint)] + hint) from None
     kind = suffix if suffix in FAMILIES.get(info.suffix, ()) else info.suffix
     notes = () if info.stated is None else (ENDS_EARLY,)
-    return Video(data, kind or info.suffix, info.duration, info.fps, info.frames, info.size, info.gop, notes=notes)
+    measures = info.duration, info.fps, info.frames, info.size, info.gop
+    return Video(data, kind or info.suffix, *measures, notes=notes, stated=info.stated)
 
 
 def _head(data: bytes | Path) -> bytes:

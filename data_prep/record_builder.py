@@ -35,6 +35,7 @@ from molmo2_nemo.data.places import (
     Placing,
     check_places,
     early_times,
+    in_lost_part,
     place_clip,
     place_subtitles,
 )
@@ -130,9 +131,9 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     mended: set[str] = set()
     if video is not None and clip is not None:
         if sample.place is not None:
-            clip = place_clip(clip, video.duration, mended)
+            clip = place_clip(clip, video.duration, mended, lost=video.lost)
         elif not 0 <= clip[0] < min(clip[1], video.duration):
-            raise MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s", "clip")
+            raise outside(clip, video)
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
     trees, kept = sample.trees(), images
@@ -216,7 +217,14 @@ def view_of(images: Sequence[StillImage], video: Video | None, clip: Sequence[fl
     if video is None:
         return View(tuple((image.width, image.height) for image in images))
     start, end = clip or (0.0, video.duration)
-    return View((), video.size, min(end, video.duration) - start, video.fps)
+    lost = video.lost if end >= video.duration else 0.0
+    return View((), video.size, min(end, video.duration) - start, video.fps, lost)
+
+
+def outside(clip: Sequence[float], video: Video) -> MediaError:
+    """The error about a clip that begins after its film."""
+    hint = in_lost_part(clip[0], video.duration, video.lost)
+    return MediaError("clip outside the video", f"{clip[0]} - {clip[1]} s of {video.duration:.3f} s{hint}", "clip")
 
 
 class Asked(Enum):
@@ -239,12 +247,13 @@ def check_usable(
     asked: Asked,
     config: DataConfig | None = None,
     film: float = math.inf,
+    lost: float = 0.0,
 ) -> list[str]:
     """Check a stored record whose media were probed.
 
     Args:
         config: settings of the training that it is for.
-        film: seconds of its whole film.
+        film: seconds of its whole film; `lost`: further ones that the film's header states.
 
     Returns:
         What that training will leave out or cut; see `noticed`.
@@ -259,7 +268,7 @@ def check_usable(
     lost = check_record(record, view, config)
     if asked is Asked.MEANT:
         try:
-            check_places(data, view, record.clip, film, config.video)
+            check_places(data, view, record.clip, film, config.video, lost=lost)
         except FieldError as error:
             raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
     check_fits(record, view, config)

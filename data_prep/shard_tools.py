@@ -17,7 +17,7 @@ from data_prep.misnamed import elsewhere
 from data_prep.noticed import Noted, Notes
 from data_prep.output import SKIPPED
 from data_prep.probe import probe_image, probe_video
-from data_prep.record_builder import Asked, check_usable, measure, media_notes, view_of
+from data_prep.record_builder import Asked, check_usable, measure, media_notes, outside, view_of
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.foreign import ForeignTexts
 from molmo2_nemo.data.json_values import Fault
@@ -322,11 +322,10 @@ def look(label: str, content: dict[str, bytes], terms: Terms) -> Looked:
         with _as_bad(label, "video", data["video"].lower()):
             video = probe_video(record.video, data["video"].lower(), config)
         if record.clip is not None and record.clip[0] >= video.duration:
-            times = f"{record.clip[0]} - {record.clip[1]} s of {video.duration:.3f} s"
-            outside = MediaError("clip outside the video", times)
-            raise BadRecord(label, "bad media", str(outside), outside.fault("clip"))
-    film = math.inf if video is None else video.duration
-    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film)
+            error = outside(record.clip, video)
+            raise BadRecord(label, "bad media", str(error), error.fault("clip"))
+    film, lost = (math.inf, 0.0) if video is None else (video.duration, video.lost)
+    seen = check_usable(record, data, view_of(images, video, record.clip), terms.asked, config, film, lost)
     entry = measure(data, images, video)
     return Looked(entry, (*media_notes(entry, images, video), *seen))
 

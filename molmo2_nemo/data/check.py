@@ -48,6 +48,7 @@ class View:
     video_size: tuple[int, int] | None = None
     duration: float = 0.0  # seconds of the video that are shown
     fps: float = 0.0  # frames per second of the video
+    lost: float = 0.0  # seconds after what is shown that the header of a cut-off film states
 
 
 def checked_text(text: str, limit: int) -> str:

@@ -203,6 +203,7 @@ class Placing:
         hint = "; times count from the start of the film, not of the clip" if self.start and time < end else ""
         if time > end + 1 and float(time).is_integer() and fps > 0 and time / fps <= end + frame:
             hint = f"; if it is the number of a frame, it is {time / fps:g} s at {fps:g} frames per second"
+        hint = in_lost_part(time, end, self.view.lost) or hint
         raise FieldError(Fault(path, show(time), expected), f"is {time:g}, not {expected}{hint}")
 
     def _caption(self, made: dict[str, Any]) -> None:
@@ -361,16 +362,28 @@ def _shared(base: dict[str, Any], forms: Sequence[dict[str, Any]], made: Sequenc
 # --- clips and subtitles of a user's own film -------------------------------------------------------------------------
 
 
-def place_clip(clip: Sequence[float], duration: float, notes: set[str] | None = None) -> tuple[float, float]:
+def in_lost_part(time: float, end: float, lost: float) -> str:
+    """A hint where a time lies after the `end` of a film whose header states `lost` seconds more; else nothing."""
+    if not end < time <= end + lost + PAST or not lost:
+        return ""
+    return f"; the film's header states {end + lost:.3f} s: it is cut off, download it again"
+
+
+def place_clip(
+    clip: Sequence[float], duration: float, notes: set[str] | None = None, *, lost: float = 0.0
+) -> tuple[float, float]:
     """A clip, in seconds of a film of `duration` seconds, with its end moved to the film's where it is just past it.
 
+    Args:
+        lost: further seconds that the film's header states.
     Raises:
         FieldError: the clip does not lie in the film.
     """
     start, end = float(clip[0]), float(clip[1])
     if not (0 <= start < end and start < duration and end <= duration + PAST):
         expected = f"[start, end] in seconds, inside the film of {duration:.3f} s"
-        raise FieldError.wrong("clip", expected, [start, end])
+        says = f"must be {expected}, not {show([start, end])}{in_lost_part(end, duration, lost)}"
+        raise FieldError(Fault("clip", show([start, end]), expected), says)
     if end > duration and notes is not None:
         notes.add(CLIP_CUT)
     return start, min(end, duration)
@@ -394,6 +407,7 @@ def place_subtitles(
         if start > film.duration + frame:
             expected = f"seconds of the film, 0 to {film.duration:g}"
             hint = "; milliseconds are divided by 1000" if start / 1000 <= film.duration else ""
+            hint = in_lost_part(start, film.duration, film.lost) or hint
             fault = Fault(f"subtitles[{i}].start", show(start), expected)
             raise FieldError(fault, f"is {start:g}, not {expected}{hint}")
         if end > film.duration:
@@ -409,17 +423,24 @@ def place_subtitles(
 
 
 def check_places(
-    data: Mapping[str, Any], view: View, clip: tuple[float, float] | None, film: float, video: VideoConfig | None = None
+    data: Mapping[str, Any],
+    view: View,
+    clip: tuple[float, float] | None,
+    film: float,
+    video: VideoConfig | None = None,
+    *,
+    lost: float = 0.0,
 ) -> None:
     """Check the points and times of a stored record that a user made.
 
     Args:
         data: its JSON, which `parse_record` has accepted, without nulls.
         clip: seconds of the film, as stored; `film`: seconds of the whole film.
+        lost: further seconds that the film's header states.
         video: settings of training.
     Raises:
         FieldError: a point or a time that cannot be meant.
     """
     if clip is not None:
-        place_clip(clip, film)
+        place_clip(clip, film, lost=lost)
     Placing(view, data.get("sampling", {}), stored=True, video=video or VideoConfig()).record(dict(data))

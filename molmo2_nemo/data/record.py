@@ -25,6 +25,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 VIDEO_SUFFIXES = frozenset(
     {"mp4", "m4v", "webm", "mkv", "mov", "avi", "mpg", "mpeg", "ts", "flv", "wmv", "ogv", "3gp", "gif"}
+    | {"vob", "m2ts", "mts", "asf", "f4v", "3g2"}
 )
 # Suffixes whose contents common loaders would unpickle or import.
 UNSAFE_SUFFIXES = frozenset({"pkl", "pickle", "pyd", "pt", "pth", "ckpt", "joblib", "dill", "npy", "npz", "so", "py"})

@@ -127,6 +127,8 @@ def test_overrides_of_sampling():
     assert (sampler.mode, sampler.candidate_fps) == ("fps", (1.0, 2.0, 3.0))
     assert TimeSampler.of(config, {"mode": "fps", "sampling_fps": 2}, 24.0).candidate_fps == (2, 4, 6, 8)
     assert TimeSampler.of(config, {"mode": "fps", "sampling_fps": 7}, 24.0).candidate_fps == (7,)
+    assert TimeSampler.of(config, {"mode": "fps", "sampling_fps": 99}, 24.0).candidate_fps == (99,)
+    assert TimeSampler.of(config, {"mode": "fps", "sampling_fps": 1}, 0.4).candidate_fps == (1,)
     assert TimeSampler.of(config, {"max_frames": 500, "max_fps": 1}, 24.0) == TimeSampler(
         64, 1.0, candidate_fps=tuple(float(c) for c in (1, 2, 3, 4, 6, 8))
     )

@@ -4,6 +4,7 @@ that it cannot use are named among several, and a name's ending decides nothing.
 import io
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,11 +12,16 @@ from PIL import Image
 
 from data_prep import demo
 from data_prep.media_kinds import MediaError
+from data_prep.noticed import REPEATS
 from data_prep.output import Output
 from data_prep.probe import probe_video
-from data_prep.record_builder import Built
+from data_prep.record_builder import Asked, Built
+from data_prep.shard_tools import Terms, look
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, Entry, read_entries, read_head
+from molmo2_nemo.data.record import BadRecord
+from molmo2_nemo.data.shards import ShardDataset
+from tests.support.films import film
 
 
 def saved(path, image, kind="PNG", **options):
@@ -121,3 +127,84 @@ def test_inline_films_too():
         Image.new("L", (4, 4)).save(file, "PNG")
         probe_video(file.getvalue(), "mp4")
     assert probe_video((demo.MEDIA / "bunny.mp4").read_bytes(), "webm").suffix == "mp4"
+
+
+@pytest.fixture
+def half(tmp_path):
+    """half.mkv: 8 s, as its header says, of which about 4 are there."""
+    data = film(240, "matroska")
+    (tmp_path / "half.mkv").write_bytes(data[: len(data) // 2])
+    (tmp_path / "whole.mkv").write_bytes(data)
+    return tmp_path
+
+
+TRACK = {"style": "video_point_track_per_frame", "label": "cat"}
+POINT = {"style": "video_point", "label": "cat", "points": [[[1, 1]]]}
+IN_THE_LOST_PART = {
+    "clip": {"caption": "x", "clip": [5.0, 7.0]},
+    "clip that begins in what is there": {"caption": "x", "clip": [1.0, 8.0]},
+    "track": {"annotations": [{**TRACK, "points": [{"time": 7, "points": {"1": {"point": [1, 1]}}}]}]},
+    "points": {"annotations": [{**POINT, "timestamps": [7.5]}]},
+    "subtitles": {"caption": "x", "subtitles": [{"start": 6, "end": 7, "text": "t"}]},
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_LOST_PART)
+def test_a_time_in_the_lost_part_of_a_film_names_the_cut(half, name):
+    line = IN_THE_LOST_PART[name]
+    line = {"caption": None, **line}
+    _, refused = prepare(half, {**line, "video": "half.mkv"}, {**line, "video": "whole.mkv"})
+    assert list(refused) == ["k0"]
+    assert re.search(r"header states 8(\.\d+)? s: it is cut off, download it again", refused["k0"]), refused
+    _, refused = prepare(
+        half, {"clip": [50.0, 70.0], "video": "half.mkv"}, {"video": "whole.mkv"}, options=("--overwrite",)
+    )
+    assert "header states" not in refused["k0"], "far behind both ends"
+
+
+def test_stored_records_name_the_cut_too(half):
+    lost = {"caption": None, "annotations": [{**POINT, "timestamps": [7.5]}]}
+    prepare(
+        half, {**lost, "video": "whole.mkv"}, {**IN_THE_LOST_PART["clip"], "video": "whole.mkv"}, {"video": "half.mkv"}
+    )
+    found = {}
+    for key, members in _members(half / "out" / "my").items():
+        terms = Terms(asked=Asked.MEANT)
+        with pytest.raises(BadRecord) if key != "k2" else nullcontext() as caught:
+            look(key, {**members, "mkv": (half / "half.mkv").read_bytes()}, terms)
+        found[key] = key == "k2" or "header states 8.0" in str(caught.value)
+    assert found == {"k0": True, "k1": True, "k2": True}
+
+
+def _members(folder):
+    dataset = ShardDataset(folder, "my")
+    read = (dataset.read(i) for i in range(len(dataset)))
+    return {label.rpartition(":")[2]: members for label, members in read}
+
+
+@pytest.mark.parametrize("sampling, said", [
+    ({"mode": "fps", "sampling_fps": 99}, True),
+    ({"mode": "fps", "candidate_sampling_fps": [60, 90]}, True),
+    ({"max_fps": 100, "max_frames": 16}, False),  # 16 over the whole film
+    ({"mode": "fps", "sampling_fps": 30}, False),
+    ({"mode": "fps", "sampling_fps": 7}, False),
+    ({"max_fps": 4}, False),
+    ({}, False),
+])  # fmt: skip
+def test_more_frames_a_second_than_the_film_has_are_said(half, sampling, said):
+    (half / "short.mp4").write_bytes(film(30))
+    prepare(half, {"video": "short.mp4", "sampling": sampling})
+    assert (REPEATS in read_head(half / "out" / "my" / MANIFEST).get("notes", {})) is said
+
+
+@pytest.mark.parametrize("suffix, container, stored", [
+    *((name, "mpeg", "mpg") for name in ("vob", "VOB", "mpg")),
+    *((name, "mpegts", "ts") for name in ("m2ts", "mts", "ts")),
+    ("asf", "asf", "wmv"), ("f4v", "mp4", "mp4"), ("3g2", "mp4", "mp4"),
+])  # fmt: skip
+def test_endings_of_films_that_training_reads(half, suffix, container, stored):
+    (half / f"x.{suffix}").write_bytes(film(30, container, "mpeg4" if container == "asf" else "mpeg2video", fps=25))
+    status, refused = prepare(half, {"video": f"x.{suffix}"})
+    assert status == 0 and not refused
+    (members,) = _members(half / "out" / "my").values()
+    assert set(members) == {"json", stored}

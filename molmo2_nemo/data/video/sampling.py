@@ -34,14 +34,16 @@ class TimeSampler:
         """Settings of the run, overridden by a record's `sampling`.
 
         Keys: `mode` (or `frame_sample_mode`), `candidate_sampling_fps`, `sampling_fps`, `max_fps`, `max_frames`.
-        Without candidates, `fps` tries the multiples of `sampling_fps` up to 10 that divide the video's own rate.
+        Without candidates, `fps` tries the multiples of `sampling_fps` up to 10 that divide the video's own rate,
+        rounded; where there is none, `sampling_fps` itself. (The released code refuses films whose rate it does not
+        divide.)
         """
         mode = str(sampling.get("mode", sampling.get("frame_sample_mode", "uniform_last_frame")))
         wanted = sampling.get("candidate_sampling_fps")
         if not wanted:
             step = int(sampling.get("sampling_fps") or 1)
             own = round(video_fps)
-            wanted = [rate for rate in range(step, 11, step) if own % rate == 0] or [step]
+            wanted = [rate for rate in range(step, 11, step) if own and own % rate == 0] or [step]
         frames = min(int(sampling.get("max_frames", config.max_frames)), config.max_frames)
         rates = tuple(sorted(float(rate) for rate in wanted))
         return cls(frames, float(sampling.get("max_fps", config.max_fps)), mode, rates)
@@ -74,6 +76,14 @@ def film_lost(config: VideoConfig, sampling: Mapping[str, Any], video_fps: float
     if sampler.mode == "uniform_last_frame":
         return "films_thinned" if (sampler.max_frames - 1) / sampler.max_fps < duration else None
     return "films_cut" if sampler.max_frames / sampler.candidate_fps[0] < duration else None
+
+
+def repeats_frames(config: VideoConfig, sampling: Mapping[str, Any], video_fps: float, duration: float) -> bool:
+    """Whether a record itself asks for more frames a second than the film has, so that each is shown several times."""
+    if not {"max_fps", *FPS_KEYS} & set(sampling) or not video_fps:
+        return False
+    times = TimeSampler.of(config, sampling, video_fps)(duration)
+    return len(times) > 2 and float(times[1] - times[0]) < 0.98 / video_fps
 
 
 def unread_keys(sampling: Mapping[str, Any]) -> dict[str, str]:
