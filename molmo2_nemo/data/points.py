@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,26 +167,67 @@ def nearest_track_frames(frames: Sequence[TrackFrame], marks: np.ndarray, reach:
         marks: ascending times, seconds [n].
         reach: seconds from a mark to the frame taken for it, at most. No frame is taken for two marks.
     """
+    return _at(frames, _taken(frames, np.asarray(marks, dtype=np.float64), reach))
+
+
+def _at(frames: Sequence[TrackFrame], taken: Mapping[float, float]) -> list[TrackFrame]:
+    return [TrackFrame(taken[frame.time], frame.points) for frame in frames if frame.time in taken]
+
+
+def _taken(frames: Sequence[TrackFrame], marks: np.ndarray, reach: float) -> dict[float, float]:
+    """Tracked time -> the mark that it is taken for; see `nearest_track_frames`."""
     if not frames or not len(marks):
-        return []
-    marks = np.asarray(marks, dtype=np.float64)
+        return {}
     times = np.unique([frame.time for frame in frames])
     place = np.searchsorted((marks[1:] + marks[:-1]) / 2, times)
     away = np.abs(times - marks[place])
     taken: dict[float, float] = {}
     last = -1
     for i in np.lexsort((times, away, place)).tolist():
-        if place[i] != last and away[i] <= max(reach, SAME_TIME) + 1e-9:
+        if place[i] != last and _reaches(away[i], reach):
             taken[float(times[i])] = float(marks[place[i]])
         last = place[i]
-    return [TrackFrame(taken[frame.time], frame.points) for frame in frames if frame.time in taken]
+    return taken
+
+
+def _reaches(away: float, reach: float) -> bool:
+    return away <= max(reach, SAME_TIME) + 1e-9
 
 
 def shown_track_frames(track: Tracks, frame_times: np.ndarray) -> list[TrackFrame]:
     """The frames of a track that the model sees at `frame_times`, seconds [n]."""
     if track.snap > 0:
-        return nearest_track_frames(track.frames, frame_times, track.snap)
+        marks = np.asarray(frame_times, dtype=np.float64)
+        taken = _taken(track.frames, marks, track.snap)
+        return _at(track.frames, taken | _before_the_end(track, marks, taken))
     return seen_track_frames(track.frames, frame_times)
+
+
+def _before_the_end(track: Tracks, marks: np.ndarray, taken: Mapping[float, float]) -> dict[float, float]:
+    """What is taken for the last multiple of 1 / fps seconds that is shown, {tracked time: that mark}, if nothing else
+    is: of the times nearest to the end of the film, which is shown but in no answer at a rate, the first."""
+    task, fps = track.style.track, track.fps
+    if task is None or not task.on_grid or len(marks) < 2:
+        return {}
+    last = float(marks[-2])
+    if _between(last, fps) or not _between(float(marks[-1]), fps) or last in taken.values():
+        return {}
+    later = [frame.time for frame in track.frames if frame.time > (last + marks[-1]) / 2]
+    if not later or not _reaches(min(later) - last, track.snap) or not _all_shown(marks, last, fps):
+        return {}
+    return {min(later): last}
+
+
+def _between(time: float, fps: float) -> bool:
+    """Whether a time is none of the multiples of 1 / fps seconds."""
+    return abs(time * fps - round(time * fps)) / fps > SAME_TIME
+
+
+def _all_shown(marks: np.ndarray, last: float, fps: float) -> bool:
+    """Whether all multiples of 1 / fps seconds up to `last` are among the marks."""
+    count = round(last * fps) + 1
+    wanted = np.arange(count) / fps
+    return count <= len(marks) and bool((np.abs(wanted[:, None] - marks[None]).min(1) <= SAME_TIME).all())
 
 
 def unanswered_frames(track: Tracks, seen: Sequence[TrackFrame]) -> list[TrackFrame]:
@@ -244,7 +285,7 @@ def visible_points(frames: Iterable[TrackFrame]) -> int:
 
 def on_grid(frames: Iterable[TrackFrame], fps: float) -> list[TrackFrame]:
     """The frames at multiples of 1/fps seconds."""
-    return [f for f in frames if abs(f.time * fps - round(f.time * fps)) / fps <= SAME_TIME]
+    return [f for f in frames if not _between(f.time, fps)]
 
 
 def first_and_last(frames: Sequence[TrackFrame]) -> list[TrackFrame]:

@@ -302,6 +302,25 @@ def test_a_track_takes_the_shown_frame_that_it_means():
         track([0.37], film(), snap=0.1)
 
 
+@pytest.mark.parametrize("times, expected", [
+    ([9.2], [9.0]),
+    ([9.25], [9.0]),
+    ([8.4, 9.2], [8.5, 9.0]),
+    ([9.16, 9.24], [9.0]),
+    ([9.1, 9.2], [9.0]),
+    ([0.0, 9.2], [0.0, 9.0]),
+])  # fmt: skip
+def test_a_track_near_the_end_takes_the_last_frame_that_an_answer_can_have(times, expected):
+    """Of 9.28 s, 9.0 and the end are shown last; the end is no multiple of half a second."""
+    placing = Placing(View((), PICTURE, 9.28, 25.0))
+    made = track(times, placing)
+    assert answered(conversation(made, placing)[1]) == expected
+    (begin,) = answered(conversation({**made, "style": "video_single_point_track_per_frame"}, placing)[0])
+    assert begin in expected
+    with pytest.raises(FieldError, match="hold nothing to track"):
+        track([9.26], Placing(View((), PICTURE, 9.28, 25.0)))
+
+
 def test_a_long_film_says_what_a_track_loses():
     """Of 400 s, 128 frames are spread, or shown from the start at a rate."""
     times = [i / 25 for i in range(25 * 400)]

@@ -199,13 +199,20 @@ def shown_track(entry, length, start):
     snap, fps = entry.get("snap", 0.25), entry.get("sampling_fps", 2)
     marks = [*np.arange(0, length, 0.5), length]
     times = sorted({min(max(f["time"] - start, 0), length) for f in entry["points"]})
-    answer = {}
+    taken, answer, mine = {}, {}, {mark: [] for mark in marks}
+    for t in times:
+        mine[min(marks, key=lambda m: (round(abs(t - m), 9), m))].append(t)
     for mark in marks:
-        mine = [t for t in times if min(marks, key=lambda m: (round(abs(t - m), 9), m)) == mark]
-        best = min(mine, key=lambda t: (round(abs(t - mark), 9), t), default=None)
-        on_grid = entry["style"] != PER_FRAME or abs(mark * fps - round(mark * fps)) / fps <= 0.01
-        if best is None or abs(best - mark) > max(snap, 0.01) or not on_grid:
-            continue
+        best = min(mine[mark], key=lambda t: (round(abs(t - mark), 9), t), default=None)
+        if best is not None and abs(best - mark) <= max(snap, 0.01):
+            taken[mark] = best
+    if entry["style"] == PER_FRAME:
+        at_rate = [m for m in marks if abs(m * fps - round(m * fps)) / fps <= 0.01]
+        free = [t for t in mine[marks[-1]] if abs(t - marks[-2]) <= max(snap, 0.01)] if snap else []
+        if marks[-1] not in at_rate and marks[-2] in at_rate and marks[-2] not in taken and free:
+            taken[marks[-2]] = free[0]  # the end is in no answer
+        taken = {mark: best for mark, best in taken.items() if mark in at_rate}
+    for mark, best in taken.items():
         for f in entry["points"]:
             if min(max(f["time"] - start, 0), length) == best:
                 visible = {n: p["point"] for n, p in f["points"].items() if not p.get("occluded")}
