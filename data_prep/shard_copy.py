@@ -116,6 +116,11 @@ def _make_ready(to: Side, head: dict[str, Any], manifest: bytes, overwrite: bool
     before = to.small(MANIFEST)
     if before is None or before == manifest:
         return
+    try:
+        to.manifest()
+    except ShardError as error:
+        if not overwrite:
+            raise UserError(f"{error}; --overwrite replaces what is there") from None
     if not overwrite:
         raise UserError(
             f"{to} is another data set, or {head['name']} as it was before: name another target, or --overwrite"

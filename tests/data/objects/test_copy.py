@@ -148,6 +148,16 @@ def test_shards_of_the_data_set_that_was_replaced_go(folder, tmp_path, options):
     assert (there / "prepared.jsonl.gz").read_bytes() == b"ledger" and (there / "missing.txt").read_bytes() == b"a.png"
 
 
+def test_a_damaged_manifest_at_the_target_is_named(folder, tmp_path, options):
+    copy(folder, tmp_path / "there", options)
+    manifest = tmp_path / "there" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-100])
+    with pytest.raises(UserError, match="manifest.parquet cannot be parsed.*; --overwrite replaces what is there"):
+        copy(folder, tmp_path / "there", options)
+    assert copy(folder, tmp_path / "there", options, overwrite=True).already == 3
+    assert content(tmp_path / "there") == content(folder)
+
+
 def test_targets(tmp_path):
     far = Address("s3://b/all")
     assert target_of(tmp_path, far, [tmp_path]) == {tmp_path: far}
