@@ -22,6 +22,7 @@ from data_prep.look import Look
 from data_prep.media_kinds import NOT_FOUND
 from data_prep.output import SETTINGS, SIDE_FILES, SKIPPED, Output, OwnContent
 from data_prep.record_builder import Built, member_key
+from data_prep.shard_repair import REMOVED
 from data_prep.sources.base import Skip
 from data_prep.taking_out import Remains
 from molmo2_nemo.data.manifest import (
@@ -40,8 +41,9 @@ from molmo2_nemo.files import write_text
 
 PLAN = "plan.json"
 TEMPORARY = frozenset({NOT_FOUND, FAILED})  # a record whose new media are not had stays as it was
-# Items that became records: skipped ones, new ones, records prepared anew; and records that are skipped from then on.
-COUNTS = ("mended", "added", "replaced", "lost")
+# Items that became records: skipped ones, new ones, records prepared anew; records that are skipped from then on; and
+# records that `molmo2 shards repair` had taken out.
+COUNTS = ("mended", "added", "replaced", "lost", "restored")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ class Addition(Output):
         self.anew: set[str] = set()  # member keys of records that are taken out of their shards
         self.counts = dict.fromkeys(COUNTS, 0)
         self._stay: list[str] = []  # keys of records whose new media could not be had
+        self.removed = removed_by_repair(out)
         self.first_shard = 1 + max((_number(shard["name"]) for shard in self.head["shards"]), default=-1)
         self._listed_before = _Listed(out / SKIPPED)
         super().__init__(
@@ -143,7 +146,8 @@ class Addition(Output):
         self.add(key, item, mark)  # may close a shard, whose journal counts what stands before this item
         if record:
             self.anew.add(member_key(key))
-            self.counts["replaced" if isinstance(item, Built) else "lost"] += 1
+            back = "restored" if member_key(key) in self.removed else "replaced"
+            self.counts[back if isinstance(item, Built) else "lost"] += 1
         elif isinstance(item, Built):
             self.counts["added" if before is None else "mended"] += 1
 
@@ -165,6 +169,8 @@ class Addition(Output):
             if self._shard is not None:
                 self._close_shard()
             for line in self._listed_before.rest():
+                if json.loads(line).get("key") in self.anew:
+                    continue  # a record that repair had taken out stands in the new shards
                 self._skips.write(line)
                 self.skipped[str(json.loads(line)["reason"])] += 1
             remains = Remains(self.out, self.work, self.anew)
@@ -288,6 +294,14 @@ def _lines(path: Path) -> Iterator[bytes]:
     if path.is_file():
         with path.open("rb") as file:
             yield from file
+
+
+def removed_by_repair(out: Path) -> set[str]:
+    """Member keys of the records that `molmo2 shards repair` took out of a data set."""
+    if REMOVED not in read_head(out / MANIFEST).get("skipped", {}):
+        return set()
+    lines = map(json.loads, _lines(out / SKIPPED))
+    return {str(line["key"]) for line in lines if line.get("reason") == REMOVED}
 
 
 def _thin(kept: Kept) -> bytes:

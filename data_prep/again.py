@@ -13,7 +13,12 @@ def again_lines(summary: Summary, folder: Path) -> Iterator[str]:
     """Lines; none for a first call."""
     look, counts = summary.look, summary.counts
     if look is None:
-        if summary.already and not (folder / LEDGER).is_file():
+        if summary.already and "parts" in summary.head:
+            yield (
+                f"joined of {summary.head['parts']} parts: nothing is added to it, and its media are not compared; "
+                "prepare the parts again and join them anew"
+            )
+        elif summary.already and not (folder / LEDGER).is_file():
             yield (
                 f"prepared without {LEDGER}, by an older version: taken as it is; --overwrite prepares it anew, "
                 "and later calls then notice changed media and retry missing ones"
@@ -25,6 +30,8 @@ def again_lines(summary: Summary, folder: Path) -> Iterator[str]:
         yield f"{counts.get('mended', 0):,} of {look.skipped:,} skipped samples could be added"
     if counts.get("added"):
         yield f"{counts['added']:,} new records"
+    if counts.get("restored"):
+        yield f"{counts['restored']:,} records that repair had removed prepared anew"
     if look.changed:
         yield f"{look.changed:,} media of records have changed (the first: {look.first_changed}):"
         lost = f", {counts['lost']:,} can no longer be used" if counts.get("lost") else ""

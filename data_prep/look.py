@@ -29,10 +29,11 @@ class Look:
     skipped: int = 0
     due: array[int] = field(default_factory=lambda: array("Q"))  # numbers of items, ascending
     retried: int = 0  # of those, items that were skipped
-    changed: int = 0  # media of records whose content is another
+    changed: int = 0  # media of records whose content is another, each once
     first_changed: str = ""
-    gone: int = 0  # media of records that are no longer there
+    gone: int = 0  # media of records that are no longer there, each once
     first_gone: str = ""
+    named: set[int] = field(default_factory=set)  # hashes of the names of both
 
     def is_due(self, number: int) -> bool:
         """Whether an item is to be prepared anew."""
@@ -90,12 +91,19 @@ def _take(found: Look, line: Line, changed: list[Medium], gone: list[Medium]) ->
             found.due.append(number)
             found.retried += 1
         return
-    found.gone += len(gone)
+    found.gone += _new(found, gone)
     found.first_gone = found.first_gone or (_name(gone[0]) if gone else "")
     if changed:
         found.due.append(number)
-        found.changed += len(changed)
+        found.changed += _new(found, changed)
         found.first_changed = found.first_changed or _name(changed[0])
+
+
+def _new(found: Look, media: list[Medium]) -> int:
+    """How many of these media no record has shown before."""
+    names = {hash(_name(medium)) for medium in media} - found.named
+    found.named |= names
+    return len(names)
 
 
 def _name(medium: Medium) -> str:

@@ -68,6 +68,18 @@ class OwnContent(Protocol):
         """(whether its first rows are those of a ledger, unchanged; in words, how they differ, "" if unknown)."""
 
 
+def _change(name: str, there: Any, now: Any) -> str:
+    """What differs of a setting, in words; of the limits that records were checked for, the first few."""
+    if name != "checked_for":
+        return f"{name}: {there} there, {now} now"
+    said = []
+    for limits in (there, now):
+        pairs = [f"{key}={value}" for key, value in (limits or {}).items()]
+        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+        said.append(f"limits of a run (--for: {', '.join(pairs[:3])}{more})" if pairs else "the default limits")
+    return f"{said[0]} there, {said[1]} now"
+
+
 class NoItems(UserError):
     """The source had nothing for this data set."""
 
@@ -333,7 +345,7 @@ class Output:
         if not isinstance(before, dict):
             raise UserError(f"{where} was not written by molmo2 prepare; choose another --out, or add --overwrite")
         names = sorted(n for n in {*before, *self.settings} if before.get(n) != self.settings.get(n))
-        changes = [f"{n}: {before.get(n)} there, {self.settings.get(n)} now" for n in names]
+        changes = [_change(n, before.get(n), self.settings.get(n)) for n in names]
         table = changed_file(before.get("origin"), self.settings.get("origin")) if names == ["origin"] else ""
         if table:
             first = self.own.compare(where / LEDGER)[1] if self.own is not None else ""

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.addition import Addition, Kept, finish_plan
+from data_prep.addition import Addition, Kept, finish_plan, removed_by_repair
 from data_prep.disk import own_bytes, published_bytes, room_line
 from data_prep.download import Downloader
 from data_prep.giving_up import Patience
@@ -29,7 +29,7 @@ from data_prep.media import Resolver
 from data_prep.output import Output, OwnContent
 from data_prep.own_files import OwnRows, find_rows
 from data_prep.parts import Part, remove_empty
-from data_prep.record_builder import BuildOptions, Built, build_all
+from data_prep.record_builder import BuildOptions, Built, build_all, member_key
 from data_prep.run_limits import changed
 from data_prep.shrink import tile_limits
 from data_prep.sources import own
@@ -304,7 +304,7 @@ class _Work:
         if not ledger.is_file():
             return Summary(head, already=True)
         seen = look(ledger, self.resolver)
-        if not grown and not seen.due:
+        if not grown and not seen.due and not removed_by_repair(self.out):
             return Summary(head, already=True, look=seen)
         with Addition(self.out, look=seen, **self.output_options(own)) as output:
             with self._writing(output):
@@ -313,7 +313,7 @@ class _Work:
             return Summary(head, not any(output.counts.values()), seen, output.counts)
 
     def _add(self, output: Addition, ledger: Path, seen: Look) -> None:
-        before = _beside(self.items(), read_lines(ledger), seen, self.out)
+        before = _beside(self.items(), read_lines(ledger), seen, output.removed, self.out)
         for item, line, due in islice(before, output.resume_at):
             output.passed(item.key, line, due)
         waiting: deque[tuple[Line | None, str]] = deque()
@@ -349,9 +349,12 @@ class _Work:
 
 
 def _beside(
-    items: Iterable[Item], lines: Iterator[Line], seen: Look, out: Path
+    items: Iterable[Item], lines: Iterator[Line], seen: Look, removed: set[str], out: Path
 ) -> Iterator[tuple[Item, Line | None, bool]]:
     """(item, its line of the ledger, None if it is new, whether it is to be prepared anew) for each item.
+
+    Args:
+        removed: member keys of records that `molmo2 shards repair` took out.
 
     Raises:
         UserError: the source has other rows than when the ledger was written.
@@ -363,7 +366,8 @@ def _beside(
                 f"the source's rows have changed since {out} was prepared: there, {item.key!r} is the first that "
                 "differs; replace it with --overwrite"
             )
-        yield item, line, seen.is_due(number)
+        gone = line is not None and not line.reason and member_key(item.key) in removed
+        yield item, line, gone or seen.is_due(number)
     if next(lines, None) is not None:
         raise UserError(f"the source has fewer rows than when {out} was prepared; replace it with --overwrite")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_prep.ledger import LEDGER, MISSING, MISSING_URLS
+from data_prep.output import SKIPPED
 from molmo2_nemo.data.config import StoreConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError, file_sha256, read_head
 from molmo2_nemo.data.objects.address import Address
@@ -20,7 +23,8 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import atomic, write_json
 
 PLACE = Path | Address
-BESIDE = ("skipped.jsonl",)  # of a data set, copied where it is there
+BESIDE = (SKIPPED, LEDGER, MISSING, MISSING_URLS)  # of a data set, copied where they are there
+NUMBERED = re.compile(r"(.+)-\d{6,}(?:-r\d+)?\.tar")
 READ_ONLY = ("http", "https")
 SENT = "sent"  # folder of the cache with what was sent where
 
@@ -31,6 +35,7 @@ class Copied(NamedTuple):
     files: int  # shards that were copied now
     bytes: int
     already: int  # shards that were there, with the SHA-256 of the manifest
+    removed: int = 0  # shards of the data set that was replaced
 
 
 @dataclass
@@ -92,7 +97,18 @@ def copy(
         if (data := at.small(name)) is not None:
             to.write(name, data)
     to.write(MANIFEST, manifest)
-    return Copied(done, size, already)
+    return Copied(done, size, already, _clear(to, head) if overwrite else 0)
+
+
+def _clear(to: Side, head: dict[str, Any]) -> int:
+    """Remove shards under this data set's names that its manifest does not list: those of one that was replaced."""
+    listed = {shard["name"] for shard in head["shards"]}
+    stems = {found[1] for name in listed if (found := NUMBERED.fullmatch(name))}
+    old = [name for name in to.listing() if (found := NUMBERED.fullmatch(name)) and found[1] in stems - {""}]
+    old = sorted(set(old) - listed - set(head.get("unused", ())))
+    for name in old:
+        to.remove(name)
+    return len(old)
 
 
 def _make_ready(to: Side, head: dict[str, Any], manifest: bytes, overwrite: bool) -> None:
@@ -100,6 +116,11 @@ def _make_ready(to: Side, head: dict[str, Any], manifest: bytes, overwrite: bool
     before = to.small(MANIFEST)
     if before is None or before == manifest:
         return
+    try:
+        to.manifest()
+    except ShardError as error:
+        if not overwrite:
+            raise UserError(f"{error}; --overwrite replaces what is there") from None
     if not overwrite:
         raise UserError(
             f"{to} is another data set, or {head['name']} as it was before: name another target, or --overwrite"

@@ -365,7 +365,7 @@ def _options(args: argparse.Namespace, name: str, out: Path, config: Any) -> Any
 def _report(summary: Any, folder: Path) -> None:
     from data_prep.again import again_lines
     from data_prep.download import FAILED
-    from data_prep.ledger import MISSING, MISSING_URLS
+    from data_prep.ledger import LEDGER, MISSING, MISSING_URLS
     from data_prep.media_kinds import NOT_FOUND
     from data_prep.noticed import note_lines
 
@@ -393,7 +393,7 @@ def _report(summary: Any, folder: Path) -> None:
     if failed := head["skipped"].get(FAILED):
         listed = f", listed in {folder / MISSING_URLS}" if (folder / MISSING_URLS).is_file() else ""
         print(f"  {failed:,} with downloads that failed{listed}")
-    if absent or failed:
+    if (absent or failed) and (folder / LEDGER).is_file():
         print("  the same command adds what has come since")
 
 

@@ -103,6 +103,7 @@ def _copy(args: argparse.Namespace) -> int:
         with CopyProgress(Console(stderr=True, highlight=False)) as progress:
             found = copy(at, to, store, overwrite=args.overwrite, watch=progress.watch)
         there = f", {found.already} were there already" if found.already else ""
+        there += f", {found.removed} of the data set that was replaced removed" if found.removed else ""
         print(f"{to}: {found.files} shards copied, {found.bytes / 1e6:,.1f} MB{there}; checksums are the manifest's")
     return 0
 

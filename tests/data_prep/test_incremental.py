@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_prep.addition import Addition
 from data_prep.ledger import LEDGER, MISSING, read_lines
+from data_prep.shard_repair import repair
 from data_prep.shard_tools import check, index
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
@@ -378,3 +379,63 @@ def test_pictures_that_several_records_share_outlive_a_change_of_one_of_them(tmp
     dataset = ShardDataset(out)
     for i, n in enumerate([4, 5, 6, 7, 100, 8, 101, 102, 103]):
         assert parse_record(*dataset.read(i)).images == [png(n), png(9)]
+
+
+def test_one_picture_of_several_records_is_one_medium(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.png").write_bytes(png(1))
+    rows = [{**line(1), "question": f"question {n}?"} for n in range(3)]
+    raw = tmp_path / "own.jsonl"
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert prepare(raw) == 0
+    (tmp_path / "pictures" / "1.png").write_bytes(png(2))
+    assert prepare(raw) == 0
+    said = capsys.readouterr().out
+    assert "1 media of records have changed (the first: pictures/1.png):" in said and "3 records prepared anew" in said
+    (tmp_path / "pictures" / "1.png").unlink()
+    assert prepare(raw) == 0
+    assert "1 media are gone (the first: pictures/1.png)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_repair_removed_comes_back(raw, tmp_path, capsys, changed):
+    """A bit of a record flips in its tar, its picture is as it was, or another now."""
+    out = tmp_path / "out" / "own"
+    assert prepare(raw) == 0
+    before = numbers(out)
+    tar = sorted(out.glob("*.tar"))[0]
+    content = bytearray(tar.read_bytes())
+    content[content.index(png(1)) + 60] ^= 1
+    tar.write_bytes(content)
+    assert [problem.key for problem in repair(out)] == ["00000002"]
+    assert {entry["reason"] for entry in skipped(out)} >= {"removed by repair"}
+    if changed:
+        (tmp_path / "pictures" / "1.png").write_bytes(png(20))
+    capsys.readouterr()
+    assert prepare(raw) == 0
+    said = capsys.readouterr().out
+    assert "1 records that repair had removed prepared anew" in said and "7 of 10 records" in said
+    assert sorted(numbers(out)) == before and pictures(out)["1"] == png(20 if changed else 1) and check(out) == []
+    assert "removed by repair" not in read_head(out / MANIFEST)["skipped"]
+    assert [entry["key"] for entry in skipped(out)] == ["00000004", "00000006", "00000008"]
+    assert prepare(raw) == 0
+    assert "nothing has changed" in capsys.readouterr().out
+
+
+def test_a_joined_set_says_that_nothing_is_added_to_it(raw, tmp_path, capsys):
+    for number in (1, 2):
+        assert prepare(raw, "--part", f"{number}/2") == 0
+    assert main(["shards", "join", str(tmp_path / "out" / "own")]) == 0
+    (tmp_path / "pictures" / "3.png").write_bytes(png(3))
+    capsys.readouterr()
+    assert prepare(raw) == 0
+    said = capsys.readouterr().out
+    assert "is there already" in said and "joined of 2 parts: nothing is added to it" in said
+    assert "older version" not in said and "the same command adds" not in said
+
+
+def test_other_limits_are_told_in_words(raw, capsys):
+    assert prepare(raw) == 0
+    assert prepare(raw, "--for", "recipe=tiny", "stage=sft") == 2
+    said = capsys.readouterr().err
+    assert "the default limits there, limits of a run (--for: " in said and "more) now" in said and "{" not in said

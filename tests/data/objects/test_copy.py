@@ -60,17 +60,17 @@ def test_to_a_store_and_back_byte_for_byte(folder, tmp_path, options, monkeypatc
         far, steps = Address("s3://bucket/all/mine"), []
         found = copy(folder, far, options, watch=Watch(step=steps.append))
         size = sum(path.stat().st_size for path in folder.glob("*.tar"))
-        assert found == (3, size, 0) and sum(steps) == size
+        assert found == (3, size, 0, 0) and sum(steps) == size
         assert stored("s3://bucket/all/mine") == content(folder)
         asked = traffic.counts["requests"]
-        assert copy(folder, far, options) == (0, 0, 3)
+        assert copy(folder, far, options) == (0, 0, 3, 0)
         assert traffic.counts["requests"] == asked + 1  # the manifest; what was sent is noted, and not read again
         shutil.rmtree(options.cache)
-        assert copy(folder, far, options) == (0, 0, 3)  # without the note it is read, and is right
+        assert copy(folder, far, options) == (0, 0, 3, 0)  # without the note it is read, and is right
         assert sets_at(Address("s3://bucket/all"), options) == [far]
-        assert copy(far, tmp_path / "back", options) == (3, size, 0)
+        assert copy(far, tmp_path / "back", options) == (3, size, 0, 0)
         assert content(tmp_path / "back") == content(folder)
-        assert copy(far, Address("s3://bucket/second"), options) == (3, size, 0)
+        assert copy(far, Address("s3://bucket/second"), options) == (3, size, 0, 0)
         assert stored("s3://bucket/second") == content(folder)
 
 
@@ -128,6 +128,34 @@ def test_another_data_set_is_not_replaced_unasked(folder, tmp_path, options):
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(ShardError, match="is not the shard of the manifest"):
         copy(folder, tmp_path / "third", options)
+
+
+def test_shards_of_the_data_set_that_was_replaced_go(folder, tmp_path, options):
+    """As after a repair: a shard has another name. What another name has stays, and so does all without overwrite."""
+    there = tmp_path / "there"
+    copy(folder, there, options)
+    for name in ("other-000000.tar", "mine-notes.tar", "prepared.jsonl.gz"):
+        (there / name).write_bytes(b"x")
+    write_shards(tmp_path / "again", records(text="b"), name="mine", records_per_shard=3)
+    (tmp_path / "again" / "prepared.jsonl.gz").write_bytes(b"ledger")
+    (tmp_path / "again" / "missing.txt").write_bytes(b"a.png")
+    (there / "mine-000007-r1.tar").write_bytes(b"left over")
+    found = copy(tmp_path / "again", there, options, overwrite=True)
+    assert found.removed == 1 and sorted(path.name for path in there.iterdir()) == sorted(
+        ["mine-notes.tar", "missing.txt", "other-000000.tar", "prepared.jsonl.gz", "skipped.jsonl", MANIFEST]
+        + [f"mine-{n:06d}.tar" for n in range(3)]
+    )
+    assert (there / "prepared.jsonl.gz").read_bytes() == b"ledger" and (there / "missing.txt").read_bytes() == b"a.png"
+
+
+def test_a_damaged_manifest_at_the_target_is_named(folder, tmp_path, options):
+    copy(folder, tmp_path / "there", options)
+    manifest = tmp_path / "there" / MANIFEST
+    manifest.write_bytes(manifest.read_bytes()[:-100])
+    with pytest.raises(UserError, match="manifest.parquet cannot be parsed.*; --overwrite replaces what is there"):
+        copy(folder, tmp_path / "there", options)
+    assert copy(folder, tmp_path / "there", options, overwrite=True).already == 3
+    assert content(tmp_path / "there") == content(folder)
 
 
 def test_targets(tmp_path):
