@@ -265,14 +265,14 @@ def check_usable(
     elif asked is Asked.NAMES:
         check_names(record.key, data)
     config = config or DataConfig()
-    lost = check_record(record, view, config)
+    met = check_record(record, view, config)
     if asked is Asked.MEANT:
         try:
             check_places(data, view, record.clip, film, config.video, lost=lost)
         except FieldError as error:
             raise BadRecord(record.key, "bad annotation", str(error), error.fault) from None
     check_fits(record, view, config)
-    return noticed(record, data, view, lost, config)
+    return noticed(record, data, view, met, config)
 
 
 def media_notes(entry: Entry, images: Sequence[StillImage], video: Video | None) -> Iterator[str]:

@@ -165,7 +165,11 @@ def test_a_time_in_the_lost_part_of_a_film_names_the_cut(half, name):
 def test_stored_records_name_the_cut_too(half):
     lost = {"caption": None, "annotations": [{**POINT, "timestamps": [7.5]}]}
     prepare(
-        half, {**lost, "video": "whole.mkv"}, {**IN_THE_LOST_PART["clip"], "video": "whole.mkv"}, {"video": "half.mkv"}
+        half,
+        {**lost, "video": "whole.mkv"},
+        {**IN_THE_LOST_PART["clip"], "video": "whole.mkv"},
+        {"video": "half.mkv"},
+        {"clip": [1.0, 8.0], "video": "whole.mkv"},
     )
     found = {}
     for key, members in _members(half / "out" / "my").items():
@@ -173,7 +177,7 @@ def test_stored_records_name_the_cut_too(half):
         with pytest.raises(BadRecord) if key != "k2" else nullcontext() as caught:
             look(key, {**members, "mkv": (half / "half.mkv").read_bytes()}, terms)
         found[key] = key == "k2" or "header states 8.0" in str(caught.value)
-    assert found == {"k0": True, "k1": True, "k2": True}
+    assert found == {"k0": True, "k1": True, "k2": True, "k3": True}
 
 
 def _members(folder):
