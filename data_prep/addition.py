@@ -41,9 +41,13 @@ from molmo2_nemo.files import write_text
 
 PLAN = "plan.json"
 TEMPORARY = frozenset({NOT_FOUND, FAILED})  # a record whose new media are not had stays as it was
+# Media that cannot be read now, of a record that had readable ones: it stays, as where they are gone
+UNREADABLE = frozenset(
+    {"image cannot be decoded", "video cannot be decoded", "video cannot be re-encoded", "subtitles cannot be read"}
+)
 # Items that became records: skipped ones, new ones, records prepared anew; records that are skipped from then on; and
-# records that `molmo2 shards repair` had taken out.
-COUNTS = ("mended", "added", "replaced", "lost", "restored")
+# records that `molmo2 shards repair` had taken out; records that stay, as their new media cannot be read.
+COUNTS = ("mended", "added", "replaced", "lost", "restored", "unread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +141,9 @@ class Addition(Output):
             before: what it was; None: it is new.
         """
         record = before is not None and not before.reason
-        if before is not None and record and isinstance(item, Skip) and item.reason in TEMPORARY:
+        if before is not None and record and isinstance(item, Skip) and item.reason in TEMPORARY | UNREADABLE:
             self._stay.append(key)
+            self.counts["unread"] += item.reason in UNREADABLE
             self.keep(Kept(key, before))
             return
         if before is not None and not record:

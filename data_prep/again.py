@@ -36,6 +36,8 @@ def again_lines(summary: Summary, folder: Path) -> Iterator[str]:
         yield f"{look.changed:,} media of records have changed (the first: {look.first_changed}):"
         lost = f", {counts['lost']:,} can no longer be used" if counts.get("lost") else ""
         yield f"  {counts.get('replaced', 0):,} records prepared anew{lost}"
+        if counts.get("unread"):
+            yield f"  {counts['unread']:,} records stay as they were: their media cannot be read now"
     if look.gone:
         yield f"{look.gone:,} media are gone (the first: {look.first_gone}); their records stay as they are"
     if not summary.already:

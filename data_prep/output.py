@@ -70,6 +70,17 @@ class OwnContent(Protocol):
 
 def _change(name: str, there: Any, now: Any) -> str:
     """What differs of a setting, in words; of the limits that records were checked for, the first few."""
+    if (
+        name == "origin"
+        and isinstance(there, dict)
+        and isinstance(now, dict)
+        and there.get("notes")
+        and now.get("notes")
+    ):
+        before, after = (str(origin["notes"]).partition(" with SHA-256 ")[0] for origin in (there, now))
+        more = "only lines added at the end of one text file are taken up"
+        if before != after:
+            return f"its files: {before} there, {after} now; {more}"
     if name != "checked_for":
         return f"{name}: {there} there, {now} now"
     said = []

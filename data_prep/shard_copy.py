@@ -83,7 +83,7 @@ def copy(
     at, to = _side(source, options), _side(target, options)
     head, manifest = at.manifest()
     _make_ready(to, head, manifest, overwrite)
-    there = to.listing()
+    there, here = to.listing(), at.listing()
     watch.begin(head["name"], sum(shard["bytes"] for shard in head["shards"]))
     done = size = already = 0
     for shard in head["shards"]:
@@ -91,6 +91,7 @@ def copy(
             already += 1
             watch.step(shard["bytes"])
             continue
+        _whole(at, shard, here.get(shard["name"]))
         to.bring(at, shard, watch.step)
         done, size = done + 1, size + shard["bytes"]
     for name in BESIDE:
@@ -98,6 +99,15 @@ def copy(
             to.write(name, data)
     to.write(MANIFEST, manifest)
     return Copied(done, size, already, _clear(to, head) if overwrite else 0)
+
+
+def _whole(at: Side, shard: dict[str, Any], found: StoredFile | None) -> None:
+    """Raises ShardError where a shard of the source has another size than its manifest says."""
+    if found is not None and found.size is not None and found.size != shard["bytes"]:
+        raise ShardError(
+            f"shard {shard['name']} of {at} has {found.size} bytes, the manifest says {shard['bytes']}: it is cut off "
+            "or another one. Copy or write it again"
+        )
 
 
 def _clear(to: Side, head: dict[str, Any]) -> int:

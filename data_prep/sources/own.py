@@ -57,6 +57,7 @@ KNOWN = {
 NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"}
 SUBTITLE_FIELDS = ("start", "end", "text")
 SAME_ID = "an id that comes twice, told apart by the line's number"
+BOXES = ("box", "boxes", "bbox", "bboxes")
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; molmo2_nemo/data/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
 
@@ -146,6 +147,10 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
             fields = ", ".join(f'"{field}": ...' for field in dict.fromkeys(("style", name)))
             fault = Fault(name, show(entry[name]), f'"annotations": [{{{fields}}}]')
             raise FieldError(fault, f"is a field of an annotation: write {fault.expected}")
+        if name in BOXES:
+            expected = "a field that --map names: boxes: FIELD, and box_format: xywh, xyxy or cxcywh"
+            fault = Fault(name, show(entry[name]), expected)
+            raise FieldError(fault, f"is read through a map only: {expected} (docs/own_files.md)")
         if name not in KNOWN:
             raise FieldError.unknown(name, KNOWN, entry[name])
     key = entry.get("key", key)

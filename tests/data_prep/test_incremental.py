@@ -135,12 +135,17 @@ def test_a_changed_picture_is_prepared_anew(raw, tmp_path, capsys):
     after = content(out)
     assert [n for n in before if n.endswith(".tar") and n not in after] == ["own-000000.tar"]
     assert "own-000000-r1.tar" in after and after["own-000001.tar"] == before["own-000001.tar"] and check(out) == []
-    (place / "1.png").write_bytes(b"no picture any more")
-    assert prepare(raw) == 0
+
+
+def test_a_picture_that_is_too_large_now_takes_its_record_along(raw, tmp_path, capsys):
+    out, place, limit = tmp_path / "out" / "own", tmp_path / "pictures", ("--max-media-mb", "1")
+    assert prepare(raw, *limit) == 0
+    (place / "1.png").write_bytes(png(1, side=700))
+    assert prepare(raw, *limit) == 0
     assert "0 records prepared anew, 1 can no longer be used" in capsys.readouterr().out
     assert numbers(out) == [0, 2, 4, 6, 8, 9] and [e["key"] for e in skipped(out)][0] == "00000002"
     (place / "1.png").write_bytes(png(1))
-    assert prepare(raw) == 0 and numbers(out) == [0, 2, 4, 6, 8, 9, 1] and pictures(out)["1"] == png(1)
+    assert prepare(raw, *limit) == 0 and numbers(out) == [0, 2, 4, 6, 8, 9, 1] and pictures(out)["1"] == png(1)
     assert check(out) == []
 
 
@@ -157,10 +162,10 @@ def test_changed_so_that_nothing_would_be_left(tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "0.png").write_bytes(png(0))
     path, out = write(tmp_path / "own.jsonl", [0]), tmp_path / "out" / "own"
-    assert prepare(path) == 0
+    assert prepare(path, "--max-media-mb", "1") == 0
     before = content(out)
-    (tmp_path / "pictures" / "0.png").write_bytes(b"no picture")
-    assert prepare(path) == 2
+    (tmp_path / "pictures" / "0.png").write_bytes(png(0, side=700))
+    assert prepare(path, "--max-media-mb", "1") == 2
     assert "none would be left; nothing was changed" in capsys.readouterr().err
     assert content(out) == before
 
@@ -439,3 +444,31 @@ def test_other_limits_are_told_in_words(raw, capsys):
     assert prepare(raw, "--for", "recipe=tiny", "stage=sft") == 2
     said = capsys.readouterr().err
     assert "the default limits there, limits of a run (--for: " in said and "more) now" in said and "{" not in said
+
+
+def test_a_picture_that_cannot_be_read_any_more_leaves_its_record(raw, tmp_path, capsys):
+    out = tmp_path / "out" / "own"
+    assert prepare(raw) == 0
+    before = pictures(out)
+    (tmp_path / "pictures" / "1.png").write_bytes(b"")
+    assert prepare(raw) == 0
+    said = capsys.readouterr().out
+    assert "0 records prepared anew" in said and "1 records stay as they were: their media cannot be read now" in said
+    assert pictures(out) == before and check(out) == []
+    (tmp_path / "pictures" / "1.png").write_bytes(png(20))
+    assert prepare(raw) == 0
+    assert "1 records prepared anew" in capsys.readouterr().out and pictures(out)["1"] == png(20)
+
+
+def test_a_file_that_comes_beside_others_is_named(tmp_path, capsys, monkeypatch):
+    from tests.data_prep.test_own_tars import tar
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tars").mkdir()
+    picture = {"jpg": png(1), "txt": b"a picture"}
+    tar(tmp_path / "tars" / "00000.tar", picture)
+    call = ["prepare", "tars", "--out", "out", "--workers", "0"]
+    assert main(call) == 0
+    tar(tmp_path / "tars" / "00001.tar", picture)
+    assert main(call) == 2
+    assert "its files: 00000.tar there, 2 files of tars now; only lines added at the end" in capsys.readouterr().err

@@ -59,6 +59,7 @@ SLIPS = [
     ({"question": "<|vision_start|>q", "answer": "a"}, "question", "without <|vision_start|>"),
     ({"question": "q", "answer": "a\0b"}, "answer", "holds a NUL"),
     ({"images": ["horse.jpg"], "caption": "x"}, "images", "stands beside image"),
+    ({"boxes": [[1, 2, 3, 4]], "caption": "x"}, "boxes", "is read through a map only"),
     ({"caption": "x", "variant_weights": [1, 2]}, "variant_weights", "there are none"),
     ({"variants": [[POINTS], [POINTS]], "variant_weights": [1e308, 1e308]}, "variant_weights", "a finite sum"),
     ({"annotations": [{"style": "pointing", "label": "eye"}]}, "annotations[0].points", "[] where there is none"),

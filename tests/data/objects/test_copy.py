@@ -158,6 +158,13 @@ def test_a_damaged_manifest_at_the_target_is_named(folder, tmp_path, options):
     assert content(tmp_path / "there") == content(folder)
 
 
+def test_a_shard_of_another_size_is_named_at_once(folder, tmp_path, options):
+    shard = folder / "mine-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(ShardError, match="000001.tar of .* has 9728 bytes, the manifest says 10240: it is cut off"):
+        copy(folder, tmp_path / "there", options)
+
+
 def test_targets(tmp_path):
     far = Address("s3://b/all")
     assert target_of(tmp_path, far, [tmp_path]) == {tmp_path: far}
