@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from textwrap import shorten
 from typing import Any
 
 from data_prep.bringing.fetch import BROUGHT, Job, Result
@@ -63,5 +64,5 @@ class Show:
         """A file is at its place, or has failed."""
         with self._lock:
             size = f", {result.size / 1e9:,.2f} GB" if result.state == BROUGHT else ""
-            why = f": {result.detail[:200]}" if result.detail else ""
+            why = f": {shorten(result.detail, 300, placeholder=' ...')}" if result.detail else ""
             self._console.print(f"{result.name}: {result.state}{size}{why}", soft_wrap=True)

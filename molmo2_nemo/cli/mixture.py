@@ -4,8 +4,8 @@ Shares inside a group follow from the numbers of records. Where a set without sh
 shares of its group's members are shown as "?"; the group's own share is always known. With data.missing=skip the table
 shows the run that leaves missing sets out.
 
-Epochs are passes over a set in the whole run: examples drawn of it over its records. Sets of which only a part is there
-are named below the table, in red where few records stand in for many."""
+Epochs are passes over a set in the whole run: examples drawn of it over its records. A second table has them, and how
+much of each set is there; where few records stand in for many, a warning in red says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from molmo2_nemo.errors import UserError
 if TYPE_CHECKING:
     from molmo2_nemo.data.coverage import Coverage
 
-SHOWN = 10  # data sets named below the table
 EXAMPLES = """\
 examples:
   molmo2 mixture recipe=8b stage=sft
@@ -58,8 +57,8 @@ def render(data: Any, packs: int = 0) -> list[Any]:
     rows = mixture_table(data.sources, data.groups, data.missing)
     shares = group_shares(data.sources, data.groups, data.missing)
     table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("data set", overflow="fold", max_width=38)
-    for name in ("records", "rate", "share", "epochs", "loss", "hires"):
+    table.add_column("data set", overflow="fold", max_width=45)
+    for name in ("records", "rate", "share", "loss", "hires"):
         table.add_column(name, justify="right", no_wrap=True)
     present = {row.name: Present.of(row.name, data.sources[row.name]) for row in rows if not row.missing}
     each = per_pack(rows, present, data)
@@ -71,8 +70,7 @@ def render(data: Any, packs: int = 0) -> list[Any]:
             rate = "" if group == NO_GROUP else f"{data.groups.get(group, 0):g}"
             table.add_row(title, "", rate, f"{shares.get(group, 0):.3%}", style="bold")
         for row in members:
-            cells = _cells(row, data.sources[row.name], " " if grouped else "", _epochs(row, packs * each))
-            table.add_row(*cells, style=_style(row))
+            table.add_row(*_cells(row, data.sources[row.name], " " if grouped else ""), style=_style(row))
     absent = [row.name for row in rows if row.missing and data.sources[row.name].rate > 0]
     notes = ["rate: of a member, the factor on its size. ~: a size set in place of the records."] if grouped else []
     if any(source.weight is not None or source.p_high_res is not None for source in data.sources.values()):
@@ -82,7 +80,8 @@ def render(data: Any, packs: int = 0) -> list[Any]:
         notes.append(f"{len(absent)} of {len(rows)} data sets have no shards (records: -): {cure}")
     if packs and present:
         notes.append(f"epochs: {packs:,} packs of about {each:.1f} examples, by share, over the records.")
-    return [table, *(Text(note) for note in notes), *_parts(present, data)]
+    found = [_found(rows, present, packs * each)] if present else []
+    return [table, *(Text(note) for note in notes), *found, *_warnings(present, data)]
 
 
 @dataclass(frozen=True)
@@ -119,22 +118,35 @@ def _epochs(row: Any, draws: float) -> str:
     return "<0.1" if epochs < 0.1 else f"{epochs:,.1f}" if epochs < 100 else f"{epochs:,.0f}"
 
 
-def _parts(present: dict[str, Present], data: Any) -> list[Any]:
-    """Remarks on data sets of which only a part is there."""
+def _found(rows: list[Any], present: dict[str, Present], draws: float) -> Any:
+    """A table of the data sets that are there: how often the run passes over them, how much of each is there."""
+    from rich.table import Table
+
+    from molmo2_nemo.data.coverage import percent
+
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("of those there", overflow="fold", max_width=45)
+    for name in ("epochs", "share there", "of"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        if row.name in present:
+            cover = present[row.name].cover
+            there = "a part" if cover.limited and cover.share is None else ""
+            there = there if cover.share is None else percent(cover.share)
+            table.add_row(row.name, _epochs(row, draws), there, "" if cover.whole is None else f"{cover.whole:,}")
+    return table
+
+
+def _warnings(present: dict[str, Present], data: Any) -> list[Any]:
     from rich.text import Text
 
     from molmo2_nemo.data.coverage import standing_in
 
-    parts = {name: one.cover for name, one in present.items() if one.cover.words() and one.cover.share != 1}
-    thin = {name: standing_in(name, one.cover, data.sources[name]) for name, one in present.items()}
-    lines = [Text(f"{name}: {cover.words()}") for name, cover in parts.items() if not thin[name]]
-    shown = [Text("Of these a part is there:"), *lines[:SHOWN]] if lines else []
-    if len(lines) > SHOWN:
-        shown.append(Text(f"and {len(lines) - SHOWN} more"))
-    return [*shown, *(Text(f"warning: {words}", style="bold red") for words in thin.values() if words)]
+    thin = (standing_in(name, one.cover, data.sources[name]) for name, one in present.items())
+    return [Text(f"warning: {words}", style="bold red") for words in thin if words]
 
 
-def _cells(row: Any, source: Any, indent: str, epochs: str) -> tuple[str, ...]:
+def _cells(row: Any, source: Any, indent: str) -> tuple[str, ...]:
     records = "-" if row.records is None else f"{row.records:,}"
     if source.size_factor is not None and source.size_factor >= 1 and source.group is not None:
         records = f"~{source.size_factor:,.0f}"
@@ -144,7 +156,6 @@ def _cells(row: Any, source: Any, indent: str, epochs: str) -> tuple[str, ...]:
         records,
         f"{source.rate:g}",
         share,
-        epochs,
         "" if source.weight is None else f"{source.weight:g}",
         "" if source.p_high_res is None else f"{source.p_high_res:g}",
     )

@@ -98,9 +98,10 @@ def test_said_by_prepare_mixture_and_training(place, capsys):
     assert main(["mixture", *words, "stage.global_batch_size=2", "data.packing.max_crops=20"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert warning in lines and max(map(len, lines)) <= 80
-    (row,) = [line for line in lines if line.startswith(" doc_qa ")]
+    (row,) = [line for line in lines if line.startswith("doc_qa ")]
     (note,) = [line for line in lines if line.startswith("epochs: 20 packs of about ")]
-    each, epochs = float(note.split()[5]), float(row.split()[4])
+    each, epochs = float(note.split()[5]), float(row.split()[1])
+    assert row.split()[2:] == ["<1", "%", "39,463"]
     assert math.isclose(epochs, 20 * each / 2, rel_tol=0.06)
     config = DataConfig(sources={"doc_qa": SourceConfig(path="s/doc_qa")})
     said = PackStream(config, micro_batch_size=1, dp_rank=0, dp_size=1).warnings()
