@@ -124,6 +124,8 @@ def test_the_walk_of_the_page(workers, tmp_path, monkeypatch):
     assert main([*call, "--workers", "0", "--source", str(demo.MEDIA)]) == 0
     cfg = compose(train[1:])
     cfg.output_dir = str(tmp_path / "runs")
+    for source in (*cfg.data.sources.values(), *cfg.validation.sources.values()):
+        source.path = str(tmp_path / source.path)  # the processes that train have another working folder
     workers.run(train_on_packs, cfg, demo_packs(8), fit=True)
     lines = [json.loads(line) for line in (tmp_path / "runs" / "sft" / "validation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4] and all(line["losses"]["trip"] > 0 for line in lines)

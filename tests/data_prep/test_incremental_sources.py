@@ -128,6 +128,10 @@ def test_another_folder_with_the_same_media_changes_nothing(raw, tmp_path):
     assert summary.already and summary.look.media == 6 and not summary.look.gone and content(out) == before
 
 
+def made_of(summary):
+    return {name: count for name, count in summary.counts.items() if count}
+
+
 def test_rows_of_a_published_set_that_changed_are_refused_and_new_ones_taken(raw, tmp_path):
     out = tmp_path / "out" / "mine"
     made = source(lambda n: {"images": [File(f"{n}.png")]})
@@ -146,7 +150,7 @@ def test_rows_of_a_published_set_that_changed_are_refused_and_new_ones_taken(raw
     rows(raw / "rows.jsonl", 7)
     (raw / "6.png").write_bytes(png(6))
     summary = prepare(made, out, options(raw))
-    assert summary.counts == {"mended": 1, "added": 1, "replaced": 0, "lost": 0} and numbers(out) == list(range(7))
+    assert made_of(summary) == {"mended": 1, "added": 1} and numbers(out) == list(range(7))
 
 
 def test_several_processes_add_the_same_bytes(tmp_path):
@@ -170,7 +174,7 @@ def test_several_processes_add_the_same_bytes(tmp_path):
     written(60)
     for workers, out in zip((0, 2), outs, strict=True):
         summary = prepare_own(path, out, Options(records_per_shard=8, cache=tmp_path / "cache", workers=workers))
-        assert summary.counts == {"mended": 3, "added": 9, "replaced": 1, "lost": 0}
+        assert made_of(summary) == {"mended": 3, "added": 9, "replaced": 1}
     assert content(outs[0]) == content(outs[1])
     assert sorted(numbers(outs[0])) == [n for n in range(60) if n % 7 or n in (0, 14, 21)]
     assert [line.reason for line in read_lines(outs[0] / LEDGER)].count("media not found") == 6
