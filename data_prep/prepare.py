@@ -310,7 +310,8 @@ class _Work:
             with self._writing(output):
                 self._add(output, ledger, seen)
             head = output.finish(_head(self.source, self.tables.revisions, self.drawn_from), self.source.counts_as)
-            return Summary(head, not any(output.counts.values()), seen, output.counts)
+            moved = any(count for name, count in output.counts.items() if name != "unread")
+            return Summary(head, not moved, seen, output.counts)
 
     def _add(self, output: Addition, ledger: Path, seen: Look) -> None:
         before = _beside(self.items(), read_lines(ledger), seen, output.removed, self.out)

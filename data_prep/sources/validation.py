@@ -35,7 +35,8 @@ def _table(path: str) -> Change:
     def change(origin: Origin) -> Origin:
         assert isinstance(origin, Manual) and len(origin.tables) == 1
         (table,) = origin.tables
-        return replace(origin, tables=(replace(table, path=path, repo="", url=""),))
+        fetch = f"{origin.fetch}; of the validation split, {path}"
+        return replace(origin, fetch=fetch, tables=(replace(table, path=path, repo="", url=""),))
 
     return change
 

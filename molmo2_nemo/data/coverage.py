@@ -84,8 +84,10 @@ def coverage(name: str, head: Mapping[str, Any]) -> Coverage:
     """What a data set's manifest, and what was published under its name, say of how much of it is there."""
     records, skipped = int(head["records"]), head.get("skipped", {})
     absent = sum(int(skipped.get(reason, 0)) for reason in ABSENT)
-    limited = bool((head.get("settings") or {}).get("limit"))
-    published = PUBLISHED.get(name) if head.get("kind") != OWN else None
+    settings = head.get("settings") or {}
+    limited = 0 < int(settings.get("limit") or 0) <= records + sum(map(int, skipped.values()))
+    training = settings.get("split", "train") == "train"  # the sizes below are of training splits
+    published = PUBLISHED.get(name) if head.get("kind") != OWN and training else None
     if published is not None and published.records > records + absent:
         return Coverage(records, published.records, published.source, limited)
     if absent and not limited:

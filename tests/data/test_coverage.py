@@ -33,6 +33,8 @@ def head(records, skipped=None, **more):
         ),
         ("mine", head(61, {"bad line": 5}), ""),
         ("mine", head(61, {"media not found": 30}, settings={"limit": 61}), "a part of it (--limit)"),
+        ("mine", head(27, {"held out for validation": 3}, settings={"limit": 100}), ""),
+        ("doc_qa", head(4, settings={"split": "validation"}), ""),
     ],
 )
 def test_words(name, given, words):

@@ -160,6 +160,10 @@ def test_a_published_set_from_files(tmp_path, monkeypatch, capsys):
     Image.new("RGB", (8, 8)).save(tmp_path / "raw" / "documents" / "1.png")
     (tmp_path / "raw" / "val_v1.0_withQT.json").write_text(json.dumps({"data": [row]}))
     call = ["prepare", "doc_qa", "--source", "raw", "--out", "o", "--workers", "0"]
+    (tmp_path / "raw" / "val_v1.0_withQT.json").rename(tmp_path / "away")
+    assert main([*call, "--split", "validation"]) == 2
+    assert "of the validation split, val_v1.0_withQT.json" in capsys.readouterr().err
+    (tmp_path / "away").rename(tmp_path / "raw" / "val_v1.0_withQT.json")
     assert main([*call, "--split", "validation"]) == 0
     assert keys("doc_qa-validation") == {"1"} and not (tmp_path / "o" / "doc_qa").exists()
     assert main(call) == 2 and "train_v1.0_withQT.json" in capsys.readouterr().err

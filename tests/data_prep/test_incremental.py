@@ -454,6 +454,7 @@ def test_a_picture_that_cannot_be_read_any_more_leaves_its_record(raw, tmp_path,
     assert prepare(raw) == 0
     said = capsys.readouterr().out
     assert "0 records prepared anew" in said and "1 records stay as they were: their media cannot be read now" in said
+    assert "is there already" in said and "fingerprint" not in said
     assert pictures(out) == before and check(out) == []
     (tmp_path / "pictures" / "1.png").write_bytes(png(20))
     assert prepare(raw) == 0
