@@ -15,8 +15,10 @@ import signal
 import socket
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[2]
 SECONDS = 240  # a job that takes longer is taken for a hang
 
 
@@ -100,6 +102,7 @@ def _fork_warm(pipes: list[Any]) -> None:
     from molmo2_nemo.nemo.train import start_nemo
     from molmo2_nemo.processes import quiet
 
+    os.chdir(ROOT)  # a test that starts the pool may be in a folder that goes with it
     quiet()
     cpu.enable(threads=1)
     start_nemo()
