@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 from data_prep.bringing.catalogue import load
 from data_prep.media import Resolver
-from data_prep.sources.base import Context, Cut, File, FirstOf, Inline, Media, Row, Sample, Source
+from data_prep.own_files import OwnRows
+from data_prep.sources.base import Context, File, Inline, Media, Sample, Source, Stored
+from data_prep.sources.references import parts
 
 SAMPLED = 200  # samples whose media are measured
 TEXT = 2048  # bytes of a record beside its media: JSON and tar headers
@@ -25,14 +26,17 @@ def room_line(wanted: float, basis: str, out: Path) -> str:
     return f"about {wanted / 1e9:,.1f} GB ({basis}); {free / 1e9:,.1f} GB are free in {there}: {short}"
 
 
-def own_bytes(source: Source, rows: Iterable[Row], resolver: Resolver) -> tuple[float, str]:
-    """Bytes of a user's own data, from the media of its first samples; and what that is from. A medium that several of
-    these show counts once."""
-    left, seen = iter(rows), set[Media]()
-    first = list(islice(left, SAMPLED))
+def own_bytes(source: Source, found: OwnRows, resolver: Resolver) -> tuple[float, str]:
+    """Bytes of a user's own data, and what that is from: the media of its first samples, of which those that several
+    show count once; where the files hold the media themselves, these files."""
+    rows, seen = iter(found.rows()), set[Media]()
+    first = list(islice(rows, SAMPLED))
     samples = [item for item in source.records(first, Context(source.name)) if isinstance(item, Sample)]
+    if any(isinstance(one, (Inline, Stored)) for sample in samples for one in sample.media):
+        size = sum(path.stat().st_size for path in found.files)
+        return size * len(samples) / len(first), "the size of its files"
     size = sum(TEXT + _bytes(sample, resolver, seen) for sample in samples)
-    count = len(first) + sum(1 for _ in left)
+    count = len(first) + sum(1 for _ in rows)
     return size * count / max(len(first), 1), f"by the first {len(first):,} of {count:,} records"
 
 
@@ -44,17 +48,12 @@ def published_bytes(name: str) -> tuple[float, str]:
 
 
 def _bytes(sample: Sample, resolver: Resolver, seen: set[Media]) -> int:
-    media = {*sample.images, *([sample.video] if sample.video is not None else [])} - seen
+    media = set(sample.media) - seen
     seen |= media
     return sum(_size(one, resolver) for one in media)
 
 
 def _size(medium: Media, resolver: Resolver) -> int:
-    if isinstance(medium, Cut):
-        return _size(medium.video, resolver)
-    if isinstance(medium, FirstOf):
-        return next(filter(None, (_size(one, resolver) for one in medium.media)), 0)
-    if isinstance(medium, Inline):
-        return len(medium.data)
-    path = resolver.local(medium) if isinstance(medium, File) else None
-    return path.stat().st_size if path is not None else 0
+    """Of the first of its files that is there."""
+    files = (resolver.local(part) for part, _ in parts(medium) if isinstance(part, File))
+    return next((path.stat().st_size for path in files if path is not None), 0)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from molmo2_nemo.data.coverage import FAILED as FAILED  # the one reason that is temporary; all others are permanent
 from molmo2_nemo.errors import DataError, UserError
 
 CHUNK = 1 << 18
@@ -33,7 +34,6 @@ BACKOFF = 1.0  # seconds before the second try; doubled each time, with up to ha
 LONGEST_WAIT = 60.0  # seconds between tries; a server that asks for more is not asked again in this call
 TIMEOUT = (10.0, 60.0)  # seconds to connect, and between two pieces
 GONE = frozenset({400, 401, 403, 404, 405, 406, 410, 414, 415, 451})  # status codes for which a retry is pointless
-FAILED = "download failed"  # the one reason that is temporary; all others are permanent
 AGENT = "molmo2_nemo data_prep"
 
 

@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from data_prep.sources.base import Context, Cut, File, FirstOf, Inline, Row, Sample, Skip, Source, Stored, Url
+from data_prep.sources.base import Context, File, Inline, Media, Row, Sample, Skip, Source, Stored, Url
+from data_prep.sources.references import parts
 from molmo2_nemo.errors import UserError
 
 VALIDATION = "-validation"  # at the end of a held-out data set's name
@@ -62,11 +62,8 @@ class HeldOut:
         """The samples of this side. What is skipped, and samples with media of both sides, are reported by the side
         that is not held out."""
         for item in items:
-            sides = {self.held} if isinstance(item, Skip) else {self._holds(mark) for mark in marks(item)}
-            if isinstance(item, Skip):
-                if not self.held:
-                    yield item
-            elif sides == {self.held}:
+            sides = {False} if isinstance(item, Skip) else {self._holds(mark) for mark in marks(item)}
+            if sides == {self.held}:
                 yield item
             elif len(sides) > 1 and not self.held:
                 yield Skip(item.key, BOTH_SIDES, "left out of both data sets", place=item.place)
@@ -82,13 +79,11 @@ def validation_folder(out: Path) -> Path:
 
 def marks(sample: Sample) -> list[str]:
     """What a sample shows: a mark for each image or film, or one of its texts."""
-    media = [*sample.images, *([sample.video] if sample.video is not None else [])]
-    return [_mark(one) for one in media] or [f"text {[list(tree) for tree in sample.trees()]!r}"]
+    return [_mark(one) for one in sample.media] or [f"text {[list(tree) for tree in sample.trees()]!r}"]
 
 
-def _mark(medium: Any) -> str:
-    while isinstance(medium, (FirstOf, Cut)):
-        medium = medium.media[0] if isinstance(medium, FirstOf) else medium.video
+def _mark(medium: Media) -> str:
+    medium, _ = next(parts(medium))
     if isinstance(medium, File):
         return f"file {PurePosixPath(medium.paths[0])}"
     if isinstance(medium, Url):

@@ -22,20 +22,16 @@ from typing import Any
 from data_prep.download import FAILED
 from data_prep.media import Resolver, secure
 from data_prep.sources.base import (
-    ArchiveMember,
-    Cut,
     File,
-    FilmFrames,
-    FirstOf,
     Frames,
     HubFile,
-    Lettered,
     Match,
     Media,
     Sample,
     Skip,
     Url,
 )
+from data_prep.sources.references import parts
 from molmo2_nemo.files import atomic
 
 LEDGER = "prepared.jsonl.gz"
@@ -60,6 +56,11 @@ class Medium:
     @property
     def there(self) -> bool:
         return self.size >= 0
+
+    @property
+    def shown(self) -> str:
+        """Its name, for messages and lists."""
+        return self.names[0].removeprefix(FRAMES).removeprefix(MATCH)
 
     def json(self) -> list[Any]:
         return [self.names[0], self.size, self.mtime, self.digest] if self.there else [list(self.names)]
@@ -139,30 +140,15 @@ def read_lines(path: Path) -> Iterator[Line]:
 def media_of(sample: Sample, resolver: Resolver) -> tuple[Medium, ...]:
     """The state of everything that a sample takes from --source. To be called before the sample's record is made: what
     changes in between is then seen as changed later."""
-    media = [*sample.images, *([sample.video] if sample.video is not None else ())]
-    media += [sample.subtitles] if isinstance(sample.subtitles, File) else []
+    media = [*sample.media, *([sample.subtitles] if isinstance(sample.subtitles, File) else [])]
     return tuple(dict.fromkeys(medium for one in media for medium in _states(one, resolver)))
 
 
 def not_fetched(sample: Sample, resolver: Resolver) -> tuple[Medium, ...]:
     """The addresses that a sample needs and that are not in the cache."""
-    media = [*sample.images, *([sample.video] if sample.video is not None else ())]
-    media += [sample.subtitles] if isinstance(sample.subtitles, Url) else []
+    media = [*sample.media, *([sample.subtitles] if isinstance(sample.subtitles, Url) else [])]
     urls = [part.url for one in media for part, _ in parts(one) if isinstance(part, Url)]
     return tuple(Medium((url,)) for url in urls if not resolver.downloader.place(secure(url)).exists())
-
-
-def parts(media: Media) -> Iterator[tuple[Media, bool]]:
-    """(file that a medium is made from, whether as an archive that may not have it) of all alternatives, in order."""
-    if isinstance(media, FirstOf):
-        for one in media.media:
-            yield from parts(one)
-    elif isinstance(media, (Cut, FilmFrames, Lettered)):
-        yield from parts(media.image if isinstance(media, Lettered) else media.video)
-    elif isinstance(media, ArchiveMember):
-        yield from ((part, True) for part, _ in parts(media.archive))
-    else:
-        yield media, False
 
 
 def _states(media: Media, resolver: Resolver) -> Iterator[Medium]:
@@ -275,8 +261,7 @@ def _and(first: str, rest: Iterable[str]) -> Iterator[str]:
 
 
 def _missing_path(line: Line, medium: Medium) -> str:
-    name = medium.names[0].removeprefix(FRAMES).removeprefix(MATCH)
-    return "" if medium.there or _missing_url(line, medium) else name
+    return "" if medium.there or _missing_url(line, medium) else medium.shown
 
 
 def _missing_url(line: Line, medium: Medium) -> str:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from data_prep.download import FAILED
-from data_prep.ledger import FRAMES, MATCH, Line, Medium, read_lines, state_of
+from data_prep.ledger import Line, Medium, read_lines, state_of
 from data_prep.media import Resolver
 from data_prep.media_kinds import NOT_FOUND
 
@@ -22,7 +22,7 @@ BLOCK_LINES = 256
 
 @dataclass
 class Look:
-    """What is to be prepared anew. Memory: 8 bytes for each such item."""
+    """What is to be prepared anew. Memory: 8 bytes for each such item, and a number for each medium that differs."""
 
     items: int = 0  # in the ledger
     media: int = 0  # that were looked at
@@ -92,19 +92,15 @@ def _take(found: Look, line: Line, changed: list[Medium], gone: list[Medium]) ->
             found.retried += 1
         return
     found.gone += _new(found, gone)
-    found.first_gone = found.first_gone or (_name(gone[0]) if gone else "")
+    found.first_gone = found.first_gone or (gone[0].shown if gone else "")
     if changed:
         found.due.append(number)
         found.changed += _new(found, changed)
-        found.first_changed = found.first_changed or _name(changed[0])
+        found.first_changed = found.first_changed or changed[0].shown
 
 
 def _new(found: Look, media: list[Medium]) -> int:
     """How many of these media no record has shown before."""
-    names = {hash(_name(medium)) for medium in media} - found.named
+    names = {hash(medium.shown) for medium in media} - found.named
     found.named |= names
     return len(names)
-
-
-def _name(medium: Medium) -> str:
-    return medium.names[0].removeprefix(FRAMES).removeprefix(MATCH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from molmo2_nemo.data.coverage import NOT_FOUND as NOT_FOUND
 from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.errors import DataError
 
@@ -25,7 +26,6 @@ class MediaError(DataError):
         return Fault(field, self.detail[:200] or self.reason, EXPECTED.get(self.reason, "a file that can be fetched"))
 
 
-NOT_FOUND = "media not found"
 ENDS_EARLY = "films that end before the length that their header states: cut off? download them again"
 EXPECTED = {
     NOT_FOUND: "a file that is there",

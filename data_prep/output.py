@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from data_prep.ledger import LEDGER, MISSING, MISSING_URLS, Line, Writer, write_missing
+from data_prep.media import Resolver
 from data_prep.noticed import Notes
+from data_prep.other_settings import change, changed_file, file_notes
 from data_prep.record_builder import Built
 from data_prep.sources.base import Skip
 from molmo2_nemo.data.config import LimitsConfig
@@ -46,49 +48,14 @@ SIDE_FILES = (SKIPPED, LEDGER, MISSING, MISSING_URLS)
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def changed_file(before: Any, now: Any) -> str:
-    """The name of a user's own file that is the same but for its content; "" where something else differs."""
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return ""
-    (name, content), (now_name, now_content) = (_file_notes(origin) for origin in (before, now))
-    same = {**before, "notes": ""} == {**now, "notes": ""} and name == now_name
-    return name if same and content != now_content else ""
-
-
-def _file_notes(origin: Any) -> tuple[str, str]:
-    """(name, the rest) of what a manifest says of a user's own file."""
-    name, _, rest = str(origin.get("notes", "")).partition(" with SHA-256 ")
-    return name, rest
-
-
 class OwnContent(Protocol):
     """What is known of a user's own file."""
 
     def compare(self, ledger: Path) -> tuple[bool, str]:
         """(whether its first rows are those of a ledger, unchanged; in words, how they differ, "" if unknown)."""
 
-
-def _change(name: str, there: Any, now: Any) -> str:
-    """What differs of a setting, in words; of the limits that records were checked for, the first few."""
-    if (
-        name == "origin"
-        and isinstance(there, dict)
-        and isinstance(now, dict)
-        and there.get("notes")
-        and now.get("notes")
-    ):
-        before, after = (str(origin["notes"]).partition(" with SHA-256 ")[0] for origin in (there, now))
-        more = "only lines added at the end of one text file are taken up"
-        if before != after:
-            return f"its files: {before} there, {after} now; {more}"
-    if name != "checked_for":
-        return f"{name}: {there} there, {now} now"
-    said = []
-    for limits in (there, now):
-        pairs = [f"{key}={value}" for key, value in (limits or {}).items()]
-        more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-        said.append(f"limits of a run (--for: {', '.join(pairs[:3])}{more})" if pairs else "the default limits")
-    return f"{said[0]} there, {said[1]} now"
+    def bytes(self, resolver: Resolver) -> tuple[float, str]:
+        """(bytes that it will take, about; in words, what that is from)."""
 
 
 class NoItems(UserError):
@@ -300,7 +267,7 @@ class Output:
         then, now = before.get("origin"), self.settings.get("origin")
         if {**before, "origin": None} != {**self.settings, "origin": None} or not changed_file(then, now):
             return False
-        columns = (_file_notes(origin)[1].partition(";")[2] for origin in (then, now))
+        columns = (file_notes(origin)[1].partition(";")[2] for origin in (then, now))
         return len(set(columns)) == 1 and self.own.compare(folder / LEDGER)[0]
 
     def _open(self, overwrite: bool) -> None:
@@ -356,7 +323,7 @@ class Output:
         if not isinstance(before, dict):
             raise UserError(f"{where} was not written by molmo2 prepare; choose another --out, or add --overwrite")
         names = sorted(n for n in {*before, *self.settings} if before.get(n) != self.settings.get(n))
-        changes = [_change(n, before.get(n), self.settings.get(n)) for n in names]
+        changes = [change(n, before.get(n), self.settings.get(n)) for n in names]
         table = changed_file(before.get("origin"), self.settings.get("origin")) if names == ["origin"] else ""
         if table:
             first = self.own.compare(where / LEDGER)[1] if self.own is not None else ""

@@ -153,7 +153,7 @@ def prepare(
     finish_plan(out)
     with Output(out, **work.output_options(own), overwrite=options.overwrite) as output:
         if output.done is None:
-            return Summary(work.fill(output))
+            return Summary(work.fill(output, own))
         grown, head = output.grown, output.done
     return work.again(head, grown, own)
 
@@ -212,6 +212,9 @@ class _Own:
                 return False, f": line {item.place.line} is the first that differs (lines may be added at its end)"
         return True, ""
 
+    def bytes(self, resolver: Resolver) -> tuple[float, str]:
+        return own_bytes(self.source, self.found, resolver)
+
 
 class _Work:
     """What it takes to prepare one source."""
@@ -266,10 +269,10 @@ class _Work:
         items = _limited(convert(source, self.counter, ctx), self.options.limit)
         return items if self.options.part is None else self.options.part.select(items)
 
-    def fill(self, output: Output) -> dict[str, Any]:
+    def fill(self, output: Output, own: OwnContent | None) -> dict[str, Any]:
         """Write a new data set; returns its head."""
         if not output.resume_at:
-            self._say_room()
+            self._say_room(own)
         items = self.items()
         with self._writing(output):
             for item in islice(items, output.resume_at):
@@ -288,13 +291,10 @@ class _Work:
             output.hint = start.hint() if not output.records else ""
         return output.finish(_head(self.source, self.tables.revisions, self.drawn_from), self.source.counts_as)
 
-    def _say_room(self) -> None:
-        if self.rows is not None and self.options.part is None and not self.options.limit:
-            wanted, basis = own_bytes(self.source, self.rows(), self.resolver)
-        elif self.rows is None and not self.options.limit:
-            wanted, basis = published_bytes(self.source.name)
-        else:
+    def _say_room(self, own: OwnContent | None) -> None:
+        if self.options.limit or (own is None and self.rows is not None):
             return
+        wanted, basis = published_bytes(self.source.name) if own is None else own.bytes(self.resolver)
         if words := room_line(wanted, basis, self.out.parent):
             self.progress.room(words)
 

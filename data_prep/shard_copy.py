@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from data_prep.ledger import LEDGER, MISSING, MISSING_URLS
 from data_prep.output import SKIPPED
@@ -19,6 +19,7 @@ from molmo2_nemo.data.objects.address import Address
 from molmo2_nemo.data.objects.cache import SpanCache
 from molmo2_nemo.data.objects.files import RemoteFiles
 from molmo2_nemo.data.objects.store import CHUNK, ObjectStore, StoredFile
+from molmo2_nemo.data.shard_files import other_size
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import atomic, write_json
 
@@ -91,7 +92,9 @@ def copy(
             already += 1
             watch.step(shard["bytes"])
             continue
-        _whole(at, shard, here.get(shard["name"]))
+        found = here.get(shard["name"])
+        if found is not None and found.size not in (None, shard["bytes"]):
+            raise ShardError(other_size(f"{at}/{shard['name']}", shard, found.size))
         to.bring(at, shard, watch.step)
         done, size = done + 1, size + shard["bytes"]
     for name in BESIDE:
@@ -101,24 +104,20 @@ def copy(
     return Copied(done, size, already, _clear(to, head) if overwrite else 0)
 
 
-def _whole(at: Side, shard: dict[str, Any], found: StoredFile | None) -> None:
-    """Raises ShardError where a shard of the source has another size than its manifest says."""
-    if found is not None and found.size is not None and found.size != shard["bytes"]:
-        raise ShardError(
-            f"shard {shard['name']} of {at} has {found.size} bytes, the manifest says {shard['bytes']}: it is cut off "
-            "or another one. Copy or write it again"
-        )
-
-
 def _clear(to: Side, head: dict[str, Any]) -> int:
     """Remove shards under this data set's names that its manifest does not list: those of one that was replaced."""
-    listed = {shard["name"] for shard in head["shards"]}
-    stems = {found[1] for name in listed if (found := NUMBERED.fullmatch(name))}
-    old = [name for name in to.listing() if (found := NUMBERED.fullmatch(name)) and found[1] in stems - {""}]
-    old = sorted(set(old) - listed - set(head.get("unused", ())))
+    listed = {shard["name"] for shard in head["shards"]} | set(head.get("unused", ()))
+    stems = {_stem(shard["name"]) for shard in head["shards"]} - {None}
+    old = sorted(name for name in to.listing() if name not in listed and _stem(name) in stems)
     for name in old:
         to.remove(name)
     return len(old)
+
+
+def _stem(name: str) -> str | None:
+    """What stands before the number in a shard's name; None where there is none."""
+    found = NUMBERED.fullmatch(name)
+    return None if found is None else found[1]
 
 
 def _make_ready(to: Side, head: dict[str, Any], manifest: bytes, overwrite: bool) -> None:
@@ -126,51 +125,46 @@ def _make_ready(to: Side, head: dict[str, Any], manifest: bytes, overwrite: bool
     before = to.small(MANIFEST)
     if before is None or before == manifest:
         return
-    try:
-        to.manifest()
-    except ShardError as error:
-        if not overwrite:
-            raise UserError(f"{error}; --overwrite replaces what is there") from None
     if not overwrite:
+        try:
+            to.manifest()
+        except ShardError as error:
+            raise UserError(f"{error}; --overwrite replaces what is there") from None
         raise UserError(
             f"{to} is another data set, or {head['name']} as it was before: name another target, or --overwrite"
         )
     to.remove(MANIFEST)
 
 
-class Side:
+class Side(Protocol):
     """A data set's files at one end of a copy."""
 
     def manifest(self) -> tuple[dict[str, Any], bytes]:
         """The checked head, and the whole manifest."""
-        raise NotImplementedError
 
     def listing(self) -> dict[str, StoredFile]:
-        raise NotImplementedError
+        """The files there."""
 
     def small(self, name: str) -> bytes | None:
         """The bytes of a small file; None where it is not there."""
-        raise NotImplementedError
 
     def write(self, name: str, data: bytes) -> None:
-        raise NotImplementedError
+        """Write a small file, whole or not at all."""
 
     def remove(self, name: str) -> None:
-        raise NotImplementedError
+        """Remove a file."""
 
     def has(self, shard: dict[str, Any], found: StoredFile | None) -> bool:
         """Whether the shard is there, with the bytes of the manifest."""
-        raise NotImplementedError
 
     def here(self, shard: dict[str, Any], step: Callable[[int], None]) -> tuple[Path, bool]:
         """A checked file of this machine with the shard, and whether it is a copy to be removed after use."""
-        raise NotImplementedError
 
     def bring(self, source: Side, shard: dict[str, Any], step: Callable[[int], None]) -> None:
-        raise NotImplementedError
+        """Copy a shard from the other end, checked."""
 
 
-class FolderSide(Side):
+class FolderSide:
     """A folder."""
 
     def __init__(self, folder: Path):
@@ -217,7 +211,7 @@ class FolderSide(Side):
         os.replace(part, path)
 
 
-class StoreSide(Side):
+class StoreSide:
     """A folder at an object store. What was sent is noted in the cache, so that a second call needs not read it."""
 
     def __init__(self, folder: Address, options: StoreConfig):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -11,17 +11,13 @@ from data_prep.download import Downloader
 from data_prep.media import Resolver
 from data_prep.sources.base import (
     Context,
-    Cut,
     File,
-    FilmFrames,
-    FirstOf,
     Frames,
-    Lettered,
-    Media,
     Sample,
     Source,
     convert,
 )
+from data_prep.sources.references import parts
 from data_prep.tables import Tables
 
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
@@ -75,19 +71,11 @@ def coverage(source: Source, folders: tuple[Path, ...], cache: Path, downloader:
 
 def _local(sample: Sample) -> Iterator[tuple[File | Frames, ...]]:
     """The media of a sample that must be below --source; each as its alternatives."""
-    for media in (*sample.images, *([sample.video] if sample.video is not None else ())):
-        parts = list(_parts(media))
-        local = tuple(part for part in parts if isinstance(part, (File, Frames)))
-        if local and len(local) == len(parts):  # else `prepare` fetches it where it is not there
+    for media in sample.media:
+        found = list(parts(media))
+        local = tuple(part for part, archive in found if not archive and isinstance(part, (File, Frames)))
+        if local and len(local) == len(found):  # else `prepare` fetches it where it is not there
             yield local
-
-
-def _parts(media: Media) -> Iterable[Media]:
-    if isinstance(media, FirstOf):
-        return [part for one in media.media for part in _parts(one)]
-    if isinstance(media, (Cut, FilmFrames)):
-        return _parts(media.video)
-    return _parts(media.image) if isinstance(media, Lettered) else [media]
 
 
 def youtube_id(media: File | Frames) -> str:

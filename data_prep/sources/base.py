@@ -151,6 +151,11 @@ class Sample:
     place: Place | None = None  # in a user's own file
     notes: tuple[str, ...] = ()  # what was converted; the summary counts records per text
 
+    @property
+    def media(self) -> tuple[Media, ...]:
+        """All it shows."""
+        return (*self.images, *((self.video,) if self.video is not None else ()))
+
     def trees(self) -> Sequence[Sequence[AnnotationJson]]:
         """Every list of annotations that training may draw."""
         return self.variants or (self.annotations,)

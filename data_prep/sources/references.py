@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -214,3 +215,16 @@ def column_media(value: Any) -> Media:
     if isinstance(value, str) and value:
         return Url(value) if value.startswith(("https://", "http://")) else File(value)
     raise DataError(f"no image: {str(value)[:60]}")
+
+
+def parts(media: Media) -> Iterator[tuple[Media, bool]]:
+    """(file that a medium is made from, whether as an archive that may not have it) of all alternatives, in order."""
+    if isinstance(media, FirstOf):
+        for one in media.media:
+            yield from parts(one)
+    elif isinstance(media, (Cut, FilmFrames, Lettered)):
+        yield from parts(media.image if isinstance(media, Lettered) else media.video)
+    elif isinstance(media, ArchiveMember):
+        yield from ((part, True) for part, _ in parts(media.archive))
+    else:
+        yield media, False

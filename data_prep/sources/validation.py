@@ -9,24 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from data_prep.sources.base import Hub, Manual, Origin
 
 Change = Callable[[Origin], Origin]
 
 
-def _split(name: str) -> Change:
+def _hub(**fields: Any) -> Change:
     def change(origin: Origin) -> Origin:
         assert isinstance(origin, Hub)
-        return replace(origin, split=name)
-
-    return change
-
-
-def _config(name: str) -> Change:
-    def change(origin: Origin) -> Origin:
-        assert isinstance(origin, Hub)
-        return replace(origin, configs=(name,))
+        return replace(origin, **fields)
 
     return change
 
@@ -43,16 +36,16 @@ def _table(path: str) -> Change:
 
 # In the released code: olmo/data/academic_image_datasets.py, academic_multi_image_datasets.py, pixmo_datasets.py
 VALIDATION_ORIGINS: dict[str, Change] = {
-    "pixmo_count_train": _split("validation"),
-    "pixmo_multi_image_qa_multi_only_max5": _split("validation"),
-    "pixmo_multi_points": _split("validation"),
-    "coco_2014_vqa_multi": _config("validation"),
-    "text_vqa": _config("validation"),
-    "okvqa": _config("validation"),
-    "a_okvqa_mc": _config("validation"),
-    "a_okvqa_da": _config("validation"),
-    "chart_qa_weighted": _split("val"),
-    "science_qa_img": _split("validation"),
+    "pixmo_count_train": _hub(split="validation"),
+    "pixmo_multi_image_qa_multi_only_max5": _hub(split="validation"),
+    "pixmo_multi_points": _hub(split="validation"),
+    "coco_2014_vqa_multi": _hub(configs=("validation",)),
+    "text_vqa": _hub(configs=("validation",)),
+    "okvqa": _hub(configs=("validation",)),
+    "a_okvqa_mc": _hub(configs=("validation",)),
+    "a_okvqa_da": _hub(configs=("validation",)),
+    "chart_qa_weighted": _hub(split="val"),
+    "science_qa_img": _hub(split="validation"),
     "doc_qa": _table("val_v1.0_withQT.json"),
     "info_qa": _table("infographicsVQA_val_v1.0_withQT.json"),
     "dv_qa": _table("val_easy_qa.json"),

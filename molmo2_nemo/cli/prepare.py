@@ -151,14 +151,14 @@ def _prepare(args: argparse.Namespace) -> int:
     failed: list[str] = []
     wanted, config = _named(_wanted(args.what), args.name), run_settings(args)
     given = _map(args.map, wanted)
-    _check_split(args, wanted)
+    share = _held_share(args, wanted)
     for what in wanted:
         name = what.name
         options = _options(args, name, out, config)
         try:
             if isinstance(what, OwnFile):
                 found = _found(what.path, given)
-                for side in _sides(options, args.hold_out):
+                for side in _sides(options, share):
                     with RichProgress(console) as progress:
                         summary = _own_side(work, what.path, out / name, side, progress, found)
                     if summary is not None:
@@ -180,8 +180,14 @@ def _prepare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_split(args: argparse.Namespace, wanted: list[Any]) -> None:
-    """Raises UserError where --split or --hold-out is not for what is named."""
+def _held_share(args: argparse.Namespace, wanted: list[Any]) -> float | None:
+    """The share of --hold-out.
+
+    Raises:
+        UserError: it is none, or --split or --hold-out is not for what is named.
+    """
+    from data_prep.held_out import HeldOut
+
     own = [what.name for what in wanted if isinstance(what, OwnFile)]
     if args.split == "validation" and own:
         raise UserError(
@@ -190,15 +196,16 @@ def _check_split(args: argparse.Namespace, wanted: list[Any]) -> None:
     if args.hold_out is not None and len(own) < len(wanted):
         published = next(what.name for what in wanted if not isinstance(what, OwnFile))
         raise UserError(f"--hold-out is of your own data; of {published} take its own: --split validation")
+    return None if args.hold_out is None else HeldOut.parse(args.hold_out)
 
 
-def _sides(options: Any, share: str | None) -> list[Any]:
+def _sides(options: Any, share: float | None) -> list[Any]:
     """The options of each data set that one's own file becomes: all of it, or two sides."""
     from data_prep.held_out import HeldOut
 
     if share is None:
         return [options]
-    return [replace(options, held_out=HeldOut(HeldOut.parse(share), held)) for held in (False, True)]
+    return [replace(options, held_out=HeldOut(share, held)) for held in (False, True)]
 
 
 def _own_side(work: Any, path: Path, out: Path, options: Any, progress: Any, found: Any) -> Any:

@@ -16,7 +16,7 @@ from molmo2_nemo.data.config import DataConfig, SourceConfig
 
 OWN = "own data"  # the kind of a user's own data in a manifest's head
 THIN = 0.1  # of a data set: fewer of its records stand in for it, and a warning says so
-ABSENT = ("media not found", "download failed")  # why `prepare` skipped records that it may make another time
+NOT_FOUND, FAILED = "media not found", "download failed"  # why `prepare` skipped records that it may make another time
 EXAMPLES_PER_PACK = 3.8  # of stage 2 as published: 16,348 tokens a pack (arXiv 2601.10611)
 
 
@@ -83,7 +83,7 @@ def percent(share: float) -> str:
 def coverage(name: str, head: Mapping[str, Any]) -> Coverage:
     """What a data set's manifest, and what was published under its name, say of how much of it is there."""
     records, skipped = int(head["records"]), head.get("skipped", {})
-    absent = sum(int(skipped.get(reason, 0)) for reason in ABSENT)
+    absent = sum(int(skipped.get(reason, 0)) for reason in (NOT_FOUND, FAILED))
     settings = head.get("settings") or {}
     limited = 0 < int(settings.get("limit") or 0) <= records + sum(map(int, skipped.values()))
     training = settings.get("split", "train") == "train"  # the sizes below are of training splits

@@ -8,9 +8,8 @@ import pytest
 from data_prep.shard_copy import Watch, copy, sets_at, target_of
 from data_prep.shard_remote import check_at
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.data.config import DataConfig, StoreConfig
+from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError
-from molmo2_nemo.data.objects import files as remote
 from molmo2_nemo.data.objects import store as requests_module
 from molmo2_nemo.data.objects import traffic
 from molmo2_nemo.data.objects.address import Address
@@ -24,18 +23,6 @@ def records(count=7, text="a"):
     for i in range(count):
         data = {"annotations": [{"style": "long_caption", "text": f"{text} {i}"}]}
         yield f"r/{i:03d}", {"json": json.dumps(data).encode()}
-
-
-@pytest.fixture(autouse=True)
-def options(tmp_path, monkeypatch):
-    monkeypatch.setattr(requests_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote, "_listed", {})
-    monkeypatch.setattr(remote, "_silent", {})
-    before, made = remote.options_in_use(), StoreConfig(cache=str(tmp_path / "cache"), retries=2, timeout=5.0)
-    traffic.take()
-    remote.use(made)
-    yield made
-    remote.use(before)
 
 
 @pytest.fixture
@@ -161,7 +148,7 @@ def test_a_damaged_manifest_at_the_target_is_named(folder, tmp_path, options):
 def test_a_shard_of_another_size_is_named_at_once(folder, tmp_path, options):
     shard = folder / "mine-000001.tar"
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(ShardError, match="000001.tar of .* has 9728 bytes, the manifest says 10240: it is cut off"):
+    with pytest.raises(ShardError, match="000001.tar is cut off: it has 9728 bytes, the manifest says 10240"):
         copy(folder, tmp_path / "there", options)
 
 

@@ -43,17 +43,9 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-@pytest.fixture(autouse=True)
-def options(tmp_path, monkeypatch):
-    """Every test has a cache of its own, and does not wait long between two tries."""
-    monkeypatch.setattr(requests_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote, "_listed", {})
-    monkeypatch.setattr(remote, "_silent", {})
-    before, made = remote.options_in_use(), StoreConfig(cache=str(tmp_path / "cache"), retries=4, timeout=5.0)
-    traffic.take()
-    remote.use(made)
-    yield made
-    remote.use(before)
+@pytest.fixture
+def retries():
+    return 4
 
 
 @pytest.fixture
