@@ -1,5 +1,6 @@
 """The room that a data set takes, said before it is prepared."""
 
+import io
 import json
 import shutil
 
@@ -56,3 +57,26 @@ def test_own_data_by_their_first_records(free, tmp_path, monkeypatch, capsys):
     )
     free(10**12)
     assert main(["prepare", "own.jsonl", "--out", "p", "--workers", "0"]) == 0 and len(said) == 1
+
+
+def test_files_that_hold_their_media_are_not_read_through(free, tmp_path, monkeypatch, capsys):
+    """A tar's records are as large as the tar, whatever its first ones are."""
+    import webdataset
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(disk, "SAMPLED", 2)
+    with webdataset.TarWriter(str(tmp_path / "own.tar")) as tar:
+        for n in range(5):
+            tar.write({"__key__": f"{n}", "png": noise(20 * (n + 1)), "txt": "a picture"})
+    size = (tmp_path / "own.tar").stat().st_size
+    said = []
+    monkeypatch.setattr(RichProgress, "room", lambda self, words: said.append(words))
+    free(int(1.5 * size))
+    assert main(["prepare", "own.tar", "--out", "o", "--workers", "0"]) == 0
+    assert said[0].startswith(f"about {size / 1e9:.1f} GB (the size of its files)")
+
+
+def noise(side):
+    file = io.BytesIO()
+    Image.effect_noise((side, side), 90).save(file, "PNG")
+    return file.getvalue()
