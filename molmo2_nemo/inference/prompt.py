@@ -19,7 +19,9 @@ class Prompt:
     question: str
     images: Sequence[bytes] = ()  # encoded files
     video: bytes | None = None  # an encoded file; not beside images
-    style: str | None = "user_qa"  # what kind of answer, as in training annotations; None: the question is read as it is
+    style: str | None = (
+        "user_qa"  # what kind of answer, as in training annotations; None: the question is read as it is
+    )
     subtitles: Sequence[tuple[float, float, str]] = ()  # start and end in seconds of the film, text
     clip: tuple[float, float] | None = None  # seconds of the film: the part that is shown
     options: Sequence[str] = ()  # of a multiple-choice question
