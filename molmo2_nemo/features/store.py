@@ -5,8 +5,8 @@
 The name is the SHA-256 of the crop's pixels as the encoder gets them. A file holds, little-endian: the magic, a CRC-32
 of all behind it, the 32 bytes of the key, the features' size, the features. Files appear whole or not at all, and are
 read and written without a lock; only who counts the folder holds one (FOLDER/.counted), so that none counts while
-another is given room. The folder grows to its limit and then no further: runs read their data in a new order every epoch, so
-throwing out the oldest would throw out what comes next.
+another is given room. The folder grows to its limit and then no further: runs read their data in a new order every
+epoch, so throwing out the oldest would throw out what comes next.
 """
 
 from __future__ import annotations
