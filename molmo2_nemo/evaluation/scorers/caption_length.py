@@ -1,8 +1,8 @@
 """The length of a caption beside the reference's; a definition of ours, since a caption's other scores depend on it.
 
-Words are what whitespace separates. The score is the shorter number of words over the longer one, of the reference that
-is nearest in length: 1 where both are equally long, 0 for an empty caption. The figures are the mean numbers of words and
-characters of captions (`words`, `characters`) and of the nearest references (`reference_words`,
+Words are what whitespace separates. The score is the smaller number of words over the larger one, of the caption and
+the reference that is nearest in length: 1 where both are equally long, 0 for an empty caption. The figures are the mean
+numbers of words and characters of captions (`words`, `characters`) and of the nearest references (`reference_words`,
 `reference_characters`), and the first over the third (`words_ratio`: above 1, captions are longer than references).
 
 >>> SCORER.score("a cat sleeps", ["a cat sleeps on the sofa"]).value

@@ -5,8 +5,8 @@ published figure asks a judge model about statements (`molmo2 evaluate --judge`,
 
 It is ROUGE-1 (Lin 2004, aclanthology.org/W04-1013) over content words: words are runs of ASCII letters and digits in
 lower case (of `dog's`, `dog`; negated verbs like `isn't` are dropped), without the function words below, and without a
-plural's ending by the three rules of Harman's S-stemmer (1991: ies -> y, es -> e, s -> none). A word counts as often as it
-stands in both texts:
+plural's ending by the three rules of Harman's S-stemmer (1991: ies -> y, es -> e, s -> none). A word counts as often as
+it stands in both texts:
 
     recall    = sum over words of min(times in caption, times in reference) / words of the reference
     precision = the same sum / words of the caption

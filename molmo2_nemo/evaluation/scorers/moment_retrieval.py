@@ -1,8 +1,8 @@
 """Moment retrieval: the segments of a video that an answer names, in seconds, against the annotated ones.
 
-The score of an answer is the F1 of the released Molmo2 evaluation of QVHighlights (its QVHighlightsEval): each annotated
-window, in order, takes the first segment, in order, that is free and has IoU >= 0.5 with it; precision is the share of
-segments taken, recall the share of windows that took one.
+The score of an answer is the F1 of the released Molmo2 evaluation of QVHighlights (its QVHighlightsEval): each
+annotated window, in order, takes the first segment, in order, that is free and has IoU >= 0.5 with it; precision is the
+share of segments taken, recall the share of windows that took one.
 
 Further figures, of QVHighlights (arXiv 2107.09609) and Charades-STA (arXiv 1705.02101), take the first segment of an
 answer as its best one, since a text ranks its segments by nothing but their order:
@@ -15,8 +15,8 @@ answer as its best one, since a text ranks its segments by nothing but their ord
                             Very Good (4 of 4) by an annotator. The published HIT@1 takes the clip with the highest of
                             the scores that a model gives to every clip; a text has no such scores.
 
-A segment is two times with a dash or `to` between, in brackets or not; a time is in seconds or as [h:]mm:ss. A pair that
-does not begin before it ends counts as no segment.
+A segment is two times with a dash or `to` between, in brackets or not; a time is in seconds or as [h:]mm:ss. A pair
+that does not begin before it ends counts as no segment.
 
 A reference is a text with segments, or {"windows": [[start, end], ...]} in seconds, with the optional fields
 "clips": [numbers of the clips that were rated] and "saliency": [[0 to 4 by each annotator], ...], and "clip_seconds",
@@ -114,8 +114,8 @@ def windows_of(reference: Any) -> list[Span]:
     given = reference.get("windows") if isinstance(reference, dict) else None
     if not isinstance(given, list) or not given or not all(map(_is_span, given)):
         raise UserError(
-            f'moment_retrieval: the reference is {reference!r}; expected {{"windows": [[start, end], ...]}} in seconds, '
-            "each with 0 <= start < end"
+            f'moment_retrieval: the reference is {reference!r}; expected {{"windows": [[start, end], ...]}} in '
+            "seconds, each with 0 <= start < end"
         )
     return [(float(start), float(end)) for start, end in given]
 
