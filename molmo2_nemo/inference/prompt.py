@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.record import Subtitle
@@ -18,11 +19,15 @@ class Prompt:
     question: str
     images: Sequence[bytes] = ()  # encoded files
     video: bytes | None = None  # an encoded file; not beside images
-    style: str = "user_qa"  # what kind of answer, as in training annotations
+    style: str | None = (
+        "user_qa"  # what kind of answer, as in training annotations; None: the question is read as it is
+    )
     subtitles: Sequence[tuple[float, float, str]] = ()  # start and end in seconds of the film, text
     clip: tuple[float, float] | None = None  # seconds of the film: the part that is shown
     options: Sequence[str] = ()  # of a multiple-choice question
     reference: str | list[str] | None = None  # what it is compared with
+    history: Sequence[tuple[str, str]] = ()  # earlier questions and answers, the first of which opens the conversation
+    sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling, as in a record
 
     def clipped_subtitles(self) -> list[Subtitle]:
         """The lines heard in the clip, their times counted from its start."""
