@@ -71,7 +71,9 @@ def _by_id(path: Path, data: dict[str, Any], name: str) -> dict[Any, dict[str, A
         if not isinstance(number, (int, str)):
             raise UserError(f"{path}: {name}[{i}].id must be a number, not {show(number)}")
         if found.setdefault(number, entry) != entry:
-            raise UserError(f"{path}: {name}[{i}].id is {show(number)}, as of another one before it; each needs its own")
+            raise UserError(
+                f"{path}: {name}[{i}].id is {show(number)}, as of another one before it; each needs its own"
+            )
     return found
 
 
