@@ -50,7 +50,12 @@ RANKED = 10  # segments that the average precision looks at
 FIRST = (0.3, 0.5, 0.7)
 VERY_GOOD = 4
 CLIP_SECONDS = 2.0
-NOTHING = {"precision": 0.0, "recall": 0.0, "iou": 0.0, "ap": [0.0] * len(THRESHOLDS)}  # details of no answer
+NOTHING: dict[str, Any] = {
+    "precision": 0.0,
+    "recall": 0.0,
+    "iou": 0.0,
+    "ap": [0.0] * len(THRESHOLDS),
+}  # details of no answer
 
 
 def seconds(text: str) -> float:
