@@ -73,9 +73,16 @@ def run_settings(args: argparse.Namespace) -> Any:
     return only_limits(config)
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how answers are drawn."""
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+def add_sampling_arguments(parser: argparse.ArgumentParser, longest: int | None = 128) -> None:
+    """Adds the options that say how answers are drawn.
+
+    Args:
+        longest: answer, unless --max-new-tokens says otherwise; None: each task has its own.
+    """
+    usual = "the task's" if longest is None else longest
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=longest, metavar="N", help=f"longest answer (default: {usual})"
+    )
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="draw tokens; 0: always the most probable (default)"
     )
@@ -96,7 +103,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     """
     from molmo2_nemo.inference.sampling import Sampling
 
-    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, tuple(args.stop))
+    return Sampling(args.max_new_tokens or 1, args.temperature, args.top_p, args.seed, tuple(args.stop))
 
 
 def add_shown_arguments(parser: argparse.ArgumentParser) -> None:
