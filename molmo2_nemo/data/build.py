@@ -153,27 +153,32 @@ class ExampleBuilder:
         images: Sequence[bytes] = (),
         video: bytes | None = None,
         question: str = "",
-        style: str = "user_qa",
+        style: str | None = "user_qa",
         *,
         options: Sequence[str] | None = None,
         history: Sequence[tuple[str, str]] = (),
-        subtitles: Sequence[Subtitle] = (),
+        subtitles: Sequence[Subtitle] | str = (),
         clip: tuple[float, float] | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> Example:
         """What the model reads before it answers `question`: labels are padding and all weights are 0.
 
-        `history` holds earlier (question, answer) turns, the first of which opens the conversation.
+        Args:
+            style: of the answer, which the conversation's first question names; None: the questions are read as they
+                are.
+            history: earlier (question, answer) turns, the first of which opens the conversation.
 
         Raises:
             DataError: media that cannot be read, or images and a video together.
         """
         rng = np.random.default_rng(0)  # only stage-1 prefixes in training mode draw from it
-        extra = Record("", subtitles=list(subtitles), clip=clip, sampling=sampling or {})
+        lines = subtitles if isinstance(subtitles, str) else list(subtitles)
+        extra = Record("", subtitles=lines, clip=clip, sampling=sampling or {})
         root = self._root(images, video, rng, record=extra, p_high_res=0.0)
         formatter = self.formatter if not self.training else PromptFormatter(self.config.text, training=False)
         questions = [*(asked for asked, _ in history), question]
-        questions[0] = formatter.question(questions[0], style, rng, options=options if not history else None)
+        if style is not None:
+            questions[0] = formatter.question(questions[0], style, rng, options=options if not history else None)
         ids = [self.tokenizer.bos_id, *root.visual.token_ids]
         for number, text in enumerate(questions):
             ids += self.tokenizer.user_turn(self._checked_text(text), first=number == 0)

@@ -1,4 +1,8 @@
-"""The interface of scorers: the score of one answer, and the aggregate of many scores."""
+"""The interface of scorers: the score of one answer, and the aggregate of many scores.
+
+A reference is a text or, where an answer has a structure, an object of JSON values whose fields the scorer's file
+documents.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ class Scorer(ABC):
     title: ClassVar[str]  # a one-line description for users
     min_references: ClassVar[int] = 1  # with fewer references, the score is undefined
 
-    def check(self, references: Sequence[str]) -> None:  # noqa: B027 - most scorers take any text
+    def check(self, references: Sequence[Any]) -> None:  # noqa: B027 - most scorers take any text
         """Called with an answer's references before the model is asked.
 
         Raises:
@@ -31,7 +35,7 @@ class Scorer(ABC):
         """
 
     @abstractmethod
-    def score(self, prediction: str, references: Sequence[str]) -> Score:
+    def score(self, prediction: str, references: Sequence[Any]) -> Score:
         """The score of one answer.
 
         Args:
@@ -44,3 +48,7 @@ class Scorer(ABC):
     def aggregate(self, scores: Sequence[Score]) -> float:
         """The score of a data set with at least one answer, 0 to 1: the mean of its scores."""
         return sum(score.value for score in scores) / len(scores)
+
+    def figures(self, scores: Sequence[Score]) -> dict[str, float]:
+        """Further figures of a data set with at least one answer, by name, such as precision and recall."""
+        return {}

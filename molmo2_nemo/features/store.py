@@ -3,20 +3,23 @@
     FOLDER/<encoder's fingerprint>-<bytes of features>/<2 hex digits>/<62 hex digits>
 
 The name is the SHA-256 of the crop's pixels as the encoder gets them. A file holds, little-endian: the magic, a CRC-32
-of all behind it, the 32 bytes of the key, the features' size, the features. Files appear whole or not at all; there are
-no locks. The folder grows to its limit and then no further: runs read their data in a new order every epoch, so
-throwing out the oldest would throw out what comes next.
+of all behind it, the 32 bytes of the key, the features' size, the features. Files appear whole or not at all, and are
+read and written without a lock; only who counts the folder holds one (FOLDER/.counted), so that none counts while
+another is given room. The folder grows to its limit and then no further: runs read their data in a new order every
+epoch, so throwing out the oldest would throw out what comes next.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import struct
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +30,8 @@ from molmo2_nemo.files import atomic
 MAGIC = b"molmo2f1"
 HEADER = struct.Struct("<8sI32sQ")
 ABANDONED = 3600.0  # seconds after which a file under its temporary name is nobody's
+COUNTED = ".counted"
+COUNTS = 64  # how often, about, a folder that fills up is counted by a process; at most 1 / COUNTS of it stays unused
 
 
 class Damaged(DataError):
@@ -47,7 +52,9 @@ class FeatureStore:
         size: bytes of the features of one crop.
         limit: bytes of all files below the folder.
         keep_free: bytes that are left free on its disk.
-        processes: that write at the same time; each writes no more than its share before it counts again.
+        processes: that write at the same time, with the same limit. Each counts the folder again before it writes more
+            than a fixed share of it, and none writes where that share would not be left for all others too: what others
+            have counted and not yet written is never more.
     """
 
     def __init__(
@@ -56,6 +63,7 @@ class FeatureStore:
         self.folder, self.size, self.limit, self.keep_free = folder, size, limit, keep_free
         self.own = folder / f"{fingerprint[:32]}-{size}"
         self.processes = max(1, processes)
+        self._share = max(1, limit // (COUNTS * self.processes * (HEADER.size + size)))  # entries
         self.stopped: str | None = None  # why it grows no more
         self._granted = 0  # entries that may be written before the folder is counted again
 
@@ -109,12 +117,12 @@ class FeatureStore:
         entry = HEADER.size + self.size
         try:
             if self._granted < 1:
-                room = self.limit - self.used()[0]
-                if room < entry * self.processes:
+                with self._counting():
+                    room = self.limit - self.used()[0]
+                if room < entry * self.processes * self._share:
                     self.stopped = f"{self.folder} has come to its limit of {self.limit:,} bytes"
                     return False
-                self._granted = max(1, room // (2 * self.processes * entry))
-            self.folder.mkdir(parents=True, exist_ok=True)
+                self._granted = self._share
             if shutil.disk_usage(self.folder).free < self.keep_free + entry:
                 self.stopped = f"less than {self.keep_free:,} bytes would be left free on the disk of {self.folder}"
                 return False
@@ -122,6 +130,15 @@ class FeatureStore:
             self.stopped = file_error(error)
             return False
         return True
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Held by one process at a time, where the file system has locks."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / COUNTED).open("ab") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def used(self) -> tuple[int, int]:
         """Bytes of all entries, and of them those of other encoders. By names alone: no file is looked at."""
