@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from molmo2_nemo.evaluation.base import Score
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.scorers.caption_recall import content_words
 
@@ -46,6 +47,7 @@ def test_figures_of_recall():
     scores = [RECALL.score(text, ["red boat"]) for text in ("red boat", "boat", "sun moon")]
     assert RECALL.aggregate(scores) == 0.5
     assert RECALL.figures(scores) == pytest.approx({"precision": 2 / 3, "f1": (1 + 2 / 3) / 3})
+    assert RECALL.figures([*scores[:1], Score(0.0)]) == {"precision": 0.5, "f1": 0.5}  # one that could not be asked for
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,8 @@ def test_figures_of_length():
     assert LENGTH.figures(scores) == {
         **{"words": 1, "characters": 3.5, "reference_words": 2, "reference_characters": 3.5, "words_ratio": 0.5}
     }
+    assert LENGTH.figures([LENGTH.score("one two", ["ab"]), Score(0.0)])["words"] == 2
+    assert LENGTH.figures([Score(0.0)]) == {}
     assert "words_ratio" not in LENGTH.figures([LENGTH.score("a", [""])])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.evaluation.base import Score
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.scorers.moment_retrieval import THRESHOLDS, segments
 
@@ -71,6 +72,13 @@ def test_the_first_segments_clip_is_rated_very_good():
     scores = [SCORER.score(answer, [rated]) for answer in ("[0-1.5]", "[2-4]", "[4-5]", "[20-30]", "none")]
     assert [score.details["hit1"] for score in scores] == [1, 0, 1, 0, 0]
     assert SCORER.figures(scores)["hit1"] == 0.4
+
+
+def test_an_answer_that_could_not_be_asked_for_counts_0():
+    scores = [SCORER.score("[0-10]", [{"windows": [[0, 10]]}]), Score(0.0)]
+    assert SCORER.figures(scores) == pytest.approx(
+        dict.fromkeys(("precision", "recall", "r1@0.3", "r1@0.5", "r1@0.7", "miou", "map", "map@0.5", "map@0.75"), 0.5)
+    )
 
 
 def test_a_text_may_be_the_reference():

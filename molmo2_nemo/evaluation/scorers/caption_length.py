@@ -31,7 +31,10 @@ class CaptionLength(Scorer):
         return Score(min(words, expected) / longer if longer else 1.0, dict(zip(COUNTS, counts, strict=True)))
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
-        means = {name: sum(score.details[name] for score in scores) / len(scores) for name in COUNTS}
+        counted = [score.details for score in scores if score.details]  # without those that could not be asked
+        if not counted:
+            return {}
+        means = {name: sum(details[name] for details in counted) / len(counted) for name in COUNTS}
         expected = means["reference_words"]
         return means | ({"words_ratio": means["words"] / expected} if expected else {})
 

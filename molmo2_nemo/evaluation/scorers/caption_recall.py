@@ -68,7 +68,9 @@ class CaptionRecall(Scorer):
         return max((_compared(said, content_words(reference)) for reference in references), key=lambda s: s.value)
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
-        return {name: sum(score.details[name] for score in scores) / len(scores) for name in ("precision", "f1")}
+        return {
+            name: sum(score.details.get(name, 0.0) for score in scores) / len(scores) for name in ("precision", "f1")
+        }
 
 
 def _compared(said: Counter[str], expected: Counter[str]) -> Score:

@@ -50,6 +50,12 @@ RANKED = 10  # segments that the average precision looks at
 FIRST = (0.3, 0.5, 0.7)
 VERY_GOOD = 4
 CLIP_SECONDS = 2.0
+NOTHING: dict[str, Any] = {
+    "precision": 0.0,
+    "recall": 0.0,
+    "iou": 0.0,
+    "ap": [0.0] * len(THRESHOLDS),
+}  # details of no answer
 
 
 def seconds(text: str) -> float:
@@ -178,7 +184,7 @@ class MomentRetrieval(Scorer):
         return Score(2 * precision * recall / (precision + recall) if true else 0.0, details)
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
-        details = [score.details for score in scores]
+        details = [NOTHING | score.details for score in scores]
         first = [detail["iou"] for detail in details]
         by_threshold = [_mean([detail["ap"][i] for detail in details]) for i in range(len(THRESHOLDS))]
         figures = {name: _mean([detail[name] for detail in details]) for name in ("precision", "recall")}
