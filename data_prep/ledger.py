@@ -102,9 +102,9 @@ def is_of(line: Line, item: Sample | Skip) -> bool:
     if line.mark == mark_of(item):
         return True
     place = item.place
-    return bool(place and line.reason) and line.mark == mark_of(
-        Skip(f"{unit_of(place.file)} {place.line}", "", place=place)
-    )
+    if place is None or not line.reason:
+        return False
+    return line.mark == mark_of(Skip(f"{unit_of(place.file)} {place.line}", "", place=place))
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

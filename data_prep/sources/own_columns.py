@@ -287,8 +287,8 @@ def _by_names(columns: Sequence[str], used: Collection[str]) -> dict[str, list[s
     for name, names in NAMES.items():
         if several := [there[n] for n in names if n in there]:
             found[name] = several
-    if "options" not in found and (several := next(_option_columns(there), None)) is not None:
-        found["options"] = several
+    if "options" not in found and (parts := next(_option_columns(there), None)) is not None:
+        found["options"] = parts
     return found
 
 
