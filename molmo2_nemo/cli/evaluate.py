@@ -167,6 +167,7 @@ def evaluated(asked: Asked) -> int:
     model, builder, tokenizer = load(asked.checkpoint, shown, asked.layout)
     generator = Generator(model, tokenizer, batch_tokens=args.batch_tokens)
     results = []
+    found: dict[Task, list[Any]] = {}  # lines of all passes
     for task, settings, items in work:
         video = replace(builder.config.video, max_frames=settings.frames or builder.config.video.max_frames)
         own = ExampleBuilder(replace(builder.config, video=video), tokenizer, training=False)
@@ -184,9 +185,11 @@ def evaluated(asked: Asked) -> int:
         }
         result = result_of(task.name, task.group, lines, made_with)
         results.append(result)
+        found.setdefault(task, []).extend(lines)
         if speaks() and asked.out is not None:
             with of_setting(f"--out {asked.out}"):
                 write_result(asked.out, result, lines)
+                task.draw(found[task], asked.out)
     if speaks():
         print(table(results))
         print(

@@ -66,7 +66,7 @@ def film_scenes(film: bytes, count: int) -> Iterator[np.ndarray]:
     while done < count:
         before = done
         try:
-            with av.open(io.BytesIO(film)) as source:
+            with av.open(io.BytesIO(film), "r") as source:
                 for frame in source.decode(video=0):
                     if done == count:
                         return

@@ -14,7 +14,7 @@ def heat_map(lines: Iterable[Line], needle: str, scorer: str = "exact_match") ->
     """The mean score of each depth and length, as JSON values.
 
     Args:
-        lines: answered and scored, of one or more lengths.
+        lines: answered and scored, of one or more lengths; those without the tags are left out.
         needle: picture or text.
 
     Returns:
@@ -24,7 +24,7 @@ def heat_map(lines: Iterable[Line], needle: str, scorer: str = "exact_match") ->
     cells: dict[tuple[float, int], list[float]] = {}
     for line in lines:
         tags = line["tags"]
-        if tags["needle"] == needle:
+        if tags.get("needle") == needle and scorer in line["scores"]:
             cells.setdefault((float(tags["depth"]), int(tags["frames"])), []).append(line["scores"][scorer]["value"])
     depths, frames = sorted({depth for depth, _ in cells}), sorted({length for _, length in cells})
     values = [[cells.get((depth, length), []) for length in frames] for depth in depths]

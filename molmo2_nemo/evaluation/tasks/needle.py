@@ -10,12 +10,19 @@ needles are other pictures in other films, so that figures do not compare.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.evaluation.needles.heat_map import draw, heat_map
 from molmo2_nemo.evaluation.needles.needle import TEXT_KIND, Needle
 from molmo2_nemo.evaluation.task import Question, Task, TaskSettings
+from molmo2_nemo.files import write_json
 from molmo2_nemo.inference.prompt import Prompt
 
 FILMS = 2  # at every depth
+NEEDLES = ("picture", "text")
 
 
 class NeedleItems:
@@ -68,6 +75,13 @@ class NeedleTask(Task):
 
     def open(self, settings: TaskSettings) -> NeedleItems:
         return NeedleItems(settings)
+
+    def draw(self, lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """Writes needle.png, the heat maps of all lengths, and needle_map.json, their numbers."""
+        maps = [found for found in (heat_map(lines, name) for name in NEEDLES) if found["depths"]]
+        if maps:
+            write_json(folder / "needle_map.json", {"maps": maps})
+            draw(maps, folder / "needle.png", title="needles: exact match by depth and length")
 
 
 TASK = NeedleTask()
