@@ -42,7 +42,9 @@ def test_parts_and_turns_of_vlmevalkit() -> None:
     assert of_parts([words[0], picture, words[1], picture]) == Asked("One\ntwo?", ["a.png", "a.png"])
     assert of_parts([film, *words]) == Asked("One\ntwo?", [], "film.mp4")
     answer = [{"type": "text", "value": "three"}]
-    assert of_turns([[picture, words[0]], answer, [words[1]]]) == Asked("two?", ["a.png"], None, None, (("One", "three"),))
+    assert of_turns([[picture, words[0]], answer, [words[1]]]) == Asked(
+        "two?", ["a.png"], None, None, (("One", "three"),)
+    )
 
 
 @pytest.mark.parametrize(
