@@ -1,1 +1,1 @@
-"""Adapters through which other people's evaluation frameworks ask an exported model. They need transformers 5, not NeMo."""
+"""Through these, evaluation frameworks of others ask an exported model. They need transformers 5, not NeMo."""
