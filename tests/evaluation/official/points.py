@@ -1,6 +1,6 @@
 """Random answers and references, and what the official functions say of them: makes `points.json.gz` beside this file.
 
-    python tests/evaluation/official/make_points.py CHECKOUT_OF_ALLENAI_MOLMO2
+    python tests/evaluation/official/points.py CHECKOUT_OF_ALLENAI_MOLMO2
 
 Runs in an environment of its own that has the official code's requirements and pycocotools; imports nothing of this
 repository. What is replaced of the official code: the GPU and the process group by none, its running means (float32) by
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-CASES = 600  # of each kind
+CASES = 500  # of each kind
 OUT = Path(__file__).with_name("points.json.gz")
 LABELS = ("red cars", "a dog", 'the "left" cup', "people; 3 of them", "größte Tasse")
 
@@ -183,6 +183,14 @@ def safely(function: Any, *args: Any) -> Any:
         return {"raises": type(error).__name__}
 
 
+def rounded(value: Any) -> float:
+    return round(float(value), 9)
+
+
+def positions(points: dict[Any, Any]) -> dict[str, list[float]]:
+    return {str(name): [rounded(v) for v in entry["point"]] for name, entry in points.items()}
+
+
 def plain(value: Any) -> Any:
     """Figures as Python numbers."""
     return {k: float(v) for k, v in value.items() if v is not None}
@@ -205,7 +213,7 @@ def image_case(rng: random.Random, ev: Any) -> dict[str, Any]:
     if "raises" not in counted:
         counted = {name: counted[name] for name in ("correct", "close")}
     case = {"answer": answer, "reference": reference, "pointing": one(ev.PointingEval(), metadata, answer)}
-    extracted = safely(lambda: [[float(x), float(y)] for x, y in ev.extract_points(answer, width, height)])
+    extracted = safely(lambda: [[rounded(x), rounded(y)] for x, y in ev.extract_points(answer, width, height)])
     return {**case, "point_count": counted, "extract_points": extracted}
 
 
@@ -258,7 +266,7 @@ def video_case(rng: random.Random, ev: Any) -> dict[str, Any]:
         "reference": {**reference, "size": [width, height], "duration": duration, "masks": masks},
         "video_point": one(ev.VixMoPointEval(), {**metadata, "video_height": height, "video_width": width}, answer),
         "extract_multi_image_points": safely(
-            lambda: [[float(v) for v in p] for p in ev.extract_multi_image_points(answer, width, height)]
+            lambda: [[rounded(v) for v in p] for p in ev.extract_multi_image_points(answer, width, height)]
         ),
     }
 
@@ -277,7 +285,7 @@ def several_images_case(rng: random.Random, ev: Any) -> dict[str, Any]:
     widths, heights = zip(*sizes, strict=True)
     extracted = safely(
         lambda: [
-            [float(v) for v in p]
+            [rounded(v) for v in p]
             for p in ev.UnifiedPointFormatter().extract_multi_image_points(answer, widths, heights)
         ]
     )
@@ -287,7 +295,8 @@ def several_images_case(rng: random.Random, ev: Any) -> dict[str, Any]:
 def moving(rng: random.Random, width: int, height: int, count: int) -> list[tuple[float, float]]:
     x, y = place(rng, width, height)
     dx, dy = rng.gauss(0, 3), rng.gauss(0, 3)
-    return [(min(max(x + i * dx, 0), width - 1), min(max(y + i * dy, 0), height - 1)) for i in range(count)]
+    path = [(min(max(x + i * dx, 0), width - 1), min(max(y + i * dy, 0), height - 1)) for i in range(count)]
+    return [(round(x, 2), round(y, 2)) for x, y in path]
 
 
 def answer_frames(rng: random.Random, frames: list[dict[str, Any]], fps: float, width: int, height: int) -> list[Any]:
@@ -345,7 +354,8 @@ def track_case(rng: random.Random, ev: Any, tracking: Any) -> dict[str, Any]:
     def extracted() -> list[Any]:
         found = ev.extract_tracks(answer, width, height, fps, format="video_point_track_per_frame")
         return [
-            [float(f["time"]), {str(n): [float(v) for v in e["point"]] for n, e in f["points"].items()}] for f in found
+            [float(f["time"]), {str(n): [rounded(v) for v in e["point"]] for n, e in f["points"].items()}]
+            for f in found
         ]
 
     return {
