@@ -106,11 +106,11 @@ def read(args: argparse.Namespace) -> Asked:
     from molmo2_nemo.rundir.paths import EVALUATION
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
-    places = [word for word in args.overrides if "=" not in word]
+    places = [word for word in args.overrides if "=" not in word or Path(word).is_dir()]  # .../checkpoints/step=50
     if len(places) != 1:
         raise UserError(f"name one checkpoint, stage or run to evaluate, not {len(places)}; --compare takes several")
     check_numbers(args, {"limit": 1, "depths": 1, "batch_tokens": 1, "max_new_tokens": 1})
-    layout = layout_of([word for word in args.overrides if "=" in word])
+    layout = layout_of([word for word in args.overrides if word not in places])
     tasks, frames = tasks_of(args), passes(args.frames)
     checkpoint = resolve_checkpoint(places[0])
     run = run_of_checkpoint(checkpoint)

@@ -96,3 +96,15 @@ def test_the_task_asks_as_training_did():
     questions = asked(9, 1)[:6]
     assert [q.prompt.question for q in questions] == [a["question"] for a in trained]
     assert {a["style"] for a in trained} == {replace(questions[0].prompt).style}
+
+
+def test_a_checkpoint_may_have_an_equals_sign_in_its_name(tmp_path):
+    """As those of every run do: .../checkpoints/step=50 is no setting."""
+    import subprocess
+    import sys
+
+    folder = tmp_path / "step=50"
+    folder.mkdir()
+    words = [sys.executable, "-m", "molmo2_nemo.cli.main", "evaluate", str(folder), "--tasks", "needle"]
+    said = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert said.returncode == 2 and "name one checkpoint" not in said.stderr and "step=50" in said.stderr
