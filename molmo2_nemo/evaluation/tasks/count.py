@@ -1,6 +1,6 @@
 """PixMo-Count (arXiv 2409.17146): how many things of a name are in an image, answered by pointing at each.
 
-Data: the published validation split, 540 images from their sites: `molmo2 prepare pixmo_count_train --split validation`.
+Data: the published validation split, images from their sites: `molmo2 prepare pixmo_count_train --split validation`.
 Score: point_count, as published: as many points as there are things. Beside it `pointing`, whether the points are where
 the annotators' are (no masks: near them).
 """

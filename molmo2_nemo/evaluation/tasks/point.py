@@ -1,9 +1,9 @@
 """PixMo-Points (arXiv 2409.17146): point at everything of a name in an image.
 
 Data: images that the released loaders hold out of training: `molmo2 prepare pixmo_points_train --split validation`.
-Score: pointing, without masks: a point is right near the annotators'. The published figure is of pixmo-points-eval, whose
-masks say what is right; its images come from their sites and its masks from the Hub, which `molmo2 prepare` does not
-bring together.
+Score: pointing, without masks: a point is right near the annotators'. The published figure is of pixmo-points-eval,
+whose masks say what is right; its images come from their sites and its masks from the Hub, which `molmo2 prepare` does
+not bring together.
 """
 
 from __future__ import annotations
