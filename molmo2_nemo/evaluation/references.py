@@ -64,8 +64,8 @@ def _expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expect
             return _counted(entry.style, VIDEO_POINTS, VIDEO_COUNT), (at,)
         case MultiImagePoints():
             asked, _ = multi_image_points(text, sizes)  # a question may be about some of the images only
-            groups = zip(entry.points, asked, sizes, strict=False)
-            images = [_at(group if found else (), entry.scale, [size]) for group, found, size in groups]
+            pairs = zip(entry.points, asked, sizes, strict=False)
+            images = [_at(group if found else (), entry.scale, [size]) for group, found, size in pairs]
             return _counted(entry.style, POINTS, POINT_COUNT), ({"images": images},)
         case MultipleChoice():
             return (CHOICE,), (text,)
