@@ -57,7 +57,13 @@ def line(depth: str, frames: int, value: float, needle: str = "picture"):
 
 
 def test_a_heat_map_has_the_mean_of_each_cell():
-    lines = [line("0.00", 8, 1), line("0.00", 8, 0), line("0.50", 8, 1), line("0.00", 128, 0), line("0.00", 8, 0, "text")]
+    lines = [
+        line("0.00", 8, 1),
+        line("0.00", 8, 0),
+        line("0.50", 8, 1),
+        line("0.00", 128, 0),
+        line("0.00", 8, 0, "text"),
+    ]
     found = heat_map(lines, "picture")
     assert found["depths"] == [0.0, 0.5] and found["frames"] == [8, 128]
     assert found["accuracy"] == [[0.5, 0.0], [1.0, None]]
