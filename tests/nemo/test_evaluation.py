@@ -74,9 +74,11 @@ def test_it_leaves_no_trace_and_finds_what_the_verb_finds(workers, shards, tmp_p
     assert code == 0
     inside, outside = ((folder / "sft.jsonl").read_text() for folder in (stage / "evaluation" / "step=3", out))
     assert inside == outside
-    assert sorted(p.name for p in (stage / "evaluation" / "step=3").glob("*.jpg")) == sorted(
-        p.name for p in out.glob("*.jpg")
-    ) != []
+    assert (
+        sorted(p.name for p in (stage / "evaluation" / "step=3").glob("*.jpg"))
+        == sorted(p.name for p in out.glob("*.jpg"))
+        != []
+    )
 
 
 def told_to_leave(cfg: Any, packs: list[Any], item: int) -> str:
