@@ -111,6 +111,8 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
         reason, detail, fault = error.cause, error.detail, error.fault
     except FieldError as error:
         reason, detail, fault = "bad sample", str(error), error.fault
+        if sample.place is not None:
+            detail = f"{sample.place.of(fault.field)} {error.says}".lstrip()
     except UserError as error:
         reason, detail = "bad sample", str(error)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -137,6 +139,8 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
     data: dict[str, Any] = {}
     members: dict[str, bytes | Path] = {}
     trees, kept = sample.trees(), images
+    if sample.boxes is not None and images:
+        trees = [sample.boxes.points_inside(trees[0], (images[0].width, images[0].height), mended)]
     if images and options.max_image_side:
         kept = all_smaller(images, trees, options.max_image_side, config)
         if (kept[0].width, kept[0].height) != (images[0].width, images[0].height):

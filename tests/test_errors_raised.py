@@ -60,6 +60,7 @@ PARSERS = {
     "fromisoformat",
     "parsedate_to_datetime",
     "Version",
+    "urlsplit",
 }  # raise them for what they are given
 CAUGHT = {  # handlers of these around something else than a parser: what is in the `try` that is not ours
     "data_prep/record_builder.py build": "a sample that our code did not expect is skipped and said to be unforeseen",

@@ -88,6 +88,8 @@ from molmo2_nemo.errors import DataError
 if TYPE_CHECKING:
     import numpy as np
 
+    from data_prep.sources.own_boxes import Boxes
+
 Row = dict[str, Any]
 AnnotationJson = dict[
     str, Any
@@ -116,6 +118,7 @@ class Place:
     line: int  # from 1
     names: Mapping[str, str] = field(default_factory=dict)  # path of a field in the record -> its name in the line
     mark: str = field(default="", compare=False)  # of the line's content; "" where it is not known
+    unit: str = ""  # what `line` is the number of; "": a line, or the record of a tar
 
     def of(self, path: str) -> str:
         """The path of a record's field as the line has it."""
@@ -150,6 +153,7 @@ class Sample:
     variant_weights: Sequence[float] | None = None
     place: Place | None = None  # in a user's own file
     notes: tuple[str, ...] = ()  # what was converted; the summary counts records per text
+    boxes: Boxes | None = None  # of a user's own data, which points are the centres of
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -178,6 +182,7 @@ class Skip:
         made: dict[str, Any] = {"key": self.key, "reason": self.reason, "detail": self.detail}
         if self.place is not None:
             made |= {"file": self.place.file, "line": self.place.line}
+            made |= {"unit": self.place.unit} if self.place.unit else {}
         fault = self.fault
         if fault is None and self.place is not None:
             fault = Fault("", self.detail, "a record that training can use")
@@ -188,7 +193,7 @@ class Skip:
 
     def __str__(self) -> str:
         place = self.place
-        where = self.key if place is None else f"{place.file}, {unit_of(place.file)} {place.line}"
+        where = self.key if place is None else f"{place.file}, {place.unit or unit_of(place.file)} {place.line}"
         field = f", {self.line()['field']}" if self.fault is not None and self.fault.field else ""
         return f"{where}{field}: {self.reason}{f': {self.detail}' if self.detail else ''}"
 

@@ -43,6 +43,7 @@ from data_prep.sources.base import (
     Url,
     unit_of,
 )
+from data_prep.sources.own_boxes import Boxes
 from data_prep.sources.own_columns import Columns
 from data_prep.sources.own_shapes import inline_medium, plain_answers, plain_entry
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
@@ -83,12 +84,18 @@ def own_source(path: Path, name: str, columns: Columns | None = None) -> Source:
 def records(
     rows: Iterable[Row], ctx: Context, file: str = "", columns: Columns | None = None
 ) -> Iterator[Sample | Skip]:
-    """Samples of rows {"line": number} with `content`, a line of JSON, or `entry`, an object; `notes` are counted."""
+    """Samples of rows {"line": number} with `content`, a line of JSON, or `entry`, an object; `notes` are counted.
+
+    What cannot be read has a `fault` instead, and may have a `reason`, and a `name` of its own; `unit` says what `line`
+    is the number of.
+    """
     names = {} if columns is None else columns.names()
     seen: set[int] = set()
     for row in rows:
         where = row.get("file", file)
-        name, place = f"{unit_of(where)} {row['line']}", Place(where, row["line"], names, _mark(row))
+        unit = row.get("unit", unit_of(where))
+        name = row.get("name", f"{unit} {row['line']}")
+        place = Place(where, row["line"], names, _mark(row), row.get("unit", ""))
         try:
             if "fault" in row:
                 raise FieldError(row["fault"], f"holds {row['fault'].seen}, not {row['fault'].expected}")
@@ -105,7 +112,7 @@ def records(
             yield Skip(name, "bad line", error.detail.removeprefix(".json "), fault, place)
         except FieldError as error:
             detail = f"{place.of(error.fault.field)} {error.says}".lstrip()
-            yield Skip(name, "bad line", detail, error.fault, place)
+            yield Skip(name, row.get("reason", "bad line"), detail, error.fault, place)
 
 
 def _mark(row: Row) -> str:
@@ -140,6 +147,8 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         FieldError: the entry is invalid; the message says why.
     """
     notes: list[str] = []
+    boxes = entry["boxes"] if isinstance(entry.get("boxes"), Boxes) else None
+    entry = entry if boxes is None else {name: value for name, value in entry.items() if name != "boxes"}
     entry, chat = plain_entry(entry, KNOWN, notes)
     entry, document = _raw_text(entry)
     for name in entry:
@@ -186,6 +195,7 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         variant_weights=entry.get("variant_weights"),
         place=None if place is None else place.inner(names | short | document),
         notes=tuple(notes),
+        boxes=boxes,
     )
 
 

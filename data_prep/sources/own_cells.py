@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from data_prep.sources.own_boxes import labelled_points, of_text
+from data_prep.sources.own_boxes import Boxes, labelled_boxes, of_text
 from data_prep.sources.references import File, Inline, Media, Stored, Url, column_media
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show, without_nulls
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -108,17 +108,21 @@ def as_record(found: dict[str, Any], style: str, box_format: str, notes: list[st
     if context is not None and "question" in found:
         found["question"] = f"{found['question']}\n{context}"
     if "boxes" in found:
-        placed = _boxes(found, style, box_format, notes)
-        found["annotations"] = [*found.get("annotations", ()), *placed]
+        _place_boxes(found, style, box_format, notes)
     annotation = _annotation(found, style)
     return found | {"annotations": [*found.get("annotations", ()), annotation]} if annotation else found
 
 
-def _boxes(found: dict[str, Any], style: str, box_format: str, notes: list[str]) -> list[dict[str, Any]]:
-    """Boxes and their labels, taken out, as an annotation of points for each label."""
-    points = labelled_points(found.pop("boxes"), found.pop("label", None), box_format, notes)
+def _place_boxes(found: dict[str, Any], style: str, box_format: str, notes: list[str]) -> None:
+    """Put an annotation of points for each label in place of boxes and their labels."""
+    boxes = labelled_boxes(found.pop("boxes"), found.pop("label", None), box_format, notes)
     unit = {name: found.pop(name) for name in UNIT if name in found}
-    return [{"style": style or "pointing", "label": label, "points": one, **unit} for label, one in points.items()]
+    before = list(found.get("annotations", ()))
+    found["boxes"] = Boxes({len(before) + i: one for i, one in enumerate(boxes.values())})
+    found["annotations"] = before + [
+        {"style": style or "pointing", "label": label, "points": [box.centre for box in one], **unit}
+        for label, one in boxes.items()
+    ]
 
 
 def _kind(value: Any) -> str:

@@ -434,6 +434,6 @@ def _firsts(path: Path) -> dict[str, str]:
             if line["reason"] not in found:
                 where = line["key"]
                 if "file" in line:
-                    where = f"{line['file']}, {unit_of(line['file'])} {line['line']}"
+                    where = f"{line['file']}, {line.get('unit') or unit_of(line['file'])} {line['line']}"
                 found[line["reason"]] = f" (the first: {where}{': ' * bool(line['detail'])}{line['detail'][:200]})"
     return found

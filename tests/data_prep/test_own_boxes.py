@@ -7,9 +7,10 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data_prep import demo
-from data_prep.sources.own_boxes import BOXES, ONE_BOX
+from data_prep.sources.own_boxes import BOXES, CUT, ONE_BOX
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.shards import ShardDataset
@@ -115,6 +116,51 @@ def test_what_is_no_box(cells, says, place, capsys):
     table(place / "t.csv", **cells)
     assert prepare(place / "t.csv", "--out", place / "out") == 2
     assert says in capsys.readouterr().err
+
+
+# A picture of 100 x 100; boxes as left, top, right, bottom, and the points that they become, by hand.
+REACHING = {
+    "inside": ([10, 20, 30, 40], [20, 30], False),
+    "one percent outside": ([-1, 20, 31, 101], [15, 60.5], False),
+    "left and bottom": ([-20, 60, 40, 140], [20, 80], True),
+    "its centre is outside": ([90, 0, 130, 40], [95, 20], True),
+}
+
+
+@pytest.mark.parametrize("unit", ["size", "share", "pixels"])
+@pytest.mark.parametrize("case", REACHING)
+def test_what_reaches_out_of_the_picture_is_cut_off(unit, case, place):
+    Image.new("RGB", (100, 100)).save(place / "cat.jpg")
+    box, point, cut = REACHING[case]
+    part = 100 if unit == "share" else 1
+    fields = {"size": SIZE, "share": {"point_scale": 1}, "pixels": {}}[unit]
+    row = {"image": "cat.jpg", "bbox": [[value / part for value in box]], "label": "eye", **fields}
+    pq.write_table(pa.Table.from_pylist([row]), place / "t.parquet")
+    (place / "map.yaml").write_text("box_format: xyxy\n")
+    assert prepare(place / "t.parquet", "--out", place / "out", "--strict", "--map", place / "map.yaml") == 0
+    ((made,),) = annotations(place / "out" / "t")
+    assert made["points"] == [pytest.approx([value / part for value in point])]
+    assert notes(place / "out" / "t").get(CUT, 0) == cut
+
+
+def test_a_box_outside_its_picture_is_refused_by_name(place, capsys):
+    table(place / "t.csv", bbox=[{"x1": 120, "y1": 5, "x2": 160, "y2": 20}], label="eye")
+    assert prepare(place / "t.csv", "--out", place / "out") == 2
+    assert "boxes[0]" not in (error := capsys.readouterr().err) and "bbox[0]" in error
+    assert "a box inside the picture, 100 x 100" in error
+
+
+def test_a_coco_box_is_cut_to_the_size_that_the_file_gives(place):
+    """The picture itself has 480 x 360 pixels or so: the file's own size is what boxes are measured in."""
+    coco = {
+        "images": [{"id": 1, "file_name": "cat.jpg", "width": 100, "height": 50}],
+        "categories": [{"id": 1, "name": "eye"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [60, 10, 80, 20]}],
+    }
+    (place / "c.json").write_text(json.dumps(coco))
+    assert prepare(place / "c.json", "--out", place / "out", "--strict") == 0
+    ((made,),) = annotations(place / "out" / "c")
+    assert made["points"] == [[80.0, 20.0]] and notes(place / "out" / "c")[CUT] == 1
 
 
 def test_objects_of_hugging_face_have_their_names(place):

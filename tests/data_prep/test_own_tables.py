@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from data_prep import demo
-from data_prep.own_coco import BOXES, GROUPS, KEYPOINTS
+from data_prep.own_coco import BOXES, GROUPS, KEYPOINTS, LEFT_OUT
 from data_prep.own_files import END_BYTES, fingerprint
 from data_prep.sources.own import SAME_ID
 from data_prep.sources.own_shapes import not_read
@@ -430,17 +430,18 @@ def test_coco(indent, place):
     assert records(place / "out" / "c") == own(place, {"image": "cat.jpg", "annotations": [eyes, nose]})
     assert notes(place / "out" / "c") == {BOXES: 1, GROUPS: 1, KEYPOINTS: 1}
     (line,) = skipped(place / "out" / "c")
-    assert line["line"] == 2 and line["field"] == "annotations", "an image without boxes"
+    assert (line["line"], line["unit"], line["field"], line["seen"]) == (2, "image", "annotations", "no box of image 8")
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"annotations": [{**BOX, "image_id": 9}]}, "annotations[0].image_id is 9, which no image has"),
-        ({"annotations": [{**BOX, "category_id": 9}]}, "annotations[0].category_id is 9, which no category has"),
         ({"images": {}}, "images must be a list"),
         ({"images": [3]}, "images[0] must be an object"),
+        ({"images": [{"id": 7}, {"id": 7, "file_name": "cat.jpg"}]}, "images[1].id is 7, as of another one before it"),
         ({"categories": [{"name": "x"}]}, "categories[0].id must be a number"),
+        ({"categories": [{"id": 1, "name": "eye"}, {"id": 1, "name": "nose"}]}, "categories[1].id is 1, as of another"),
+        ({"annotations": {}}, "annotations must be a list"),
         (
             {"annotations": [{**BOX, "bbox": [1, 2, 3]}]},
             "annotations[0].bbox holds [1, 2, 3], not [x, y, w",
@@ -452,6 +453,41 @@ def test_coco_that_is_none(changes, words, place, capsys):
     assert prepare(place / "c.json", "--out", place / "out") == 2
     listed = place / "out" / "c.skipped.jsonl"
     assert words in capsys.readouterr().err + (listed.read_text() if listed.is_file() else "")
+
+
+@pytest.mark.parametrize(
+    "changes, field, seen",
+    [
+        ({"image_id": 9}, "image_id", "9"),
+        ({"image_id": "7"}, "image_id", "'7'"),
+        ({"image_id": None}, "image_id", "None"),
+        ({"category_id": 9}, "category_id", "9"),
+        ({"category_id": [1]}, "category_id", "[1]"),
+    ],
+)
+def test_a_coco_annotation_of_nothing_is_left_out_by_itself(changes, field, seen, place, capsys):
+    stray = {**BOX, "id": 55, **changes}
+    (place / "good.json").write_text(json.dumps(coco()))
+    (place / "c.json").write_text(json.dumps(coco(annotations=[stray, *coco()["annotations"]])))
+    assert prepare(place / "good.json", place / "c.json", "--out", place / "out") == 0
+    assert records(place / "out" / "c") == records(place / "out" / "good")
+    line, image = skipped(place / "out" / "c")
+    assert image["unit"] == "image"
+    assert [image] == [{**one, "file": "c.json"} for one in skipped(place / "out" / "good")]
+    assert (line["key"], line["file"], line["unit"], line["line"]) == ("annotation 55", "c.json", "annotation", 1)
+    assert (line["field"], line["seen"]) == (f"annotations[0].{field}", seen)
+    assert "of the file (of annotation 55)" in line["expected"]
+    assert read_head(place / "out" / "c" / MANIFEST)["skipped"][LEFT_OUT] == 1
+    assert "c.json, annotation 1: annotations[0]." in capsys.readouterr().out
+    assert prepare(place / "c.json", "--out", place / "strict", "--strict") == 2
+    assert f"c.json, annotation 1, annotations[0].{field}: {LEFT_OUT}" in capsys.readouterr().err
+
+
+def test_a_coco_annotation_that_is_no_object_is_left_out(place):
+    (place / "c.json").write_text(json.dumps(coco(annotations=[*coco()["annotations"], 3])))
+    assert prepare(place / "c.json", "--out", place / "out") == 0
+    line = skipped(place / "out" / "c")[0]
+    assert (line["key"], line["line"], line["field"], line["seen"]) == ("annotations[4]", 5, "annotations[4]", "3")
 
 
 # --- docs/own_files.md -----------------------------------------------------------------------------------------------
