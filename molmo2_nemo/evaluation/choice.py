@@ -114,9 +114,7 @@ def contents(answer: str, choice: Choice) -> dict[str, int]:
     return {letter: place for letter, place in places.items() if place >= 0}
 
 
-def last_named(
-    answer: str, choice: Choice, forms: Sequence[str] = (BRACKETS, BRACKET, DOT, COLON, SPACES)
-) -> str | None:
+def last_named(answer: str, choice: Choice, forms: Sequence[str] = FORMS) -> str | None:
     """The letter that an answer gives in the first of the forms that occurs in it, the last if there are several; else,
     in a long answer, of the option whose text comes last."""
     answer = stripped(answer)
