@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     from molmo2_nemo import cpu
-    from molmo2_nemo.inference.generate import start_single_process
+    from molmo2_nemo.inference.load import start_single_process
 
     start_single_process()
     from molmo2_nemo.data.config import DataConfig

@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(arguments)
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.inference.generate import start_single_process
+    from molmo2_nemo.inference.load import start_single_process
 
     cpu.enable(1)
     start_single_process()

@@ -71,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.inference.generate import start_single_process
+    from molmo2_nemo.inference.load import start_single_process
 
     cpu.enable(1)
     start_single_process()

@@ -104,12 +104,11 @@ def validation_source(source: Source) -> Source:
     Raises:
         UserError: it has none here; names those that do.
     """
-    from data_prep.sources.validation import VALIDATION_ORIGINS, names
+    from data_prep.sources.validation import names, origin_of
 
     if source.name not in names():
         raise UserError(
             f"{source.name} has no validation split here; these have one: {', '.join(names())}. Of your own data a "
             "share is held out with --hold-out"
         )
-    change = VALIDATION_ORIGINS.get(source.name)
-    return source if change is None else replace(source, origin=change(source.origin))
+    return replace(source, origin=origin_of(source))

@@ -30,6 +30,7 @@ from data_prep.sources.base import (
     Sample,
     Skip,
     Url,
+    unit_of,
 )
 from data_prep.sources.references import parts
 from molmo2_nemo.files import atomic
@@ -93,6 +94,17 @@ def mark_of(item: Sample | Skip) -> str:
     """What tells an item from another in its place: 16 hex digits of its key and, in a user's own file, its row."""
     row = item.place.mark if item.place is not None else ""
     return hashlib.blake2b(f"{item.key}\0{row}".encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def is_of(line: Line, item: Sample | Skip) -> bool:
+    """Whether a line is of an item. Of a user's row that could not be read the key was the number of its line, also
+    where it can be read."""
+    if line.mark == mark_of(item):
+        return True
+    place = item.place
+    if place is None or not line.reason:
+        return False
+    return line.mark == mark_of(Skip(f"{unit_of(place.file)} {place.line}", "", place=place))
 
 
 # --- the file --------------------------------------------------------------------------------------------------------

@@ -74,12 +74,24 @@ def details(source: Source) -> str:
         size = PUBLISHED[source.name]
         lines.append(f"  size       {size.records:,} records ({size.source})")
     if source.name in validation.names():
-        lines.append(f"  validation --split validation, to {source.name}-validation")
+        lines.append(f"  validation --split validation, to {source.name}-validation; {_validation_from(source)}")
     lines.append("  columns")
     lines += [f"    {name}: {describe(kind)}" for name, kind in source.fields.items()]
     if source.notes:
         lines.append(f"  notes      {source.notes}")
     return "\n".join(lines)
+
+
+def _validation_from(source: Source) -> str:
+    """Where the validation split's rows are."""
+    origin = validation.origin_of(source)
+    if isinstance(origin, Hub):
+        configs = f"configuration {', '.join(origin.configs)}, " if origin.configs else ""
+        other = origin != source.origin
+        return f"from {configs}split {origin.split}" if other else "what training leaves out of the same rows"
+    if origin == source.origin:
+        return "what training leaves out of the same file"
+    return f"from {', '.join(table.path for table in origin.tables)}"
 
 
 def _fetched(where: Any) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data_prep.noticed import Notes
+from data_prep.other_settings import change
 from data_prep.output import EMPTY, SKIPPED
 from data_prep.sources.base import Sample, Skip
 from molmo2_nemo.data.manifest import (
@@ -200,7 +201,8 @@ def _same_settings(folders: list[Path], heads: list[dict[str, Any]]) -> dict[str
         settings |= {name: head.get("source", {}).get(name, {}) for name in FROM}
         if made and settings != made[0]:
             names = sorted(n for n in {*settings, *made[0]} if settings.get(n) != made[0].get(n))
-            changes = "; ".join(f"{n}: {made[0].get(n)} in part 1, {settings.get(n)} in part {number}" for n in names)
+            places = ("in part 1", f"in part {number}")
+            changes = "; ".join(change(n, made[0].get(n), settings.get(n), places) for n in names)
             raise UserError(f"{folder} was prepared with other settings than part 1 ({changes}): prepare it again")
         made.append(settings)
     return {name: value for name, value in made[0].items() if name not in FROM}

@@ -23,7 +23,7 @@ from data_prep.disk import own_bytes, published_bytes, room_line
 from data_prep.download import Downloader
 from data_prep.giving_up import Patience
 from data_prep.held_out import HeldOut, validation_folder
-from data_prep.ledger import LEDGER, Line, mark_of, read_lines
+from data_prep.ledger import LEDGER, Line, is_of, mark_of, read_lines
 from data_prep.look import Look, look
 from data_prep.media import Resolver
 from data_prep.output import Output, OwnContent
@@ -208,7 +208,7 @@ class _Own:
                 return False, ": lines are missing at its end"
             if item.place is None or not item.place.mark:
                 return False, ""
-            if line.mark != mark_of(item):
+            if not is_of(line, item):
                 return False, f": line {item.place.line} is the first that differs (lines may be added at its end)"
         return True, ""
 
@@ -362,7 +362,7 @@ def _beside(
     """
     for number, item in enumerate(items):
         line = next(lines, None)
-        if line is not None and line.mark != mark_of(item):
+        if line is not None and not is_of(line, item):
             raise UserError(
                 f"the source's rows have changed since {out} was prepared: there, {item.key!r} is the first that "
                 "differs; replace it with --overwrite"

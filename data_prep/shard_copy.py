@@ -323,6 +323,32 @@ def _same(part: Path, shard: dict[str, Any], source: Side) -> None:
         raise ShardError(f"{source}/{shard['name']} is not the shard of the manifest (SHA-256); not copied")
 
 
+def check_apart(source: PLACE, target: PLACE) -> None:
+    """Refuse to copy a folder onto or into itself, or into one that it lies in.
+
+    Raises:
+        UserError: the two places are one, or one lies in the other.
+    """
+    at, to = _parts(source), _parts(target)
+    if at == to:
+        how = "are the same place"
+    elif at == to[: len(at)]:
+        how = f"overlap: {target} lies in {source}"
+    elif to == at[: len(to)]:
+        how = f"overlap: {source} lies in {target}"
+    else:
+        return
+    raise UserError(f"{source} and {target} {how}; name a target beside it, such as {source.parent / 'copy'}")
+
+
+def _parts(place: PLACE) -> tuple[str, ...]:
+    """What a place is made of, links followed: of an address scheme, host and folders."""
+    if isinstance(place, Path):
+        return place.resolve().parts
+    scheme, _, rest = place.url.partition("://")
+    return (f"{scheme.lower()}://", *(part for part in rest.split("/") if part not in ("", ".")))
+
+
 def target_of(source: PLACE, target: PLACE, sets: Sequence[PLACE]) -> dict[PLACE, PLACE]:
     """Data set -> where its copy goes: the target itself for a data set, a folder of its name below it for several."""
     if list(sets) == [source]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "molmo2_nemo"
 LAYERS = (  # docs/code.md says what each is
-    *("cli", "launch", "evaluation", "nemo", "training", "inference", "plan", "preview", "convert"),
+    *("cli", "launch", "nemo", "training", "evaluation", "inference", "plan", "preview", "convert"),
     *(
         "cost",
         "rundir",

@@ -44,8 +44,9 @@ from data_prep.sources.base import (
     unit_of,
 )
 from data_prep.sources.own_boxes import Boxes
+from data_prep.sources.own_cells import ALONE, UNIT, nothing_of
 from data_prep.sources.own_columns import Columns
-from data_prep.sources.own_shapes import inline_medium, plain_answers, plain_entry
+from data_prep.sources.own_shapes import inline_medium, not_read, plain_answers, plain_entry
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.meant import ANNOTATION_FIELDS
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord, load_json
@@ -89,19 +90,21 @@ def records(
     What cannot be read has a `fault` instead, and may have a `reason`, and a `name` of its own; `unit` says what `line`
     is the number of.
     """
-    names = {} if columns is None else columns.names()
     seen: set[int] = set()
     for row in rows:
         where = row.get("file", file)
         unit = row.get("unit", unit_of(where))
         name = row.get("name", f"{unit} {row['line']}")
-        place = Place(where, row["line"], names, _mark(row), row.get("unit", ""))
+        place = Place(where, row["line"], {} if columns is None else columns.names(), _mark(row), row.get("unit", ""))
         try:
             if "fault" in row:
                 raise FieldError(row["fault"], f"holds {row['fault'].seen}, not {row['fault'].expected}")
             entry = row["entry"] if "entry" in row else load_json(name, {"json": row["content"]})
-            notes = list(row.get("notes", ()))
-            made = entry if columns is None else columns.entry(entry, notes)
+            notes, made = list(row.get("notes", ())), entry
+            if columns is not None:
+                of_row = columns.of_row(entry, notes)
+                place = replace(place, names=of_row.names()) if of_row is not columns else place
+                made = of_row.entry(entry, notes)
             sample = entry_sample(made, f"{row['line']:08d}", place)
             own_key = "key" in entry or (columns is not None and "key" in columns.mapped)
             if not own_key and sample.key != f"{row['line']:08d}":
@@ -149,6 +152,8 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     notes: list[str] = []
     boxes = entry["boxes"] if isinstance(entry.get("boxes"), Boxes) else None
     entry = entry if boxes is None else {name: value for name, value in entry.items() if name != "boxes"}
+    if boxes is None and set(BOXES) & set(entry):
+        entry = _without_boxes(entry, notes)
     entry, chat = plain_entry(entry, KNOWN, notes)
     entry, document = _raw_text(entry)
     for name in entry:
@@ -156,10 +161,6 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
             fields = ", ".join(f'"{field}": ...' for field in dict.fromkeys(("style", name)))
             fault = Fault(name, show(entry[name]), f'"annotations": [{{{fields}}}]')
             raise FieldError(fault, f"is a field of an annotation: write {fault.expected}")
-        if name in BOXES:
-            expected = "a field that --map names: boxes: FIELD, and box_format: xywh, xyxy or cxcywh"
-            fault = Fault(name, show(entry[name]), expected)
-            raise FieldError(fault, f"is read through a map only: {expected} (docs/own_files.md)")
         if name not in KNOWN:
             raise FieldError.unknown(name, KNOWN, entry[name])
     key = entry.get("key", key)
@@ -197,6 +198,28 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
         notes=tuple(notes),
         boxes=boxes,
     )
+
+
+def _without_boxes(entry: dict[str, Any], notes: list[str]) -> dict[str, Any]:
+    """An entry whose boxes are none: with a label, points of which there are none.
+
+    Raises:
+        FieldError: there are some, or nothing says what there is none of.
+    """
+    name = next((name for name in BOXES if name in entry and entry[name] != []), "")
+    if name:
+        expected = "a field that --map names: boxes: FIELD, and box_format: xywh, xyxy or cxcywh"
+        fault = Fault(name, show(entry[name]), expected)
+        raise FieldError(fault, f"is read through a map only: {expected} (docs/own_files.md)")
+    name, label = next(name for name in BOXES if name in entry), entry.get("label")
+    made = {field: value for field, value in entry.items() if field not in (*BOXES, "label", *UNIT)}
+    if isinstance(label, str) and label and "variants" not in entry:
+        none = {"style": "pointing", "label": label, "points": []}
+        return made | {"annotations": [*entry.get("annotations", ()), none]}
+    if not set(ALONE) & set(entry):
+        raise nothing_of(name, [])
+    notes += [not_read(field) for field in entry if field not in made]
+    return made
 
 
 def _raw_text(entry: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

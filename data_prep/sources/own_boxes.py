@@ -116,6 +116,8 @@ def labelled_boxes(boxes: Any, labels: Any, form: str, notes: list[str]) -> dict
     Raises:
         FieldError: something else, or another number of labels.
         UserError: four numbers of which nothing says what they are.
+
+    No boxes with one label are a label without boxes.
     """
     single = isinstance(boxes, Mapping) or _four(boxes)
     several = [boxes] if single else boxes
@@ -124,7 +126,7 @@ def labelled_boxes(boxes: Any, labels: Any, form: str, notes: list[str]) -> dict
     if isinstance(labels, list) and len(labels) != len(several):
         fault = Fault("label", f"{len(labels)} labels", f"{len(several)}, one for each box")
         raise FieldError(fault, f"has {fault.seen} for {len(several)} boxes")
-    found: dict[str, list[Box]] = {}
+    found: dict[str, list[Box]] = {labels: []} if isinstance(labels, str) and labels and not several else {}
     for i, box in enumerate(several):
         where = "boxes" if single else f"boxes[{i}]"
         label = labels[i] if isinstance(labels, list) else labels
@@ -133,7 +135,7 @@ def labelled_boxes(boxes: Any, labels: Any, form: str, notes: list[str]) -> dict
         if not isinstance(label, str) or not label:
             raise FieldError.wrong("label", "a text for each box (numbers of classes have no words)", label)
         found.setdefault(label, []).append(_box(box, form, where))
-    notes += [BOXES] if found else []
+    notes += [BOXES] if several else []
     notes += [ONE_BOX] if single else []
     return found
 

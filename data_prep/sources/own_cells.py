@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from data_prep.sources.own_boxes import Boxes, labelled_boxes, of_text
+from data_prep.sources.own_shapes import not_read
 from data_prep.sources.references import File, Inline, Media, Stored, Url, column_media
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show, without_nulls
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -20,6 +21,16 @@ JSON_TEXTS = (*LISTS, "clip", "sampling", "subtitles", "answer", "boxes", "label
 NUMBERS = ("weight", "weight_factor", "start", "end", "answer_idx", "point_scale", "width", "height")
 PLACED = ("label", "points", "point_scale", "width", "height")
 UNIT = ("point_scale", "width", "height")  # of points and boxes
+ALONE = (
+    "caption",
+    "answer",
+    "options",
+    "text",
+    *CHATS,
+    "annotations",
+    "variants",
+    "points",
+)  # learned from as they are
 LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
 
 
@@ -109,13 +120,18 @@ def as_record(found: dict[str, Any], style: str, box_format: str, notes: list[st
         found["question"] = f"{found['question']}\n{context}"
     if "boxes" in found:
         _place_boxes(found, style, box_format, notes)
+    elif "label" in found and "points" not in found:
+        _without_boxes(found, notes)
     annotation = _annotation(found, style)
     return found | {"annotations": [*found.get("annotations", ()), annotation]} if annotation else found
 
 
 def _place_boxes(found: dict[str, Any], style: str, box_format: str, notes: list[str]) -> None:
     """Put an annotation of points for each label in place of boxes and their labels."""
-    boxes = labelled_boxes(found.pop("boxes"), found.pop("label", None), box_format, notes)
+    given = found.pop("boxes")
+    boxes = labelled_boxes(given, found.pop("label", None), box_format, notes)
+    if not boxes and not set(ALONE) & set(found):
+        raise nothing_of("boxes", given)
     unit = {name: found.pop(name) for name in UNIT if name in found}
     before = list(found.get("annotations", ()))
     found["boxes"] = Boxes({len(before) + i: one for i, one in enumerate(boxes.values())})
@@ -123,6 +139,19 @@ def _place_boxes(found: dict[str, Any], style: str, box_format: str, notes: list
         {"style": style or "pointing", "label": label, "points": [box.centre for box in one], **unit}
         for label, one in boxes.items()
     ]
+
+
+def _without_boxes(found: dict[str, Any], notes: list[str]) -> None:
+    """Take a label out, with what belongs to it, of a row that has neither boxes nor points."""
+    if not set(ALONE) & set(found):
+        raise FieldError.missing("boxes", f"boxes or points of {show(found['label'])}, [] where there are none")
+    notes += [not_read(name) for name in ("label", *UNIT) if found.pop(name, None) is not None]
+
+
+def nothing_of(name: str, seen: Any) -> FieldError:
+    """The error of no boxes without a word of what there is none of."""
+    expected = "boxes, or a label beside it that says what there is none of"
+    return FieldError(Fault(name, show(seen), expected), f"is {show(seen)}: expected {expected}")
 
 
 def _kind(value: Any) -> str:

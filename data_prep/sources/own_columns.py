@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from data_prep.sources.own_boxes import FORMATS
 from data_prep.sources.own_cells import CHATS, MEDIA, PLACED, as_record, cell_value, is_empty
 from data_prep.sources.own_shapes import not_read
-from molmo2_nemo.data.json_values import FieldError, show
+from molmo2_nemo.data.json_values import Fault, FieldError, show
 from molmo2_nemo.errors import UserError, nearest
 
 # Field -> names that columns have for it, the surest first. Compared in lower case, with _ for spaces and dashes.
@@ -84,6 +84,7 @@ class Columns:
         classes: column of numbers -> the names that they stand for.
         style: of the annotation of each row; "" for the usual one.
         box_format: what the four numbers of a box are; "" where nothing says it.
+        others: field -> further columns with a name of it, of which the first is taken where a row lacks its own.
     """
 
     taken: Mapping[str, Column]
@@ -92,15 +93,29 @@ class Columns:
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     style: str = ""
     box_format: str = ""
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def read(self) -> list[str]:
         """The columns that are read."""
-        return list(dict.fromkeys(one for column in self.taken.values() for one in _several(column)))
+        return list(dict.fromkeys([*self._taken(), *(one for several in self.others.values() for one in several)]))
+
+    def _taken(self) -> list[str]:
+        return [one for column in self.taken.values() for one in _several(column)]
 
     @cached_property
     def _reads(self) -> set[str]:
-        read = self.read()
-        return {start for name in read for start in (name, *starts(name))}
+        return {start for name in self._taken() for start in (name, *starts(name))}
+
+    def of_row(self, row: Mapping[str, Any], notes: list[str]) -> Columns:
+        """The columns of one row: others stand in for those that it lacks, which `notes` says."""
+        there: dict[str, Column] = {}
+        for name, others in self.others.items():
+            column = self.taken[name]
+            if isinstance(column, str) and is_empty(self._cell(row, column)):
+                other = next((one for one in others if not is_empty(self._cell(row, one))), None)
+                there |= {} if other is None else {name: other}
+        notes += [f"a row without {self.taken[name]!r}: {name} from {other!r}" for name, other in there.items()]
+        return replace(self, taken={**self.taken, **there}) if there else self
 
     def names(self) -> dict[str, str]:
         """Path of a field in the entry that a row becomes -> its column, for messages."""
@@ -120,8 +135,11 @@ class Columns:
     def lines(self) -> list[str]:
         """What each column was taken for, in words."""
         rows = [(name, ", ".join(_several(column))) for name, column in self.taken.items()]
-        width = max(len(column) for _, column in (*rows, *(("", column) for column in self.left), ("", "style")))
+        others = [(name, column) for name, several in self.others.items() for column in several]
+        wide = (*rows, *others, *(("", column) for column in self.left), ("", "style"))
+        width = max(len(column) for _, column in wide)
         made = [f"  {column:{width}}  {name}{' (--map)' if name in self.mapped else ''}" for name, column in rows]
+        made += [f"  {column:{width}}  {name}, in rows without {self.taken[name]}" for name, column in others]
         for name, said in self.literal().items():
             made.append(f"  {'':{width}}  {name} {said} (--map)")
         return made + [f"  {column:{width}}  not read" for column in self.left]
@@ -140,7 +158,30 @@ class Columns:
             elif not is_empty(cells[0]):
                 found[name] = cell_value(name, cells[0])
         notes += [not_read(column) for column in row if column not in self._reads and not is_empty(row[column])]
+        self._check_boxes(row, found)
+        if not {*TASKS, "question"} & set(found):
+            raise self._nothing(row)
         return as_record(found, self.style, self.box_format, notes)
+
+    def _check_boxes(self, row: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Refuse a row that has other boxes in another column."""
+        for other in self.others.get("boxes", ()) if "boxes" in found else ():
+            value = self._cell(row, other)
+            if other != self.taken["boxes"] and not is_empty(value) and cell_value("boxes", value) != found["boxes"]:
+                expected = f"what {other} holds, {show(value)} (a line boxes: COLUMN in a file for --map says which)"
+                raise FieldError.wrong("boxes", expected, found["boxes"])
+
+    def _nothing(self, row: Mapping[str, Any]) -> FieldError:
+        """The error of a row that has none of the columns from which something is learned."""
+        tasks = [name for name in self.taken if name in TASKS]
+        looked = dict.fromkeys(
+            one for name in tasks for one in (*_several(self.taken[name]), *self.others.get(name, ()))
+        )
+        filled = [str(column) for column in row if not is_empty(row[column])]
+        expected = f"a value there{f' (or in {and_more})' if (and_more := ', '.join(list(looked)[1:])) else ''}"
+        seen = f"nothing (filled: {', '.join(filled) or 'no column'})"
+        says = f"is empty, expected {expected}: nothing to learn from; filled are {', '.join(filled) or 'no columns'}"
+        return FieldError(Fault(tasks[0], seen, expected), says)
 
     def _cell(self, row: Mapping[str, Any], column: str) -> Any:
         value, names = _get(row, column), self.classes.get(column)
@@ -217,8 +258,10 @@ def find_columns(
             if one not in columns and root not in inner:
                 raise UserError(f"--map: {name}: there is no column {one!r}; {nearest(one, columns)}")
             used.add(root)
-    taken = mapped | {n: c for n, c in _by_names(columns, used).items() if n not in given}
-    _settle(taken, set(given))
+    named = {n: several for n, several in _by_names(columns, used).items() if n not in given}
+    taken = mapped | {name: several[0] if isinstance(several, list) else several for name, several in named.items()}
+    further = {name: several[1:] for name, several in named.items() if isinstance(several, list)}
+    _settle(taken, further, set(given))
     if not set(TASKS) & set(taken):
         raise UserError(
             f"none of the columns ({', '.join(columns)}) is known as a caption, a question and an answer, messages or "
@@ -226,23 +269,26 @@ def find_columns(
         )
     in_order = {name: taken[name] for name in FIELDS if name in taken}
     reads = used | {one for column in in_order.values() for one in _several(column)}
+    others = {n: tuple(o for o in further[n] if o not in reads) for n in in_order if n in further and n != "key"}
+    others = {name: several for name, several in others.items() if several}
+    reads |= {one for several in others.values() for one in several}
     left = tuple(column for column in columns if column not in reads)
-    return Columns(in_order, left, frozenset(mapped), classes or {}, style, box_format)
+    return Columns(in_order, left, frozenset(mapped), classes or {}, style, box_format, others)
 
 
-def _by_names(columns: Sequence[str], used: Collection[str]) -> dict[str, Column]:
-    """Every field that a column has a name for, but columns that are used otherwise."""
+def _by_names(columns: Sequence[str], used: Collection[str]) -> dict[str, list[str] | tuple[str, ...]]:
+    """Every field that columns have a name for, with these columns, the surest first, or with the columns of its parts;
+    but columns that are used otherwise."""
     there: dict[str, str] = {}
     for column in columns:
         if column not in used:
             there.setdefault(re.sub(r"[\s-]+", "_", column.strip().lower()), column)
-    found: dict[str, Column] = {}
+    found: dict[str, list[str] | tuple[str, ...]] = {}
     for name, names in NAMES.items():
-        first = next((there[n] for n in names if n in there), None)
-        if first is not None:
-            found[name] = first
-    if "options" not in found and (several := next(_option_columns(there), None)) is not None:
-        found["options"] = several
+        if several := [there[n] for n in names if n in there]:
+            found[name] = several
+    if "options" not in found and (parts := next(_option_columns(there), None)) is not None:
+        found["options"] = parts
     return found
 
 
@@ -253,8 +299,12 @@ def _option_columns(there: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
             yield cells
 
 
-def _settle(taken: dict[str, Column], given: Collection[str]) -> None:
-    """Leave out what is a field only beside others, and what is said twice; a map's fields stay."""
+def _settle(taken: dict[str, Column], further: dict[str, list[str]], given: Collection[str]) -> None:
+    """Leave out what is a field only beside others, and what is said twice; a map's fields stay.
+
+    Args:
+        further: field -> columns that stand in for its own where a row lacks that.
+    """
 
     def drop(*names: str) -> None:
         for name in names:
@@ -279,9 +329,11 @@ def _settle(taken: dict[str, Column], given: Collection[str]) -> None:
             drop(name)
     tasks = set(TASKS) & set(taken) - {"text"}
     if "text" in taken and "text" not in given and (tasks or media):
-        column = taken.pop("text")
+        column, rest = taken.pop("text"), further.pop("text", [])
         if not tasks:
-            taken["caption"] = column
+            taken["caption"], further["caption"] = column, rest
+        elif "caption" in taken and "caption" not in given and media and isinstance(column, str):
+            further.setdefault("caption", []).extend([column, *rest])
 
 
 def read_map(text: str, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from data_prep.sources.base import Hub, Manual, Origin
+from data_prep.sources.base import Hub, Manual, Origin, Source
 
 Change = Callable[[Origin], Origin]
 
@@ -61,6 +61,12 @@ HELD_OUT = (  # by `common.hold_out`, or as the released builders do
     "st_qa",
     "ai2_diagram_v2_mix_transparent",
 )
+
+
+def origin_of(source: Source) -> Origin:
+    """Where the rows of a data set's validation split are; the same where training leaves them out."""
+    change = VALIDATION_ORIGINS.get(source.name)
+    return source.origin if change is None else change(source.origin)
 
 
 def names() -> list[str]:

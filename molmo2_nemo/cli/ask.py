@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.styles import asked_style
     from molmo2_nemo.data.subtitle_files import read_subtitles
-    from molmo2_nemo.evaluation.prompt_file import read_clip
+    from molmo2_nemo.evaluation.prompt_file import check_question, read_clip, without_effect
     from molmo2_nemo.inference.prompt import Prompt
     from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
@@ -47,23 +47,26 @@ def run(args: argparse.Namespace) -> int:
     if args.image and args.video:
         raise UserError("--image and --video: give images or one video, not both")
     style = asked_style(args.style)
+    check_question(args.question)
     for option, value in (("--subtitles", args.subtitles), ("--clip", args.clip)):
         if value is not None and not args.video:
             raise UserError(f"{option} belongs to a --video")
     sampling, shown = sampling_of(args), shown_of(args)
     cut: list[Path] = []
     images = [read_media(Path(name), "image", cut) for name in args.image]
-    video = read_media(Path(args.video), "video") if args.video else None
+    clip = read_clip(args.clip) if args.clip else None
+    video = read_media(Path(args.video), "video", clip=clip) if args.video else None
     prompt = Prompt(
         args.question,
         images,
         video,
         style,
         read_subtitles(Path(args.subtitles)) if args.subtitles else (),
-        read_clip(args.clip) if args.clip else None,
+        clip,
     )
     checkpoint = resolve_checkpoint(args.checkpoint)
     warn(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
+    warn(without_effect(shown, [prompt]))
     quiet()
     from molmo2_nemo.inference.generate import answer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.cli.options import (
     add_sampling_arguments,
@@ -22,6 +22,9 @@ from molmo2_nemo.data.media import said_of_cut
 from molmo2_nemo.errors import UserError, writing
 from molmo2_nemo.evaluation.scorers import scorer_names
 from molmo2_nemo.evaluation.scoring import Scoring
+
+if TYPE_CHECKING:
+    from molmo2_nemo.inference.prompt import Prompt
 
 EXAMPLES = """\
 examples:
@@ -44,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.evaluation.prompt_file import read_prompts
+    from molmo2_nemo.evaluation.prompt_file import read_prompts, without_effect
     from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
     from molmo2_nemo.rundir.summary import resolve_checkpoint
@@ -65,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if scoring is not None and prompts is None:
         scoring.needs(1)  # reference answer of each record
     elif scoring is not None:
-        for number, prompt in enumerate(prompts or [], start=1):
-            scoring.references(f"{args.prompts}: prompt {number}", prompt.reference)
+        check_references(scoring, args.prompts, prompts or [])
+    warn(without_effect(shown, prompts) if prompts is not None else ())
     quiet()
     from molmo2_nemo.inference.generate import answer_prompts, answer_records
 
@@ -76,6 +79,19 @@ def run(args: argparse.Namespace) -> int:
         found = answer_records(checkpoint, args.data, args.examples, sampling, shown)
     write_answers(found, args.out, scoring)
     return 0
+
+
+def check_references(scoring: Scoring, path: Path, prompts: Sequence[Prompt]) -> None:
+    """Raises UserError: prompts whose answers cannot be scored; the first ones, and how many there are."""
+    from molmo2_nemo.evaluation.prompt_file import refuse
+
+    faults = []
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            scoring.references(f"{path}: prompt {number}", prompt.reference)
+        except UserError as error:
+            faults.append(str(error))
+    refuse(faults, "prompts cannot be scored")
 
 
 def write_answers(found: Iterable[dict[str, Any]], out: Path | None, scoring: Scoring | None) -> None:

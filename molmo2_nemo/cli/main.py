@@ -23,6 +23,7 @@ VERBS = {
     "status": "where each stage of a run stands, from its files",
     "report": "one HTML page with the curves of a run's stages",
     "generate": "answer a file of prompts or the records of shards, beside the reference answers",
+    "evaluate": "score a trained model on tasks; compare models",
     "ask": "ask a trained model about an image or a video",
     "convert": "turn Hugging Face weights into a checkpoint and back",
     "doctor": "what is installed, what is missing, and how to get it",
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized: {' '.join(unknown or rest)}; see molmo2 {args.verb} --help")
     if rest:  # settings that came after an option
         args.overrides.extend(rest)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

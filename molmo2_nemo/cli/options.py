@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from molmo2_nemo.errors import UserError, blocking_file
 
 if TYPE_CHECKING:
+    from molmo2_nemo.evaluation.judge import Judge
     from molmo2_nemo.inference.prompt import Shown
     from molmo2_nemo.inference.sampling import Sampling
 
@@ -72,9 +73,16 @@ def run_settings(args: argparse.Namespace) -> Any:
     return only_limits(config)
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say how answers are drawn."""
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="longest answer (default: 128)")
+def add_sampling_arguments(parser: argparse.ArgumentParser, longest: int | None = 128) -> None:
+    """Adds the options that say how answers are drawn.
+
+    Args:
+        longest: answer, unless --max-new-tokens says otherwise; None: each task has its own.
+    """
+    usual = "the task's" if longest is None else longest
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=longest, metavar="N", help=f"longest answer (default: {usual})"
+    )
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="draw tokens; 0: always the most probable (default)"
     )
@@ -95,7 +103,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     """
     from molmo2_nemo.inference.sampling import Sampling
 
-    return Sampling(args.max_new_tokens, args.temperature, args.top_p, args.seed, tuple(args.stop))
+    return Sampling(args.max_new_tokens or 1, args.temperature, args.top_p, args.seed, tuple(args.stop))
 
 
 def add_shown_arguments(parser: argparse.ArgumentParser) -> None:
@@ -161,3 +169,43 @@ def check_file(option: str, path: Path) -> None:
         raise UserError(f"{option} {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{option} {path}: it cannot be written there")
+
+
+def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that send answers to a judge; without --judge, nothing is sent anywhere."""
+    parser.add_argument(
+        "--judge",
+        metavar="URL",
+        help="send captions and their references to this OpenAI-compatible server (such as http://localhost:8000/v1), "
+        "whose model judges them; key: $MOLMO2_JUDGE_KEY (default: nothing is sent anywhere)",
+    )
+    parser.add_argument("--judge-model", metavar="NAME", help="the judge's name on its server")
+    parser.add_argument(
+        "--judge-at-once", type=int, default=4, metavar="N", help="questions to the judge at a time (default: 4)"
+    )
+    parser.add_argument(
+        "--judge-timeout", type=float, default=120.0, metavar="S", help="seconds for a judge's reply (default: 120)"
+    )
+
+
+def judge_of(args: argparse.Namespace, folder: Path | None) -> Judge | None:
+    """The judge that `add_judge_arguments` names; None without --judge.
+
+    Args:
+        folder: of the results, where its replies are kept.
+
+    Raises:
+        UserError: one of the two options, a URL that is none, a number out of range, or no folder.
+    """
+    if (args.judge is None) != (args.judge_model is None):
+        raise UserError("--judge URL and --judge-model NAME belong together")
+    if args.judge is None:
+        return None
+    from molmo2_nemo.evaluation.chat import Patience
+    from molmo2_nemo.evaluation.judge import Judge
+
+    if not args.judge_timeout > 0 or args.judge_at_once < 1:
+        raise UserError("--judge-timeout must be above 0, and --judge-at-once at least 1")
+    if folder is None:
+        raise UserError("--judge keeps the judge's replies beside the results: say where with --out")
+    return Judge(args.judge, args.judge_model, folder, Patience(args.judge_at_once, args.judge_timeout))

@@ -92,13 +92,14 @@ def _copy(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from data_prep.progress import CopyProgress
-    from data_prep.shard_copy import copy, sets_at, target_of
+    from data_prep.shard_copy import check_apart, copy, sets_at, target_of
     from molmo2_nemo.data.objects.address import place_of
 
     if not args.target:
         raise UserError("copy needs two places: molmo2 shards copy FROM TO; one of them may be s3://bucket/folder")
-    store, source = _store(args), place_of(args.folder)
-    targets = target_of(source, place_of(args.target), sets_at(source, store))
+    store, source, target = _store(args), place_of(args.folder), place_of(args.target)
+    check_apart(source, target)
+    targets = target_of(source, target, sets_at(source, store))
     for at, to in targets.items():
         with CopyProgress(Console(stderr=True, highlight=False)) as progress:
             found = copy(at, to, store, overwrite=args.overwrite, watch=progress.watch)

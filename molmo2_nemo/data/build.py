@@ -157,7 +157,7 @@ class ExampleBuilder:
         *,
         options: Sequence[str] | None = None,
         history: Sequence[tuple[str, str]] = (),
-        subtitles: Sequence[Subtitle] = (),
+        subtitles: Sequence[Subtitle] | str = (),
         clip: tuple[float, float] | None = None,
         sampling: dict[str, Any] | None = None,
     ) -> Example:
@@ -172,7 +172,8 @@ class ExampleBuilder:
             DataError: media that cannot be read, or images and a video together.
         """
         rng = np.random.default_rng(0)  # only stage-1 prefixes in training mode draw from it
-        extra = Record("", subtitles=list(subtitles), clip=clip, sampling=sampling or {})
+        lines = subtitles if isinstance(subtitles, str) else list(subtitles)
+        extra = Record("", subtitles=lines, clip=clip, sampling=sampling or {})
         root = self._root(images, video, rng, record=extra, p_high_res=0.0)
         formatter = self.formatter if not self.training else PromptFormatter(self.config.text, training=False)
         questions = [*(asked for asked, _ in history), question]

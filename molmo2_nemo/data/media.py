@@ -8,15 +8,16 @@ from pathlib import Path
 from molmo2_nemo.errors import DataError, UserError
 
 
-def read_media(path: Path, kind: str, cut: list[Path] | None = None) -> bytes:
+def read_media(path: Path, kind: str, cut: list[Path] | None = None, clip: tuple[float, float] | None = None) -> bytes:
     """The bytes of a file that holds an image or a video.
 
     Args:
         kind: "image" or "video".
         cut: gets the path of an image that is cut off or damaged inside.
+        clip: the part of a video that is shown, in seconds.
 
     Raises:
-        UserError: no such file, or it cannot be decoded; names it.
+        UserError: no such file, it cannot be decoded, or a clip that does not lie in it; names it.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
@@ -30,9 +31,9 @@ def read_media(path: Path, kind: str, cut: list[Path] | None = None) -> bytes:
             if notes and cut is not None:
                 cut.append(path)
         else:
-            from molmo2_nemo.data.video.read import inspect_video
+            from molmo2_nemo.data.video.read import clip_within, inspect_video
 
-            inspect_video(content)
+            clip_within(clip, inspect_video(content).duration)
     except DataError as error:
         raise UserError(f"{path}: {error}") from None
     return content

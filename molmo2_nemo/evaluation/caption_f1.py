@@ -24,6 +24,7 @@ from typing import Any
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.base import Score
 from molmo2_nemo.evaluation.measure import Ask, Item, Measure, json_object
+from molmo2_nemo.evaluation.text import text_of
 
 LIST = """Between the lines of equals signs is a description of a picture or a video.
 Break it into the facts that it states: one short sentence for each object, property, action, place, number, written \
@@ -62,9 +63,9 @@ def verdicts_of(count: int) -> Callable[[str], list[bool] | None]:
     return read
 
 
-def text_of(references: Sequence[Any]) -> str:
+def whole(references: Sequence[Any]) -> str:
     """The references as one text."""
-    return "\n\n".join(r if isinstance(r, str) else r["text"] for r in references).strip()
+    return "\n\n".join(map(text_of, references)).strip()
 
 
 class CaptionF1(Measure):
@@ -73,17 +74,17 @@ class CaptionF1(Measure):
 
     def check(self, references: Sequence[Any]) -> None:
         if not references:
-            raise UserError("caption_f1: no reference")
+            raise UserError("no reference")
         for reference in references:
-            text = reference.get("text") if isinstance(reference, dict) else reference
+            text = text_of(reference)
             known = reference.get("statements", []) if isinstance(reference, dict) else []
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f'caption_f1: the reference is {reference!r}; expected a text or {{"text": ...}}')
+            if not text.strip():
+                raise UserError("the reference is blank")
             if not isinstance(known, list) or not all(isinstance(line, str) and line.strip() for line in known):
-                raise UserError(f"caption_f1: statements is {known!r}; expected a list of texts")
+                raise UserError(f"statements is {known!r}; expected a list of texts")
 
     def score(self, ask: Ask[Any], item: Item) -> Score:
-        caption, reference = item.prediction.strip(), text_of(item.references)
+        caption, reference = item.prediction.strip(), whole(item.references)
         if not caption:
             return Score(0.0, {"recall": 0.0, "precision": 0.0, "statements": 0})
         expected = self._known(item.references) or ask(LIST % reference, statements_of)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from molmo2_nemo.errors import UserError, nearest, writing
 from molmo2_nemo.evaluation.base import Score
@@ -24,6 +25,7 @@ from molmo2_nemo.rundir.lines import append_line, read_lines
 
 MEASURES: dict[str, Measure] = {measure.name: measure for measure in (CAPTION_F1,)}
 REPLIES = "judge.jsonl"  # in the output folder
+JUDGED = {"caption_recall": CAPTION_F1.name}  # scorer -> figure of a judge over the same answers
 UNANSWERED = 5  # answers in a row that cannot be judged, after which a judge is asked nothing more
 USELESS = 2  # replies that do not have the form asked for, after which a question has no answer
 
@@ -67,14 +69,9 @@ class Judge:
         """Scores by key; None for those that the judge did not judge, which `said` counts.
 
         Raises:
-            UserError: no such figure, or references that it cannot compare with; names the key.
+            UserError: no such figure.
         """
         measure = find_measure(name)
-        for item in items:
-            try:
-                measure.check(item.references)
-            except UserError as error:
-                raise UserError(f"{item.key}: {error}") from None
         self.causes[name] = Counter()
         row = _Row()
         pool = ThreadPoolExecutor(self.chat.patience.at_once, thread_name_prefix="judge")
@@ -87,6 +84,26 @@ class Judge:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         return {item.key: score for item, score in zip(items, scores, strict=True)}
+
+    def score_lines(self, lines: Sequence[dict[str, Any]]) -> list[str]:
+        """Adds a judge's scores to the scores of answered questions, where one goes with a scorer's.
+
+        Args:
+            lines: key (of one alone), question, answer, references and scores (scorer -> value and details) of each.
+
+        Returns:
+            What to tell the user about answers that were not judged.
+        """
+        said = []
+        for scorer, name in JUDGED.items():
+            chosen = {str(line["key"]): line for line in lines if scorer in line["scores"]}
+            asked = [Item(key, x["question"], x["answer"], x["references"]) for key, x in chosen.items()]
+            for key, score in self.score(name, asked).items():
+                line = chosen[key]
+                if score is not None:
+                    line["scores"][name] = {"value": score.value, **score.details}
+            said += self.said(name, len(asked))
+        return said
 
     def said(self, name: str, count: int) -> list[str]:
         """What to tell the user about answers that were not judged, of `count`."""
@@ -103,9 +120,12 @@ class Judge:
             cause = "not asked, since the judge did not answer before"
         else:
             try:
+                measure.check(item.references)
                 score = measure.score(lambda question, read: self._ask(item.key, question, read), item)
                 row.failed = 0
                 return score
+            except UserError as error:
+                cause = str(error)
             except NoAnswer as error:
                 cause = str(error)
                 row.failed += 1

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
+from typing import Any
+
+from molmo2_nemo.errors import UserError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -30,6 +33,18 @@ def normalised(text: str) -> str:
     """Lower case without ASCII punctuation, articles and surplus whitespace, as SQuAD compares answers (arXiv
     1606.05250)."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(WITHOUT_PUNCTUATION)).split())
+
+
+def text_of(reference: Any) -> str:
+    """The text of a reference that is one, or an object with a "text".
+
+    Raises:
+        UserError: neither.
+    """
+    text = reference.get("text") if isinstance(reference, dict) else reference
+    if not isinstance(text, str):
+        raise UserError(f'the reference is {reference!r}; expected a text or {{"text": ...}}')
+    return text
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -28,7 +28,7 @@ from molmo2_nemo.transfer import to_device
 
 GIB = 2**30
 READERS = 4  # threads that hash crops and read entries
-SAID = 3  # damaged or different entries that a process names; all are counted
+SAID = 3  # entries of one kind (damaged, different) that a process names; all are counted
 
 
 @dataclass
@@ -89,7 +89,7 @@ class FrozenFeatures:
         self._store: FeatureStore | None = None
         self._writer: Writer | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._said, self._full_said = 0, False
+        self._said, self._full_said = {"damaged": 0, "different": 0}, False  # entries; those beyond `SAID` too
 
     def store(self) -> FeatureStore | None:
         """The store, opened when first asked for: by then the weights are there."""
@@ -153,7 +153,7 @@ class FrozenFeatures:
         try:
             return self._store.read(key, bytes_of(into))
         except Damaged as error:
-            self._say(f"{error}; it is computed again")
+            self._say("damaged", f"{error}; it is computed again")
             return None
 
     def encode(self, crops: Tensor, found: Found, at: slice) -> Tensor:
@@ -240,12 +240,24 @@ class FrozenFeatures:
                 if not torch.equal(again, out[i]):
                     self.counts.different += 1
                     most = (again.float() - out[i].float()).abs().max().item()
-                    self._say(f"a crop's features differ from those kept by up to {most:.3g}")
+                    self._say("different", f"a crop's features differ from those kept by up to {most:.3g}")
 
-    def _say(self, text: str) -> None:
-        if self._said < SAID:
-            self._said += 1
+    def _say(self, kind: str, text: str) -> None:
+        with self._opening:
+            self._said[kind] += 1
+            number = self._said[kind]
+        if number <= SAID:
             print(f"features of the frozen encoder: {text}", flush=True)
+        elif number == SAID + 1:
+            more = f"and more {kind} ones, which the log counts as features_{kind}"
+            print(f"features of the frozen encoder: {more}", flush=True)
+
+    def _say_rest(self) -> None:
+        for kind, number in self._said.items():
+            if number > SAID:
+                rest = f"and {number - SAID:,} more {kind} ones: {number:,} in all"
+                print(f"features of the frozen encoder: {rest}", flush=True)
+        self._said = dict.fromkeys(self._said, 0)
 
     def close(self) -> None:
         """What waits to be written is written; the threads end."""
@@ -253,6 +265,7 @@ class FrozenFeatures:
             self._writer.close()
         if self._pool is not None:
             self._pool.shutdown()
+        self._say_rest()
         with self._opening:
             self._store = self._writer = self._pool = None
 

@@ -59,15 +59,18 @@ class Generator:
         self.groups = model.groups[max(model.groups)]
         self.vocab_size = model.model_config.text.vocab_size
 
-    def complete(self, prompts: Sequence[Example], sampling: Sampling, first: int = 0) -> list[Completion]:
+    def complete(
+        self, prompts: Sequence[Example], sampling: Sampling, numbers: Sequence[int] | None = None
+    ) -> list[Completion]:
         """Answers to prompts, in their order; batches are of prompts of about the same length.
 
         Args:
-            first: the number of the first prompt, from which its draws follow.
+            numbers: of the prompts, from which their draws follow; default: 0, 1, ...
         """
+        numbers = range(len(prompts)) if numbers is None else numbers
         found: list[Completion] = [Completion() for _ in prompts]
         for rows in batches([prompt.num_tokens for prompt in prompts], self.batch_tokens):
-            done = self._batch([prompts[row] for row in rows], sampling, [first + row for row in rows])
+            done = self._batch([prompts[row] for row in rows], sampling, [numbers[row] for row in rows])
             for row, completion in zip(rows, done, strict=True):
                 found[row] = completion
         return found

@@ -10,19 +10,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo import cpu
-from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Example
 from molmo2_nemo.data.tally import KINDS, counted
-from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.inference.engine import LENGTH, Generator
+from molmo2_nemo.inference.load import load
 from molmo2_nemo.inference.prompt import Prompt, Shown
 from molmo2_nemo.inference.sampling import Sampling
 
 TOGETHER = 64, 2**29  # prompts that are held in memory at once, and bytes of their crops
-Asked = tuple[dict[str, Any], Example]  # key, question, reference and remarks of a prompt, and what the model reads
+# Of a prompt: key, question and more, among it remarks; what the model reads; the number that its draws follow from
+Asked = tuple[dict[str, Any], Example, int]
 
 
 def answer(
@@ -62,19 +61,11 @@ def answer_prompts(
     def asked() -> Iterator[Asked]:
         for number, prompt in enumerate(prompts, start=1):
             try:
-                example = builder.prompt(
-                    prompt.images,
-                    prompt.video,
-                    prompt.question,
-                    prompt.style,
-                    options=prompt.options or None,
-                    subtitles=prompt.clipped_subtitles(),
-                    clip=prompt.clip,
-                )
+                example = prompt.example(builder)
             except UserError as error:
                 raise UserError(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
             line = {"key": f"prompt {number}", "question": prompt.question, "reference": prompt.reference}
-            yield line | {"remarks": remarks_on(example, builder.config, said=("truncated",))}, example
+            yield line | {"remarks": remarks_on(example, builder.config, said=("truncated",))}, example, number - 1
 
     yield from answers(Generator(model, tokenizer), asked(), sampling or Sampling())
 
@@ -113,39 +104,37 @@ def answer_records(
                 "reference": tokenizer.decode(reference, skip_special=True).strip(),
                 "remarks": remarks_on(example, builder.config),
             }
-            yield line, prompt
+            yield line, prompt, number
 
     yield from answers(Generator(model, tokenizer), asked(), sampling or Sampling())
 
 
 def answers(generator: Generator, asked: Iterator[Asked], sampling: Sampling) -> Iterator[dict[str, Any]]:
-    """The lines asked, in order, with `answer` added. Prompts are worked on together, as many as `TOGETHER` allows.
+    """The lines asked, in order, with `answer` and its `tokens` added. Prompts are worked on together, as many as
+    `TOGETHER` allows.
 
     Raises:
         UserError: from `asked`, after the answers to what came before.
     """
     waiting: list[Asked] = []
-    first, failed = 0, None
+    failed: UserError | StopIteration | None = None
     while failed is None:
         try:
             waiting.append(next(asked))
         except (UserError, StopIteration) as error:
             failed = error
-        size = sum(example.crops.nbytes for _, example in waiting)
+        size = sum(example.crops.nbytes for _, example, _ in waiting)
         if failed is None and size < TOGETHER[1] and len(waiting) < TOGETHER[0]:
             continue
-        done = generator.complete([example for _, example in waiting], sampling, first)
-        for (line, example), completion in zip(waiting, done, strict=True):
+        examples, numbers = [example for _, example, _ in waiting], [number for *_, number in waiting]
+        for (line, example, _), completion in zip(
+            waiting, generator.complete(examples, sampling, numbers), strict=True
+        ):
             cut = [f"the answer is cut off after {len(completion.tokens)} tokens"] if completion.ended == LENGTH else []
             cut += generator.beyond_range(example, completion)
-            yield {
-                "key": line["key"],
-                "question": line["question"],
-                "answer": completion.text.strip(),
-                "reference": line["reference"],
-                "remarks": line["remarks"] + cut,
-            }
-        first, waiting = first + len(waiting), []
+            first = {"key": line["key"], "question": line["question"], "answer": completion.text.strip()}
+            yield {**first, **line, "remarks": line["remarks"] + cut, "tokens": len(completion.tokens)}
+        waiting = []
     if isinstance(failed, UserError):
         raise failed
 
@@ -167,75 +156,3 @@ def first_turn(example: Example) -> tuple[Example, list[int]]:
         for name in ("input_ids", "labels", "loss_weights", "position_ids", "branch_ids", "visual")
     }
     return dataclasses.replace(example, **cut), example.labels[same].tolist()
-
-
-def load(checkpoint: Path, shown: Shown | None = None) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
-    """Model in evaluation mode, example builder (with what `shown` replaces) and tokenizer of a checkpoint."""
-    from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
-    from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
-
-    tensors = MegatronCheckpoint(checkpoint)
-    run = run_settings(checkpoint)
-    model_config = model_of(checkpoint, tensors, run)
-    tensors.check(model_config)
-    tokenizer = find_tokenizer(checkpoint, model_config, run, None)
-    if tokenizer is None:
-        raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
-    data = (shown or Shown()).settings(trained_data(checkpoint, model_config, run))
-    return build_model(model_config, tensors), ExampleBuilder(data, tokenizer, training=False), tokenizer
-
-
-def trained_data(checkpoint: Path, model_config: Any, run: dict[str, Any]) -> DataConfig:
-    """How a checkpoint's run read its data, with the wordings that the run's folder has a copy of.
-
-    Args:
-        run: from `run_settings`.
-    """
-    from molmo2_nemo.convert.checkpoints import data_of
-    from molmo2_nemo.rundir.config_file import run_of_checkpoint, use_kept_templates
-
-    data = data_settings(run) or data_of(checkpoint, model_config, run)
-    stage = run_of_checkpoint(checkpoint)
-    if stage is not None:
-        use_kept_templates(data.text, stage.resolve().parent)
-    return data
-
-
-def data_settings(run: dict[str, Any]) -> DataConfig | None:
-    """The data settings of a run's config.yaml; None where there are none."""
-    from molmo2_nemo.settings.schema import structure
-
-    return structure(DataConfig, run["data"]) if run.get("data") else None
-
-
-def build_model(model_config: Any, tensors: Any) -> Any:
-    """A Molmo2Model on this process alone, filled from a checkpoint."""
-    start_single_process()
-    import torch
-
-    from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.init import load_canonical
-    from molmo2_nemo.model.molmo2 import Molmo2Model
-
-    dtype = torch.float32 if cpu.is_cpu_only() else torch.bfloat16
-    config = transformer_config(model_config, params_dtype=dtype, use_cpu_initialization=cpu.is_cpu_only())
-    model = Molmo2Model(model_config, config, seed=None)
-    load_canonical(model, tensors.read)
-    return model.eval() if cpu.is_cpu_only() else model.cuda().eval()
-
-
-def start_single_process() -> None:
-    """Process groups of size one, unless this process already has groups."""
-    cpu.enable()
-    import torch.distributed as dist
-    from megatron.core import parallel_state
-
-    cpu.enable_megatron()
-    if not dist.is_initialized():
-        backend = "gloo" if cpu.is_cpu_only() else "nccl"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel()
-    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    model_parallel_cuda_manual_seed(0)

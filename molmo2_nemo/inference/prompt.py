@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.record import Subtitle
 from molmo2_nemo.errors import UserError
+
+if TYPE_CHECKING:
+    from molmo2_nemo.data.build import ExampleBuilder
 
 
 @dataclass(frozen=True)
@@ -20,20 +24,40 @@ class Prompt:
     images: Sequence[bytes] = ()  # encoded files
     video: bytes | None = None  # an encoded file; not beside images
     style: str | None = (
-        "user_qa"  # what kind of answer, as in training annotations; None: the question is read as it is
+        "user_qa"  # kind of the answer, as in training annotations; None: the question is taken as it is
     )
-    subtitles: Sequence[tuple[float, float, str]] = ()  # start and end in seconds of the film, text
+    subtitles: Sequence[tuple[float, float, str]] | str = ()  # start, end (seconds of the film), text; or only a text
     clip: tuple[float, float] | None = None  # seconds of the film: the part that is shown
     options: Sequence[str] = ()  # of a multiple-choice question
     reference: str | list[str] | None = None  # what it is compared with
     history: Sequence[tuple[str, str]] = ()  # earlier questions and answers, the first of which opens the conversation
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling, as in a record
 
-    def clipped_subtitles(self) -> list[Subtitle]:
+    def clipped_subtitles(self) -> list[Subtitle] | str:
         """The lines heard in the clip, their times counted from its start."""
+        if isinstance(self.subtitles, str):
+            return self.subtitles
         start, end = self.clip or (0.0, float("inf"))
         heard = [(a, b, text) for a, b, text in self.subtitles if a < end and b > start]
         return [Subtitle(max(a, start) - start, min(b, end) - start, text) for a, b, text in heard]
+
+    def example(self, builder: ExampleBuilder) -> Example:
+        """What the model reads.
+
+        Raises:
+            DataError: media that cannot be read, or images and a video together.
+        """
+        return builder.prompt(
+            self.images,
+            self.video,
+            self.question,
+            self.style,
+            options=self.options or None,
+            history=self.history,
+            subtitles=self.clipped_subtitles(),
+            clip=self.clip,
+            sampling=self.sampling,
+        )
 
 
 @dataclass(frozen=True)

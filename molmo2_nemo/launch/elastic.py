@@ -1,4 +1,6 @@
-"""Several local processes through torch's elastic launcher: `python -m molmo2_nemo.launch.elastic COUNT CONFIG`.
+"""Several local processes through torch's elastic launcher.
+
+    python -m molmo2_nemo.launch.elastic COUNT MODULE ARGUMENT...
 
 Does what `torchrun --standalone` does, but prints nothing about what went wrong: the workers report why they ended
 (reports.py), and torch's own summary would print the same again, once per process.
@@ -23,8 +25,8 @@ SIGNALS = ",".join(["SIGINT", "SIGHUP", "SIGQUIT", *(number.name for number in S
 GRACE = 600  # seconds that workers get to save a checkpoint and leave after one of them
 
 
-def main(count: int, config: str) -> int:
-    """Runs `count` workers and returns 0, or the exit code of the first that failed."""
+def main(count: int, module: str, *arguments: str) -> int:
+    """Runs `python -m MODULE ARGUMENTS` in `count` processes; returns 0, or the exit code of the first that failed."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -46,7 +48,7 @@ def main(count: int, config: str) -> int:
     os.environ |= {**as_parent(), "TORCHELASTIC_SIGNALS_TO_HANDLE": SIGNALS}
     logging.disable(logging.CRITICAL)  # reports.py says what went wrong
     try:
-        elastic_launch(settings, sys.executable)("-m", "molmo2_nemo.launch.worker", config)
+        elastic_launch(settings, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         failures = {str(number): f.exitcode for number, f in error.failures.items()}
@@ -58,4 +60,4 @@ def main(count: int, config: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(int(sys.argv[1]), *sys.argv[2:]))

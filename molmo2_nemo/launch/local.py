@@ -36,6 +36,7 @@ from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
 
+WORKER, ELASTIC = "molmo2_nemo.launch.worker", "molmo2_nemo.launch.elastic"
 LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a node that died may still hold
 
 
@@ -66,12 +67,12 @@ def launch(cfg: RunConfig) -> int:
         if cfg.cluster.nodes > 1:
             raise UserError(start_by_hand(cfg, path))
         count = wanted_processes(cfg)
-        command = [sys.executable, "-m", "molmo2_nemo.launch.elastic", str(count), str(path)]
-        if count == 1:
-            command = [sys.executable, "-m", "molmo2_nemo.launch.worker", str(path)]
+        command = [sys.executable, "-m", WORKER, str(path)]
+        if count > 1:
+            command = [sys.executable, "-m", ELASTIC, str(count), WORKER, str(path)]
         env = {**os.environ, **as_parent(), ERROR_DIR: errors}
         env.setdefault("OMP_NUM_THREADS", str(cfg.cluster.threads))
-        code = _run_child(command, env)
+        code = run_child(command, env)
         write_config(cfg)  # again: NeMo's logger moves what it finds in the folder into run_N/
         if preempted(Path(errors)) is not None:
             return PREEMPTED
@@ -131,7 +132,7 @@ def _run_here(cfg: RunConfig) -> int:
     return code
 
 
-def _run_child(command: list[str], env: Mapping[str, str]) -> int:
+def run_child(command: list[str], env: Mapping[str, str]) -> int:
     """Runs the command as a child process to its end and returns its exit code, INTERRUPTED after Ctrl-C, PREEMPTED
     where a signal that was passed on ended it before it could catch any.
 

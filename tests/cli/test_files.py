@@ -185,6 +185,15 @@ PROMPTS = [
     ('{"question": "?", "video": "FILM", "subtitles": "text"}', "text: subtitles are read from .srt"),
     ('{"question": "?", "video": "FILM", "subtitles": 7}', "subtitles is 7; expected the path of a file"),
     ('{"question": "?", "options": "a"}', "options is 'a'; expected a list of texts"),
+    ('{"question": " "}', "the question is blank"),
+    (
+        '{"question": "?", "video": "FILM", "clip": [999, 1000]}',
+        "bunny.mp4: clip 999.0 - 1000.0 s does not lie in a video",
+    ),
+    ('{"question": "?", "options": ["a cat", "a dog"], "answer": "C"}', "answer is 'C', which is none of the options"),
+    ('{"question": "?", "options": ["a cat", "a dog"], "answer": ["B", "a fox"]}', "answer is 'a fox', which is none"),
+    ('{"question": "?", "options": ["a cat", "a dog"], "answer": "A. a dog"}', "answer is 'A. a dog', which is none"),
+    ('{"question": "?", "options": ["a cat", "a cat"]}', "options has 'a cat' twice"),
 ]
 FILM = str(Path(data_prep.__file__).parent / "demo_media" / "bunny.mp4")
 ASKED = [
@@ -199,12 +208,69 @@ ASKED = [
     (("--temperature", "-1"), "--temperature -1.0: must be 0 (greedy) or more"),
     (("--top-p", "0.5"), "--top-p 0.5 without --temperature"),
     (("--stop", ""), "--stop with an empty text"),
+    (("--video", FILM, "--clip", "999", "1000"), "bunny.mp4: clip 999.0 - 1000.0 s does not lie in a video of"),
 ]
 
 
 @pytest.mark.parametrize(("words", "expected"), ASKED)
 def test_questions_that_cannot_be_asked(words, expected, place, capsys):
     assert expected in told(["ask", "start", "?", *words], capsys)
+
+
+def test_a_blank_question_is_not_asked(place, capsys):
+    assert "the question is blank" in told(["ask", "start", " "], capsys)
+
+
+@pytest.mark.parametrize("answer", ["B", "(b)", "B. a dog", "A dog.", "a dog", ["A", "a cat"], "", "B: a dog"])
+def test_answers_that_are_an_option(answer, place):
+    from molmo2_nemo.evaluation.prompt_file import read_prompts
+
+    line = {"question": "?", "options": ["a cat", "a dog"], "answer": answer}
+    (place / "prompts.jsonl").write_text(json.dumps(line))
+    assert read_prompts(place / "prompts.jsonl")[0].reference == answer
+
+
+def test_all_prompts_are_read_before_the_first_fault_is_said(place, capsys):
+    (place / "prompts.jsonl").write_text("{}\n" * 3 + '{"question": "fine"}\n' + '{"question": ""}\n' * 4)
+    assert main(["generate", "start", "prompts.jsonl"]) == 2
+    first, *faults = capsys.readouterr().err.splitlines()
+    assert first == "molmo2: error: 7 prompts cannot be used:"
+    assert [line.split(": ")[0] for line in faults[:5]] == [f"  - prompts.jsonl, line {n}" for n in (1, 2, 3, 5, 6)]
+    assert faults[5:] == ["  - and 2 more"]
+
+
+def test_all_prompts_that_cannot_be_scored_are_said(place, capsys):
+    lines = [{"question": "?", "answer": answer} for answer in ("3", "many", None)]
+    (place / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["generate", "start", "prompts.jsonl", "--score", "counting"]) == 2
+    first, many, none = capsys.readouterr().err.splitlines()
+    assert first == "molmo2: error: 2 prompts cannot be scored:"
+    assert "prompt 2: counting: the reference 'many'" in many and "prompt 3 has no reference answer" in none
+
+
+IDLE = ("--frames", "3", "--fps", "1"), ("--max-crops", "2"), ("--high-res",)
+PICTURE = str(Path(FILM).parent / "cat.jpg")
+
+
+@pytest.mark.parametrize("options", IDLE, ids=lambda words: words[0])
+def test_options_without_effect_are_said(options, place, capsys):
+    film = options[0] == "--frames"
+    asked = {"question": "?", "image": PICTURE} if film else {"question": "?", "video": FILM}
+    (place / "prompts.jsonl").write_text(json.dumps(asked) + "\n" + json.dumps({"question": "?"}))
+    for call in (["generate", "start", "prompts.jsonl"], ["ask", "start", "?", *_as_words(asked)]):
+        assert main([*call, *options]) == 2  # the checkpoint is none, which is found out later
+        *said, error = capsys.readouterr().err.splitlines()
+        kind = "video" if film else "image"
+        assert said == [f"warning: {name} has no effect: there is no {kind}" for name in options if name[0] == "-"]
+        assert error.startswith("molmo2: error: start")
+    with_both = [asked, {"question": "?", "image": PICTURE}, {"question": "?", "video": FILM}]
+    (place / "prompts.jsonl").write_text("\n".join(map(json.dumps, with_both)))
+    assert main(["generate", "start", "prompts.jsonl", *options]) == 2
+    assert "no effect" not in capsys.readouterr().err
+
+
+def _as_words(asked: dict[str, str]) -> list[str]:
+    return [word for key, value in asked.items() if key != "question" for word in (f"--{key}", value)]
 
 
 @pytest.mark.parametrize(("line", "expected"), PROMPTS)

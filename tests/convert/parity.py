@@ -71,7 +71,7 @@ def greedy(checkpoint: Path) -> list[int]:
     from PIL import Image
 
     from molmo2_nemo.inference.engine import Generator
-    from molmo2_nemo.inference.generate import load
+    from molmo2_nemo.inference.load import load
     from molmo2_nemo.inference.sampling import Sampling
     from tests.fixtures.pictures import picture
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_prep import demo
 from data_prep.held_out import HeldOut, marks, validation_source
+from data_prep.other_settings import change
 from data_prep.sources import all_sources
 from data_prep.sources.base import Context, Cut, File, Hub, Inline, Sample, Skip
 from data_prep.sources.common import hold_out
@@ -87,6 +88,31 @@ def test_nothing_held_out_is_said(own, capsys):
     assert main(["prepare", "own.jsonl", "--out", "o", "--workers", "0", "--hold-out", "0.0001"]) == 0
     assert "own-validation: nothing is held out" in capsys.readouterr().out
     assert keys("own") == {"0-0", "0-1"}
+
+
+def test_another_share_is_refused_in_words(own, capsys):
+    prepared()
+    call = ["prepare", "own.jsonl", "--out", "o", "--workers", "0"]
+    for words, differs in (
+        (["--hold-out", "2.5%"], "--hold-out: 10% there, 2.5% now"),
+        ([], "--hold-out: 10% there, none now"),
+        (["--hold-out", "10%", "--limit", "5"], "--limit: none there, 5 now"),
+        (["--hold-out", "10%", "--repeat-media"], "--repeat-media: not given there, given now"),
+        (["--hold-out", "10%", "--shard-mb", "20"], "--shard-mb: 1000 there, 20 now"),
+        (["--hold-out", "10%", "--gop", "60"], "--gop: none there, 60 now"),
+    ):
+        assert main([*call, *words]) == 2
+        assert f"with other settings ({differs})" in (error := capsys.readouterr().err) and "{" not in error
+
+
+def test_the_words_of_published_sources_and_parts():
+    before = {"repo": "a/b", "configs": [], "split": "train"}
+    now = {**before, "configs": ["x", "y"], "split": "val"}
+    assert change("origin", before, now) == "its configs: none there, x, y now, its split: train there, val now"
+    assert change("split", None, "validation") == "--split: train there, validation now"
+    assert change("seed", 0, 5, ("in part 1", "in part 3")) == "--seed: 0 in part 1, 5 in part 3"
+    held = [{"share": 0.1, "held": held} for held in (False, True)]
+    assert change("held_out", *held) == "--hold-out: 10% there, 10% (what is held out) now"
 
 
 def test_parts_of_both_sides_are_the_whole(own):

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from data_prep.addition import Addition
-from data_prep.ledger import LEDGER, MISSING, read_lines
+from data_prep.ledger import LEDGER, MISSING, Line, is_of, mark_of, read_lines
 from data_prep.shard_repair import repair
 from data_prep.shard_tools import check, index
+from data_prep.sources.base import Place, Sample, Skip
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.record import parse_record
@@ -400,6 +401,15 @@ def test_one_picture_of_several_records_is_one_medium(tmp_path, capsys):
     (tmp_path / "pictures" / "1.png").unlink()
     assert prepare(raw) == 0
     assert "1 media are gone (the first: pictures/1.png)" in capsys.readouterr().out
+
+
+def test_a_row_that_an_older_version_could_not_read_is_the_same_row():
+    place = Place("a.jsonl", 2, mark="0123456789abcdef")
+    before = Line(mark_of(Skip("line 2", "bad line", place=place)), "bad line")
+    assert is_of(before, Sample("00000002", place=place)) and is_of(before, Skip("image 2", "bad line", place=place))
+    other = Place("a.jsonl", 2, mark="fedcba9876543210")
+    assert not is_of(before, Sample("00000002", place=other))
+    assert not is_of(Line(before.mark), Sample("00000002", place=place)), "records had their own key"
 
 
 @pytest.mark.parametrize("changed", [False, True])

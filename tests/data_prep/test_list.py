@@ -87,6 +87,23 @@ def test_details_say_where_everything_comes_from(capsys):
             assert source.origin.repo in text and source.origin.media in text
 
 
+VALIDATION = {
+    "doc_qa": "from val_v1.0_withQT.json",
+    "tabwmp_da": "from problems_dev.json",
+    "chart_qa_weighted": "from split val",
+    "okvqa": "from configuration validation, split train",
+    "st_qa": "what training leaves out of the same file",
+    "pixmo_cap": "what training leaves out of the same rows",
+}
+
+
+@pytest.mark.parametrize("name", VALIDATION)
+def test_details_say_where_the_validation_split_is(name, capsys):
+    assert main(["prepare", "--list", name]) == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  validation "))
+    assert said == f"  validation --split validation, to {name}-validation; {VALIDATION[name]}"
+
+
 def test_listing_imports_nothing_heavy():
     """Looking a source up needs neither torch nor the libraries that load data."""
     import subprocess

@@ -163,6 +163,48 @@ def test_a_coco_box_is_cut_to_the_size_that_the_file_gives(place):
     assert made["points"] == [[80.0, 20.0]] and notes(place / "out" / "c")[CUT] == 1
 
 
+NONE = [{"style": "pointing", "label": "dog", "points": []}]
+ONE = [{"style": "pointing", "label": "eye", "points": [[20.0, 30.0]]}]
+SAYS_OF_WHAT = "boxes, or a label beside it that says what there is none of"
+WITH_MAP = {  # a line, what becomes of it: annotations, or (field, part of what was expected)
+    "in the other column": ({"label": "eye", "bbox": [[10, 20, 20, 20]]}, ONE),
+    "none of a label": ({"label": "dog", "bbox": []}, NONE),
+    "none, said by the first column": ({"label": "dog", "boxes": []}, NONE),
+    "none of nothing": ({"bbox": []}, ("bbox", SAYS_OF_WHAT)),
+    "no labels for no boxes": ({"label": [], "boxes": []}, ("boxes", SAYS_OF_WHAT)),
+    "the same twice": ({"label": "eye", "boxes": [[10, 20, 20, 20]], "bbox": [[10, 20, 20, 20]]}, ONE),
+    "different ones": ({"label": "eye", "boxes": [[1, 2, 3, 4]], "bbox": [[10, 20, 20, 20]]}, ("boxes", "what bbox h")),
+    "none and some": ({"label": "eye", "boxes": [], "bbox": [[10, 20, 20, 20]]}, ("boxes", "what bbox holds, [[10")),
+    "a label alone": ({"label": "eye"}, ("caption", "a value there (or in boxes, bbox)")),
+    "a label beside a caption": ({"label": "eye", "caption": "A."}, [{"style": "long_caption", "text": "A."}]),
+}
+WITHOUT = {
+    "none of a label": WITH_MAP["none of a label"],
+    "none of nothing": WITH_MAP["none of nothing"],
+    "beside a caption": ({"caption": "A.", "boxes": []}, [{"style": "long_caption", "text": "A."}]),
+    "some": ({"label": "eye", "bbox": [[10, 20, 20, 20]]}, ("bbox", "a field that --map names: boxes: FIELD")),
+}
+LINES = [("map", name, *line) for name, line in WITH_MAP.items()] + [("", n, *line) for n, line in WITHOUT.items()]
+
+
+@pytest.mark.parametrize(("mapped", "name", "line", "made"), LINES, ids=[f"{m}-{n}" for m, n, *_ in LINES])
+def test_boxes_in_lines(mapped, name, line, made, place):
+    """What each line becomes beside one that has both names of boxes and a caption."""
+    first = {"caption": "A cat.", "label": "cat", "boxes": [], "bbox": []} if mapped else {"caption": "A cat."}
+    lines = [{"image": "cat.jpg", **one} for one in (first, line)]
+    (place / "t.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    (place / "map.yaml").write_text("box_format: xywh\n")
+    words = ["--map", place / "map.yaml"] if mapped else []
+    assert prepare(place / "t.jsonl", "--out", place / "out", *words) == 0
+    found = annotations(place / "out" / "t")[1:]
+    listed = place / "out" / "t" / "skipped.jsonl"
+    if isinstance(made, list):
+        assert found == [made] and not listed.exists()
+        return
+    (said,) = map(json.loads, listed.read_text().splitlines())
+    assert found == [] and said["line"] == 2 and said["field"] == made[0] and said["expected"].startswith(made[1])
+
+
 def test_objects_of_hugging_face_have_their_names(place):
     datasets = pytest.importorskip("datasets")
     names = datasets.ClassLabel(names=["nose", "eye"])

@@ -258,6 +258,27 @@ def test_what_is_not_clear_is_refused(record, says, tmp_path, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_a_caption_is_taken_from_where_a_record_has_it(tmp_path, capsys):
+    tar(
+        tmp_path / "a.tar",
+        {"jpg": CAT, "json": {"caption": "A cat."}},
+        {"jpg": HORSE, "txt": "A horse."},
+        {"jpg": CAT, "json": {"caption": None}, "txt": "A second cat."},
+        {"jpg": CAT, "json": {"caption": "A cat."}, "txt": "A text beside it."},
+        {"jpg": CAT, "json": {"by": "Ann"}},
+    )
+    assert prepare(tmp_path / "a.tar", "--out", tmp_path / "out") == 0
+    texts = ("cat.jpg", "A cat."), ("horse.jpg", "A horse."), ("cat.jpg", "A second cat."), ("cat.jpg", "A cat.")
+    assert records(tmp_path / "out" / "a") == oracle(tmp_path, *({"image": i, "caption": c} for i, c in texts))
+    found = notes(tmp_path / "out" / "a")
+    assert found["a row without 'caption': caption from 'txt'"] == 2 and found[not_read("txt")] == 1
+    (line,) = skipped(tmp_path / "out" / "a")
+    assert (line["line"], line["field"], line["expected"]) == (5, "caption", "a value there (or in txt)")
+    assert line["seen"].startswith("nothing (filled: ")
+    words = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "txt caption, in rows without caption" in words
+
+
 def test_a_map_says_it(tmp_path):
     tar(tmp_path / "a.tar", {"jpg": HORSE, "png": CAT, "json": {"wording": {"en": ["A cat."]}}})
     for way in ("json.wording.en.0", "json:wording.en.0", "json[wording][en][0]", "wording.en.0"):

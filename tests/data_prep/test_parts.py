@@ -176,7 +176,7 @@ def test_missing_unfinished_and_mixed_parts_are_named(own, capsys):
         assert prepare(own, "--out", out, "--part", f"{number}/4") == 0
     assert join(out / "own") == 2
     error = capsys.readouterr().err
-    assert "own.part-3-of-4 was prepared with other settings than part 1 (seed: 0 in part 1, 5 in part 3)" in error
+    assert "own.part-3-of-4 was prepared with other settings than part 1 (--seed: 0 in part 1, 5 in part 3)" in error
     assert prepare(own, "--out", out, "--part", "1/2") == 0
     assert join(out / "own") == 2
     assert "several divisions ([1] of 2 and [1, 2, 3, 4] of 4)" in capsys.readouterr().err

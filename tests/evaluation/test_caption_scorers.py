@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.base import Score
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.scorers.caption_recall import content_words
@@ -73,6 +74,14 @@ def test_figures_of_length():
     assert LENGTH.figures([LENGTH.score("one two", ["ab"]), Score(0.0)])["words"] == 2
     assert LENGTH.figures([Score(0.0)]) == {}
     assert "words_ratio" not in LENGTH.figures([LENGTH.score("a", [""])])
+
+
+@pytest.mark.parametrize("scorer", [RECALL, LENGTH])
+def test_a_reference_may_be_an_object_with_a_text(scorer):
+    assert scorer.score("a red boat", [{"text": "a red boat"}]).value == 1
+    scorer.check(["a", {"text": "a"}])
+    with pytest.raises(UserError, match="expected a text or"):
+        scorer.check(["a", {"points": []}])
 
 
 @pytest.mark.parametrize("name", ["caption_length", "caption_recall", "moment_retrieval"])

@@ -284,15 +284,39 @@ def test_an_address_may_be_whole(given):
     ("references", "expected"),
     [
         ([], "no reference"),
-        ([" "], "the reference is ' '"),
+        ([" "], "the reference is blank"),
         ([{"points": []}], "expected a text"),
         ([{"text": "a", "statements": [1]}], "statements is [1]"),
     ],
 )
-def test_references_that_a_judge_cannot_compare_with(references, expected, tmp_path):
-    with pytest.raises(UserError) as error:
-        Judge("http://127.0.0.1:9/v1", "m", tmp_path).score("caption_f1", [Item("record 7", "", "a", references)])
-    assert str(error.value).startswith("record 7: caption_f1: ") and expected in str(error.value)
+def test_references_that_a_judge_cannot_compare_with(references, expected, server, tmp_path):
+    judge = Judge(server.url, "m", tmp_path, QUICK)
+    assert judge.score("caption_f1", [Item("record 7", "", "a", references)]) == {"record 7": None}
+    assert expected in judge.said("caption_f1", 1)[0] and not server.requests
+
+
+def test_lines_of_answered_questions_get_the_judges_scores(server, tmp_path):
+    answers = {"a": "a dog runs.", "b": "", "c": "it snows."}
+    lines = [
+        {
+            "key": key,
+            "question": "?",
+            "answer": text,
+            "references": [REFERENCE],
+            "scores": {"caption_recall": {"value": 0}},
+        }
+        for key, text in answers.items()
+    ]
+    lines.append(
+        {"key": "d", "question": "?", "answer": "5", "references": ["5"], "scores": {"counting": {"value": 1}}}
+    )
+    server.faults = [(404, "gone")]
+    judge = Judge(server.url, "m", tmp_path, Patience(at_once=1))
+    (said,) = judge.score_lines(lines)  # the first is refused, the others are then not asked
+    assert "did not judge 3 of 3" in said and all("caption_f1" not in line["scores"] for line in lines)
+    assert Judge(server.url, "m", tmp_path, QUICK).score_lines(lines) == []
+    assert [line["scores"].get("caption_f1", {}).get("value") for line in lines] == [0.5, 0, 0, None]
+    assert lines[0]["scores"]["caption_recall"] == {"value": 0}
 
 
 def test_unknown_figures(tmp_path):

@@ -141,6 +141,25 @@ def test_a_damaged_entry_is_computed_again_counted_and_said(tmp_path, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("damaged", "rest"), [(3, None), (4, "and 1 more damaged ones: 4 in all"), (6, "and 3 more")])
+def test_of_many_damaged_entries_the_rest_is_counted(damaged, rest, tmp_path, capsys):
+    encoder, crops = made(), some(6)
+    first = frozen(encoder, tmp_path)
+    encoded(first, crops)
+    first.close()
+    paths = sorted(p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size > HEADER.size)[:damaged]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
+    again = frozen(encoder, tmp_path)
+    assert torch.equal(encoded(again, crops), encoder(crops)) and again.counts.damaged == damaged
+    during = capsys.readouterr().out
+    again.close()
+    after = capsys.readouterr().out
+    assert sum(str(path) in during for path in paths) == 3
+    assert ("and more damaged ones, which the log counts as features_damaged" in during) == (damaged > 3)
+    assert (after == "") if rest is None else (rest in after)
+
+
 def test_checking_finds_features_that_differ(tmp_path, capsys):
     encoder, crops = made(), some(4)
     first = frozen(encoder, tmp_path)

@@ -11,7 +11,7 @@ from molmo2_nemo.convert.checkpoints import run_settings
 from molmo2_nemo.data.published_wordings import read_checkout
 from molmo2_nemo.data.wordings import OWN_WORDINGS, load, pin, save, wordings_of
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.inference.generate import trained_data
+from molmo2_nemo.inference.load import trained_data
 from molmo2_nemo.rundir.config_file import read_config, use_kept_templates, write_config
 from molmo2_nemo.rundir.paths import templates_copy
 from molmo2_nemo.rundir.resume import refuse_other_run

@@ -86,6 +86,23 @@ def inspect_video(source: Source, limits: LimitsConfig | None = None) -> VideoIn
     return VideoInfo(index.duration, index.fps, len(index.pts), film.size, film.suffix, index.gop, stated)
 
 
+def clip_within(clip: tuple[float, float] | None, duration: float) -> tuple[float, float]:
+    """Start and end of a clip, or of the whole video, in seconds; what of a clip lies behind the end is cut off.
+
+    Args:
+        duration: of the video, in seconds.
+
+    Raises:
+        DataError: nothing of the clip lies in the video.
+    """
+    if clip is None:
+        return 0.0, duration
+    start, end = float(clip[0]), min(float(clip[1]), duration)
+    if not 0 <= start <= end or (start == end and duration > 0):
+        raise DataError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {duration:.3f} s")
+    return start, end
+
+
 def plan_video(
     source: Source,
     config: VideoConfig,
@@ -101,11 +118,7 @@ def plan_video(
     """
     film = look_at(source, limits or LimitsConfig())
     index = film.index
-    start, end = 0.0, index.duration
-    if clip is not None:
-        start, end = float(clip[0]), min(float(clip[1]), index.duration)
-        if not 0 <= start <= end or (start == end and index.duration > 0):
-            raise DataError(f"clip {clip[0]} - {clip[1]} s does not lie in a video of {index.duration:.3f} s")
+    start, end = clip_within(clip, index.duration)
     times = TimeSampler.of(config, sampling or {}, index.fps)(end - start)
     return VideoPlan(times, index.frame_at(times + start), film.size, end - start, index.fps, film)
 

@@ -5,6 +5,8 @@ the reference that is nearest in length: 1 where both are equally long, 0 for an
 numbers of words and characters of captions (`words`, `characters`) and of the nearest references (`reference_words`,
 `reference_characters`), and the first over the third (`words_ratio`: above 1, captions are longer than references).
 
+A reference is a text, or an object with a "text".
+
 >>> SCORER.score("a cat sleeps", ["a cat sleeps on the sofa"]).value
 0.5
 """
@@ -12,8 +14,10 @@ numbers of words and characters of captions (`words`, `characters`) and of the n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from molmo2_nemo.evaluation.base import Score, Scorer
+from molmo2_nemo.evaluation.text import text_of
 
 COUNTS = ("words", "characters", "reference_words", "reference_characters")
 
@@ -22,9 +26,13 @@ class CaptionLength(Scorer):
     name = "caption_length"
     title = "words of the shorter of caption and reference over those of the longer"
 
-    def score(self, prediction: str, references: Sequence[str]) -> Score:
+    def check(self, references: Sequence[Any]) -> None:
+        for reference in references:
+            text_of(reference)
+
+    def score(self, prediction: str, references: Sequence[Any]) -> Score:
         words = len(prediction.split())
-        nearest = min(references, key=lambda text: abs(len(text.split()) - words))
+        nearest = min(map(text_of, references), key=lambda text: abs(len(text.split()) - words))
         expected = len(nearest.split())
         longer = max(words, expected)
         counts = words, len(prediction.strip()), expected, len(nearest.strip())

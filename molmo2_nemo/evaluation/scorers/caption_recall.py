@@ -14,6 +14,8 @@ it stands in both texts:
 The score is the recall of the reference with the highest one; a reference without a content word counts as told (1).
 Recall favours long captions, so the figures are the mean `precision` and the mean `f1` of the same pairs.
 
+A reference is a text, or an object with a "text".
+
 >>> SCORER.score("Two dogs run.", ["A dog runs on the grass and rests."]).details["recall"]
 0.5
 """
@@ -23,8 +25,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from molmo2_nemo.evaluation.base import Score, Scorer
+from molmo2_nemo.evaluation.text import text_of
 
 WORD = re.compile(r"[a-z]+n['’]t\b|[a-z0-9]+(?:['’][a-z]+)?")
 FUNCTION_WORDS = frozenset(
@@ -63,9 +67,15 @@ class CaptionRecall(Scorer):
     name = "caption_recall"
     title = "share of the reference's content words that the caption has (English)"
 
-    def score(self, prediction: str, references: Sequence[str]) -> Score:
+    def check(self, references: Sequence[Any]) -> None:
+        for reference in references:
+            text_of(reference)
+
+    def score(self, prediction: str, references: Sequence[Any]) -> Score:
         said = content_words(prediction)
-        return max((_compared(said, content_words(reference)) for reference in references), key=lambda s: s.value)
+        return max(
+            (_compared(said, content_words(text_of(reference))) for reference in references), key=lambda s: s.value
+        )
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
         return {

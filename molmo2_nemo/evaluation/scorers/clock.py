@@ -21,7 +21,7 @@ from typing import Any
 
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.groups import mean_of
-from molmo2_nemo.evaluation.reference import object_reference
+from molmo2_nemo.evaluation.reference_fields import object_reference
 
 NONE, HALF_DAY = -1, 12 * 60  # no such hand; minutes
 CLOSE, CLOSE_BENCH = 3, 1  # minutes or seconds

@@ -12,7 +12,7 @@ from typing import Any
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.base import Score, Scorer
-from molmo2_nemo.evaluation.reference import text_reference
+from molmo2_nemo.evaluation.reference_fields import text_reference
 
 WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty""".split()

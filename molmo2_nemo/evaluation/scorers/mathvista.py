@@ -23,7 +23,7 @@ from typing import Any
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.choice import LETTERS, nearest_name
-from molmo2_nemo.evaluation.reference import object_reference
+from molmo2_nemo.evaluation.reference_fields import object_reference
 from molmo2_nemo.evaluation.text import edit_distance
 
 TYPES = ("choice", "integer", "float", "text", "list")

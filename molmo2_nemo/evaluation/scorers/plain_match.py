@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from molmo2_nemo.evaluation.base import Score
-from molmo2_nemo.evaluation.reference import TextScorer
+from molmo2_nemo.evaluation.reference_fields import TextScorer
 
 
 class PlainMatch(TextScorer):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from molmo2_nemo.evaluation.base import Score
-from molmo2_nemo.evaluation.reference import TextScorer
+from molmo2_nemo.evaluation.reference_fields import TextScorer
 
 TOLERANCE = 0.05
 NUMBER = re.compile(r"[+-]?(\d{1,99}\.?\d{0,99}|\.\d{1,99})(e[+-]?\d{1,3})?", re.ASCII | re.IGNORECASE)

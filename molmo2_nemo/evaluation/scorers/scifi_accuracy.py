@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 
 from molmo2_nemo.evaluation.base import Score
-from molmo2_nemo.evaluation.reference import TextScorer
+from molmo2_nemo.evaluation.reference_fields import TextScorer
 
 TOLERANCE = 0.05
 NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")  # a sign counts only before a decimal fraction, as published

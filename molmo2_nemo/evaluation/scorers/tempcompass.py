@@ -21,7 +21,7 @@ from typing import Any
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.groups import mean_by, mean_of
-from molmo2_nemo.evaluation.reference import object_reference
+from molmo2_nemo.evaluation.reference_fields import object_reference
 
 LETTERS = ("A", "B", "C", "D")
 CHOICE, YES_NO = ("multi-choice", "caption_matching"), "yes_no"

@@ -18,7 +18,7 @@ from typing import Any
 
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.groups import all_right, by_kind
-from molmo2_nemo.evaluation.reference import object_reference
+from molmo2_nemo.evaluation.reference_fields import object_reference
 
 
 class Vinoground(Scorer):

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from molmo2_nemo.evaluation.base import Score
 from molmo2_nemo.evaluation.groups import mean_of
-from molmo2_nemo.evaluation.reference import TextScorer
+from molmo2_nemo.evaluation.reference_fields import TextScorer
 
 ENOUGH = 3  # humans who must agree for an answer to be fully correct
 ARTICLES = ("a", "an", "the")

@@ -21,7 +21,7 @@ import numpy as np
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.choice import last_named, read_choice
 from molmo2_nemo.evaluation.groups import mean_by
-from molmo2_nemo.evaluation.reference import object_reference
+from molmo2_nemo.evaluation.reference_fields import object_reference
 from molmo2_nemo.evaluation.text import final_answer
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)

@@ -5,14 +5,14 @@ import shutil
 
 import pytest
 
-from data_prep.shard_copy import Watch, copy, sets_at, target_of
+from data_prep.shard_copy import Watch, check_apart, copy, sets_at, target_of
 from data_prep.shard_remote import check_at
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.manifest import MANIFEST, ShardError
 from molmo2_nemo.data.objects import store as requests_module
 from molmo2_nemo.data.objects import traffic
-from molmo2_nemo.data.objects.address import Address
+from molmo2_nemo.data.objects.address import Address, place_of
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.errors import UserError
 from tests.support.object_store import filesystem, needs_s3, range_server, s3
@@ -101,6 +101,41 @@ def test_a_folder_goes_on_in_the_middle_of_a_shard_and_refuses_another_one(folde
         assert content(to) == content(folder)
         with pytest.raises(UserError, match="cannot be written over http://"):
             copy(folder, Address(f"{httpd.url}/other"), options)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "how"),
+    [
+        ("mine", "mine", "are the same place"),
+        ("mine", "link", "are the same place"),
+        ("mine", "mine/x", "lies in"),
+        ("mine", "link/x/y", "lies in"),
+        ("mine", ".", "lies in"),
+        (".", "mine/x", "lies in"),
+        ("mine", "other/../mine", "are the same place"),
+    ],
+)
+def test_a_folder_is_not_copied_onto_itself(source, target, how, folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "link").symlink_to(folder)
+    before = content(folder), sorted(tmp_path.rglob("*"))
+    for places in ((tmp_path / source, tmp_path / target), (source, target), (f"file://{tmp_path}/{source}", target)):
+        monkeypatch.chdir(tmp_path)
+        assert main(["shards", "copy", *map(str, places), "--overwrite"]) == 2
+        assert how in (error := capsys.readouterr().err) and "name a target beside it" in error
+        assert (content(folder), sorted(tmp_path.rglob("*"))) == before
+
+
+def test_addresses_that_overlap_are_refused(tmp_path):
+    def apart(source, target):
+        return check_apart(place_of(source), place_of(target))
+
+    for source, target in (("s3://b/a", "S3://b/a/"), ("s3://b/a", "s3://b/a/x"), ("s3://b/a/x", "s3://b/a")):
+        with pytest.raises(UserError, match="same place|lies in"):
+            apart(source, target)
+    apart("s3://b/a", "s3://b/ab")
+    apart("s3://b/a", "gs://b/a/x")
+    apart("s3://b/a", tmp_path)
+    apart(tmp_path / "a", tmp_path / "ab")
 
 
 def test_another_data_set_is_not_replaced_unasked(folder, tmp_path, options):

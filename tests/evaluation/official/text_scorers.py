@@ -24,10 +24,8 @@ Case = tuple[str, list[Any], dict[str, float | None]]  # prediction, references,
 
 WORDS = """cat dog two none one ten zero a the an seventeen clockwise counter-clockwise Paris New York isnt couldnt've
 couldntve yall'd've somebody'd its Im dont red, blue 10:30 $5.00 3.5 3,500 1,000 12% 0.12 U.S. U.S.A. mr. naïve Straße
-yes Yes. no No, not nothing PM AM noon up/down (left) [right] {x} =7 e5 1e3 -4 +4 .5 5. 50 % nan inf Bear Dog A B""".split(
-    " "
-)
-WORDS = " ".join(WORDS).split()
+yes Yes. no No, not nothing PM AM noon up/down (left) [right] {x} =7 e5 1e3 -4 +4 .5 5. 50 % nan inf Bear Dog A B
+""".split()
 
 
 def spoken(rng: random.Random, most: int = 5) -> str:

@@ -1,0 +1,104 @@
+"""What a record's annotation says is right, as scorers want it, and which scorers go with its style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from molmo2_nemo.data.annotations import (
+    Answer,
+    MultiImagePoints,
+    MultipleChoice,
+    Points,
+    PointsInWords,
+    QuestionAnswer,
+    TimedCaption,
+    TrackFrame,
+    Tracks,
+    TurnAnnotation,
+    VideoPoints,
+)
+from molmo2_nemo.data.styles import Kind, Style, canonical_style
+
+WORDS, CHOICE, COUNT = "exact_match", "multiple_choice", "counting"
+CAPTION: tuple[str, ...] = (WORDS,)
+POINTS = VIDEO_POINTS = TRACKS = WORDS
+OF_STYLE = {  # of questions with a text as their answer; the others are compared word by word
+    **dict.fromkeys(("vqa2", "okvqa", "a_okvqa_da", "text_vqa", "eval_short_answer"), "vqa_accuracy"),
+    **dict.fromkeys(("doc_qa", "info_qa", "st_qa"), "anls"),
+    **dict.fromkeys(("chart_qa", "plot_qa", "figure_qa", "dv_qa"), "relaxed_accuracy"),
+    "tally_qa": COUNT,
+}
+ANNOTATORS = 4  # with fewer answers, there is no VQA accuracy
+Size = tuple[float, float]
+Expected = tuple[tuple[str, ...], tuple[Any, ...]]  # scorers, references
+
+
+def expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expected:
+    """The scorers that `--tasks auto` takes for one turn, and its references.
+
+    Args:
+        text: of the answer, as training would have it.
+        sizes: width and height of each image, or of the video, in pixels.
+    """
+    names, references = _expected(entry, text, sizes)
+    return names, (text,) if names == (WORDS,) and not isinstance(entry, QuestionAnswer) else references
+
+
+def _expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expected:
+    match entry:
+        case Tracks():
+            return (TRACKS,), ({"frames": [_frame(f) for f in entry.frames], "size": _size(entry.scale, sizes)},)
+        case Points(style) if style.count == "count":
+            return (COUNT,), (text,)
+        case Points():
+            return (POINTS,), ({"points": _listed(entry.points), "size": _size(entry.scale, sizes)},)
+        case VideoPoints(style) if style.count == "count":
+            return (COUNT,), (text,)
+        case VideoPoints():
+            groups = [_listed(group) for group in entry.points]
+            at = {"timestamps": list(entry.timestamps), "points": groups, "size": _size(entry.scale, sizes)}
+            return (VIDEO_POINTS,), (at,)
+        case MultiImagePoints():
+            pairs = zip(entry.points, sizes, strict=False)
+            images = [{"points": _listed(group), "size": _size(entry.scale, [size])} for group, size in pairs]
+            return (POINTS,), ({"images": images},)
+        case MultipleChoice():
+            return (CHOICE,), (text,)
+        case PointsInWords():
+            return (COUNT if _is_number(text) else WORDS,), (text,)
+        case QuestionAnswer(style, _, answer):
+            return (_of_answers(style, answer),), _texts(answer, text)
+        case _:
+            short = isinstance(entry, TimedCaption) and len(text.split()) < 4
+            return (WORDS,) if short else CAPTION, (text,)
+
+
+def _of_answers(style: Style, answer: Answer) -> str:
+    if style.kind is Kind.CAPTION:
+        return CAPTION[0]
+    scorer = OF_STYLE.get(canonical_style(style.name), OF_STYLE.get(style.name, WORDS))
+    return WORDS if scorer == "vqa_accuracy" and len(answer.texts) < ANNOTATORS else scorer
+
+
+def _texts(answer: Answer, text: str) -> tuple[str, ...]:
+    """The answers of all annotators, or the only one with its points and explanation."""
+    return answer.texts if len(answer.texts) > 1 else (text,)
+
+
+def _is_number(text: str) -> bool:
+    return text.strip().isdigit()
+
+
+def _size(scale: Size | None, sizes: Sequence[Size]) -> list[float]:
+    width, height = scale or (sizes[0] if sizes else (100.0, 100.0))
+    return [float(width), float(height)]
+
+
+def _listed(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+    return [[float(x), float(y)] for x, y in points]
+
+
+def _frame(frame: TrackFrame) -> dict[str, Any]:
+    shown = {name: list(map(float, p.point)) for name, p in frame.points.items() if not p.occluded}
+    return {"time": float(frame.time), "points": shown}

@@ -1,0 +1,139 @@
+"""Runs tasks on a model: the items are dealt out to the data-parallel ranks, and every question is scored once.
+
+Ranks that share a model work on the same items. An item that cannot be read, and a question whose media cannot, are
+answers of value 0 with the reason beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.distributed as dist
+
+from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.evaluation.scorers import find_scorer
+from molmo2_nemo.evaluation.task import Items, Question, Task
+from molmo2_nemo.inference.engine import Generator
+from molmo2_nemo.inference.generate import Asked, answers, remarks_on
+from molmo2_nemo.inference.sampling import Sampling
+
+PLACES = 1 << 20  # questions of an item, at most
+Line = dict[str, Any]
+
+
+def evaluate(
+    task: Task,
+    items: Items,
+    count: int,
+    generator: Generator,
+    builder: ExampleBuilder,
+    sampling: Sampling,
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[Line]:
+    """The answered and scored questions of the first `count` items, in order, on every rank. A collective of all ranks.
+
+    Args:
+        advance: called with the number of items that this rank has begun.
+
+    Returns:
+        Lines of JSON values: item, place (of the question in the item), key, tags, question, answer, references,
+        scores (scorer -> value and details), remarks; `failed`, the reason, where the model could not be asked;
+        `unscored` where a reference is of no use.
+    """
+    rank, replicas, first = _place()
+    mine = range(rank, count, replicas)
+    lines = list(_answered(task, items, mine, generator, builder, sampling, advance))
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return sorted(lines, key=order)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, lines if first else [])
+    return sorted((line for part in found for line in part), key=order)
+
+
+def _place() -> tuple[int, int, bool]:
+    """This rank's replica, how many there are, and whether it speaks for its replica."""
+    from megatron.core import parallel_state
+
+    shared = parallel_state.get_tensor_model_parallel_rank() + parallel_state.get_context_parallel_rank()
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size(), shared == 0
+
+
+def order(line: Line) -> tuple[int, int]:
+    return line["item"], line["place"]
+
+
+def speaks() -> bool:
+    """Whether this rank shows and writes what all have found."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _answered(
+    task: Task,
+    items: Items,
+    numbers: range,
+    generator: Generator,
+    builder: ExampleBuilder,
+    sampling: Sampling,
+    advance: Callable[[int], None],
+) -> Iterator[Line]:
+    failures: list[Line] = []
+
+    def asked() -> Iterator[Asked]:
+        for done, item in enumerate(numbers):
+            advance(done)
+            try:
+                questions = items.questions(item, builder)
+            except Exception as error:  # noqa: BLE001 - hostile media may raise anything
+                failures.append(_failed(task, (item, 0), error))
+                continue
+            for place, question in enumerate(questions):
+                try:
+                    example = question.prompt.example(builder)
+                except Exception as error:  # noqa: BLE001 - hostile media may raise anything
+                    failures.append(_failed(task, (item, place), error, question))
+                    continue
+                line = _line((item, place), question)
+                number = item * PLACES + place  # what draws follow from
+                yield line | {"remarks": remarks_on(example, builder.config), "asked": question}, example, number
+
+    for line in answers(generator, asked(), sampling):
+        yield scored(task, line.pop("asked"), line)
+    yield from failures
+
+
+def _line(place: tuple[int, int], question: Question | None) -> Line:
+    found: Line = {"item": place[0], "place": place[1], "key": f"item {place[0]}"}
+    if question is None:
+        return found | {"tags": {}, "question": "", "references": []}
+    asked = {"tags": dict(question.tags), "question": question.prompt.question, "references": list(question.references)}
+    return found | {"key": question.key} | asked
+
+
+def _failed(task: Task, place: tuple[int, int], error: Exception, question: Question | None = None) -> Line:
+    """An answer that the model could not be asked for: of value 0."""
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    names = (question.scorers if question else ()) or task.scorers
+    values: dict[str, Any] = {name: {"value": 0.0} for name in names}
+    return _line(place, question) | {"answer": "", "scores": values, "failed": said[:500], "remarks": []}
+
+
+def scored(task: Task, question: Question, line: Line) -> Line:
+    """The line of an answer, with its scores."""
+    scores: dict[str, Any] = {}
+    for name in question.scorers or task.scorers:
+        scorer = find_scorer(name)
+        try:
+            if len(question.references) < scorer.min_references:
+                raise UserError(
+                    f"{name} needs {scorer.min_references} references, there are {len(question.references)}"
+                )
+            scorer.check(question.references)
+            score = scorer.score(line["answer"], question.references)
+        except UserError as error:
+            line["unscored"] = str(error)[:500]
+            continue
+        assert 0 <= score.value <= 1, (name, score)
+        scores[name] = {"value": score.value, **score.details}
+    return line | {"scores": scores}
