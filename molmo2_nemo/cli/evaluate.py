@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from molmo2_nemo.cli.options import add_sampling_arguments, check_numbers, sampling_of, shown_of
+from molmo2_nemo.cli.options import (
+    add_judge_arguments,
+    add_sampling_arguments,
+    check_numbers,
+    judge_of,
+    sampling_of,
+    shown_of,
+    warn,
+)
 from molmo2_nemo.errors import UserError, of_setting
 
 if TYPE_CHECKING:
+    from molmo2_nemo.evaluation.judge import Judge
     from molmo2_nemo.evaluation.task import Items, Task, TaskSettings
     from molmo2_nemo.settings.run import ParallelConfig
 
@@ -57,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="where results go (default: evaluation/ in the stage's folder)"
     )
     add_sampling_arguments(parser, longest=None)
+    add_judge_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,6 +96,7 @@ class Asked:
     tasks: list[Task]
     frames: list[int | None]  # passes
     out: Path | None
+    judge: Judge | None = None
 
 
 def read(args: argparse.Namespace) -> Asked:
@@ -104,7 +115,7 @@ def read(args: argparse.Namespace) -> Asked:
     checkpoint = resolve_checkpoint(places[0])
     run = run_of_checkpoint(checkpoint)
     out = args.out or (None if run is None else run / EVALUATION / checkpoint.name)
-    return Asked(args, checkpoint, layout, tasks, frames, out)
+    return Asked(args, checkpoint, layout, tasks, frames, out, judge_of(args, out))
 
 
 def tasks_of(args: argparse.Namespace) -> list[Task]:
@@ -157,7 +168,7 @@ def evaluated(asked: Asked) -> int:
     work = opened(asked)
     quiet()
     from molmo2_nemo.data.build import ExampleBuilder
-    from molmo2_nemo.evaluation.results import result_of, table, write_result
+    from molmo2_nemo.evaluation.results import table
     from molmo2_nemo.evaluation.run import evaluate, speaks
     from molmo2_nemo.inference.engine import Generator
     from molmo2_nemo.inference.load import load
@@ -166,7 +177,7 @@ def evaluated(asked: Asked) -> int:
     shown = shown_of(argparse.Namespace(**{**vars(args), "frames": None}))
     model, builder, tokenizer = load(asked.checkpoint, shown, asked.layout)
     generator = Generator(model, tokenizer, batch_tokens=args.batch_tokens)
-    results = []
+    done, results = [], []
     for task, settings, items in work:
         video = replace(builder.config.video, max_frames=settings.frames or builder.config.video.max_frames)
         own = ExampleBuilder(replace(builder.config, video=video), tokenizer, training=False)
@@ -182,17 +193,38 @@ def evaluated(asked: Asked) -> int:
             "temperature": sampling.temperature,
             "seed": args.seed,
         }
-        result = result_of(task.name, task.group, lines, made_with)
-        results.append(result)
-        if speaks() and asked.out is not None:
-            with of_setting(f"--out {asked.out}"):
-                write_result(asked.out, result, lines)
+        done.append((task, made_with, lines))
+        if speaks():
+            results.append(kept(asked, *done[-1]))
     if speaks():
+        if asked.judge is not None:  # at the end, as no other rank is to wait for it
+            results = [kept(asked, *one, judged_by(asked.judge, one[-1])) for one in done]
         print(table(results))
         print(
             f"written to {asked.out}" if asked.out else "not written anywhere: the checkpoint lies in no run; --out DIR"
         )
     return 0
+
+
+def kept(
+    asked: Asked, task: Task, made_with: dict[str, Any], lines: list[dict[str, Any]], more: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The result of a task, with what `more` adds, after it is written."""
+    from molmo2_nemo.evaluation.results import result_of, write_result
+
+    result = result_of(task.name, task.group, lines, made_with) | (more or {})
+    if asked.out is not None:
+        with of_setting(f"--out {asked.out}"):
+            write_result(asked.out, result, lines)
+    return result
+
+
+def judged_by(judge: Judge, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Lets the judge score the answers that it goes with, and says how many it did not judge; what the results tell
+    of it."""
+    said = judge.score_lines(lines)
+    warn(said)
+    return {"judge": {"model": judge.chat.model, "said": said}}
 
 
 def progress(name: str, count: int, shown: bool) -> Any:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from molmo2_nemo.convert.hf_config import code_repository
 from molmo2_nemo.convert.names import Format
-from molmo2_nemo.convert.preprocessing import IMAGE_FILE, PROCESSOR_FILE, VIDEO_FILE, default_data
+from molmo2_nemo.convert.preprocessing import IMAGE_FILE, PIXELS, PROCESSOR_FILE, VIDEO_FILE, default_data
 from molmo2_nemo.data.config import DataConfig, ImageConfig
 from molmo2_nemo.data.prompts import DEMO_STYLES, MC_STYLES
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -104,10 +104,7 @@ def shared_json(image: ImageConfig, pool: int) -> dict[str, Any]:
         "size": {"height": image.crop_size, "width": image.crop_size},
         "patch_size": image.patch_size,
         "pooling_size": [pool, pool],
-        "resample": 2,  # bilinear
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "do_convert_rgb": True,
+        **PIXELS,  # all of it: transformers 5 leaves the pixels of videos as they are unless its file says otherwise
     }
 
 

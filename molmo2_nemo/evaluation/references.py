@@ -21,7 +21,7 @@ from molmo2_nemo.data.annotations import (
 from molmo2_nemo.data.styles import Kind, Style, canonical_style
 
 WORDS, CHOICE, COUNT = "exact_match", "multiple_choice", "counting"
-CAPTION: tuple[str, ...] = (WORDS,)
+CAPTION: tuple[str, ...] = ("caption_recall", "caption_length")
 POINTS = VIDEO_POINTS = TRACKS = WORDS
 OF_STYLE = {  # of questions with a text as their answer; the others are compared word by word
     **dict.fromkeys(("vqa2", "okvqa", "a_okvqa_da", "text_vqa", "eval_short_answer"), "vqa_accuracy"),
@@ -68,15 +68,14 @@ def _expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expect
         case PointsInWords():
             return (COUNT if _is_number(text) else WORDS,), (text,)
         case QuestionAnswer(style, _, answer):
-            return (_of_answers(style, answer),), _texts(answer, text)
+            names = CAPTION if style.kind is Kind.CAPTION else (_of_answers(style, answer),)
+            return names, _texts(answer, text)
         case _:
             short = isinstance(entry, TimedCaption) and len(text.split()) < 4
             return (WORDS,) if short else CAPTION, (text,)
 
 
 def _of_answers(style: Style, answer: Answer) -> str:
-    if style.kind is Kind.CAPTION:
-        return CAPTION[0]
     scorer = OF_STYLE.get(canonical_style(style.name), OF_STYLE.get(style.name, WORDS))
     return WORDS if scorer == "vqa_accuracy" and len(answer.texts) < ANNOTATORS else scorer
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from molmo2_nemo.errors import UserError, read_text
-from molmo2_nemo.evaluation.base import Score
+from molmo2_nemo.evaluation.base import Score, Scorer
+from molmo2_nemo.evaluation.judge import MEASURES
+from molmo2_nemo.evaluation.measure import Measure
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.files import write_json, write_text
 
@@ -44,9 +46,14 @@ def _kind(remark: str) -> str:
     return " ".join("N" if word.strip(",.()").replace(",", "").isdigit() else word for word in remark.split())
 
 
+def figure_of(name: str) -> Scorer | Measure:
+    """What made the scores of a name: a scorer, or what a judge is asked for."""
+    return MEASURES.get(name) or find_scorer(name)
+
+
 def _figures(scorer: str, lines: Sequence[Line]) -> dict[str, Any]:
     own = [line for line in lines if scorer in line["scores"]]
-    found = _of(scorer, own) | {"figures": find_scorer(scorer).figures(_scores(scorer, own))}
+    found = _of(scorer, own) | {"figures": figure_of(scorer).figures(_scores(scorer, own))}
     tags: dict[str, dict[str, list[Line]]] = {}
     for line in own:
         for tag, value in line["tags"].items():
@@ -59,7 +66,7 @@ def _figures(scorer: str, lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def _of(scorer: str, lines: Sequence[Line]) -> dict[str, Any]:
-    return {"score": find_scorer(scorer).aggregate(_scores(scorer, lines)), "answers": len(lines)}
+    return {"score": figure_of(scorer).aggregate(_scores(scorer, lines)), "answers": len(lines)}
 
 
 def _scores(scorer: str, lines: Iterable[Line]) -> list[Score]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from molmo2_nemo.convert.checkpoints import read_model_file
 from molmo2_nemo.convert.names import rules, to_canonical
+from molmo2_nemo.inference.prompt import Prompt
 from molmo2_nemo.model.config import Molmo2Config
 from tests.support.pool import start_megatron
 
@@ -82,6 +84,23 @@ def greedy(checkpoint: Path) -> list[int]:
     prompt = builder.prompt([stream.getvalue()], None, "What is it?", "user_qa")
     (completion,) = Generator(model, tokenizer).complete([prompt], Sampling(8))
     return completion.tokens
+
+
+def answered(checkpoint: Path, prompts: Sequence[Prompt], tokens: int) -> list[dict[str, list[int]]]:
+    """Job: `prompt` and greedy `answer` of an imported model as token ids, the end token included."""
+    from molmo2_nemo.inference.engine import END, Generator
+    from molmo2_nemo.inference.generate import load
+    from molmo2_nemo.inference.sampling import Sampling
+
+    start_megatron()
+    model, builder, tokenizer = load(checkpoint)
+    found = []
+    for prompt in prompts:
+        example = builder.prompt(prompt.images, prompt.video, prompt.question, prompt.style)
+        (done,) = Generator(model, tokenizer).complete([example], Sampling(tokens))
+        end = [tokenizer.eos_id] if done.ended == END else []
+        found.append({"prompt": example.input_ids.tolist(), "answer": done.tokens + end})
+    return found
 
 
 def read_cases(fixture: Path) -> dict[str, dict[str, np.ndarray]]:

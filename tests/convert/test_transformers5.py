@@ -6,23 +6,32 @@ The other side runs in the environment of requirements/fixtures.txt (`make test-
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from molmo2_nemo.convert import export_checkpoint, import_checkpoint, init_checkpoint
-from tests.convert.parity import greedy, sharded_logits
+from molmo2_nemo.data.config import VideoConfig
+from molmo2_nemo.data.video.read import plan_video
+from molmo2_nemo.inference.prompt import Prompt
+from tests.convert.parity import answered, sharded_logits
 from tests.convert.test_checkpoints import FIXTURES, notes, read_imported
 from tests.convert.test_initial import text_logits, vision_features
 from tests.convert.test_parity import tiny_folder
 from tests.convert.test_source import same_checkpoints
 from tests.fixtures.base_models import LLMS, to_patches
+from tests.fixtures.pictures import picture
+from tests.support.films import film
 
 torch.set_num_threads(1)
 ROOT = FIXTURES.parents[1]
@@ -91,15 +100,58 @@ def test_vision_models_of_stage_1(workers: Any, made: Path, tmp_path: Path, kind
     assert (features - expected[kind]).abs().max() < 2e-5 * expected[kind].abs().max()
 
 
+ANSWER = 24  # tokens
+ASKED = {  # what is shown: pictures as width, height and seed, or seconds of a film of 30 frames per second
+    "text": ([], None),
+    "picture": ([(200, 120, 0)], None),
+    "large picture": ([(700, 430, 1)], None),
+    "high picture": ([(150, 640, 2)], None),
+    "two pictures": ([(200, 120, 3), (300, 300, 4)], None),
+    "four pictures": ([(126, 126, 5), (500, 130, 6), (400, 640, 7), (130, 127, 8)], None),
+    "film": ([], 1.5),
+    "longer film": ([], 6.2),
+}
+
+
+def png(size: tuple[int, int, int]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture(*size)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def film_of(seconds: float, settings: VideoConfig, path: Path) -> bytes:
+    """A film; into `path` go the frames of it that training would show, as PyAV decodes them, and their times."""
+    content = film(round(seconds * 30), fps=30)
+    plan = plan_video(content, settings)
+    with av.open(io.BytesIO(content)) as container:
+        decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    np.savez(path, frames=np.stack([decoded[number] for number in plan.numbers]), times=plan.times)
+    return content
+
+
 def test_exports_answer(workers: Any, tmp_path: Path) -> None:
-    """Native exports, and remote-code ones without their code, which transformers 5 reads by itself."""
+    """Native exports, and remote-code ones without their code, which transformers 5 reads by itself: the same prompts
+    and the same answers, token for token, about everything that can be shown."""
     checkpoint = import_checkpoint(tiny_folder(tmp_path / "hf"), tmp_path / "megatron")
     folders = [
         export_checkpoint(checkpoint, tmp_path / "native", format="native"),
         export_checkpoint(checkpoint, tmp_path / "remote", format="remote"),
     ]
-    transformers5("generate", tmp_path, *folders)
-    found = json.loads((tmp_path / "generated.json").read_text())
-    ours = workers.run(greedy, checkpoint)[0]
-    assert found["answers"] == {"native": ours, "remote": ours} and len(ours) == 8
+    prompts, asked = [], []
+    for number, (name, (sizes, seconds)) in enumerate(ASKED.items()):
+        path = tmp_path / f"{number}.npz"
+        content = film_of(seconds, VideoConfig(), path) if seconds else None
+        question = f"What is in the {name}?"
+        prompts.append(Prompt(question, [png(size) for size in sizes], content))
+        video = str(path) if seconds else None
+        asked.append({"question": question, "images": sizes, "video": video, "tokens": ANSWER})
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    transformers5("answers", tmp_path, *folders)
+    found = json.loads((tmp_path / "answered.json").read_text())
+    ours = workers.run(answered, checkpoint, prompts, ANSWER)[0]
+    for format in ("native", "remote"):
+        for name, one, other in zip(ASKED, found["answers"][format], ours, strict=True):
+            assert one["prompt"] == other["prompt"], (format, name)
+            assert one["answer"] == other["answer"] and len(one["answer"]) > 2, (format, name)
+    assert len({tuple(one["answer"]) for one in ours}) > len(ours) // 2  # what is shown matters
     assert found["version"].startswith("5.")

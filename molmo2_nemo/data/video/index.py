@@ -107,7 +107,8 @@ def holds_frame(packet: Any) -> bool:
 
 def in_frames(context: Any) -> bool:
     """Whether each packet is a frame, not perhaps one of its two fields."""
-    return bool(context.codec.name != "h264" or context.field_order == PROGRESSIVE)
+    # PyAV before 16 does not say: then nothing of H.264 is skipped, which is slower and never wrong
+    return bool(context.codec.name != "h264" or getattr(context, "field_order", None) == PROGRESSIVE)
 
 
 def stamp_of(packet: Any) -> int | None:

@@ -1,0 +1,1 @@
+"""Through these, evaluation frameworks of others ask an exported model. They need transformers 5, not NeMo."""
