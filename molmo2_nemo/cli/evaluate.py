@@ -199,6 +199,7 @@ def evaluated(asked: Asked) -> int:
     if speaks():
         if asked.judge is not None:  # at the end, as no other rank is to wait for it
             results = [kept(asked, *one, judged_by(asked.judge, one[-1])) for one in done]
+            warn([] if asked.judge.given else ["--judge was not asked: none of these tasks' answers are captions"])
         print(table(results))
         print(
             f"written to {asked.out}" if asked.out else "not written anywhere: the checkpoint lies in no run; --out DIR"
