@@ -28,13 +28,11 @@ class PublishedVideos(Task):
         folder = settings.root / self.dataset.rpartition("/")[2]
         rows = VideoRows(folder, self) if folder.is_dir() else None
         if rows is None or not len(rows) or not rows.videos:
-            missing = (
-                "no such folder" if rows is None else "no question in a *.parquet" if not len(rows) else "no video"
-            )
+            without = "no video" if rows is not None and len(rows) else "no question in a *.parquet"
             raise UserError(
-                f"task {self.name}: {folder}: {missing}; download the data set {self.dataset} of huggingface.co to this "
-                "folder and put its videos, as its card says where they are from, below it, or name the folder of your "
-                "data sets with --root or MOLMO2_DATA"
+                f"task {self.name}: {folder}: {'no such folder' if rows is None else without}; download the data set "
+                f"{self.dataset} of huggingface.co to this folder and put its videos, as its card says where they are "
+                "from, below it, or name the folder of your data sets with --root or MOLMO2_DATA"
             )
         return rows
 

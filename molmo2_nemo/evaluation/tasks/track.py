@@ -45,10 +45,12 @@ class Track(PublishedVideos):
     def reference(self, row: Row) -> Any:
         found = positions(row)
         by_object = {str(entry["object_id"]): entry["masks"] for entry in row["masks"]}
+        frames = [
+            {"time": frame / row["fps"], "points": {name: list(point) for name, point in points.items()}}
+            for frame, points in found.items()
+        ]
         return {
-            "frames": [
-                {"time": f / row["fps"], "points": {n: list(p) for n, p in o.items()}} for f, o in found.items()
-            ],
+            "frames": frames,
             "size": [row["w"], row["h"]],
             "fps": row["fps"],
             "masks": {name: [mask_at(masks, frame) for frame in found] for name, masks in by_object.items()},

@@ -20,7 +20,7 @@ class VideoCount(PublishedVideos):
     scorers = ("video_point_count",)
     max_new_tokens = 1024
     dataset = "allenai/Molmo2-VideoCountEval"
-    columns = ("video_id", "label", "question", "count", "category", "clip_start", "clip_end")
+    columns = ("video_id", "question", "count", "category", "clip_start", "clip_end")
 
     def video_names(self, row: Row) -> list[str]:
         return list(VIDEO_POINT.video_names(row))
