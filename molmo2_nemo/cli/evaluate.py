@@ -109,11 +109,11 @@ def read(args: argparse.Namespace) -> Asked:
     from molmo2_nemo.rundir.paths import EVALUATION
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
-    places = [word for word in args.overrides if "=" not in word]
+    places = [word for word in args.overrides if "=" not in word or Path(word).is_dir()]  # .../checkpoints/step=50
     if len(places) != 1:
         raise UserError(f"name one checkpoint, stage or run to evaluate, not {len(places)}; --compare takes several")
     check_numbers(args, {"limit": 1, "depths": 1, "batch_tokens": 1, "max_new_tokens": 1})
-    layout = layout_of([word for word in args.overrides if "=" in word])
+    layout = layout_of([word for word in args.overrides if word not in places])
     names = [name.strip() for name in (args.tasks or (AUTO if args.data else "")).split(",") if name.strip()]
     tasks, frames = chosen(names, args.data), passes(args.frames)
     checkpoint = resolve_checkpoint(places[0])
@@ -168,6 +168,9 @@ def evaluated(asked: Asked) -> int:
         done.append((one.task, found[0]["settings"], found[1]))
         if speaks():
             results.append(kept(asked, *done[-1]))
+            if asked.out is not None:
+                with of_setting(f"--out {asked.out}"):
+                    one.task.draw([line for task, _, lines in done if task is one.task for line in lines], asked.out)
     if speaks():
         if asked.judge is not None:  # at the end, as no other rank is to wait for it
             results = [kept(asked, *one, judged_by(asked.judge, one[-1])) for one in done]
