@@ -22,7 +22,8 @@ from molmo2_nemo.errors import UserError, of_setting
 
 if TYPE_CHECKING:
     from molmo2_nemo.evaluation.judge import Judge
-    from molmo2_nemo.evaluation.task import Items, Task, TaskSettings
+    from molmo2_nemo.evaluation.suite import Pass
+    from molmo2_nemo.evaluation.task import Task
     from molmo2_nemo.settings.run import ParallelConfig
 
 EXAMPLES = """\
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     count = asked.layout.model_size * asked.layout.data
     if count > 1 and not is_rank():
-        opened(asked)  # what is not there is said before processes start
+        passes_of(asked)  # what is not there is said before processes start
         return run_ranks(count, args.argv)
     return in_rank(lambda: evaluated(asked))
 
@@ -101,34 +102,24 @@ class Asked:
 
 def read(args: argparse.Namespace) -> Asked:
     """Raises UserError: a word, number or folder that cannot be meant; names it."""
+    from molmo2_nemo.evaluation.suite import chosen
+    from molmo2_nemo.evaluation.tasks import AUTO
     from molmo2_nemo.launch.ranks import layout_of
     from molmo2_nemo.rundir.config_file import run_of_checkpoint
     from molmo2_nemo.rundir.paths import EVALUATION
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
-    places = [word for word in args.overrides if "=" not in word]
+    places = [word for word in args.overrides if "=" not in word or Path(word).is_dir()]  # .../checkpoints/step=50
     if len(places) != 1:
         raise UserError(f"name one checkpoint, stage or run to evaluate, not {len(places)}; --compare takes several")
     check_numbers(args, {"limit": 1, "depths": 1, "batch_tokens": 1, "max_new_tokens": 1})
-    layout = layout_of([word for word in args.overrides if "=" in word])
-    tasks, frames = tasks_of(args), passes(args.frames)
+    layout = layout_of([word for word in args.overrides if word not in places])
+    names = [name.strip() for name in (args.tasks or (AUTO if args.data else "")).split(",") if name.strip()]
+    tasks, frames = chosen(names, args.data), passes(args.frames)
     checkpoint = resolve_checkpoint(places[0])
     run = run_of_checkpoint(checkpoint)
     out = args.out or (None if run is None else run / EVALUATION / checkpoint.name)
     return Asked(args, checkpoint, layout, tasks, frames, out, judge_of(args, out))
-
-
-def tasks_of(args: argparse.Namespace) -> list[Task]:
-    from molmo2_nemo.evaluation.shard_task import OwnData
-    from molmo2_nemo.evaluation.tasks import AUTO, find_task
-
-    names = [name.strip() for name in (args.tasks or (AUTO if args.data else "")).split(",") if name.strip()]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"--tasks {args.tasks or ''}: name tasks, each once, with commas between; --list shows them")
-    tasks = [OwnData(args.data or "") if name == AUTO else find_task(name) for name in names]
-    if (AUTO in names) != (args.data is not None):
-        raise UserError("--tasks auto and --data belong together: --data names the shards that auto scores by style")
-    return tasks
 
 
 def passes(frames: str | None) -> list[int | None]:
@@ -141,22 +132,14 @@ def passes(frames: str | None) -> list[int | None]:
     return [int(word) for word in words]
 
 
-def opened(asked: Asked) -> list[tuple[Task, TaskSettings, Items]]:
-    """Every pass of every task, with its items. A task without videos has one pass.
-
-    Raises:
-        UserError: data that are not there.
-    """
+def passes_of(asked: Asked) -> list[Pass]:
+    """Raises UserError: data that are not there."""
+    from molmo2_nemo.evaluation.suite import opened
     from molmo2_nemo.evaluation.task import TaskSettings
 
     args = asked.args
     root = Path(args.root or os.environ.get("MOLMO2_DATA", "shards"))
-    found = []
-    for task in asked.tasks:
-        for frames in asked.frames if task.video else [None]:
-            settings = TaskSettings(root, args.limit, args.seed, frames, args.depths)
-            found.append((task, settings, task.open(settings)))
-    return found
+    return opened(asked.tasks, TaskSettings(root, args.limit, args.seed, depths=args.depths), asked.frames)
 
 
 def evaluated(asked: Asked) -> int:
@@ -165,11 +148,10 @@ def evaluated(asked: Asked) -> int:
 
     from molmo2_nemo.processes import quiet
 
-    work = opened(asked)
+    work = passes_of(asked)
     quiet()
-    from molmo2_nemo.data.build import ExampleBuilder
     from molmo2_nemo.evaluation.results import table
-    from molmo2_nemo.evaluation.run import evaluate, speaks
+    from molmo2_nemo.evaluation.run import speaks
     from molmo2_nemo.inference.engine import Generator
     from molmo2_nemo.inference.load import load
 
@@ -178,27 +160,21 @@ def evaluated(asked: Asked) -> int:
     model, builder, tokenizer = load(asked.checkpoint, shown, asked.layout)
     generator = Generator(model, tokenizer, batch_tokens=args.batch_tokens)
     done, results = [], []
-    for task, settings, items in work:
-        video = replace(builder.config.video, max_frames=settings.frames or builder.config.video.max_frames)
-        own = ExampleBuilder(replace(builder.config, video=video), tokenizer, training=False)
-        count = min(len(items), args.limit or len(items))
-        longest = args.max_new_tokens or task.max_new_tokens
-        with progress(task.name, count, speaks()) as advance:
-            lines = evaluate(task, items, count, generator, own, replace(sampling, max_new_tokens=longest), advance)
-        made_with = {
-            "checkpoint": asked.checkpoint.name,
-            "frames": settings.frames,
-            "limit": args.limit,
-            "max_new_tokens": longest,
-            "temperature": sampling.temperature,
-            "seed": args.seed,
-        }
-        done.append((task, made_with, lines))
+    for one in work:
+        longest = replace(sampling, max_new_tokens=args.max_new_tokens or one.task.max_new_tokens)
+        with progress(one.task.name, one.count, speaks()) as advance:
+            found = one.run(generator, builder, longest, {"checkpoint": asked.checkpoint.name}, advance)
+        assert found is not None
+        done.append((one.task, found[0]["settings"], found[1]))
         if speaks():
             results.append(kept(asked, *done[-1]))
+            if asked.out is not None:
+                with of_setting(f"--out {asked.out}"):
+                    one.task.draw([line for task, _, lines in done if task is one.task for line in lines], asked.out)
     if speaks():
         if asked.judge is not None:  # at the end, as no other rank is to wait for it
             results = [kept(asked, *one, judged_by(asked.judge, one[-1])) for one in done]
+            warn([] if asked.judge.given else ["--judge was not asked: none of these tasks' answers are captions"])
         print(table(results))
         print(
             f"written to {asked.out}" if asked.out else "not written anywhere: the checkpoint lies in no run; --out DIR"

@@ -54,6 +54,7 @@ def as_dict(stage: StageProgress) -> dict[str, Any]:
         "skipped_steps": stage.skipped_steps,
         "skipped_records": stage.steps[-1].get("skipped", 0) if stage.steps else 0,
         "validation": stage.validation[-1] if stage.validation else None,
+        "evaluation": stage.evaluations[-1] if stage.evaluations else None,
         "error": stage.last_error["message"] if stage.last_error else None,
         "job": stage.job.id if stage.job else None,
     }
@@ -101,6 +102,10 @@ def remarks(stage: StageProgress, now: float) -> list[str]:
         last = stage.validation[-1]
         losses = ", ".join(f"{name} {_figure(loss, '.4f')}" for name, loss in last["losses"].items())
         found.append(f"validation loss at step {last['step']:,}: {losses}")
+    if stage.evaluations:
+        last = stage.evaluations[-1]
+        scores = ", ".join(f"{name} {_figure(score, '.1%')}" for name, score in last["tasks"].items())
+        found.append(f"scores at step {last['step']:,}: {scores}")
     if stage.skipped_steps:
         newest = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
         found.append(f"{stage.skipped_steps} steps skipped{''.join(newest)}")

@@ -98,11 +98,11 @@ class Chat:
                 return self._try(json.dumps(body).encode())
             except _Again as again:
                 cause = str(again)
-                if number + 1 < self.patience.tries and self._stopped.wait(self._pause(number, again.after)):
+                if number + 1 < self.patience.tries and self._stopped.wait(self.pause(number, again.after)):
                     break
         raise NoAnswer(cause)
 
-    def _pause(self, number: int, asked: float | None) -> float:
+    def pause(self, number: int, asked: float | None) -> float:
         """Seconds before the next try: those that the server asks for, or doubling ones."""
         return min(asked if asked is not None else self.patience.wait * 2**number, self.patience.longest_wait)
 

@@ -57,6 +57,7 @@ class Judge:
     def __init__(self, url: str, model: str, folder: Path, patience: Patience | None = None) -> None:
         self.chat = Chat(url, model, patience)
         self.asked = 0  # questions that went to the server
+        self.given = 0  # answers that were there to judge
         self.causes: dict[str, Counter[str]] = {}  # figure -> why answers were not judged -> how many
         self._path = folder / REPLIES
         self._replies = {line["asked"]: line["reply"] for line in read_lines(self._path, asked=str, reply=str)}
@@ -89,15 +90,17 @@ class Judge:
         """Adds a judge's scores to the scores of answered questions, where one goes with a scorer's.
 
         Args:
-            lines: key (of one alone), question, answer, references and scores (scorer -> value and details) of each.
+            lines: key, question, answer, references and scores (scorer -> value and details) of each.
 
         Returns:
             What to tell the user about answers that were not judged.
         """
         said = []
         for scorer, name in JUDGED.items():
-            chosen = {str(line["key"]): line for line in lines if scorer in line["scores"]}
+            own = (line for line in lines if scorer in line["scores"])
+            chosen = {f"{number}: {line['key']}": line for number, line in enumerate(own)}
             asked = [Item(key, x["question"], x["answer"], x["references"]) for key, x in chosen.items()]
+            self.given += len(asked)
             for key, score in self.score(name, asked).items():
                 line = chosen[key]
                 if score is not None:

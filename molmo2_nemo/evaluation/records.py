@@ -60,26 +60,39 @@ class RecordItems:
         """
         key, members = self.dataset.read(number)
         limits: LimitsConfig = builder.config.limits
-        record = settled(parse_record(key, members, max_json_bytes=limits.json_bytes))
-        if any(isinstance(a.content, RawText) for a in record.annotations if isinstance(a, Annotation)):
-            raise DataError(f"record {key}: raw text asks nothing")
-        plan = builder.plan(record, np.random.default_rng(0))
-        sizes = sizes_of(record, plan.info.get("images", []), builder)
-        found = []
-        for place, (annotation, turns) in enumerate(zip(record.annotations, plan.info["conversations"], strict=True)):
-            assert isinstance(annotation, Annotation)
-            for turn, ((asked, answer), entry) in enumerate(zip(turns, entries(annotation), strict=True)):
-                scorers, references = expected(entry, answer, sizes)
-                found.append(
-                    Question(
-                        f"{key}/{place}" + (f"/{turn}" if len(turns) > 1 else ""),
-                        prompt_of(record, asked, turns[:turn]),
-                        references,
-                        self.scorers or scorers,
-                        {"style": entry.style.name},
-                    )
+        return questions_of(parse_record(key, members, max_json_bytes=limits.json_bytes), builder, self.scorers)
+
+
+def questions_of(record: Record, builder: ExampleBuilder, scorers: tuple[str, ...] = ()) -> list[Question]:
+    """The questions of a record.
+
+    Args:
+        scorers: names; empty: each question's are those that go with its style.
+
+    Raises:
+        BadRecord: the record cannot be used.
+        DataError: it is raw text, which asks nothing.
+    """
+    key, record = record.key, settled(record)
+    if any(isinstance(a.content, RawText) for a in record.annotations if isinstance(a, Annotation)):
+        raise DataError(f"record {key}: raw text asks nothing")
+    plan = builder.plan(record, np.random.default_rng(0))
+    sizes = sizes_of(record, plan.info.get("images", []), builder)
+    found = []
+    for place, (annotation, turns) in enumerate(zip(record.annotations, plan.info["conversations"], strict=True)):
+        assert isinstance(annotation, Annotation)
+        for turn, ((asked, answer), entry) in enumerate(zip(turns, entries(annotation), strict=True)):
+            names, references = expected(entry, answer, sizes)
+            found.append(
+                Question(
+                    f"{key}/{place}" + (f"/{turn}" if len(turns) > 1 else ""),
+                    prompt_of(record, asked, turns[:turn]),
+                    references,
+                    scorers or names,
+                    {"style": entry.style.name},
                 )
-        return found
+            )
+    return found
 
 
 def settled(record: Record) -> Record:

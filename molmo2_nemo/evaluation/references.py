@@ -13,16 +13,17 @@ from molmo2_nemo.data.annotations import (
     PointsInWords,
     QuestionAnswer,
     TimedCaption,
-    TrackFrame,
     Tracks,
     TurnAnnotation,
     VideoPoints,
 )
 from molmo2_nemo.data.styles import Kind, Style, canonical_style
+from molmo2_nemo.evaluation.answer_points import multi_image_points, tracks
 
 WORDS, CHOICE, COUNT = "exact_match", "multiple_choice", "counting"
 CAPTION: tuple[str, ...] = ("caption_recall", "caption_length")
-POINTS = VIDEO_POINTS = TRACKS = WORDS
+POINTS, VIDEO_POINTS, TRACKS = "pointing", "video_point", "track"
+POINT_COUNT, VIDEO_COUNT = "point_count", "video_point_count"
 OF_STYLE = {  # of questions with a text as their answer; the others are compared word by word
     **dict.fromkeys(("vqa2", "okvqa", "a_okvqa_da", "text_vqa", "eval_short_answer"), "vqa_accuracy"),
     **dict.fromkeys(("doc_qa", "info_qa", "st_qa"), "anls"),
@@ -48,21 +49,24 @@ def expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expecte
 def _expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expected:
     match entry:
         case Tracks():
-            return (TRACKS,), ({"frames": [_frame(f) for f in entry.frames], "size": _size(entry.scale, sizes)},)
+            size = _size(entry.scale, sizes)
+            frames = [{"time": time, "points": points} for time, points in tracks(text, (size[0], size[1]))]
+            return (TRACKS,), ({"frames": frames, "size": size},)
         case Points(style) if style.count == "count":
             return (COUNT,), (text,)
         case Points():
-            return (POINTS,), ({"points": _listed(entry.points), "size": _size(entry.scale, sizes)},)
+            return _counted(entry.style, POINTS, POINT_COUNT), (_at(entry.points, entry.scale, sizes),)
         case VideoPoints(style) if style.count == "count":
             return (COUNT,), (text,)
         case VideoPoints():
-            groups = [_listed(group) for group in entry.points]
-            at = {"timestamps": list(entry.timestamps), "points": groups, "size": _size(entry.scale, sizes)}
-            return (VIDEO_POINTS,), (at,)
+            groups = [_at(group, entry.scale, sizes)["points"] for group in entry.points]
+            at = {"timestamps": list(entry.timestamps), "points": groups, "size": _size(None, sizes)}
+            return _counted(entry.style, VIDEO_POINTS, VIDEO_COUNT), (at,)
         case MultiImagePoints():
-            pairs = zip(entry.points, sizes, strict=False)
-            images = [{"points": _listed(group), "size": _size(entry.scale, [size])} for group, size in pairs]
-            return (POINTS,), ({"images": images},)
+            asked, _ = multi_image_points(text, sizes)  # a question may be about some of the images only
+            pairs = zip(entry.points, asked, sizes, strict=False)
+            images = [_at(group if found else (), entry.scale, [size]) for group, found, size in pairs]
+            return _counted(entry.style, POINTS, POINT_COUNT), ({"images": images},)
         case MultipleChoice():
             return (CHOICE,), (text,)
         case PointsInWords():
@@ -73,6 +77,11 @@ def _expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expect
         case _:
             short = isinstance(entry, TimedCaption) and len(text.split()) < 4
             return (WORDS,) if short else CAPTION, (text,)
+
+
+def _counted(style: Style, scorer: str, counter: str) -> tuple[str, ...]:
+    """The scorers of points, and of their number where the answer says it too."""
+    return (scorer, counter) if style.count in ("point_count", "count_point") else (scorer,)
 
 
 def _of_answers(style: Style, answer: Answer) -> str:
@@ -94,10 +103,8 @@ def _size(scale: Size | None, sizes: Sequence[Size]) -> list[float]:
     return [float(width), float(height)]
 
 
-def _listed(points: Sequence[tuple[float, float]]) -> list[list[float]]:
-    return [[float(x), float(y)] for x, y in points]
-
-
-def _frame(frame: TrackFrame) -> dict[str, Any]:
-    shown = {name: list(map(float, p.point)) for name, p in frame.points.items() if not p.occluded}
-    return {"time": float(frame.time), "points": shown}
+def _at(points: Sequence[tuple[float, float]], scale: Size | None, sizes: Sequence[Size]) -> dict[str, Any]:
+    """Points in pixels of the first of `sizes`, whatever unit (`scale`, pixels where there is none) they come in."""
+    width, height = _size(None, sizes)
+    across, down = scale or (width, height)
+    return {"points": [[x / across * width, y / down * height] for x, y in points], "size": [width, height]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import typing
 from collections import Counter
@@ -106,14 +107,21 @@ def called(result: Mapping[str, Any]) -> str:
 
 
 def write_result(folder: Path, result: Mapping[str, Any], lines: Iterable[Line]) -> None:
-    """Write FOLDER/<task>.json and <task>.jsonl (the answers), whole or not at all.
+    """Write FOLDER/<task>.json, <task>.jsonl (the answers) and <task>-<item>-<place>.jpg (what the model saw of the
+    first ones), each whole or not at all.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = called(result)
-    write_text(folder / f"{name}.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    name, kept = called(result), []
+    for line in lines:
+        line = dict(line)
+        if (picture := line.pop("picture", None)) is not None:
+            line["picture"] = f"{name}-{line['item']}-{line['place']}.jpg"
+            (folder / line["picture"]).write_bytes(base64.b64decode(picture))
+        kept.append(json.dumps(line, ensure_ascii=False) + "\n")
+    write_text(folder / f"{name}.jsonl", "".join(kept))
     write_json(folder / f"{name}.json", result)
 
 

@@ -6,12 +6,14 @@ answers of value 0 with the reason beside them.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.distributed as dist
 
 from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.data.example import Example
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.task import Items, Question, Task
@@ -20,7 +22,11 @@ from molmo2_nemo.inference.generate import Asked, answers, remarks_on
 from molmo2_nemo.inference.sampling import Sampling
 
 PLACES = 1 << 20  # questions of an item, at most
+ROUND = 8  # items of a replica between two looks for signals
+PICTURES = 4  # items of a task whose picture is kept, to be shown in reports
 Line = dict[str, Any]
+# Whether the run is to end here, and whether any rank has the wish that is passed; see training/stopping.py.
+Leaves = Callable[[bool], tuple[bool, bool]]
 
 
 def evaluate(
@@ -31,11 +37,14 @@ def evaluate(
     builder: ExampleBuilder,
     sampling: Sampling,
     advance: Callable[[int], None] = lambda done: None,
-) -> list[Line]:
-    """The answered and scored questions of the first `count` items, in order, on every rank. A collective of all ranks.
+    leaves: Leaves | None = None,
+) -> list[Line] | None:
+    """The answered and scored questions of the first `count` items, in order, on every rank; None where a signal came
+    meanwhile. A collective of all ranks.
 
     Args:
-        advance: called with the number of items that this rank has begun.
+        advance: called with the number of each item that this rank begins.
+        leaves: asked by all ranks after every few items whether the run is to end.
 
     Returns:
         Lines of JSON values: item, place (of the question in the item), key, tags, question, answer, references,
@@ -44,7 +53,20 @@ def evaluate(
     """
     rank, replicas, first = _place()
     mine = range(rank, count, replicas)
-    lines = list(_answered(task, items, mine, generator, builder, sampling, advance))
+    lines: list[Line] = []
+    rounds = iter([mine] if leaves is None else [mine[i : i + ROUND] for i in range(0, len(mine), ROUND)])
+    while True:
+        numbers = next(rounds, None)
+        if leaves is not None:
+            ended, more = leaves(numbers is not None)
+            if ended:
+                return None
+            if not more:
+                break
+        elif numbers is None:
+            break
+        if numbers is not None:
+            lines += _answered(task, items, numbers, generator, builder, sampling, advance)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return sorted(lines, key=order)
     found: list[Any] = [None] * dist.get_world_size()
@@ -81,8 +103,8 @@ def _answered(
     failures: list[Line] = []
 
     def asked() -> Iterator[Asked]:
-        for done, item in enumerate(numbers):
-            advance(done)
+        for item in numbers:
+            advance(item)
             try:
                 questions = items.questions(item, builder)
             except Exception as error:  # noqa: BLE001 - hostile media may raise anything
@@ -96,6 +118,8 @@ def _answered(
                     continue
                 line = _line((item, place), question)
                 number = item * PLACES + place  # what draws follow from
+                if item < PICTURES and len(example.crops):
+                    line["picture"] = picture(example)
                 yield line | {"remarks": remarks_on(example, builder.config), "asked": question}, example, number
 
     for line in answers(generator, asked(), sampling):
@@ -117,6 +141,14 @@ def _failed(task: Task, place: tuple[int, int], error: Exception, question: Ques
     names = (question.scorers if question else ()) or task.scorers
     values: dict[str, Any] = {name: {"value": 0.0} for name in names}
     return _line(place, question) | {"answer": "", "scores": values, "failed": said[:500], "remarks": []}
+
+
+def picture(example: Example) -> str:
+    """What the model sees: its first image as a whole, or the middle frame of a video. JPEG, in base64."""
+    from molmo2_nemo.preview.draw import jpeg, unpatchify
+
+    first = 0 if example.info.get("images") else len(example.crops) // 2
+    return base64.b64encode(jpeg(unpatchify(example.crops[first : first + 1])[0], side=256)).decode()
 
 
 def scored(task: Task, question: Question, line: Line) -> Line:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -70,3 +70,15 @@ class Task(ABC):
         Raises:
             UserError: data that are not there; says what to fetch and where it goes.
         """
+
+    def draw(self, lines: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        """Writes what else there is to see of the answers; called after each pass.
+
+        Args:
+            lines: from `run.evaluate`, of all passes so far.
+            folder: of results.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        return

@@ -25,7 +25,7 @@ from molmo2_nemo.launch.capacity import capacity_problems
 from molmo2_nemo.launch.device import device_problems
 from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.launch.start import resolve_start, start_problems
+from molmo2_nemo.launch.start import evaluation_problems, resolve_start, start_problems
 from molmo2_nemo.processes import STOP_SIGNALS, as_parent
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lock import Locked, make_lockable, only_run
@@ -58,7 +58,9 @@ def launch(cfg: RunConfig) -> int:
     compat.check()
     resolve_start(cfg)
     pin(cfg.data.text)
-    checks.check(cfg, more=[*start_problems(cfg), *device_problems(cfg), *capacity_problems(cfg)])
+    checks.check(
+        cfg, more=[*start_problems(cfg), *evaluation_problems(cfg), *device_problems(cfg), *capacity_problems(cfg)]
+    )
     with of_setting(f"output_dir={cfg.output_dir}"):
         make_lockable(stage_dir(cfg))
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
@@ -105,7 +107,7 @@ def _run_here(cfg: RunConfig) -> int:
         resolve_start(cfg)
         pin(cfg.data.text)  # where the settings were composed, the file may not have been
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        here = [*start_problems(cfg), *device_problems(cfg), *capacity_problems(cfg, local)]
+        here = [*start_problems(cfg), *evaluation_problems(cfg), *device_problems(cfg), *capacity_problems(cfg, local)]
         checks.check(cfg, int(os.environ["WORLD_SIZE"]), more=here)
         first = os.environ["RANK"] == "0"
         with only_run(stage_dir(cfg), LOCK_WAIT if attempt else 0.0) if first else nullcontext():

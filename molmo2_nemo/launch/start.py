@@ -1,4 +1,4 @@
-"""The checkpoint that a run starts from: which it is, and whether it fits the model."""
+"""What a run starts from and with: the checkpoint, whether it fits the model, the tasks that it evaluates."""
 
 from __future__ import annotations
 
@@ -42,3 +42,24 @@ def resolve_start(cfg: RunConfig) -> None:
     """
     if cfg.init_from is not None:
         cfg.init_from = str(resolve_checkpoint(cfg.init_from))
+
+
+def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
+    """Problems of `evaluation`: unknown tasks, data that are not there, a layout that cannot answer."""
+    if not cfg.evaluation.tasks:
+        if cfg.evaluation.data is not None:
+            yield f"evaluation.data={cfg.evaluation.data} without evaluation.tasks=[auto], which is what reads it"
+        return
+    from molmo2_nemo.evaluation.suite import chosen, opened
+    from molmo2_nemo.evaluation.task import TaskSettings
+
+    if cfg.parallel.pipeline > 1:
+        yield (
+            "evaluation.tasks: pipeline stages cannot generate answers; leave it out and run molmo2 evaluate on a "
+            "checkpoint, which loads under any layout, or set parallel.pipeline=1"
+        )
+    try:
+        tasks = chosen(cfg.evaluation.tasks, cfg.evaluation.data)
+        opened(tasks, TaskSettings(Path(cfg.evaluation.root or cfg.data.root), cfg.evaluation.limit))
+    except (UserError, OSError) as error:
+        yield f"evaluation: {error}"

@@ -25,6 +25,7 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo.callbacks import ProfileBegins, ProfileEnds, SeedEachStep, SkippedSteps, StopOnSignal
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
+from molmo2_nemo.nemo.evaluation import Evaluation
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.nemo.step_log import StepLog
@@ -151,6 +152,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
             run.Config(SkippedSteps, str(folder)),
             run.Config(StopOnSignal),
             *validation(cfg, folder),
+            *evaluation(cfg, folder),
         ],
     )
 
@@ -183,6 +185,13 @@ def validation(cfg: RunConfig, folder: Path) -> list[run.Config]:
     if not cfg.validation.sources:
         return []
     return [run.Config(Validation, as_config(cfg.validation), as_config(data_config(cfg)), str(folder), cfg.stage.name)]
+
+
+def evaluation(cfg: RunConfig, folder: Path) -> list[run.Config]:
+    """The callback that evaluates tasks, if there are any."""
+    if not cfg.evaluation.tasks:
+        return []
+    return [run.Config(Evaluation, as_config(cfg.evaluation), as_config(data_config(cfg)), str(folder), cfg.stage.name)]
 
 
 def log(cfg: RunConfig, folder: Path) -> run.Config:

@@ -110,6 +110,17 @@ def _tasks(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     return "Loss by task."
 
 
+def _scores(axes: Any, stages: Sequence[StageProgress]) -> str | None:
+    lines = [(s, line) for s in stages for line in s.evaluations]
+    names, before = sorted({name for _, line in lines for name in line["groups"]}), offsets(stages)
+    for colour, name in zip(COLOURS, names, strict=False):
+        found = [(before[s.name] + line["step"], line["groups"].get(name)) for s, line in lines]
+        known = [(x, 100 * y) for x, y in found if y is not None]
+        axes.plot(*zip(*known, strict=True), "o-", color=colour, markersize=4, linewidth=1.2, label=name)
+    axes.set_ylim(0, 100)
+    return "Scores of evaluation.tasks in percent, the mean of each group." if names else None
+
+
 def _of_groups(figure: str) -> dict[str, Callable[[dict[str, Any]], float | None]]:
     """A metric that a line of the log has for every optimizer group; 0 counts as missing."""
     return {group: lambda m, key=f"{figure}_{group}": m.get(key) or None for group in OPTIMIZER_GROUPS}  # type: ignore
@@ -155,7 +166,7 @@ def _times(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     return "Seconds per step, and the part of them spent waiting for data."
 
 
-CHARTS = (_loss, _tasks, _norms, _learning_rates, _speed, _mfu, _fill, _times)
+CHARTS = (_loss, _scores, _tasks, _norms, _learning_rates, _speed, _mfu, _fill, _times)
 
 
 def _stage_marks(axes: Any, stages: Sequence[StageProgress]) -> None:

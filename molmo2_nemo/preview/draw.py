@@ -240,5 +240,13 @@ def data_uri(image: Image.Image, *, photo: bool = False) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
+def jpeg(pixels: np.ndarray, *, side: int) -> bytes:
+    """An image, uint8 [H, W, 3], as a JPEG of at most side x side pixels."""
+    image, out = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((side, side))
+    image.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

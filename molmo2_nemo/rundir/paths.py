@@ -18,7 +18,8 @@ SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"  # step=N/, each with a manifest (checkpoint_manifest.py)
 TENSORBOARD = "tb"
 LOGS = "logs"  # NeMo's own
-EVALUATION = "evaluation"  # <name of a checkpoint>/<task>.json and .jsonl, which molmo2 evaluate wrote
+EVALUATIONS = "evaluation.jsonl"
+EVALUATION = "evaluation"  # <name of a checkpoint>/<task>.json and .jsonl, of molmo2 evaluate or evaluation.*
 PROFILE = "profile"  # steps-N-M.trace.json.gz and .txt (log.profile)
 
 # In the run's folder, beside the stages, lies SLURM; settings/ranges.py keeps a stage from having this name. In slurm/:

@@ -36,6 +36,7 @@ class StageProgress:
     config: RunConfig | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)  # lines of metrics.jsonl
     validation: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)  # lines of evaluation.jsonl
     faults: list[dict[str, Any]] = field(default_factory=list)
     errors: list[dict[str, Any]] = field(default_factory=list)
     attempt: dict[str, Any] = field(default_factory=dict)  # attempt.json: when and where the last one began
@@ -132,6 +133,7 @@ def read_stage(folder: Path, now: float) -> StageProgress:
     number = (int, float)
     stage.steps = read_metrics(folder, seconds=number, tokens=number)
     stage.validation = read_lines(folder / paths.VALIDATION, step=int, losses=dict)
+    stage.evaluations = read_lines(folder / paths.EVALUATIONS, step=int, tasks=dict)
     stage.faults = read_lines(folder / paths.FAULTS, step=int, fault=str)
     errors = [*read_lines(folder / paths.ERRORS, time=number, message=str), *read_verdicts(folder)]
     stage.errors = sorted(errors, key=lambda e: e["time"])

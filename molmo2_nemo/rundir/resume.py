@@ -17,7 +17,7 @@ from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 FREE = (
     *("output_dir", "init_from", "save_every", "log_every", "data.num_workers", "data.prefetch", "data.ahead_mib"),
     "data.text.templates",  # where the file is; its fingerprint is a setting of its own
-    *("data.store.*", "cluster.*", "checkpoint.*", "log.*", "memory.*", "validation.*"),
+    *("data.store.*", "cluster.*", "checkpoint.*", "log.*", "memory.*", "validation.*", "evaluation.*"),
 )
 # What else may differ between two attempts: the layout, which changes numbers by rounding only, and when to give up.
 LAYOUT = (

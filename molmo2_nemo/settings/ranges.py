@@ -47,6 +47,8 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("cluster.slurm.gpus_per_node", "cluster.slurm.grace", "cluster.slurm.retries"), (0, None)),
     "cluster.slurm.ssh.port": (1, 65535),
     **dict.fromkeys(("save_every", "log_every", "validation.every", "validation.examples"), (1, None)),
+    **dict.fromkeys(("evaluation.every", "evaluation.limit", "evaluation.frames", "evaluation.depths"), (1, None)),
+    **dict.fromkeys(("evaluation.max_new_tokens", "evaluation.batch_tokens"), (1, None)),
 }
 UNBOUNDED = tuple(f"data.limits.{name}_seconds" for name in ("video", "decode", "image"))  # infinity is no limit
 ABOVE_0 = (

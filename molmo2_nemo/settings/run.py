@@ -207,6 +207,21 @@ class ValidationConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """Answers to tasks' questions during training, scored, without any effect on training. docs/evaluation.md"""
+
+    tasks: list[str] = field(default_factory=list)  # names; auto: `data`, scored by its styles
+    every: int = 2000  # steps; and after the last one
+    limit: int | None = 100  # items (records) of each task, the same each time and under every layout; null: all
+    root: str | None = None  # folder of the tasks' data sets; null: data.root
+    data: str | None = None  # shards of your own, for the task auto
+    frames: int | None = None  # most frames of a video; null: those of training
+    depths: int = 10  # needles: places in the haystack
+    max_new_tokens: int | None = None  # longest answer; null: each task's
+    batch_tokens: int = 16384  # tokens of prompts that are answered together
+
+
+@dataclass
 class RunConfig:
     """One run of one stage."""
 
@@ -226,6 +241,7 @@ class RunConfig:
     faults: FaultConfig = field(default_factory=FaultConfig)
     log: LogConfig = field(default_factory=LogConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 def data_config(cfg: RunConfig) -> DataConfig:

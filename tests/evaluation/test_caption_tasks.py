@@ -86,6 +86,27 @@ def test_captions_with_a_judge(workers, checkpoint, tmp_path, server: Server):
     assert asked > 0 and len(server.requests) == asked and again[1] == said  # nothing is asked twice
 
 
+def test_one_rank_asks_the_judge(workers, checkpoint, tmp_path, server: Server):
+    call = ["evaluate", str(checkpoint), "--root", str(captions(tmp_path)), "--out", str(tmp_path / "out")]
+    call += ["--tasks", "pixmo_cap", "--max-new-tokens", "3", "--judge", server.url, "--judge-model", "rules"]
+    told = workers.run(evaluated, [*call, "parallel.data=2"], ranks=2)
+    assert [code for code, *_ in told] == [0, 0]
+    questions = [request["messages"][0]["content"] for request in server.requests]
+    assert questions and len(set(questions)) == len(questions)
+    result = json.loads((tmp_path / "out" / "pixmo_cap.json").read_text())
+    assert result["scores"]["caption_f1"]["answers"] == 2
+
+
+def test_a_judge_without_captions_is_said(workers, checkpoint, tmp_path, server: Server):
+    qa = {"annotations": [{"style": "user_qa", "question": "Which?", "answer": "a cat"}]}
+    write_shards(tmp_path / "own", [("r", {"json": json.dumps(qa).encode()})])
+    call = ["evaluate", str(checkpoint), "--data", str(tmp_path / "own"), "--out", str(tmp_path / "out")]
+    call += ["--max-new-tokens", "3", "--judge", server.url, "--judge-model", "rules"]
+    code, _, wrong = workers.run(evaluated, call)[0]
+    assert code == 0 and "--judge was not asked: none of these tasks' answers are captions" in wrong
+    assert not server.requests
+
+
 def test_a_judge_that_does_not_answer_leaves_the_other_scores(workers, checkpoint, tmp_path, server: Server):
     server.faults = [(401, "who are you?")] * 9
     root, out = captions(tmp_path / "root"), tmp_path / "out"

@@ -1,0 +1,102 @@
+"""Several tasks, each in one pass or in several with more and more frames: opened before a model is there, then run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from molmo2_nemo.errors import UserError
+from molmo2_nemo.evaluation.results import result_of
+from molmo2_nemo.evaluation.scorers import find_scorer
+from molmo2_nemo.evaluation.shard_task import OwnData
+from molmo2_nemo.evaluation.task import Items, Task, TaskSettings
+from molmo2_nemo.evaluation.tasks import AUTO, find_task
+
+if TYPE_CHECKING:
+    from molmo2_nemo.data.build import ExampleBuilder
+    from molmo2_nemo.evaluation.run import Leaves
+    from molmo2_nemo.inference.engine import Generator
+    from molmo2_nemo.inference.sampling import Sampling
+
+
+def chosen(names: Sequence[str], data: str | None) -> list[Task]:
+    """The tasks of these names.
+
+    Args:
+        data: shards of the user's own, for the task auto.
+
+    Raises:
+        UserError: no name, an unknown or a repeated one, or `data` without auto or the other way round.
+    """
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{','.join(names) or 'no tasks'}: name tasks, each once; molmo2 evaluate --list shows them")
+    tasks = [OwnData(data or "") if name == AUTO else find_task(name) for name in names]
+    if (AUTO in names) != (data is not None):
+        raise UserError("the task auto and the data belong together: they name the shards that auto scores by style")
+    return tasks
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A task, how it is run, and its items."""
+
+    task: Task
+    settings: TaskSettings
+    items: Items
+
+    def run(
+        self,
+        generator: Generator,
+        builder: ExampleBuilder,
+        sampling: Sampling,
+        made_with: dict[str, Any],
+        advance: Callable[[int], None] = lambda item: None,
+        leaves: Leaves | None = None,
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """The task's result and its lines (run.evaluate); None where a signal came. A collective of all ranks.
+
+        Args:
+            builder: with the run's number of frames, which the pass replaces by its own.
+            sampling: with max_new_tokens 0 where the task is to say how long answers may be.
+            made_with: settings to note beside the figures.
+        """
+        from molmo2_nemo.data.build import ExampleBuilder
+        from molmo2_nemo.evaluation.run import evaluate
+
+        frames = self.settings.frames
+        if frames is not None:
+            video = replace(builder.config.video, max_frames=frames)
+            builder = ExampleBuilder(replace(builder.config, video=video), builder.tokenizer, training=False)
+        lines = evaluate(self.task, self.items, self.count, generator, builder, sampling, advance, leaves)
+        if lines is None:
+            return None
+        noted = {
+            "frames": frames,
+            "limit": self.settings.limit,
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "seed": self.settings.seed,
+        }
+        return result_of(self.task.name, self.task.group, lines, made_with | noted), lines
+
+    @property
+    def count(self) -> int:
+        """Items that are asked."""
+        return min(len(self.items), self.settings.limit or len(self.items))
+
+
+def opened(tasks: Sequence[Task], settings: TaskSettings, frames: Sequence[int | None] = (None,)) -> list[Pass]:
+    """Every pass of every task; a task without videos has one.
+
+    Raises:
+        UserError: data that are not there, or a scorer that is not.
+    """
+    found = []
+    for task in tasks:
+        for name in task.scorers:
+            find_scorer(name)
+        for most in frames if task.video else [None]:
+            own = replace(settings, frames=most)
+            found.append(Pass(task, own, task.open(own)))
+    return found
