@@ -148,7 +148,7 @@ def training(chain: Sequence[StageProgress], cards: Sequence[Mapping[str, Any]])
         steps = card.get("steps") or f"{stage.step:,} of {stage.max_steps:,}, not finished"
         packs = f"{cfg.stage.global_batch_size} x {cfg.data.packing.sequence_length:,}"
         losses = [number(loss.get(name), ".4g") for name in ("first", "last")]
-        rows.append([stage.name, number(steps, "") , packs, card.get("layout"), number(card.get("tokens")), *losses])
+        rows.append([stage.name, number(steps, ""), packs, card.get("layout"), number(card.get("tokens")), *losses])
     columns = ("stage", "steps", "packs x tokens per step", "layout", "tokens", "first loss", "last loss")
     return table(columns, rows)
 
@@ -158,7 +158,9 @@ def data(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     for card in cards:
         for name, one in (card.get("data") or {}).get("sources", {}).items():
             share = number(one["share"], ".2%")
-            rows.append([card["stage"], name, share, number(one["examples"]), number(one["records"]), one["fingerprint"]])
+            rows.append(
+                [card["stage"], name, share, number(one["examples"]), number(one["records"]), one["fingerprint"]]
+            )
     return table(("stage", "data set", "share", "examples read", "records", "fingerprint"), rows)
 
 

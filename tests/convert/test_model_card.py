@@ -77,7 +77,10 @@ def test_the_earlier_stage_alone(run: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"origin.json": {"llm": "/models/Qwen3-8B", "vit": "/models/siglip2"}, "molmo2.json": {}}, "Qwen3-8B and siglip2"),
+        (
+            {"origin.json": {"llm": "/models/Qwen3-8B", "vit": "/models/siglip2"}, "molmo2.json": {}},
+            "Qwen3-8B and siglip2",
+        ),
         ({"molmo2.json": {"name": "8b"}}, "an imported Molmo2 (start)"),
     ],
 )
