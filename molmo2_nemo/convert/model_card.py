@@ -43,7 +43,7 @@ tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
 print(processor.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-transformers' own choice of a video's frames is not that of training: hand it frames and times (`do_sample_frames=False`), as
+transformers chooses a video's frames otherwise than training: hand it frames and times (`do_sample_frames=False`), as
 molmo2_nemo's adapters for lmms-eval and VLMEvalKit do.
 """
 
@@ -82,7 +82,7 @@ def stages_of(checkpoint: Path) -> list[StageProgress]:
 
 
 def stage_before(stage: StageProgress) -> Path | None:
-    """The stage that a stage began from: where its settings say, or beside it under the same name if the run was moved."""
+    """The stage that a stage began from: where its settings say, or beside it under that name if the run was moved."""
     began = stage.config.init_from if stage.config else None
     if began is None:
         return None

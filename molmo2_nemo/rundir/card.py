@@ -76,7 +76,7 @@ def unknown(card: Mapping[str, Any], above: str = "") -> Iterable[str]:
 
 
 def data_card(stage: StageProgress) -> dict[str, Any]:
-    """`seed`, `templates_sha256`, and of each data set its path, rate as set, share of the examples drawn, how many were
+    """`seed`, `templates_sha256`, and of each data set its path, rate as set, share of the examples, how many were
     read, its records and the fingerprint of its manifest."""
     assert stage.config is not None and stage.summary is not None
     data, identity = stage.config.data, stage.summary.get("data") or {}

@@ -1,4 +1,4 @@
-"""Which code and which packages ran, and by which command: kept in attempt.json, for cards. Nothing heavy is imported."""
+"""Which code and packages ran, and by which command: kept in attempt.json, for cards. Nothing heavy is imported."""
 
 from __future__ import annotations
 
