@@ -88,14 +88,14 @@ class VideoRows:
         """
         path, _, _ = self.places[number]
         key = f"{path.name}:{number}"
+        row = self._row(number)
         try:
-            row = self._row(number)
-            (question,) = questions_of(self._record(key, row), builder, self.task.scorers)
+            names, content = self.task.video_names(row), self.task.record(row)
             reference, tags = self.task.reference(row), self.task.tags(row)
         except (KeyError, TypeError, IndexError, AttributeError, ZeroDivisionError) as error:
-            raise DataError(
-                f"{key}: not as {self.task.dataset} is published ({type(error).__name__}: {error})"
-            ) from None
+            says = f"not as {self.task.dataset} is published ({type(error).__name__}: {error})"
+            raise DataError(f"{key}: {says}") from None
+        (question,) = questions_of(self._record(key, names, content), builder, self.task.scorers)
         return [replace(question, key=key, references=(reference,), tags=tags)]
 
     def _row(self, number: int) -> Row:
@@ -107,14 +107,13 @@ class VideoRows:
             self.group = (path, group), table.to_pylist()
         return self.group[1][row]
 
-    def _record(self, key: str, row: Row) -> Record:
-        video = self._video(row)
+    def _record(self, key: str, names: Sequence[str], content: Mapping[str, Any]) -> Record:
+        video = self._video(names)
         suffix = video.suffix.lower().lstrip(".")
-        content = {**self.task.record(row), "video": suffix}
-        return parse_record(key, {"json": json.dumps(content).encode(), suffix: video.read_bytes()})
+        made = json.dumps({**content, "video": suffix}).encode()
+        return parse_record(key, {"json": made, suffix: video.read_bytes()})
 
-    def _video(self, row: Row) -> Path:
-        names = self.task.video_names(row)
+    def _video(self, names: Sequence[str]) -> Path:
         for name in names:
             for path in self.videos.get(name.rpartition("/")[2], ()):
                 if f"/{path.with_suffix('').as_posix()}".endswith(f"/{name}"):

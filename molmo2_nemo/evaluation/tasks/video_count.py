@@ -26,12 +26,7 @@ class VideoCount(PublishedVideos):
         return list(VIDEO_POINT.video_names(row))
 
     def record(self, row: Row) -> dict[str, Any]:
-        asked = {
-            "style": "video_count",
-            "question": row["question"],
-            "answer": str(row["count"]),
-            "label": row["label"],
-        }
+        asked = {"style": "video_count", "question": row["question"], "answer": str(row["count"])}
         clip = [row["clip_start"], row["clip_end"]]
         return {"annotations": [asked], **({} if None in clip else {"clip": clip})}
 
