@@ -13,6 +13,7 @@ from typing import Any
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.evaluation.drawn import shown_time, with_marks
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.task import Items, Question, Task
 from molmo2_nemo.inference.engine import Generator
@@ -101,7 +102,7 @@ def _answered(
                 line = _line((item, nth), question)
                 number = item * PLACES + nth  # what draws follow from
                 if item < PICTURES and len(example.crops):
-                    line["picture"] = picture(example)
+                    line["picture"] = picture(example, shown_time(question.references))
                 yield line | {"remarks": remarks_on(example, builder.config), "asked": question}, example, number
 
     for line, _ in answers(generator, asked(), sampling):
@@ -125,11 +126,18 @@ def _failed(task: Task, place: tuple[int, int], error: Exception, question: Ques
     return _line(place, question) | {"answer": "", "scores": values, "failed": said[:500], "remarks": []}
 
 
-def picture(example: Example) -> str:
-    """What the model sees: its first image as a whole, or the middle frame of a video. JPEG, in base64."""
+def picture(example: Example, time: float | None = None) -> str:
+    """What the model sees: its first image as a whole, or a frame of a video. JPEG, in base64.
+
+    Args:
+        time: seconds; the frame nearest to it is shown, by default the middle one.
+    """
     from molmo2_nemo.preview.draw import jpeg, unpatchify
 
+    times = example.info.get("frame_times")
     first = 0 if example.info.get("images") else len(example.crops) // 2
+    if times and time is not None:
+        first = min(range(len(times)), key=lambda i: abs(times[i] - time))
     return base64.b64encode(jpeg(unpatchify(example.crops[first : first + 1])[0], side=256)).decode()
 
 
@@ -150,4 +158,6 @@ def scored(task: Task, question: Question, line: Line) -> Line:
             continue
         assert 0 <= score.value <= 1, (name, score)
         scores[name] = {"value": score.value, **score.details}
+    if "picture" in line:
+        line["picture"] = with_marks(line["picture"], line["answer"], question.references)
     return line | {"scores": scores}
