@@ -2,7 +2,8 @@
 
 Data: OS-Copilot/ScreenSpot-v2 of huggingface.co in ScreenSpot-v2/: screenspot_*_v2.json, and screenspotv2_image.zip
 unpacked there (screenspotv2_image/).
-Score: point_in_box, asked in one of the released wordings, `Find <instruction>`. Broken down by kind of screen and of target.
+Score: point_in_box, asked in one of the released wordings, `Find <instruction>`.
+Broken down by kind of screen and of target.
 """
 
 from __future__ import annotations
