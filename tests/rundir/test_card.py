@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -87,6 +89,7 @@ def test_it_is_the_same_every_time(run: Path, capsys: pytest.CaptureFixture[str]
     first = (run / "card.json").read_bytes()
     assert command.main(["report", str(run), "--card", "--out", str(run / "again.json")]) == 0
     assert (run / "again.json").read_bytes() == first
+    assert os.environ[COMMAND] == shlex.join(["molmo2", "report", str(run), "--card", "--out", str(run / "again.json")])
     said = capsys.readouterr()
     assert said.out.splitlines() == [str(run / "card.json"), str(run / "again.json")]
     assert "sft: the run's files do not say " in said.err
