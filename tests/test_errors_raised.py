@@ -69,6 +69,8 @@ CAUGHT = {  # handlers of these around something else than a parser: what is in 
     "data_prep/record_builder.py _build": "json.dumps, of what a source made of a row",
     "data_prep/tables.py count": "Arrow, and files that others wrote",
     "data_prep/transcode.py cut_packets": "PyAV: a codec that an mp4 cannot hold, packets without a time",
+    "molmo2_nemo/evaluation/published_videos.py questions": "a row of a table that others made, of whatever shape",
+    "molmo2_nemo/evaluation/video_choice.py open": "a row of a table that others made, of whatever shape",
     "molmo2_nemo/data/tokenizer.py encode": "the library's, for lone surrogates",
 }
 

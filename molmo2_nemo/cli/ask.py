@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from molmo2_nemo.cli.options import add_sampling_arguments, add_shown_arguments, sampling_of, shown_of, warn
+from molmo2_nemo.cli.options import (
+    add_layout_arguments,
+    add_sampling_arguments,
+    add_shown_arguments,
+    on_ranks,
+    sampling_of,
+    shown_of,
+    warn,
+)
 from molmo2_nemo.data.media import read_media, said_of_cut
 from molmo2_nemo.errors import UserError
 
@@ -33,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_shown_arguments(parser)
     add_sampling_arguments(parser)
+    add_layout_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.data.subtitle_files import read_subtitles
     from molmo2_nemo.evaluation.prompt_file import check_question, read_clip, without_effect
     from molmo2_nemo.inference.prompt import Prompt
+    from molmo2_nemo.launch.ranks import layout_of
     from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
     from molmo2_nemo.rundir.summary import resolve_checkpoint
@@ -51,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     for option, value in (("--subtitles", args.subtitles), ("--clip", args.clip)):
         if value is not None and not args.video:
             raise UserError(f"{option} belongs to a --video")
-    sampling, shown = sampling_of(args), shown_of(args)
+    sampling, shown, layout = sampling_of(args), shown_of(args), layout_of(args.layout)
     cut: list[Path] = []
     images = [read_media(Path(name), "image", cut) for name in args.image]
     clip = read_clip(args.clip) if args.clip else None
@@ -68,10 +78,14 @@ def run(args: argparse.Namespace) -> int:
     warn(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
     warn(without_effect(shown, [prompt]))
     quiet()
-    from molmo2_nemo.inference.generate import answer
 
-    remarks: list[str] = []
-    said = answer(checkpoint, prompt, sampling, shown, remarks)
-    warn(remarks)
-    print(said)
-    return 0
+    def work() -> int:
+        from molmo2_nemo.inference.generate import answer
+
+        remarks: list[str] = []
+        said = answer(checkpoint, prompt, sampling, shown, remarks, layout)
+        warn(remarks)
+        print(said)
+        return 0
+
+    return on_ranks(args, layout, work)

@@ -1,6 +1,6 @@
 """The whole recipe on this machine's CPU: shards from real images and a real clip, the three stages of a tiny Molmo2,
-export to Hugging Face format, three questions, a table and a plot of the loss curves. If it is interrupted, run it
-again: it resumes where it stopped."""
+export to Hugging Face format, three questions, scores of each stage on its own shards, a plot of the loss curves. If it
+is interrupted, run it again: it resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     folder: Path = args.dir
     check_folder("--dir", folder)
     sources = f"data.sources.demo.path='{folder}/data/${{stage.name}}'"
-    configs = compose_stages(["recipe=tiny", sources, f"output_dir='{folder}/run'", *args.overrides])
+    scored = ["evaluation.tasks=[auto]", f"evaluation.data='{folder}/data/sft'", "evaluation.every=1000000"]
+    configs = compose_stages(["recipe=tiny", sources, *scored, f"output_dir='{folder}/run'", *args.overrides])
     build_data(folder / "data")
     code = run_stages(configs)
     if code:
@@ -63,6 +64,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     from molmo2_nemo.convert import export_checkpoint
     from molmo2_nemo.inference.generate import answer
     from molmo2_nemo.inference.prompt import Prompt
+    from molmo2_nemo.launch.pipeline import scores_of_stages
     from molmo2_nemo.preview.finished import plot_losses, print_table
     from molmo2_nemo.rundir.lines import read_metrics
     from molmo2_nemo.rundir.paths import stage_dir
@@ -80,6 +82,7 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
         print(f"  {file}: {question}\n    {answer(checkpoint, Prompt(question, images, video, style))}", flush=True)
     print()
     print_table("Molmo2 tiny, three stages", summaries)
+    print(f"scores on the shards of stage sft, in percent:\n{scores_of_stages(configs)}\n")
     title = "Molmo2 tiny: pre-training, supervised fine-tuning, long context"
     losses = {cfg.stage.name: read_metrics(stage_dir(cfg)) for cfg in configs}
     curves = plot_losses(title, losses, folder / "losses.png")

@@ -14,6 +14,7 @@ from molmo2_nemo.cli.options import (
     add_sampling_arguments,
     check_numbers,
     judge_of,
+    on_ranks,
     sampling_of,
     shown_of,
     warn,
@@ -78,13 +79,8 @@ def run(args: argparse.Namespace) -> int:
         print(compared(args.overrides))
         return 0
     asked = read(args)
-    from molmo2_nemo.launch.ranks import in_rank, is_rank, run_ranks
-
-    count = asked.layout.model_size * asked.layout.data
-    if count > 1 and not is_rank():
-        passes_of(asked)  # what is not there is said before processes start
-        return run_ranks(count, args.argv)
-    return in_rank(lambda: evaluated(asked))
+    passes_of(asked)  # what is not there is said before processes start
+    return on_ranks(args, asked.layout, lambda: evaluated(asked))
 
 
 @dataclass(frozen=True)
@@ -151,9 +147,9 @@ def evaluated(asked: Asked) -> int:
     work = passes_of(asked)
     quiet()
     from molmo2_nemo.evaluation.results import table
-    from molmo2_nemo.evaluation.run import speaks
     from molmo2_nemo.inference.engine import Generator
     from molmo2_nemo.inference.load import load
+    from molmo2_nemo.inference.ranks import is_first
 
     args, sampling = asked.args, sampling_of(asked.args)
     shown = shown_of(argparse.Namespace(**{**vars(args), "frames": None}))
@@ -162,16 +158,16 @@ def evaluated(asked: Asked) -> int:
     done, results = [], []
     for one in work:
         longest = replace(sampling, max_new_tokens=args.max_new_tokens or one.task.max_new_tokens)
-        with progress(one.task.name, one.count, speaks()) as advance:
+        with progress(one.task.name, one.count, is_first()) as advance:
             found = one.run(generator, builder, longest, {"checkpoint": asked.checkpoint.name}, advance)
         assert found is not None
         done.append((one.task, found[0]["settings"], found[1]))
-        if speaks():
+        if is_first():
             results.append(kept(asked, *done[-1]))
             if asked.out is not None:
                 with of_setting(f"--out {asked.out}"):
                     one.task.draw([line for task, _, lines in done if task is one.task for line in lines], asked.out)
-    if speaks():
+    if is_first():
         if asked.judge is not None:  # at the end, as no other rank is to wait for it
             results = [kept(asked, *one, judged_by(asked.judge, one[-1])) for one in done]
             warn([] if asked.judge.given else ["--judge was not asked: none of these tasks' answers are captions"])

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.cli.options import (
+    add_layout_arguments,
     add_sampling_arguments,
     add_shown_arguments,
     check_file,
     check_numbers,
+    on_ranks,
     sampling_of,
     shown_of,
     warn,
@@ -42,12 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON lines there too")
     add_shown_arguments(parser)
     add_sampling_arguments(parser)
+    add_layout_arguments(parser)
     names = ", ".join(scorer_names())
     parser.add_argument("--score", metavar="NAME[,NAME]", help=f"score answers against their references: {names}")
 
 
 def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.evaluation.prompt_file import read_prompts, without_effect
+    from molmo2_nemo.launch.ranks import layout_of
     from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
     from molmo2_nemo.rundir.summary import resolve_checkpoint
@@ -55,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.prompts is None) == (args.data is None):
         raise UserError("name either a file of prompts or --data with a folder of shards")
     check_numbers(args, {"examples": 1})
-    sampling, shown = sampling_of(args), shown_of(args)
+    sampling, shown, layout = sampling_of(args), shown_of(args), layout_of(args.layout)
     if args.out:
         check_file("--out", args.out)
     scoring = (
@@ -71,14 +75,19 @@ def run(args: argparse.Namespace) -> int:
         check_references(scoring, args.prompts, prompts or [])
     warn(without_effect(shown, prompts) if prompts is not None else ())
     quiet()
-    from molmo2_nemo.inference.generate import answer_prompts, answer_records
 
-    if prompts is not None:
-        found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, sampling, shown)
-    else:
-        found = answer_records(checkpoint, args.data, args.examples, sampling, shown)
-    write_answers(found, args.out, scoring)
-    return 0
+    def work() -> int:
+        from molmo2_nemo.inference.generate import answer_prompts, answer_records
+        from molmo2_nemo.inference.ranks import is_first
+
+        if prompts is not None:
+            found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, sampling, shown, layout)
+        else:
+            found = answer_records(checkpoint, args.data, args.examples, sampling, shown, layout)
+        write_answers(found, args.out if is_first() else None, scoring)
+        return 0
+
+    return on_ranks(args, layout, work)
 
 
 def check_references(scoring: Scoring, path: Path, prompts: Sequence[Prompt]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
 
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, show_error, user_message, verbose
+from molmo2_nemo.rundir.code_state import COMMAND
 
 VERBS = {
     "demo": "the whole recipe on this machine's CPU, in minutes",
@@ -82,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest:  # settings that came after an option
         args.overrides.extend(rest)
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ[COMMAND] = shlex.join(["molmo2", *args.argv])
     try:
         return int(args.run(args))
     except KeyboardInterrupt:

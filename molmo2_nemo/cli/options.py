@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from molmo2_nemo.evaluation.judge import Judge
     from molmo2_nemo.inference.prompt import Shown
     from molmo2_nemo.inference.sampling import Sampling
+    from molmo2_nemo.settings.run import ParallelConfig
 
 NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local run, --cfg job prints its configuration"
 
@@ -123,6 +124,25 @@ def shown_of(args: argparse.Namespace) -> Shown:
     from molmo2_nemo.inference.prompt import Shown
 
     return Shown(args.frames, args.fps, args.max_crops, args.high_res)
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says on how many ranks a checkpoint answers."""
+    parser.add_argument(
+        "--layout",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="several processes, for example --layout parallel.tensor=2 parallel.data=4 (default: one)",
+    )
+
+
+def on_ranks(args: argparse.Namespace, layout: ParallelConfig, work: Callable[[], int]) -> int:
+    """Does `work` here, or has this same command do it on the ranks of a layout, of which this process may be one."""
+    from molmo2_nemo.launch.ranks import in_rank, is_rank, run_ranks
+
+    count = layout.model_size * layout.data
+    return run_ranks(count, args.argv) if count > 1 and not is_rank() else in_rank(work)
 
 
 def warn(lines: Iterable[str]) -> None:

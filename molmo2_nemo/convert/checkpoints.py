@@ -15,11 +15,12 @@ import torch
 import yaml
 
 from molmo2_nemo.convert.companions import write_companions
-from molmo2_nemo.convert.folders import new_folder, refuse_own_source
+from molmo2_nemo.convert.folders import MODEL_FILE, new_folder, refuse_own_source
 from molmo2_nemo.convert.hf_config import config_json, parse_config
 from molmo2_nemo.convert.hf_fields import FLAG, WORD, Kind, require
 from molmo2_nemo.convert.json_files import is_present, parse_object
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint, MegatronWriter
+from molmo2_nemo.convert.model_card import CARD_FILE, model_card
 from molmo2_nemo.convert.names import FORMATS, HEAD, Format, Rule, external_shapes, rules, to_canonical, to_external
 from molmo2_nemo.convert.preprocessing import read_processors, recorded_data, run_data
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder, SafetensorsWriter
@@ -27,6 +28,7 @@ from molmo2_nemo.convert.source import canonical_types, open_source
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.tokenizer import SHIPPED, Molmo2Tokenizer
 from molmo2_nemo.errors import ConversionError, UserError
+from molmo2_nemo.files import write_text
 from molmo2_nemo.model.config import PRESETS, LoraConfig, Molmo2Config, VisualAttention, preset, with_options
 from molmo2_nemo.rundir.config_file import run_of_checkpoint
 from molmo2_nemo.rundir.paths import CONFIG
@@ -34,7 +36,6 @@ from molmo2_nemo.settings.renamed import with_new_names
 from molmo2_nemo.settings.run import ModelSelection
 from molmo2_nemo.settings.schema import structure
 
-MODEL_FILE = "molmo2.json"  # in an imported checkpoint; records its model configuration
 OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # settings of a run's `model` that change the function
 GENERATION_FILE = "generation_config.json"  # in an imported checkpoint that came with one
 TOKENIZER_FOLDER = "tokenizer"
@@ -148,6 +149,7 @@ def export_checkpoint(
         stored = str(dtypes[HEAD]).removeprefix("torch.")
         text = json.dumps(config_json(model_config, format, stored), indent=2)
         (staging / "config.json").write_text(text + "\n")
+        write_text(staging / CARD_FILE, model_card(source, model_config, format, stored))
         write_companions(
             staging,
             model_config,

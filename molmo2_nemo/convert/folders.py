@@ -11,6 +11,9 @@ from pathlib import Path
 
 from molmo2_nemo.errors import ConversionError
 
+MODEL_FILE = "molmo2.json"  # in an imported checkpoint; records its model configuration
+ORIGIN_FILE = "origin.json"  # of `convert init`: the sources of the checkpoint, and the tensors that were not used
+
 
 def refuse_own_source(target: Path, *sources: Path, replaceable: str | None = None) -> None:
     """Keep a conversion from replacing what it reads.

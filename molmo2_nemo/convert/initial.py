@@ -16,8 +16,8 @@ from molmo2_nemo.convert.base_models import (
     vit_prefix,
     vit_rules,
 )
-from molmo2_nemo.convert.checkpoints import MODEL_FILE, TOKENIZER_FOLDER, source_tokenizer, write_model_file
-from molmo2_nemo.convert.folders import new_folder, refuse_own_source
+from molmo2_nemo.convert.checkpoints import TOKENIZER_FOLDER, source_tokenizer, write_model_file
+from molmo2_nemo.convert.folders import MODEL_FILE, ORIGIN_FILE, new_folder, refuse_own_source
 from molmo2_nemo.convert.megatron_io import MegatronWriter
 from molmo2_nemo.convert.names import Rule, canonical_shapes, rule_shapes, to_canonical
 from molmo2_nemo.convert.safetensors_io import SafetensorsFolder
@@ -26,7 +26,6 @@ from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.settings.run import RunConfig
 
-ORIGIN_FILE = "origin.json"  # the sources of the checkpoint, and the tensors that were not used
 NEW_PARTS = ("connector.", "embedding.extra.")  # no base model has them
 
 

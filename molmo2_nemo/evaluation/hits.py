@@ -49,6 +49,5 @@ def best(scores: Sequence[Score]) -> Score:
 
 
 def means(scores: Sequence[Score], names: Sequence[str]) -> dict[str, float]:
-    """The mean of each of these details over all answers that have it."""
-    found = {name: [score.details[name] for score in scores if name in score.details] for name in names}
-    return {name: sum(map(float, values)) / len(values) for name, values in found.items() if values}
+    """The mean of each of these details; 0 is that of an answer that failed and has none."""
+    return {name: sum(float(score.details.get(name, 0)) for score in scores) / len(scores) for name in names}

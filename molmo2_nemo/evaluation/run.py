@@ -10,15 +10,15 @@ import base64
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch.distributed as dist
-
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.evaluation.drawn import shown_time, with_marks
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.task import Items, Question, Task
 from molmo2_nemo.inference.engine import Generator
 from molmo2_nemo.inference.generate import Asked, answers, remarks_on
+from molmo2_nemo.inference.ranks import gathered, place
 from molmo2_nemo.inference.sampling import Sampling
 
 PLACES = 1 << 20  # questions of an item, at most
@@ -51,8 +51,8 @@ def evaluate(
         scores (scorer -> value and details), remarks; `failed`, the reason, where the model could not be asked;
         `unscored` where a reference is of no use.
     """
-    rank, replicas, first = _place()
-    mine = range(rank, count, replicas)
+    own = place()
+    mine = range(own.replica, count, own.replicas)
     lines: list[Line] = []
     rounds = iter([mine] if leaves is None else [mine[i : i + ROUND] for i in range(0, len(mine), ROUND)])
     while True:
@@ -67,28 +67,11 @@ def evaluate(
             break
         if numbers is not None:
             lines += _answered(task, items, numbers, generator, builder, sampling, advance)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return sorted(lines, key=order)
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, lines if first else [])
-    return sorted((line for part in found for line in part), key=order)
-
-
-def _place() -> tuple[int, int, bool]:
-    """This rank's replica, how many there are, and whether it speaks for its replica."""
-    from megatron.core import parallel_state
-
-    shared = parallel_state.get_tensor_model_parallel_rank() + parallel_state.get_context_parallel_rank()
-    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size(), shared == 0
+    return sorted(gathered(lines), key=order)
 
 
 def order(line: Line) -> tuple[int, int]:
     return line["item"], line["place"]
-
-
-def speaks() -> bool:
-    """Whether this rank shows and writes what all have found."""
-    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _answered(
@@ -110,19 +93,19 @@ def _answered(
             except Exception as error:  # noqa: BLE001 - hostile media may raise anything
                 failures.append(_failed(task, (item, 0), error))
                 continue
-            for place, question in enumerate(questions):
+            for nth, question in enumerate(questions):
                 try:
                     example = question.prompt.example(builder)
                 except Exception as error:  # noqa: BLE001 - hostile media may raise anything
-                    failures.append(_failed(task, (item, place), error, question))
+                    failures.append(_failed(task, (item, nth), error, question))
                     continue
-                line = _line((item, place), question)
-                number = item * PLACES + place  # what draws follow from
+                line = _line((item, nth), question)
+                number = item * PLACES + nth  # what draws follow from
                 if item < PICTURES and len(example.crops):
-                    line["picture"] = picture(example)
+                    line["picture"] = picture(example, shown_time(question.references))
                 yield line | {"remarks": remarks_on(example, builder.config), "asked": question}, example, number
 
-    for line in answers(generator, asked(), sampling):
+    for line, _ in answers(generator, asked(), sampling):
         yield scored(task, line.pop("asked"), line)
     yield from failures
 
@@ -143,11 +126,18 @@ def _failed(task: Task, place: tuple[int, int], error: Exception, question: Ques
     return _line(place, question) | {"answer": "", "scores": values, "failed": said[:500], "remarks": []}
 
 
-def picture(example: Example) -> str:
-    """What the model sees: its first image as a whole, or the middle frame of a video. JPEG, in base64."""
+def picture(example: Example, time: float | None = None) -> str:
+    """What the model sees: its first image as a whole, or a frame of a video. JPEG, in base64.
+
+    Args:
+        time: seconds; the frame nearest to it is shown, by default the middle one.
+    """
     from molmo2_nemo.preview.draw import jpeg, unpatchify
 
+    times = example.info.get("frame_times")
     first = 0 if example.info.get("images") else len(example.crops) // 2
+    if times and time is not None:
+        first = min(range(len(times)), key=lambda i: abs(times[i] - time))
     return base64.b64encode(jpeg(unpatchify(example.crops[first : first + 1])[0], side=256)).decode()
 
 
@@ -168,4 +158,6 @@ def scored(task: Task, question: Question, line: Line) -> Line:
             continue
         assert 0 <= score.value <= 1, (name, score)
         scores[name] = {"value": score.value, **score.details}
+    if "picture" in line:
+        line["picture"] = with_marks(line["picture"], line["answer"], question.references)
     return line | {"scores": scores}

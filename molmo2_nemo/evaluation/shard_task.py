@@ -16,14 +16,22 @@ class ShardTask(Task):
     folder: ClassVar[str]  # of the data set, in the folder of data sets
     prepare: ClassVar[str]  # the command that writes it
 
-    def open(self, settings: TaskSettings) -> Items:
+    def found(self, settings: TaskSettings) -> Path:
+        """The folder of the data set.
+
+        Raises:
+            UserError: it is not there; says how it is written.
+        """
         path = settings.root / self.folder
         if not path.is_dir():
             raise UserError(
                 f"task {self.name}: no data set {path}; write it with `{self.prepare}`, or name the folder of your "
                 "data sets with --root or MOLMO2_DATA"
             )
-        return RecordItems(path, self.name, self.scorers)
+        return path
+
+    def open(self, settings: TaskSettings) -> Items:
+        return RecordItems(self.found(settings), self.name, self.scorers)
 
 
 class OwnData(Task):

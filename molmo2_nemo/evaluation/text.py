@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import re
 import string
+from collections import Counter
 from typing import Any
 
 from molmo2_nemo.errors import UserError
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+ANSWER = "Answer:"
+
+
+def final_answer(response: str) -> str:
+    """The answer in a response, as the published evaluation takes it: of a response with "Answer:", what follows it
+    (up to the next one); else of its lines the most frequent, or the first of those, with single spaces.
+
+    >>> final_answer("There are two. Answer: 2"), final_answer("a  cat"), final_answer("3 dogs\\n2 dogs\\n2 dogs")
+    ('2', 'a cat', '2 dogs')
+    """
+    response = response.strip()
+    if ANSWER in response:
+        return response.split(ANSWER)[1].strip()
+    lines = [" ".join(line.split()) for line in response.split("\n")]
+    times = Counter(lines)
+    return max(lines, key=lambda line: times[line])
 
 
 def normalised(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Ask a trained model: answers from a Megatron checkpoint, on one process.
+"""Ask a trained model: answers from a Megatron checkpoint, on one process or on the ranks of a layout.
 
 To serve a Molmo2 to many, export it to Hugging Face format.
 """
@@ -6,7 +6,7 @@ To serve a Molmo2 to many, export it to Hugging Face format.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.inference.engine import LENGTH, Generator
 from molmo2_nemo.inference.load import load
 from molmo2_nemo.inference.prompt import Prompt, Shown
+from molmo2_nemo.inference.ranks import gathered, place
 from molmo2_nemo.inference.sampling import Sampling
+from molmo2_nemo.settings.run import ParallelConfig
 
 TOGETHER = 64, 2**29  # prompts that are held in memory at once, and bytes of their crops
 # Of a prompt: key, question and more, among it remarks; what the model reads; the number that its draws follow from
@@ -30,6 +32,7 @@ def answer(
     sampling: Sampling | None = None,
     shown: Shown | None = None,
     remarks: list[str] | None = None,
+    layout: ParallelConfig | None = None,
 ) -> str:
     """The model's answer to a question about images or a video.
 
@@ -38,40 +41,51 @@ def answer(
         sampling: default: greedy.
         shown: what replaces the run's settings.
         remarks: gets what was left out, cut off or replaced of the media, and whether the answer is cut off.
+        layout: of the ranks that call this together; default: this process alone.
 
     Raises:
         UserError: not a Molmo2 checkpoint, or media that cannot be read.
     """
-    (line,) = answer_prompts(Path(checkpoint), [prompt], sampling, shown)
+    (line,) = answer_prompts(Path(checkpoint), [prompt], sampling, shown, layout)
     if remarks is not None:
         remarks += line["remarks"]
     return str(line["answer"])
 
 
 def answer_prompts(
-    checkpoint: Path, prompts: Sequence[Prompt], sampling: Sampling | None = None, shown: Shown | None = None
+    checkpoint: Path,
+    prompts: Sequence[Prompt],
+    sampling: Sampling | None = None,
+    shown: Shown | None = None,
+    layout: ParallelConfig | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Answers to prompts, in their order; the model is loaded once. Arguments are those of `answer`.
 
     Raises:
         UserError: media of a prompt cannot be read; names its number.
     """
-    model, builder, tokenizer = load(checkpoint, shown)
+    model, builder, tokenizer = load(checkpoint, shown, layout)
 
-    def asked() -> Iterator[Asked]:
-        for number, prompt in enumerate(prompts, start=1):
+    def asked(numbers: range) -> Iterator[Asked]:
+        for number in numbers:
+            prompt = prompts[number]
             try:
                 example = prompt.example(builder)
             except UserError as error:
-                raise UserError(f"prompt {number}: {error}" if len(prompts) > 1 else str(error)) from error
-            line = {"key": f"prompt {number}", "question": prompt.question, "reference": prompt.reference}
-            yield line | {"remarks": remarks_on(example, builder.config, said=("truncated",))}, example, number - 1
+                raise UserError(f"prompt {number + 1}: {error}" if len(prompts) > 1 else str(error)) from error
+            line = {"key": f"prompt {number + 1}", "question": prompt.question, "reference": prompt.reference}
+            yield line | {"remarks": remarks_on(example, builder.config, said=("truncated",))}, example, number
 
-    yield from answers(Generator(model, tokenizer), asked(), sampling or Sampling())
+    yield from dealt(Generator(model, tokenizer), asked, len(prompts), sampling or Sampling())
 
 
 def answer_records(
-    checkpoint: Path, shards: str, count: int, sampling: Sampling | None = None, shown: Shown | None = None
+    checkpoint: Path,
+    shards: str,
+    count: int,
+    sampling: Sampling | None = None,
+    shown: Shown | None = None,
+    layout: ParallelConfig | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Answers to the first turn of a data set's records, formatted as in training, but with fixed wording.
 
@@ -81,14 +95,14 @@ def answer_records(
     from molmo2_nemo.data.config import SourceConfig
     from molmo2_nemo.data.reader import ExampleReader, Skipped
 
-    model, builder, tokenizer = load(checkpoint, shown)
+    model, builder, tokenizer = load(checkpoint, shown, layout)
     config = dataclasses.replace(
         builder.config, sources={"records": SourceConfig(path=shards)}, groups={}, missing="error", progression=[]
     )
     reader = ExampleReader(config, builder, tokenizer.special.im_patch)
 
-    def asked() -> Iterator[Asked]:
-        for number in range(min(count, len(reader.datasets["records"]))):
+    def asked(numbers: range) -> Iterator[Asked]:
+        for number in numbers:
             example = reader[number]
             if isinstance(example, Skipped):
                 print(f"{example.key}: left out, {example.cause}: {example.detail}")
@@ -106,12 +120,35 @@ def answer_records(
             }
             yield line, prompt, number
 
-    yield from answers(Generator(model, tokenizer), asked(), sampling or Sampling())
+    count = min(count, len(reader.datasets["records"]))
+    yield from dealt(Generator(model, tokenizer), asked, count, sampling or Sampling())
 
 
-def answers(generator: Generator, asked: Iterator[Asked], sampling: Sampling) -> Iterator[dict[str, Any]]:
-    """The lines asked, in order, with `answer` and its `tokens` added. Prompts are worked on together, as many as
-    `TOGETHER` allows.
+def dealt(
+    generator: Generator, asked: Callable[[range], Iterator[Asked]], count: int, sampling: Sampling
+) -> Iterator[dict[str, Any]]:
+    """The answered lines of so many prompts, in order and on every rank; the data-parallel ranks share the work.
+
+    Args:
+        asked: numbers of prompts -> the prompts.
+
+    Raises:
+        UserError: from `asked`, after the answers to what came before.
+    """
+    own = place()
+    if own.replicas == 1:
+        yield from (line for line, _ in answers(generator, asked(range(count)), sampling))
+        return
+    together = TOGETHER[0] * own.replicas
+    for start in range(0, count, together):
+        mine = range(start + own.replica, min(start + together, count), own.replicas)
+        found = gathered(list(answers(generator, asked(mine), sampling)))
+        yield from (line for line, _ in sorted(found, key=lambda one: one[1]))
+
+
+def answers(generator: Generator, asked: Iterator[Asked], sampling: Sampling) -> Iterator[tuple[dict[str, Any], int]]:
+    """The lines asked, in order, with `answer` and its `tokens` added, and their numbers. Prompts are worked on
+    together, as many as `TOGETHER` allows.
 
     Raises:
         UserError: from `asked`, after the answers to what came before.
@@ -127,13 +164,12 @@ def answers(generator: Generator, asked: Iterator[Asked], sampling: Sampling) ->
         if failed is None and size < TOGETHER[1] and len(waiting) < TOGETHER[0]:
             continue
         examples, numbers = [example for _, example, _ in waiting], [number for *_, number in waiting]
-        for (line, example, _), completion in zip(
-            waiting, generator.complete(examples, sampling, numbers), strict=True
-        ):
+        done = generator.complete(examples, sampling, numbers)
+        for (line, example, number), completion in zip(waiting, done, strict=True):
             cut = [f"the answer is cut off after {len(completion.tokens)} tokens"] if completion.ended == LENGTH else []
             cut += generator.beyond_range(example, completion)
             first = {"key": line["key"], "question": line["question"], "answer": completion.text.strip()}
-            yield {**first, **line, "remarks": line["remarks"] + cut, "tokens": len(completion.tokens)}
+            yield {**first, **line, "remarks": line["remarks"] + cut, "tokens": len(completion.tokens)}, number
         waiting = []
     if isinstance(failed, UserError):
         raise failed

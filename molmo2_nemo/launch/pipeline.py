@@ -10,7 +10,7 @@ from molmo2_nemo.errors import UserError, nearest
 from molmo2_nemo.launch.local import launch
 from molmo2_nemo.launch.reports import show_how_to_resume
 from molmo2_nemo.rundir import checkpoint_manifest
-from molmo2_nemo.rundir.paths import CHECKPOINTS, SUMMARY, stage_dir
+from molmo2_nemo.rundir.paths import CHECKPOINTS, EVALUATION, SUMMARY, stage_dir
 from molmo2_nemo.rundir.resume import refuse_changes
 from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.settings.compose import STAGES, compose
@@ -94,7 +94,22 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
             raise UserError(
                 f"{stage_dir(cfg)} has no {SUMMARY} although the stage ended without an error; run the command again"
             )
+    if compared := scores_of_stages(configs):
+        print(f"\nscores by stage, in percent:\n{compared}", flush=True)
     return 0
+
+
+def scores_of_stages(configs: Sequence[RunConfig]) -> str:
+    """What the final checkpoints of finished stages scored, side by side; "" where nothing was evaluated."""
+    from molmo2_nemo.evaluation.results import comparison, read_results
+
+    found = {}
+    for cfg in configs:
+        folder = stage_dir(cfg)
+        done = read_summary(folder)
+        if done is not None and (results := read_results(folder / EVALUATION / Path(done["checkpoint"]).name)):
+            found[cfg.stage.name] = results
+    return comparison(found) if found else ""
 
 
 def _finished(cfg: RunConfig, folder: Any, path: Callable[[str], Any] = Path) -> dict[str, Any] | None:

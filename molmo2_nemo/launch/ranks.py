@@ -6,11 +6,12 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, user_message
 from molmo2_nemo.launch.local import ELASTIC, run_child
-from molmo2_nemo.launch.reports import ERROR_DIR, Report, explain_exit
+from molmo2_nemo.launch.reports import ERROR_DIR, Report, explain_exit, this_rank
 from molmo2_nemo.launch.worker import explained, leave
 from molmo2_nemo.processes import as_parent
 from molmo2_nemo.settings.compose import compose
@@ -64,15 +65,19 @@ def run_ranks(count: int, arguments: Sequence[str]) -> int:
 
 
 def in_rank(work: Callable[[], int]) -> int:
-    """Does a rank's work. Where it fails, the launcher is told why, and the process ends at once: the others may wait
-    for it."""
-    folder = os.environ.get(ERROR_DIR)
-    if not is_rank() or folder is None:
+    """Does a rank's work; only the first one is heard. Where it fails, the launcher is told why, and the process ends
+    at once: the others may wait for it."""
+    if not is_rank():
         return work()
+    folder = os.environ.get(ERROR_DIR)
     try:
-        code = work()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the launcher must be able to say
+        with open(os.devnull, "w") as nowhere:
+            heard = this_rank() == 0
+            with redirect_stdout(sys.stdout if heard else nowhere), redirect_stderr(sys.stderr if heard else nowhere):
+                return work()
+    except Exception as error:
+        if folder is None:  # started by another launcher, which shows what each process says
+            raise
         message, mine = explained(error)
         Report.of(error, message, user_error=mine).write(Path(folder))
         leave(USER_ERROR if user_message(error) is not None else 1)
-    return code

@@ -78,8 +78,9 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     log = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if attempt.first and not log.data:
         print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
-    totals = log.data or run_stage.keywords["data"].packs.totals()  # the latter where there was nothing left to train
-    summary = summary_of(folder, cfg.stage.name, attempt.layout, trainer.global_step, totals)
+    packs = run_stage.keywords["data"].packs
+    totals = log.data or packs.totals()  # the latter where there was nothing left to train
+    summary = summary_of(folder, cfg.stage.name, attempt.layout, trainer.global_step, totals, packs.identity())
     if attempt.first:
         write_summary(folder, summary)
     return summary

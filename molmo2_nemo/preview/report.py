@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.preview import answers
 from molmo2_nemo.preview.curves import CHARTS, figure
 from molmo2_nemo.rundir.progress import StageProgress, duration
 from molmo2_nemo.settings.schema import to_yaml
@@ -34,6 +35,11 @@ figure { margin: 0 }
 figure.first { grid-column: 1 / -1 }
 figcaption { color: #5b6875; font-size: 13px }
 svg { width: 100%; height: auto; display: block }
+h3 { font-size: 15px; margin: 16px 0 6px }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 14px }
+.card { border: 1px solid #e8ebee; border-radius: 6px; padding: 10px; overflow-wrap: anywhere }
+.card img { width: 100%; max-width: 256px; display: block; margin: 0 auto 6px }
+.card p { margin: 4px 0 }
 summary { cursor: pointer; margin-top: 8px }
 pre { font: 12px/1.45 ui-monospace, monospace; background: #f5f6f8; padding: 10px; overflow-x: auto }
 """
@@ -55,6 +61,7 @@ def page(stages: Sequence[StageProgress], title: str) -> str:
         f"<div class=wide>{table(stages)}</div>",
         "<h2>Curves</h2><p class=note>Optimizer steps, stages one after the other.</p>",
         f"<div class=charts>{charts}</div>",
+        answers.section(stages),
         incidents(stages),
         "<h2>Settings</h2>",
         *(f"<details><summary>{_text(s.name)}</summary><pre>{_text(to_yaml(s.config))}</pre></details>"

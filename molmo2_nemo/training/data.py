@@ -113,6 +113,12 @@ class TrainingData:
                 tally.update(Tally.of_state(state))
         return tally
 
+    def identity(self) -> dict[str, Any] | None:
+        """The seed, and of each data set its fingerprint, records and rate, as `ExampleReader.identity` has them; None
+        before this rank has read anything."""
+        states = [self._consumed, *(self.restored or [])]
+        return next((state["identity"] for state in states if state is not None and "identity" in state), None)
+
     def state(self) -> str:
         """The loader states of all data-parallel ranks as JSON, for a checkpoint. Called on every rank."""
         return json.dumps(self._states())

@@ -14,6 +14,7 @@ from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.attempt import heartbeat, this_process
 from molmo2_nemo.rundir.checkpoint_manifest import step_folder
+from molmo2_nemo.rundir.code_state import code_state
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig
@@ -32,6 +33,8 @@ class Attempt:
         self.first = is_first_process()
         self.layout = layout
         self.values = {**this_process(), "layout": layout}
+        if self.first:
+            self.values["code"] = code_state()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -50,12 +53,15 @@ class Attempt:
         return Preempted(f"{signal}: step {step} is saved; the same command resumes from it")
 
 
-def summary_of(folder: Path, stage: str, layout: str, steps: int, totals: Tally) -> dict[str, Any]:
+def summary_of(
+    folder: Path, stage: str, layout: str, steps: int, totals: Tally, data: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The summary of a finished stage, from all its steps, including those before a resume.
 
     Args:
         folder: the stage's.
         totals: of its data, from `TrainingData.totals`.
+        data: seed and data sets, from `TrainingData.identity`.
     """
     lines = read_metrics(folder, tokens=int, padded_tokens=int)
     tokens = sum(line["tokens"] for line in lines)
@@ -71,6 +77,7 @@ def summary_of(folder: Path, stage: str, layout: str, steps: int, totals: Tally)
         "skipped": dict(sorted(totals.skipped().items())),
         "counts": dict(sorted(totals.counts().items())),
         "by_source": totals.summary(),
+        "data": data,
         "checkpoint": f"{paths.CHECKPOINTS}/{step_folder(steps)}",  # from the folder, which may be moved
     }
 

@@ -135,6 +135,7 @@ def test_the_folder_has_what_transformers_expects(tmp_path: Path, written_as: Fo
         "video_preprocessor_config.json",
         "processor_config.json",
         "generation_config.json",
+        "README.md",
         "chat_template.jinja",
     }
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"

@@ -13,6 +13,7 @@ import pytest
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.assignment import assign
+from molmo2_nemo.evaluation.base import Score
 from molmo2_nemo.evaluation.masks import read_mask, write_mask
 from molmo2_nemo.evaluation.scorers import find_scorer
 
@@ -145,6 +146,11 @@ def test_figures_of_a_data_set():
     scorer = find_scorer("track")
     scores = [scorer.score("", [track_reference()]), scorer.score("", [{"frames": [], "size": [9, 9]}])]
     assert scorer.figures(scores) == {name: 0.5 for name in ("precision", "recall", "HOTA", "DetA", "AssA")}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_an_answer_that_failed_counts_nothing(name):
+    assert all(figure == 0 for figure in find_scorer(name).figures([Score(0.0)]).values())
 
 
 HOSTILE = (

@@ -110,7 +110,7 @@ def test_only_the_first_items(workers, checkpoint, data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--tasks", "auto"], "--tasks auto and --data belong together"),
+        (["--tasks", "auto"], "the task auto and the data belong together"),
         (["--data", "DATA", "--tasks", "aoto"], "unknown task 'aoto'"),
         (["--tasks", "auto,auto", "--data", "DATA"], "name tasks, each once"),
         ([], "name tasks, each once"),

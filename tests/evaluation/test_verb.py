@@ -88,7 +88,7 @@ def test_a_scorer_is_one_file(workers, checkpoint, tmp_path):
         ("anls", ["x", None], "prompts.jsonl: prompt 2 has no reference answer to score against"),
         ("anls", [[]], "prompts.jsonl: prompt 1 has no reference answer"),
         ("anls", ["  "], "prompts.jsonl: prompt 1 has no reference answer"),
-        ("vqa_accuracy", [["a", "b"]], "prompt 1 has 2 reference answers, but vqa_accuracy needs 4 or more"),
+        ("vqa_accuracy", [["a", "b"]], "prompt 1 has 2 reference answers, but vqa_accuracy needs 3 or more"),
         ("anls", [["a", 7]], "answer is ['a', 7]; expected a text or a list of texts"),
     ],
 )
@@ -101,7 +101,7 @@ def test_what_cannot_be_scored_is_said_before_the_model_loads(names, answers, ex
 
 def test_records_have_one_reference_each(checkpoint, tmp_path, capsys):
     assert main(["generate", str(checkpoint), "--data", str(tmp_path), "--score", "anls,vqa_accuracy"]) == 2
-    expected = "a record of --data has 1 reference answer, but vqa_accuracy needs 4 or more"
+    expected = "a record of --data has 1 reference answer, but vqa_accuracy needs 3 or more"
     assert expected in capsys.readouterr().err
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from importlib import metadata
 from typing import Any
 
 import pytest
 
 from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.data.shard_writer import write_shards
+from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tally import Tally
 from tests.support.packs import demo_data, tiny_run
 from tests.support.source_rows import png
@@ -72,6 +74,11 @@ def test_a_run_says_what_it_left_out(workers, tmp_path, ranks):
     assert summary["counts"]["examples"] == six["examples"]["count"] + blank["examples"]["count"]
     assert summary["counts"]["ignored"] == six["ignored"]["count"]
     assert summary["skipped"]["bad annotation"] == blank["skipped: bad annotation"]["count"]
+    datasets = {name: ShardDataset(tmp_path / name, name) for name in ("six", "blank")}
+    expected = {name: [data.fingerprint, 9, pytest.approx(0.5)] for name, data in datasets.items()}
+    assert summary["data"] == {"seed": cfg.data.seed, "sources": expected}
+    attempt = json.loads((tmp_path / "run" / "sft" / "attempt.json").read_text())
+    assert attempt["code"]["versions"]["torch"] == metadata.version("torch")
     assert "sft: what was skipped, left out or replaced, by data set:" in said
     assert f"{six['ignored']['count']:>10,} images after the first 5, left out (data.image.max_images=5)" in said
     assert f"{six['ignored']['count']:>18,} six, first {six['ignored']['first']}" in said

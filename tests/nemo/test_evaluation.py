@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import io
 import json
 import os
@@ -79,6 +80,43 @@ def test_it_leaves_no_trace_and_finds_what_the_verb_finds(workers, shards, tmp_p
         == sorted(p.name for p in out.glob("*.jpg"))
         != []
     )
+
+
+@pytest.fixture(scope="module")
+def evaluated(workers, shards, tmp_path_factory) -> Path:
+    """The folder of a run with scores, its settings and its summary beside them."""
+    from molmo2_nemo.rundir.config_file import write_config
+
+    folder = tmp_path_factory.mktemp("evaluated")
+    cfg = learning_run(folder, shards)
+    cfg.evaluation.limit = 3
+    write_config(cfg)
+    workers.run(train_on_packs, cfg, demo_packs(20), fit=True)
+    return folder
+
+
+def test_status_and_report_show_scores_and_answers(evaluated, tmp_path, capsys):
+    assert main(["status", str(evaluated)]) == 0
+    assert "sft: scores at step 3: sft " in capsys.readouterr().out
+    assert main(["report", str(evaluated), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "Scores of evaluation.tasks in percent" in page and "sft, sft, step=3" in page
+    (first, *_) = [json.loads(line) for line in (evaluated / "sft" / "evaluation" / "step=3" / "sft.jsonl").open()]
+    assert html.escape(" ".join(first["question"].split())) in page and "src='data:image/jpeg;base64," in page
+
+
+def test_stages_are_compared_at_the_end_of_a_pipeline(evaluated, shards):
+    from molmo2_nemo.launch.pipeline import scores_of_stages
+    from molmo2_nemo.rundir.paths import SUMMARY
+
+    cfg = learning_run(evaluated, shards)
+    title, group, *rows = scores_of_stages([cfg]).splitlines()
+    assert title.split() == ["sft"] and group.startswith("own data") and rows[0].split()[0] == "sft"
+    (evaluated / "sft" / SUMMARY).rename(evaluated / "away")
+    try:
+        assert scores_of_stages([cfg]) == ""  # a stage that is not finished
+    finally:
+        (evaluated / "away").rename(evaluated / "sft" / SUMMARY)
 
 
 def told_to_leave(cfg: Any, packs: list[Any], item: int) -> str:

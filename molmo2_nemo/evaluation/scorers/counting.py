@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.base import Score, Scorer
+from molmo2_nemo.evaluation.reference_fields import text_reference
 
 WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
 seventeen eighteen nineteen twenty""".split()
@@ -34,12 +36,12 @@ class Counting(Scorer):
     name = "counting"
     title = "the one integer in the answer is the reference's"
 
-    def check(self, references: Sequence[str]) -> None:
+    def check(self, references: Sequence[Any]) -> None:
         for reference in references:
-            if count(reference) is None:
+            if count(text_reference(self.name, reference)) is None:
                 raise UserError(f"counting: the reference {reference!r} has no number, or more than one")
 
-    def score(self, prediction: str, references: Sequence[str]) -> Score:
+    def score(self, prediction: str, references: Sequence[Any]) -> Score:
         self.check(references)
         expected, found = {count(reference) for reference in references}, count(prediction)
         return Score(float(found in expected), {"count": found})

@@ -49,13 +49,12 @@ def expected_count(reference: Any) -> int:
 
 
 def binned(scores: Sequence[Score]) -> dict[str, float]:
-    """The share of right counts by what is counted, of the bins that have answers."""
+    """The share of right counts by what is counted, of the bins that have answers. One that failed is in none."""
+    known = [(score.details["expected"], score.value) for score in scores if "expected" in score.details]
     groups: dict[str, list[float]] = {}
     for low, high in zip(BINS, (*BINS[1:], None), strict=True):
-        inside = [
-            s.value for s in scores if s.details["expected"] >= low and (high is None or s.details["expected"] < high)
-        ]
-        groups[f"correct_{low}_{high}" if high else f"correct_{low}_more"] = inside
+        name = f"correct_{low}_{high}" if high else f"correct_{low}_more"
+        groups[name] = [value for count, value in known if low <= count and (high is None or count < high)]
     return {name: sum(values) / len(values) for name, values in groups.items() if values}
 
 
