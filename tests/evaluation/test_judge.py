@@ -122,6 +122,20 @@ def test_a_judge_that_never_answers_is_given_up(server, tmp_path):
     assert f"{50 - UNANSWERED}: not asked, since the judge did not answer before" in said and "5: status 503" in said
 
 
+def test_failures_that_are_not_in_a_row_end_nothing(server, tmp_path):
+    few = UNANSWERED - 1
+    server.faults = [(500, "")] * few + [None] * 4 + [(500, "")] * few  # an answered caption has four questions
+    judge = Judge(server.url, "tiny", tmp_path, Patience(at_once=1, tries=1))
+    found = list(judge.score("caption_f1", items(*(f"caption {i}." for i in range(2 * few + 2)))).values())
+    assert [score is not None for score in found] == [False] * few + [True] + [False] * few + [True]
+
+
+def test_a_server_here_is_asked_without_a_proxy(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody listens
+    judge = Judge(server.url, "tiny", tmp_path, Patience(tries=1))
+    assert judge.score("caption_f1", items("a dog runs."))["record 0"] is not None
+
+
 @pytest.mark.parametrize("status", [301, 307, 401, 404])
 def test_a_server_that_refuses_is_asked_once(status, server, tmp_path):
     elsewhere = f"{server.url}/elsewhere"
