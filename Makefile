@@ -6,6 +6,7 @@
 # test-matrix  test-stack for every Python, Megatron-core, torch and numpy that is tried, and between them (an hour)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # test-transformers  fine-tunes, base models and exports beside transformers 5, in .venv-fixtures (made here)
+# test-frameworks  an export's answers in lmms-eval, in .venv-frameworks (made here; 3 GB), and in VLMEvalKit if it is there
 # gpu-kit  dist/gpu-kit: all that a GPU machine without a network needs for the checks of gpu-check (docs/gpu.md)
 # gpu-check  where there is a card: tests/gpu, 4B steps, kernels, profile, memory; at most 10 minutes, one page of results
 # test-gpu-kit  the kit, unpacked and run on the CPU at tiny sizes, beside such a machine's versions (installed here)
@@ -33,7 +34,7 @@ endif
 endif
 endif
 
-.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix test-transformers container-test gpu-kit gpu-check test-gpu-kit lint fixtures clean
+.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix test-transformers test-frameworks container-test gpu-kit gpu-check test-gpu-kit lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -111,6 +112,16 @@ $(KIT_VENV)/.installed: benchmarks/gpu/machine.txt
 # transformers with Molmo2 of its own does not go together with NeMo 2.7: a second environment.
 test-transformers: $(STAMP) .venv-fixtures/.installed
 	@$(PYTEST) -rs tests/convert/test_transformers5.py tests/convert/test_remote_code.py $(PYTEST_ARGS)
+
+# lmms-eval; VLMEvalKit too where MOLMO2_VLMEVALKIT and MOLMO2_VLMEVALKIT_PYTHON name it.
+test-frameworks: $(STAMP) .venv-frameworks/.installed
+	@$(PYTEST) -rs tests/adapters $(PYTEST_ARGS)
+
+.venv-frameworks/.installed: requirements/frameworks.txt requirements/fixtures.txt
+	@test -n "$(PYTHON)" || { echo "molmo2: python3.11 not found; call make PYTHON=/path/to/python" >&2; exit 2; }
+	@test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
+	@.venv-frameworks/bin/python -m pip --disable-pip-version-check install -qq -r requirements/frameworks.txt
+	@touch $@
 
 fixtures: .venv-fixtures/.installed
 	@.venv-fixtures/bin/python tests/fixtures/make_fixtures.py

@@ -167,6 +167,23 @@ def known_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
+def split_words(text: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """`FOLDER,KEY=VALUE,...`: the folder, generation settings, and arguments of `Exported`.
+
+    Raises:
+        UserError: an unknown key, or one without a value.
+    """
+    folder, *options = text.split(",")
+    found: dict[str, Any] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if not value:
+            raise UserError(f"{option!r} behind the folder: expected KEY=VALUE")
+        found[name] = float(value) if "." in value else int(value) if value.isdigit() else value
+    generation = {name: found.pop(name) for name in GENERATION if name in found}
+    return folder, generation, known_arguments(found)
+
+
 def generation_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """transformers' settings of a task's: greedy where it asks for no temperature."""
     found = {"max_new_tokens": MAX_NEW_TOKENS} | {n: given[n] for n in GENERATION if given.get(n) is not None}

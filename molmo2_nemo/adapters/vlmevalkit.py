@@ -3,7 +3,10 @@
     python -m molmo2_nemo.adapters.vlmevalkit hf/8b --data ChartQA_TEST Video-MME --work-dir outputs
     torchrun --nproc-per-node=8 -m molmo2_nemo.adapters.vlmevalkit hf/8b --data ChartQA_TEST
 
-It makes the exported folder known under its own name, and hands all other words to run.py.
+    python -m molmo2_nemo.adapters.vlmevalkit hf/8b,max_frames=64,max_new_tokens=32 --data Video-MME
+
+It makes the exported folder known under its own name, and hands all other words to run.py. Behind a comma may stand
+arguments of `exported.Exported` and generation settings.
 """
 
 from __future__ import annotations
@@ -16,9 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vlmeval.vlm.base import BaseModel
+try:
+    from vlmeval.vlm.base import BaseModel
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"molmo2: {error}; start this in a checkout of VLMEvalKit whose requirements are installed")
 
-from molmo2_nemo.adapters.exported import Exported, known_arguments
+from molmo2_nemo.adapters.exported import Exported, known_arguments, split_words
 from molmo2_nemo.adapters.messages import of_parts, of_turns
 from molmo2_nemo.errors import UserError, user_message
 
@@ -52,12 +60,12 @@ class Molmo2(BaseModel):
         return self.exported.answers([of_turns([turn["content"] for turn in message])], self.generation)[0].text
 
 
-def register(folder: str | Path, **arguments: Any) -> str:
-    """Makes an exported folder known to VLMEvalKit; gives the name to ask for."""
+def register(folder: str | Path, generation: dict[str, Any] | None = None, **arguments: Any) -> str:
+    """Makes an exported folder known to VLMEvalKit, with arguments of `Molmo2`; gives the name to ask for."""
     from vlmeval.config import supported_VLM
 
     name = Path(folder).resolve().name
-    supported_VLM[name] = partial(Molmo2, model_path=str(folder), **arguments)
+    supported_VLM[name] = partial(Molmo2, model_path=str(folder), generation=generation, **arguments)
     return name
 
 
@@ -69,12 +77,13 @@ def main(words: Sequence[str]) -> None:
     """
     if not words or words[0].startswith("-"):
         raise UserError("name an exported folder first: python -m molmo2_nemo.adapters.vlmevalkit hf/8b --data NAME")
-    if not (Path(words[0]) / "config.json").is_file():
-        raise UserError(f"{words[0]}: no config.json there; name a folder that `molmo2 convert export` wrote")
+    folder, generation, arguments = split_words(words[0])
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json there; name a folder that `molmo2 convert export` wrote")
     script = Path("run.py")
     if not script.is_file():
         raise UserError(f"no run.py in {Path.cwd()}; start this in a checkout of VLMEvalKit")
-    name = register(words[0])
+    name = register(folder, generation, **arguments)
     sys.path.insert(0, os.getcwd())
     sys.argv = [str(script), "--model", name, *words[1:]]
     runpy.run_path(str(script), run_name="__main__")

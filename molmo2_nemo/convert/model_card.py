@@ -31,12 +31,14 @@ LOAD = """\
 With transformers 5 (5.24.0 was tried), without `trust_remote_code`:
 
 ```python
-import torch, transformers
+import transformers
+from PIL import Image
 
 folder = "."  # this one
 processor = transformers.AutoProcessor.from_pretrained(folder)
 model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
-content = [{"type": "image", "image": "cat.jpg"}, {"type": "text", "text": "Which animal is this?"}]
+picture = {"type": "image", "image": Image.open("cat.jpg")}
+content = [picture, {"type": "text", "text": "Which animal is this?"}]
 inputs = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True,
                                        add_generation_prompt=True, return_tensors="pt", return_dict=True)
 tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
@@ -105,7 +107,8 @@ def base_of(began: str | None, checkpoint: Path) -> tuple[str | None, str]:
     if is_present(folder / MODEL_FILE):
         return f"an imported Molmo2 ({folder.name})", ""
     if began:
-        return Path(began).name, f"what {began} is: it is not there any more"
+        why = "it names no base model" if folder.is_dir() else "it is not there any more"
+        return None, f"the base model: training began from {began}, and {why}"
     return None, "the base model: the settings name none, so the weights may have been drawn at random"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from molmo2_nemo.adapters.exported import checked, ends_of, generation_settings, known_arguments
+from molmo2_nemo.adapters.exported import checked, ends_of, generation_settings, known_arguments, split_words
 from molmo2_nemo.adapters.messages import Asked, of_conversation, of_parts, of_turns
 from molmo2_nemo.errors import UserError
 
@@ -90,6 +90,20 @@ def test_unknown_arguments() -> None:
     assert known_arguments({"max_frames": 64, "device": None}) == {"max_frames": 64}
     with pytest.raises(UserError, match="unknown model argument 'max_frame': did you mean 'max_frames'?"):
         known_arguments({"max_frame": 64})
+
+
+def test_a_folder_with_arguments() -> None:
+    assert split_words("hf/8b") == ("hf/8b", {}, {})
+    text = "hf/8b,max_frames=64,max_fps=0.5,max_new_tokens=32,dtype=float32"
+    assert split_words(text) == (
+        "hf/8b",
+        {"max_new_tokens": 32},
+        {"max_frames": 64, "max_fps": 0.5, "dtype": "float32"},
+    )
+    with pytest.raises(UserError, match="'max_frames' behind the folder: expected KEY=VALUE"):
+        split_words("hf/8b,max_frames")
+    with pytest.raises(UserError, match="unknown model argument 'frames'"):
+        split_words("hf/8b,frames=3")
 
 
 def test_folders_that_cannot_be_asked(tmp_path: Path) -> None:

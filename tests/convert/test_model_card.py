@@ -98,8 +98,11 @@ def test_base_models_that_are_not_known(run: Path) -> None:
     begin_from(run, None)
     assert "- base model: unknown\n" in card(checkpoint) and "may have been drawn at random" in card(checkpoint)
     begin_from(run, "/gone/qwen-start")
-    assert "- base model: qwen-start\n" in card(checkpoint)
-    assert "- what /gone/qwen-start is: it is not there any more" in card(checkpoint)
+    assert "- base model: unknown\n" in card(checkpoint)
+    assert "training began from /gone/qwen-start, and it is not there any more" in card(checkpoint)
+    (run / "start").mkdir()
+    begin_from(run, str(run / "start"))
+    assert f"training began from {run / 'start'}, and it names no base model" in card(checkpoint)
 
 
 def test_scores(run: Path) -> None:

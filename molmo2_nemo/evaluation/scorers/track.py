@@ -9,8 +9,8 @@ AssA too.
 A time of the answer belongs to the frame at the nearest multiple of 1 / fps seconds if the reference has `fps`, else to
 the frame whose time has the same one decimal. Of several times of an answer that fall on one frame the last counts.
 
-J&F (DAVIS, arXiv 1704.00675) compares masks, and an answer has points: it needs a segmentation model that is asked with
-these points, which is not part of this repository, so no figure here is J&F.
+J&F compares masks, and an answer has points: no figure here is J&F. For masks that a segmentation model made of such
+points there is `j_and_f`.
 
     >>> frames = [{"time": time, "points": {"a": [10, 10], "b": [90, 90]}} for time in (0, 0.5)]
     >>> answer = '<tracks coords="0.0 1 100 100 2 900 900;0.5 1 900 900 2 100 100">cats</tracks>'
