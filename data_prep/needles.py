@@ -33,8 +33,8 @@ class Films:
 
 SETS = {
     "pretrain": Films(3000, (3,), 0.0, 1),
-    "sft": Films(2000, (4, 8, 16), 0.5, 2),
-    "long": Films(400, (16, 32, 64, 128), 0.5, 3),
+    "sft": Films(2000, (4, 8, 16), 0.0, 2),
+    "long": Films(400, (16, 32, 64, 128), 0.0, 3),
 }
 
 
@@ -58,25 +58,33 @@ def build_sets(out: Path, share: float = 1.0, *, overwrite: bool = False) -> dic
 
 
 def build_needles(
-    out: Path, films: int, frames: Sequence[int], *, seed: int = 0, subtitles: float = 0.5, overwrite: bool = False
+    out: Path,
+    films: int,
+    frames: Sequence[int],
+    *,
+    seed: int = 0,
+    subtitles: float = 0.5,
+    kinds: Sequence[str] | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a data set of films, each with a needle and its questions, the same for the same arguments.
 
     Args:
         frames: lengths of haystacks, of which each film has one.
         subtitles: share of films with subtitles, which hide a sentence.
+        kinds: of questions (`Needle.questions`); default: all.
 
     Returns:
         The manifest's head.
     Raises:
         DataError: the folder is there (without `overwrite`), or cannot be written.
     """
-    records = needle_records(films, frames, seed, subtitles)
+    records = needle_records(films, frames, seed, subtitles, kinds)
     return write_shards(out, records, records_per_shard=500, overwrite=overwrite)
 
 
 def needle_records(
-    films: int, frames: Sequence[int], seed: int, subtitles: float
+    films: int, frames: Sequence[int], seed: int, subtitles: float, kinds: Sequence[str] | None = None
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and members of each record."""
     rng = np.random.default_rng(seed)
@@ -85,13 +93,15 @@ def needle_records(
         text_depth = float(depths[1]) if rng.uniform() < subtitles else None
         needle = Needle(int(rng.integers(2**62)), length, float(depths[0]), text_depth)
         video = VideoConfig(max_frames=length)
-        yield f"needle-{number:06d}", {"json": json.dumps(record(needle, video)).encode(), "mp4": needle.film(video)}
+        text = json.dumps(record(needle, video, kinds))
+        yield f"needle-{number:06d}", {"json": text.encode(), "mp4": needle.film(video)}
 
 
-def record(needle: Needle, video: VideoConfig) -> dict[str, Any]:
+def record(needle: Needle, video: VideoConfig, kinds: Sequence[str] | None = None) -> dict[str, Any]:
     """A record with one question of each kind."""
     lines = [{"start": start, "end": end, "text": text} for start, end, text in needle.subtitles(video)]
-    asked = [{"style": "user_qa", "question": q, "answer": a} for q, a in needle.questions().values()]
+    of = [pair for kind, pair in needle.questions().items() if kinds is None or kind in kinds]
+    asked = [{"style": "user_qa", "question": question, "answer": answer} for question, answer in of]
     return {"video": "mp4", "annotations": asked} | ({"subtitles": lines} if lines else {})
 
 

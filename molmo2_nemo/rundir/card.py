@@ -62,6 +62,7 @@ def stage_card(stage: StageProgress) -> dict[str, Any]:
         "validation": stage.validation[-1]["losses"] if stage.validation else None,
         "checkpoint": checkpoint_card(Path(summary["checkpoint"])),
         "scores": scores(stage.folder),
+        "groups": {key: stage.evaluations[-1].get(key) for key in ("step", "groups")} if stage.evaluations else None,
     }
     return card | {"unknown": sorted(unknown(card))}
 

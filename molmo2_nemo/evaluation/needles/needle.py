@@ -16,8 +16,9 @@ from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.needles.haystack import EARLY, FILLERS, drawn_scenes, encode, film_scenes
-from molmo2_nemo.evaluation.needles.pictures import ANSWERS, DIGITS, QUESTIONS, NeedlePicture
+from molmo2_nemo.evaluation.needles.pictures import ANSWERS, QUESTIONS, NeedlePicture
 
+DIGITS = tuple("0123456789")
 TEXT_KIND = "code"  # the needle that is a sentence
 TEXT_QUESTION = "What is the secret code?"
 LEAST_FRAMES = 3
