@@ -13,6 +13,7 @@ from molmo2_nemo.cli.options import (
     sampling_of,
     shown_of,
     warn,
+    warn_once,
 )
 from molmo2_nemo.data.media import read_media, said_of_cut
 from molmo2_nemo.errors import UserError
@@ -75,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         clip,
     )
     checkpoint = resolve_checkpoint(args.checkpoint)
-    warn(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
-    warn(without_effect(shown, [prompt]))
+    warn_once(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
+    warn_once(without_effect(shown, [prompt]))
     quiet()
 
     def work() -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from molmo2_nemo.cli.options import (
     add_judge_arguments,
     add_sampling_arguments,
+    check_folder,
     check_numbers,
     judge_of,
     on_ranks,
@@ -79,7 +80,14 @@ def run(args: argparse.Namespace) -> int:
         print(compared(args.overrides))
         return 0
     asked = read(args)
-    passes_of(asked)  # what is not there is said before processes start
+    passes_of(asked)  # what is not there, or cannot be written, is said before processes start
+    if asked.out is not None:
+        check_folder("--out", asked.out)
+        with of_setting(f"--out {asked.out}"):
+            asked.out.mkdir(parents=True, exist_ok=True)
+            probe = asked.out / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
     return on_ranks(args, asked.layout, lambda: evaluated(asked))
 
 

@@ -19,6 +19,7 @@ from molmo2_nemo.cli.options import (
     sampling_of,
     shown_of,
     warn,
+    warn_once,
 )
 from molmo2_nemo.data.media import said_of_cut
 from molmo2_nemo.errors import UserError, writing
@@ -68,12 +69,12 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = resolve_checkpoint(args.checkpoint)
     cut: list[Path] = []
     prompts = read_prompts(args.prompts, cut) if args.prompts else None
-    warn(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
+    warn_once(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
     if scoring is not None and prompts is None:
         scoring.needs(1)  # reference answer of each record
     elif scoring is not None:
         check_references(scoring, args.prompts, prompts or [])
-    warn(without_effect(shown, prompts) if prompts is not None else ())
+    warn_once(without_effect(shown, prompts) if prompts is not None else ())
     quiet()
 
     def work() -> int:

@@ -151,6 +151,16 @@ def warn(lines: Iterable[str]) -> None:
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
+def warn_once(lines: Iterable[str]) -> None:
+    """As `warn`, of what every process of a command finds before its work begins: the one that was called says it, or
+    the first rank where another launcher started them."""
+    from molmo2_nemo.launch.ranks import is_rank
+    from molmo2_nemo.launch.reports import ERROR_DIR, this_rank
+
+    if not is_rank() or (ERROR_DIR not in os.environ and this_rank() == 0):
+        warn(lines)
+
+
 def check_numbers(args: argparse.Namespace, least: Mapping[str, float]) -> None:
     """Refuses numbers below the least one allowed; `least` maps names as in `args` to it. Options not given are None.
 

@@ -19,6 +19,7 @@ from molmo2_nemo.files import write_json, write_text
 
 Line = Mapping[str, Any]
 Group = Literal["short video QA", "long video QA", "caption", "image QA", "point", "track", "text", "own data"]
+REMARKS = 4  # of a task, the most frequent ones, that are said below its figures
 GROUPS: tuple[Group, ...] = typing.get_args(Group)
 
 
@@ -95,6 +96,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         for kind, said in (("failed", "could not be asked and count 0"), ("unscored", "have no usable reference")):
             if result[kind]:
                 notes.append(f"{called(result)}: {result[kind]:,} of {result['questions']:,} questions {said}")
+        common = sorted(result["remarks"].items(), key=lambda pair: -pair[1])[:REMARKS]
+        notes += [f"{called(result)}: of {count:,} answers: {remark}" for remark, count in common]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows]
     return "\n".join(lines + notes)
@@ -107,8 +110,8 @@ def called(result: Mapping[str, Any]) -> str:
 
 
 def write_result(folder: Path, result: Mapping[str, Any], lines: Iterable[Line]) -> None:
-    """Write FOLDER/<task>.json, <task>.jsonl (the answers) and <task>-<item>-<place>.jpg (what the model saw of the
-    first ones), each whole or not at all.
+    """Write FOLDER/<task>.json, <task>.jsonl (the answers; of references' masks, how many there are) and
+    <task>-<item>-<place>.jpg (what the model saw of the first ones), each whole or not at all.
 
     Raises:
         OSError: the folder cannot be written.
@@ -116,13 +119,19 @@ def write_result(folder: Path, result: Mapping[str, Any], lines: Iterable[Line])
     folder.mkdir(parents=True, exist_ok=True)
     name, kept = called(result), []
     for line in lines:
-        line = dict(line)
+        line = {**line, "references": [_without_masks(reference) for reference in line["references"]]}
         if (picture := line.pop("picture", None)) is not None:
             line["picture"] = f"{name}-{line['item']}-{line['place']}.jpg"
             (folder / line["picture"]).write_bytes(base64.b64decode(picture))
         kept.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_text(folder / f"{name}.jsonl", "".join(kept))
     write_json(folder / f"{name}.json", result)
+
+
+def _without_masks(reference: Any) -> Any:
+    if not isinstance(reference, dict) or not reference.get("masks"):
+        return reference
+    return {**reference, "masks": len(reference["masks"])}
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:

@@ -13,8 +13,10 @@ import pytest
 import data_prep
 from molmo2_nemo.cli import main as command
 from molmo2_nemo.cli.main import main
+from molmo2_nemo.cli.options import warn_once
 from molmo2_nemo.data.manifest import MANIFEST
 from molmo2_nemo.errors import UserError, blocking_file, file_error, read_text, writing
+from molmo2_nemo.launch.reports import ERROR_DIR
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.schema import to_yaml
 
@@ -267,6 +269,24 @@ def test_options_without_effect_are_said(options, place, capsys):
     (place / "prompts.jsonl").write_text("\n".join(map(json.dumps, with_both)))
     assert main(["generate", "start", "prompts.jsonl", *options]) == 2
     assert "no effect" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("process", "heard"),
+    [
+        ({}, True),  # the command itself, alone or before it starts its ranks
+        ({"RANK": "0", "WORLD_SIZE": "2", ERROR_DIR: "errors"}, False),  # its first rank
+        ({"RANK": "0", "WORLD_SIZE": "2"}, True),  # of another launcher's ranks, the first
+        ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_what_all_processes_find_is_said_once(process, heard, place, capsys, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", ERROR_DIR):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in process.items():
+        monkeypatch.setenv(name, value)
+    warn_once(["seen"])
+    assert capsys.readouterr().err == ("warning: seen\n" if heard else "")
 
 
 def _as_words(asked: dict[str, str]) -> list[str]:

@@ -81,6 +81,7 @@ def test_what_cannot_be_read_is_counted_and_named(alone):
     result = json.loads((alone[0] / "held.json").read_text())
     assert result["failed"] == 1 and result["questions"] == sum(QUESTIONS) + 1 and result["group"] == "own data"
     assert "held: 1 of 9 questions could not be asked and count 0" in alone[1]
+    assert "held: of 8 answers: the answer is cut off after N tokens" in alone[1]
     assert set(result["scores"]) == {"exact_match", "vqa_accuracy", "multiple_choice", "counting"}
 
 
@@ -131,6 +132,16 @@ def test_bad_input_is_one_line(checkpoint, data, capsys, words, expected):
     assert main(["evaluate", str(checkpoint), *words]) == 2
     said = capsys.readouterr()
     assert expected in said.err and said.err.count("\n") == 1 and not said.out
+
+
+@pytest.mark.parametrize("words", [[], ["parallel.data=2"]])
+def test_a_place_that_cannot_be_written_is_said_before_the_model_loads(checkpoint, data, tmp_path, capsys, words):
+    (tmp_path / "file").write_text("")
+    call = ["evaluate", str(checkpoint), "--data", str(data), "--out"]
+    assert main([*call, str(tmp_path / "file" / "out"), *words]) == 2
+    assert "file is a file; name a folder" in capsys.readouterr().err
+    assert main([*call, "/proc/out", *words]) == 2
+    assert capsys.readouterr().err.startswith("molmo2: error: --out /proc/out: ")
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path, data, capsys):
