@@ -26,7 +26,7 @@ SPLIT = "train"
 DELIMITERS = ",;\t"
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that `surrogateescape` lets through
 SEVERAL_LINES = (
-    "rows with a cell over several lines, the first begins in line {}: these are its own line breaks, or a quote that is "
+    "rows with a cell over several lines, the first begins in line {}: its own line breaks, or a quote that is "
     "not closed in its line has swallowed rows"
 )
 
