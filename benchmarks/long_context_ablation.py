@@ -42,11 +42,11 @@ from molmo2_nemo.inference.prompt import Prompt
 
 LONG, SHORT = 128, 16  # frames
 SETS = {  # films, lengths of their haystacks, stills
-    "pretrain": (2000, (3,), 1000),
+    "pretrain": (2000, (3, 4), 1000),
     "sft": (1500, (4, 8, 16), 750),
     "long": (400, (16, 32, 64, 128), 100),
 }
-STEPS = {"pretrain": 120, "sft": 90, "long": 60}
+STEPS = {"pretrain": 250, "sft": 150, "long": 50}
 SHOWN = (8, 16, 32, 64, 128)  # inference frames
 DESCRIBE = "Describe the picture."
 WAYS = ("with", "without")

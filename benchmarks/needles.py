@@ -2,8 +2,8 @@
 
     python -m benchmarks.needles [--run DIR] [--frames 16,64,128,224] [--depths 10] [--out benchmarks/results/NAME.json]
 
-Makes the films, trains the three stages (about 12 minutes on two free cores) and evaluates the last one; with --run,
-evaluates the recipe's run in that folder. Beside the result there is a picture of the same name.
+Makes the films, trains the three stages (a quarter of an hour or so on two cores) and evaluates the last one; with
+--run, evaluates the recipe's run in that folder. Beside the result there is a picture of the same name.
 """
 
 from __future__ import annotations

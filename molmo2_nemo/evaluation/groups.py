@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from molmo2_nemo.evaluation.base import Score
 
 
-def all_right(scores: Iterable[Score], key: Callable[[Score], Hashable]) -> float:
-    """The share of groups, of at least one, all of whose answers have the value 1.
+def all_right(scores: Iterable[Score]) -> float:
+    """The share of groups (details "group"), of at least one, all of whose answers have the value 1.
 
-    Args:
-        key: the group of a score.
+    A score without a group, of a question that could not be asked, is a group of its own.
     """
     right: dict[Hashable, bool] = {}
-    for score in scores:
-        right[key(score)] = right.get(key(score), True) and score.value == 1
+    for number, score in enumerate(scores):
+        group = score.details.get("group", number)
+        right[group] = right.get(group, True) and score.value == 1
     return sum(right.values()) / len(right)
 
 
@@ -35,8 +35,9 @@ def mean_of(scores: Sequence[Score], fields: Sequence[str]) -> dict[str, float]:
 
 
 def by_kind(scores: Sequence[Score]) -> dict[str, float]:
-    """The share of groups (details "group") that are right among the scores of each kind (details "kind")."""
+    """The share of groups that are right among the scores of each kind (details "kind")."""
     kinds: dict[str, list[Score]] = {}
     for score in scores:
-        kinds.setdefault(score.details["kind"], []).append(score)
-    return {kind: all_right(found, lambda score: score.details["group"]) for kind, found in sorted(kinds.items())}
+        if "kind" in score.details:
+            kinds.setdefault(score.details["kind"], []).append(score)
+    return {kind: all_right(found) for kind, found in sorted(kinds.items())}

@@ -19,6 +19,7 @@ from PIL import Image
 from data_prep import demo
 from data_prep.own_coco import BOXES, GROUPS, KEYPOINTS, LEFT_OUT
 from data_prep.own_files import END_BYTES, fingerprint
+from data_prep.own_tables import SEVERAL_LINES
 from data_prep.sources.own import SAME_ID
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.cli.main import main
@@ -278,8 +279,12 @@ def test_rows_of_another_length_spoil_no_other(place, capsys):
     for text, words in (
         (b"image,image\nx,y\n", "each once"),
         (b"", "each once"),
-        (b'image,caption\n"cat.jpg,A cat.\n', "cannot be read after line 2"),
-        ("image,caption\ncat.jpg,é\n".encode("latin1"), "cannot be read"),
+        (b'image,caption\n"cat.jpg,A cat.\n', "line 2: the row that begins there cannot be read: a quote opened in it"),
+        (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A\n' + 9 * b"cat.jpg,A cat.\n", "bad.csv, line 3: the row that"),
+        (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A" cat\n', "bad.csv, line 3: the row that begins there cannot"),
+        ("image,Büld\ncat.jpg,A cat\n".encode("latin1"), "bad.csv, line 1: is not UTF-8; it may be Latin-1: iconv -f"),
+        ("image,caption\ncat.jpg,A cat\n".encode("utf-16"), "line 1: is not UTF-8; it may be UTF-16: iconv -f UTF-16"),
+        ("image,caption\ncat.jpg,A cat\n".encode("utf-16-le"), "it may be UTF-16: iconv -f UTF-16 -t UTF-8"),
     ):
         (place / "bad.csv").write_bytes(text)
         assert prepare(place / "bad.csv", "--out", place / "out") == 2
@@ -287,6 +292,33 @@ def test_rows_of_another_length_spoil_no_other(place, capsys):
     (place / "bad.jsonl.gz").write_bytes(gzip.compress(LINES)[:-12])
     assert prepare(place / "bad.jsonl.gz", "--out", place / "out") == 2
     assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+def test_a_row_that_is_not_utf8_is_left_out_by_itself(name, place):
+    rows = [{"image": "cat.jpg", "caption": "A cat."}, {"image": "horse.jpg", "caption": "Ein Gäul"}]
+    good = table([rows[0], {"image": "coffee.jpg", "caption": "Käse"}], "\t" if name == "t.tsv" else ",")
+    text = good + table([rows[1]], "\t" if name == "t.tsv" else ",").decode().splitlines()[1].encode("latin1") + b"\n"
+    (place / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert prepare(place / name, "--out", place / "out") == 0
+    assert len(records(place / "out" / "t")) == 2
+    (line,) = skipped(place / "out" / "t")
+    assert (line["line"], line["field"], line["seen"]) == (4, "caption", "'Ein G\\xe4ul'")
+    assert line["expected"] == "UTF-8; it may be Latin-1: iconv -f LATIN1 -t UTF-8"
+
+
+def test_rows_that_a_quote_swallows_are_said(place, capsys):
+    """A quote opened in one line and closed lines later is valid CSV, and takes the rows between for text."""
+    text = b'image,caption\nhorse.jpg,"A\n"\ncat.jpg,"A cat\nhorse.jpg,A horse\ncoffee.jpg,cup"\nhorse.jpg,"A\nB"\n'
+    (place / "t.csv").write_bytes(text)
+    assert prepare(place / "t.csv", "--out", place / "out") == 0
+    assert len(records(place / "out" / "t")) == 3
+    assert notes(place / "out" / "t")[SEVERAL_LINES.format(4)] == 2
+    assert "2  rows with a cell over several lines, the first begins in line 4: " in capsys.readouterr().out
+    (place / "u.csv").write_bytes(b'image,caption,by\ncat.jpg,"A cat,me\nhorse.jpg,A horse",me,you\ncat.jpg,A,me\n')
+    assert prepare(place / "u.csv", "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "u")
+    assert line["seen"] == "4 cells, in a row over several lines that begins in line 2"
 
 
 # --- Hugging Face ----------------------------------------------------------------------------------------------------

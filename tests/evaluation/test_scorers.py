@@ -289,3 +289,19 @@ def test_questions_judged_together():
     ]
     assert scorer.aggregate(scores) == 0.5
     assert scorer.figures(scores) == {"text": 1.0, "video": 0.5, "single questions": 7 / 8}
+
+
+@pytest.mark.parametrize("name", sorted(scorer_names()))
+def test_answers_without_details(name):
+    """Questions that could not be asked: their score has nothing but the value 0."""
+    scorer = find_scorer(name)
+    assert scorer.aggregate([Score(0.0), Score(0.0)]) == 0
+    assert all(0 <= value <= 1 for value in scorer.figures([Score(0.0)]).values())
+
+
+def test_questions_that_could_not_be_asked_lower_a_score():
+    right = {"number": 2, "kind": "object_counting"}
+    scorer = find_scorer("vsi_bench")
+    assert scorer.aggregate([scorer.score("2", [right]), Score(0.0)]) == 0.5
+    scorer = find_scorer("videohallucer")
+    assert scorer.aggregate([scorer.score("yes", [{"answer": "yes", "group": "a-1"}]), Score(0.0)]) == 0.5

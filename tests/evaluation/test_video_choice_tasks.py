@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from molmo2_nemo.cli.main import main
+from molmo2_nemo.convert import import_checkpoint
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
@@ -19,7 +21,9 @@ from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.task import TaskSettings
 from molmo2_nemo.evaluation.tasks import find_task, task_names
 from molmo2_nemo.evaluation.video_choice import VideoChoiceTask
+from tests.convert.test_parity import tiny_folder
 from tests.support.films import film
+from tests.support.pool import start_megatron
 
 FILM = film(30)
 FOUR = ["A. red", "B. blue", "C. green", "D. grey"]
@@ -244,3 +248,30 @@ def test_tables_that_are_not_as_published(name, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         find_task(task).open(TaskSettings(tmp_path))
     assert path.name in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    return import_checkpoint(tiny_folder(folder / "hf"), folder / "megatron")
+
+
+def evaluated(call: list[str]) -> int:
+    """Job: the verb on this rank; its exit code."""
+    start_megatron()
+    return main(call)
+
+
+def test_a_benchmark_is_evaluated(workers, checkpoint, tmp_path):
+    """Figures by tag, and the answer about the missing video among the wrong ones."""
+    lvbench(tmp_path)
+    longvideobench(tmp_path)
+    (tmp_path / "LVBench/abc.mp4").unlink()
+    names = "lvbench,longvideobench_subtitles"
+    call = ["evaluate", str(checkpoint), "--tasks", names, "--root", str(tmp_path), "--max-new-tokens", "4"]
+    assert workers.run(evaluated, [*call, "--out", str(tmp_path / "out")])[0] == 0
+    missing = json.loads((tmp_path / "out/lvbench.json").read_text())
+    assert (missing["scores"]["option_start"]["score"], missing["failed"]) == (0, 2)
+    found = json.loads((tmp_path / "out/longvideobench_subtitles.json").read_text())
+    assert (found["questions"], found["failed"], found["group"]) == (2, 0, "long video QA")
+    assert set(found["scores"]["longvideobench"]["by"]["duration"]) == {"15", "3600"}

@@ -41,7 +41,7 @@ class TemporalBench(Scorer):
         return Score(float(place == choice.index), details)
 
     def aggregate(self, scores: Sequence[Score]) -> float:
-        return all_right(scores, lambda score: score.details["group"])
+        return all_right(scores)
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
         return by_kind(scores) | {"single questions": super().aggregate(scores)}

@@ -37,7 +37,7 @@ class VideoHallucer(Scorer):
         return Score(float(right), {"answer": said, "group": group, "kind": group.split("-")[0]})
 
     def aggregate(self, scores: Sequence[Score]) -> float:
-        return all_right(scores, lambda score: score.details["group"])
+        return all_right(scores)
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
         return by_kind(scores) | {"single questions": super().aggregate(scores)}

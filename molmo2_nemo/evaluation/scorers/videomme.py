@@ -40,7 +40,7 @@ class VideoMme(ChoiceScorer):
         return Score(float(found in [choice.letter for choice in choices]), {"option": found})
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
-        answered = [score.value for score in scores if score.details["option"]]
+        answered = [score.value for score in scores if score.details.get("option")]
         of_answered = {"of answered": sum(answered) / len(answered)} if answered else {}
         return of_answered | {"without an option": 1 - len(answered) / len(scores)}
 

@@ -37,7 +37,7 @@ class Vinoground(Scorer):
         return Score(float(right), {"group": entry["id"], "kind": entry["kind"]})
 
     def aggregate(self, scores: Sequence[Score]) -> float:
-        return all_right(scores, lambda score: score.details["group"])
+        return all_right(scores)
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
         return by_kind(scores) | {"single questions": super().aggregate(scores)}

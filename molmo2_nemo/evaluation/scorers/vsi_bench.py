@@ -4,8 +4,8 @@ A reference is an object with all options (evaluation/choice.py) or {"number": 3
 the kind of question. Multiple choice: as parsed_choice, but an answer without an option is wrong. Numbers: the share
 of the thresholds t = 0.5, 0.55, ..., 0.95 for which |answer - number| / number <= 1 - t; the answer is the first
 word, without periods at its end. The aggregate is the mean over the kinds of question (the three grades of
-object_rel_direction count as one, their mean), as published; the figures are the means by kind. The answer is what
-`final_answer` finds.
+object_rel_direction count as one, their mean), as published, times the share of questions that could be asked; the
+figures are the means by kind. The answer is what `final_answer` finds.
 
 >>> [SCORER.score(text, [{"number": 10, "kind": "object_counting"}]).value for text in ("10", "9 m.", "16", "ten")]
 [1.0, 0.9, 0.0, 0.0]
@@ -60,10 +60,11 @@ class VsiBench(Scorer):
 
     def aggregate(self, scores: Sequence[Score]) -> float:
         kinds = mean_by(scores, "kind")
+        known = sum("kind" in score.details for score in scores)
         grades = [value for kind, value in kinds.items() if kind.startswith(DIRECTION)]
         values = [value for kind, value in kinds.items() if not kind.startswith(DIRECTION)]
         values += [sum(grades) / len(grades)] if grades else []
-        return sum(values) / len(values)
+        return sum(values) / len(values) * known / len(scores) if values else 0.0
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
         return mean_by(scores, "kind") | {"single questions": super().aggregate(scores)}
