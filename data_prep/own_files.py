@@ -18,6 +18,7 @@ from typing import Any
 
 from data_prep.sources.base import Row
 from data_prep.sources.own_columns import Columns, find_columns
+from molmo2_nemo.data.json_values import Fault, show
 from molmo2_nemo.data.manifest import file_sha256
 from molmo2_nemo.errors import UserError
 
@@ -179,7 +180,7 @@ def columns_of(rows: Iterable[Row], given: Mapping[str, Any] | None) -> Columns:
     entries = _first_entries(rows)
     names = dict.fromkeys(name for entry in entries for name in entry)
     inner = {name for entry in entries for name, value in entry.items() if isinstance(value, dict)}
-    return find_columns(list(names), given, inner=inner)
+    return find_columns(list(names), given, inner=inner, mixed=True)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -243,6 +244,9 @@ def _listed(path: Path) -> Iterator[Row]:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
             for number, entry in enumerate(ijson.items(file, "item", use_float=True), 1):
-                yield {"line": number, "content": json.dumps(entry).encode()}
+                if isinstance(entry, dict):
+                    yield {"line": number, "content": json.dumps(entry).encode()}
+                else:
+                    yield {"line": number, "fault": Fault("", show(entry), "an object, a record")}
     except ijson.JSONError as error:
         raise UserError(f"{path} cannot be parsed after entry {number}: {error}") from None

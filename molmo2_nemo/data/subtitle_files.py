@@ -17,7 +17,12 @@ Line = tuple[float, float, str]  # start and end in seconds, text
 TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,3}))?"
 TIMING = re.compile(rf"^\s*{TIME}\s*-->\s*{TIME}(?:\s.*)?$")
 CLOCK = re.compile(rf"^{TIME}$")
-SLIP = re.compile(rf"^\s*{TIME}[^\w:]+{TIME}(?:\s.*)?$")  # times with something else than an arrow between them
+STAMP = r"(?:\d+:)?\d{1,2}:\d{1,2}"
+FRACTION = rf"{STAMP}[.,]\d{{1,3}}"
+# Times with something else than an arrow between them; "10:30 - 11:00" may be words.
+SLIP = re.compile(
+    rf"^\s*(?:{FRACTION}[^\w:]+{FRACTION}|\d+:{STAMP}[^\w:]+\d+:{STAMP}|{STAMP}\s*[-–—=]*>+\s*{STAMP})(?:\s.*)?$"
+)
 TAG = re.compile(r"</?[a-zA-Z][^<>\n]*>|<\d[\d:.]*>|\{\\[^{}]*\}")  # <i>, <00:01.500>, {\an8}
 OVERRIDE = re.compile(r"\{[^{}]*\}")
 DRAWING = re.compile(r"\{[^{}]*\\p[1-9][^{}]*\}")

@@ -94,6 +94,12 @@ def test_line_ends_and_encodings(ending, encoding):
     assert parse("a.srt", SRT.replace("\n", ending).encode(encoding)) == LINES
 
 
+@pytest.mark.parametrize("text", ["10:30 - 11:00", "1:2, 3:4", "a -> b", "open 9:00.0 - 12:30.0", "1-2"])
+def test_texts_with_times_in_them_are_no_times(text):
+    lines = [(1.0, 2.0, f"x\n{text}")]
+    assert parse("a.srt", f"1\n00:00:01,0 --> 00:00:02,0\nx\n{text}\n".encode()) == lines
+
+
 def test_texts_with_empty_lines_numbers_and_entities():
     text = "1\n00:00:01,0 --> 00:00:02,0\none\n\nafter a gap\n42\n\n2\n00:00:03,0 --> 00:00:04,0\n\n"
     assert parse("a.srt", text.encode()) == [(1.0, 2.0, "one\n\nafter a gap\n42")]

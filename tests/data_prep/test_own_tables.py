@@ -433,6 +433,50 @@ def test_folders_and_objects_that_are_none(place, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_lines_with_fields_of_their_own_under_a_map(place):
+    """A map adds to what is read without one: lines may differ in image and images, points and boxes."""
+    lines = [
+        {"image": "cat.jpg", "caption": "A cat."},
+        {"images": ["cat.jpg", "horse.jpg"], "caption": "Two."},
+        {"image": "cat.jpg", "label": "eye", "points": [[10, 20]]},
+        {"image": "cat.jpg", "label": "eye", "bbox": [[10, 20, 30, 40]]},
+        {"image": "cat.jpg", "label": "eye", "points": [[10, 20]], "bbox": [[10, 20, 30, 40]]},
+        {"image": "cat.jpg", "images": ["horse.jpg"], "caption": "Both."},
+    ]
+    (place / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "map.yaml").write_text("box_format: xyxy\n")
+    assert prepare(place / "t.jsonl", "--map", place / "map.yaml", "--out", place / "out", "--strict") == 0
+    eye, other = ([{"style": "pointing", "label": "eye", "points": [point]}] for point in ([10, 20], [20.0, 30.0]))
+    pointed = [{"image": "cat.jpg", "annotations": made} for made in (eye, other, eye)]
+    expected = [*lines[:2], *pointed, {"images": ["horse.jpg"], "caption": "Both."}]
+    assert records(place / "out" / "t") == own(place, *expected)
+    said = notes(place / "out" / "t")
+    assert said[not_read("bbox")] == 1 and said[not_read("image")] == 1
+
+
+def test_an_entry_of_a_list_that_is_no_record(place):
+    (place / "t.json").write_text(json.dumps([[1, 2], {"image": "cat.jpg", "caption": "A cat."}]))
+    assert prepare(place / "t.json", "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "t")
+    assert (line["line"], line["seen"], line["expected"]) == (1, "[1, 2]", "an object, a record")
+
+
+def test_messages_with_names_and_parts_with_rates(place):
+    """OpenAI's `name` of a speaker and Qwen's `fps` of a part are left out, and counted."""
+    parts = [{"type": "video", "video": "bunny.mp4", "fps": 1.0, "max_pixels": 9}, {"type": "text", "text": "Who?"}]
+    asked, said = {"role": "user", "content": parts, "name": "me"}, {"role": "assistant", "content": "A rabbit."}
+    lines = [{"messages": [asked, said]}, {"messages": [{"role": "developer", "content": "Be nice."}, asked, said]}]
+    lines += [{"text": "A.", "url": "x"}, {"text": "A.", "image": "cat.jpg"}]
+    (place / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert prepare(place / "t.jsonl", "--out", place / "out") == 0
+    assert records(place / "out" / "t") == own(place, {"video": "bunny.mp4", "messages": ["Who?", "A rabbit."]})
+    assert {not_read(name) for name in ("fps", "max_pixels", "name")} <= set(notes(place / "out" / "t"))
+    told, unknown, beside = skipped(place / "out" / "t")
+    assert "developer messages cannot be trained" in told["expected"] and told["field"] == "messages[0].role"
+    assert unknown["field"] == "url" and " text" in unknown["expected"]
+    assert beside["field"] == "text" and beside["expected"].startswith("caption")
+
+
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 BOX = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "iscrowd": 0}
