@@ -50,6 +50,10 @@ def evaluated(call: list[str], layout: dict[str, int]) -> tuple[int, str, str]:
         return main(call), said.getvalue(), wrong.getvalue()
 
 
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "held.jsonl").read_text().splitlines()]
+
+
 def call(checkpoint: Path, data: Path, out: Path) -> list[str]:
     return ["evaluate", str(checkpoint), "--data", str(data), "--max-new-tokens", "4", "--out", str(out)]
 
@@ -80,6 +84,10 @@ def test_what_cannot_be_read_is_counted_and_named(alone):
     assert "cut" in failed["failed"] and failed["answer"] == ""
     result = json.loads((alone[0] / "held.json").read_text())
     assert result["failed"] == 1 and result["questions"] == sum(QUESTIONS) + 1 and result["group"] == "own data"
+    first = [next(iter(line["scores"].values()))["value"] for line in lines_of(alone[0]) if line["scores"]]
+    assert len(first) == 8 and result["mixed"] and result["score"] == pytest.approx(sum(first) / 9)
+    (row,) = [line.split() for line in alone[1].splitlines() if "all questions" in line]
+    assert row == ["all", "questions", "9", f"{100 * sum(first) / 9:.1f}", "%"]
     assert "held: 1 of 9 questions could not be asked and count 0" in alone[1]
     assert "held: of 8 answers: the answer is cut off after N tokens" in alone[1]
     assert set(result["scores"]) == {"exact_match", "vqa_accuracy", "multiple_choice", "counting"}
