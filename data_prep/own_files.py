@@ -25,7 +25,6 @@ PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".x
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 ENDINGS = (*LINES, ".json", *TABLES)
-COCO = {"images", "annotations", "categories"}
 HEAD = 4096
 LARGE_BYTES = 2**30
 TAR_BYTES = 64 * 2**20
@@ -210,21 +209,23 @@ def _is_coco(path: Path) -> bool:
     Raises:
         UserError: one object over several lines, with other fields.
     """
+    from data_prep.own_coco import FIELDS, is_coco
+
     with path.open("rb") as file:
         first = file.readline(WHOLE_BYTES).removeprefix(b"\xef\xbb\xbf")
         try:
-            return set(json.loads(first)) >= COCO
+            return is_coco(json.loads(first))
         except ValueError:
             pass
         try:
             found = json.loads(first + file.read())
         except ValueError:
             return False
-    if set(found) >= COCO:
+    if is_coco(found):
         return True
     raise UserError(
         f"{path} is one object ({', '.join(found)}); a list of records is read, one record a line, or COCO's object "
-        f"({', '.join(sorted(COCO))})"
+        f"({', '.join(sorted(FIELDS))}; of captions without categories)"
     )
 
 

@@ -21,6 +21,7 @@ from data_prep.own_coco import BOXES, GROUPS, KEYPOINTS, LEFT_OUT
 from data_prep.own_files import END_BYTES, fingerprint
 from data_prep.own_tables import SEVERAL_LINES
 from data_prep.sources.own import SAME_ID
+from data_prep.sources.own_boxes import OTHER_SIZE
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
@@ -460,7 +461,7 @@ def test_coco(indent, place):
     eyes = {"style": "pointing", "label": "eye", "points": [[25.0, 40.0], [2.5, 2.5]], **size}
     nose = {"style": "pointing", "label": "nose", "points": [[25.0, 40.0]], **size}
     assert records(place / "out" / "c") == own(place, {"image": "cat.jpg", "annotations": [eyes, nose]})
-    assert notes(place / "out" / "c") == {BOXES: 1, GROUPS: 1, KEYPOINTS: 1}
+    assert notes(place / "out" / "c") == {BOXES: 1, GROUPS: 1, KEYPOINTS: 1, OTHER_SIZE: 1}
     (line,) = skipped(place / "out" / "c")
     assert (line["line"], line["unit"], line["field"], line["seen"]) == (2, "image", "annotations", "no box of image 8")
 
@@ -495,6 +496,11 @@ def test_coco_that_is_none(changes, words, place, capsys):
         ({"image_id": None}, "image_id", "None"),
         ({"category_id": 9}, "category_id", "9"),
         ({"category_id": [1]}, "category_id", "[1]"),
+        ({"bbox": None}, "bbox", "None"),
+        ({"bbox": []}, "bbox", "[]"),
+        ({"bbox": [1, 2, 0, 4]}, "bbox", "[1, 2, 0, 4]"),
+        ({"bbox": [1, 2, 3, -4]}, "bbox", "[1, 2, 3, -4]"),
+        ({"bbox": [500, 2, 3, 4]}, "bbox", "left, top, right, bottom [500, 2, 503, 6]"),
     ],
 )
 def test_a_coco_annotation_of_nothing_is_left_out_by_itself(changes, field, seen, place, capsys):
@@ -508,9 +514,10 @@ def test_a_coco_annotation_of_nothing_is_left_out_by_itself(changes, field, seen
     assert [image] == [{**one, "file": "c.json"} for one in skipped(place / "out" / "good")]
     assert (line["key"], line["file"], line["unit"], line["line"]) == ("annotation 55", "c.json", "annotation", 1)
     assert (line["field"], line["seen"]) == (f"annotations[0].{field}", seen)
-    assert "of the file (of annotation 55)" in line["expected"]
+    assert "(of annotation 55)" in line["expected"]
     assert read_head(place / "out" / "c" / MANIFEST)["skipped"][LEFT_OUT] == 1
-    assert "c.json, annotation 1: annotations[0]." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "c.json, annotation 1: annotations[0]." in said and "skipped 1 and 1 annotations, listed in" in said
     assert prepare(place / "c.json", "--out", place / "strict", "--strict") == 2
     assert f"c.json, annotation 1, annotations[0].{field}: {LEFT_OUT}" in capsys.readouterr().err
 
@@ -520,6 +527,30 @@ def test_a_coco_annotation_that_is_no_object_is_left_out(place):
     assert prepare(place / "c.json", "--out", place / "out") == 0
     line = skipped(place / "out" / "c")[0]
     assert (line["key"], line["line"], line["field"], line["seen"]) == ("annotations[4]", 5, "annotations[4]", "3")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_coco_captions(indent, place):
+    images = [{"id": 7, "file_name": "cat.jpg", "width": 1, "height": 1}, {"id": 8, "file_name": "horse.jpg"}]
+    said = [(7, "A cat.\n"), (8, "A horse."), (7, "An animal."), (9, "Nobody."), (7, " "), (7, 3)]
+    annotations = [{"id": i, "image_id": image, "caption": text} for i, (image, text) in enumerate(said)]
+    (place / "c.json").write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}, indent=indent))
+    assert prepare(place / "c.json", "--out", place / "out") == 0
+    cat, horse, animal = ({"style": "short_caption", "text": text} for text in ("A cat.", "A horse.", "An animal."))
+    made = own(
+        place, {"image": "cat.jpg", "annotations": [cat, animal]}, {"image": "horse.jpg", "annotations": [horse]}
+    )
+    assert records(place / "out" / "c") == made
+    fields = ["annotations[3].image_id", "annotations[4].caption", "annotations[5].caption"]
+    assert [line["field"] for line in skipped(place / "out" / "c")] == fields
+    assert read_head(place / "out" / "c" / MANIFEST)["skipped"] == {LEFT_OUT: 3}
+
+
+def test_a_record_with_images_and_annotations_is_no_coco(place):
+    line = {"images": ["cat.jpg"], "annotations": [{"style": "long_caption", "text": "A cat."}]}
+    (place / "c.json").write_text(json.dumps(line) + "\n")
+    assert prepare(place / "c.json", "--out", place / "out") == 0
+    assert records(place / "out" / "c") == own(place, line)
 
 
 # --- docs/own_files.md -----------------------------------------------------------------------------------------------
