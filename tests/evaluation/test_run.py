@@ -152,6 +152,15 @@ def test_a_place_that_cannot_be_written_is_said_before_the_model_loads(checkpoin
     assert capsys.readouterr().err.startswith("molmo2: error: --out /proc/out: ")
 
 
+def test_the_list_of_tasks_has_80_columns(capsys):
+    from molmo2_nemo.evaluation.tasks import task_names
+
+    assert main(["evaluate", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "} == set(task_names())
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path, data, capsys):
     assert main(["evaluate", str(tmp_path / "none"), "--data", str(data)]) == 2
     assert "no such checkpoint or run folder" in capsys.readouterr().err
@@ -167,7 +176,8 @@ def test_models_side_by_side(tmp_path, capsys):
             result = {"task": task, "group": group, "settings": {}, "scores": scores}
             (tmp_path / name / f"{task}.json").write_text(json.dumps(result))
     assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["a", "b"]
     # the group's mean is over what both have: `two` does not count
     assert rows == [
         ["caption", "25.0", "50.0"],
