@@ -18,6 +18,7 @@ from typing import Any
 
 from data_prep.sources.base import Row
 from data_prep.sources.own_columns import Columns, find_columns
+from molmo2_nemo.data.json_values import Fault, show
 from molmo2_nemo.data.manifest import file_sha256
 from molmo2_nemo.errors import UserError
 
@@ -25,7 +26,6 @@ PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".x
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 ENDINGS = (*LINES, ".json", *TABLES)
-COCO = {"images", "annotations", "categories"}
 HEAD = 4096
 LARGE_BYTES = 2**30
 TAR_BYTES = 64 * 2**20
@@ -180,7 +180,7 @@ def columns_of(rows: Iterable[Row], given: Mapping[str, Any] | None) -> Columns:
     entries = _first_entries(rows)
     names = dict.fromkeys(name for entry in entries for name in entry)
     inner = {name for entry in entries for name, value in entry.items() if isinstance(value, dict)}
-    return find_columns(list(names), given, inner=inner)
+    return find_columns(list(names), given, inner=inner, mixed=True)
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
@@ -210,21 +210,23 @@ def _is_coco(path: Path) -> bool:
     Raises:
         UserError: one object over several lines, with other fields.
     """
+    from data_prep.own_coco import FIELDS, is_coco
+
     with path.open("rb") as file:
         first = file.readline(WHOLE_BYTES).removeprefix(b"\xef\xbb\xbf")
         try:
-            return set(json.loads(first)) >= COCO
+            return is_coco(json.loads(first))
         except ValueError:
             pass
         try:
             found = json.loads(first + file.read())
         except ValueError:
             return False
-    if set(found) >= COCO:
+    if is_coco(found):
         return True
     raise UserError(
         f"{path} is one object ({', '.join(found)}); a list of records is read, one record a line, or COCO's object "
-        f"({', '.join(sorted(COCO))})"
+        f"({', '.join(sorted(FIELDS))}; of captions without categories)"
     )
 
 
@@ -242,6 +244,9 @@ def _listed(path: Path) -> Iterator[Row]:
             if file.read(3) != b"\xef\xbb\xbf":
                 file.seek(0)
             for number, entry in enumerate(ijson.items(file, "item", use_float=True), 1):
-                yield {"line": number, "content": json.dumps(entry).encode()}
+                if isinstance(entry, dict):
+                    yield {"line": number, "content": json.dumps(entry).encode()}
+                else:
+                    yield {"line": number, "fault": Fault("", show(entry), "an object, a record")}
     except ijson.JSONError as error:
         raise UserError(f"{path} cannot be parsed after entry {number}: {error}") from None

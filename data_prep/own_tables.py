@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,11 +18,17 @@ from data_prep.sources.base import Row
 from data_prep.sources.own_columns import Columns, find_columns
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.data.json_values import Fault, show
+from molmo2_nemo.data.record import other_code
 from molmo2_nemo.errors import UserError, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's folders of images or videos
 SPLIT = "train"
 DELIMITERS = ",;\t"
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that `surrogateescape` lets through
+SEVERAL_LINES = (
+    "rows with a cell over several lines, the first begins in line {}: its own line breaks, or a quote that is "
+    "not closed in its line has swallowed rows"
+)
 
 
 def table_rows(
@@ -55,22 +62,50 @@ def _rows(files: Sequence[Path], columns: Columns) -> Iterator[Row]:
             yield {"line": number, "entry": row, "notes": [not_read(name) for name in columns.left if name not in row]}
 
 
+class _Rows:
+    """Rows of a CSV as lists of cells; bytes that are not UTF-8 stay in them as lone surrogates."""
+
+    def __init__(self, path: Path, file: Any, delimiter: str):
+        self._path, self._reader = path, csv.reader(file, delimiter=delimiter, strict=True)
+        self.begins = self.ends = 0  # the lines of the last row, from 1
+
+    def __iter__(self) -> Iterator[list[str]]:
+        return self
+
+    def __next__(self) -> list[str]:
+        self.begins = self._reader.line_num + 1
+        try:
+            cells = next(self._reader)
+        except csv.Error as error:
+            raise UserError(self._says(str(error))) from None
+        self.ends = self._reader.line_num
+        return cells
+
+    def _says(self, error: str) -> str:
+        if error == "unexpected end of data":
+            error = "a quote opened in it is not closed, so that all lines after it are one cell"
+        return f"{self._path}, line {self.begins}: the row that begins there cannot be read: {error}"
+
+
 @contextmanager
-def _csv(path: Path) -> Iterator[Any]:
-    """A reader of a CSV, whose cells are apart by what its first line has most of: comma, semicolon or tabulator.
+def _csv(path: Path) -> Iterator[_Rows]:
+    """The rows of a CSV, whose cells are apart by what its first line has most of: comma, semicolon or tabulator.
 
     Raises:
-        UserError: an unfinished quotation, text that is not UTF-8, a packed file that is damaged.
+        UserError: an unfinished quotation, a first line that is not UTF-8, a packed file that is damaged.
     """
-    opener, reader = PACKED.get(path.suffix.lower(), open), None
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+    opener, rows = PACKED.get(path.suffix.lower(), open), None
+    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
             first = file.readline()
+            if NOT_UTF8.search(first) or "\0" in first[:4]:
+                raw = first.encode("utf-8", "surrogateescape")
+                raise UserError(f"{path}, line 1: is not UTF-8{other_code(raw)}")
             file.seek(0)
-            reader = csv.reader(file, delimiter=max(DELIMITERS, key=first.count), strict=True)
-            yield reader
-        except (csv.Error, UnicodeDecodeError, EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
-            after = f" after line {reader.line_num}" if reader is not None else ""
+            rows = _Rows(path, file, max(DELIMITERS, key=first.count))
+            yield rows
+        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+            after = f" after line {rows.ends}" if rows is not None else ""
             raise UserError(f"{path} cannot be read{after}: {error}") from None
 
 
@@ -83,15 +118,30 @@ def _csv_header(path: Path) -> list[str]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """Rows, with the number of the line that each ends in."""
-    with _csv(path) as reader:
-        names = next(reader)
-        for cells in reader:
-            if len(cells) == len(names):
-                yield {"line": reader.line_num, "entry": dict(zip(names, cells, strict=True))}
+    """Rows, with the number of the line that each ends in; those with a cell over several lines have a note."""
+    several = ""
+    with _csv(path) as rows:
+        names = next(rows)
+        for cells in rows:
+            broken = rows.ends > rows.begins and any("\n" in cell.strip("\r\n") for cell in cells)
+            if broken and not several:
+                several = SEVERAL_LINES.format(rows.begins)
+            bad = next((i for i, cell in enumerate(cells) if NOT_UTF8.search(cell)), None)
+            if cells and len(cells) != len(names):
+                begins = f", in a row over several lines that begins in line {rows.begins}" if broken else ""
+                fault = Fault("", f"{len(cells)} cells{begins}", f"{len(names)}, as many as the first line")
+                yield {"line": rows.ends, "fault": fault}
+            elif bad is not None:
+                yield {"line": rows.ends, "fault": _bytes_fault(names[bad], cells[bad])}
             elif cells:
-                fault = Fault("", f"{len(cells)} cells", f"{len(names)}, as many as the first line")
-                yield {"line": reader.line_num, "fault": fault}
+                row = {"line": rows.ends, "entry": dict(zip(names, cells, strict=True))}
+                yield row | {"notes": [several]} if broken else row
+
+
+def _bytes_fault(column: str, cell: str) -> Fault:
+    raw = cell.encode("utf-8", "surrogateescape")
+    shown = raw.decode("utf-8", "backslashreplace")
+    return Fault(column, f"'{shown[:60]}'", f"UTF-8{other_code(raw)}")
 
 
 def _arrow_header(path: Path) -> tuple[list[str], dict[str, list[str]], set[str]]:

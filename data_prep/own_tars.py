@@ -194,7 +194,7 @@ def _media_columns(sample: Sequence[Mapping[str, Any]], fields: Mapping[str, Any
         numbered = _numbered(record)
         one = [*images, *videos, *([NUMBERED] if numbered else [])]
         if len(one) > 1:
-            seen = ", ".join(f".{suffix}" for suffix in record if suffix)
+            seen = ", ".join(f".{suffix}" for suffix in (*images, *videos))
             line = f"video: {videos[0]}" if videos else f"image: {images[0]}"
             raise UserError(
                 f"a record has several media ({seen}); say which is meant in a file for --map, such as {line}"

@@ -13,6 +13,7 @@ from typing import Any
 from data_prep import hub
 from data_prep.download import Downloader
 from data_prep.sources.base import Hub, Manual, Row, Source, SourceError, Table
+from molmo2_nemo.data.record import other_code
 
 BATCH_ROWS = 64  # read from a parquet file at a time; a row may hold images
 WHOLE_JSON_BYTES = 64 * 2**20  # larger JSON files are streamed
@@ -226,9 +227,33 @@ def _object(path: Path, number: int, row: Any) -> Row:
 
 
 def _csv(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:
+    delimiter = table.delimiter or ("\t" if table.path.lower().endswith(".tsv") else ",")
     with path.open(encoding="utf-8-sig", newline="") as file:
-        delimiter = table.delimiter or ("\t" if table.path.lower().endswith(".tsv") else ",")
-        yield from csv.DictReader(file, fieldnames=table.header or None, delimiter=delimiter, strict=True)
+        rows = csv.DictReader(file, fieldnames=table.header or None, delimiter=delimiter, strict=True)
+        begins, there = 1, True
+        while there:
+            try:
+                there = bool(rows.fieldnames)  # reads the first line
+                begins = rows.line_num + 1
+                row = next(rows)
+            except StopIteration:
+                return
+            except UnicodeDecodeError:
+                raise _not_utf8(path) from None
+            except csv.Error as error:
+                raise SourceError(f"{path}:{begins}: cannot be read: {error} in the row that begins there") from None
+            yield row
+
+
+def _not_utf8(path: Path) -> SourceError:
+    """Names the first line of a file that is not UTF-8."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return SourceError(f"{path}:{number}: cannot be read: is not UTF-8{other_code(line)}")
+    return SourceError(f"{path} cannot be read: is not UTF-8")
 
 
 def _txt(path: Path, table: Table, columns: tuple[str, ...]) -> Iterator[Row]:

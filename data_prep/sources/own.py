@@ -56,6 +56,7 @@ KNOWN = {
     *("key", "image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"),
     *("variant_weights", "subtitles", "clip", "sampling", "weight", "weight_factor"),
 }
+SAID = KNOWN | {"text", "conversations", "videos", "id"}  # with what becomes one of these
 NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", "messages", "annotations", "variants"}
 SUBTITLE_FIELDS = ("start", "end", "text")
 SAME_ID = "an id that comes twice, told apart by the line's number"
@@ -157,12 +158,15 @@ def entry_sample(entry: dict[str, Any], key: str, place: Place | None = None) ->
     entry, chat = plain_entry(entry, KNOWN, notes)
     entry, document = _raw_text(entry)
     for name in entry:
+        if name == "text" and (medium := next((one for one in ("image", "images", "video") if one in entry), None)):
+            fault = Fault(name, show(entry[name]), "caption, the words about a medium (text is a document of its own)")
+            raise FieldError(fault, f"stands beside {medium}: write {fault.expected}")
         if name not in KNOWN and name in ANNOTATION_FIELDS:
             fields = ", ".join(f'"{field}": ...' for field in dict.fromkeys(("style", name)))
             fault = Fault(name, show(entry[name]), f'"annotations": [{{{fields}}}]')
             raise FieldError(fault, f"is a field of an annotation: write {fault.expected}")
         if name not in KNOWN:
-            raise FieldError.unknown(name, KNOWN, entry[name])
+            raise FieldError.unknown(name, SAID, entry[name])
     key = entry.get("key", key)
     if not isinstance(key, str) or not key:
         raise FieldError.wrong("key", "a non-empty string", key)

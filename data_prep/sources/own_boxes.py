@@ -17,6 +17,9 @@ CUT = (
     "boxes that reach more than 1 % outside their picture, cut to it: is box_format what the four numbers are, and "
     "width and height the size that they are measured in?"
 )
+OTHER_SIZE = (
+    "boxes measured in a width and height that are not the picture's, and scaled to it: is it the right picture?"
+)
 FORMATS = {
     "xywh": "left, top, width, height",
     "xyxy": "left, top, right, bottom",
@@ -101,6 +104,8 @@ class Boxes:
             fields = made[number]
             scale = fields.get("point_scale")
             size = (scale, scale) if scale else (fields.get("width") or picture[0], fields.get("height") or picture[1])
+            if not scale and tuple(size) != tuple(picture):
+                notes.add(OTHER_SIZE)
             if all(is_number(side) and side > 0 for side in size):  # else Placing says what is wrong with it
                 made[number] = {**fields, "points": [box.point(size, notes) for box in boxes]}
         return made

@@ -69,6 +69,7 @@ ONLY_BESIDE: dict[
     **{name: ("points", "boxes") for name in PLACED if name != "points"},
     **{"points": "label", "start": "end", "end": "start"},
 }
+RATHER = {"image": "images", "boxes": "points"}  # field -> what is read where both are there
 OPTION_FORMS = ("{}", "option_{}", "choice_{}", "option{}")  # columns of one option each, {} a letter
 Column = str | tuple[str, ...]
 
@@ -114,8 +115,18 @@ class Columns:
             if isinstance(column, str) and is_empty(self._cell(row, column)):
                 other = next((one for one in others if not is_empty(self._cell(row, one))), None)
                 there |= {} if other is None else {name: other}
+        unread = [drop for one, rather in RATHER.items() if (drop := self._drop(row, one, rather))]
         notes += [f"a row without {self.taken[name]!r}: {name} from {other!r}" for name, other in there.items()]
-        return replace(self, taken={**self.taken, **there}) if there else self
+        if not there and not unread:
+            return self
+        return replace(self, taken={name: c for name, c in {**self.taken, **there}.items() if name not in unread})
+
+    def _drop(self, row: Mapping[str, Any], name: str, rather: str) -> str:
+        """Which of two fields that exclude each other a row is read without; "" where a map has the last word."""
+        if name not in self.taken or rather not in self.taken or name in self.mapped:
+            return ""
+        columns = (*_several(self.taken[rather]), *self.others.get(rather, ()))
+        return rather if all(is_empty(self._cell(row, one)) for one in columns) else name
 
     def names(self) -> dict[str, str]:
         """Path of a field in the entry that a row becomes -> its column, for messages."""
@@ -236,6 +247,7 @@ def find_columns(
     given: Mapping[str, Any] | None = None,
     classes: Mapping[str, Sequence[str]] | None = None,
     inner: Collection[str] = (),
+    mixed: bool = False,
 ) -> Columns:
     """What each column of a table is.
 
@@ -243,6 +255,7 @@ def find_columns(
         given: the map of `--map`, as `read_map` returns it.
         classes: columns of numbers that stand for names.
         inner: columns that hold objects, which a map may name fields of.
+        mixed: rows are objects, each with fields of its own, not a table of which all rows have all columns.
     Raises:
         UserError: a map that names a column which is not there, or no column to learn from.
     """
@@ -261,7 +274,7 @@ def find_columns(
     named = {n: several for n, several in _by_names(columns, used).items() if n not in given}
     taken = mapped | {name: several[0] if isinstance(several, list) else several for name, several in named.items()}
     further = {name: several[1:] for name, several in named.items() if isinstance(several, list)}
-    _settle(taken, further, set(given))
+    _settle(taken, further, set(given), mixed)
     if not set(TASKS) & set(taken):
         raise UserError(
             f"none of the columns ({', '.join(columns)}) is known as a caption, a question and an answer, messages or "
@@ -299,11 +312,12 @@ def _option_columns(there: Mapping[str, str]) -> Iterator[tuple[str, ...]]:
             yield cells
 
 
-def _settle(taken: dict[str, Column], further: dict[str, list[str]], given: Collection[str]) -> None:
+def _settle(taken: dict[str, Column], further: dict[str, list[str]], given: Collection[str], mixed: bool) -> None:
     """Leave out what is a field only beside others, and what is said twice; a map's fields stay.
 
     Args:
         further: field -> columns that stand in for its own where a row lacks that.
+        mixed: what is said twice is left to each row.
     """
 
     def drop(*names: str) -> None:
@@ -314,7 +328,7 @@ def _settle(taken: dict[str, Column], further: dict[str, list[str]], given: Coll
     media = [name for name in MEDIA if name in taken]
     if [name for name in media if name != "file"]:
         drop("file")
-    if "images" in taken:
+    if "images" in taken and not mixed:
         drop("image")
     if set(CHATS) & set(taken):
         drop("question", "answer", "text", "caption", "options")
@@ -322,7 +336,7 @@ def _settle(taken: dict[str, Column], further: dict[str, list[str]], given: Coll
         drop("conversations")
     if "answer" not in taken and "answer_idx" not in taken:
         drop("question", "options")
-    if "points" in taken or ("label" not in taken and set(TASKS) & set(taken) - {"boxes"}):
+    if ("points" in taken and not mixed) or ("label" not in taken and set(TASKS) & set(taken) - {"boxes"}):
         drop("boxes")
     for name, other in (*ONLY_BESIDE.items(), *ONLY_BESIDE.items()):  # twice, as one may depend on another
         if not set([other] if isinstance(other, str) else other) & set(taken):

@@ -36,7 +36,12 @@ PARTS = {
     **{kind: (kind, "video", "video_url", "url", "path") for kind in ("video", "video_url", "input_video")},
 }
 TEXT_PARTS = ("text", "input_text", "output_text")
-UNREAD_IN_PARTS = ("detail",)  # of OpenAI's images
+UNREAD_IN_PARTS = (  # of OpenAI's images, and the sizes and rates of Qwen's media
+    *("detail", "fps", "nframes", "min_frames", "max_frames"),
+    *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"),
+)
+UNREAD_IN_MESSAGES = ("name",)  # of a speaker
+NOT_TRAINED = ("system", "developer")
 SLIP = 0.85  # likeness to a known name from which another one is taken for a mistake in writing
 DATA_URL = re.compile(r"data:[\w.+-]+/[\w.+-]+;base64,")
 
@@ -209,6 +214,8 @@ class Chat:
 
     def _message(self, message: Any, i: int) -> str:
         where = f"{self.name}[{i}]"
+        if isinstance(message, dict) and "role" in message:
+            message = self._read(message, UNREAD_IN_MESSAGES)
         pair = next((pair for pair in SPEAKERS if isinstance(message, dict) and set(message) == set(pair)), None)
         if pair is None:
             raise FieldError.wrong(
@@ -217,7 +224,8 @@ class Chat:
         role, content = pair
         speaker = ROLES.get(str(message[role]))
         if speaker is None:
-            hint = " (system messages cannot be trained; leave it out)" if message[role] == "system" else ""
+            said = message[role]
+            hint = f" ({said} messages cannot be trained; leave it out)" if said in NOT_TRAINED else ""
             raise FieldError.wrong(f"{where}.{role}", f"user or assistant{hint}", message[role])
         if speaker != i % 2:
             raise FieldError.wrong(f"{where}.{role}", "user and assistant in turn, user first", message[role])
@@ -272,12 +280,12 @@ class Chat:
         (self.videos if "video" in kind else self.images).append(medium)
         return "<image>"
 
-    def _read(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a part that are read; the others are noted."""
-        for name in UNREAD_IN_PARTS:
+    def _read(self, fields: dict[str, Any], unread: Collection[str] = UNREAD_IN_PARTS) -> dict[str, Any]:
+        """The fields of a part, or of a message, that are read; the others are noted."""
+        for name in unread:
             if name in fields and not_read(name) not in self.notes:
                 self.notes.append(not_read(name))
-        return {name: value for name, value in fields.items() if name not in UNREAD_IN_PARTS}
+        return {name: value for name, value in fields.items() if name not in unread}
 
 
 # --- images in the text of a field -----------------------------------------------------------------------------------

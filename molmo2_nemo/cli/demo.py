@@ -82,11 +82,12 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
         print(f"  {file}: {question}\n    {answer(checkpoint, Prompt(question, images, video, style))}", flush=True)
     print()
     print_table("Molmo2 tiny, three stages", summaries)
-    print(f"scores on the shards of stage sft, in percent:\n{scores_of_stages(configs)}\n")
     title = "Molmo2 tiny: pre-training, supervised fine-tuning, long context"
     losses = {cfg.stage.name: read_metrics(stage_dir(cfg)) for cfg in configs}
     curves = plot_losses(title, losses, folder / "losses.png")
-    print(f"loss curves: {curves}\ntook {int(seconds) // 60} min {int(seconds) % 60} s")
+    print(f"loss curves: {curves}\n\nscores of each stage on the shards of sft, in percent:")
+    print(f"{scores_of_stages(configs)}\n")
+    print(f"took {int(seconds) // 60} min {int(seconds) % 60} s")
 
 
 QUESTIONS = (  # file, question, style of the answer

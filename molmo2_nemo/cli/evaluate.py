@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -231,10 +232,13 @@ def listed() -> str:
     from molmo2_nemo.evaluation.tasks import find_task, task_names
 
     tasks = [find_task(name) for name in task_names()]
-    lines = []
+    lines: list[str] = []
+    wide = max(len(task.name) for task in tasks)
     for group in GROUPS:
         own = [task for task in tasks if task.group == group]
-        lines += [group] * bool(own) + [f"  {task.name:20} {task.title}" for task in own]
+        lines += [group] * bool(own)
+        for task in own:
+            lines += textwrap.wrap(f"  {task.name:{wide}}  {task.title}", 80, subsequent_indent=" " * (wide + 4))
     return "\n".join([*lines, "auto: records of your own (--data), scored by their style"])
 
 
@@ -261,4 +265,7 @@ def compared(words: list[str]) -> str:
         if not results:
             raise UserError(f"{word}: no results there; first `molmo2 evaluate {word} --tasks ...`")
         runs[word] = results
+    names = {word: Path(word).resolve().name for word in words}
+    if len(set(names.values())) == len(words):  # short enough for a table's head
+        runs = {names[word]: results for word, results in runs.items()}
     return comparison(runs)

@@ -375,6 +375,7 @@ def _report(summary: Any, folder: Path) -> None:
     from data_prep.ledger import LEDGER, MISSING, MISSING_URLS
     from data_prep.media_kinds import NOT_FOUND
     from data_prep.noticed import note_lines
+    from data_prep.own_coco import LEFT_OUT
 
     head = summary.head
     size = sum(shard["bytes"] for shard in head["shards"])
@@ -391,7 +392,10 @@ def _report(summary: Any, folder: Path) -> None:
     if not head["skipped"]:
         return
     total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
-    print(f"  skipped {total:,}, listed in {folder / 'skipped.jsonl'}:")
+    apart = head["skipped"].get(LEFT_OUT, 0)  # annotations, not records
+    total -= apart
+    skipped = f"{total:,} and {apart:,} annotations" if apart else f"{total:,}"
+    print(f"  skipped {skipped}, listed in {folder / 'skipped.jsonl'}:")
     for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
         print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")
     if absent := head["skipped"].get(NOT_FOUND):

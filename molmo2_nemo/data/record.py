@@ -142,7 +142,7 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:
-        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start}){_other_code(raw)}") from None
+        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start}){other_code(raw)}") from None
     except RecursionError:
         raise BadRecord(key, "bad json", ".json is nested too deeply") from None
     except ValueError as error:
@@ -156,7 +156,7 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
         raise _bad(key, error) from None
 
 
-def _other_code(raw: bytes) -> str:
+def other_code(raw: bytes) -> str:
     """What bytes that are not UTF-8 may be instead."""
     if raw[:2] == b"\x1f\x8b":
         return "; it is packed by gzip: let its name end in .gz"

@@ -17,6 +17,12 @@ Line = tuple[float, float, str]  # start and end in seconds, text
 TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,3}))?"
 TIMING = re.compile(rf"^\s*{TIME}\s*-->\s*{TIME}(?:\s.*)?$")
 CLOCK = re.compile(rf"^{TIME}$")
+STAMP = r"(?:\d+:)?\d{1,2}:\d{1,2}"
+FRACTION = rf"{STAMP}[.,]\d{{1,3}}"
+# Times with something else than an arrow between them; "10:30 - 11:00" may be words.
+SLIP = re.compile(
+    rf"^\s*(?:{FRACTION}[^\w:]+{FRACTION}|\d+:{STAMP}[^\w:]+\d+:{STAMP}|{STAMP}\s*[-–—=]*>+\s*{STAMP})(?:\s.*)?$"
+)
 TAG = re.compile(r"</?[a-zA-Z][^<>\n]*>|<\d[\d:.]*>|\{\\[^{}]*\}")  # <i>, <00:01.500>, {\an8}
 OVERRIDE = re.compile(r"\{[^{}]*\}")
 DRAWING = re.compile(r"\{[^{}]*\\p[1-9][^{}]*\}")
@@ -72,7 +78,13 @@ def _times(line: str, number: int) -> tuple[float, float]:
     match = TIMING.match(line)
     if match is None:
         raise DataError(f"line {number}: 00:00:01,000 --> 00:00:02,500 was expected, not {line.strip()[:60]!r}")
-    return _seconds(match.groups()[:4]), _seconds(match.groups()[4:])
+    return _in_order(_seconds(match.groups()[:4]), _seconds(match.groups()[4:]), number)
+
+
+def _in_order(start: float, end: float, number: int) -> tuple[float, float]:
+    if end < start:
+        raise DataError(f"line {number}: ends at {end:g} s, before its start at {start:g} s")
+    return start, end
 
 
 def _plain(lines: list[str]) -> str:
@@ -81,7 +93,7 @@ def _plain(lines: list[str]) -> str:
 
 def _srt(lines: list[str]) -> Iterator[Line]:
     """A text goes on to the number before the next times, so that it may hold empty lines."""
-    starts = [i for i, line in enumerate(lines) if "-->" in line]
+    starts = [i for i, line in enumerate(lines) if "-->" in line or SLIP.match(line)]
     for start, end in zip(starts, [*starts, len(lines) + 1][1:], strict=True):
         begins, ends = _times(lines[start], start + 1)
         body = lines[start + 1 : end]
@@ -100,7 +112,7 @@ def _vtt(lines: list[str]) -> Iterator[Line]:
     i = 0
     while i < len(lines):
         end = next((j for j in range(i, len(lines)) if not lines[j].strip()), len(lines))
-        timing = next((j for j in range(i, end) if "-->" in lines[j]), None)
+        timing = next((j for j in range(i, end) if "-->" in lines[j] or SLIP.match(lines[j])), None)
         if timing is not None and lines[i].split(" ")[0] not in HEADERS:
             begins, ends = _times(lines[timing], timing + 1)
             yield begins, ends, html.unescape(_plain(lines[timing + 1 : end])).replace("\xa0", " ")
@@ -123,7 +135,8 @@ def _ass(lines: list[str]) -> Iterator[Line]:
             clocks = [CLOCK.match(fields.get(name, "").strip()) for name in ("Start", "End")]
             if clocks[0] is None or clocks[1] is None or "Text" not in fields:
                 raise DataError(f"line {number}: times as 0:00:01.50 were expected, not {rest.strip()[:60]!r}")
-            yield _seconds(clocks[0].groups()), _seconds(clocks[1].groups()), _dialogue(fields["Text"])
+            times = _in_order(_seconds(clocks[0].groups()), _seconds(clocks[1].groups()), number)
+            yield *times, _dialogue(fields["Text"])
 
 
 def _dialogue(text: str) -> str:

@@ -30,7 +30,7 @@ OF_STYLE = {  # of questions with a text as their answer; the others are compare
     **dict.fromkeys(("chart_qa", "plot_qa", "figure_qa", "dv_qa"), "relaxed_accuracy"),
     "tally_qa": COUNT,
 }
-ANNOTATORS = 4  # with fewer answers, there is no VQA accuracy
+ANNOTATORS = 3  # with fewer answers, there is no VQA accuracy
 Size = tuple[float, float]
 Expected = tuple[tuple[str, ...], tuple[Any, ...]]  # scorers, references
 

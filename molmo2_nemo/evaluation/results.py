@@ -24,22 +24,31 @@ GROUPS: tuple[Group, ...] = typing.get_args(Group)
 
 
 def result_of(name: str, group: str, lines: Sequence[Line], made_with: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a task, as JSON values.
+    """The figures of a task, as JSON values. `score` is that of its first scorer or, where the questions have several
+    (`mixed`), the mean over the questions, each by its own.
 
     Args:
         lines: of all questions, from `run.evaluate`.
         made_with: settings that the figures depend on, such as frames and limit.
     """
     scorers = list(dict.fromkeys(scorer for line in lines for scorer in line["scores"]))
+    found = {scorer: _figures(scorer, lines) for scorer in scorers}
+    firsts = [next(iter(line["scores"].items())) for line in lines if line["scores"]]
+    lost = sum("failed" in line and not line["scores"] for line in lines)  # of no scorer, as they could not be read
+    mixed = lost > 0 or len({scorer for scorer, _ in firsts}) > 1
+    first = found[firsts[0][0]]["score"] if firsts else None
     return {
         "task": name,
         "group": group,
+        "score": sum(score["value"] for _, score in firsts) / (len(firsts) + lost) if mixed else first,
+        "mixed": mixed,
+        "scored": len(firsts) + lost,
         "settings": dict(made_with),
         "questions": len(lines),
         "failed": sum("failed" in line for line in lines),
         "unscored": sum("unscored" in line for line in lines),
         "remarks": dict(Counter(_kind(remark) for line in lines for remark in line["remarks"])),
-        "scores": {scorer: _figures(scorer, lines) for scorer in scorers},
+        "scores": found,
     }
 
 
@@ -77,7 +86,9 @@ def _scores(scorer: str, lines: Iterable[Line]) -> list[Score]:
 
 
 def main_score(result: Mapping[str, Any]) -> float | None:
-    """The task's figure: that of its first scorer; None where nothing was scored."""
+    """The task's figure; None where nothing was scored."""
+    if "score" in result:
+        return None if result["score"] is None else float(result["score"])
     first = next(iter(result["scores"].values()), None)
     return None if first is None else float(first["score"])
 
@@ -93,6 +104,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             name = ""
         if not result["scores"]:
             rows.append((name, "-", "0", "-"))
+        if result.get("mixed"):
+            rows.append(("", "all questions", f"{result['scored']:,}", f"{100 * result['score']:.1f} %"))
         for kind, said in (("failed", "could not be asked and count 0"), ("unscored", "have no usable reference")):
             if result[kind]:
                 notes.append(f"{called(result)}: {result[kind]:,} of {result['questions']:,} questions {said}")
@@ -178,9 +191,24 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         tasks = sorted(task for task, own in groups.items() if own == group)
         if tasks:
             rows.append((group, *(_percent(means[name].get(group)) for name in runs)))
-            rows += [(f"  {task}", *(_percent(scores[name].get(task)) for name in runs)) for task in tasks]
+            for task in tasks:
+                rows.append((f"  {task}", *(_percent(scores[name].get(task)) for name in runs)))
+                rows += _by_scorer(task, runs)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(_row(row, widths) for row in rows)
+
+
+def _by_scorer(task: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, ...]]:
+    """A row for each scorer of a task whose questions have several."""
+    own = {name: next((r for r in results if called(r) == task), {}) for name, results in runs.items()}
+    if not any(result.get("mixed") for result in own.values()):
+        return []
+    found = {name: result.get("scores", {}) for name, result in own.items()}
+    scorers = dict.fromkeys(scorer for scores in found.values() for scorer in scores)
+    rows = []
+    for scorer in scorers:
+        rows.append((f"    {scorer}", *(_percent(found[name].get(scorer, {}).get("score")) for name in runs)))
+    return rows
 
 
 def _row(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -94,6 +94,12 @@ def test_line_ends_and_encodings(ending, encoding):
     assert parse("a.srt", SRT.replace("\n", ending).encode(encoding)) == LINES
 
 
+@pytest.mark.parametrize("text", ["10:30 - 11:00", "1:2, 3:4", "a -> b", "open 9:00.0 - 12:30.0", "1-2"])
+def test_texts_with_times_in_them_are_no_times(text):
+    lines = [(1.0, 2.0, f"x\n{text}")]
+    assert parse("a.srt", f"1\n00:00:01,0 --> 00:00:02,0\nx\n{text}\n".encode()) == lines
+
+
 def test_texts_with_empty_lines_numbers_and_entities():
     text = "1\n00:00:01,0 --> 00:00:02,0\none\n\nafter a gap\n42\n\n2\n00:00:03,0 --> 00:00:04,0\n\n"
     assert parse("a.srt", text.encode()) == [(1.0, 2.0, "one\n\nafter a gap\n42")]
@@ -105,10 +111,22 @@ def test_texts_with_empty_lines_numbers_and_entities():
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("a.srt", "1\n00:00:01,0 - 00:00:02,0\nx\n", "no subtitles"),
+        ("a.srt", "1\n00:00:01,0 - 00:00:02,0\nx\n", "line 2: 00:00:01,000 --> 00:00:02,500 was expected"),
         ("a.srt", "1\n0:1 --> soon\nx\n", "line 2: "),
         ("a.vtt", "00:01.000 --> 00:02.000\nx\n", "line 1: WEBVTT"),
         ("a.ass", "[Events]\nDialogue: 0,0:00:01.00,0:00:02.00,x\n", "line 2: no Format"),
+        (
+            "a.srt",
+            "1\n00:00:01,000 --> 00:00:02,000\nx\n\n2\n00:00:02,000 -> 00:00:03,000\ny\n",
+            "line 6: 00:00:01,000 -->",
+        ),
+        ("a.vtt", "WEBVTT\n\n00:01.000 → 00:02.000\nx\n", "line 3: 00:00:01,000 -->"),
+        ("a.srt", "1\n00:00:05,000 --> 00:00:03,000\nx\n", "line 2: ends at 3 s, before its start at 5 s"),
+        (
+            "a.ass",
+            "[Events]\nFormat: Start, End, Text\nDialogue: 0:00:05.00,0:00:03.00,x\n",
+            "line 3: ends at 3 s, before its start at 5 s",
+        ),
         ("a.ass", "[Events]\nFormat: Start, End, Text\nDialogue: 1,2,x\n", "line 3: times"),
         ("a.lrc", "[00:01]x", ".srt, .vtt"),
         ("a.srt", "", "no subtitles"),

@@ -69,7 +69,7 @@ BAD = [
     ({"video": "bunny.mp4", "caption": "x", "clip": [9, 12]}, "00000002", "inside the film of"),
     ({"image": "cat.jpg"}, "line 2", "nothing to train on"),
     ({"image": "cat.jpg", "question": "x"}, "line 2", "question and answer belong together"),
-    ({"image": "cat.jpg", "text": "x"}, "line 2", "text is a field of an annotation"),
+    ({"image": "cat.jpg", "text": "x"}, "line 2", "text stands beside image: write caption"),
     ({"image": "cat.jpg", "caption": 5}, "00000002", "text must be a string"),
     ({"image": 5, "caption": "x"}, "line 2", "image must be a path, a string, not 5"),
     ({"images": "cat.jpg", "caption": "x"}, "line 2", "images must be a list"),

@@ -19,7 +19,9 @@ from PIL import Image
 from data_prep import demo
 from data_prep.own_coco import BOXES, GROUPS, KEYPOINTS, LEFT_OUT
 from data_prep.own_files import END_BYTES, fingerprint
+from data_prep.own_tables import SEVERAL_LINES
 from data_prep.sources.own import SAME_ID
+from data_prep.sources.own_boxes import OTHER_SIZE
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
@@ -278,8 +280,12 @@ def test_rows_of_another_length_spoil_no_other(place, capsys):
     for text, words in (
         (b"image,image\nx,y\n", "each once"),
         (b"", "each once"),
-        (b'image,caption\n"cat.jpg,A cat.\n', "cannot be read after line 2"),
-        ("image,caption\ncat.jpg,é\n".encode("latin1"), "cannot be read"),
+        (b'image,caption\n"cat.jpg,A cat.\n', "line 2: the row that begins there cannot be read: a quote opened in it"),
+        (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A\n' + 9 * b"cat.jpg,A cat.\n", "bad.csv, line 3: the row that"),
+        (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A" cat\n', "bad.csv, line 3: the row that begins there cannot"),
+        ("image,Büld\ncat.jpg,A cat\n".encode("latin1"), "bad.csv, line 1: is not UTF-8; it may be Latin-1: iconv -f"),
+        ("image,caption\ncat.jpg,A cat\n".encode("utf-16"), "line 1: is not UTF-8; it may be UTF-16: iconv -f UTF-16"),
+        ("image,caption\ncat.jpg,A cat\n".encode("utf-16-le"), "it may be UTF-16: iconv -f UTF-16 -t UTF-8"),
     ):
         (place / "bad.csv").write_bytes(text)
         assert prepare(place / "bad.csv", "--out", place / "out") == 2
@@ -287,6 +293,33 @@ def test_rows_of_another_length_spoil_no_other(place, capsys):
     (place / "bad.jsonl.gz").write_bytes(gzip.compress(LINES)[:-12])
     assert prepare(place / "bad.jsonl.gz", "--out", place / "out") == 2
     assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
+def test_a_row_that_is_not_utf8_is_left_out_by_itself(name, place):
+    rows = [{"image": "cat.jpg", "caption": "A cat."}, {"image": "horse.jpg", "caption": "Ein Gäul"}]
+    good = table([rows[0], {"image": "coffee.jpg", "caption": "Käse"}], "\t" if name == "t.tsv" else ",")
+    text = good + table([rows[1]], "\t" if name == "t.tsv" else ",").decode().splitlines()[1].encode("latin1") + b"\n"
+    (place / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert prepare(place / name, "--out", place / "out") == 0
+    assert len(records(place / "out" / "t")) == 2
+    (line,) = skipped(place / "out" / "t")
+    assert (line["line"], line["field"], line["seen"]) == (4, "caption", "'Ein G\\xe4ul'")
+    assert line["expected"] == "UTF-8; it may be Latin-1: iconv -f LATIN1 -t UTF-8"
+
+
+def test_rows_that_a_quote_swallows_are_said(place, capsys):
+    """A quote opened in one line and closed lines later is valid CSV, and takes the rows between for text."""
+    text = b'image,caption\nhorse.jpg,"A\n"\ncat.jpg,"A cat\nhorse.jpg,A horse\ncoffee.jpg,cup"\nhorse.jpg,"A\nB"\n'
+    (place / "t.csv").write_bytes(text)
+    assert prepare(place / "t.csv", "--out", place / "out") == 0
+    assert len(records(place / "out" / "t")) == 3
+    assert notes(place / "out" / "t")[SEVERAL_LINES.format(4)] == 2
+    assert "2  rows with a cell over several lines, the first begins in line 4: " in capsys.readouterr().out
+    (place / "u.csv").write_bytes(b'image,caption,by\ncat.jpg,"A cat,me\nhorse.jpg,A horse",me,you\ncat.jpg,A,me\n')
+    assert prepare(place / "u.csv", "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "u")
+    assert line["seen"] == "4 cells, in a row over several lines that begins in line 2"
 
 
 # --- Hugging Face ----------------------------------------------------------------------------------------------------
@@ -400,6 +433,50 @@ def test_folders_and_objects_that_are_none(place, capsys):
         assert words in capsys.readouterr().err
 
 
+def test_lines_with_fields_of_their_own_under_a_map(place):
+    """A map adds to what is read without one: lines may differ in image and images, points and boxes."""
+    lines = [
+        {"image": "cat.jpg", "caption": "A cat."},
+        {"images": ["cat.jpg", "horse.jpg"], "caption": "Two."},
+        {"image": "cat.jpg", "label": "eye", "points": [[10, 20]]},
+        {"image": "cat.jpg", "label": "eye", "bbox": [[10, 20, 30, 40]]},
+        {"image": "cat.jpg", "label": "eye", "points": [[10, 20]], "bbox": [[10, 20, 30, 40]]},
+        {"image": "cat.jpg", "images": ["horse.jpg"], "caption": "Both."},
+    ]
+    (place / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "map.yaml").write_text("box_format: xyxy\n")
+    assert prepare(place / "t.jsonl", "--map", place / "map.yaml", "--out", place / "out", "--strict") == 0
+    eye, other = ([{"style": "pointing", "label": "eye", "points": [point]}] for point in ([10, 20], [20.0, 30.0]))
+    pointed = [{"image": "cat.jpg", "annotations": made} for made in (eye, other, eye)]
+    expected = [*lines[:2], *pointed, {"images": ["horse.jpg"], "caption": "Both."}]
+    assert records(place / "out" / "t") == own(place, *expected)
+    said = notes(place / "out" / "t")
+    assert said[not_read("bbox")] == 1 and said[not_read("image")] == 1
+
+
+def test_an_entry_of_a_list_that_is_no_record(place):
+    (place / "t.json").write_text(json.dumps([[1, 2], {"image": "cat.jpg", "caption": "A cat."}]))
+    assert prepare(place / "t.json", "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "t")
+    assert (line["line"], line["seen"], line["expected"]) == (1, "[1, 2]", "an object, a record")
+
+
+def test_messages_with_names_and_parts_with_rates(place):
+    """OpenAI's `name` of a speaker and Qwen's `fps` of a part are left out, and counted."""
+    parts = [{"type": "video", "video": "bunny.mp4", "fps": 1.0, "max_pixels": 9}, {"type": "text", "text": "Who?"}]
+    asked, said = {"role": "user", "content": parts, "name": "me"}, {"role": "assistant", "content": "A rabbit."}
+    lines = [{"messages": [asked, said]}, {"messages": [{"role": "developer", "content": "Be nice."}, asked, said]}]
+    lines += [{"text": "A.", "url": "x"}, {"text": "A.", "image": "cat.jpg"}]
+    (place / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert prepare(place / "t.jsonl", "--out", place / "out") == 0
+    assert records(place / "out" / "t") == own(place, {"video": "bunny.mp4", "messages": ["Who?", "A rabbit."]})
+    assert {not_read(name) for name in ("fps", "max_pixels", "name")} <= set(notes(place / "out" / "t"))
+    told, unknown, beside = skipped(place / "out" / "t")
+    assert "developer messages cannot be trained" in told["expected"] and told["field"] == "messages[0].role"
+    assert unknown["field"] == "url" and " text" in unknown["expected"]
+    assert beside["field"] == "text" and beside["expected"].startswith("caption")
+
+
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 BOX = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "iscrowd": 0}
@@ -428,7 +505,7 @@ def test_coco(indent, place):
     eyes = {"style": "pointing", "label": "eye", "points": [[25.0, 40.0], [2.5, 2.5]], **size}
     nose = {"style": "pointing", "label": "nose", "points": [[25.0, 40.0]], **size}
     assert records(place / "out" / "c") == own(place, {"image": "cat.jpg", "annotations": [eyes, nose]})
-    assert notes(place / "out" / "c") == {BOXES: 1, GROUPS: 1, KEYPOINTS: 1}
+    assert notes(place / "out" / "c") == {BOXES: 1, GROUPS: 1, KEYPOINTS: 1, OTHER_SIZE: 1}
     (line,) = skipped(place / "out" / "c")
     assert (line["line"], line["unit"], line["field"], line["seen"]) == (2, "image", "annotations", "no box of image 8")
 
@@ -463,6 +540,11 @@ def test_coco_that_is_none(changes, words, place, capsys):
         ({"image_id": None}, "image_id", "None"),
         ({"category_id": 9}, "category_id", "9"),
         ({"category_id": [1]}, "category_id", "[1]"),
+        ({"bbox": None}, "bbox", "None"),
+        ({"bbox": []}, "bbox", "[]"),
+        ({"bbox": [1, 2, 0, 4]}, "bbox", "[1, 2, 0, 4]"),
+        ({"bbox": [1, 2, 3, -4]}, "bbox", "[1, 2, 3, -4]"),
+        ({"bbox": [500, 2, 3, 4]}, "bbox", "left, top, right, bottom [500, 2, 503, 6]"),
     ],
 )
 def test_a_coco_annotation_of_nothing_is_left_out_by_itself(changes, field, seen, place, capsys):
@@ -476,9 +558,10 @@ def test_a_coco_annotation_of_nothing_is_left_out_by_itself(changes, field, seen
     assert [image] == [{**one, "file": "c.json"} for one in skipped(place / "out" / "good")]
     assert (line["key"], line["file"], line["unit"], line["line"]) == ("annotation 55", "c.json", "annotation", 1)
     assert (line["field"], line["seen"]) == (f"annotations[0].{field}", seen)
-    assert "of the file (of annotation 55)" in line["expected"]
+    assert "(of annotation 55)" in line["expected"]
     assert read_head(place / "out" / "c" / MANIFEST)["skipped"][LEFT_OUT] == 1
-    assert "c.json, annotation 1: annotations[0]." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "c.json, annotation 1: annotations[0]." in said and "skipped 1 and 1 annotations, listed in" in said
     assert prepare(place / "c.json", "--out", place / "strict", "--strict") == 2
     assert f"c.json, annotation 1, annotations[0].{field}: {LEFT_OUT}" in capsys.readouterr().err
 
@@ -488,6 +571,30 @@ def test_a_coco_annotation_that_is_no_object_is_left_out(place):
     assert prepare(place / "c.json", "--out", place / "out") == 0
     line = skipped(place / "out" / "c")[0]
     assert (line["key"], line["line"], line["field"], line["seen"]) == ("annotations[4]", 5, "annotations[4]", "3")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_coco_captions(indent, place):
+    images = [{"id": 7, "file_name": "cat.jpg", "width": 1, "height": 1}, {"id": 8, "file_name": "horse.jpg"}]
+    said = [(7, "A cat.\n"), (8, "A horse."), (7, "An animal."), (9, "Nobody."), (7, " "), (7, 3)]
+    annotations = [{"id": i, "image_id": image, "caption": text} for i, (image, text) in enumerate(said)]
+    (place / "c.json").write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}, indent=indent))
+    assert prepare(place / "c.json", "--out", place / "out") == 0
+    cat, horse, animal = ({"style": "short_caption", "text": text} for text in ("A cat.", "A horse.", "An animal."))
+    made = own(
+        place, {"image": "cat.jpg", "annotations": [cat, animal]}, {"image": "horse.jpg", "annotations": [horse]}
+    )
+    assert records(place / "out" / "c") == made
+    fields = ["annotations[3].image_id", "annotations[4].caption", "annotations[5].caption"]
+    assert [line["field"] for line in skipped(place / "out" / "c")] == fields
+    assert read_head(place / "out" / "c" / MANIFEST)["skipped"] == {LEFT_OUT: 3}
+
+
+def test_a_record_with_images_and_annotations_is_no_coco(place):
+    line = {"images": ["cat.jpg"], "annotations": [{"style": "long_caption", "text": "A cat."}]}
+    (place / "c.json").write_text(json.dumps(line) + "\n")
+    assert prepare(place / "c.json", "--out", place / "out") == 0
+    assert records(place / "out" / "c") == own(place, line)
 
 
 # --- docs/own_files.md -----------------------------------------------------------------------------------------------

@@ -64,12 +64,22 @@ def test_inside_of_json(tmp_path):
         ("a.json", "[1]", "a row must be an object"),
         ("a.parquet", "no parquet", "a.parquet cannot be read"),
         ("a.xlsx", "", "rows are read from"),
-        ("a.csv", 'a,b\n"x', "a.csv cannot be read"),
+        ("a.csv", 'a,b\n"x', r"a\.csv:2: cannot be read: unexpected end of data in the row that begins there"),
+        ("a.csv", 'a,"b\nx', r"a\.csv:1: cannot be read"),
+        ("a.csv", 'a,b\n1,2\n3,"x\n' + 9 * "3,4\n", r"a\.csv:3: cannot be read"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, text, words):
     with pytest.raises(SourceError, match=words):
         list(read_file(write(tmp_path, name, text)))
+
+
+@pytest.mark.parametrize("code, line, hint", [("latin1", 3002, "LATIN1"), ("utf-16", 1, "UTF-16")])
+def test_a_csv_that_is_not_utf8_names_the_line(tmp_path, code, line, hint):
+    path = tmp_path / "a.csv"
+    path.write_bytes(("a,b\n" + 3000 * "1,2\n" + "3,ä\n" + 3000 * "1,2\n").encode(code))
+    with pytest.raises(SourceError, match=rf"a\.csv:{line}: cannot be read: is not UTF-8; .*iconv -f {hint} -t UTF-8"):
+        list(read_file(path))
 
 
 CARD = """---

@@ -50,6 +50,10 @@ def evaluated(call: list[str], layout: dict[str, int]) -> tuple[int, str, str]:
         return main(call), said.getvalue(), wrong.getvalue()
 
 
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "held.jsonl").read_text().splitlines()]
+
+
 def call(checkpoint: Path, data: Path, out: Path) -> list[str]:
     return ["evaluate", str(checkpoint), "--data", str(data), "--max-new-tokens", "4", "--out", str(out)]
 
@@ -80,6 +84,10 @@ def test_what_cannot_be_read_is_counted_and_named(alone):
     assert "cut" in failed["failed"] and failed["answer"] == ""
     result = json.loads((alone[0] / "held.json").read_text())
     assert result["failed"] == 1 and result["questions"] == sum(QUESTIONS) + 1 and result["group"] == "own data"
+    first = [next(iter(line["scores"].values()))["value"] for line in lines_of(alone[0]) if line["scores"]]
+    assert len(first) == 8 and result["mixed"] and result["score"] == pytest.approx(sum(first) / 9)
+    (row,) = [line.split() for line in alone[1].splitlines() if "all questions" in line]
+    assert row == ["all", "questions", "9", f"{100 * sum(first) / 9:.1f}", "%"]
     assert "held: 1 of 9 questions could not be asked and count 0" in alone[1]
     assert "held: of 8 answers: the answer is cut off after N tokens" in alone[1]
     assert set(result["scores"]) == {"exact_match", "vqa_accuracy", "multiple_choice", "counting"}
@@ -144,6 +152,15 @@ def test_a_place_that_cannot_be_written_is_said_before_the_model_loads(checkpoin
     assert capsys.readouterr().err.startswith("molmo2: error: --out /proc/out: ")
 
 
+def test_the_list_of_tasks_has_80_columns(capsys):
+    from molmo2_nemo.evaluation.tasks import task_names
+
+    assert main(["evaluate", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split()[0] for line in lines if line.startswith("  ") and line[2] != " "} == set(task_names())
+
+
 def test_a_folder_that_is_no_checkpoint(tmp_path, data, capsys):
     assert main(["evaluate", str(tmp_path / "none"), "--data", str(data)]) == 2
     assert "no such checkpoint or run folder" in capsys.readouterr().err
@@ -159,7 +176,8 @@ def test_models_side_by_side(tmp_path, capsys):
             result = {"task": task, "group": group, "settings": {}, "scores": scores}
             (tmp_path / name / f"{task}.json").write_text(json.dumps(result))
     assert main(["evaluate", "--compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["a", "b"]
     # the group's mean is over what both have: `two` does not count
     assert rows == [
         ["caption", "25.0", "50.0"],
