@@ -73,7 +73,7 @@ def draw(maps: Sequence[HeatMap], path: Path, *, title: str, trained: int | None
         beyond = sum(n <= trained for n in found["frames"]) if trained else 0
         if 0 < beyond < len(found["frames"]):
             place.axvline(beyond - 0.5, color="black", linestyle="--")
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=10, wrap=True)
     figure.colorbar(image, ax=axes[0].tolist(), label="correct, %")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
