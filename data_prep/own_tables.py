@@ -208,9 +208,23 @@ def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
     if train or files:
         others = [f"the file {file}" for file in files if train and file not in train]
         return table_rows(train or files, (path.resolve(),), given, others)
-    raise UserError(
-        f"{path} is a folder without tars or a data set of Hugging Face's in it; name a file ({', '.join(ENDINGS)})"
-    )
+    raise UserError(f"{path} is a folder without tars or a data set of Hugging Face's in it; {_instead(path)}")
+
+
+def _instead(path: Path) -> str:
+    """What can be named in place of a folder that is not read."""
+    inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+    files = [str(one) for one in inside if one.is_file() and ending(one)[0] in ENDINGS]
+    if files:
+        return f"name one of its files: {', '.join(files[:6])}{', ...' if len(files) > 6 else ''}"
+    folders = [one.name for one in inside if one.is_dir()]
+    if folders and not any(one.is_file() for one in inside):
+        names = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
+        return (
+            f"folders ({names}) say nothing that can be trained: write a file with a line for each picture, with the "
+            f"columns file_name and caption: {path / METADATA[1]}"
+        )
+    return f"name a file ({', '.join(ENDINGS)})"
 
 
 def _saved(path: Path, given: Mapping[str, Any] | None, unread: Sequence[str]) -> OwnRows:

@@ -477,6 +477,23 @@ def test_messages_with_names_and_parts_with_rates(place):
     assert beside["field"] == "text" and beside["expected"].startswith("caption")
 
 
+def test_a_folder_that_is_not_read_says_what_to_name(place, capsys):
+    (place / "both" / ".hidden").mkdir(parents=True)
+    for name in ("b.csv", "a.jsonl", "notes.txt"):
+        (place / "both" / name).write_text("x\n")
+    (place / "classes" / "cat").mkdir(parents=True)
+    shutil.copy(place / "cat.jpg", place / "classes" / "cat")
+    for folder, words in (
+        ("both", f"name one of its files: {place / 'both' / 'a.jsonl'}, {place / 'both' / 'b.csv'}\n"),
+        ("classes", "folders (cat) say nothing that can be trained: write a file with a line for each picture"),
+        ("classes/cat", "name a file (.jsonl"),
+    ):
+        assert prepare(place / folder, "--out", place / "out") == 2
+        assert words in capsys.readouterr().err
+    (place / "classes" / "metadata.csv").write_text("file_name,caption\ncat/cat.jpg,A cat.\n")
+    assert prepare(place / "classes", "--out", place / "out") == 0, "as the message says"
+
+
 # --- COCO ------------------------------------------------------------------------------------------------------------
 
 BOX = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "iscrowd": 0}
