@@ -9,6 +9,7 @@ import lzma
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from data_prep.sources.base import Row
 from data_prep.sources.own_columns import Columns, find_columns
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.data.json_values import Fault, show
-from molmo2_nemo.data.record import other_code
+from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, other_code
 from molmo2_nemo.errors import UserError, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's folders of images or videos
@@ -249,8 +250,34 @@ def _parts(path: Path, name: str) -> list[Any]:
 
 def _metadata(path: Path, file: Path, given: Mapping[str, Any] | None) -> OwnRows:
     """The rows of metadata.csv (.jsonl, .parquet) beside images or videos."""
-    folders = (file.parent.resolve(), path.resolve())
+    folders = tuple(dict.fromkeys((file.parent.resolve(), path.resolve())))
     if file.suffix != ".jsonl":
-        return table_rows([file], folders, given)
-    rows = partial(json_lines, file)
-    return OwnRows("JSON Lines", rows, (file,), folders, columns_of(rows(), given))
+        made = table_rows([file], folders, given)
+    else:
+        rows = partial(json_lines, file)
+        made = OwnRows("JSON Lines", rows, (file,), folders, columns_of(rows(), given))
+    return replace(made, unread=(*made.unread, *_unnamed(file, made)))
+
+
+def _unnamed(file: Path, made: OwnRows) -> Iterator[str]:
+    """In words, the pictures and films beside a metadata file that no row of it names."""
+    named = {str(row.get("entry", {}).get("file_name")) for row in map(_entry, made.rows())} - {"None"}
+    if not named:
+        return
+    media = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    found = (one for one in sorted(file.parent.rglob("*")) if one.suffix.lower().lstrip(".") in media)
+    left = [one.relative_to(file.parent).as_posix() for one in found]
+    left = [name for name in left if name not in named]
+    if left:
+        yield f"{len(left):,} pictures or films that {file.name} does not name, such as {left[0]}"
+
+
+def _entry(row: Row) -> Row:
+    """A row whose line of JSON is read; one that cannot be read is told elsewhere."""
+    if "content" not in row:
+        return row
+    try:
+        entry = json.loads(row["content"])
+    except ValueError:
+        entry = {}
+    return {"entry": entry if isinstance(entry, dict) else {}}

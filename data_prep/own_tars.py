@@ -25,7 +25,7 @@ from data_prep.sources.own_columns import NAMES, Columns, find_columns, starts
 from data_prep.sources.own_shapes import not_read
 from data_prep.sources.references import Stored
 from molmo2_nemo.data.json_values import Fault, show
-from molmo2_nemo.data.manifest import MANIFEST, Member
+from molmo2_nemo.data.manifest import MANIFEST, Member, ShardError
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, BadRecord
 from molmo2_nemo.data.tar_index import index_tar
 from molmo2_nemo.errors import UserError
@@ -117,13 +117,23 @@ def tars_of(path: Path) -> TarFiles | None:
     return TarFiles(root, tuple(tars), WEBDATASET, unread)
 
 
+def _indexed(
+    tar: Path, bad: dict[str, BadRecord], passed: Counter[str] | None = None
+) -> list[tuple[str, list[Member]]]:
+    """`index_tar`, which says of a tar that cannot be read how to go on without it."""
+    try:
+        return index_tar(tar, bad, passed)
+    except ShardError as error:
+        raise UserError(f"{error} To go on without this tar, move it to another folder") from None
+
+
 # --- columns ---------------------------------------------------------------------------------------------------------
 
 
 def _sampled(files: TarFiles) -> Iterator[dict[str, Any]]:
     """Of each record its members by suffix, and under "" the fields of its JSON."""
     for tar in files.tars:
-        for key, members in index_tar(tar, {}):
+        for key, members in _indexed(tar, {}):
             record: dict[str, Any] = {member.suffix: member for member in members}
             if "json" in record:
                 try:
@@ -250,7 +260,7 @@ def _rows(files: TarFiles, reading: Reading) -> Iterator[Row]:
         passed: Counter[str] = Counter()
         excluded = (files.excluded or {}).get(files.name(tar), frozenset())
         number = 0
-        for number, (key, members) in enumerate(index_tar(tar, bad, passed), 1):
+        for number, (key, members) in enumerate(_indexed(tar, bad, passed), 1):
             if key in excluded:
                 continue
             row = {"line": number, "file": files.name(tar), "apart": f"{tar.stem}-{number}"}

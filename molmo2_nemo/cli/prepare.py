@@ -376,12 +376,15 @@ def _report(summary: Any, folder: Path) -> None:
     from data_prep.media_kinds import NOT_FOUND
     from data_prep.noticed import note_lines
     from data_prep.own_coco import LEFT_OUT
+    from data_prep.parts import CHUNK, FOLDER
 
     head = summary.head
     size = sum(shard["bytes"] for shard in head["shards"])
     state = "is there already" if summary.already else "done" if summary.look is None else "added to"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
     print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    if not head["records"] and not head["skipped"] and FOLDER.fullmatch(folder.name):
+        print(f"  no sample fell to this part: they are dealt out {CHUNK} at a time; fewer parts have some each")
     print("".join(f"  {line}\n" for line in again_lines(summary, folder)), end="")
     _say_coverage(head)
     if shared := head.get("shared_media"):

@@ -387,10 +387,12 @@ def test_other_splits_are_said(place, capsys):
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
 @pytest.mark.parametrize("split", ["", "train"])
-def test_image_folders(name, split, place):
+def test_image_folders(name, split, place, capsys):
     folder = place / "set" / split
-    folder.mkdir(parents=True)
+    (folder / "more").mkdir(parents=True)
     shutil.copy(demo.MEDIA / "cat.jpg", folder)
+    for other in ("more/dog.jpg", "zebra.png"):
+        shutil.copy(demo.MEDIA / "cat.jpg", folder / other)
     rows = [{"file_name": "cat.jpg", "text": "A cat.", "label": 1}]
     if name.endswith("csv"):
         (folder / name).write_bytes(table(rows))
@@ -399,6 +401,9 @@ def test_image_folders(name, split, place):
     else:
         pq.write_table(pa.Table.from_pylist(rows), folder / name)
     assert prepare(place / "set", "--out", place / "out", "--strict") == 0
+    assert (
+        f"  not read: 2 pictures or films that {name} does not name, such as more/dog.jpg\n" in capsys.readouterr().out
+    )
     assert records(place / "out" / "set") == own(place, {"image": "cat.jpg", "caption": "A cat."})
 
 

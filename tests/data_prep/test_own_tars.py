@@ -258,6 +258,20 @@ def test_what_is_not_clear_is_refused(record, says, tmp_path, capsys):
     assert says in capsys.readouterr().err
 
 
+def test_a_tar_that_is_cut_off_is_refused_with_a_way_to_go_on(tmp_path, capsys):
+    (tmp_path / "set").mkdir()
+    for name in ("a", "b"):
+        tar(tmp_path / "set" / f"{name}.tar", {"jpg": CAT, "txt": "A cat."})
+    cut = tmp_path / "set" / "b.tar"
+    cut.write_bytes(cut.read_bytes()[:3000])
+    assert prepare(tmp_path / "set", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "b.tar is cut off" in said and "To go on without this tar, move it to another folder" in said
+    cut.rename(tmp_path / "b.tar")
+    assert prepare(tmp_path / "set", "--out", tmp_path / "out") == 0
+    assert len(records(tmp_path / "out" / "set")) == 1
+
+
 def test_a_caption_is_taken_from_where_a_record_has_it(tmp_path, capsys):
     tar(
         tmp_path / "a.tar",
