@@ -25,7 +25,7 @@ from molmo2_nemo.data.annotations import Answer as AnnotatedAnswer
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.raw_text import RawText
-from molmo2_nemo.data.record import Record, Subtitle, parse_record
+from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.video.read import plan_video
 from molmo2_nemo.errors import DataError
@@ -131,20 +131,13 @@ def sizes_of(record: Record, images: Sequence[dict[str, list[int]]], builder: Ex
 
 def prompt_of(record: Record, question: str, history: Sequence[tuple[str, str]]) -> Prompt:
     """A question about a record's media, worded already."""
-    lines = record.subtitles
     return Prompt(
         question,
         record.images,
         record.video,
         style=None,
-        subtitles=lines if isinstance(lines, str) else [_of_film(line, record) for line in lines],
+        subtitles=record.subtitles,
         clip=record.clip,
         history=tuple(history),
         sampling=record.sampling,
     )
-
-
-def _of_film(line: Subtitle, record: Record) -> tuple[float, float, str]:
-    """A line of a record, whose times count from its clip, with those of the film."""
-    start = record.clip[0] if record.clip else 0.0
-    return line.start + start, line.end + start, line.text

@@ -23,10 +23,9 @@ class Prompt:
     question: str
     images: Sequence[bytes] = ()  # encoded files
     video: bytes | None = None  # an encoded file; not beside images
-    style: str | None = (
-        "user_qa"  # kind of the answer, as in training annotations; None: the question is taken as it is
-    )
-    subtitles: Sequence[tuple[float, float, str]] | str = ()  # start, end (seconds of the film), text; or only a text
+    style: str | None = "user_qa"  # kind of the answer, as in annotations; None: the question is taken as it is
+    # Start, end (seconds of the film), text; or lines of a record, whose times count from the clip; or only a text
+    subtitles: Sequence[tuple[float, float, str]] | Sequence[Subtitle] | str = ()
     clip: tuple[float, float] | None = None  # seconds of the film: the part that is shown
     options: Sequence[str] = ()  # of a multiple-choice question
     reference: str | list[str] | None = None  # what it is compared with
@@ -38,8 +37,13 @@ class Prompt:
         if isinstance(self.subtitles, str):
             return self.subtitles
         start, end = self.clip or (0.0, float("inf"))
-        heard = [(a, b, text) for a, b, text in self.subtitles if a < end and b > start]
-        return [Subtitle(max(a, start) - start, min(b, end) - start, text) for a, b, text in heard]
+        lines = []
+        for line in self.subtitles:
+            if isinstance(line, Subtitle):
+                lines.append(line)
+            elif line[0] < end and line[1] > start:
+                lines.append(Subtitle(max(line[0], start) - start, min(line[1], end) - start, line[2]))
+        return lines
 
     def example(self, builder: ExampleBuilder) -> Example:
         """What the model reads.
