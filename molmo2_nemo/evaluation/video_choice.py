@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from molmo2_nemo.data.build import ExampleBuilder
-from molmo2_nemo.data.media import read_media
 from molmo2_nemo.data.subtitle_files import Line
 from molmo2_nemo.errors import DataError, UserError, read_text
 from molmo2_nemo.evaluation.choice import LETTERS
@@ -53,14 +52,10 @@ class VideoChoices:
         return len(self.rows)
 
     def questions(self, number: int, builder: ExampleBuilder) -> list[Question]:
-        """See `Items`.
-
-        Raises:
-            UserError: the video is missing or cannot be read.
-        """
+        """See `Items`."""
         row = self.rows[number]
         style = "video_multiple_choice_w_subtitle" if row.subtitles else "video_multiple_choice"
-        prompt = Prompt(row.asked, video=read_media(row.video, "video"), style=style, subtitles=row.subtitles)
+        prompt = Prompt(row.asked, video=row.video, style=style, subtitles=row.subtitles)
         reference = {"option": row.letter, "options": list(row.options)}
         return [Question(row.key, prompt, (reference,), tags=row.tags)]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Example
+from molmo2_nemo.data.media import read_media
 from molmo2_nemo.data.record import Subtitle
 from molmo2_nemo.errors import UserError
 
@@ -21,8 +23,8 @@ class Prompt:
     """One question about images, a video, or nothing."""
 
     question: str
-    images: Sequence[bytes] = ()  # encoded files
-    video: bytes | None = None  # an encoded file; not beside images
+    images: Sequence[bytes | Path] = ()  # encoded files, or where they are: then they are read when they are needed
+    video: bytes | Path | None = None  # the same; not beside images
     style: str | None = "user_qa"  # kind of the answer, as in annotations; None: the question is taken as it is
     # Start, end (seconds of the film), text; or lines of a record, whose times count from the clip; or only a text
     subtitles: Sequence[tuple[float, float, str]] | Sequence[Subtitle] | str = ()
@@ -49,11 +51,12 @@ class Prompt:
         """What the model reads.
 
         Raises:
-            DataError: media that cannot be read, or images and a video together.
+            UserError: media that are not there or cannot be read, or images and a video together.
         """
+        video = read_media(self.video, "video") if isinstance(self.video, Path) else self.video
         return builder.prompt(
-            self.images,
-            self.video,
+            [read_media(image, "image") if isinstance(image, Path) else image for image in self.images],
+            video,
             self.question,
             self.style,
             options=self.options or None,

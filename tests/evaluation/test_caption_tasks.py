@@ -126,11 +126,11 @@ def test_the_questions_of_qv_highlights(place, tmp_path):
     assert len(items) == 2  # a query with six windows is left out
     (question,) = items.questions(0, None)  # type: ignore[arg-type]
     assert question.key == "7_a_0.0_150.0" and "Query: A dog runs. Which" in question.prompt.question
-    assert question.prompt.video is not None and question.prompt.style == "video_short_answer"
+    assert question.prompt.video.is_file() and question.prompt.style == "video_short_answer"
     score = find_scorer("moment_retrieval").score("Segments: [0-2]", question.references)
     assert score.value == 1 and score.details["hit1"] == 1
     with pytest.raises(UserError, match="absent.mp4: no such file"):
-        items.questions(1, None)  # type: ignore[arg-type]
+        items.questions(1, None)[0].prompt.example(None)  # type: ignore[arg-type]
 
 
 def test_qv_highlights_is_evaluated(workers, checkpoint, tmp_path):
@@ -143,6 +143,8 @@ def test_qv_highlights_is_evaluated(workers, checkpoint, tmp_path):
     found = result["scores"]["moment_retrieval"]
     assert found["answers"] == 2 and {"r1@0.5", "r1@0.7", "map", "miou", "hit1"} <= set(found["figures"])
     assert "1 of 2 questions could not be asked" in said
+    lines = [json.loads(line) for line in (tmp_path / "out" / "qv_highlights@4.jsonl").open()]
+    assert ["failed" in line for line in lines] == [False, True] and all(line["tags"] for line in lines)
 
 
 BROKEN = [

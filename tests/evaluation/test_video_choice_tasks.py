@@ -173,7 +173,7 @@ def test_a_benchmark_is_read_as_published(name, tmp_path, builder):
     question = asked[0]
     scorer = find_scorer(task.scorers[0])
     scorer.check(question.references)
-    assert (question.tags, question.prompt.video) == (tags, FILM)
+    assert (question.tags, question.prompt.video.read_bytes()) == (tags, FILM)
     assert question.references[0]["option"] == "B" and "blue" in question.references[0]["options"][1]
     assert "which colour" in question.prompt.question.lower() and "\nB. blue" in question.prompt.question
     assert [scorer.score(answer, question.references).value for answer in ("B. blue", "B", "A. red")] == [1, 1, 0]
@@ -203,8 +203,9 @@ def test_a_missing_video_is_said_when_it_is_asked_about(tmp_path, builder):
     lvbench(tmp_path)
     (tmp_path / "LVBench/abc.mp4").unlink()
     items = find_task("lvbench").open(TaskSettings(tmp_path))
+    (question,) = items.questions(0, builder)
     with pytest.raises(UserError, match=r"abc\.mp4: no such file"):
-        items.questions(0, builder)
+        question.prompt.example(builder)
 
 
 def test_subtitles_that_are_not_there(tmp_path):
@@ -272,6 +273,9 @@ def test_a_benchmark_is_evaluated(workers, checkpoint, tmp_path):
     assert workers.run(evaluated, [*call, "--out", str(tmp_path / "out")])[0] == 0
     missing = json.loads((tmp_path / "out/lvbench.json").read_text())
     assert (missing["scores"]["option_start"]["score"], missing["failed"]) == (0, 2)
+    assert all(
+        line["references"] and line["failed"] for line in map(json.loads, (tmp_path / "out/lvbench.jsonl").open())
+    )
     found = json.loads((tmp_path / "out/longvideobench_subtitles.json").read_text())
     assert (found["questions"], found["failed"], found["group"]) == (2, 0, "long video QA")
     assert set(found["scores"]["longvideobench"]["by"]["duration"]) == {"15", "3600"}

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.data.build import ExampleBuilder
-from molmo2_nemo.data.media import read_media
 from molmo2_nemo.errors import UserError, read_text
 from molmo2_nemo.evaluation.scorers.moment_retrieval import SCORER
 from molmo2_nemo.evaluation.task import Question, Task, TaskSettings
@@ -49,13 +48,9 @@ class Queries:
         return len(self.queries)
 
     def questions(self, number: int, builder: ExampleBuilder) -> list[Question]:
-        """The one question of a query.
-
-        Raises:
-            UserError: its video is missing or cannot be read.
-        """
+        """The one question of a query."""
         query = self.queries[number]
-        video = read_media(self.folder / VIDEOS / f"{query['vid']}.mp4", "video")
+        video = self.folder / VIDEOS / f"{query['vid']}.mp4"
         text = query["query"].rstrip(".")
         asked = f"Query: {text}. Which segments of the video does it describe? Give start and end in seconds."
         tags = {"windows": "one" if len(query["relevant_windows"]) == 1 else "several"}
