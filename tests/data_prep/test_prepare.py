@@ -187,7 +187,7 @@ def test_other_settings_are_refused(raw, tmp_path):
     out = tmp_path / "out" / "mine"
     prepare(source(), out, options(raw, limit=20))
     before = content(out)
-    with pytest.raises(UserError, match=r"limit: 20 there, 0 now.*--overwrite"):
+    with pytest.raises(UserError, match=r"--limit: 20 there, none now.*--overwrite"):
         prepare(source(), out, options(raw))
     assert content(out) == before
     with pytest.raises(KeyboardInterrupt):

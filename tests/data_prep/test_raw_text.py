@@ -60,7 +60,7 @@ BAD = [
     ({"text": ["a", "b"]}, "text", "text must be a string"),
     ({"text": "half \ud800"}, "", "surrogates not allowed"),
     ({"text": "a", "caption": "b"}, "text", "is a field of an annotation"),
-    ({"text": "a", "image": "cat.jpg"}, "text", "is a field of an annotation"),
+    ({"text": "a", "image": "cat.jpg"}, "text", "text stands beside image: write caption"),
     ({"text": "a", "titel": "b"}, "titel", "unknown field"),
     ({"text": "a", "weight": 0}, "weight", "above 0"),
     ({"text": "a", "clip": [0, 1]}, "clip", "belongs to a video"),

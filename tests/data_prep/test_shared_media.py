@@ -127,7 +127,7 @@ def test_both_ways_read_alike_and_one_takes_a_part_of_the_disk(raw, made, tmp_pa
 
 def test_a_set_prepared_before_is_found_complete_and_the_flag_makes_another(raw, made):
     assert prepared(raw, made).already
-    with pytest.raises(UserError, match="repeat_media"):
+    with pytest.raises(UserError, match="--repeat-media"):
         prepared(raw, made, repeat_media=True)
 
 

@@ -125,9 +125,9 @@ def test_a_killed_process_is_named(tmp_path, capsys):
 
 
 def test_children_end_with_their_code():
-    assert local._run_child([sys.executable, "-c", "raise SystemExit(7)"], {}) == 7
+    assert local.run_child([sys.executable, "-c", "raise SystemExit(7)"], {}) == 7
     own = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"  # nobody asked the run to stop
-    assert local._run_child([sys.executable, "-c", own], {}) == -signal.SIGTERM
+    assert local.run_child([sys.executable, "-c", own], {}) == -signal.SIGTERM
 
 
 def test_a_signal_before_the_child_exists_reaches_it(monkeypatch):
@@ -138,14 +138,14 @@ def test_a_signal_before_the_child_exists_reaches_it(monkeypatch):
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(subprocess, "Popen", SignalledFirst)
-    assert local._run_child([sys.executable, "-c", "import time; time.sleep(60)"], {}) == PREEMPTED
+    assert local.run_child([sys.executable, "-c", "import time; time.sleep(60)"], {}) == PREEMPTED
     assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_child_that_cannot_be_started_leaves_the_handlers_as_they_were(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FileNotFoundError):
-        local._run_child([str(tmp_path / "absent")], {})
+        local.run_child([str(tmp_path / "absent")], {})
     assert signal.getsignal(signal.SIGTERM) == before
 
 

@@ -38,6 +38,8 @@ def test_nemo_exports_imports_and_exports_the_same(workers, tmp_path):
     first, second = map(Path, workers.run(round_trip_job, str(checkpoint), str(tmp_path))[0])
     assert sorted(p.name for p in first.iterdir()) == sorted(p.name for p in second.iterdir())
     for file in first.iterdir():
+        if file.name == "README.md":  # the model card: what came back from NeMo's import is no run's any more
+            continue
         assert filecmp.cmp(file, second / file.name, shallow=False), file.name
 
 

@@ -331,7 +331,7 @@ def command(server, certificate, tmp_path, *words: str, before=None) -> subproce
 def test_a_killed_command_goes_on(server, certificate, tmp_path, kill):
     server.files |= {
         "/val.zip": zipped(PICTURES),
-        "/train.zip": zipped({f"train2014/{i}.jpg": os.urandom(100_000) for i in range(10)}),
+        "/train.zip": zipped({f"train2014/{i}.jpg": os.urandom(100_000) for i in range(80)}),
     }
     server.plans["/train.zip"] = ["slow:0.1", ""]
     first = command(server, certificate, tmp_path)
@@ -346,7 +346,7 @@ def test_a_killed_command_goes_on(server, certificate, tmp_path, kill):
     second = command(server, certificate, tmp_path)
     out, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
-    assert len(list((tmp_path / "root/images/coco/train2014").iterdir())) == 10
+    assert len(list((tmp_path / "root/images/coco/train2014").iterdir())) == 80
     assert pictures(tmp_path / "root").items() >= PICTURES.items()
     asked = [wanted for path, wanted, _ in server.seen if path == "/train.zip"]
     assert asked[0] is None and int(asked[1][6:-1]) >= 200_000, "the second call asked only for the rest"
