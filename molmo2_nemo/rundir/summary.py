@@ -63,7 +63,8 @@ def resolve_checkpoint(path: str | Path) -> Path:
     """A checkpoint folder itself, or the final checkpoint of the stage (or the run's last finished stage) at `path`.
 
     Raises:
-        UserError: there is no such folder, or nothing in it is finished.
+        UserError: there is no such folder, nothing in it is finished, or it is something else: a folder of checkpoints,
+            a model in Hugging Face format.
     """
     path = Path(path)
     if not path.is_dir():
@@ -74,4 +75,12 @@ def resolve_checkpoint(path: str | Path) -> Path:
             return Path(done["checkpoint"])
     if (path / CHECKPOINTS).is_dir():
         raise UserError(f"{path}: the stage is not finished (no {SUMMARY}); name one of its folders in {CHECKPOINTS}/")
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{path} is a model in Hugging Face format; make a checkpoint of it: "
+            f"molmo2 convert import {path} CHECKPOINT"
+        )
+    if path.name == CHECKPOINTS and (steps := list(path.glob("step=*"))):
+        newest = max(steps, key=lambda step: (len(step.name), step.name))
+        raise UserError(f"{path} holds {len(steps)} checkpoints; name one of them, such as {newest}")
     return path

@@ -255,6 +255,18 @@ def test_the_line_for_several_nodes_is_whole(tmp_path):
     assert line.endswith(f"-m molmo2_nemo.cli.main train --config {tmp_path}/sft/config.yaml")
 
 
+def test_what_is_no_checkpoint_is_named(tmp_path):
+    (tmp_path / "hf").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "hf" / name).write_text("")
+    with pytest.raises(UserError, match=f"Hugging Face format.*molmo2 convert import {tmp_path / 'hf'} CHECKPOINT"):
+        resolve_checkpoint(tmp_path / "hf")
+    for step in (9, 20):
+        (tmp_path / "checkpoints" / f"step={step}").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds 2 checkpoints; name one of them, such as .*step=20"):
+        resolve_checkpoint(tmp_path / "checkpoints")
+
+
 def test_resolve_checkpoint(tmp_path):
     checkpoint = tmp_path / "sft" / "checkpoints" / "step=3-last"
     checkpoint.mkdir(parents=True)
