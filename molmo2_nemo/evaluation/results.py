@@ -110,7 +110,9 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             if result[kind]:
                 notes.append(f"{called(result)}: {result[kind]:,} of {result['questions']:,} questions {said}")
         common = sorted(result["remarks"].items(), key=lambda pair: -pair[1])[:REMARKS]
-        notes += [f"{called(result)}: of {count:,} answers: {remark}" for remark, count in common]
+        notes += [
+            f"{called(result)}: {count:,} of {result['questions']:,} answers: {remark}" for remark, count in common
+        ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows]
     return "\n".join(lines + notes)

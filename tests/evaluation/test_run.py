@@ -89,7 +89,7 @@ def test_what_cannot_be_read_is_counted_and_named(alone):
     (row,) = [line.split() for line in alone[1].splitlines() if "all questions" in line]
     assert row == ["all", "questions", "9", f"{100 * sum(first) / 9:.1f}", "%"]
     assert "held: 1 of 9 questions could not be asked and count 0" in alone[1]
-    assert "held: of 8 answers: the answer is cut off after N tokens" in alone[1]
+    assert "held: 8 of 9 answers: the answer is cut off after N tokens" in alone[1]
     assert set(result["scores"]) == {"exact_match", "vqa_accuracy", "multiple_choice", "counting"}
 
 
