@@ -187,7 +187,10 @@ class Resolver:
             raise MediaError(NOT_FOUND, f"{media.paths[0]}: give the folder that holds it with --source")
         found = self._there(media)
         if found is None:
-            below = ", ".join(dict.fromkeys(str(folder.resolve()) for folder in self.folders))
+            places: dict[Path, str] = {}  # each once, as it was named first
+            for folder in self.folders:
+                places.setdefault(folder.resolve(), str(folder))
+            below = ", ".join(places.values())
             outside = any(Path(path).is_file() for path in media.paths if Path(path).is_absolute())
             hint = "; it is there, but outside of these: name its folder with --source" if outside else ""
             raise MediaError(NOT_FOUND, f"{' or '.join(media.paths)} below {below}{hint}")

@@ -71,7 +71,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["import", broken, out], "model.safetensors is truncated"),
         (["import", llm, out], "model_type is 'qwen3', expected 'molmo2'"),
         (["import", FIXTURES / "olmo3", tmp_path / "file" / "below"], "file is a file; name a folder"),
-        (["export", llm, out], "not a Megatron distributed checkpoint"),
+        (["export", llm, out], "is a model in Hugging Face format"),
         (["export", nameless, out], "not a checkpoint of any known Molmo2: tiny: "),
         (
             ["init", "--llm", vit, "--vit", llm, out],
