@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,17 @@ class PublishedImages(Task):
         """Whether an entry is a question of the benchmark."""
         return True
 
+    @abstractmethod
     def image(self, entry: Entry) -> str:
         """Path of an entry's image in the folder."""
-        raise NotImplementedError
 
+    @abstractmethod
     def text(self, entry: Entry) -> str:
         """What is asked."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reference(self, entry: Entry, folder: Path, size: tuple[int, int]) -> Any:
         """What answers are compared with; `size` is the image's width and height in pixels."""
-        raise NotImplementedError
 
     def tags(self, entry: Entry) -> dict[str, str]:
         """What figures are broken down by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,17 +37,17 @@ class PublishedVideos(Task):
             )
         return rows
 
+    @abstractmethod
     def video_names(self, row: Row) -> Sequence[str]:
         """Names of a row's video, the preferred one first: paths without suffix, of which the end must agree."""
-        raise NotImplementedError
 
+    @abstractmethod
     def record(self, row: Row) -> dict[str, Any]:
         """The row as a record of ours, without its video."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reference(self, row: Row) -> Any:
         """What answers to the row are compared with."""
-        raise NotImplementedError
 
     def tags(self, row: Row) -> dict[str, str]:
         """What figures are broken down by."""

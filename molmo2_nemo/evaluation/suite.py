@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo.errors import UserError
@@ -12,6 +13,7 @@ from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.shard_task import OwnData
 from molmo2_nemo.evaluation.task import Items, Task, TaskSettings
 from molmo2_nemo.evaluation.tasks import AUTO, find_task
+from molmo2_nemo.settings.run import EvaluationConfig
 
 if TYPE_CHECKING:
     from molmo2_nemo.data.build import ExampleBuilder
@@ -58,7 +60,6 @@ class Pass:
 
         Args:
             builder: with the run's number of frames, which the pass replaces by its own.
-            sampling: with max_new_tokens 0 where the task is to say how long answers may be.
             made_with: settings to note beside the figures.
         """
         from molmo2_nemo.data.build import ExampleBuilder
@@ -84,6 +85,19 @@ class Pass:
     def count(self) -> int:
         """Items that are asked."""
         return min(len(self.items), self.settings.limit or len(self.items))
+
+
+def passes_of_run(config: EvaluationConfig, root: str) -> list[Pass]:
+    """The tasks that a run evaluates while it trains, with their items.
+
+    Args:
+        root: `data.root`, where the settings name no other.
+
+    Raises:
+        UserError: an unknown task, or data that are not there.
+    """
+    settings = TaskSettings(Path(config.root or root), config.limit, depths=config.depths)
+    return opened(chosen(config.tasks, config.data), settings, [config.frames])
 
 
 def opened(tasks: Sequence[Task], settings: TaskSettings, frames: Sequence[int | None] = (None,)) -> list[Pass]:

@@ -50,8 +50,7 @@ def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
         if cfg.evaluation.data is not None:
             yield f"evaluation.data={cfg.evaluation.data} without evaluation.tasks=[auto], which is what reads it"
         return
-    from molmo2_nemo.evaluation.suite import chosen, opened
-    from molmo2_nemo.evaluation.task import TaskSettings
+    from molmo2_nemo.evaluation.suite import passes_of_run
 
     if cfg.parallel.pipeline > 1:
         yield (
@@ -59,7 +58,6 @@ def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
             "checkpoint, which loads under any layout, or set parallel.pipeline=1"
         )
     try:
-        tasks = chosen(cfg.evaluation.tasks, cfg.evaluation.data)
-        opened(tasks, TaskSettings(Path(cfg.evaluation.root or cfg.data.root), cfg.evaluation.limit))
+        passes_of_run(cfg.evaluation, cfg.data.root)
     except (UserError, OSError) as error:
         yield f"evaluation: {error}"

@@ -19,29 +19,17 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.evaluation.results import called, groups_of, main_score, table, write_result
-from molmo2_nemo.evaluation.run import Leaves
-from molmo2_nemo.evaluation.suite import Pass, chosen, opened
-from molmo2_nemo.evaluation.task import TaskSettings
+from molmo2_nemo.evaluation.suite import Pass, passes_of_run
 from molmo2_nemo.inference.engine import Generator
 from molmo2_nemo.inference.sampling import Sampling
 from molmo2_nemo.model.molmo2 import Molmo2Model
-from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.rundir.lines import append_line
 from molmo2_nemo.rundir.paths import EVALUATION, EVALUATIONS
 from molmo2_nemo.settings.run import EvaluationConfig
-from molmo2_nemo.training.faults import agreed
+from molmo2_nemo.training.between_steps import Leaves, left_to_do
 from molmo2_nemo.training.overlap import finish_gathers
 
 COUNTED = ("questions", "failed", "unscored")
-
-
-def passes(config: EvaluationConfig, data: DataConfig) -> list[Pass]:
-    """The tasks that a run asks for, with their items.
-
-    Raises:
-        UserError: an unknown task, or data that are not there.
-    """
-    settings = TaskSettings(Path(config.root or data.root), config.limit, depths=config.depths)
-    return opened(chosen(config.tasks, config.data), settings, [config.frames])
 
 
 class Evaluating:
@@ -65,19 +53,16 @@ class Evaluating:
         Raises:
             UserError: data that are not there.
         """
-        self.passes = passes(self.config, self.data)
+        self.passes = passes_of_run(self.config, self.data.root)
         tokenizer = Molmo2Tokenizer.load(self.data.tokenizer, vocab_size=self.data.vocab_size)
         self.builder = ExampleBuilder(self.data, tokenizer, training=False)
-        missing = False
-        if dist.get_rank() == 0:
-            cut_lines(self.path, step)
-            missing = all(line["step"] != step for line in read_lines(self.path, step=int))
-        return self.due(step, last_step) and step > 0 and bool(agreed([float(missing)])[0])
+        left = left_to_do(self.path, step)
+        return self.due(step, last_step) and step > 0 and left
 
     def due(self, step: int, last_step: int) -> bool:
         return step % self.config.every == 0 or step == last_step
 
-    def evaluate(self, step: int, chunks: list[Any], leaves: Leaves) -> dict[str, float]:
+    def score(self, step: int, chunks: list[Any], leaves: Leaves) -> dict[str, float]:
         """Evaluate all tasks and write down what came of it, unless a signal ends the run meanwhile. A collective of
         all ranks.
 

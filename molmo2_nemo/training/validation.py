@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,11 @@ from molmo2_nemo.data.example import Batch, Example
 from molmo2_nemo.data.reader import ExampleReader, Skipped, default_builder
 from molmo2_nemo.data.tally import SKIPPED, Seen, Tally, counted
 from molmo2_nemo.model.inputs import PackInputs
-from molmo2_nemo.rundir.lines import append_line, cut_lines, read_lines
+from molmo2_nemo.rundir.lines import append_line
 from molmo2_nemo.rundir.paths import VALIDATION
 from molmo2_nemo.settings.run import ValidationConfig
-from molmo2_nemo.training.faults import agreed
+from molmo2_nemo.training.between_steps import Leaves, left_to_do
 from molmo2_nemo.training.step import device, is_first_of_replica
-
-# Whether the run is to end here, and whether any rank has the wish that is passed; see stopping.py.
-Leaves = Callable[[bool], tuple[bool, bool]]
 
 
 class HeldOut:
@@ -72,11 +69,8 @@ class HeldOut:
                 progression=[],
             )
             self.readers[name] = ExampleReader(own, builder, im_patch)
-        missing = False
-        if dist.get_rank() == 0:
-            cut_lines(self.path, step)
-            missing = all(line["step"] != step for line in read_lines(self.path, step=int))
-        return self.due(step, last_step) and step > 0 and bool(agreed([float(missing)])[0])
+        left = left_to_do(self.path, step)
+        return self.due(step, last_step) and step > 0 and left
 
     def due(self, step: int, last_step: int) -> bool:
         return bool(self.readers) and (step % self.config.every == 0 or step == last_step)
