@@ -63,6 +63,15 @@ def read_choice(scorer: str, reference: Any) -> Choice:
     return Choice(tuple(options), letters.index(entry["option"]), not entry.get("unlabelled", False))
 
 
+class TextOrChoiceScorer(Scorer):
+    """A scorer whose references are texts, or options with the correct one."""
+
+    def check(self, references: Sequence[Any]) -> None:
+        for reference in references:
+            if not isinstance(reference, str):
+                read_choice(self.name, reference)
+
+
 def nearest_name(answer: str, names: Sequence[str]) -> int:
     """The option that an answer is nearest to, case and outer whitespace not counting: the one it equals; else the only
     one it begins with, that begins with it, or that it lies in; else the first of least edit distance. There always

@@ -20,8 +20,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from molmo2_nemo.evaluation.base import Score, Scorer
-from molmo2_nemo.evaluation.choice import Choice, chosen_score, last_named, read_choice, share_without
+from molmo2_nemo.evaluation.base import Score
+from molmo2_nemo.evaluation.choice import (
+    Choice,
+    TextOrChoiceScorer,
+    chosen_score,
+    last_named,
+    read_choice,
+    share_without,
+)
 from molmo2_nemo.evaluation.text import final_answer
 
 SIGNS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")  # before an answer
@@ -81,14 +88,9 @@ def agrees(response: str, references: Sequence[str]) -> bool:
     )
 
 
-class Mmmu(Scorer):
+class Mmmu(TextOrChoiceScorer):
     name = "mmmu"
     title = "the option given last, or an answer with the reference in it, by MMMU's parser"
-
-    def check(self, references: Sequence[Any]) -> None:
-        for reference in references:
-            if not isinstance(reference, str):
-                read_choice(self.name, reference)
 
     def score(self, prediction: str, references: Sequence[Any]) -> Score:
         self.check(references)

@@ -16,8 +16,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from molmo2_nemo.evaluation.base import Score, Scorer
-from molmo2_nemo.evaluation.choice import read_choice
+from molmo2_nemo.evaluation.base import Score
+from molmo2_nemo.evaluation.choice import TextOrChoiceScorer, read_choice
 from molmo2_nemo.evaluation.text import final_answer, normalised
 
 LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")  # nothing but a letter
@@ -57,14 +57,9 @@ def is_right(answer: str, reference: Any) -> bool:
     return choice.labelled and letter == choice.letter
 
 
-class ChoiceAccuracy(Scorer):
+class ChoiceAccuracy(TextOrChoiceScorer):
     name = "multiple_choice"
     title = "the option that the answer names, by letter or text, is the reference's"
-
-    def check(self, references: Sequence[Any]) -> None:
-        for reference in references:
-            if not isinstance(reference, str):
-                read_choice(self.name, reference)
 
     def score(self, prediction: str, references: Sequence[Any]) -> Score:
         answer = final_answer(prediction)

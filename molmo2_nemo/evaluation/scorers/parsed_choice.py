@@ -21,20 +21,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from molmo2_nemo.evaluation.base import Score, Scorer
-from molmo2_nemo.evaluation.choice import chosen_score, last_named, read_choice, share_without
+from molmo2_nemo.evaluation.base import Score
+from molmo2_nemo.evaluation.choice import TextOrChoiceScorer, chosen_score, last_named, read_choice, share_without
 from molmo2_nemo.evaluation.scorers.vqa_accuracy import processed
 from molmo2_nemo.evaluation.text import final_answer
 
 
-class ParsedChoice(Scorer):
+class ParsedChoice(TextOrChoiceScorer):
     name = "parsed_choice"
     title = "the option that the answer gives last is the reference's; chance without one"
-
-    def check(self, references: Sequence[Any]) -> None:
-        for reference in references:
-            if not isinstance(reference, str):
-                read_choice(self.name, reference)
 
     def score(self, prediction: str, references: Sequence[Any]) -> Score:
         answer = final_answer(prediction)

@@ -15,22 +15,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from molmo2_nemo.evaluation.base import Score, Scorer
-from molmo2_nemo.evaluation.choice import nearest_name, read_choice
+from molmo2_nemo.evaluation.base import Score
+from molmo2_nemo.evaluation.choice import TextOrChoiceScorer, nearest_name, read_choice
 from molmo2_nemo.evaluation.scorers.vqa_accuracy import processed
 from molmo2_nemo.evaluation.text import final_answer
 
 LETTERS = "ABCD"
 
 
-class RealWorldQa(Scorer):
+class RealWorldQa(TextOrChoiceScorer):
     name = "realworldqa"
     title = "the letter nearest to the answer is the reference's, or the texts agree"
-
-    def check(self, references: Sequence[Any]) -> None:
-        for reference in references:
-            if not isinstance(reference, str):
-                read_choice(self.name, reference)
 
     def score(self, prediction: str, references: Sequence[Any]) -> Score:
         self.check(references)
