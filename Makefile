@@ -3,6 +3,7 @@
 # test-demo  the demo, checked                      lint   ruff and mypy
 # test-slurm  the pipeline on a real Slurm, started here (minutes; as root, needs slurmctld, slurmd, munge)
 # test-stack  every layout, checkpoint, conversion and the tiny pipeline once: what another version could break
+# test-stack-short  of these the ones that meet most of a version's interfaces, a sixth of the time
 # test-matrix  test-stack for every Python, Megatron-core, torch and numpy that is tried, and between them (an hour)
 # container-test  build the Dockerfile with buildah and run the tiny demo inside (see docs/container.md)
 # test-transformers  fine-tunes, base models and exports beside transformers 5, in .venv-fixtures (made here)
@@ -10,6 +11,7 @@
 # gpu-kit  dist/gpu-kit: all that a GPU machine without a network needs for the checks of gpu-check (docs/gpu.md)
 # gpu-check  where there is a card: tests/gpu, 4B steps, kernels, profile, memory; at most 10 minutes, one page of results
 # test-gpu-kit  the kit, unpacked and run on the CPU at tiny sizes, beside such a machine's versions (installed here)
+# soak  runs killed, damaged and denied room at random, against an undisturbed one, for SOAK_ARGS='--minutes 60 --seed 0'
 # fixtures  regenerate tests/fixtures               clean  remove what the other targets made (not .venv)
 #
 # PYTHON=python3.12 chooses the Python, VENV=.venv-3.12 another folder for its environment.
@@ -34,7 +36,7 @@ endif
 endif
 endif
 
-.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-matrix test-transformers test-frameworks container-test gpu-kit gpu-check test-gpu-kit lint fixtures clean
+.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-stack-short test-matrix test-transformers test-frameworks container-test gpu-kit gpu-check test-gpu-kit soak lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -79,8 +81,19 @@ STACK_TESTS := $(addprefix tests/,nemo training convert model parallel attention
 test-stack: $(STAMP)
 	@$(PYTEST) $(TWO) $(STACK_TESTS) $(PYTEST_ARGS)
 
+# NeMo's trainer and its resume, layouts of the model, conversion, a CUDA build of torch on the virtual GPU.
+SHORT_STACK_TESTS := $(addprefix tests/,nemo/test_resume.py nemo/test_registration.py convert/test_parity.py model/test_families.py \
+    model/test_memory.py parallel/test_dynamic.py training/test_checkpoints.py training/test_precision.py \
+    virtual_gpu/test_trainer.py test_compat.py)
+
+test-stack-short: $(STAMP)
+	@$(PYTEST) $(TWO) $(SHORT_STACK_TESTS) $(PYTEST_ARGS)
+
 test-matrix: $(STAMP)
 	@$(BIN)/python -m tests.versions.matrix --tests $(STACK_TESTS) $(MATRIX_ARGS)
+
+soak: $(STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak $(SOAK_ARGS)
 
 container-test:
 	@tests/container/build_and_run.sh

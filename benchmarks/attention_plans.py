@@ -33,11 +33,10 @@ def plan(mask: TokenMask, ranks: int) -> None:
     if ranks == 1:
         flash.calls(region_of(mask), device)
         return
-    size, visible = mask.size // ranks, visible_keys(mask, ranks)
-    for owner, (low, high) in enumerate(visible.runs[-1]):
-        if high > low:
-            keys = owner * size + low, owner * size + high
-            flash.calls(region_of(mask, (mask.size - size, mask.size), keys), device)
+    visible = visible_keys(mask, ranks)
+    for keys in visible.runs[-1]:
+        if keys:
+            flash.calls(region_of(mask, visible.chunks[-1], keys), device)
 
 
 def milliseconds(trees: list[Tree], size: int, rule: str, ranks: int, repeats: int) -> float:

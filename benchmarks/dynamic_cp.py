@@ -4,13 +4,10 @@
 
 Packs are drawn from the mixture of benchmarks/packing.py and packed by the same packer as in training: stage 2 (16,384
 tokens, 128 crops) and stage 3 (36,864, 384); "single" is stage 3's examples one by one, as without packing.
-`--recorded` adds packs that benchmarks/record_packs.py took from the real loader. A step is 128 packs (for "single" as
-many examples as those packs hold), balanced over replicas by data/balance.py, and inside a replica assigned by
-parallel/dynamic.py and parallel/assignment.py: the code that training runs. With one pack per replica a step's packs
-are taken as they come (data.packing.balance_window, which orders them, is left out). Seconds come from cost/context.py,
-whose shares of peak (cost/efficiency.py) are assumptions; nothing here was measured on a GPU. Left out, as it is the
-same for all: the gradients' reduction and the optimizer. Static context parallelism gives every pack to all ranks of a
-group of 8 and pads it to full length.
+`--recorded` adds packs that `molmo2 plan --record` took from the real loader. A step is 128 packs (for "single" as
+many examples as those packs hold), shared out by plan/groups.py. Seconds come from cost/context.py, whose shares of
+peak (cost/efficiency.py) are assumptions; nothing here was measured on a GPU. Static context parallelism gives every
+pack to all ranks of a group of 8 and pads it to full length.
 
 static 8          all packs on 8 ranks (Ulysses)
 static 8, cut     the same without the padding behind packs (parallel.cut_padding), as all dynamic ones
@@ -27,62 +24,36 @@ import argparse
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks import packing, record_packs
+from benchmarks import packing
 from benchmarks.report import machine, write_result
 from molmo2_nemo.cost import layout as cost_layout
 from molmo2_nemo.cost.context import ContextCost
 from molmo2_nemo.cost.efficiency import EFFICIENCIES
-from molmo2_nemo.cost.flops import pack_flops
 from molmo2_nemo.cost.step import StepCost
-from molmo2_nemo.data.balance import UNIT, balance
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config, preset
-from molmo2_nemo.parallel.assignment import assign, largest_load
-from molmo2_nemo.parallel.dynamic import DynamicContext
-from molmo2_nemo.parallel.partition import degrees
+from molmo2_nemo.plan import recording
+from molmo2_nemo.plan.groups import Groups, Step, step_seconds, table_of, work_of
 
 STEP_PACKS = 128
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 IMAGE_CROPS = 9  # of one of several images: 8 tiles and the whole
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Context groups of `size` ranks; a rank may get such shares of a full pack's tokens and crops. Dynamic ones cut
-    padding."""
-
-    size: int
-    dynamic: bool
-    tokens: float = 1.0
-    crops: float = 1.0
-    cut: bool = True
-
-
 LAYOUTS = {
-    "static 8": Layout(8, False, cut=False),
-    "static 8, cut": Layout(8, False),
-    "dynamic 8": Layout(8, True),
-    "dynamic 8, crops": Layout(8, True, crops=1 / 8),
-    "dynamic 8, 1/4": Layout(8, True, 1 / 4, 1 / 4),
-    "dynamic 32": Layout(32, True),
+    "static 8": Groups(8, False, cut=False),
+    "static 8, cut": Groups(8, False),
+    "dynamic 8": Groups(8, True),
+    "dynamic 8, crops": Groups(8, True, crops=1 / 8),
+    "dynamic 8, 1/4": Groups(8, True, 1 / 4, 1 / 4),
+    "dynamic 32": Groups(32, True),
 }
-
-
-@dataclass(frozen=True)
-class Step:
-    """The packs of an optimizer step, and the limits that they were packed with."""
-
-    packs: list[PackCounts]
-    tokens: int
-    crops: int
-    padded: bool = True  # to full length, without `cut`
 
 
 def counts(kind: str, root: int, visual: int, pictures: int, branches: list[int], length: int) -> PackCounts:
@@ -154,50 +125,15 @@ def recorded_steps(path: Path) -> tuple[str, list[Step]]:
     Raises:
         UserError: the recording has less than one whole step.
     """
-    head, packs = record_packs.read(path)
-    steps = len(packs) // STEP_PACKS
-    if not steps:
-        raise UserError(f"{path}: {len(packs)} packs, but a step takes {STEP_PACKS}; record as many")
-    each = [packs[i * STEP_PACKS : (i + 1) * STEP_PACKS] for i in range(steps)]
-    return path.name, [Step(step, head["sequence_length"], head["max_crops"]) for step in each]
-
-
-def table_of(step: Step, cost: ContextCost, layout: Layout) -> np.ndarray:
-    """Microseconds of each pack by degree, -1 where it does not fit; int64 [packs, degrees]."""
-    context_tokens, context_crops = round(layout.tokens * step.tokens), round(layout.crops * step.crops)
-    context = DynamicContext(cost, layout.size, 0, context_tokens, context_crops)
-    if layout.dynamic:
-        return context.table(step.packs)
-    packs = step.packs
-    if step.padded and not layout.cut:
-        packs = [replace(p, tokens=step.tokens * p.packs, length=step.tokens) for p in packs]  # padding is worked on
-    found = np.full((len(packs), len(degrees(layout.size))), -1, np.int64)
-    found[:, -1] = [cost.microseconds(pack, layout.size) for pack in packs]
-    return found
-
-
-def work_of(pack: PackCounts, model: Molmo2Config) -> int:
-    """What training balances micro-batches by: whole megaFLOPs, as data/balance.py has them of a batch."""
-    return round(pack_flops(model, pack).total / UNIT)
+    found = recording.read(path)
+    head = found.head
+    return path.name, [Step(step, head["sequence_length"], head["max_crops"]) for step in found.steps(STEP_PACKS)]
 
 
 def context_cost(model: Molmo2Config, kernel: str = "flash2") -> ContextCost:
     """On H100 in nodes of 8, heads shared inside a node, whole layers recomputed."""
     step = StepCost(model, efficiency=EFFICIENCIES[kernel])
     return ContextCost(step, cost_layout.Layout(recompute="full"), ulysses=8)
-
-
-def step_seconds(costs: np.ndarray, work: np.ndarray, gpus: int, layout: Layout) -> float:
-    """The slowest replica of one step; costs [k, degrees] as `table_of` has them, work [k]."""
-    replicas, sizes = gpus // layout.size, degrees(layout.size)
-    usable = len(costs) // replicas * replicas
-    slowest = 0
-    for mine in balance(work[:usable].reshape(replicas, -1)):
-        if layout.dynamic:
-            slowest = max(slowest, largest_load(assign(costs[mine], sizes), costs[mine], sizes))
-        else:
-            slowest = max(slowest, int(costs[mine, -1].sum()))
-    return slowest * 1e-6
 
 
 def simulate(setting: str, steps: list[Step], model: str, kernel: str) -> list[dict]:
@@ -217,7 +153,7 @@ def simulate(setting: str, steps: list[Step], model: str, kernel: str) -> list[d
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dynamic_cp", description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps that are averaged, of drawn packs")
-    parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="files of benchmarks.record_packs")
+    parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="files of molmo2 plan --record")
     parser.add_argument("--model", default="8b")
     parser.add_argument(
         "--kernel", choices=list(EFFICIENCIES), default="flash2", help="whose speed of attention to assume"

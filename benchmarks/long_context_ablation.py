@@ -1,10 +1,12 @@
 """The tiny model with and without stage 3 (Tables 11 and 13 of the Molmo2 paper, at small scale).
 
-    python -m benchmarks.long_context_ablation [--seeds 3] [--quick] [--out benchmarks/results/NAME.json]
+    python -m benchmarks.long_context_ablation [--seeds 3] [--questions 60] [--run DIR] [--quick] [--out FILE]
 
-Films of evaluation/needles, in which one frame has the answer, and its pictures as stills. Per seed, three stages are
-trained as recipe=needle does: stills and films of 3 frames; stills and films of up to 16; then, `with`, films of up to
-128, and `without`, as many tokens again of stage 2's data, so that the two differ in length alone. Both answer
+Films of evaluation/needles, in which one frame has the answer, and its pictures as stills. The first two stages are
+those of recipe=needle (of the run in DIR, or trained here), and then, as that recipe has films
+alone, some steps more of stage 2 on stills, captions and films of up to 16 frames. From there, for every seed: `with`
+trains on films of up to 128 frames and stills, and `without` on as many tokens again of stage 2's data, so that the two
+differ in length alone. A seed draws both data sets anew and their order. Both answer
 
 short video QA   films of 16 frames         image QA   the picture as a still
 long video QA    films of 128 frames        caption    "Describe the picture.", scored by caption_recall
@@ -25,7 +27,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +46,10 @@ from molmo2_nemo.inference.prompt import Prompt
 
 LONG, SHORT = 128, 16  # frames
 SETS = {  # films, lengths of their haystacks, stills
-    "pretrain": (2000, (3, 4), 1000),
-    "sft": (1500, (4, 8, 16), 750),
-    "long": (400, (16, 32, 64, 128), 100),
+    "sft": (800, (4, 8, 16), 800),
+    "long": (300, (16, 32, 64, 128), 100),
 }
-STEPS = {"pretrain": 250, "sft": 150, "long": 50}
+STEPS = {"sft": 80, "long": 60}
 SHOWN = (8, 16, 32, 64, 128)  # inference frames
 DESCRIBE = "Describe the picture."
 WAYS = ("with", "without")
@@ -54,7 +57,8 @@ COLUMNS = ("short video QA", "long video QA", "caption", "image QA")
 
 
 def caption(picture: NeedlePicture) -> str:
-    return f"A {picture.colour} picture with {picture.corner} corners and a {picture.centre} centre."
+    of = dict(picture.colours)
+    return f"A {of.pop('picture')} picture with " + ", ".join(f"{colour} on {ground}" for ground, colour in of.items())
 
 
 def png(picture: NeedlePicture) -> bytes:
@@ -89,17 +93,21 @@ def records(stage: str, share: float, seed: int) -> Iterator[tuple[str, dict[str
         )
 
 
-def train(stage: str, folder: Path, data: str, steps: int, seed: int, start: Path | None) -> Path:
-    """Trains one stage of recipe=needle on a data set of this folder; returns its checkpoint."""
-    from molmo2_nemo.rundir.summary import resolve_checkpoint
-
-    run = folder / f"{stage}-{data}"
-    words = [f"stage={stage}", "recipe=needle", f"output_dir={run}", f"data.sources.needle.path={folder / data}"]
+def train(stage: str, folder: Path, data: Path, steps: int, seed: int, start: Path | None = None) -> Path:
+    """Trains one stage of recipe=needle on a data set, in a folder of its own; returns its checkpoint."""
+    words = [f"stage={stage}", "recipe=needle", f"output_dir={folder}", f"data.sources.needle.path={data}"]
     words += [f"stage.max_steps={steps}", f"save_every={steps}", f"seed={seed}", f"data.seed={seed}"]
     words += [] if start is None else [f"init_from={start}"]
-    log = (folder / f"{stage}-{data}.log").open("w")
-    subprocess.run([sys.executable, "-m", "molmo2_nemo.cli.main", "train", *words], stdout=log, check=True)
-    return Path(resolve_checkpoint(str(run / stage)))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log").open("w") as log:
+        subprocess.run([sys.executable, "-m", "molmo2_nemo.cli.main", "train", *words], stdout=log, check=True)
+    return checkpoint(folder / stage)
+
+
+def checkpoint(stage: Path) -> Path:
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
+
+    return Path(resolve_checkpoint(str(stage)))
 
 
 class Films:
@@ -161,18 +169,32 @@ def answered(checkpoint: Path, count: int, shown: Sequence[int]) -> dict[str, An
     return {"columns": columns, "frames": {str(n): score("long video QA", LONG, n) for n in shown}}
 
 
-def one_seed(folder: Path, seed: int, share: float, count: int, shown: Sequence[int]) -> dict[str, Any]:
-    """Trains both ways, from the same first two stages, and asks both."""
+def common_start(folder: Path, run: Path | None, share: float) -> Path:
+    """The checkpoint from which all seeds go on: recipe=needle's second stage, and stills and captions after it."""
+    if run is None:
+        from benchmarks.needles import trained
+
+        run = trained(folder / "needle", share)
+    write_shards(folder / "sft", records("sft", share, 0))
+    return train("sft", folder / "mixed", folder / "sft", steps("sft", share), 0, checkpoint(run / "sft"))
+
+
+def steps(stage: str, share: float) -> int:
+    return max(2, round(STEPS[stage] * share))
+
+
+def one_seed(folder: Path, seed: int, start: Path, share: float, count: int, shown: Sequence[int]) -> dict[str, Any]:
+    """Goes on both ways from the common start, and asks both."""
     for name in SETS:
         write_shards(folder / name, records(name, share, seed))
-    steps = {name: max(2, round(n * share)) for name, n in STEPS.items()}
-    pretrain = train("pretrain", folder, "pretrain", steps["pretrain"], seed, None)
-    sft = train("sft", folder, "sft", steps["sft"], seed, pretrain)
+    many = steps("long", share)
     ends = {
-        "with": train("long", folder, "long", steps["long"], seed, sft),
-        "without": train("long", folder, "sft", steps["long"], seed, sft),
+        "with": train("long", folder / "with", folder / "long", many, seed, start),
+        "without": train("long", folder / "without", folder / "sft", many, seed, start),
     }
-    return {way: answered(checkpoint, count, shown) for way, checkpoint in ends.items()}
+    with ProcessPoolExecutor(len(ends), get_context("spawn")) as pool:  # side by side: an answer takes one core
+        found = {way: pool.submit(answered, end, count, shown) for way, end in ends.items()}
+        return {way: future.result() for way, future in found.items()}
 
 
 def means(seeds: Sequence[dict[str, Any]], way: str, what: str) -> dict[str, dict[str, float]]:
@@ -198,7 +220,7 @@ def draw(result: dict[str, Any], path: Path) -> Path:
         curve = result["means"][way]["frames"]
         right.plot(range(len(curve)), [100 * v["mean"] for v in curve.values()], "o-", label=f"{way} stage 3")
         right.set_xticks(range(len(curve)), list(curve))
-    left.set_xticks([place + 0.2 for place in range(len(COLUMNS))], COLUMNS)
+    left.set_xticks([place + 0.2 for place in range(len(COLUMNS))], [name.replace(" ", "\n", 1) for name in COLUMNS])
     left.set_ylabel("score, %")
     right.set_xlabel("inference frames, of films of 128")
     right.set_ylabel("correct, %")
@@ -213,19 +235,22 @@ def draw(result: dict[str, Any], path: Path) -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--run", type=Path, help="a finished run of recipe=needle (default: its stages are trained)")
+    parser.add_argument("--questions", type=int, default=60, help="of each kind, and at each number of frames")
     parser.add_argument("--quick", action="store_true", help="a hundredth of the training: whether it runs")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    share, count, shown = (0.02, 4, SHOWN[:2]) if args.quick else (1.0, 60, SHOWN)
+    share, count, shown = (0.02, 4, SHOWN[:2]) if args.quick else (1.0, args.questions, SHOWN)
     head, seeds = machine(), []
-    for seed in range(1, args.seeds + 1):
-        with tempfile.TemporaryDirectory(prefix="long-context-") as folder:
-            seeds.append(one_seed(Path(folder), seed, share, count, shown))
-        print(f"seed {seed}: {json.dumps(seeds[-1])}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="long-context-") as work:
+        start = common_start(Path(work), args.run, share)
+        for seed in range(1, args.seeds + 1):
+            seeds.append(one_seed(Path(work) / str(seed), seed, start, share, count, shown))
+            print(f"seed {seed}: {json.dumps(seeds[-1])}", flush=True)
     result = {
         "machine": head,
-        "steps": STEPS,
+        "steps": {name: steps(name, share) for name in STEPS},
         "share": share,
         "questions": count,
         "means": {way: {what: means(seeds, way, what) for what in ("columns", "frames")} for way in WAYS},

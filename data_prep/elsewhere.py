@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from data_prep.media import SUFFIXES
+from data_prep.no_file import is_file
 
 MOST_ENTRIES = 20_000  # looked at below each folder
 
@@ -25,7 +26,7 @@ def elsewhere(folders: Sequence[Path], names: Sequence[str]) -> str:
 def _higher(folder: Path, name: str) -> Path | None:
     """The file, if the folder given is one of those that its name begins with, or is beside it."""
     for parent in folder.resolve().parents[:3]:
-        if (parent / name).is_file():
+        if is_file(parent / name):
             return parent / name
     return None
 

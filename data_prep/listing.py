@@ -10,24 +10,37 @@ from data_prep.sources.base import Hub, Source
 from data_prep.sources.schema import describe
 from molmo2_nemo.data.coverage import PUBLISHED
 
+WHOLE = 150  # columns that all of the table takes
 
-def table(sources: Sequence[Source], width: int | None = None) -> Any:
-    """A table of all data sets, with remarks on names. `width`: in characters, for output that is not a terminal."""
+
+def table(sources: Sequence[Source], width: int) -> Any:
+    """A table of all data sets, with remarks on names; where there is little room, without their kinds and licences.
+
+    Args:
+        width: in characters.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, padding=(0, 1, 0, 0), width=width)
-    for title in ("data set", "stage 1", "SFT", "kind", "from", "licence"):
+    made = Table(box=None, padding=(0, 1, 0, 0), width=width if width >= WHOLE else None)
+    whole = ("data set", "stage 1", "SFT", "kind", "from", "licence")
+    for title in whole if width >= WHOLE else ("data set", "stage 1", "SFT", "from"):
         made.add_column(title, overflow="fold", no_wrap=title == "data set")
     for source in sources:
         name = source.name + ("" if source.resolvable else " *")
         groups = [source.mixes.get(stage, "") for stage in ("pretrain", "sft")]
-        made.add_row(name, *groups, source.kind, place(source), short_licence(source.licence))
+        if width >= WHOLE:
+            made.add_row(name, *groups, source.kind, place(source), short_licence(source.licence))
+        else:
+            made.add_row(name, *groups, "hand" if "(hand)" in place(source) else "Hub")
+    hand = "(hand): some files" if width >= WHOLE else "hand: files"
     notes = [
-        "Stages 2 and 3 share the SFT mixture. (hand): some files must be downloaded by hand; "
+        f"Stages 2 and 3 share the SFT mixture. {hand} must be downloaded by hand; "
         "molmo2 prepare --list NAME says which, and where to put them."
     ]
+    if width < WHOLE:
+        notes.append(f"Kinds and licences are shown in {WHOLE} columns (COLUMNS={WHOLE} molmo2 prepare --list).")
     for source in sources:
         if source.published_as:
             missing = ", a name that the released registry cannot resolve" if not source.resolvable else ""

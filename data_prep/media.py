@@ -16,6 +16,7 @@ from data_prep.archive import ArchiveError, unpack
 from data_prep.download import FAILED, Downloader, DownloadError
 from data_prep.encode import encode_frames
 from data_prep.media_kinds import NOT_FOUND, MediaError, StillImage, Video
+from data_prep.no_file import is_file, why_not
 from data_prep.probe import probe_image, probe_video
 from data_prep.sources.base import (
     ArchiveMember,
@@ -148,7 +149,7 @@ class Resolver:
         except OSError as error:
             raise MediaError(NOT_FOUND, f"{path} cannot be read: {error.strerror}") from None
         if size > self.max_bytes:
-            raise MediaError("too large", f"{path}: {size} bytes; at most {self.max_bytes} (--max-media-bytes)")
+            raise MediaError("too large", f"{path}: {size} bytes; at most {self.max_bytes} (--max-media-mb)")
         return path, name
 
     def _locate(self, media: Media) -> tuple[Path, str]:
@@ -191,9 +192,11 @@ class Resolver:
             for folder in self.folders:
                 places.setdefault(folder.resolve(), str(folder))
             below = ", ".join(places.values())
-            outside = any(Path(path).is_file() for path in media.paths if Path(path).is_absolute())
+            outside = any(is_file(Path(path)) for path in media.paths if Path(path).is_absolute())
             hint = "; it is there, but outside of these: name its folder with --source" if outside else ""
-            raise MediaError(NOT_FOUND, f"{' or '.join(media.paths)} below {below}{hint}")
+            candidates = (_below(folder, path) for folder in self.folders for path in media.paths)
+            hint = hint or next((why for path in candidates if path is not None and (why := why_not(path))), "")
+            raise MediaError(NOT_FOUND, f"{' or '.join(map(_shown, media.paths))} below {below}{hint}")
         return found
 
     def has(self, media: File | Frames) -> bool:
@@ -359,6 +362,11 @@ def secure(url: str) -> str:
     return f"https://{url.removeprefix('http://')}" if url.startswith("http://") else url
 
 
+def _shown(path: str) -> str:
+    """A path for a message, its middle left out where it is long."""
+    return path if len(path) <= 300 else f"{path[:100]}...{path[-100:]} ({len(path)} characters)"
+
+
 def _suffix(name: str) -> str | None:
     return PurePosixPath(name).suffix.lower().lstrip(".") or None
 
@@ -368,7 +376,7 @@ def find_below(folder: Path, name: str) -> Path | None:
     path = _below(folder, name)
     if path is None:
         return None
-    if path.is_file():
+    if is_file(path):
         return path
     if name.endswith("/") and path.is_dir():
         inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower().lstrip(".") in SUFFIXES)
@@ -377,7 +385,7 @@ def find_below(folder: Path, name: str) -> Path | None:
         return None
     for suffix in SUFFIXES:
         candidate = path.with_name(f"{path.name}.{suffix}")
-        if candidate.is_file():
+        if is_file(candidate):
             return candidate
     return None
 
@@ -389,11 +397,12 @@ def find_matching(folder: Path, pattern: str) -> Path | None:
         {name for end in ends for name in glob.glob(f"{pattern}.{end}" if end else pattern, root_dir=folder)}
     )
     paths = (_below(folder, name) for name in found)
-    return next((path for path in paths if path is not None and path.is_file()), None)
+    return next((path for path in paths if path is not None and is_file(path)), None)
 
 
 def _below(folder: Path, name: str) -> Path | None:
-    """`folder / name` unless that leads outside: rows of a data set must not pick other files of this machine."""
+    """`folder / name` unless that leads outside: rows of a data set must not pick other files of this machine. Links in
+    the folder were made by its owner and are followed."""
     if not name or "\0" in name:
         return None
     path = Path(os.path.normpath(folder / name))

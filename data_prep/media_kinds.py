@@ -21,12 +21,14 @@ class MediaError(DataError):
     def __reduce__(self):
         return type(self), (self.reason, self.detail, self.field)
 
-    def fault(self, field: str) -> Fault:
-        """The error as that of the record's field that names the medium."""
-        return Fault(field, self.detail[:200] or self.reason, EXPECTED.get(self.reason, "a file that can be fetched"))
+    def fault(self, field: str, seen: str = "") -> Fault:
+        """The error as that of the record's field that names the medium; `seen` is what the field holds."""
+        seen = seen or self.detail[:200] or self.reason
+        return Fault(field, seen, EXPECTED.get(self.reason, "a file that can be fetched"))
 
 
 ENDS_EARLY = "films that end before the length that their header states: cut off? download them again"
+ENDS_INSIDE = "films whose file ends inside a packet or before what it says: cut off? download them again"
 EXPECTED = {
     NOT_FOUND: "a file that is there",
     "image cannot be decoded": "an image that training reads",
@@ -34,7 +36,7 @@ EXPECTED = {
     "video cannot be re-encoded": "a video within the limits, of which a frame can be decoded",
     "too large": "a file and a picture within the limits",
     "clip outside the video": "a part of the video",
-    "subtitles cannot be read": "a subtitle file: .srt, .vtt, .ass or .ssa",
+    "subtitles cannot be read": "a subtitle file: .srt, .vtt, .ass, .ssa or .json",
 }
 
 

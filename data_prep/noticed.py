@@ -18,7 +18,7 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.points import marks_in_reach
 from molmo2_nemo.data.record import Record
 from molmo2_nemo.data.tally import KINDS
-from molmo2_nemo.data.video.sampling import TimeSampler, film_lost, repeats_frames
+from molmo2_nemo.data.video.sampling import FPS_KEYS, TimeSampler, film_lost, repeats_frames
 from molmo2_nemo.data.video.tokens import subtitles_shown
 
 COARSE = (
@@ -26,6 +26,7 @@ COARSE = (
     "the next; a larger one takes more"
 )
 REPEATS = "films whose sampling asks for more frames a second than they have: each is shown several times"
+SLOW = "films of fewer frames a second than are shown (data.video.max_fps): each is shown several times"
 Noted = dict[str, tuple[int, str]]  # text -> records that it holds for, the first one's key
 
 
@@ -71,7 +72,7 @@ def noticed(
     texts = [kind.said(config) for name, kind in KINDS.items() if name in kinds]
     texts += [COARSE] if _coarse(record, view, config) else []
     if record.video is not None and repeats_frames(config.video, record.sampling, view.fps, view.duration):
-        texts.append(REPEATS)
+        texts.append(REPEATS if {"max_fps", *FPS_KEYS} & set(record.sampling) else SLOW)
     tree = data.get("annotations") or [{}]
     document = tree[0]["text"] if is_raw(tree[0]) else None
     found = too_long(record, view, config, document)

@@ -163,7 +163,7 @@ def json_lines(path: Path) -> Iterator[Row]:
             raise UserError(f"{path} is damaged after line {number}: {error}") from None
 
 
-def _first_entries(rows: Iterable[Row], count: int = 100) -> list[dict[str, Any]]:
+def first_entries(rows: Iterable[Row], count: int = 100) -> list[dict[str, Any]]:
     found = []
     for row, _ in zip(rows, range(count), strict=False):
         try:
@@ -177,7 +177,7 @@ def _first_entries(rows: Iterable[Row], count: int = 100) -> list[dict[str, Any]
 
 def columns_of(rows: Iterable[Row], given: Mapping[str, Any] | None) -> Columns:
     """What the fields of the first objects are, as columns."""
-    entries = _first_entries(rows)
+    entries = first_entries(rows)
     names = dict.fromkeys(name for entry in entries for name in entry)
     inner = {name for entry in entries for name, value in entry.items() if isinstance(value, dict)}
     return find_columns(list(names), given, inner=inner, mixed=True)

@@ -14,8 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.own_files import ENDINGS, PACKED, OwnRows, columns_of, ending, json_lines
+from data_prep.own_files import (
+    ENDINGS,
+    LINES,
+    PACKED,
+    OwnRows,
+    columns_of,
+    ending,
+    first_entries,
+    json_lines,
+    stem,
+)
 from data_prep.sources.base import Row
+from data_prep.sources.own import NOT_BESIDE_TEXT
 from data_prep.sources.own_columns import Columns, find_columns
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.data.json_values import Fault, show
@@ -209,7 +220,31 @@ def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
     if train or files:
         others = [f"the file {file}" for file in files if train and file not in train]
         return table_rows(train or files, (path.resolve(),), given, others)
+    if (found := _corpus(path, given)) is not None:
+        return found
     raise UserError(f"{path} is a folder without tars or a data set of Hugging Face's in it; {_instead(path)}")
+
+
+def _corpus(path: Path, given: Mapping[str, Any] | None) -> OwnRows | None:
+    """The rows of a folder of JSON Lines that are documents without media; None for others."""
+    files = tuple(sorted(one for one in path.iterdir() if one.is_file() and ending(one)[0] in LINES))
+    if not files:
+        return None
+    rows = partial(_all_lines, files)
+    names = {name for entry in first_entries(rows()) for name in entry}
+    text = "text" if given is None else given.get("text", "text")
+    if text not in names or given is None and NOT_BESIDE_TEXT & names:
+        return None
+    return OwnRows(f"{len(files)} files of JSON Lines", rows, files, (path.resolve(),), columns_of(rows(), given))
+
+
+def _all_lines(files: Sequence[Path]) -> Iterator[Row]:
+    """The lines of several files, whose keys have the file's name."""
+    for path in files:
+        for row in json_lines(path):
+            number = row["line"]
+            key = f"{stem(path)}-{number:08d}"
+            yield {**row, "file": path.name, "key": key, "apart": key}
 
 
 def _instead(path: Path) -> str:

@@ -124,7 +124,7 @@ def _indexed(
     try:
         return index_tar(tar, bad, passed)
     except ShardError as error:
-        raise UserError(f"{error} To go on without this tar, move it to another folder") from None
+        raise UserError(f"{str(error).rstrip('.')}. To go on without this tar, move it to another folder") from None
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------

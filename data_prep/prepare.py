@@ -170,7 +170,7 @@ def prepare_own(
     """
     found = found or find_rows(path)
     held = options.held_out
-    source = own.own_source(path, out.name if held is None else held.folder(out).name, found.columns)
+    source = own.own_source(path, out.name if held is None else held.folder(out).name, found.columns, found.files)
     source = replace(source, notes=found.fingerprint())
     if held is not None:
         source = held.source(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.media_kinds import ENDS_EARLY, MediaError, StillImage, Video
+from data_prep.media_kinds import ENDS_EARLY, ENDS_INSIDE, MediaError, StillImage, Video
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.known_files import known_instead_of_video
 from molmo2_nemo.errors import DataError
@@ -55,10 +55,11 @@ def probe_video(data: bytes | Path, suffix: str | None, config: DataConfig | Non
     except DataError as error:
         known = known_instead_of_video(_head(data))
         hint = "" if known or not is_cut_off(data) else "; the file is cut off: download it again"
-        detail = f"it is {known}" if known else str(error)
+        named = "" if isinstance(data, bytes) else f" {data}"  # the path on this machine; others say which film it is
+        detail = f"it is {known}" if known else str(error).replace(named, "", 1)
         raise MediaError("video cannot be decoded", detail[: 300 - len(hint)] + hint) from None
     kind = suffix if suffix in FAMILIES.get(info.suffix, ()) else info.suffix
-    notes = () if info.stated is None else (ENDS_EARLY,)
+    notes = (ENDS_EARLY,) if info.stated is not None else (ENDS_INSIDE,) if is_cut_off(data) else ()
     measures = info.duration, info.fps, info.frames, info.size, info.gop
     return Video(data, kind or info.suffix, *measures, notes=notes, stated=info.stated)
 

@@ -23,7 +23,7 @@ from data_prep.media_kinds import MediaError, StillImage, Video
 from data_prep.noticed import noticed
 from data_prep.run_limits import check_fits
 from data_prep.shrink import all_smaller, in_size
-from data_prep.sources.base import OWN, File, Media, Sample, Skip, Url
+from data_prep.sources.base import OWN, File, Inline, Media, Sample, Skip, Stored, Url
 from molmo2_nemo.data.check import View, check_record
 from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
@@ -94,6 +94,17 @@ def build_all(items: Sequence[Any], resolver: Resolver, options: BuildOptions) -
     return [build(item, resolver, options) if isinstance(item, Sample) else item for item in items]
 
 
+def _named(sample: Sample, field: str) -> str:
+    """The name of the medium in a field of a sample; "" where it has none."""
+    media = {f"images[{i}]": image for i, image in enumerate(sample.images)}
+    medium = {**media, "video": sample.video, "subtitles": sample.subtitles}.get(field)
+    if isinstance(medium, Inline):
+        return f"{len(medium.data):,} bytes in the record itself"
+    if isinstance(medium, Stored):
+        return medium.name
+    return medium.url if isinstance(medium, Url) else medium.paths[0] if isinstance(medium, File) else ""
+
+
 def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | Skip:
     """Build one record, or return the reason why it cannot be built.
 
@@ -106,7 +117,8 @@ def build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built | 
         built.media = media
         return built
     except MediaError as error:
-        reason, detail, fault = error.reason, error.detail, error.fault(error.field) if error.field else None
+        reason, detail = error.reason, error.detail
+        fault = error.fault(error.field, _named(sample, error.field)) if error.field else None
     except BadRecord as error:
         reason, detail, fault = error.cause, error.detail, error.fault
     except FieldError as error:
@@ -177,6 +189,9 @@ def _build(sample: Sample, resolver: Resolver, options: BuildOptions) -> Built:
         data = early_times(data, film.fps, mended)
     try:
         members["json"] = json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        before = error.object[max(error.start - 20, 0) : error.start]
+        raise DataError(f"text is not valid Unicode: half a character after {before!r}") from None
     except (TypeError, ValueError) as error:
         raise DataError(f"not JSON: {error}") from None
     stand_ins = {name: b"file" if isinstance(content, Path) else content for name, content in members.items()}

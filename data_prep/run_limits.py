@@ -20,7 +20,7 @@ IGNORED = ("decoder", "buffer_size", "crop_value", "mode", "balance", "balance_w
 
 def only_limits(config: DataConfig) -> DataConfig:
     """The settings without the mixture, which workers would get with every batch."""
-    return replace(config, sources={}, groups={}, progression=[])
+    return replace(config, sources={}, groups={}, progression=[], lengths=[])
 
 
 def changed(config: DataConfig) -> dict[str, Any]:

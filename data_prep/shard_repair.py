@@ -43,7 +43,7 @@ def repair(folder: Path, config: DataConfig | None = None, said: list[str] | Non
     or the new one, and another call finishes the repair; `check` names a tar that is then left over.
 
     Args:
-        said: gets a line for each file renamed, and where the replaced files are.
+        said: gets a line for each file renamed or written anew, and where the replaced files are.
     Raises:
         ShardError: no record would be left, shards of another tool were renamed, or another process repairs the folder.
     """
@@ -83,12 +83,12 @@ def _repair(folder: Path, config: DataConfig | None, said: list[str]) -> list[Pr
             found[shard["name"]] = check_shard(folder, shard, places[shard["name"]], False, terms, tars)
     spares = [Spare(path) for path in sorted(folder.glob("*.tar")) if path.name in off - set(moves) or path in old]
     spares += [Spare(path) for path in sorted(folder.glob("*.tar")) if path.name not in places and path not in old]
-    bad = {name for name, problems in found.items() if problems}
+    bad = {name: problems for name, problems in found.items() if problems}
     there = [(tar.name, places[tar.name]) for tar in tars.values() if tar.is_file()]
     wanted = shared_by_whole(there, {(p.shard, p.key) for problems in found.values() for p in problems})
     again = {number for number, tar in tars.items() if tar.name in bad and not head.get(INDEXED)}
     rewriting = Rewriting(tars, again, terms, spares, wanted)
-    lost = _replace(folder, head, places, bad, rewriting, old) if bad else []
+    lost = _replace(folder, head, places, bad, rewriting, old, said) if bad else []
     _put_aside(folder, old, said)
     return lost
 
@@ -101,11 +101,13 @@ def _replace(
     folder: Path,
     head: dict[str, Any],
     places: dict[str, list[Entry]],
-    bad: set[str],
+    bad: dict[str, list[Problem]],
     rewriting: Rewriting,
     old: list[Path],
+    said: list[str],
 ) -> list[Problem]:
-    """Write new shards and the manifest; `old` gets the files to put aside. Returns the problems of records lost."""
+    """Write new shards and the manifest; `old` gets the files to put aside, `said` a line for each tar written anew.
+    Returns the problems of records lost."""
     shards, kept, lost, numbers = [], [], [], []
     whole: list[Path] = []
     for number, shard in enumerate(head["shards"]):
@@ -118,6 +120,7 @@ def _replace(
                 state, entries, problems = rewriting.without(number, shard, entries)
             else:
                 state, entries, problems = rewriting.rewritten(number, entries, borrowed)
+                said.append(_anew(bad[shard["name"]][0], state, len(places[shard["name"]])))
             if there and not head.get(INDEXED):
                 all_here = not problems and not borrowed and path.stat().st_size == shard["bytes"]
                 (whole if all_here else old).append(path)
@@ -144,6 +147,14 @@ def _replace(
     for path in whole:
         path.unlink(missing_ok=True)
     return lost
+
+
+def _anew(problem: Problem, state: dict[str, Any] | None, records: int) -> str:
+    """What became of a tar with this problem, the first of it, and with so many records."""
+    why = f"{problem.key}: {problem.text}" if problem.key else problem.text
+    if state is None:
+        return f"{problem.shard} is left out, none of its {records:,} records can be used: {why}"
+    return f"{problem.shard} is written anew as {state['name']} with {state['records']:,} of {records:,} records: {why}"
 
 
 def _put_aside(folder: Path, old: list[Path], said: list[str]) -> None:

@@ -50,31 +50,22 @@ def collect(folder: Path, manifest: Path | None = None) -> Stats:
 
 
 def tables(found: Sequence[Stats]) -> list[Any]:
-    """Rich tables: the data sets, then the licences."""
+    """Rich tables: the data sets, what their records cost, then the licences."""
     from rich.table import Table
 
-    main = Table(box=None, padding=(0, 1, 0, 0))
-    main.add_column("data set", overflow="fold")
-    titles = (
-        "records",
-        "length",
-        "MB",
-        "images",
-        "videos",
-        "hours",
-        "annot.",
-        "tokens",
-        "p95",
-        "max",
-        "crops",
-        "max",
-    )
-    for title in titles:
-        main.add_column(title, justify="right", no_wrap=True)
+    def table(*titles: str) -> Table:
+        made = Table(box=None, padding=(0, 1, 0, 0))
+        made.add_column("data set", overflow="fold")
+        for title in titles:
+            made.add_column(title, justify="right", no_wrap=True)
+        return made
+
+    main = table("records", "length", "MB", "images", "videos", "hours", "annot.")
+    cost = table("tokens", "p95", "max", "crops", "max")
     for s in found:
         counts = (s.head["records"], s.head["length"], round(s.bytes / 1e6, 1), s.images, s.videos, round(s.hours, 2))
-        cost = (*_summary(s.tokens), *_summary(s.crops)[::2])
-        main.add_row(s.name, *(f"{n:,}" for n in (*counts, s.annotations)), *cost)
+        main.add_row(s.name, *(f"{n:,}" for n in (*counts, s.annotations)))
+        cost.add_row(s.name, *_summary(s.tokens), *_summary(s.crops)[::2])
     licences = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("licence", "data sets"):
         licences.add_column(title, overflow="fold")
@@ -84,7 +75,8 @@ def tables(found: Sequence[Stats]) -> list[Any]:
     for licence, sets in names.items():
         licences.add_row(licence, ", ".join(sets))
     shared = [f"{s.name}: {_shared(s.head[SHARED])}" for s in found if SHARED in s.head]
-    return [main, "tokens and crops of a record are estimates: mean, 95th percentile, maximum", *shared, licences]
+    how = "\ntokens and crops of a record, estimated: mean, 95th percentile, maximum"
+    return [main, how, cost, *shared, "", licences]
 
 
 def _shared(counts: dict[str, int]) -> str:

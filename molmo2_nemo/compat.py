@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -105,11 +105,15 @@ def _core_in_source() -> str | None:
     return None
 
 
-def wandb_problem(project: str | None) -> str | None:
-    """Why nothing can be logged to a project at Weights & Biases; None where it can, or none is named."""
-    if project is None or importlib.util.find_spec("wandb") is not None:
-        return None
-    return f"log.wandb={project}: the package wandb is not installed; pip install wandb, or log.wandb=null"
+def logger_problems(wanted: Mapping[str, str | None]) -> Iterator[str]:
+    """Why nothing can be logged where a run asks, one line for each service whose package is not installed.
+
+    Args:
+        wanted: "wandb", "mlflow" -> the project or experiment there; None: not asked for.
+    """
+    for name, where in wanted.items():
+        if where is not None and importlib.util.find_spec(name) is None:
+            yield f"log.{name}={where}: the package {name} is not installed; pip install {name}, or log.{name}=null"
 
 
 def fits(found: str, accepted: str) -> bool:

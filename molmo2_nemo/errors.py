@@ -41,12 +41,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
+# What the system says about a file system that is full, may only be read, or is not there any longer.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+GONE = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO)
 HINTS = {  # what to change, where the system's own words do not say it
     errno.EEXIST: "something of that name is there; name another, or remove it",
     errno.EISDIR: "name a file",
     errno.EROFS: "name a place on another file system",
     errno.ENOSPC: "make room there, or name a place on another file system",
     errno.EDQUOT: "make room there, or name a place on another file system",
+    errno.EFBIG: "a quota, or the file system's largest file: name a place on another file system",
+    **dict.fromkeys(GONE, "is its file system still mounted, does its server answer?"),
     errno.EMFILE: "ulimit -n shows the limit and raises it",
 }
 # Only wrong code gets these, when the error names no file.

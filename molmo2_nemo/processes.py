@@ -10,11 +10,14 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from molmo2_nemo.errors import verbose
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # ask a run to save and leave; training/signals.py has the whole story
+ONE = 5.0  # seconds in which further signals are taken for the first, which a launcher passes on to those that have it
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 POLL = 1.0  # seconds between two looks at the parent
 PARENT = "MOLMO2_PARENT"  # environment variable: id of the process that starts this one
@@ -53,6 +56,29 @@ def _leave_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL)
     os._exit(1)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Inside the block STOP_SIGNALS interrupt as Ctrl-C does, and a signal that comes again at once does not interrupt
+    what the first one has begun. Without effect in another thread than the main one."""
+    first: float | None = None
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal first
+        if first is None or time.monotonic() > first + ONE:
+            first = time.monotonic()
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, *STOP_SIGNALS)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def process_start(pid: int) -> int | None:

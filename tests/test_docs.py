@@ -1,4 +1,4 @@
-"""docs/code.md is a map: what it names is there."""
+"""docs/code.md is a map: what it names is there. So are the tests that docs/mistakes.md names."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def test_the_layers_stand_in_their_order():
         r"^(\w+)(?:/|\.py)(?: (\w+)\.py)?(?: (\w+)\.py)?", part("Layers").split("Beside the package")[0], re.M
     )
     assert tuple(name for names in shown for name in names if name) == LAYERS
+
+
+def test_tests_of_answered_mistakes_are_there():
+    """docs/mistakes.md: 25 numbered answers, each with the test that holds it."""
+    text = (ROOT / "docs" / "mistakes.md").read_text()
+    answers = re.split(r"^\d+\. ", text.split("\n\nBeside them")[0], flags=re.M)[1:]
+    named = [re.findall(r"`([\w/]+\.py)::(\w+)`", answer) for answer in answers]
+    assert len(answers) == 25 and all(named)
+    for file, test in [*(pair for pairs in named for pair in pairs), *re.findall(r"`([\w/]+\.py)::(\w+)`", text)]:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (file, test)
 
 
 def test_every_file_named_is_there():

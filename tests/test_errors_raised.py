@@ -41,7 +41,8 @@ def test_every_error_class_for_the_user_is_a_user_error():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and (path.name, node.name) != ("errors.py", "UserError"):
                 bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-                assert not bases & USERS or node.name == "Preempted", f"{path}:{node.lineno} {node.name}"
+                allowed = node.name in ("Preempted", "NotNow")  # caught inside the package
+                assert not bases & USERS or allowed, f"{path}:{node.lineno} {node.name}"
 
 
 def test_errors_of_data_and_conversion_are_the_users():
@@ -69,6 +70,7 @@ CAUGHT = {  # handlers of these around something else than a parser: what is in 
     "data_prep/record_builder.py _build": "json.dumps, of what a source made of a row",
     "data_prep/tables.py count": "Arrow, and files that others wrote",
     "data_prep/transcode.py cut_packets": "PyAV: a codec that an mp4 cannot hold, packets without a time",
+    "molmo2_nemo/evaluation/hub_tables.py questions": "a row of a table that others made, of whatever shape",
     "molmo2_nemo/evaluation/published_videos.py questions": "a row of a table that others made, of whatever shape",
     "molmo2_nemo/evaluation/video_choice.py open": "a row of a table that others made, of whatever shape",
     "molmo2_nemo/data/tokenizer.py encode": "the library's, for lone surrogates",

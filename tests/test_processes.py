@@ -1,4 +1,5 @@
-"""A process ends with the one that started it, a program as well as a worker of multiprocessing."""
+"""A process ends with the one that started it, a program as well as a worker of multiprocessing; signals interrupt it
+once."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from molmo2_nemo.processes import process_start
+from molmo2_nemo.processes import process_start, stopped_by_signals
 
 CHILD = "from molmo2_nemo.processes import die_with_parent; die_with_parent(); print(flush=True); time.sleep(600)"
 PROGRAM = f"""
@@ -103,3 +104,16 @@ def test_process_start():
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert process_start(child.pid) is None
+
+
+def test_a_signal_that_comes_again_does_not_interrupt_what_the_first_has_begun():
+    before, done = signal.getsignal(signal.SIGTERM), False
+    with stopped_by_signals(), pytest.raises(KeyboardInterrupt):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            done = True
+    assert done and signal.getsignal(signal.SIGTERM) is before

@@ -25,6 +25,7 @@ MODULES: tuple[str, ...] = (
     "video_points",
     "tracking",
     "optional",
+    "long_video",
 )
 
 

@@ -20,7 +20,7 @@ of other projects are converted (own_shapes.py).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -61,14 +61,15 @@ NOT_BESIDE_TEXT = {"image", "images", "video", "caption", "question", "answer", 
 SUBTITLE_FIELDS = ("start", "end", "text")
 SAME_ID = "an id that comes twice, told apart by the line's number"
 BOXES = ("box", "boxes", "bbox", "bboxes")
-SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa")  # of files; molmo2_nemo/data/subtitle_files.py
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass", ".ssa", ".json")  # of files; molmo2_nemo/data/subtitle_files.py
 SHORT = ("caption", "question", "answer", "messages")
 
 
-def own_source(path: Path, name: str, columns: Columns | None = None) -> Source:
+def own_source(path: Path, name: str, columns: Columns | None = None, files: Sequence[Path] = ()) -> Source:
     """The source of one file, or of one folder.
 
     Args:
+        files: that the rows of a folder are in.
         columns: what its columns are; None where its lines have our fields.
     """
     return Source(
@@ -78,7 +79,7 @@ def own_source(path: Path, name: str, columns: Columns | None = None) -> Source:
         origin=Manual(f"your own file {path.name}", (Table(path.name),)),
         licence="yours",
         fields={"line": int},
-        records=partial(records, file=path.name, columns=columns),
+        records=partial(records, file=files[0].name if len(files) == 1 else path.name, columns=columns),
         notes=f"from {path.name}",
     )
 
@@ -89,7 +90,7 @@ def records(
     """Samples of rows {"line": number} with `content`, a line of JSON, or `entry`, an object; `notes` are counted.
 
     What cannot be read has a `fault` instead, and may have a `reason`, and a `name` of its own; `unit` says what `line`
-    is the number of.
+    is the number of. Rows of several files have `file`, and a `key` for a record without one of its own.
     """
     seen: set[int] = set()
     for row in rows:
@@ -106,14 +107,16 @@ def records(
                 of_row = columns.of_row(entry, notes)
                 place = replace(place, names=of_row.names()) if of_row is not columns else place
                 made = of_row.entry(entry, notes)
-            sample = entry_sample(made, f"{row['line']:08d}", place)
+            plain = row.get("key", f"{row['line']:08d}")
+            sample = entry_sample(made, plain, place)
             own_key = "key" in entry or (columns is not None and "key" in columns.mapped)
-            if not own_key and sample.key != f"{row['line']:08d}":
+            if not own_key and sample.key != plain:
                 sample = _told_apart(sample, seen, str(row.get("apart", row["line"])), notes)
             yield replace(sample, notes=(*notes, *sample.notes)) if notes else sample
         except BadRecord as error:
-            fault = error.fault or Fault("", error.detail, "one JSON object in a line")
-            yield Skip(name, "bad line", error.detail.removeprefix(".json "), fault, place)
+            detail = error.detail.removeprefix(".json ")
+            fault = error.fault or Fault("", detail, "one JSON object in a line")
+            yield Skip(name, "bad line", detail, fault, place)
         except FieldError as error:
             detail = f"{place.of(error.fault.field)} {error.says}".lstrip()
             yield Skip(name, row.get("reason", "bad line"), detail, error.fault, place)
@@ -304,7 +307,7 @@ def _medium(path: Any, allowed: frozenset[str], field: str) -> Media:
     if "://" in path:
         if not path.startswith("https://"):
             raise FieldError(
-                Fault(field, show(path), "an https address"), f"is {path}: only https addresses are fetched"
+                Fault(field, show(path), "an https address, or a path"), f"is {path}: only https addresses are fetched"
             )
         return Url(path)
     suffix = PurePosixPath(path).suffix.lower().lstrip(".")

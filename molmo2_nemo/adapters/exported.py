@@ -179,7 +179,7 @@ def split_words(text: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         name, _, value = option.partition("=")
         if not value:
             raise UserError(f"{option!r} behind the folder: expected KEY=VALUE")
-        found[name] = float(value) if "." in value else int(value) if value.isdigit() else value
+        found[name] = float(value) if "." in value else int(value) if value.isdecimal() else value
     generation = {name: found.pop(name) for name in GENERATION if name in found}
     return folder, generation, known_arguments(found)
 

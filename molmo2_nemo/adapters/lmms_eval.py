@@ -39,7 +39,7 @@ class Molmo2(lmms):
         self, pretrained: str, batch_size: int | str = 1, max_batch_size: Any = None, **arguments: Any
     ) -> None:
         super().__init__()
-        if not str(batch_size).isdigit() or int(batch_size) < 1:
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise UserError(f"batch_size={batch_size}: expected a number of at least 1")
         self.batch_size = int(batch_size)
         self.accelerator = Accelerator()

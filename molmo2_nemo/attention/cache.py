@@ -16,8 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from molmo2_nemo.parallel.context import group_rank, group_size
+
+FIRST = 64  # slots for generated tokens before there are any; later as many again as are full, whatever may still come
 
 
 class KVCache:
@@ -31,8 +34,9 @@ class KVCache:
 
     def __init__(self, visible: Tensor, room: int, group: Any = None) -> None:
         self.group, self.size, self.rank = group, group_size(group), group_rank(group)
-        more = visible.new_zeros(len(visible), -(-room // self.size))
-        self.visible = torch.cat((visible, more), dim=1)  # bool [B, K]
+        self._room = -(-room // self.size)  # slots for generated tokens, at most
+        self._own = min(self._room, FIRST)  # those that are there
+        self.visible = pad(visible, (0, self._own))  # bool [B, K]
         self.used = visible.shape[1]  # slots with keys
         self.generated = 0
         self.decoding = False
@@ -57,10 +61,21 @@ class KVCache:
         self.decoding = True
         self.slot = None
         if self.generated % self.size == self.rank:
+            if self.used == self.visible.shape[1]:
+                self._grow()
             self.slot = self.used
             self.visible[:, self.slot] = True
             self.used += 1
         self.generated += 1
+
+    def _grow(self) -> None:
+        """Twice the slots for generated tokens, but no more than may be used."""
+        more = min(self._own, self._room - self._own)
+        self._own += more
+        self.visible = pad(self.visible, (0, more))
+        for held in (self._keys, self._values):
+            for layer, tensor in held.items():
+                held[layer] = pad(tensor, (0, 0, 0, more))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of the new token of every prompt, whose keys and values are kept.

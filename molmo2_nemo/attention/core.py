@@ -21,8 +21,9 @@ from torch import Tensor
 
 from molmo2_nemo.attention.across import attend_across
 from molmo2_nemo.attention.cache import KVCache
+from molmo2_nemo.attention.carried import CarriedKeys, ChunkedPack, ChunkOfQueries
 from molmo2_nemo.attention.kept import KeptResults
-from molmo2_nemo.attention.kernels import choose
+from molmo2_nemo.attention.kernels import Kernel, choose
 from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys
 from molmo2_nemo.fused import rotary
@@ -44,6 +45,7 @@ class PackDescription(PackedSeqParams):
     visible: VisibleKeys | None = None  # what its shards may see of each other, where they show each other keys
     kept: KeptResults | None = None  # attention's results, where layers are recomputed without attention
     cache: KVCache | None = None  # of generation: filled by a pass over prompts, then read token by token
+    chunk: ChunkOfQueries | None = None  # of a layer that works in chunks (model/chunks.py): its queries at work
     response: Tensor | None = None  # bool [T', B, 1]: tokens that answer (this rank's, after sequence sharding)
 
 
@@ -86,9 +88,9 @@ class TreeAttention(torch.nn.Module):
     ) -> Tensor:
         """query [T, B, N, H], key and value [T, B, G, H] of this rank -> [T, B, N * H]."""
         assert isinstance(packed_seq_params, PackDescription), "Molmo2's attention needs the pack's description"
-        cos, sin = packed_seq_params.rotary[self.table]
-        norms = (*(n.weight for n in self.qk_norms), self.qk_norms[0].eps) if self.qk_norms else ()
-        query, key = self.rotate(query, key, cos, sin, *norms)
+        query, key = self.rotated(query, key, packed_seq_params)
+        if packed_seq_params.chunk is not None:
+            return packed_seq_params.chunk.attend(query).flatten(2)
         cache = packed_seq_params.cache
         if cache is not None and cache.decoding:
             # With sequence parallelism it comes once for each tensor-parallel rank, see `Molmo2Model.next_hidden`
@@ -98,12 +100,26 @@ class TreeAttention(torch.nn.Module):
             cache.fill(self.layer, key, value)
         return self._attend(query, key, value, packed_seq_params).flatten(2)
 
+    def rotated(self, query: Tensor, key: Tensor, pack: PackDescription) -> tuple[Tensor, Tensor]:
+        """Rotary, and QK-norms where it computes them."""
+        norms = (*(n.weight for n in self.qk_norms), self.qk_norms[0].eps) if self.qk_norms else ()
+        return self.rotate(query, key, *pack.rotary[self.table], *norms)
+
+    def carry(self, pack: ChunkedPack, query: Tensor) -> CarriedKeys:
+        """For a layer whose queries (`query` is some of them) come in chunks."""
+        return CarriedKeys(pack, self._kernel(query, merged=True), self.scale)
+
     @torch.compiler.disable  # as in `attend_across`
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: PackDescription) -> Tensor:
         """query [T, B, N, H], key and value [T, B, G, H] after rotary -> [T, B, N, H]."""
         groups = pack.groups or ContextGroups(None, None, None, None)
-        merged = group_size(groups.ring) > 1
-        kernel = choose(
+        kernel = self._kernel(query, merged=group_size(groups.ring) > 1)
+        return attend_across(
+            query, key, value, pack.mask, self.scale, kernel, groups, pack.visible, pack.kept, layer=self
+        )
+
+    def _kernel(self, query: Tensor, merged: bool) -> Kernel:
+        return choose(
             self.kernel,
             query.device,
             query.dtype,
@@ -111,7 +127,4 @@ class TreeAttention(torch.nn.Module):
             merged=merged,
             library=self.library,
             merging=self.merging,
-        )
-        return attend_across(
-            query, key, value, pack.mask, self.scale, kernel, groups, pack.visible, pack.kept, layer=self
         )

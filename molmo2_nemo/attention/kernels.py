@@ -117,7 +117,10 @@ def choose(
 def _problem(name: str, device: str, dtype: torch.dtype, head_size: int, merged: bool) -> str | None:
     problem = KERNELS[name].problem(device, dtype, head_size)
     if problem is None and merged and not hasattr(KERNELS[name], "backward"):
-        return "it cannot merge results over several parts of a pack, as attention across nodes needs"
+        return (
+            "it cannot merge results over several parts of a pack, as attention across nodes and memory.sequence_chunk "
+            "need"
+        )
     return problem
 
 

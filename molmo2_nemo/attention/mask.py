@@ -40,6 +40,9 @@ class TokenMask:
     # The same three as numpy int64 [3, B, S], where the caller has them: kernels plan their work from these. Without
     # them they are copied from the tensors once, which makes the host wait for an accelerator.
     host: np.ndarray | None = field(default=None, repr=False)
+    # Places of the S tokens in the order in which ranks that show each other keys hold them, int64 [S]: each rank has
+    # an equal part, ascending within (balance.py). None: consecutive runs.
+    order: np.ndarray | None = field(default=None, repr=False)
     regions: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)  # made by regions.region_of
 
     def on_host(self) -> np.ndarray:

@@ -11,8 +11,8 @@ No pair is in two segments and none is missing: tests compare them with the rule
 data/counts.py, which counts pairs without naming them. Kernels that work in tiles ask for the number of pairs in every
 tile instead: none means skip, all means no mask, and only what lies between is masked by the rule itself.
 
-A `MaskRegion` may also be a rectangle of the pack, some queries against some keys, as context parallelism needs it.
-Shape legend: B packs, S tokens of a pack; Q queries and K keys of the region.
+A `MaskRegion` may also be a part of the pack, some runs of queries against some runs of keys, as context parallelism
+needs it. Shape legend: B packs, S tokens of a pack; Q queries and K keys of the region.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from molmo2_nemo.data.example import ROOT_BRANCH
 
 Kind = Literal["causal", "full", "reverse"]
 Range = tuple[int, int]  # start, stop
+Runs = tuple[Range, ...]  # ascending, without overlaps
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class MaskRegion:
 
     Args:
         mask: description of the whole pack.
-        queries, keys: (start, stop) in the pack; None for all of it.
+        queries, keys: runs of the pack, or one (start, stop); None for all of it.
         whole: the region of all of it, where that is at hand: segments are cut from its own.
 
     Raises:
@@ -66,31 +68,35 @@ class MaskRegion:
     """
 
     def __init__(
-        self, mask: TokenMask, queries: Range | None = None, keys: Range | None = None, whole: MaskRegion | None = None
+        self,
+        mask: TokenMask,
+        queries: Range | Runs | None = None,
+        keys: Range | Runs | None = None,
+        whole: MaskRegion | None = None,
     ) -> None:
         mask.on_host()  # once for all regions
         # Without the regions it holds, of which this may be one: a cycle would keep a micro-batch's plans and indices
         # until the garbage collector comes by, which training switches off or rarely runs.
         self.mask = replace(mask, regions={})
         self._whole = whole
-        self.queries, self.keys = queries or (0, mask.size), keys or (0, mask.size)
+        self.queries, self.keys = _runs(queries, mask.size), _runs(keys, mask.size)
         self.cache: dict[Any, Any] = {}  # what a kernel prepared for this region and wants to keep for the next layer
 
     @property
     def shape(self) -> tuple[int, int]:
         """Numbers of queries and keys."""
-        return self.queries[1] - self.queries[0], self.keys[1] - self.keys[0]
+        return tokens_in(self.queries), tokens_in(self.keys)
 
     @cached_property
     def segments(self) -> list[Segment]:
         """All allowed pairs, each in exactly one segment; causal segments first, then full, then reverse."""
-        everything = 0, self.mask.size
+        everything = ((0, self.mask.size),)
         if self.queries == self.keys == everything:
             return self._split()
         whole = self._whole or MaskRegion(self.mask)
         first_query, last_query, first_key, last_key = whole._spans
-        meets = (first_query < self.queries[1]) & (last_query >= self.queries[0])
-        meets &= (first_key < self.keys[1]) & (last_key >= self.keys[0])
+        meets = (first_query < self.queries[-1][1]) & (last_query >= self.queries[0][0])
+        meets &= (first_key < self.keys[-1][1]) & (last_key >= self.keys[0][0])
         found = [cut for n in np.flatnonzero(meets) for cut in _restrict(whole.segments[n], self.queries, self.keys)]
         return _in_order(found)
 
@@ -110,6 +116,15 @@ class MaskRegion:
     def pairs(self) -> int:
         """Allowed (query, key) pairs of all packs; 4 * pairs * heads * head size operations go forward."""
         return sum(segment.pairs for segment in self.segments)
+
+    def pairs_of_queries(self) -> np.ndarray:
+        """Keys that every query sees, int64 [B, Q]."""
+        seen = np.zeros((self.mask.on_host().shape[1], self.shape[0]), np.int64)
+        for segment in self.segments:
+            places = np.arange(len(segment.queries))
+            keys = {"full": len(segment.keys), "causal": places + 1, "reverse": len(places) - places}[segment.kind]
+            seen[segment.pack, segment.queries] += keys  # a segment has each query once
+        return seen
 
     def tiles(self, query_block: int, key_block: int) -> np.ndarray:
         """Allowed pairs in every tile, int64 [B, ceil(Q / query_block), ceil(K / key_block)]."""
@@ -143,28 +158,63 @@ class MaskRegion:
         mask = self.mask
         described = torch.stack((mask.example_ids[pack], mask.branch_ids[pack], mask.visual_block[pack]))
         index = torch.arange(mask.size, device=described.device)
-        rows = slice(self.queries[0] + queries[0], self.queries[0] + queries[1])
-        columns = slice(self.keys[0] + keys[0], self.keys[0] + keys[1])
+        rows, columns = (
+            torch.cat([index[start:stop] for start, stop in runs])[slice(*part)]
+            for runs, part in ((self.queries, queries), (self.keys, keys))
+        )
         return may_attend(
             described[:, rows, None].unbind(),
             described[:, None, columns].unbind(),
-            index[rows, None],
-            index[None, columns],
+            rows[:, None],
+            columns[None],
             mask.visual_attention,
         )
 
 
-def region_of(mask: TokenMask, queries: Range | None = None, keys: Range | None = None) -> MaskRegion:
-    """The region of these queries and keys (start, stop; None for all), made once and kept with the mask.
+def region_of(mask: TokenMask, queries: Range | Runs | None = None, keys: Range | Runs | None = None) -> MaskRegion:
+    """The region of these queries and keys (runs, or one start and stop; None for all), made once and kept with the
+    mask.
 
     Every layer, and the recomputation of every layer, shares it with what the kernels have cached on it.
     """
-    everything = 0, mask.size
-    key = queries or everything, keys or everything
+    everything = ((0, mask.size),)
+    key = _runs(queries, mask.size), _runs(keys, mask.size)
     if key not in mask.regions:
         whole = None if key == (everything, everything) else region_of(mask)
         mask.regions[key] = MaskRegion(mask, *key, whole)
     return mask.regions[key]
+
+
+def runs_of(places: np.ndarray) -> Runs:
+    """Ascending places as runs."""
+    ends = np.flatnonzero(np.diff(places) != 1)
+    starts, stops = places[[0, *(ends + 1)]], places[[*ends, -1]] + 1
+    return tuple(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def tokens_in(runs: Runs) -> int:
+    """How many tokens runs have."""
+    return sum(stop - start for start, stop in runs)
+
+
+def _runs(where: Range | Runs | None, size: int) -> Runs:
+    if where is None:
+        return ((0, size),)
+    return where if isinstance(where[0], tuple) else (where,)  # type: ignore[return-value]
+
+
+def seen_keys(mask: TokenMask, queries: Runs) -> Range:
+    """From the first to the last key of the pack that some of these queries may see."""
+    whole, low, high = region_of(mask), queries[0][0], queries[-1][1]
+    first_query, last_query, *_ = whole._spans
+    for start, stop in queries:
+        for number in np.flatnonzero((first_query < stop) & (last_query >= start)):
+            segment = whole.segments[number]
+            first, last = np.searchsorted(segment.queries, (start, stop))
+            if first < last:
+                low = min(low, int(segment.keys[first if segment.kind == "reverse" else 0]))
+                high = max(high, int(segment.keys[last - 1 if segment.kind == "causal" else -1]) + 1)
+    return low, high
 
 
 def _in_order(segments: list[Segment]) -> list[Segment]:
@@ -246,24 +296,68 @@ def _later_visual(pack: int, part: np.ndarray, visual_block: np.ndarray, visual_
             yield Segment(pack, "reverse", group[:-1], group[1:])
 
 
-def _restrict(segment: Segment, queries: Range, keys: Range) -> Iterator[Segment]:
-    """What is left of a segment in a rectangle, counted from its corner: a triangle and up to two full segments."""
-    i0, i1 = np.searchsorted(segment.queries, queries)
-    j0, j1 = np.searchsorted(segment.keys, keys)
-
-    def cut(kind: Kind, i: Range, j: Range) -> Iterator[Segment]:
-        if i[0] < i[1] and j[0] < j[1]:
-            rows, columns = segment.queries[i[0] : i[1]] - queries[0], segment.keys[j[0] : j[1]] - keys[0]
-            yield Segment(segment.pack, kind, rows, columns)
-
+def _restrict(segment: Segment, queries: Runs, keys: Runs) -> Iterator[Segment]:
+    """What is left of a segment in a region, counted there: a triangle over the tokens that are both queries and keys,
+    and full segments, two where the region is a rectangle, one for every turn between queries and keys where runs
+    interleave."""
     if segment.kind == "full":
-        yield from cut("full", (i0, i1), (j0, j1))
+        rows, columns = (
+            [places[a:b] - shift for a, b, shift in _inside(places, runs)]
+            for places, runs in ((segment.queries, queries), (segment.keys, keys))
+        )
+        if rows and columns:
+            yield Segment(segment.pack, "full", np.concatenate(rows), np.concatenate(columns))
         return
-    both = max(i0, j0), min(i1, j1)  # places that are both among these queries and these keys
-    yield from cut(segment.kind, both, both)
-    if segment.kind == "causal":
-        yield from cut("full", (max(i0, j1), i1), (j0, j1))
-        yield from cut("full", both, (j0, both[0]))
-    else:
-        yield from cut("full", (i0, min(i1, j0)), (j0, j1))
-        yield from cut("full", both, (both[1], j1))
+    # a causal segment's queries are its keys; the first query of a reverse one is no key, its last key no query
+    causal = segment.kind == "causal"
+    tokens = segment.queries if causal else np.concatenate((segment.queries[:1], segment.keys))
+    asking, asked = _inside(tokens, queries), _inside(tokens, keys)
+    edges = sorted({edge for a, b, _ in (*asking, *asked) for edge in (a, b)})
+    parts = []  # tokens as queries and as keys of the region, None where they are not
+    for a, b in pairwise(edges):
+        shifts = (next((shift for first, last, shift in found if first <= a < last), None) for found in (asking, asked))
+        parts.append(tuple(None if shift is None else tokens[a:b] - shift for shift in shifts))
+    both = [(rows, columns) for rows, columns in parts if rows is not None and columns is not None]
+    if both:
+        i, j = (np.concatenate(side) for side in zip(*both, strict=True))
+        if causal:
+            yield Segment(segment.pack, "causal", i, j)
+        elif len(i) > 1:
+            yield Segment(segment.pack, "reverse", i[:-1], j[1:])
+    # queries that are no keys see the keys on their side, those that are both the keys that are no queries
+    for are_keys in (False, True):
+        yield from _turns(segment, parts if causal else parts[::-1], are_keys)
+
+
+def _turns(segment: Segment, parts: list[Any], are_keys: bool) -> Iterator[Segment]:
+    """Full segments of parts of a triangle, ordered so that a query sees what comes before it: one for the queries
+    between two keys.
+
+    Args:
+        parts: queries or None, keys or None, of each.
+        are_keys: for the queries that are keys too, and the keys that are not queries; else for the queries that are no
+            keys, and all keys.
+    """
+    ascending = slice(None, None, 1 if segment.kind == "causal" else -1)
+    rows: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
+    for asking, asked in (*parts, (None, segment.keys[:0])):  # the last ends the last turn
+        if asked is not None and not (are_keys and asking is not None):
+            if rows and columns:
+                yield Segment(segment.pack, "full", np.concatenate(rows[ascending]), np.concatenate(columns[ascending]))
+            rows = []
+            columns.append(asked)
+        if asking is not None and (asked is not None) == are_keys:
+            rows.append(asking)
+
+
+def _inside(places: np.ndarray, runs: Runs) -> list[tuple[int, int, int]]:
+    """Which of ascending places lie in each run: (first, last + 1, what to subtract from a place for its number in the
+    runs), runs without any left out."""
+    found, before = [], 0
+    for start, stop in runs:
+        first, last = np.searchsorted(places, (start, stop))
+        if first < last:
+            found.append((int(first), int(last), start - before))
+        before += stop - start
+    return found

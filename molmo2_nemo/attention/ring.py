@@ -1,11 +1,11 @@
 """Attention over keys that other ranks hold: a ring of direct sends, or an all-gather. This is the second dimension of
 context parallelism, beside Ulysses (ulysses.py).
 
-Each of R ranks has a consecutive chunk of a pack's queries and keys (of the same heads). Which keys of chunk j the
-queries of chunk i may see follows from the pack's description, on the host (`visible_keys`); it is nothing at all for
-most pairs of a pack of many examples, and a short run for some.
+Each of R ranks has a chunk of a pack's queries and keys (of the same heads): consecutive tokens, or the few runs that
+balance.py gives it. Which keys of chunk j the queries of chunk i may see follows from the pack's description, on the
+host (`visible_keys`); it is nothing at all for most pairs of a pack of many examples, and a short run for some.
 
-    ring        in step s rank i sends to rank i + s the run of its keys and values that is visible there and works on
+    ring        in step s rank i sends to rank i + s the runs of its keys and values that are visible there and works on
                 what came from i - s; the messages of step s + 1 travel meanwhile. A pair that sees nothing neither
                 sends nor computes. The backward travels once more and sends each run's gradient straight back.
     all_gather  every rank gets all keys and values, forward and again in the backward, whose gradients are
@@ -29,24 +29,40 @@ from torch import Tensor
 from molmo2_nemo.attention.kept import Results, Slot, results_of
 from molmo2_nemo.attention.kernels import Kernel
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.attention.regions import MaskRegion, region_of
+from molmo2_nemo.attention.regions import MaskRegion, Runs, region_of, runs_of, tokens_in
 from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH
 from molmo2_nemo.parallel.context import ContextGroups, group_rank, group_size
+from molmo2_nemo.transfer import to_device
 
 
 @dataclass(frozen=True)
 class VisibleKeys:
-    """For every pair of chunks (i, j): the run of chunk j's keys that some query of chunk i may see, low == high where
-    none. A run may hold keys that are not visible; the mask decides inside it. Within a chunk the run is all of it."""
+    """For every pair of chunks (i, j): the runs of chunk j's keys that some query of chunk i may see, at most one in
+    each run of the chunk. They may hold keys that are not visible; the mask decides inside them. Within a chunk they
+    are all of it."""
 
-    runs: list[list[tuple[int, int]]]  # [R][R] of (low, high), counted in chunk j
+    chunks: list[Runs]  # [R], of the pack
+    runs: list[list[Runs]]  # [R][R], of the pack
 
-    def keys(self, queries: int, owner: int) -> slice:
-        return slice(*self.runs[queries][owner])
+    def keys(self, queries: int, owner: int) -> list[slice]:
+        """The same counted in chunk `owner`."""
+        found, before = [], 0
+        for start, stop in self.chunks[owner]:
+            inside = [run for run in self.runs[queries][owner] if start <= run[0] < stop]
+            found += [slice(low - start + before, high - start + before) for low, high in inside]
+            before += stop - start
+        return found
 
-    def any(self, queries: int, owner: int) -> bool:
-        low, high = self.runs[queries][owner]
-        return high > low
+    def count(self, queries: int, owner: int) -> int:
+        return tokens_in(self.runs[queries][owner])
+
+
+def chunk_runs(mask: TokenMask, chunks: int) -> list[Runs]:
+    """What each of so many ranks holds of the pack, [R]."""
+    size = mask.size // chunks
+    if mask.order is None:
+        return [((i * size, (i + 1) * size),) for i in range(chunks)]
+    return [runs_of(places) for places in mask.order.reshape(chunks, size)]
 
 
 def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
@@ -59,37 +75,41 @@ def visible_keys(mask: TokenMask, chunks: int) -> VisibleKeys:
     """
     example, branch, block = mask.on_host()
     packs, length = example.shape
-    size = length // chunks
     real, at_root = example != PAD_EXAMPLE, branch == ROOT_BRANCH
     example = example * packs + np.arange(packs)[:, None]  # unique over the packs
     member = _numbered(example * (int(branch.max()) + 2) + branch + 1)  # example and branch as one number
     example = _numbered(example)
-    chunk = np.arange(length) // size
+    place = np.broadcast_to(np.arange(length), example.shape)
+    held = chunk_runs(mask, chunks)
     runs = []
     for i in range(chunks):
-        mine = real & (chunk == i)
-        earlier = _related(example, member, at_root, mine)
-        later = np.zeros_like(real)
+        mine = np.zeros_like(real)
+        for start, stop in held[i]:
+            mine[:, start:stop] = real[:, start:stop]
+        visible = _largest(place, mine, example, member, at_root) >= place
         if mask.visual_attention != "none":
             visual = mine & (block > 0)
-            later = _related(example, member, at_root, visual) & (block > 0)
-            if mask.visual_attention == "within_image":
-                later &= block <= np.where(visual, block, 0).max(1, keepdims=True)
+            within = mask.visual_attention == "within_image"
+            later = _largest(block, visual, example, member, at_root) >= (block if within else 1)
+            visible |= later & (block > 0)
+        shown = (visible & real).any(0)
         row = []
         for j in range(chunks):
-            visible = ((earlier if j < i else later) & real)[:, j * size : (j + 1) * size]
-            columns = np.flatnonzero(visible.any(0))
-            run = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
-            row.append((0, size) if i == j else run)
+            found = [start + np.flatnonzero(shown[start:stop]) for start, stop in held[j]]
+            seen = tuple((int(places[0]), int(places[-1]) + 1) for places in found if len(places))
+            row.append(held[j] if i == j else seen)
         runs.append(row)
-    return VisibleKeys(runs)
+    return VisibleKeys(held, runs)
 
 
-def _related(example: np.ndarray, member: np.ndarray, at_root: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """bool [B, S]: tokens that share an example's root, or a branch, with one of the chosen queries."""
-    near = np.zeros((2, example.size), bool)  # by number of example, of member
-    near[0, example[queries]] = near[1, member[queries]] = True
-    return (near[0][example] & at_root) | near[1][member]
+def _largest(
+    values: np.ndarray, queries: np.ndarray, example: np.ndarray, member: np.ndarray, at_root: np.ndarray
+) -> np.ndarray:
+    """int64 [B, S]: for every token the largest value among the chosen queries whose branch it shares, or, in a root,
+    whose example; -1 where there is none. Values are 0 and more, and never decrease along an example."""
+    top = np.full((2, example.size), -1)  # by number of example, of member
+    top[0, example[queries]] = top[1, member[queries]] = values[queries]  # of a repeated number the last one stays
+    return np.where(at_root, top[0][example], top[1][member])
 
 
 def _numbered(labels: np.ndarray) -> np.ndarray:
@@ -203,17 +223,14 @@ def regions_of_rank(mask: TokenMask, groups: ContextGroups, visible: VisibleKeys
     """The regions that `ring_attention` works on, on this rank of `groups.ring`."""
     rank, size = group_rank(groups.ring), group_size(groups.ring)
     if groups.cp_comm_type == "all_gather":
-        tokens = mask.size // size
-        return [region_of(mask, (rank * tokens, (rank + 1) * tokens))]
+        return [region_of(mask, chunk_runs(mask, size)[rank])]
     visible = visible or visible_keys(mask, size)
-    return [_region(mask, visible, rank, owner) for owner in range(size) if visible.any(rank, owner)]
+    return [_region(mask, visible, rank, owner) for owner in range(size) if visible.count(rank, owner)]
 
 
 def _region(mask: TokenMask, visible: VisibleKeys, queries: int, owner: int) -> MaskRegion:
-    """What chunk `queries` sees of the run of chunk `owner` that is shown to it."""
-    size = mask.size // len(visible.runs)
-    low, high = visible.runs[queries][owner]
-    return region_of(mask, (queries * size, (queries + 1) * size), (owner * size + low, owner * size + high))
+    """What chunk `queries` sees of the runs of chunk `owner` that are shown to it."""
+    return region_of(mask, visible.chunks[queries], visible.runs[queries][owner])
 
 
 @dataclass
@@ -237,11 +254,11 @@ def _send_keys(kv: Tensor, step: int, visible: VisibleKeys, group: Any) -> _Mess
     if step >= size:
         return _Message(None, [])
     to, source = (rank + step) % size, (rank - step) % size
-    run, expected = visible.keys(to, rank), visible.runs[rank][source]
-    sent = kv[:, run].contiguous() if visible.any(to, rank) else None
-    content = None
-    if visible.any(rank, source):
-        content = kv.new_empty(2, expected[1] - expected[0], *kv.shape[2:])
+    runs, expected = visible.keys(to, rank), visible.count(rank, source)
+    sent = None
+    if runs:
+        sent = kv[:, runs[0]].contiguous() if len(runs) == 1 else torch.cat([kv[:, run] for run in runs], dim=1)
+    content = kv.new_empty(2, expected, *kv.shape[2:]) if expected else None
     return _post(sent, to, content, source, group)
 
 
@@ -249,8 +266,8 @@ def _send_gradients(d_received: Tensor | None, kv: Tensor, step: int, visible: V
     """Gradients of what came in step `step` go back to rank - step; those of what was sent come from rank + step."""
     size, rank = dist.get_world_size(group), dist.get_rank(group)
     to, source = (rank - step) % size, (rank + step) % size
-    low, high = visible.runs[source][rank]
-    content = kv.new_empty(2, high - low, *kv.shape[2:]) if high > low else None
+    sent = visible.count(source, rank)
+    content = kv.new_empty(2, sent, *kv.shape[2:]) if sent else None
     return _post(d_received, to, content, source, group)
 
 
@@ -259,7 +276,9 @@ def _add_returned(d_kv: Tensor, returning: _Message, step: int, visible: Visible
     content = returning.wait()
     if content is not None:
         size, rank = dist.get_world_size(group), dist.get_rank(group)
-        d_kv[:, visible.keys((rank + step) % size, rank)] += content
+        runs = visible.keys((rank + step) % size, rank)
+        for run, part in zip(runs, content.split([run.stop - run.start for run in runs], dim=1), strict=True):
+            d_kv[:, run] += part
 
 
 def _post(sent: Tensor | None, to: int, content: Tensor | None, source: int, group: Any) -> _Message:
@@ -285,32 +304,84 @@ class _AllGather(torch.autograd.Function):
         visible: VisibleKeys,
         slot: Slot | None,
     ) -> Tensor:
-        kv = torch.stack((k, v), dim=1)  # [Q, 2, B, G, H]: a gathered tensor is in the order of the tokens
-        rank = dist.get_rank(group)
-        region = region_of(mask, (rank * q.shape[0], (rank + 1) * q.shape[0]))
+        kv = torch.stack((k, v), dim=1)  # [Q, 2, B, G, H]: a gathered tensor is in the order of the ranks' tokens
+        region = region_of(mask, chunk_runs(mask, dist.get_world_size(group))[dist.get_rank(group)])
 
         def over_all_keys() -> Results:
-            keys, values = _gather(kv, group).unbind(1)
+            keys, values = _gather(kv, mask, group).unbind(1)
             return kernel.forward(q, keys, values, region, scale)
 
         out, lse = results_of(slot, over_all_keys)
         ctx.save_for_backward(q, kv, out, lse)
-        ctx.settings = region, scale, kernel, group
+        ctx.settings = mask, region, scale, kernel, group
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, kv, out, lse = ctx.saved_tensors
-        region, scale, kernel, group = ctx.settings
+        mask, region, scale, kernel, group = ctx.settings
         assert kernel.backward is not None
-        keys, values = _gather(kv, group).unbind(1)
+        keys, values = _gather(kv, mask, group).unbind(1)
         dq, *own = kernel.backward(grad, q, keys, values, out, lse, region, scale)
-        d_kv = torch.empty_like(kv)
-        dist.reduce_scatter_tensor(d_kv, torch.stack(own, dim=1), group=group)
+        d_kv, d_all = torch.empty_like(kv), torch.stack(own, dim=1)
+        if mask.order is not None:
+            d_all = d_all[to_device(mask.order, kv.device)]
+        dist.reduce_scatter_tensor(d_kv, d_all, group=group)
         return (dq, *d_kv.unbind(1), *([None] * 6))
 
 
-def _gather(kv: Tensor, group: Any) -> Tensor:
+def _gather(kv: Tensor, mask: TokenMask, group: Any) -> Tensor:
+    """All ranks' [Q, ...] in the order of the pack, [S, ...]."""
     out = kv.new_empty(dist.get_world_size(group) * kv.shape[0], *kv.shape[1:])
     dist.all_gather_into_tensor(out, kv, group=group)
-    return out
+    return out if mask.order is None else out[to_device(np.argsort(mask.order), kv.device)]
+
+
+def shown_keys(mask: TokenMask, groups: ContextGroups, visible: VisibleKeys) -> list[Runs]:
+    """Places in the pack of the keys that `show_keys` brings to this rank."""
+    if groups.cp_comm_type == "all_gather":
+        return [((0, mask.size),)]
+    rank, size = group_rank(groups.ring), group_size(groups.ring)
+    return [visible.runs[rank][(rank - step) % size] for step in range(size)]
+
+
+def show_keys(kv: Tensor, mask: TokenMask, groups: ContextGroups, visible: VisibleKeys) -> list[Tensor]:
+    """All keys and values that this rank's queries may see, at once: for a layer whose queries come in chunks.
+
+    Args:
+        kv: [2, Q, B, G, H] of this rank.
+
+    Returns:
+        [2, keys, B, G, H] for each of `shown_keys`.
+    """
+    if groups.cp_comm_type == "all_gather":
+        return [_gather(kv.transpose(0, 1).contiguous(), mask, groups.ring).transpose(0, 1)]
+    found = [kv]
+    for step in range(1, group_size(groups.ring)):
+        received = _send_keys(kv, step, visible, groups.ring).wait()
+        found.append(kv[:, :0] if received is None else received)
+    return found
+
+
+def return_gradients(
+    sums: list[Tensor], dtype: torch.dtype, mask: TokenMask, groups: ContextGroups, visible: VisibleKeys
+) -> Tensor:
+    """Backward of `show_keys`: the gradient of its `kv`.
+
+    Args:
+        sums: for each of `shown_keys` [2, keys, B, G, H], over this rank's queries.
+        dtype: in which they travel.
+    """
+    if groups.cp_comm_type == "all_gather":
+        together = sums[0].transpose(0, 1).to(dtype).contiguous()
+        if mask.order is not None:
+            together = together[to_device(mask.order, together.device)]
+        own = together.new_empty(len(together) // group_size(groups.ring), *together.shape[1:])
+        dist.reduce_scatter_tensor(own, together, group=groups.ring)
+        return own.transpose(0, 1)
+    own = sums[0]
+    for step in range(1, group_size(groups.ring)):
+        sent = sums[step].to(dtype).contiguous() if sums[step].shape[1] else None
+        returning = _send_gradients(sent, own[:, :0].to(dtype), step, visible, groups.ring)
+        _add_returned(own, returning, step, visible, groups.ring)
+    return own

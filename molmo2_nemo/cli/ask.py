@@ -9,6 +9,7 @@ from molmo2_nemo.cli.options import (
     add_layout_arguments,
     add_sampling_arguments,
     add_shown_arguments,
+    checkpoint_of,
     on_ranks,
     sampling_of,
     shown_of,
@@ -26,7 +27,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a finished stage or run")
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a stage or run")
     parser.add_argument("question", help="what to ask")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; may be repeated")
     parser.add_argument("--video", metavar="FILE", help="a video")
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="style of the answer: user_qa (default), long_caption, ...; own:NAME for one of your own data",
     )
-    parser.add_argument("--subtitles", metavar="FILE", help="of the video: .srt, .vtt, .ass or .ssa")
+    parser.add_argument("--subtitles", metavar="FILE", help="of the video: .srt, .vtt, .ass, .ssa or .json")
     parser.add_argument(
         "--clip", nargs=2, type=float, metavar=("START", "END"), help="the part of the video that is shown, in seconds"
     )
@@ -53,7 +54,6 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.launch.ranks import layout_of
     from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
-    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if args.image and args.video:
         raise UserError("--image and --video: give images or one video, not both")
@@ -75,10 +75,13 @@ def run(args: argparse.Namespace) -> int:
         read_subtitles(Path(args.subtitles)) if args.subtitles else (),
         clip,
     )
-    checkpoint = resolve_checkpoint(args.checkpoint)
+    checkpoint = checkpoint_of(args, args.checkpoint)
     warn_once(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
     warn_once(without_effect(shown, [prompt]))
     quiet()
+    from molmo2_nemo.launch.answering import check_answering  # with torch: after what needs none
+
+    check_answering(checkpoint, layout, shown, longest=sampling.max_new_tokens, beyond=args.beyond_range)
 
     def work() -> int:
         from molmo2_nemo.inference.generate import answer

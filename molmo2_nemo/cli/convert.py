@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from molmo2_nemo.cli.options import check_folder
+from molmo2_nemo.cli.options import check_folder, checkpoint_of
 from molmo2_nemo.errors import UserError, file_error, writing
 
 EXAMPLES = """\
@@ -59,12 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=examples,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for name, (summary, examples) in DIRECTIONS.items()
     )
     importing.add_argument("source", type=Path, help="folder of a Molmo2, native or remote-code format (detected)")
-    exporting.add_argument("source", type=Path, help="checkpoint, or a run's folder: its last finished stage")
+    exporting.add_argument("source", type=Path, help="a checkpoint, or the folder of a stage or run")
     exporting.add_argument(
         "--format",
         choices=["native", "remote"],
@@ -87,8 +86,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from molmo2_nemo.rundir.summary import resolve_checkpoint
-
     check_folder("the target", args.target)
     if args.target.exists() and not args.overwrite:
         raise UserError(f"{args.target} exists; name another folder or give --overwrite")
@@ -98,9 +95,19 @@ def run(args: argparse.Namespace) -> int:
         options = {"model": args.model, "seed": args.seed, "dtype": args.dtype, "overwrite": args.overwrite}
         print(init_folder(args.llm, args.vit, args.target, **options))
     else:
-        source = resolve_checkpoint(args.source)
-        print(export_folder(source, args.target, format=args.format, dtype=args.dtype, overwrite=args.overwrite))
+        source = checkpoint_of(args, args.source)
+        done = export_folder(source, args.target, format=args.format, dtype=args.dtype, overwrite=args.overwrite)
+        print(f"{done}\n{how_to_load(done)}")
     return 0
+
+
+def how_to_load(exported: Path) -> str:
+    """Which program reads an exported folder, and with what call."""
+    from molmo2_nemo.convert.model_card import CARD_FILE
+
+    call = f"transformers.AutoModelForImageTextToText.from_pretrained({str(exported)!r})"
+    tokens = "" if (exported / "tokenizer.json").is_file() else "; without a tokenizer: none was found to write"
+    return f"load it with transformers 5{tokens}:\n  {call}\n  {exported / CARD_FILE} has a whole example"
 
 
 @contextmanager

@@ -43,14 +43,12 @@ def run(args: argparse.Namespace) -> int:
 
 def build_data(folder: Path) -> None:
     """Makes shards from the images and the clip that come with the package, unless they are there."""
+    from data_prep.demo import SETS, build_demo
     from molmo2_nemo.data.manifest import MANIFEST
-    from molmo2_nemo.settings.compose import STAGES
 
-    if all((folder / name / MANIFEST).is_file() for name in STAGES):
+    if all((folder / name / MANIFEST).is_file() for name in SETS):
         print(f"shards: found in {folder}")
         return
-    from data_prep.demo import build_demo
-
     counts = build_demo(folder)
     listed = ", ".join(f"{count} records for {name}" for name, count in counts.items())
     print(f"shards: {listed} in {folder}")
@@ -75,14 +73,14 @@ def report(folder: Path, configs: list[RunConfig], seconds: float) -> None:
     exported = export_checkpoint(checkpoint, folder / "hf", overwrite=True)
     print(f"exported to Hugging Face format: {exported}")
     media = demo_media()
-    print("\nasked after stage 3:")
+    print(f"\nasked after stage {len(configs)}:")
     for file, question, style in QUESTIONS:
         content = (media / file).read_bytes()
         images, video = ([], content) if file.endswith(".mp4") else ([content], None)
         print(f"  {file}: {question}\n    {answer(checkpoint, Prompt(question, images, video, style))}", flush=True)
     print()
-    print_table("Molmo2 tiny, three stages", summaries)
-    title = "Molmo2 tiny: pre-training, supervised fine-tuning, long context"
+    print_table("Molmo2 tiny, stage by stage", summaries)
+    title = f"Molmo2 tiny: {', '.join(cfg.stage.name for cfg in configs)}"
     losses = {cfg.stage.name: read_metrics(stage_dir(cfg)) for cfg in configs}
     curves = plot_losses(title, losses, folder / "losses.png")
     print(f"loss curves: {curves}\n\nscores of each stage on the shards of sft, in percent:")

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +15,29 @@ from typing import TYPE_CHECKING, Any
 from molmo2_nemo.cli.options import (
     add_judge_arguments,
     add_sampling_arguments,
-    check_folder,
+    add_shown_arguments,
     check_numbers,
+    check_writable,
+    checkpoint_of,
     judge_of,
     on_ranks,
     sampling_of,
     shown_of,
     warn,
+    warn_once,
 )
 from molmo2_nemo.errors import UserError, of_setting
+from molmo2_nemo.settings.run import EvaluationConfig
+
+LOGGED = 60.0  # seconds between two lines of a log that say how far a task is
+IN_NO_RUN = "the checkpoint lies in no run; --out DIR"
+Done = tuple["Task", dict[str, Any], list[dict[str, Any]]]  # a task, its settings, its answered questions
 
 if TYPE_CHECKING:
     from molmo2_nemo.evaluation.judge import Judge
     from molmo2_nemo.evaluation.suite import Pass
     from molmo2_nemo.evaluation.task import Task
+    from molmo2_nemo.inference.prompt import Shown
     from molmo2_nemo.settings.run import ParallelConfig
 
 EXAMPLES = """\
@@ -44,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="CHECKPOINT | KEY=VALUE",
-        help="a checkpoint, or the folder of a finished stage or run; then the layout, such as parallel.tensor=2",
+        help="a checkpoint, or the folder of a stage or run; then the layout, such as parallel.tensor=2",
     )
     parser.add_argument("--tasks", metavar="NAME[,NAME]", help="tasks by name; auto: --data, scored by its styles")
     parser.add_argument("--list", action="store_true", help="say which tasks there are, and stop")
@@ -56,12 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", metavar="DIR", help="folder of the tasks' data sets (default: $MOLMO2_DATA, or shards)"
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N items (records) of each task")
-    parser.add_argument("--frames", metavar="N[,N]", help="most frames of a video, one pass each (default: the run's)")
-    parser.add_argument("--fps", type=float, metavar="N", help="most frames per second of a video (default: the run's)")
-    parser.add_argument("--max-crops", type=int, metavar="N", help="most tiles of an image (default: the run's)")
-    parser.add_argument("--high-res", action="store_true", help="tiles of an image as in training's high resolution")
+    add_shown_arguments(parser, passes=True)
     parser.add_argument(
-        "--depths", type=int, default=10, metavar="N", help="needle: places in the haystack (default: 10)"
+        "--depths",
+        type=int,
+        default=EvaluationConfig.depths,
+        metavar="N",
+        help=f"needle: places in the haystack (default: {EvaluationConfig.depths})",
     )
     parser.add_argument(
         "--batch-tokens", type=int, default=16_384, metavar="N", help="tokens of prompts answered together"
@@ -75,21 +87,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if args.list:
+        alone(args, "list", and_words=False)
         print(listed())
         return 0
     if args.compare:
+        alone(args, "compare", and_words=True)
         print(compared(args.overrides))
         return 0
+    from molmo2_nemo.processes import quiet
+
     asked = read(args)
-    passes_of(asked)  # what is not there, or cannot be written, is said before processes start
+    quiet()
+    check(asked)
     if asked.out is not None:
-        check_folder("--out", asked.out)
-        with of_setting(f"--out {asked.out}"):
-            asked.out.mkdir(parents=True, exist_ok=True)
-            probe = asked.out / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+        check_writable("--out", asked.out)
+    warn_once([] if asked.out else [f"results will be shown and not written: {IN_NO_RUN}"])
     return on_ranks(args, asked.layout, lambda: evaluated(asked))
+
+
+def check(asked: Asked) -> None:
+    """What is not there or cannot be had is said before processes start or weights are read.
+
+    Raises:
+        UserError: data that are not there, or a layout, media or answers that the model or the machine has no room for.
+    """
+    from molmo2_nemo.evaluation.suite import check_passes
+    from molmo2_nemo.launch.answering import check_answering
+
+    args, work = asked.args, passes_of(asked)
+    for option, given, has in (
+        ("--frames", args.frames is not None, any(task.video for task in asked.tasks)),
+        ("--fps", args.fps is not None, any(task.video for task in asked.tasks)),
+        ("--depths", args.depths != EvaluationConfig.depths, any(task.name == "needle" for task in asked.tasks)),
+    ):
+        if given and not has:
+            kind = "the task needle" if option == "--depths" else "a task on videos"
+            warn_once([f"{option} has no effect: {kind} is not among these"])
+    check_answering(
+        asked.checkpoint,
+        asked.layout,
+        shown_but_frames(args),
+        frames=sorted({one.settings.frames for one in work if one.settings.frames is not None}),
+        longest=args.max_new_tokens,
+        beyond=args.beyond_range,
+        more=lambda data: check_passes(work, data),
+    )
+
+
+def shown_but_frames(args: argparse.Namespace) -> Shown:
+    return shown_of(argparse.Namespace(**{**vars(args), "frames": None}))
+
+
+def alone(args: argparse.Namespace, option: str, *, and_words: bool) -> None:
+    """Refuses what would have no effect beside an option that evaluates nothing.
+
+    Args:
+        and_words: whether words without an option belong to it.
+
+    Raises:
+        UserError: names the first.
+    """
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for name, usual in vars(parser.parse_args([])).items():
+        if name != option and getattr(args, name) != usual and not (and_words and name == "overrides"):
+            said = f"--{name.replace('_', '-')}" if name != "overrides" else args.overrides[0]
+            raise UserError(f"--{option} evaluates nothing, so {said} has no effect; leave it out")
 
 
 @dataclass(frozen=True)
@@ -112,7 +175,6 @@ def read(args: argparse.Namespace) -> Asked:
     from molmo2_nemo.launch.ranks import layout_of
     from molmo2_nemo.rundir.config_file import run_of_checkpoint
     from molmo2_nemo.rundir.paths import EVALUATION
-    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     places = [word for word in args.overrides if "=" not in word or Path(word).is_dir()]  # .../checkpoints/step=50
     if len(places) != 1:
@@ -121,7 +183,7 @@ def read(args: argparse.Namespace) -> Asked:
     layout = layout_of([word for word in args.overrides if word not in places])
     names = [name.strip() for name in (args.tasks or (AUTO if args.data else "")).split(",") if name.strip()]
     tasks, frames = chosen(names, args.data), passes(args.frames)
-    checkpoint = resolve_checkpoint(places[0])
+    checkpoint = checkpoint_of(args, places[0])
     run = run_of_checkpoint(checkpoint)
     out = args.out or (None if run is None else run / EVALUATION / checkpoint.name)
     return Asked(args, checkpoint, layout, tasks, frames, out, judge_of(args, out))
@@ -131,10 +193,11 @@ def passes(frames: str | None) -> list[int | None]:
     """The numbers of --frames; one pass with the run's own where there are none."""
     if frames is None:
         return [None]
-    words = frames.split(",")
-    if not all(word.strip().isdigit() and int(word) > 0 for word in words) or len(set(map(int, words))) < len(words):
+    words = [word.strip() for word in frames.split(",")]
+    numbers = [int(word) for word in words if word.isdecimal() and len(word) < 20]
+    if len(numbers) < len(words) or min(numbers) < 1 or len(set(numbers)) < len(words):
         raise UserError(f"--frames {frames}: numbers of frames above 0, each once, with commas between")
-    return [int(word) for word in words]
+    return [*numbers]
 
 
 def passes_of(asked: Asked) -> list[Pass]:
@@ -151,43 +214,86 @@ def evaluated(asked: Asked) -> int:
     """Evaluates, on this process or this rank; shows and writes what came of it."""
     from dataclasses import replace
 
-    from molmo2_nemo.processes import quiet
-
-    work = passes_of(asked)
-    quiet()
     from molmo2_nemo.evaluation.results import table
+    from molmo2_nemo.evaluation.suite import said_of_media
     from molmo2_nemo.inference.engine import Generator
     from molmo2_nemo.inference.load import load
     from molmo2_nemo.inference.ranks import is_first
 
-    args, sampling = asked.args, sampling_of(asked.args)
-    shown = shown_of(argparse.Namespace(**{**vars(args), "frames": None}))
+    args, sampling, work = asked.args, sampling_of(asked.args), passes_of(asked)
+    shown = shown_but_frames(args)
     model, builder, tokenizer = load(asked.checkpoint, shown, asked.layout)
     generator = Generator(model, tokenizer, batch_tokens=args.batch_tokens)
-    done, results = [], []
-    for one in work:
-        longest = replace(sampling, max_new_tokens=args.max_new_tokens or one.task.max_new_tokens)
-        with progress(one.task.name, one.count, is_first()) as advance:
-            found = one.run(generator, builder, longest, {"checkpoint": asked.checkpoint.name}, advance)
-        assert found is not None
-        done.append((one.task, found[0]["settings"], found[1]))
+    done: list[Done] = []
+    results, written = [], 0
+    try:
+        for one in work:
+            longest = replace(sampling, max_new_tokens=args.max_new_tokens or one.task.max_new_tokens)
+            with progress(one.task.name, one.count, is_first()) as advance:
+                found = one.run(generator, builder, longest, made_with(asked), advance)
+            assert found is not None
+            done.append((one.task, found[0]["settings"], found[1]))
+            if is_first():
+                results.append(found[0])
+                keep(asked, *done[-1])
+                written += 1
+                draw(asked, one.task, [line for task, _, lines in done if task is one.task for line in lines])
+        reused = said_of_media(generator)
+    except KeyboardInterrupt:
         if is_first():
-            results.append(kept(asked, *done[-1]))
-            if asked.out is not None:
-                with of_setting(f"--out {asked.out}"):
-                    one.task.draw([line for task, _, lines in done if task is one.task for line in lines], asked.out)
+            warn([left_by_interrupt(asked, [one.name for one in work], written)])
+        raise
+    except UserError:
+        if results and is_first():  # answers that cannot be written down are shown
+            print(table(results))
+        raise
     if is_first():
         if asked.judge is not None:  # at the end, as no other rank is to wait for it
-            results = [kept(asked, *one, judged_by(asked.judge, one[-1])) for one in done]
-            warn([] if asked.judge.given else ["--judge was not asked: none of these tasks' answers are captions"])
-        print(table(results))
-        print(
-            f"written to {asked.out}" if asked.out else "not written anywhere: the checkpoint lies in no run; --out DIR"
-        )
+            results = judged(asked, asked.judge, done)
+        print("\n".join([table(results), *reused]))
+        print(f"written to {asked.out}" if asked.out else f"not written anywhere: {IN_NO_RUN}")
     return 0
 
 
-def kept(
+def judged(asked: Asked, judge: Judge, done: list[Done]) -> list[dict[str, Any]]:
+    """The results with what the judge says of them, written; what it replied is kept as it comes."""
+    from molmo2_nemo.evaluation.judge import REPLIES
+
+    try:
+        results = [keep(asked, *one, judged_by(judge, one[-1])) for one in done]
+    except KeyboardInterrupt:
+        warn([f"interrupted: all other scores are in {asked.out}, the judge's replies so far in its {REPLIES}"])
+        raise
+    warn([] if judge.given else ["--judge was not asked: none of these tasks' answers are captions"])
+    return results
+
+
+def draw(asked: Asked, task: Task, lines: list[dict[str, Any]]) -> None:
+    if asked.out is not None:
+        with of_setting(f"--out {asked.out}"):
+            task.draw(lines, asked.out)
+
+
+def left_by_interrupt(asked: Asked, names: list[str], done: int) -> str:
+    """What to say of an evaluation that ends early.
+
+    Args:
+        names: of all results, in the order of the work.
+        done: how many of them are there.
+    """
+    kept = f"{', '.join(names[:done])} {'is' if done == 1 else 'are'} in {asked.out}" if done and asked.out else ""
+    lost = f"of {', '.join(names[done:])} nothing is kept" if done < len(names) else ""
+    return f"interrupted: {'; '.join(filter(None, (kept, lost)))}"
+
+
+def made_with(asked: Asked) -> dict[str, Any]:
+    """What a result notes of the command; null: as the model's run has it."""
+    args = asked.args
+    shown = {"fps": args.fps, "max_crops": args.max_crops, "high_res": args.high_res or None}
+    return {"checkpoint": asked.checkpoint.name, **shown}
+
+
+def keep(
     asked: Asked, task: Task, made_with: dict[str, Any], lines: list[dict[str, Any]], more: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The result of a task, with what `more` adds, after it is written."""
@@ -196,8 +302,24 @@ def kept(
     result = result_of(task.name, task.group, lines, made_with) | (more or {})
     if asked.out is not None:
         with of_setting(f"--out {asked.out}"):
+            warn(replaced(asked.out, result))
             write_result(asked.out, result, lines)
     return result
+
+
+def replaced(folder: Path, result: dict[str, Any]) -> list[str]:
+    """What to say where a result takes the place of one over other questions, of other data under the same name."""
+    from molmo2_nemo.evaluation.results import called
+    from molmo2_nemo.rundir.results import read_result
+
+    path = folder / f"{called(result)}.json"
+    try:
+        old = read_result(path) if path.is_file() else None
+    except UserError:
+        return [f"{path}: a damaged result was there, and is replaced"]
+    if old is None or old.get("questions_sha256") in (None, result["questions_sha256"]):
+        return []
+    return [f"{path}: a result over {old['questions']:,} other questions was there, and is replaced"]
 
 
 def judged_by(judge: Judge, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -209,8 +331,17 @@ def judged_by(judge: Judge, lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def progress(name: str, count: int, shown: bool) -> Any:
-    """A bar on the terminal; yields what is called with the number of items that this rank has begun."""
+    """A bar on the terminal, or a line now and then in a log; yields what is called with the number of each item that
+    this rank begins, counted from 0."""
     from contextlib import contextmanager
+
+    last = time.monotonic()
+
+    def line(item: int) -> None:
+        nonlocal last
+        if shown and time.monotonic() - last >= LOGGED:
+            last = time.monotonic()
+            print(f"{name}: item {item + 1:,} of {count:,}", file=sys.stderr, flush=True)
 
     @contextmanager
     def bar() -> Any:
@@ -221,7 +352,7 @@ def progress(name: str, count: int, shown: bool) -> Any:
         console = Console(stderr=True)
         with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as made:
             row = made.add_task(name, total=count)
-            yield lambda done: made.update(row, completed=done)
+            yield (lambda done: made.update(row, completed=done)) if console.is_terminal else line
 
     return bar()
 
@@ -248,23 +379,32 @@ def compared(words: list[str]) -> str:
     Raises:
         UserError: fewer than two, or one without results.
     """
-    from molmo2_nemo.evaluation.results import comparison, read_results
+    from molmo2_nemo.evaluation.results import comparison
     from molmo2_nemo.rundir.config_file import run_of_checkpoint
     from molmo2_nemo.rundir.paths import EVALUATION
+    from molmo2_nemo.rundir.results import read_results
     from molmo2_nemo.rundir.summary import resolve_checkpoint
 
-    if len(words) < 2 or len(set(words)) < len(words):
+    if len(words) < 2 or len({Path(word).resolve() for word in words}) < len(words):
         raise UserError("--compare: name two or more stages, runs, or folders of results, each once")
-    runs = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    seen: set[Path] = set()
     for word in words:
-        results = read_results(Path(word)) if Path(word).is_dir() else []
+        folder, run = Path(word), None
+        if not (results := read_results(folder)):
+            remarks: list[str] = []
+            checkpoint = resolve_checkpoint(word, remarks)
+            warn(remarks)
+            if (run := run_of_checkpoint(checkpoint)) is not None:
+                folder = run / EVALUATION / checkpoint.name
+                results = read_results(folder)
         if not results:
-            checkpoint = resolve_checkpoint(word)
-            run = run_of_checkpoint(checkpoint)
-            results = read_results(run / EVALUATION / checkpoint.name) if run is not None else []
-        if not results:
-            raise UserError(f"{word}: no results there; first `molmo2 evaluate {word} --tasks ...`")
-        runs[word] = results
+            first = f"first `molmo2 evaluate {word} --tasks ..." + ("`" if run else " --out DIR`, and name DIR here")
+            raise UserError(f"{word}: no results there; {first}{'' if run else ', as it lies in no run'}")
+        if folder.resolve() in seen:
+            raise UserError(f"--compare: the results of {word} are in {folder}, which another word names, too")
+        seen.add(folder.resolve())
+        runs[word] = list(results.values())
     names = {word: Path(word).resolve().name for word in words}
     if len(set(names.values())) == len(words):  # short enough for a table's head
         runs = {names[word]: results for word, results in runs.items()}

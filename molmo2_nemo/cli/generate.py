@@ -15,6 +15,7 @@ from molmo2_nemo.cli.options import (
     add_shown_arguments,
     check_file,
     check_numbers,
+    checkpoint_of,
     on_ranks,
     sampling_of,
     shown_of,
@@ -38,7 +39,7 @@ examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a finished stage or run")
+    parser.add_argument("checkpoint", help="a checkpoint, or the folder of a stage or run")
     parser.add_argument("prompts", nargs="?", type=Path, help="JSON lines; media paths are relative to the file")
     parser.add_argument("--data", metavar="DIR", help="a folder of shards to take records from, instead of prompts")
     parser.add_argument("--examples", type=int, default=10, metavar="N", help="records of --data (default: 10)")
@@ -55,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.launch.ranks import layout_of
     from molmo2_nemo.processes import quiet
     from molmo2_nemo.rundir.config_file import truncated_of_checkpoint
-    from molmo2_nemo.rundir.summary import resolve_checkpoint
 
     if (args.prompts is None) == (args.data is None):
         raise UserError("name either a file of prompts or --data with a folder of shards")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     scoring = (
         Scoring([name.strip() for name in args.score.split(",") if name.strip()]) if args.score is not None else None
     )
-    checkpoint = resolve_checkpoint(args.checkpoint)
+    checkpoint = checkpoint_of(args, args.checkpoint)
     cut: list[Path] = []
     prompts = read_prompts(args.prompts, cut) if args.prompts else None
     warn_once(said_of_cut(cut, truncated_of_checkpoint(checkpoint)))
@@ -76,16 +76,18 @@ def run(args: argparse.Namespace) -> int:
         check_references(scoring, args.prompts, prompts or [])
     warn_once(without_effect(shown, prompts) if prompts is not None else ())
     quiet()
+    from molmo2_nemo.launch.answering import check_answering  # with torch: after what needs none
+
+    check_answering(checkpoint, layout, shown, longest=sampling.max_new_tokens, beyond=args.beyond_range)
 
     def work() -> int:
         from molmo2_nemo.inference.generate import answer_prompts, answer_records
-        from molmo2_nemo.inference.ranks import is_first
 
         if prompts is not None:
             found: Iterator[dict[str, Any]] = answer_prompts(checkpoint, prompts, sampling, shown, layout)
         else:
             found = answer_records(checkpoint, args.data, args.examples, sampling, shown, layout)
-        write_answers(found, args.out if is_first() else None, scoring)
+        write_answers(found, args.out, scoring)
         return 0
 
     return on_ranks(args, layout, work)
@@ -105,21 +107,22 @@ def check_references(scoring: Scoring, path: Path, prompts: Sequence[Prompt]) ->
 
 
 def write_answers(found: Iterable[dict[str, Any]], out: Path | None, scoring: Scoring | None) -> None:
-    """Shows answers as they come, each with its scores, and writes them to `out`; at the end, the scorers' figures.
+    """Shows answers as they come, each with its scores, and writes them to `out`, on the first rank; at the end, the
+    scorers' figures.
 
     Raises:
         UserError: an answer to score has no reference.
     """
-    lines = []
-    for line in found:
+    from molmo2_nemo.inference.ranks import is_first
+
+    for number, line in enumerate(found):
         if scoring is not None:
             line["scores"] = scoring.score(line["key"], line["answer"], line["reference"])
         warn(f"{line['key']}: {remark}" for remark in line.pop("remarks", ()))
         show(line)
-        lines.append(json.dumps(line, ensure_ascii=False))
-        if out:
-            with writing(out):
-                out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if out and is_first():  # ranks know each other once there is an answer
+            with writing(out), out.open("a" if number else "w", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     if scoring is not None:
         print(scoring.table())
 
@@ -129,7 +132,8 @@ def show(line: dict[str, Any]) -> None:
     print(f"{line['key']}\n  asked     {_short(line['question'])}\n  answered  {_short(line['answer'])}")
     if line.get("reference") is not None:
         given = line["reference"] if isinstance(line["reference"], list) else [line["reference"]]
-        print(f"  reference {' | '.join(_short(text) for text in given)}")
+        texts = (one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in given)
+        print(f"  reference {' | '.join(map(_short, texts))}")
     if "scores" in line:
         print("  score     " + "  ".join(f"{name} {score['value']:.2f}" for name, score in line["scores"].items()))
     print(flush=True)

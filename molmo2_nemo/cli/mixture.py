@@ -13,6 +13,7 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from molmo2_nemo.cli.options import add_config_dir_arguments
 from molmo2_nemo.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings, for example recipe=8b stage=sft")
-    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
+    add_config_dir_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     from molmo2_nemo.settings.compose import compose
 
-    cfg = compose(args.overrides, args.config_dir)
+    cfg = compose(args.overrides, args.config_dir, args.config_name)
     data = cfg.data
     if not data.sources:
         raise UserError("data.sources is empty: there is no mixture; take recipe=tiny, or add your own data sets")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from molmo2_nemo.errors import UserError, blocking_file
+from molmo2_nemo.errors import UserError, blocking_file, of_setting
+from molmo2_nemo.settings.hydra_keys import KINDS
 
 if TYPE_CHECKING:
     from molmo2_nemo.evaluation.judge import Judge
@@ -21,9 +23,91 @@ NOT_DRY = "--dry-run prints sbatch scripts: it needs cluster=slurm; for a local 
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of every verb that composes a configuration."""
-    parser.add_argument("--cfg", choices=["job"], help="print the configuration that would run, and stop")
-    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
+    """Adds the options of the verbs that compose a run, named as Hydra names its own."""
+    parser.add_argument(
+        "--cfg",
+        "-c",
+        choices=["job", "hydra", "all"],
+        help="print the configuration that would run, what Hydra composed it of, or both, and stop",
+    )
+    parser.add_argument("--package", "-p", metavar="KEY", help="with --cfg: this part of it, such as stage.optim")
+    parser.add_argument("--resolve", "-r", action="store_true", help="with --cfg hydra: interpolations resolved")
+    parser.add_argument(
+        "--info",
+        "-i",
+        nargs="?",
+        const="all",
+        metavar="WHAT",
+        help=f"print what Hydra says of its composition, and stop: {', '.join(KINDS)}",
+    )
+    add_config_dir_arguments(parser)
+
+
+def add_config_dir_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say where a configuration comes from."""
+    parser.add_argument(
+        "--config-dir", "-cd", metavar="DIR", help="folder of your own configurations, laid out like conf/"
+    )
+    parser.add_argument(
+        "--config-name",
+        "-cn",
+        metavar="NAME",
+        help="file that composition starts from, NAME.yaml in --config-dir (default: config, the one shipped)",
+    )
+
+
+def add_multirun_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of the verbs that run sweeps."""
+    parser.add_argument(
+        "--multirun",
+        "-m",
+        action="store_true",
+        help="a run for each combination of values: key=a,b key=range(1,4) key=choice(x,y); folders output_dir/0, /1",
+    )
+
+
+def check_config_arguments(args: argparse.Namespace) -> None:
+    """Puts a setting that came behind --info, which may stand alone, to the others.
+
+    Raises:
+        UserError: an option of --cfg without it.
+    """
+    if not args.cfg and (args.package or args.resolve):
+        raise UserError(f"{'--package' if args.package else '--resolve'} belongs to --cfg")
+    if args.info is not None and "=" in args.info:
+        args.overrides.append(args.info)
+        args.info = "all"
+
+
+def shown_instead(args: argparse.Namespace, overrides: Mapping[str, Sequence[str]]) -> bool:
+    """Prints what --cfg hydra, --cfg all or --info ask for, of each stage; whether they do.
+
+    Args:
+        overrides: of each stage, as for `compose`.
+
+    Raises:
+        UserError: settings that cannot be composed, or a KEY that there is not.
+    """
+    from molmo2_nemo.settings.compose import compose
+    from molmo2_nemo.settings.hydra_view import hydra_yaml, info, part_of
+    from molmo2_nemo.settings.schema import to_dict
+
+    if not args.cfg and not args.info:
+        return False
+    where = (args.config_dir, args.config_name)
+    shown = []
+    for own in overrides.values():
+        if args.info:
+            info(args.info, own, *where)
+            continue
+        text = ""
+        if args.cfg in ("hydra", "all"):
+            text += hydra_yaml(own, *where, package=args.package if args.cfg == "hydra" else None, resolve=args.resolve)
+        if args.cfg in ("job", "all"):
+            text += part_of(to_dict(compose(own, *where)), args.package)
+        shown.append(text)
+    print("---\n".join(shown), end="")
+    return True
 
 
 def add_submit_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,12 +191,24 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
     return Sampling(args.max_new_tokens or 1, args.temperature, args.top_p, args.seed, tuple(args.stop))
 
 
-def add_shown_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that replace, for answers only, how much of the media the run shows."""
-    parser.add_argument("--frames", type=int, metavar="N", help="most frames of a video (default: the run's)")
+def add_shown_arguments(parser: argparse.ArgumentParser, *, passes: bool = False) -> None:
+    """Adds the options that replace, for answers only, how much of the media the run shows.
+
+    Args:
+        passes: --frames takes several numbers, as text, for a pass each.
+    """
+    if passes:
+        frames: dict[str, Any] = {"metavar": "N[,N]", "help": "most frames of a video, one pass each"}
+    else:
+        frames = {"type": int, "metavar": "N", "help": "most frames of a video"}
+    frames["help"] += " (default: the run's)"
+    parser.add_argument("--frames", **frames)
     parser.add_argument("--fps", type=float, metavar="N", help="most frames per second of a video (default: the run's)")
     parser.add_argument("--max-crops", type=int, metavar="N", help="most tiles of an image (default: the run's)")
     parser.add_argument("--high-res", action="store_true", help="tiles of an image as in training's high resolution")
+    parser.add_argument(
+        "--beyond-range", action="store_true", help="let films have positions that the model was not made for"
+    )
 
 
 def shown_of(args: argparse.Namespace) -> Shown:
@@ -135,6 +231,23 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="several processes, for example --layout parallel.tensor=2 parallel.data=4 (default: one)",
     )
+
+
+def checkpoint_of(args: argparse.Namespace, place: str | Path) -> Path:
+    """The checkpoint that a word of the command line stands for; says on the standard error which, where the word does
+    not. Ranks that this command starts are given that one: a run that still trains may have saved another by then.
+
+    Raises:
+        UserError: it stands for none.
+    """
+    from molmo2_nemo.rundir.summary import resolve_checkpoint
+
+    remarks: list[str] = []
+    found = resolve_checkpoint(place, remarks)
+    if remarks and args.argv.count(str(place)) == 1:
+        args.argv = [str(found) if word == str(place) else word for word in args.argv]
+    warn_once(remarks)
+    return found
 
 
 def on_ranks(args: argparse.Namespace, layout: ParallelConfig, work: Callable[[], int]) -> int:
@@ -182,6 +295,18 @@ def check_folder(option: str, folder: Path) -> None:
     file = blocking_file(folder)
     if file is not None:
         raise UserError(f"{option} {folder}: {'it' if file == folder else file} is a file; name a folder")
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Refuses an output folder in which, or in whose place, nothing can be written. Leaves nothing there.
+
+    Raises:
+        UserError: names the option and what the system says.
+    """
+    check_folder(option, folder)
+    place = next(part for part in (folder, *folder.resolve().parents) if part.is_dir())
+    with of_setting(f"{option} {folder}"), tempfile.TemporaryFile(dir=place):
+        pass
 
 
 def check_file(option: str, path: Path) -> None:

@@ -129,7 +129,7 @@ def _list(names: list[str]) -> int:
         for name in names:
             console.print(listing.details(find_source(name)), soft_wrap=True)
         return 0
-    console.print(listing.table(list(all_sources().values()), width=None if sys.stdout.isatty() else 200))
+    console.print(listing.table(list(all_sources().values()), console.width))
     return 0
 
 
@@ -329,10 +329,10 @@ def _own_file(word: str) -> OwnFile | None:
 
 def _recipe_names(recipe: str) -> list[str]:
     from data_prep.sources import all_sources
-    from molmo2_nemo.settings.compose import STAGES, compose
+    from molmo2_nemo.settings.compose import compose, stages_of
 
     names: dict[str, None] = {}
-    for stage in STAGES:
+    for stage in stages_of([recipe]):
         names.update(dict.fromkeys(compose([recipe, f"stage={stage}"]).data.sources))
     own = [name for name in names if name not in all_sources()]
     if own:

@@ -9,7 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from molmo2_nemo.cli.options import check_folder
+from molmo2_nemo.cli.options import add_config_dir_arguments, check_writable
 from molmo2_nemo.data.objects.address import is_url
 from molmo2_nemo.errors import UserError, writing
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data-parallel rank K (from 0) of N whose packs to draw (default 0/1)",
     )
     parser.add_argument("--out", default="preview", metavar="DIR", help="where the page goes (default preview/)")
-    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own configurations, laid out like conf/")
+    add_config_dir_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"one folder or shard at a time, not {len(folders)}; settings are written key=value")
     if not 1 <= args.packs <= 100:
         raise UserError(f"--packs {args.packs}: between 1 and 100 packs can be drawn")
-    check_folder("--out", Path(args.out))
+    check_writable("--out", Path(args.out))
     rank, ranks = _rank(args.rank)
     if folders:  # looked at before the imports, which take seconds
         _check_shards(folders[0])
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from molmo2_nemo.settings.compose import compose
 
     settings = [value for value in args.overrides if "=" in value]
-    cfg = compose(settings, args.config_dir)
+    cfg = compose(settings, args.config_dir, args.config_name)
     where = " ".join(settings) or "recipe=tiny"
     with tempfile.TemporaryDirectory() as scratch:
         if folders:

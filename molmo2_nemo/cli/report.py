@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from molmo2_nemo.cli.options import check_file
-from molmo2_nemo.errors import writing
+from molmo2_nemo.errors import read_text, writing
 
 EXAMPLES = """\
 examples:
@@ -32,12 +32,14 @@ def run(args: argparse.Namespace) -> int:
     if args.card:
         return write_card(args)
     from molmo2_nemo.preview.report import page
+    from molmo2_nemo.rundir.card import CARD
     from molmo2_nemo.rundir.progress import read_run
 
     stages = read_run(args.folder)
     out: Path = args.out or Path(args.folder) / "report.html"
     check_file("--out", out)
-    text = page(stages, str(args.folder))
+    card = Path(args.folder) / CARD
+    text = page(stages, str(args.folder), read_text(card) if card.is_file() else None)
     with writing(out):
         out.write_text(text, encoding="utf-8")
     print(out)

@@ -40,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="check: sizes and checksums only")
     parser.add_argument("--workers", type=int, metavar="N", help="check: processes (default: all cores; 0: this one)")
     parser.add_argument("--json", action="store_true", help="check: a JSON object a line for each problem")
-    parser.add_argument("--png", metavar="FILE", help="stats: where the histograms go (default DIR/stats.png)")
+    parser.add_argument("--png", metavar="FILE", help="stats: draw histograms, into this file")
     parser.add_argument("--name", help="index: name of the data set (default: the folder's)")
     foreign = parser.add_argument_group(
-        "index, for tars with another tool's JSON (PLACE: a member's suffix, as txt, or a field, as json:caption)"
+        "index, for tars with another tool's JSON",
+        "PLACE is a member's suffix, as txt, or a field, as json:caption",
     )
     for text in ("caption", "question", "answer"):
         foreign.add_argument(f"--{text}-from", metavar="PLACE", help=f"where each record's {text} is")
@@ -65,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--for and --truncated belong to check, repair and index, not to stats")
     if args.json and args.action != "check":
         raise UserError(f"--json belongs to molmo2 shards check, not to {args.action}")
-    if (args.target or args.overwrite) and args.action != "copy":
-        raise UserError(f"TARGET and --overwrite belong to molmo2 shards copy, not to {args.action}")
+    if args.target and args.action != "copy":
+        holder = ", or the folder that holds both" if args.action in ("check", "stats") else ""
+        raise UserError(f"shards {args.action} takes one folder, not also {args.target}: call it for each{holder}")
+    if args.overwrite and args.action != "copy":
+        raise UserError(f"--overwrite belongs to molmo2 shards copy, not to {args.action}")
     if args.action in ("repair", "index", "join") and is_url(args.folder):
         raise UserError(
             f"shards {args.action} changes files of a folder: copy the data set first, then back: "
@@ -133,7 +137,7 @@ def _check(args: argparse.Namespace) -> int:
             continue
         manifest = manifest_file(folder, config)
         head = read_head(manifest)
-        state = f"{len(problems)} problems" if problems else "good"
+        state = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}" if problems else "good"
         print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
         _show(problems)
         for line in note_lines(notes.json()):
@@ -168,7 +172,8 @@ def _repair(args: argparse.Namespace) -> int:
     for folder in data_sets(Path(args.folder)):
         said: list[str] = []
         lost = repair(folder, config, said)
-        print(f"{folder}: {len(lost)} records removed" if lost else f"{folder}: nothing to remove")
+        removed = f"{len(lost):,} record{'s' if len(lost) > 1 else ''} removed" if lost else "no record removed"
+        print(f"{folder}: {removed if lost or said else 'nothing to repair'}")
         _show(lost)
         for line in said:
             print(f"  {line}")
@@ -188,17 +193,19 @@ def _stats(args: argparse.Namespace) -> int:
     config, place = DataConfig(), place_of(args.folder)
     _store(args, config)
     folders = sets_at(place, config.store)
-    path = Path(args.png) if args.png else (place if isinstance(place, Path) else Path()) / "stats.png"
-    check_file("--png", path)
+    path = Path(args.png) if args.png else None
+    if path is not None:
+        check_file("--png", path)
     found = [collect(Path(folder.name), manifest_file(folder, config)) for folder in folders]
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+        console = Console(highlight=False, width=80)
     for part in tables(found):
         console.print(part)
-    with writing(path):
-        draw(found, path)
-    print(f"histograms: {path}")
+    if path is not None:
+        with writing(path):
+            draw(found, path)
+        print(f"histograms: {path}")
     return 0
 
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from molmo2_nemo.rundir.progress import StageProgress, duration, read_run
+from molmo2_nemo.rundir.straggler import straggler
 
 EXAMPLES = """\
 examples:
@@ -53,6 +54,7 @@ def as_dict(stage: StageProgress) -> dict[str, Any]:
         "checkpoint": str(stage.checkpoint) if stage.checkpoint else None,
         "skipped_steps": stage.skipped_steps,
         "skipped_records": stage.steps[-1].get("skipped", 0) if stage.steps else 0,
+        "straggler": straggler(stage.steps),
         "validation": stage.validation[-1] if stage.validation else None,
         "evaluation": stage.evaluations[-1] if stage.evaluations else None,
         "error": stage.last_error["message"] if stage.last_error else None,
@@ -111,6 +113,8 @@ def remarks(stage: StageProgress, now: float) -> list[str]:
         found.append(f"{stage.skipped_steps} steps skipped{''.join(newest)}")
     if stage.steps and stage.steps[-1].get("skipped"):
         found.append(f"{stage.steps[-1]['skipped']:,} records skipped")
+    if stage.state == "running" and (slow := straggler(stage.steps)) is not None:
+        found.append(slow)
     if stage.last_error is not None and stage.state != "finished":
         found.append(f"error: {stage.last_error['message']}")
     return [f"{stage.name}: {line}" for line in found]

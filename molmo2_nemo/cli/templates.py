@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _action(actions: Any, name: str, text: str, examples: str) -> argparse.ArgumentParser:
-    made: argparse.ArgumentParser = actions.add_parser(
-        name, help=text, description=text, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    made: argparse.ArgumentParser = actions.add_parser(name, help=text, description=text, epilog=examples)
     return made
 
 

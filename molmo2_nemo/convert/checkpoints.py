@@ -36,7 +36,8 @@ from molmo2_nemo.settings.renamed import with_new_names
 from molmo2_nemo.settings.run import ModelSelection
 from molmo2_nemo.settings.schema import structure
 
-OPTIONS = ("visual_attention", "rope_scaling", "rope_factor")  # settings of a run's `model` that change the function
+# Settings of a run's `model` that change the function
+OPTIONS = ("visual_attention", "rope_scaling", "rope_factor", "rope_base")
 GENERATION_FILE = "generation_config.json"  # in an imported checkpoint that came with one
 TOKENIZER_FOLDER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

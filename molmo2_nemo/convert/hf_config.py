@@ -19,6 +19,7 @@ from molmo2_nemo.model.families.base import Family, TextConfig
 
 # By size: where its code for the remote-code format is published.
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
+HUB_REPOSITORIES["nano"] = HUB_REPOSITORIES["8b"]  # not published itself; the code builds any size of Qwen3
 
 # Fields of config.json that name a visual special token, and its offset after the base vocabulary.
 TOKEN_OFFSETS = {

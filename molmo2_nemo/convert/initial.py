@@ -69,6 +69,8 @@ def init_checkpoint(
     optional = frozenset([family_of(model_config.text).base_names.head] if model_config.text.tie_embeddings else [])
     text_source.check(rule_shapes(text, model_config), optional)
     vision_source, vision, dropped = open_vision(vit, model_config)
+    text_source.verify()
+    vision_source.verify()
     tokenizer = source_tokenizer(llm, model_config)
     with new_folder(target, overwrite=overwrite) as staging:
         writer = MegatronWriter(staging / "weights", model_config)

@@ -15,7 +15,7 @@ from molmo2_nemo.rundir.card import stage_card
 from molmo2_nemo.rundir.config_file import run_of_checkpoint
 from molmo2_nemo.rundir.paths import CHECKPOINTS
 from molmo2_nemo.rundir.progress import StageProgress, read_stage
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.run import RunConfig, StageConfig
 
 CARD_FILE = "README.md"
 UNKNOWN = "unknown"
@@ -173,24 +173,38 @@ def settings(chain: Sequence[StageProgress]) -> list[str]:
         if (cfg := stage.config) is None:
             continue
         rates = " / ".join(f"{getattr(cfg.stage.optim, part).lr:g}" for part in ("vit", "connector", "llm"))
-        lora = f"rank {cfg.stage.lora.rank}" if cfg.stage.lora.rank else "none"
+        lora = lora_words(cfg.stage)
         image, video = cfg.data.image, cfg.data.video
         rows.append([stage.name, rates, cfg.cluster.precision, lora, image.max_crops, video.max_frames, video.max_fps])
     columns = ("stage", "learning rates (vision / connector / language)", "precision", "LoRA", "tiles", "frames")
     return table((*columns, "frames per second"), rows)
 
 
+def lora_words(stage: StageConfig) -> str:
+    """The adapters of a stage, and what is trained whole beside them at which rate."""
+    if not stage.lora.rank:
+        return "none"
+    beside = " and ".join(stage.lora.beside)
+    return f"rank {stage.lora.rank}" + (f", {beside} at {stage.optim.beside_adapters.lr:g}" if beside else "")
+
+
 def scores(cards: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [
-        [card["stage"], checkpoint, task, scorer, f"{score:.4g}", f"{one['questions']:,}", one["failed"]]
-        for card in cards
-        for checkpoint, tasks in (card.get("scores") or {}).items()
-        for task, one in tasks.items()
-        for scorer, score in one["scores"].items()
-    ]
+    """A row for each scorer of each task, with the number of its answers; where a task's questions have several, one
+    over all of them."""
+    rows = []
+    for card in cards:
+        for checkpoint, tasks in (card.get("scores") or {}).items():
+            for task, one in tasks.items():
+                limit, answers = one["settings"].get("limit"), one.get("answers", {})
+                name = f"{task}, at most {limit:,} items" if limit else task
+                found = [(scorer, score, answers.get(scorer)) for scorer, score in one["scores"].items()]
+                found += [("all questions", one["score"], one["questions"])] if one.get("mixed") else []
+                for scorer, score, count in found:
+                    of = f"{one['questions'] if count is None else count:,}"
+                    rows.append([card["stage"], checkpoint, name, scorer, f"{score:.4g}", of, one["failed"]])
     if not rows:
         return ["No scores lie in the run's folder; `molmo2 evaluate` writes them there."]
-    return table(("stage", "checkpoint", "task", "scorer", "score", "questions", "failed"), rows)
+    return table(("stage", "checkpoint", "task", "scorer", "score", "answers", "failed"), rows)
 
 
 def not_known(

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from molmo2_nemo.convert.digests import check_digests, write_digests
 from molmo2_nemo.convert.json_files import parse_object
 from molmo2_nemo.errors import ConversionError
 
@@ -130,6 +131,15 @@ class SafetensorsFolder:
             name = min(missing)
             raise ConversionError(f"{self.folder / files[name]} lacks {name}, which {index.name} places there")
 
+    def verify(self) -> None:
+        """Read all files once and compare them with the folder's SHA256SUMS, if it has one; a note for each that is not
+        in it.
+
+        Raises:
+            ConversionError: a file is another than the one that was listed.
+        """
+        self.notes += check_digests(self.folder, {info.file for info in self.tensors.values()})
+
     def check(self, shapes: Mapping[str, tuple[int, ...]], optional: frozenset[str] = frozenset()) -> None:
         """Compare names and shapes with what a model needs.
 
@@ -225,7 +235,8 @@ def tensor_info(path: Path, name: str, entry: Any, base: int, size: int) -> Tens
 class SafetensorsWriter:
     """Writes tensors of known shapes and types into shards, in any order, each as soon as it is available.
 
-    Use as a context manager: leaving it without an error checks that every tensor was written.
+    Use as a context manager: leaving it without an error checks that every tensor was written, and writes the files'
+    digests.
     """
 
     def __init__(
@@ -302,3 +313,5 @@ class SafetensorsWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         assert kind is not None or not self.missing, f"never written: {sorted(self.missing)[:3]}"
+        if kind is None:
+            write_digests(self.folder, {info.file for info in self.tensors.values()})

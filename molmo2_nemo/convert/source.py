@@ -60,7 +60,8 @@ def open_source(path: Path, tie_embeddings: bool | None = None) -> Source:
     """
     model_config, described = read_model_config(path)
     folder = SafetensorsFolder(path)
-    notes = list(folder.notes)
+    before = list(folder.notes)
+    notes = list(before)
     try:
         written_as = format_of(folder.tensors) or described
     except ConversionError as error:
@@ -68,6 +69,8 @@ def open_source(path: Path, tie_embeddings: bool | None = None) -> Source:
     notes += leave_upper_blocks(folder, model_config, written_as)
     shapes = external_shapes(model_config, written_as) | table_shapes(folder, model_config, written_as)
     folder.check(shapes, optional=frozenset([HEAD]))
+    folder.verify()
+    notes += folder.notes[len(before) :]
     model_config, said = with_head(model_config, folder, written_as, tie_embeddings)
     return Source(folder, model_config, written_as, notes + said)
 

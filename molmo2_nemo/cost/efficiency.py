@@ -9,7 +9,12 @@ quarters of their nominal bandwidth.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from molmo2_nemo.errors import UserError, nearest
 
 ATTENTION_BACKWARD = 2.5  # times the forward's operations: the scores are recomputed
 
@@ -48,3 +53,26 @@ SAME_EFFICIENCY = {
     "flash-cpu": "flash2",
     "blocks": "flex",
 }  # implementation -> the one whose figures it gets
+# Fields that are no shares of something (any number from 0 on), and shares that may be 0
+NO_SHARES, MAY_BE_0 = ("other", "half_rate", "latency"), ("hidden_gradients", "hidden_communication")
+
+
+def measured(assumed: Efficiency, rates: Mapping[str, Any]) -> Efficiency:
+    """`assumed` with rates that were measured in place of some of its own.
+
+    Args:
+        rates: fields of Efficiency.
+
+    Raises:
+        UserError: an unknown name, or a value that the field cannot have.
+    """
+    known = [f.name for f in fields(Efficiency)]
+    for name, value in rates.items():
+        if name not in known:
+            raise UserError(f"{name}: no such rate; {nearest(str(name), known)}")
+        most = math.inf if name in NO_SHARES else 1.0
+        least = 0.0 if name in (*NO_SHARES, *MAY_BE_0) else 1e-9
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            what = "a number of at least 0" if name in NO_SHARES else "a share, above 0 and at most 1"
+            raise UserError(f"{name}={value}: expected {what}")
+    return replace(assumed, **rates)

@@ -118,6 +118,12 @@ def layer_weights(model_config: Molmo2Config) -> int:
     return text.hidden_size * (2 * queries + 2 * keys + 3 * text.ffn_size)
 
 
+def qkv_weights(model_config: Molmo2Config) -> int:
+    """Of them, those that make queries, keys and values."""
+    text = model_config.text
+    return text.hidden_size * (text.num_heads + 2 * text.num_kv_heads) * text.head_dim
+
+
 def pack_flops(model_config: Molmo2Config, pack: PackCounts) -> Flops:
     """Operations of a micro-batch's forward pass, from its counts."""
     return forward_flops(

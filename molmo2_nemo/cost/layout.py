@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from molmo2_nemo.model.config import CANNOT_MERGE
 from molmo2_nemo.settings.layout import layout_name
 
+# (query, key) pairs of the busiest rank over the mean, by ranks of the ring: mixed packs of stage 2's and 3's lengths,
+# counted (benchmarks/results/ring_balance-2026-11-29.json). Consecutive runs; beyond the last a ring is as the last.
+RING_BUSIEST = {1: 1.0, 2: 1.18, 4: 1.49, 8: 1.63, 16: 1.67}
+RING_BALANCED = 1.01  # with ring_balance=cost
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -22,11 +27,21 @@ class Layout:
     offload: bool = False
     cp_comm_type: str = "ring"  # how context ranks with the same heads see each other's keys: ring, all_gather
     recompute_attention: bool = False  # with full: attention too
+    ring_balance: str = "none"  # what context ranks that show each other keys hold of a pack: none (runs), cost
+    optimizer_offload: bool = False
 
     @property
     def model_size(self) -> int:
         """GPUs of one replica."""
         return self.tensor * self.context * self.pipeline
+
+    @property
+    def busiest_of_ring(self) -> float:
+        """Attention of the busiest context rank over the mean."""
+        ranks = self.context // self.ulysses
+        if ranks > 1 and self.ring_balance == "cost":
+            return RING_BALANCED
+        return RING_BUSIEST[min(max(RING_BUSIEST), 1 << (ranks - 1).bit_length())]
 
     @property
     def sequence(self) -> bool:
@@ -48,7 +63,8 @@ class Layout:
     def recomputed(self) -> str:
         """What is recomputed, as tables say it."""
         text = self.recompute + (" with attention" if self.recompute_attention else "")
-        return text + (", offload" if self.offload else "")
+        text += ", offload" if self.offload else ""
+        return text + (", host optimizer" if self.optimizer_offload else "")
 
     def keeps_attention(self, attention: str) -> bool:
         """Whether recomputed layers are given attention's results; `attention` is the kernel's name. A kernel without a
@@ -62,7 +78,9 @@ class Layout:
         text += f" parallel.context={self.context}"
         if self.ulysses < self.context:
             text += f" parallel.context_ulysses={self.ulysses}"
+            text += f" parallel.ring_balance={self.ring_balance}" if self.ring_balance != "none" else ""
         text += f" parallel.pipeline={self.pipeline} parallel.data={self.data}"
         text += f" stage.micro_batch_size={self.micro_batch} memory.recompute={self.recompute}"
         text += " memory.recompute_attention=true" if self.recompute_attention else ""
-        return text + (" memory.offload=true" if self.offload else "")
+        text += " memory.offload=true" if self.offload else ""
+        return text + (" memory.optimizer_offload=true" if self.optimizer_offload else "")

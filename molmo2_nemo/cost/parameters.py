@@ -75,12 +75,14 @@ def held(model_config: Molmo2Config, stage: StageConfig, tensor: int, pipeline: 
     layers = p.layer * p.layers / pipeline / tensor
     trains = stage.trainable(model_config)
     decoder = layers * trains.llm + adapters * trains.adapters
+    if trains.norms and not trains.llm:  # beside adapters; no rank's part of a norm is cut
+        decoder += family_of(model_config.text).layer_norm_parameters(model_config.text) * p.layers / pipeline
     connector = p.connector + p.extra
     first = Held(
         layers + adapters + rows + p.vision + connector,
         decoder + rows * trains.base_embedding + p.vision * trains.vit + connector * trains.connector,
     )
-    final = p.final_norm * trains.llm
+    final = p.final_norm * trains.norms
     if pipeline == 1:
         own = 0.0 if model_config.text.tie_embeddings else rows
         return Held(first.all + own + p.final_norm, first.trained + own * trains.head + final)

@@ -12,10 +12,11 @@ The utilisation that a run logs is the same operations over the same peak.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 
 from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, EFFICIENCIES, Efficiency
-from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, trained_flops
+from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, qkv_weights, trained_flops
 from molmo2_nemo.cost.hardware import DEVICES, Cluster, Device, utilisation
 from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.parameters import held
@@ -34,7 +35,7 @@ from molmo2_nemo.model.flops import connector_flops, crop_flops, feature_bytes, 
 from molmo2_nemo.parallel.partition import even_runs
 from molmo2_nemo.settings.run import StageConfig
 
-ALL_TRAINED = Trainable(vit=True, connector=True, llm=True, adapters=False, base_embedding=True, head=True)
+ALL_TRAINED = Trainable(vit=True, connector=True, llm=True, norms=True, adapters=False, base_embedding=True, head=True)
 DEFAULT_DEVICE = DEVICES["h100"]  # where nothing is known of the real one
 
 
@@ -146,7 +147,7 @@ class StepCost:
         share = ranks * efficiency.matrix_share(max(1.0, tokens))
         faster = self.device.fp8_peak / self.device.peak if self.fp8 else 1.0
         products = share * self.device.peak * faster
-        attention = forward.attention / ranks / self.device.peak
+        attention = forward.attention / ranks / self.device.peak * layout.busiest_of_ring
         there, back = (attention / efficiency.attention_forward, attention / efficiency.attention_backward)
         vision = work.vision_share / (efficiency.vision * self.device.peak)
         linear = (both.linear + both.head * faster) / products
@@ -194,6 +195,11 @@ class StepCost:
         if layout.keeps_attention(model_config.attention):
             attention = 0.0
         seconds = {"none": 0.0, "selective": mlps, "full": linear + attention}[layout.recompute]
+        if (
+            self.memory.sequence_chunk is not None
+        ):  # keys and values of all chunks before anything else, in both passes;
+            # and in backward once more, differentiated by themselves (model/chunks.py)
+            seconds += linear * 5 * qkv_weights(model_config) / layer_weights(model_config)
         if self.memory.mlp_tiles > 1 and layout.recompute != "selective":
             seconds += mlps
         if self.memory.vision_recomputed_with(layout.recompute) and self.trainable.vit:
@@ -217,14 +223,21 @@ class StepCost:
         )
         heads = ulysses_traffic(shape, layout.context, layout.ulysses)
         keys = keys_traffic(shape, layout.context, layout.ulysses, layout.cp_comm_type)
-        keys_again = recompute and not layout.keeps_attention(self.model_config.attention)
+        chunk = self.memory.sequence_chunk
+        # Layers in chunks show keys once in each pass, as without recomputation
+        keys_again = recompute and not layout.keeps_attention(self.model_config.attention) and chunk is None
+        chunks = 1 if chunk is None else math.ceil(tokens / layout.context / layout.micro_batch / chunk)
         layers = text.num_layers / layout.pipeline
         return [
-            Communication(kind, steps.total(again) * layers, ranks * layout.tensor <= self.per_node)
-            for kind, steps, again, ranks in (
-                ("tensor", split, recompute, 1),
-                ("context", heads, recompute, layout.ulysses),
-                ("context", keys, keys_again, layout.context),
+            Communication(
+                kind,
+                replace(sent := steps.total(again) * layers, messages=sent.messages * times),
+                ranks * layout.tensor <= self.per_node,
+            )
+            for kind, steps, again, ranks, times in (
+                ("tensor", split, recompute, 1, chunks),
+                ("context", heads, recompute, layout.ulysses, chunks),
+                ("context", keys, keys_again, layout.context, 1),
             )
         ]
 
@@ -240,6 +253,8 @@ class StepCost:
         return sending + traffic.messages * efficiency.latency
 
 
+# Assumed: PCIe 5.0 with 16 lanes, one direction; a GPU's share of the bandwidth of host memory, of servers with eight
+PCIE_GBS, HOST_GBS = 64.0, 50.0
 NO_SECONDS = ("flops", "link_bytes", "network_bytes", "disk_bytes")  # fields of a Step: the others add up to its time
 
 
@@ -262,6 +277,7 @@ class Step:
     network_bytes: float = 0.0
     disk: float = 0.0  # reading of kept features that is not hidden
     disk_bytes: float = 0.0  # of it, per GPU that encodes
+    host: float = 0.0  # the optimizer's update on the host
 
     def parts(self) -> dict[str, float]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_SECONDS}
@@ -330,7 +346,18 @@ def step_time(
         link_bytes=inside,
         network_bytes=beyond,
         disk_bytes=cost.read_bytes(average) * count,
+        host=_update_on_host(cost, stage, layout),
     )
+
+
+def _update_on_host(cost: StepCost, stage: StageConfig, layout: Layout) -> float:
+    """Seconds of an update in host memory: fp32 gradients come, bf16 weights go, and AdamW reads four numbers of a
+    parameter and writes three. Nothing of it is taken to be hidden."""
+    if not layout.optimizer_offload:
+        return 0.0
+    mine = held(cost.model_config, stage, layout.tensor, layout.pipeline).trained / (layout.data * layout.context)
+    moved, touched = (4 + 2) * mine, (7 * 4 + 4 + 2) * mine
+    return moved / (1e9 * cost.efficiency.link * PCIE_GBS) + touched / (1e9 * HOST_GBS)
 
 
 def _gradients(

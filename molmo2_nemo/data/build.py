@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from molmo2_nemo.data.config import DataConfig, VideoConfig
 from molmo2_nemo.data.example import PAD_TOKEN, ROOT_BRANCH, Example
 from molmo2_nemo.data.image import TileGeometry, VisualInput, image_crops, images_layout, no_visual
 from molmo2_nemo.data.image_size import image_size
+from molmo2_nemo.data.joining import HEAD, TAIL, Mark
 from molmo2_nemo.data.picture_decoder import TRUNCATED
 from molmo2_nemo.data.pictures import decode_image
 from molmo2_nemo.data.prompts import PromptFormatter, Turn, VisualContext
@@ -28,6 +29,13 @@ from molmo2_nemo.data.video.read import VideoPlan, decode_crops, plan_video
 from molmo2_nemo.data.video.sampling import film_lost
 from molmo2_nemo.data.video.tokens import video_layout
 from molmo2_nemo.errors import DataError, UserError
+
+
+class Decoded(NamedTuple):
+    """What decoding the media of an example gave."""
+
+    crops: np.ndarray  # uint8 [C, P, D_p]
+    info: dict[str, Any]  # what there is to say about it, for `Example.info`
 
 
 @dataclass(slots=True)
@@ -160,6 +168,7 @@ class ExampleBuilder:
         subtitles: Sequence[Subtitle] | str = (),
         clip: tuple[float, float] | None = None,
         sampling: dict[str, Any] | None = None,
+        once: Callable[[Callable[[], Decoded]], Decoded] | None = None,
     ) -> Example:
         """What the model reads before it answers `question`: labels are padding and all weights are 0.
 
@@ -167,6 +176,7 @@ class ExampleBuilder:
             style: of the answer, which the conversation's first question names; None: the questions are read as they
                 are.
             history: earlier (question, answer) turns, the first of which opens the conversation.
+            once: is called with what decodes the media, and gives that or what it gave for the same media before.
 
         Raises:
             DataError: media that cannot be read, or images and a video together.
@@ -197,9 +207,16 @@ class ExampleBuilder:
         )
         info = {**root.visual.info, "conversations": [[(text, "") for text in questions]]}
         example = self._example(tree, root.visual, "", info)
-        example.make_room()
         extra.images, extra.video = list(images), video
-        example.info |= self.decode(extra, info.get("images"), example.crops)
+
+        def decode() -> Decoded:
+            example.make_room()
+            return Decoded(example.crops, self.decode(extra, info.get("images"), example.crops))
+
+        found = decode() if once is None else once(decode)
+        _same_count(len(found.crops), example.num_crops)
+        example.crops = found.crops
+        example.info |= found.info
         return example
 
     # --- parts ------------------------------------------------------------------------------------------------------
@@ -279,6 +296,11 @@ class ExampleBuilder:
         tree = document_tokens(ids, self.tokenizer.document_id, factor if flat is None else flat)
         info = {"raw_text": True, "root_tokens": 0, "branches_kept": 1, "branches_dropped": 0, "tokens_cut": 0}
         return self._example(tree, no_visual(self.config.image), record.key, info)
+
+    def marks(self, count: int) -> list[Mark]:
+        """The marks of a document's chunks (joining.py)."""
+        encode = self.tokenizer.encode_document
+        return [Mark(encode(HEAD.format(n)), encode(TAIL.format(n))) for n in range(1, count + 1)]
 
     def _checked_text(self, text: str) -> str:
         return checked_text(text, self.config.limits.text_chars)

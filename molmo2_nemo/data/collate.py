@@ -65,8 +65,9 @@ def collate(
         visual=np.zeros(shape, bool),
         **_join_vision([example for pack in packs for example in pack], crops),
         pooled_positions=np.zeros(0, np.int64),
-        keys=[[example.key for example in pack] for pack in packs],
-        sources=[[example.source for example in pack] for pack in packs],
+        keys=[[run.key for example in pack for run in example.parts if run.key] for pack in packs],
+        sources=[[run.source for example in pack for run in example.parts] for pack in packs],
+        source_tokens=[[run.tokens for example in pack for run in example.parts] for pack in packs],
     )
     for b, pack in enumerate(packs):
         total = sum(example.num_tokens for example in pack)

@@ -47,8 +47,18 @@ class TextFormatConfig:
     root_length_weight: bool = True  # multiply by weight_scale / sqrt(loss tokens of the branch); stage 1: False
     root_branches_weight: bool = True  # divide by sqrt(branches kept); stage 1: False
     weight_scale: float = 2.0  # the released code's 2; the paper writes 4
+    document_mask: bool = True  # documents of raw text in a pack do not see each other; False: one causal sequence
+    shuffle_chunks: int | None = None  # most chunks of a document, interleaved in a pack; needs document_mask=False
     templates: str | None = None  # a file of `molmo2 templates import`; default: this project's own wordings
     templates_sha256: str | None = None  # fingerprint of that file's wordings; filled in, and compared on resuming
+
+
+@dataclass
+class LengthRateConfig:
+    """How often a document of raw text comes, relative to others of its data set; data/length_rates.py."""
+
+    tokens: int = 0  # of documents with at least as many, up to the next entry
+    rate: float = 1.0  # below the first entry: 1
 
 
 @dataclass
@@ -65,6 +75,7 @@ class SourceConfig:
     size_factor: float | None = None  # None: sqrt(records); 0: 1; below 1: sqrt(factor * records); else sqrt(factor)
     weight: float | None = None  # flat loss weight that replaces the generic one
     p_high_res: float | None = None
+    length_rates: list[LengthRateConfig] = field(default_factory=list)  # raw text: documents' rates by their tokens
 
 
 PackingMode = Literal["balanced", "knapsack"]
@@ -117,6 +128,16 @@ class PhaseConfig:
     sequence_length: int = 16384
     max_crops: int | None = None  # default: packing.max_crops
     max_frames: int | None = None  # default: video.max_frames
+    rope_factor: float | None = None  # default: model.rope_factor; may only grow
+
+
+@dataclass
+class LengthConfig:
+    """One of several pack lengths of a run; see `DataConfig.lengths`."""
+
+    sequence_length: int = 16384
+    share: float = 1.0  # of the steps, relative to the other lengths
+    max_crops: int | None = None  # default: packing.max_crops
 
 
 @dataclass
@@ -146,6 +167,7 @@ class DataConfig:
     text: TextFormatConfig = field(default_factory=TextFormatConfig)
     packing: PackingConfig = field(default_factory=PackingConfig)
     progression: list[PhaseConfig] = field(default_factory=list)  # phases before the full packs; sizes may only grow
+    lengths: list[LengthConfig] = field(default_factory=list)  # ascending; a step has packs of one, tokens as before
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     num_workers: int = 0  # worker processes that decode packs; the batches do not depend on it

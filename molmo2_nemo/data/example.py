@@ -7,13 +7,21 @@ patch, N pooled tokens, K patches in a full pooling window, U indivisible vision
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 ROOT_BRANCH = -1  # branch id of tokens that every branch of their example may see (and of plain examples)
 PAD_EXAMPLE = -1  # example id of padding
 PAD_TOKEN = -1  # input id and label of padding; never a row of the embedding table
+
+
+class Run(NamedTuple):
+    """Consecutive tokens of a pack that are from one record."""
+
+    key: str  # of the record; empty where an earlier run has it
+    source: str  # the data set
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -32,6 +40,8 @@ class Example:
     unit_pooled_tokens: np.ndarray  # int64 [U]; pooled tokens per unit
     key: str = ""  # "shard-name:record-key", for messages
     source: str = ""  # the data set, as data.sources names it
+    chunks: list[int] = field(default_factory=list)  # tokens of each chunk, where it was cut (joining.py)
+    runs: list[Run] = field(default_factory=list)  # where it was joined of several
     info: dict[str, Any] = field(default_factory=dict)  # details for the preview: frame times, texts, tilings
 
     @property
@@ -41,6 +51,11 @@ class Example:
     @property
     def num_crops(self) -> int:
         return int(self.unit_crops.sum())
+
+    @property
+    def parts(self) -> list[Run]:
+        """Whose tokens it holds, in their order."""
+        return self.runs or [Run(self.key, self.source, self.num_tokens)]
 
     def make_room(self) -> None:
         """Give the example, planned without crops, room for them: not filled yet."""
@@ -64,7 +79,8 @@ class Batch:
     unit_crops: np.ndarray  # int64 [U]
     unit_pooled_tokens: np.ndarray  # int64 [U]
     keys: list[list[str]] = field(default_factory=list)  # per pack, the keys of its examples
-    sources: list[list[str]] = field(default_factory=list)  # per pack, the data sets its examples come from
+    sources: list[list[str]] = field(default_factory=list)  # per pack, the data set of each run of its tokens
+    source_tokens: list[list[int]] = field(default_factory=list)  # per pack, the tokens of each of these runs
     state: dict[str, Any] = field(default_factory=dict)  # loader state after this batch (JSON values only)
     context_ranks: int = 0  # ranks that share the batch under dynamic context parallelism; 0: the whole context group
     of_step: int = 0  # micro-batches of its step on this rank, where they are assigned step by step; 0: not said

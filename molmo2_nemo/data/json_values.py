@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from molmo2_nemo.errors import DataError, nearest
+
+UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0")  # fillers of Hangul and braille without dots: drawn as nothing
 
 
 def is_number(value: Any) -> bool:
@@ -24,6 +27,12 @@ def show(value: Any) -> str:
     """The `repr` of a value, cut to at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text would be seen: white space, control and format characters (a byte order mark, a space
+    of no width), and letters that are drawn as nothing."""
+    return not text or all(c.isspace() or c in UNSEEN or unicodedata.category(c) in ("Cc", "Cf") for c in text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,8 @@ class FieldError(DataError):
         """Nothing reads `field`."""
         name = field.rpartition(".")[2]
         hint = nearest(name, known)
-        return cls(Fault(field, show(value), hint), f"is an unknown field; {hint}")
+        named = "" if name.strip() == name != "" else f", {name!r}"  # blanks cannot be seen in the path
+        return cls(Fault(field, show(value), hint), f"is an unknown field{named}; {hint}")
 
     def inside(self, where: str) -> FieldError:
         """The same error, for a field of `where`."""

@@ -23,6 +23,7 @@ import numpy as np
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Batch, Example
+from molmo2_nemo.data.joining import join_documents
 from molmo2_nemo.data.phases import phase_at, phase_problems, phases
 from molmo2_nemo.data.pieces import record_of
 from molmo2_nemo.data.planner import PackPlanner, Place, PlannedBatch, check_bad, seen
@@ -178,6 +179,7 @@ class PackStream:
             ]
             for pack, pixels in zip(planned.packs, found, strict=True)
         ]
+        self.examples = self._joined(planned, self.examples)
         crops = [array_of(pixels.crops) for pixels in found]
         reader = self.readers[planned.phase]
         batch = collate(
@@ -192,7 +194,7 @@ class PackStream:
     def without_pixels(self, planned: PlannedBatch) -> Batch:
         """The batch of a plan as if all its media could be decoded; its crops are zeros that take no memory."""
         reader = self.readers[planned.phase]
-        packs: list[list[Example]] = [[item.payload for item in pack] for pack in planned.packs]
+        packs = self._joined(planned, [[item.payload for item in pack] for pack in planned.packs])
         count = sum(example.num_crops for pack in packs for example in pack)
         return collate(
             packs,
@@ -200,6 +202,15 @@ class PackStream:
             im_patch_id=reader.im_patch_id,
             crops=np.broadcast_to(np.uint8(0), (count, *packs[0][0].crops.shape[1:])),
         )
+
+    def _joined(self, planned: PlannedBatch, packs: list[list[Example]]) -> list[list[Example]]:
+        """The packs of a plan with their documents joined, where they see each other. Documents are always decoded:
+        other examples may be missing."""
+        config, joined = self.config, []
+        for pack, items in zip(packs, planned.packs, strict=True):
+            numbers = [item.id for item in items if item.payload.info.get("raw_text")]
+            joined.append(join_documents(pack, numbers, config.text, config.seed))
+        return joined
 
     def _decoded(self, example: Example, record: Seen, said: dict[str, Any] | Skipped) -> bool:
         """Take note of how the decoding of an example went; whether it can be used."""

@@ -23,16 +23,17 @@ from molmo2_nemo.data.annotations import (
     VideoPoints,
 )
 from molmo2_nemo.data.check import drawn_trees, pieces
-from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
+from molmo2_nemo.data.json_values import Fault, FieldError, is_blank, is_number, show
 from molmo2_nemo.data.prompts import POINT_MARK
 from molmo2_nemo.data.raw_text import RawText
-from molmo2_nemo.data.record import RECORD_KEYS, BadRecord, Record
+from molmo2_nemo.data.record import IMAGE_SUFFIXES, RECORD_KEYS, VIDEO_SUFFIXES, BadRecord, Record
 from molmo2_nemo.data.styles import (
     DEMO_STYLES,
     MC_STYLES,
     NOT_ON_ONE_IMAGE,
     POINT_MODES,
     RAW_TEXT,
+    TRACK_STYLES,
     Kind,
     asked_style,
     canonical_style,
@@ -73,7 +74,12 @@ SAMPLING_FIELDS = frozenset(
     {"mode", "frame_sample_mode", "candidate_sampling_fps", "sampling_fps", "max_fps", "max_frames"}
 )
 SAMPLING_MODES = ("uniform_last_frame", "fps")
-SUBTITLE_FILES = (".srt", ".vtt", ".ass", ".ssa", ".sub", ".json", ".json3", ".txt", ".lrc", ".ttml")
+SUBTITLE_FILES = (
+    *(".srt", ".vtt", ".ass", ".ssa", ".sub", ".sbv", ".lrc", ".ttml", ".json", ".json3", ".jsonl"),
+    *(".txt", ".xml", ".csv"),
+    *(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES)),
+)
+NEVER_DRAWN = "variants of weight 0, never drawn"
 
 
 def check_names(key: str, data: Mapping[str, Any]) -> None:
@@ -118,7 +124,7 @@ def _everything(record: Record, data: Mapping[str, Any]) -> list[str]:
         for where, annotation in pieces(branches, path):
             _task(record, annotation, where)
     check_sampling_read(data.get("sampling", {}))
-    notes: set[str] = set()
+    notes = {NEVER_DRAWN} if 0 in (record.variant_weights or ()) else set[str]()
     for path, tree in _trees(data):
         for i, fields in enumerate(tree):
             notes.update(check_read(fields, f"{path}[{i}]", len(record.images), record.video is not None))
@@ -258,6 +264,8 @@ def _texts(fields: Mapping[str, Any], path: str) -> None:
         if option in options[:i]:
             fault = Fault(f"{path}.options[{i}]", show(option), "an option that no other one equals")
             raise FieldError(fault, f"is the same as options[{options.index(option)}]: {show(option)}")
+    if len(options) == 1:
+        raise FieldError.wrong(f"{path}.options", "at least two options", fields["options"])
     index, answer = fields.get("answer_idx"), fields.get("answer")
     if (
         type(index) is int
@@ -289,7 +297,7 @@ def _list(fields: Mapping[str, Any], name: str, path: str) -> list[Any]:
 
 
 def _text(text: Any, path: str) -> None:
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_blank(text):
         raise FieldError.wrong(path, "a text that is not blank", text)
 
 
@@ -369,8 +377,19 @@ def _task(record: Record, annotation: Annotation, path: str) -> None:
         if content.frames and not any(not p.occluded for frame in content.frames for p in frame.points.values()):
             expected = "a visible point; without points the object never appears"
             raise FieldError(Fault(f"{path}.points", "no visible point", expected), f"must hold {expected}")
+        _one_object(content, f"{path}.points")
     if isinstance(content, MultipleChoice) and not content.question.strip():
         raise FieldError.missing(f"{path}.question", "what the model is asked")
+
+
+def _one_object(track: Tracks, path: str) -> None:
+    """A style of a single object asks for what begins at one point; its answer would have all objects."""
+    objects = sorted({name for frame in track.frames for name, point in frame.points.items() if not point.occluded})
+    if track.style.track is not None and track.style.track.from_point and len(objects) > 1:
+        seen = f"{len(objects)} objects {show(objects)}"
+        several = ", ".join(name for name, style in TRACK_STYLES.items() if not style.from_point)
+        expected = f"one object, or a style of several ({several})"
+        raise FieldError(Fault(path, seen, expected), f"holds {seen}; {expected}")
 
 
 def _one_image(record: Record, content: TurnAnnotation, path: str) -> None:

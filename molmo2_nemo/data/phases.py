@@ -29,6 +29,12 @@ def phase_at(config: DataConfig, step: int) -> int:
     return sum(step >= phase.until_step for phase in config.progression)
 
 
+def rope_factor_at(config: DataConfig, step: int) -> float | None:
+    """Rotary factor of optimizer step `step` (from 0), where the progression has one; None: the model's."""
+    phase = phase_at(config, step)
+    return config.progression[phase].rope_factor if phase < len(config.progression) else None
+
+
 def phase_problems(config: DataConfig) -> Iterator[str]:
     """What is wrong with a progression, in words; steps and sizes may only grow."""
     made = phases(config)

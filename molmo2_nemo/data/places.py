@@ -28,8 +28,10 @@ OUTSIDE = 0.01  # of the scale: points at most this far outside the picture are 
 SNAP = 0.25  # seconds; a tracked time is at most this far from the sampled one that it means
 SAME = 1e-6  # seconds
 TINY = 2  # pixels; points of so small a picture may all lie between 0 and 1
+CORNER = 0.05  # of width and height; of a picture whose points all lie in it the unit may be another
 PAST = 1.0  # seconds; how far past the film's end a clip may end
 CLAMPED = "points slightly outside the picture (up to 1 %), moved to its edge"
+CORNERED = "points that all lie in the first twentieth of width and height: is the unit right (point_scale)?"
 SORTED = "times that were not in order, sorted"
 REPEATED = "times that come twice: each keeps its own group of points, as published"
 TO_EDGE = "times up to one frame outside what is shown, moved to its edge"
@@ -50,6 +52,7 @@ class Placing:
     write_size: bool = False  # the film is stored in another size: points in its pixels get its width and height
     video: VideoConfig = field(default_factory=VideoConfig)  # of training
     notes: set[str] = field(default_factory=set)
+    _reach: float = 0.0  # of the points of one annotation: the largest share of width or height
 
     @property
     def end(self) -> float:
@@ -103,9 +106,10 @@ class Placing:
     def _placed(self, fields: dict[str, Any]) -> dict[str, Any]:
         """One turn without alternatives."""
         kind, made = style_of(fields["style"]).kind, dict(fields)
+        self._reach = 0.0
         if kind is Kind.TRACKS or (kind in POINT_KINDS and "points" in fields):
             self._unit(made, kind)
-            self._no_shares(made, kind)
+            _no_shares(fields, kind)
         if kind is Kind.TRACKS:
             self._track(made)
         elif kind is Kind.VIDEO_POINTS and "points" in fields:
@@ -119,6 +123,7 @@ class Placing:
             self._inline_points(fields)
             if kind is Kind.TIMED_CAPTION:
                 self._caption(made)
+        self.notes.update({CORNERED} if 0 < self._reach < CORNER else ())
         return made
 
     # --- points -----------------------------------------------------------------------------------------------------
@@ -138,16 +143,6 @@ class Placing:
         if size is not None and self.write_size and not {"point_scale", "width"} & set(made):
             made["width"], made["height"] = size
 
-    def _no_shares(self, made: Mapping[str, Any], kind: Kind) -> None:
-        """Points that all lie in the corner pixel, and not on its edges, are shares of the width and height."""
-        size = (made["width"], made["height"]) if {"width", "height"} <= set(made) else (math.inf, math.inf)
-        values = list(_coordinates(made.get("points", ()), kind))
-        if "point_scale" in made or min(size) <= TINY or not values:
-            return
-        if all(0 <= value <= 1 for value in values) and any(value != int(value) for value in values):
-            expected = "pixels, or shares of width and height with point_scale: 1"
-            raise FieldError.wrong("points", expected, made["points"])
-
     def _points(
         self, points: Iterable[Sequence[float]], path: str, fields: Mapping[str, Any], size: tuple[int, int] | None
     ) -> None:
@@ -162,6 +157,7 @@ class Placing:
         if not all(unit):
             unit = size or (None, None)
         shares = [value / side for value, side in zip(point, unit, strict=True) if side]
+        self._reach = max([self._reach, *shares])
         if all(-OUTSIDE <= share <= 1 + OUTSIDE for share in shares):
             if any(not 0 <= share <= 1 for share in shares):
                 self.notes.add(CLAMPED)
@@ -301,6 +297,19 @@ class Placing:
             return
         expected = f"a divisor of the {rate:g} frames per second that are shown (sampling.max_fps, or mode fps)"
         raise FieldError(Fault("sampling_fps", show(fps), expected), f"is {fps}, not {expected}")
+
+
+def _no_shares(fields: Mapping[str, Any], kind: Kind) -> None:
+    """Points that all lie in the corner pixel are shares of the width and height; on its corners they may be either."""
+    size = (fields["width"], fields["height"]) if {"width", "height"} <= set(fields) else (math.inf, math.inf)
+    values = list(_coordinates(fields.get("points", ()), kind))
+    if "point_scale" in fields or min(size) <= TINY or not values or not all(0 <= value <= 1 for value in values):
+        return
+    if any(value != int(value) for value in values):
+        raise FieldError.wrong("points", "pixels, or shares of width and height with point_scale: 1", fields["points"])
+    if "width" not in fields:
+        expected = "pixels with width and height, or shares with point_scale: 1 (0 and 1 may be either)"
+        raise FieldError.wrong("points", expected, fields["points"])
 
 
 def _coordinates(points: Iterable[Any], kind: Kind) -> Iterator[float]:

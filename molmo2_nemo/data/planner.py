@@ -15,11 +15,12 @@ from molmo2_nemo.data.example import Example
 from molmo2_nemo.data.packing import Item, Packer
 from molmo2_nemo.data.phases import phase_at
 from molmo2_nemo.data.pieces import Numbered, record_of, rest
-from molmo2_nemo.data.reader import ExampleReader, Skipped
-from molmo2_nemo.data.tally import EXAMPLES, SKIPPED, Seen, Tally, counted
+from molmo2_nemo.data.reader import ExampleReader, PassedOver, Skipped
+from molmo2_nemo.data.tally import EXAMPLES, PASSED_OVER, SKIPPED, Seen, Tally, counted
 from molmo2_nemo.data.workers import PackTask, PlanTasks, in_order, planners
 from molmo2_nemo.errors import DataError
 
+PASSED_AT_LEAST = 10_000  # examples passed over in a row before a run gives up
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
 
 
@@ -119,6 +120,7 @@ class PackPlanner:
         self.micro_batch_size, self.dp_size, self.batches_per_step = micro_batch_size, dp_size, batches_per_step
         self.packer = new_packer(config.packing)
         self.skipped: list[Skipped] = []  # since the last batch
+        self.passed = 0  # examples passed over in a row
 
     @property
     def phase(self) -> int:
@@ -180,6 +182,10 @@ class PackPlanner:
         """The packs that are due with the n-th example, or with the pieces of a document. When a pack leaves, the
         place says which pieces have not been taken yet."""
         self._arrived(n)
+        if isinstance(result, PassedOver):
+            self._pass_over(n, result)
+            return
+        self.passed = 0
         if isinstance(result, Skipped):
             self._skip(n, result)
             return
@@ -196,6 +202,16 @@ class PackPlanner:
             pack = self.packer.add(item)
             if pack is not None:
                 yield pack
+
+    def _pass_over(self, n: int, result: PassedOver) -> None:
+        if result.cause == PASSED_OVER:
+            self.place.tally.add(result.source, PASSED_OVER, 1, (record_of(n), result.key))
+        self.passed += 1
+        if self.passed > max(PASSED_AT_LEAST, 2 * sum(len(data) for data in self.readers[0].datasets.values())):
+            raise DataError(
+                f"none of {self.passed:,} examples in a row can be used in packs of {self.readers[0].length} tokens: "
+                "leave that length out of data.lengths, or raise rates in length_rates"
+            )
 
     def _arrived(self, n: int) -> None:
         """The place is then behind the n-th example."""

@@ -12,12 +12,16 @@ from molmo2_nemo.data.collate import check_example
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.coverage import coverage, standing_in
 from molmo2_nemo.data.example import Example
+from molmo2_nemo.data.joining import Mark, cut_chunks, random_bits
+from molmo2_nemo.data.length_rates import keeps
+from molmo2_nemo.data.lengths import of_document, of_example
 from molmo2_nemo.data.manifest import ShardError
 from molmo2_nemo.data.mixture import Draw, Mixture, example_rng, normalised_rates
 from molmo2_nemo.data.objects.files import use as use_store
-from molmo2_nemo.data.pieces import Numbered, record_of, split
+from molmo2_nemo.data.pieces import Numbered, piece_number, record_of, split
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
+from molmo2_nemo.data.tally import PASSED_OVER
 
 if TYPE_CHECKING:
     from molmo2_nemo.data.build import ExampleBuilder
@@ -40,6 +44,8 @@ class Builder(Protocol):
 
     def decode(self, record: Record, images: list[dict[str, Any]] | None, out: np.ndarray) -> dict[str, Any]: ...
 
+    def marks(self, count: int) -> list[Mark]: ...
+
 
 @dataclass(slots=True)
 class Skipped:
@@ -51,6 +57,15 @@ class Skipped:
     source: str = ""  # the data set
 
 
+class PassedOver(Skipped):
+    """A document that does not come in this epoch (length_rates.py), or what packs of another length get (lengths.py).
+    Not a bad record. Its cause is what it counts as, if anything."""
+
+
+class NotNow(Exception):
+    """Says the same of a record while it is planned; its argument is the cause."""
+
+
 class ExampleReader:
     """Number in the global stream -> `Example` or `Skipped`. Runs in workers.
 
@@ -60,6 +75,8 @@ class ExampleReader:
 
     def __init__(self, config: DataConfig, builder: Builder, im_patch_id: int):
         self.config, self.builder, self.im_patch_id = config, builder, im_patch_id
+        self.length = config.packing.sequence_length
+        self.longest = max([self.length, *(one.sequence_length for one in config.lengths)])
         use_store(config.store)
         rates = normalised_rates(config.sources, config.groups, config.missing)
         self.datasets = {name: ShardDataset(config.sources[name].path, name, config.limits) for name in rates}
@@ -128,14 +145,35 @@ class ExampleReader:
             example_rng(self.config.seed, draw),
             weight=source.weight,
             p_high_res=source.p_high_res,
-            max_tokens=self.config.packing.sequence_length,
+            max_tokens=self.longest,
         )
         example.key, example.source = record.key, draw.source
         check_example(example, self.im_patch_id)
-        document = example.info.get("raw_text", False)
-        pieces = split(n, example, self.config.packing.sequence_length) if document else [(n, example)]
+        lengths = self.config.lengths
+        if example.info.get("raw_text"):
+            pieces = self._pieces(n, draw, example)
+        elif lengths and of_example(lengths, example.num_tokens, example.num_crops) not in (None, self.length):
+            raise NotNow("")
+        else:
+            pieces = [(n, example)]
         for _, piece in pieces:
             self._check_size(piece)
+        return pieces
+
+    def _pieces(self, n: int, draw: Draw, document: Example) -> list[Numbered]:
+        """The parts of a document that are each an example. Raises NotNow: it does not come in this epoch."""
+        seed, room = self.config.seed, self.length
+        if not keeps(self.config.sources[draw.source].length_rates, document.num_tokens, seed, draw):
+            raise NotNow(PASSED_OVER)
+        if self.config.lengths and n == record_of(n):
+            part = of_document(self.config.lengths, document.num_tokens, self.length)
+            if part is None:
+                raise NotNow("")
+            n = piece_number(n, part[0], 0 if part[1] == document.num_tokens else part[1])
+        pieces = split(n, document, room)
+        if self.config.text.shuffle_chunks:
+            marks = self.builder.marks(self.config.text.shuffle_chunks)
+            pieces = [(m, cut_chunks(piece, marks, room, random_bits(seed, "cuts", m))) for m, piece in pieces]
         return pieces
 
     def decode(self, n: int, images: list[dict[str, Any]] | None, out: np.ndarray) -> dict[str, Any] | Skipped:
@@ -156,6 +194,8 @@ class ExampleReader:
             return work(draw, parse_record(key, members, max_json_bytes=self.config.limits.json_bytes))
         except ShardError:
             raise
+        except NotNow as error:
+            return PassedOver(key, str(error), "it comes in another epoch, or in packs of another length", draw.source)
         except BadRecord as error:
             return Skipped(error.key or key, error.cause, error.detail, draw.source)
         except Exception as error:  # hostile media may raise anything; a bug of this package shows as many in a row

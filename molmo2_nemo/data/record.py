@@ -142,14 +142,18 @@ def load_json(key: str, members: Mapping[str, bytes], *, max_bytes: int = Limits
     try:
         data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
     except UnicodeDecodeError as error:
-        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start}){other_code(raw)}") from None
+        fault = Fault("", show(raw[max(error.start - 20, 0) : error.start + 1]), "UTF-8")
+        raise BadRecord(key, "bad json", f".json is not UTF-8 (byte {error.start}){other_code(raw)}", fault) from None
     except RecursionError:
-        raise BadRecord(key, "bad json", ".json is nested too deeply") from None
+        fault = Fault("", show(raw[:60].decode("utf-8", "replace")), "lists and objects inside each other, not so many")
+        raise BadRecord(key, "bad json", ".json is nested too deeply", fault) from None
     except ValueError as error:
-        raise BadRecord(key, "bad json", f".json cannot be parsed: {error}{_slip(raw, str(error))}") from None
+        slip = _slip(raw, str(error))
+        raise BadRecord(key, "bad json", f".json cannot be parsed: {_parsing(error)}{slip}", _fault(error)) from None
     if not isinstance(data, dict):
         hint = "; a file that is one list of records is named .json" if isinstance(data, list) else ""
-        raise BadRecord(key, "bad json", f".json must hold an object, not {show(data)}{hint}")
+        fault = Fault("", show(data), "one JSON object")
+        raise BadRecord(key, "bad json", f".json must hold an object, not {show(data)}{hint}", fault)
     try:
         return without_nulls(data) if b"null" in raw else data
     except FieldError as error:
@@ -165,6 +169,22 @@ def other_code(raw: bytes) -> str:
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:4]:
         return "; it may be UTF-16: iconv -f UTF-16 -t UTF-8"
     return "; it may be Latin-1: iconv -f LATIN1 -t UTF-8"
+
+
+def _parsing(error: ValueError) -> str:
+    """The error about JSON, which is one line as a rule: the parser's own counts lines too."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at character {error.pos + 1}"
+    return str(error) if isinstance(error, DataError) else "a whole number of more digits than are read (4300)"
+
+
+def _fault(error: ValueError) -> Fault:
+    """What stands where JSON cannot be parsed."""
+    if not isinstance(error, json.JSONDecodeError):
+        return Fault("", _parsing(error), "one JSON object")
+    there = error.doc[error.pos :][:20].rstrip()
+    seen = f"{show(there)} after {show(error.doc[: error.pos][-20:])}" if there else "the end of the text"
+    return Fault("", seen, "one JSON object")
 
 
 def _slip(raw: bytes, error: str) -> str:

@@ -13,6 +13,7 @@ and all rates, including those of sources without a group, are divided by their 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -87,6 +88,14 @@ def present(sources: Mapping[str, SourceConfig], missing: str) -> dict[str, Sour
     if not left:
         raise DataError(f"none of the {len(sources)} data sets has shards (the first: {gone[0]}); nothing to train on")
     return left
+
+
+def looked_for(root: str, sources: Mapping[str, SourceConfig]) -> str:
+    """What the folder of published data sets is named with, for a message; "" where no source is in it."""
+    if not any(source.path.startswith(f"{root}/") for source in sources.values()):
+        return ""
+    unset = "" if "MOLMO2_DATA" in os.environ else " (not set)"
+    return f". They are looked for in data.root={root}, which MOLMO2_DATA{unset} names"
 
 
 def count_records(name: str, source: SourceConfig) -> int:

@@ -54,6 +54,14 @@ class ShardFiles(Protocol):
         """Give back what is open; reading opens it again."""
 
 
+def _sets(folder: Path, inside: Sequence[str]) -> str:
+    """The data sets in a folder that is none itself."""
+    if not inside:
+        return ""
+    more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+    return f"; data sets lie in it, each with a path of its own: {', '.join(str(folder / n) for n in inside[:3])}{more}"
+
+
 class LocalFiles:
     """The files of a folder, read with `pread`."""
 
@@ -68,6 +76,13 @@ class LocalFiles:
     def head(self, name: str | None) -> dict[str, Any]:
         label = f"data set {name!r}" if name else "data set"
         folder = self.folder
+        if folder.is_file():
+            what = (
+                "it is one shard"
+                if folder.suffix == ".tar"
+                else f"molmo2 prepare {folder} --out DIR makes shards of it"
+            )
+            raise ShardError(f"{label}: {folder} is a file. Give the folder that holds the shards; {what}")
         if not folder.is_dir():
             raise ShardError(f"{label}: no folder at {folder}. Give the folder that holds the shards and {MANIFEST}.")
         path = folder / MANIFEST
@@ -77,7 +92,8 @@ class LocalFiles:
                     f"{label}: {folder} holds shards but no {MANIFEST} (a webdataset from another tool, or from an "
                     f"older version). Index it with: molmo2 shards index {folder}"
                 )
-            raise ShardError(f"{label}: no shards at {folder} (no {MANIFEST} and no *.tar)")
+            inside = sorted(part.parent.name for part in folder.glob(f"*/{MANIFEST}"))
+            raise ShardError(f"{label}: no shards at {folder} (no {MANIFEST} and no *.tar){_sets(folder, inside)}")
         return read_head(path)
 
     def manifest(self) -> Path:

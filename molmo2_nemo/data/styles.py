@@ -237,8 +237,11 @@ def asked_style(style: object) -> str:
     """
     if not isinstance(style, str) or not style.strip():
         raise UserError(f"a style is a name such as user_qa or long_caption, not {style!r}")
-    if style.startswith(OWN) and len(style) > len(OWN):
-        return own_name(style)
+    name = own_name(style)
+    if name != style and name == name.strip():
+        return name
+    if style.lower().startswith(OWN):
+        raise UserError(f"unknown style {style!r}; a style of your own data is written {OWN}NAME")
     if canonical_style(style) not in KNOWN_STYLES and style not in KNOWN_STYLES:
         hint = nearest(style, KNOWN_STYLES)
         if not hint.startswith("did"):

@@ -1,4 +1,4 @@
-"""Subtitle files: SubRip (.srt), WebVTT (.vtt), and Advanced SubStation Alpha (.ass, .ssa) -> lines with times.
+"""Subtitle files: SubRip (.srt), WebVTT (.vtt), SubStation Alpha (.ass, .ssa), lists (.json) -> lines with times.
 
 Formatting is dropped: tags (`<i>`, `<v Name>`, `{\\an8}`), positions, styles, and drawings of ASS. Line breaks inside a
 line of subtitles stay. Formats: https://www.w3.org/TR/webvtt1/, and what ffmpeg's demuxers take for the other two.
@@ -7,9 +7,12 @@ line of subtitles stay. Formats: https://www.w3.org/TR/webvtt1/, and what ffmpeg
 from __future__ import annotations
 
 import html
+import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from molmo2_nemo.errors import DataError, UserError
 
@@ -26,6 +29,7 @@ SLIP = re.compile(
 TAG = re.compile(r"</?[a-zA-Z][^<>\n]*>|<\d[\d:.]*>|\{\\[^{}]*\}")  # <i>, <00:01.500>, {\an8}
 OVERRIDE = re.compile(r"\{[^{}]*\}")
 DRAWING = re.compile(r"\{[^{}]*\\p[1-9][^{}]*\}")
+JSON_LINE = '{"start": "00:00:01.500", "end": "00:00:03.000", "line": "words"}'
 HEADERS = ("NOTE", "STYLE", "REGION")  # blocks of WebVTT that are no subtitles
 
 
@@ -144,4 +148,35 @@ def _dialogue(text: str) -> str:
     return "\n".join(part.strip() for part in re.split(r"\\N|\\n", text.replace("\\h", " "))).strip()
 
 
-READERS: dict[str, Callable[[list[str]], Iterator[Line]]] = {".srt": _srt, ".vtt": _vtt, ".ass": _ass, ".ssa": _ass}
+def _json(lines: list[str]) -> Iterator[Line]:
+    """A list of objects, as LongVideoBench has them: {"start": "00:00:01.500", "end": ..., "line": text}, or
+    {"timestamp": [1.5, 3.0], "text": text}. Times may be numbers, seconds."""
+    try:
+        found = json.loads("\n".join(lines))
+    except ValueError as error:
+        raise DataError(f"is no JSON: {error}") from None
+    if not isinstance(found, list):
+        raise DataError("a list of lines was expected, such as " + JSON_LINE)
+    for number, line in enumerate(found, 1):
+        fields = line if isinstance(line, dict) else {}
+        times = fields.get("timestamp", [fields.get("start"), fields.get("end")])
+        text = fields.get("line", fields.get("text"))
+        if not isinstance(text, str) or not isinstance(times, list) or len(times) != 2:
+            raise DataError(f"line {number}: {JSON_LINE} was expected, not {str(line)[:60]}")
+        start, end = (_json_time(value, number) for value in times)
+        yield *_in_order(start, end, number), _plain(text.split("\n"))
+
+
+def _json_time(value: Any, number: int) -> float:
+    match = CLOCK.match(value.strip()) if isinstance(value, str) else None
+    if match is not None:
+        return _seconds(match.groups())
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    raise DataError(f"line {number}: a time was expected, such as 1.5 or 00:00:01.500, not {value!r}")
+
+
+READERS: dict[str, Callable[[list[str]], Iterator[Line]]] = {
+    **{".srt": _srt, ".vtt": _vtt, ".ass": _ass, ".ssa": _ass},
+    ".json": _json,
+}

@@ -16,6 +16,7 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.pieces import record_of
 
 EXAMPLES = "examples"  # a kind too: examples read
+PASSED_OVER = "documents_passed_over"  # a kind, of documents that are no examples in this epoch
 SKIPPED = "skipped: "  # the kind of a skipped record is this and its cause
 UNKNOWN = ""  # the data set of what a checkpoint without data sets had counted
 BEFORE = "counted before data sets were told apart"
@@ -52,6 +53,7 @@ KINDS = {
     "branches_dropped": Kind("annotations beyond a sequence, left out", ("packing.sequence_length",)),
     "tokens_cut": Kind("tokens beyond a sequence, cut off", ("packing.sequence_length",)),
     "documents_split": Kind("documents longer than a sequence, split into several", ("packing.sequence_length",)),
+    PASSED_OVER: Kind("documents that their length's rate lets come in other epochs (data.sources.NAME.length_rates)"),
     "subtitles_unseen": Kind("subtitle lines near no sampled frame, left out", ("video.subtitle_mode",)),
     "subtitle_tokens_cut": Kind("tokens of subtitles beyond their limit, cut off", ("video.max_subtitle_tokens",)),
     "films_thinned": Kind("films longer than their frames at max_fps, sampled sparsely", ("video.max_frames",)),

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import DataError, UserError
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.reference_fields import object_reference
 from molmo2_nemo.evaluation.text import edit_distance
@@ -21,6 +21,7 @@ from molmo2_nemo.evaluation.text import edit_distance
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STRIPPED = ",.!?;:'"  # marks that an answer may end or begin with
 BRACKETS, BRACKET, DOT, COLON, SPACES = "({})", "{})", "{}.", "{}:", " {} "  # forms in which a letter is given
+LISTED = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.+)$", re.MULTILINE)
 FORMS = (BRACKETS, BRACKET, DOT, COLON, SPACES)
 LONG_ANSWER = 5  # words; only a longer answer is searched for the text of an option
 
@@ -61,6 +62,33 @@ def read_choice(scorer: str, reference: Any) -> Choice:
     if len(entry["option"]) != 1 or entry["option"] not in letters:
         raise UserError(f"{scorer}: option is {entry['option']!r}; expected one of the letters {letters}")
     return Choice(tuple(options), letters.index(entry["option"]), not entry.get("unlabelled", False))
+
+
+def place_of(letter: str) -> int:
+    """The number of the option that a letter stands for, from 0.
+
+    Raises:
+        DataError: it is no capital letter.
+    """
+    if len(letter) != 1 or letter not in LETTERS:
+        raise DataError(f"the answer is {letter!r}; expected the letter of an option")
+    return LETTERS.index(letter)
+
+
+def options_in(question: str) -> list[str]:
+    """The options that stand in a question's text, a line each, from A."""
+    return [text.strip() for _, text in LISTED.findall(question)]
+
+
+def choice_reference(answer: int, options: Sequence[str], *, unlabelled: bool = False) -> dict[str, Any]:
+    """The reference of a question, of which option number `answer` is correct.
+
+    Raises:
+        DataError: there is no such option.
+    """
+    if not 0 <= answer < len(options):
+        raise DataError(f"the answer is {LETTERS[answer % len(LETTERS)]!r} of {len(options)} options")
+    return {"option": LETTERS[answer], "options": list(options), "unlabelled": unlabelled}
 
 
 class TextOrChoiceScorer(Scorer):

@@ -7,7 +7,7 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.multiple_choice import standard_choice
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.errors import DataError
-from molmo2_nemo.evaluation.choice import LETTERS
+from molmo2_nemo.evaluation.choice import choice_reference
 from molmo2_nemo.evaluation.records import RecordItems, entries, settled
 from molmo2_nemo.evaluation.shard_task import ShardTask
 from molmo2_nemo.evaluation.task import Question, TaskSettings
@@ -33,10 +33,9 @@ class ChoiceItems(RecordItems):
         return [self._question(f"{key}/{place}", record, entry) for place, entry in enumerate(asked)]
 
     def _question(self, key: str, record: Record, entry: MultipleChoice) -> Question:
-        options, answer = list(entry.options), entry.answer
-        text, _ = standard_choice(entry.question, options, answer, unlabelled=entry.unlabelled)
+        text, _ = standard_choice(entry.question, entry.options, entry.answer, unlabelled=entry.unlabelled)
         prompt = Prompt(text, record.images, record.video, entry.style.name, clip=record.clip, sampling=record.sampling)
-        reference = {"option": LETTERS[answer], "options": options, "unlabelled": entry.unlabelled}
+        reference = choice_reference(entry.answer, entry.options, unlabelled=entry.unlabelled)
         return Question(key, prompt, (reference,), self.scorers, {"style": entry.style.name})
 
 

@@ -67,9 +67,12 @@ def _entry(text: str) -> dict[str, Any]:
     try:
         entry = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"not JSON ({error})") from None
-    if not isinstance(entry, dict) or not isinstance(entry.get("question"), str):
+        where = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        raise UserError(f"not JSON ({where})") from None
+    if not isinstance(entry, dict) or entry.get("question") is None:
         raise UserError('a prompt is an object with a text "question"')
+    if not isinstance(entry["question"], str):
+        raise UserError(f"question is {entry['question']!r:.80}; expected a text")
     if unknown := sorted(set(entry) - set(KEYS)):
         raise UserError(f"unknown key {unknown[0]!r}; a prompt has {', '.join(KEYS)}")
     check_question(entry["question"])
@@ -94,8 +97,8 @@ def _prompt(entry: dict[str, Any], folder: Path, cut: list[Path] | None) -> Prom
     if names and "video" in given:
         raise UserError("image and video: a prompt has images or one video, not both")
     answer = given.get("answer", "")
-    if not all(isinstance(text, str) for text in (answer if isinstance(answer, list) else [answer])):
-        raise UserError(f"answer is {answer!r}; expected a text or a list of texts")
+    if not all(isinstance(one, str | dict) for one in (answer if isinstance(answer, list) else [answer])):
+        raise UserError(f"answer is {answer!r}; expected a text, an object that a scorer reads, or a list of them")
     for key in ("subtitles", "clip"):
         if key in given and "video" not in given:
             raise UserError(f"{key} without a video")
@@ -103,7 +106,8 @@ def _prompt(entry: dict[str, Any], folder: Path, cut: list[Path] | None) -> Prom
     if not isinstance(options, list) or not all(isinstance(text, str) and text.strip() for text in options):
         raise UserError(f"options is {options!r}; expected a list of texts")
     if options:
-        _check_options(options, answer if isinstance(answer, list) else [answer])
+        answers = answer if isinstance(answer, list) else [answer]
+        _check_options(options, [text for text in answers if isinstance(text, str)])
     clip = read_clip(given["clip"]) if "clip" in given else None
     return Prompt(
         given["question"],

@@ -12,7 +12,7 @@ from typing import Any
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.media import read_media
 from molmo2_nemo.errors import DataError, UserError, read_text
-from molmo2_nemo.evaluation.task import Question, Task, TaskSettings
+from molmo2_nemo.evaluation.task import ELSEWHERE, Question, Task, TaskSettings
 from molmo2_nemo.inference.prompt import Prompt
 
 Entry = Mapping[str, Any]
@@ -32,8 +32,7 @@ class PublishedImages(Task):
         if not found:
             raise UserError(
                 f"task {self.name}: no {settings.root / self.folders[0] / self.lists}; download the data set "
-                f"{self.dataset} of huggingface.co there and unpack its archives, or name the folder of your data sets "
-                "with --root or MOLMO2_DATA"
+                f"{self.dataset} of huggingface.co there and unpack its archives, {ELSEWHERE}"
             )
         return ImageEntries(found[0], self)
 

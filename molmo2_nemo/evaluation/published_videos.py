@@ -12,10 +12,9 @@ from typing import Any
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.record import VIDEO_SUFFIXES, Record, parse_record
 from molmo2_nemo.errors import DataError, UserError
+from molmo2_nemo.evaluation.hub_tables import Row, Tables
 from molmo2_nemo.evaluation.records import questions_of
-from molmo2_nemo.evaluation.task import Question, Task, TaskSettings
-
-Row = Mapping[str, Any]
+from molmo2_nemo.evaluation.task import ELSEWHERE, Question, Task, TaskSettings
 
 
 class PublishedVideos(Task):
@@ -33,7 +32,7 @@ class PublishedVideos(Task):
             raise UserError(
                 f"task {self.name}: {folder}: {'no such folder' if rows is None else without}; download the data set "
                 f"{self.dataset} of huggingface.co to this folder and put its videos, as its card says where they are "
-                "from, below it, or name the folder of your data sets with --root or MOLMO2_DATA"
+                f"from, below it, {ELSEWHERE}"
             )
         return rows
 
@@ -58,28 +57,19 @@ class VideoRows:
     """The rows of all tables of a folder, in order of the files' names.
 
     Raises:
-        UserError: a table without one of the task's columns; names it.
+        UserError: a file that is no table, or lacks one of the task's columns; names both.
     """
 
     def __init__(self, folder: Path, task: PublishedVideos) -> None:
-        import pyarrow.parquet as parquet
-
         self.folder, self.task = folder, task
-        self.places: list[tuple[Path, int, int]] = []  # file, row group, row
-        for path in sorted(folder.rglob("*.parquet")):
-            file = parquet.ParquetFile(path)
-            if missing := sorted(set(task.columns) - set(file.schema_arrow.names)):
-                raise UserError(f"task {task.name}: {path} has no column {missing[0]!r}; is it of {task.dataset}?")
-            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            self.places += [(path, group, row) for group, size in enumerate(sizes) for row in range(size)]
+        self.tables = Tables(task.name, task.dataset, sorted(folder.rglob("*.parquet")), task.columns)
         self.videos: dict[str, list[Path]] = {}  # by the file's name without suffix
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower().lstrip(".") in VIDEO_SUFFIXES:
                 self.videos.setdefault(path.stem, []).append(path)
-        self.group: tuple[Any, list[Row]] = (None, [])  # the last that was read
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.tables)
 
     def questions(self, number: int, builder: ExampleBuilder) -> list[Question]:
         """The question of a row, worded as in training.
@@ -87,9 +77,9 @@ class VideoRows:
         Raises:
             UserError: its video is missing or cannot be read, or the row is not as published; names the row.
         """
-        path, _, _ = self.places[number]
+        path, _, _ = self.tables.places[number]
         key = f"{path.name}:{number}"
-        row = self._row(number)
+        row = self.tables.row(number)
         try:
             names, content = self.task.video_names(row), self.task.record(row)
             reference, tags = self.task.reference(row), self.task.tags(row)
@@ -98,15 +88,6 @@ class VideoRows:
             raise DataError(f"{key}: {says}") from None
         (question,) = questions_of(self._record(key, names, content), builder, self.task.scorers)
         return [replace(question, key=key, references=(reference,), tags=tags)]
-
-    def _row(self, number: int) -> Row:
-        import pyarrow.parquet as parquet
-
-        path, group, row = self.places[number]
-        if self.group[0] != (path, group):
-            table = parquet.ParquetFile(path).read_row_group(group, columns=list(self.task.columns))
-            self.group = (path, group), table.to_pylist()
-        return self.group[1][row]
 
     def _record(self, key: str, names: Sequence[str], content: Mapping[str, Any]) -> Record:
         video = self._video(names)

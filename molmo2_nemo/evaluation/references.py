@@ -19,6 +19,7 @@ from molmo2_nemo.data.annotations import (
 )
 from molmo2_nemo.data.styles import Kind, Style, canonical_style
 from molmo2_nemo.evaluation.answer_points import multi_image_points, tracks
+from molmo2_nemo.evaluation.choice import choice_reference
 
 WORDS, CHOICE, COUNT = "exact_match", "multiple_choice", "counting"
 CAPTION: tuple[str, ...] = ("caption_recall", "caption_length")
@@ -67,8 +68,8 @@ def _expected(entry: TurnAnnotation, text: str, sizes: Sequence[Size]) -> Expect
             pairs = zip(entry.points, asked, sizes, strict=False)
             images = [_at(group if found else (), entry.scale, [size]) for group, found, size in pairs]
             return _counted(entry.style, POINTS, POINT_COUNT), ({"images": images},)
-        case MultipleChoice():
-            return (CHOICE,), (text,)
+        case MultipleChoice(_, _, options, answer, unlabelled=unlabelled):
+            return (CHOICE,), (choice_reference(answer, options, unlabelled=unlabelled),)
         case PointsInWords():
             return (COUNT if _is_number(text) else WORDS,), (text,)
         case QuestionAnswer(style, _, answer):
@@ -95,7 +96,7 @@ def _texts(answer: Answer, text: str) -> tuple[str, ...]:
 
 
 def _is_number(text: str) -> bool:
-    return text.strip().isdigit()
+    return text.strip().isdecimal()
 
 
 def _size(scale: Size | None, sizes: Sequence[Size]) -> list[float]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import hashlib
 import json
+import re
+import textwrap
 import typing
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from molmo2_nemo.errors import UserError, read_text
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.judge import MEASURES
 from molmo2_nemo.evaluation.measure import Measure
@@ -19,7 +23,13 @@ from molmo2_nemo.files import write_json, write_text
 
 Line = Mapping[str, Any]
 Group = Literal["short video QA", "long video QA", "caption", "image QA", "point", "track", "text", "own data"]
+LOST = {"failed": "could not be asked and count 0", "unscored": "have no usable reference"}
+NUMBER = re.compile(r"(?<![\w.=-])\d+(?:,\d{3})*(?![\w=-]|\.\d)")  # that stands alone, not in a name or a setting
+LOCK = ".lock"  # in a folder of results
+WIDTH = 80  # columns of a text table
+HEAD = 20  # of a column; longer names stand below the table
 REMARKS = 4  # of a task, the most frequent ones, that are said below its figures
+ASKED = ("max_new_tokens", "temperature", "top_p", "stop", "fps", "max_crops", "high_res")  # settings of a result
 GROUPS: tuple[Group, ...] = typing.get_args(Group)
 
 
@@ -40,6 +50,7 @@ def result_of(name: str, group: str, lines: Sequence[Line], made_with: Mapping[s
     return {
         "task": name,
         "group": group,
+        "questions_sha256": digest_of(lines),
         "score": sum(score["value"] for _, score in firsts) / (len(firsts) + lost) if mixed else first,
         "mixed": mixed,
         "scored": len(firsts) + lost,
@@ -47,14 +58,45 @@ def result_of(name: str, group: str, lines: Sequence[Line], made_with: Mapping[s
         "questions": len(lines),
         "failed": sum("failed" in line for line in lines),
         "unscored": sum("unscored" in line for line in lines),
-        "remarks": dict(Counter(_kind(remark) for line in lines for remark in line["remarks"])),
+        "first": {kind: _first(kind, lines) for kind in LOST},
+        "remarks": _together(remark for line in lines for remark in line["remarks"]),
         "scores": found,
     }
 
 
-def _kind(remark: str) -> str:
-    """A remark without its numbers, so that equal ones can be counted."""
-    return " ".join("N" if word.strip(",.()").replace(",", "").isdigit() else word for word in remark.split())
+def digest_of(lines: Sequence[Line]) -> str:
+    """A digest of what was asked, by key and references: equal where figures are over the same questions."""
+    asked = [(line["key"], line["references"]) for line in lines]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _first(kind: str, lines: Sequence[Line]) -> str | None:
+    """The first question that was lost in a way of LOST, and why; None where none was."""
+    found = (f"{line['key']}: {line[kind]}" for line in lines if kind in line)
+    return next(found, None)
+
+
+def _together(remarks: Iterable[str]) -> dict[str, int]:
+    """How often each remark was made. Those that differ in their numbers alone are one, with the least and the greatest
+    of each number."""
+    found: dict[str, list[list[int]]] = {}
+    for remark in remarks:
+        found.setdefault(NUMBER.sub("{}", _escaped(remark)), []).append(
+            [int(number.replace(",", "")) for number in NUMBER.findall(remark)]
+        )
+    counts: Counter[str] = Counter()
+    for kind, numbers in found.items():
+        counts[kind.format(*(_span(each) for each in zip(*numbers, strict=True)))] += len(numbers)
+    return dict(counts)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def _span(numbers: Sequence[int]) -> str:
+    least, most = min(numbers), max(numbers)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def figure_of(name: str) -> Scorer | Measure:
@@ -106,16 +148,23 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             rows.append((name, "-", "0", "-"))
         if result.get("mixed"):
             rows.append(("", "all questions", f"{result['scored']:,}", f"{100 * result['score']:.1f} %"))
-        for kind, said in (("failed", "could not be asked and count 0"), ("unscored", "have no usable reference")):
+        for kind, said in LOST.items():
             if result[kind]:
-                notes.append(f"{called(result)}: {result[kind]:,} of {result['questions']:,} questions {said}")
+                first = f", the first: {' '.join(result['first'][kind].split())[:200]}"
+                notes.append(f"{called(result)}: {result[kind]:,} of {result['questions']:,} questions {said}{first}")
         common = sorted(result["remarks"].items(), key=lambda pair: -pair[1])[:REMARKS]
         notes += [
             f"{called(result)}: {count:,} of {result['questions']:,} answers: {remark}" for remark, count in common
         ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = [f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}".rstrip() for a, b, c, d in rows]
-    return "\n".join(lines + notes)
+    return "\n".join([*lines, *wrapped(notes)])
+
+
+def wrapped(lines: Iterable[str]) -> list[str]:
+    """Sentences as lines of at most `WIDTH` columns, but for words that are longer."""
+    wrapper = textwrap.TextWrapper(WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return [part for line in lines for part in wrapper.wrap(line)]
 
 
 def called(result: Mapping[str, Any]) -> str:
@@ -126,44 +175,38 @@ def called(result: Mapping[str, Any]) -> str:
 
 def write_result(folder: Path, result: Mapping[str, Any], lines: Iterable[Line]) -> None:
     """Write FOLDER/<task>.json, <task>.jsonl (the answers; of references' masks, how many there are) and
-    <task>-<item>-<place>.jpg (what the model saw of the first ones), each whole or not at all.
+    <task>-<item>-<place>.jpg (what the model saw of the first ones), each whole or not at all. Of processes that write
+    one task at once, the last has written all of them.
 
     Raises:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name, kept = called(result), []
-    for line in lines:
-        line = {**line, "references": [_without_masks(reference) for reference in line["references"]]}
-        if (picture := line.pop("picture", None)) is not None:
-            line["picture"] = f"{name}-{line['item']}-{line['place']}.jpg"
-            (folder / line["picture"]).write_bytes(base64.b64decode(picture))
-        kept.append(json.dumps(line, ensure_ascii=False) + "\n")
-    write_text(folder / f"{name}.jsonl", "".join(kept))
-    write_json(folder / f"{name}.json", result)
+    with _alone(folder):
+        for line in lines:
+            line = {**line, "references": [_without_masks(reference) for reference in line["references"]]}
+            if (picture := line.pop("picture", None)) is not None:
+                line["picture"] = f"{name}-{line['item']}-{line['place']}.jpg"
+                (folder / line["picture"]).write_bytes(base64.b64decode(picture))
+            kept.append(json.dumps(line, ensure_ascii=False) + "\n")
+        write_text(folder / f"{name}.jsonl", "".join(kept))
+        write_json(folder / f"{name}.json", result)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside the block no other process writes results to the folder, where its file system has locks."""
+    with (folder / LOCK).open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _without_masks(reference: Any) -> Any:
     if not isinstance(reference, dict) or not reference.get("masks"):
         return reference
     return {**reference, "masks": len(reference["masks"])}
-
-
-def read_results(folder: Path) -> list[dict[str, Any]]:
-    """What `write_result` wrote there, by name.
-
-    Raises:
-        UserError: a damaged file.
-    """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            value = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is damaged ({error}); remove it and evaluate again") from None
-        if isinstance(value, dict) and {"task", "group", "scores", "settings"} <= set(value):
-            found.append(value)
-    return found
 
 
 def groups_of(scores: Mapping[str, float | None], groups: Mapping[str, str]) -> dict[str, float]:
@@ -183,7 +226,11 @@ def groups_of(scores: Mapping[str, float | None], groups: Mapping[str, str]) -> 
 
 def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Several models side by side, in percent: a row for each task, and one for each group's mean, which is over the
-    tasks that all models have."""
+    tasks that all models have. Below, what makes figures of a row unlike each other. At most `WIDTH` columns wide:
+    models that do not fit are in further tables, and long names stand below as [1], [2] and so on."""
+    heads = {name: name if len(name) <= HEAD else f"[{n}]" for n, name in enumerate(runs, start=1)}
+    named = [f"{head} {name}" for name, head in heads.items() if head != name]
+    runs = {heads[name]: results for name, results in runs.items()}
     scores = {name: {called(r): main_score(r) for r in results} for name, results in runs.items()}
     groups = {called(r): r["group"] for results in runs.values() for r in results}
     common = {task for task in groups if all(own.get(task) is not None for own in scores.values())}
@@ -196,8 +243,53 @@ def comparison(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             for task in tasks:
                 rows.append((f"  {task}", *(_percent(scores[name].get(task)) for name in runs)))
                 rows += _by_scorer(task, runs)
+    return "\n".join([*_blocks(rows), *named, *wrapped(unlike(runs))])
+
+
+def _blocks(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, or of several with some of the columns each, a blank line between them: as many columns as
+    `WIDTH` has room for, and at least one. The first column is in all of them."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(_row(row, widths) for row in rows)
+    lines: list[str] = []
+    first = 1
+    while first < len(widths):
+        last = first + 1
+        while last < len(widths) and widths[0] + sum(2 + w for w in widths[first : last + 1]) <= WIDTH:
+            last += 1
+        chosen = [0, *range(first, last)]
+        lines += [""] * bool(lines)
+        lines += [_row([row[i] for i in chosen], [widths[i] for i in chosen]) for row in rows]
+        first = last
+    return lines
+
+
+def unlike(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A line for each task whose figures are not of the same questions, or of questions asked otherwise, and for each
+    with questions that could not be asked or scored."""
+    found = []
+    for task in sorted({called(r) for results in runs.values() for r in results}):
+        own = {name: r for name, results in runs.items() for r in results if called(r) == task}
+        counts, digests = ([r.get(key) for r in own.values()] for key in ("questions", "questions_sha256"))
+        if any(len({value for value in values if value is not None}) > 1 for values in (counts, digests)):
+            alike: dict[Any, list[str]] = {}
+            for name, count, digest in zip(own, counts, digests, strict=True):
+                alike.setdefault((count, digest), []).append(name)
+            each = "; ".join(f"{'-' if n is None else n} of {', '.join(names)}" for (n, _), names in alike.items())
+            found.append(f"{task}: not the same questions or references ({each})")
+        for key in ASKED:
+            values = [r["settings"].get(key) for r in own.values()]
+            if any(value != values[0] for value in values):
+                found.append(f"{task}: {key} is not the same ({_each(own, values)})")
+        for kind, said in LOST.items():
+            values = [r.get(kind) for r in own.values()]
+            if any(values):
+                found.append(f"{task}: questions that {said}: {_each(own, values)}")
+    return found
+
+
+def _each(names: Iterable[str], values: Iterable[Any]) -> str:
+    """What each model has; null (of an older file, or a setting left as the run has it) is a dash."""
+    return ", ".join(f"{name} {'-' if value is None else value}" for name, value in zip(names, values, strict=True))
 
 
 def _by_scorer(task: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, ...]]:

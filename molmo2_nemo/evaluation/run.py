@@ -7,7 +7,7 @@ answers of value 0 with the reason beside them.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from molmo2_nemo.data.build import ExampleBuilder
@@ -18,7 +18,7 @@ from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.task import Items, Question, Task
 from molmo2_nemo.inference.engine import Generator
 from molmo2_nemo.inference.generate import Asked, answers, remarks_on
-from molmo2_nemo.inference.ranks import gathered, place
+from molmo2_nemo.inference.ranks import gathered, place, runs_of
 from molmo2_nemo.inference.sampling import Sampling
 
 PLACES = 1 << 20  # questions of an item, at most
@@ -52,7 +52,7 @@ def evaluate(
         `unscored` where a reference is of no use.
     """
     own = place()
-    mine = range(own.replica, count, own.replicas)
+    mine = runs_of(count, own)
     lines: list[Line] = []
     rounds = iter([mine] if leaves is None else [mine[i : i + ROUND] for i in range(0, len(mine), ROUND)])
     while True:
@@ -77,7 +77,7 @@ def order(line: Line) -> tuple[int, int]:
 def _answered(
     task: Task,
     items: Items,
-    numbers: range,
+    numbers: Sequence[int],
     generator: Generator,
     builder: ExampleBuilder,
     sampling: Sampling,
@@ -95,7 +95,7 @@ def _answered(
                 continue
             for nth, question in enumerate(questions):
                 try:
-                    example = question.prompt.example(builder)
+                    example = generator.seen.example(question.prompt, builder)
                 except Exception as error:  # noqa: BLE001 - hostile media may raise anything
                     failures.append(_failed(task, (item, nth), error, question))
                     continue

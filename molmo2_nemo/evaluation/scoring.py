@@ -26,14 +26,17 @@ class Scoring:
         self.scorers: list[Scorer] = [find_scorer(name) for name in names]
         self.scores: dict[str, list[Score]] = {name: [] for name in names}
 
-    def references(self, key: str, reference: str | Sequence[str] | None) -> list[str]:
-        """The references of one answer, as a list.
+    def references(self, key: str, reference: Any) -> list[Any]:
+        """The references of one answer, as a list; of blank texts and empty objects, none.
+
+        Args:
+            reference: a text, an object of JSON values, a list of them, or None.
 
         Raises:
             UserError: fewer references than a scorer needs, or one that it cannot compare with; names `key`.
         """
-        given = [reference] if isinstance(reference, str) else list(reference or [])
-        given = [text for text in given if text.strip()]
+        given = reference if isinstance(reference, list | tuple) else [reference]
+        given = [one for one in given if (one.strip() if isinstance(one, str) else one)]
         if not given:
             raise UserError(f"{key} has no reference answer to score against")
         self.needs(len(given), key)
@@ -57,7 +60,7 @@ class Scoring:
                     f"{scorer.min_references} or more"
                 )
 
-    def score(self, key: str, prediction: str, reference: str | Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    def score(self, key: str, prediction: str, reference: Any) -> dict[str, dict[str, Any]]:
         """Scores of one answer: name of the scorer -> {"value": 0 to 1, and the details it was computed from}.
 
         Raises:

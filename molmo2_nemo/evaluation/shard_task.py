@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.records import RecordItems
-from molmo2_nemo.evaluation.task import Items, Task, TaskSettings
+from molmo2_nemo.evaluation.task import ELSEWHERE, Items, Task, TaskSettings
 
 
 class ShardTask(Task):
@@ -24,10 +24,7 @@ class ShardTask(Task):
         """
         path = settings.root / self.folder
         if not path.is_dir():
-            raise UserError(
-                f"task {self.name}: no data set {path}; write it with `{self.prepare}`, or name the folder of your "
-                "data sets with --root or MOLMO2_DATA"
-            )
+            raise UserError(f"task {self.name}: no data set {path}; write it with `{self.prepare}`, {ELSEWHERE}")
         return path
 
     def open(self, settings: TaskSettings) -> Items:

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from molmo2_nemo.data.build import ExampleBuilder
+from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.evaluation.results import Group
 from molmo2_nemo.inference.prompt import Prompt
+from molmo2_nemo.settings.run import EvaluationConfig
+
+# How a message about data that are not there ends.
+ELSEWHERE = "or name the folder of your data sets with --root or MOLMO2_DATA (of a run: evaluation.root)"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class TaskSettings:
     limit: int | None = None  # items, the first ones; None: all
     seed: int = 0  # of what a task draws or generates
     frames: int | None = None  # most frames of a video in this pass; None: the run's. Length of needles' haystacks
-    depths: int = 10  # needles: how many places in the haystack
+    depths: int = EvaluationConfig.depths  # needles: how many places in the haystack
 
 
 class Items(Protocol):
@@ -69,6 +74,16 @@ class Task(ABC):
 
         Raises:
             UserError: data that are not there; says what to fetch and where it goes.
+        """
+
+    def check(self, settings: TaskSettings, data: DataConfig) -> None:  # noqa: B027 - most tasks ask whatever is there
+        """Called before a model is loaded.
+
+        Args:
+            data: how the pass shows media.
+
+        Raises:
+            UserError: nothing can be asked that way.
         """
 
     def draw(self, lines: Sequence[Mapping[str, Any]], folder: Path) -> None:

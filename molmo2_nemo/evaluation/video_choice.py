@@ -1,4 +1,4 @@
-"""Tasks of multiple choice about videos, read from a published benchmark's own files.
+"""Tasks of multiple choice, and of other short answers, about videos, read from a published benchmark's own files.
 
 A benchmark is a folder in the folder of data sets with a table of questions (.parquet, .json or .jsonl) and the videos.
 The videos are looked for when their question is asked: a missing one is a wrong answer that is counted and said.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.subtitle_files import Line
 from molmo2_nemo.errors import DataError, UserError, read_text
 from molmo2_nemo.evaluation.choice import LETTERS
-from molmo2_nemo.evaluation.task import Question, Task, TaskSettings
+from molmo2_nemo.evaluation.task import ELSEWHERE, Question, Task, TaskSettings
 from molmo2_nemo.inference.prompt import Prompt
 
 Row = dict[str, Any]
@@ -31,10 +31,13 @@ class VideoChoice:
     key: str
     video: Path
     asked: str  # question, options and instruction
-    options: Sequence[str]
+    options: Sequence[str]  # none: `reference` says what is right
     letter: str  # of the correct option
     tags: dict[str, str] = field(default_factory=dict)
     subtitles: Sequence[Line] = ()  # start and end in seconds of the film, text
+    clip: tuple[float, float] | None = None  # seconds of the film: the part that is shown
+    style: str = "video_multiple_choice"
+    reference: Mapping[str, Any] = field(default_factory=dict)  # further fields of it
 
 
 def listed(options: Sequence[str]) -> str:
@@ -54,14 +57,14 @@ class VideoChoices:
     def questions(self, number: int, builder: ExampleBuilder) -> list[Question]:
         """See `Items`."""
         row = self.rows[number]
-        style = "video_multiple_choice_w_subtitle" if row.subtitles else "video_multiple_choice"
-        prompt = Prompt(row.asked, video=row.video, style=style, subtitles=row.subtitles)
-        reference = {"option": row.letter, "options": list(row.options)}
-        return [Question(row.key, prompt, (reference,), tags=row.tags)]
+        style = "video_multiple_choice_w_subtitle" if row.subtitles else row.style
+        prompt = Prompt(row.asked, video=row.video, style=style, subtitles=row.subtitles, clip=row.clip)
+        choice = {"option": row.letter, "options": list(row.options)} if row.options else {}
+        return [Question(row.key, prompt, ({**choice, **row.reference},), tags=row.tags)]
 
 
 class VideoChoiceTask(Task):
-    """A benchmark of multiple choice about videos. A row of its table that cannot be read stops the task."""
+    """A benchmark of short answers about videos. A row of its table that cannot be read stops the task."""
 
     places: ClassVar[tuple[str, ...]]  # its folder, in the folder of data sets: the first that has the table counts
     table: ClassVar[str]  # path in its folder
@@ -94,10 +97,7 @@ class VideoChoiceTask(Task):
         for folder in folders:
             if (folder / self.table).exists():
                 return folder
-        raise UserError(
-            f"task {self.name}: no {folders[0] / self.table}; {self.fetch}, or name the folder of your data sets with "
-            "--root or MOLMO2_DATA"
-        )
+        raise UserError(f"task {self.name}: no {folders[0] / self.table}; {self.fetch}, {ELSEWHERE}")
 
     def open(self, settings: TaskSettings) -> VideoChoices:
         folder = self.folder(settings)
@@ -122,7 +122,7 @@ def checked(questions: list[VideoChoice]) -> list[VideoChoice]:
         DataError: of one it is not.
     """
     for question in questions:
-        if question.letter not in list(LETTERS[: len(question.options)]):
+        if question.options and question.letter not in list(LETTERS[: len(question.options)]):
             raise DataError(f"the answer is {question.letter!r} of {len(question.options)} options")
     return questions
 

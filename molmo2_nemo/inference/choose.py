@@ -32,7 +32,8 @@ class Chooser:
         """
         if self.sampling.temperature == 0:
             return logits.argmax(-1).cpu()
-        probabilities = nucleus(torch.softmax(logits.float() / self.sampling.temperature, -1), self.sampling.top_p)
+        below = (logits.double() - logits.double().amax(-1, keepdim=True)) / self.sampling.temperature
+        probabilities = nucleus(torch.softmax(below, -1).float(), self.sampling.top_p)  # of any temperature above 0
         each = zip(probabilities.cpu(), rows, strict=True)
         return torch.stack([torch.multinomial(p, 1, generator=self._draws[row])[0] for p, row in each])
 

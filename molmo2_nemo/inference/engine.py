@@ -1,8 +1,9 @@
 """Prompts to answers: one pass over a batch of prompts, then token by token from the cache of keys and values.
 
-Vision is encoded once, in the first pass, which has the tree rule's mask (visual tokens see each other, branches do
-not) and training's own attention kernel and layout: tensor, sequence and context parallelism. What is generated is
-causal behind the prompt. Ranks that share a model work on the same prompts, data-parallel ranks on different ones.
+Vision is encoded in the first pass, once for all prompts that show the same (encoded.py). The pass has the tree rule's
+mask (visual tokens see each other, branches do not) and training's own attention kernel and layout: tensor, sequence
+and context parallelism. What is generated is causal behind the prompt. Ranks that share a model work on the same
+prompts, data-parallel ranks on different ones.
 
 Shape legend: B prompts, S tokens of the longest, padded; T = S / CP tokens of this rank, D width, V vocabulary.
 """
@@ -24,7 +25,9 @@ from molmo2_nemo.data.example import PAD_EXAMPLE, ROOT_BRANCH, Batch, Example
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.inference.choose import Chooser
+from molmo2_nemo.inference.encoded import EncodedMedia
 from molmo2_nemo.inference.sampling import Sampling, stopped
+from molmo2_nemo.inference.seen import SeenMedia
 
 END, STOP, LENGTH = "end", "stop", "length"  # why an answer ends
 
@@ -39,7 +42,10 @@ class Completion:
 
 
 class Generator:
-    """Generates with a model that this process holds a part of, or all of.
+    """Generates with a model that this process holds a part of, or all of, and whose weights stay as they are.
+
+    Media that several prompts show are decoded once where `seen` makes their examples one after another, and encoded
+    once as long as `media` has room for them.
 
     Args:
         model: a `Molmo2Model` in evaluation mode, of one pipeline stage.
@@ -58,6 +64,7 @@ class Generator:
         self.model, self.tokenizer, self.batch_tokens = model, tokenizer, batch_tokens
         self.groups = model.groups[max(model.groups)]
         self.vocab_size = model.model_config.text.vocab_size
+        self.seen, self.media = SeenMedia(), EncodedMedia()
 
     def complete(
         self, prompts: Sequence[Example], sampling: Sampling, numbers: Sequence[int] | None = None
@@ -86,7 +93,7 @@ class Generator:
         batch = self._collated(prompts)
         device = next(self.model.parameters()).device
         cache = KVCache(self._visible(batch, prompts).to(device), sampling.max_new_tokens, self.groups.whole)
-        hidden = self._last_tokens(self._prefilled(batch, cache, device), prompts)
+        hidden = self._last_tokens(self._prefilled(batch, prompts, cache, device), prompts)
         choose, done = Chooser(sampling, numbers), [Completion() for _ in prompts]
         positions = torch.tensor([int(prompt.position_ids[-1]) for prompt in prompts])
         rows = list(range(len(prompts)))  # those that are not done
@@ -138,12 +145,12 @@ class Generator:
         own = (batch.branch_ids == ROOT_BRANCH) | (batch.branch_ids == branches)
         return torch.from_numpy(self.groups.shard(own & (batch.example_ids != PAD_EXAMPLE)).copy())
 
-    def _prefilled(self, batch: Batch, cache: KVCache, device: torch.device) -> Tensor:
+    def _prefilled(self, batch: Batch, prompts: list[Example], cache: KVCache, device: torch.device) -> Tensor:
         from molmo2_nemo.model.inputs import PackInputs
 
         inputs = PackInputs.from_batch(batch, device)
         inputs.labels = inputs.loss_weights = None
-        inputs.groups = self.groups
+        inputs.groups, inputs.encoded = self.groups, self.media.batch(prompts)
         return self.model.hidden_states(inputs, cache)
 
     def _last_tokens(self, hidden: Tensor, prompts: list[Example]) -> Tensor:

@@ -65,18 +65,19 @@ def answer_prompts(
         UserError: media of a prompt cannot be read; names its number.
     """
     model, builder, tokenizer = load(checkpoint, shown, layout)
+    generator = Generator(model, tokenizer)
 
     def asked(numbers: range) -> Iterator[Asked]:
         for number in numbers:
             prompt = prompts[number]
             try:
-                example = prompt.example(builder)
+                example = generator.seen.example(prompt, builder)
             except UserError as error:
                 raise UserError(f"prompt {number + 1}: {error}" if len(prompts) > 1 else str(error)) from error
             line = {"key": f"prompt {number + 1}", "question": prompt.question, "reference": prompt.reference}
             yield line | {"remarks": remarks_on(example, builder.config, said=("truncated",))}, example, number
 
-    yield from dealt(Generator(model, tokenizer), asked, len(prompts), sampling or Sampling())
+    yield from dealt(generator, asked, len(prompts), sampling or Sampling())
 
 
 def answer_records(
@@ -97,7 +98,12 @@ def answer_records(
 
     model, builder, tokenizer = load(checkpoint, shown, layout)
     config = dataclasses.replace(
-        builder.config, sources={"records": SourceConfig(path=shards)}, groups={}, missing="error", progression=[]
+        builder.config,
+        sources={"records": SourceConfig(path=shards)},
+        groups={},
+        missing="error",
+        progression=[],
+        lengths=[],
     )
     reader = ExampleReader(config, builder, tokenizer.special.im_patch)
 
@@ -111,10 +117,11 @@ def answer_records(
                 print(f"{example.key}: left out, raw text asks nothing")
                 continue
             prompt, reference = first_turn(example)
-            words = prompt.input_ids[~prompt.visual].tolist()
+            words = tokenizer.decode(prompt.input_ids[~prompt.visual].tolist(), skip_special=True).strip()
+            users = (user for turns in example.info.get("conversations", []) for user, _ in turns)
             line = {
                 "key": example.key,
-                "question": tokenizer.decode(words, skip_special=True).strip(),
+                "question": next((user for user in users if user and user in words), words),
                 "reference": tokenizer.decode(reference, skip_special=True).strip(),
                 "remarks": remarks_on(example, builder.config),
             }
@@ -160,7 +167,7 @@ def answers(generator: Generator, asked: Iterator[Asked], sampling: Sampling) ->
             waiting.append(next(asked))
         except (UserError, StopIteration) as error:
             failed = error
-        size = sum(example.crops.nbytes for _, example, _ in waiting)
+        size = sum({id(example.crops): example.crops.nbytes for _, example, _ in waiting}.values())
         if failed is None and size < TOGETHER[1] and len(waiting) < TOGETHER[0]:
             continue
         examples, numbers = [example for _, example, _ in waiting], [number for *_, number in waiting]

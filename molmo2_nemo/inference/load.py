@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from molmo2_nemo import cpu
 from molmo2_nemo.data.build import ExampleBuilder
@@ -14,18 +15,32 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.inference.prompt import Shown
 from molmo2_nemo.settings.run import ParallelConfig
 
+if TYPE_CHECKING:
+    from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
+    from molmo2_nemo.model.config import Molmo2Config
 
-def load(
-    checkpoint: Path, shown: Shown | None = None, layout: ParallelConfig | None = None
-) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
-    """Model in evaluation mode, example builder (with what `shown` replaces) and tokenizer of a checkpoint.
+
+VISION_CHUNK = 128  # crops encoded together at most
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a checkpoint says of itself, before its weights are read."""
+
+    model_config: Molmo2Config
+    tensors: MegatronCheckpoint
+    data: DataConfig
+    tokenizer: Molmo2Tokenizer
+
+
+def opened(checkpoint: Path, shown: Shown | None = None) -> Opened:
+    """A checkpoint's model, data settings (with what `shown` replaces) and tokenizer.
 
     Args:
         checkpoint: written under any layout.
-        layout: that the model gets here; default: this process alone.
 
     Raises:
-        UserError: not a Molmo2 checkpoint, no tokenizer, or a layout that the model does not have.
+        UserError: not a Molmo2 checkpoint, or no tokenizer.
     """
     from molmo2_nemo.convert.checkpoints import find_tokenizer, model_of, run_settings
     from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
@@ -38,7 +53,24 @@ def load(
     if tokenizer is None:
         raise UserError(f"{checkpoint}: no tokenizer found; put tokenizer.json into {checkpoint / 'tokenizer'}")
     data = (shown or Shown()).settings(trained_data(checkpoint, model_config, run))
-    return build_model(model_config, tensors, layout), ExampleBuilder(data, tokenizer, training=False), tokenizer
+    return Opened(model_config, tensors, data, tokenizer)
+
+
+def load(
+    checkpoint: Path, shown: Shown | None = None, layout: ParallelConfig | None = None
+) -> tuple[Any, ExampleBuilder, Molmo2Tokenizer]:
+    """Model in evaluation mode, example builder and tokenizer of a checkpoint.
+
+    Args:
+        checkpoint, shown: see `opened`.
+        layout: that the model gets here; default: this process alone.
+
+    Raises:
+        UserError: see `opened`; or a layout that the model does not have.
+    """
+    found = opened(checkpoint, shown)
+    model = build_model(found.model_config, found.tensors, layout)
+    return model, ExampleBuilder(found.data, found.tokenizer, training=False), found.tokenizer
 
 
 def trained_data(checkpoint: Path, model_config: Any, run: dict[str, Any]) -> DataConfig:
@@ -70,6 +102,7 @@ def build_model(model_config: Any, tensors: Any, layout: ParallelConfig | None =
     start_processes(layout)
     import torch
 
+    from molmo2_nemo.model.config import MemoryConfig
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.init import load_canonical
     from molmo2_nemo.model.molmo2 import Molmo2Model
@@ -84,7 +117,8 @@ def build_model(model_config: Any, tensors: Any, layout: ParallelConfig | None =
         sequence_parallel=layout.sequence,
     )
     context = ContextSettings(layout.context_ulysses, layout.cp_comm_type)
-    model = Molmo2Model(model_config, config, context=context, seed=None)
+    memory = MemoryConfig(vision_chunk=VISION_CHUNK)
+    model = Molmo2Model(model_config, config, memory=memory, context=context, seed=None)
     load_canonical(model, tensors.read)
     return model.eval() if cpu.is_cpu_only() else model.cuda().eval()
 

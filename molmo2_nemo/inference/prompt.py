@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from molmo2_nemo.data.record import Subtitle
 from molmo2_nemo.errors import UserError
 
 if TYPE_CHECKING:
-    from molmo2_nemo.data.build import ExampleBuilder
+    from molmo2_nemo.data.build import Decoded, ExampleBuilder
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Prompt:
     subtitles: Sequence[tuple[float, float, str]] | Sequence[Subtitle] | str = ()
     clip: tuple[float, float] | None = None  # seconds of the film: the part that is shown
     options: Sequence[str] = ()  # of a multiple-choice question
-    reference: str | list[str] | None = None  # what it is compared with
+    reference: Any = None  # what it is compared with: a text, an object of JSON values, or a list of them
     history: Sequence[tuple[str, str]] = ()  # earlier questions and answers, the first of which opens the conversation
     sampling: dict[str, Any] = field(default_factory=dict)  # overrides of frame sampling, as in a record
 
@@ -47,8 +47,13 @@ class Prompt:
                 lines.append(Subtitle(max(line[0], start) - start, min(line[1], end) - start, line[2]))
         return lines
 
-    def example(self, builder: ExampleBuilder) -> Example:
+    def example(
+        self, builder: ExampleBuilder, once: Callable[[Callable[[], Decoded]], Decoded] | None = None
+    ) -> Example:
         """What the model reads.
+
+        Args:
+            once: see `ExampleBuilder.prompt`.
 
         Raises:
             UserError: media that are not there or cannot be read, or images and a video together.
@@ -64,6 +69,7 @@ class Prompt:
             subtitles=self.clipped_subtitles(),
             clip=self.clip,
             sampling=self.sampling,
+            once=once,
         )
 
 

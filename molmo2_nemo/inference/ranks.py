@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+
+TOGETHER = 8  # neighbouring items that one replica gets, at most
 
 
 class Place(NamedTuple):
@@ -32,6 +35,22 @@ def gathered(lines: list[Any]) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, lines if place().speaks else [])
     return [line for part in found for line in part]
+
+
+def runs_of(count: int, own: Place) -> list[int]:
+    """The items, of 0 to `count` - 1, that a replica works on. Neighbours, which are often about the same film, stay
+    together where there are many for each replica."""
+    together = max(1, min(TOGETHER, count // (4 * own.replicas)))
+    return [item for item in range(count) if item // together % own.replicas == own.replica]
+
+
+def summed(counts: Mapping[str, int], *, replicas: bool) -> dict[str, int]:
+    """The sums over all ranks, or over the replicas. A collective of all ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return dict(counts)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, dict(counts) if place().speaks or not replicas else {})
+    return {name: sum(part.get(name, 0) for part in found) for name in counts}
 
 
 def is_first() -> bool:

@@ -7,6 +7,7 @@ free. A run that is small beside the host is let through without asking torch fo
 from __future__ import annotations
 
 import copy
+import ctypes
 import os
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from molmo2_nemo.cost.hardware import DEVICES, Cluster
 from molmo2_nemo.cost.workload import workload
+from molmo2_nemo.launch.out_of_memory import CHUNK
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.plan.layouts import layout_of, number_formats
 from molmo2_nemo.plan.memory import GIB, Memory, memory
@@ -56,7 +58,7 @@ def capacity_problems(cfg: RunConfig, processes: int | None = None, here: Machin
         free = free_host_memory()
         if on_host < SMALL * free:
             return
-        here = Machine(_gpus(), free)
+        here = Machine(gpu_memory(), free)
     if here.gpus:
         yield from _on_gpus(cfg, count, here)
     elif on_host > here.host:
@@ -79,8 +81,8 @@ def _on_cpu(cfg: RunConfig, count: int, bytes_: float, here: Machine) -> str:
     if not (tiny or cfg.stage.lora.rank):
         rest += ", and scale=gpu_lora takes one with 80 GB"
     return (
-        f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {_gib(bytes_)} of memory in "
-        f"{_plural(count, 'process', 'processes')}, of which {_gib(here.host)} are free. {ways}{rest}. {ANYWAY}"
+        f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {gib(bytes_)} of memory in "
+        f"{plural(count, 'process', 'processes')}, of which {gib(here.host)} are free. {ways}{rest}. {ANYWAY}"
     )
 
 
@@ -95,7 +97,7 @@ def _command(cfg: RunConfig, here: Machine | None = None) -> str:
 def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     if count > len(here.gpus):
         yield (
-            f"the layout takes {_plural(count, 'GPU', 'GPUs')} on this node, here: {len(here.gpus)}. Use a smaller one "
+            f"the layout takes {plural(count, 'GPU', 'GPUs')} on this node, here: {len(here.gpus)}. Use a smaller one "
             f"(parallel.*): {_command(cfg, here)}"
         )
         return
@@ -106,7 +108,7 @@ def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     fits = what_fits(cfg, least, here.host / count)
     ways = f"By the planner this fits: {' '.join(fits)}" if fits else "No setting of memory.* makes it fit"
     yield (
-        f"{_what(cfg)} needs {_gib(bytes_)} of GPU memory by the planner, {_gib(least)} are here. {ways}; other "
+        f"{_what(cfg)} needs {gib(bytes_)} of GPU memory by the planner, {gib(least)} are here. {ways}; other "
         f"layouts: {_command(cfg, here)}; less of the model on one GPU: scale=gpu_frozen_vit, scale=gpu_lora. If you "
         f"know better, {ANYWAY}"
     )
@@ -114,10 +116,18 @@ def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
 
 def _on_host(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     bytes_ = count * offloaded(cfg)
-    if bytes_ > here.host:
+    optimizer = count * _planned(cfg, gpu=True).host_optimizer
+    if bytes_ + optimizer > here.host and optimizer:
         yield (
-            f"memory.offload=true keeps at least {_gib(bytes_)} of pinned memory on this node's host for "
-            f"{_plural(count, 'process', 'processes')}, of which {_gib(here.host)} are free. "
+            f"memory.optimizer_offload=true keeps {gib(optimizer)} on this node's host for "
+            f"{plural(count, 'process', 'processes')}"
+            + (f", memory.offload=true at least {gib(bytes_)}" if bytes_ else "")
+            + f"; {gib(here.host)} are free. More nodes share it, adapters (scale=gpu_lora) need little; {ANYWAY}"
+        )
+    elif bytes_ > here.host:
+        yield (
+            f"memory.offload=true keeps at least {gib(bytes_)} of pinned memory on this node's host for "
+            f"{plural(count, 'process', 'processes')}, of which {gib(here.host)} are free. "
             f"memory.recompute_attention=true needs less of it, parallel.context=N less on each node; {ANYWAY}"
         )
 
@@ -140,6 +150,11 @@ def offloaded(cfg: RunConfig) -> float:
     return _planned(cfg, gpu=True).host * (2 if cfg.cluster.precision == "fp32" else 1)
 
 
+def _on_host_of(cfg: RunConfig) -> float:
+    """Bytes of host memory of one process that uses a GPU, for saved tensors and the optimizer."""
+    return offloaded(cfg) + _planned(cfg, gpu=True).host_optimizer
+
+
 def _planned(cfg: RunConfig, *, gpu: bool) -> Memory:
     """The planner's bytes in bf16 for the run's layout."""
     sure = cfg.memory.recompute_layers is None and cfg.memory.recompute_modules == ["mlp"]
@@ -148,6 +163,7 @@ def _planned(cfg: RunConfig, *, gpu: bool) -> Memory:
         layout_of(cfg, max(1, wanted_processes(cfg) // cfg.parallel.model_size)),
         recompute=recompute,
         offload=cfg.memory.offload and gpu,
+        optimizer_offload=cfg.memory.optimizer_offload and gpu,
         recompute_attention=cfg.memory.recompute_attention and recompute == "full",
     )
     return memory(
@@ -171,7 +187,8 @@ def what_fits(cfg: RunConfig, room: float, host: float = float("inf"), *, gpu: b
         ("memory", "recompute", "full"),
         ("memory", "vision_chunk", min(16, cfg.memory.vision_chunk or 16)),
         ("memory", "mlp_tiles", max(8, cfg.memory.mlp_tiles)),
-        *((("memory", "offload", True),) if gpu else ()),
+        ("memory", "sequence_chunk", min(CHUNK, cfg.memory.sequence_chunk or CHUNK)),
+        *((("memory", "offload", True), ("memory", "optimizer_offload", True)) if gpu else ()),
     )
     changed, taken = copy.deepcopy(cfg), list[str]()
     changed.memory.recompute_layers = None
@@ -181,7 +198,8 @@ def what_fits(cfg: RunConfig, room: float, host: float = float("inf"), *, gpu: b
         if was == value:
             continue
         setattr(getattr(changed, group), key, value)
-        if set(find_problems(changed, files=False)) - before or (key == "offload" and offloaded(changed) > host):
+        too_much = key.endswith("offload") and _on_host_of(changed) > host
+        if too_much or set(find_problems(changed, files=False)) - before:
             setattr(getattr(changed, group), key, was)
             continue
         taken.append(f"{group}.{key}={str(value).lower()}")
@@ -206,13 +224,25 @@ def free_host_memory() -> float:
     return max(0.0, min(found))
 
 
-def _gpus() -> tuple[float, ...]:
-    """Bytes of the GPUs that torch sees."""
+def gpu_memory() -> tuple[float, ...]:
+    """Bytes of the GPUs that torch sees. It is not loaded, which takes seconds, where it could see none."""
     if "CUDA_VISIBLE_DEVICES" in os.environ and not os.environ["CUDA_VISIBLE_DEVICES"].strip():
+        return ()
+    if not has_driver():
         return ()
     import torch
 
     return tuple(float(torch.cuda.get_device_properties(n).total_memory) for n in range(torch.cuda.device_count()))
+
+
+def has_driver() -> bool:
+    """Whether there is a driver by which torch could reach a GPU: CUDA's library, or the device of AMD's kernel driver
+    (https://rocm.docs.amd.com, /dev/kfd)."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return Path("/dev/kfd").exists()
+    return True
 
 
 def _what(cfg: RunConfig) -> str:
@@ -220,9 +250,9 @@ def _what(cfg: RunConfig) -> str:
     return f"training the {cfg.model.preset} model ({trained}, {cfg.data.packing.sequence_length:,} tokens a pack)"
 
 
-def _gib(count: float) -> str:
+def gib(count: float) -> str:
     return f"{count / GIB:.0f} GiB" if count >= 10 * GIB else f"{count / GIB:.1f} GiB"
 
 
-def _plural(count: int, one: str, many: str) -> str:
+def plural(count: int, one: str, many: str) -> str:
     return f"{count} {one if count == 1 else many}"

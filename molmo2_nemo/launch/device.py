@@ -1,5 +1,6 @@
 """Whether this machine can compute as a run asks (`cluster.precision=fp8`, `model.attention`, `kernels.*`,
-`data.video.decoder`) and log where it asks: found before a folder is made or anything is loaded.
+`data.video.decoder`, `memory.optimizer_offload`) and log where it asks: found before a folder is made or anything is
+loaded.
 
 Only what is asked for by name is looked at: what `auto` and `plain` take runs anywhere. To find out takes torch, and on
 a GPU a context and a small compilation, which a launcher would hold for as long as the run lasts. So a process of its
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from molmo2_nemo.compat import wandb_problem
+from molmo2_nemo.compat import logger_problems
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import PRESETS, preset
 from molmo2_nemo.processes import as_parent, die_with_parent, quiet
@@ -34,25 +35,26 @@ class Asked:
     head_size: int
     decoder: str  # data.video.decoder
     kernels: dict[str, str]  # of `kernels.*`, those that name a way
+    optimizer_offload: bool = False  # memory.optimizer_offload
 
     @classmethod
     def by(cls, cfg: RunConfig) -> Asked:
         ways = {piece: way for piece, way in vars(cfg.kernels).items() if way not in ANYWHERE}
         text = preset(cfg.model.preset).text
-        return cls(cfg.cluster.precision, cfg.model.attention, text.head_dim, cfg.data.video.decoder, ways)
+        decoder, on_host = cfg.data.video.decoder, cfg.memory.optimizer_offload
+        return cls(cfg.cluster.precision, cfg.model.attention, text.head_dim, decoder, ways, on_host)
 
     @property
     def special(self) -> bool:
         """Whether there is anything that some machine cannot do."""
         named = {self.attention, self.decoder} - set(ANYWHERE)
-        return self.precision == "fp8" or bool(named or self.kernels)
+        return self.precision == "fp8" or bool(named or self.kernels or self.optimizer_offload)
 
 
 def device_problems(cfg: RunConfig) -> Iterator[str]:
     """Why the machine of this process cannot compute as the run asks, one line for each setting; nothing where it can.
     Of several processes on a node only the first looks."""
-    if (problem := wandb_problem(cfg.log.wandb)) is not None:
-        yield problem
+    yield from logger_problems({"wandb": cfg.log.wandb, "mlflow": cfg.log.mlflow})
     if cfg.model.preset not in PRESETS or os.environ.get("LOCAL_RANK", "0") != "0":
         return
     asked = Asked.by(cfg)
@@ -77,6 +79,8 @@ def _named(asked: Asked) -> Iterator[str]:
         yield f"model.attention={asked.attention}"
     if asked.decoder not in ANYWHERE:
         yield f"data.video.decoder={asked.decoder}"
+    if asked.optimizer_offload:
+        yield "memory.optimizer_offload=true"
     yield from (f"kernels.{piece}={way}" for piece, way in asked.kernels.items())
 
 
@@ -91,6 +95,11 @@ def problems_here(asked: Asked) -> Iterator[str]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if asked.precision == "fp32" else torch.bfloat16
+    if asked.optimizer_offload and device == "cpu":
+        yield (
+            "memory.optimizer_offload=true moves the optimizer's state from a GPU to its host, and there is no GPU "
+            "here: it is in host memory anyway; set memory.optimizer_offload=false"
+        )
     tries: list[Callable[[], Any]] = [
         lambda: check_precision(asked.precision),  # type: ignore[arg-type]
         lambda: choose_attention(asked.attention, device, dtype, asked.head_size),

@@ -16,7 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import INTERRUPTED
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED
 from molmo2_nemo.launch.reports import ERROR_DIR, Exits
 from molmo2_nemo.processes import STOP_SIGNALS, as_parent, die_with_parent
 
@@ -26,7 +26,8 @@ GRACE = 600  # seconds that workers get to save a checkpoint and leave after one
 
 
 def main(count: int, module: str, *arguments: str) -> int:
-    """Runs `python -m MODULE ARGUMENTS` in `count` processes; returns 0, or the exit code of the first that failed."""
+    """Runs `python -m MODULE ARGUMENTS` in `count` processes; returns 0, the exit code of the first that failed, or
+    PREEMPTED after a signal that asks a run to leave, however the processes then ended: torch does not say."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -54,7 +55,9 @@ def main(count: int, module: str, *arguments: str) -> int:
         failures = {str(number): f.exitcode for number, f in error.failures.items()}
         Exits(rank, failure.exitcode, failures).write(Path(os.environ[ERROR_DIR]))
         return abs(failure.exitcode) or 1
-    except (SignalException, KeyboardInterrupt):
+    except SignalException as stop:
+        return PREEMPTED if stop.sigval in STOP_SIGNALS else INTERRUPTED
+    except KeyboardInterrupt:
         return INTERRUPTED
     return 0
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,19 @@ from molmo2_nemo.data.wordings import pin
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, of_setting
 from molmo2_nemo.launch.capacity import capacity_problems
 from molmo2_nemo.launch.device import device_problems
-from molmo2_nemo.launch.reports import ATTEMPT_DIR, ERROR_DIR, conclude, explain_exit, preempted, write_outcome
+from molmo2_nemo.launch.disk import disk_problems
+from molmo2_nemo.launch.reports import (
+    ATTEMPT_DIR,
+    ERROR_DIR,
+    after_signal,
+    conclude,
+    explain_exit,
+    preempted,
+    show_finished,
+    write_outcome,
+)
 from molmo2_nemo.launch.slurm.step import adopt_slurm
-from molmo2_nemo.launch.start import evaluation_problems, resolve_start, start_problems
+from molmo2_nemo.launch.start import evaluation_problems, finished_before, resolve_start, start_problems
 from molmo2_nemo.processes import STOP_SIGNALS, as_parent
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.lock import Locked, make_lockable, only_run
@@ -33,10 +43,12 @@ from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.resume import refuse_other_run
 from molmo2_nemo.rundir.verdicts import Ending
 from molmo2_nemo.settings import checks
+from molmo2_nemo.settings.layout import layout_of_run
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
 
 WORKER, ELASTIC = "molmo2_nemo.launch.worker", "molmo2_nemo.launch.elastic"
+_passed_on: list[int] = []  # signals that `run_child` has passed to children of this process
 LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a node that died may still hold
 
 
@@ -58,9 +70,8 @@ def launch(cfg: RunConfig) -> int:
     compat.check()
     resolve_start(cfg)
     pin(cfg.data.text)
-    checks.check(
-        cfg, more=[*start_problems(cfg), *evaluation_problems(cfg), *device_problems(cfg), *capacity_problems(cfg)]
-    )
+    machine = [*device_problems(cfg), *capacity_problems(cfg), *disk_problems(cfg)]
+    checks.check(cfg, more=[*start_problems(cfg), *evaluation_problems(cfg), *machine])
     with of_setting(f"output_dir={cfg.output_dir}"):
         make_lockable(stage_dir(cfg))
     with only_run(stage_dir(cfg)), tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
@@ -68,19 +79,36 @@ def launch(cfg: RunConfig) -> int:
         path = write_config(cfg)
         if cfg.cluster.nodes > 1:
             raise UserError(start_by_hand(cfg, path))
+        if (done := finished_before(cfg)) is not None:
+            print(f"{cfg.stage.name}: already finished, {done['steps']:,} steps ({done['checkpoint']})", flush=True)
+            return 0
         count = wanted_processes(cfg)
         command = [sys.executable, "-m", WORKER, str(path)]
         if count > 1:
             command = [sys.executable, "-m", ELASTIC, str(count), WORKER, str(path)]
         env = {**os.environ, **as_parent(), ERROR_DIR: errors}
         env.setdefault("OMP_NUM_THREADS", str(cfg.cluster.threads))
-        code = run_child(command, env)
-        write_config(cfg)  # again: NeMo's logger moves what it finds in the folder into run_N/
+        print(starting(cfg, count), flush=True)
+        code = after_signal(Path(errors), run_child(command, env))
+        with suppress(OSError) if code else nullcontext():  # why the run failed is said below
+            write_config(cfg)  # again: NeMo's logger moves what it finds in the folder into run_N/
         if preempted(Path(errors)) is not None:
             return PREEMPTED
         if code not in (0, INTERRUPTED, PREEMPTED):
             code = explain_exit(Path(errors), code, stage_dir(cfg))
+    if code == 0:
+        show_finished(cfg)
     return code
+
+
+def starting(cfg: RunConfig, count: int) -> str:
+    """What begins, and for what the first lines of the log are waited for."""
+    what = f"{cfg.stage.name}: {cfg.stage.max_steps:,} steps of the {cfg.model.preset} model on "
+    processes = "1 process" if count == 1 else f"{count} processes"
+    return (
+        f"{what}{layout_of_run(cfg.parallel)}, in {stage_dir(cfg)}\n"
+        f"{cfg.stage.name}: {processes} start: libraries first (10 to 60 s), then the model and the data"
+    )
 
 
 def start_by_hand(cfg: RunConfig, config: Path) -> str:
@@ -107,7 +135,8 @@ def _run_here(cfg: RunConfig) -> int:
         resolve_start(cfg)
         pin(cfg.data.text)  # where the settings were composed, the file may not have been
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        here = [*start_problems(cfg), *evaluation_problems(cfg), *device_problems(cfg), *capacity_problems(cfg, local)]
+        machine = [*device_problems(cfg), *capacity_problems(cfg, local), *disk_problems(cfg)]
+        here = [*start_problems(cfg), *evaluation_problems(cfg), *machine]
         checks.check(cfg, int(os.environ["WORLD_SIZE"]), more=here)
         first = os.environ["RANK"] == "0"
         with only_run(stage_dir(cfg), LOCK_WAIT if attempt else 0.0) if first else nullcontext():
@@ -119,6 +148,8 @@ def _run_here(cfg: RunConfig) -> int:
                 code = run(cfg)
                 if code not in (0, INTERRUPTED, PREEMPTED):
                     code = explain_exit(Path(os.environ[ERROR_DIR]), code)
+                if first and code == 0:
+                    show_finished(cfg)
     except Locked as error:
         if attempt is None:
             raise
@@ -147,6 +178,7 @@ def run_child(command: list[str], env: Mapping[str, str]) -> int:
 
     def pass_on(number: int, _: Any) -> None:
         passed.add(number)
+        _passed_on.append(number)
         if process is None:
             early.append(number)
         else:
@@ -162,6 +194,12 @@ def run_child(command: list[str], env: Mapping[str, str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def signals_passed() -> int:
+    """How many signals have asked runs of this process to save and leave. A run that was finished by then ends with 0
+    all the same; whoever starts one after another compares this number and begins no other."""
+    return len(_passed_on)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

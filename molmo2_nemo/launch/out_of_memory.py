@@ -15,6 +15,7 @@ from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
 
 Overrides = dict[str, Any]
+CHUNK = 4096  # tokens: enough for matrix products to be efficient
 
 # Besides torch.OutOfMemoryError and MemoryError: how PyTorch's host allocator, CUDA, cuBLAS and NCCL put it.
 HOST = "can't allocate memory"
@@ -70,7 +71,13 @@ def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
             {"memory.recompute_attention": True},
             "attention is recomputed",
         ),
+        (
+            memory.sequence_chunk is None,
+            {"memory.recompute": "full", "memory.recompute_layers": None, "memory.sequence_chunk": CHUNK},
+            "every layer works on so many tokens at a time",
+        ),
         (offload and not memory.offload, {"memory.offload": True}, "copies to and from the host"),
+        (offload and not memory.optimizer_offload, {"memory.optimizer_offload": True}, "AdamW on the host"),
     )
     found = [_text(values, note) for open_, values, note in known if open_ and not _refused(cfg, values)]
     found += _less_of_a_pack(cfg)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import UserError, nearest
-from molmo2_nemo.launch.local import launch
+from molmo2_nemo.errors import PREEMPTED, UserError, nearest
+from molmo2_nemo.launch.local import launch, signals_passed
 from molmo2_nemo.launch.reports import show_how_to_resume
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.paths import CHECKPOINTS, EVALUATION, SUMMARY, stage_dir
+from molmo2_nemo.rundir.results import read_results
 from molmo2_nemo.rundir.resume import refuse_changes
 from molmo2_nemo.rundir.summary import read_summary
-from molmo2_nemo.settings.compose import STAGES, compose
-from molmo2_nemo.settings.layout import layout_of_run
+from molmo2_nemo.settings import checks
+from molmo2_nemo.settings.compose import compose, stages_of
+from molmo2_nemo.settings.multirun import of_one_stage
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -32,50 +35,111 @@ def submit_stages(configs: Sequence[RunConfig], *, dry_run: bool = False) -> int
         return submit(configs, done, login, dry_run=dry_run)
 
 
-def compose_stages(overrides: Sequence[str], config_dir: str | Path | None = None) -> list[RunConfig]:
-    """The three stages' configurations; `init_from` of a later one is set when the stage before it is finished.
+def compose_stages(
+    overrides: Sequence[str], config_dir: str | Path | None = None, config_name: str | None = None
+) -> list[RunConfig]:
+    """The configurations of the stages that the recipe lists, in order; `init_from` of a later one is set when the
+    stage before it is finished.
 
     Raises:
-        UserError: a setting that `compose` refuses, or one that the pipeline makes itself.
+        UserError: a setting that `compose` refuses, one that the pipeline makes itself, or a list of stages that
+            `stages_of` refuses.
     """
-    common: list[str] = []
-    own: dict[str, list[str]] = {name: [] for name in STAGES}
-    for override in overrides:
-        head, colon, rest = override.partition(":")
-        if colon and "=" not in head:
-            if head not in own:
-                raise UserError(f"unknown stage {head!r} in {override!r}; {nearest(head, STAGES)}")
-            own[head].append(rest)
-        else:
-            common.append(override)
-    for override in (*common, *(o for several in own.values() for o in several)):
-        key = override.split("=")[0].lstrip("+~")
-        if key in ("stage", "stage.name"):
-            raise UserError(f"{override}: the pipeline runs all stages; for a single one run molmo2 train {override}")
-    if any(o.split("=")[0].lstrip("+") == "init_from" for o in common):
-        raise UserError("init_from: only the first stage may start from other weights; write pretrain:init_from=...")
-    configs = []
-    for name in STAGES:
-        cfg = compose([*common, f"stage={name}", *own[name]], config_dir)
-        if name != STAGES[0] and cfg.init_from is not None:
+    common, of_stage = overrides_of_stages(overrides, config_dir, config_name)
+    configs: list[RunConfig] = []
+    for name, own in of_stage.items():
+        cfg = compose(own, config_dir, config_name)
+        if cfg.stage.name != name:
+            raise UserError(
+                f"stage={name}: its file says stage.name={cfg.stage.name}; leave that out: in a pipeline it has the "
+                "name of its file"
+            )
+        if configs and cfg.init_from is not None:
             raise UserError(
                 f"{name}:init_from: each stage starts from the one before; for anything else use molmo2 train"
             )
+        cfg.stages = list(of_stage)
         configs.append(cfg)
+    whole = stages_of([o for o in common if not o.startswith("stages=")], config_dir, config_name)
+    _start_of_part(configs, whole)
     return configs
 
 
+def overrides_of_stages(
+    overrides: Sequence[str], config_dir: str | Path | None = None, config_name: str | None = None
+) -> tuple[list[str], dict[str, list[str]]]:
+    """What of a pipeline's overrides holds for all stages, and each stage with all of its own, as for `compose`.
+
+    Raises:
+        UserError: one that the pipeline makes itself, one of an unknown stage, or a list that `stages_of` refuses.
+    """
+    common: list[str] = []
+    heads: list[tuple[str, str]] = []  # of one stage each: its name, and the override
+    for override in overrides:
+        head, rest = of_one_stage(override)
+        if head is None:
+            common.append(override)
+        else:
+            heads.append((head, rest))
+    for override in (*common, *(rest for _, rest in heads)):
+        key = override.split("=")[0].lstrip("+~")
+        if key in ("stage", "stage.name"):
+            raise UserError(
+                f"{override}: the pipeline runs all of stages=[...]; for a single one run molmo2 train {override}"
+            )
+    names = stages_of(common, config_dir, config_name)
+    if any(o.split("=")[0].lstrip("+") == "init_from" for o in common):
+        raise UserError(f"init_from: only the first stage may start from other weights; write {names[0]}:init_from=...")
+    for head, rest in heads:
+        if head not in names:
+            raise UserError(
+                f"unknown stage {head!r} in '{head}:{rest}'; {nearest(head, names)} (stages=[{','.join(names)}])"
+            )
+        if rest.split("=")[0].lstrip("+~") in ("stages", "recipe"):
+            raise UserError(f"{head}:{rest}: all stages have this in common; write it without {head}: before it")
+    own = {name: [*common, f"stage={name}", *(rest for head, rest in heads if head == name)] for name in names}
+    return common, own
+
+
+def _start_of_part(configs: Sequence[RunConfig], whole: Sequence[str]) -> None:
+    """Lets a part of the recipe's stages start from the one before it, if that is finished in the run's folder; says
+    so, or that it starts from random weights.
+
+    Args:
+        whole: the recipe's stages.
+    """
+    first = configs[0]
+    before = whole[: whole.index(first.stage.name)] if first.stage.name in whole else []
+    if not before or first.init_from is not None:
+        return
+    folder = Path(first.output_dir) / before[-1]
+    done = read_summary(folder)
+    if done is None:
+        how = (
+            f"from random weights: {before[-1]}, which the recipe has before it, is left out and not finished in "
+            f"{folder}; {first.stage.name}:init_from=CHECKPOINT starts from others"
+        )
+    else:
+        first.init_from = str(done["checkpoint"])
+        how = f"from {first.init_from}, as {before[-1]} is finished"
+    print(f"{first.stage.name} starts {how}", file=sys.stderr, flush=True)
+
+
 def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] = launch) -> int:
-    """Runs what is not finished, in order; stops at the first failure and returns its exit code.
+    """Runs what is not finished, in order; stops at the first failure and returns its exit code, or PREEMPTED where a
+    signal came as a stage was about to end.
 
     Args:
         train: runs one stage to its end and returns an exit code; replaced in tests.
 
     Raises:
-        UserError: a finished stage was trained with other settings, or from weights that have changed since.
+        UserError: a finished stage was trained with other settings, or from weights that have changed since; a stage
+            that is to run lacks data.
     """
     done = [_finished(cfg, stage_dir(cfg)) for cfg in configs]
     _check_order(configs, done)
+    checks.check_data([cfg for cfg, result in zip(configs, done, strict=True) if result is None])
+    before = signals_passed()
     for number, cfg in enumerate(configs):
         result = done[number]
         place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"
@@ -84,11 +148,14 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
             continue
         if number:
             cfg.init_from = str(done[number - 1]["checkpoint"])  # type: ignore[index]
-        print(f"{place}: {cfg.stage.max_steps} steps on {layout_of_run(cfg.parallel)}", flush=True)
+        print(place, flush=True)
         code = train(cfg)
         if code:
             show_how_to_resume(code, stage_dir(cfg))
             return code
+        if signals_passed() > before and number + 1 < len(configs):
+            print(f"stopped by a signal after {cfg.stage.name}; the same command goes on with the next", flush=True)
+            return PREEMPTED
         done[number] = read_summary(stage_dir(cfg))
         if done[number] is None:
             raise UserError(
@@ -101,14 +168,14 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
 
 def scores_of_stages(configs: Sequence[RunConfig]) -> str:
     """What the final checkpoints of finished stages scored, side by side; "" where nothing was evaluated."""
-    from molmo2_nemo.evaluation.results import comparison, read_results
+    from molmo2_nemo.evaluation.results import comparison
 
     found = {}
     for cfg in configs:
         folder = stage_dir(cfg)
         done = read_summary(folder)
         if done is not None and (results := read_results(folder / EVALUATION / Path(done["checkpoint"]).name)):
-            found[cfg.stage.name] = results
+            found[cfg.stage.name] = list(results.values())
     return comparison(found) if found else ""
 
 

@@ -46,6 +46,7 @@ OPTIONAL = {
     "tensorboard": "reading the event files",
     "matplotlib": "the curves of molmo2 demo and molmo2 report",
     "wandb": "logging to Weights & Biases",
+    "mlflow": "logging to MLflow",
     "s3fs": "shards at s3:// (molmo2_nemo[s3])",
     "gcsfs": "shards at gs:// (molmo2_nemo[gcs])",
     "torchcodec": "data.video.decoder=torchcodec and nvdec",

@@ -13,8 +13,9 @@ from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, user_message
 from molmo2_nemo.launch.local import ELASTIC, run_child
 from molmo2_nemo.launch.reports import ERROR_DIR, Report, explain_exit, this_rank
 from molmo2_nemo.launch.worker import explained, leave
-from molmo2_nemo.processes import as_parent
+from molmo2_nemo.processes import as_parent, stopped_by_signals
 from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import ParallelConfig
 
 
@@ -35,7 +36,10 @@ def layout_of(overrides: Sequence[str]) -> ParallelConfig:
                 f"{setting}: a checkpoint brings its own settings; here only the layout can be set (parallel.*)"
             )
     chosen = any(setting.startswith("parallel=") for setting in overrides)
-    layout = compose([*overrides, *([] if chosen else ["parallel=single"])]).parallel
+    cfg = compose([*overrides, *([] if chosen else ["parallel=single"])])
+    layout = cfg.parallel
+    for problem in out_of_range(cfg):
+        raise UserError(problem)
     if layout.pipeline > 1:
         raise UserError(
             "parallel.pipeline: pipeline stages cannot generate answers; a checkpoint can be loaded under any layout: "
@@ -49,7 +53,13 @@ def layout_of(overrides: Sequence[str]) -> ParallelConfig:
         world = int(os.environ["WORLD_SIZE"])
         if world % layout.model_size:
             raise UserError(f"{world} processes cannot hold replicas of {layout.model_size} (tensor x context)")
-        layout.data = world // layout.model_size
+        replicas = world // layout.model_size
+        if replicas != layout.data and any(setting.startswith("parallel.data=") for setting in overrides):
+            raise UserError(
+                f"parallel.data={layout.data}: the {world} processes that are there hold {replicas} replicas of "
+                f"{layout.model_size} (tensor x context); leave it out, or start {layout.data * layout.model_size}"
+            )
+        layout.data = replicas
     return layout
 
 
@@ -65,16 +75,24 @@ def run_ranks(count: int, arguments: Sequence[str]) -> int:
 
 
 def in_rank(work: Callable[[], int]) -> int:
-    """Does a rank's work; only the first one is heard. Where it fails, the launcher is told why, and the process ends
-    at once: the others may wait for it."""
+    """Does the work of this process, which a signal interrupts as Ctrl-C does. Of several ranks only the first one is
+    heard; where one fails, the launcher is told why, and the process ends at once: the others may wait for it."""
+    with stopped_by_signals():
+        return _done(work)
+
+
+def _done(work: Callable[[], int]) -> int:
     if not is_rank():
         return work()
-    folder = os.environ.get(ERROR_DIR)
+    folder, heard = os.environ.get(ERROR_DIR), this_rank() == 0
     try:
         with open(os.devnull, "w") as nowhere:
-            heard = this_rank() == 0
             with redirect_stdout(sys.stdout if heard else nowhere), redirect_stderr(sys.stderr if heard else nowhere):
                 return work()
+    except KeyboardInterrupt:
+        if heard:  # Ctrl-C reaches every process: one says so
+            raise
+        return INTERRUPTED
     except Exception as error:
         if folder is None:  # started by another launcher, which shows what each process says
             raise

@@ -19,10 +19,10 @@ def missing_for(name: str, folder: Path) -> list[str]:
     Args:
         folder: where its runs would go.
     """
-    from molmo2_nemo.settings.compose import STAGES, compose
+    from molmo2_nemo.settings.compose import compose, stages_of
 
     try:
-        stages = [compose([f"recipe={name}", f"stage={stage}"]) for stage in STAGES]
+        stages = [compose([f"recipe={name}", f"stage={stage}"]) for stage in stages_of([f"recipe={name}"])]
     except ImportError as error:
         return [f"{error}; pip install --no-deps -r requirements/cpu.txt"]
     found = [line for cfg in stages for line in (*_devices(cfg), *_tokenizer(cfg), *_disk(cfg, folder))]
@@ -81,13 +81,8 @@ def _sources(stages: Sequence[RunConfig]) -> Iterator[str]:
 
 def _disk(cfg: RunConfig, folder: Path) -> Iterator[str]:
     """Two checkpoints must fit: a new one is written before the old one goes."""
-    from molmo2_nemo.cost.parameters import parameters
-    from molmo2_nemo.model.config import preset
+    from molmo2_nemo.launch.disk import checkpoint_bytes, free_bytes
 
-    count = parameters(preset(cfg.model.preset)).total
-    needed = 2 * count * 16 / 2**30  # weights and, in fp32, master weights and two moments: 14 to 16 bytes
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free / 2**30
+    needed, free = 2 * checkpoint_bytes(cfg) / 2**30, free_bytes(folder) / 2**30
     if free < needed:
         yield f"two checkpoints take {needed:.0f} GiB, {free:.0f} are free: set output_dir=... on a larger file system"

@@ -1,8 +1,8 @@
 """Why the processes of a run ended: what each of them reports, and the one message a launcher makes of it.
 
 A process that fails writes `rank<N>.json` (`Report`) into the folder that ERROR_DIR names; one that a signal stopped
-writes `preempted` there. torch's elastic launcher adds `launcher.json` (`Exits`). `explain_exit` finds the cause
-among them.
+writes `preempted` there, one that is through with its work `finished`. torch's elastic launcher adds `launcher.json`
+(`Exits`). `explain_exit` finds the cause among them.
 
 In a Slurm job of ours that folder is the attempt's, and the first task to end also writes `outcome` there, for the
 job's script (launch/slurm/script.py): a word of `Ending` on the first line, the message on the rest.
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,10 +25,15 @@ from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
 from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir.attempt import note_error
 from molmo2_nemo.rundir.checkpoint_manifest import newest_whole
-from molmo2_nemo.rundir.paths import CHECKPOINTS, OUTCOME
+from molmo2_nemo.rundir.lines import read_metrics
+from molmo2_nemo.rundir.paths import CHECKPOINTS, OUTCOME, stage_dir
+from molmo2_nemo.rundir.progress import duration
+from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.rundir.verdicts import Ending
+from molmo2_nemo.settings.run import RunConfig
 
 ERROR_DIR = "MOLMO2_ERROR_DIR"  # variable with the folder that processes report to
+FINISHED = "finished"  # file of a process that is through with its work
 ATTEMPT_DIR = "MOLMO2_ATTEMPT"  # in a Slurm job of ours: variable with the folder of this attempt
 
 
@@ -82,6 +89,24 @@ def preempted(folder: Path) -> str | None:
     """The report in `folder` of a process that a signal stopped; None if there is none."""
     path = folder / Ending.PREEMPTED
     return path.read_text() if path.is_file() else None
+
+
+def report_finished() -> None:
+    """Writes down for the launcher that this process is through with its work: where a signal came so late that nothing
+    was cut short, torch's elastic launcher only says that there was one. A folder that cannot be written has no say."""
+    if os.environ.get(ERROR_DIR):
+        with suppress(OSError):
+            (Path(os.environ[ERROR_DIR]) / FINISHED).touch()
+
+
+def after_signal(folder: Path, code: int) -> int:
+    """The exit code of a run that ended with `code`: where that is PREEMPTED and no process says that it was stopped,
+    1 if one failed meanwhile, 0 if the work was done by then."""
+    if code != PREEMPTED or preempted(folder) is not None:
+        return code
+    if read_reports(folder):
+        return 1
+    return 0 if (folder / FINISHED).exists() else code
 
 
 def read_reports(folder: Path) -> list[Report]:
@@ -163,3 +188,35 @@ def show_how_to_resume(code: int, stage: Path) -> None:
         print(f"{how}; {stage} has no checkpoint yet, so the same command starts over", flush=True)
     else:
         print(f"{how}; the same command resumes from the last checkpoint in {stage}", flush=True)
+
+
+def show_finished(cfg: RunConfig) -> None:
+    """Prints what a stage that has ended came to: steps, tokens, time, checkpoint."""
+    done = read_summary(stage_dir(cfg), cfg.stage.max_steps)
+    if done is None:
+        return
+    spent = duration(sum(line["seconds"] for line in read_metrics(stage_dir(cfg), seconds=(int, float))))
+    print(
+        f"{cfg.stage.name}: finished, {done['steps']:,} steps, {done['tokens']:,} tokens, {spent} of training\n"
+        f"checkpoint: {done['checkpoint']}",
+        flush=True,
+    )
+
+
+def next_commands(cfg: RunConfig) -> list[str]:
+    """What can be done with a finished stage: ask, score, look at and export it. FILE stands for a picture."""
+    stage = shlex.quote(str(stage_dir(cfg)))
+    sources = (cfg.validation.sources or cfg.data.sources).values()
+    data = next((shlex.quote(source.path) for source in sources if source.path), "SHARDS")
+    return [
+        f'molmo2 ask {stage} --image FILE "What is in the picture?"',
+        f"molmo2 evaluate {stage} --data {data}",
+        f"molmo2 report {shlex.quote(cfg.output_dir)}",
+        f"molmo2 convert export {stage} {shlex.quote(f'{cfg.output_dir.rstrip(chr(47))}-hf')}",
+    ]
+
+
+def show_next(cfg: RunConfig) -> None:
+    """Prints `next_commands`, in the process that speaks for the run."""
+    if this_rank() == 0:
+        print("next:", *(f"  {line}" for line in next_commands(cfg)), sep="\n", flush=True)

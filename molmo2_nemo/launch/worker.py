@@ -5,27 +5,39 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, show_error, user_message
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, file_error, show_error, user_message
 from molmo2_nemo.launch import out_of_memory
-from molmo2_nemo.launch.reports import ERROR_DIR, Report, report_preempted, this_rank
-from molmo2_nemo.processes import die_with_parent, quiet
+from molmo2_nemo.launch.reports import (
+    ATTEMPT_DIR,
+    ERROR_DIR,
+    Report,
+    conclude,
+    report_finished,
+    report_preempted,
+    this_rank,
+)
+from molmo2_nemo.processes import PARENT, die_with_parent, quiet
 from molmo2_nemo.rundir.attempt import note_error
 from molmo2_nemo.rundir.config_file import use_kept_templates
 from molmo2_nemo.rundir.paths import stage_dir
+from molmo2_nemo.rundir.verdicts import Ending
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import load_yaml
-from molmo2_nemo.training import signals
+from molmo2_nemo.training import signals, watchdog
 
 
 def run(cfg: RunConfig) -> int:
     """Trains; returns the process's exit code. On failure a report lies in the folder that ERROR_DIR names."""
     try:
         quiet()
-        with signals.watched():  # before the imports, which take seconds
+        reporting = watchdog.reporting(partial(_report_hang, cfg))
+        with signals.watched(), reporting:  # before the imports, which take seconds
             from molmo2_nemo.nemo.train import train
 
             use_kept_templates(cfg.data.text, Path(cfg.output_dir))
@@ -49,13 +61,35 @@ def _report(cfg: RunConfig, error: Exception) -> int:
     report = Report.of(error, message, user_error=user_error)
     note_error(stage_dir(cfg), asdict(report))
     folder = os.environ.get(ERROR_DIR)
-    if folder:
-        report.write(Path(folder))
+    if folder and _written(report, Path(folder)):
+        pass
     elif user_error:
         show_error(message)
     else:
         print(report.traceback, file=sys.stderr)
     return USER_ERROR if user_error else 1
+
+
+def _written(report: Report, folder: Path) -> bool:
+    """Whether the launcher will find the report: its folder's disk may be full, too."""
+    try:
+        report.write(folder)
+    except OSError as error:
+        show_error(f"why this process failed cannot be written down: {file_error(error)}")
+        return False
+    return True
+
+
+def _report_hang(cfg: RunConfig, message: str, stacks: str) -> None:
+    """The same for a run that hangs: called by a thread, which then ends the process."""
+    report = Report(this_rank(), time.time(), message, stacks, user_error=False)
+    note_error(stage_dir(cfg), asdict(report) | {"cause": True})
+    folder = os.environ.get(ERROR_DIR)
+    written = folder is not None and _written(report, Path(folder))
+    if folder and ATTEMPT_DIR in os.environ:
+        conclude(Path(folder), Ending.FAILED, message, 1)
+    elif not written or PARENT not in os.environ:  # a launcher of ours would say it
+        show_error(message)
 
 
 def explained(error: Exception) -> tuple[str, bool]:
@@ -75,6 +109,7 @@ def main(config: str) -> NoReturn:
     die_with_parent()
     code = run(load_yaml(config))
     if code == 0:
+        report_finished()
         atexit._run_exitfuncs()  # what libraries do at exit, such as Weights & Biases' last upload
     leave(code)
 

@@ -94,6 +94,14 @@ class LoraConfig:
     rank: int = 0
     alpha: float = 32.0  # what an adapter adds is multiplied by alpha / rank
     targets: tuple[str, ...] = LORA_TARGETS  # some of LORA_TARGETS, Megatron's names
+    # Trained whole beside the adapters, which adapters need to reach longer contexts (LongLoRA, arXiv 2309.12307)
+    norms: bool = False  # the language model's norms, those of queries and keys included
+    embeddings: bool = False  # the base rows of the embedding, and the head where it is tied to them
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What is trained beside the adapters: names of fields."""
+        return tuple(name for name in ("norms", "embeddings") if getattr(self, name))
 
     @property
     def scale(self) -> float:
@@ -177,6 +185,7 @@ def with_options(
     float32_attention: bool = False,
     rope_scaling: str = "none",
     rope_factor: float = 1.0,
+    rope_base: float | None = None,
     attention: str = "auto",
     lora: LoraConfig | None = None,
 ) -> Molmo2Config:
@@ -193,7 +202,7 @@ def with_options(
             vision=replace(model_config.vision, float32_attention=True),
             connector=replace(model_config.connector, float32_attention=True),
         )
-    text = with_rope_scaling(model_config.text, rope_scaling, rope_factor)
+    text = with_rope_scaling(model_config.text, rope_scaling, rope_factor, rope_base)
     if lora is not None and lora.rank:
         unknown = set(lora.targets) - set(LORA_TARGETS)
         if lora.rank < 0 or unknown or not lora.targets:
@@ -209,20 +218,25 @@ def with_options(
     return replace(model_config, text=text, attention=attention)  # type: ignore[arg-type]
 
 
-def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
+def with_rope_scaling(text: TextConfig, kind: str, factor: float, base: float | None = None) -> TextConfig:
     """`text` for positions up to `factor` times its native range.
 
     Args:
         kind: "none"; "linear" (positions divided by the factor, arXiv 2306.15595); "yarn" (arXiv 2309.00071), on all
-            layers, or where the model has YaRN already on the same ones, with this factor in place of its own.
+            layers, or where the model has YaRN already on the same ones, with this factor in place of its own; "base"
+            (a higher base, arXiv 2309.16039).
+        base: of "base"; None: the model's, times factor^(H / (H - 2)) for heads of size H, so that the slowest
+            frequency turns as far over the longer range as it did over the native one ("NTK-aware").
 
     Raises:
         UserError: a factor that is no number above 1, or not above that of the model's own YaRN; a factor without a
-            kind; or linear scaling on top of YaRN.
+            kind; linear scaling or another base on top of YaRN; or a base that is not above the model's.
     """
+    if base is not None and kind != "base":
+        raise UserError(f"model.rope_base={base:g} needs model.rope_scaling=base; {kind} keeps the model's base")
     if kind == "none":
         if factor != 1:
-            raise UserError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear or yarn")
+            raise UserError(f"model.rope_factor={factor:g} needs model.rope_scaling=linear, yarn or base")
         return text
     if not 1 < factor < math.inf:
         raise UserError(f"model.rope_scaling={kind} needs model.rope_factor > 1, not {factor:g}")
@@ -230,9 +244,14 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
         raise UserError(
             f"model.rope_scaling={kind}: this model's rotary is interpolated on some layers already; use none"
         )
+    if kind in ("linear", "base") and text.yarn is not None:
+        raise UserError(f"model.rope_scaling={kind}: this model's rotary is YaRN already; use yarn")
+    if kind == "base":
+        if base is not None and not text.rotary_base < base < math.inf:
+            raise UserError(f"model.rope_base={base:g}: must be a number above the model's own, {text.rotary_base:g}")
+        base = ntk_base(text, factor) if base is None else base
+        return replace(text, rotary_base=base, max_position=round(text.max_position * factor))
     if kind == "linear":
-        if text.yarn is not None:
-            raise UserError("model.rope_scaling=linear: this model's rotary is YaRN already; use yarn")
         return replace(text, rotary_scale=factor, max_position=round(text.max_position * factor))
     native = native_positions(text)
     if text.yarn is not None and factor <= text.yarn.factor:
@@ -249,6 +268,34 @@ def with_rope_scaling(text: TextConfig, kind: str, factor: float) -> TextConfig:
     return replace(text, yarn=yarn, max_position=round(native * factor))
 
 
+def ntk_base(text: TextConfig, factor: float) -> float:
+    """The rotary base that reaches `factor` times the range of the base of `text`."""
+    return text.rotary_base * factor ** (text.head_dim / (text.head_dim - 2))
+
+
+def own_factor(text: TextConfig) -> float:
+    """The rotary factor that a model has without being told one: 1, or that of its own YaRN."""
+    return text.yarn.factor if text.yarn else 1.0
+
+
+def with_rope_factor(text: TextConfig, native: TextConfig, kind: str, factor: float) -> TextConfig:
+    """`text`, made by `with_rope_scaling` of that kind, with a factor that may be lower, down to none.
+
+    The tables keep their names, so that a model that was built with `text` takes it.
+
+    Args:
+        native: before its scaling.
+    """
+    if kind == "linear":
+        return replace(text, rotary_scale=factor)
+    if kind == "base":
+        return replace(text, rotary_base=ntk_base(native, factor))
+    assert kind == "yarn" and text.yarn is not None
+    if factor == own_factor(native) and native.yarn is not None:
+        return replace(text, yarn=native.yarn)
+    return replace(text, yarn=replace(text.yarn, factor=factor, attention_factor=0.1 * math.log(factor) + 1))
+
+
 def native_positions(text: TextConfig) -> int:
     """What a rotary factor multiplies: the range of plain rotary, also where the model has YaRN of its own."""
     return text.yarn.original_max_position if text.yarn else text.max_position
@@ -256,7 +303,8 @@ def native_positions(text: TextConfig) -> int:
 
 @dataclass
 class MemoryConfig:
-    """What is traded for memory. None of it changes a loss or gradient; docs/memory.md has what each saves and costs.
+    """What is traded for memory. None of it changes a loss or gradient (but `sequence_chunk` what dropout draws);
+    docs/memory.md has what each saves and costs.
 
     `at_least` in a field's metadata is the smallest value that works; settings/ranges.py says so where a run is below.
     """
@@ -268,7 +316,10 @@ class MemoryConfig:
     recompute_vision: bool | None = None  # the vision encoder's blocks; default: with `full` only
     # decoder MLPs run on so many slices of the tokens, one after another
     mlp_tiles: int = field(default=1, metadata={"at_least": 1})
+    # full: decoder layers run on so many tokens of a rank at a time, forward and backward; default: all
+    sequence_chunk: int | None = field(default=None, metadata={"at_least": 1})
     offload: bool = False  # what decoder layers save for backward waits in host memory
+    optimizer_offload: bool = False  # master weights and moments in host memory, updated there
     loss_chunk: int = field(default=1024, metadata={"at_least": 1})  # scored positions whose logits exist at once
     # crops encoded at once, and recomputed in backward; default: all, kept
     vision_chunk: int | None = field(default=None, metadata={"at_least": 1})
@@ -291,8 +342,8 @@ class MemoryConfig:
         """Refuses settings of recomputation that do not go together.
 
         Raises:
-            UserError: an unknown mode, an unknown module or none, fewer than one layer, or layers or attention without
-                mode full.
+            UserError: an unknown mode, an unknown module or none, fewer than one layer; or layers, attention or chunks
+                without mode full; or chunks in some layers only.
         """
         mode, modules, layers = self.recompute, self.recompute_modules, self.recompute_layers
         if mode not in ("none", "selective", "full"):
@@ -306,8 +357,18 @@ class MemoryConfig:
                 f"memory.recompute_attention=true has no effect with memory.recompute={mode}; set "
                 "memory.recompute=full, or memory.recompute_attention=false"
             )
+        if self.sequence_chunk is not None and mode != "full":
+            raise UserError(
+                f"memory.sequence_chunk={self.sequence_chunk} with memory.recompute={mode}: layers that work in chunks "
+                "are recomputed in backward; set memory.recompute=full, or memory.sequence_chunk=null"
+            )
         if layers is None:
             return
+        if self.sequence_chunk is not None:
+            raise UserError(
+                f"memory.recompute_layers={layers} with memory.sequence_chunk={self.sequence_chunk}: all layers work "
+                "in chunks, and are recomputed; set memory.recompute_layers=null, or memory.sequence_chunk=null"
+            )
         if mode != "full":
             raise UserError(
                 f"memory.recompute_layers={layers} has no effect with memory.recompute={mode}; set "
@@ -361,7 +422,8 @@ class Trainable:
 
     vit: bool
     connector: bool  # and the extra rows of the embedding
-    llm: bool  # the language model's own weights
+    llm: bool  # the language model's own weights, but for its norms
+    norms: bool  # of the language model
     adapters: bool
     base_embedding: bool
     head: bool
@@ -373,16 +435,18 @@ class Trainable:
 def trainable(model_config: Molmo2Config, *, vit: bool, connector: bool, llm: bool, base_embedding: bool) -> Trainable:
     """Which parts of a model are trainable; the arguments are the `train_*` of StageConfig.
 
-    With adapters the language model's own weights and the base rows stay frozen, whatever the arguments say. A tied
-    head is trainable if the base rows are.
+    With adapters the language model's own weights and the base rows stay frozen, whatever the arguments say, but for
+    what LoraConfig trains beside them. A tied head is trainable if the base rows are.
     """
-    own = llm and model_config.lora is None
-    rows = base_embedding and model_config.lora is None
+    lora = model_config.lora
+    own = llm and lora is None
+    rows = base_embedding if lora is None else llm and lora.embeddings
     return Trainable(
         vit=vit,
         connector=connector,
         llm=own,
-        adapters=llm and model_config.lora is not None,
+        norms=llm and (lora is None or lora.norms),
+        adapters=llm and lora is not None,
         base_embedding=rows,
         head=rows if model_config.text.tie_embeddings else own,
     )

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from molmo2_nemo.attention.core import PackDescription, TreeAttention
 from molmo2_nemo.fused import norm
 from molmo2_nemo.fused.choice import Choice
+from molmo2_nemo.model.chunks import in_chunks
 from molmo2_nemo.model.config import LoraConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.families import family_of
 from molmo2_nemo.model.init import undrawn
@@ -125,6 +126,8 @@ def layer_spec(
             "hidden_dropout": training.residual_dropout,
             "response_residual_dropout": training.response_residual_dropout,
             "dropped_and_added": choices["residual"].function,
+            "sequence_chunk": memory.sequence_chunk,
+            "keeps_attention": memory.keeps_attention,
         },
         submodules=TransformerLayerSubmodules(
             input_layernorm=block_norm,
@@ -192,16 +195,24 @@ def _linear_classes() -> tuple[type, type]:
 
 
 class Molmo2Layer(TransformerLayer):
-    """Megatron's layer with Molmo2's residual dropout (TrainingOptions; `hidden_dropout` is Megatron's name for it).
+    """Megatron's layer with Molmo2's residual dropout (TrainingOptions; `hidden_dropout` is Megatron's name for it),
+    on all tokens at once, or `sequence_chunk` at a time (model/chunks.py).
 
     Stage 1 drops residuals of response tokens only, stages 2 and 3 of all tokens; both act on the attention output and
     on the MLP output, behind the norm of a post-norm family.
     """
 
     def __init__(
-        self, *args: Any, response_residual_dropout: float, dropped_and_added: Callable[..., Tensor], **kwargs: Any
+        self,
+        *args: Any,
+        response_residual_dropout: float,
+        dropped_and_added: Callable[..., Tensor],
+        sequence_chunk: int | None,
+        keeps_attention: bool,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.sequence_chunk, self.keeps_attention = sequence_chunk, keeps_attention
         self.response_residual_dropout, self.dropped_and_added = response_residual_dropout, dropped_and_added
         self.self_attn_bda = self._bias_dropout_add
         self.mlp_bda = self._bias_dropout_add
@@ -209,6 +220,8 @@ class Molmo2Layer(TransformerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         pack = kwargs.get("packed_seq_params")
+        if self.sequence_chunk is not None and isinstance(pack, PackDescription) and pack.chunk is pack.cache is None:
+            return in_chunks(self, kwargs["hidden_states"], pack, self.sequence_chunk, self.keeps_attention), None
         self._response = pack.response if isinstance(pack, PackDescription) else None
         return super().forward(*args, **kwargs)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +32,14 @@ HOST_FIELDS = (
 VISION_FIELDS = ("crops", "pooling")  # the largest, of which a rank needs its own part only
 
 
+class VisualTokens(Protocol):
+    """Visual tokens that may have been encoded before. Crops are of one pack then, in every call."""
+
+    def of(self, crops: slice, windows: Tensor, encode: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """Visual tokens [N, D] of consecutive crops and their windows [N, K]: those of `encode`, now or earlier."""
+        ...
+
+
 @dataclass(frozen=True)
 class PackPlan:
     """What one rank's part of the model does with a micro-batch: found on the host, its indices on the device."""
@@ -43,7 +52,11 @@ class PackPlan:
 
 @dataclass
 class PackInputs:
-    """B packs of S tokens with their crops. Field meanings and shapes are those of molmo2_nemo.data.example.Batch."""
+    """B packs of S tokens with their crops. Field meanings and shapes are those of molmo2_nemo.data.example.Batch.
+
+    Context ranks hold consecutive parts of the token arrays. These may be in another order than the pack's
+    (attention/balance.py): its own is that of the mask.
+    """
 
     input_ids: Tensor  # int64 [B, S], -1 where padded
     position_ids: Tensor  # int64 [B, S]
@@ -63,6 +76,8 @@ class PackInputs:
     host: dict[str, np.ndarray] | None = None  # PLANNED_FIELDS as they came, where the tensors went to a device
     features: Found | None = None  # of a frozen encoder, for this rank's crops; None: not looked up (yet)
     plan: PackPlan | None = None  # made ahead (Molmo2Model.plan); None: made when it is needed
+    encoded: VisualTokens | None = None  # keeps visual tokens of packs that come again; None: nothing is kept
+    in_pack_order: TokenMask | None = None  # the mask, where the tokens are in another order; None: made of them
 
     @classmethod
     def from_batch(
@@ -102,6 +117,8 @@ class PackInputs:
 
     def mask(self, vocab_size: int, visual_attention: str) -> TokenMask:
         """Who may look at whom, with what plans it on the host: nothing waits for a device."""
+        if self.in_pack_order is not None:
+            return self.in_pack_order
         if self.host is None:
             blocks = image_numbers(self.input_ids, self.visual, vocab_size)
             return TokenMask(self.example_ids, self.branch_ids, blocks, visual_attention)

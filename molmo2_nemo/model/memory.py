@@ -1,7 +1,8 @@
 """Memory traded for time in the decoder, without changing a number: tiled MLPs, and saved activations on the host.
 
-`MemoryConfig` (model/config.py) has the options. Recomputation is Megatron's in the decoder (`recompute_settings`) and
-torch's in the vision encoder (model/vision.py); two more ways are here, which go with it or without it:
+`MemoryConfig` (model/config.py) has the options. Recomputation is Megatron's in the decoder (`recompute_settings`; of
+layers in chunks our own, model/chunks.py) and torch's in the vision encoder (model/vision.py); two more ways are here,
+which go with it or without it:
 
 - `TiledMLP`: the MLP of one slice of the tokens at a time, so that its wide intermediates exist for one slice only
   (Arctic Long Sequence Training, arXiv 2506.13996).
@@ -301,7 +302,7 @@ def recompute_settings(memory: MemoryConfig) -> dict[str, Any]:
         UserError: see `MemoryConfig.check`.
     """
     memory.check()
-    if memory.recompute == "none":
+    if memory.recompute == "none" or memory.sequence_chunk is not None:  # layers in chunks recompute themselves
         return {}
     if memory.recompute == "selective":
         return {"recompute_granularity": "selective", "recompute_modules": list(memory.recompute_modules)}

@@ -37,6 +37,7 @@ from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.attention.ring import VisibleKeys, visible_keys
 from molmo2_nemo.features.frozen import FrozenFeatures
 from molmo2_nemo.fused.choice import choose_all, in_common, possible
+from molmo2_nemo.model.chunks import chunked_pack
 from molmo2_nemo.model.config import PLAIN, KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions
 from molmo2_nemo.model.connector import Connector
 from molmo2_nemo.model.decoder import decoder_spec
@@ -105,7 +106,7 @@ class Molmo2Model(MegatronModule):
             device,
             config.params_dtype,
             model_config.text.head_dim,
-            merged=merged,
+            merged=merged or self.memory.sequence_chunk is not None,
             library=self.choices["flash"].function,
             merging=self.choices["merge"].function,
         )
@@ -212,7 +213,11 @@ class Molmo2Model(MegatronModule):
         changes, so it may run in another thread, ahead of training.
         """
         mask, visible = self._mask(inputs)
-        plan_attention(mask, self.context_of(inputs), visible, self.kernel, inputs.input_ids.device)
+        groups, device, chunk = self.context_of(inputs), inputs.input_ids.device, self.memory.sequence_chunk
+        if chunk is None:
+            plan_attention(mask, groups, visible, self.kernel, device)
+        else:
+            chunked_pack(mask, groups, visible, self.config.sequence_parallel).plan(self.kernel, chunk, device)
         crops = self._crop_plan(inputs) if self.pre_process else None
         if self.features is not None and crops is not None:
             inputs.features = self.features.look_up(inputs.crops[crops.crops])
@@ -235,7 +240,8 @@ class Molmo2Model(MegatronModule):
         if inputs.plan is not None and inputs.plan.crops is not None:
             return inputs.plan.crops
         ranks = VisionRanks.of(self.context_of(inputs), self.config.sequence_parallel)
-        plan = plan_crops(inputs.vision_units(self.model_config), ranks, self.memory.vision_chunk)
+        units, chunk = inputs.vision_units(self.model_config), self.memory.vision_chunk
+        plan = plan_crops(units, ranks, chunk, by_pack=inputs.encoded is not None)
         return plan.on(inputs.input_ids.device)
 
     def _scored(self, inputs: PackInputs) -> Tensor:
@@ -283,6 +289,8 @@ class Molmo2Model(MegatronModule):
             windows = torch.where(windows >= 0, windows - crops.start * self.model_config.vision.num_patches, windows)
             if self.memory.vision_chunk is not None and self.training and torch.is_grad_enabled():
                 encoded.append(torch.utils.checkpoint.checkpoint(encode, crops, windows, use_reentrant=False))
+            elif inputs.encoded is not None:
+                encoded.append(inputs.encoded.of(crops, windows, encode))
             else:
                 encoded.append(encode(crops, windows))
         return torch.cat(encoded) if encoded else None
@@ -310,7 +318,7 @@ class Molmo2Model(MegatronModule):
             tables = [table for pair in pack.rotary.values() for table in pair]
             saved = self.offload.active(keep=[*self.decoder.parameters(), *tables])
         with saved as line:
-            if self.keeps_attention and torch.is_grad_enabled():
+            if self.keeps_attention and self.memory.sequence_chunk is None and torch.is_grad_enabled():
                 pack = copy.copy(pack)  # results belong to this pass alone
                 pack.kept = KeptResults() if line is None else KeptResults(line.pack, line.unpack)
             return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=pack)

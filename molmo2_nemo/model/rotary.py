@@ -48,6 +48,11 @@ class RotaryTables:
         self.text = text
         self._inverse: dict[torch.device, dict[str, tuple[Tensor, float]]] = {}
 
+    def use(self, text: TextConfig) -> None:
+        """Take the rotary of another configuration, with tables of the same names, from now on."""
+        if text != self.text:
+            self.text, self._inverse = text, {}
+
     def tables(self, position_ids: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """cos and sin for every table the model uses.
 

@@ -8,7 +8,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from molmo2_nemo.data.config import DataConfig
+from molmo2_nemo.data.phases import rope_factor_at
+from molmo2_nemo.model.config import preset, with_rope_factor
 from molmo2_nemo.rundir.paths import PROFILE
+from molmo2_nemo.settings.run import ModelSelection
 from molmo2_nemo.training import faults
 from molmo2_nemo.training.profile import StepProfiler
 from molmo2_nemo.training.seeds import seed_step
@@ -23,6 +27,27 @@ class SeedEachStep(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         seed_step(self.seed, trainer.global_step)
+
+
+class RotaryOfPhase(pl.Callback):
+    """Gives the model the rotary factor of each phase of `data.progression` (model/rotary.py). What is scored between
+    two steps sees the one of the step before."""
+
+    def __init__(self, model: ModelSelection, data: DataConfig) -> None:
+        self.model, self.data = model, data
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._use(pl_module, max(0, trainer.global_step - 1))
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self._use(pl_module, trainer.global_step)
+
+    def _use(self, module: Any, step: int) -> None:
+        text = module.model_config.text
+        factor = rope_factor_at(self.data, step)
+        if factor is not None:
+            text = with_rope_factor(text, preset(self.model.preset).text, self.model.rope_scaling, factor)
+        module.rotary.use(text)
 
 
 class SkippedSteps(pl.Callback):

@@ -22,6 +22,7 @@ from molmo2_nemo.settings.run import CheckpointConfig
 from molmo2_nemo.training import checkpoints
 from molmo2_nemo.training.model import Loaded
 from molmo2_nemo.training.overlap import finish_gathers
+from molmo2_nemo.training.whereabouts import Work, here
 
 
 class StageCheckpoints(ModelCheckpoint):
@@ -133,6 +134,7 @@ class VerifyingStrategy(nl.MegatronStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Waits for parameters that are still being gathered. NeMo would gather anew what a rank has waited for
         already, which after validation is not the same on all ranks."""
+        here.at(Work.SAVING)
         finish_gathers([part.module for part in self.megatron_parallel])
         super().save_checkpoint(checkpoint, filepath, storage_options)
 
@@ -141,15 +143,22 @@ class VerifyingStrategy(nl.MegatronStrategy):
         sums = self.trainer.checkpoint_callback.keep.verify
         if not selective_restore:
             path = checkpoints.newest_undamaged(path.parent, sums)
+            self._say(f"resuming from {path}")
             with checkpoints.reading(path):
                 return super().load_checkpoint(path)
         checkpoints.refuse_damaged(path, sums)
+        self._say(f"reading the weights of {path}")
         adapters = self.lightning_module.model_config.lora is not None
         self.fresh_adapters = adapters and not checkpoints.has_adapters(path)
         without = get_attr_wrapped_model(self.lightning_module.module, "without_adapters")  # bf16 wraps once more
         fresh = without(self.fresh_adapters)
         with fresh, checkpoints.reading(path):
             return super().load_checkpoint(path, selective_restore)
+
+    def _say(self, what: str) -> None:
+        """A line on the terminal, once: reading takes minutes for the large models."""
+        if self.trainer.is_global_zero:
+            print(what, flush=True)
 
     def teardown(self) -> None:
         """Nothing goes to the host at the end: Lightning would copy the optimizer's state there, also after a failure

@@ -41,6 +41,7 @@ from molmo2_nemo.training.model import (
 from molmo2_nemo.training.step import MicroBatches, micro_batch_loss, step_loss
 from molmo2_nemo.training.step_result import StepResult
 from molmo2_nemo.training.step_statistics import Tasks
+from molmo2_nemo.training.whereabouts import here
 
 
 class WeightedLossReduction(MegatronLossReduction):
@@ -113,10 +114,27 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             raise UserError(NOTHING_TRAINS)
         self.tasks = Tasks(task_of or {})
         self.step_result = StepResult()
-        self.model_transform = None  # NeMo's callbacks look for it (adapters); Molmo2 has none
         self.optim = optim
         if optim is not None:
             optim.connect(self)
+
+    @property
+    def model_transform(self) -> None:
+        """None: NeMo's callbacks and connectors look here for adapters of NeMo's own kind, and Molmo2 has none.
+
+        Raises, where it is set (`peft` of llm.finetune, `model_transform` of llm.train):
+            UserError: names the settings of Molmo2's adapters.
+        """
+        return None
+
+    @model_transform.setter
+    def model_transform(self, transform: Any) -> None:
+        if transform is not None:
+            raise UserError(
+                f"NeMo's {type(transform).__name__} (peft, model_transform) is not applied to Molmo2, whose layers "
+                "have adapters of their own: leave it out and set stage.lora.rank=64 stage.lora.alpha=128, for example "
+                "in the factory's overrides='...'; scale=gpu_lora has rates that fit them"
+            )
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build this pipeline stage's part of the model (called by the strategy, on every rank)."""
@@ -139,6 +157,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             loaded=weights_to_come(self._trainer, self.model_config),
         )
         self.features = self.module.features = frozen_features(self.module, self.feature_cache)
+        self.rotary = self.module.rotary
         self.groups, self.kernel, self.choices = self.module.groups, self.module.kernel, self.module.choices
         self.micro_batches = MicroBatches(
             self.model_config,
@@ -148,6 +167,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
             cut_padding=self.parallel.cut_padding,
             sequence_parallel=self.config.sequence_parallel,
             token_multiple=token_multiple(self.precision),
+            balance_ring=self.parallel.ring_balance == "cost",
             plan=self.module.plan,
         )
 
@@ -165,6 +185,7 @@ class Molmo2Module(pl.LightningModule, io.IOMixin, io.ConnectorMixin):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Begin a step. Its data is fetched by the step itself."""
+        here.begin(self.trainer.global_step + 1)
         self.step_result = StepResult()
         if self.features is not None:
             self.step_result.features = self.features.counts = Counts()

@@ -50,6 +50,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         max_steps: horizon of the cosine, in optimizer steps.
         bf16: parameters are bf16 with fp32 master weights.
         distributed: shard master weights and moments over data-parallel ranks.
+        on_host: keep those on the GPU's host, and update there.
         faults: which steps are skipped.
 
     `result` is the StepResult of the current step, which Molmo2Module renews when a step begins.
@@ -62,9 +63,10 @@ class Molmo2Optimizer(MegatronOptimizerModule):
         *,
         bf16: bool = False,
         distributed: bool = True,
+        on_host: bool = False,
         faults: FaultConfig | None = None,
     ) -> None:
-        config = adam_config(optim, bf16=bf16, distributed=distributed)
+        config = adam_config(optim, bf16=bf16, distributed=distributed, on_host=on_host)
         super().__init__(config=config, lr_scheduler=GroupSchedule(optim, max_steps))
         self.optim = optim
         self.guard = FaultGuard(faults or FaultConfig())
@@ -88,6 +90,7 @@ class Molmo2Optimizer(MegatronOptimizerModule):
     def finalize_model_grads(self, model: Any, num_tokens: Tensor | None = None, **options: Any) -> None:
         """Called by Megatron's schedules after the last micro-batch. They count tokens in an integer tensor; this
         rank's sum of loss weights, a float, takes its place."""
+        self.result.clock.exchanges()
         finalize_gradients(model, self.result.weight, **options)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from nemo.collections import llm
 
 from molmo2_nemo import compat, cpu
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.nemo.callbacks import ProfileBegins, ProfileEnds, SeedEachStep, SkippedSteps, StopOnSignal
+from molmo2_nemo.nemo.callbacks import (
+    ProfileBegins,
+    ProfileEnds,
+    RotaryOfPhase,
+    SeedEachStep,
+    SkippedSteps,
+    StopOnSignal,
+)
 from molmo2_nemo.nemo.checkpoints import Resume, StageCheckpoints, VerifyingStrategy
 from molmo2_nemo.nemo.data import PackDataModule
 from molmo2_nemo.nemo.evaluation import Evaluation
@@ -38,8 +46,33 @@ from molmo2_nemo.training.precision import FP8
 from molmo2_nemo.training.step_statistics import task_names
 
 
-def stage_recipe(cfg: RunConfig) -> run.Partial:
-    """The recipe of one stage, nothing built yet: model, data, trainer, log and resume."""
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What a recipe takes from where it is built, beside the settings.
+
+    Without values it stands for a machine that is not known yet: NeMo's command shows a recipe on a login node, and a
+    job builds it elsewhere.
+
+    Attributes:
+        cpu_only: whether there is no CUDA device.
+        env: variables of a launcher (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE) and of loggers.
+    """
+
+    cpu_only: bool | None = None
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def here(cls) -> Machine:
+        return cls(cpu.is_cpu_only(), os.environ)
+
+
+def stage_recipe(cfg: RunConfig, machine: Machine | None = None) -> run.Partial:
+    """The recipe of one stage, nothing built yet: model, data, trainer, log and resume.
+
+    Args:
+        machine: that builds it; default: this process.
+    """
+    machine = machine or Machine.here()
     folder = paths.stage_dir(cfg)
     return run.Partial(
         llm.train,
@@ -52,8 +85,8 @@ def stage_recipe(cfg: RunConfig) -> run.Partial:
             model=as_config(cfg.model),
             dynamic=dynamic_settings(cfg),
         ),
-        trainer=trainer(cfg, folder),
-        log=log(cfg, folder),
+        trainer=trainer(cfg, folder, machine),
+        log=log(cfg, folder, machine),
         resume=resume(cfg, folder),
     )
 
@@ -85,6 +118,7 @@ def model(cfg: RunConfig) -> run.Config:
             cfg.stage.max_steps,
             bf16=cfg.cluster.precision != "fp32",
             distributed=cfg.parallel.distributed_optimizer,
+            on_host=cfg.memory.optimizer_offload,
             faults=as_config(cfg.faults),
         ),
         stage=stage,
@@ -93,13 +127,13 @@ def model(cfg: RunConfig) -> run.Config:
         parallel=as_config(cfg.parallel),
         seed=cfg.seed,
         precision=cfg.cluster.precision,
-        variable_length=bool(cfg.data.progression),
+        variable_length=bool(cfg.data.progression or cfg.data.lengths),
         task_of=task_names(cfg.data),
         features=as_config(cfg.data.feature_cache),
     )
 
 
-def trainer(cfg: RunConfig, folder: Path) -> run.Config:
+def trainer(cfg: RunConfig, folder: Path, machine: Machine) -> run.Config:
     """NeMo's trainer on MegatronStrategy, laid out as the config says."""
     parallel = cfg.parallel
     strategy = run.Config(
@@ -114,7 +148,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
             grad_reduce_in_fp32=parallel.grad_reduce == "fp32",
             check_for_nan_in_grad=False,  # the clipping optimizer checks the norms it computes anyway
             use_distributed_optimizer=parallel.distributed_optimizer,
-            **overlapped(cfg),
+            **overlapped(cfg, machine),
         ),
         ckpt_async_save=cfg.checkpoint.async_save,
         ckpt_optim_fully_reshardable=parallel.distributed_optimizer,
@@ -123,11 +157,11 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
     )
     return run.Config(
         nl.Trainer,
-        devices=devices_per_node(cfg),
+        devices=devices_per_node(cfg, machine),
         num_nodes=cfg.cluster.nodes,
-        accelerator="cpu" if cpu.is_cpu_only() else "gpu",
+        accelerator={True: "cpu", False: "gpu", None: "auto"}[machine.cpu_only],
         strategy=strategy,
-        plugins=plugins(cfg),
+        plugins=plugins(cfg, machine),
         max_steps=cfg.stage.max_steps,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -138,6 +172,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
         use_distributed_sampler=False,
         callbacks=[
             run.Config(SeedEachStep, cfg.seed),
+            *rotary_of_phase(cfg),
             *profile_begins(cfg, folder),
             run.Config(
                 StepLog,
@@ -147,6 +182,7 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
                 max_crops=cfg.data.packing.max_crops,
                 peak_tflops=cfg.log.peak_tflops,
                 fp8=cfg.cluster.precision == "fp8",
+                prometheus=cfg.log.prometheus,
             ),
             *([run.Config(ProfileEnds)] if cfg.log.profile else []),
             run.Config(SkippedSteps, str(folder)),
@@ -157,20 +193,27 @@ def trainer(cfg: RunConfig, folder: Path) -> run.Config:
     )
 
 
-def overlapped(cfg: RunConfig) -> dict[str, bool]:
+def overlapped(cfg: RunConfig, machine: Machine) -> dict[str, bool]:
     """What of the data-parallel communication runs beside computation, as Megatron's DDP has it.
 
-    Where nothing is set, all of it on GPUs. Not the gradients under dynamic context parallelism: a rank that is done
-    with its micro-batches would send while others still share theirs, and NCCL's order of sends would differ by rank.
+    Where nothing is set, all of it on GPUs, and DDP's own defaults where the machine is not known. Not the gradients
+    under dynamic context parallelism: a rank that is done with its micro-batches would send while others still share
+    theirs, and NCCL's order of sends would differ by rank.
     """
     parallel = cfg.parallel
-    processes = int(os.environ.get("WORLD_SIZE", wanted_processes(cfg)))
-    sends = not cpu.is_cpu_only() and processes > parallel.tensor * parallel.pipeline
-    reduce, gather = parallel.overlap_grad_reduce, parallel.overlap_param_gather
-    return {
-        "overlap_grad_reduce": sends and not parallel.dynamic_context if reduce is None else reduce,
-        "overlap_param_gather": sends and parallel.distributed_optimizer if gather is None else gather,
+    asked = {
+        "overlap_grad_reduce": parallel.overlap_grad_reduce,
+        "overlap_param_gather": parallel.overlap_param_gather,
     }
+    usual = {}
+    if machine.cpu_only is not None:
+        processes = int(machine.env.get("WORLD_SIZE", wanted_processes(cfg)))
+        sends = not machine.cpu_only and processes > parallel.tensor * parallel.pipeline
+        usual = {
+            "overlap_grad_reduce": sends and not parallel.dynamic_context,
+            "overlap_param_gather": sends and parallel.distributed_optimizer,
+        }
+    return usual | {name: value for name, value in asked.items() if value is not None}
 
 
 def profile_begins(cfg: RunConfig, folder: Path) -> list[run.Config]:
@@ -178,6 +221,13 @@ def profile_begins(cfg: RunConfig, folder: Path) -> list[run.Config]:
     if cfg.log.profile is None:
         return []
     return [run.Config(ProfileBegins, str(folder), cfg.stage.name, list(cfg.log.profile), list(cfg.log.profile_ranks))]
+
+
+def rotary_of_phase(cfg: RunConfig) -> list[run.Config]:
+    """The callback that changes the rotary factor, if phases have one."""
+    if all(phase.rope_factor is None for phase in cfg.data.progression):
+        return []
+    return [run.Config(RotaryOfPhase, as_config(cfg.model), as_config(cfg.data))]
 
 
 def validation(cfg: RunConfig, folder: Path) -> list[run.Config]:
@@ -194,8 +244,8 @@ def evaluation(cfg: RunConfig, folder: Path) -> list[run.Config]:
     return [run.Config(Evaluation, as_config(cfg.evaluation), as_config(data_config(cfg)), str(folder), cfg.stage.name)]
 
 
-def log(cfg: RunConfig, folder: Path) -> run.Config:
-    """NeMoLogger with TensorBoard or W&B, and a checkpoint every `save_every` steps.
+def log(cfg: RunConfig, folder: Path, machine: Machine) -> run.Config:
+    """NeMoLogger with TensorBoard, W&B or MLflow, and a checkpoint every `save_every` steps.
 
     NeMo's own logs get a folder of their own: on resume it moves whatever files it finds there into run_0, run_1, ...
     """
@@ -208,6 +258,7 @@ def log(cfg: RunConfig, folder: Path) -> run.Config:
         if cfg.log.tensorboard
         else None,
         wandb=wandb(cfg, folder),
+        extra_loggers=[logger] if (logger := mlflow(cfg, folder, machine)) is not None else [],
         update_logger_directory=False,
         log_global_rank_0_only=True,
     )
@@ -221,12 +272,37 @@ def wandb(cfg: RunConfig, folder: Path) -> run.Config | None:
     """
     if cfg.log.wandb is None:
         return None
-    if (problem := compat.wandb_problem(cfg.log.wandb)) is not None:
-        raise UserError(problem)
+    refuse_missing(wandb=cfg.log.wandb)
     from lightning.pytorch.loggers import WandbLogger
 
-    name = f"{Path(cfg.output_dir).name}/{cfg.stage.name}"
-    return run.Config(WandbLogger, project=cfg.log.wandb, name=name, save_dir=str(folder))
+    return run.Config(WandbLogger, project=cfg.log.wandb, name=run_name(cfg), save_dir=str(folder))
+
+
+def mlflow(cfg: RunConfig, folder: Path, machine: Machine) -> run.Config | None:
+    """The logger to MLflow, if it is asked for: to the server that MLFLOW_TRACKING_URI names, else to a folder of the
+    stage.
+
+    Raises:
+        UserError: the package mlflow is not installed.
+    """
+    if cfg.log.mlflow is None:
+        return None
+    refuse_missing(mlflow=cfg.log.mlflow)
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    server = machine.env.get("MLFLOW_TRACKING_URI") or f"file:{(folder / paths.MLFLOW).resolve()}"
+    return run.Config(MLFlowLogger, experiment_name=cfg.log.mlflow, run_name=run_name(cfg), tracking_uri=server)
+
+
+def refuse_missing(**wanted: str | None) -> None:
+    """Refuse loggers whose packages are missing; in a run that NeMo starts nobody has looked before."""
+    for problem in compat.logger_problems(wanted):
+        raise UserError(problem)
+
+
+def run_name(cfg: RunConfig) -> str:
+    """What a stage is called at services that show several runs: `8b/sft`."""
+    return f"{Path(cfg.output_dir).name}/{cfg.stage.name}"
 
 
 def resume(cfg: RunConfig, folder: Path) -> run.Config:
@@ -249,14 +325,14 @@ def resume(cfg: RunConfig, folder: Path) -> run.Config:
     )
 
 
-def devices_per_node(cfg: RunConfig) -> int:
+def devices_per_node(cfg: RunConfig, machine: Machine) -> int:
     """Processes on one node: what the launcher started, else what the layout needs."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
+    if "LOCAL_WORLD_SIZE" in machine.env:
+        return int(machine.env["LOCAL_WORLD_SIZE"])
     return wanted_processes(cfg) // cfg.cluster.nodes
 
 
-def plugins(cfg: RunConfig) -> list[run.Config]:
+def plugins(cfg: RunConfig, machine: Machine) -> list[run.Config]:
     """Plugins for precision, and for where ranks come from."""
     found = []
     if cfg.cluster.precision != "fp32":
@@ -270,9 +346,30 @@ def plugins(cfg: RunConfig) -> list[run.Config]:
                 grad_reduce_in_fp32=cfg.parallel.grad_reduce == "fp32",
             )
         )
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+    if "RANK" in machine.env and "WORLD_SIZE" in machine.env:
         found.append(run.Config(TorchElasticEnvironment))
     return found
+
+
+def described_recipe(cfg: RunConfig) -> dict[str, Any]:
+    """The arguments of `stage_recipe`, unbuilt and whatever the machine: the same where NeMo's command is typed and
+    where a job runs it."""
+    recipe = stage_recipe(cfg, Machine())
+    return {name: described(getattr(recipe, name)) for name in ("model", "data", "trainer", "log", "resume")}
+
+
+def described(value: Any) -> Any:
+    """A recipe that is passed on as it is: built, it gives plain settings, and of everything else (trainer, strategy,
+    model) what it would be made of, as `functools.partial`."""
+    if isinstance(value, run.Config):
+        made = value.__fn_or_cls__
+        kind = run.Config if dataclasses.is_dataclass(made) else run.Partial
+        return kind(made, bind_args=False, **{k: described(v) for k, v in value.__arguments__.items()})
+    if isinstance(value, dict):
+        return {k: described(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [described(v) for v in value]
+    return value
 
 
 def as_config(value: Any) -> Any:

@@ -16,7 +16,7 @@ class StepLog(pl.Callback):
     """Writes metrics.jsonl and feeds Lightning's loggers.
 
     Args:
-        folder, stage, log_every, max_crops, peak_tflops, fp8: see `StepWriter`.
+        folder, stage, log_every, max_crops, peak_tflops, fp8, prometheus: see `StepWriter`.
     """
 
     def __init__(
@@ -28,8 +28,11 @@ class StepLog(pl.Callback):
         max_crops: int,
         peak_tflops: float | None = None,
         fp8: bool = False,
+        prometheus: str | None = None,
     ) -> None:
-        self.writer = StepWriter(folder, stage, log_every, max_crops=max_crops, peak_tflops=peak_tflops, fp8=fp8)
+        self.writer = StepWriter(
+            folder, stage, log_every, max_crops=max_crops, peak_tflops=peak_tflops, fp8=fp8, prometheus=prometheus
+        )
         self.data: Tally | None = None  # filled at the end: what the data came to
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -46,6 +49,7 @@ class StepLog(pl.Callback):
             float(trainer.callback_metrics["reduced_train_loss"]) if trainer.is_global_zero else math.nan,
             0 if data is None else data.skipped,
             pl_module.tasks.names,
+            None if data is None else data.reading,
         )
         if trainer.is_global_zero:
             for logger in trainer.loggers:

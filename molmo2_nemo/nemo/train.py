@@ -11,6 +11,7 @@ import faulthandler
 import gc
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -20,7 +21,7 @@ from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.training import signals
+from molmo2_nemo.training import signals, watchdog
 from molmo2_nemo.training.stage import Attempt, is_first_process, layout_name, summary_of
 
 
@@ -38,20 +39,23 @@ def train(cfg: RunConfig) -> dict[str, Any]:
         UserError, OSError: something the user can fix, most of it found before the first step.
         Preempted: SIGTERM or SIGUSR1 ended the run early, after a checkpoint.
     """
-    with signals.watched():
-        return _train(cfg)
-
-
-def _train(cfg: RunConfig) -> dict[str, Any]:
     quiet()
     compat.check()
     if is_first_process():
         print(f"stack: {compat.stack()}", flush=True)
     from molmo2_nemo.training.precision import check_precision
 
-    check_precision(cfg.cluster.precision)
+    check_precision(cfg.cluster.precision)  # before a folder is made
+    with signals.watched(), watchdog.watching(cfg.faults.hang_seconds, paths.stage_dir(cfg)):
+        return _train(cfg)
+
+
+def _train(cfg: RunConfig) -> dict[str, Any]:
     cpu.enable(cfg.cluster.threads)
+    began = time.monotonic()
     start_nemo()
+    if is_first_process():
+        print(f"{cfg.stage.name}: libraries loaded in {time.monotonic() - began:.0f} s; building the model", flush=True)
     import fiddle
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -69,7 +73,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         try:
             run_stage()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            if (reported := not_written(error, folder / paths.CHECKPOINTS)) is not None:
+            if (reported := not_written(error, folder)) is not None:
                 raise reported from error
             raise
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))

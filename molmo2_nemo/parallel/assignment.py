@@ -114,7 +114,7 @@ def _place(choice: np.ndarray, costs: np.ndarray, degrees: Sequence[int]) -> tup
 def largest_load(assignments: Sequence[Assignment], costs: np.ndarray, degrees: Sequence[int]) -> int:
     """The busiest rank's sum of costs, in the unit of `costs`: how long the step lasts.
 
-    Nothing here needs it; it is the figure by which benchmarks/dynamic_cp.py and the tests judge assignments."""
+    Nothing here needs it; it is the figure by which plan/groups.py and the tests judge assignments."""
     loads = np.zeros(degrees[-1], np.int64)
     for each in assignments:
         loads[each.start : each.start + each.size] += costs[each.number, list(degrees).index(each.size)]

@@ -100,12 +100,13 @@ class CropPlan:
         return replace(self, send_order=to_device(self.send_order, device), targets=to_device(self.targets, device))
 
 
-def plan_crops(units: VisionUnits, ranks: VisionRanks, chunk: int | None = None) -> CropPlan:
+def plan_crops(units: VisionUnits, ranks: VisionRanks, chunk: int | None = None, *, by_pack: bool = False) -> CropPlan:
     """Shard units among ranks and find out who sends which pooled token where.
 
     Args:
         units: their `size` is a multiple of the ranks among which a pack's tokens are cut.
         chunk: crops encoded together at most (a larger unit is encoded alone); None: all.
+        by_pack: crops of two packs are never encoded together.
     """
     size, packs, copies, rank = units.size, units.packs, ranks.copies, ranks.rank
     tokens = size * copies // ranks.count
@@ -121,12 +122,13 @@ def plan_crops(units: VisionUnits, ranks: VisionRanks, chunk: int | None = None)
         positions = units.positions[run][owner[run] == rank // copies]
         targets.append((positions % size % tokens) * packs + positions // size)
         receive_counts.append(positions.numel())
+    packs_of_units = (units.positions[pooled_start[:-1]] // size).tolist() if by_pack else [0] * len(units.crops)
     orders = [(owner[mine] == shard).nonzero()[:, 0] for shard in range(ranks.count // copies)]
     orders = [order for order in orders for _ in range(copies)]
     return CropPlan(
         crops=slice(crop_start[bounds[rank]], crop_start[bounds[rank + 1]]),
         pooled_tokens=mine,
-        chunks=_chunks(crop_start, pooled_start, bounds[rank], bounds[rank + 1], chunk),
+        chunks=_chunks(crop_start, pooled_start, packs_of_units, bounds[rank], bounds[rank + 1], chunk),
         send_order=torch.cat(orders),
         send_counts=[order.numel() for order in orders],
         receive_counts=receive_counts,
@@ -136,13 +138,15 @@ def plan_crops(units: VisionUnits, ranks: VisionRanks, chunk: int | None = None)
 
 
 def _chunks(
-    crop_start: list[int], pooled_start: list[int], first: int, last: int, most: int | None
+    crop_start: list[int], pooled_start: list[int], groups: list[int], first: int, last: int, most: int | None
 ) -> list[tuple[slice, slice]]:
-    """Units first..last in consecutive chunks of at most so many crops, or of one unit."""
+    """Units first..last in consecutive chunks of one group and of at most so many crops, or of one unit."""
     found = []
     while first < last:
         stop = first + 1
-        while stop < last and (most is None or crop_start[stop + 1] - crop_start[first] <= most):
+        while stop < last and groups[stop] == groups[first]:
+            if most is not None and crop_start[stop + 1] - crop_start[first] > most:
+                break
             stop += 1
         found.append((slice(crop_start[first], crop_start[stop]), slice(pooled_start[first], pooled_start[stop])))
         first = stop

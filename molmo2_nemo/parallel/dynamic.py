@@ -87,6 +87,9 @@ class DynamicContext:
         return taken
 
 
+TOKEN_ARRAYS = ("input_ids", "labels", "loss_weights", "position_ids", "example_ids", "branch_ids", "visual")
+
+
 def rounded(tokens: int, multiple: int) -> int:
     """`tokens` rounded up to a multiple of `multiple`."""
     return -(-tokens // multiple) * multiple
@@ -98,9 +101,18 @@ def without_padding(batch: Batch, multiple: int) -> Batch:
     length = rounded(used_tokens(batch), multiple)
     if length >= size:
         return batch
-    tokens = {
-        name: getattr(batch, name)[:, :length]
-        for name in ("input_ids", "labels", "loss_weights", "position_ids", "example_ids", "branch_ids", "visual")
-    }
+    tokens = {name: getattr(batch, name)[:, :length] for name in TOKEN_ARRAYS}
     pack, place = np.divmod(batch.pooled_positions, size)
     return replace(batch, **tokens, pooled_positions=pack * length + place)
+
+
+def reordered(batch: Batch, order: np.ndarray) -> Batch:
+    """The batch with the tokens of every pack in another order; nothing else changes, and every visual token goes to
+    its place.
+
+    Args:
+        order: int64 [S], the place that each token comes from.
+    """
+    tokens = {name: getattr(batch, name)[:, order] for name in TOKEN_ARRAYS}
+    pack, place = np.divmod(batch.pooled_positions, len(order))
+    return replace(batch, **tokens, pooled_positions=pack * len(order) + np.argsort(order)[place])

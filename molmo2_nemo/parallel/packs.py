@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, fields
 from datetime import timedelta
@@ -34,7 +35,8 @@ from molmo2_nemo.parallel.assignment import Assignment
 from molmo2_nemo.parallel.dynamic import DynamicContext
 
 TIMEOUT = timedelta(hours=2)  # readers may wait long for each other while a checkpoint is written
-ARRAYS = [f.name for f in fields(Batch) if f.name not in ("keys", "sources", "state", "context_ranks", "of_step")]
+WORDS = ("keys", "sources", "source_tokens", "state")  # JSON values
+ARRAYS = [f.name for f in fields(Batch) if f.name not in (*WORDS, "context_ranks", "of_step")]
 Ship = Callable[[torch.Tensor], Any]  # sends or fills a tensor, the same call on both sides
 
 
@@ -79,7 +81,7 @@ class SharedPacks:
 
     Args:
         open_stream: opens this data-parallel rank's `PackStream`; called on the readers only.
-        micro_batches: of one rank in an optimizer step.
+        micro_batches: of one rank in an optimizer step, or those of each step, counted from 0.
         steps: optimizer steps that will be taken; nothing is read beyond them.
         cost: by which micro-batches are balanced; None keeps every micro-batch where it was packed.
         dynamic: assigns a step's micro-batches to blocks of the context group; None: all ranks share every one.
@@ -93,15 +95,23 @@ class SharedPacks:
         open_stream: Callable[[], Any],
         groups: PackGroups,
         *,
-        micro_batches: int,
+        micro_batches: int | Callable[[int], int],
         steps: int,
         cost: CostModel | None = None,
         dynamic: DynamicContext | None = None,
     ):
-        self.groups, self.micro_batches, self.steps = groups, micro_batches, steps
-        self.cost = cost if micro_batches > 1 and len(groups.reader_ranks) > 1 else None
+        self.groups, self.steps = groups, steps
+        if isinstance(micro_batches, int):
+            always = micro_batches
+            self.count: Callable[[int], int] = lambda step: always  # noqa: E731
+        else:
+            self.count = micro_batches
+        self.micro_batches = self.count(0)  # of the step that is read
+        self.cost = cost if len(groups.reader_ranks) > 1 else None
         self.dynamic = dynamic
         self.stream: Any = None
+        self.reading = 0.0  # seconds that this rank took to read the last step; 0 where it does not read
+        self.collecting = False  # this rank reads right now; else it waits for others, or is ahead
         failure: BaseException | None = None
         if groups.is_reader:
             try:
@@ -177,6 +187,7 @@ class SharedPacks:
                 self._permits.acquire()
                 if self._closed:
                     break
+                self.micro_batches = self.count(step)
                 self._ready.put(self._step(source, first if step == 0 else None))
         except BaseException as error:  # noqa: BLE001 - it is the training thread's to raise
             self._ready.put(error)
@@ -191,11 +202,15 @@ class SharedPacks:
         failure: BaseException | None = None
         if groups.is_reader:
             try:
+                start, self.collecting = time.perf_counter(), True
                 batches = self._collect(source, first)
+                self.reading = time.perf_counter() - start
             except Exception as error:  # noqa: BLE001 - the other ranks must hear of it
                 failure = error
+            finally:
+                self.collecting = False
         agree(failure, groups.everyone, list(range(dist.get_world_size())))
-        if groups.is_reader and self.cost is not None:
+        if groups.is_reader and self.cost is not None and self.micro_batches > 1:
             batches = self._balance(batches)
         if groups.is_reader:
             after = self.stream.state()
@@ -283,7 +298,7 @@ def agree(failure: BaseException | None, group: Any, ranks: list[int]) -> None:
 def send(batch: Batch, ship: Ship) -> None:
     """Ship a batch; `receive` with the other side's call gives an equal one."""
     arrays = [np.ascontiguousarray(getattr(batch, name)) for name in ARRAYS]
-    words = {"keys": batch.keys, "sources": batch.sources, "state": batch.state}
+    words = {name: getattr(batch, name) for name in WORDS}
     _head({"arrays": [[a.dtype.str, a.shape] for a in arrays], **words}, ship)
     for array in arrays:
         if array.nbytes:
@@ -299,7 +314,7 @@ def receive(ship: Ship) -> Batch:
         if array.nbytes:
             ship(torch.from_numpy(array.reshape(-1).view(np.uint8)))
         values[name] = array
-    return Batch(**values, keys=head["keys"], sources=head["sources"], state=head["state"])
+    return Batch(**values, **{name: head[name] for name in WORDS})
 
 
 def _head(value: Any, ship: Ship) -> Any:

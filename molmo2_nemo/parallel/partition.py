@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+EVEN = 0.01  # of the mean: costs this near count as equal
+
 
 def even_runs(costs: np.ndarray, ranks: int) -> list[int]:
     """Cut units into `ranks` contiguous runs, some perhaps empty, with the smallest possible largest cost.
@@ -43,6 +45,31 @@ def _first_starts(ends: np.ndarray, ranks: int, capacity: float) -> list[int]:
     for _ in range(ranks):
         starts.append(int(np.searchsorted(ends, ends[starts[-1]] - capacity, side="left")))
     return starts[:0:-1]
+
+
+def equal_sets(costs: np.ndarray, sets: int) -> list[np.ndarray]:
+    """Share out elements among sets of the same size and about the same cost, of few runs.
+
+    Of the elements that are left, each set in turn takes those of the first window whose cost is within `EVEN` of the
+    mean, or the nearest to it. Windows that lie side by side have the mean on average, so that some window is nearer to
+    it than half of what it changes by moving on by one. All sets together have at most 2 * sets - 1 runs, which is also
+    the bound that necklaces have (Goldberg and West 1985: two kinds of beads, here elements and cost).
+
+    Args:
+        costs: not negative, [n], n a multiple of `sets`.
+
+    Returns:
+        The elements of each set, ascending; sets by their first element.
+    """
+    left, size, found = np.arange(len(costs)), len(costs) // sets, []
+    for share in range(sets, 1, -1):
+        ends = np.concatenate(([0.0], np.cumsum(costs[left], dtype=np.float64)))
+        mean = ends[-1] / share
+        off = np.abs(ends[size:] - ends[:-size] - mean)
+        start = int(np.argmax(off <= max(EVEN * mean, off.min())))
+        found.append(left[start : start + size])
+        left = np.delete(left, slice(start, start + size))
+    return sorted([*found, left], key=lambda one: one[0])
 
 
 def degrees(context: int) -> list[int]:

@@ -13,7 +13,12 @@ from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 
 def train_command(
-    overrides: Sequence[str], cfg: RunConfig, cluster: Cluster, layout: Layout, config_dir: str | None = None
+    overrides: Sequence[str],
+    cfg: RunConfig,
+    cluster: Cluster,
+    layout: Layout,
+    config_dir: str | None = None,
+    config_name: str | None = None,
 ) -> list[str]:
     """Words of a `molmo2 train` command.
 
@@ -21,6 +26,7 @@ def train_command(
         overrides: what the user asked for, without the plan's own `cluster=` and `nodes=`.
         cfg: what they compose to.
         config_dir: the user's own configurations.
+        config_name: the one among them that composition starts from.
     """
     slurm = cluster.nodes > 1 or cfg.cluster.kind == "slurm" and any(_key(o).startswith("cluster.") for o in overrides)
     settings = [f"cluster={'slurm' if slurm else 'gpu'}"]
@@ -29,6 +35,7 @@ def train_command(
     settings += _as_planned(cfg, layout, {_key(s) for s in settings})
     replaced = {_key(s) for s in settings} | {"cluster.kind"}
     start = ["molmo2", "train"] + (["--config-dir", config_dir] if config_dir else [])
+    start += ["--config-name", config_name] if config_name else []
     return start + [o for o in overrides if _key(o) not in replaced] + settings
 
 
@@ -39,6 +46,7 @@ FREE = (
     "memory.recompute",
     "memory.recompute_attention",
     "memory.offload",
+    "memory.optimizer_offload",
 )
 
 
@@ -67,6 +75,7 @@ def _as_planned(cfg: RunConfig, layout: Layout, given: set[str]) -> list[str]:
     }
     if layout.ulysses == layout.context:
         wanted["parallel.cp_comm_type"] = (cfg.parallel.cp_comm_type == "ring", "ring")
+        wanted["parallel.ring_balance"] = (cfg.parallel.ring_balance == "none", "none")
     if layout.recompute == "selective":
         wanted["memory.recompute_modules"] = (cfg.memory.recompute_modules == ["mlp"], "[mlp]")
     return [f"{key}={value}" for key, (same, value) in wanted.items() if not same and key not in given]

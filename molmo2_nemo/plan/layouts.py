@@ -19,24 +19,26 @@ RECOMPUTE_MODES: tuple[dict[str, Any], ...] = (
     {"recompute": "full", "recompute_attention": True},
     {"recompute": "full", "offload": True},
 )
+# Context ranks that are looked at: so many, or as many as leave each rank of a longer pack so many tokens.
+CONTEXT_RANKS, TOKENS_OF_A_RANK = 32, 4096
 PLAIN_MODE: dict[str, Any] = {"recompute": "none", "recompute_attention": False, "offload": False}
 
 
 def layouts(
     model_config: Molmo2Config, cluster: Cluster, packs: int, length: int, cp_comm_type: str = "ring"
 ) -> Iterator[Layout]:
-    """Every layout that the model, the cluster and the batch allow.
+    """Every layout that the model, the cluster and the batch allow, rings balanced.
 
     Args:
         packs: per optimizer step.
         length: tokens of a pack.
         cp_comm_type: how context ranks of several nodes see each other's keys.
     """
-    text = model_config.text
+    text, most = model_config.text, max(CONTEXT_RANKS, length // TOKENS_OF_A_RANK)
     for tensor in _powers(cluster.per_node):
         if text.num_heads % tensor or text.num_kv_heads % tensor or text.ffn_size % tensor:
             continue
-        for context in _powers(min(32, cluster.gpus // tensor)):
+        for context in _powers(min(most, cluster.gpus // tensor)):
             for pipeline in _powers(min(8, cluster.gpus // (tensor * context))):
                 data, left = divmod(cluster.gpus, tensor * context * pipeline)
                 ulysses = min(context, max(1, cluster.per_node // tensor))
@@ -48,8 +50,10 @@ def layouts(
                     if packs % (data * micro_batch):
                         continue
                     for mode in RECOMPUTE_MODES:
-                        across = cp_comm_type if ulysses < context else "ring"
-                        yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, cp_comm_type=across, **mode)
+                        across: dict[str, Any] = {}
+                        if ulysses < context:
+                            across = {"cp_comm_type": cp_comm_type, "ring_balance": "cost"}
+                        yield Layout(tensor, context, ulysses, pipeline, data, micro_batch, **across, **mode)
 
 
 def layout_of(cfg: RunConfig, replicas: int) -> Layout:
@@ -66,6 +70,8 @@ def layout_of(cfg: RunConfig, replicas: int) -> Layout:
         m.offload,
         p.cp_comm_type if p.context_ulysses not in (None, p.context) else "ring",
         m.recompute_attention,
+        p.ring_balance,
+        m.optimizer_offload,
     )
 
 

@@ -19,6 +19,7 @@ from molmo2_nemo.settings.run import StageConfig
 GIB = 2.0**30
 RUNTIME = 2.5 * GIB  # CUDA context, libraries' workspaces, NCCL's buffers
 SLACK = 0.05  # of all else: fragmentation
+HOST_OPTIMIZER = 16.0  # of a parameter updated on the host: master weight, two moments, and its gradient, in fp32
 USABLE = 0.97  # of a device's memory
 # Layers' inputs that offload brings back ahead of use, and layers with all that they keep where that is attention's
 # results as well (model/memory.py)
@@ -41,9 +42,11 @@ class Memory:
     runtime: float
     phase: str  # of PHASES
     host: float = 0.0  # pinned memory of the host where saved tensors wait; not on the GPU, not part of the total
+    host_optimizer: float = 0.0  # the same of what the optimizer keeps there; its gradients are pinned
 
     def parts(self) -> dict[str, float]:
-        return {name: value for name, value in vars(self).items() if name not in ("phase", "host")}
+        elsewhere = ("phase", "host", "host_optimizer")
+        return {name: value for name, value in vars(self).items() if name not in elsewhere}
 
     @property
     def total(self) -> float:
@@ -98,7 +101,15 @@ def memory(
     crops = work.max_crops / (layout.context * layout.tensor) * layout.micro_batch
     in_flight = min(layout.pipeline, max(1, work.packs // (layout.data * layout.micro_batch)))
     phase, decoder, vision, head = fullest(
-        decoder_activations(model_config, layout, tokens, dropout=dropout(stage), tiles=options.mlp_tiles, fused=fused),
+        decoder_activations(
+            model_config,
+            layout,
+            tokens,
+            dropout=dropout(stage),
+            tiles=options.mlp_tiles,
+            chunk=chunk_of(options, layout),
+            fused=fused,
+        ),
         vision_activations(
             model_config,
             crops,
@@ -116,20 +127,22 @@ def memory(
         * tokens
         / layout.tensor
     )
+    at_once = min(1.0, (chunk_of(options, layout) or tokens) / tokens)  # of the tokens, those a layer works on
     copies = 2.0 * layer_weights(model_config) * model_config.text.num_layers / layout.pipeline / layout.tensor
     parts = {
         "weights": 2.0 * mine.all + (copies if fp8 else 0.0),
         "gradients": (2.0 + 4.0 / sharded if bf16_gradients else 4.0) * mine.trained,
-        "optimizer": 12.0 * mine.trained / sharded,
+        "optimizer": 0.0 if layout.optimizer_offload else 12.0 * mine.trained / sharded,
         "decoder": decoder,
         "vision": vision,
         "head": head,
-        "exchange": (2 * 2.0 * qkv if layout.context > 1 else 0.0)
-        + (2 * 2.0 * tokens * model_config.text.hidden_size if layout.tensor > 1 else 0.0),
+        "exchange": (2 * 2.0 * qkv * at_once if layout.context > 1 else 0.0)
+        + (2 * 2.0 * tokens * at_once * model_config.text.hidden_size if layout.tensor > 1 else 0.0),
     }
     slack = SLACK * sum(parts.values())
     host = in_flight * host_bytes(model_config, layout, tokens, fused) if layout.offload else 0.0
-    return Memory(**parts, runtime=RUNTIME + slack, phase=phase, host=host)
+    updated = HOST_OPTIMIZER * mine.trained / sharded if layout.optimizer_offload else 0.0
+    return Memory(**parts, runtime=RUNTIME + slack, phase=phase, host=host, host_optimizer=updated)
 
 
 def fullest(
@@ -156,6 +169,11 @@ def fullest(
     return phase, of_decoder + earlier * decoder.waiting, of_vision + earlier * vision.waiting, of_head
 
 
+def chunk_of(options: MemoryConfig, layout: Layout) -> float | None:
+    """Tokens of a micro-batch that a decoder layer works on at a time on one context rank; None: all."""
+    return None if options.sequence_chunk is None else float(options.sequence_chunk * layout.micro_batch)
+
+
 def dropout(stage: StageConfig) -> bool:
     """Whether the stage drops any residuals."""
     return stage.residual_dropout > 0 or stage.response_residual_dropout > 0
@@ -169,6 +187,7 @@ def decoder_activations(
     dropout: bool,
     bytes_per_element: int = 2,
     tiles: int = 1,
+    chunk: float | None = None,
     fused: frozenset[str] = NONE_FUSED,
 ) -> Activations:
     """Activations of one pipeline stage's decoder layers for a micro-batch. Selective recomputation is taken to be the
@@ -178,6 +197,7 @@ def decoder_activations(
         tokens: of the micro-batch on one context rank.
         bytes_per_element: of an activation: 2 (bf16) or 4 (fp32).
         tiles: slices that an MLP runs on; with more than one, only the slice at work keeps anything.
+        chunk: tokens that a layer works on at a time, with full recomputation; None: all.
         fused: from `fused_pieces`.
     """
     text, mine = model_config.text, tokens / layout.tensor
@@ -197,12 +217,28 @@ def decoder_activations(
         kept, ahead = 0.0, OFFLOAD_AHEAD
         if layout.keeps_attention(model_config.attention):
             kept, ahead = result_bytes(model_config, bytes_per_element) * mine, OFFLOAD_AHEAD_WITH_RESULTS
+        if chunk is not None:  # of all tokens only what layers in chunks carry
+            at_once = min(1.0, chunk / tokens)
+            one, working = (
+                at_once * one + carried_bytes(model_config, layout, mine, bytes_per_element),
+                at_once * working,
+            )
+            one += at_once * kept  # the copy that backward is given
         working += one + 2 * inputs
         if layout.offload:  # and its own input, besides what is on its way back
             return Activations(ends, working + inputs + ahead * (inputs + kept))
-        working -= kept  # the layer at work has its own
+        working -= kept if chunk is None else 0.0  # the layer at work has its own
         one = inputs + kept
     return Activations(layers * one + ends, working)
+
+
+def carried_bytes(model_config: Molmo2Config, layout: Layout, tokens: float, element: int) -> float:
+    """Bytes that a layer in chunks has of all tokens while it is differentiated: keys and values, of all ring ranks
+    where they are shown, and in fp32 their summed gradients, with what a chunk adds; and, once in fp32 and once as they
+    come, the gradients of its weights."""
+    text = model_config.text
+    keys = 2 * text.num_kv_heads * text.head_dim * tokens * layout.context / layout.ulysses
+    return (element + 8.0) * keys + (4.0 + element) * layer_weights(model_config) / layout.tensor
 
 
 def layer_bytes(

@@ -22,6 +22,7 @@ def numbers(plan: Plan, model_config: Molmo2Config) -> dict[str, Any]:
             "fullest_moment": candidate.memory.phase,
             "memory_gib": {name: value / GIB for name, value in candidate.memory.parts().items()},
             "host_gib": candidate.memory.host / GIB,
+            "host_optimizer_gib": candidate.memory.host_optimizer / GIB,
             "step_seconds": step.parts(),
             "seconds": step.seconds,
             "mfu": step.mfu(plan.cluster),

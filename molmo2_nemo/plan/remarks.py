@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from molmo2_nemo.cost.layout import Layout
+from molmo2_nemo.cost.layout import RING_BALANCED, RING_BUSIEST, Layout
+from molmo2_nemo.cost.workload import AVERAGES
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig
 from molmo2_nemo.model.flops import feature_bytes
 from molmo2_nemo.plan.command import asked_otherwise
@@ -16,13 +17,18 @@ from molmo2_nemo.plan.table import scaled
 from molmo2_nemo.plan.words import model_of
 from molmo2_nemo.settings.run import RunConfig
 
+PIXELS_OF_A_NODE = 64e9  # bytes in host memory that a plan's reader hears of
 
-def remarks(cfg: RunConfig, plan: Plan, overrides: Sequence[str], *, cluster_given: bool) -> Iterator[str]:
+
+def remarks(
+    cfg: RunConfig, plan: Plan, overrides: Sequence[str], *, cluster_given: bool, counted: str | None = None
+) -> Iterator[str]:
     """Sentences, in the order of their weight.
 
     Args:
         overrides: what the user asked for.
         cluster_given: they named the cluster; else it was chosen for them.
+        counted: the file that the averages of packs are from, where there is one.
     """
     layout = plan.best[0].layout
     if not cluster_given:
@@ -31,10 +37,47 @@ def remarks(cfg: RunConfig, plan: Plan, overrides: Sequence[str], *, cluster_giv
         yield f"no row (as set): {plan.unplaced}"
     if changed := asked_otherwise(overrides, cfg, layout):
         yield f"set otherwise than you asked: {', '.join(changed)}"
+    yield from _assumed(cfg, plan, counted)
     yield from _features(cfg, plan)
     yield from _without_effect(cfg.memory, plan, layout)
     if replace(cfg.kernels, flash="auto") != KernelConfig():
         yield "kernels.* changes the memory that is planned with; of the time only kernels.flash is known"
+
+
+def _assumed(cfg: RunConfig, plan: Plan, counted: str | None) -> Iterator[str]:
+    """What the prediction takes for granted, where it goes beyond what was counted."""
+    work, longest = plan.work, AVERAGES[-1]
+    if counted is not None:
+        yield (
+            f"of {counted}: {work.tokens / work.length:.1%} of a pack's tokens and {work.crops / work.max_crops:.1%} "
+            f"of its crops in use, {work.scored / work.length:.1%} of tokens scored"
+        )
+    elif work.length > longest[0]:
+        yield (
+            f"longer packs than {longest[0]:,} tokens have not been counted: {longest[1]:.1%} of tokens and "
+            f"{longest[2]:.0%} of crops in use, {work.area:.0%} of S x S allowed and {longest[4]:.0%} of tokens scored "
+            "are taken. A text that fills its pack allows 50% (--area 0.5), a video whose frames all see each other "
+            "nearly 100%; --packs counts your own shards"
+        )
+    if max(c.layout.context // c.layout.ulysses for c in plan.best) > max(RING_BUSIEST):
+        yield (
+            f"rings of more than {max(RING_BUSIEST)} ranks have not been counted: parallel.ring_balance=cost is taken "
+            "to even them out as it does those"
+        )
+    mine = plan.configured and plan.configured.layout
+    if mine and mine.busiest_of_ring > RING_BALANCED:
+        yield (
+            f"(as set): attention is counted as that of the ring's busiest rank, {mine.busiest_of_ring:g} times the "
+            "mean as in mixed packs (less in a pack that is one video); with parallel.ring_balance=cost it is "
+            f"{RING_BALANCED:g} times"
+        )
+    vision = model_of(cfg).vision
+    pixels = work.max_crops * vision.num_patches * vision.patch_dim * plan.best[0].layout.micro_batch
+    if (node := pixels * plan.cluster.per_node) > PIXELS_OF_A_NODE:
+        yield (
+            f"each process holds the pixels of its micro-batch in host memory, {scaled(pixels)}B, {scaled(node)}B a "
+            "node; these are not planned"
+        )
 
 
 def _features(cfg: RunConfig, plan: Plan) -> Iterator[str]:
@@ -63,5 +106,11 @@ def _without_effect(memory: MemoryConfig, plan: Plan, layout: Layout) -> Iterato
     if memory.vision_chunk is not None and memory.vision_chunk >= crops:
         yield f"memory.vision_chunk={memory.vision_chunk} has no effect: a micro-batch has at most {crops:,} crops"
     tokens = plan.work.length * packs
+    mine = plan.work.length // layout.context
+    if memory.sequence_chunk is not None and memory.sequence_chunk >= mine:
+        yield (
+            f"memory.sequence_chunk={memory.sequence_chunk} saves nothing in this layout: a context rank has {mine:,} "
+            "tokens of a pack"
+        )
     if memory.loss_chunk != usual.loss_chunk and memory.loss_chunk >= tokens:
         yield f"memory.loss_chunk={memory.loss_chunk} has no effect: a micro-batch has {tokens:,} tokens"

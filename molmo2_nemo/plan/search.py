@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from molmo2_nemo.attention.automatic import automatic
 from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
@@ -27,6 +28,7 @@ REASONS = {  # component of a step: why a layout loses that spends more on it
     "context": "exchange of heads or keys",
     "gradients": "exchange of gradients",
     "disk": "reads features of the encoder",
+    "host": "the optimizer works on the host",
 }
 
 
@@ -78,6 +80,10 @@ def search(
             "stage.global_batch_size, or take a number of nodes that divides it"
         )
     fitting = sorted((c for c in found if c.fits(cluster)), key=lambda c: c.step.seconds)
+    if not fitting and cfg.cluster.precision == "bf16":  # the optimizer on the host, where nothing else does
+        on_host = candidates(cfg, model_config, work, cluster, efficiency, optimizer_offload=True)
+        fitting = sorted((c for c in on_host if c.fits(cluster)), key=lambda c: c.step.seconds)
+        found = on_host if fitting else found
     if not fitting:
         raise UserError(_what_would_fit(cfg, model_config, work, cluster, found))
     best = _best_of_each(fitting)
@@ -88,6 +94,7 @@ def search(
     modes = [
         weigh(cfg, model_config, work, cluster, replace(best[0].layout, **PLAIN_MODE | mode), efficiency)
         for mode in RECOMPUTE_MODES
+        if _may(cfg, mode["recompute"])
     ]
     mine = configured(cfg, model_config, work, cluster, efficiency)
     first = None
@@ -131,13 +138,26 @@ def unplaced(cfg: RunConfig, work: Workload, cluster: Cluster) -> str | None:
 
 
 def candidates(
-    cfg: RunConfig, model_config: Molmo2Config, work: Workload, cluster: Cluster, efficiency: Efficiency | None
+    cfg: RunConfig,
+    model_config: Molmo2Config,
+    work: Workload,
+    cluster: Cluster,
+    efficiency: Efficiency | None,
+    *,
+    optimizer_offload: bool = False,
 ) -> list[Candidate]:
+    """Every layout weighed, with the optimizer on the host where the run or `optimizer_offload` says so."""
+    on_host = optimizer_offload or cfg.memory.optimizer_offload
     return [
-        weigh(cfg, model_config, work, cluster, layout, efficiency)
+        weigh(cfg, model_config, work, cluster, replace(layout, optimizer_offload=on_host), efficiency)
         for layout in layouts(model_config, cluster, work.packs, work.length, cfg.parallel.cp_comm_type)
-        if cfg.model.attention not in CANNOT_MERGE or layout.ulysses == layout.context
+        if (cfg.model.attention not in CANNOT_MERGE or layout.ulysses == layout.context) and _may(cfg, layout.recompute)
     ]
+
+
+def _may(cfg: RunConfig, recompute: str) -> bool:
+    """Whether the run's layers may be recomputed that way: those that work in chunks are recomputed whole."""
+    return cfg.memory.sequence_chunk is None or recompute == "full"
 
 
 def weigh(
@@ -220,8 +240,18 @@ def _why_slower(candidate: Candidate, best: Candidate) -> str:
 def _why_too_big(candidate: Candidate, cluster: Cluster) -> str:
     parts = candidate.memory.parts()
     largest = max(parts, key=lambda name: parts[name])
-    needs = f"needs {candidate.memory.total / GIB:.0f} GiB of {cluster.device.memory:.0f}"
-    return f"{needs}, {largest} {parts[largest] / GIB:.0f}"
+    needs = f"needs {candidate.memory.total / GIB:,.0f} GiB of {cluster.device.memory:.0f}"
+    return f"{needs}, {largest} {parts[largest] / GIB:,.0f}"
+
+
+def _leaner(cfg: RunConfig) -> list[dict[str, Any]]:
+    """Settings of memory that a plan does not choose, where they are not in use: each, and both."""
+    memory, found = cfg.memory, list[dict[str, Any]]()
+    if memory.vision_chunk is None:
+        found.append({"vision_chunk": 16})
+    if memory.mlp_tiles == 1 and cfg.cluster.precision != "fp8":
+        found.append({"mlp_tiles": 8})
+    return found if len(found) < 2 else [*found, found[0] | found[1]]
 
 
 def _what_would_fit(
@@ -230,18 +260,28 @@ def _what_would_fit(
     least = min(found, key=lambda c: c.memory.total)
     parts = least.memory.parts()
     largest = sorted(parts, key=lambda name: -parts[name])[:2]
-    detail = ", ".join(f"{name} {parts[name] / GIB:.0f}" for name in largest)
+    detail = ", ".join(f"{name} {parts[name] / GIB:,.0f}" for name in largest)
     text = (
         f"the {model_config.name} model at {work.length:,} tokens does not fit on {cluster}: the leanest layout "
-        f"({least.layout.name}, recompute={least.layout.recomputed}) needs {least.memory.total / GIB:.0f} GiB per GPU "
+        f"({least.layout.name}, recompute={least.layout.recomputed}) needs {least.memory.total / GIB:,.0f} GiB per GPU "
         f"({detail}), {cluster.device.name.upper()} has {cluster.device.memory:.0f}."
     )
-    nodes = cluster.nodes * 2
-    while nodes <= 64:
+    would = []
+    for changed in _leaner(cfg):
+        thrifty = replace(cfg, memory=replace(cfg.memory, **changed))
+        if any(c.fits(cluster) for c in candidates(thrifty, model_config, work, cluster, None)):
+            would.append(" ".join(f"memory.{name}={value}" for name, value in changed.items()))
+            break
+    nodes, most = cluster.nodes * 2, max(64, 8 * cluster.nodes)
+    while nodes <= most:
         larger = cluster.with_nodes(nodes)
         if any(c.fits(larger) for c in candidates(cfg, model_config, work, larger, None)):
-            return f"{text} nodes={nodes} would do."
+            would.append(f"nodes={nodes}")
+            break
         nodes *= 2
+    if would:
+        return f"{text} {', or '.join(would)} would do."
     return (
-        f"{text} No number of nodes up to 64 would do: take fewer tokens, GPUs with more memory, or train less of it."
+        f"{text} No number of nodes up to {most:,} would do: take fewer tokens, GPUs with more memory, or "
+        "train less of it."
     )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 
 from rich.table import Table
 
 from molmo2_nemo.cost.parameters import parameters
 from molmo2_nemo.model.config import Molmo2Config
+from molmo2_nemo.plan.groups import Simulated
 from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours, published_step
 from molmo2_nemo.plan.search import Candidate, Plan
+from molmo2_nemo.rundir.progress import duration
 from molmo2_nemo.settings.run import RunConfig
 
 OTHERS = 8  # losing layouts that are shown
@@ -37,6 +40,7 @@ WHERE = {
     "context": "context-parallel exchange, not hidden",
     "gradients": "gradients and weights, not hidden",
     "disk": "features read from disk, not hidden",
+    "host": "optimizer on the host",
 }
 
 
@@ -53,12 +57,18 @@ def render(cfg: RunConfig, model_config: Molmo2Config, plan: Plan) -> Iterator[s
     yield (
         f"{model_config.name}, stage {cfg.stage.name}, on {cluster}\n"
         f"{_parameters(model_config)} parameters; {work.packs} packs per step, {work.steps:,} steps\n"
-        f"packs of {work.length:,} tokens and {work.max_crops} crops; the mask allows {work.area:.0%} of S x S\n"
+        f"packs of {work.length:,} tokens and {work.max_crops:,} crops; the mask allows {work.area:.0%} of S x S\n"
         f"{scaled(best.step.flops.total)}FLOP per step by mask area\n"
     )
     yield _best(plan)
+    seconds = best.step.seconds * work.steps
+    yield f"the stage takes {duration(seconds)} on {cluster.gpus:,} GPUs with the first of them"
     if plan.others:
         yield _others(plan)
+    mine = [plan.configured] if plan.configured else []
+    shown = [c.layout.name for c in (*plan.best, *mine, *(c for c, _ in plan.others[:OTHERS]))]
+    if any(re.search(r"CP\d+x\d", name) for name in shown):
+        yield "CP4x2: 4 ranks split a pack by heads (Ulysses), 2 such groups form a ring"
     yield _parts(
         f"memory of a GPU, {best.layout.name}, {PHASES[best.memory.phase]}",
         "GiB",
@@ -77,7 +87,7 @@ def render(cfg: RunConfig, model_config: Molmo2Config, plan: Plan) -> Iterator[s
 
 def scaled(value: float) -> str:
     """Three digits and a metric prefix: 8.66e9 is "8.66 G"."""
-    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 0.9995 * size:
             return f"{_digits(value / size)} {prefix}"
     return f"{_digits(value)} "
@@ -128,7 +138,7 @@ def _best(plan: Plan) -> Table:
 
 
 def _gib(candidate: Candidate, plan: Plan) -> str:
-    return f"{candidate.memory.total / GIB:.0f}" + ("" if candidate.fits(plan.cluster) else " ✗")
+    return f"{candidate.memory.total / GIB:,.0f}" + ("" if candidate.fits(plan.cluster) else " ✗")
 
 
 def _legend(candidates: list[Candidate], plan: Plan) -> str:
@@ -148,7 +158,7 @@ def _modes(plan: Plan) -> Table:
         "fullest",
     )
     for c in plan.modes:
-        decoder, vision = (f"{x / GIB:.2f}" for x in (c.memory.decoder, c.memory.vision))
+        decoder, vision = (f"{x / GIB:,.2f}" for x in (c.memory.decoder, c.memory.vision))
         table.add_row(
             c.layout.recomputed,
             decoder,
@@ -166,6 +176,9 @@ def _on_host(plan: Plan) -> Iterator[str]:
         if c.layout.offload:
             host, node = scaled(c.memory.host), scaled(c.memory.host * plan.cluster.per_node)
             yield f"offload: {host}B of pinned host memory a GPU, {node}B a node"
+    if updated := plan.best[0].memory.host_optimizer:
+        node = scaled(updated * plan.cluster.per_node)
+        yield f"optimizer on the host: {scaled(updated)}B of host memory a GPU, {node}B a node"
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
@@ -195,6 +208,16 @@ def _parts(title: str, unit: str, words: dict[str, str], values: dict[str, float
             shown = f"{value:,.2f}" if value >= 0.005 else "<0.01"
             table.add_row(words[name], shown, "█" * round(24 * value / whole))
     table.add_row("all", f"{whole:,.2f}", "", style="bold")
+    return table
+
+
+def groups_table(found: Simulated) -> Table:
+    """Static and dynamic context groups on recorded packs; the times of the first row over those of the others."""
+    title = f"\ncontext groups; steps of {found.packs:,} packs"
+    table = _table(title, "context ranks", "s/step", "faster")
+    first = next(iter(found.seconds.values()), 0.0)
+    for name, seconds in found.seconds.items():
+        table.add_row(name, f"{seconds:,.3g}" if seconds < 100 else f"{seconds:,.0f}", f"{first / seconds:.2f}")
     return table
 
 

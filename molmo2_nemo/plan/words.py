@@ -11,8 +11,8 @@ from molmo2_nemo.cost.workload import workload
 from molmo2_nemo.model.config import Molmo2Config, preset, with_options
 from molmo2_nemo.plan.layouts import layout_of, number_formats
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
-from molmo2_nemo.settings.compose import STAGES, compose, group_options
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.compose import compose, group_options
+from molmo2_nemo.settings.run import PUBLISHED_STAGES, RunConfig
 from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 from molmo2_nemo.settings.sizes import wanted_processes
 
@@ -26,7 +26,12 @@ UNREAD = ("stage.name", "stage.optim.", "parallel.data", "data.video.decoder")
 def model_of(cfg: RunConfig) -> Molmo2Config:
     """The model that a plan is for."""
     chosen = cfg.model
-    return with_options(preset(chosen.preset), rope_scaling=chosen.rope_scaling, rope_factor=chosen.rope_factor)
+    return with_options(
+        preset(chosen.preset),
+        rope_scaling=chosen.rope_scaling,
+        rope_factor=chosen.rope_factor,
+        rope_base=chosen.rope_base,
+    )
 
 
 def own_cluster(cfg: RunConfig) -> Cluster | None:
@@ -57,13 +62,17 @@ def plan_words(cfg: RunConfig, cluster: Cluster | None = None) -> list[str]:
         cluster: to plan for; None: the run's own, or one node of eight H100.
     """
     cluster = cluster or own_cluster(cfg) or Cluster(DEVICES["h100"], NODE, 1)
-    stage = cfg.stage.name if cfg.stage.name in STAGES else "sft"
+    stage = cfg.stage.name if cfg.stage.name in PUBLISHED_STAGES else "sft"
     start = [f"recipe={cfg.model.preset}"] if cfg.model.preset in group_options("recipe") else []
     wanted, found = _read(cfg), list[list[str]]()
-    for scale in ([], *([f"scale={name}"] for name in group_options("scale") if cfg.model.preset != "tiny")):
+    scales = [name for name in group_options("scale") if cfg.model.preset != "tiny"]
+    scales.sort(key=lambda name: name.endswith("lora") != bool(cfg.stage.lora.rank))  # composing takes half a second
+    for scale in ([], *([f"scale={name}"] for name in scales)):
         base = [*start, *scale, f"stage={stage}"]
         before = _read(compose(base))
         found.append(base + [f"{k}={_word(v)}" for k, v in wanted.items() if before.get(k, ...) != v])
+        if found[-1] == base:  # no other is shorter
+            break
     words = min(found, key=len) + [f"cluster={cluster.device.name}x{cluster.per_node}"]
     words += [f"nodes={cluster.nodes}"] if cluster.nodes > 1 else []
     return words + (["cluster.precision=fp8"] if cfg.cluster.precision == "fp8" else [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,15 @@ def _of_stage(stage: StageProgress) -> Iterator[str]:
 
 def _last(folder: Path) -> Path | None:
     """The evaluation of the latest step."""
-    steps = [(int(p.name[5:]), p) for p in folder.glob("step=*") if p.is_dir() and p.name[5:].isdigit()]
+    steps = [(int(p.name[5:]), p) for p in folder.glob("step=*") if p.is_dir() and p.name[5:].isdecimal()]
     return max(steps)[1] if steps else None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The first answers, those with a picture before the others. A damaged line is left out."""
+    """The first answers, those with a picture before the others. A damaged line is left out; texts may hold other
+    ends of lines (U+2028) than files."""
     found = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines()[: 10 * SHOWN]:
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n")[: 10 * SHOWN]:
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
@@ -57,11 +59,20 @@ def _card(line: dict[str, Any], folder: Path) -> str:
         image = f"<img alt='' src='data:image/jpeg;base64,{base64.b64encode(picture.read_bytes()).decode()}'>"
     scores = ", ".join(f"{name} {100 * score['value']:.0f} %" for name, score in line["scores"].items())
     said = f"<i>{_text(line['failed'])}</i>" if "failed" in line else _text(line["answer"])
-    right = " | ".join(_text(r if isinstance(r, str) else json.dumps(r)) for r in line["references"])
+    right = " | ".join(_text(_shown(reference)) for reference in line["references"])
     return (
         f"<div class=card>{image}<p><b>{_text(line['question'])}</b></p><p>{said}</p>"
         f"<p class=note>reference: {right or '-'}<br>{_text(scores or 'not scored')}</p></div>"
     )
+
+
+def _shown(reference: Any) -> str:
+    """A reference in short: of multiple choice, the correct option."""
+    if isinstance(reference, dict) and {"option", "options"} <= set(reference):
+        letter = str(reference["option"])
+        text = dict(zip(string.ascii_uppercase, reference["options"], strict=False)).get(letter, "")
+        return str(text) if reference.get("unlabelled") else f"{letter}. {text}"
+    return reference if isinstance(reference, str) else json.dumps(reference)
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.data.collate import collate
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import ROOT_BRANCH, Batch, Example
+from molmo2_nemo.data.length_stream import LengthStream
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.mixture import Draw, example_rng, normalised_rates
 from molmo2_nemo.data.objects.files import use as use_store
@@ -84,7 +85,9 @@ def packs(cfg: RunConfig, count: int, rank: int = 0, ranks: int = 1) -> list[Pac
         DataError: a source cannot be opened, or too many records cannot be used.
     """
     per_step = max(1, cfg.stage.global_batch_size // ranks)
-    stream = PackStream(in_process(cfg), micro_batch_size=1, dp_rank=rank, dp_size=ranks, batches_per_step=per_step)
+    data = in_process(cfg)
+    kind: type[LengthStream] | type[PackStream] = LengthStream if data.lengths else PackStream
+    stream = kind(data, micro_batch_size=1, dp_rank=rank, dp_size=ranks, batches_per_step=per_step)
     found: list[PackView] = []
     batches = iter(stream)
     try:

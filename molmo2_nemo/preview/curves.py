@@ -8,46 +8,71 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from molmo2_nemo.rundir.progress import StageProgress
-from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
+from molmo2_nemo.settings.run import BESIDE_ADAPTERS, OPTIMIZER_GROUPS
 
 POINTS = 700  # of a curve; longer curves are averaged, so that the page stays small
 COLOURS = ("#2a6f97", "#c8553d", "#4f8a4b", "#8e6bb0", "#b98b2e", "#4aa3a2", "#a34a6f", "#5b6875", "#7a9a2e", "#d08c8c")
 
 
-def figure(draw: Callable[[Any, Sequence[StageProgress]], str | None], stages: Sequence[StageProgress]) -> str:
-    """A chart as inline SVG with its caption; "" where the run has no values for it."""
+WIDE, SLIM, SMALL = (10.4, 3.9), (4.4, 3.4), (4.4, 2.9)  # inches; the first chart is wide, and slim on a phone
+
+
+Chart = Callable[[Any, Sequence[StageProgress]], str | None]  # draws on axes; gives the caption, None: no values
+
+
+def figure(draw: Chart, stages: Sequence[StageProgress]) -> str:
+    """A chart as inline SVG with its caption; "" where the run has no values for it. The first chart is drawn twice, of
+    which the page's style shows the one that the screen has room for: text in a picture shrinks with it."""
+    if draw is not CHARTS[0]:
+        svg, caption = _drawn(draw, stages, SMALL)
+        return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" if svg else ""
+    (wide, caption), (slim, _) = _drawn(draw, stages, WIDE), _drawn(draw, stages, SLIM)
+    both = f"<div class=broad>{wide}</div><div class=slim>{slim}</div>"
+    return f"<figure class=first>{both}<figcaption>{html.escape(caption)}</figcaption></figure>" if wide else ""
+
+
+def _drawn(
+    draw: Callable[[Any, Sequence[StageProgress]], str | None],
+    stages: Sequence[StageProgress],
+    size: tuple[float, float],
+) -> tuple[str, str]:
+    """SVG and caption; empty ones where there is nothing to draw.
+
+    Args:
+        size: in inches, width and height.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
-    first = draw is CHARTS[0]
     settings: dict[Any, Any] = {
         "font.size": 10,
         "svg.fonttype": "none",
         "font.family": "sans-serif",
-        "svg.hashsalt": "molmo2",
+        "svg.hashsalt": f"molmo2 {draw.__name__} {size}",  # of names inside the picture: one page holds several
     }
     with plt.rc_context(settings):
-        chart, axes = plt.subplots(figsize=(10.4, 3.9) if first else (5.2, 3.0))
+        chart, axes = plt.subplots(figsize=size)
         caption = draw(axes, stages)
         if caption is None:
             plt.close(chart)
-            return ""
+            return "", ""
         _stage_marks(axes, stages)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92", linewidth=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(7 if size == WIDE else 4, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.set_xlabel("optimizer step")
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9, ncols=2 if first else 1)
+            axes.legend(frameon=False, fontsize=9, ncols=2 if size == WIDE else 1)
         chart.tight_layout()
         text = io.StringIO()
         chart.savefig(text, format="svg", metadata={"Date": None})
         plt.close(chart)
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    kind = " class=first" if first else ""
-    return f"<figure{kind}>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return text.getvalue()[text.getvalue().index("<svg") :], caption
 
 
 def offsets(stages: Sequence[StageProgress]) -> dict[str, int]:
@@ -75,16 +100,27 @@ def series(stages: Sequence[StageProgress], value: Callable[[dict[str, Any]], fl
 def _lines(
     axes: Any, stages: Sequence[StageProgress], names: dict[str, Callable[[dict[str, Any]], float | None]]
 ) -> bool:
-    """Draw a curve for each name, in the same colour in all stages; returns whether any has a point."""
-    drawn = False
-    for index, (name, value) in enumerate(names.items()):
-        label: str | None = name if len(names) > 1 else None
-        for x, y in series(stages, value):
+    """Draw a curve for each name, in the same colour in all stages; names whose curves coincide everywhere share one.
+    Returns whether any has a point."""
+    curves = {name: series(stages, value) for name, value in names.items()}
+    together: list[list[str]] = []
+    for name in curves:
+        if not any(x for x, _ in curves[name]):
+            continue
+        same = next((group for group in together if curves[group[0]] == curves[name]), None)
+        if same is None:
+            together.append([name])
+        else:
+            same.append(name)
+    for group in together:
+        index = list(names).index(group[0])
+        label: str | None = ", ".join(group) if len(names) > 1 else None
+        for x, y in curves[group[0]]:
             if x:
                 dot = "." if len(x) == 1 else ""
                 axes.plot(x, y, color=COLOURS[index % len(COLOURS)], linewidth=1.3, marker=dot, label=label)
-                label, drawn = None, True
-    return drawn
+                label = None
+    return bool(together)
 
 
 def _loss(axes: Any, stages: Sequence[StageProgress]) -> str | None:
@@ -99,6 +135,7 @@ def _loss(axes: Any, stages: Sequence[StageProgress]) -> str | None:
         colour = COLOURS[index % len(COLOURS)]
         axes.plot(*zip(*known, strict=True), "o", color=colour, markersize=4, label=f"validation, {name}")
     axes.set_ylim(bottom=0)
+    axes.set_ylabel("loss in nats")
     return "Loss: weighted cross entropy and z-loss of each step" + ("; dots: held-out data sets." if names else ".")
 
 
@@ -107,6 +144,7 @@ def _tasks(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if len(names) < 2:
         return None
     _lines(axes, stages, {n: lambda m, n=n: m.get("tasks", {}).get(n) for n in names[: len(COLOURS)]})  # type: ignore
+    axes.set_ylabel("loss in nats")
     return "Loss by task."
 
 
@@ -118,18 +156,23 @@ def _scores(axes: Any, stages: Sequence[StageProgress]) -> str | None:
         known = [(x, 100 * y) for x, y in found if y is not None]
         axes.plot(*zip(*known, strict=True), "o-", color=colour, markersize=4, linewidth=1.2, label=name)
     axes.set_ylim(0, 100)
+    axes.set_ylabel("score in %")
     return "Scores of evaluation.tasks in percent, the mean of each group." if names else None
 
 
 def _of_groups(figure: str) -> dict[str, Callable[[dict[str, Any]], float | None]]:
     """A metric that a line of the log has for every optimizer group; 0 counts as missing."""
-    return {group: lambda m, key=f"{figure}_{group}": m.get(key) or None for group in OPTIMIZER_GROUPS}  # type: ignore
+    groups = (*OPTIMIZER_GROUPS, BESIDE_ADAPTERS)
+    return {group: lambda m, key=f"{figure}_{group}": m.get(key) or None for group in groups}  # type: ignore
 
 
 def _norms(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if not _lines(axes, stages, _of_groups("grad_norm")):
         return None
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")  # powers of ten have exponents that are too small to read
+    axes.yaxis.set_minor_formatter("")
+    axes.set_ylabel("norm")
     return "Gradient norm of each group, before clipping."
 
 
@@ -137,12 +180,14 @@ def _learning_rates(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if not _lines(axes, stages, _of_groups("lr")):
         return None
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    axes.set_ylabel("learning rate")
     return "Learning rate of each group."
 
 
 def _speed(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     _lines(axes, stages, {"tokens/s": lambda m: m["tokens_per_second"]})
     axes.set_ylim(bottom=0)
+    axes.set_ylabel("tokens/s")
     return "Tokens per second, padding not counted."
 
 
@@ -150,6 +195,7 @@ def _mfu(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if not _lines(axes, stages, {"MFU": lambda m: 100 * m["mfu"] if "mfu" in m else None}):
         return None
     axes.set_ylim(bottom=0)
+    axes.set_ylabel("MFU in %")
     return "Model FLOPs utilisation in percent; attention counted by the pairs its mask allows."
 
 
@@ -157,12 +203,14 @@ def _fill(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     both = {"tokens": lambda m: 100 * m["fill"], "crops": lambda m: 100 * m["crop_fill"] if "crop_fill" in m else None}
     _lines(axes, stages, both)
     axes.set_ylim(0, 103)
+    axes.set_ylabel("fill in %")
     return "Fill of the packs in percent of their two budgets."
 
 
 def _times(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     _lines(axes, stages, {"step": lambda m: m["seconds"], "waiting for data": lambda m: m.get("wait")})
     axes.set_ylim(bottom=0)
+    axes.set_ylabel("seconds")
     return "Seconds per step, and the part of them spent waiting for data."
 
 

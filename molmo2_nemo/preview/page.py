@@ -50,6 +50,15 @@ img.crops { max-width: 100% }
 .chip.loss { border-bottom-color: #1f2933; font-weight: 600 }
 .chip.visual { padding: 1px 5px }
 summary { cursor: pointer; font-weight: 600; margin-top: 12px }
+.wide { overflow-x: auto }
+.wide td, .wide th { white-space: nowrap }
+@media (max-width: 760px) {
+body { padding: 10px 12px }
+.pack, .tree { display: block }
+.pack > div { min-width: 0 }
+.root { display: inline-block; max-width: 100%; box-sizing: border-box }
+.branch .meta { float: none; display: block; margin: 0 }
+}
 """
 
 
@@ -64,7 +73,11 @@ def write_pages(
         used = max(1, sum(part.example.num_tokens for part in view.parts))
         mask = view.mask(tokenizer.vocab_size, cfg.model.visual_attention)
         square = draw.enlarge(draw.mask_image(mask, used, draw.shown_branches(view)), 960)
-        sheets = [draw.contact_sheet(part, limit=MAX_CROPS) for part in view.parts]
+        same = repeats(view.parts)
+        sheets = [
+            None if again else draw.contact_sheet(part, limit=MAX_CROPS)
+            for part, again in zip(view.parts, same, strict=True)
+        ]
         body.append(pack_section(view, square, sheets, tokenizer))
         path = folder / f"pack{number}.png"
         draw.overview(view, square).save(path, optimize=True)
@@ -81,6 +94,18 @@ def write_pages(
         encoding="utf-8",
     )
     return [page, *written]
+
+
+def repeats(parts: list[Part]) -> list[int]:
+    """For each part of a pack the number, from 1, of an earlier one with the same record, tokens and crops; 0: none."""
+    first: dict[tuple[str, bytes, bytes], int] = {}
+    found = []
+    for number, part in enumerate(parts, start=1):
+        example = part.example
+        drawn = (example.key, example.input_ids.tobytes(), example.crops.tobytes())
+        found.append(first.get(drawn, 0))
+        first.setdefault(drawn, number)
+    return found
 
 
 def legend(views: list[PackView]) -> str:
@@ -104,7 +129,10 @@ def pack_section(
     strip = draw.data_uri(draw.token_strip(view))
     parts = "".join(
         example_section(_anchor(view, i), part, i, sheet, tokenizer)
-        for i, (part, sheet) in enumerate(zip(view.parts, sheets, strict=True), start=1)
+        if not same
+        else f"<h3 id='{_anchor(view, i)}'>{i}. {_text(part.example.key)}</h3>"
+        f"<p class=note>the same tokens and crops as <a href='#{_anchor(view, same)}'>{same}</a></p>"
+        for i, (part, sheet, same) in enumerate(zip(view.parts, sheets, repeats(view.parts), strict=True), start=1)
     )
     return (
         f"<h2>{_text(view.title)}</h2>"
@@ -137,7 +165,7 @@ def pack_numbers(view: PackView) -> str:
         for i, p in enumerate(view.parts, start=1)
     )
     head = "<tr><th>#<th>example<th>tokens<th>crops<th>branches<th>of the loss</tr>"
-    return f"<p>{'<br>'.join(lines)}</p><table>{head}{rows}</table>"
+    return f"<p>{'<br>'.join(lines)}</p><div class=wide><table>{head}{rows}</table></div>"
 
 
 def example_section(

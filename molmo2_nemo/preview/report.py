@@ -5,15 +5,21 @@ The page has no scripts and refers to no other hosts; all text of the run is esc
 
 from __future__ import annotations
 
+import base64
 import datetime
 import html
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.preview import answers
 from molmo2_nemo.preview.curves import CHARTS, figure
+from molmo2_nemo.rundir.card import CARD, run_card
+from molmo2_nemo.rundir.paths import CHECKPOINTS
 from molmo2_nemo.rundir.progress import StageProgress, duration
+from molmo2_nemo.rundir.straggler import straggler
 from molmo2_nemo.settings.schema import to_yaml
 
 STYLE = """
@@ -41,12 +47,22 @@ h3 { font-size: 15px; margin: 16px 0 6px }
 .card img { width: 100%; max-width: 256px; display: block; margin: 0 auto 6px }
 .card p { margin: 4px 0 }
 summary { cursor: pointer; margin-top: 8px }
+.slim { display: none }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
+@media (max-width: 640px) {
+body { padding: 12px 12px 40px }
+.broad { display: none }
+.slim { display: block }
+}
 pre { font: 12px/1.45 ui-monospace, monospace; background: #f5f6f8; padding: 10px; overflow-x: auto }
 """
 
 
-def page(stages: Sequence[StageProgress], title: str) -> str:
+def page(stages: Sequence[StageProgress], title: str, card: str | None = None) -> str:
     """The whole page as HTML.
+
+    Args:
+        card: the text of the run's card, which the page then holds.
 
     Raises:
         UserError: no stage has finished a step yet, so there is nothing to show.
@@ -59,6 +75,7 @@ def page(stages: Sequence[StageProgress], title: str) -> str:
     sections = [
         f"<h1>{_text(title)}</h1><p class=note>Molmo2 {_text(model)}, {_when(shown)}</p>",
         f"<div class=wide>{table(stages)}</div>",
+        card_link(card, title) if card is not None else "",
         "<h2>Curves</h2><p class=note>Optimizer steps, stages one after the other.</p>",
         f"<div class=charts>{charts}</div>",
         answers.section(stages),
@@ -72,6 +89,17 @@ def page(stages: Sequence[StageProgress], title: str) -> str:
         f"<!doctype html><html lang=en>{head}<title>{_text(title)}</title><style>{STYLE}</style>"
         f"<body>{''.join(sections)}</body></html>\n"
     )
+
+
+def card_link(card: str, title: str) -> str:
+    """A link that saves the card, and whether the run's files still say what it does."""
+    held = base64.b64encode(card.encode()).decode()
+    current = False
+    with suppress(json.JSONDecodeError, UserError):  # a damaged card, or files that no card can be made of
+        current = json.loads(card) == json.loads(json.dumps(run_card(title)))
+    old = "" if current else f"; the run's files have changed since: molmo2 report {_text(title)} --card"
+    link = f"<a download={CARD} href='data:application/json;base64,{held}'>{CARD}</a>"
+    return f"<p class=note>{link}: what ran, on what data, and what came of it{old}</p>"
 
 
 def table(stages: Sequence[StageProgress]) -> str:
@@ -105,7 +133,7 @@ def table(stages: Sequence[StageProgress]) -> str:
 
 
 def incidents(stages: Sequence[StageProgress]) -> str:
-    """A table of skipped steps, skipped records and errors."""
+    """A table of skipped steps, skipped records, a rank that is slower than the rest, and errors."""
     rows = []
     for stage in stages:
         for fault in stage.faults[-20:]:
@@ -113,6 +141,10 @@ def incidents(stages: Sequence[StageProgress]) -> str:
             rows.append((stage.name, f"{fault['step']:,}", f"skipped: {fault['fault']} ({records})"))
         if stage.steps and (count := stage.steps[-1].get("skipped")):
             rows.append((stage.name, "", f"{count:,} records skipped"))
+        if (slow := straggler(stage.steps)) is not None:
+            rows.append((stage.name, f"{stage.step:,}", slow))
+        for folder in sorted((stage.folder / CHECKPOINTS).glob("damaged-*")):
+            rows.append((stage.name, "", f"checkpoint put aside as damaged: {folder.name}"))
         for error in stage.errors[-5:]:
             rows.append((stage.name, "", f"error: {error['message']}"))
     if not rows:

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.checkpoint_manifest import MANIFEST
 from molmo2_nemo.rundir.progress import StageProgress, read_run
+from molmo2_nemo.rundir.results import COUNTS, read_results
 from molmo2_nemo.settings.schema import to_yaml
 
 FORMAT, VERSION = "molmo2-run-card", 1
@@ -134,18 +135,21 @@ def checkpoint_card(folder: Path) -> dict[str, Any]:
 
 
 def scores(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """Checkpoint -> task -> what `molmo2 evaluate` found, as far as a table shows it; None where nothing was scored.
+    """Checkpoint -> task -> what `molmo2 evaluate` found, as far as a table shows it, with the settings that were not
+    left as they are (null in the file); None where nothing was scored. Without `score`, `mixed` and `answers` where a
+    file is older than these.
 
     Raises:
         UserError: a file of results is damaged.
     """
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted((folder / paths.EVALUATION).glob("*/*.json")):
-        try:
-            result = json.loads(read_text(path))
-            scorers = {name: values["score"] for name, values in result["scores"].items()}
-            kept = {key: result[key] for key in ("group", "questions", "failed", "unscored", "settings")}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{path} is not a result of molmo2 evaluate; remove it, or score that task again") from None
-        found.setdefault(path.parent.name, {})[path.stem] = {"scores": scorers, **kept}
+    for place in sorted((folder / paths.EVALUATION).glob("*/")):
+        for name, result in read_results(place).items():
+            scorers = {scorer: values["score"] for scorer, values in result["scores"].items()}
+            answers = {scorer: values.get("answers") for scorer, values in result["scores"].items()}
+            newer = {"score": result.get("score"), "mixed": result.get("mixed"), "answers": answers}
+            kept = {key: result.get(key) for key in ("group", *COUNTS)}
+            settings = {key: value for key, value in result["settings"].items() if value is not None}
+            whole = {} if None in (*newer.values(), *answers.values()) else newer
+            found.setdefault(place.name, {})[name] = {"scores": scorers, **whole, **kept, "settings": settings}
     return found or None

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.errors import writing
 from molmo2_nemo.files import write_text
 from molmo2_nemo.rundir.paths import METRICS
 
@@ -27,7 +28,7 @@ def read_lines(path: Path, **needed: type | tuple[type, ...]) -> list[dict[str, 
     if not path.is_file():
         return []
     found, names = [], RENAMED.get(path.name, {})
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:
@@ -54,13 +55,15 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add a line, on a line of its own whatever stands before it; in one write, as processes may share a file.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or not in full; names `path`.
     """
-    with path.open("ab+", buffering=0) as file:
+    with writing(path), path.open("ab+", buffering=0) as file:
         end = file.seek(0, 2)
         file.seek(max(0, end - 1))
         whole = file.read(1) in (b"", b"\n")
-        file.write(("" if whole else "\n").encode() + json.dumps(line).encode() + b"\n")
+        text = ("" if whole else "\n").encode() + json.dumps(line).encode() + b"\n"
+        if (written := file.write(text)) < len(text):  # the system takes what it has room for
+            file.write(text[written:])  # and says why only when asked again
 
 
 def cut_lines(path: Path, step: int) -> None:

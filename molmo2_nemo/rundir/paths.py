@@ -16,10 +16,13 @@ ERRORS = "errors.jsonl"
 ATTEMPT = "attempt.json"
 SUMMARY = "summary.json"
 CHECKPOINTS = "checkpoints"  # step=N/, each with a manifest (checkpoint_manifest.py)
+MERGED = "merged"  # copies of checkpoints with adapters, merged for the stage that starts from them (launch/start.py)
 TENSORBOARD = "tb"
+MLFLOW = "mlruns"
 LOGS = "logs"  # NeMo's own
 EVALUATIONS = "evaluation.jsonl"
 EVALUATION = "evaluation"  # <name of a checkpoint>/<task>.json and .jsonl, of molmo2 evaluate or evaluation.*
+HANG = "hang"  # <attempt>/rank<N>.txt: stacks of a run that hung (training/watchdog.py)
 PROFILE = "profile"  # steps-N-M.trace.json.gz and .txt (log.profile)
 
 # In the run's folder, beside the stages, lies SLURM; settings/ranges.py keeps a stage from having this name. In slurm/:
@@ -27,6 +30,8 @@ JOBS = "jobs.json"
 ATTEMPTS = "attempt-"  # <stage>/attempt-<job>-<restart>/
 OUTCOME = "outcome"  # in an attempt: how it ended, as the first task to end reported (launch/reports.py)
 VERDICT = "verdict"  # in an attempt: how it failed, as the job's script found out (verdicts.py)
+# In the folder of a sweep, whose jobs' folders are numbers (launch/multirun.py)
+MULTIRUN = "multirun.json"
 # Beside the stages, too: a copy of each file of wordings that a stage was trained with, by its fingerprint.
 TEMPLATES = "templates-"  # templates-<12 digits of the fingerprint>.json
 

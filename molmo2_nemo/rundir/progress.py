@@ -16,9 +16,9 @@ from molmo2_nemo.rundir import checkpoint_manifest, paths
 from molmo2_nemo.rundir.config_file import read_config
 from molmo2_nemo.rundir.jobs import Job, read_jobs
 from molmo2_nemo.rundir.lines import read_lines, read_metrics
+from molmo2_nemo.rundir.stages import stage_order
 from molmo2_nemo.rundir.summary import read_summary
 from molmo2_nemo.rundir.verdicts import read_verdicts
-from molmo2_nemo.settings.compose import STAGES
 from molmo2_nemo.settings.run import RunConfig
 
 State = Literal["waiting", "starting", "running", "stopped", "failed", "finished"]
@@ -109,16 +109,21 @@ def read_run(path: str | Path, now: float | None = None) -> list[StageProgress]:
         stage = read_stage(path, now)
         stage.job = read_jobs(path.parent / paths.SLURM).get(stage.name)
         return [stage]
-    found = [p.parent for p in path.glob(f"*/{paths.CONFIG}")]
+    found = sorted(p.parent for p in path.glob(f"*/{paths.CONFIG}"))
     jobs = read_jobs(path / paths.SLURM)
+    if not found and not jobs and (path / paths.MULTIRUN).is_file():
+        numbers = sorted((p.parent.parent.name for p in path.glob(f"[0-9]*/*/{paths.CONFIG}")), key=int)
+        listed = ", ".join(dict.fromkeys(numbers)) or "none has begun"
+        raise UserError(f"{path} is the folder of a sweep; name one of its jobs: {path}/NUMBER ({listed})")
     if not found and not jobs:
         raise UserError(
             f"{path}: no stage with a config.yaml in it; name the output_dir of a run, or a stage inside it"
         )
-    names = {p.name for p in found} | set(jobs)
+    names = dict.fromkeys([*jobs, *(p.name for p in found)])  # jobs as they were submitted
+    order = stage_order(path, names)
     # stages that have not begun belong to a run that goes through all of them: one that began with the first
-    shown = [name for name in STAGES if name in names or STAGES[0] in names]
-    stages = [read_stage(path / name, now) for name in (*shown, *sorted(names - set(STAGES)))]
+    shown = [name for name in order if name in names or order[0] in names]
+    stages = [read_stage(path / name, now) for name in shown]
     for stage in stages:
         stage.job = jobs.get(stage.name)
     return stages

@@ -15,7 +15,8 @@ from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 # Patterns of dotted keys. These change no number, so that they may differ even from those of a job that waits or runs.
 FREE = (
-    *("output_dir", "init_from", "save_every", "log_every", "data.num_workers", "data.prefetch", "data.ahead_mib"),
+    *("output_dir", "stages", "init_from", "save_every", "log_every"),
+    *("data.num_workers", "data.prefetch", "data.ahead_mib"),
     "data.text.templates",  # where the file is; its fingerprint is a setting of its own
     *("data.store.*", "cluster.*", "checkpoint.*", "log.*", "memory.*", "validation.*", "evaluation.*"),
 )

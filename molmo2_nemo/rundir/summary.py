@@ -1,4 +1,5 @@
-"""summary.json of a stage: there once it is finished, and where its final checkpoint is."""
+"""summary.json of a stage: there once it is finished, and where its final checkpoint is; which checkpoint a folder that
+a user names stands for."""
 
 from __future__ import annotations
 
@@ -8,10 +9,13 @@ from typing import Any
 
 from molmo2_nemo.errors import UserError, read_text
 from molmo2_nemo.files import write_json
+from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.config_file import read_config
 from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, SUMMARY
-from molmo2_nemo.settings.compose import STAGES
+from molmo2_nemo.rundir.stages import stage_order
 
+WEIGHTS, WEIGHTS_METADATA = "weights", "metadata.json"  # of a checkpoint: the folder, and a file in it
+NAMED = 4  # entries of a folder that an error lists
 # The line of summary.json that counts the steps done, for sed: a job's script has to find it without Python.
 STEPS_LINE = r'^ "steps": \([0-9]*\),*$'
 
@@ -59,28 +63,104 @@ def read_summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | 
     return {**values, "checkpoint": str(folder / CHECKPOINTS / Path(values["checkpoint"]).name)}
 
 
-def resolve_checkpoint(path: str | Path) -> Path:
-    """A checkpoint folder itself, or the final checkpoint of the stage (or the run's last finished stage) at `path`.
+def resolve_checkpoint(path: str | Path, remarks: list[str] | None = None, *, finished: bool = False) -> Path:
+    """The checkpoint that a folder stands for: itself, where it is one; of a stage, or of a run's last finished stage,
+    the final one; where nothing is finished, and of checkpoints/, the last whole one.
+
+    Args:
+        remarks: gets a line about what was chosen, where the folder does not say it by itself.
+        finished: refuse a stage or run that is not finished.
 
     Raises:
-        UserError: there is no such folder, nothing in it is finished, or it is something else: a folder of checkpoints,
-            a model in Hugging Face format.
+        UserError: there is no such folder, it is not a checkpoint and holds none, or none that is whole.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such checkpoint or run folder")
-    for folder in (path, *(path / stage for stage in reversed(STAGES))):
+    path, remarks = Path(path), [] if remarks is None else remarks
+    wrong = not_a_checkpoint(path)
+    if wrong is not None:
+        raise UserError(wrong)
+    if _is_checkpoint(path):
+        return _undamaged(path)
+    begun = _begun(path)
+    for number, folder in enumerate(begun):
         done = read_summary(folder)
         if done is not None:
-            return Path(done["checkpoint"])
-    if (path / CHECKPOINTS).is_dir():
-        raise UserError(f"{path}: the stage is not finished (no {SUMMARY}); name one of its folders in {CHECKPOINTS}/")
-    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-        raise UserError(
+            if number:
+                remarks.append(f"{begun[0]} is not finished, so the last stage that is: {done['checkpoint']}")
+            return _undamaged(Path(done["checkpoint"]))
+    places = [folder / CHECKPOINTS for folder in begun] or [path]  # the latter: checkpoints/ itself
+    for place in places:
+        whole = checkpoint_manifest.newest_whole(place)
+        if whole is None:
+            continue
+        if finished:
+            raise UserError(f"{place.parent}: the stage is not finished; name one of its checkpoints, such as {whole}")
+        newer = [step.name for step in _saved(place)[_saved(place).index(whole) + 1 :]]
+        cut = f" ({', '.join(newer)}: not whole)" if newer else ""
+        what = f"{place.parent} is not finished" if begun else f"{path} holds {len(_saved(path))} checkpoints"
+        remarks.append(f"{what}; its last whole checkpoint is used: {whole}{cut}")
+        return whole
+    for place in places:
+        if saved := _saved(place):
+            why = checkpoint_manifest.damage(saved[-1]) or ["it was not written to its end"]
+            raise UserError(f"{place}: no checkpoint in it is whole; {saved[-1].name}: {why[0]}")
+    raise UserError(f"{begun[0]}: the stage has not saved a checkpoint yet; molmo2 status shows how far it is")
+
+
+def not_a_checkpoint(path: Path) -> str | None:
+    """Why a path is neither a checkpoint nor a place that has some or will (a stage, a run, checkpoints/), with what
+    to name or to do; None where it is one."""
+    if path.exists() and not path.is_dir():
+        return f"{path} is a file; name the folder of a checkpoint, a stage or a run"
+    if not path.is_dir():
+        hub = len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists()
+        more = "; download a model of the Hub first, then molmo2 convert import FOLDER CHECKPOINT" if hub else ""
+        return f"{path}: no such checkpoint or run folder{more}"
+    if _is_checkpoint(path) or _begun(path) or (path.name == CHECKPOINTS and _saved(path)):
+        return None
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors*")):
+        return (
             f"{path} is a model in Hugging Face format; make a checkpoint of it: "
             f"molmo2 convert import {path} CHECKPOINT"
         )
-    if path.name == CHECKPOINTS and (steps := list(path.glob("step=*"))):
-        newest = max(steps, key=lambda step: (len(step.name), step.name))
-        raise UserError(f"{path} holds {len(steps)} checkpoints; name one of them, such as {newest}")
-    return path
+    there = sorted(entry.name for entry in path.iterdir())
+    held = f"it holds {', '.join(there[:NAMED])}{', ...' if len(there) > NAMED else ''}" if there else "it is empty"
+    return f"{path} is not a checkpoint: {held}; a checkpoint has {WEIGHTS}/, a stage {CHECKPOINTS}/, a run its stages"
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether it looks like one, or like the folder of weights in one."""
+    return (path / WEIGHTS).is_dir() or (path / WEIGHTS_METADATA).is_file()
+
+
+def _begun(path: Path) -> list[Path]:
+    """Folders of stages: `path` itself, or those of a run, the last one first."""
+    marks = (SUMMARY, CONFIG, CHECKPOINTS)
+    if any((path / mark).exists() for mark in marks):
+        return [path]
+    names = sorted({found.parent.name for mark in marks for found in path.glob(f"*/{mark}")})
+    return [path / name for name in reversed(stage_order(path, names)) if name in names]
+
+
+def _saved(place: Path) -> list[Path]:
+    """The folders in checkpoints/ that are named like one, whole or not, the newest last."""
+    named = (step for step in place.glob(f"{checkpoint_manifest.STEP}*") if step.is_dir())
+    return sorted(named, key=lambda step: (len(step.name), step.name))
+
+
+def _undamaged(checkpoint: Path) -> Path:
+    """A checkpoint whose files have the names and sizes of its manifest; without a manifest, which an imported one has
+    not, it is taken as it is.
+
+    Raises:
+        UserError: it was not written to its end, a file is missing or cut, or it is gone.
+    """
+    if not checkpoint.is_dir():
+        raise UserError(f"{checkpoint.parent.parent / SUMMARY} names the checkpoint {checkpoint}, which is gone")
+    unfinished = checkpoint.with_name(checkpoint.name + checkpoint_manifest.UNFINISHED).exists()
+    listed = (checkpoint / checkpoint_manifest.MANIFEST).exists()
+    wrong = checkpoint_manifest.damage(checkpoint) if listed else []
+    wrong = ["it was not written to its end"] if unfinished else wrong
+    if not wrong:
+        return checkpoint
+    whole = checkpoint_manifest.newest_whole(checkpoint.parent)
+    raise UserError(f"{checkpoint} is damaged: {wrong[0]}{'' if whole is None else f'; {whole} is whole'}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from molmo2_nemo.data.lengths import length_problems
 from molmo2_nemo.data.objects.files import use as use_store
 from molmo2_nemo.data.phases import phase_problems, phases
-from molmo2_nemo.data.sampling import is_missing, present, weights
+from molmo2_nemo.data.sampling import is_missing, looked_for, present, weights
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.wordings import wordings_of
 from molmo2_nemo.errors import DataError, UserError, blocking_file, nearest
@@ -17,13 +19,15 @@ from molmo2_nemo.model.config import (
     PRESETS,
     Molmo2Config,
     native_positions,
+    own_factor,
     preset,
     with_options,
 )
-from molmo2_nemo.settings.layout import context_problems
+from molmo2_nemo.settings.layout import context_problems, tensor_problems
+from molmo2_nemo.settings.memory import memory_problems
 from molmo2_nemo.settings.precision import fp8_problems
 from molmo2_nemo.settings.ranges import out_of_range
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.run import BESIDE_ADAPTERS, OptimConfig, RunConfig, StageConfig
 from molmo2_nemo.settings.sizes import wanted_processes
 
 
@@ -38,7 +42,19 @@ def check(cfg: RunConfig, processes: int | None = None, files: bool = True, more
     Raises:
         UserError: each line says what was seen, what was expected, what to change.
     """
-    problems = [*find_problems(cfg, processes, files), *more]
+    _refuse([*find_problems(cfg, processes, files), *more])
+
+
+def check_data(stages: Iterable[RunConfig]) -> None:
+    """Refuses stages that would run one after another when one of them lacks data: before the first starts.
+
+    Raises:
+        UserError: names the stage before each problem.
+    """
+    _refuse([f"{c.stage.name}: {problem}" for c in stages for problem in (*_mixture(c), *file_problems(c))])
+
+
+def _refuse(problems: list[str]) -> None:
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
@@ -52,7 +68,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
         model = preset(cfg.model.preset)
         chosen = cfg.model
         for options in (
-            {"rope_scaling": chosen.rope_scaling, "rope_factor": chosen.rope_factor},
+            {"rope_scaling": chosen.rope_scaling, "rope_factor": chosen.rope_factor, "rope_base": chosen.rope_base},
             {"lora": cfg.stage.lora},
         ):
             try:
@@ -63,7 +79,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
         yield f"model.preset={cfg.model.preset}: no such preset; {nearest(cfg.model.preset, PRESETS)}"
     yield from out_of_range(cfg)
     yield from _running(cfg)
-    yield from _recompute(cfg, model)
+    yield from memory_problems(cfg, model)
     yield from _without_effect(cfg, model)
     if min(cfg.parallel.tensor, cfg.parallel.context, cfg.parallel.pipeline, cfg.parallel.data) >= 1:
         yield from _processes(cfg, processes)
@@ -86,6 +102,10 @@ def file_problems(cfg: RunConfig) -> Iterator[str]:
     if listed is not None and (Path(listed).is_dir() or not Path(listed).parent.is_dir()):
         what = "it is a folder" if Path(listed).is_dir() else f"there is no folder {Path(listed).parent}"
         yield f"data.quarantine={listed}: {what}; name a file that can be written"
+    exported = cfg.log.prometheus
+    if exported is not None and (Path(exported).is_dir() or not Path(exported).parent.is_dir()):
+        what = "it is a folder" if Path(exported).is_dir() else f"there is no folder {Path(exported).parent}"
+        yield f"log.prometheus={exported}: {what}; name a file that can be written"
     kept = cfg.data.feature_cache.path
     if kept is not None and (file := blocking_file(Path(kept))) is not None:
         yield f"data.feature_cache.path={kept}: {file} is a file; name a folder"
@@ -113,6 +133,8 @@ def _running(cfg: RunConfig) -> Iterator[str]:
         yield f"faults.spike_window={faults.spike_window}: a mean and deviation need at least 4 steps"
     if cfg.log.peak_tflops is not None and not cfg.log.peak_tflops > 0:
         yield f"log.peak_tflops={cfg.log.peak_tflops}: must be above 0, or null"
+    if cfg.log.prometheus is not None and not cfg.log.prometheus.endswith(".prom"):
+        yield f"log.prometheus={cfg.log.prometheus}: the node exporter reads files that end in .prom only; name one"
     yield from profile_problems(cfg)
 
 
@@ -137,20 +159,20 @@ def profile_problems(cfg: RunConfig) -> Iterator[str]:
         yield f"log.profile_ranks={cfg.log.profile_ranks}: {seen}; name some of 0 to {count - 1}"
 
 
-def _recompute(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterator[str]:
-    memory, stages = cfg.memory, cfg.parallel.pipeline
-    try:
-        memory.check()
-    except UserError as error:
-        yield str(error)
-        return
-    if memory.recompute_layers is None or model_config is None or stages < 1:
-        return
-    built = model_config.text.num_layers // stages
-    if memory.recompute_layers > built:
+def _beside_adapters(stage: StageConfig) -> Iterator[str]:
+    """What is trained whole beside adapters, where there are none."""
+    beside = ", ".join(f"stage.lora.{name}" for name in stage.lora.beside)
+    if beside and stage.lora.rank < 1:
         yield (
-            f"memory.recompute_layers={memory.recompute_layers}: a pipeline stage of the {model_config.name} model has "
-            f"only {built}; take fewer, or null for all"
+            f"{beside} has no effect with stage.lora.rank={stage.lora.rank}: without adapters stage.train_llm trains "
+            "the norms and stage.train_base_embedding the embeddings; set stage.lora.rank=64, or leave it out"
+        )
+    elif beside and not stage.train_llm:
+        yield f"{beside} has no effect with stage.train_llm=false; set stage.train_llm=true, or leave it out"
+    elif not beside and stage.optim.beside_adapters != OptimConfig().beside_adapters:
+        yield (
+            f"stage.optim.{BESIDE_ADAPTERS} has no effect: nothing is trained whole beside adapters; set "
+            "stage.lora.norms=true or stage.lora.embeddings=true, or leave it out"
         )
 
 
@@ -168,6 +190,12 @@ def _without_effect(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterat
             f"{parallel.context}) are one Ulysses group; leave it at ring, or set parallel.context_ulysses to a lower "
             "number: keys then travel between the groups"
         )
+    if parallel.ring_balance != "none" and parallel.context_ulysses in (None, parallel.context):
+        yield (
+            f"parallel.ring_balance={parallel.ring_balance} has no effect where all context ranks (here "
+            f"{parallel.context}) are one Ulysses group, whose work is even; leave it at none, or set "
+            "parallel.context_ulysses to a lower number"
+        )
     if parallel.overlap_param_gather and not parallel.distributed_optimizer:
         yield (
             "parallel.overlap_param_gather=true has no effect with parallel.distributed_optimizer=false: every rank "
@@ -184,15 +212,26 @@ def _without_effect(cfg: RunConfig, model_config: Molmo2Config | None) -> Iterat
             "parallel.grad_reduce=bf16 has no effect with cluster.precision=fp32: gradients are added up in the "
             "parameters' dtype or in fp32; set cluster.precision=bf16, or parallel.grad_reduce=fp32"
         )
-    shortest = min(phase.packing.sequence_length for phase in phases(cfg.data))
+    yield from _beside_adapters(stage)
+    shortest = min(_lengths(cfg).values())
     if cfg.memory.mlp_tiles > max(1, shortest):
         yield (
             f"memory.mlp_tiles={cfg.memory.mlp_tiles}: a pack has only {shortest} tokens to slice "
             "(data.packing.sequence_length); 8 is much"
         )
+    yield from _text(cfg)
     yield from _feature_cache(cfg)
     if model_config is not None and not stage.trainable(model_config).any():
         yield NOTHING_TRAINS
+
+
+def _text(cfg: RunConfig) -> Iterator[str]:
+    chunks = cfg.data.text.shuffle_chunks
+    if chunks is not None and cfg.data.text.document_mask:
+        yield (
+            f"data.text.shuffle_chunks={chunks} with data.text.document_mask=true: a chunk would not see what it "
+            "continues; set data.text.document_mask=false, or data.text.shuffle_chunks=null"
+        )
 
 
 def _feature_cache(cfg: RunConfig) -> Iterator[str]:
@@ -222,26 +261,26 @@ def _processes(cfg: RunConfig, processes: int | None) -> Iterator[str]:
         yield "parallel.sequence=true needs parallel.tensor > 1; turn it off or raise parallel.tensor"
 
 
+def _lengths(cfg: RunConfig) -> dict[str, int]:
+    """Setting -> tokens, of all lengths that packs may have in the run."""
+    data = cfg.data
+    several = {f"data.progression[{i}]": phase.sequence_length for i, phase in enumerate(data.progression)}
+    several |= {f"data.lengths[{i}]": one.sequence_length for i, one in enumerate(data.lengths)}
+    return {f"{key}.sequence_length": n for key, n in {**several, "data.packing": data.packing.sequence_length}.items()}
+
+
 def _layout(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
     p, text = cfg.parallel, model_config.text
-    tp, name = p.tensor, f"the {model_config.name} model"
-    for what, size in (
-        ("query heads", text.num_heads),
-        ("key/value heads", text.num_kv_heads),
-        ("feed-forward columns", text.ffn_size),
-    ):
-        if size % tp:
-            yield f"parallel.tensor={tp} does not divide the {size} {what} of {name}; use a divisor of {size}"
+    yield from tensor_problems(p, model_config)
     if text.num_layers % p.pipeline:
-        yield f"parallel.pipeline={p.pipeline} does not divide the {text.num_layers} layers of {name}"
-    keys = [f"data.progression[{i}]" for i in range(len(cfg.data.progression))] + ["data.packing"]
-    lengths = {
-        f"{key}.sequence_length": phase.packing.sequence_length
-        for key, phase in zip(keys, phases(cfg.data), strict=True)
-    }
+        yield (
+            f"parallel.pipeline={p.pipeline} does not divide the {text.num_layers} layers of the {model_config.name} "
+            "model"
+        )
+    lengths = _lengths(cfg)
     crops = max(phase.packing.max_crops for phase in phases(cfg.data))
     yield from context_problems(p, model_config, lengths, crops=crops, attention=cfg.model.attention)
-    if cfg.cluster.precision == "fp8" and text.ffn_size % tp == 0:
+    if cfg.cluster.precision == "fp8" and text.ffn_size % p.tensor == 0:
         yield from fp8_problems(model_config, p, cfg.memory, lengths)
     if p.dynamic_context and not cfg.data.share_packs:
         yield (
@@ -259,6 +298,8 @@ def _batch(cfg: RunConfig, processes: int | None) -> Iterator[str]:
             f"stage.global_batch_size={whole} is not a multiple of stage.micro_batch_size={micro} * {replicas} "
             f"replicas; {-(-whole // (micro * replicas)) * micro * replicas} is"
         )
+    elif replicas >= 1 and micro >= 1 and cfg.data.packing.sequence_length >= 1:
+        yield from length_problems(cfg.data, whole // (micro * replicas))
 
 
 def _sizes(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
@@ -289,6 +330,7 @@ def _sizes(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
         except UserError as error:
             yield str(error)
     yield from phase_problems(data)
+    yield from _rope_factors(cfg, model_config)
     for key, crops in (
         ("data.video.max_frames", data.video.max_frames),
         ("data.image.max_crops, with the global view,", data.image.max_crops + 1),
@@ -298,6 +340,34 @@ def _sizes(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
                 f"{key} allows {crops} crops in one example, but a pack holds data.packing.max_crops="
                 f"{data.packing.max_crops}; raise that one or lower the other"
             )
+
+
+def _rope_factors(cfg: RunConfig, model_config: Molmo2Config) -> Iterator[str]:
+    """Rotary factors of the phases of `data.progression`: they follow its lengths, and none is beyond the last."""
+    chosen, text = cfg.model, model_config.text
+    least, before, native = own_factor(preset(model_config.name).text), 0.0, native_positions(text)
+    for i, phase in enumerate(cfg.data.progression):
+        key, factor = f"data.progression[{i}].rope_factor", phase.rope_factor
+        if factor is None:
+            factor = chosen.rope_factor
+        elif chosen.rope_scaling == "none" or chosen.rope_base is not None:
+            choose = "take model.rope_scaling=yarn" if chosen.rope_base is None else "take model.rope_base=null"
+            yield f"{key}={factor:g}: model.rope_scaling={chosen.rope_scaling} follows no factor; {choose}, or null"
+            return
+        elif factor > chosen.rope_factor:
+            yield (
+                f"{key}={factor:g} is beyond the progression, which ends at model.rope_factor={chosen.rope_factor:g}; "
+                f"raise that, or take at most {chosen.rope_factor:g}"
+            )
+        elif not factor >= max(before, least):
+            what = "the phase before it" if before > least else "the model's own"
+            yield f"{key}={factor:g}: must be at least {max(before, least):g}, {what}; factors may only grow"
+        elif phase.sequence_length > native * factor:
+            yield (
+                f"{key}={factor:g} is below the progression: packs of {phase.sequence_length} are longer than the "
+                f"{native * factor:.0f} positions that it reaches; take {math.ceil(phase.sequence_length / native)}"
+            )
+        before = factor
 
 
 def _mixture(cfg: RunConfig) -> Iterator[str]:
@@ -333,21 +403,23 @@ def _sources(cfg: RunConfig) -> Iterator[str]:
         try:
             present(wanted, data.missing)
         except DataError as error:
-            yield str(error)
+            yield f"{error}{looked_for(data.root, wanted)}"
     for name, source in wanted.items():
         if together and name in gone:
             continue
         try:
             ShardDataset(source.path, name).close()
         except (UserError, OSError) as error:
-            yield f"data.sources.{name}: {error}"
+            made = " `molmo2 demo` makes the demo's." if name == "demo" and not Path(source.path).exists() else ""
+            yield f"data.sources.{name}: {error}{made}"
     try:
         wordings_of(data.text)
     except (UserError, OSError) as error:
         yield f"data.text.templates: {error}"
     if not Molmo2Tokenizer.exists(data.tokenizer):
         known = ", ".join(f'"{name}"' for name in SHIPPED)
-        yield f"data.tokenizer={data.tokenizer}: neither {known} nor a folder with a tokenizer.json"
+        unset = "; MOLMO2_TOKENIZER, which names it, is not set" if "MOLMO2_TOKENIZER" not in os.environ else ""
+        yield f"data.tokenizer={data.tokenizer}: neither {known} nor a folder with a tokenizer.json{unset}"
 
 
 def _validation(cfg: RunConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The name of a layout, and problems of context parallelism, found before anything starts. No torch here."""
+"""The name of a layout, and problems of tensor and context parallelism, found before anything starts. No torch here."""
 
 from __future__ import annotations
 
@@ -46,6 +46,21 @@ def layout_of_run(parallel: ParallelConfig, processes: int | None = None) -> str
         pipeline=parallel.pipeline,
         data=parallel.data if processes is None else processes // parallel.model_size,
     )
+
+
+def tensor_problems(parallel: ParallelConfig, model_config: Molmo2Config) -> Iterator[str]:
+    """What of a model tensor parallelism does not divide, one line each."""
+    text = model_config.text
+    for what, size in (
+        ("query heads", text.num_heads),
+        ("key/value heads", text.num_kv_heads),
+        ("feed-forward columns", text.ffn_size),
+    ):
+        if size % parallel.tensor:
+            yield (
+                f"parallel.tensor={parallel.tensor} does not divide the {size} {what} of the "
+                f"{model_config.name} model; use a divisor of {size}"
+            )
 
 
 def context_problems(

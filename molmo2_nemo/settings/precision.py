@@ -42,6 +42,12 @@ def fp8_problems(
             "again outside Transformer Engine's FP8 context, in bf16 and so with other numbers than in forward; use "
             "memory.mlp_tiles=1 (memory.recompute stays inside it), or cluster.precision=bf16"
         )
+    if memory.sequence_chunk is not None:
+        yield (
+            f"memory.sequence_chunk={memory.sequence_chunk} with cluster.precision=fp8: in backward chunks are "
+            "computed again outside Transformer Engine's FP8 context, in bf16 and so with other numbers than in "
+            "forward; use memory.sequence_chunk=null (memory.recompute stays inside it), or cluster.precision=bf16"
+        )
     text, tensor = model_config.text, parallel.tensor
     for what, size in (
         ("width", text.hidden_size),

@@ -9,12 +9,14 @@ from dataclasses import fields
 from typing import Any
 
 from molmo2_nemo.data.config import SourceConfig
+from molmo2_nemo.data.length_rates import rate_problems
 from molmo2_nemo.model.config import MemoryConfig
-from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, RunConfig
+from molmo2_nemo.settings.run import BESIDE_ADAPTERS, OPTIMIZER_GROUPS, RunConfig
 from molmo2_nemo.settings.schema import by_dotted_key, to_dict
 
 INT32 = 2**31 - 1  # more than any tensor here has rows
 UINT32 = 2**32 - 1  # largest seed that numpy's older generators take
+GROUPS = (*OPTIMIZER_GROUPS, BESIDE_ADAPTERS)
 
 # The least value allowed, with the greatest where there is one. A setting that may be null may also be left so.
 CLOSED: dict[str, tuple[float, float | None]] = {
@@ -23,10 +25,11 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     "parallel.context_tokens": (1, None),
     **{f"memory.{f.name}": (f.metadata["at_least"], INT32) for f in fields(MemoryConfig) if "at_least" in f.metadata},
     **dict.fromkeys(("stage.max_steps", "stage.global_batch_size", "stage.micro_batch_size"), (1, None)),
-    **dict.fromkeys((f"stage.optim.{group}.lr" for group in OPTIMIZER_GROUPS), (0, None)),
-    **dict.fromkeys((f"stage.optim.{group}.warmup_steps" for group in OPTIMIZER_GROUPS), (0, None)),
+    **dict.fromkeys((f"stage.optim.{group}.lr" for group in GROUPS), (0, None)),
+    **dict.fromkeys((f"stage.optim.{group}.warmup_steps" for group in GROUPS), (0, None)),
     **dict.fromkeys(("stage.optim.weight_decay", "stage.optim.clip_grad", "stage.z_loss"), (0, None)),
     "stage.optim.final_lr_fraction": (0, 1),
+    "faults.hang_seconds": (0, INT32),
     **dict.fromkeys(("data.image.crop_size", "data.image.patch_size", "data.image.pool"), (1, None)),
     **dict.fromkeys(("data.image.max_crops", "data.image.high_res_max_crops"), (1, None)),
     **dict.fromkeys(("data.image.max_images", "data.image.max_multi_image_crops"), (1, None)),
@@ -38,6 +41,7 @@ CLOSED: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("data.packing.crop_value", "data.packing.max_wait"), (0, None)),
     **dict.fromkeys(("data.vocab_size", "data.prefetch", "data.ahead_mib", "data.max_bad_in_a_row"), (1, None)),
     **dict.fromkeys(("data.limits.json_bytes", "data.limits.record_bytes", "data.limits.pixels"), (1, None)),
+    "data.text.shuffle_chunks": (2, INT32),
     "data.feature_cache.keep_free_gib": (0, None),
     "data.feature_cache.verify": (0, 1),
     "data.feature_cache.together": (1, INT32),
@@ -97,6 +101,7 @@ def _source(name: str, source: SourceConfig) -> Iterator[str]:
         value = getattr(source, key)
         if value is None or math.isfinite(value):  # others are reported above
             yield from _closed(f"{name}.{key}", value, bounds)
+    yield from rate_problems(f"{name}.length_rates", source.length_rates)
 
 
 def _names(cfg: RunConfig) -> Iterator[str]:

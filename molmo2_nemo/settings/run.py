@@ -1,6 +1,6 @@
 """The schema of a run: what `conf/` composes and the trainer reads. No torch here.
 
-A stage is a config, not code: the three stages of Molmo2 differ only in the values below.
+A stage is a config, not code: stages differ only in the values below. A recipe lists those that it goes through.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from molmo2_nemo.model.config import (
 from molmo2_nemo.settings.slurm import SlurmConfig
 
 Precision = Literal["fp32", "bf16", "fp8"]
+PUBLISHED_STAGES = ("pretrain", "sft", "long")  # in their order
 
 
 @dataclass
@@ -35,8 +36,9 @@ class ModelSelection:
     visual_attention: VisualAttention = "image_tokens"
     attention: AttentionKernel = "auto"  # kernel; docs/attention.md
     float32_attention: bool = False
-    rope_scaling: Literal["none", "linear", "yarn"] = "none"  # for packs longer than the model's native range
-    rope_factor: float = 1.0  # longest position over the native one
+    rope_scaling: Literal["none", "linear", "yarn", "base"] = "none"  # for packs longer than the native range
+    rope_factor: float = 1.0  # longest position over the native one; data.progression may have lower ones
+    rope_base: float | None = None  # of rope_scaling=base; null: what the factor asks for
 
     def options(self) -> dict[str, Any]:
         """All but the preset: arguments of `with_options`."""
@@ -78,6 +80,8 @@ class OptimConfig:
     vit: GroupConfig = group(5e-6, 200, "vision.")
     connector: GroupConfig = group(5e-6, 200, "connector.", "embedding.extra.")
     llm: GroupConfig = group(1e-5, 200, "")  # all others
+    # Of `llm`, what stage.lora.norms and embeddings train whole; the adapters stay in `llm`. LongLoRA's rate for 7B
+    beside_adapters: GroupConfig = field(default_factory=lambda: GroupConfig(2e-5, 200))
     final_lr_fraction: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.95
@@ -90,11 +94,12 @@ class OptimConfig:
 OPTIMIZER_GROUPS: dict[str, tuple[str, ...]] = {
     f.name: f.metadata["parameters"] for f in fields(OptimConfig) if "parameters" in f.metadata
 }
+BESIDE_ADAPTERS = "beside_adapters"  # the group that only runs with stage.lora.norms or embeddings have
 
 
 @dataclass
 class StageConfig:
-    """One of the three training stages."""
+    """One stage of training."""
 
     name: str = "sft"
     max_steps: int = 30000
@@ -134,6 +139,7 @@ class ParallelConfig:
     context: int = 1  # ranks that share a pack
     context_ulysses: int | None = None  # of them, consecutive ones that split heads (Ulysses); default: all
     cp_comm_type: Literal["ring", "all_gather"] = "ring"  # how keys travel between Ulysses groups
+    ring_balance: Literal["none", "cost"] = "none"  # tokens of a Ulysses group: a consecutive run, or as its pairs cost
     dynamic_context: bool = False  # each pack gets 1, 2, 4, ... `context` ranks, as its cost asks for
     cut_padding: bool = False  # nothing is computed for the padding behind packs; lengths then differ step by step
     context_tokens: int | None = None  # dynamic_context: most tokens of a pack that one rank has memory for
@@ -178,12 +184,14 @@ class CheckpointConfig:
 
 @dataclass
 class FaultConfig:
-    """Steps that would spoil the model are skipped: no update, the next step takes the next packs."""
+    """Steps that would spoil the model are skipped: no update, the next step takes the next packs. A run that hangs is
+    ended."""
 
     max_in_a_row: int = 5  # skipped steps after which the run stops; 0 stops at the first
     max_total: int = 100
     spike_sigma: float | None = None  # also skip a loss or gradient norm this many standard deviations above the mean
     spike_window: int = 128  # taken steps that mean and deviation are over; nothing is a spike before half of them
+    hang_seconds: float = 1200.0  # without progress on any rank after which the run ends; 0: never. docs/running.md
 
 
 @dataclass
@@ -192,6 +200,8 @@ class LogConfig:
 
     tensorboard: bool = True
     wandb: str | None = None  # project at Weights & Biases; the package wandb must be installed
+    mlflow: str | None = None  # experiment at MLflow (MLFLOW_TRACKING_URI); mlflow or mlflow-skinny must be installed
+    prometheus: str | None = None  # FILE.prom for the node exporter's textfile collector, replaced after every step
     peak_tflops: float | None = None  # of one device, dense, in the run's precision; default: known GPUs, none on CPU
     profile: list[int] | None = None  # first and last step to run under PyTorch's profiler; docs/running.md
     profile_ranks: list[int] = field(default_factory=lambda: [0])  # that write a trace of them
@@ -226,6 +236,8 @@ class RunConfig:
     """One run of one stage."""
 
     output_dir: str = "runs/tiny"
+    # what molmo2 pipeline goes through, each from the weights of the one before; names of files in conf/stage
+    stages: list[str] = field(default_factory=lambda: list(PUBLISHED_STAGES))
     seed: int = 6198
     model: ModelSelection = field(default_factory=ModelSelection)
     data: DataConfig = field(default_factory=DataConfig)

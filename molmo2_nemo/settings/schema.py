@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from molmo2_nemo.errors import UserError, nearest, read_text
+from molmo2_nemo.settings.nemo_launcher import is_launchers, of_launcher
 from molmo2_nemo.settings.renamed import WITHDRAWN, with_new_names
 from molmo2_nemo.settings.run import RunConfig
 
@@ -88,6 +89,21 @@ def to_dict(cfg: RunConfig) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
+def not_default(cfg: Any) -> dict[str, Any]:
+    """A configuration, or a part of one, as plain values without those that `structure` gives it anyway.
+
+    What is left out of a group is as its own class has it, whatever the group is where nothing of it is set: a learning
+    rate of `stage.optim.vit` is left out where it is GroupConfig's, not where it is OptimConfig's.
+    """
+    values, found = dataclasses.asdict(cfg), {}
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if value != usual:
+            found[field.name] = not_default(value) if dataclasses.is_dataclass(value) else values[field.name]
+    return found
+
+
 def to_yaml(cfg: RunConfig) -> str:
     import yaml
 
@@ -121,6 +137,8 @@ def read_yaml(text: str, path: str) -> RunConfig:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     if values is None:
         raise UserError(f"{path} is empty; expected the settings of a run")
+    if is_launchers(values):
+        raise UserError(of_launcher(values, list(by_dotted_key(to_dict(RunConfig()))), path))
     if isinstance(values, dict):
         values = with_new_names(values, path)
     try:

@@ -11,7 +11,7 @@ import dataclasses
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
-from molmo2_nemo.errors import ConversionError, UserError
+from molmo2_nemo.errors import GONE, NO_ROOM, READ_ONLY, ConversionError, UserError
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import checkpoint_manifest
+from molmo2_nemo.rundir.paths import CHECKPOINTS
 from molmo2_nemo.settings.run import CheckpointConfig
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from molmo2_nemo.training.whereabouts import Work, here
 
 
 def write_checkpoint_manifest(checkpoint: Path) -> None:
     """Checksums of all files, each rank reading its share; rank 0 writes the list. A collective of all ranks."""
+    here.at(Work.SAVING)
     files = checkpoint_manifest.share(checkpoint, dist.get_rank(), dist.get_world_size())
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, checkpoint_manifest.describe(checkpoint, files))
@@ -73,7 +74,8 @@ def reading(checkpoint: Path) -> Iterator[None]:
 def _why(error: BaseException) -> str:
     """What happened, in one line; torch's exception has it by rank."""
     if isinstance(error, CheckpointException) and error.failures:
-        return "; ".join(str(failure[0]) for failure in list(error.failures.values())[:2])
+        reasons = dict.fromkeys(str(failure[0]) for failure in error.failures.values())  # one that all ranks met once
+        return "; ".join(list(reasons)[:2])
     return str(error)
 
 
@@ -148,30 +150,55 @@ def remove(checkpoint: Path) -> None:
         mark.unlink(missing_ok=True)
 
 
-def not_written(error: BaseException, folder: Path) -> Exception | None:
-    """The error to show if `error` comes from a checkpoint that could not be written; None if it does not.
+def not_written(error: BaseException, stage: Path) -> Exception | None:
+    """The error to show if `error` comes from a file of the stage that could not be written: its path, what is kept,
+    and what to do. None if it does not.
 
     torch hides the system's error number on the way from writer to trainer ("unexpected pos" is its word for a full
-    disk), so any failure to write is reported with the free space of its disk.
+    disk), so any failure to write a checkpoint is reported with the free space of its disk.
 
     Args:
-        folder: checkpoints/ of the stage.
+        stage: the stage's folder.
+
+    Returns:
+        A `UserError` where somebody must make room or give a permission; a `RuntimeError` where the file system does
+        not answer, which may be over when the run is started again.
     """
+    folder = stage / CHECKPOINTS
+    kind, what = None, f"a checkpoint in {folder}"
     if isinstance(error, CheckpointException):
         if not error.failures:  # rank 0 has them
             return RuntimeError("another process could not write its part of a checkpoint")
         why = _why(error)
-    elif isinstance(error, OSError) and error.errno in NO_ROOM:
-        why = str(error)
+    elif isinstance(error, OSError) and error.errno in (*NO_ROOM, *READ_ONLY, *GONE):
+        kind, why = error.errno, error.strerror or str(error)
+        named = error.filename if isinstance(error.filename, str) else None
+        if named is None and kind in READ_ONLY:
+            return None  # it may be any file, and one that was to be read
+        if named is not None and not Path(named).absolute().is_relative_to(stage.absolute()):
+            return None
+        if named is not None and not Path(named).absolute().is_relative_to(folder.absolute()):
+            what = named
+    elif isinstance(error, FileNotFoundError) and not stage.is_dir():
+        kind, why, what = errno.ENODEV, f"{error.filename}: {error.strerror}", f"the run's folder {stage}"
     else:
         return None
-    before = checkpoint_manifest.newest_whole(folder)
-    kept = f"{before} is whole, and the same command resumes from it" if before else "no checkpoint was written before"
-    left = shutil.disk_usage(folder).free / 2**30
-    return UserError(
-        f"a checkpoint in {folder} could not be written ({why}). Its disk has {left:.1f} GiB left; is it full, or is a "
-        f"quota used up? {kept}"
-    )
+    kept = "; what was saved before cannot be seen"
+    room = "Its disk does not say how much it has left"
+    with suppress(OSError):
+        room = f"Its disk has {shutil.disk_usage(stage).free / 2**30:.1f} GiB left"
+        before = checkpoint_manifest.newest_whole(folder)
+        kept = f". {before} is whole, and the same command resumes from it" if before else ". No checkpoint was written"
+    if kind in GONE:
+        return RuntimeError(f"{what} could not be written ({why}); is its file system still mounted?{_then(kept)}")
+    if kind in READ_ONLY:
+        return UserError(f"{what} could not be written ({why}). Allow this user to write there{kept}")
+    return UserError(f"{what} could not be written ({why}). {room}; is it full, or is a quota used up?{_then(kept)}")
+
+
+def _then(kept: str) -> str:
+    """What is kept, after a question."""
+    return f" {kept.lstrip('.; ')}"
 
 
 def check_model(checkpoint: Path, model_config: Molmo2Config) -> None:

@@ -17,12 +17,14 @@ from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.example import Batch
+from molmo2_nemo.data.lengths import length_at, micro_batches
 from molmo2_nemo.data.tally import Tally
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.packs import SharedPacks, pack_groups
 from molmo2_nemo.training.ahead import Ahead
 from molmo2_nemo.training.dynamic_context import DynamicSettings, dynamic_context
 from molmo2_nemo.training.step import MicroBatch, MicroBatches
+from molmo2_nemo.training.whereabouts import here
 
 
 class TrainingData:
@@ -54,6 +56,7 @@ class TrainingData:
         self.ahead: Ahead[Batch, MicroBatch] | None = None
         self.restored: list[dict[str, Any]] | None = None
         self._consumed: dict[str, Any] | None = None
+        self._asked = 0  # steps whose number of micro-batches was asked for
 
     def open(self, steps: int, micro_batches: MicroBatches | None = None) -> Iterable[Any]:
         """This rank's micro-batches, once the process groups exist.
@@ -66,7 +69,10 @@ class TrainingData:
         if micro_batches is None:
             return batches
         assigned = self.shared is not None and self.shared.dynamic is not None
-        self.ahead = micro_batches.ahead(batches, None if assigned else steps * self._micro_batches())
+        most = (
+            sum(self._of_step(step) for step in range(steps)) if self.config.lengths else steps * self._micro_batches()
+        )
+        self.ahead = micro_batches.ahead(batches, None if assigned else most)
         return self.ahead
 
     def _open(self, steps: int) -> Iterable[Any]:
@@ -79,17 +85,22 @@ class TrainingData:
         self.shared = SharedPacks(
             self._open_stream,
             pack_groups(parallel_state.get_data_parallel_rank(), size),
-            micro_batches=self._micro_batches(),
+            micro_batches=self._of_step if self.config.lengths else self._micro_batches(),
             steps=steps,
             cost=self.cost if self.config.packing.balance else None,
             dynamic=dynamic,
         )
-        return self.shared
+        shared = self.shared
+        here.reads = lambda: shared.collecting
+        return shared
 
     def upcoming(self) -> int | None:
-        """Micro-batches of the next step on this rank; None: as many as in every step."""
+        """Micro-batches of the next step on this rank, asked once a step; None: as many as in every step."""
         if self.shared is None or self.shared.dynamic is None:
-            return None
+            if not self.config.lengths:
+                return None
+            self._asked += 1
+            return self._of_step(self._asked - 1)
         if self.ahead is None:
             return self.shared.upcoming()
         upcoming = self.ahead.look()
@@ -103,6 +114,12 @@ class TrainingData:
     def skipped(self) -> int:
         """Records this data-parallel rank could not use, up to the last micro-batch taken."""
         return sum((self._consumed or {}).get("skipped", {}).values())
+
+    @property
+    def reading(self) -> float | None:
+        """Seconds that this rank took to read the last step's data, where one rank reads ahead for others (0 on those
+        that do not read); None where every rank reads for itself as it trains."""
+        return None if self.shared is None else self.shared.reading
 
     def totals(self) -> Tally:
         """Over all data-parallel ranks: examples read, records skipped, and what was left out or replaced in others,
@@ -131,12 +148,19 @@ class TrainingData:
         """Of a step, on each data-parallel rank, where they are not assigned step by step."""
         return self.global_batch_size // (self.micro_batch_size * parallel_state.get_data_parallel_world_size())
 
+    def _of_step(self, step: int) -> int:
+        """The same of a step, counted from where this run began or resumed, with packs of several lengths."""
+        before = self.restored[0]["steps"] if self.restored else 0
+        return micro_batches(self.config, length_at(self.config, before + step), self._micro_batches())
+
     def _open_stream(self) -> Any:
+        from molmo2_nemo.data.length_stream import LengthStream
         from molmo2_nemo.data.loader import PackStream
         from molmo2_nemo.data.ordering import CostOrder
 
         size, count = parallel_state.get_data_parallel_world_size(), self._micro_batches()
-        packs = PackStream(
+        kind: type[LengthStream] | type[PackStream] = LengthStream if self.config.lengths else PackStream
+        packs = kind(
             self.config,
             micro_batch_size=self.micro_batch_size,
             dp_rank=parallel_state.get_data_parallel_rank(),
@@ -146,9 +170,10 @@ class TrainingData:
         if dist.get_rank() == 0:
             for words in packs.warnings():
                 print(words, flush=True)
-        stream: PackStream | CostOrder = packs
+        stream: PackStream | CostOrder | LengthStream = packs
         packing = self.config.packing
-        if packing.balance and packing.balance_window > 1 and count == 1 and size > 1:
+        ordered = packing.balance and packing.balance_window > 1 and count == 1 and size > 1
+        if ordered and not isinstance(packs, LengthStream):
             stream = CostOrder(packs, packing.balance_window, self.cost)
         if self.restored is not None:
             stream.load_states(self.restored)

@@ -77,6 +77,7 @@ def context_cost(settings: DynamicSettings, model_config: Molmo2Config) -> tuple
         recompute="none" if selective else memory.recompute,
         cp_comm_type=parallel.cp_comm_type,
         recompute_attention=memory.recompute_attention,
+        ring_balance=parallel.ring_balance,
     )
     return ContextCost(step, layout, parallel.context_ulysses), guesses
 

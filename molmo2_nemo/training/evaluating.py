@@ -19,7 +19,7 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.evaluation.results import called, groups_of, main_score, table, write_result
-from molmo2_nemo.evaluation.suite import Pass, passes_of_run
+from molmo2_nemo.evaluation.suite import Pass, passes_of_run, said_of_media
 from molmo2_nemo.inference.engine import Generator
 from molmo2_nemo.inference.sampling import Sampling
 from molmo2_nemo.model.molmo2 import Molmo2Model
@@ -28,6 +28,7 @@ from molmo2_nemo.rundir.paths import EVALUATION, EVALUATIONS
 from molmo2_nemo.settings.run import EvaluationConfig
 from molmo2_nemo.training.between_steps import Leaves, left_to_do
 from molmo2_nemo.training.overlap import finish_gathers
+from molmo2_nemo.training.whereabouts import Work, here
 
 COUNTED = ("questions", "failed", "unscored")
 
@@ -74,16 +75,26 @@ class Evaluating:
         """
         start, results = time.perf_counter(), []
         (chunk,) = chunks
+
+        def goes_on(wish: bool = False) -> tuple[bool, bool]:
+            here.at(Work.EVALUATING)
+            return leaves(wish)
+
+        here.at(Work.EVALUATING)
         with answering(chunk) as model:
             generator = Generator(model, self.builder.tokenizer, batch_tokens=self.config.batch_tokens)
             for one in self.passes:
                 longest = Sampling(self.config.max_new_tokens or one.task.max_new_tokens)
-                found = one.run(generator, self.builder, longest, {"step": step}, leaves=leaves)
+                found = one.run(generator, self.builder, longest, {"step": step}, leaves=goes_on)
                 if found is None:
+                    if dist.get_rank() == 0:
+                        said = "left at a signal; the same command scores this step again"
+                        print(f"{self.stage} step {step}  scores: {said}", flush=True)
                     return {}
                 results.append(found[0])
                 if dist.get_rank() == 0:
                     write_result(self.folder / EVALUATION / f"step={step}", *found)
+            media = said_of_media(generator)
         if dist.get_rank() != 0:
             return {}
         scores = {called(result): main_score(result) for result in results}
@@ -93,7 +104,7 @@ class Evaluating:
         }
         line = {"step": step, "time": time.time(), "tasks": scores, "groups": groups, "counts": counts}
         append_line(self.path, line | {"seconds": time.perf_counter() - start})
-        print(f"{self.stage} step {step}  scores:", table(results), sep="\n", flush=True)
+        print(f"{self.stage} step {step}  scores:", table(results), *media, sep="\n", flush=True)
         return {f"evaluation/{name}": score for name, score in scores.items() if score is not None}
 
 

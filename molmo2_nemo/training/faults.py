@@ -21,8 +21,10 @@ import torch.distributed as dist
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import FAULTS
-from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, FaultConfig
+from molmo2_nemo.settings.run import BESIDE_ADAPTERS, OPTIMIZER_GROUPS, FaultConfig
+from molmo2_nemo.training.groups import trained_groups
 from molmo2_nemo.training.step_result import StepResult
+from molmo2_nemo.training.whereabouts import Work, here
 
 
 class FaultGuard:
@@ -43,7 +45,7 @@ class FaultGuard:
 
         Args:
             loss: of the global batch; None on ranks that do not know it (pipeline stages before the last).
-            norms: gradient norm of each group.
+            norms: gradient norm of each group, as `trained_groups` has them.
         """
         figures = agreed([-math.inf if loss is None else loss, *norms])
         self.reason = self._fault(figures)
@@ -62,9 +64,10 @@ class FaultGuard:
         Args:
             norms, rates: gradient norm before clipping and learning rate of every group that trains.
         """
+        here.at(Work.UPDATING)
         result.gradient_norms, result.learning_rates = norms, rates
         loss = None if result.loss is None else float(result.loss)
-        skips = self.skips(loss, [norms.get(group, 0.0) for group in OPTIMIZER_GROUPS])
+        skips = self.skips(loss, [norms.get(group, 0.0) for group in trained_groups(norms)])
         result.fault, result.skipped_steps = self.reason, self.total
         return skips
 
@@ -94,7 +97,8 @@ class FaultGuard:
         self.taken.extend(values["taken"])
 
     def _fault(self, figures: list[float]) -> str | None:
-        names = ("loss", *(f"gradient norm of {group}" for group in OPTIMIZER_GROUPS))
+        groups = (*OPTIMIZER_GROUPS, BESIDE_ADAPTERS)[: len(figures) - 1]
+        names = ("loss", *(f"gradient norm of {group}" for group in groups))
         for name, value in zip(names, figures, strict=True):
             if math.isnan(value) or value == math.inf:
                 return f"{name} is not finite"

@@ -15,6 +15,8 @@ from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
+from molmo2_nemo.training.whereabouts import Work, here
+
 
 def finalize_gradients(model: list[Any], weight: Tensor | float, **options: Any) -> None:
     """Turn sums of this rank's weighted gradients into the gradient of the global batch's loss. What a host sets as
@@ -25,6 +27,7 @@ def finalize_gradients(model: list[Any], weight: Tensor | float, **options: Any)
         weight: this rank's sum of loss weights over the micro-batches of the step; 0 on pipeline stages without a loss.
         options: further arguments of Megatron's function.
     """
+    here.at(Work.EXCHANGING)
     for chunk in model:
         if (reductions := getattr(chunk, "reductions", None)) is not None:  # beside the backward pass: overlap.py
             reductions.start_rest()

@@ -1,35 +1,58 @@
 """The optimizer's groups: which parameters are in each, and how checkpoints know them.
 
 Groups `vit`, `connector` (with the 128 extra embedding rows) and `llm` are the fields of OptimConfig, which also says
-how the names of their parameters begin; a parameter group knows its own by "name".
+how the names of their parameters begin; a parameter group knows its own by "name". Beside adapters the whole weights of
+`llm` that train are a fourth group, `beside_adapters`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 
-from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
+from molmo2_nemo.settings.run import BESIDE_ADAPTERS, OPTIMIZER_GROUPS, OptimConfig
 
 # Megatron's checkpoints match parameter groups by lr_mult, among fields that are alike for all of ours. Nothing
 # multiplies by it: lr_schedule.py sets the rates.
-LR_MULT = {name: float(number) for number, name in enumerate(OPTIMIZER_GROUPS, start=1)}
+LR_MULT = {name: float(number) for number, name in enumerate((*OPTIMIZER_GROUPS, BESIDE_ADAPTERS), start=1)}
 UNNAMED = {"vit": 1.0, "connector": 2.0, "llm": 3.0}  # lr_mult in checkpoints from before groups had names
 
 
-def group_of(name: str) -> str:
-    """The optimizer group of a parameter, by its canonical (or wrapped) name."""
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to a LoRA adapter."""
+    return "lora_" in name
+
+
+def group_of(name: str, adapters: bool = False) -> str:
+    """The optimizer group of a parameter, by its canonical (or wrapped) name.
+
+    Args:
+        adapters: the model has some.
+    """
     while name.startswith("module."):
         name = name.removeprefix("module.")
-    return next(group for group, beginnings in OPTIMIZER_GROUPS.items() if name.startswith(beginnings))
+    group = next(group for group, beginnings in OPTIMIZER_GROUPS.items() if name.startswith(beginnings))
+    return BESIDE_ADAPTERS if group == "llm" and adapters and not is_adapter(name) else group
 
 
-def group_overrides(optim: OptimConfig) -> dict[ParamKey, dict[str, Any]]:
-    """The groups as Megatron's optimizer wants them: which parameters, and what their group is called."""
+def trained_groups(trained: Iterable[str]) -> tuple[str, ...]:
+    """The groups that are judged and logged, in this order: those of every run, and of the others what is trained."""
+    return (*OPTIMIZER_GROUPS, *(name for name in trained if name not in OPTIMIZER_GROUPS))
+
+
+def group_overrides(optim: OptimConfig, adapters: bool = False) -> dict[ParamKey, dict[str, Any]]:
+    """The groups as Megatron's optimizer wants them: which parameters, and what their group is called.
+
+    Args:
+        adapters: the model has some.
+    """
     overrides: dict[ParamKey, dict[str, Any]] = {}
-    for group in OPTIMIZER_GROUPS:
-        predicate = ParamWithNamePredicate(name=group, fn=lambda p, name, group=group: group_of(name) == group)
+    for group in LR_MULT:
+        predicate = ParamWithNamePredicate(
+            name=group, fn=lambda p, name, group=group: group_of(name, adapters) == group
+        )
         overrides[ParamKey(with_name_predicate=predicate)] = dict(
             name=group,
             max_lr=getattr(optim, group).lr,

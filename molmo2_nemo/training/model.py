@@ -18,7 +18,7 @@ from molmo2_nemo.model.init import initialize, leave_to_checkpoint
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.parallel.context import ContextSettings
 from molmo2_nemo.settings.run import ModelSelection, ParallelConfig, StageConfig
-from molmo2_nemo.training.groups import group_of
+from molmo2_nemo.training.groups import group_of, is_adapter
 from molmo2_nemo.training.precision import FP8
 
 
@@ -67,11 +67,6 @@ def weight_gradient_library() -> str | None:
 
 
 Loaded = Literal["nothing", "all", "all but adapters"]  # of a model's parameters
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to a LoRA adapter."""
-    return "lora_" in name
 
 
 def build_model(
@@ -141,4 +136,6 @@ def freeze(model: Molmo2Model, trainable: Trainable) -> None:
             part = "head"
         elif is_adapter(name):
             part = "adapters"
+        elif part == "llm" and "norm" in name.rsplit(".", 2)[-2]:
+            part = "norms"
         parameter.requires_grad_(getattr(trainable, part))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import param_is_not_shared
 from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
@@ -22,21 +23,23 @@ from torch import Tensor
 from molmo2_nemo.fused.adamw import PLAIN, AdamW, squares_in_fp64
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
 from molmo2_nemo.training import overlap
-from molmo2_nemo.training.groups import group_overrides, name_saved_groups
+from molmo2_nemo.training.groups import group_overrides, is_adapter, name_saved_groups
 
 # Called on every rank with each group's norm before clipping, alike on all ranks, and its learning rate. True: weights
 # and moments stay as they are.
 Skips = Callable[[dict[str, float], dict[str, float]], bool]
 
 
-def adam_config(optim: OptimConfig, *, bf16: bool, distributed: bool) -> OptimizerConfig:
+def adam_config(optim: OptimConfig, *, bf16: bool, distributed: bool, on_host: bool = False) -> OptimizerConfig:
     """Megatron's settings of the optimizer.
 
     Args:
         bf16: parameters are bf16 with fp32 master weights.
         distributed: shard master weights and moments over data-parallel ranks.
+        on_host: keep those on the host of a GPU, and update there (Megatron's `optimizer_cpu_offload`); takes the
+            other two.
     """
-    return OptimizerConfig(
+    config = OptimizerConfig(
         optimizer="adam",
         lr=max(getattr(optim, g).lr for g in OPTIMIZER_GROUPS),
         weight_decay=optim.weight_decay,
@@ -47,7 +50,14 @@ def adam_config(optim: OptimConfig, *, bf16: bool, distributed: bool) -> Optimiz
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
         use_distributed_optimizer=distributed,
+        optimizer_cpu_offload=on_host,
+        optimizer_offload_fraction=float(on_host),
+        overlap_cpu_optimizer_d2h_h2d=on_host,
     )
+    if on_host:  # else master weights stay on the GPU; as an argument Megatron takes it with Transformer Engine only
+        config.use_precision_aware_optimizer = config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
+        config.store_param_remainders = False
+    return config
 
 
 def clipping_optimizer(
@@ -67,10 +77,11 @@ def clipping_optimizer(
         use_gloo_process_groups: for Megatron's distributed optimizer.
         adamw: how norms and the update are computed.
     """
+    adapters = any(is_adapter(name) for chunk in chunks for name, _ in chunk.named_parameters())
     megatron = get_megatron_optimizer(
         config,
         chunks,
-        config_overrides=group_overrides(optim),  # type: ignore[arg-type]
+        config_overrides=group_overrides(optim, adapters),  # type: ignore[arg-type]
         use_gloo_process_groups=use_gloo_process_groups,
     )
     inner = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else [megatron]
@@ -128,7 +139,7 @@ class GroupClippingOptimizer(ChainedOptimizer):
         norms = {group["name"]: norm for (_, group), norm in zip(groups, found, strict=True)}
         rates = {group["name"]: group["lr"] for _, group in groups}
         for (_, group), norm in zip(groups, found, strict=True):
-            self._clip(group["params"], norm)
+            self._clip(gradients(group["params"]), norm)
         if self.skips(norms, rates):
             return False, None, None
         taken = self.step_with_ready_grads()
@@ -145,20 +156,21 @@ class GroupClippingOptimizer(ChainedOptimizer):
             norms = [exact[doubtful.index(n)] if n in doubtful else norm for n, norm in enumerate(norms)]
         return norms
 
-    def _clip(self, parameters: list[Tensor], norm: float) -> None:
-        grads = [p.grad for p in parameters if p.grad is not None]
+    def _clip(self, grads: list[Tensor], norm: float) -> None:
         factor = self.clip_grad / (norm + 1e-6)
         if grads and 0 < self.clip_grad and math.isfinite(norm) and factor < 1:
             torch._foreach_mul_(grads, factor)
 
 
+def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those that there are. Of an optimizer on the host they are the model's own, beside parameters in bf16."""
+    found = (getattr(p, "decoupled_grad", p.grad) for p in parameters)
+    return [grad for grad in found if grad is not None]
+
+
 def _counted(parameters: list[Tensor]) -> list[Tensor]:
     """Gradients that count towards a norm: each element of the model on one rank only."""
-    return [
-        p.grad
-        for p in parameters
-        if p.grad is not None and param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p)
-    ]
+    return gradients(p for p in parameters if param_is_not_shared(p) and param_is_not_tensor_parallel_duplicate(p))
 
 
 def l2_norms(
@@ -215,7 +227,8 @@ def _as_here(inner: torch.optim.Optimizer | None) -> None:
         group.update({name: value for name, value in inner.defaults.items() if name not in trained_with})
         for p in group["params"]:
             if torch.is_tensor(step := inner.state.get(p, {}).get("step")):
-                device = p.device if group.get("fused") else "cpu"
+                on_device = group.get("fused") and not isinstance(inner, HybridDeviceOptimizer)
+                device = p.device if on_device else "cpu"
                 inner.state[p]["step"] = step.detach().clone().to(device)
 
 
@@ -223,6 +236,10 @@ def _materialise_adam_state(optimizer: MegatronOptimizer, adamw: AdamW) -> None:
     """AdamW makes its state at the first step; Megatron's checkpoint code wants it, and one `step`, before."""
     inner = optimizer.optimizer
     if inner is None:
+        return
+    if isinstance(inner, HybridDeviceOptimizer):
+        _materialise_on_host(inner)
+        _save_as_adamw(optimizer, inner)
         return
     if not isinstance(inner, torch.optim.AdamW):
         optimizer.init_state_fn(inner, optimizer.config)
@@ -232,15 +249,43 @@ def _materialise_adam_state(optimizer: MegatronOptimizer, adamw: AdamW) -> None:
     for group in inner.param_groups:
         group.update(chosen)
         for p in group["params"]:
-            inner.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device if adamw.fused else "cpu"),
-                "exp_avg": torch.zeros_like(p.data),
-                "exp_avg_sq": torch.zeros_like(p.data),
-            }
+            inner.state[p] = _zero_state(p, p.device if adamw.fused else torch.device("cpu"))
     if isinstance(optimizer, DistributedOptimizer):
         _keep_step_on_load(optimizer)
         if not inner.state:  # a pipeline stage where nothing trains; Megatron would look for a `step` there
             optimizer.state_dict = lambda: {"optimizer": _groups_without_parameters(inner)}
+
+
+def _zero_state(parameter: Tensor, step_on: torch.device) -> dict[str, Tensor]:
+    """AdamW's state before the first step."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=step_on),
+        "exp_avg": torch.zeros_like(parameter.data),
+        "exp_avg_sq": torch.zeros_like(parameter.data),
+    }
+
+
+def _materialise_on_host(optimizer: HybridDeviceOptimizer) -> None:
+    """The same for Megatron's optimizer on the host, which has one AdamW for each parameter."""
+    for inner in optimizer.sub_optimizers:
+        for p in itertools.chain.from_iterable(group["params"] for group in inner.param_groups):
+            inner.state[p] = _zero_state(p, p.device)
+    optimizer._sync_sub_optimizers_state_to_hdo()
+
+
+def _save_as_adamw(optimizer: MegatronOptimizer, inner: HybridDeviceOptimizer) -> None:
+    """Megatron's optimizer on the host keeps its own settings in its groups, two classes among them, which a checkpoint
+    must not hold."""
+    state_dict, own = optimizer.state_dict, set(inner.defaults) - {"lr", "betas", "eps", "weight_decay"}
+
+    def without_own() -> dict[str, Any]:
+        found: dict[str, Any] = state_dict()
+        for group in found["optimizer"]["param_groups"]:
+            for name in own:
+                group.pop(name, None)
+        return found
+
+    optimizer.state_dict = without_own
 
 
 def _groups_without_parameters(inner: torch.optim.Optimizer) -> dict[str, Any]:

@@ -13,7 +13,8 @@
    signal that came before the first step ends the run with nothing trained.
 5. Out. nemo/train.py writes the signal into attempt.json and raises `Preempted` on every rank. The worker notes that in
    the folder for reports, as elastic loses exit codes (launch/reports.py), and leaves with 75; local.py returns 75 and
-   the verb says that the same command resumes.
+   the verb says that the same command resumes. Where the signal came during the last step nobody raises it: the stage
+   is finished and the code 0. A pipeline or sweep begins nothing after it (launch/pipeline.py, multirun.py).
 6. In a Slurm job of ours tasks write "preempted" into `outcome` and leave with 0, since srun would kill the others for
    any other code. The job's script then has Slurm requeue the job. A script that is itself sent SIGTERM was cancelled,
    and leaves without a requeue (launch/slurm/script.py).

@@ -7,19 +7,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
+from molmo2_nemo.attention.balance import balanced_order
+from molmo2_nemo.attention.mask import TokenMask
 from molmo2_nemo.data.example import Batch
+from molmo2_nemo.data.special_tokens import image_numbers
 from molmo2_nemo.model.config import Molmo2Config, Trainable
 from molmo2_nemo.model.inputs import PackInputs, PackPlan
 from molmo2_nemo.model.loss import LossSums, global_loss, global_sums
-from molmo2_nemo.parallel.context import ContextGroups
-from molmo2_nemo.parallel.dynamic import without_padding
+from molmo2_nemo.parallel.context import ContextGroups, group_size
+from molmo2_nemo.parallel.dynamic import reordered, without_padding
 from molmo2_nemo.training.ahead import Ahead
 from molmo2_nemo.training.step_result import StepResult
 from molmo2_nemo.training.step_statistics import StepStatistics, Tasks
+from molmo2_nemo.training.whereabouts import here
 from molmo2_nemo.transfer import Copies, to_device
 
 
@@ -32,6 +37,7 @@ class MicroBatch:
     statistics: StepStatistics
     of_step: int | None  # micro-batches of its step on this rank, where they are assigned step by step
     copies: Copies
+    records: list[str]  # keys
 
 
 @dataclass
@@ -50,6 +56,9 @@ class MicroBatches:
     sequence_parallel: bool
     plan: Callable[[PackInputs], PackPlan]
     token_multiple: int = 1  # cut_padding: of a rank's tokens; settings/precision.py
+    balance_ring: bool = (
+        False  # ranks that show each other keys get even shares of a pack's pairs (attention/balance.py)
+    )
 
     def take(self, loader: Iterator[Any], result: StepResult, consumed: Callable[[Any], None] | None) -> PackInputs:
         """The next one, on this rank's device; counted in the step's result.
@@ -58,10 +67,13 @@ class MicroBatches:
             loader: of batches, or of those that `ahead` made of them.
             consumed: told the loader's state after it, for checkpoints; None: nobody keeps it.
         """
+        result.clock.begins()
+        here.fetches()
         start = time.perf_counter()
         taken = next(loader)
         result.statistics.wait += time.perf_counter() - start
         made = taken if isinstance(taken, MicroBatch) else self.made(taken)
+        here.computes(made.records)
         if consumed is not None:
             consumed(made.state)
         result.statistics.include(made.statistics)
@@ -98,7 +110,23 @@ class MicroBatches:
         if self.cut_padding:
             tensor = parallel_state.get_tensor_model_parallel_world_size() if self.sequence_parallel else 1
             batch = without_padding(batch, groups.size * tensor * self.token_multiple)
-        return MicroBatch(self._inputs(batch, groups, ahead), batch.state, statistics, batch.of_step or None, Copies())
+        mask = None
+        if self.balance_ring and group_size(groups.ring) > 1:
+            batch, mask = self._balanced(batch, group_size(groups.ring))
+        inputs = self._inputs(batch, groups, ahead)
+        inputs.in_pack_order = mask
+        records = [key for pack in batch.keys for key in pack]
+        return MicroBatch(inputs, batch.state, statistics, batch.of_step or None, Copies(), records)
+
+    def _balanced(self, batch: Batch, ranks: int) -> tuple[Batch, TokenMask]:
+        """The batch with its tokens in the order of the ranks that hold them, and its mask, which has the pack's."""
+        config = self.model_config
+        numbers = image_numbers(batch.input_ids, batch.visual, config.text.vocab_size)
+        host = np.stack((batch.example_ids, batch.branch_ids, numbers))
+        example, branch, image = (to_device(part, device()) for part in host)
+        mask = TokenMask(example, branch, image, config.visual_attention, host)
+        mask.order = balanced_order(mask, ranks)
+        return batch if mask.order is None else reordered(batch, mask.order), mask
 
     def _inputs(self, batch: Batch, groups: ContextGroups, ahead: bool) -> PackInputs:
         inputs = PackInputs.from_batch(batch, device(), vision_later=ahead)

@@ -6,6 +6,7 @@ What is logged is in metrics/, one file per subject.
 from __future__ import annotations
 
 import dataclasses
+import socket
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from molmo2_nemo.cost.hardware import Device, device_called
 from molmo2_nemo.data.tally import Tally
@@ -20,9 +22,13 @@ from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
 from molmo2_nemo.training import metrics
 from molmo2_nemo.training.data import TrainingData
-from molmo2_nemo.training.metrics.interface import FinishedStep
+from molmo2_nemo.training.metrics.interface import FinishedStep, Place
+from molmo2_nemo.training.prometheus import PrometheusFile
 from molmo2_nemo.training.step import is_first_of_replica
 from molmo2_nemo.training.step_result import StepResult
+from molmo2_nemo.training.whereabouts import Work, here
+
+HOST = 62  # bytes of a host's name that are shown
 
 
 class StepWriter:
@@ -34,6 +40,7 @@ class StepWriter:
         log_every: steps between plain lines when there is no terminal.
         max_crops: of a pack.
         peak_tflops: of one device; None asks the table of known ones (cost/hardware.py).
+        prometheus: file for Prometheus' node exporter.
         fp8: the decoder multiplies in FP8; the table's peak is then the one of that.
     """
 
@@ -46,20 +53,27 @@ class StepWriter:
         max_crops: int,
         peak_tflops: float | None = None,
         fp8: bool = False,
+        prometheus: str | None = None,
     ) -> None:
         self.path = Path(folder) / METRICS
         self.stage, self.log_every, self.max_crops = stage, log_every, max_crops
         self.peak = peak_tflops if peak_tflops is not None else known_peak(fp8)
         self.metrics = metrics.found()
+        self.prometheus: PrometheusFile | None = None
+        if prometheus is not None:
+            self.prometheus = PrometheusFile(Path(prometheus), {"run": Path(folder).parent.name, "stage": stage})
         self.last_step = 0
+        self.places: list[Place] = []
         self._bar: Any = None
         self._clock = 0.0
 
     def start(self, step: int, last_step: int) -> None:
-        """Training goes on after `step`."""
-        self.last_step = last_step
+        """Training goes on after `step`. A collective of all ranks."""
+        self.last_step, self.places = last_step, gathered_places()
         if dist.get_rank() == 0:
             cut_lines(self.path, step)
+            if step < last_step:
+                print(f"{self.stage}: model and data are ready; step {step + 1:,} of {last_step:,} is next", flush=True)
             if sys.stdout.isatty():
                 self._bar = _progress_bar(self.stage, last_step, step)
 
@@ -68,7 +82,13 @@ class StepWriter:
         self._clock = time.perf_counter()
 
     def finish(
-        self, step: int, result: StepResult, loss: float, skipped_records: int, tasks: list[str]
+        self,
+        step: int,
+        result: StepResult,
+        loss: float,
+        skipped_records: int,
+        tasks: list[str],
+        read: float | None = None,
     ) -> dict[str, float]:
         """Write the line of a step that has ended; what loggers get of it, on rank 0. A collective of all ranks.
 
@@ -77,7 +97,11 @@ class StepWriter:
             loss: of the global batch, on rank 0.
             skipped_records: that this data-parallel rank could not use, since the run began.
             tasks: what the loss is also logged for.
+            read: seconds that this rank took to read a step's data, where that is done ahead for other ranks, too
+                (`TrainingData.reading`).
         """
+        here.at(Work.FINISHING)
+        result.clock.read = read
         ended = FinishedStep(
             result=result,
             loss=loss,
@@ -87,6 +111,8 @@ class StepWriter:
             max_crops=self.max_crops,
             peak_tflops=self.peak,
             processes=dist.get_world_size(),
+            rank=dist.get_rank(),
+            places=self.places,
         )
         summed = reduced([metric.summed(ended) for metric in self.metrics], dist.ReduceOp.SUM)
         largest = reduced([metric.largest(ended) for metric in self.metrics], dist.ReduceOp.MAX)
@@ -100,12 +126,15 @@ class StepWriter:
             line |= figures
             scalars |= metric.scalars(figures)
         append_line(self.path, line)
+        if self.prometheus is not None:
+            self.prometheus.write(line, self.last_step)
         self._show(line)
         return scalars
 
     def totals(self, data: TrainingData) -> Tally:
         """What the run's data came to, once training is over: see `TrainingData.totals`. Says what was skipped,
         left out and replaced."""
+        here.at(Work.SAVING)
         totals = data.totals()
         if dist.get_rank() != 0:
             return totals
@@ -144,6 +173,24 @@ def known_peak(fp8: bool = False) -> float | None:
 def this_device() -> Device | None:
     """This process's GPU in the table of known ones (cost/hardware.py); None where it is not there, as on CPU."""
     return device_called(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def gathered_places() -> list[Place]:
+    """Where each rank runs, in their order. A collective of all ranks; names of hosts are cut at HOST bytes."""
+    device = torch.cuda.current_device()
+    own = torch.zeros(HOST + 2, dtype=torch.uint8)
+    name = socket.gethostname().encode()[:HOST]
+    own[: len(name)] = torch.frombuffer(bytearray(name), dtype=torch.uint8)
+    gpu = int(device) + 1 if torch.cuda.is_available() else 0
+    own[HOST:] = torch.tensor([gpu, parallel_state.get_pipeline_model_parallel_rank()], dtype=torch.uint8)
+    found = [torch.zeros_like(own).to(device) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, own.to(device))
+    places = []
+    for row in found:
+        *letters, number, stage = row.tolist()
+        host = bytes(letters).rstrip(b"\0").decode(errors="replace")
+        places.append(Place(host, number - 1 if number else None, stage))
+    return places
 
 
 def reduced(values: list[list[float]], how: Any) -> list[list[float]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from molmo2_nemo.features.frozen import Counts
+from molmo2_nemo.training.step_clock import StepClock
 from molmo2_nemo.training.step_statistics import StepStatistics
 
 
@@ -18,6 +19,7 @@ class StepResult:
     """
 
     statistics: StepStatistics = field(default_factory=StepStatistics)  # Molmo2Module.data_step
+    clock: StepClock = field(default_factory=StepClock)  # what this rank does by itself, in seconds
     features: Counts | None = None  # FrozenFeatures; None: the encoder is trained, or on another rank
     crop_flops: float = 0.0  # Molmo2Module: of encoding a crop, which one that was read from disk did not take
     weight: Tensor | float = 0.0  # WeightedLossReduction: this rank's sum of loss weights, fp32, over micro-batches

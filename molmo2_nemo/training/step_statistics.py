@@ -72,7 +72,8 @@ def task_ids(batch: Batch, number: Mapping[str, int]) -> np.ndarray:
         number: data set -> task.
     """
     rows = []
-    for sources, examples in zip(batch.sources, batch.example_ids, strict=True):
-        table = np.array([number[name] for name in sources] + [0], dtype=np.int64)  # PAD_EXAMPLE is -1: the last entry
-        rows.append(table[examples])
+    size = batch.example_ids.shape[1]
+    for sources, tokens in zip(batch.sources, batch.source_tokens, strict=True):
+        found = np.repeat(np.array([number[name] for name in sources], dtype=np.int64), tokens)
+        rows.append(np.pad(found, (0, size - len(found))))
     return np.stack(rows)

@@ -32,6 +32,7 @@ from molmo2_nemo.rundir.paths import VALIDATION
 from molmo2_nemo.settings.run import ValidationConfig
 from molmo2_nemo.training.between_steps import Leaves, left_to_do
 from molmo2_nemo.training.step import device, is_first_of_replica
+from molmo2_nemo.training.whereabouts import Work, here
 
 
 class HeldOut:
@@ -63,10 +64,12 @@ class HeldOut:
         for name, source in self.config.sources.items():
             own = dataclasses.replace(
                 self.data,
-                sources={name: dataclasses.replace(source, group=None, rate=1.0)},
+                sources={name: dataclasses.replace(source, group=None, rate=1.0, length_rates=[])},
+                text=dataclasses.replace(self.data.text, shuffle_chunks=None),
                 groups={},
                 missing="error",
                 progression=[],
+                lengths=[],
             )
             self.readers[name] = ExampleReader(own, builder, im_patch)
         left = left_to_do(self.path, step)
@@ -119,6 +122,7 @@ class HeldOut:
         with torch.no_grad():
             own = packs(reader, mine, self.data.packing, tally)
             while True:  # until all ranks have had theirs; all ask together, also those that have none left
+                here.at(Work.VALIDATING)
                 pack = next(own, None)
                 ended, more = leaves(pack is not None)
                 if ended or not more:

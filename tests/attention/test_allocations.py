@@ -109,12 +109,11 @@ def test_the_plan_of_a_ring_is_linear(rule):
 
 def visible_chunks(mask, chunks: int):
     """The regions that a ring walks through, with their queries and keys: chunk by chunk, a chunk's own keys first."""
-    visible, size = visible_keys(mask, chunks), mask.size // chunks
+    visible = visible_keys(mask, chunks)
     for i in range(chunks):
         for j in ((i + n) % chunks for n in range(chunks)):
-            low, high = visible.runs[i][j]
-            if high > low:
-                queries, keys = (i * size, (i + 1) * size), (j * size + low, j * size + high)
+            if visible.runs[i][j]:
+                (queries,), (keys,) = visible.chunks[i], visible.runs[i][j]
                 yield region_of(mask, queries, keys), slice(*queries), slice(*keys)
 
 

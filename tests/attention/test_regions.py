@@ -15,7 +15,7 @@ from molmo2_nemo.attention import flash
 from molmo2_nemo.attention.flash import group_segments
 from molmo2_nemo.attention.flex import BLOCK, block_lists
 from molmo2_nemo.attention.mask import TokenMask
-from molmo2_nemo.attention.regions import MaskRegion, region_of
+from molmo2_nemo.attention.regions import MaskRegion, region_of, runs_of
 from molmo2_nemo.data.counts import allowed_pairs
 from tests.support.trees import RULES, Tree, token_mask
 
@@ -58,7 +58,14 @@ def test_segments_hold_every_allowed_pair_once(trees, rule, size, data):
     (q0, q1), (k0, k1) = data.draw(edges), data.draw(edges)
     part = MaskRegion(mask, (q0, q1), (k0, k1))
     assert (pairs_of_segments(part) == expected[:, q0:q1, k0:k1]).all()
-    for region, dense in ((whole, expected), (part, expected[:, q0:q1, k0:k1])):
+    some = st.sets(st.integers(0, size - 1), min_size=1).map(lambda places: np.array(sorted(places)))
+    asking, asked = data.draw(some), data.draw(some)
+    runs, same = MaskRegion(mask, runs_of(asking), runs_of(asked)), MaskRegion(mask, runs_of(asking), runs_of(asking))
+    cut = expected[:, asking[:, None], asked], expected[:, asking[:, None], asking]
+    for region, dense in ((runs, cut[0]), (same, cut[1])):
+        assert (pairs_of_segments(region) == dense).all()
+        assert (region.pairs_of_queries() == dense.sum(2)).all()
+    for region, dense in ((whole, expected), (part, expected[:, q0:q1, k0:k1]), (runs, cut[0])):
         counts = region.tiles(16, 8)
         for i, j in np.ndindex(counts.shape[1:]):
             tile = dense[:, i * 16 : i * 16 + 16, j * 8 : j * 8 + 8]

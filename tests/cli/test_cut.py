@@ -23,7 +23,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     prompts = [{"question": "?", "image": "whole.jpg"}, {"question": "?", "image": ["whole.jpg", "cut.jpg"]}]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
-    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "weights").mkdir(parents=True)
     return tmp_path
 
 

@@ -38,7 +38,7 @@ def place(settings, tmp_path, monkeypatch):
     (tmp_path / "binary").write_bytes(b"\xff\x00\x80" + random.Random(0).randbytes(3000))
     (tmp_path / "empty").touch()
     (tmp_path / "folder").mkdir()
-    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "weights").mkdir(parents=True)
     (tmp_path / "prompts.jsonl").write_text('{"question": "?"}\n')
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / MANIFEST).touch()
@@ -143,6 +143,12 @@ def test_a_folder_that_cannot_be_made_is_told_with_its_setting(place, capsys, sh
     assert "output_dir=/proc/absent/run: " in line and "No such file or directory" in line
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc here, where nobody can write")
+def test_a_folder_that_cannot_be_written_is_told_before_a_pack_is_made(place, capsys):
+    """The shards cannot be read either, which would be found later."""
+    assert "--out /proc/pages: " in told(("preview", "shards", "--out", "/proc/pages"), capsys)
+
+
 def test_a_full_disk_is_told_with_the_file(place, capsys):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
@@ -179,6 +185,8 @@ PROMPTS = [
     ('{"question": "?", "style": 7}', "a style is a name such as user_qa"),
     ('{"question": "?", "answer": 7}', "answer is 7; expected a text"),
     ('{"question": null}', 'a text "question"'),
+    ('{"question": 7}', "question is 7; expected a text"),
+    ('{"question": "?"', "not JSON (Expecting ',' delimiter, column 17)"),
     ('{"question": "?", "clip": [1, 2]}', "clip without a video"),
     ('{"question": "?", "subtitles": "a.srt"}', "subtitles without a video"),
     ('{"question": "?", "video": "FILM", "clip": [2, 1]}', "clip is [2, 1]; expected 0 <= start < end"),
@@ -325,17 +333,17 @@ def test_a_fault_of_ours_is_raised_with_its_traceback(monkeypatch):
 
     def fails(error):
         monkeypatch.setattr(command, "build_parser", lambda: parser(error))
-        return main(["verb"])
+        return main(["train"])
 
     class parser:
         def __init__(self, error):
-            self.error = error
+            self.raised = error
 
         def parse_known_args(self, argv):
             return self, []
 
         def run(self, args):
-            raise self.error
+            raise self.raised
 
     for error in (KeyError("x"), ValueError("from a library"), OSError(errno.EBADF, "Bad file descriptor")):
         with pytest.raises(type(error)):

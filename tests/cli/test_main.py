@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from molmo2_nemo.cli.help import example, joined
 from molmo2_nemo.cli.main import VERBS, build_parser, main
 from molmo2_nemo.launch import probes
 
@@ -44,6 +45,38 @@ def test_every_verb_has_help_with_an_example(words, capsys):
         main([*words, "--help"])
     out = capsys.readouterr().out
     assert exit_.value.code == 0 and f"  molmo2 {' '.join(words)} " in f"{out.split('examples:')[1]} "
+
+
+@pytest.mark.parametrize("words", [(), *verbs()], ids=" ".join)
+def test_help_fits_80_columns(words, capsys, monkeypatch):
+    """Also a remark and a command that are too long for one line are whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    said = " ".join(out.replace("\\\n", " ").replace("\n  # ", " ").split())
+    parser = build_parser()
+    for word in words:
+        parser = next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))[word]
+    for line in (parser.epilog or "").splitlines():
+        command, _, remark = line.partition("  # ")
+        assert " ".join(command.split()) in said and " ".join(remark.split()) in said
+
+
+def test_lines_that_end_on_purpose_stay_apart():
+    long = "word " * 23 + "words"
+    assert joined([long, "goes on", "", "a list:", "item", "  an example"]) == [
+        f"{long} goes on",
+        "",
+        "a list:",
+        "item",
+        "  an example",
+    ]
+    whole = '  molmo2 ask "one text in quotes" here   # said of it'
+    assert example(whole, 80) == [whole]
+    assert example(whole, 40) == ["  # said of it", '  molmo2 ask "one text in quotes" here']
+    assert example(whole, 36) == ["  # said of it", '  molmo2 ask "one text in quotes" \\', "      here"]
 
 
 def test_the_verbs_inside_verbs_are_found():

@@ -98,7 +98,10 @@ def test_a_stage_that_is_to_have_more_steps_is_not_finished(tmp_path):
     found = read_stage(place, NOW + 5)
     assert (found.state, found.step, found.max_steps) == ("failed", 25, 100)
     with pytest.raises(UserError, match="is not finished"):
-        resolve_checkpoint(place)
+        resolve_checkpoint(place, finished=True)
+    remarks: list[str] = []
+    assert resolve_checkpoint(place, remarks) == place / "checkpoints" / "step=20"
+    assert "is not finished; its last whole checkpoint is used" in remarks[0]
 
 
 def test_the_cause_is_told_whenever_it_was_found_out(tmp_path):
@@ -236,7 +239,7 @@ def test_report_is_one_page_with_curves(whole_run, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(out)
     assert not re.search(r"(src|href)=[\"']?(?!#)|<script|@import|url\(http", page.replace('xlink:href="#', ""))
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(svgs) == 8
+    assert len(svgs) == 9  # the first chart twice: for wide screens and for phones
     for svg in svgs:
         ET.fromstring(svg)
     assert "&lt;b&gt;x&lt;/b&gt;" in page and "<b>x</b>" not in page and "text &lt;1&gt;" in page

@@ -129,6 +129,7 @@ def test_the_folder_has_what_transformers_expects(tmp_path: Path, written_as: Fo
     assert {p.name for p in out.iterdir()} == {
         "config.json",
         "model.safetensors",
+        "SHA256SUMS",
         "tokenizer.json",
         "tokenizer_config.json",
         "preprocessor_config.json",

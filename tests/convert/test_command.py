@@ -33,7 +33,11 @@ def test_import_and_export(tmp_path: Path, written_as: Format, capsys: pytest.Ca
     assert main(["convert", "import", str(tmp_path / "hf"), middle, "--dtype", "bfloat16"]) == 0
     assert MegatronCheckpoint(Path(middle)).dtype("embedding.extra.weight") == torch.bfloat16
     assert main(["convert", "export", middle, out, "--format", written_as, "--dtype", "float32"]) == 0
-    assert capsys.readouterr().out.splitlines() == [middle, out]
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [middle, out, "load it with transformers 5:"]
+    call = said[3].strip()
+    assert call == f"transformers.AutoModelForImageTextToText.from_pretrained({out!r})"
+    assert said[4].split()[0] == f"{out}/README.md" and call.split("(")[0] in (Path(out) / "README.md").read_text()
     tensors = SafetensorsFolder(Path(out)).tensors
     assert tensors.keys() == external_shapes(preset("tiny"), written_as).keys()
     assert {info.dtype for info in tensors.values()} == {torch.float32}

@@ -67,13 +67,19 @@ def loaded(file: Path) -> dict[str, torch.Tensor]:
 
 def text_logits(checkpoint: Path, ids: list[int]) -> torch.Tensor:
     """Job: logits [S, V] of text without pictures."""
-    from molmo2_nemo.model.inputs import PackInputs
-
     start_megatron()
     model = load_model(checkpoint)
+    with torch.no_grad():
+        return model(text_inputs(model, ids))[0]
+
+
+def text_inputs(model: Any, ids: list[int]) -> Any:
+    """One text without pictures as a pack of its own."""
+    from molmo2_nemo.model.inputs import PackInputs
+
     tokens, none = torch.tensor([ids]), torch.zeros(0, dtype=torch.int64)
     patches, values = model.model_config.vision.num_patches, model.model_config.vision.patch_dim
-    inputs = PackInputs(
+    return PackInputs(
         input_ids=tokens,
         position_ids=torch.arange(len(ids))[None],
         example_ids=torch.zeros_like(tokens),
@@ -87,8 +93,6 @@ def text_logits(checkpoint: Path, ids: list[int]) -> torch.Tensor:
         labels=None,
         loss_weights=None,
     )
-    with torch.no_grad():
-        return model(inputs)[0]
 
 
 def vision_features(checkpoint: Path, crops: torch.Tensor) -> torch.Tensor:

@@ -108,10 +108,17 @@ def test_base_models_that_are_not_known(run: Path) -> None:
 def test_scores(run: Path) -> None:
     folder = run / "long" / "evaluation" / "step=60"
     folder.mkdir(parents=True)
-    result = {"group": "point", "settings": {}, "questions": 1200, "failed": 3, "unscored": 0}
+    result = {"task": "count", "group": "point", "settings": {}, "questions": 1200, "failed": 3, "unscored": 0}
     (folder / "count.json").write_text(json.dumps({**result, "scores": {"counting": {"score": 0.5}}}))
     found = rows(card(run / "long" / "checkpoints" / "step=60"), "Scores")
     assert found[2:] == [["long", "step=60", "count", "counting", "0.5", "1,200", "3"]]
+    several = {"counting": {"score": 0.5, "answers": 1190}, "exact_match": {"score": 1, "answers": 10}}
+    result |= {"score": 0.504, "mixed": True, "scores": several, "settings": {"limit": 1000}}
+    (folder / "count.json").write_text(json.dumps(result))
+    found = rows(card(run / "long" / "checkpoints" / "step=60"), "Scores")
+    first = ["long", "step=60", "count, at most 1,000 items"]
+    figures = [["counting", "0.5", "1,190"], ["exact_match", "1", "10"], ["all questions", "0.504", "1,200"]]
+    assert found[2:] == [[*first, *figure, "3"] for figure in figures]
 
 
 def test_a_damaged_run_does_not_keep_weights_from_being_exported(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from molmo2_nemo.convert.digests import DIGESTS
 from molmo2_nemo.convert.folders import new_folder
 from molmo2_nemo.convert.safetensors_io import INDEX_NAME, SINGLE_NAME, SafetensorsFolder, SafetensorsWriter
 from molmo2_nemo.errors import ConversionError
@@ -215,3 +217,35 @@ def test_a_header_nested_too_deeply(tmp_path: Path) -> None:
     (tmp_path / SINGLE_NAME).write_bytes(struct.pack("<Q", len(text)) + text)
     with pytest.raises(ConversionError, match="header of .* is nested too deeply"):
         SafetensorsFolder(tmp_path)
+
+
+def test_digests_are_written_and_compared(tmp_path: Path) -> None:
+    """Oracle: hashlib over each file. A changed byte of a value shows nowhere else: headers and sizes are as before."""
+    write(tmp_path, max_shard_bytes=50)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    expected = "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+    assert (tmp_path / DIGESTS).read_text() == expected and len(files) == 2
+    folder = SafetensorsFolder(tmp_path)
+    folder.verify()
+    assert folder.notes == []
+    data = bytearray(files[1].read_bytes())
+    data[-1] ^= 1
+    files[1].write_bytes(data)
+    SafetensorsFolder(tmp_path).check(SHAPES)
+    with pytest.raises(ConversionError, match=rf"{files[1].name} is not the file that SHA256SUMS lists .* remove /"):
+        SafetensorsFolder(tmp_path).verify()
+    lines = expected.splitlines(keepends=True)
+    (tmp_path / DIGESTS).write_text(lines[0].replace("  ", " *./"))  # as another tool may write it; the other is new
+    folder = SafetensorsFolder(tmp_path)
+    folder.verify()
+    assert folder.notes == [f"{files[1].name} is not in SHA256SUMS: it was not compared"]
+    (tmp_path / DIGESTS).write_text(lines[0] + "nonsense\n")
+    with pytest.raises(ConversionError, match="SHA256SUMS, line 2: expected a SHA-256, two blanks"):
+        SafetensorsFolder(tmp_path).verify()
+
+
+def test_a_folder_without_digests_is_taken(tmp_path: Path) -> None:
+    safetensors.torch.save_file(TENSORS, tmp_path / SINGLE_NAME)
+    folder = SafetensorsFolder(tmp_path)
+    folder.verify()
+    assert folder.notes == []

@@ -70,6 +70,14 @@ def test_shares_of_ranks_add_up():
         lora.all - p.total == adapter_parameters(model, LoraConfig(rank=8)) == 8 * 36 * (10240 + 8192 + 28672 + 16384)
     )
     assert lora.trained == lora.all - p.total + p.vision + p.connector + p.extra
+    # beside adapters, by hand: 36 layers of two norms of 4,096 and two of 128, the last norm, 151,936 rows of 4,096
+    norms, rows = 36 * (2 * 4096 + 2 * 128) + 4096, 151936 * 4096
+    assert preset("8b").text.vocab_size == 151936
+    for beside, more in (({"norms": True}, norms), ({"embeddings": True}, rows)):
+        chosen = held(model, replace(stage, lora=LoraConfig(rank=8, **beside)), 1, 1)
+        assert (chosen.all, chosen.trained) == (lora.all, lora.trained + more)
+    cut = held(model, replace(stage, lora=LoraConfig(rank=8, norms=True)), 4, 1)
+    assert cut.trained - held(model, replace(stage, lora=LoraConfig(rank=8)), 4, 1).trained == norms  # on every rank
     half = held(model, stage, 2, 1)
     assert half.all == pytest.approx((p.layer * p.layers + p.embedding + p.head) / 2 + p.vision + p.connector, rel=0.01)
     assert held(model, stage, 1, 2).all > p.total / 2
@@ -204,6 +212,8 @@ def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
     start_megatron()
     subject = Subject(narrow(4), "cpu", torch.float32)
     model = build(subject, options)
+    if model.offload is not None:
+        model.offload.min_bytes = 1  # all tensors of so narrow a model are small
     inputs = PackInputs.from_batch(batch([Shapes(subject.model).videos(tokens, tokens)], tokens, subject.model), "cpu")
     with counting("cpu") as peak:
         model(inputs).loss.backward()
@@ -217,6 +227,8 @@ def peak_job(options: MemoryConfig, tokens: int) -> tuple[float, int]:
         {"recompute": "full"},
         {"recompute": "full", "recompute_attention": True},
         {"recompute": "full", "mlp_tiles": 8, "vision_chunk": 16},
+        {"recompute": "full", "sequence_chunk": 96},
+        {"recompute": "full", "recompute_attention": True, "sequence_chunk": 64, "offload": True, "vision_chunk": 8},
         {"recompute": "full", "offload": True},
         {"recompute": "full", "recompute_attention": True, "offload": True},
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from molmo2_nemo.cost.context import ContextCost
 from molmo2_nemo.cost.efficiency import EFFICIENCIES, SAME_EFFICIENCY, Efficiency
 from molmo2_nemo.cost.flops import forward_flops
 from molmo2_nemo.cost.hardware import DEVICES, Cluster, device_called
-from molmo2_nemo.cost.layout import Layout
-from molmo2_nemo.cost.step import ALL_TRAINED, StepCost, step_time
+from molmo2_nemo.cost.layout import RING_BALANCED, RING_BUSIEST, Layout
+from molmo2_nemo.cost.step import ALL_TRAINED, StepCost, Work, step_time
 from molmo2_nemo.cost.traffic import AttentionShape, ring_traffic, ulysses_traffic
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.data.counts import PackCounts
@@ -177,3 +178,20 @@ def test_reading_features_takes_the_place_of_encoding():
     reading = fast.disk_bytes * 8 / 1e9  # eight GPUs share a disk of 1 GB/s
     busy = fast.seconds - fast.imbalance - fast.gradients
     assert slow.disk == pytest.approx(reading - busy) and slow.seconds == pytest.approx(fast.seconds + slow.disk)
+
+
+def test_a_ring_waits_for_its_busiest_rank():
+    """Attention alone takes longer by the busiest rank's share, unless tokens are shared out by their pairs."""
+    model = preset("8b")
+    pack = Work.of(model, PackCounts(36864, 10**8, np.zeros(0, np.int64), np.zeros(0, np.int64)), Layout())
+
+    def one(ulysses: int, balance: str = "none") -> Any:
+        return StepCost(model).micro_batch(pack, Layout(context=8, ulysses=ulysses, ring_balance=balance))
+
+    even = one(8)
+    assert one(8, "cost").attention == even.attention
+    for ulysses, ranks in ((4, 2), (2, 4), (1, 8)):
+        assert one(ulysses).attention == pytest.approx(RING_BUSIEST[ranks] * even.attention)
+        assert one(ulysses, "cost").attention == pytest.approx(RING_BALANCED * even.attention)
+        assert one(ulysses).linear == even.linear
+    assert list(RING_BUSIEST.values()) == sorted(RING_BUSIEST.values()) and RING_BUSIEST[1] == 1 < RING_BALANCED

@@ -158,7 +158,7 @@ def stored(seconds=5.0):
         ({"style": "video_point", "timestamps": [6.0], "points": [[]]}, "timestamps[0]"),
         ({"style": "video_point", "timestamps": [1.0], "points": [[[500, 10]]]}, "points[0][0]"),
         ({"style": "video_frame_caption_timestamp", "text": "x", "time": 9}, "time"),
-        ({"style": PER_FRAME, "points": [{"time": 0.37, "points": {"a": {"point": [1, 1]}}}]}, "points"),
+        ({"style": PER_FRAME, "points": [{"time": 0.37, "points": {"a": {"point": [90, 90]}}}]}, "points"),
         ({"style": PER_FRAME, "sampling_fps": 4, "points": []}, "sampling_fps"),
         ({"style": PER_FRAME, "sampling_fps": 1.5, "points": []}, "sampling_fps"),
     ],
@@ -217,7 +217,7 @@ def test_subtitles():
 
 
 def track(times, placing, style=PER_FRAME, **more):
-    frames = [{"time": t, "points": {"a": {"point": [10 + i % 80, 10]}}} for i, t in enumerate(times)]
+    frames = [{"time": t, "points": {"a": {"point": [110 + i % 80, 110]}}} for i, t in enumerate(times)]
     return place(placing, style=style, label="dog", points=frames, **more)
 
 
@@ -349,7 +349,7 @@ def test_a_long_film_says_what_a_track_loses():
 
 
 def test_one_object_is_at_one_place_at_a_time():
-    frames = [{"time": 0.5, "points": {"a": {"point": [1, 1]}}}, {"time": 0.5, "points": {"b": {"point": [2, 2]}}}]
+    frames = [{"time": 0.5, "points": {"a": {"point": [90, 90]}}}, {"time": 0.5, "points": {"b": {"point": [95, 95]}}}]
     placing = film()
     place(placing, style=PER_FRAME, label="dog", points=frames)
     assert placing.notes == {REPEATED}

@@ -125,6 +125,13 @@ def test_open_errors(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ShardError, match="'mine': no shards at"):
         ShardDataset(tmp_path / "empty", "mine")
+    with pytest.raises(ShardError, match=f"no shards at .*data sets lie in it, each with a path of its own: {folder}$"):
+        ShardDataset(folder.parent, "mine")
+    with pytest.raises(ShardError, match="tar is a file. Give the folder that holds the shards; it is one shard"):
+        ShardDataset(folder / "set-000001.tar", "mine")
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    with pytest.raises(ShardError, match="molmo2 prepare .*rows.jsonl --out DIR makes shards of it"):
+        ShardDataset(tmp_path / "rows.jsonl", "mine")
     shard = folder / "set-000001.tar"
     content = shard.read_bytes()
     shard.write_bytes(content[: len(content) // 2])

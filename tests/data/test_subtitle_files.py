@@ -164,3 +164,24 @@ def test_prepare_reads_them_as_it_reads_lines(tmp_path, capsys):
         (6, "subtitles", "media not found"),
     ]
     assert "line 2" in skipped[0]["detail"] and "bad.srt" in skipped[0]["detail"]
+
+
+def test_lists_as_longvideobench_has_them():
+    lines = [
+        {"start": "00:00:01.500", "end": "00:00:03.000", "line": "<i>one</i>"},
+        {"timestamp": [3, 4.25], "text": "two\nlines"},
+        {"start": "1:02:03", "end": 3724.5, "line": ""},
+    ]
+    assert parse("a.json", json.dumps(lines).encode()) == [(1.5, 3.0, "one"), (3.0, 4.25, "two\nlines")]
+    bad = {
+        '{"a": 1}': "a list of lines was expected",
+        "[1": "is no JSON",
+        "[5]": "line 1: .* was expected, not 5",
+        '[{"start": "soon", "end": 2, "line": "a"}]': "line 1: a time was expected, .* not 'soon'",
+        '[{"timestamp": [1.0, null], "text": "a"}]': "line 1: a time was expected, .* not None",
+        '[{"timestamp": [2, 1], "text": "a"}]': "line 1: ends at 1 s, before its start at 2 s",
+        "[]": "holds no subtitles",
+    }
+    for content, words in bad.items():
+        with pytest.raises(DataError, match=words):
+            parse("a.json", content.encode())

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from data_prep.media_kinds import ENDS_EARLY, MediaError
+from data_prep.media_kinds import ENDS_EARLY, ENDS_INSIDE, MediaError
 from data_prep.probe import probe_video
 from molmo2_nemo.data.config import LimitsConfig, VideoConfig
 from molmo2_nemo.data.video.cut_off import is_cut_off, stated_length
@@ -119,6 +119,27 @@ def test_films_cut_off_are_used_as_far_as_they_go_and_said(name, share):
     clip = read_video(cut, VideoConfig(max_fps=10), side=112)
     shown = numbers(clip.frames)
     assert clip.decoding.replaced <= 2 and shown[:-2] == list(range(0, 90, 3))[: len(shown) - 2]
+
+
+PACKED = {  # whose headers state no length once they are cut
+    "mpg": lambda: film(90, "mpeg", "mpeg2video"),
+    "vob": lambda: film(90, "vob", "mpeg2video"),
+    "ts": lambda: film(90, "mpegts"),
+    "m2ts": lambda: film(90, "mpegts", muxer={"mpegts_m2ts_mode": "1"}),
+    "wmv": lambda: film(90, "asf", "wmv2", bframes=0),
+    "ogv": lambda: film(90, "ogg", "libvpx", bframes=0),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_films_that_end_inside_a_packet_are_said(name):
+    """Wherever they are cut, but for the ends of their packets: two neighbouring places are not both one."""
+    whole = PACKED[name]()
+    assert probe_video(whole, None).notes == () and not is_cut_off(whole)
+    for share in np.random.default_rng(3).uniform(0.4, 0.95, 12):
+        at = int(share * len(whole))
+        found = [probe_video(whole[:end], None).notes for end in (at, at + 1)]
+        assert (ENDS_INSIDE,) in found or found == [(ENDS_EARLY,)] * 2, (at, found)
 
 
 @pytest.mark.parametrize("damage", [b"\0", bytes(range(7, 256, 37))])

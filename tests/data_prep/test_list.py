@@ -14,7 +14,8 @@ from molmo2_nemo.cli.prepare import _wanted
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings.compose import compose
 
-OPTIONAL = {"molmo_point_track_any", "molmo_point_track_syn"}  # only in the mixture of MolmoPoint
+# in no mixture of Molmo2
+OPTIONAL = {"molmo_point_track_any", "molmo_point_track_syn", "shot2story", "lvd_2m", "videomarathon"}
 
 
 def mixture(stage):
@@ -71,6 +72,21 @@ def test_published_names_lead_to_their_data_sets(capsys):
     assert shown.count("that the released registry cannot resolve") == len(UNRESOLVABLE)
     with pytest.raises(UserError, match="did you mean 'pixmo_cap'"):
         find_source("pixmo_kap")
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_the_table_fits_its_columns(columns, capsys, monkeypatch):
+    """A row for each data set, and no cell is cut or broken inside a word."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["prepare", "--list"]) == 0
+    head, *rows = capsys.readouterr().out.split("Stages 2 and 3")[0].splitlines()
+    assert max(map(len, [head, *rows])) <= columns and ("licence" in head) == (columns == 200)
+    named = {row.split()[0]: row.split() for row in rows if not row.startswith(" ")}
+    assert set(named) == set(all_sources())
+    for source in all_sources().values():
+        assert set(source.mixes.values()) <= set(named[source.name])
+    if columns == 80:
+        assert len(rows) == len(named)
 
 
 def test_details_say_where_everything_comes_from(capsys):

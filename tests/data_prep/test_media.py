@@ -68,6 +68,24 @@ def test_files_with_and_without_suffix(resolver):
         resolver.read(File("a/one.jpg"))
 
 
+def test_links_in_the_folder_are_followed_and_names_out_of_it_are_not(resolver, tmp_path):
+    """The folder's owner made them, as the Hub's cache is made of them; rows cannot: they have names only."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / "5f").write_bytes(CAT)
+    put(resolver, "own.jpg", b"own")
+    root = resolver.folders[0]
+    (root / "cat.jpg").symlink_to("../blobs/5f")
+    (root / "all").symlink_to(tmp_path / "blobs")
+    (root / "gone.jpg").symlink_to("../blobs/60")
+    assert resolver.read(File("cat.jpg")) == (CAT, "jpg")
+    assert resolver.read(File("all/5f"))[0] == CAT
+    for name in ("../blobs/5f", f"{tmp_path}/blobs/5f", "all/../../blobs/5f"):
+        with pytest.raises(MediaError, match="media not found"):
+            resolver.read(File(name))
+    with pytest.raises(MediaError, match=r"it is a link to \.\./blobs/60, which does not exist"):
+        resolver.read(File("gone.jpg"))
+
+
 def test_first_of_and_members_of_archives(resolver):
     with tarfile.open(resolver.folders[0] / "pack.tar.gz", "w:gz") as tar:
         info = tarfile.TarInfo("inner/cat.jpg")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_prep import demo
 from data_prep.media_kinds import MediaError
-from data_prep.noticed import REPEATS
+from data_prep.noticed import REPEATS, SLOW
 from data_prep.output import Output
 from data_prep.probe import probe_video
 from data_prep.record_builder import Asked, Built
@@ -139,11 +139,11 @@ def half(tmp_path):
 
 
 TRACK = {"style": "video_point_track_per_frame", "label": "cat"}
-POINT = {"style": "video_point", "label": "cat", "points": [[[1, 1]]]}
+POINT = {"style": "video_point", "label": "cat", "points": [[[9, 9]]]}
 IN_THE_LOST_PART = {
     "clip": {"caption": "x", "clip": [5.0, 7.0]},
     "clip that begins in what is there": {"caption": "x", "clip": [1.0, 8.0]},
-    "track": {"annotations": [{**TRACK, "points": [{"time": 7, "points": {"1": {"point": [1, 1]}}}]}]},
+    "track": {"annotations": [{**TRACK, "points": [{"time": 7, "points": {"1": {"point": [9, 9]}}}]}]},
     "points": {"annotations": [{**POINT, "timestamps": [7.5]}]},
     "subtitles": {"caption": "x", "subtitles": [{"start": 6, "end": 7, "text": "t"}]},
 }
@@ -199,6 +199,14 @@ def test_more_frames_a_second_than_the_film_has_are_said(half, sampling, said):
     (half / "short.mp4").write_bytes(film(30))
     prepare(half, {"video": "short.mp4", "sampling": sampling})
     assert (REPEATS in read_head(half / "out" / "my" / MANIFEST).get("notes", {})) is said
+
+
+@pytest.mark.parametrize("fps, sampling, said", [(1, {}, True), (2, {}, False), (1, {"max_fps": 1}, False)])
+def test_films_slower_than_training_shows_are_said(half, fps, sampling, said):
+    """Counted by hand: ten frames of 1 s are shown at 0, 0.5, 1, ... s, each twice; those of 0.5 s once."""
+    (half / "slow.mp4").write_bytes(film(10, fps=fps))
+    prepare(half, {"video": "slow.mp4", "sampling": sampling})
+    assert (SLOW in read_head(half / "out" / "my" / MANIFEST).get("notes", {})) is said
 
 
 @pytest.mark.parametrize("suffix, container, stored", [

@@ -93,6 +93,31 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize(
+    "line, field, seen, detail",
+    [
+        (
+            '{"image": "cat.jpg" "caption": "x"}',
+            "",
+            '\'"caption": "x"}\' after \'{"image": "cat.jpg" \'',
+            "at character 21",
+        ),
+        ('{"image": "cat.jpg", "caption": "x"', "", "the end of the text", "at character 36"),
+        ('{"image": "broken.jpg", "caption": "x"}', "image", "broken.jpg", "image cannot be decoded"),
+        ('{"video": "broken.mp4", "caption": "x"}', "video", "broken.mp4", "cut off: download it again"),
+        ('{"images": ["cat.jpg", "dog.jpg"], "caption": "x"}', "images[1]", "dog.jpg", "dog.jpg below"),
+    ],
+)
+def test_what_was_seen_is_no_sentence(tmp_path, line, field, seen, detail):
+    path = write(tmp_path, {"image": "cat.jpg", "caption": "A cat."}, line)
+    (tmp_path / "broken.jpg").write_bytes((demo.MEDIA / "cat.jpg").read_bytes()[:10])
+    (tmp_path / "broken.mp4").write_bytes((demo.MEDIA / "bunny.mp4").read_bytes()[:3000])
+    assert prepare(path) == 0
+    (skipped,) = map(json.loads, (tmp_path / "out" / "my" / "skipped.jsonl").read_text().splitlines())
+    assert (skipped["field"], skipped["seen"]) == (field, seen) and str(tmp_path) not in skipped["seen"]
+    assert detail in f"{skipped['reason']}: {skipped['detail']}" and f"video {tmp_path}" not in skipped["detail"]
+
+
 @pytest.mark.parametrize("line, place, words", BAD)
 def test_mistakes_name_the_line_and_spoil_no_other(tmp_path, line, place, words, capsys):
     path = write(tmp_path, {"image": "cat.jpg", "caption": "A cat."}, line, {"messages": ["last", "one"]})

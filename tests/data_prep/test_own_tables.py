@@ -407,6 +407,16 @@ def test_image_folders(name, split, place, capsys):
     assert records(place / "out" / "set") == own(place, {"image": "cat.jpg", "caption": "A cat."})
 
 
+def test_a_row_of_an_image_folder_is_said_to_be_in_its_metadata(place):
+    (place / "set").mkdir()
+    shutil.copy(demo.MEDIA / "cat.jpg", place / "set")
+    rows = [{"file_name": "cat.jpg", "text": "A cat."}, {"file_name": "gone.jpg", "text": "A dog."}]
+    (place / "set" / "metadata.csv").write_bytes(table(rows))
+    assert prepare(place / "set", "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "set")
+    assert (line["file"], line["line"], line["seen"]) == ("metadata.csv", 3, "gone.jpg")
+
+
 def test_names_of_classes_and_messages_as_columns(place):
     """A ClassLabel is a number with a name; a Sequence of objects is stored as an object of lists."""
     features = {"animal": {"names": ["dog", "cat"], "_type": "ClassLabel"}}

@@ -12,7 +12,7 @@ import pytest
 
 from data_prep.download import Downloader
 from data_prep.media import Resolver
-from data_prep.noticed import REPEATS
+from data_prep.noticed import REPEATS, SLOW
 from data_prep.record_builder import Asked, BuildOptions, Built, build
 from data_prep.shard_tools import Terms, look
 from data_prep.sources.base import Place, Skip
@@ -115,7 +115,9 @@ def test_text_and_frames_do_not_depend_on_how_a_film_is_prepared(name, fps, clip
         texts = [builder.plan(record, np.random.default_rng(seed)).info["conversations"] for seed in range(2)]
         video = read_video(record.video, builder.config.video, side=112, clip=record.clip, sampling=record.sampling)
         told = [(round(line.start, 3), round(line.end, 3), line.text) for line in record.subtitles]
-        slower = {REPEATS} if options.video_fps else set()  # the film as stored may have fewer frames than asked for
+        slower = (
+            {REPEATS, SLOW} if options.video_fps else set()
+        )  # the film as stored may have fewer frames than asked for
         shown[way] = (
             texts,
             [f"{t:.1f}" for t in video.times],

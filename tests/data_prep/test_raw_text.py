@@ -1,8 +1,10 @@
 """Raw text from a JSONL file to packs and pages: prepare, check, index, mixture, preview, and what is refused."""
 
+import gzip
 import json
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,7 +60,7 @@ BAD = [
     ({"text": " \n\t "}, "text", "not blank"),
     ({"text": 5}, "text", "text must be a string, not 5"),
     ({"text": ["a", "b"]}, "text", "text must be a string"),
-    ({"text": "half \ud800"}, "", "surrogates not allowed"),
+    ({"text": "half \ud800"}, "", "not valid Unicode"),
     ({"text": "a", "caption": "b"}, "text", "is a field of an annotation"),
     ({"text": "a", "image": "cat.jpg"}, "text", "text stands beside image: write caption"),
     ({"text": "a", "titel": "b"}, "titel", "unknown field"),
@@ -128,3 +130,30 @@ def test_preview_shows_documents_and_their_pieces(run, tmp_path):
     assert "1024 x 0.25 = 256.00" in shown
     written = page.write_pages(views[:3], run, collect.tokenizer_of(run), tmp_path / "pages", "")[0].read_text()
     assert "raw text" in written and "<script" not in written
+
+
+def test_a_folder_of_texts_is_one_data_set(tmp_path, capsys):
+    """JSON Lines of a corpus, packed or not, and Parquet: each document once, whatever other columns there are."""
+    lines, parquet = tmp_path / "lines", tmp_path / "parquet"
+    lines.mkdir()
+    parquet.mkdir()
+    parts = [["one", "two"], ["three"], ["four", "five", "six"]]
+    for number, texts in enumerate(parts):
+        rows = [{"text": text, "url": f"https://{text}.org", "meta": {"page": number}} for text in texts]
+        written = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        packed = number == 1
+        path = lines / f"part-{number}.jsonl{'.gz' if packed else ''}"
+        path.write_bytes(gzip.compress(written) if packed else written)
+        pq.write_table(pa.Table.from_pylist(rows), parquet / f"part-{number}.parquet")
+    for folder in (lines, parquet):
+        out = tmp_path / "out" / folder.name
+        assert main(["prepare", f"text={folder}", "--out", str(out), "--workers", "0"]) == 0
+        said = capsys.readouterr().out
+        assert "a field 'url', not read" in said and "a field 'meta', not read" in said
+        data = ShardDataset(out / "text")
+        found = [parse_record(*data.read(i)).annotations[0].content.text for i in range(len(data))]
+        assert found == sum(parts, [])
+    (lines / "part-3.jsonl").write_text('{"text": "seven"}\n{"text": ""}\n')
+    assert main(["prepare", f"text={lines}", "--out", str(tmp_path / "again"), "--workers", "0"]) == 0
+    bad = json.loads((tmp_path / "again" / "text" / "skipped.jsonl").read_text())
+    assert (bad["file"], bad["line"], bad["field"]) == ("part-3.jsonl", 2, "text")

@@ -78,8 +78,25 @@ def test_swapped_shards_are_renamed_back(made, capsys):
     assert "2 problems" in shown and f"{tars[0].name}: its bytes are intact in the file {tars[1].name}" in shown
     assert main(["shards", "repair", str(made)]) == 0
     shown = capsys.readouterr().out
-    assert "nothing to remove" in shown and f"{tars[0].name} is the manifest's {tars[1].name}" in shown
+    assert "no record removed" in shown and f"{tars[0].name} is the manifest's {tars[1].name}" in shown
     assert contents(made) == before and check(made) == []
+
+
+def test_what_is_no_record_is_removed_and_said(made, capsys):
+    """Bytes behind the end of a tar: no record is lost, and yet there is something to say."""
+    before, path = read(made), sorted(made.glob("*.tar"))[0]
+    whole = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"rubbish" * 500)
+    assert main(["shards", "repair", str(made)]) == 0
+    first, mended, kept = capsys.readouterr().out.splitlines()[:3]
+    assert first == f"{made}: no record removed"
+    assert mended.startswith(f"  {path.name} is written anew as {path.stem}-r1.tar with ")
+    assert mended.endswith(f" records: has {whole + 3500} bytes, the manifest says {whole}")
+    assert kept.startswith(f"  what was replaced is in {made / KEPT}: {path.name}")
+    assert read(made) == before and check(made) == []
+    assert main(["shards", "repair", str(made)]) == 0
+    assert capsys.readouterr().out.startswith(f"{made}: nothing to repair\n")
 
 
 @pytest.mark.parametrize("name", ["dm-000001 (1).tar", "dm-000001.tar.1", "other.tar"])

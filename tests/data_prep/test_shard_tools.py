@@ -78,7 +78,8 @@ def test_one_flipped_bit_costs_the_records_that_show_it(sft, suffix, capsys):
     assert f"{shard.name}:{key}: its contents changed" in shown and "SHA-256" in shown
     assert main(["shards", "check", str(sft), "--quick", "--workers", "0"]) == 2
     assert main(["shards", "repair", str(sft.parent)]) == 0
-    assert f"{len(lost)} records removed\n  {shard.name}:{key}" in capsys.readouterr().out
+    removed = "1 record removed" if len(lost) == 1 else f"{len(lost)} records removed"
+    assert f"{removed}\n  {shard.name}:{key}" in capsys.readouterr().out
     assert keys(sft) == [k for k in before if k not in lost] and check(sft) == []
     assert not shard.exists() and shard.with_name(f"{shard.stem}-r1.tar").is_file()
     assert {p.name for p in (sft / "kept-by-repair").iterdir()} == {MANIFEST, *lost.values()}
@@ -143,8 +144,10 @@ def test_statistics(shards, tmp_path, capsys):
     shown = capsys.readouterr().out
     counted = {name: len(ShardDataset(shards / name)) for name in ("pretrain", "sft", "long")}
     for name, count in counted.items():
-        (line,) = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
-        assert line.split()[1] == str(count)
+        line, cost = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
+        assert line.split()[1] == str(count) and len(line.split()) == 8 and len(cost.split()) == 6
+    assert max(map(len, shown.splitlines())) <= 80
+    assert not (shards / "stats.png").exists()
     assert "ATTRIBUTION.md" in shown, "licences are listed"
     with Image.open(tmp_path / "stats.png") as image:
         assert (

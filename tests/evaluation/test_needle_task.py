@@ -12,6 +12,7 @@ import pytest
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.needles.heat_map import by_length, draw, heat_map
 from molmo2_nemo.evaluation.task import TaskSettings
 from molmo2_nemo.evaluation.tasks import find_task
@@ -41,7 +42,7 @@ def test_the_model_is_shown_every_frame_and_the_sentence():
     example = question.prompt.example(builder(24))
     assert len(example.crops) == 24
     words = Molmo2Tokenizer.load("tiny").decode(example.input_ids[~example.visual].tolist())
-    assert f"The secret code is {question.references[0]}." in words
+    assert f"The secret word is {question.references[0]}." in words
 
 
 def test_another_seed_asks_about_other_films():
@@ -49,6 +50,15 @@ def test_another_seed_asks_about_other_films():
     answers = [[q.references for q in questions] for questions in (one, same, other)]
     assert answers[0] == answers[1] != answers[2]
     assert one[0].prompt.video == same[0].prompt.video != other[0].prompt.video
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [({"frames": 2}, "haystacks of 2 frames; they need 3 or more"), ({"seed": -1}, "a seed of 0 or more, not -1")],
+)
+def test_what_draws_no_film_is_said_before_a_model_loads(settings, seen):
+    with pytest.raises(UserError, match=seen):
+        find_task("needle").open(TaskSettings(Path(), **settings))
 
 
 def line(depth: str, frames: int, value: float, needle: str = "picture"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +13,9 @@ from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.video.read import plan_video, read_video
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.evaluation.needles.needle import TEXT_KIND, Needle, Place, chance
-from molmo2_nemo.evaluation.needles.pictures import ANSWERS, COLOURS, QUESTIONS, SIDE, NeedlePicture
+from molmo2_nemo.evaluation.needles.haystack import FILLERS
+from molmo2_nemo.evaluation.needles.needle import TEXT_KIND, WORDS, Needle, Place, chance
+from molmo2_nemo.evaluation.needles.pictures import ANSWERS, COLOURS, GROUNDS, QUESTIONS, SIDE, NeedlePicture
 from tests.support.films import film
 
 
@@ -81,26 +81,32 @@ def test_depth_moves_the_needle_and_changes_nothing_else():
 
 
 def test_pictures_differ_wherever_an_answer_does():
-    base = NeedlePicture("red", "blue", "green", "rows", "left")
-    for kind, answers in ANSWERS.items():
-        pixels = []
-        for answer in answers:
-            picture = replace(base, **{kind: answer})
-            assert picture.answer(kind) == answer
-            pixels.append(picture.pixels().astype(int))
+    base = dict.fromkeys(QUESTIONS, "red")
+    for kind in QUESTIONS:
+        pixels = [NeedlePicture(base | {kind: answer}).pixels().astype(int) for answer in ANSWERS]
         apart = [np.abs(a - b).mean() for i, a in enumerate(pixels) for b in pixels[:i]]
         assert min(apart) > 1, kind
 
 
-def test_answers_are_uniform_and_colours_differ():
-    drawn = [NeedlePicture.drawn(np.random.default_rng(i)) for i in range(2000)]
-    for kind, answers in ANSWERS.items():
-        counts = Counter(picture.answer(kind) for picture in drawn)
+def test_each_colour_is_where_its_question_says():
+    middle = {"picture": (63, 63), "black": (21, 63), "white": (63, 21), "grey": (63, 105), "cyan": (105, 63)}
+    for seed in range(20):
+        picture = NeedlePicture.drawn(np.random.default_rng(seed))
+        pixels = picture.pixels()
+        for kind, place in middle.items():
+            assert tuple(pixels[place]) == COLOURS[picture.colours[kind]]
+            assert kind == "picture" or tuple(pixels[place[0] - 20, place[1] - 20]) == GROUNDS[kind][1]
+
+
+def test_answers_are_uniform_and_differ():
+    drawn = [Needle(i, 8, 0.5, 0.5) for i in range(2000)]
+    for kind, answers in {TEXT_KIND: WORDS, **dict.fromkeys(QUESTIONS, ANSWERS)}.items():
+        counts = Counter(needle.questions()[kind][1] for needle in drawn)
         assert set(counts) == set(answers)
         expected = len(drawn) * chance(kind)
         assert all(0.6 * expected < n < 1.5 * expected for n in counts.values()), counts
-    assert all(len({picture.colour, picture.corner, picture.centre}) == 3 for picture in drawn)
-    assert set(ANSWERS) == set(QUESTIONS) and len(QUESTIONS) == 5 and len(COLOURS) == 10
+    assert all(len(set(needle.picture.colours.values())) == len(QUESTIONS) == 5 for needle in drawn)
+    assert not any(word in line.lower() for word in WORDS for line in FILLERS)
 
 
 @pytest.mark.parametrize(("frames", "shown"), [(8, 8), (64, 64), (400, 16)])
@@ -114,8 +120,8 @@ def test_the_sentence_is_among_the_lines_near_a_sampled_frame(frames, shown, dep
     lines = [Subtitle(*line) for line in needle.subtitles(video)]
     times = plan_video(needle.film(video), video).times
     seen = subtitles_shown(lines, times, "frame_1")
-    assert [line.text for line in seen].count(f"The secret code is {needle.code}.") == 1
-    assert needle.questions()[TEXT_KIND][1] == needle.code
+    assert [line.text for line in seen].count(f"The secret word is {needle.word}.") == 1
+    assert needle.questions()[TEXT_KIND][1] == needle.word
 
 
 def test_a_film_of_ones_own_is_repeated():

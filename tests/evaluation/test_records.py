@@ -16,6 +16,7 @@ from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.tokenizer import Molmo2Tokenizer
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.records import questions_of
+from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.inference.generate import first_turn
 from tests.support.films import film
 
@@ -99,3 +100,22 @@ def test_raw_text_asks_nothing():
     record, builder = built({"annotations": [{"style": "raw_text", "text": "A document."}]})
     with pytest.raises(UserError, match="record r: raw text asks nothing"):
         questions_of(record, builder)
+
+
+CHOICE = {"style": "a_okvqa_mc", "question": "Which?", "options": ["a dog", "a cat"], "answer_idx": 1}
+
+
+@pytest.mark.parametrize(
+    ("more", "right", "wrong"),
+    [
+        ({}, ("B", "(b)", "B. a cat", "A cat."), ("A", "a dog", "C", "")),
+        ({"unlabelled_options": True}, ("a cat",), ("B", "a dog")),
+    ],
+)
+def test_multiple_choice_is_scored_by_letter_and_text(more, right, wrong):
+    record, builder = built({"annotations": [CHOICE | more]})
+    (question,) = questions_of(record, builder)
+    (scorer,) = map(find_scorer, question.scorers)
+    assert scorer.name == "multiple_choice"
+    assert [scorer.score(answer, question.references).value for answer in right] == [1] * len(right)
+    assert [scorer.score(answer, question.references).value for answer in wrong] == [0] * len(wrong)

@@ -73,7 +73,8 @@ def test_every_turn_of_every_annotation_is_a_question(alone):
     assert len({line["key"] for line in lines}) == len(lines) == sum(QUESTIONS) + 1
     by_key = {line["key"].split(":")[1]: line for line in asked}
     assert by_key["r0/1"]["references"] == ["red", "red", "red", "blue"] and "vqa_accuracy" in by_key["r0/1"]["scores"]
-    assert by_key["r1/0"]["references"] == ["B. a cat"] and "multiple_choice" in by_key["r1/0"]["scores"]
+    choice = {"option": "B", "options": ["a dog", "a cat"], "unlabelled": False}
+    assert by_key["r1/0"]["references"] == [choice] and "multiple_choice" in by_key["r1/0"]["scores"]
     assert by_key["r2/0/1"]["question"] == "And now?" and by_key["r2/0/1"]["references"] == ["a dog"]
     assert by_key["r3/0/1"]["question"] == "Bye." and by_key["r3/0/1"]["references"] == ["Goodbye."]
     assert by_key["r4/0"]["references"] == ["1"] and "counting" in by_key["r4/0"]["scores"]
@@ -89,7 +90,7 @@ def test_what_cannot_be_read_is_counted_and_named(alone):
     (row,) = [line.split() for line in alone[1].splitlines() if "all questions" in line]
     assert row == ["all", "questions", "9", f"{100 * sum(first) / 9:.1f}", "%"]
     assert "held: 1 of 9 questions could not be asked and count 0" in alone[1]
-    assert "held: 8 of 9 answers: the answer is cut off after N tokens" in alone[1]
+    assert "held: 8 of 9 answers: the answer is cut off after 4 tokens" in alone[1]
     assert set(result["scores"]) == {"exact_match", "vqa_accuracy", "multiple_choice", "counting"}
 
 
@@ -126,8 +127,23 @@ def test_only_the_first_items(workers, checkpoint, data, tmp_path):
         (["--data", "nowhere"], "no folder at nowhere"),
         (["--data", "DATA", "--frames", "8,x"], "--frames 8,x: numbers of frames above 0"),
         (["--data", "DATA", "--frames", "8,8"], "each once"),
+        (["--data", "DATA", "--frames", "²"], "--frames ²: numbers of frames above 0"),
         (["--data", "DATA", "--limit", "0"], "--limit 0: must be at least 1"),
         (["--data", "DATA", "--max-new-tokens", "0"], "--max-new-tokens 0: must be at least 1"),
+        (["--data", "DATA", "--frames", "9" * 5000], "numbers of frames above 0"),
+        (["--data", "DATA", "--frames", "8,1000000"], "--frames 1000000: a film of so many frames takes more than the"),
+        (["--data", "DATA", "--fps", "1e9"], "--fps 1e+09: one second of film would be more than the 4,096 positions"),
+        (["--data", "DATA", "--max-crops", "100000"], "which are room for 599 tiles"),
+        (["--data", "DATA", "--max-new-tokens", "5000"], "--max-new-tokens 5000: such an answer takes more than the"),
+        (
+            ["--tasks", "needle", "--frames", "20", "--depths", "50"],
+            "50 depths in haystacks of 20 frames",
+        ),
+        (["--tasks", "needle", "--fps", "0.001"], "more than the 21600 s of data.limits.video_seconds"),
+        (["--tasks", "needle", "--fps", "150"], "films of 150 frames a second; at most 100 can be drawn"),
+        (["--data", "DATA", "parallel.context=3"], "parallel.context=3 ranks would shard the 4 query heads and 2 key"),
+        (["--data", "DATA", "parallel.context=2", "parallel.context_ulysses=3"], "does not divide parallel.context=2"),
+        (["--data", "DATA", "parallel.tensor=0"], "parallel.tensor=0"),
         (["--data", "DATA", "another"], "name one checkpoint, stage or run to evaluate, not 2"),
         (["--data", "DATA", "parallel.pipeline=2"], "pipeline stages cannot generate"),
         (["--data", "DATA", "parallel.sequence=true"], "parallel.sequence needs parallel.tensor"),

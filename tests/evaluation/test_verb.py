@@ -77,6 +77,16 @@ def test_a_scorer_is_one_file(workers, checkpoint, tmp_path):
     assert exact.split()[:4] == ["exact_match", "2", "0.0", "%"]
 
 
+def test_references_of_points_and_moments(workers, checkpoint, tmp_path):
+    """An untrained model answers with no points: right where there are none to find."""
+    prompts = write_prompts(tmp_path, {"points": [], "size": [90, 60]}, [{"points": [[30, 20]], "size": [90, 60]}])
+    call = ["generate", str(checkpoint), str(prompts), "--max-new-tokens", "3", "--score", "pointing"]
+    code, said = workers.run(scored, tmp_path, call)[0]
+    assert code == 0 and said.count("score     pointing 1.00") == said.count("score     pointing 0.00") == 1
+    assert 'reference {"points": [], "size": [90, 60]}' in said
+    assert said.splitlines()[-1].split()[:4] == ["pointing", "2", "50.0", "%"]
+
+
 @pytest.mark.parametrize(
     ("names", "answers", "expected"),
     [
@@ -89,7 +99,11 @@ def test_a_scorer_is_one_file(workers, checkpoint, tmp_path):
         ("anls", [[]], "prompts.jsonl: prompt 1 has no reference answer"),
         ("anls", ["  "], "prompts.jsonl: prompt 1 has no reference answer"),
         ("vqa_accuracy", [["a", "b"]], "prompt 1 has 2 reference answers, but vqa_accuracy needs 3 or more"),
-        ("anls", [["a", 7]], "answer is ['a', 7]; expected a text or a list of texts"),
+        ("anls", [["a", 7]], "answer is ['a', 7]; expected a text, an object that a scorer reads, or a list of them"),
+        ("pointing", [{}], "prompt 1 has no reference answer"),
+        ("pointing", [{"size": [9, 9]}], "prompt 1: "),
+        ("pointing", ["a cat"], "prompt 1: "),
+        ("anls", [{"points": [[1, 2]], "size": [9, 9]}], "prompt 1: "),
     ],
 )
 def test_what_cannot_be_scored_is_said_before_the_model_loads(names, answers, expected, checkpoint, tmp_path, capsys):

@@ -51,6 +51,15 @@ def test_draws_depend_on_seed_and_number_alone():
     assert [t.tolist() for t in first] != [other(logits, [0, 1, 2]).tolist() for _ in range(5)]
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-45, 1e-300, 5e-324])
+def test_any_temperature_above_0_draws(temperature):
+    """Towards 0 it is the most probable token, and of equal ones each."""
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 5.0, 1.0]])
+    draw = Chooser(Sampling(temperature=temperature, top_p=0.9, seed=3), [0, 1])
+    found = [draw(logits, [0, 1]).tolist() for _ in range(60)]
+    assert {first for first, _ in found} == {1} and {second for _, second in found} == {0, 1}
+
+
 def test_without_temperature_the_most_probable_token_is_taken():
     logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     assert Chooser(Sampling(), [0, 1])(logits, [0, 1]).tolist() == [1, 0]

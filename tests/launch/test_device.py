@@ -94,3 +94,9 @@ def test_a_process_that_dies_while_it_looks_is_said(monkeypatch):
 def test_a_logger_that_is_not_installed():
     (said,) = device_problems(compose(["recipe=tiny", "log.wandb=mine"]))
     assert said.startswith("log.wandb=mine: the package wandb is not installed")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is not None, reason="mlflow is installed")
+def test_mlflow_that_is_not_installed():
+    (said,) = device_problems(compose(["recipe=tiny", "log.mlflow=mine"]))
+    assert said == "log.mlflow=mine: the package mlflow is not installed; pip install mlflow, or log.mlflow=null"

@@ -255,26 +255,11 @@ def test_the_line_for_several_nodes_is_whole(tmp_path):
     assert line.endswith(f"-m molmo2_nemo.cli.main train --config {tmp_path}/sft/config.yaml")
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path):
-    (tmp_path / "hf").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / "hf" / name).write_text("")
-    with pytest.raises(UserError, match=f"Hugging Face format.*molmo2 convert import {tmp_path / 'hf'} CHECKPOINT"):
-        resolve_checkpoint(tmp_path / "hf")
-    for step in (9, 20):
-        (tmp_path / "checkpoints" / f"step={step}").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds 2 checkpoints; name one of them, such as .*step=20"):
-        resolve_checkpoint(tmp_path / "checkpoints")
-
-
-def test_resolve_checkpoint(tmp_path):
-    checkpoint = tmp_path / "sft" / "checkpoints" / "step=3-last"
-    checkpoint.mkdir(parents=True)
-    assert resolve_checkpoint(checkpoint) == checkpoint
-    with pytest.raises(UserError, match="not finished"):
-        resolve_checkpoint(tmp_path / "sft")
-    (tmp_path / "sft" / "summary.json").write_text(json.dumps({"checkpoint": str(checkpoint)}))
-    assert resolve_checkpoint(tmp_path / "sft") == resolve_checkpoint(tmp_path) == checkpoint
+def test_a_run_that_has_saved_nothing_yet(tmp_path):
+    write_config(compose(["recipe=tiny", "stage=sft", f"output_dir={tmp_path}"]))
+    for place in (tmp_path / "sft", tmp_path):
+        with pytest.raises(UserError, match="has not saved a checkpoint yet; molmo2 status"):
+            resolve_checkpoint(place)
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path):

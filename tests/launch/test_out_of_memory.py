@@ -50,7 +50,7 @@ def test_other_errors_are_not_about_memory(make):
 
 def test_only_what_is_left_is_suggested():
     cfg = RunConfig()
-    assert not cfg.memory.offload and len(remedies(cfg)) == 8
+    assert not cfg.memory.offload and len(remedies(cfg)) == 9
     cfg.stage.micro_batch_size, cfg.parallel.context = 1, 2
     cfg.memory.recompute, cfg.memory.mlp_tiles, cfg.memory.vision_chunk = "full", 4, 8
     cfg.memory.offload, cfg.memory.loss_chunk = True, 128
@@ -58,8 +58,15 @@ def test_only_what_is_left_is_suggested():
     cfg.memory.recompute_attention, cfg.memory.recompute_vision = True, False
     assert remedies(cfg)[0] == "memory.recompute_vision=true (the encoder's blocks are recomputed)"
     cfg.memory.recompute_vision = None
+    assert remedies(cfg)[0].startswith(
+        "memory.recompute=full memory.recompute_layers=null memory.sequence_chunk=4096 ("
+    )
+    cfg.memory.sequence_chunk = 4096
     assert [text.split()[0] for text in remedies(cfg)] == ["parallel.context=4", "smaller"]
-    cfg.memory.recompute_layers = 2
+    cfg.cluster.precision = "bf16"
+    assert remedies(cfg)[0] == "memory.optimizer_offload=true (AdamW on the host)"
+    cfg.cluster.precision = "fp32"
+    cfg.memory.recompute_layers, cfg.memory.sequence_chunk = 2, None
     assert remedies(cfg)[0].startswith("memory.recompute=full memory.recompute_layers=null")
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 
 import pytest
 
-from molmo2_nemo.errors import INTERRUPTED, UserError
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
+from molmo2_nemo.launch.local import run_child
 from molmo2_nemo.launch.pipeline import compose_stages, run_stages
 from molmo2_nemo.rundir.config_file import write_config
 from molmo2_nemo.rundir.paths import stage_dir
-from molmo2_nemo.settings.compose import STAGES
+from molmo2_nemo.rundir.progress import read_run
+from molmo2_nemo.rundir.stages import merged
+from molmo2_nemo.rundir.summary import resolve_checkpoint
+from molmo2_nemo.settings.run import PUBLISHED_STAGES
 
 
 class Trainer:
@@ -28,10 +34,16 @@ class Trainer:
         folder = stage_dir(cfg)
         checkpoint = folder / "checkpoints" / f"step={cfg.stage.max_steps}"
         checkpoint.mkdir(parents=True, exist_ok=True)
+        (checkpoint / "weights").touch()
         (folder / "summary.json").write_text(
             json.dumps({"steps": cfg.stage.max_steps, "checkpoint": f"checkpoints/{checkpoint.name}"})
         )
         return 0
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch, shards):
+    monkeypatch.setenv("MOLMO2_DEMO_DATA", str(shards))
 
 
 def stages(tmp_path, *overrides):
@@ -41,7 +53,7 @@ def stages(tmp_path, *overrides):
 def test_each_stage_starts_from_the_one_before(tmp_path):
     trainer = Trainer()
     assert run_stages(stages(tmp_path, "stage.max_steps=7"), trainer) == 0
-    assert trainer.ran == list(STAGES)
+    assert trainer.ran == list(PUBLISHED_STAGES)
     before = [str(tmp_path / name / "checkpoints" / "step=7") for name in ("pretrain", "sft")]
     assert trainer.starts == [None, *before]
 
@@ -60,6 +72,24 @@ def test_an_unfinished_stage_runs_again(tmp_path, code):
     assert run_stages(stages(tmp_path), again) == 0
     assert again.ran == ["sft", "long"]
     assert again.starts[0] is not None and "pretrain" in again.starts[0]
+
+
+def test_a_signal_as_a_stage_ends_begins_no_other(tmp_path, capsys):
+    """The stage is through with its work and ends with 0; a real child that does not mind the signal stands for it, and
+    asks its parent for one when it is ready."""
+    child = "import os, signal\nsignal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
+    child += "os.kill(os.getppid(), signal.SIGTERM)\nwhile True: signal.pause()"
+
+    class Signalled(Trainer):
+        def __call__(self, cfg):
+            if cfg.stage.name == "sft":
+                assert run_child([sys.executable, "-c", child], dict(os.environ)) == 0
+            return super().__call__(cfg)
+
+    trainer, again = Signalled(), Trainer()
+    assert run_stages(stages(tmp_path), trainer) == PREEMPTED and trainer.ran == ["pretrain", "sft"]
+    assert "stopped by a signal after sft; the same command goes on with the next" in capsys.readouterr().out
+    assert run_stages(stages(tmp_path), again) == 0 and again.ran == ["long"]
 
 
 def test_other_settings_for_a_finished_stage_are_refused(tmp_path):
@@ -92,7 +122,9 @@ def test_a_finished_stage_that_is_to_have_more_steps_goes_on(tmp_path):
     run_stages(settings, Trainer(fail_at="sft"))
     again = Trainer()
     assert run_stages(stages(tmp_path, "stage.max_steps=9"), again) == 0
-    assert again.ran == list(STAGES) and again.starts[1] == str(tmp_path / "pretrain" / "checkpoints" / "step=9")
+    assert again.ran == list(PUBLISHED_STAGES) and again.starts[1] == str(
+        tmp_path / "pretrain" / "checkpoints" / "step=9"
+    )
 
 
 def test_a_lost_checkpoint_and_a_damaged_summary_are_named(tmp_path):
@@ -110,7 +142,7 @@ def test_a_lost_checkpoint_and_a_damaged_summary_are_named(tmp_path):
     ("override", "expected"),
     [
         ("stage=sft", "molmo2 train stage=sft"),
-        ("sft:stage.name=x", "the pipeline runs all stages"),
+        ("sft:stage.name=x", "the pipeline runs all of stages="),
         ("sfd:stage.max_steps=2", "did you mean 'sft'?"),
         ("init_from=/x", "pretrain:init_from"),
         ("long:init_from=/x", "each stage starts from the one before"),
@@ -125,3 +157,125 @@ def test_settings_for_one_stage(tmp_path):
     configs = stages(tmp_path, "stage.max_steps=5", "long:stage.max_steps=3", "pretrain:init_from=/weights")
     assert [c.stage.max_steps for c in configs] == [5, 5, 3]
     assert [c.init_from for c in configs] == ["/weights", None, None]
+
+
+OWN = """\
+# @package _global_
+defaults: [sft, _self_]
+stage: {max_steps: 4}
+data: {packing: {sequence_length: 1024, max_crops: 32}, sources: {demo: {path: "${oc.env:MOLMO2_DEMO_DATA}/long"}}}
+"""
+
+
+def own(tmp_path, text=OWN):
+    """A folder for --config-dir with the stage `clips`."""
+    (tmp_path / "conf" / "stage").mkdir(parents=True)
+    (tmp_path / "conf" / "stage" / "clips.yaml").write_text(text)
+    return tmp_path / "conf"
+
+
+def listed(tmp_path, conf, *overrides):
+    return compose_stages(["recipe=tiny", f"output_dir='{tmp_path / 'run'}'", *overrides], conf)
+
+
+def test_a_list_with_a_stage_of_ones_own(tmp_path):
+    """Its place in the list is its place in the run: for what starts from it, for status, for the last checkpoint."""
+    conf = own(tmp_path)
+    configs = listed(tmp_path, conf, "stages=[pretrain,clips,sft]", "stage.max_steps=7", "clips:stage.max_steps=3")
+    assert [(c.stage.name, c.stage.max_steps) for c in configs] == [("pretrain", 7), ("clips", 3), ("sft", 7)]
+    assert configs[1].stage.global_batch_size == 128  # from the stage that it is made of
+    trainer = Trainer(fail_at="sft")
+    assert run_stages(configs, trainer) == 1
+    run = tmp_path / "run"
+    assert trainer.starts[2] == str(run / "clips" / "checkpoints" / "step=3")
+    assert [(s.name, s.state) for s in read_run(run)] == [
+        *(("pretrain", "finished"), ("clips", "finished"), ("sft", "waiting")),
+    ]
+    assert resolve_checkpoint(run) == run / "clips" / "checkpoints" / "step=3"
+    again = Trainer()
+    assert (
+        run_stages(
+            listed(tmp_path, conf, "stages=[pretrain,clips,sft]", "stage.max_steps=7", "clips:stage.max_steps=3"),
+            again,
+        )
+        == 0
+    )
+    assert again.ran == ["sft"] and resolve_checkpoint(run) == run / "sft" / "checkpoints" / "step=7"
+
+
+def test_a_recipe_lists_its_stages(tmp_path):
+    conf = own(tmp_path)
+    (conf / "recipe").mkdir()
+    text = "# @package _global_\ndefaults:\n  - tiny\n  - _self_\nstages: [sft, clips]\n"
+    (conf / "recipe" / "mine.yaml").write_text(text)
+    configs = compose_stages(["recipe=mine"], conf)
+    assert [c.stage.name for c in configs] == ["sft", "clips"] and configs[0].model.preset == "tiny"
+    assert all(c.stages == ["sft", "clips"] for c in configs)
+    with pytest.raises(UserError, match=r"unknown stage 'pretrain'.*stages=\[sft,clips\]"):
+        compose_stages(["recipe=mine", "pretrain:save_every=3"], conf)
+
+
+def test_a_part_of_the_stages(tmp_path, capsys):
+    """It starts where the recipe would have it start, if that is there; else that is said."""
+    assert [c.init_from for c in stages(tmp_path, "stages=[sft,long]")] == [None, None]
+    assert "sft starts from random weights: pretrain" in capsys.readouterr().err
+    run_stages(stages(tmp_path), Trainer(fail_at="sft"))
+    configs = stages(tmp_path, "stages=[sft,long]")
+    (start,) = (tmp_path / "pretrain" / "checkpoints").glob("step=*")
+    assert [c.init_from for c in configs] == [str(start), None] and "as pretrain is finished" in capsys.readouterr().err
+    again = Trainer()
+    assert run_stages(configs, again) == 0 and again.ran == ["sft", "long"]
+    assert [s.name for s in read_run(tmp_path)] == ["pretrain", "sft", "long"]
+    assert [c.init_from for c in stages(tmp_path, "stages=[sft,long]", "sft:init_from=/x")] == ["/x", None]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["stages=[]"], r"stages=\[\]: no stage to run; name some of align, "),
+        (["stages=[sft,long,sft]"], r"stages=\[sft,long,sft\]: sft is there twice"),
+        (["stages=[sft,lng]"], "unknown stage 'lng'; did you mean 'long'"),
+        (["stages=[sft,long]", "clips:save_every=3"], "unknown stage 'clips'"),
+        (["long:stages=[sft]"], "all stages have this in common; write it without long:"),
+        (
+            ["recipe=8b", "stages=[sft,clips]"],
+            r"stage=clips: recipe=8b has no data for it .*; choose some: data=demo",
+        ),
+    ],
+)
+def test_lists_that_cannot_be_run(tmp_path, overrides, expected):
+    with pytest.raises(UserError, match=expected) as error:
+        listed(tmp_path, own(tmp_path), *overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_a_stage_without_data_is_refused_before_another_starts(tmp_path):
+    conf, trainer = own(tmp_path), Trainer()
+    for override, expected in (
+        ("clips:~data.sources.demo", "clips: data.sources is empty: nothing to train on"),
+        (f"clips:data.sources.demo.path={tmp_path}/none", "clips: data.sources.demo: .*none"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            run_stages(
+                listed(tmp_path, conf, "stages=[pretrain,clips]", override, "clips:data.tokenizer=tiny"), trainer
+            )
+    assert trainer.ran == []
+
+
+def test_a_stage_has_the_name_of_its_file(tmp_path):
+    conf = own(tmp_path, "# @package _global_\nstage: {name: other}\n")
+    with pytest.raises(UserError, match="stage=clips: its file says stage.name=other; leave that out"):
+        listed(tmp_path, conf, "stages=[sft,clips]")
+
+
+def test_a_file_of_ones_own_with_a_shipped_name_is_refused(tmp_path):
+    conf = own(tmp_path)
+    (conf / "stage" / "clips.yaml").rename(conf / "stage" / "long.yaml")
+    with pytest.raises(UserError, match="stage=long: .*stage/long.yaml .*the shipped one.*another name"):
+        listed(tmp_path, conf)
+
+
+def test_orders_of_several_lists():
+    assert merged([["a", "b", "c"], ["b", "x", "c"]]) == ["a", "b", "x", "c"]
+    assert merged([["b", "c"], ["a", "b", "c"], ["a", "b", "c"]]) == ["a", "b", "c"]
+    assert merged([["x"], ["a", "b"]]) == ["x", "a", "b"] and merged([]) == []

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -100,6 +101,52 @@ def test_how_to_resume_is_said_by_what_is_saved(tmp_path, capsys):
     )
     reports.show_how_to_resume(1, tmp_path)
     assert capsys.readouterr().out == ""
+
+
+WORKER = """
+import os, signal, sys
+from molmo2_nemo.launch.reports import report_finished
+def leave(*_):
+    report_finished()
+    os._exit(0)
+signal.signal(signal.SIGTERM, leave)
+open(f"{sys.argv[1]}/ready{os.environ['RANK']}", "w")
+while True:
+    signal.pause()
+"""
+
+
+def test_a_signal_that_cuts_nothing_short_ends_with_0(tmp_path, monkeypatch):
+    """torch's elastic launcher only says that a signal came; what the processes did is in what they wrote down."""
+    (tmp_path / "stand_in.py").write_text(WORKER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}:{Path.cwd()}")
+    monkeypatch.setenv(reports.ERROR_DIR, str(tmp_path))
+
+    def send() -> None:
+        deadline = time.monotonic() + 300
+        while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    command = [sys.executable, "-m", local.ELASTIC, "2", "stand_in", str(tmp_path)]
+    code = local.run_child(command, dict(os.environ))
+    sender.join()
+    assert code == PREEMPTED and reports.after_signal(tmp_path, code) == 0
+
+
+def test_what_came_of_a_run_that_was_sent_a_signal(tmp_path, monkeypatch):
+    """By what its processes wrote down."""
+    assert reports.after_signal(tmp_path, 1) == 1
+    assert reports.after_signal(tmp_path, PREEMPTED) == PREEMPTED, "they ended before they could write anything"
+    monkeypatch.setenv(reports.ERROR_DIR, str(tmp_path))
+    reports.report_finished()
+    assert reports.after_signal(tmp_path, PREEMPTED) == 0
+    report(tmp_path, 1, "OSError: no room")
+    assert reports.after_signal(tmp_path, PREEMPTED) == 1, "one failed as it left"
+    reports.report_preempted("SIGTERM: step 3 is saved")
+    assert reports.after_signal(tmp_path, PREEMPTED) == PREEMPTED
 
 
 def test_a_killed_launcher_leaves_no_process_behind(molmo2, shards, tmp_path):

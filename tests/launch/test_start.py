@@ -6,7 +6,9 @@ import pytest
 
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.launch.local import launch
-from molmo2_nemo.launch.start import start_problems
+from molmo2_nemo.launch.start import finished_before, start_problems
+from molmo2_nemo.rundir import checkpoint_manifest
+from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.schema import to_yaml
 
@@ -46,3 +48,21 @@ def test_the_launcher_lists_it_with_the_rest(checkpoint, tmp_path):
     first, *listed = str(raised.value).split("\n  - ")
     assert first == "2 settings cannot work:" and "/absent" in listed[0] and "checkpoint of model '8b'" in listed[1]
     assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_stage_needs_no_processes(tmp_path):
+    """Only where nothing can be left to do: not one step, and no score."""
+    cfg = compose(["recipe=tiny", "stage=sft", f"output_dir={tmp_path}", "stage.max_steps=20"])
+    checkpoint = tmp_path / "sft" / "checkpoints" / "step=20"
+    checkpoint.mkdir(parents=True)
+    assert finished_before(cfg) is None  # no summary
+    (checkpoint / "weights").write_bytes(b"numbers")
+    checkpoint_manifest.write(checkpoint, checkpoint_manifest.describe(checkpoint, [checkpoint / "weights"]))
+    write_summary(tmp_path / "sft", {"steps": 20, "checkpoint": str(checkpoint)})
+    done = finished_before(cfg)
+    assert done is not None and (done["steps"], done["checkpoint"]) == (20, str(checkpoint))
+    for more in (["stage.max_steps=21"], ["evaluation.tasks=[needle]"], ["validation.sources.held.path=shards"]):
+        asked = ["recipe=tiny", "stage=sft", f"output_dir={tmp_path}", "stage.max_steps=20", *more]
+        assert finished_before(compose(asked)) is None, more
+    (checkpoint / "weights").write_bytes(b"num")
+    assert finished_before(cfg) is None  # damaged: training has to fall back to the one before

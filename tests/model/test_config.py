@@ -88,9 +88,16 @@ def test_what_trains():
         assert [part for part, trains in vars(full).items() if not trains] == ["vit", "adapters"]
         assert frozen_rows.head is not tied and frozen_rows.llm
         assert [part for part, trains in vars(lora).items() if trains] == ["connector", "adapters"]
-        assert full.any() and not Trainable(*[False] * 6).any()
+        assert full.any() and not Trainable(*[False] * 7).any()
+        for beside, more in ((["norms"], ["norms"]), (["embeddings"], ["base_embedding"] + ["head"] * tied)):
+            chosen = trainable(preset(name, lora=LoraConfig(rank=2, **dict.fromkeys(beside, True))), **parts)
+            assert {part for part, trains in vars(chosen).items() if trains} == {"connector", "adapters", *more}
+            still = trainable(
+                preset(name, lora=LoraConfig(rank=2, norms=True, embeddings=True)), **parts | {"llm": False}
+            )
+            assert [part for part, trains in vars(still).items() if trains] == ["connector"]
 
 
 def test_unknown_preset():
-    with pytest.raises(ValueError, match="'9b'.*tiny, 4b, 8b, o7b"):
+    with pytest.raises(ValueError, match="'9b'.*tiny, 4b, 8b, nano, o7b"):
         preset("9b")

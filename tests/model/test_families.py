@@ -25,7 +25,8 @@ from molmo2_nemo.model.config import PRESETS, Molmo2Config, preset
 from molmo2_nemo.model.families import FAMILIES, family_of
 from molmo2_nemo.model.families.base import BaseNames, Family, LayerNames, TextConfig
 from molmo2_nemo.plan.memory import layer_bytes
-from molmo2_nemo.settings.compose import STAGES, compose, conf_dir
+from molmo2_nemo.settings.compose import compose, conf_dir
+from molmo2_nemo.settings.run import PUBLISHED_STAGES
 from tests.support.pool import start_megatron
 
 torch.set_num_threads(1)
@@ -93,7 +94,7 @@ def test_every_size_has_its_settings_and_the_place_of_its_code():
     assert sizes == set(HUB_REPOSITORIES) == set(PRESETS) - {"tiny"}
     for name in sizes:
         assert compose([f"recipe={name}", f"model={name}"]).model.preset == name
-        for stage in STAGES:
+        for stage in PUBLISHED_STAGES:
             assert (conf_dir() / "recipe" / "stages" / f"{name}_{stage}.yaml").is_file()
 
 

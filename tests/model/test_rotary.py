@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo2_nemo.model.config import TextConfig, YarnConfig, preset, with_rope_scaling
-from molmo2_nemo.model.rotary import rotary_tables, table_of_layer, yarn_inverse_frequencies
+from molmo2_nemo.model.config import TextConfig, YarnConfig, preset, with_rope_factor, with_rope_scaling
+from molmo2_nemo.model.rotary import RotaryTables, rotary_tables, table_of_layer, yarn_inverse_frequencies
 
 torch.set_num_threads(1)
 TEXT = TextConfig(head_dim=8, rotary_base=10_000.0)
@@ -57,6 +57,8 @@ def test_scaling_for_longer_packs_against_transformers(kind, factor):
         ("8b", "none", math.nan, "needs model.rope_scaling"),
         ("o7b", "yarn", 8.0, "YaRN of factor 8 over 8192 positions already, so 65536 need none"),
         ("o7b", "linear", 2.0, "YaRN already"),
+        ("o7b", "base", 2.0, "YaRN already"),
+        ("8b", "base", 1.0, "needs model.rope_factor > 1"),
     ],
 )
 def test_scaling_that_makes_no_sense(size, kind, factor, message):
@@ -82,6 +84,41 @@ def check(text: TextConfig, table: str, positions: list[int], inverse: list[floa
                     # an fp32 angle of 40,000 is good to 2e-3; small ones to 1e-6
                     error = 1e-5 + 1e-7 * int(ids[b, t])
                     assert abs(complex(got[t, b, head, j], got[t, b, head, j + half]) - z) <= error * abs(x).max()
+
+
+def test_a_higher_base_against_transformers():
+    """Transformers' dynamic kind: base * (factor * length / native - (factor - 1)) ^ (H / (H - 2)); with a factor
+    of 1 and a longer sequence it is the rule of NTK-aware scaling."""
+    from transformers import Qwen3Config
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    text = with_rope_scaling(preset("8b").text, "base", 4.0)
+    base = preset("8b").text.rotary_base
+    theirs = Qwen3Config(head_dim=128, hidden_size=4096, num_attention_heads=32, rope_theta=base)
+    theirs.max_position_embeddings = 36864
+    theirs.rope_scaling = {"rope_type": "dynamic", "factor": 1.0}
+    inverse, attention = ROPE_INIT_FUNCTIONS["dynamic"](theirs, "cpu", seq_len=4 * 36864)
+    assert text.max_position == 4 * 36864
+    check(text, "plain", [0, 3, 255, 36864 + 17], inverse.double().tolist(), attention)
+    given = with_rope_scaling(preset("8b").text, "base", 2.0, 8e6)
+    assert given.rotary_base == 8e6 and given.max_position == 2 * 36864
+
+
+@pytest.mark.parametrize("kind", ["linear", "yarn", "base"])
+def test_a_lower_factor_for_a_phase_is_the_model_that_was_built_with_it(kind):
+    native = preset("8b").text
+    text = with_rope_scaling(native, kind, 8.0)
+    positions = torch.arange(0, 40_000, 977)[None]
+    for factor in (2.0, 1.0):
+        tables = RotaryTables(text)
+        tables.tables(positions)
+        tables.use(with_rope_factor(text, native, kind, factor))
+        expected = rotary_tables(with_rope_scaling(native, kind, factor) if factor > 1 else native, positions)
+        name = table_of_layer(text).get(0, "plain")
+        for got, want in zip(tables.tables(positions)[name], expected["plain" if factor == 1 else name], strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-2 if factor == 1 and kind == "yarn" else 0)
+        tables.use(text)
+        assert torch.equal(tables.tables(positions)[name][0], rotary_tables(text, positions)[name][0])
 
 
 def test_yarn_keeps_high_and_stretches_low_frequencies():

@@ -48,7 +48,6 @@ LAYOUTS = {
     "pp2": (2, {"pipeline": 2}),
     "tp2 sp": (2, {"tensor": 2, "sequence": True}),
     "dynamic cp4": (4, {"context": 4, "context_ulysses": 2, "dynamic_context": True, "context_tokens": 300}),
-    "all gather": (2, {"context": 2, "context_ulysses": 1, "cp_comm_type": "all_gather"}),
 }
 
 

@@ -19,7 +19,6 @@ from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
 ITEMS = 5
 LAYOUTS = {  # name -> settings of the layout, ranks
     "one": ({}, 1),
-    "dp2": ({}, 2),
     "dp2, parameters gathered beside computation": ({"overlap_param_gather": True, "overlap_grad_reduce": True}, 2),
     "tp2 sp": ({"tensor": 2, "sequence": True}, 2),
     "cp2": ({"context": 2}, 2),

@@ -24,6 +24,9 @@ def packs(ordinary):
     return [*ordinary[:4], *weighing(ordinary[4:8], 0.25), *ordinary[8:16], *weighing(ordinary[16:], 0)]
 
 
+CHUNKS = {"recompute": "full", "sequence_chunk": 100}
+
+
 def validated_run(folder, shards, **layout):
     """Also scores seven examples of two held-out data sets after the last step."""
     cfg = tiny_run(folder, **layout)
@@ -64,7 +67,6 @@ def test_packs_mix_everything(packs):
         (2, {"data": 2}),
         (2, {"tensor": 2}),
         (2, {"tensor": 2, "sequence": True}),
-        (2, {"context": 2}),
         (2, {"pipeline": 2}),
         (4, {"tensor": 2, "sequence": True, "context": 2}),
         (4, {"context": 4}),
@@ -73,11 +75,13 @@ def test_packs_mix_everything(packs):
             {
                 "context": 4,
                 "context_ulysses": 2,
+                "ring_balance": "cost",
                 "cut_padding": True,
                 "memory": {"recompute": "full", "vision_chunk": 3},
             },
         ),
         (4, {"tensor": 2, "context": 2, "context_ulysses": 1}),
+        (2, {"context": 2, "context_ulysses": 1, "ring_balance": "cost", "memory": CHUNKS}),
         (4, {"pipeline": 2, "context": 2, "context_ulysses": 1, "cp_comm_type": "all_gather"}),
         (2, {"data": 2, "distributed_optimizer": False}),
     ],
@@ -99,6 +103,20 @@ def test_layout_follows_the_single_process(workers, packs, shards, single, tmp_p
         assert one["tasks"] == pytest.approx(other["tasks"], rel=1e-5)
 
 
+def test_a_ring_is_balanced_from_any_attempt_on(workers, packs, tmp_path):
+    """Two steps with runs of consecutive tokens and three with balanced ones, against five of the latter."""
+    curves = []
+    for folder, parts in (("whole", ((5, "cost"),)), ("parts", ((2, "none"), (5, "cost")))):
+        cfg = tiny_run(tmp_path / folder, context=2, context_ulysses=1)
+        cfg.stage.optim.final_lr_fraction = 1.0  # else the schedule would depend on the number of steps
+        for cfg.stage.max_steps, cfg.parallel.ring_balance in parts:
+            curves.append(workers.run(train_on_packs, cfg, packs, ranks=2, fit=True)[0])
+    whole, _, resumed = curves
+    assert [m["step"] for m in resumed] == [1, 2, 3, 4, 5]
+    for name in TRACED:
+        np.testing.assert_allclose([m[name] for m in resumed], [m[name] for m in whole], rtol=1e-5, err_msg=name)
+
+
 def test_only_proportions_of_loss_weights_count(workers, ordinary, single, tmp_path):
     """Oracle for the layouts above: a step whose weights sum to 0.25 is the step of the same packs with weights whose
     sum is far above 1. Nothing to learn from is no gradient, and no fault."""
@@ -112,11 +130,12 @@ def test_only_proportions_of_loss_weights_count(workers, ordinary, single, tmp_p
 
 @pytest.mark.parametrize("layout", [{"tensor": 2, "sequence": True}, {"context": 2, "context_ulysses": 1}], ids=str)
 def test_bfloat16_follows_fp32(workers, packs, single, tmp_path, layout):
-    """Mixed precision as on GPU: bf16 parameters, fp32 master weights and gradient sums."""
-    cfg = tiny_run(tmp_path, **layout)
+    """Mixed precision as on GPU: bf16 parameters, fp32 master weights and gradient sums. Three steps, the last of which
+    sees both updates of the warm-up: a CPU takes five times as long in bf16."""
+    cfg = tiny_run(tmp_path, 3, **layout)
     cfg.cluster.precision = "bf16"
     got = workers.run(train_on_packs, cfg, packs, ranks=2, fit=True)[0]
-    np.testing.assert_allclose([m["loss"] for m in got], [m["loss"] for m in single[0]], rtol=2e-2)
+    np.testing.assert_allclose([m["loss"] for m in got], [m["loss"] for m in single[0][:3]], rtol=2e-2)
 
 
 def test_text_only_micro_batch_beside_one_with_pictures(workers, packs, tmp_path):
@@ -128,3 +147,37 @@ def test_text_only_micro_batch_beside_one_with_pictures(workers, packs, tmp_path
         got = workers.run(train_on_packs, tiny_run(tmp_path / name, 2, **layout), mixed, ranks=2, fit=True)[0]
         for traced in TRACED:
             np.testing.assert_allclose([m[traced] for m in got], [m[traced] for m in single], rtol=1e-5)
+
+
+def test_text_without_a_picture_trains_with_an_encoder_that_is_trained(workers, packs, tmp_path):
+    """Nothing reaches the encoder in the whole run: its gradient is 0 under every layout, and the rest learns alike."""
+    text = [text_only(batch) for batch in packs[:8]]
+    single = workers.run(train_on_packs, tiny_run(tmp_path / "one", 2), text, ranks=1, fit=True)[0]
+    assert [m["grad_norm_vit"] for m in single] == [0, 0] and single[1]["grad_norm_llm"] > 0
+    for name, layout in (("dp", {"data": 2}), ("cp", {"context": 2}), ("pp", {"pipeline": 2})):
+        got = workers.run(train_on_packs, tiny_run(tmp_path / name, 2, **layout), text, ranks=2, fit=True)[0]
+        for traced in TRACED:
+            np.testing.assert_allclose([m[traced] for m in got], [m[traced] for m in single], rtol=1e-5)
+
+
+def train_three_layers(cfg, packs):
+    """The tiny model with one more layer in its decoder, so that three pipeline stages have one each."""
+    from dataclasses import replace
+
+    from molmo2_nemo.model import config
+
+    tiny = config.PRESETS["tiny"]
+    deeper = replace(tiny(), text=replace(tiny().text, num_layers=3))
+    config.PRESETS["tiny"] = lambda: deeper
+    try:
+        return train_on_packs(cfg, packs)
+    finally:
+        config.PRESETS["tiny"] = tiny
+
+
+def test_a_pipeline_stage_between_the_first_and_the_last(workers, packs, tmp_path):
+    """It has neither the embedding with the encoder nor the loss, and both its neighbours are other ranks."""
+    single = workers.run(train_three_layers, tiny_run(tmp_path / "one", 3), packs, ranks=1, fit=True)[0]
+    got = workers.run(train_three_layers, tiny_run(tmp_path / "pp3", 3, pipeline=3), packs, ranks=3, fit=True)[0]
+    for traced in TRACED:
+        np.testing.assert_allclose([m[traced] for m in got], [m[traced] for m in single], rtol=1e-5, err_msg=traced)

@@ -37,3 +37,17 @@ def test_a_pipeline_follows_one_process_when_packs_grow(workers, tmp_path):
     assert [m["padded_tokens"] for m in got] == [4 * SHORT, 4 * LONG, 4 * LONG]
     for name in ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm"):
         np.testing.assert_allclose([m[name] for m in got], [m[name] for m in single], rtol=1e-5, err_msg=name)
+
+
+def test_the_rotary_factor_follows_the_phase(workers, tmp_path):
+    """The first step is that of a run with the phase's factor; the second is not, nor is the first that of the last."""
+
+    def losses(name, factor, *phases):
+        cfg = tiny_run(tmp_path / name, 2)
+        cfg.model.rope_scaling, cfg.model.rope_factor = "yarn", factor
+        cfg.data.progression = [PhaseConfig(1, SHORT, rope_factor=phase) for phase in phases]
+        return [m["loss"] for m in workers.run(train_on_packs, cfg, demo_packs(20)[:8], fit=True)[0]]
+
+    following, low, high = losses("following", 8.0, 2.0), losses("low", 2.0), losses("high", 8.0)
+    assert following[0] == low[0] != high[0]
+    assert following[1] not in (low[1], high[1])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import filecmp
 import importlib.util
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -73,22 +76,22 @@ def routes_job(folder: str) -> list[str]:
     from nemo.collections import llm
     from nemo_run.cli.lazy import LazyEntrypoint
 
-    import molmo2_nemo.nemo.registration  # noqa: F401  (what the entry point imports)
-    from molmo2_nemo.nemo.recipes import stage_recipe
-    from molmo2_nemo.settings.compose import STAGES, compose
+    from molmo2_nemo.nemo.registration import command_recipe
+    from molmo2_nemo.settings.compose import compose
+    from molmo2_nemo.settings.run import PUBLISHED_STAGES
     from molmo2_nemo.settings.schema import load_yaml, to_yaml
 
-    changed = ["stage.optim.llm.lr=3e-6", "checkpoint.keep_every=500", "faults.spike_sigma=6"]
+    changed = ["stage.optim.llm.lr=3e-6", "save_every=50", "checkpoint.keep_every=500", "faults.spike_sigma=6"]
     different = []
     for preset in ("tiny", "8b"):
-        for stage in STAGES:
+        for stage in PUBLISHED_STAGES:
             asked = f"molmo2_{preset}_{stage}(dir='runs/x', overrides='{' '.join(changed)}')"
             nemo = LazyEntrypoint(llm.train, factory=asked).resolve()
             cfg = compose([f"recipe={preset}", f"stage={stage}", "output_dir=runs/x", *changed])
-            hydra = stage_recipe(cfg)
+            hydra = command_recipe(cfg)
             printed = Path(folder) / f"{preset}_{stage}.yaml"
             printed.write_text(to_yaml(cfg))
-            if not (nemo == hydra == stage_recipe(load_yaml(printed))):
+            if not (nemo == hydra == command_recipe(load_yaml(printed))):
                 different.append(asked)
             assert nemo.model.optim.optim.llm.lr == 3e-6 and nemo.log.ckpt.keep.keep_every == 500
             hydra.model.optim.max_steps += 1  # what is compared is compared to the last field
@@ -121,3 +124,76 @@ def test_loggers(workers):
     assert usual and quiet
     installed = importlib.util.find_spec("wandb") is not None
     assert said == "mine" if installed else "the package wandb is not installed" in said
+
+
+def peft_job() -> str:
+    """What NeMo's own way of handing over adapters is answered."""
+    from nemo.collections import llm
+    from nemo.collections.llm.api import _set_with_io
+
+    from molmo2_nemo.errors import UserError
+    from molmo2_nemo.nemo.module import Molmo2Module
+
+    module = Molmo2Module("tiny")
+    assert module.model_transform is None
+    try:
+        _set_with_io(module, "model_transform", llm.peft.LoRA(dim=8))
+    except UserError as error:
+        return str(error)
+    return "taken"
+
+
+def test_nemos_adapters_are_refused_with_ours(workers):
+    answer = workers.run(peft_job)[0]
+    assert answer.startswith("NeMo's LoRA (peft, model_transform) is not applied to Molmo2")
+    assert "stage.lora.rank=64" in answer
+
+
+def doors_job() -> tuple[dict, dict, tuple]:
+    """What the verbs of `nemo llm` make of a recipe and a change, after NeMo-Run has sent it to a machine with GPUs;
+    what others answer; and an executor with a change."""
+    import fiddle
+    from nemo.collections import llm
+    from nemo_run.cli.api import RunContext
+    from nemo_run.cli.lazy import LazyEntrypoint
+    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+    import molmo2_nemo.nemo.registration  # noqa: F401  (what the entry point imports)
+    from molmo2_nemo import cpu
+    from molmo2_nemo.errors import UserError
+    from molmo2_nemo.launch.nemo_command import built_recipe, differences
+    from molmo2_nemo.settings.run import RunConfig
+    from molmo2_nemo.settings.schema import structure
+
+    def changes(verb: Any, factory: str, lines: list[str]) -> tuple[str, dict]:
+        asked = LazyEntrypoint(verb, factory=factory, overwrites=lines).resolve()
+        built = dict(fiddle.build(sent.deserialize(sent.serialize(asked))).keywords)
+        cfg = structure(RunConfig, dict(built.pop("settings")))
+        del built["workdir"]
+        launched = mock.patch.dict(os.environ, LOCAL_WORLD_SIZE="4", MLFLOW_TRACKING_URI="http://there")
+        with launched, mock.patch.object(cpu, "is_cpu_only", lambda: False):
+            return cfg.output_dir, differences(built, built_recipe(cfg))
+
+    found, answers, sent = {}, {}, ZlibJSONSerializer()
+    factory = "molmo2_tiny_sft(dir='runs/x', overrides='parallel=single')"
+    for verb in (llm.train, llm.pretrain, llm.finetune):
+        lines = ["trainer.max_steps=5", "trainer.strategy.sequence_parallel=true"]
+        found[verb.__name__] = changes(verb, factory, lines)
+    found["8b"] = changes(llm.train, "molmo2_8b_long(dir='runs/8b')", ["peft=lora"])
+    for verb in (llm.validate, llm.prune, llm.distill, llm.ptq):
+        try:
+            answers[verb.__name__] = str(LazyEntrypoint(verb, factory=factory).resolve())
+        except UserError as error:
+            answers[verb.__name__] = str(error)
+    executor = fiddle.build(RunContext(name="x").parse_executor("slurm", "account=lab", "nodes=2"))
+    return found, answers, (executor.account, executor.nodes, executor.ntasks_per_node, executor.signal)
+
+
+def test_the_verbs_of_nemos_command(workers):
+    found, answers, executor = workers.run(doors_job)[0]
+    changes = {"trainer.max_steps": 5, "trainer.strategy.sequence_parallel": True}
+    assert found.pop("8b") == ("runs/8b", {"peft": "lora"})
+    assert found == dict.fromkeys(("train", "pretrain", "finetune"), ("runs/x", changes))
+    assert list(answers) == ["validate", "prune", "distill", "ptq"]
+    assert all(text.startswith(f"nemo llm {verb} does not run Molmo2's recipes: ") for verb, text in answers.items())
+    assert executor == ("lab", 2, 8, "USR1@300")

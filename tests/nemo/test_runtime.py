@@ -160,6 +160,16 @@ def test_after_a_signal_the_run_ends_as_if_there_had_been_none(stopped, whole):
     assert traced(stopped[0]) == whole[2]
 
 
+def test_three_resumes_in_a_row(workers, packs, whole, tmp_path):
+    """Stopped in steps 1, 3 (which is skipped) and 5, each time wherever the signal is noticed, then to the end."""
+    ended = []
+    for step in (1, 3, 5, None):
+        ended += workers.run(live, settings(tmp_path, 6), packs, step, ranks=2, fit=True)
+    stops = [name for name, _ in ended]
+    assert stops[-2:] == ["", ""] and stops.count("Preempted") >= 4 and set(stops) <= {"Preempted", ""}
+    assert traced(tmp_path) == whole[2]
+
+
 def test_too_many_skipped_steps_end_the_run(workers, packs, stopped, tmp_path):
     """Counts outlive a resume: one step was skipped before it. It ends as a mistake does, as the same packs would come
     again; with the limit raised it goes on past them, and what happened twice is listed once."""

@@ -1,5 +1,5 @@
-"""Attention of a pack that 2, 4 or 8 ranks share equals the dense oracle on one: every split of the ranks, both ways to
-exchange keys, 8 and 2 key heads, forward and gradients."""
+"""Attention of a pack that 2, 4 or 8 ranks share equals the dense oracle on one: every split of the ranks, both ways of
+exchanging keys, 8 and 2 key heads, forward and gradients, consecutive tokens on each rank and runs dealt out."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from tests.support.traffic import Counter, exact
 
 torch.set_num_threads(1)
 SIZE, PACKS, HEADS, SCALE = 96, 2, 8, 0.3
-# ranks that share a pack, Ulysses ranks of them, exchange, key heads, visual attention
+# ranks that share a pack, Ulysses ranks of them, exchange, key heads, visual attention, tokens dealt out
 CASES = [
-    (size, ulysses, exchange, kv_heads, ("image_tokens", "within_image", "none")[(n + kv_heads) % 3])
-    for n, (size, ulysses, exchange) in enumerate(
+    (size, ulysses, exchange, kv_heads, ("image_tokens", "within_image", "none")[(n + kv_heads) % 3], dealt)
+    for n, (size, ulysses, exchange, *dealt) in enumerate(
         [
             (2, 2, "ring"),
             (2, 1, "ring"),
@@ -37,10 +37,20 @@ CASES = [
             (8, 2, "all_gather"),
             (8, 2, "ring"),
             (8, 1, "ring"),
+            (2, 1, "ring", True),
+            (4, 1, "all_gather", True),
+            (4, 1, "ring", True),
+            (8, 2, "ring", True),
+            (8, 1, "ring", True),
         ]
     )
     for kv_heads in (8, 2)
 ]
+
+
+def case_id(case: tuple) -> str:
+    size, ulysses, exchange, kv_heads, _, dealt = case
+    return f"{size} ranks, {ulysses} x {size // ulysses} {exchange}, {kv_heads} heads{', dealt' * bool(dealt)}"
 
 
 def random_mask(seed: int, visual_attention: str) -> TokenMask:
@@ -54,14 +64,21 @@ def random_mask(seed: int, visual_attention: str) -> TokenMask:
 
 def problem(case: tuple) -> tuple[TokenMask, list[torch.Tensor], torch.Tensor]:
     """The mask, q, k, v and the gradient of the output, alike in every process; none of the pack is padding-free."""
-    kv_heads, visual_attention = case[3:]
+    kv_heads, visual_attention, dealt = case[3:]
     seed = CASES.index(case)
     mask = random_mask(seed, visual_attention)
+    if dealt:  # three tokens at a time, so that a rank's are in many runs
+        runs = np.random.default_rng(seed).permutation(SIZE // 3).reshape(case[0] // case[1], -1)
+        mask.order = (np.sort(runs)[..., None] * 3 + np.arange(3)).ravel()
     generator = torch.Generator().manual_seed(seed)
     shapes = [(SIZE, PACKS, heads, 8) for heads in (HEADS, kv_heads, kv_heads, HEADS)]
     *qkv, grad = (torch.randn(s, generator=generator) for s in shapes)
     grad[(mask.example_ids < 0).T] = 0  # nothing depends on what padding attends to
     return mask, qkv, grad
+
+
+def order_of(mask: TokenMask) -> np.ndarray:
+    return np.arange(SIZE) if mask.order is None else mask.order
 
 
 def across_job() -> tuple[list[list[torch.Tensor]], list[tuple]]:
@@ -79,7 +96,7 @@ def across_job() -> tuple[list[list[torch.Tensor]], list[tuple]]:
         size, ulysses, exchange = case[:3]
         groups = block_groups(size, list(range(8)), 1, ContextSettings(ulysses, exchange), ready)
         mask, qkv, grad = problem(case)
-        mine = slice(groups.rank * SIZE // size, (groups.rank + 1) * SIZE // size)
+        mine = order_of(mask).reshape(size, -1)[groups.rank]
         q, k, v = (t[mine].clone().requires_grad_() for t in qkv)
         kernel = choose("auto", "cpu", q.dtype, 8, merged=True)
         counter.take()
@@ -99,7 +116,7 @@ def across() -> list[tuple]:
     return run_light(across_job, ranks=8)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]} ranks, {c[1]} x {c[0] // c[1]} {c[2]}, {c[3]} heads")
+@pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_equals_one_process(across, case):
     mask, qkv, grad = problem(case)
     q, k, v = (t.requires_grad_() for t in qkv)
@@ -109,16 +126,17 @@ def test_equals_one_process(across, case):
     size = case[0]
     for block in range(0, 8, size):
         parts = [across[rank][0][CASES.index(case)] for rank in range(block, block + size)]
-        out, *grads = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        back = np.argsort(order_of(mask))
+        out, *grads = (torch.cat(tensors)[back] for tensors in zip(*parts, strict=True))
         torch.testing.assert_close(out * real, expected.detach() * real, atol=1e-5, rtol=1e-5)
         for got, tensor in zip(grads, (q, k, v), strict=True):
             torch.testing.assert_close(got, tensor.grad, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]} ranks, {c[1]} x {c[0] // c[1]} {c[2]}, {c[3]} heads")
+@pytest.mark.parametrize("case", CASES, ids=case_id)
 def test_sends_what_the_formulas_say(across, case):
     """Counted at the collectives, on every rank; and never more than is said before the pack is known."""
-    size, ulysses, exchange, kv_heads, _ = case
+    size, ulysses, exchange, kv_heads, *_ = case
     shape = AttentionShape(SIZE * PACKS, HEADS, kv_heads, 8, 4)
     bound = context_traffic(shape, size, ulysses, exchange)
     for rank in range(8):
@@ -140,10 +158,12 @@ def test_visible_keys_cover_the_mask(chunks, visual_attention):
         for i in range(chunks):
             for j in range(chunks):
                 if i == j:
-                    assert found.runs[i][j] == (0, size)
+                    assert found.keys(i, j) == [slice(0, size)]
                     continue
                 seen = allowed[:, i * size : (i + 1) * size, j * size : (j + 1) * size].any(0).any(0).nonzero()
-                low, high = found.runs[i][j]
+                runs = found.keys(i, j) or [slice(0, 0)]
+                assert len(runs) == 1
+                low, high = runs[0].start, runs[0].stop
                 exact = (int(seen[0]), int(seen[-1]) + 1) if len(seen) else (0, 0)
                 if len(seen):
                     assert low <= exact[0] and exact[1] <= high

@@ -20,6 +20,7 @@ torch.set_num_threads(1)
 LAYOUTS: dict[str, dict[str, Any]] = {
     "8 x 1": {"ulysses": 8},
     "4 x 2, ring": {"ulysses": 4, "cp_comm_type": "ring"},
+    "2 x 4, balanced": {"ulysses": 2, "cp_comm_type": "ring"},
 }
 KEY_HEADS = (8, 2)
 Z_LOSS = TrainingOptions(z_loss=1e-4, residual_dropout=0.0, response_residual_dropout=0.0)
@@ -34,11 +35,12 @@ def model_job(packs: list[Any], layouts: dict[str, dict[str, Any]]) -> dict[tupl
 
     cpu.enable(threads=1)
     cpu.enable_megatron()
-    from molmo2_nemo.model.config import preset
+    from molmo2_nemo.model.config import Trainable, preset
     from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.inputs import PackInputs
     from molmo2_nemo.model.molmo2 import Molmo2Model
     from molmo2_nemo.parallel.context import ContextSettings
+    from molmo2_nemo.training.step import MicroBatches
+    from molmo2_nemo.training.step_statistics import Tasks
 
     ranks, tiny = dist.get_world_size(), preset("tiny")
     start_megatron(context=ranks)
@@ -52,10 +54,23 @@ def model_job(packs: list[Any], layouts: dict[str, dict[str, Any]]) -> dict[tupl
             model = Molmo2Model(
                 config, settings, training=Z_LOSS, context=ContextSettings(**context), seed=RunConfig.seed
             )
+            takes = MicroBatches(
+                config,
+                Trainable(*(True for _ in Trainable.__dataclass_fields__)),
+                model.groups,
+                Tasks({}),
+                cut_padding=False,
+                sequence_parallel=False,
+                plan=model.plan,
+                balance_ring="balanced" in name,
+            )
             each = []
             for batch in packs:
                 model.zero_grad()
-                loss = model(PackInputs.from_batch(batch)).loss
+                inputs = takes.made(batch).inputs
+                other_order = inputs.in_pack_order is not None and inputs.in_pack_order.order is not None
+                assert other_order == ("balanced" in name)
+                loss = model(inputs).loss
                 loss.backward()
                 parts = {"loss": loss.detach()}
                 for key, parameter in model.named_parameters():

@@ -20,7 +20,7 @@ from molmo2_nemo.model.config import LoraConfig, preset
 from molmo2_nemo.plan.layouts import layouts
 from molmo2_nemo.plan.memory import GIB, USABLE, memory
 from molmo2_nemo.plan.published import HOURS, published_gpu_hours
-from molmo2_nemo.plan.search import candidates, configured, search
+from molmo2_nemo.plan.search import candidates, configured, search, weigh
 from molmo2_nemo.plan.words import plan_words
 from molmo2_nemo.settings.checks import find_problems
 from molmo2_nemo.settings.compose import compose
@@ -112,6 +112,8 @@ def test_layouts_are_those_that_divide():
     assert len(set(found)) == len(found) > 50
     assert all(x.model_size * x.data == 16 and 128 % (x.data * x.micro_batch) == 0 for x in found)
     assert {x.context // x.ulysses for x in found if x.context * x.tensor == 16} == {2}
+    assert all((x.ring_balance == "cost") == (x.ulysses < x.context) for x in found)
+    assert all(("parallel.ring_balance=cost" in x.settings) == (x.ulysses < x.context) for x in found)
 
 
 def test_averages_between_the_known_lengths():
@@ -173,6 +175,8 @@ def test_bad_input(capsys, arguments, message):
         ["recipe=o7b", "stage=sft", "cluster=h100x8", "parallel.context=8", "parallel.context_ulysses=4"]
         + ["parallel.tensor=1", "parallel.sequence=false", "parallel.cp_comm_type=all_gather"],
         ["recipe=8b", "stage=sft", "cluster=h100x8", "nodes=4", "memory.recompute=full", "memory.recompute_layers=4"],
+        ["recipe=8b", "stage=long", "cluster=h100x8", "memory.recompute=full", "memory.sequence_chunk=2048"],
+        ["recipe=4b", "stage=long", "scale=gpu", "cluster=h100x1"],
         ["recipe=8b", "stage=sft", "cluster=h100x8", "cluster.slurm.partition=big", "stage.micro_batch_size=64"],
         ["recipe=8b", "stage=long", "cluster=h100x8", "nodes=2", "model.attention=flex", "memory.vision_chunk=16"],
         ["recipe=tiny", "stage=pretrain", "cluster=h100x2"],
@@ -290,6 +294,24 @@ def test_offload_is_taken_where_it_gains_more_than_a_hundredth(words, cluster):
         assert best.step.seconds == (fastest.step.seconds if x.offload else plain)
         passed_over += fastest.layout.offload and not x.offload
     assert passed_over
+
+
+def test_the_optimizer_goes_to_the_host_where_nothing_else_fits(capsys):
+    """Stage 3 of the 4B on one H100: 6 bytes a trained parameter on the GPU, 16 on the host."""
+    cfg, found = plan("4b", "long", "h100x1", 1, "scale=gpu")
+    best, plain = found.best[0], replace(found.best[0].layout, optimizer_offload=False)
+    assert best.layout.optimizer_offload and best.memory.optimizer == 0
+    assert best.memory.gradients / 4 == pytest.approx(best.memory.host_optimizer / 16)
+    other = weigh(cfg, preset("4b"), found.work, found.cluster, plain, None)
+    assert not other.fits(found.cluster) and other.memory.host_optimizer == 0
+    assert other.memory.optimizer / 12 == pytest.approx(best.memory.gradients / 4)
+    assert 0 < best.step.host == pytest.approx(best.step.seconds - other.step.seconds)
+    assert not any(c.fits(found.cluster) for c in candidates(cfg, preset("4b"), found.work, found.cluster, None))
+    assert main(["plan", "recipe=4b", "stage=long", "scale=gpu", "cluster=h100x1"]) == 0
+    out = capsys.readouterr().out
+    assert "memory.optimizer_offload=true" in out and "optimizer on the host: 65.2 GB of host memory a GPU" in out
+    roomy = plan("4b", "long", "h200x1", 1, "scale=gpu")[1]
+    assert not any(c.layout.optimizer_offload for c in roomy.best)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "long"])

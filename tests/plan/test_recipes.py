@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from molmo2_nemo.cost.hardware import parse_cluster
 from molmo2_nemo.cost.workload import workload
+from molmo2_nemo.launch.pipeline import compose_stages
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.plan.search import configured
 from molmo2_nemo.settings.checks import find_problems
-from molmo2_nemo.settings.compose import STAGES, compose, group_options
+from molmo2_nemo.settings.compose import compose, group_options
+from molmo2_nemo.settings.run import PUBLISHED_STAGES
 
+ROOT = Path(__file__).parents[2]
 CLUSTERS = {
     "published": ("h100x8", 16),
     "node": ("h100x8", 1),
@@ -22,7 +27,7 @@ TOO_BIG = {("gpu", "8b"), ("gpu", "o7b"), ("gpu_frozen_vit", "8b"), ("gpu_frozen
 
 
 def test_scales_are_all_here():
-    assert set(group_options("scale")) == set(CLUSTERS)
+    assert set(group_options("scale")) == {*CLUSTERS, "tiny"}
 
 
 @pytest.mark.parametrize("size", ["4b", "8b", "o7b"])
@@ -30,7 +35,7 @@ def test_scales_are_all_here():
 def test_recipe_at_every_scale(size, scale):
     name, nodes = CLUSTERS[scale]
     cluster = parse_cluster(name, nodes)
-    for stage in STAGES:
+    for stage in PUBLISHED_STAGES:
         cfg = compose([f"recipe={size}", f"stage={stage}", f"scale={scale}"])
         lacking = ("data.", "6 of 6 data sets", "118 of 118 data sets")  # shards and tokenizer
         assert [p for p in find_problems(cfg, cluster.gpus) if not p.startswith(lacking)] == []
@@ -52,3 +57,17 @@ def test_published_numbers():
             assert (cfg.stage.max_steps, cfg.stage.global_batch_size) == (steps, 128)
             assert (cfg.data.packing.sequence_length, cfg.data.packing.max_crops) == (length, crops)
             assert (cfg.stage.optim.connector.lr, cfg.stage.optim.vit.lr, cfg.stage.optim.llm.lr) == rates
+
+
+@pytest.mark.parametrize("recipe", ["longvila", "omnilong", "longvita", "nano"])
+def test_long_context_recipes_fit_their_nodes(recipe):
+    """Every stage, in 80 GB, as the tables of their READMEs say."""
+    table = (ROOT / "recipes" / recipe / "README.md").read_text().split("| stage | layout | per GPU |")[1]
+    for cfg in compose_stages([f"recipe={recipe}"]):
+        cluster = parse_cluster("h100x8", cfg.cluster.nodes)
+        model = cfg.model.model_config(cfg.stage.lora if cfg.stage.lora.rank else None)
+        candidate = configured(cfg, model, workload(cfg), cluster)
+        assert candidate is not None and candidate.fits(cluster), cfg.stage.name
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| {cfg.stage.name} ")]
+        stated = int(row.split("|")[3].split()[0])
+        assert abs(candidate.memory.total / 2**30 - stated) <= 0.1 * stated, row

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import html
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -84,6 +87,7 @@ def test_what_a_run_writes_down(run: Path) -> None:
     assert (known["fingerprint"], known["records"], known["share"], known["examples"]) == ("f00d", 40, 1.0, 988)
     found = card["scores"]["step=60"]["chartqa"]
     assert found["scores"] == {"relaxed_accuracy": 0.7} and (found["questions"], found["failed"]) == (10, 1)
+    assert "answers" not in found  # a file without `score`
     assert card["unknown"] == ["speed.mfu_by_mask_area", "validation"]
 
 
@@ -98,6 +102,25 @@ def test_it_is_the_same_every_time(run: Path, capsys: pytest.CaptureFixture[str]
     assert "sft: the run's files do not say " in said.err
     shutil.copytree(run, run.parent / "moved" / "run")
     assert run_card(run.parent / "moved" / "run") == json.loads(first)
+
+
+def test_the_page_of_a_run_holds_its_card(run: Path) -> None:
+    def links() -> list[tuple[str, str]]:
+        page = (run / "report.html").read_text()
+        return re.findall(
+            r"<a download=card.json href='data:application/json;base64,([^']+)'>card.json</a>([^<]*)<", page
+        )
+
+    assert command.main(["report", str(run)]) == 0 and links() == []
+    assert command.main(["report", str(run), "--card"]) == command.main(["report", str(run)]) == 0
+    ((held, said),) = links()
+    assert base64.b64decode(held) == (run / "card.json").read_bytes() and "changed" not in said
+    with_values(run / "sft" / "summary.json", tokens=7)
+    for text in (held, base64.b64encode(b"{").decode()):  # of files that have changed; damaged
+        (run / "card.json").write_bytes(base64.b64decode(text))
+        assert command.main(["report", str(run)]) == 0
+        ((_, said),) = links()
+        assert f"the run's files have changed since: molmo2 report {run} --card" in html.unescape(said)
 
 
 def test_a_changed_loss_changes_the_digest() -> None:

@@ -12,8 +12,8 @@ import pytest
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.settings import ranges
 from molmo2_nemo.settings.checks import check, file_problems, find_problems
-from molmo2_nemo.settings.compose import STAGES, compose
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.settings.run import PUBLISHED_STAGES, RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
 
 
@@ -22,18 +22,25 @@ def tiny(shards, *overrides, stage="sft"):
     return compose(["recipe=tiny", f"stage={stage}", f"data.sources.demo.path='{shards}/{stage}'", *overrides])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PUBLISHED_STAGES)
 @pytest.mark.parametrize("layout", ["recipe", "single", "dp2", "tp2", "tp2sp", "cp2", "pp2", "tp2cp2"])
 def test_the_shipped_layouts_pass(shards, stage, layout):
     assert list(find_problems(tiny(shards, f"parallel={layout}", stage=stage))) == []
 
 
 @pytest.mark.parametrize("recipe", ["4b", "8b", "o7b"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PUBLISHED_STAGES)
 def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
     problems = list(find_problems(compose([f"recipe={recipe}", f"stage={stage}"])))
     expected = ("data.sources", "data.tokenizer", "6 of 6 data sets", "118 of 118 data sets")
     assert all(p.startswith(expected) for p in problems), problems
+
+
+ROPE = ("model.rope_scaling=yarn", "model.rope_factor=4", "data.packing.sequence_length=8192")
+TWO_PHASES = (
+    "data.progression=[{until_step:1,sequence_length:64,rope_factor:2},{until_step:2,sequence_length:64,rope_factor:1}]",
+)
+CHUNKS = ("memory.recompute=full", "memory.sequence_chunk=64")
 
 
 @pytest.mark.parametrize(
@@ -54,16 +61,50 @@ def test_the_large_recipes_lack_only_data_and_tokenizer(recipe, stage):
         (["data.packing.sequence_length=8192"], "more than the 4096 positions"),
         (["model.rope_scaling=yarn", "model.rope_factor=inf"], "needs model.rope_factor > 1, not inf"),
         (["model.rope_scaling=linear", "model.rope_factor=nan"], "needs model.rope_factor > 1, not nan"),
+        (["model.rope_base=1e7"], "model.rope_base=1e+07 needs model.rope_scaling=base"),
+        (["model.rope_scaling=base", "model.rope_factor=2", "model.rope_base=5"], "must be a number above the model's"),
+        ([*ROPE, "data.progression=[{until_step:1,sequence_length:512,rope_factor:8}]"], "beyond the progression"),
+        (
+            [*ROPE, "data.progression=[{until_step:1,sequence_length:6000,rope_factor:1}]"],
+            "below the progression: packs",
+        ),
+        ([*ROPE, *TWO_PHASES], "data.progression[1].rope_factor=1: must be at least 2, the phase before it"),
+        (["data.progression=[{until_step:1,sequence_length:64,rope_factor:2}]"], "model.rope_scaling=none follows no"),
+        (["data.text.shuffle_chunks=4"], "set data.text.document_mask=false, or data.text.shuffle_chunks=null"),
+        (
+            ["data.text.shuffle_chunks=1", "data.text.document_mask=false"],
+            "data.text.shuffle_chunks=1: must be at least",
+        ),
+        (
+            ["data.sources.demo.length_rates=[{tokens:9,rate:1},{tokens:4,rate:2}]"],
+            "demo.length_rates[1].tokens=4: must",
+        ),
         (["memory.recompute=selective", "memory.recompute_modules=[]"], "expected some of core_attn, mlp"),
         (["memory.recompute_attention=true"], "no effect with memory.recompute=none; set memory.recompute=full"),
         (["memory.recompute_layers=2"], "no effect with memory.recompute=none"),
         (["memory.recompute=selective", "memory.recompute_layers=2"], "no effect with memory.recompute=selective"),
         (["memory.recompute=full", "memory.recompute_layers=0"], "memory.recompute_layers=0: expected at least 1"),
         (["memory.recompute=full", "memory.recompute_layers=3", "parallel=pp2"], "tiny model has only 2"),
+        (
+            ["memory.sequence_chunk=64"],
+            "memory.sequence_chunk=64 with memory.recompute=none: layers that work in chunks",
+        ),
+        ([*CHUNKS, "memory.sequence_chunk=0"], "memory.sequence_chunk=0: must be at least 1"),
+        ([*CHUNKS, "memory.recompute_layers=1"], "all layers work in chunks, and are recomputed"),
+        ([*CHUNKS, "model.attention=flex"], "use model.attention=auto, or memory.sequence_chunk=null"),
+        ([*CHUNKS, "parallel=tp2sp", "memory.sequence_chunk=63"], "do not divide it; 64 they do"),
+        ([*CHUNKS, "memory.sequence_chunk=99999"], "memory.sequence_chunk=99999 has no effect: packs have "),
+        ([*CHUNKS, "cluster.precision=fp8"], "memory.sequence_chunk=64 with cluster.precision=fp8: "),
+        (["memory.optimizer_offload=true"], "=true with cluster.precision=fp32: Megatron keeps its distributed"),
+        (
+            ["memory.optimizer_offload=true", "cluster.precision=bf16", "parallel.distributed_optimizer=false"],
+            "set parallel.distributed_optimizer=true, or memory.optimizer_offload=false",
+        ),
         (["stage.lora.rank=-1"], "expected a rank of at least 1"),
         (["stage.lora.rank=4", "stage.lora.targets=[head]"], "some of linear_qkv, linear_proj"),
         (["parallel.context_tokens=768"], "no effect without parallel.dynamic_context=true"),
         (["parallel=cp2", "parallel.cp_comm_type=all_gather"], "no effect where all context ranks (here 2)"),
+        (["parallel=cp2", "parallel.ring_balance=cost"], "no effect where all context ranks (here 2)"),
         (["data.video.max_frames=500"], "a pack holds data.packing.max_crops="),
         (["data.sources.demo.path=/absent"], "/absent"),
         (["data.sources.more.rate=1"], "data.sources.more.path is not set"),
@@ -88,7 +129,7 @@ def test_each_mistake_is_named(shards, overrides, expected):
 
 
 OTHER_CHECKS = (  # of several settings together, or of the model
-    *("model.rope_factor", "stage.lora.rank", "stage.lora.alpha", "memory.recompute_layers"),
+    *("model.rope_factor", "model.rope_base", "stage.lora.rank", "stage.lora.alpha", "memory.recompute_layers"),
     *("parallel.context_ulysses", "parallel.context_crops", "checkpoint.keep_last", "checkpoint.keep_every"),
     *("faults.max_in_a_row", "faults.max_total", "faults.spike_sigma", "faults.spike_window", "log.peak_tflops"),
 )
@@ -198,6 +239,28 @@ def test_a_run_in_which_nothing_learns(choices):
         assert not any(p.startswith("nothing is trainable") for p in find_problems(cfg))
 
 
+@pytest.mark.parametrize(
+    ("choices", "problem"),
+    [
+        (["stage.lora.norms=true"], "stage.lora.norms has no effect with stage.lora.rank=0"),
+        (["stage.lora.norms=true", "stage.lora.embeddings=true"], "stage.lora.norms, stage.lora.embeddings has no"),
+        (
+            ["stage.lora.rank=4", "stage.lora.embeddings=true", "stage.train_llm=false"],
+            "stage.lora.embeddings has no effect with stage.train_llm=false",
+        ),
+        (["stage.lora.rank=4", "stage.optim.beside_adapters.lr=1e-4"], "stage.optim.beside_adapters has no effect"),
+        (["stage.optim.beside_adapters.warmup_steps=5"], "stage.optim.beside_adapters has no effect"),
+        (["stage.optim.beside_adapters.lr=-1"], "stage.optim.beside_adapters.lr=-1.0: must be at least 0"),
+        (["stage.lora.rank=4", "stage.lora.norms=true", "stage.optim.beside_adapters.lr=1e-4"], None),
+    ],
+)
+def test_what_trains_beside_adapters(choices, problem):
+    found = [
+        p for p in find_problems(compose(["recipe=4b", "stage=sft", *choices])) if "beside_adapters" in p or "lora" in p
+    ]
+    assert found == [] if problem is None else any(p.startswith(problem) for p in found), found
+
+
 def test_all_problems_are_listed_at_once(shards):
     with pytest.raises(UserError) as error:
         check(tiny(shards, "parallel.tensor=3", "data.image.crop_size=378", "data.sources.demo.path=/absent"))
@@ -214,6 +277,25 @@ def test_context_larger_than_the_processes_of_a_job(shards):
 
 def test_no_sources():
     assert any("nothing to train on" in p for p in find_problems(compose(["recipe=8b", "data=molmo2"])))
+
+
+def test_variables_that_name_folders_are_named(monkeypatch):
+    """Whether they are set is said, too."""
+    for name in ("MOLMO2_DATA", "MOLMO2_TOKENIZER"):
+        monkeypatch.delenv(name, raising=False)
+    data, tokenizer = find_problems(compose(["recipe=8b", "stage=sft"]))
+    assert data.endswith("They are looked for in data.root=shards, which MOLMO2_DATA (not set) names")
+    assert tokenizer.endswith("MOLMO2_TOKENIZER, which names it, is not set")
+    monkeypatch.setenv("MOLMO2_DATA", "/absent/data")
+    data, _ = find_problems(compose(["recipe=8b", "stage=sft"]))
+    assert data.endswith("They are looked for in data.root=/absent/data, which MOLMO2_DATA names")
+
+
+def test_the_demo_s_shards_are_made_by_the_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MOLMO2_DEMO_DATA", raising=False)
+    (problem,) = find_problems(compose(["recipe=tiny", "stage=sft", "parallel=single"]))
+    assert "no folder at demo/data/sft" in problem and problem.endswith("`molmo2 demo` makes the demo's.")
 
 
 def test_missing_data_sets_of_a_published_mix_are_one_problem(tmp_path):

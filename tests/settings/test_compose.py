@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.settings.compose import GROUPS, STAGES, compose, conf_dir, group_options
-from molmo2_nemo.settings.run import OptimConfig, RunConfig
+from molmo2_nemo.settings.checks import find_problems
+from molmo2_nemo.settings.compose import GROUPS, compose, conf_dir, group_options
+from molmo2_nemo.settings.run import PUBLISHED_STAGES, OptimConfig, RunConfig
 from molmo2_nemo.settings.schema import load_yaml, to_yaml
 
 
@@ -27,7 +28,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("recipe", ["4b", "8b", "o7b"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PUBLISHED_STAGES)
 def test_large_recipes_have_the_published_numbers(recipe, stage):
     cfg = compose([f"recipe={recipe}", f"stage={stage}"])
     steps, micro, rates, warmups, tokens, crops, frames, dropout, seed = PUBLISHED[stage]
@@ -59,7 +60,7 @@ def test_large_recipes_have_the_published_numbers(recipe, stage):
         assert text.root_length_weight and text.root_branches_weight
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PUBLISHED_STAGES)
 def test_tiny_keeps_the_published_rules(stage):
     cfg, big = compose(["recipe=tiny", f"stage={stage}"]), compose(["recipe=8b", f"stage={stage}"])
     assert cfg.data.text == big.data.text
@@ -139,6 +140,13 @@ def test_a_damaged_file_of_the_users_is_named(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def test_leaving_out_what_is_not_there():
+    with pytest.raises(UserError, match="no data.sources.demo to leave out; data=molmo2 is without data sets"):
+        compose(["recipe=4b", "stage=sft", "~data.sources.demo"])
+    with pytest.raises(UserError, match="^~stage.optim.absent: .* no stage.optim.absent to leave out$"):
+        compose(["recipe=tiny", "~stage.optim.absent"])
+
+
 def test_unknown_key_in_a_file_of_the_users(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("image: {crop_sise: 126}\n")
@@ -161,3 +169,12 @@ def test_yaml_round_trip(tmp_path):
 def test_a_data_set_can_be_taken_out():
     cfg = compose(["recipe=tiny", "stage=sft", "~data.sources.demo", "data.sources.mine.path=shards/data"])
     assert list(cfg.data.sources) == ["mine"]
+
+
+def test_texts_extend_a_context():
+    """As docs/data.md has it: nothing is missing but what the machine brings."""
+    asked = ["recipe=8b", "stage=extend", "data=text", "model.rope_scaling=yarn", "model.rope_factor=4"]
+    cfg = compose(asked)
+    assert (cfg.stage.name, list(cfg.data.sources), cfg.data.text.document_mask) == ("extend", ["text"], False)
+    lacking = [problem.partition(":")[0] for problem in find_problems(cfg)]
+    assert lacking == ["data.sources.text", "data.tokenizer=tokenizer"]

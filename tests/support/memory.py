@@ -116,7 +116,13 @@ def predicted(subject: Subject, options: MemoryConfig, tokens: int, crops: int) 
     full, size = options.recompute == "full", subject.bytes_per_element
     _, *parts = fullest(
         decoder_activations(
-            subject.model, layout, tokens, dropout=False, bytes_per_element=size, tiles=options.mlp_tiles
+            subject.model,
+            layout,
+            tokens,
+            dropout=False,
+            bytes_per_element=size,
+            tiles=options.mlp_tiles,
+            chunk=options.sequence_chunk,
         ),
         vision_activations(subject.model, crops, full, bytes_per_element=size, chunk=options.vision_chunk),
         head_bytes(subject.model, stage, layout, options.loss_chunk, tokens),

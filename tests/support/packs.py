@@ -68,6 +68,7 @@ def padding_only(batch: Batch) -> Batch:
         branch_ids=np.full_like(empty.branch_ids, -1),
         keys=packs,
         sources=packs,
+        source_tokens=packs,
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 240  # a job that takes longer is taken for a hang
+SECONDS = 240  # a job that takes longer is taken for a hang, unless it says what it takes
 
 
 class Pool:
@@ -44,10 +44,13 @@ class Pool:
             theirs.close()
         self.pids = [pipe.recv() for pipe in self.pipes]
 
-    def run(self, function: Callable[..., Any], *args: Any, ranks: int = 1, fit: bool = False) -> list[Any]:
+    def run(
+        self, function: Callable[..., Any], *args: Any, ranks: int = 1, fit: bool = False, seconds: float = SECONDS
+    ) -> list[Any]:
         """Results of all ranks, in order.
 
         Args:
+            seconds: after which the job is taken for a hang.
             fit: leave the process group to the trainer that the job starts.
         """
         self.start()
@@ -56,9 +59,9 @@ class Pool:
             self.pipes[rank].send((function, args, rank, ranks, port, fit))
         results, errors = [], []
         for rank in range(ranks):
-            if not self.pipes[rank].poll(SECONDS):
+            if not self.pipes[rank].poll(seconds):
                 self.close()
-                raise TimeoutError(f"rank {rank} did not answer in {SECONDS} s: a hang? {errors}")
+                raise TimeoutError(f"rank {rank} did not answer in {seconds} s: a hang? {errors}")
             ok, value = self.pipes[rank].recv()
             (results if ok else errors).append(value)
         assert not errors, "\n".join(errors)

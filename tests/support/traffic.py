@@ -53,10 +53,9 @@ def exact(
     if cp_comm_type != "ring" or ulysses == context:
         return [(t.messages, t.bytes) for t in steps(context_traffic(shape, context, ulysses, cp_comm_type))]
     chunks = context // ulysses
-    runs = visible_keys(mask, chunks).runs
+    visible = visible_keys(mask, chunks)
     others = [j for j in range(chunks) if j != chunk]
-    shown = [runs[j][chunk][1] - runs[j][chunk][0] for j in others]
-    shown += [runs[chunk][j][1] - runs[chunk][j][0] for j in others]
+    shown = [visible.count(j, chunk) for j in others] + [visible.count(chunk, j) for j in others]
     shown = [run * len(mask.example_ids) for run in shown]  # the same places of every pack
     found = ulysses_traffic(shape, context, ulysses) + ring_traffic(shape, context, ulysses, shown)
     return [(t.messages, t.bytes) for t in steps(found)]

@@ -28,7 +28,7 @@ class Records(Metric):
 LINE = (
     *("step", "time", "loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm", "lr_vit", "lr_connector"),
     *("lr_llm", "tokens", "padded_tokens", "crops", "fill", "crop_fill", "skipped", "skipped_steps", "seconds"),
-    *("wait", "tokens_per_second", "tflops", "memory_gib", "tasks", "mfu"),
+    *("wait", "tokens_per_second", "slowest", "lag", "tflops", "memory_gib", "tasks", "mfu"),
 )
 
 
@@ -62,5 +62,5 @@ def test_a_made_metric_is_one_file(workers, tmp_path):
     assert max(counts) < line["most_records"] < sum(counts)
     assert tuple(line)[: len(LINE)] == LINE and {"records", "most_records"} <= set(tuple(line)[len(LINE) :])
     for name, value in line.items():
-        if name not in ("step", "time", "tasks"):
+        if name not in ("step", "time", "tasks", "slowest"):
             assert abs(scalars[name] - value) <= 1e-6 * abs(value), name

@@ -31,6 +31,12 @@ from tests.support.packs import demo_packs, tiny_run, train_on_packs
 )
 def test_groups(name, group):
     assert group_of(name) == group
+    assert group_of(name, adapters=True) == ("beside_adapters" if group == "llm" else group)
+
+
+def test_adapters_stay_in_their_group():
+    for name in ("decoder.layers.0.mlp.linear_fc1.lora_a", "module.decoder.layers.3.self_attention.linear_qkv.lora_b"):
+        assert group_of(name) == group_of(name, adapters=True) == "llm"
 
 
 def test_schedule_worked_examples():

@@ -44,7 +44,7 @@ def train_watched(cfg: Any, packs: list[Any]) -> tuple[list[dict[str, Any]], dic
         finalize(*args, **options)
         seen["orders"].append([])
 
-    recipes.overlapped = lambda cfg: {**overlapped(cfg), "bucket_size": BUCKET}
+    recipes.overlapped = lambda cfg, machine: {**overlapped(cfg, machine), "bucket_size": BUCKET}
     overlap.install, gradients.finalize_model_grads = installed, finalized
     try:
         return train_on_packs(cfg, packs), seen

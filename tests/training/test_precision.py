@@ -162,12 +162,12 @@ def test_nemo_hands_the_fields_to_the_model(monkeypatch):
     from molmo2_nemo.nemo import recipes
 
     cfg = compose(["recipe=4b", "cluster=gpu", "cluster.precision=fp8"])
-    plugin = recipes.plugins(cfg)[0]
+    plugin = recipes.plugins(cfg, recipes.Machine())[0]
     assert {name: getattr(plugin, name) for name in FP8} == FP8
     assert plugin.params_dtype == torch.bfloat16 and plugin.grad_reduce_in_fp32
     assert recipes.model(cfg).optim.bf16
     cfg.parallel.grad_reduce = "bf16"
-    assert not recipes.plugins(cfg)[0].grad_reduce_in_fp32
+    assert not recipes.plugins(cfg, recipes.Machine())[0].grad_reduce_in_fp32
 
 
 def test_only_the_decoder_has_linear_layers_that_fp8_changes(workers):

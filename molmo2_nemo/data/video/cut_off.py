@@ -16,6 +16,10 @@ from molmo2_nemo.data.video.film import Film
 LEAST, SHARE = 0.5, 0.01  # seconds, and share of the stated length, that must be missing
 CLOCK = re.compile(r"(\d+):(\d+):(\d+\.?\d*)")  # of Matroska: 00:00:10.000000000
 TICK = Fraction(1, 1_000_000)  # seconds of FFmpeg's times of whole files
+HEAD, TAIL = 4096, 1 << 20  # bytes that are looked at
+PACK = b"\0\0\1\xba"  # begins a pack of an MPEG program stream
+ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")  # begins a WMV
+ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # begins what it says of the whole file
 
 
 def stated_length(source: Source, film: Film, limits: LimitsConfig) -> float | None:
@@ -65,7 +69,8 @@ def _longest(container: Any) -> float:
 
 
 def is_cut_off(source: Source) -> bool:
-    """Whether the file is shorter than its own boxes or chunks say (MP4 and its like, AVI, Matroska)."""
+    """Whether the file is shorter than it says (MP4 and its like, AVI, Matroska, WMV), or ends inside a packet (MPEG,
+    Ogg)."""
     if isinstance(source, bytes):
         return _ends_early(io.BytesIO(source), len(source))
     path = Path(source)
@@ -74,7 +79,7 @@ def is_cut_off(source: Source) -> bool:
 
 
 def _ends_early(file: BinaryIO, size: int) -> bool:
-    head = file.read(64)
+    head = file.read(HEAD)
     if head[4:8] == b"ftyp":
         boxes = list(_boxes(file, size))
         return boxes[-1][1] > size or not any(kind == b"moov" for kind, _ in boxes)
@@ -83,7 +88,34 @@ def _ends_early(file: BinaryIO, size: int) -> bool:
     if head[:4] == b"\x1aE\xdf\xa3":
         end = _matroska_end(head)
         return end is None or end > size
-    return False
+    if head[:16] == ASF:
+        at = head.find(ASF_FILE) + 40  # its size; flags, of which the first says that the size is not known
+        stated, flags = (int.from_bytes(head[i : i + n], "little") for i, n in ((at, 8), (at + 48, 4)))
+        return ASF_FILE in head and not flags & 1 and stated > size
+    for packet in (188, 192):  # of an MPEG transport stream
+        if size > 4 * packet and all(head[i : i + 1] == b"G" for i in range(packet - 188, 4 * packet, packet)):
+            return size % packet > 0
+    file.seek(max(size - TAIL, 0))
+    tail = file.read()
+    return (head[:4] == PACK and _pack_end(tail) > len(tail)) or (head[:4] == b"OggS" and _page_end(tail) > len(tail))
+
+
+def _pack_end(tail: bytes) -> int:
+    """Where the packets of the last pack of an MPEG program stream end, in bytes; 0 where there is none."""
+    at = tail.rfind(PACK)
+    if not 0 <= at <= len(tail) - 14:
+        return at + 14 if at >= 0 else 0
+    at += 14 + (tail[at + 13] & 7) if tail[at + 4] >> 6 == 1 else 12  # of MPEG-2, of MPEG-1
+    while tail[at : at + 3] == PACK[:3] and tail[at + 3 : at + 4] > PACK[3:]:
+        at += 6 + int.from_bytes(tail[at + 4 : at + 6], "big")
+    return at
+
+
+def _page_end(tail: bytes) -> int:
+    """Where the last page of an Ogg ends, in bytes; 0 where there is none."""
+    at = tail.rfind(b"OggS")
+    segments = tail[at + 27 : at + 27 + tail[at + 26]] if 0 <= at < len(tail) - 26 else b""
+    return at + 27 + len(segments) + sum(segments) if at >= 0 else 0
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:

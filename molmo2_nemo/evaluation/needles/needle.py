@@ -18,9 +18,9 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.needles.haystack import EARLY, FILLERS, drawn_scenes, encode, film_scenes
 from molmo2_nemo.evaluation.needles.pictures import ANSWERS, QUESTIONS, NeedlePicture
 
-DIGITS = tuple("0123456789")
-TEXT_KIND = "code"  # the needle that is a sentence
-TEXT_QUESTION = "What is the secret code?"
+WORDS = ("apple", "boat", "cake", "drum", "egg", "fish", "goat", "horse", "kite", "lamp")  # in no `FILLERS`
+TEXT_KIND = "word"  # the needle that is a sentence
+TEXT_QUESTION = "What is the secret word?"
 LEAST_FRAMES = 3
 LINE_EVERY = 8  # frames of a haystack to one line of subtitles
 
@@ -94,9 +94,9 @@ class Needle:
             yield needle if place.shown[0] <= number < place.shown[1] else frame
 
     @property
-    def code(self) -> str:
+    def word(self) -> str:
         """What the sentence says."""
-        return str(self._rng(2).choice(DIGITS))
+        return str(self._rng(2).choice(WORDS))
 
     def subtitles(self, video: VideoConfig) -> list[tuple[float, float, str]]:
         """A line for every `LINE_EVERY` frames: start and end in seconds, text; one of them the needle's."""
@@ -106,14 +106,14 @@ class Needle:
         heard = Place.at(self.text_depth, self.frames, video).shown[0] / video.max_fps  # at a sampled frame
         count = -(-self.frames // LINE_EVERY)
         texts = [str(text) for text in rng.choice(FILLERS, count)]
-        texts[int(heard / length)] = f"The secret code is {self.code}."
+        texts[int(heard / length)] = f"The secret word is {self.word}."
         return [(n * length, (n + 1) * length, text) for n, text in enumerate(texts)]
 
     def questions(self) -> dict[str, tuple[str, str]]:
         """Kind -> question and answer."""
         picture = self.picture
-        asked = {kind: (question, picture.answer(kind)) for kind, question in QUESTIONS.items()}
-        return asked if self.text_depth is None else asked | {TEXT_KIND: (TEXT_QUESTION, self.code)}
+        asked = {kind: (question, picture.colours[kind]) for kind, question in QUESTIONS.items()}
+        return asked if self.text_depth is None else asked | {TEXT_KIND: (TEXT_QUESTION, self.word)}
 
     def _rng(self, part: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, part])
@@ -121,4 +121,4 @@ class Needle:
 
 def chance(kind: str) -> float:
     """The accuracy of guessing."""
-    return 1 / len(DIGITS if kind == TEXT_KIND else ANSWERS[kind])
+    return 1 / len(WORDS if kind == TEXT_KIND else ANSWERS)

@@ -11,7 +11,8 @@ it stands in both texts:
     recall    = sum over words of min(times in caption, times in reference) / words of the reference
     precision = the same sum / words of the caption
 
-The score is the recall of the reference with the highest one; a reference without a content word counts as told (1).
+The score is the recall of the reference with the highest one; a reference without a content word (of another language,
+for instance) is none to compare with.
 Recall favours long captions, so the figures are the mean `precision` and the mean `f1` of the same pairs.
 
 A reference is a text, or an object with a "text".
@@ -27,6 +28,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.text import text_of
 
@@ -68,14 +70,11 @@ class CaptionRecall(Scorer):
     title = "share of the reference's content words that the caption has (English)"
 
     def check(self, references: Sequence[Any]) -> None:
-        for reference in references:
-            text_of(reference)
+        _expected(references)
 
     def score(self, prediction: str, references: Sequence[Any]) -> Score:
         said = content_words(prediction)
-        return max(
-            (_compared(said, content_words(text_of(reference))) for reference in references), key=lambda s: s.value
-        )
+        return max((_compared(said, expected) for expected in _expected(references)), key=lambda s: s.value)
 
     def figures(self, scores: Sequence[Score]) -> dict[str, float]:
         return {
@@ -83,9 +82,17 @@ class CaptionRecall(Scorer):
         }
 
 
+def _expected(references: Sequence[Any]) -> list[Counter[str]]:
+    """The content words of each reference that has some."""
+    found = [words for reference in references if (words := content_words(text_of(reference)))]
+    if not found:
+        raise UserError(f"caption_recall: no content word of English in the reference {text_of(references[0])[:80]!r}")
+    return found
+
+
 def _compared(said: Counter[str], expected: Counter[str]) -> Score:
     both = (said & expected).total()
-    recall = both / expected.total() if expected else 1.0
+    recall = both / expected.total()
     precision = both / said.total() if said else 0.0
     f1 = 2 * precision * recall / (precision + recall) if both else 0.0
     return Score(recall, {"recall": recall, "precision": precision, "f1": f1})

@@ -18,7 +18,7 @@ class EgoSchema(VideoChoiceTask):
     title = "multiple choice about first-person video (EgoSchema, public subset)"
     group = "long video QA"
     scorers = ("egoschema",)
-    places = ("EgoSchema", "video_datasets/EgoSchema")
+    places = ("EgoSchema", "video_datasets/egoschema")
     table = "Subset/test-00000-of-00001.parquet"
     fetch = (
         "put there Subset/ of https://huggingface.co/datasets/lmms-lab/egoschema, and beside it its videos unpacked as "

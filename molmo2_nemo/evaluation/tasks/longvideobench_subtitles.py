@@ -3,7 +3,8 @@
 Data: further, subtitles/<subtitle_path>: lines with "timestamp" ([start, end] in seconds) and "text", or "start" and
 "end" (h:m:s) and "line", of the film that the video was cut from. Of these, the ones heard between
 starting_timestamp_for_subtitles and `duration` seconds later, counted from there; a line without an end lasts to
-`duration`. Score: longvideobench, as published; by duration_group and category.
+`duration`. Of lines with the same two times the released loader keeps the last. Score: longvideobench, as published; by
+duration_group and category.
 """
 
 from __future__ import annotations

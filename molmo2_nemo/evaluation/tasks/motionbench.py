@@ -8,17 +8,10 @@ published; by type of question.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from molmo2_nemo.evaluation.choice import options_in
 from molmo2_nemo.evaluation.video_choice import Row, VideoChoice, VideoChoiceTask
-
-OPTION = re.compile(r"^\s*\(?([A-Z])[.):]\s*(.+)$", re.MULTILINE)
-
-
-def options_in(question: str) -> list[str]:
-    """The options that stand in a question's text, a line each, from A."""
-    return [text.strip() for _, text in OPTION.findall(question)]
 
 
 class MotionBench(VideoChoiceTask):

@@ -18,7 +18,7 @@ class PerceptionTest(VideoChoiceTask):
     title = "multiple choice about short videos (Perception Test, validation)"
     group = "short video QA"
     scorers = ("perception_test",)
-    places = ("PerceptionTest", "video_datasets/PerceptionTest")
+    places = ("PerceptionTest", "video_datasets/perception_test")
     table = "mc_question_val/validation-00000-of-00001.parquet"
     fetch = (
         "put there mc_question_val/ of https://huggingface.co/datasets/lmms-lab/PerceptionTest_Val, and beside it "

@@ -18,7 +18,7 @@ from typing import Any
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.errors import UserError, read_text
 from molmo2_nemo.evaluation.scorers.moment_retrieval import SCORER
-from molmo2_nemo.evaluation.task import Question, Task, TaskSettings
+from molmo2_nemo.evaluation.task import ELSEWHERE, Question, Task, TaskSettings
 from molmo2_nemo.inference.prompt import Prompt
 
 PLACES = ("qv_highlights", "QVHighlights", "video_datasets/QVHighlights")  # in the folder of data sets
@@ -101,8 +101,7 @@ class QVHighlights(Task):
             raise UserError(
                 f"task {self.name}: no {folders[0] / QUERIES}; put there data/{QUERIES} of "
                 f"https://github.com/jayleicn/moment_detr, and {VIDEOS}/ of "
-                "https://nlp.cs.unc.edu/data/jielei/qvh/qvhilights_videos.tar.gz beside it, or name the folder of your "
-                "data sets with --root or MOLMO2_DATA"
+                f"https://nlp.cs.unc.edu/data/jielei/qvh/qvhilights_videos.tar.gz beside it, {ELSEWHERE}"
             )
         if not (folder / VIDEOS).is_dir():
             raise UserError(f"task {self.name}: {folder} has no {VIDEOS}/; unpack qvhilights_videos.tar.gz there")

@@ -4,6 +4,7 @@ Data: allenai/Molmo2-VideoTrackEval of huggingface.co (split test, 3.7k expressi
 Molmo2-VideoTrackEval/; its videos are clips of APTv2, DanceTrack, SportsMOT, PersonPath22 and SA-V, named
 `<clip>.mp4`, in any folders below it. They have to be cut from the publishers' own files, as its card says.
 Score: track (F1, HOTA) with the published masks, as released; each mask is that of its object (docs/evaluation.md).
+Not the paper's J&F: it compares masks, and would need a segmentation model that makes masks of the answered points.
 Broken down by the data set that a video is from.
 """
 
@@ -19,7 +20,7 @@ MAX_RATE = 10  # frames per second that are shown at most
 
 class Track(PublishedVideos):
     name = "track"
-    title = "track what an expression names through a video (Molmo2-VideoTrackEval, with masks)"
+    title = "track what an expression names (Molmo2-VideoTrackEval): F1, HOTA of points; J&F needs a segmentation model"
     group = "track"
     scorers = ("track",)
     max_new_tokens = 2048

@@ -157,8 +157,10 @@ def stage_job(cfg: RunConfig) -> StageJob:
     count, nodes = wanted_processes(cfg), cfg.cluster.nodes
     if count % nodes:
         raise UserError(f"{count} processes cannot be spread evenly over cluster.nodes={nodes}; set cluster.devices")
+    run = Path(cfg.output_dir)
+    of_sweep = f"{run.parent.name}-" if run.name.isdigit() else ""
     return StageJob(
-        name=f"{Path(cfg.output_dir).name}.{cfg.stage.name}",
+        name=f"{of_sweep}{run.name}.{cfg.stage.name}",
         stage=stage_dir(cfg),
         steps=cfg.stage.max_steps,
         folder=folder / cfg.stage.name,

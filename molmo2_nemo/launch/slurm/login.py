@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import shlex
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,21 @@ class Login:
     """Where sbatch is called. `folder` is the run's folder for jobs on the cluster's file system."""
 
     def __init__(self, slurm: SlurmConfig, folder: Path) -> None:
+        self.ssh, self.folder = slurm.ssh, folder
+        self.is_local = self.ssh.host is None
+        self.name = "this machine" if self.ssh.host is None else self.ssh.host
+
+    @cached_property
+    def tunnel(self) -> Any:
+        """NeMo-Run's, made when it is first needed: its library takes seconds to load, which a run that is refused
+        for its settings does not wait for."""
         from nemo_run.core.tunnel.client import LocalTunnel, SSHTunnel
 
-        ssh = slurm.ssh
-        self.is_local = ssh.host is None
-        self.name = "this machine" if ssh.host is None else ssh.host
-        self.tunnel: Any
+        ssh = self.ssh
         if ssh.host is None:
-            self.tunnel = LocalTunnel(job_dir=str(folder))
-        else:
-            user = ssh.user or getpass.getuser()
-            self.tunnel = SSHTunnel(job_dir=str(folder), host=ssh.host, user=user, port=ssh.port, identity=ssh.identity)
+            return LocalTunnel(job_dir=str(self.folder))
+        user = ssh.user or getpass.getuser()
+        return SSHTunnel(job_dir=str(self.folder), host=ssh.host, user=user, port=ssh.port, identity=ssh.identity)
 
     def try_run(self, *command: str) -> tuple[int, str, str]:
         """Runs the command there; exit code, standard output, standard error.
@@ -91,7 +96,8 @@ class Login:
             raise UserError(f"cannot write {path} on {self.name} (over sftp): {error}") from None
 
     def close(self) -> None:
-        self.tunnel.cleanup()
+        if "tunnel" in self.__dict__:
+            self.tunnel.cleanup()
 
 
 class RemotePath:

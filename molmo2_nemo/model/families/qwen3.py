@@ -15,5 +15,7 @@ FAMILY = Family(
     sizes={
         "4b": TextConfig("qwen3", hidden_size=2560, ffn_size=9728, tie_embeddings=True, rotary_base=5_000_000.0),
         "8b": TextConfig("qwen3"),
+        # Qwen3-0.6B
+        "nano": TextConfig("qwen3", hidden_size=1024, ffn_size=3072, num_layers=28, num_heads=16, tie_embeddings=True),
     },
 )

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from molmo2_nemo.training.step_result import StepResult
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs."""
+
+    host: str
+    gpu: int | None  # its number on the host; None on a CPU
+    stage: int  # pipeline stage
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,8 @@ class FinishedStep:
     max_crops: int  # of a pack
     peak_tflops: float | None  # of one device; None: not known
     processes: int
+    rank: int = 0
+    places: list[Place] = field(default_factory=list)  # of every rank, in their order
     seconds: float = math.nan  # from the first fetch of data to here; known to `figures` alone
 
 

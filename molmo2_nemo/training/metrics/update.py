@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from molmo2_nemo.settings.run import OPTIMIZER_GROUPS
+from molmo2_nemo.training.groups import trained_groups
 from molmo2_nemo.training.metrics.interface import FinishedStep, Metric, finite
 
 
@@ -15,7 +15,7 @@ class GradientNorms(Metric):
 
     def figures(self, step: FinishedStep, summed: list[float], largest: list[float]) -> dict[str, Any]:
         norms = step.result.gradient_norms
-        return {f"grad_norm_{group}": finite(norms.get(group, 0.0)) for group in OPTIMIZER_GROUPS}
+        return {f"grad_norm_{group}": finite(norms.get(group, 0.0)) for group in trained_groups(norms)}
 
 
 class LearningRates(Metric):

@@ -1,0 +1,81 @@
+"""Whether the file system of a run's folder has room for its checkpoints: found before anything is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from molmo2_nemo.cost.parameters import held
+from molmo2_nemo.launch.capacity import ANYWAY
+from molmo2_nemo.model.config import PRESETS
+from molmo2_nemo.plan.words import model_of
+from molmo2_nemo.rundir import checkpoint_manifest
+from molmo2_nemo.rundir.paths import CHECKPOINTS, stage_dir
+from molmo2_nemo.settings.run import RunConfig
+
+
+def disk_problems(cfg: RunConfig, free: float | None = None) -> Iterator[str]:
+    """That the checkpoints which will lie there at a time take more than is free, in one sentence; nothing where they
+    fit.
+
+    Args:
+        free: bytes, for tests; None: of the file system of `output_dir`.
+    """
+    if not cfg.cluster.check_memory or cfg.model.preset not in PRESETS or cfg.save_every < 1:
+        return
+    place = stage_dir(cfg)
+    there = checkpoint_manifest.finished(place / CHECKPOINTS)
+    count = to_come(cfg, [checkpoint_manifest.step_of(path) for path in there])
+    if free is None:
+        free = free_bytes(place)
+    each = checkpoint_bytes(cfg)
+    if count * each <= free:
+        return
+    beside = f" beside the {len(there)} that are there" if there else ""
+    fewer = "" if cfg.checkpoint.keep_last <= 1 and cfg.checkpoint.keep_every is None else (
+        ", or keep fewer (checkpoint.keep_last=1, checkpoint.keep_every=null)"
+    )  # fmt: skip
+    yield (
+        f"output_dir={cfg.output_dir}: {count} checkpoint{'s' * (count > 1)} of {_size(each)} will lie there at a time"
+        f"{beside}, {_size(free)} are free on that file system. Make room, name another{fewer}; {ANYWAY}"
+    )
+
+
+def to_come(cfg: RunConfig, there: list[int]) -> int:
+    """How many checkpoints are written, at most, before one that is no longer kept goes: a new one is whole before an
+    older is removed.
+
+    Args:
+        there: the steps of those that exist.
+    """
+    last = max(there, default=0)
+    saves = [step for step in range(cfg.save_every, cfg.stage.max_steps, cfg.save_every) if step > last]
+    saves += [cfg.stage.max_steps] * (cfg.stage.max_steps > last)
+    most, kept = 0, sorted(there)
+    for step in saves:
+        kept.append(step)
+        most = max(most, len(kept) - len(there))
+        every = cfg.checkpoint.keep_every
+        kept = [s for s in kept if s in kept[-max(1, cfg.checkpoint.keep_last) :] or (every and s % every == 0)]
+    return most
+
+
+def checkpoint_bytes(cfg: RunConfig) -> float:
+    """Bytes of a whole checkpoint in any layout: the weights, and of what is trained master weights and two moments in
+    fp32. Without the tables' padding and the files' heads, which are small."""
+    mine = held(model_of(cfg), cfg.stage, 1, 1)
+    return (4.0 if cfg.cluster.precision == "fp32" else 2.0) * mine.all + 12.0 * mine.trained
+
+
+def free_bytes(folder: Path) -> float:
+    """Bytes that a user may still write on the file system of a folder, or of where it will be made; infinite where it
+    is none of files (/proc), as writing says what is wrong then."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    found = shutil.disk_usage(folder)
+    return float(found.free) if found.total else float("inf")
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
