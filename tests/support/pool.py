@@ -7,12 +7,15 @@ a function of a test module, called as `function(*args)` on every rank; what it 
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import gc
 import itertools
 import multiprocessing
 import os
 import signal
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +65,11 @@ class Pool:
             if not self.pipes[rank].poll(seconds):
                 self.close()
                 raise TimeoutError(f"rank {rank} did not answer in {seconds} s: a hang? {errors}")
-            ok, value = self.pipes[rank].recv()
+            try:
+                ok, value = self.pipes[rank].recv()
+            except EOFError:
+                self.close()
+                raise RuntimeError(f"the process of rank {rank} died; its last words are on stderr. {errors}") from None
             (results if ok else errors).append(value)
         assert not errors, "\n".join(errors)
         return results
@@ -72,7 +79,8 @@ class Pool:
         if self.parent is None:
             return
         for pid in self.pids:
-            os.kill(pid, signal.SIGKILL)  # the parent waits for them, and for nothing else
+            with contextlib.suppress(ProcessLookupError):  # one that died by itself
+                os.kill(pid, signal.SIGKILL)  # the parent waits for them, and for nothing else
         self.parent.join()
         for pipe in self.pipes:
             pipe.close()
@@ -109,17 +117,25 @@ def _fork_warm(pipes: list[Any]) -> None:
     quiet()
     cpu.enable(threads=1)
     start_nemo()
+    faulthandler.enable()
     children = []
     for pipe in pipes:
         pid = os.fork()
         if pid == 0:
+            for other in pipes:
+                if other is not pipe:
+                    other.close()  # else the test does not see the end of another that dies
             try:
                 _serve(pipe)
             finally:
                 os._exit(0)
         children.append(pid)
-    for pid in children:
-        os.waitpid(pid, 0)
+    for pipe in pipes:
+        pipe.close()
+    for _ in children:
+        pid, status = os.wait()
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
+            print(f"the pool's process {pid} ended by signal {os.WTERMSIG(status)}", file=sys.stderr, flush=True)
 
 
 def _serve(pipe: Any) -> None:
