@@ -36,6 +36,7 @@ from molmo2_nemo.errors import UserError, read_text
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's folders of images or videos
 SPLIT = "train"
 DELIMITERS = ",;\t"
+UNCLOSED = "unexpected end of data"  # the csv module's words
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that `surrogateescape` lets through
 SEVERAL_LINES = (
     "rows with a cell over several lines, the first begins in line {}: its own line breaks, or a quote that is "
@@ -75,28 +76,30 @@ def _rows(files: Sequence[Path], columns: Columns) -> Iterator[Row]:
 
 
 class _Rows:
-    """Rows of a CSV as lists of cells; bytes that are not UTF-8 stay in them as lone surrogates."""
+    """Rows of a CSV as lists of cells, or what is wrong with one; bytes that are not UTF-8 stay in them as lone
+    surrogates."""
 
     def __init__(self, path: Path, file: Any, delimiter: str):
         self._path, self._reader = path, csv.reader(file, delimiter=delimiter, strict=True)
         self.begins = self.ends = 0  # the lines of the last row, from 1
 
-    def __iter__(self) -> Iterator[list[str]]:
+    def __iter__(self) -> Iterator[list[str] | Fault]:
         return self
 
-    def __next__(self) -> list[str]:
+    def __next__(self) -> list[str] | Fault:
         self.begins = self._reader.line_num + 1
         try:
-            cells = next(self._reader)
+            return next(self._reader)
         except csv.Error as error:
-            raise UserError(self._says(str(error))) from None
-        self.ends = self._reader.line_num
-        return cells
-
-    def _says(self, error: str) -> str:
-        if error == "unexpected end of data":
-            error = "a quote opened in it is not closed, so that all lines after it are one cell"
-        return f"{self._path}, line {self.begins}: the row that begins there cannot be read: {error}"
+            if str(error) == UNCLOSED:  # nobody knows how many rows are in it
+                says = "a quote opened in it is not closed, so that all lines after it are one cell"
+                where = f"{self._path}, line {self.begins}"
+                raise UserError(f"{where}: the row that begins there cannot be read: {says}") from None
+            return Fault(
+                "", f"a row that cannot be read ({error})", 'cells, quoted whole or not at all, a quote in them as ""'
+            )
+        finally:
+            self.ends = self._reader.line_num
 
 
 @contextmanager
@@ -123,7 +126,9 @@ def _csv(path: Path) -> Iterator[_Rows]:
 
 def _csv_header(path: Path) -> list[str]:
     with _csv(path) as reader:
-        names: list[str] = next(reader, [])
+        names = next(reader, [])
+    if isinstance(names, Fault):
+        raise UserError(f"{path}, line 1: holds {names.seen}, not {names.expected}")
     if not names or len(set(names)) != len(names) or "" in names:
         raise UserError(f"{path}: the first line must name the columns, each once, not {', '.join(names)[:100]!r}")
     return names
@@ -133,8 +138,12 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     """Rows, with the number of the line that each ends in; those with a cell over several lines have a note."""
     several = ""
     with _csv(path) as rows:
-        names = next(rows)
+        names = _csv_header(path)
+        next(rows)
         for cells in rows:
+            if isinstance(cells, Fault):
+                yield {"line": rows.begins, "fault": cells}
+                continue
             broken = rows.ends > rows.begins and any("\n" in cell.strip("\r\n") for cell in cells)
             if broken and not several:
                 several = SEVERAL_LINES.format(rows.begins)

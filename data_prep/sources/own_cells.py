@@ -31,12 +31,18 @@ ALONE = (
     "variants",
     "points",
 )  # learned from as they are
+NOTHING = ("nan", "null", "<na>", "#n/a")  # what pandas, databases and spreadsheets write into an empty cell of a CSV
 LETTER = re.compile(r"^\(?([A-Za-z])[).:]?$")
 
 
 def is_empty(value: Any) -> bool:
     """Whether a cell holds nothing; Parquet files of pandas have NaN for that."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def taken_as_word(column: str, word: str) -> str:
+    """What the summary says of a cell with a word that other programs write for nothing (NOTHING)."""
+    return f"{column} is {word.strip()!r}, taken for the word; empty cells are left out"
 
 
 def cell_value(name: str, value: Any) -> Any:

@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any
 
 from data_prep.sources.own_boxes import FORMATS
-from data_prep.sources.own_cells import CHATS, MEDIA, PLACED, as_record, cell_value, is_empty
+from data_prep.sources.own_cells import CHATS, MEDIA, NOTHING, PLACED, as_record, cell_value, is_empty, taken_as_word
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.data.json_values import Fault, FieldError, show
 from molmo2_nemo.errors import UserError, nearest
@@ -168,6 +168,8 @@ class Columns:
                 found[name] = _without_end(cells, name)
             elif not is_empty(cells[0]):
                 found[name] = cell_value(name, cells[0])
+                if found[name] == cells[0] and str(cells[0]).strip().lower() in NOTHING:
+                    notes.append(taken_as_word(column, cells[0]))
         notes += [not_read(column) for column in row if column not in self._reads and not is_empty(row[column])]
         self._check_boxes(row, found)
         if not {*TASKS, "question"} & set(found):

@@ -360,7 +360,7 @@ def _task(record: Record, annotation: Annotation, path: str) -> None:
     content = annotation.content
     if isinstance(content, (RawText, Messages, tuple)):
         return
-    if isinstance(content, QuestionAnswer) and content.question is None and not annotation.prompt.strip():
+    if isinstance(content, QuestionAnswer) and content.question is None and is_blank(annotation.prompt):
         style = canonical_style(content.style.name)
         if ".turns[" in path or style in DEMO_STYLES or style in MC_STYLES:
             raise FieldError.missing(f"{path}.question", "what the model is asked")
@@ -372,13 +372,13 @@ def _task(record: Record, annotation: Annotation, path: str) -> None:
     if isinstance(content, (VideoPoints, Tracks, TimedCaption)) and record.video is None:
         _needs(path, "a video", record)
     if isinstance(content, Tracks):
-        if not content.label.strip():
+        if is_blank(content.label):
             raise FieldError.missing(f"{path}.label", "the name of what is tracked")
         if content.frames and not any(not p.occluded for frame in content.frames for p in frame.points.values()):
             expected = "a visible point; without points the object never appears"
             raise FieldError(Fault(f"{path}.points", "no visible point", expected), f"must hold {expected}")
         _one_object(content, f"{path}.points")
-    if isinstance(content, MultipleChoice) and not content.question.strip():
+    if isinstance(content, MultipleChoice) and is_blank(content.question):
         raise FieldError.missing(f"{path}.question", "what the model is asked")
 
 

@@ -22,6 +22,7 @@ from data_prep.own_files import END_BYTES, fingerprint
 from data_prep.own_tables import SEVERAL_LINES
 from data_prep.sources.own import SAME_ID
 from data_prep.sources.own_boxes import OTHER_SIZE
+from data_prep.sources.own_cells import taken_as_word
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
@@ -282,7 +283,7 @@ def test_rows_of_another_length_spoil_no_other(place, capsys):
         (b"", "each once"),
         (b'image,caption\n"cat.jpg,A cat.\n', "line 2: the row that begins there cannot be read: a quote opened in it"),
         (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A\n' + 9 * b"cat.jpg,A cat.\n", "bad.csv, line 3: the row that"),
-        (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A" cat\n', "bad.csv, line 3: the row that begins there cannot"),
+        (b'image,"cap"tion\ncat.jpg,A cat.\n', "bad.csv, line 1: holds a row that cannot be read"),
         ("image,Büld\ncat.jpg,A cat\n".encode("latin1"), "bad.csv, line 1: is not UTF-8; it may be Latin-1: iconv -f"),
         ("image,caption\ncat.jpg,A cat\n".encode("utf-16"), "line 1: is not UTF-8; it may be UTF-16: iconv -f UTF-16"),
         ("image,caption\ncat.jpg,A cat\n".encode("utf-16-le"), "it may be UTF-16: iconv -f UTF-16 -t UTF-8"),
@@ -306,6 +307,26 @@ def test_a_row_that_is_not_utf8_is_left_out_by_itself(name, place):
     (line,) = skipped(place / "out" / "t")
     assert (line["line"], line["field"], line["seen"]) == (4, "caption", "'Ein G\\xe4ul'")
     assert line["expected"] == "UTF-8; it may be Latin-1: iconv -f LATIN1 -t UTF-8"
+
+
+def test_a_row_that_cannot_be_read_is_left_out_by_itself(place):
+    long = "A cat. " * 30_000  # more than a cell may have unless the csv module is told otherwise
+    rows = ["image,caption", 'cat.jpg,"A" cat', "horse.jpg,A horse.", f"cat.jpg,{long}", ""]
+    rows += ['cat.jpg,"said "me"."', "cat.jpg,cat"]
+    (place / "t.csv").write_text("\n".join(rows))
+    assert prepare(place / "t.csv", "--out", place / "out") == 0
+    assert [line["line"] for line in skipped(place / "out" / "t")] == [2, 6]
+    assert "a quote in them" in skipped(place / "out" / "t")[0]["expected"]
+    assert len(records(place / "out" / "t")) == 3
+
+
+def test_words_that_other_programs_write_for_nothing_are_counted(place):
+    (place / "t.csv").write_text(
+        "image,question,answer\ncat.jpg,What?,NaN\ncat.jpg,Who?,null\ncat.jpg,Why?,NaN\ncat.jpg,,A\n"
+    )
+    prepare(place / "t.csv", "--out", place / "out")
+    seen = {note: count for note, count in notes(place / "out" / "t").items() if "for the word" in note}
+    assert seen == {taken_as_word("answer", "NaN"): 2, taken_as_word("answer", "null"): 1}
 
 
 def test_rows_that_a_quote_swallows_are_said(place, capsys):
