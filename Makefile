@@ -1,5 +1,6 @@
 # venv  the pinned environment, in .venv            demo   the three stages on a laptop CPU, from real pictures and video
-# test-fast  the tests that start no trainer        test   all tests but the demo and Slurm's
+# test-fast  the tests that start no trainer        test   all but the thorough ones, the demo and Slurm's
+# test-thorough  test, and what repeats its equalities on more layouts and more cases
 # test-demo  the demo, checked                      lint   ruff and mypy
 # test-slurm  the pipeline on a real Slurm, started here (minutes; as root, needs slurmctld, slurmd, munge)
 # test-stack  every layout, checkpoint, conversion and the tiny pipeline once: what another version could break
@@ -36,7 +37,7 @@ endif
 endif
 endif
 
-.PHONY: venv demo test-fast test test-demo test-slurm test-stack test-stack-short test-matrix test-transformers test-frameworks container-test gpu-kit gpu-check test-gpu-kit soak lint fixtures clean
+.PHONY: venv demo test-fast test test-thorough test-demo test-slurm test-stack test-stack-short test-matrix test-transformers test-frameworks container-test gpu-kit gpu-check test-gpu-kit soak lint fixtures clean
 .DEFAULT_GOAL := demo
 
 venv: $(STAMP)
@@ -68,6 +69,9 @@ test-fast: $(STAMP)
 
 test: $(STAMP)
 	@$(PYTEST) $(TWO) $(PYTEST_ARGS)
+
+test-thorough: $(STAMP)
+	@MOLMO2_THOROUGH=1 $(PYTEST) $(TWO) $(PYTEST_ARGS)
 
 test-demo: $(STAMP)
 	@MOLMO2_FULL_DEMO=1 $(PYTEST) tests/nemo/test_demo.py $(PYTEST_ARGS)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.support.thorough import THOROUGH
+
 # Fixtures that start trainers. Tests that use one are marked `trainer`; make test-fast leaves them out.
 TRAINERS = ("workers", "molmo2", "slurm", "finished_demo")
 
@@ -16,6 +18,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if any(name in item.fixturenames for name in TRAINERS):
             item.add_marker("trainer")
+        if item.get_closest_marker("thorough") and not THOROUGH:
+            item.add_marker(pytest.mark.skip(reason="as another test, on another layout: make test-thorough"))
     training = {item.path for item in items if item.get_closest_marker("trainer")}
     items.sort(key=lambda item: item.path not in training)
 

@@ -11,6 +11,7 @@ from molmo2_nemo.cli.main import main
 from molmo2_nemo.convert import import_checkpoint
 from tests.convert.test_parity import tiny_folder
 from tests.evaluation.test_run import evaluated
+from tests.support.thorough import thorough
 
 QUESTIONS = 7
 
@@ -33,7 +34,7 @@ def prompts(tmp_path: Path) -> Path:
     [
         (["parallel.data=2"], {}, 2),
         (["parallel.tensor=2", "parallel.data=2"], {"tensor": 2}, 4),
-        (["parallel.context=2"], {"context": 2}, 2),
+        thorough(["parallel.context=2"], {"context": 2}, 2),
     ],
 )
 @pytest.mark.parametrize("drawn", [[], ["--temperature", "0.9", "--seed", "3"]], ids=["greedy", "drawn"])

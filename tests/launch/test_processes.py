@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch import local, reports
 from molmo2_nemo.launch.reports import ATTEMPT_DIR
@@ -72,6 +74,7 @@ def test_a_signal_to_the_command_reaches_the_processes_and_its_code_says_so(molm
     assert [p.name for p in (tmp_path / "pretrain" / "checkpoints").iterdir()] == [f"step={last}"]
 
 
+@pytest.mark.thorough
 def test_a_signal_before_anything_is_saved_says_that_the_command_starts_over(molmo2, shards, tmp_path):
     run = start(molmo2, tmp_path, shards)
     for rank in (0, 1):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo2_nemo.fused.choice import PIECES
+from tests.support.thorough import thorough
 
 torch.set_num_threads(1)
 LOSSES = PIECES["loss"]
@@ -93,7 +94,7 @@ def cases() -> list[tuple]:
         ("fused", 2),
         ("fused", 4),
         ("compiled", 1),
-        ("compiled", 2),
+        thorough("compiled", 2),
     ],
 )
 def test_equals_cross_entropy_and_z_loss(workers, way, ranks):

@@ -15,6 +15,7 @@ import pytest
 
 from molmo2_nemo.cli.main import main
 from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
+from tests.support.thorough import mostly
 
 ITEMS = 5
 LAYOUTS = {  # name -> settings of the layout, ranks
@@ -54,7 +55,7 @@ def verb(call: list[str]) -> tuple[int, str]:
         return main(call), said.getvalue()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", mostly(LAYOUTS, "dp2, parameters gathered beside computation", "cp2"))
 def test_it_leaves_no_trace_and_finds_what_the_verb_finds(workers, shards, tmp_path, layout):
     from molmo2_nemo.rundir.config_file import write_config
 

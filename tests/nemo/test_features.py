@@ -14,6 +14,7 @@ from molmo2_nemo.data.config import SourceConfig
 from molmo2_nemo.model.config import LoraConfig
 from molmo2_nemo.rundir.checkpoint_manifest import step_folder
 from tests.support.packs import demo_data, demo_packs, tiny_run, train_on_packs
+from tests.support.thorough import mostly
 
 EPOCH = 2  # steps
 TRACED = ("loss", "tasks", "grad_norm_connector", "grad_norm_llm", "tokens", "crops")
@@ -72,7 +73,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", mostly(LAYOUTS, "lora, ahead, recomputed chunks", "cp2"))
 def test_two_epochs_with_and_without(workers, packs, tmp_path, name):
     ranks, options = LAYOUTS[name]
     without, _ = run(workers, tmp_path / "without", packs, ranks=ranks, **options)

@@ -9,6 +9,7 @@ import pytest
 
 from molmo2_nemo.data.config import SourceConfig
 from tests.support.packs import demo_data, demo_packs, text_only, tiny_run, train_on_packs, weighing
+from tests.support.thorough import thorough
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
 
@@ -64,12 +65,12 @@ def test_packs_mix_everything(packs):
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [
-        (2, {"data": 2}),
-        (2, {"tensor": 2}),
-        (2, {"tensor": 2, "sequence": True}),
-        (2, {"pipeline": 2}),
+        thorough(2, {"data": 2}),
+        thorough(2, {"tensor": 2}),
+        thorough(2, {"tensor": 2, "sequence": True}),
+        thorough(2, {"pipeline": 2}),
         (4, {"tensor": 2, "sequence": True, "context": 2}),
-        (4, {"context": 4}),
+        thorough(4, {"context": 4}),
         (
             4,
             {
@@ -80,7 +81,7 @@ def test_packs_mix_everything(packs):
                 "memory": {"recompute": "full", "vision_chunk": 3},
             },
         ),
-        (4, {"tensor": 2, "context": 2, "context_ulysses": 1}),
+        thorough(4, {"tensor": 2, "context": 2, "context_ulysses": 1}),
         (2, {"context": 2, "context_ulysses": 1, "ring_balance": "cost", "memory": CHUNKS}),
         (4, {"pipeline": 2, "context": 2, "context_ulysses": 1, "cp_comm_type": "all_gather"}),
         (2, {"data": 2, "distributed_optimizer": False}),
@@ -128,7 +129,9 @@ def test_only_proportions_of_loss_weights_count(workers, ordinary, single, tmp_p
     assert [nothing[name] for name in TRACED] == [0, 0, 0, 0] and nothing["skipped_steps"] == 0
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2, "sequence": True}, {"context": 2, "context_ulysses": 1}], ids=str)
+@pytest.mark.parametrize(
+    "layout", [thorough({"tensor": 2, "sequence": True}), {"context": 2, "context_ulysses": 1}], ids=str
+)
 def test_bfloat16_follows_fp32(workers, packs, single, tmp_path, layout):
     """Mixed precision as on GPU: bf16 parameters, fp32 master weights and gradient sums. Three steps, the last of which
     sees both updates of the warm-up: a CPU takes five times as long in bf16."""

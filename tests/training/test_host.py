@@ -23,6 +23,7 @@ def plain_loop(cfg: Any, packs: list[Any], overlap: bool = False) -> list[dict[s
     from molmo2_nemo.training.lr_schedule import group_factor
     from molmo2_nemo.training.model import build_model, chosen_model, megatron_config
     from molmo2_nemo.training.optimizer import adam_config, clipping_optimizer
+    from molmo2_nemo.training.overlap import finish_gathers
     from molmo2_nemo.training.seeds import seed_step
     from molmo2_nemo.training.step import MicroBatches, micro_batch_loss, step_loss
     from molmo2_nemo.training.step_result import StepResult
@@ -82,6 +83,7 @@ def plain_loop(cfg: Any, packs: list[Any], overlap: bool = False) -> list[dict[s
         figures = {f"grad_norm_{name}": norm for name, norm in result.gradient_norms.items()}
         rates = {f"lr_{name}": rate for name, rate in result.learning_rates.items()}
         steps.append({"loss": float(loss), **figures, **rates})
+    finish_gathers([chunk])  # into memory that goes with this job
     assert torch.is_tensor(result.weight) and result.statistics.packs > 0
     return steps
 
