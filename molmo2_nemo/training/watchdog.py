@@ -14,6 +14,7 @@ the run on any machine is stopped or in a debugger (pdb, debugpy, gdb), it stand
 from __future__ import annotations
 
 import faulthandler
+import functools
 import json
 import os
 import re
@@ -58,6 +59,8 @@ class Place:
     words: str = "starting"
     order: list[int] = field(default_factory=lambda: [0, 0, 0])
     line: str = ""  # of Python, that the main thread is at
+    stack: list[tuple[str, int]] = field(default_factory=list)  # of it: function and line, the outermost first
+    collectives: dict[str, int] = field(default_factory=dict)  # that it has begun, in each process group
     waits: bool = False  # for other ranks: in a collective, or for data that they read
     stuck: float = 0.0  # seconds without progress; 0 where there is some
     looks: int = 0  # of the thread; a number that stands still is a process that does
@@ -169,6 +172,9 @@ class Watchdog:
         """Where this rank is, into its own entry."""
         self.own.words, self.own.order = here.words(), here.order
         stack = list(frames(self.main))
+        self.own.stack = [(f"{f.f_code.co_filename} {f.f_code.co_name}", f.f_lineno) for f in reversed(stack)]
+        with suppress(Exception):  # groups that are made or taken apart meanwhile, or torch that does not count
+            self.own.collectives = begun_collectives()
         waits = any(WAITING.search(frame.f_code.co_filename) for frame in stack)
         self.own.waits = waits or here.waits_for_readers
         outside = next((f for f in stack if not BETWEEN.search(f.f_code.co_filename)), None)
@@ -285,15 +291,45 @@ def who_did_not_come(places: list[Place], ranks: int) -> tuple[list[int], str]:
     apart, orders = [place for place in places if not place.waits], [place.order for place in places]
     if apart and (len(apart) < len(places) or min(orders) != max(orders)):
         late, how = [place for place in apart if place.order == min(p.order for p in apart)], "did not come"
-    elif min(orders) != max(orders):  # all wait in collectives, in different ones: those ahead left one out
-        late = [place for place in places if place.order == max(orders)]
-        how = "left out a collective that the others are in"
+    elif not apart and len(ahead := furthest(places)) < len(places):  # in collectives, not in the same one
+        late, how = ahead, "left out a collective that the others are in"
+        if 2 * len(ahead) > len(places):
+            late, how = [place for place in places if place not in ahead], "is in a collective that the others are past"
     else:
         doing = "do the same" if apart else "wait in collectives"
         hint = "what do they wait for?" if apart else "does the network work, do their shapes agree?"
+        if len({place.at for place in places}) > 1:
+            return [], f"no rank is behind the others: {_others(places, [])}; {hint}"
         return [], f"all ranks {doing} at {places[0].at}; {hint}"
     who = [place.rank for place in late]
     return who, f"{_list([f'{p.name} {how}: it is at {p.at}' for p in late])}. The others: {_others(places, who)}"
+
+
+def furthest(places: list[Place]) -> list[Place]:
+    """Those that no other is ahead of: by the part of the work; within one by where the calls on their stacks part, of
+    which the later line of a function is taken to be ahead; and at one line by having begun fewer collectives."""
+    first = functools.reduce(lambda a, b: b if _ahead(b, a) > 0 else a, places)
+    return [place for place in places if _ahead(place, first) == 0]
+
+
+def _ahead(a: Place, b: Place) -> int:
+    """Above 0 if `a` is ahead of `b`, below 0 if it is behind it, else 0."""
+    if a.order != b.order:
+        return 1 if a.order > b.order else -1
+    for (function, line), (other, other_line) in zip(a.stack, b.stack, strict=False):
+        if function != other:
+            break
+        if line != other_line:
+            return line - other_line
+    shared = a.collectives.keys() & b.collectives.keys()
+    return sum(b.collectives[group] - a.collectives[group] for group in shared)
+
+
+def begun_collectives() -> dict[str, int]:
+    """How many collectives this process has begun in each of its process groups, by torch's name of the group."""
+    if (c10d := sys.modules.get("torch.distributed.distributed_c10d")) is None:
+        return {}
+    return {name: group._get_sequence_number_for_group() for group, name in dict(c10d._world.pg_names).items()}
 
 
 def _others(places: list[Place], who: list[int]) -> str:

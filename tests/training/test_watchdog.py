@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,40 @@ def test_who_is_named():
     assert who == [] and words == "all ranks do the same at updating weights; what do they wait for?"
     who, words = who_did_not_come([place(n, [7, 3, 0], "updating weights", waits=True) for n in range(5)], 5)
     assert who == [] and words.startswith("all ranks wait in collectives at updating weights; does the network work")
+    who, words = who_did_not_come([*rest[:4], replace(rest[4], line="loss.py:9 item")], 5)
+    assert who == [] and words == (
+        "no rank is behind the others: ranks 0, 1, 2, 3 at updating weights; rank 4 at updating weights (loss.py:9 "
+        "item); what do they wait for?"
+    )
+
+
+def in_collectives(*stacks: list[tuple[str, int]]) -> list[Place]:
+    """Ranks in one part of the work, whose stacks part."""
+    return [
+        place(n, [7, 2, 0], "exchanging gradients", waits=True, stack=stack, line=f"{stack[-1][0]}:{stack[-1][1]}")
+        for n, stack in enumerate(stacks)
+    ]
+
+
+def test_in_one_part_of_the_work_the_stacks_tell():
+    """Where the calls part, the later line is ahead; at one line who has begun fewer collectives. Of many the few are
+    named."""
+    early = [("step.py step", 10), ("norms.py norms", 5), ("norms.py total", 90)]
+    late = [("step.py step", 10), ("norms.py norms", 7), ("norms.py largest", 30)]
+    who, words = who_did_not_come(in_collectives(early, late), 2)
+    assert who == [1] and words == (
+        "rank 1 (host n, GPU 1) left out a collective that the others are in: it is at exchanging gradients (norms.py "
+        "largest:30). The others: rank 0 at exchanging gradients (norms.py total:90)"
+    )
+    who, words = who_did_not_come(in_collectives(late, late, early, late), 4)
+    assert who == [2] and "rank 2 (host n, GPU 2) is in a collective that the others are past: " in words
+    counted = [replace(each, collectives={"0": 9, "1": 4 + (each.rank != 2)}) for each in in_collectives(*4 * [late])]
+    who, words = who_did_not_come(counted, 4)
+    assert who == [2] and "rank 2 (host n, GPU 2) left out a collective that the others are in: " in words
+    who, words = who_did_not_come(in_collectives(early, early, early), 3)
+    assert who == [] and words.startswith("all ranks wait in collectives at exchanging gradients (norms.py total:90)")
+    who, words = who_did_not_come(in_collectives(early, [("step.py step", 10), ("clip.py clip", 1)]), 2)
+    assert who == [] and words.startswith("no rank is behind the others: ") and "(clip.py clip:1)" in words
 
 
 def test_allowances():
