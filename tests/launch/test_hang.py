@@ -1,8 +1,8 @@
 """`molmo2 train` of the tiny model on two data-parallel processes, of which one does not come: the run ends by itself,
 leaves what is needed to find out why, and `molmo2 status` names the rank.
 
-Nothing in the product is made for this. One rank's functions are replaced by ones that sleep or leave something out; the
-process that reads for a rank is stopped from outside. All three runs go on at once, as most of their time is waiting.
+Nothing in the product is made for this. One rank's functions are replaced by ones that sleep or leave something out;
+the process that reads for a rank is stopped from outside. All three runs go on at once: most of their time is waiting.
 """
 
 from __future__ import annotations
