@@ -149,7 +149,9 @@ def training(chain: Sequence[StageProgress], cards: Sequence[Mapping[str, Any]])
     for stage, card in zip(chain, cards, strict=True):
         loss, cfg = card.get("loss") or {}, stage.config or RunConfig()
         steps = card.get("steps") or f"{stage.step:,} of {stage.max_steps:,}, not finished"
-        packs = f"{cfg.stage.global_batch_size} x {cfg.data.packing.sequence_length:,}"
+        size, batch = cfg.data.packing.sequence_length, cfg.stage.global_batch_size
+        lengths = [one.sequence_length for one in cfg.data.lengths if one.share > 0] or [size]
+        packs = " or ".join(f"{batch * size // length} x {length:,}" for length in lengths)
         losses = [number(loss.get(name), ".4g") for name in ("first", "last")]
         rows.append([stage.name, number(steps, ""), packs, card.get("layout"), number(card.get("tokens")), *losses])
     columns = ("stage", "steps", "packs x tokens per step", "layout", "tokens", "first loss", "last loss")

@@ -17,6 +17,7 @@ import numpy as np
 
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.data.lengths import length_problems, of_length
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import write_text
 from molmo2_nemo.model.config import preset
@@ -77,15 +78,22 @@ def _mean(packs: Sequence[PackCounts], name: str) -> float:
 
 
 def record(cfg: RunConfig, packs: int, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], list[PackCounts]]:
-    """What was read, and the first so many packs of a run: shards read, media decoded, packed as in training.
+    """What was read, and the first so many packs of a run: shards read, media decoded, packed as in training. With
+    `data.lengths` they are packs of the longest, which a plan is for.
 
     Args:
         overrides: what the user asked for; those without folders are noted.
+    Raises:
+        UserError: lengths that make no sense; what the loader raises.
     """
     from molmo2_nemo.data.loader import PackStream
 
-    packing, rule = cfg.data.packing, cfg.model.visual_attention
-    stream = PackStream(data_config(cfg), micro_batch_size=1, dp_rank=0, dp_size=1)
+    data, packing, rule = data_config(cfg), cfg.data.packing, cfg.model.visual_attention
+    for problem in length_problems(data):
+        raise UserError(problem)
+    if data.lengths:
+        data = of_length(data, len(data.lengths) - 1)
+    stream = PackStream(data, micro_batch_size=1, dp_rank=0, dp_size=1)
     head = {
         "sources": sorted(cfg.data.sources),
         "sequence_length": packing.sequence_length,

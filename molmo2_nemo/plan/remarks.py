@@ -47,6 +47,7 @@ def remarks(
 def _assumed(cfg: RunConfig, plan: Plan, counted: str | None) -> Iterator[str]:
     """What the prediction takes for granted, where it goes beyond what was counted."""
     work, longest = plan.work, AVERAGES[-1]
+    yield from _lengths(cfg)
     if counted is not None:
         yield (
             f"of {counted}: {work.tokens / work.length:.1%} of a pack's tokens and {work.crops / work.max_crops:.1%} "
@@ -78,6 +79,21 @@ def _assumed(cfg: RunConfig, plan: Plan, counted: str | None) -> Iterator[str]:
             f"each process holds the pixels of its micro-batch in host memory, {scaled(pixels)}B, {scaled(node)}B a "
             "node; these are not planned"
         )
+
+
+def _lengths(cfg: RunConfig) -> Iterator[str]:
+    """What a plan of a run with several lengths is of."""
+    packing = cfg.data.packing
+    if not cfg.data.lengths:
+        return
+    full = packing.sequence_length
+    crops = (full // one.sequence_length * (one.max_crops or packing.max_crops) for one in cfg.data.lengths)
+    times = max(crops) / packing.max_crops
+    many = f"may have {times:.3g} times the crops, which takes longer than planned" if times > 1 else "no more crops"
+    yield (
+        f"data.lengths: steps of the longest packs ({full:,} tokens) are planned; one of shorter packs has as many "
+        f"tokens, less attention, and {many} (data.lengths[i].max_crops)"
+    )
 
 
 def _features(cfg: RunConfig, plan: Plan) -> Iterator[str]:

@@ -11,6 +11,7 @@ import torch
 
 from molmo2_nemo.convert import export_checkpoint, import_checkpoint
 from molmo2_nemo.convert.model_card import model_card, stages_of
+from molmo2_nemo.data.config import LengthConfig
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.rundir.config_file import read_config
 from molmo2_nemo.settings.schema import to_yaml
@@ -30,6 +31,7 @@ def run(tmp_path: Path) -> Path:
     assert cfg is not None
     cfg.stage.name, cfg.init_from = "long", "/gone/before/sft/checkpoints/step=60"
     cfg.data.packing.sequence_length = 4096
+    cfg.data.lengths = [LengthConfig(512, 0.0), LengthConfig(1024), LengthConfig(4096)]
     (run / "long" / "config.yaml").write_text(to_yaml(cfg))
     return run
 
@@ -60,7 +62,7 @@ def test_stages_data_and_settings(run: Path) -> None:
     training = rows(text, "Training")
     assert [row[0] for row in training] == ["stage", "---", "sft", "long"]
     assert training[2][1] == "60" and training[2][3:5] == [summary["layout"], f"{summary['tokens']:,}"]
-    assert training[2][2].endswith("x 768") and training[3][2].endswith("x 4,096")
+    assert training[2][2] == "4 x 768" and training[3][2] == "16 x 1,024 or 4 x 4,096"
     assert training[2][5] == f"{summary['first_loss']:.4g}"
     assert all(row[2:] == ["unknown"] * 4 for row in rows(text, "Data")[2:])  # the old run did not write them down
     assert "No scores lie in the run's folder" in text

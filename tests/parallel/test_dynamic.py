@@ -81,6 +81,14 @@ def test_one_pack_is_shared_by_all():
     assert [[b.context_ranks for b in mine] for mine in taken([4096], 4096)] == [[8]] * 8
 
 
+@pytest.mark.parametrize(("length", "ranks"), [(4096, 1), (8192, 2), (16384, 4), (32768, 8)])
+def test_a_step_of_each_length_is_shared_by_its_ranks(length, ranks):
+    """32,768 tokens in packs of one length (data.lengths), though any rank has memory for any of them."""
+    batches = [batch(length, length) for _ in range(32768 // length)]
+    context = of_rank(8, 0, 32768)
+    assert {each.size for each in context.plan(batches)} == {ranks}
+
+
 def most_crops_of_a_rank(units: list[tuple[int, ...]], context_crops: int | None, tokens: int = 2000) -> list[int]:
     """Of each pack, on 8 ranks that have memory for all its tokens."""
     context = of_rank(8, 0, 4096, context_crops)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from molmo2_nemo.cost.hardware import parse_cluster
 from molmo2_nemo.cost.step import StepCost
 from molmo2_nemo.cost.workload import workload
 from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.data.length_stream import LengthStream
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.plan import recording
 from molmo2_nemo.plan.groups import Groups, Step, simulate, step_seconds, table_of, work_of
 from molmo2_nemo.settings.compose import compose
+from molmo2_nemo.settings.run import data_config
 from tests.support.packs import demo_packs, text_only
 from tests.support.shards import demo_shards
 
@@ -97,6 +100,25 @@ def test_record_and_plan_as_a_user(tmp_path, monkeypatch, capsys):
     assert set(found["groups"]["seconds"]) > {"static 4", "dynamic 4"}
 
 
+def test_of_several_lengths_the_longest_is_recorded_and_planned(tmp_path, capsys):
+    """Each record is in packs of the length that it has in training."""
+    file, lengths = tmp_path / "packs.jsonl", "data.lengths=[{sequence_length: 256}, {sequence_length: 768}]"
+    settings = [*RUN, f"data.sources.demo.path={demo_shards()}/sft", "stage.global_batch_size=4", lengths]
+    assert main(["plan", *settings, "--record", str(file)]) == 0
+    stream = LengthStream(data_config(compose(settings)), micro_batch_size=1, dp_rank=0, dp_size=1, batches_per_step=4)
+    longest = islice((PackCounts.of(batch) for batch in stream if batch.input_ids.shape[1] == 768), 4)
+    found = recording.read(file).packs
+    assert [(p.tokens, p.crops) for p in found] == [(p.tokens, p.crops) for p in longest]
+    capsys.readouterr()
+    for words, crops in (
+        (lengths, "may have 3 times the crops, which takes longer than planned"),
+        (lengths.replace("256", "256, max_crops: 8"), "no more crops"),
+    ):
+        assert main(["plan", *RUN, *GPUS, words, "--packs", str(file), "--json"]) == 0
+        (remark,) = (text for text in json.loads(capsys.readouterr().out)["remarks"] if "data.lengths" in text)
+        assert "steps of the longest packs (768 tokens)" in remark and crops in remark
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -106,6 +128,7 @@ def test_record_and_plan_as_a_user(tmp_path, monkeypatch, capsys):
         (["--packs", "absent.jsonl"], "absent.jsonl: not a file of molmo2 plan --record"),
         (["--count", "3"], "--count belongs to --record"),
         (["--record", "FILE", "--count", "0"], "--count 0: must be at least 1"),
+        (["--record", "OTHER", "data.lengths=[{sequence_length: 512}]"], "data.lengths ends at 512 tokens"),
         (["--rates", "FILE"], "--rates FILE: expected a JSON object of names and numbers"),
     ],
 )

@@ -16,6 +16,9 @@ from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.run import PUBLISHED_STAGES, RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
 
+GROUPS = ("parallel=cp2", "parallel.dynamic_context=true", "parallel.context_tokens=512")
+SHORT = "data.lengths=[{sequence_length: %d}, {sequence_length: 768}]"
+
 
 def tiny(shards, *overrides, stage="sft"):
     """The tiny recipe's stage on the demo's shards."""
@@ -26,6 +29,11 @@ def tiny(shards, *overrides, stage="sft"):
 @pytest.mark.parametrize("layout", ["recipe", "single", "dp2", "tp2", "tp2sp", "cp2", "pp2", "tp2cp2"])
 def test_the_shipped_layouts_pass(shards, stage, layout):
     assert list(find_problems(tiny(shards, f"parallel={layout}", stage=stage))) == []
+
+
+@pytest.mark.parametrize("more", [(), ("parallel.pipeline=2",), ("parallel.tensor=2", "parallel.sequence=true")])
+def test_several_lengths_pass_in_dynamic_groups_on_pictures_and_films(shards, more):
+    assert list(find_problems(tiny(shards, *GROUPS, SHORT % 256, *more))) == []
 
 
 @pytest.mark.parametrize("recipe", ["4b", "8b", "o7b"])
@@ -52,6 +60,9 @@ CHUNKS = ("memory.recompute=full", "memory.sequence_chunk=64")
         (["parallel=cp2", "parallel.context=8"], "parallel.context=8 ranks would shard the 4 query heads"),
         (["parallel=pp2", "parallel.pipeline=3"], "does not divide the 4 layers"),
         (["parallel=cp2", "data.packing.sequence_length=511"], "is not a multiple of context = 2; 510 is"),
+        ([*GROUPS, SHORT % 255], "data.lengths[0].sequence_length=255 is not a multiple of context = 2; 254 is"),
+        ([*GROUPS, SHORT % 500], "data.lengths[0].sequence_length=500: a step of "),
+        ([*GROUPS, SHORT % 256, "parallel.context_tokens=256"], "packs of 768 tokens do not fit on 2 ranks"),
         (["parallel=tp2sp", "data.packing.sequence_length=513"], "is not a multiple of context * tensor = 2"),
         (["parallel=single", "parallel.sequence=true"], "needs parallel.tensor > 1"),
         (["parallel=cp2", "cluster.devices=1"], "processes are needed for one replica but there are only 1"),
