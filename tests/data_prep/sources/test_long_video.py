@@ -1,5 +1,9 @@
 """Films for long contexts: made rows with columns of the publishers' pages, or that their code reads -> samples."""
 
+import pytest
+
+from data_prep.bringing.catalogue import load
+from data_prep.sources import find_source
 from data_prep.sources.base import File
 from tests.support.source_rows import conversations, only, prepare, reasons
 
@@ -67,3 +71,12 @@ def test_videomarathon():
     assert reasons(skips) == {"VideoMarathon/videos/panda/b.mp4#0.0": "empty answer"}
     many = [row("c.mp4", f"Question {n}?", "Yes.") for n in range(40)]
     assert [len(sample.annotations) for sample in prepare("videomarathon", many)[0]] == [14, 13, 13]
+
+
+@pytest.mark.parametrize("name", ["shot2story", "lvd_2m", "videomarathon"])
+def test_what_was_not_seen_whole_says_so(name):
+    """Where a user chooses a data set, and where they read what to bring."""
+    notes = find_source(name).notes.lower()
+    assert "not seen whole" in notes and "made rows" in notes
+    items = load().of([name])
+    assert items and all("(not seen whole)" in item.what for item in items)
