@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+READY = "ready"
+GROWN = 17  # exit code of a process that wants to be replaced
+LARGE = 700 * 2**20  # bytes; what jobs leave behind (compiled code, caches, holes in the heap) adds up to gigabytes
 SECONDS = 240  # a job that takes longer is taken for a hang, unless it says what it takes
 
 
@@ -31,7 +34,6 @@ class Pool:
     def __init__(self, size: int) -> None:
         self.size = size
         self.pipes: list[Any] = []
-        self.pids: list[int] = []
         self.parent: Any = None
 
     def start(self) -> None:
@@ -45,7 +47,8 @@ class Pool:
         self.parent.start()
         for _, theirs in ends:
             theirs.close()
-        self.pids = [pipe.recv() for pipe in self.pipes]
+        for pipe in self.pipes:
+            assert pipe.recv() == READY
 
     def run(
         self, function: Callable[..., Any], *args: Any, ranks: int = 1, fit: bool = False, seconds: float = SECONDS
@@ -78,13 +81,12 @@ class Pool:
         """End the processes; the next job starts new ones."""
         if self.parent is None:
             return
-        for pid in self.pids:
-            with contextlib.suppress(ProcessLookupError):  # one that died by itself
-                os.kill(pid, signal.SIGKILL)  # the parent waits for them, and for nothing else
+        with contextlib.suppress(ProcessLookupError):  # all died by themselves
+            os.killpg(self.parent.pid, signal.SIGKILL)
         self.parent.join()
         for pipe in self.pipes:
             pipe.close()
-        self.pipes, self.pids, self.parent = [], [], None
+        self.pipes, self.parent = [], None
 
 
 _PORTS = itertools.count()
@@ -105,7 +107,7 @@ def _free_port() -> int:
 
 
 def _fork_warm(pipes: list[Any]) -> None:
-    """Import NeMo, fork a process for each pipe, and wait until all are gone.
+    """Import NeMo, fork a process for each pipe, another where one has grown too large, and wait until all are gone.
 
     Forking is safe here: imports start no thread, and torch has computed nothing.
     """
@@ -113,39 +115,50 @@ def _fork_warm(pipes: list[Any]) -> None:
     from molmo2_nemo.nemo.train import start_nemo
     from molmo2_nemo.processes import quiet
 
+    os.setpgrp()  # what Pool.close ends
     os.chdir(ROOT)  # a test that starts the pool may be in a folder that goes with it
     quiet()
     cpu.enable(threads=1)
     start_nemo()
     faulthandler.enable()
-    children = []
     for pipe in pipes:
-        pid = os.fork()
-        if pid == 0:
+        pipe.send(READY)
+    children = {_forked(pipe, pipes): pipe for pipe in pipes}
+    while children:
+        pid, status = os.wait()
+        pipe = children.pop(pid, None)
+        if pipe is None:
+            continue
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == GROWN:
+            children[_forked(pipe, list(children.values()))] = pipe
+            continue
+        if os.WIFSIGNALED(status):
+            print(f"the pool's process {pid} ended by signal {os.WTERMSIG(status)}", file=sys.stderr, flush=True)
+        pipe.close()  # the test reads the end of it
+
+
+def _forked(pipe: Any, pipes: list[Any]) -> int:
+    """The id of a new process that serves `pipe`; it closes the others, whose ends would else not be seen."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
             for other in pipes:
                 if other is not pipe:
-                    other.close()  # else the test does not see the end of another that dies
-            try:
-                _serve(pipe)
-            finally:
-                os._exit(0)
-        children.append(pid)
-    for pipe in pipes:
-        pipe.close()
-    for _ in children:
-        pid, status = os.wait()
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL:
-            print(f"the pool's process {pid} ended by signal {os.WTERMSIG(status)}", file=sys.stderr, flush=True)
+                    other.close()
+            code = _serve(pipe)
+        finally:
+            os._exit(code)
+    return pid
 
 
-def _serve(pipe: Any) -> None:
-    """Answer jobs until killed or the test process is gone."""
-    pipe.send(os.getpid())
+def _serve(pipe: Any) -> int:
+    """Answer jobs until killed, the test process is gone (0), or this process has grown too large (GROWN)."""
     while True:
         try:
             function, args, rank, ranks, port, fit = pipe.recv()
         except EOFError:
-            return
+            return 0
         environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": 0}
         os.environ.update({k: str(v) for k, v in environment.items()})
@@ -157,6 +170,14 @@ def _serve(pipe: Any) -> None:
             pipe.send((False, f"rank {rank}:\n{traceback.format_exc()}"))
         finally:
             reset()
+        if _own_bytes() > LARGE:
+            return GROWN
+
+
+def _own_bytes() -> int:
+    """Memory of this process that it does not share with the one it was forked from."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty"))
 
 
 def _start_group(rank: int, ranks: int) -> None:
