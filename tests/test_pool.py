@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+import torch.distributed as dist
 
 from tests.support.pool import LARGE
 
@@ -13,6 +14,7 @@ KEPT = []
 
 
 def keep(size: int) -> int:
+    dist.barrier()  # else one could leave while another still connects
     KEPT.append(b"\1" * size)
     return os.getpid()
 
