@@ -14,7 +14,7 @@ from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.paths import CHECKPOINTS, EVALUATION, SUMMARY, stage_dir
 from molmo2_nemo.rundir.results import read_results
 from molmo2_nemo.rundir.resume import refuse_changes
-from molmo2_nemo.rundir.summary import read_summary
+from molmo2_nemo.rundir.summary import figures_missing, read_summary
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.compose import compose, stages_of
 from molmo2_nemo.settings.multirun import of_one_stage
@@ -126,8 +126,8 @@ def _start_of_part(configs: Sequence[RunConfig], whole: Sequence[str]) -> None:
 
 
 def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] = launch) -> int:
-    """Runs what is not finished, in order; stops at the first failure and returns its exit code, or PREEMPTED where a
-    signal came as a stage was about to end.
+    """Runs what is not finished or lacks figures of its last step, in order; stops at the first failure and returns its
+    exit code, or PREEMPTED where a signal came as a stage was about to end.
 
     Args:
         train: runs one stage to its end and returns an exit code; replaced in tests.
@@ -138,12 +138,12 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
     """
     done = [_finished(cfg, stage_dir(cfg)) for cfg in configs]
     _check_order(configs, done)
-    checks.check_data([cfg for cfg, result in zip(configs, done, strict=True) if result is None])
+    skipped = [result is not None and not figures_missing(cfg) for cfg, result in zip(configs, done, strict=True)]
+    checks.check_data([cfg for cfg, skip in zip(configs, skipped, strict=True) if not skip])
     before = signals_passed()
     for number, cfg in enumerate(configs):
-        result = done[number]
         place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"
-        if result is not None:
+        if skipped[number]:
             print(f"{place}: already finished, skipped ({stage_dir(cfg)})", flush=True)
             continue
         if number:

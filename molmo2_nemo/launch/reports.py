@@ -28,7 +28,7 @@ from molmo2_nemo.rundir.checkpoint_manifest import newest_whole
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.rundir.paths import CHECKPOINTS, OUTCOME, stage_dir
 from molmo2_nemo.rundir.progress import duration
-from molmo2_nemo.rundir.summary import read_summary
+from molmo2_nemo.rundir.summary import figures_missing, read_summary
 from molmo2_nemo.rundir.verdicts import Ending
 from molmo2_nemo.settings.run import RunConfig
 
@@ -191,14 +191,19 @@ def show_how_to_resume(code: int, stage: Path) -> None:
 
 
 def show_finished(cfg: RunConfig) -> None:
-    """Prints what a stage that has ended came to: steps, tokens, time, checkpoint."""
+    """Prints what a stage that has ended came to: steps, tokens, time, checkpoint, figures that a signal has cost."""
     done = read_summary(stage_dir(cfg), cfg.stage.max_steps)
     if done is None:
         return
+    missing = (
+        f"missing: {name} of step {done['steps']}; the same command makes up for it" for name in figures_missing(cfg)
+    )
     spent = duration(sum(line["seconds"] for line in read_metrics(stage_dir(cfg), seconds=(int, float))))
     print(
         f"{cfg.stage.name}: finished, {done['steps']:,} steps, {done['tokens']:,} tokens, {spent} of training\n"
         f"checkpoint: {done['checkpoint']}",
+        *missing,
+        sep="\n",
         flush=True,
     )
 

@@ -13,7 +13,7 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.config_file import read_config, run_of_checkpoint
 from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, MERGED, stage_dir
-from molmo2_nemo.rundir.summary import not_a_checkpoint, read_summary, resolve_checkpoint
+from molmo2_nemo.rundir.summary import figures_missing, not_a_checkpoint, read_summary, resolve_checkpoint
 from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import RunConfig
 
@@ -93,11 +93,9 @@ def _merged(checkpoint: Path, run: Path) -> Path:
 
 def finished_before(cfg: RunConfig) -> dict[str, Any] | None:
     """The summary of a stage that has nothing left to do; None where processes must start to find out: it is not
-    finished, its last checkpoint is not whole, or it is to be scored, of which some may be left."""
-    if cfg.evaluation.tasks or cfg.validation.sources:
-        return None
+    finished, its last checkpoint is not whole, or figures of its last step are missing."""
     done = read_summary(stage_dir(cfg), cfg.stage.max_steps)
-    if done is None or "steps" not in done:
+    if done is None or "steps" not in done or figures_missing(cfg):
         return None
     newest = checkpoint_manifest.newest_whole(stage_dir(cfg) / CHECKPOINTS)
     return done if newest is not None and str(newest) == done["checkpoint"] else None

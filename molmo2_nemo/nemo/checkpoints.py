@@ -46,7 +46,7 @@ class StageCheckpoints(ModelCheckpoint):
             always_save_context=False,
             save_context_on_train_end=True,
         )
-        self.folder, self.keep = folder, keep
+        self.folder, self.every, self.keep = folder, every, keep
 
     def nemo_topk_check_previous_run(self) -> None:
         """Does nothing: checkpoints are not ranked by a metric, so there is none to look up in their names."""
@@ -54,6 +54,13 @@ class StageCheckpoints(ModelCheckpoint):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         self._last_global_step_saved = trainer.global_step  # a step that was loaded need not be written again
+
+    def save_due(self, trainer: Any) -> None:
+        """Save this step now if it is to be saved at all, before something else that takes time. A collective of all
+        ranks."""
+        step = trainer.global_step
+        if self._last_global_step_saved != step and (step % self.every == 0 or step == trainer.max_steps):
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Save the last step, whatever `every` is, and what NeMo needs to load it without our code."""

@@ -51,6 +51,11 @@ def read_metrics(folder: Path, **needed: type | tuple[type, ...]) -> list[dict[s
     return [steps[step] for step in sorted(steps)]
 
 
+def has_step(path: Path, step: int) -> bool:
+    """Whether the file has a line of this step."""
+    return any(line["step"] == step for line in read_lines(path, step=int))
+
+
 def append_line(path: Path, line: dict[str, Any]) -> None:
     """Add a line, on a line of its own whatever stands before it; in one write, as processes may share a file.
 

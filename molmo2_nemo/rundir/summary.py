@@ -11,8 +11,10 @@ from molmo2_nemo.errors import UserError, read_text
 from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.config_file import read_config
-from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, SUMMARY
+from molmo2_nemo.rundir.lines import has_step
+from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, EVALUATIONS, SUMMARY, VALIDATION, stage_dir
 from molmo2_nemo.rundir.stages import stage_order
+from molmo2_nemo.settings.run import RunConfig
 
 WEIGHTS, WEIGHTS_METADATA = "weights", "metadata.json"  # of a checkpoint: the folder, and a file in it
 NAMED = 4  # entries of a folder that an error lists
@@ -61,6 +63,17 @@ def read_summary(folder: Any, max_steps: int | None = None) -> dict[str, Any] | 
         return None
     # By its name alone: the folder may have been moved or copied, and older files have an absolute path.
     return {**values, "checkpoint": str(folder / CHECKPOINTS / Path(values["checkpoint"]).name)}
+
+
+def figures_missing(cfg: RunConfig) -> list[str]:
+    """Which figures of its last step a stage lacks: a signal came while they were made, or they were asked for later.
+    In the words of its log."""
+    made = {
+        "scores": (cfg.evaluation.tasks, EVALUATIONS),
+        "validation loss": (cfg.validation.sources, VALIDATION),
+    }
+    last, folder = cfg.stage.max_steps, stage_dir(cfg)
+    return [name for name, (asked, file) in made.items() if asked and not has_step(folder / file, last)]
 
 
 def resolve_checkpoint(path: str | Path, remarks: list[str] | None = None, *, finished: bool = False) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from molmo2_nemo.rundir.lines import cut_lines, read_lines
+from molmo2_nemo.rundir.lines import cut_lines, has_step
 from molmo2_nemo.training.faults import agreed
 
 # Whether the run is to end here, and whether any rank has the wish that is passed; see stopping.py.
@@ -24,5 +24,11 @@ def left_to_do(path: Path, step: int) -> bool:
     missing = False
     if dist.get_rank() == 0:
         cut_lines(path, step)
-        missing = all(line["step"] != step for line in read_lines(path, step=int))
+        missing = not has_step(path, step)
     return bool(agreed([float(missing)])[0])
+
+
+def say_left(what: str) -> None:
+    """What rank 0 says of work that ends for a signal."""
+    if dist.get_rank() == 0:
+        print(f"{what}: left at a signal; the same command begins it again", flush=True)

@@ -26,7 +26,7 @@ from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.rundir.lines import append_line
 from molmo2_nemo.rundir.paths import EVALUATION, EVALUATIONS
 from molmo2_nemo.settings.run import EvaluationConfig
-from molmo2_nemo.training.between_steps import Leaves, left_to_do
+from molmo2_nemo.training.between_steps import Leaves, left_to_do, say_left
 from molmo2_nemo.training.overlap import finish_gathers
 from molmo2_nemo.training.whereabouts import Work, here
 
@@ -87,9 +87,7 @@ class Evaluating:
                 longest = Sampling(self.config.max_new_tokens or one.task.max_new_tokens)
                 found = one.run(generator, self.builder, longest, {"step": step}, leaves=goes_on)
                 if found is None:
-                    if dist.get_rank() == 0:
-                        said = "left at a signal; the same command scores this step again"
-                        print(f"{self.stage} step {step}  scores: {said}", flush=True)
+                    say_left(f"{self.stage} step {step}  scores")
                     return {}
                 results.append(found[0])
                 if dist.get_rank() == 0:

@@ -30,7 +30,7 @@ from molmo2_nemo.model.inputs import PackInputs
 from molmo2_nemo.rundir.lines import append_line
 from molmo2_nemo.rundir.paths import VALIDATION
 from molmo2_nemo.settings.run import ValidationConfig
-from molmo2_nemo.training.between_steps import Leaves, left_to_do
+from molmo2_nemo.training.between_steps import Leaves, left_to_do, say_left
 from molmo2_nemo.training.step import device, is_first_of_replica
 from molmo2_nemo.training.whereabouts import Work, here
 
@@ -93,6 +93,7 @@ class HeldOut:
         for name, reader in self.readers.items():
             found = self._score(reader, chunks, leaves)
             if found is None:
+                say_left(f"{self.stage} step {step}  validation loss")
                 return {}
             losses[name] = found[0]
             tally.update(found[1])

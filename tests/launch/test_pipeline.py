@@ -12,6 +12,7 @@ from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError
 from molmo2_nemo.launch.local import run_child
 from molmo2_nemo.launch.pipeline import compose_stages, run_stages
 from molmo2_nemo.rundir.config_file import write_config
+from molmo2_nemo.rundir.lines import append_line
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.progress import read_run
 from molmo2_nemo.rundir.stages import merged
@@ -63,6 +64,15 @@ def test_finished_stages_are_skipped(tmp_path, capsys):
     again = Trainer()
     assert run_stages(stages(tmp_path), again) == 0
     assert again.ran == [] and capsys.readouterr().out.count("skipped") == 3
+
+
+def test_a_finished_stage_without_scores_of_its_last_step_runs_again(tmp_path, shards):
+    scored = ["stage.max_steps=7", "evaluation.tasks=[auto]", f"evaluation.data='{shards / 'sft'}'"]
+    run_stages(stages(tmp_path, *scored), Trainer())
+    for name, step in (("pretrain", 7), ("sft", 5), ("long", 7)):
+        append_line(tmp_path / name / "evaluation.jsonl", {"step": step})
+    again = Trainer()
+    assert run_stages(stages(tmp_path, *scored), again) == 0 and again.ran == ["sft"]
 
 
 @pytest.mark.parametrize("code", [1, INTERRUPTED])

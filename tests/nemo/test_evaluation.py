@@ -151,6 +151,68 @@ def test_a_signal_ends_it_and_it_is_done_when_the_run_goes_on(workers, shards, t
     assert kept[0] == kept[1] and [step for step, *_ in kept[0]] == [1, 2, 3]
 
 
+def test_a_signal_at_the_last_step_costs_scores_that_the_same_command_makes_up_for(workers, shards, tmp_path, capsys):
+    """The stage is finished, says what is missing, and has nothing to train when it goes on."""
+    from molmo2_nemo.launch.reports import show_finished
+    from molmo2_nemo.launch.start import finished_before
+    from molmo2_nemo.rundir.config_file import write_config
+    from molmo2_nemo.rundir.summary import read_summary
+
+    whole, broken = (learning_run(tmp_path / name, shards) for name in ("whole", "broken"))
+    for cfg in (whole, broken):
+        cfg.stage.max_steps = 1
+        write_config(cfg)
+    workers.run(train_on_packs, whole, demo_packs(20), ranks=2, fit=True)
+    assert workers.run(told_to_leave, broken, demo_packs(20), 1, ranks=2, fit=True) == ["", ""]
+    before = read_summary(tmp_path / "broken" / "sft")
+    assert before is not None and before["steps"] == 1 and not lines(tmp_path / "broken")
+    show_finished(broken)
+    assert "missing: scores of step 1; the same command makes up for it" in capsys.readouterr().out
+    assert finished_before(broken) is None  # processes start
+    workers.run(train_on_packs, broken, demo_packs(20), ranks=2, fit=True)
+    show_finished(broken)
+    assert "missing" not in capsys.readouterr().out and finished_before(broken) == before
+    kept = [[(v["step"], v["tasks"], v["counts"]) for v in lines(tmp_path / name)] for name in ("broken", "whole")]
+    assert kept[0] == kept[1] and [step for step, *_ in kept[0]] == [1]
+
+
+def fails(cfg: Any, packs: list[Any], step: int) -> str:
+    """Train; the evaluation after a step ends in an error."""
+    from molmo2_nemo.training import evaluating
+
+    original = evaluating.said_of_media
+
+    def said(generator: Any) -> list[str]:
+        if len(lines(Path(cfg.output_dir))) == step - 1:
+            raise RuntimeError("no memory left")
+        return original(generator)
+
+    evaluating.said_of_media = said
+    try:
+        train_on_packs(cfg, packs)
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        evaluating.said_of_media = original
+    return ""
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_an_evaluation_that_fails_costs_no_step(workers, shards, tmp_path, step):
+    """A checkpoint that is due is written before; the last step's always is."""
+    from molmo2_nemo.rundir.checkpoint_manifest import newest_whole
+
+    whole, broken = (learning_run(tmp_path / name, shards) for name in ("whole", "broken"))
+    whole.save_every = broken.save_every = 2
+    expected = workers.run(train_on_packs, whole, demo_packs(20), fit=True)[0]
+    assert workers.run(fails, broken, demo_packs(20), step, fit=True) == ["no memory left"]
+    newest = newest_whole(tmp_path / "broken" / "sft" / "checkpoints")
+    assert newest is not None and newest.name == f"step={step}"
+    assert trace(workers.run(train_on_packs, broken, demo_packs(20), fit=True)[0]) == trace(expected)
+    kept = [[(v["step"], v["tasks"], v["counts"]) for v in lines(tmp_path / name)] for name in ("broken", "whole")]
+    assert kept[0] == kept[1] and [step for step, *_ in kept[0]] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
