@@ -26,7 +26,7 @@ from molmo2_nemo.cli.options import (
     warn,
     warn_once,
 )
-from molmo2_nemo.errors import UserError, of_setting
+from molmo2_nemo.errors import UserError, of_setting, writing
 from molmo2_nemo.settings.run import EvaluationConfig
 
 LOGGED = 60.0  # seconds between two lines of a log that say how far a task is
@@ -123,6 +123,8 @@ def check(asked: Asked) -> None:
         if given and not has:
             kind = "the task needle" if option == "--depths" else "a task on videos"
             warn_once([f"{option} has no effect: {kind} is not among these"])
+    if asked.out is not None:
+        warn_once([text for one in work for text in fewer(asked.out, one)])
     check_answering(
         asked.checkpoint,
         asked.layout,
@@ -214,7 +216,8 @@ def evaluated(asked: Asked) -> int:
     """Evaluates, on this process or this rank; shows and writes what came of it."""
     from dataclasses import replace
 
-    from molmo2_nemo.evaluation.results import table
+    from molmo2_nemo.evaluation.kept import KeptAnswers, digest_of_checkpoint
+    from molmo2_nemo.evaluation.results import table, wrapped
     from molmo2_nemo.evaluation.suite import said_of_media
     from molmo2_nemo.inference.engine import Generator
     from molmo2_nemo.inference.load import load
@@ -225,32 +228,39 @@ def evaluated(asked: Asked) -> int:
     model, builder, tokenizer = load(asked.checkpoint, shown, asked.layout)
     generator = Generator(model, tokenizer, batch_tokens=args.batch_tokens)
     done: list[Done] = []
-    results, written = [], 0
+    results: list[dict[str, Any]] = []
+    written, notes, checkpoint = 0, [], digest_of_checkpoint(asked.checkpoint)
+    answers = {one.name: KeptAnswers(asked.out, one.name, checkpoint) for one in work}
     try:
         for one in work:
+            kept = answers[one.name]
             longest = replace(sampling, max_new_tokens=args.max_new_tokens or one.task.max_new_tokens)
             with progress(one.task.name, one.count, is_first()) as advance:
-                found = one.run(generator, builder, longest, made_with(asked), advance)
+                found = one.run(generator, builder, longest, made_with(asked), advance, kept=kept)
             assert found is not None
+            notes += kept.said(len(found[1]))
             done.append((one.task, found[0]["settings"], found[1]))
             if is_first():
                 results.append(found[0])
                 keep(asked, *done[-1])
                 written += 1
                 draw(asked, one.task, [line for task, _, lines in done if task is one.task for line in lines])
-        reused = said_of_media(generator)
+                if asked.judge is None:
+                    kept.remove()
+        notes += said_of_media(generator)
     except KeyboardInterrupt:
         if is_first():
-            warn([left_by_interrupt(asked, [one.name for one in work], written)])
+            begun = [one.name for one in work if answers[one.name].any()]
+            warn([left_by_interrupt(asked, [one.name for one in work], written, begun)])
         raise
-    except UserError:
+    except (UserError, OSError):
         if results and is_first():  # answers that cannot be written down are shown
             print(table(results))
         raise
     if is_first():
         if asked.judge is not None:  # at the end, as no other rank is to wait for it
             results = judged(asked, asked.judge, done)
-        print("\n".join([table(results), *reused]))
+        print("\n".join([table(results), *wrapped(notes)]))
         print(f"written to {asked.out}" if asked.out else f"not written anywhere: {IN_NO_RUN}")
     return 0
 
@@ -262,7 +272,8 @@ def judged(asked: Asked, judge: Judge, done: list[Done]) -> list[dict[str, Any]]
     try:
         results = [keep(asked, *one, judged_by(judge, one[-1])) for one in done]
     except KeyboardInterrupt:
-        warn([f"interrupted: all other scores are in {asked.out}, the judge's replies so far in its {REPLIES}"])
+        said = f"all other scores and the answers are in {asked.out}, the judge's replies so far in its {REPLIES}"
+        warn([f"interrupted: {said}; the same command asks for the rest"])
         raise
     warn([] if judge.given else ["--judge was not asked: none of these tasks' answers are captions"])
     return results
@@ -270,20 +281,28 @@ def judged(asked: Asked, judge: Judge, done: list[Done]) -> list[dict[str, Any]]
 
 def draw(asked: Asked, task: Task, lines: list[dict[str, Any]]) -> None:
     if asked.out is not None:
-        with of_setting(f"--out {asked.out}"):
+        with of_setting(f"--out {asked.out}"), writing(asked.out):
             task.draw(lines, asked.out)
 
 
-def left_by_interrupt(asked: Asked, names: list[str], done: int) -> str:
+def left_by_interrupt(asked: Asked, names: list[str], done: int, begun: list[str]) -> str:
     """What to say of an evaluation that ends early.
 
     Args:
         names: of all results, in the order of the work.
         done: how many of them are there.
+        begun: results with answers that are kept.
     """
-    kept = f"{', '.join(names[:done])} {'is' if done == 1 else 'are'} in {asked.out}" if done and asked.out else ""
-    lost = f"of {', '.join(names[done:])} nothing is kept" if done < len(names) else ""
-    return f"interrupted: {'; '.join(filter(None, (kept, lost)))}"
+    left = names[done:]
+    parts, lost = [names[:done], [n for n in left if n in begun]], [n for n in left if n not in begun]
+    said = []
+    if parts[0] and asked.out:
+        said.append(f"{', '.join(parts[0])} {'is' if done == 1 else 'are'} in {asked.out}")
+    if parts[1]:
+        said.append(f"of {', '.join(parts[1])} the answers so far are kept, from which the same command goes on")
+    if lost:
+        said.append(f"of {', '.join(lost)} nothing is kept")
+    return f"interrupted: {'; '.join(said)}"
 
 
 def made_with(asked: Asked) -> dict[str, Any]:
@@ -320,6 +339,21 @@ def replaced(folder: Path, result: dict[str, Any]) -> list[str]:
     if old is None or old.get("questions_sha256") in (None, result["questions_sha256"]):
         return []
     return [f"{path}: a result over {old['questions']:,} other questions was there, and is replaced"]
+
+
+def fewer(folder: Path, one: Pass) -> list[str]:
+    """What to say before a pass with --limit is run, where it is to replace a result over more items."""
+    from molmo2_nemo.rundir.results import read_result
+
+    path = folder / f"{one.name}.json"
+    try:
+        old = read_result(path) if path.is_file() else None
+    except UserError:
+        old = None  # `replaced` names it
+    had = min(((old or {}).get("settings") or {}).get("limit") or len(one.items), len(one.items))
+    if old is None or one.count >= had:
+        return []
+    return [f"{path} is over {had:,} items, and will be replaced by a result over {one.count:,}; --out DIR keeps both"]
 
 
 def judged_by(judge: Judge, lines: list[dict[str, Any]]) -> dict[str, Any]:

@@ -55,9 +55,9 @@ class ShardFiles(Protocol):
 
 
 def _sets(folder: Path, inside: Sequence[str]) -> str:
-    """The data sets in a folder that is none itself."""
+    """The data sets in a folder that is none itself, or how one is made."""
     if not inside:
-        return ""
+        return "; `molmo2 prepare` makes shards of data of your own (docs/data.md)"
     more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
     return f"; data sets lie in it, each with a path of its own: {', '.join(str(folder / n) for n in inside[:3])}{more}"
 

@@ -11,15 +11,16 @@ import textwrap
 import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from molmo2_nemo.errors import writing
 from molmo2_nemo.evaluation.base import Score, Scorer
 from molmo2_nemo.evaluation.judge import MEASURES
 from molmo2_nemo.evaluation.measure import Measure
 from molmo2_nemo.evaluation.scorers import find_scorer
-from molmo2_nemo.files import write_json, write_text
+from molmo2_nemo.files import atomic
 
 Line = Mapping[str, Any]
 Group = Literal["short video QA", "long video QA", "caption", "image QA", "point", "track", "text", "own data"]
@@ -175,7 +176,7 @@ def called(result: Mapping[str, Any]) -> str:
 
 def write_result(folder: Path, result: Mapping[str, Any], lines: Iterable[Line]) -> None:
     """Write FOLDER/<task>.json, <task>.jsonl (the answers; of references' masks, how many there are) and
-    <task>-<item>-<place>.jpg (what the model saw of the first ones), each whole or not at all. Of processes that write
+    <task>-<item>-<place>.jpg (what the model saw of the first ones), all of them or none. Of processes that write
     one task at once, the last has written all of them.
 
     Raises:
@@ -183,15 +184,19 @@ def write_result(folder: Path, result: Mapping[str, Any], lines: Iterable[Line])
     """
     folder.mkdir(parents=True, exist_ok=True)
     name, kept = called(result), []
-    with _alone(folder):
+    with _alone(folder), ExitStack() as files:  # which get their names when all are written, the figures last
+        figures, answers = (files.enter_context(atomic(folder / f"{name}.{end}")) for end in ("json", "jsonl"))
         for line in lines:
             line = {**line, "references": [_without_masks(reference) for reference in line["references"]]}
             if (picture := line.pop("picture", None)) is not None:
                 line["picture"] = f"{name}-{line['item']}-{line['place']}.jpg"
-                (folder / line["picture"]).write_bytes(base64.b64decode(picture))
+                file = files.enter_context(atomic(folder / line["picture"]))
+                file.write_bytes(base64.b64decode(picture))
             kept.append(json.dumps(line, ensure_ascii=False) + "\n")
-        write_text(folder / f"{name}.jsonl", "".join(kept))
-        write_json(folder / f"{name}.json", result)
+        with writing(folder / f"{name}.jsonl"):
+            answers.write_text("".join(kept), encoding="utf-8")
+        with writing(folder / f"{name}.json"):
+            figures.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.example import Example
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.evaluation.drawn import shown_time, with_marks
+from molmo2_nemo.evaluation.kept import KeptAnswers
 from molmo2_nemo.evaluation.scorers import find_scorer
 from molmo2_nemo.evaluation.task import Items, Question, Task
 from molmo2_nemo.inference.engine import Generator
@@ -23,6 +24,8 @@ from molmo2_nemo.inference.sampling import Sampling
 
 PLACES = 1 << 20  # questions of an item, at most
 ROUND = 8  # items of a replica between two looks for signals
+# Keys of an answered line.
+ORDER = ("key", "question", "answer", "item", "place", "tags", "references", "picture", "remarks", "tokens")
 PICTURES = 4  # items of a task whose picture is kept, to be shown in reports
 Line = dict[str, Any]
 # Whether the run is to end here, and whether any rank has the wish that is passed; see training/stopping.py.
@@ -38,6 +41,7 @@ def evaluate(
     sampling: Sampling,
     advance: Callable[[int], None] = lambda done: None,
     leaves: Leaves | None = None,
+    kept: KeptAnswers | None = None,
 ) -> list[Line] | None:
     """The answered and scored questions of the first `count` items, in order, on every rank; None where a signal came
     meanwhile. A collective of all ranks.
@@ -45,6 +49,7 @@ def evaluate(
     Args:
         advance: called with the number of each item that this rank begins.
         leaves: asked by all ranks after every few items whether the run is to end.
+        kept: answers that are there already, and where those to come are kept.
 
     Returns:
         Lines of JSON values: item, place (of the question in the item), key, tags, question, answer, references,
@@ -66,7 +71,7 @@ def evaluate(
         elif numbers is None:
             break
         if numbers is not None:
-            lines += _answered(task, items, numbers, generator, builder, sampling, advance)
+            lines += _answered(task, items, numbers, generator, builder, sampling, advance, kept)
     return sorted(gathered(lines), key=order)
 
 
@@ -82,8 +87,9 @@ def _answered(
     builder: ExampleBuilder,
     sampling: Sampling,
     advance: Callable[[int], None],
+    kept: KeptAnswers | None,
 ) -> Iterator[Line]:
-    failures: list[Line] = []
+    there: list[Line] = []  # that need no answer
 
     def asked() -> Iterator[Asked]:
         for item in numbers:
@@ -91,23 +97,32 @@ def _answered(
             try:
                 questions = items.questions(item, builder)
             except Exception as error:  # noqa: BLE001 - hostile media may raise anything
-                failures.append(_failed(task, (item, 0), error))
+                there.append(_failed(task, (item, 0), error))
                 continue
             for nth, question in enumerate(questions):
+                number = item * PLACES + nth  # what draws follow from
+                line, digest = _line((item, nth), question), ""
+                if kept is not None:
+                    digest = kept.digest(question.prompt, number)
+                    if (found := kept.find(digest)) is not None:
+                        there.append(scored(task, question, _ordered(line | found)))
+                        continue
                 try:
                     example = generator.seen.example(question.prompt, builder)
                 except Exception as error:  # noqa: BLE001 - hostile media may raise anything
-                    failures.append(_failed(task, (item, nth), error, question))
+                    there.append(_failed(task, (item, nth), error, question))
                     continue
-                line = _line((item, nth), question)
-                number = item * PLACES + nth  # what draws follow from
                 if item < PICTURES and len(example.crops):
                     line["picture"] = picture(example, shown_time(question.references))
-                yield line | {"remarks": remarks_on(example, builder.config), "asked": question}, example, number
+                remarks = remarks_on(example, builder.config)
+                yield line | {"remarks": remarks, "asked": (question, digest)}, example, number
 
     for line, _ in answers(generator, asked(), sampling):
-        yield scored(task, line.pop("asked"), line)
-    yield from failures
+        question, digest = line.pop("asked")
+        if kept is not None:
+            kept.add(digest, line)
+        yield scored(task, question, _ordered(line))
+    yield from there
 
 
 def _line(place: tuple[int, int], question: Question | None) -> Line:
@@ -116,6 +131,11 @@ def _line(place: tuple[int, int], question: Question | None) -> Line:
         return found | {"tags": {}, "question": "", "references": []}
     asked = {"tags": dict(question.tags), "question": question.prompt.question, "references": list(question.references)}
     return found | {"key": question.key} | asked
+
+
+def _ordered(line: Line) -> Line:
+    """The same, with its keys in the order of ORDER."""
+    return {name: line[name] for name in ORDER if name in line}
 
 
 def _failed(task: Task, place: tuple[int, int], error: Exception, question: Question | None = None) -> Line:

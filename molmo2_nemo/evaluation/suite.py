@@ -19,6 +19,7 @@ from molmo2_nemo.settings.run import EvaluationConfig
 if TYPE_CHECKING:
     from molmo2_nemo.data.build import ExampleBuilder
     from molmo2_nemo.data.config import DataConfig
+    from molmo2_nemo.evaluation.kept import KeptAnswers
     from molmo2_nemo.evaluation.run import Leaves
     from molmo2_nemo.inference.engine import Generator
     from molmo2_nemo.inference.sampling import Sampling
@@ -63,12 +64,14 @@ class Pass:
         made_with: dict[str, Any],
         advance: Callable[[int], None] = lambda item: None,
         leaves: Leaves | None = None,
+        kept: KeptAnswers | None = None,
     ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """The task's result and its lines (run.evaluate); None where a signal came. A collective of all ranks.
 
         Args:
             builder: with the run's number of frames, which the pass replaces by its own.
             made_with: settings to note beside the figures.
+            kept: not opened yet.
         """
         from molmo2_nemo.data.build import ExampleBuilder
         from molmo2_nemo.evaluation.run import evaluate
@@ -77,7 +80,9 @@ class Pass:
         if frames is not None:
             video = replace(builder.config.video, max_frames=frames)
             builder = ExampleBuilder(replace(builder.config, video=video), builder.tokenizer, training=False)
-        lines = evaluate(self.task, self.items, self.count, generator, builder, sampling, advance, leaves)
+        if kept is not None:
+            kept.open(builder.config, sampling)
+        lines = evaluate(self.task, self.items, self.count, generator, builder, sampling, advance, leaves, kept)
         if lines is None:
             return None
         noted = {

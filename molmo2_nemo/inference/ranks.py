@@ -37,6 +37,15 @@ def gathered(lines: list[Any]) -> list[Any]:
     return [line for part in found for line in part]
 
 
+def from_first(value: Any) -> Any:
+    """The first rank's value, on every rank. A collective of all ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
 def runs_of(count: int, own: Place) -> list[int]:
     """The items, of 0 to `count` - 1, that a replica works on. Neighbours, which are often about the same film, stay
     together where there are many for each replica."""

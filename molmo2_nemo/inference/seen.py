@@ -31,7 +31,7 @@ class SeenMedia:
         if not prompt.images and prompt.video is None:
             return prompt.example(builder)
         config = builder.config
-        media = [_named(one) for one in (*prompt.images, *([] if prompt.video is None else [prompt.video]))]
+        media = [named(one) for one in (*prompt.images, *([] if prompt.video is None else [prompt.video]))]
         shown = (media, prompt.video is None, prompt.clip, prompt.sampling, config.image, config.video, config.limits)
 
         def once(decode: Callable[[], Decoded]) -> Decoded:
@@ -47,7 +47,7 @@ class SeenMedia:
         return prompt.example(builder, once)
 
 
-def _named(one: bytes | Path) -> Any:
+def named(one: bytes | Path | None) -> Any:
     """What is equal where a medium is: its bytes, or a file with its time and size."""
     if not isinstance(one, Path) or not one.exists():
         return one

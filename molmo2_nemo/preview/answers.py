@@ -33,8 +33,8 @@ def _of_stage(stage: StageProgress) -> Iterator[str]:
 
 
 def _last(folder: Path) -> Path | None:
-    """The evaluation of the latest step."""
-    steps = [(int(p.name[5:]), p) for p in folder.glob("step=*") if p.is_dir() and p.name[5:].isdecimal()]
+    """The evaluation of the latest step that has answers."""
+    steps = [(int(p.name[5:]), p) for p in folder.glob("step=*") if any(p.glob("*.jsonl")) and p.name[5:].isdecimal()]
     return max(steps)[1] if steps else None
 
 

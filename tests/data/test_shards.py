@@ -123,7 +123,7 @@ def test_open_errors(folder, tmp_path):
     with pytest.raises(ShardError, match="no folder"):
         ShardDataset(tmp_path / "nowhere", "mine")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ShardError, match="'mine': no shards at"):
+    with pytest.raises(ShardError, match="'mine': no shards at.*; `molmo2 prepare` makes shards of data"):
         ShardDataset(tmp_path / "empty", "mine")
     with pytest.raises(ShardError, match=f"no shards at .*data sets lie in it, each with a path of its own: {folder}$"):
         ShardDataset(folder.parent, "mine")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +210,16 @@ def test_two_that_write_one_task_at_once_do_not_mix(tmp_path, monkeypatch):
 
     from molmo2_nemo.evaluation import results
 
-    write, order = results.write_text, []
+    write, order = results.atomic, []
 
-    def slowly(path: Path, text: str) -> None:
+    @contextmanager
+    def slowly(path: Path) -> Iterator[Path]:
+        with write(path) as part:
+            yield part
         order.append(threading.current_thread().name)
-        write(path, text)
         time.sleep(0.2)
 
-    monkeypatch.setattr(results, "write_text", slowly)
-    monkeypatch.setattr(results, "write_json", lambda path, value: slowly(path, json.dumps(value)))
+    monkeypatch.setattr(results, "atomic", slowly)
 
     def one(count: int) -> None:
         lines = [line(n) for n in range(count)]
@@ -230,11 +235,55 @@ def test_two_that_write_one_task_at_once_do_not_mix(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "docvqa.json").read_text())["questions"] == len(answers) == int(order[-1])
 
 
+@pytest.mark.parametrize(("room", "named"), [(3000, "docvqa.jsonl"), (900, "docvqa-1-0.jpg")])
+def test_a_disk_without_room_leaves_the_result_before(tmp_path, room, named):
+    """All of its files, or none: answers, pictures and figures are of one evaluation."""
+
+    def of(count: int) -> list[dict[str, Any]]:
+        pictures = [base64.b64encode(b"x" * 500 * (n + 1)).decode() for n in range(count)]
+        return [line(n) | {"picture": picture} for n, picture in enumerate(pictures)]
+
+    write_result(tmp_path, result_of("docvqa", "image QA", of(1), SETTINGS), of(1))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    lines = [one | {"answer": "y" * 2000} for one in of(2)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # the system then refuses to write more, as to a disk
+    try:
+        with pytest.raises(OSError) as error:
+            write_result(tmp_path, result_of("docvqa", "image QA", lines, SETTINGS), lines)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(tmp_path / named)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    write_result(tmp_path, result_of("docvqa", "image QA", lines, SETTINGS), lines)
+    assert json.loads((tmp_path / "docvqa.json").read_text())["questions"] == 2
+
+
+def test_less_than_there_is(tmp_path):
+    """Before a pass with --limit is run."""
+    from types import SimpleNamespace
+
+    from molmo2_nemo.cli.evaluate import fewer
+
+    write_result(tmp_path, result_of("docvqa", "image QA", [line(0)], SETTINGS | {"limit": None}), [line(0)])
+    few: Any = SimpleNamespace(name="docvqa", count=3, items=range(8))
+    path = tmp_path / "docvqa.json"
+    said = f"{path} is over 8 items, and will be replaced by a result over 3; --out DIR keeps both"
+    assert fewer(tmp_path, few) == [said]
+    for name, count in (("docvqa", 8), ("chartqa", 3)):
+        assert fewer(tmp_path, SimpleNamespace(name=name, count=count, items=range(8))) == []
+    write_result(tmp_path, result_of("docvqa", "image QA", [line(0)], SETTINGS | {"limit": 3}), [line(0)])
+    assert fewer(tmp_path, few) == []
+
+
 def test_what_an_interrupted_evaluation_leaves():
     from types import SimpleNamespace
 
     names = ["chartqa", "needle@8", "needle@16"]
     asked: Any = SimpleNamespace(out=Path("runs/a/evaluation"))
-    assert left_by_interrupt(asked, names, 0) == "interrupted: of chartqa, needle@8, needle@16 nothing is kept"
+    assert left_by_interrupt(asked, names, 0, []) == "interrupted: of chartqa, needle@8, needle@16 nothing is kept"
     said = "interrupted: chartqa, needle@8 are in runs/a/evaluation; of needle@16 nothing is kept"
-    assert left_by_interrupt(asked, names, 2) == said
+    assert left_by_interrupt(asked, names, 2, []) == said
+    said = "interrupted: chartqa is in runs/a/evaluation; of needle@8 the answers so far are kept, from which the same "
+    said += "command goes on; of needle@16 nothing is kept"
+    assert left_by_interrupt(asked, names, 1, ["needle@8"]) == said

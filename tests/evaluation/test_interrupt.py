@@ -27,11 +27,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return import_checkpoint(tiny_folder(folder / "hf"), folder / "megatron")
 
 
-def interrupted(call: list[str], after: int) -> tuple[int, str, str]:
-    """Job: the verb, interrupted when it makes the example of a question behind so many."""
+def interrupted(call: list[str], after: int, together: int = 64, **layout: int) -> tuple[int, str, str]:
+    """Job: the verb, interrupted when it makes the example of a question behind so many.
+
+    Args:
+        together: prompts that are answered at once.
+    """
+    from molmo2_nemo.inference import generate
     from molmo2_nemo.inference.seen import SeenMedia
 
-    start_megatron()
+    start_megatron(**layout)
+    before, generate.TOGETHER = generate.TOGETHER, (together, generate.TOGETHER[1])
     made, example = 0, SeenMedia.example
 
     def counted(*args: Any) -> Any:
@@ -46,6 +52,7 @@ def interrupted(call: list[str], after: int) -> tuple[int, str, str]:
         with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()) as wrong:
             return main(call), said.getvalue(), wrong.getvalue()
     finally:
+        generate.TOGETHER = before
         SeenMedia.example = example  # type: ignore[method-assign]
 
 
@@ -64,6 +71,36 @@ def test_what_is_written_stays_and_the_command_goes_on(workers, checkpoint, tmp_
     assert [result["questions"] for result in results] == [6, 6]
     assert "\nmedia: 2 decoded, for 10 further questions not again\n" in said
     assert "\ncrops: 7 encoded, 35 of earlier questions not again\n" in said
+
+
+def test_a_task_goes_on_from_the_answers_that_are_kept(workers, checkpoint, tmp_path):
+    """Also under another layout; the result is that of a command that was not interrupted, to the byte. Under other
+    settings every question is asked."""
+    call = ["evaluate", str(checkpoint), "--tasks", "needle", "--frames", "3", "--depths", "2", "--limit", "4"]
+    settings = ["--max-new-tokens", "3"]
+    folders = [tmp_path / name for name in ("whole", "alone", "ranks", "other")]
+    code, said, wrong = workers.run(interrupted, [*call, *settings, "--out", str(folders[0])], 99)[0]
+    assert code == 0 and "earlier command" not in said
+    for folder in folders[1:]:
+        code, said, wrong = workers.run(interrupted, [*call, *settings, "--out", str(folder)], 9, 2)[0]
+        expected = "interrupted: of needle@3 the answers so far are kept, from which the same command goes on"
+        assert code == INTERRUPTED and not said and wrong == f"warning: {expected}\ninterrupted\n"
+        (kept,) = folder.glob(".needle@3.*.answers")
+        assert len(kept.read_text().splitlines()) == 8 and list(folder.iterdir()) == [kept]
+    with kept.open("a") as file:
+        file.write('{"asked": "cut o')  # a process that was killed
+    code, said, wrong = workers.run(interrupted, [*call, *settings, "--out", str(folders[1])], 16)[0]
+    line = "needle@3: 8 of 24 answers are those of an earlier command (of the same"
+    assert (code, wrong) == (0, "") and f"\n{line}" in said
+    told = workers.run(interrupted, [*call, *settings, "--out", str(folders[2]), "parallel.data=2"], 16, ranks=2)
+    assert [code for code, *_ in told] == [0, 0] and f"\n{line}" in told[0][1]
+    code, said, wrong = workers.run(interrupted, [*call, "--max-new-tokens", "2", "--out", str(folders[3])], 24)[0]
+    assert (code, wrong) == (0, "") and "earlier command" not in said
+    for folder in folders[1:]:
+        assert not list(folder.glob(".*answers*"))
+    names = ("needle@3.json", "needle@3.jsonl", *(f"needle@3-{item}-0.jpg" for item in range(4)))
+    for folder in folders[1:3]:
+        assert all((folder / name).read_bytes() == (folders[0] / name).read_bytes() for name in names)
 
 
 def test_answers_that_cannot_be_written_are_shown(workers, checkpoint, tmp_path):
