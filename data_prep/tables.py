@@ -84,10 +84,12 @@ class Tables:
             return None
 
     def _paths(self, table: Table) -> list[tuple[Path, str]]:
+        """The files below --source, each with its path there; those of a repository may be in FOLDER/<its name> too."""
         for folder in self.folders:
-            found = sorted(glob.glob(table.path, root_dir=folder, recursive=True))
-            if found:
-                return [(folder / name, name) for name in found]
+            for place in (folder, folder / table.repo.rpartition("/")[2]) if table.repo else (folder,):
+                found = sorted(glob.glob(table.path, root_dir=place, recursive=True))
+                if found:
+                    return [(place / name, name) for name in found]
         return []
 
     def _fetched(self, table: Table) -> list[tuple[Path, str]]:

@@ -226,8 +226,8 @@ class Table:
     lines are lists, the first line names the columns. A .txt gives a row {"line": text} per non-empty line. Every row
     gets `__table__`, the path relative to --source.
 
-    With `repo` (a Hugging Face data set repository that holds it at `path`) or `url` (https) a file that is not below
-    --source is fetched.
+    With `repo` (a Hugging Face data set repository that holds it at `path`) or `url` (https) a file that is neither
+    below --source nor in a copy of the repository there is fetched.
     """
 
     path: str

@@ -32,6 +32,7 @@ from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.ordering import CostOrder
+from tests.support.thorough import thorough
 
 def main(folder, log, workers, window, count):
     config = DataConfig(
@@ -133,7 +134,7 @@ def run_and_kill(data, log, workers, window, after):
     return len(complete_lines(log))
 
 
-@pytest.mark.parametrize("num_workers, window", [(1, 0), (2, 5)])
+@pytest.mark.parametrize("num_workers, window", [thorough(1, 0), (2, 5)])
 def test_the_next_hundred_packs_after_a_kill(data, tmp_path, num_workers, window):
     log = tmp_path / "log"
     first = run_and_kill(data, log, num_workers, window, after=13)

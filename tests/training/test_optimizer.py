@@ -14,6 +14,7 @@ from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig, RunConfig
 from molmo2_nemo.training.groups import LR_MULT, group_of, name_saved_groups
 from molmo2_nemo.training.lr_schedule import lr_factor
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
+from tests.support.thorough import thorough
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def make_older(checkpoint: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("distributed", [True, False])
+@pytest.mark.parametrize("distributed", [True, thorough(False)])
 def test_a_checkpoint_without_group_names_resumes(workers, tmp_path, distributed):
     """Two steps, a checkpoint made older, one more step; against three in a row. Peaks and warm-ups differ by group."""
     packs, curves = demo_packs(12), []
@@ -178,8 +179,15 @@ def test_a_checkpoint_without_group_names_resumes(workers, tmp_path, distributed
     assert [[m[key] for key in traced] for m in curves[2]] == [[m[key] for key in traced] for m in curves[0]]
 
 
-@pytest.mark.parametrize("distributed", [True, False])
-@pytest.mark.parametrize("ways", [("plain", "fused"), ("fused", "plain")])
+@pytest.mark.parametrize(
+    ("distributed", "ways"),
+    [
+        (True, ("plain", "fused")),
+        (False, ("fused", "plain")),
+        thorough(True, ("fused", "plain")),
+        thorough(False, ("plain", "fused")),
+    ],
+)
 def test_a_checkpoint_of_one_adamw_resumes_with_the_other(workers, tmp_path, distributed, ways):
     """Two steps one way and two the other, against four of the first: equal to fp32 rounding, and counted alike."""
     packs, curves, states = demo_packs(12), [], []

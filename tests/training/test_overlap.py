@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.packs import demo_packs, text_only, tiny_run, train_on_packs
+from tests.support.thorough import thorough
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
 BUCKET = 20_000  # parameters: some 20 buckets in the tiny model
@@ -55,9 +56,9 @@ def train_watched(cfg: Any, packs: list[Any]) -> tuple[list[dict[str, Any]], dic
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [
-        (2, {"data": 2}),
+        thorough(2, {"data": 2}),
         (2, {"context": 2}),
-        (4, {"pipeline": 2, "data": 2}),
+        thorough(4, {"pipeline": 2, "data": 2}),
         (4, {"tensor": 2, "sequence": True, "data": 2, "memory": {"recompute": "full"}}),
     ],
 )
