@@ -19,6 +19,7 @@ from PIL import Image
 
 from molmo2_nemo.data.shard_writer import write_shards
 from molmo2_nemo.data.workers import planners
+from tests.support.thorough import thorough
 
 ROOT = Path(__file__).parents[2]
 NEXT = 100
@@ -32,7 +33,6 @@ from molmo2_nemo.data.balance import CostModel
 from molmo2_nemo.data.config import DataConfig, ImageConfig, PackingConfig, SourceConfig
 from molmo2_nemo.data.loader import PackStream
 from molmo2_nemo.data.ordering import CostOrder
-from tests.support.thorough import thorough
 
 def main(folder, log, workers, window, count):
     config = DataConfig(
