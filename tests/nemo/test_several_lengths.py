@@ -13,6 +13,7 @@ from molmo2_nemo.data.lengths import length_at
 from molmo2_nemo.data.shard_writer import write_shards
 from tests.data.test_raw_text import record, words
 from tests.support.packs import demo_data, tiny_run
+from tests.support.thorough import thorough
 
 LENGTHS = [192, 384, 768]
 CROPS = [4, 6, 24]
@@ -92,11 +93,11 @@ def test_what_the_steps_hold(single, shards, books, tmp_path):
 @pytest.mark.parametrize(
     ("ranks", "layout"),
     [
-        (4, {"context": 4, "context_ulysses": 2}),
+        thorough(4, {"context": 4, "context_ulysses": 2}),
         (2, {"pipeline": 2, "inputs": "ahead"}),
-        (4, {"pipeline": 2, "tensor": 2, "sequence": True, "cut_padding": True}),
+        thorough(4, {"pipeline": 2, "tensor": 2, "sequence": True, "cut_padding": True}),
         (4, CP4),
-        (4, {"tensor": 2, "sequence": True, "context": 2, **PAIRS}),
+        thorough(4, {"tensor": 2, "sequence": True, "context": 2, **PAIRS}),
         (4, {"pipeline": 2, "context": 2, "inputs": "ahead", **PAIRS}),
     ],
     ids=lambda x: "+".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else f"{x} processes",
