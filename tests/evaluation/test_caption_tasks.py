@@ -51,11 +51,24 @@ def highlights(folder: Path) -> Path:
     return folder
 
 
-def evaluated(call: list[str]) -> tuple[int, str, str]:
-    """Job: the verb; exit code and what it printed."""
+def evaluated(call: list[str], generates: bool = True) -> tuple[int, str, str]:
+    """Job: the verb; exit code and what it printed. Where nothing is to be generated, that is an error."""
+    from molmo2_nemo.inference.engine import Generator
+
     start_megatron()
-    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()) as wrong:
-        return main(call), said.getvalue(), wrong.getvalue()
+    complete = Generator.complete
+
+    def nothing(self: Any, examples: Any, *rest: Any) -> list[Any]:
+        assert not examples
+        return []
+
+    if not generates:
+        Generator.complete = nothing  # type: ignore[method-assign]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(io.StringIO()) as wrong:
+            return main(call), said.getvalue(), wrong.getvalue()
+    finally:
+        Generator.complete = complete  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +95,10 @@ def test_captions_with_a_judge(workers, checkpoint, tmp_path, server: Server):
         assert set(lines[0]["scores"]) == {"caption_recall", "caption_length", "caption_f1"}
     assert "caption_f1" in said
     asked = len(server.requests)
-    again = workers.run(evaluated, call)[0]
-    assert asked > 0 and len(server.requests) == asked and again[1] == said  # nothing is asked twice
+    code, again, wrong = workers.run(evaluated, call, False)[0]  # nothing is asked twice, and no model
+    assert code == 0 and not wrong and asked > 0 and len(server.requests) == asked
+    kept = [f"{name}: 2 of 2 answers are those of an earlier command" for name in names]
+    assert again.startswith(said.removesuffix(f"written to {out}\n")) and all(text in again for text in kept)
 
 
 def test_one_rank_asks_the_judge(workers, checkpoint, tmp_path, server: Server):
@@ -116,6 +131,9 @@ def test_a_judge_that_does_not_answer_leaves_the_other_scores(workers, checkpoin
     assert code == 0 and "status 401 (who are you?)" in wrong and "did not judge 2 of 2 answers" in wrong
     result = json.loads((out / "pixmo_cap-validation.json").read_text())
     assert list(result["scores"]) == ["caption_recall", "caption_length"] and len(result["judge"]["said"]) == 1
+    server.faults.clear()  # judging again generates nothing
+    code, said, wrong = workers.run(evaluated, call, False)[0]
+    assert code == 0 and not wrong and "caption_f1" in said
 
 
 @pytest.mark.parametrize("place", ["qv_highlights", "QVHighlights", "video_datasets/QVHighlights"])
