@@ -187,7 +187,7 @@ def _refused(error: urllib.error.HTTPError) -> Exception:
             text = error.read(2000).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException):
         text = ""
-    said = " ".join(text.split())[:200]
+    said = "" if text.lstrip().startswith("<") else " ".join(text.split())[:200]  # a page of a web server says no more
     cause = f"status {error.code}{f' ({said})' if said else ''}"
     if error.code in AGAIN:
         after = error.headers.get("Retry-After", "").strip()

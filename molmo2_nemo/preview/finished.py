@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from molmo2_nemo.files import atomic
+
 
 def print_table(title: str, summaries: Sequence[Mapping[str, Any]]) -> None:
     """Prints what stages' summary.json say, one row per stage, at most 80 columns."""
@@ -60,6 +62,7 @@ def plot_losses(title: str, stages: Mapping[str, Sequence[Mapping[str, Any]]], p
     axes.legend(frameon=False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix("."))
     plt.close(figure)
     return path

@@ -104,6 +104,13 @@ def test_failures_are_counted_and_the_rest_stands(server, tmp_path):
     )
 
 
+def test_a_page_of_a_web_server_is_not_quoted(server, tmp_path):
+    server.faults = [(502, "<html><head><title>502 Bad Gateway</title></head></html>")] * 3
+    judge = Judge(server.url, "tiny", tmp_path, QUICK)
+    assert judge.score("caption_f1", items("a dog runs.")) == {"record 0": None}
+    assert "so there is no figure (1: status 502)" in judge.said("caption_f1", 1)[0]
+
+
 def test_replies_without_use(server, tmp_path):
     server.faults = [lambda handler: handler.say('{"verdicts": [true]}')] * 2
     judge = Judge(server.url, "tiny", tmp_path, QUICK)

@@ -104,6 +104,21 @@ def test_a_heat_map_is_drawn(tmp_path):
     assert middle[0][1] > middle[0][0] and middle[1][0] > middle[1][1]  # green, red
 
 
+def test_a_heat_map_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    import resource
+
+    found = heat_map([line("0.00", 8, 1), line("1.00", 8, 0)], "picture")
+    path = draw([found], tmp_path / "needle.png", title="t")
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))  # the system refuses more, as a full disk does
+    try:
+        with pytest.raises(OSError) as error:
+            draw([found, found], path, title="t")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(path) and list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
+
+
 def test_the_task_asks_as_training_did():
     from data_prep.needles import record
     from molmo2_nemo.evaluation.needles.needle import Needle

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.files import atomic
+
 Line = Mapping[str, Any]  # an answered question, with the tags of tasks/needle.py
 HeatMap = dict[str, Any]
 
@@ -76,6 +78,7 @@ def draw(maps: Sequence[HeatMap], path: Path, *, title: str, trained: int | None
     figure.suptitle(title, fontsize=10, wrap=True)
     figure.colorbar(image, ax=axes[0].tolist(), label="correct, %")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with atomic(path) as part:
+        figure.savefig(part, format=path.suffix.removeprefix("."))
     plt.close(figure)
     return path
