@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,16 +50,19 @@ def to_come(cfg: RunConfig, there: list[int]) -> int:
     Args:
         there: the steps of those that exist.
     """
-    last = max(there, default=0)
-    saves = [step for step in range(cfg.save_every, cfg.stage.max_steps, cfg.save_every) if step > last]
-    saves += [cfg.stage.max_steps] * (cfg.stage.max_steps > last)
-    most, kept = 0, sorted(there)
-    for step in saves:
-        kept.append(step)
-        most = max(most, len(kept) - len(there))
-        every = cfg.checkpoint.keep_every
-        kept = [s for s in kept if s in kept[-max(1, cfg.checkpoint.keep_last) :] or (every and s % every == 0)]
-    return most
+    first = (max(there, default=0) // cfg.save_every + 1) * cfg.save_every
+    saves = range(first, cfg.stage.max_steps, cfg.save_every)
+    count = len(saves) + (cfg.stage.max_steps > max(there, default=0))
+    if not count:
+        return 0
+    newest = max(1, cfg.checkpoint.keep_last) + 1  # with the one that is being written; of the rest some are kept
+    rest = len(there) + count - newest
+    kept = 0
+    if (every := cfg.checkpoint.keep_every) and rest > 0:
+        later, both = saves[: max(0, rest - len(there))], math.lcm(every, cfg.save_every)
+        kept = sum(step % every == 0 for step in sorted(there)[:rest])
+        kept += len(range(0, later.stop, both)) - len(range(0, later.start, both))
+    return max(1, kept + min(newest, len(there) + count) - len(there))
 
 
 def checkpoint_bytes(cfg: RunConfig) -> float:

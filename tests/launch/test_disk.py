@@ -34,6 +34,8 @@ def test_the_bytes_of_checkpoints_that_were_written():
         (["stage.max_steps=15"], [], 2),  # at 10 and at the end
         (["stage.max_steps=5"], [], 1),
         (["checkpoint.keep_every=20"], [], 4),  # 20, 30, 40 and 50
+        (["checkpoint.keep_every=20"], [10, 20], 2),  # 10 goes when 30 is whole
+        (["checkpoint.keep_every=4", "stage.max_steps=2000000000"], [], 100_000_001),  # counted one by one it hangs
     ],
 )
 def test_how_many_lie_there_at_a_time(words, there, count):
