@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.shard_writer import write_shards
@@ -18,9 +20,9 @@ from molmo2_nemo.rundir.progress import read_run
 from molmo2_nemo.settings.compose import compose
 from tests.preview.test_preview import annotation, jpeg
 from tests.support.browser import browser, missing
+from tests.support.screenshots import DESK, PHONE, WIDE, picture
 
 SVG = "{http://www.w3.org/2000/svg}"
-PHONE, DESK = 390, 1400
 STEPS = 15
 
 
@@ -142,7 +144,8 @@ def test_pages_fit_the_screen(width, report, preview):
         for file in (report, preview):
             page.open(file)
             found = page.run(MEASURE)
-            page.picture(file.with_suffix(f".{width}.png"))
+            shown = Image.open(io.BytesIO(picture(page)))
+            assert shown.width == min(2 * width if width == PHONE else width, WIDE) and shown.height > 0.5 * shown.width
             assert found["window"] == width and found["page"] <= width, (file, found)
             for wide, end in found["tables"]:
                 assert wide <= width or (end is not None and end <= width), (file, found["tables"])
