@@ -10,9 +10,10 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from molmo2_nemo.errors import verbose
 
@@ -44,7 +45,12 @@ def die_with_parent() -> None:
             pass  # not Linux
     served = multiprocessing.get_start_method() == "forkserver"  # the server is then the parent that the system knows
     known = os.getppid() if parent is None or parent.pid is None or served else parent.pid
-    threading.Thread(target=_leave_with, args=(known,), name="parent watch", daemon=True).start()
+    _when_gone(known, lambda: os._exit(1))
+
+
+def stop_with_parent() -> None:
+    """Sends this process SIGTERM when the one that started it is gone: what it does ends as by a signal to itself."""
+    _when_gone(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def as_parent() -> dict[str, str]:
@@ -52,10 +58,15 @@ def as_parent() -> dict[str, str]:
     return {PARENT: str(os.getpid())}
 
 
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(POLL)
-    os._exit(1)
+def _when_gone(parent: int, then: Callable[[], Any]) -> None:
+    """Calls `then` in a thread when this process has another parent than `parent`."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL)
+        then()
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 @contextmanager

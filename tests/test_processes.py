@@ -80,7 +80,9 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @pytest.mark.parametrize(
-    "code", [PROGRAM, WORKER, SLOW_PROGRAM, SLOW_WORKER], ids=["program", "worker", "slow program", "slow worker"]
+    "code",
+    [PROGRAM, WORKER, SLOW_PROGRAM, SLOW_WORKER, PROGRAM.replace("die_with_parent", "stop_with_parent")],
+    ids=["program", "worker", "slow program", "slow worker", "signalled program"],
 )
 def test_a_child_ends_with_its_killed_parent(code):
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

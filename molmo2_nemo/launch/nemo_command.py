@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from molmo2_nemo.errors import UserError, nearest, show_error, user_message
 from molmo2_nemo.launch.reports import show_how_to_resume, show_next
+from molmo2_nemo.processes import stop_with_parent
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import by_dotted_key, structure, to_dict
@@ -63,6 +64,7 @@ INSTEAD = {
     "trainer.max_time": "run.executor.time=..., after which the same command resumes",
     "trainer.precision": "cluster.precision=bf16",
     "trainer.plugins": "cluster.precision=bf16",
+    "trainer.callbacks": "log.*, validation.* or evaluation.* settings, of which the callbacks are made",
     "log.ckpt": "save_every=..., checkpoint.keep_last=... and others of checkpoint",
     "log.wandb": "log.wandb=PROJECT",
     "log.tensorboard": "log.tensorboard=false",
@@ -121,6 +123,8 @@ def _train(settings: Mapping[str, Any], workdir: str, asked: Mapping[str, Any]) 
             "machine: type the command in a folder that the job sees, or mount it into the job's container with "
             f"run.executor.container_mounts=\"['{workdir}:{workdir}']\""
         )
+    if _of_an_executor() and not in_step(os.environ):
+        stop_with_parent()  # NeMo-Run gives it a session of its own, where it would outlive NeMo's command
     os.chdir(workdir)
     cfg = structure(RunConfig, dict(settings))
     changes = differences(asked, built_recipe(cfg))
@@ -145,6 +149,12 @@ def _train(settings: Mapping[str, Any], workdir: str, asked: Mapping[str, Any]) 
     if code == 0:
         show_next(cfg)
     return code
+
+
+def _of_an_executor() -> bool:
+    """Whether this process is one that an executor of NeMo-Run's has started."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name.startswith("nemo_run.")
 
 
 def _leave(code: int) -> NoReturn:

@@ -11,8 +11,12 @@ As an entry point it stands above all layers, as the molmo2 command does.
 
 # No `from __future__ import annotations` here: NeMo-Run's command line reads the factories' annotations as they stand.
 
+import dataclasses
+import inspect
 import os
 import shlex
+import types
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,9 @@ from molmo2_nemo import compat, cpu
 from molmo2_nemo.errors import UserError, show_error
 from molmo2_nemo.launch import nemo_command
 from molmo2_nemo.model.config import PRESETS, Molmo2Config
+from molmo2_nemo.nemo.data import PackDataModule
 from molmo2_nemo.nemo.module import Molmo2Module
+from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.compose import compose, group_options, stages_of
 from molmo2_nemo.settings.run import RunConfig
@@ -107,6 +113,26 @@ def command_recipe(cfg: RunConfig) -> run.Partial:
     return run.Partial(nemo_command.train, settings=settings, workdir=os.getcwd(), bind_args=False, **parts)
 
 
+def read_types(cls: type, seen: set[type]) -> None:
+    """Makes NeMo-Run's command line able to read values for what a class and the dataclasses in its settings are made
+    with: it knows types, where modules that postpone the evaluation of annotations have names, and no `int | None`.
+
+    Args:
+        seen: classes that this was done for; added to.
+    """
+    seen.add(cls)
+    init = inspect.unwrap(cls.__init__)  # type: ignore[misc]
+    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else init)
+    init.__annotations__ = {name: _readable(hint) for name, hint in hints.items()}
+    for inner in (part for hint in hints.values() for part in (hint, *typing.get_args(hint))):
+        if dataclasses.is_dataclass(inner) and isinstance(inner, type) and inner not in seen:
+            read_types(inner, seen)
+
+
+def _readable(hint: Any) -> Any:
+    return typing.Union[typing.get_args(hint)] if isinstance(hint, types.UnionType) else hint  # noqa: UP007
+
+
 def refused_factory(verb: str) -> Any:
     """What another verb of `nemo llm` gets for a recipe: an error that names the command that does it."""
 
@@ -141,7 +167,8 @@ def slurm() -> run.Config[run.SlurmExecutor]:
     asked = cluster.slurm
     return run.Config(
         run.SlurmExecutor,
-        account=asked.account,
+        account=asked.account,  # None: a cluster that knows no accounts
+        job_name_prefix="molmo2-",  # NeMo-Run's own is made of the account
         nodes=cluster.nodes,
         ntasks_per_node=cluster.devices,
         gpus_per_node=cluster.devices,
@@ -172,6 +199,9 @@ def register() -> None:
             globals()[recipe.__name__] = made
             for verb in OTHER_VERBS:
                 run.cli.factory(target=getattr(llm, verb), name=recipe.__name__)(refused_factory(verb))
+    seen: set[type] = set()
+    for cls in (Molmo2Module, Molmo2Optimizer, PackDataModule, RunConfig):
+        read_types(cls, seen)
     for executor, kind in ((slurm, run.SlurmExecutor), (local, run.LocalExecutor)):
         places = (
             get_type_namespace(c) for c in (run.Executor, run.LocalExecutor, run.SkypilotExecutor, run.SlurmExecutor)

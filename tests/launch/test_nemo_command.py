@@ -84,6 +84,7 @@ def test_what_is_inside_a_dataclass_or_a_list_is_found(cfg):
     [
         ("trainer.max_time", "1:00", "trainer.max_time=1:00 is not taken from NeMo's line: write run.executor.time="),
         ("trainer.val_check_interval", 5, "write validation.every=500"),
+        ("trainer.callbacks.0", None, "write log.*, validation.* or evaluation.* settings, of which the callbacks are"),
         ("peft", "lora", "peft=lora is not taken from NeMo's line: write stage.lora.rank=64 stage.lora.alpha=128"),
         ("peft", functools.partial(Strategy), "peft=Strategy is not taken"),
         ("tokenizer", "model", "write data.tokenizer=FOLDER"),

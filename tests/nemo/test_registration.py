@@ -149,6 +149,19 @@ def test_nemos_adapters_are_refused_with_ours(workers):
     assert "stage.lora.rank=64" in answer
 
 
+CHANGES = (  # name on NeMo's line, text, value
+    ("trainer.max_steps", "5", 5),
+    ("trainer.strategy.sequence_parallel", "true", True),
+    ("data.micro_batch_size", "4", 4),
+    ("data.config.packing.sequence_length", "512", 512),
+    ("data.config.quarantine", "away", "away"),
+    ("model.optim.optim.llm.lr", "3e-6", 3e-6),
+    ("model.stage.train_vit", "false", False),
+    ("model.kernels.norm", "plain", "plain"),
+    ("model.seed", "7", 7),
+)
+
+
 def doors_job() -> tuple[dict, dict, tuple]:
     """What the verbs of `nemo llm` make of a recipe and a change, after NeMo-Run has sent it to a machine with GPUs;
     what others answer; and an executor with a change."""
@@ -177,23 +190,24 @@ def doors_job() -> tuple[dict, dict, tuple]:
     found, answers, sent = {}, {}, ZlibJSONSerializer()
     factory = "molmo2_tiny_sft(dir='runs/x', overrides='parallel=single')"
     for verb in (llm.train, llm.pretrain, llm.finetune):
-        lines = ["trainer.max_steps=5", "trainer.strategy.sequence_parallel=true"]
-        found[verb.__name__] = changes(verb, factory, lines)
+        found[verb.__name__] = changes(verb, factory, [f"{name}={text}" for name, text, _ in CHANGES])
     found["8b"] = changes(llm.train, "molmo2_8b_long(dir='runs/8b')", ["peft=lora"])
     for verb in (llm.validate, llm.prune, llm.distill, llm.ptq):
         try:
             answers[verb.__name__] = str(LazyEntrypoint(verb, factory=factory).resolve())
         except UserError as error:
             answers[verb.__name__] = str(error)
-    executor = fiddle.build(RunContext(name="x").parse_executor("slurm", "account=lab", "nodes=2"))
+    executor = fiddle.build(RunContext(name="x").parse_executor("slurm", "nodes=2"))
     return found, answers, (executor.account, executor.nodes, executor.ntasks_per_node, executor.signal)
 
 
 def test_the_verbs_of_nemos_command(workers):
     found, answers, executor = workers.run(doors_job)[0]
-    changes = {"trainer.max_steps": 5, "trainer.strategy.sequence_parallel": True}
+    changes = {name: value for name, _, value in CHANGES}
     assert found.pop("8b") == ("runs/8b", {"peft": "lora"})
-    assert found == dict.fromkeys(("train", "pretrain", "finetune"), ("runs/x", changes))
+    assert list(found) == ["train", "pretrain", "finetune"]
+    for folder, differing in found.values():
+        assert folder == "runs/x" and differing == changes
     assert list(answers) == ["validate", "prune", "distill", "ptq"]
     assert all(text.startswith(f"nemo llm {verb} does not run Molmo2's recipes: ") for verb, text in answers.items())
-    assert executor == ("lab", 2, 8, "USR1@300")
+    assert executor == (None, 2, 8, "USR1@300")
