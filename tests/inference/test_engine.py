@@ -16,7 +16,7 @@ from tests.support.thorough import THOROUGH, thorough
 
 NEW = 6  # tokens of an answer
 SHARPER = 4  # than drawn: weights of the decoder and connector
-TOGETHER = 1200  # tokens of a batch
+TOGETHER = 1200 if THOROUGH else 500  # tokens of a batch
 KINDS = ("text", "image", "images", "video", "subtitles", "branches")
 WORDS = "which animal sits behind that small red house under an old tree and looks at seven birds".split()
 
