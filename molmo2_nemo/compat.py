@@ -350,7 +350,30 @@ def _with_padding(buffers: Any, state: Any) -> Any:
     return state
 
 
+def _no_hooks_on_frozen_parameters(megatron_fsdp: Any) -> None:
+    register = megatron_fsdp.MegatronFSDP._register_fsdp_hooks
+    name = "register_post_accumulate_grad_hook"
+
+    @functools.wraps(register)
+    def register_for_trained(self: Any, root: Any) -> None:
+        frozen = [parameter for parameter in root.parameters() if not parameter.requires_grad]
+        for parameter in frozen:
+            setattr(parameter, name, lambda hook: None)
+        register(self, root)
+        for parameter in frozen:
+            delattr(parameter, name)
+
+    megatron_fsdp.MegatronFSDP._register_fsdp_hooks = register_for_trained
+
+
 DIFFERENCES = (
+    Difference(
+        "megatron.core.distributed.fsdp.src.megatron_fsdp.megatron_fsdp",
+        "0.16",
+        "Megatron-FSDP waits for gradients of parameters that have none, which PyTorch refuses where any is frozen",
+        _no_hooks_on_frozen_parameters,
+        before="0.17",
+    ),
     Difference(
         "megatron.core.optimizer.distrib_optimizer",
         "0.16",

@@ -29,6 +29,13 @@ class Layout:
     recompute_attention: bool = False  # with full: attention too
     ring_balance: str = "none"  # what context ranks that show each other keys hold of a pack: none (runs), cost
     optimizer_offload: bool = False
+    fsdp: bool = False  # parameters and gradients sharded over data and context ranks
+
+    @property
+    def may_shard(self) -> bool:
+        """Whether Megatron-FSDP can be used (settings/fsdp.py)."""
+        alone = self.tensor == self.pipeline == 1 and not self.offload and not self.optimizer_offload
+        return alone and self.data * self.context > 1
 
     @property
     def model_size(self) -> int:
@@ -64,6 +71,7 @@ class Layout:
         """What is recomputed, as tables say it."""
         text = self.recompute + (" with attention" if self.recompute_attention else "")
         text += ", offload" if self.offload else ""
+        text += ", FSDP" if self.fsdp else ""
         return text + (", host optimizer" if self.optimizer_offload else "")
 
     def keeps_attention(self, attention: str) -> bool:
@@ -80,6 +88,7 @@ class Layout:
             text += f" parallel.context_ulysses={self.ulysses}"
             text += f" parallel.ring_balance={self.ring_balance}" if self.ring_balance != "none" else ""
         text += f" parallel.pipeline={self.pipeline} parallel.data={self.data}"
+        text += " parallel.fsdp=megatron" if self.fsdp else ""
         text += f" stage.micro_batch_size={self.micro_batch} memory.recompute={self.recompute}"
         text += " memory.recompute_attention=true" if self.recompute_attention else ""
         text += " memory.offload=true" if self.offload else ""

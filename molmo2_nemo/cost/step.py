@@ -19,7 +19,7 @@ from molmo2_nemo.cost.efficiency import ATTENTION_BACKWARD, EFFICIENCIES, Effici
 from molmo2_nemo.cost.flops import Flops, forward_flops, layer_weights, pack_flops, qkv_weights, trained_flops
 from molmo2_nemo.cost.hardware import DEVICES, Cluster, Device, utilisation
 from molmo2_nemo.cost.layout import Layout
-from molmo2_nemo.cost.parameters import held
+from molmo2_nemo.cost.parameters import held, parameters
 from molmo2_nemo.cost.traffic import (
     AttentionShape,
     Traffic,
@@ -333,7 +333,7 @@ def step_time(
     waits = 0.0 if layout.data == 1 else 0.05 if count >= 2 else 0.25
     useful = cost.computed(average.forward) * (1 / layout.micro_batch)
     useful = replace(useful, linear=useful.linear * work.tokens / work.length)
-    gradients, inside, beyond = _gradients(cost, stage, cluster, layout, bf16_gradients)
+    gradients, inside, beyond = _gradients(cost, stage, cluster, layout, bf16_gradients, count)
     for sent in cost.communications(average.tokens, layout):
         inside += sent.traffic.bytes * count * sent.inside
         beyond += sent.traffic.bytes * count * (not sent.inside)
@@ -360,12 +360,25 @@ def _update_on_host(cost: StepCost, stage: StageConfig, layout: Layout) -> float
     return moved / (1e9 * cost.efficiency.link * PCIE_GBS) + touched / (1e9 * HOST_GBS)
 
 
+def _sharded_bytes(cost: StepCost, stage: StageConfig, layout: Layout, count: float, gradient_bytes: int) -> float:
+    """Bytes that a GPU sends in a step for sharded parameters. In each of `count` micro-batches bf16 layers are
+    gathered for forward and for backward, and gradients reduced; what is outside the layers is gathered once."""
+    mine, rows = held(cost.model_config, stage, 1, 1), parameters(cost.model_config)
+    layers = rows.layer * rows.layers
+    ranks = layout.data * layout.context
+    each = 2 * 2 * layers + gradient_bytes * mine.trained
+    return (ranks - 1) / ranks * (count * each + 2 * (mine.all - layers))
+
+
 def _gradients(
-    cost: StepCost, stage: StageConfig, cluster: Cluster, layout: Layout, bf16: bool
+    cost: StepCost, stage: StageConfig, cluster: Cluster, layout: Layout, bf16: bool, count: float
 ) -> tuple[float, float, float]:
-    """Seconds of a step's reduction of gradients that are not hidden, bytes per GPU over links and over the network."""
+    """Seconds of a step's reduction of gradients, and of gathering sharded parameters, that are not hidden; bytes per
+    GPU over links and over the network."""
     trained = held(cost.model_config, stage, layout.tensor, layout.pipeline).trained
     gradients = gradient_traffic(round(trained), layout.data * layout.context, gradient_bytes=2 if bf16 else 4)
+    if layout.fsdp:
+        gradients = replace(gradients, bytes=_sharded_bytes(cost, stage, layout, count, 2 if bf16 else 4))
     one_node = layout.model_size * layout.data <= cluster.per_node
     together = max(1, cluster.per_node // (layout.tensor * layout.pipeline))  # ranks of that group in a node
     speed = cost.speed(True) if one_node else min(cost.speed(True), cost.speed(False) * together)

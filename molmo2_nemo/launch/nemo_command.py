@@ -34,6 +34,7 @@ SETTINGS = {
     "trainer.strategy.pipeline_model_parallel_size": "parallel.pipeline",
     "trainer.strategy.context_parallel_size": "parallel.context",
     "trainer.strategy.sequence_parallel": "parallel.sequence",
+    "trainer.strategy.fsdp": "parallel.fsdp",
     "trainer.strategy.ddp.overlap_grad_reduce": "parallel.overlap_grad_reduce",
     "trainer.strategy.ddp.overlap_param_gather": "parallel.overlap_param_gather",
     "trainer.strategy.ckpt_async_save": "checkpoint.async_save",

@@ -76,6 +76,7 @@ def remedies(cfg: RunConfig, *, offload: bool = True) -> list[str]:
             {"memory.recompute": "full", "memory.recompute_layers": None, "memory.sequence_chunk": CHUNK},
             "every layer works on so many tokens at a time",
         ),
+        (parallel.fsdp == "none", {"parallel.fsdp": "megatron"}, "parameters are gathered layer by layer"),
         (offload and not memory.offload, {"memory.offload": True}, "copies to and from the host"),
         (offload and not memory.optimizer_offload, {"memory.optimizer_offload": True}, "AdamW on the host"),
     )

@@ -395,8 +395,7 @@ class Molmo2Model(MegatronModule):
         """The state for a checkpoint. The last stage's copy of a tied head is stored as the embedding that it
         copies."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
-        if self._no_adapters:
-            state = {key: value for key, value in state.items() if not key.endswith((".lora_a", ".lora_b"))}
+        state = {key: value for key, value in state.items() if self.in_checkpoint(key)}
         if self._tied() and self.post_process and not self.pre_process:
             state[f"{prefix}output_layer.weight"] = make_tp_sharded_tensor_for_checkpoint(
                 tensor=self.output_layer.weight,
@@ -407,6 +406,10 @@ class Molmo2Model(MegatronModule):
                 dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
             )
         return state
+
+    def in_checkpoint(self, name: str) -> bool:
+        """Whether `sharded_state_dict` has the parameter, by the end of its name."""
+        return not (self._no_adapters and name.endswith((".lora_a", ".lora_b")))
 
     @contextlib.contextmanager
     def without_adapters(self, without: bool = True) -> Iterator[None]:

@@ -16,10 +16,11 @@ from nemo.lightning.ckpt_utils import WEIGHTS_PATH, ckpt_to_dir
 from nemo.lightning.io.pl import TrainerContext
 from nemo.lightning.pytorch.callbacks import ModelCheckpoint
 
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import CheckpointConfig
-from molmo2_nemo.training import checkpoints
+from molmo2_nemo.training import checkpoints, fsdp
 from molmo2_nemo.training.model import Loaded
 from molmo2_nemo.training.overlap import finish_gathers
 from molmo2_nemo.training.whereabouts import Work, here
@@ -138,6 +139,23 @@ class VerifyingStrategy(nl.MegatronStrategy):
 
     fresh_adapters = False
 
+    def init_model_parallel(self) -> None:
+        """Notes how a checkpoint holds the model before Megatron-FSDP takes its parameters apart."""
+        models = [part.module for part in self.megatron_parallel] if self._fsdp else []
+        saved = [fsdp.whole_entries(model, self.sharded_state_dict_metadata) for model in models]
+        try:
+            super().init_model_parallel()
+        except RuntimeError as error:
+            if not self._fsdp or "is invalid for input of size" not in str(error):
+                raise
+            raise UserError(
+                "parallel.fsdp=megatron: Megatron-FSDP does not find a place for this model's layers in which every "
+                f"process has whole rows ({error}); take another number of processes, another stage.lora.rank, or "
+                "parallel.fsdp=none"
+            ) from error
+        for part, entries in zip(self.megatron_parallel, saved, strict=False):
+            fsdp.install(part.module, entries)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Waits for parameters that are still being gathered. NeMo would gather anew what a rank has waited for
         already, which after validation is not the same on all ranks."""
@@ -175,4 +193,24 @@ class VerifyingStrategy(nl.MegatronStrategy):
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Adapters that start in this stage are not in the checkpoint of the stage before: they keep their values."""
-        super().load_model_state_dict(checkpoint, strict and not self.fresh_adapters)
+        strict = strict and not self.fresh_adapters
+        if not self._fsdp:
+            super().load_model_state_dict(checkpoint, strict)
+            return
+        for part in self.megatron_parallel:
+            alone = "optimizer" not in checkpoint
+            fsdp.load_model_state(part.module, checkpoint.get("state_dict", checkpoint), main=alone, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Any, selective_restore: bool = False) -> None:
+        """NeMo would take the state of sharded parameters for Megatron-FSDP's own format."""
+        if not self._fsdp:
+            super().load_optimizer_state_dict(checkpoint, selective_restore)
+        elif self.should_restore_optimizer_states(selective_restore):
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizer"], strict=True):
+                optimizer.load_state_dict(state)
+
+    @property
+    def sharded_state_dict_metadata(self) -> dict[str, Any]:
+        """One format of the optimizer's state, whoever writes it."""
+        shared = {"distrib_optim_sharding_type": "fully_reshardable"} if self._fsdp else {}
+        return super().sharded_state_dict_metadata | shared

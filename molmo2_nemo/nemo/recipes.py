@@ -22,6 +22,7 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from nemo.collections import llm
 
 from molmo2_nemo import compat, cpu
+from molmo2_nemo.cost.parameters import parameters
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.nemo.callbacks import (
     ProfileBegins,
@@ -148,8 +149,9 @@ def trainer(cfg: RunConfig, folder: Path, machine: Machine) -> run.Config:
             grad_reduce_in_fp32=parallel.grad_reduce == "fp32",
             check_for_nan_in_grad=False,  # the clipping optimizer checks the norms it computes anyway
             use_distributed_optimizer=parallel.distributed_optimizer,
-            **overlapped(cfg, machine),
+            **(sharded_parameters(cfg) if parallel.fsdp == "megatron" else overlapped(cfg, machine)),
         ),
+        fsdp=None if parallel.fsdp == "none" else parallel.fsdp,
         ckpt_async_save=cfg.checkpoint.async_save,
         ckpt_optim_fully_reshardable=parallel.distributed_optimizer,
         save_ckpt_format="torch_dist",
@@ -214,6 +216,19 @@ def overlapped(cfg: RunConfig, machine: Machine) -> dict[str, bool]:
             "overlap_param_gather": sends and parallel.distributed_optimizer,
         }
     return usual | {name: value for name, value in asked.items() if value is not None}
+
+
+def sharded_parameters(cfg: RunConfig) -> dict[str, Any]:
+    """Megatron-FSDP's settings beside those of any DDP. It gathers one layer ahead, and up to two layers' gradients are
+    on their way. Outside the layers each parameter travels alone: Megatron-FSDP pads what travels together to rows of
+    all the shapes in it, which for an encoder and an embedding are more than the parameters."""
+    layer = parameters(cfg.model.model_config()).layer
+    return {
+        "use_megatron_fsdp": True,
+        "data_parallel_sharding_strategy": "optim_grads_params",
+        "bucket_size": 1,
+        "suggested_communication_unit_size": 2 * layer,
+    }
 
 
 def profile_begins(cfg: RunConfig, folder: Path) -> list[run.Config]:

@@ -68,6 +68,7 @@ def _as_planned(cfg: RunConfig, layout: Layout, given: set[str]) -> list[str]:
     """Overrides for what plans assume, where the run is set otherwise; keys in `given` have an override already."""
     wanted = {
         "parallel.context_ulysses": (cfg.parallel.context_ulysses is None, "null"),
+        "parallel.fsdp": (layout.fsdp or cfg.parallel.fsdp == "none", "none"),
         "parallel.distributed_optimizer": (cfg.parallel.distributed_optimizer, "true"),
         "memory.offload": (not cfg.memory.offload, "false"),
         "memory.recompute_attention": (not cfg.memory.recompute_attention, "false"),

@@ -72,6 +72,7 @@ def layout_of(cfg: RunConfig, replicas: int) -> Layout:
         m.recompute_attention,
         p.ring_balance,
         m.optimizer_offload,
+        p.fsdp == "megatron",
     )
 
 

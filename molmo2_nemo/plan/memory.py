@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from molmo2_nemo.cost.flops import layer_weights
 from molmo2_nemo.cost.layout import Layout
-from molmo2_nemo.cost.parameters import held
+from molmo2_nemo.cost.parameters import adapter_parameters, held, parameters
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config
 from molmo2_nemo.model.families import family_of
@@ -129,9 +129,13 @@ def memory(
     )
     at_once = min(1.0, (chunk_of(options, layout) or tokens) / tokens)  # of the tokens, those a layer works on
     copies = 2.0 * layer_weights(model_config) * model_config.text.num_layers / layout.pipeline / layout.tensor
+    weights, gradients = 2.0 * mine.all + (copies if fp8 else 0.0), (2.0 + 4.0 / sharded if bf16_gradients else 4.0)
+    gradients *= mine.trained
+    if layout.fsdp:
+        weights, gradients = sharded_bytes(model_config, stage, sharded, bf16_gradients=bf16_gradients)
     parts = {
-        "weights": 2.0 * mine.all + (copies if fp8 else 0.0),
-        "gradients": (2.0 + 4.0 / sharded if bf16_gradients else 4.0) * mine.trained,
+        "weights": weights,
+        "gradients": gradients,
         "optimizer": 0.0 if layout.optimizer_offload else 12.0 * mine.trained / sharded,
         "decoder": decoder,
         "vision": vision,
@@ -143,6 +147,29 @@ def memory(
     host = in_flight * host_bytes(model_config, layout, tokens, fused) if layout.offload else 0.0
     updated = HOST_OPTIMIZER * mine.trained / sharded if layout.optimizer_offload else 0.0
     return Memory(**parts, runtime=RUNTIME + slack, phase=phase, host=host, host_optimizer=updated)
+
+
+def sharded_bytes(
+    model_config: Molmo2Config, stage: StageConfig, ranks: int, *, bf16_gradients: bool
+) -> tuple[float, float]:
+    """Weights and gradients of a rank whose parameters are sharded: its rows of all, and what is whole for a while.
+
+    Whole are what is outside the decoder's layers, a layer at work and the next one; of gradients, those outside the
+    layers in bf16 until a backward pass is over, and either three layers' on their way or the largest matrix outside.
+    """
+    mine, rows = held(model_config, stage, 1, 1), parameters(model_config)
+    trains = stage.trainable(model_config)
+    in_layers = rows.layer * rows.layers + adapter_parameters(model_config, stage.lora)
+    layer = in_layers / rows.layers
+    trained_layers = (
+        rows.layer * rows.layers * trains.llm + adapter_parameters(model_config, stage.lora) * trains.adapters
+    )
+    outside = max(0.0, mine.trained - trained_layers)
+    largest = rows.embedding * trains.base_embedding or rows.head * trains.head
+    element = 2.0 if bf16_gradients else 4.0
+    weights = 2.0 * (mine.all / ranks + mine.all - in_layers + 2 * layer)
+    on_their_way = element * max(3 * trained_layers / rows.layers, float(largest)) + 2.0 * outside
+    return weights, (6.0 if bf16_gradients else 4.0) * mine.trained / ranks + on_their_way
 
 
 def fullest(

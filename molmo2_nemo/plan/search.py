@@ -74,16 +74,23 @@ def search(
     """
     check_cluster(cfg, model_config, cluster)
     found = candidates(cfg, model_config, work, cluster, efficiency)
+    if not found and cfg.parallel.fsdp != "none":
+        raise UserError(
+            f"parallel.fsdp={cfg.parallel.fsdp} shares parameters among several GPUs without tensor or pipeline "
+            f"parallelism, and no such layout divides {work.packs} packs over {cluster}; take more GPUs, or "
+            "parallel.fsdp=none"
+        )
     if not found:
         raise UserError(
             f"no layout of the {model_config.name} model divides {work.packs} packs over {cluster}; change "
             "stage.global_batch_size, or take a number of nodes that divides it"
         )
     fitting = sorted((c for c in found if c.fits(cluster)), key=lambda c: c.step.seconds)
-    if not fitting and cfg.cluster.precision == "bf16":  # the optimizer on the host, where nothing else does
-        on_host = candidates(cfg, model_config, work, cluster, efficiency, optimizer_offload=True)
-        fitting = sorted((c for c in on_host if c.fits(cluster)), key=lambda c: c.step.seconds)
-        found = on_host if fitting else found
+    if not fitting and cfg.cluster.precision == "bf16":  # the optimizer on the host or FSDP, where nothing else does
+        found_again = candidates(cfg, model_config, work, cluster, efficiency, optimizer_offload=True)
+        found_again += candidates(cfg, model_config, work, cluster, efficiency, fsdp=True)
+        fitting = sorted((c for c in found_again if c.fits(cluster)), key=lambda c: c.step.seconds)
+        found = found_again if fitting else found
     if not fitting:
         raise UserError(_what_would_fit(cfg, model_config, work, cluster, found))
     best = _best_of_each(fitting)
@@ -94,7 +101,7 @@ def search(
     modes = [
         weigh(cfg, model_config, work, cluster, replace(best[0].layout, **PLAIN_MODE | mode), efficiency)
         for mode in RECOMPUTE_MODES
-        if _may(cfg, mode["recompute"])
+        if _may(cfg, mode["recompute"]) and not (best[0].layout.fsdp and mode.get("offload"))
     ]
     mine = configured(cfg, model_config, work, cluster, efficiency)
     first = None
@@ -129,6 +136,8 @@ def unplaced(cfg: RunConfig, work: Workload, cluster: Cluster) -> str | None:
     if left or replicas == 0:
         return f"one replica of parallel.* takes {p.model_size} GPUs, which do not divide {cluster.gpus}"
     micro = cfg.stage.micro_batch_size
+    if p.fsdp != "none" and not layout_of(cfg, replicas).may_shard:
+        return f"parallel.fsdp={p.fsdp} does not go with the run's other settings on {cluster}"
     if work.packs % (replicas * micro):
         return (
             f"{replicas} replicas with stage.micro_batch_size={micro} do not divide "
@@ -145,13 +154,18 @@ def candidates(
     efficiency: Efficiency | None,
     *,
     optimizer_offload: bool = False,
+    fsdp: bool = False,
 ) -> list[Candidate]:
-    """Every layout weighed, with the optimizer on the host where the run or `optimizer_offload` says so."""
+    """Every layout weighed, with the optimizer on the host where the run or `optimizer_offload` says so, and likewise
+    with sharded parameters those that can have them."""
     on_host = optimizer_offload or cfg.memory.optimizer_offload
+    fsdp = fsdp or cfg.parallel.fsdp == "megatron"
     return [
-        weigh(cfg, model_config, work, cluster, replace(layout, optimizer_offload=on_host), efficiency)
+        weigh(cfg, model_config, work, cluster, replace(layout, optimizer_offload=on_host, fsdp=fsdp), efficiency)
         for layout in layouts(model_config, cluster, work.packs, work.length, cfg.parallel.cp_comm_type)
-        if (cfg.model.attention not in CANNOT_MERGE or layout.ulysses == layout.context) and _may(cfg, layout.recompute)
+        if (not fsdp or replace(layout, optimizer_offload=on_host).may_shard and cfg.memory.sequence_chunk is None)
+        and (cfg.model.attention not in CANNOT_MERGE or layout.ulysses == layout.context)
+        and _may(cfg, layout.recompute)
     ]
 
 

@@ -23,6 +23,7 @@ from molmo2_nemo.model.config import (
     preset,
     with_options,
 )
+from molmo2_nemo.settings.fsdp import fsdp_problems
 from molmo2_nemo.settings.layout import context_problems, tensor_problems
 from molmo2_nemo.settings.memory import memory_problems
 from molmo2_nemo.settings.precision import fp8_problems
@@ -86,6 +87,7 @@ def find_problems(cfg: RunConfig, processes: int | None = None, files: bool = Tr
         if model is not None:
             yield from _layout(cfg, model)
         yield from _batch(cfg, processes)
+        yield from fsdp_problems(cfg, wanted_processes(cfg) if processes is None else processes)
     if model is not None:
         yield from _sizes(cfg, model)
     yield from _mixture(cfg)

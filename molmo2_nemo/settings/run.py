@@ -147,6 +147,7 @@ class ParallelConfig:
     pipeline: int = 1
     data: int = 1  # only read by the local launcher: processes = tensor * context * pipeline * data
     distributed_optimizer: bool = True
+    fsdp: Literal["none", "megatron"] = "none"  # parameters and gradients sharded, too, over data and context ranks
     # Data-parallel communication beside computation; null: on GPUs, where there is any. docs/parallelism.md
     overlap_grad_reduce: bool | None = None
     overlap_param_gather: bool | None = None  # needs distributed_optimizer

@@ -4,6 +4,7 @@ data.py           packs for this rank, and the loader's state over all ranks
 model.py          the stage's model, built and frozen
 step.py           a step's micro-batches: to the device, and their losses added up
 overlap.py        gradients and parameters sent beside computation
+fsdp.py           parameters sharded by Megatron-FSDP, and their checkpoints
 ahead.py          micro-batches made ready one ahead, in a thread
 gradients.py      sums into gradients of the global batch
 groups.py  lr_schedule.py  optimizer.py    groups, their rates, clipping and the update

@@ -49,7 +49,7 @@ def megatron_config(
         # of what pipeline stages send each other
         variable_seq_lengths=variable_length or parallel.dynamic_context or parallel.cut_padding,
         bf16=precision != "fp32",
-        gradient_accumulation_fusion=weight_gradient_library() is not None,
+        gradient_accumulation_fusion=weight_gradient_library() is not None and parallel.fsdp == "none",
         **(FP8 if precision == "fp8" else {}),
         use_cpu_initialization=not torch.cuda.is_available(),
     )

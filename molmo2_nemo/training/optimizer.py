@@ -23,6 +23,7 @@ from torch import Tensor
 from molmo2_nemo.fused.adamw import PLAIN, AdamW, squares_in_fp64
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig
 from molmo2_nemo.training import overlap
+from molmo2_nemo.training.fsdp import is_sharded, keep_rows, local
 from molmo2_nemo.training.groups import group_overrides, is_adapter, name_saved_groups
 
 # Called on every rank with each group's norm before clipping, alike on all ranks, and its learning rate. True: weights
@@ -85,12 +86,15 @@ def clipping_optimizer(
         use_gloo_process_groups=use_gloo_process_groups,
     )
     inner = megatron.chained_optimizers if isinstance(megatron, ChainedOptimizer) else [megatron]
+    sharded = is_sharded(chunks[0])
     clipping = GroupClippingOptimizer(inner, chunks, optim.clip_grad, skips, adamw)
     for made in clipping.param_groups:
         made["lr"] = made["initial_lr"] = made["max_lr"]
     for optimizer in inner:
         _materialise_adam_state(optimizer, adamw)
-    for chunk in chunks:
+        if sharded:
+            keep_rows(optimizer, chunks)
+    for chunk in chunks if not sharded else ():
         overlap.install(chunk)
     return clipping
 
@@ -163,9 +167,10 @@ class GroupClippingOptimizer(ChainedOptimizer):
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Those that there are. Of an optimizer on the host they are the model's own, beside parameters in bf16."""
+    """Those that there are; of sharded parameters this rank's rows. Of an optimizer on the host they are the model's
+    own, beside parameters in bf16."""
     found = (getattr(p, "decoupled_grad", p.grad) for p in parameters)
-    return [grad for grad in found if grad is not None]
+    return [local(grad) for grad in found if grad is not None]
 
 
 def _counted(parameters: list[Tensor]) -> list[Tensor]:

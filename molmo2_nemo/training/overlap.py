@@ -23,6 +23,7 @@ from torch import nn
 
 from molmo2_nemo.model.molmo2 import Molmo2Model
 from molmo2_nemo.model.vision import VisionEncoder
+from molmo2_nemo.training.fsdp import is_sharded
 
 CONTAINERS = (Molmo2Model, TransformerBlock, VisionEncoder, nn.ModuleList)  # run their parts one after another
 
@@ -106,13 +107,16 @@ def _wait(groups: list[Any], *unused: Any) -> None:
 def finish_gathers(chunks: list[Any]) -> None:
     """Wait for all parameters. For whoever reads them otherwise than by running the model, such as a checkpoint."""
     for chunk in chunks:
-        _wait(chunk.bucket_groups)
+        if not is_sharded(chunk):
+            _wait(chunk.bucket_groups)
 
 
 def start_gathers(chunks: list[Any]) -> None:
     """Begin to gather the parameters that an update has changed, where that is to happen beside the forward pass. A
     collective of the data-parallel ranks."""
     for chunk in chunks:
+        if is_sharded(chunk):
+            continue  # as layers run
         if chunk.ddp_config.use_distributed_optimizer and chunk.ddp_config.overlap_param_gather:
             finish_gathers([chunk])  # those of parts that have not run since
             chunk.start_param_sync()
@@ -127,6 +131,8 @@ def described(config: Any, adding: str | None) -> str:
     """
     added = f"added by {adding}" if adding else "added one by one (neither Transformer Engine nor Apex is there)"
     reduced = "fp32" if config.grad_reduce_in_fp32 else "the parameters' dtype"
+    if config.use_megatron_fsdp:
+        return f"gradients: reduced in {reduced}, layer by layer; parameters: gathered layer by layer by Megatron-FSDP"
     reducing = "beside the backward pass" if config.overlap_grad_reduce else "after the backward pass"
     gathering = "beside the forward pass" if config.overlap_param_gather else "after the update"
     line = f"gradients: {added}, reduced in {reduced}, {reducing}"

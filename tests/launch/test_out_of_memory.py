@@ -70,6 +70,15 @@ def test_only_what_is_left_is_suggested():
     assert remedies(cfg)[0].startswith("memory.recompute=full memory.recompute_layers=null")
 
 
+def test_replicas_may_share_parameters():
+    cfg = RunConfig()
+    assert not any("parallel.fsdp" in text for text in remedies(cfg))
+    cfg.parallel.data = 2
+    assert "parallel.fsdp=megatron (parameters are gathered layer by layer)" in remedies(cfg)
+    cfg.parallel.tensor = 2
+    assert not any("parallel.fsdp" in text for text in remedies(cfg))
+
+
 def layouts(
     length: int = 16384, crops: int = 128, vision_chunk: int | None = 16, devices: int | None = None, **parallel
 ) -> list[str]:
@@ -80,7 +89,7 @@ def layouts(
     cfg.cluster.devices = devices
     for name, value in parallel.items():
         setattr(cfg.parallel, name, value)
-    return [text for text in remedies(cfg) if text.startswith("parallel.")]
+    return [text for text in remedies(cfg) if text.startswith("parallel.context")]
 
 
 DYNAMIC = {"context": 8, "dynamic_context": True}

@@ -49,6 +49,7 @@ TWO_PHASES = (
     "data.progression=[{until_step:1,sequence_length:64,rope_factor:2},{until_step:2,sequence_length:64,rope_factor:1}]",
 )
 CHUNKS = ("memory.recompute=full", "memory.sequence_chunk=64")
+FSDP = ["parallel=dp2", "parallel.fsdp=megatron"]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,21 @@ CHUNKS = ("memory.recompute=full", "memory.sequence_chunk=64")
             ["memory.optimizer_offload=true", "cluster.precision=bf16", "parallel.distributed_optimizer=false"],
             "set parallel.distributed_optimizer=true, or memory.optimizer_offload=false",
         ),
+        (
+            ["parallel=single", "parallel.fsdp=megatron"],
+            "parallel.fsdp=megatron has no effect with 1 process: there is nobody to",
+        ),
+        ([*FSDP, "parallel.distributed_optimizer=false"], "set parallel.distributed_optimizer=true, or parallel.fsdp="),
+        (["parallel=tp2cp2", "parallel.fsdp=megatron"], "with parallel.tensor=2: the two together were not tried"),
+        (["parallel=pp2", "parallel.fsdp=megatron"], "set parallel.pipeline=1, or parallel.fsdp=none"),
+        ([*FSDP, "parallel.overlap_grad_reduce=false"], "always sends beside computation; set parallel.overlap_grad"),
+        ([*FSDP, "memory.recompute=full", "memory.sequence_chunk=64"], "set memory.sequence_chunk=null, or parallel."),
+        ([*FSDP, "memory.recompute=full", "memory.offload=true"], "set memory.offload=false, or parallel.fsdp=none"),
+        ([*FSDP, "memory.optimizer_offload=true"], "set memory.optimizer_offload=false, or parallel.fsdp=none"),
+        ([*FSDP, "cluster.precision=fp8"], "with cluster.precision=fp8: the two together were not tried; set cluster"),
+        ([*FSDP, "validation.sources.a.path=/absent"], "leave validation.sources out and use molmo2 evaluate on the"),
+        ([*FSDP, "evaluation.tasks=[needle]"], "with evaluation.tasks: ranks have unequally many packs"),
+        ([*FSDP, "stage.train_vit=false", "data.feature_cache.path=/x"], "set data.feature_cache.path=null, or parall"),
         (["stage.lora.rank=-1"], "expected a rank of at least 1"),
         (["stage.lora.rank=4", "stage.lora.targets=[head]"], "some of linear_qkv, linear_proj"),
         (["parallel.context_tokens=768"], "no effect without parallel.dynamic_context=true"),

@@ -191,12 +191,13 @@ def reset() -> None:
     import torch.distributed as dist
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.distributed.fsdp.src.megatron_fsdp import MegatronFSDP
     from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
     from nemo.utils import AppState
     from nemo.utils.metaclasses import Singleton
 
     for thing in gc.get_objects():
-        if issubclass(type(thing), DistributedDataParallel):
+        if issubclass(type(thing), DistributedDataParallel | MegatronFSDP):
             vars(thing).clear()  # its parameters' hooks hold it, where the garbage collector does not see them
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
