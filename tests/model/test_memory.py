@@ -63,6 +63,11 @@ def bound_of(option: str, grad: torch.Tensor, largest: float) -> float:
     return share * max(float(grad.abs().max()), 0.01 * largest)
 
 
+def follows(got: torch.Tensor, grad: torch.Tensor, largest: float, option: str, key: str) -> None:
+    bound = bound_of(option, grad, largest)
+    torch.testing.assert_close(got, grad, rtol=0, atol=bound, msg=lambda words: f"{option}: {key}: {words}")
+
+
 @pytest.mark.parametrize(("name", "tensor"), [("qwen3_tied", 2), ("olmo3", 1)])
 def test_options_change_no_number(workers, name, tensor):
     for found in workers.run(options_job, name, tensor, ranks=tensor):
@@ -72,14 +77,7 @@ def test_options_change_no_number(workers, name, tensor):
             torch.testing.assert_close(got["losses"], plain["losses"], rtol=1e-6, atol=0)
             largest = max(float(g.abs().max()) for g in plain["grads"].values())
             for key, grad in plain["grads"].items():  # key biases have gradient 0 but for rounding
-                bound = bound_of(option, grad, largest)
-                torch.testing.assert_close(
-                    got["grads"][key],
-                    grad,
-                    rtol=0,
-                    atol=bound,
-                    msg=lambda words, at=f"{option}: {key}": f"{at}: {words}",
-                )
+                follows(got["grads"][key], grad, largest, option, key)
         text = fixture_config(name).text
         # with full recomputation one input per layer waits, [T, B, D] of this rank, and what the final norm saves;
         # and attention's results, an output [T, B, N, H] and a log-sum-exp; without, a lot more
@@ -150,14 +148,7 @@ def test_options_change_no_number_where_parts_are_frozen(workers, trains, layout
             for key, grad in plain["grads"].items():
                 if not key.endswith("k_proj.bias"):  # softmax does not see a shift of the keys
                     assert bool(got["grads"][key].any()), f"{option}: {key} gets no gradient"
-                bound = bound_of(option, grad, largest)
-                torch.testing.assert_close(
-                    got["grads"][key],
-                    grad,
-                    rtol=0,
-                    atol=bound,
-                    msg=lambda words, at=f"{option}: {key}": f"{at}: {words}",
-                )
+                follows(got["grads"][key], grad, largest, option, key)
     assert learning
 
 

@@ -15,7 +15,15 @@ from molmo2_nemo.data.counts import used_tokens
 from molmo2_nemo.model.config import MemoryConfig, preset
 from molmo2_nemo.parallel.dynamic import rounded, without_padding
 from molmo2_nemo.settings.run import ParallelConfig, StageConfig
-from tests.support.packs import demo_packs, padding_only, text_only, tiny_run, train_on_packs, weighing
+from tests.support.packs import (
+    demo_packs,
+    padding_only,
+    shared_packs,
+    text_only,
+    tiny_run,
+    train_on_packs,
+    weighing,
+)
 
 TRACED = ("loss", "grad_norm_vit", "grad_norm_connector", "grad_norm_llm")
 STEPS = 4
@@ -37,21 +45,8 @@ def single(workers, packs, tmp_path_factory):
 
 def recorded(cfg, packs):
     """Metrics, and how many ranks shared each pack that this rank worked on, step by step."""
-    from molmo2_nemo.parallel import dynamic
-
-    seen = []
-    take = dynamic.DynamicContext.take
-
-    def watched(self, batches, assignments):
-        found = take(self, batches, assignments)
-        seen.append([(batch.context_ranks, batch.input_ids.shape[1]) for batch in found])
-        return found
-
-    dynamic.DynamicContext.take = watched
-    try:
+    with shared_packs() as seen:
         return train_on_packs(cfg, packs), seen
-    finally:
-        dynamic.DynamicContext.take = take
 
 
 @pytest.mark.parametrize(

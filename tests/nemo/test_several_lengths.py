@@ -12,7 +12,7 @@ from molmo2_nemo.data.config import LengthConfig, SourceConfig
 from molmo2_nemo.data.lengths import length_at
 from molmo2_nemo.data.shard_writer import write_shards
 from tests.data.test_raw_text import record, words
-from tests.support.packs import demo_data, tiny_run
+from tests.support.packs import demo_data, shared_packs, tiny_run
 from tests.support.thorough import thorough
 
 LENGTHS = [192, 384, 768]
@@ -49,23 +49,11 @@ def several(folder, shards, books, steps=4, **layout):
 def trained(cfg):
     """Job: metrics, and of each step of this rank (ranks that share it, tokens) of each pack."""
     from molmo2_nemo.nemo.train import train
-    from molmo2_nemo.parallel import dynamic
     from molmo2_nemo.rundir.lines import read_metrics
     from molmo2_nemo.rundir.paths import stage_dir
 
-    seen = []
-    take = dynamic.DynamicContext.take
-
-    def watched(self, batches, assignments):
-        found = take(self, batches, assignments)
-        seen.append([(batch.context_ranks, batch.input_ids.shape[1]) for batch in found])
-        return found
-
-    dynamic.DynamicContext.take = watched
-    try:
+    with shared_packs() as seen:
         train(cfg)
-    finally:
-        dynamic.DynamicContext.take = take
     return read_metrics(stage_dir(cfg)), seen
 
 

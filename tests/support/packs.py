@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +119,7 @@ def train_on_packs(cfg: RunConfig, packs: list[Batch]) -> list[dict[str, Any]]:
     """Train with the real trainer on fixed packs; the metrics of every step (rank 0 writes them, all ranks read)."""
     from megatron.core import parallel_state
 
-    from molmo2_nemo.data import loader
+    from molmo2_nemo.data import length_stream, loader, ordering  # noqa: F401 - those that keep the real PackStream
     from molmo2_nemo.nemo.train import train
     from molmo2_nemo.rundir.lines import read_metrics
     from molmo2_nemo.rundir.paths import stage_dir
@@ -171,3 +173,23 @@ def random_mask_data(rng: np.random.Generator, packs: int, size: int) -> dict[st
                 at = end
             number += 1
     return {"example_ids": example, "branch_ids": branch, "visual_block": block}
+
+
+@contextlib.contextmanager
+def shared_packs() -> Iterator[list[list[tuple[int, int]]]]:
+    """In a job with dynamic context groups: of each step, (ranks that share it, tokens) of every pack of this rank."""
+    from molmo2_nemo.parallel.dynamic import DynamicContext
+
+    seen: list[list[tuple[int, int]]] = []
+    take = DynamicContext.take
+
+    def watched(self: Any, batches: Any, assignments: Any) -> Any:
+        found = take(self, batches, assignments)
+        seen.append([(batch.context_ranks, batch.input_ids.shape[1]) for batch in found])
+        return found
+
+    DynamicContext.take = watched  # type: ignore[method-assign]
+    try:
+        yield seen
+    finally:
+        DynamicContext.take = take  # type: ignore[method-assign]
