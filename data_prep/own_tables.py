@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from molmo2_nemo.errors import UserError, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's folders of images or videos
 SPLIT = "train"
+LOOKED_AT = 1000  # files below a folder, to name where they are
 DELIMITERS = ",;\t"
 UNCLOSED = "unexpected end of data"  # the csv module's words
 NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes that `surrogateescape` lets through
@@ -259,9 +261,20 @@ def _all_lines(files: Sequence[Path]) -> Iterator[Row]:
 def _instead(path: Path) -> str:
     """What can be named in place of a folder that is not read."""
     inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-    files = [str(one) for one in inside if one.is_file() and ending(one)[0] in ENDINGS]
+    files = [one for one in inside if one.is_file() and ending(one)[0] in ENDINGS]
     if files:
-        return f"name one of its files: {', '.join(files[:6])}{', ...' if len(files) > 6 else ''}"
+        named = f"name one of its files: {', '.join(map(str, files[:6]))}{', ...' if len(files) > 6 else ''}"
+        if all(ending(one)[0] in LINES for one in files):
+            named += "; lines of texts have a field text, or one that --map names (text: NAME), and no medium"
+        return named
+    deeper = (one for one in path.glob("*/**/*") if ending(one)[0] in (*LINES, ".parquet", ".zst") and one.is_file())
+    below = sorted({str(one.parent) for one in islice(deeper, LOOKED_AT)})
+    if below:
+        named = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
+        return (
+            f"files of folders below it are not read: name the folder that holds the files ({named}), or put all of "
+            "them, or links to them, into one folder"
+        )
     folders = [one.name for one in inside if one.is_dir()]
     if folders and not any(one.is_file() for one in inside):
         names = ", ".join(folders[:3]) + (", ..." if len(folders) > 3 else "")
@@ -269,7 +282,7 @@ def _instead(path: Path) -> str:
             f"folders ({names}) say nothing that can be trained: write a file with a line for each picture, with the "
             f"columns file_name and caption: {path / METADATA[1]}"
         )
-    return f"name a file ({', '.join(ENDINGS)})"
+    return f"name a file ({', '.join(ENDINGS)}; text also packed as {', '.join(PACKED)})"
 
 
 def _saved(path: Path, given: Mapping[str, Any] | None, unread: Sequence[str]) -> OwnRows:

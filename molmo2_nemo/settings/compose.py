@@ -265,6 +265,9 @@ def _compose(overrides: list[str], config_dir: str | Path | None, config_name: s
 def _unfit(said: str) -> str:
     """Hydra's words, or better ones where it cannot leave out what is not there."""
     gone = re.search(r"Could not delete from config\. '(.+?)' does not exist", said)
+    unlike = re.fullmatch(r"Error merging override \+*([\w.]+)=(\{.*\})", said)
+    if unlike is not None:
+        return f"{unlike[1]} must be a list, not {unlike[2]}; write it in brackets, {unlike[1]}=[...]"
     if gone is None:
         return said
     own = (

@@ -61,7 +61,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return {str(k): _value(args[1], v, f"{path}.{k}") for k, v in value.items()}
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{path} must be a list, not {value!r}")
+            raise UserError(f"{path} must be a list, not {value!r}; write it in brackets, {path}=[...]")
         return origin(_value(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     return _scalar(hint, value, path)
 

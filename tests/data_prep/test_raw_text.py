@@ -134,8 +134,9 @@ def test_preview_shows_documents_and_their_pieces(run, tmp_path):
 
 def test_a_folder_of_texts_is_one_data_set(tmp_path, capsys):
     """JSON Lines of a corpus, packed or not, and Parquet: each document once, whatever other columns there are."""
-    lines, parquet = tmp_path / "lines", tmp_path / "parquet"
-    lines.mkdir()
+    corpus = tmp_path / "corpus"
+    lines, parquet = corpus / "lines", corpus / "parquet"
+    lines.mkdir(parents=True)
     parquet.mkdir()
     parts = [["one", "two"], ["three"], ["four", "five", "six"]]
     for number, texts in enumerate(parts):
@@ -153,6 +154,14 @@ def test_a_folder_of_texts_is_one_data_set(tmp_path, capsys):
         data = ShardDataset(out / "text")
         found = [parse_record(*data.read(i)).annotations[0].content.text for i in range(len(data))]
         assert found == sum(parts, [])
+    assert main(["prepare", f"text={corpus}", "--out", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "files of folders below it are not read" in said and f"({lines}, {parquet})" in said
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.jsonl").write_text('{"body": "a document"}\n')
+    assert main(["prepare", f"text={other}", "--out", str(tmp_path / "none")]) == 2
+    assert "have a field text, or one that --map names" in capsys.readouterr().err
     (lines / "part-3.jsonl").write_text('{"text": "seven"}\n{"text": ""}\n')
     assert main(["prepare", f"text={lines}", "--out", str(tmp_path / "again"), "--workers", "0"]) == 0
     bad = json.loads((tmp_path / "again" / "text" / "skipped.jsonl").read_text())

@@ -59,15 +59,41 @@ def test_published_numbers():
             assert (cfg.stage.optim.connector.lr, cfg.stage.optim.vit.lr, cfg.stage.optim.llm.lr) == rates
 
 
-@pytest.mark.parametrize("recipe", ["longvila", "omnilong", "longvita", "nano"])
-def test_long_context_recipes_fit_their_nodes(recipe):
-    """Every stage, in 80 GB, as the tables of their READMEs say."""
-    table = (ROOT / "recipes" / recipe / "README.md").read_text().split("| stage | layout | per GPU |")[1]
-    for cfg in compose_stages([f"recipe={recipe}"]):
-        cluster = parse_cluster("h100x8", cfg.cluster.nodes)
+UNITS = {"min": 1 / 60, "h": 1.0, "days": 24.0}
+
+
+def rows(recipe):
+    """(scale, nodes, cluster, stage, cells from the layout on) of each line of the table in a recipe's README."""
+    text = (ROOT / "recipes" / recipe / "README.md").read_text().split("## What it costs")[1].split("\n## ")[0]
+    nodes = 1 if "for one node of" in text else 16
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("| ") or "layout" in cells:
+            continue
+        if len(cells) == 7:
+            cluster, nodes = CLUSTERS[cells[0]]
+            yield cells[0], nodes, cluster, cells[2], cells[3:]
+        else:
+            yield "published", 2 if cells[0] == "long128k" else nodes, "h100x8", cells[0], cells[1:]
+
+
+@pytest.mark.parametrize("recipe", ["4b", "8b", "o7b", "longvila", "omnilong", "longvita", "nano"])
+def test_costs_in_the_readme_are_what_the_planner_says(recipe):
+    """Layout, memory, time and GPU-hours of every line, for the recipe's own settings; each fits in its GPU."""
+    found = list(rows(recipe))
+    stages = {stage for _, _, _, stage, _ in found}
+    assert stages == {cfg.stage.name for cfg in compose_stages([f"recipe={recipe}"])}
+    for scale, nodes, name, stage, (layout, gib, time, hours) in found:
+        cfg = compose([f"recipe={recipe}", f"stage={stage}", f"scale={scale}"])
+        cluster = parse_cluster(name, nodes)
         model = cfg.model.model_config(cfg.stage.lora if cfg.stage.lora.rank else None)
-        candidate = configured(cfg, model, workload(cfg), cluster)
-        assert candidate is not None and candidate.fits(cluster), cfg.stage.name
-        (row,) = [line for line in table.splitlines() if line.startswith(f"| {cfg.stage.name} ")]
-        stated = int(row.split("|")[3].split()[0])
-        assert abs(candidate.memory.total / 2**30 - stated) <= 0.1 * stated, row
+        work = workload(cfg)
+        candidate = configured(cfg, model, work, cluster)
+        assert candidate is not None and candidate.fits(cluster), (scale, stage)
+        assert layout.partition(",")[0] == candidate.layout.name, (scale, stage)
+        assert layout.endswith(", recompute") == (candidate.layout.recompute == "full"), (scale, stage)
+        gpu_hours = candidate.step.gpu_hours(cluster, work.steps)
+        number, unit = time.split()
+        seen = (f"{candidate.memory.total / 2**30:.0f} GiB", f"{gpu_hours:,.0f}")
+        assert seen == (gib, hours), (scale, stage)
+        assert float(number) * UNITS[unit] == pytest.approx(gpu_hours / cluster.gpus, rel=0.2, abs=0.5 / 60)

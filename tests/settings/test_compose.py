@@ -105,6 +105,8 @@ def test_a_source_can_be_added():
         ("model.visual_attention=all", "expected one of: image_tokens, within_image, none"),
         ("cluster.precision=fp16", "expected one of: fp32, bf16"),
         ("stage.optim.llm=5", "stage.optim.llm must be a group of settings"),
+        ("stages=sft", "stages must be a list, not 'sft'; write it in brackets, stages=[...]"),
+        ("data.lengths={share: 1}", "data.lengths must be a list, not {share: 1}; write it in brackets, data.lengths"),
         ("max_steps", "key=value"),
         ("stage.max_steps=[1,", "is a bracket or quote missing?"),
     ],
