@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -134,12 +135,13 @@ def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] =
 
     Raises:
         UserError: a finished stage was trained with other settings, or from weights that have changed since; a stage
-            that is to run lacks data.
+            that is to run cannot work.
     """
     done = [_finished(cfg, stage_dir(cfg)) for cfg in configs]
     _check_order(configs, done)
     skipped = [result is not None and not figures_missing(cfg) for cfg, result in zip(configs, done, strict=True)]
-    checks.check_data([cfg for cfg, skip in zip(configs, skipped, strict=True) if not skip])
+    processes = int(os.environ["WORLD_SIZE"]) if "WORLD_SIZE" in os.environ and "RANK" in os.environ else None
+    checks.check_stages([cfg for cfg, skip in zip(configs, skipped, strict=True) if not skip], processes)
     before = signals_passed()
     for number, cfg in enumerate(configs):
         place = f"stage {number + 1} of {len(configs)}, {cfg.stage.name}"

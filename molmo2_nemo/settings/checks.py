@@ -46,13 +46,16 @@ def check(cfg: RunConfig, processes: int | None = None, files: bool = True, more
     _refuse([*find_problems(cfg, processes, files), *more])
 
 
-def check_data(stages: Iterable[RunConfig]) -> None:
-    """Refuses stages that would run one after another when one of them lacks data: before the first starts.
+def check_stages(stages: Iterable[RunConfig], processes: int | None = None) -> None:
+    """Refuses stages that would run one after another when one of them cannot work: before the first starts.
+
+    Args:
+        processes: as `check` takes them.
 
     Raises:
         UserError: names the stage before each problem.
     """
-    _refuse([f"{c.stage.name}: {problem}" for c in stages for problem in (*_mixture(c), *file_problems(c))])
+    _refuse([f"{c.stage.name}: {problem}" for c in stages for problem in find_problems(c, processes)])
 
 
 def _refuse(problems: list[str]) -> None:

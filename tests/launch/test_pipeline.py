@@ -173,7 +173,10 @@ OWN = """\
 # @package _global_
 defaults: [sft, _self_]
 stage: {max_steps: 4}
-data: {packing: {sequence_length: 1024, max_crops: 32}, sources: {demo: {path: "${oc.env:MOLMO2_DEMO_DATA}/long"}}}
+data:
+  packing: {sequence_length: 1024, max_crops: 32}
+  video: {max_frames: 8}
+  sources: {demo: {path: "${oc.env:MOLMO2_DEMO_DATA}/long"}}
 """
 
 
@@ -259,11 +262,13 @@ def test_lists_that_cannot_be_run(tmp_path, overrides, expected):
     assert "\n" not in str(error.value)
 
 
-def test_a_stage_without_data_is_refused_before_another_starts(tmp_path):
+def test_a_stage_that_cannot_work_is_refused_before_another_starts(tmp_path):
     conf, trainer = own(tmp_path), Trainer()
     for override, expected in (
         ("clips:~data.sources.demo", "clips: data.sources is empty: nothing to train on"),
         (f"clips:data.sources.demo.path={tmp_path}/none", "clips: data.sources.demo: .*none"),
+        ("clips:model.rope_scaling=yarn", "clips: model.rope_scaling=yarn needs model.rope_factor > 1"),
+        ("clips:parallel.fsdp=megatron", "clips: parallel.fsdp=megatron "),
     ):
         with pytest.raises(UserError, match=expected):
             run_stages(
