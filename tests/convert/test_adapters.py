@@ -17,6 +17,7 @@ from molmo2_nemo.convert.names import canonical_shapes
 from molmo2_nemo.model.config import LoraConfig, preset, with_options
 from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings.schema import to_yaml
+from tests.convert.qwen3 import tiny_qwen3_config
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
 from tests.support.pool import start_megatron
 
@@ -160,21 +161,9 @@ def qwen_logits(weights: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
     """Logits [S, V] of transformers' Qwen 3 with these weights, whose head is the base rows."""
     import transformers
 
-    text = preset("tiny").text
-    config = transformers.Qwen3Config(
-        vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
-        intermediate_size=text.ffn_size,
-        num_hidden_layers=text.num_layers,
-        num_attention_heads=text.num_heads,
-        num_key_value_heads=text.num_kv_heads,
-        head_dim=text.head_dim,
-        rope_theta=text.rotary_base,
-        tie_word_embeddings=True,
-    )
-    model = transformers.Qwen3ForCausalLM(config).eval()
+    model = transformers.Qwen3ForCausalLM(tiny_qwen3_config()).eval()
     state = {f"model.{name}": torch.from_numpy(value) for name, value in weights.items()}
-    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"][: text.vocab_size]
+    state["model.embed_tokens.weight"] = state["model.embed_tokens.weight"][: preset("tiny").text.vocab_size]
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], []) or not (missing or unexpected)
     with torch.no_grad():

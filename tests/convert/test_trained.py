@@ -14,6 +14,7 @@ from molmo2_nemo.convert.megatron_io import MegatronCheckpoint
 from molmo2_nemo.convert.names import FORMATS, Format, canonical_shapes
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.rundir.summary import resolve_checkpoint
+from tests.convert.qwen3 import tiny_qwen3_config
 from tests.convert.test_checkpoints import load, make_source
 from tests.convert.test_names import family
 from tests.support.packs import demo_packs, tiny_run, train_on_packs
@@ -79,18 +80,7 @@ def test_stage_one_starts_from_base_models(workers: Any, packs: Any, tmp_path: P
     import transformers
 
     config = preset("tiny")
-    text, vision = config.text, config.vision
-    llm = transformers.Qwen3Config(
-        vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
-        intermediate_size=text.ffn_size,
-        num_hidden_layers=text.num_layers,
-        num_attention_heads=text.num_heads,
-        num_key_value_heads=text.num_kv_heads,
-        head_dim=text.head_dim,
-        rope_theta=text.rotary_base,
-        tie_word_embeddings=True,
-    )
+    vision = config.vision
     vit = transformers.SiglipVisionConfig(
         hidden_size=vision.hidden_size,
         intermediate_size=vision.ffn_size,
@@ -99,7 +89,7 @@ def test_stage_one_starts_from_base_models(workers: Any, packs: Any, tmp_path: P
         image_size=130,
         patch_size=vision.patch_size,
     )
-    transformers.Qwen3ForCausalLM(llm).save_pretrained(tmp_path / "llm")
+    transformers.Qwen3ForCausalLM(tiny_qwen3_config()).save_pretrained(tmp_path / "llm")
     transformers.SiglipVisionModel(vit).save_pretrained(tmp_path / "vit")
     start = init_checkpoint(tmp_path / "llm", tmp_path / "vit", tmp_path / "start", model="tiny")
     cfg = tiny_run(tmp_path / "run", steps=1, tensor=2)

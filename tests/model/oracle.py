@@ -100,11 +100,13 @@ def build(
     weights: dict[str, torch.Tensor] | None = None,
     memory: MemoryConfig | None = None,
     kernels: KernelConfig | None = None,
+    context: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Any:
     """This rank's part of the model over the groups that `start_megatron` made; no z-loss or dropout unless asked for.
 
     Args:
+        context: fields of ContextSettings.
         settings: those of OWN go to the model, all others to Megatron's TransformerConfig.
     """
     from megatron.core import parallel_state
@@ -112,6 +114,7 @@ def build(
     from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.init import load_canonical
     from molmo2_nemo.model.molmo2 import Molmo2Model
+    from molmo2_nemo.parallel.context import ContextSettings
 
     own = {k: settings.pop(k) for k in OWN if k in settings}
     seed = own.pop("seed", RunConfig.seed)
@@ -130,7 +133,14 @@ def build(
         "post_process": parallel_state.is_pipeline_last_stage(),
     }
     model = Molmo2Model(
-        config, transformer, **stages, training=replace(PLAIN, **own), memory=memory, kernels=kernels, seed=seed
+        config,
+        transformer,
+        **stages,
+        training=replace(PLAIN, **own),
+        memory=memory,
+        kernels=kernels,
+        context=ContextSettings(**(context or {})),
+        seed=seed,
     )
     if weights is not None:
         load_canonical(model, weights.__getitem__)

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from molmo2_nemo.model.config import PLAIN, MemoryConfig, TrainingOptions, preset
-from molmo2_nemo.settings.run import RunConfig
+from molmo2_nemo.model.config import MemoryConfig, TrainingOptions, preset
 from tests.model.oracle import build, fixture_config, fixture_grads, fixture_weights, micro_batches, run_schedule
 from tests.model.test_oracle import GRADS, gradient_errors
 from tests.support.light import run_light
@@ -34,7 +33,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], dict[str, Any], tuple[str, ...]]] 
     "ulysses, ring": (4, {"context": 4}, {"ulysses": 2, "cp_comm_type": "ring"}, ("chunks",)),
     "tensor, ring": (4, {"tensor": 2, "context": 2}, {"ulysses": 1, "cp_comm_type": "ring"}, ("chunks",)),
 }
-Z_LOSS = replace(PLAIN, z_loss=1e-4)
+Z_LOSS = 1e-4
 
 
 def small(**text: Any) -> Any:
@@ -50,37 +49,15 @@ def layout_job(name: str, packs: list[Any]) -> dict[str, dict[str, Any]]:
 
     cpu.enable(threads=1)
     cpu.enable_megatron()
-    from megatron.core import parallel_state
 
-    from molmo2_nemo.model.decoder import transformer_config
     from molmo2_nemo.model.inputs import PackInputs
-    from molmo2_nemo.model.molmo2 import Molmo2Model
-    from molmo2_nemo.parallel.context import ContextSettings
 
     _, sizes, context, options = LAYOUTS[name]
     start_megatron(**sizes)
     config, found = small(), {}
     for option in ("plain", *options):
         memory = OPTIONS.get(option, MemoryConfig())
-        settings = transformer_config(
-            config,
-            memory,
-            **{f"{size}_model_parallel_size": sizes.get(size, 1) for size in ("tensor", "pipeline")},
-            context_parallel_size=sizes.get("context", 1),
-            sequence_parallel="tensor" in sizes,
-            pipeline_dtype=torch.float32,
-            use_cpu_initialization=True,
-        )
-        model = Molmo2Model(
-            config,
-            settings,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
-            training=Z_LOSS,
-            memory=memory,
-            context=ContextSettings(**context),
-            seed=RunConfig.seed,
-        )
+        model = build(config, memory=memory, context=context, sequence_parallel="tensor" in sizes, z_loss=Z_LOSS)
         if model.offload is not None:
             model.offload.min_bytes = 1
         inputs = [PackInputs.from_batch(pack) for pack in packs]

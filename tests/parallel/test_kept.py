@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import gc
 import weakref
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
 
 from molmo2_nemo.model.config import MemoryConfig, TrainingOptions
-from tests.model.oracle import fixture_config, fixture_weights, micro_batches, run_schedule
+from tests.model.oracle import build, fixture_config, fixture_weights, micro_batches, run_schedule
 from tests.support.light import run_light
 from tests.support.pool import start_megatron
 from tests.support.traffic import Counter
@@ -59,13 +59,7 @@ def layout_job(name: str) -> dict[tuple[str, bool], dict[str, Any]]:
 
     cpu.enable(threads=1)
     cpu.enable_megatron()
-    from megatron.core import parallel_state
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-
-    from molmo2_nemo.model.decoder import transformer_config
-    from molmo2_nemo.model.init import load_canonical
-    from molmo2_nemo.model.molmo2 import Molmo2Model
-    from molmo2_nemo.parallel.context import ContextSettings
 
     _, sizes, context, options = LAYOUTS[name]
     start_megatron(**sizes)
@@ -75,26 +69,15 @@ def layout_job(name: str) -> dict[tuple[str, bool], dict[str, Any]]:
     for option in options:
         for again in (False, True):
             memory = MemoryConfig(recompute="full", recompute_attention=again, **OPTIONS[option])
-            settings = transformer_config(
+            model = build(
                 config,
+                weights,
                 memory,
-                **{f"{size}_model_parallel_size": sizes.get(size, 1) for size in ("tensor", "pipeline")},
-                context_parallel_size=sizes.get("context", 1),
+                context=context,
                 sequence_parallel="tensor" in sizes,
-                pipeline_dtype=torch.float32,
-                use_cpu_initialization=True,
-            )
-            model = Molmo2Model(
-                config,
-                settings,
-                pre_process=parallel_state.is_pipeline_first_stage(),
-                post_process=parallel_state.is_pipeline_last_stage(),
-                training=DROPOUT,
-                memory=memory,
-                context=ContextSettings(**context),
                 seed=None,
+                **asdict(DROPOUT),
             )
-            load_canonical(model, weights.__getitem__)
             if model.offload is not None:
                 model.offload.min_bytes = 1
             torch.manual_seed(5)
