@@ -8,8 +8,10 @@ from __future__ import annotations
 import bz2
 import gzip
 import hashlib
+import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,22 @@ from molmo2_nemo.data.json_values import Fault, show
 from molmo2_nemo.data.manifest import file_sha256
 from molmo2_nemo.errors import UserError
 
-PACKED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+BUFFER_BYTES = 2**20
+
+
+def _zst(path: Path) -> io.BufferedReader:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), BUFFER_BYTES)
+
+
+PACKED: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _zst,
+}
+DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error)  # what unpacking raises for a packed file that is not whole
 LINES = (".jsonl", ".ndjson", ".jsonlines")
 TABLES = (".csv", ".tsv", ".parquet", ".arrow")
 ENDINGS = (*LINES, ".json", *TABLES)
@@ -144,7 +161,12 @@ def find_rows(path: Path, given: Mapping[str, Any] | None = None) -> OwnRows:
 def open_file(path: Path) -> Any:
     """A file as bytes, unpacked where its name says that it is packed."""
     opener = PACKED.get(path.suffix.lower())
-    return opener(path, "rb") if opener is not None else path.open("rb")
+    return opener(path) if opener is not None else path.open("rb")
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether one of `DAMAGED` is the operating system's, of a disk, not of what was read."""
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def json_lines(path: Path) -> Iterator[Row]:
@@ -159,7 +181,9 @@ def json_lines(path: Path) -> Iterator[Row]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield {"line": number, "content": line.removeprefix(b"\xef\xbb\xbf")}
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        except DAMAGED as error:
+            if of_the_machine(error):
+                raise
             raise UserError(f"{path} is damaged after line {number}: {error}") from None
 
 

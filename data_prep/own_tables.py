@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import lzma
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import islice
+from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from data_prep.own_files import (
+    DAMAGED,
     ENDINGS,
     LINES,
     PACKED,
     OwnRows,
     columns_of,
     ending,
-    first_entries,
     json_lines,
-    stem,
+    of_the_machine,
+    open_file,
 )
 from data_prep.sources.base import Row
-from data_prep.sources.own import NOT_BESIDE_TEXT
 from data_prep.sources.own_columns import Columns, find_columns
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.data.json_values import Fault, show
@@ -58,7 +58,7 @@ def table_rows(
     if kind in (".csv", ".tsv"):
         columns = find_columns(_csv_header(files[0]), given)
     else:
-        names, classes, inner = _arrow_header(files[0])
+        names, classes, inner = arrow_header(files[0])
         columns = find_columns(names, given, classes, inner)
     words = {".csv": "CSV", ".tsv": "TSV", ".parquet": "Parquet", ".arrow": "Arrow"}[kind]
     if len(files) > 1:
@@ -111,17 +111,18 @@ def _csv(path: Path) -> Iterator[_Rows]:
     Raises:
         UserError: an unfinished quotation, a first line that is not UTF-8, a packed file that is damaged.
     """
-    opener, rows = PACKED.get(path.suffix.lower(), open), None
-    with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    rows = None
+    with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         try:
             first = file.readline()
             if NOT_UTF8.search(first) or "\0" in first[:4]:
                 raw = first.encode("utf-8", "surrogateescape")
                 raise UserError(f"{path}, line 1: is not UTF-8{other_code(raw)}")
-            file.seek(0)
-            rows = _Rows(path, file, max(DELIMITERS, key=first.count))
+            rows = _Rows(path, chain([first], file), max(DELIMITERS, key=first.count))
             yield rows
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
+        except DAMAGED as error:
+            if of_the_machine(error):
+                raise
             after = f" after line {rows.ends}" if rows is not None else ""
             raise UserError(f"{path} cannot be read{after}: {error}") from None
 
@@ -167,7 +168,7 @@ def _bytes_fault(column: str, cell: str) -> Fault:
     return Fault(column, f"'{shown[:60]}'", f"UTF-8{other_code(raw)}")
 
 
-def _arrow_header(path: Path) -> tuple[list[str], dict[str, list[str]], set[str]]:
+def arrow_header(path: Path) -> tuple[list[str], dict[str, list[str]], set[str]]:
     """(columns, names of the classes that numbers stand for, columns of objects) of a Parquet or Arrow file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -229,33 +230,43 @@ def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
     files = sorted([*path.glob("*.parquet"), *path.glob("data/*.parquet")])
     train = [file for file in files if file.name.startswith(SPLIT)]
     if train or files:
-        others = [f"the file {file}" for file in files if train and file not in train]
-        return table_rows(train or files, (path.resolve(),), given, others)
-    if (found := _corpus(path, given)) is not None:
+        read = train or files
+        left = [one for one in files_below(path, (*LINES, ".parquet")) if one not in read]
+        return table_rows(read, (path.resolve(),), given, tuple(by_place(path, left)))
+    from data_prep.own_texts import text_rows
+
+    if (found := text_rows(path, given)) is not None:
         return found
     raise UserError(f"{path} is a folder without tars or a data set of Hugging Face's in it; {_instead(path)}")
 
 
-def _corpus(path: Path, given: Mapping[str, Any] | None) -> OwnRows | None:
-    """The rows of a folder of JSON Lines that are documents without media; None for others."""
-    files = tuple(sorted(one for one in path.iterdir() if one.is_file() and ending(one)[0] in LINES))
-    if not files:
-        return None
-    rows = partial(_all_lines, files)
-    names = {name for entry in first_entries(rows()) for name in entry}
-    text = "text" if given is None else given.get("text", "text")
-    if text not in names or given is None and NOT_BESIDE_TEXT & names:
-        return None
-    return OwnRows(f"{len(files)} files of JSON Lines", rows, files, (path.resolve(),), columns_of(rows(), given))
+def files_below(path: Path, endings: Collection[str]) -> list[Path]:
+    """The files of these kinds in a folder and those below it, in the order of their paths. Links are followed, each
+    folder is read once, and what begins with a dot is left out."""
+    found, seen = [], set()
+    for folder, inside, names in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            inside.clear()
+            continue
+        seen.add(real)
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        here = (Path(folder, name) for name in names if not name.startswith("."))
+        found += [file for file in here if ending(file)[0] in endings and file.is_file()]
+    return sorted(found)
 
 
-def _all_lines(files: Sequence[Path]) -> Iterator[Row]:
-    """The lines of several files, whose keys have the file's name."""
-    for path in files:
-        for row in json_lines(path):
-            number = row["line"]
-            key = f"{stem(path)}-{number:08d}"
-            yield {**row, "file": path.name, "key": key, "apart": key}
+def by_place(path: Path, files: Sequence[Path]) -> Iterator[str]:
+    """Files that are not read, in words: by the folder in `path` that they are in."""
+    counts: dict[Path, int] = {}
+    for file in files:
+        first = path / file.relative_to(path).parts[0]
+        counts[first] = counts.get(first, 0) + 1
+    for place, count in sorted(counts.items()):
+        if place.is_dir():
+            yield f"{count:,} {'files' if count > 1 else 'file'} in {place}"
+        else:
+            yield f"the file {place}"
 
 
 def _instead(path: Path) -> str:
@@ -267,13 +278,13 @@ def _instead(path: Path) -> str:
         if all(ending(one)[0] in LINES for one in files):
             named += "; lines of texts have a field text, or one that --map names (text: NAME), and no medium"
         return named
-    deeper = (one for one in path.glob("*/**/*") if ending(one)[0] in (*LINES, ".parquet", ".zst") and one.is_file())
+    deeper = (one for one in path.glob("*/**/*") if ending(one)[0] in (*LINES, ".parquet") and one.is_file())
     below = sorted({str(one.parent) for one in islice(deeper, LOOKED_AT)})
     if below:
         named = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
         return (
-            f"files of folders below it are not read: name the folder that holds the files ({named}), or put all of "
-            "them, or links to them, into one folder"
+            f"files of folders below it are not read, as they are no texts (a field text, or one that --map names, and "
+            f"no medium): name a file, or for Parquet the folder that holds it ({named})"
         )
     folders = [one.name for one in inside if one.is_dir()]
     if folders and not any(one.is_file() for one in inside):

@@ -250,7 +250,7 @@ def test_marks_around_the_first_question_stand_for_the_media(text):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tab.xlsx", "z.jsonl.zst", "d.parquet.gz", "words.txt", "w.yaml"])
+@pytest.mark.parametrize("name", ["tab.xlsx", "z.jsonl.lz4", "d.parquet.gz", "words.txt", "w.yaml"])
 def test_other_files_are_told_what_is_read(name, tmp_path, capsys):
     (tmp_path / name).write_text('[{"messages": ["a", "b"]}]')
     assert prepare(tmp_path / name, "--out", tmp_path / "out") == 2

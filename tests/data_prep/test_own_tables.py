@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import lzma
+import random
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +30,7 @@ from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.manifest import MANIFEST, read_head
 from molmo2_nemo.data.shards import ShardDataset
 
+ZSTD = partial(pa.Codec("zstd").compress, asbytes=True)
 CHAT = [{"role": "user", "content": "Which animal?"}, {"role": "assistant", "content": "a cat"}]
 ROWS = [
     {"image": "cat.jpg", "question": 'Which "animal", exactly?', "answer": "a cat"},
@@ -92,6 +95,8 @@ FILES = {
     "e.jsonl.gz": gzip.compress(LINES),
     "f.jsonl.bz2": bz2.compress(LINES),
     "g.ndjson.xz": lzma.compress(LINES),
+    "l.jsonl.zst": ZSTD(LINES),
+    "m.csv.zst": ZSTD(table(ROWS[:1])) + ZSTD(table(ROWS[1:]).partition(b"\n")[2]),
     "h.json": json.dumps(ROWS, indent=1).encode(),
     "i.jsonlines": LINES,
     "j.json": LINES,
@@ -291,9 +296,21 @@ def test_rows_of_another_length_spoil_no_other(place, capsys):
         (place / "bad.csv").write_bytes(text)
         assert prepare(place / "bad.csv", "--out", place / "out") == 2
         assert words in capsys.readouterr().err
-    (place / "bad.jsonl.gz").write_bytes(gzip.compress(LINES)[:-12])
-    assert prepare(place / "bad.jsonl.gz", "--out", place / "out") == 2
-    assert "damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, ZSTD])
+@pytest.mark.parametrize("part", [slice(0, -12), slice(40, None), slice(0, 0)])
+def test_a_packed_file_that_is_damaged_is_named(kind, pack, part, place, capsys):
+    """Cut short, without its beginning, or changed in the middle."""
+    whole = pack((LINES if kind == "jsonl" else table(ROWS)) + random.Random(1).randbytes(2000).hex().encode())
+    end = {gzip.compress: "gz", bz2.compress: "bz2", lzma.compress: "xz", ZSTD: "zst"}[pack]
+    changed = whole[:20] + bytes(byte ^ 255 for byte in whole[20:60]) + whole[60:]
+    path = place / f"bad.{kind}.{end}"
+    path.write_bytes(whole[part] or changed)
+    assert prepare(path, "--out", place / "out") == 2
+    said = capsys.readouterr().err
+    assert str(path) in said and ("damaged" in said or "cannot be read" in said) and "Traceback" not in said
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])

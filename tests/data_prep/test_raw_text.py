@@ -154,9 +154,6 @@ def test_a_folder_of_texts_is_one_data_set(tmp_path, capsys):
         data = ShardDataset(out / "text")
         found = [parse_record(*data.read(i)).annotations[0].content.text for i in range(len(data))]
         assert found == sum(parts, [])
-    assert main(["prepare", f"text={corpus}", "--out", str(tmp_path / "none")]) == 2
-    said = capsys.readouterr().err
-    assert "files of folders below it are not read" in said and f"({lines}, {parquet})" in said
     other = tmp_path / "other"
     other.mkdir()
     (other / "a.jsonl").write_text('{"body": "a document"}\n')
@@ -166,3 +163,59 @@ def test_a_folder_of_texts_is_one_data_set(tmp_path, capsys):
     assert main(["prepare", f"text={lines}", "--out", str(tmp_path / "again"), "--workers", "0"]) == 0
     bad = json.loads((tmp_path / "again" / "text" / "skipped.jsonl").read_text())
     assert (bad["file"], bad["line"], bad["field"]) == ("part-3.jsonl", 2, "text")
+
+
+def documents(folder):
+    data = ShardDataset(folder)
+    return [parse_record(*data.read(i)).annotations[0].content.text for i in range(len(data))]
+
+
+def prepare_texts(tmp_path, corpus, *options):
+    assert main(["prepare", f"text={corpus}", "--out", str(tmp_path / "out"), "--workers", "0", *options]) == 0
+    return documents(tmp_path / "out" / "text")
+
+
+def test_a_folder_of_texts_is_read_with_those_below_it(tmp_path, capsys):
+    """As SlimPajama comes: files of the same names in folders of chunks, packed by zstandard, and other splits."""
+    corpus = tmp_path / "corpus"
+    zstd = pa.Codec("zstd")
+    for place in ("train/chunk1/a_0", "train/chunk1/a_1", "train/chunk2/a_0", "test/chunk1/a_0", ".cache/x"):
+        path = corpus / f"{place}.jsonl.zst"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(zstd.compress(json.dumps({"text": place}).encode() + b"\n{}\n", asbytes=True))
+    (corpus / "train" / "again").symlink_to(corpus / "train", target_is_directory=True)
+    (corpus / "readme.jsonl").write_text('{"text": "about it"}\n')
+    found = prepare_texts(tmp_path, corpus)
+    assert found == ["train/chunk1/a_0", "train/chunk1/a_1", "train/chunk2/a_0"]
+    said = capsys.readouterr().out
+    assert f"not read: the file {corpus / 'readme.jsonl'}" in said
+    assert f"not read: 1 file in {corpus / 'test'}\n" in said and ".cache" not in said
+    data = ShardDataset(tmp_path / "out" / "text")
+    assert len({data.read(i)[0] for i in range(3)}) == 3, "keys of files with the same name"
+    bad = [json.loads(line) for line in (tmp_path / "out" / "text" / "skipped.jsonl").read_text().splitlines()]
+    places = [("train/chunk1/a_0.jsonl.zst", 2), ("train/chunk1/a_1.jsonl.zst", 2), ("train/chunk2/a_0.jsonl.zst", 2)]
+    assert [(one["file"], one["line"]) for one in bad] == places
+    assert prepare_texts(tmp_path, corpus / "test", "--overwrite") == ["test/chunk1/a_0"]
+
+
+def test_parquet_of_texts_is_read_in_folders_below(tmp_path, capsys):
+    corpus = tmp_path / "corpus"
+    for place in ("2013/part", "2014/part"):
+        (corpus / place).parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist([{"text": place, "url": "u"}]), corpus / f"{place}.parquet")
+    assert prepare_texts(tmp_path, corpus) == ["2013/part", "2014/part"]
+    pq.write_table(pa.Table.from_pylist([{"text": "above"}]), corpus / "part.parquet")
+    (corpus / "more.jsonl").write_text('{"text": "lines"}\n')
+    assert prepare_texts(tmp_path, corpus, "--overwrite") == ["above"]
+    said = capsys.readouterr().out
+    for name in ("1 file in {}/2013\n", "1 file in {}/2014\n", "the file {}/more.jsonl\n"):
+        assert "not read: " + name.format(corpus) in said
+    other = tmp_path / "other"
+    for place in ("a", "b"):
+        (other / place).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist([{"question": "q", "answer": "a"}]), other / place / "x.parquet")
+    capsys.readouterr()
+    assert main(["prepare", f"text={other}", "--out", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err
+    assert "files of folders below it are not read, as they are no texts" in said
+    assert f"({other / 'a'}, {other / 'b'})" in said
