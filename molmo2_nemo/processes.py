@@ -22,6 +22,7 @@ ONE = 5.0  # seconds in which further signals are taken for the first, which a l
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
 POLL = 1.0  # seconds between two looks at the parent
 PARENT = "MOLMO2_PARENT"  # environment variable: id of the process that starts this one
+OWNER = "MOLMO2_OWNER"  # environment variable: id and start of the process that this one is not to outlive
 
 
 def die_with_parent() -> None:
@@ -45,12 +46,30 @@ def die_with_parent() -> None:
             pass  # not Linux
     served = multiprocessing.get_start_method() == "forkserver"  # the server is then the parent that the system knows
     known = os.getppid() if parent is None or parent.pid is None or served else parent.pid
-    _when_gone(known, lambda: os._exit(1))
+    _when(lambda: os.getppid() != known, lambda: os._exit(1))
 
 
-def stop_with_parent() -> None:
-    """Sends this process SIGTERM when the one that started it is gone: what it does ends as by a signal to itself."""
-    _when_gone(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+def stop_with_owner() -> bool:
+    """Sends this process SIGTERM when its owner is gone: what it does ends as by a signal to itself. Its owner is the
+    process whose `as_owner` is in its environment, however many are between the two; without one, its parent.
+
+    Returns:
+        False, and nothing is sent, where the owner that the environment names is gone already.
+    """
+    pid, began = os.environ.get(OWNER, f"{os.getppid()} None").split()
+
+    def gone() -> bool:
+        return os.getppid() != int(pid) and (began == "None" or str(process_start(int(pid))) != began)
+
+    if gone():
+        return False
+    _when(gone, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    return True
+
+
+def as_owner() -> dict[str, str]:
+    """What a process adds to the environment of those that are to `stop_with_owner`."""
+    return {OWNER: f"{os.getpid()} {process_start(os.getpid())}"}
 
 
 def as_parent() -> dict[str, str]:
@@ -58,11 +77,11 @@ def as_parent() -> dict[str, str]:
     return {PARENT: str(os.getpid())}
 
 
-def _when_gone(parent: int, then: Callable[[], Any]) -> None:
-    """Calls `then` in a thread when this process has another parent than `parent`."""
+def _when(gone: Callable[[], bool], then: Callable[[], Any]) -> None:
+    """Calls `then` in a thread when `gone` is true."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not gone():
             time.sleep(POLL)
         then()
 

@@ -77,12 +77,38 @@ if __name__ == "__main__":
     time.sleep(600)
 """
 
+# A child of a launcher that goes on when the program which started it is killed; and one that is still importing then.
+OWNED_CHILD = """
+import os, sys, time
+from molmo2_nemo.processes import stop_with_owner
+print(os.getpid(), flush=True)
+time.sleep(DELAY)
+if not stop_with_owner():
+    sys.exit()
+time.sleep(600)
+"""
+OWNED_PROGRAM = f"""
+import os, subprocess, sys, time
+from molmo2_nemo.processes import as_owner
+launcher = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+subprocess.Popen([sys.executable, "-c", launcher, {OWNED_CHILD!r}], env={{**os.environ, **as_owner()}})
+time.sleep(600)
+"""
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 @pytest.mark.parametrize(
     "code",
-    [PROGRAM, WORKER, SLOW_PROGRAM, SLOW_WORKER, PROGRAM.replace("die_with_parent", "stop_with_parent")],
-    ids=["program", "worker", "slow program", "slow worker", "signalled program"],
+    [
+        PROGRAM,
+        WORKER,
+        SLOW_PROGRAM,
+        SLOW_WORKER,
+        PROGRAM.replace("die_with_parent", "stop_with_owner"),
+        OWNED_PROGRAM.replace("DELAY", "0"),
+        OWNED_PROGRAM.replace("DELAY", "1"),
+    ],
+    ids=["program", "worker", "slow program", "slow worker", "signalled program", "owned", "slow owned"],
 )
 def test_a_child_ends_with_its_killed_parent(code):
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

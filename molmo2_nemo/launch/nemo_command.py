@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from molmo2_nemo.errors import UserError, nearest, show_error, user_message
+from molmo2_nemo.errors import PREEMPTED, UserError, nearest, show_error, user_message
 from molmo2_nemo.launch.reports import show_how_to_resume, show_next
-from molmo2_nemo.processes import stop_with_parent
+from molmo2_nemo.processes import stop_with_owner
 from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.schema import by_dotted_key, structure, to_dict
@@ -125,7 +125,9 @@ def _train(settings: Mapping[str, Any], workdir: str, asked: Mapping[str, Any]) 
             f"run.executor.container_mounts=\"['{workdir}:{workdir}']\""
         )
     if _of_an_executor() and not in_step(os.environ):
-        stop_with_parent()  # NeMo-Run gives it a session of its own, where it would outlive NeMo's command
+        if not stop_with_owner():  # NeMo-Run gives it a session of its own, where it would outlive NeMo's command
+            show_error("NeMo's command ended while this job started; nothing was trained: type the same line again")
+            return PREEMPTED
     os.chdir(workdir)
     cfg = structure(RunConfig, dict(settings))
     changes = differences(asked, built_recipe(cfg))

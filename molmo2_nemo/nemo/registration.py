@@ -33,6 +33,7 @@ from molmo2_nemo.model.config import PRESETS, Molmo2Config
 from molmo2_nemo.nemo.data import PackDataModule
 from molmo2_nemo.nemo.module import Molmo2Module
 from molmo2_nemo.nemo.optimizer import Molmo2Optimizer
+from molmo2_nemo.processes import as_owner
 from molmo2_nemo.settings import checks
 from molmo2_nemo.settings.compose import compose, group_options, stages_of
 from molmo2_nemo.settings.run import RunConfig
@@ -185,8 +186,9 @@ def slurm() -> run.Config[run.SlurmExecutor]:
 
 
 def local() -> run.Config[run.LocalExecutor]:
-    """A process of this machine, in a folder of NeMo-Run's; it starts as many as the recipe's layout has."""
-    return run.Config(run.LocalExecutor)
+    """A process of this machine, in a folder of NeMo-Run's; it starts as many as the recipe's layout has, and leaves
+    when this process is gone."""
+    return run.Config(run.LocalExecutor, env_vars=as_owner())
 
 
 def register() -> None:

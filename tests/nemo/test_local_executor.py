@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from molmo2_nemo.errors import PREEMPTED
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.lines import read_metrics
 from molmo2_nemo.rundir.progress import read_run
@@ -17,6 +19,17 @@ from molmo2_nemo.rundir.progress import read_run
 ROOT = Path(__file__).parents[2]
 FACTORY = "molmo2_tiny_sft(dir='run', overrides='parallel=single stage.max_steps=100000 save_every=100000')"
 PATIENCE = 900.0  # seconds until what is waited for must have come
+
+
+def job_of(command: int) -> tuple[list[str], dict[str, str]]:
+    """Words and environment of the job that NeMo's command has started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_text().split("\0")[:-1]
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == command and "nemo_run.core.runners.fdl_runner" in words:
+                return words, dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+    raise AssertionError("NeMo's command has no such job")
 
 
 @pytest.mark.trainer
@@ -39,6 +52,7 @@ def test_a_run_saves_and_leaves_when_nemos_command_is_gone(shards, tmp_path):
     try:
         until(lambda: command.poll() is not None or read_metrics(stage))
         assert command.poll() is None, (tmp_path / "out").read_text()[-3000:]
+        late = job_of(command.pid)
     finally:
         command.kill()
         command.wait()
@@ -47,3 +61,9 @@ def test_a_run_saves_and_leaves_when_nemos_command_is_gone(shards, tmp_path):
     assert saved.name == f"step={read_metrics(stage)[-1]['step']}"
     (found,) = (each for each in read_run(tmp_path / "run") if each.name == "sft")
     assert found.state != "running" and found.last_error is None
+
+    # the same process again, as if it had still been importing when NeMo's command ended
+    words, env = late
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == PREEMPTED and "NeMo's command ended while this job started" in done.stderr, done.stderr
+    assert [saved] == checkpoint_manifest.finished(stage / "checkpoints")
