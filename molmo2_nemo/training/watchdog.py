@@ -4,7 +4,7 @@ A thread in every process looks at where its rank is (whereabouts.py). Nothing i
 for one small file of each rank at the start. A rank without progress for half the time that it may take writes down
 where it is; after all of it, and when all others are without progress too, every rank writes the stacks of its
 threads, what it holds, and NCCL's record of its last collectives, and the processes end. The rank that did not come
-reports the error: one that is elsewhere than the others wait for it.
+reports the error (hang_cause.py).
 
 Time counts only while this process runs and nobody of the run is held up on purpose: what passes while a process is
 stopped (SIGSTOP, a machine that sleeps) is one look of the thread, whatever the clock says, and while any process of
@@ -14,7 +14,6 @@ the run on any machine is stopped or in a debugger (pdb, debugpy, gdb), it stand
 from __future__ import annotations
 
 import faulthandler
-import functools
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +32,7 @@ from molmo2_nemo.errors import show_error
 from molmo2_nemo.files import write_json
 from molmo2_nemo.processes import process_start
 from molmo2_nemo.rundir.paths import HANG
+from molmo2_nemo.training.hang_cause import Place, begun_collectives, who_did_not_come
 from molmo2_nemo.training.whereabouts import here
 
 SILENT = 3  # times its allowance after which a rank no longer waits for others that write down nothing
@@ -41,40 +41,11 @@ LOOK = 5.0  # seconds between two looks, with up to 100 ranks; each reads the fi
 LEAVE = 20.0  # seconds that ranks wait for each other's stacks at most
 DEBUGGERS = re.compile(r"(^|/)(pdb|bdb)\.py$|/(debugpy|pydevd|_pydevd_bundle)/")
 WAITING = re.compile(r"/torch/distributed/|training/step_clock\.py$")  # files on the stack of a collective that waits
-BETWEEN = re.compile(r"/torch/|step_clock\.py$|molmo2_nemo/cpu\.py$")  # files that say nothing of who called torch
+# files that say nothing of who called torch
+BETWEEN = re.compile(r"/torch/|/(contextlib|typing_extensions)\.py$|step_clock\.py$|molmo2_nemo/cpu\.py$")
 
 # Called by the rank that reports, with one line and the stacks; then the process ends.
 Report = Callable[[str, str], None]
-
-
-@dataclass
-class Place:
-    """Where a rank is, as its file says."""
-
-    rank: int
-    host: str
-    pid: int
-    began: int | None  # process_start, which tells it from a later process with this id
-    gpu: int | None
-    words: str = "starting"
-    order: list[int] = field(default_factory=lambda: [0, 0, 0])
-    line: str = ""  # of Python, that the main thread is at
-    stack: list[tuple[str, int]] = field(default_factory=list)  # of it: function and line, the outermost first
-    collectives: dict[str, int] = field(default_factory=dict)  # that it has begun, in each process group
-    waits: bool = False  # for other ranks: in a collective, or for data that they read
-    stuck: float = 0.0  # seconds without progress; 0 where there is some
-    looks: int = 0  # of the thread; a number that stands still is a process that does
-    held: bool = False  # in a debugger
-    stopped: list[int] = field(default_factory=list)  # ranks of this host whose process is stopped
-    alarm: bool = False  # its stacks are written
-
-    @property
-    def name(self) -> str:
-        return f"rank {self.rank} (host {self.host}{'' if self.gpu is None else f', GPU {self.gpu}'})"
-
-    @property
-    def at(self) -> str:
-        return f"{self.words}{f' ({self.line})' if self.line else ''}"
 
 
 class Watchdog:
@@ -270,85 +241,6 @@ class Watchdog:
                     found[rank] = Place(**json.loads(self._file(rank).read_text(encoding="utf-8")))
         self._others = {**before, **found}
         return found
-
-
-def who_did_not_come(places: list[Place], ranks: int) -> tuple[list[int], str]:
-    """The ranks that the others wait for, and in words why.
-
-    Args:
-        places: of the ranks that have written down where they are.
-        ranks: of the run.
-    """
-    silent = [rank for rank in range(ranks) if rank not in {place.rank for place in places if place.stuck}]
-    known = {place.rank: place for place in places}
-    if silent:
-        names = [known[rank].name if rank in known else f"rank {rank}" for rank in silent]
-        those = "they make" if len(silent) > 1 else "it makes"
-        why = f"{_list(names)} did not come: {those} no sign. Has a process ended, was it stopped, is a machine gone?"
-        return silent, f"{why} The others: {_others(places, silent)}"
-    if len(places) == 1:
-        return [places[0].rank], f"{places[0].name} is at {places[0].at}"
-    apart, orders = [place for place in places if not place.waits], [place.order for place in places]
-    if apart and (len(apart) < len(places) or min(orders) != max(orders)):
-        late, how = [place for place in apart if place.order == min(p.order for p in apart)], "did not come"
-    elif not apart and len(ahead := furthest(places)) < len(places):  # in collectives, not in the same one
-        late, how = ahead, "left out a collective that the others are in"
-        if 2 * len(ahead) > len(places):
-            late, how = [place for place in places if place not in ahead], "is in a collective that the others are past"
-    else:
-        doing = "do the same" if apart else "wait in collectives"
-        hint = "what do they wait for?" if apart else "does the network work, do their shapes agree?"
-        if len({place.at for place in places}) > 1:
-            return [], f"no rank is behind the others: {_others(places, [])}; {hint}"
-        return [], f"all ranks {doing} at {places[0].at}; {hint}"
-    who = [place.rank for place in late]
-    return who, f"{_list([f'{p.name} {how}: it is at {p.at}' for p in late])}. The others: {_others(places, who)}"
-
-
-def furthest(places: list[Place]) -> list[Place]:
-    """Those that no other is ahead of: by the part of the work; within one by where the calls on their stacks part, of
-    which the later line of a function is taken to be ahead; and at one line by having begun fewer collectives."""
-    first = functools.reduce(lambda a, b: b if _ahead(b, a) > 0 else a, places)
-    return [place for place in places if _ahead(place, first) == 0]
-
-
-def _ahead(a: Place, b: Place) -> int:
-    """Above 0 if `a` is ahead of `b`, below 0 if it is behind it, else 0."""
-    if a.order != b.order:
-        return 1 if a.order > b.order else -1
-    for (function, line), (other, other_line) in zip(a.stack, b.stack, strict=False):
-        if function != other:
-            break
-        if line != other_line:
-            return line - other_line
-    shared = a.collectives.keys() & b.collectives.keys()
-    return sum(b.collectives[group] - a.collectives[group] for group in shared)
-
-
-def begun_collectives() -> dict[str, int]:
-    """How many collectives this process has begun in each of its process groups, by torch's name of the group."""
-    if (c10d := sys.modules.get("torch.distributed.distributed_c10d")) is None:
-        return {}
-    return {name: group._get_sequence_number_for_group() for group, name in dict(c10d._world.pg_names).items()}
-
-
-def _others(places: list[Place], who: list[int]) -> str:
-    """Where the rest is, in words; of many at one place the first is named."""
-    rest: dict[str, list[int]] = {}
-    for place in places:
-        if place.rank not in who:
-            rest.setdefault(place.at, []).append(place.rank)
-    named = [
-        f"rank{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:4]))}{' ...' if len(numbers) > 4 else ''} "
-        f"at {at}"
-        for at, numbers in rest.items()
-    ]
-    return _list(named) if named else "none"
-
-
-def _list(words: list[str]) -> str:
-    more = f" and {len(words) - 4} more" if len(words) > 4 else ""
-    return "; ".join(words[:4]) + more
 
 
 def frames(thread: int | None) -> Iterator[FrameType]:

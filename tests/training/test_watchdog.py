@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from molmo2_nemo.training import watchdog
-from molmo2_nemo.training.watchdog import Place, attempt_folder, who_did_not_come
+from molmo2_nemo.training.hang_cause import Place, who_did_not_come
+from molmo2_nemo.training.watchdog import attempt_folder
 from molmo2_nemo.training.whereabouts import Work, here
 
 LIMIT = 3.0  # seconds
@@ -28,8 +29,9 @@ PATIENCE = 120.0  # until a process must be gone
 ENOUGH = 5  # steps
 
 
-def loop(folder: Path, rank: int, hang: Callable[[int, int, str], bool]) -> None:
-    """Two ranks train: a micro-batch, an exchange of gradients and a line of the log each step.
+def loop(folder: Path, rank: int, ranks: int, hang: Callable[[int, int, str], bool]) -> None:
+    """Ranks train, in pairs that compute together: a micro-batch, an exchange of gradients and a line of the log each
+    step. Of four, one of each pair exchanges gradients with one of the other.
 
     Args:
         hang: told rank, step and place; may keep a rank, and returns whether it leaves out what is there.
@@ -41,9 +43,13 @@ def loop(folder: Path, rank: int, hang: Callable[[int, int, str], bool]) -> None
 
     gc.freeze()
     cpu.enable(1)  # as a run does
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": "7"}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    other = dist.new_group([0, 1])
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": "7"}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+    everyone, pair = (
+        dist.new_group(list(range(ranks))),
+        dist.new_subgroups_by_enumeration([[0, 1], [2, 3]][: ranks // 2])[0],
+    )
+    across = dist.new_subgroups_by_enumeration([[0, 1]] if ranks == 2 else [[0, 2], [1, 3]])[0]
 
     def report(message: str, stacks: str) -> None:
         (folder / "errors.jsonl").write_text(json.dumps({"rank": rank, "message": message, "stacks": stacks}) + "\n")
@@ -55,12 +61,13 @@ def loop(folder: Path, rank: int, hang: Callable[[int, int, str], bool]) -> None
             here.fetches()
             hang(rank, step, "loader")
             here.computes([f"shard-{rank}.tar:{step}"])
-            hang(rank, step, "computing")
+            if not hang(rank, step, "computing"):
+                dist.all_reduce(value, group=pair)
             here.at(Work.EXCHANGING)
             if not hang(rank, step, "exchange"):
-                dist.all_reduce(value)
+                dist.all_reduce(value, group=across)
             here.at(Work.FINISHING)
-            dist.all_reduce(value, group=other)
+            dist.all_reduce(value, group=everyone)
         (folder / f"done{rank}").touch()
 
 
@@ -75,11 +82,14 @@ def ended(*args: Any) -> None:
 
 
 def run(
-    folder: Path, hang: Callable[[int, int, str], bool], meanwhile: Callable[[list[Any]], None] | None = None
+    folder: Path,
+    hang: Callable[[int, int, str], bool],
+    meanwhile: Callable[[list[Any]], None] | None = None,
+    ranks: int = 2,
 ) -> Any:
-    """Exit codes of both ranks, and what was reported."""
+    """Exit codes of all ranks, and what was reported."""
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=ended, args=(folder, rank, hang), daemon=True) for rank in range(2)]
+    processes = [context.Process(target=ended, args=(folder, rank, ranks, hang), daemon=True) for rank in range(ranks)]
     gc.disable()
     for process in processes:
         process.start()
@@ -135,6 +145,49 @@ def test_the_rank_that_did_not_come_is_named(tmp_path, hang, rank, how, where):
         assert f"records of its micro-batch:\n  shard-{each}.tar:" in text
     assert not list(tmp_path.glob("done*"))
     assert not list(place.glob("*.collectives.json")), "NCCL's recorder has nothing of gloo"
+
+
+def leaves_out_of_its_pair(rank: int, step: int, place: str) -> bool:
+    return (rank, step, place) == (2, 4, "computing")
+
+
+def leaves_out_across(rank: int, step: int, place: str) -> bool:
+    return (rank, step, place) == (2, 4, "exchange")
+
+
+def keeps_its_pair(rank: int, step: int, place: str) -> bool:
+    if (rank, step, place) == (3, 3, "computing"):
+        time.sleep(10 * PATIENCE)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("hang", "rank", "how", "others"),
+    [
+        (
+            leaves_out_of_its_pair,
+            2,
+            "left out a collective that the others are in: it is at step 4, fin",
+            ("fin", "exch", "comp"),
+        ),
+        (
+            leaves_out_across,
+            2,
+            "left out a collective that the others are in: it is at step 4, fin",
+            ("exch", "fin", "fin"),
+        ),
+        (keeps_its_pair, 3, "did not come: it is at step 3, computing micro-batch 1", ("exch", "exch", "comp")),
+    ],
+)
+def test_of_four_the_one_is_named_that_others_wait_for_by_way_of_others(tmp_path, hang, rank, how, others):
+    """Most ranks are ahead of one that waits for the culprit, or as far as it."""
+    codes, said = run(tmp_path, hang, ranks=4)
+    assert codes == [1] * 4 and said["rank"] == rank
+    message = said["message"].partition(" The others: ")
+    assert f"): rank {rank} (host " in message[0] and how in message[0] and " did not come" not in message[2]
+    step, (place,) = how.partition("at step ")[2][0], (tmp_path / "hang").iterdir()
+    for other, part in zip((n for n in range(4) if n != rank), others, strict=True):
+        assert f": step {step}, {part}" in (place / f"rank{other:05}.txt").read_text()
 
 
 def test_a_run_without_a_hang_leaves_nothing(tmp_path):
@@ -221,6 +274,35 @@ def test_in_one_part_of_the_work_the_stacks_tell():
     assert who == [] and words.startswith("all ranks wait in collectives at exchanging gradients (norms.py total:90)")
     who, words = who_did_not_come(in_collectives(early, [("step.py step", 10), ("clip.py clip", 1)]), 2)
     assert who == [] and words.startswith("no rank is behind the others: ") and "(clip.py clip:1)" in words
+
+
+def counted(counts: list[dict[str, int]], **more: Any) -> list[Place]:
+    """Ranks at one line of one part of the work, by the collectives that each has begun in its groups."""
+    same = {"stack": [("step.py step", 10)], "waits": True} | more
+    return [place(n, [7, 2, 0], "exchanging gradients", collectives=each, **same) for n, each in enumerate(counts)]
+
+
+def test_by_what_each_has_begun():
+    """Chains of waiting end at the cause, whatever the ranks on the way do; where nobody left anything out, at those
+    whose collective does not end. On a GPU no stack shows who waits."""
+    chain = [{"all": 5, "a": 3}, {"all": 5, "a": 2, "b": 8}, {"all": 4, "b": 7, "c": 1}, {"all": 4, "c": 1}]
+    who, words = who_did_not_come(counted(chain), 4)
+    assert who == [2, 3] and words.startswith(
+        "rank 2 (host n, GPU 2) is in a collective that all its ranks have begun: it is at exchanging gradients; rank 3"
+    )
+    who, words = who_did_not_come(counted([*chain[:3], {"all": 4, "c": 0}]), 4)
+    assert who == [3] and "rank 3 (host n, GPU 3) left out a collective that the others are in: " in words
+    who, words = who_did_not_come(counted([*chain[:3], {"all": 4, "c": 0}], waits=False), 4)
+    assert who == [3] and "rank 3 (host n, GPU 3) left out a collective that the others are in: " in words
+    late = [replace(each, order=[7, 1, 3]) if each.rank == 2 else each for each in counted(chain[:3], waits=False)]
+    assert who_did_not_come(late, 3)[1].startswith("rank 2 (host n, GPU 2) did not come: ")
+    assert who_did_not_come(counted([{"all": 4}, {"all": 4}, {"all": 4}]), 3)[0] == []
+    received = [("megatron/core/pipeline_parallel/p2p_communication.py recv", 9)]
+    stages = [replace(each, stack=received) if each.rank > 1 else each for each in counted(chain)]
+    who, words = who_did_not_come(stages, 4)
+    assert who == [2, 3] and "rank 2 (host n, GPU 2) waits for a message of another pipeline stage: " in words
+    apart = replace(stages[0], gpu=None, waits=False)
+    assert who_did_not_come([apart, *stages[1:]], 4)[0] == [0]
 
 
 def test_allowances():
