@@ -12,12 +12,13 @@ from molmo2_nemo.errors import PREEMPTED, UserError, nearest
 from molmo2_nemo.launch.local import launch, signals_passed
 from molmo2_nemo.launch.reports import show_how_to_resume
 from molmo2_nemo.rundir import checkpoint_manifest
-from molmo2_nemo.rundir.paths import CHECKPOINTS, EVALUATION, SUMMARY, stage_dir
+from molmo2_nemo.rundir.config_file import read_config
+from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, EVALUATION, SUMMARY, stage_dir
 from molmo2_nemo.rundir.results import read_results
 from molmo2_nemo.rundir.resume import refuse_changes
 from molmo2_nemo.rundir.summary import figures_missing, read_summary
 from molmo2_nemo.settings import checks
-from molmo2_nemo.settings.compose import compose, stages_of
+from molmo2_nemo.settings.compose import compose, listed, stages_of
 from molmo2_nemo.settings.multirun import of_one_stage
 from molmo2_nemo.settings.run import RunConfig
 
@@ -104,26 +105,27 @@ def overrides_of_stages(
 
 def _start_of_part(configs: Sequence[RunConfig], whole: Sequence[str]) -> None:
     """Lets a part of the recipe's stages start from the one before it, if that is finished in the run's folder; says
-    so, or that it starts from random weights.
+    so, or why it does not.
 
     Args:
         whole: the recipe's stages.
     """
     first = configs[0]
-    before = whole[: whole.index(first.stage.name)] if first.stage.name in whole else []
+    name = first.stage.name
+    before = whole[: whole.index(name)] if name in whole else []
     if not before or first.init_from is not None:
         return
     folder = Path(first.output_dir) / before[-1]
     done = read_summary(folder)
     if done is None:
-        how = (
-            f"from random weights: {before[-1]}, which the recipe has before it, is left out and not finished in "
-            f"{folder}; {first.stage.name}:init_from=CHECKPOINT starts from others"
+        place = (
+            f"it comes after it in stages={listed(first.stages)}" if before[-1] in first.stages else "it is left out"
         )
+        says = f"does not start from {before[-1]}, which the recipe has before it: {place} and not finished in {folder}"
     else:
         first.init_from = str(done["checkpoint"])
-        how = f"from {first.init_from}, as {before[-1]} is finished"
-    print(f"{first.stage.name} starts {how}", file=sys.stderr, flush=True)
+        says = f"starts from {first.init_from}, as {before[-1]} is finished"
+    print(f"{name} {says}", file=sys.stderr, flush=True)
 
 
 def run_stages(configs: Sequence[RunConfig], train: Callable[[RunConfig], int] = launch) -> int:
@@ -210,4 +212,12 @@ def _check_order(configs: Sequence[RunConfig], done: Sequence[dict[str, Any] | N
         folder = stage_dir(configs[number])
         if earlier and (result is not None or checkpoint_manifest.finished(folder / CHECKPOINTS)):
             how = "was trained" if result is None else "is finished"
+            cfg, trained = configs[number], read_config(folder / CONFIG)
+            order = trained.stages if trained is not None else []
+            name = cfg.stage.name
+            if {name, earlier[0]} <= {*order} and order.index(earlier[0]) > order.index(name):
+                raise UserError(
+                    f"stages={listed(cfg.stages)}: {name} {how} in {folder}, and there {earlier[0]} came after it "
+                    f"(stages={listed(order)}), not before; write that order, or take another output_dir"
+                )
             raise UserError(f"{folder} {how}, but {earlier[0]}, which it starts from, is not finished; remove {folder}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,20 @@ def resolve_start(cfg: RunConfig) -> None:
     if run is not None and saved is not None and saved.stage.lora.rank and not cfg.stage.lora.rank:
         checkpoint = _merged(checkpoint, run)
     cfg.init_from = str(checkpoint)
+
+
+def say_random_start(cfg: RunConfig) -> None:
+    """Says on stderr that a stage starts from random weights, unless it has a checkpoint to start or resume from."""
+    if cfg.init_from is not None or checkpoint_manifest.finished(stage_dir(cfg) / CHECKPOINTS):
+        return
+    name, host = cfg.stage.name, cfg.cluster.slurm.ssh.host if cfg.cluster.kind == "slurm" else None
+    unless = "" if host is None else f" (or resumes, if it has a checkpoint on {host})"
+    print(
+        f"{name} starts from random weights{unless}: init_from is not set; init_from=CHECKPOINT, in a pipeline "
+        f"{name}:init_from=CHECKPOINT, starts from others",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _merged(checkpoint: Path, run: Path) -> Path:

@@ -62,18 +62,18 @@ def stages_of(
     for number, name in enumerate(stages):
         if name not in known:
             raise UserError(
-                f"stages={_listed(stages)}: unknown stage {name!r}; {nearest(name, known)}; a stage of your own is a "
+                f"stages={listed(stages)}: unknown stage {name!r}; {nearest(name, known)}; a stage of your own is a "
                 f"file stage/{name}.yaml in a folder that --config-dir names{of_stage(name)}"
             )
         if name in stages[:number]:
             raise UserError(
-                f"stages={_listed(stages)}: {name} is there twice, and both would train in one folder; give the second "
+                f"stages={listed(stages)}: {name} is there twice, and both would train in one folder; give the second "
                 f"a name of its own: a copy of conf/stage/{name}.yaml in a folder that --config-dir names"
             )
     return stages
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """A list as the command line has it."""
     return f"[{','.join(names)}]"
 

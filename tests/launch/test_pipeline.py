@@ -231,7 +231,7 @@ def test_a_recipe_lists_its_stages(tmp_path):
 def test_a_part_of_the_stages(tmp_path, capsys):
     """It starts where the recipe would have it start, if that is there; else that is said."""
     assert [c.init_from for c in stages(tmp_path, "stages=[sft,long]")] == [None, None]
-    assert "sft starts from random weights: pretrain" in capsys.readouterr().err
+    assert "sft does not start from pretrain, which the recipe has before it: it is left out" in capsys.readouterr().err
     run_stages(stages(tmp_path), Trainer(fail_at="sft"))
     configs = stages(tmp_path, "stages=[sft,long]")
     (start,) = (tmp_path / "pretrain" / "checkpoints").glob("step=*")
@@ -240,6 +240,17 @@ def test_a_part_of_the_stages(tmp_path, capsys):
     assert run_stages(configs, again) == 0 and again.ran == ["sft", "long"]
     assert [s.name for s in read_run(tmp_path)] == ["pretrain", "sft", "long"]
     assert [c.init_from for c in stages(tmp_path, "stages=[sft,long]", "sft:init_from=/x")] == ["/x", None]
+
+
+def test_stages_in_another_order_than_the_recipes(tmp_path, capsys):
+    """It is said, and where the run has trained them in the other order nothing is to be removed."""
+    assert [c.init_from for c in stages(tmp_path, "stages=[long,sft]")] == [None, None]
+    said = "long does not start from sft, which the recipe has before it: it comes after it in stages=[long,sft] and"
+    assert said in capsys.readouterr().err
+    run_stages(stages(tmp_path, "stages=[sft,long]"), Trainer(fail_at="long"))
+    with pytest.raises(UserError, match=r"stages=\[long,sft\]: sft is finished .*there long came after it") as error:
+        run_stages(stages(tmp_path, "stages=[long,sft]"), Trainer())
+    assert "(stages=[sft,long])" in str(error.value) and "remove" not in str(error.value)
 
 
 @pytest.mark.parametrize(

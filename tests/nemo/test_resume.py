@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -27,25 +28,29 @@ def train_words(data: Path, out: Path, *settings: str) -> list[str]:
     ]
 
 
-def run_until(command: list[str], metrics: Path, step: int) -> int:
-    """Start the command in a session of its own and SIGKILL all of it once `step` has been written."""
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            break
-        time.sleep(0.01)
-    alive = process.poll() is None
-    if alive:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert alive, f"the run ended with {process.returncode} before it could be killed"
-    return process.returncode
+def run_until(command: list[str], metrics: Path, step: int) -> str:
+    """Start the command in a session of its own and SIGKILL all of it once `step` has been written; what it said on
+    stderr."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=said)
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline and process.poll() is None:
+            if metrics.exists() and f'"step": {step},' in metrics.read_text():
+                break
+            time.sleep(0.01)
+        alive = process.poll() is None
+        if alive:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert alive, f"the run ended with {process.returncode} before it could be killed"
+        said.seek(0)
+        return said.read()
 
 
-def finish(command: list[str]) -> None:
+def finish(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stderr
 
 
 def losses(folder: Path) -> list[tuple]:
@@ -66,9 +71,10 @@ def test_killed_run_ends_like_an_unbroken_one(workers, molmo2, shards, tmp_path)
     workers.run(unbroken, train_words(shards, whole, setting), ranks=2, fit=True)
     # read one ahead: what the killed attempt had ready and not yet taken is read again
     command = [*molmo2, "train", *train_words(shards, broken, setting, "kernels.inputs=ahead")]
-    run_until(command, broken / "sft" / "metrics.jsonl", 4)  # checkpoint at 3, next at 6
+    began = run_until(command, broken / "sft" / "metrics.jsonl", 4)  # checkpoint at 3, next at 6
+    assert began.count("sft starts from random weights: init_from is not set") == 1
     assert not (broken / "sft" / "summary.json").exists()
     assert 4 <= losses(broken)[-1][0] < 6
-    finish(command)
+    assert "random weights" not in finish(command)
     assert [step for step, *_ in losses(whole)] == list(range(1, STEPS + 1))
     assert losses(broken) == losses(whole)

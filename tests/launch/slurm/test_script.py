@@ -197,7 +197,9 @@ def test_no_slurm_here_is_one_line(shards, tmp_path, monkeypatch, capsys):
     call = ["train", *settings, data, f"output_dir={tmp_path}/run"]
     assert main([*call, "--dry-run"]) == 0
     said = capsys.readouterr()
-    assert said.out.count("#!/bin/bash") == 1 and said.err == "", "nothing is missing"
+    start = "sft starts from random weights: init_from is not set; init_from=CHECKPOINT, in a pipeline sft:init_from"
+    assert said.out.count("#!/bin/bash") == 1
+    assert said.err.startswith(start) and said.err.count("\n") == 1, "nothing is missing"
     assert main([*call, "init_from=/absent", "--dry-run"]) == 0
     assert capsys.readouterr().err.startswith("before submitting sft: init_from=/absent: no such checkpoint")
     assert main([*call, "init_from=/absent"]) == 2
@@ -221,6 +223,16 @@ def test_a_dry_run_shows_the_scripts_and_then_what_is_missing(tmp_path, monkeypa
     assert "before submitting pretrain: init_from=checkpoints/8b-start: no such checkpoint folder" in said.err
     assert "before submitting pretrain, sft, long: data.tokenizer=" in said.err
     assert list(tmp_path.iterdir()) == [], "something was written"
+
+
+def test_a_dry_run_says_that_the_first_stage_starts_from_random_weights(tmp_path, capsys):
+    """Of the first alone, as long as it is not known to resume."""
+    call = ["pipeline", "recipe=omnilong", f"output_dir={tmp_path}", f"cluster.slurm.workdir={tmp_path}", "--dry-run"]
+    assert main(call) == 0
+    assert capsys.readouterr().err.count("extend starts from random weights: init_from") == 1
+    (tmp_path / "extend" / "checkpoints" / "step=1").mkdir(parents=True)
+    assert main(call) == 0
+    assert "random weights" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
