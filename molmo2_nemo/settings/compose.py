@@ -66,9 +66,11 @@ def stages_of(
                 f"file stage/{name}.yaml in a folder that --config-dir names{of_stage(name)}"
             )
         if name in stages[:number]:
+            own = Path(config_dir or "", "stage", f"{name}.yaml")
+            file = own if config_dir and own.is_file() else f"conf/stage/{name}.yaml"
             raise UserError(
                 f"stages={listed(stages)}: {name} is there twice, and both would train in one folder; give the second "
-                f"a name of its own: a copy of conf/stage/{name}.yaml in a folder that --config-dir names"
+                f"a name of its own: a copy of {file} in a folder that --config-dir names"
             )
     return stages
 

@@ -258,6 +258,8 @@ def test_stages_in_another_order_than_the_recipes(tmp_path, capsys):
     [
         (["stages=[]"], r"stages=\[\]: no stage to run; name some of align, "),
         (["stages=[sft,long,sft]"], r"stages=\[sft,long,sft\]: sft is there twice"),
+        (["stages=[sft,sft]"], "a copy of conf/stage/sft.yaml in a folder that --config-dir names"),
+        (["stages=[clips,sft,clips]"], "clips is there twice, .*: a copy of /.*/conf/stage/clips.yaml in a folder"),
         (["stages=[sft,lng]"], "unknown stage 'lng'; did you mean 'long'"),
         (["stages=[sft,long]", "clips:save_every=3"], "unknown stage 'clips'"),
         (["long:stages=[sft]"], "all stages have this in common; write it without long:"),
