@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from molmo2_nemo.rundir.progress import StageProgress, duration, read_run
+from molmo2_nemo.rundir.standstill import standstill
 from molmo2_nemo.rundir.straggler import straggler
 
 EXAMPLES = """\
@@ -55,6 +56,7 @@ def as_dict(stage: StageProgress) -> dict[str, Any]:
         "skipped_steps": stage.skipped_steps,
         "skipped_records": stage.steps[-1].get("skipped", 0) if stage.steps else 0,
         "straggler": straggler(stage.steps),
+        "standstill": standstill(stage.folder) if stage.state in ("starting", "running") else None,
         "validation": stage.validation[-1] if stage.validation else None,
         "evaluation": stage.evaluations[-1] if stage.evaluations else None,
         "error": stage.last_error["message"] if stage.last_error else None,
@@ -113,6 +115,8 @@ def remarks(stage: StageProgress, now: float) -> list[str]:
         found.append(f"{stage.skipped_steps} steps skipped{''.join(newest)}")
     if stage.steps and stage.steps[-1].get("skipped"):
         found.append(f"{stage.steps[-1]['skipped']:,} records skipped")
+    if stage.state in ("starting", "running") and (still := standstill(stage.folder)) is not None:
+        found.append(still)
     if stage.state == "running" and (slow := straggler(stage.steps)) is not None:
         found.append(slow)
     if stage.last_error is not None and stage.state != "finished":

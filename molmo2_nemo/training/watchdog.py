@@ -38,6 +38,7 @@ from molmo2_nemo.training.whereabouts import here
 SILENT = 3  # times its allowance after which a rank no longer waits for others that write down nothing
 COLLECTIVES = 2000  # last ones of each process that NCCL's flight recorder keeps
 LOOK = 5.0  # seconds between two looks, with up to 100 ranks; each reads the files of all when there is no progress
+LATELY = 3  # looks of its own in which a rank expects another that writes to have looked, too
 LEAVE = 20.0  # seconds that ranks wait for each other's stacks at most
 DEBUGGERS = re.compile(r"(^|/)(pdb|bdb)\.py$|/(debugpy|pydevd|_pydevd_bundle)/")
 WAITING = re.compile(r"/torch/distributed/|training/step_clock\.py$")  # files on the stack of a collective that waits
@@ -76,7 +77,7 @@ class Watchdog:
         self.look = min(LOOK * max(1.0, ranks / 100), limit / 20)
         self.main = threading.main_thread().ident
         self._over = threading.Event()
-        self._others: dict[int, Place] = {}
+        self._seen: dict[int, tuple[int, int]] = {}  # of other ranks: their last number of looks, and ours when it came
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     @contextmanager
@@ -105,7 +106,7 @@ class Watchdog:
             if here.moves != moves:
                 moves, stuck = here.moves, 0.0
                 if self.own.stuck:
-                    self.own.stuck = 0.0
+                    self.own.stuck, self.own.stopped = 0.0, []
                     self._write()
                 continue
             allowed = self.limit * here.allowance
@@ -132,9 +133,12 @@ class Watchdog:
         return self.own.held or bool(self.own.stopped) or any(place.held or place.stopped for place in alive)
 
     def _looks_on(self, place: Place) -> bool:
-        """Whether the thread of another rank has looked since this one read its file last."""
-        before = self._others.get(place.rank)
-        return before is None or before.looks != place.looks
+        """Whether the thread of another rank goes on: the number of its looks has changed lately."""
+        looks, when = self._seen.get(place.rank, (None, 0))
+        if looks != place.looks:
+            when = self.own.looks
+            self._seen[place.rank] = place.looks, when
+        return self.own.looks - when < LATELY
 
     def _all_stuck(self, others: dict[int, Place]) -> bool:
         return len(others) == self.ranks - 1 and all(place.stuck for place in others.values())
@@ -234,12 +238,11 @@ class Watchdog:
 
     def _read(self) -> dict[int, Place]:
         """The other ranks' files; ones that cannot be read are left out."""
-        before, found = self._others, {}
+        found: dict[int, Place] = {}
         for rank in range(self.ranks):
             if rank != self.own.rank:
                 with suppress(OSError, json.JSONDecodeError, TypeError):
                     found[rank] = Place(**json.loads(self._file(rank).read_text(encoding="utf-8")))
-        self._others = {**before, **found}
         return found
 
 

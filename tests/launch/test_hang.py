@@ -132,13 +132,16 @@ def ended(molmo2, shards, tmp_path_factory) -> Iterator[dict[str, Any]]:
             os.kill(pid, signal.SIGSTOP)
         until(lambda: steps(sleeping), said)
         named = until(lambda: "is slower than the rest" in (now := status(sleeping)) and now, said)
+        os.kill(rank_1(sleeping), signal.SIGSTOP)
+        still = until(lambda: "the run stands still" in (now := status(sleeping)) and now, said)
+        os.kill(rank_1(sleeping), signal.SIGCONT)
         (sleeping / NOW).touch()
         until(lambda: launcher.poll() is not None, said)
         codes = {"reading": [launcher.returncode], "sleeping": warm.wait(slow), "leaving_out": warm.wait(skipping)}
         yield {
             name: {"codes": codes[name], "folder": folder, "status": status(folder), "log": said()}
             for name, folder in folders.items()
-        } | {"slow": named}
+        } | {"slow": named, "still": still}
     finally:
         for pid in stopped:
             with contextlib.suppress(ProcessLookupError):
@@ -175,6 +178,12 @@ def test_every_rank_leaves_its_stacks_and_its_records(ended, name):
         assert head.startswith(f"rank {rank} (host {HOST}), process ") and ": step " in head.splitlines()[0]
         assert "\nrecords of its micro-batch:\n  pretrain-0" in head
         assert "Thread 0x" in stacks and "nemo/train.py" in stacks
+
+
+def test_status_names_the_stopped_rank_while_the_run_stands_still(ended):
+    (line,) = [line for line in ended["still"].splitlines() if "the run stands still" in line]
+    assert line.startswith(f"pretrain: the run stands still: rank 1 (host {HOST}, process ") and "kill -CONT" in line
+    assert json.loads(status(ended["sleeping"]["folder"], "--json").splitlines()[0])["standstill"] is None, "it ended"
 
 
 def test_status_names_the_slow_rank_while_the_run_goes_on(ended):

@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from molmo2_nemo.rundir.standstill import standstill
 from molmo2_nemo.training import watchdog
 from molmo2_nemo.training.hang_cause import Place, who_did_not_come
 from molmo2_nemo.training.watchdog import attempt_folder
@@ -138,6 +140,9 @@ def test_the_rank_that_did_not_come_is_named(tmp_path, hang, rank, how, where):
     message = said["message"]
     assert message.startswith(f"no progress for {LIMIT:g} s (faults.hang_seconds={LIMIT:g}): rank {rank} (host ")
     assert f"{how}" in message and where in message and f"The others: rank {1 - rank} at step" in message
+    assert standstill(tmp_path).startswith("no progress for ") and " s on 2 of 2 ranks, such as " in standstill(
+        tmp_path
+    )
     (place,) = (tmp_path / "hang").iterdir()
     for each in range(2):
         text = (place / f"rank{each:05}.txt").read_text()
@@ -191,7 +196,7 @@ def test_of_four_the_one_is_named_that_others_wait_for_by_way_of_others(tmp_path
 
 
 def test_a_run_without_a_hang_leaves_nothing(tmp_path):
-    assert run(tmp_path, lambda rank, step, place: False) == ([0, 0], None)
+    assert run(tmp_path, lambda rank, step, place: False) == ([0, 0], None) and standstill(tmp_path) is None
     assert {path.name for path in tmp_path.iterdir()} - {"meet"} == {"done0", "done1"}
 
 
@@ -201,7 +206,7 @@ def held_up(rank: int, step: int, place: str) -> bool:
         if step == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
         if step == 4:
-            exec(compile("import time\ntime.sleep(SECONDS)", "/usr/lib/pdb.py", "exec"), {"SECONDS": 3 * LIMIT})
+            exec(compile("import time\ntime.sleep(SECONDS)", "/usr/lib/pdb.py", "exec"), {"SECONDS": 5 * LIMIT})
     return False
 
 
@@ -213,7 +218,15 @@ def test_nobody_is_told_off_for_being_stopped_or_debugged(tmp_path):
             assert time.monotonic() < end
             time.sleep(0.05)
         time.sleep(3 * LIMIT)
+        who, host = f"rank 1 (host {socket.gethostname()}, process {processes[1].pid}) is", socket.gethostname()
+        assert standstill(tmp_path) == (
+            f"the run stands still: {who} stopped (SIGSTOP, Ctrl-Z) or in a debugger; "
+            f"kill -CONT {processes[1].pid} on {host} lets it go on"
+        )
         os.kill(processes[1].pid, signal.SIGCONT)
+        while standstill(tmp_path) != f"the run stands still: {who} in a debugger":
+            assert time.monotonic() < end
+            time.sleep(0.05)
 
     assert run(tmp_path, held_up, wake) == ([0, 0], None)
     assert (tmp_path / "done0").exists() and not list(tmp_path.glob("hang/*/*.txt"))
