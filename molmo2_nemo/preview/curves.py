@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ COLOURS = ("#2a6f97", "#c8553d", "#4f8a4b", "#8e6bb0", "#b98b2e", "#4aa3a2", "#a
 
 
 WIDE, SLIM, SMALL = (10.4, 3.9), (4.4, 3.4), (4.4, 2.9)  # inches; the first chart is wide, and slim on a phone
+LEGEND_ROW = 0.18  # inches
 
 
 Chart = Callable[[Any, Sequence[StageProgress]], str | None]  # draws on axes; gives the caption, None: no values
@@ -45,7 +47,7 @@ def _drawn(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     settings: dict[Any, Any] = {
         "font.size": 10,
@@ -54,7 +56,7 @@ def _drawn(
         "svg.hashsalt": f"molmo2 {draw.__name__} {size}",  # of names inside the picture: one page holds several
     }
     with plt.rc_context(settings):
-        chart, axes = plt.subplots(figsize=size)
+        chart, axes = plt.subplots(figsize=size, layout="constrained")
         caption = draw(axes, stages)
         if caption is None:
             plt.close(chart)
@@ -62,17 +64,44 @@ def _drawn(
         _stage_marks(axes, stages)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92", linewidth=0.8)
+        axes.set_xlim(0, 1.02 * max(1, sum(stage.step for stage in stages)))  # also where few steps have values
         axes.xaxis.set_major_locator(MaxNLocator(7 if size == WIDE else 4, integer=True))
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("optimizer step")
+        if axes.get_yscale() == "log":
+            axes.yaxis.set_major_locator(_logarithmic(*axes.get_ylim()))
+            axes.yaxis.set_minor_formatter("")
+        # in full: an exponent of all the ticks would stand above the axis, where the stages have their names
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
         axes.set_axisbelow(True)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=9, ncols=2 if size == WIDE else 1)
-        chart.tight_layout()
+        _legend(chart, axes, size)
         text = io.StringIO()
         chart.savefig(text, format="svg", metadata={"Date": None})
         plt.close(chart)
     return text.getvalue()[text.getvalue().index("<svg") :], caption
+
+
+def _logarithmic(low: float, high: float) -> Any:
+    """A locator of 3 to 8 ticks between two limits of a logarithmic axis, of powers of ten where there are 3."""
+    from matplotlib.ticker import FixedLocator, MaxNLocator
+
+    decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for steps in ((1,), (1, 2, 5)):
+        ticks = [step * 10.0**decade for decade in decades for step in steps]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        if len(shown) >= 3:
+            return FixedLocator(shown[:: -(-len(shown) // 8)])
+    return MaxNLocator(4)
+
+
+def _legend(chart: Any, axes: Any, size: tuple[float, float]) -> None:
+    """A legend below the axes, where it hides no curve; the chart grows by its rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    columns = max(1, int(14 * size[0] / (max(map(len, labels)) + 8)))  # 14 letters an inch; 8 for a line and gaps
+    chart.set_size_inches(size[0], size[1] + LEGEND_ROW * -(-len(labels) // columns))
+    chart.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=9, ncols=columns)
 
 
 def offsets(stages: Sequence[StageProgress]) -> dict[str, int]:
@@ -170,8 +199,6 @@ def _norms(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if not _lines(axes, stages, _of_groups("grad_norm")):
         return None
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")  # powers of ten have exponents that are too small to read
-    axes.yaxis.set_minor_formatter("")
     axes.set_ylabel("norm")
     return "Gradient norm of each group, before clipping."
 
@@ -179,7 +206,6 @@ def _norms(axes: Any, stages: Sequence[StageProgress]) -> str | None:
 def _learning_rates(axes: Any, stages: Sequence[StageProgress]) -> str | None:
     if not _lines(axes, stages, _of_groups("lr")):
         return None
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     axes.set_ylabel("learning rate")
     return "Learning rate of each group."
 

@@ -85,31 +85,39 @@ def crop_captions(part: Part) -> list[str]:
     return captions
 
 
-def contact_sheet(part: Part, *, limit: int, width: int = 1200) -> tuple[Image.Image, int] | None:
-    """A sheet of an example's crops with captions, and the number of crops drawn; None without crops.
+def draw_crops(part: Part, *, limit: int) -> list[tuple[str, Image.Image]]:
+    """An example's crops, each with its caption and all of one size, at most 270 pixels.
 
     Of more than `limit` crops, evenly spaced ones are drawn, including the first and the last.
     """
     example = part.example
     count = example.num_crops
     if not count:
-        return None
+        return []
     chosen = np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(int))
     windows = window_map(example.pooling, count, example.crops.shape[1])
     captions = crop_captions(part) or [f"crop {i}" for i in range(count)]
     side = 270 if len(chosen) <= 4 else 189 if len(chosen) <= 12 else 135
-    drawn = [draw_crop(unpatchify(example.crops[i : i + 1])[0], windows[i], side) for i in chosen]
+    return [(captions[i], draw_crop(unpatchify(example.crops[i : i + 1])[0], windows[i], side)) for i in chosen]
+
+
+def contact_sheet(crops: list[tuple[str, Image.Image]], *, width: int = 1200) -> Image.Image:
+    """Crops, one or more, with their captions in rows, for the PNG file.
+
+    Args:
+        width: pixels at most.
+    """
     gap, label = 8, 18
-    cell = drawn[0].width + gap
-    columns = max(1, min(len(drawn), width // cell))
-    rows = -(-len(drawn) // columns)
-    sheet = Image.new("RGB", (columns * cell - gap, rows * (drawn[0].height + label + gap) - gap), "white")
+    side = crops[0][1].width
+    columns = max(1, min(len(crops), width // (side + gap)))
+    rows = -(-len(crops) // columns)
+    sheet = Image.new("RGB", (columns * (side + gap) - gap, rows * (side + label + gap) - gap), "white")
     pen, font = ImageDraw.Draw(sheet), _font(13)
-    for place, (index, image) in enumerate(zip(chosen, drawn, strict=True)):
-        x, y = place % columns * cell, place // columns * (image.height + label + gap)
-        pen.text((x, y), captions[index], fill=INK, font=font)
+    for place, (caption, image) in enumerate(crops):
+        x, y = place % columns * (side + gap), place // columns * (side + label + gap)
+        pen.text((x, y), caption, fill=INK, font=font)
         sheet.paste(image, (x, y + label))
-    return sheet, len(drawn)
+    return sheet
 
 
 def shown_branches(view: PackView) -> np.ndarray:

@@ -35,7 +35,10 @@ td.n { text-align: right; font-variant-numeric: tabular-nums }
 .pack { display: grid; grid-template-columns: minmax(300px, 430px) 1fr; gap: 22px; margin-top: 10px }
 img { display: block }
 img.mask, img.strip { width: 100%; border: 1px solid #c5ccd3 }
-img.crops { max-width: 100% }
+.crops { display: flex; flex-wrap: wrap; gap: 8px }
+.crops figure { margin: 0 }
+.crops img { max-width: 100% }
+figcaption { font-size: 12px }
 .tree { display: flex; align-items: stretch }
 .root { flex: 0 0 190px; align-self: center; border: 2px solid #e8913a; border-radius: 6px; padding: 7px 10px }
 .line { flex: 0 0 22px; align-self: center; border-top: 2px solid #8c96a3 }
@@ -58,6 +61,10 @@ body { padding: 10px 12px }
 .pack > div { min-width: 0 }
 .root { display: inline-block; max-width: 100%; box-sizing: border-box }
 .branch .meta { float: none; display: block; margin: 0 }
+.crops figure { width: calc((100% - 16px) / 3) }
+.wide td, .wide th { padding-right: 8px }
+.wide td:nth-child(2) { white-space: normal; overflow-wrap: anywhere; min-width: 6em }
+.wide th { white-space: normal }
 }
 """
 
@@ -73,19 +80,18 @@ def write_pages(
         used = max(1, sum(part.example.num_tokens for part in view.parts))
         mask = view.mask(tokenizer.vocab_size, cfg.model.visual_attention)
         square = draw.enlarge(draw.mask_image(mask, used, draw.shown_branches(view)), 960)
-        same = repeats(view.parts)
-        sheets = [
-            None if again else draw.contact_sheet(part, limit=MAX_CROPS)
-            for part, again in zip(view.parts, same, strict=True)
+        crops = [
+            [] if again else draw.draw_crops(part, limit=MAX_CROPS)
+            for part, again in zip(view.parts, repeats(view.parts, tokens=False), strict=True)
         ]
-        body.append(pack_section(view, square, sheets, tokenizer))
+        body.append(pack_section(view, square, crops, tokenizer))
         path = folder / f"pack{number}.png"
         draw.overview(view, square).save(path, optimize=True)
         written.append(path)
-        for place, sheet in enumerate(sheets, start=1):
-            if sheet is not None:
+        for place, drawn in enumerate(crops, start=1):
+            if drawn:
                 path = folder / f"pack{number}_example{place}.png"
-                sheet[0].save(path)
+                draw.contact_sheet(drawn).save(path)
                 written.append(path)
     page = folder / "index.html"
     page.write_text(
@@ -96,13 +102,18 @@ def write_pages(
     return [page, *written]
 
 
-def repeats(parts: list[Part]) -> list[int]:
-    """For each part of a pack the number, from 1, of an earlier one with the same record, tokens and crops; 0: none."""
-    first: dict[tuple[str, bytes, bytes], int] = {}
+def repeats(parts: list[Part], *, tokens: bool) -> list[int]:
+    """For each part of a pack the number, from 1, of an earlier one with the same record and crops; 0: none.
+
+    Args:
+        tokens: the same tokens too; without, another prompt may be asked of the same images.
+    """
+    first: dict[tuple[str, bytes, bytes, bytes], int] = {}
     found = []
     for number, part in enumerate(parts, start=1):
         example = part.example
-        drawn = (example.key, example.input_ids.tobytes(), example.crops.tobytes())
+        said = example.input_ids.tobytes() if tokens else b""
+        drawn = (example.key, said, example.crops.tobytes(), example.pooling.tobytes())
         found.append(first.get(drawn, 0))
         first.setdefault(drawn, number)
     return found
@@ -122,18 +133,24 @@ def legend(views: list[PackView]) -> str:
 
 
 def pack_section(
-    view: PackView, square: Image.Image, sheets: list[tuple[Image.Image, int] | None], tokenizer: Molmo2Tokenizer
+    view: PackView, square: Image.Image, crops: list[list[tuple[str, Image.Image]]], tokenizer: Molmo2Tokenizer
 ) -> str:
-    """Overview of a pack (mask, numbers, strip), then its examples."""
+    """Overview of a pack (mask, numbers, strip), then its examples.
+
+    Args:
+        square: the mask; crops: those of each example with their captions, none where an earlier one has them.
+    """
     image = draw.data_uri(square)
     strip = draw.data_uri(draw.token_strip(view))
-    parts = "".join(
-        example_section(_anchor(view, i), part, i, sheet, tokenizer)
-        if not same
-        else f"<h3 id='{_anchor(view, i)}'>{i}. {_text(part.example.key)}</h3>"
-        f"<p class=note>the same tokens and crops as <a href='#{_anchor(view, same)}'>{same}</a></p>"
-        for i, (part, sheet, same) in enumerate(zip(view.parts, sheets, repeats(view.parts), strict=True), start=1)
-    )
+    same, seen = repeats(view.parts, tokens=True), repeats(view.parts, tokens=False)
+    parts = ""
+    for i, (part, drawn) in enumerate(zip(view.parts, crops, strict=True), start=1):
+        if earlier := same[i - 1]:
+            note = f"<p class=note>the same tokens and crops as {_link(view, earlier)}</p>"
+            parts += f"<h3 id='{_anchor(view, i)}'>{i}. {_text(part.example.key)}</h3>{note}"
+        else:
+            note = f"<p class=note>the same crops as {_link(view, seen[i - 1])}</p>" if seen[i - 1] else ""
+            parts += example_section(_anchor(view, i), part, i, drawn, note, tokenizer)
     return (
         f"<h2>{_text(view.title)}</h2>"
         f"<img class=strip src='{strip}' alt='the tokens of the pack from left to right, loss weights below'>"
@@ -169,21 +186,29 @@ def pack_numbers(view: PackView) -> str:
 
 
 def example_section(
-    anchor: str, part: Part, number: int, sheet: tuple[Image.Image, int] | None, tokenizer: Molmo2Tokenizer
+    anchor: str, part: Part, number: int, crops: list[tuple[str, Image.Image]], note: str, tokenizer: Molmo2Tokenizer
 ) -> str:
-    """Tree, crops and tokens of one example."""
+    """Tree, crops and tokens of one example.
+
+    Args:
+        crops: with their captions.
+        note: HTML in the place of crops that an earlier example has.
+    """
     example = part.example
-    crops = ""
-    if sheet is not None:
-        image, shown = sheet
-        some = f" ({shown} of {example.num_crops} drawn)" if shown < example.num_crops else ""
-        crops = (
-            f"<h3>{visual_summary(part)}{some}</h3><img class=crops src='{draw.data_uri(image, photo=True)}' "
-            "alt='crops with pooling windows'><div class=note>magenta: pooling windows, each one visual token; dimmed: "
-            "margins of tiles outside every window</div>"
+    seen = note if example.num_crops else ""
+    if crops:
+        some = f" ({len(crops)} of {example.num_crops} drawn)" if len(crops) < example.num_crops else ""
+        figures = "".join(
+            f"<figure><figcaption>{_text(caption)}</figcaption><img src='{draw.data_uri(image, photo=True)}' "
+            "alt='a crop with pooling windows'></figure>"
+            for caption, image in crops
+        )
+        seen = (
+            f"<h3>{visual_summary(part)}{some}</h3><div class=crops>{figures}</div><div class=note>magenta: pooling "
+            "windows, each one visual token; dimmed: margins of tiles outside every window</div>"
         )
     return (
-        f"<div id='{anchor}'><h3>{number}. {_text(example.key)}</h3>{tree(part)}{crops}"
+        f"<div id='{anchor}'><h3>{number}. {_text(example.key)}</h3>{tree(part)}{seen}"
         f"<details open><summary>{example.num_tokens:,} tokens</summary>{chips(part, tokenizer)}</details></div>"
     )
 
@@ -217,7 +242,7 @@ def tree(part: Part) -> str:
             f"<div class=branch style='border-left-color:{draw.branch_colour(number)}'><span class=meta>"
             f"branch {number}: {tokens.stop - tokens.start} tokens, loss {weight}</span>{said}</div>"
         )
-    dropped = "".join(f"<br>{count:,} {KINDS[kind].plain}" for kind, count in counted(info).items())
+    dropped = "".join(f"<br>{KINDS[kind].plain}: {count:,}" for kind, count in counted(info).items())
     lines = [_document(part) or f"<b>root</b>: {part.root_tokens} token{'s' * (part.root_tokens != 1)}"]
     lines += [f"{int(example.visual.sum())} visual, {example.num_crops} crops"]
     root = f"<div class=root>{'<br>'.join(lines)}{dropped}</div><div class=line></div>"
@@ -275,6 +300,10 @@ def _chip(example: object, at: int, branch: int, tokenizer: Molmo2Tokenizer) -> 
 def _range(values: np.ndarray) -> str:
     low, high = float(values.min()), float(values.max())
     return f"{high:.3g}" if high - low < 1e-6 * high else f"{low:.3g}..{high:.3g}"
+
+
+def _link(view: PackView, number: int) -> str:
+    return f"<a href='#{_anchor(view, number)}'>{number}</a>"
 
 
 def _anchor(view: PackView, number: int) -> str:

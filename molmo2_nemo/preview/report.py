@@ -39,7 +39,7 @@ td.t { white-space: normal; overflow-wrap: anywhere }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 470px), 1fr)); gap: 22px 26px }
 figure { margin: 0 }
 figure.first { grid-column: 1 / -1 }
-figcaption { color: #5b6875; font-size: 13px }
+figcaption { color: #5b6875; font-size: 13px; margin-top: 5px }
 svg { width: 100%; height: auto; display: block }
 h3 { font-size: 15px; margin: 16px 0 6px }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 14px }
@@ -53,6 +53,13 @@ th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
 body { padding: 12px 12px 40px }
 .broad { display: none }
 .slim { display: block }
+.stages tbody { display: flex }
+.stages tr { flex: auto }
+.stages tr, .stages td, .stages th { display: block }
+.stages tr:first-child { position: sticky; left: 0; background: #fff }
+.stages tr:first-child th { text-align: left; padding-left: 0 }
+.stages tr:not(:first-child) td { text-align: right }
+.stages td:first-child { position: static; font-weight: 600 }
 }
 pre { font: 12px/1.45 ui-monospace, monospace; background: #f5f6f8; padding: 10px; overflow-x: auto }
 """
@@ -103,7 +110,7 @@ def card_link(card: str, title: str) -> str:
 
 
 def table(stages: Sequence[StageProgress]) -> str:
-    """A table with one row per stage."""
+    """A table with one row per stage; on a phone with one column per stage."""
     columns = ("stage", "state", "layout", "steps", "first loss", "last loss", "tokens", "time", "tokens/s", "MFU",
                "fill", "crops")  # fmt: skip
     rows = []
@@ -129,7 +136,7 @@ def table(stages: Sequence[StageProgress]) -> str:
     known = [i for i in range(len(columns)) if any(row[i] != "-" for row in rows)]  # there is no MFU on a CPU
     head = "".join(f"<th>{_text(columns[i])}</th>" for i in known)
     body = "".join(f"<tr>{''.join(f'<td>{_text(row[i])}</td>' for i in known)}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f"<table class=stages><tr>{head}</tr>{body}</table>"
 
 
 def incidents(stages: Sequence[StageProgress]) -> str:

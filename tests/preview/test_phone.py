@@ -28,7 +28,7 @@ STEPS = 15
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two stages of 15 steps; all groups have the same learning rate, their norms differ."""
+    """Two stages of 15 steps; all groups have the same learning rate, their norms differ; the second has a score."""
     folder = tmp_path_factory.mktemp("phone") / "a-run-with-a-name-that-is-rather-long-for-a-phone"
     for stage in ("pretrain", "sft"):
         write_config(compose(["recipe=tiny", f"stage={stage}", f"output_dir={folder}", f"stage.max_steps={STEPS}"]))
@@ -42,6 +42,8 @@ def run(tmp_path_factory):
             append_line(folder / stage / "metrics.jsonl", line)
         begun = {"time": 1e6, "host": "elsewhere", "pid": 1, "layout": "TP2+SP+DP2"}
         (folder / stage / "attempt.json").write_text(json.dumps(begun))
+    score = {"step": STEPS, "time": 1e6, "tasks": {"mine": 0.5}, "groups": {"own data": 0.5}}
+    append_line(folder / "sft" / "evaluation.jsonl", score)
     (folder / "sft" / "checkpoints" / "damaged-step=9").mkdir(parents=True)
     return folder
 
@@ -72,14 +74,28 @@ def test_a_record_that_repeats_in_a_pack_is_drawn_once(preview):
     assert text.count("class=crops") == 1 and len(list(preview.parent.glob("*_example*.png"))) == 1
 
 
-def ticks(svg):
-    """(label, position) of each tick of the x axis."""
+def test_images_asked_with_another_prompt_are_drawn_once(tmp_path):
+    """A caption's prompt is drawn anew each time, so that its tokens differ; its crops do not."""
+    said = [{"style": "long_caption", "text": "a grey field"}]
+    record = {"json": json.dumps({"images": ["0.jpg"], "annotations": said}).encode(), "0.jpg": jpeg(300, 150)}
+    write_shards(tmp_path / "mine", [("field", record)])
+    assert main(["preview", str(tmp_path / "mine"), "recipe=tiny", "stage=sft", "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out" / "index.html").read_text()
+    first = re.findall(r"<div id='([^']+)'><h3>1\. ", text)
+    again = re.findall(r"the same crops as <a href='#([^']+)'>1</a>", text)
+    assert len(again) > 1 and set(again) == set(first)
+    assert text.count("class=chips") == 1 + len(again)  # the tokens of each prompt
+    assert text.count("class=crops") == 1 and len(list((tmp_path / "out").glob("*_example*.png"))) == 1
+
+
+def ticks(svg, axis="x"):
+    """(label, position) of each tick of an axis that has a label."""
     found = []
     for group in ET.fromstring(svg).iter(f"{SVG}g"):
-        if re.fullmatch(r"xtick_\d+", group.get("id", "")):
-            mark = next(group.iter(f"{SVG}use"))
-            found.append(("".join(next(group.iter(f"{SVG}text")).itertext()), float(mark.get("x"))))
-    return found
+        if re.fullmatch(rf"{axis}tick_\d+", group.get("id", "")):
+            mark, labels = next(group.iter(f"{SVG}use")), list(group.iter(f"{SVG}text"))
+            found += [("".join(label.itertext()), float(mark.get(axis))) for label in labels]
+    return [(label, place) for label, place in found if label]
 
 
 def test_ticks_stand_where_they_say(run):
@@ -93,7 +109,53 @@ def test_ticks_stand_where_they_say(run):
             assert len(labels) > 2 and np.abs(np.polyval(line, numbers) - places).max() < 0.01, labels
             assert all(re.fullmatch("[\u22120-9]+", label) for label in labels)
             seen += 1
-    assert seen == 8  # the first chart twice
+    assert seen == 9  # the first chart twice
+
+
+def test_stages_are_named_within_the_axes(run):
+    """Also where a chart has values of the last step alone."""
+    stages = read_run(run)
+    for draw in curves.CHARTS:
+        for svg in re.findall(r"<svg.*?</svg>", curves.figure(draw, stages), re.DOTALL):
+            _, places = zip(*ticks(svg), strict=True)
+            texts = [(text.text, float(text.get("x"))) for text in ET.fromstring(svg).iter(f"{SVG}text")]
+            (first,), (second,) = ([x for text, x in texts if text == name] for name in ("pretrain", "sft"))
+            assert min(places) < first < second < max(places), draw
+
+
+def test_values_can_be_read_off(run):
+    """Three labels or more on each vertical axis, in full: a common exponent would stand among the stages' names."""
+    stages = read_run(run)
+    for draw in curves.CHARTS:
+        for svg in re.findall(r"<svg.*?</svg>", curves.figure(draw, stages), re.DOTALL):
+            labels, places = zip(*ticks(svg, "y"), strict=True)
+            numbers = np.array([float(label.replace(",", "").replace("\u2212", "-")) for label in labels])
+            if draw is curves._norms:
+                numbers = np.log(numbers)
+            line = np.polyfit(numbers, places, 1)
+            assert len(labels) > 2 and np.abs(np.polyval(line, numbers) - places).max() < 0.01, labels
+            assert not set(re.findall(">(1e[^<]+)<", svg)) - set(labels), draw
+
+
+@pytest.mark.parametrize("limits", [(0.2, 4.5), (0.31, 0.39), (0.9, 11.0), (0.9, 2.9), (1e-9, 1e9), (2e-9, 3e-9)])
+def test_a_logarithmic_axis_has_labels(limits):
+    low, high = limits
+    shown = [tick for tick in curves._logarithmic(low, high).tick_values(low, high) if low <= tick <= high]
+    assert 3 <= len(shown) <= 8
+
+
+def test_legends_hide_no_curve(run):
+    """They stand below the labels of the horizontal axis."""
+    stages, seen = read_run(run), 0
+    for draw in curves.CHARTS:
+        for svg in re.findall(r"<svg.*?</svg>", curves.figure(draw, stages), re.DOTALL):
+            groups = {group.get("id", ""): group for group in ET.fromstring(svg).iter(f"{SVG}g")}
+            if (legend := groups.get("legend_1")) is not None:
+                label = next(group for name, group in groups.items() if re.fullmatch(r"xtick_\d+", name))
+                low = [float(text.get("y")) for text in legend.iter(f"{SVG}text")]
+                assert min(low) > float(next(label.iter(f"{SVG}text")).get("y")) + 10
+                seen += 1
+    assert seen == 5  # scores, norms, rates, fill, times
 
 
 def test_curves_that_coincide_share_a_name(run):
@@ -128,8 +190,8 @@ const holder = t => { while (t && !/auto|scroll/.test(getComputedStyle(t).overfl
 return {
   page: document.documentElement.scrollWidth,
   window: window.innerWidth,
-  tables: [...document.querySelectorAll('table')].filter(shown).map(
-    t => [t.getBoundingClientRect().width, holder(t) ? holder(t).getBoundingClientRect().right : null]),
+  tables: [...document.querySelectorAll('table')].filter(shown).map(holder).map(e => [e.scrollWidth, e.clientWidth]),
+  captions: [...document.querySelectorAll('figcaption')].map(e => parseFloat(getComputedStyle(e).fontSize)),
   texts: [...document.querySelectorAll('svg text')].filter(shown).map(t => t.getBoundingClientRect()).map(
     box => Math.max(box.height, box.width)),  // of rotated ones the width is the height of the letters
 };
@@ -139,15 +201,15 @@ return {
 @pytest.mark.skipif(bool(missing()), reason=missing())
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_pages_fit_the_screen(width, report, preview):
-    """The page does not scroll sideways; what is wider than it, a table, scrolls by itself; text can be read."""
+    """Neither the page nor a table in it scrolls sideways; text can be read."""
     with browser(width) as page:
         for file in (report, preview):
             page.open(file)
             found = page.run(MEASURE)
-            shown = Image.open(io.BytesIO(picture(page)))
+            shown = Image.open(io.BytesIO(picture(page, width)))
             assert shown.width == min(2 * width if width == PHONE else width, WIDE) and shown.height > 0.5 * shown.width
             assert found["window"] == width and found["page"] <= width, (file, found)
-            for wide, end in found["tables"]:
-                assert wide <= width or (end is not None and end <= width), (file, found["tables"])
+            assert all(wide <= room for wide, room in found["tables"]), (file, found["tables"])
             assert all(high >= 9 for high in found["texts"]), (file, sorted(found["texts"])[:5])
+            assert len(found["captions"]) > 2 and min(found["captions"]) >= 12
             assert file is preview or (len(found["tables"]) == 2 and len(found["texts"]) > 50)

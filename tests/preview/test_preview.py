@@ -225,7 +225,7 @@ def test_page_says_what_an_example_lost(shards, tmp_path):
     cfg = config(shards)
     cfg.data.image.max_images = 1
     text = write_pages([collect.record(cfg, "two")], cfg, collect.tokenizer_of(cfg), tmp_path, "")[0].read_text()
-    assert "1 images after the first ones, left out" in text and "annotations beyond" not in text
+    assert "images after the first ones, left out: 1" in text and "annotations beyond" not in text
 
 
 def test_one_record(shards):
