@@ -65,6 +65,25 @@ def leaves_one_out(rank: int, folder: Path) -> None:
         dist.all_reduce = most
 
 
+def stays(rank: int, folder: Path) -> None:
+    """Rank 1 computes one step for ever."""
+    from molmo2_nemo.training.whereabouts import Whereabouts
+
+    computes = Whereabouts.computes
+
+    def for_ever(self: Whereabouts, records: Any) -> None:
+        computes(self, records)
+        while self.step == LEFT_OUT:
+            time.sleep(SLOW)
+
+    if rank == 1:
+        Whereabouts.computes = for_ever  # type: ignore[method-assign]
+
+
+def nothing(rank: int, folder: Path) -> None:
+    pass
+
+
 def words(folder: Path, shards: Path, *more: str) -> list[str]:
     small = ["parallel=dp2", "stage.global_batch_size=2", "stage.micro_batch_size=1", "stage.max_steps=100000"]
     place = [f"data.sources.demo.path={shards}/pretrain", f"output_dir={folder}", f"faults.hang_seconds={LIMIT}"]
@@ -191,3 +210,35 @@ def test_status_names_the_slow_rank_while_the_run_goes_on(ended):
     assert line.startswith(f"pretrain: rank 1 (host {HOST}) is slower than the rest: it computes ")
     found = json.loads(status(ended["sleeping"]["folder"], "--json").splitlines()[0])
     assert found["straggler"].startswith(f"rank 1 (host {HOST})") and found["error"].startswith("no progress for")
+
+
+@pytest.mark.thorough
+@pytest.mark.trainer
+@pytest.mark.parametrize(
+    ("layout", "before", "how"),
+    [
+        ("tensor", leaves_one_out, "left out a collective that the others are in"),
+        ("context", stays, "did not come"),
+        ("pipeline", stays, "did not come"),
+    ],
+)
+def test_four_ranks_name_it_too_and_the_same_command_resumes_to_the_same_losses(shards, tmp_path, layout, before, how):
+    """Two replicas of two ranks each: those of rank 1 are ranks 0 and 1, of pipeline stages ranks 1 and 3."""
+    warm = Warm()
+    try:
+
+        def trained(name: str, before: Callable[[int, Path], None]) -> tuple[set[int], list[float], str]:
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            more = [f"parallel.{layout}=2", f"stage.max_steps={LEFT_OUT + 1}", f"save_every={LEFT_OUT - 1}"]
+            codes = set(warm.wait(warm.start(words(folder, shards, *more), folder, before, ranks=4)))
+            lines = (folder / "pretrain" / "metrics.jsonl").read_text().splitlines()
+            return codes, [json.loads(line)["loss"] for line in lines], status(folder)
+
+        codes, losses, said = trained("hung", before)
+        assert codes == {1} and len(losses) == LEFT_OUT - 1
+        assert f"(faults.hang_seconds={LIMIT}): rank 1 (host {HOST}) {how}: it is at step {LEFT_OUT}, " in said
+        again, clean = trained("hung", nothing), trained("untouched", nothing)
+        assert again[0] == clean[0] == {0} and again[1] == clean[1] and len(clean[1]) == LEFT_OUT + 1
+    finally:
+        warm.close()
