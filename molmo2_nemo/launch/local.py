@@ -39,7 +39,7 @@ from molmo2_nemo.launch.start import (
     evaluation_problems,
     finished_before,
     resolve_start,
-    say_random_start,
+    say_start,
     start_problems,
 )
 from molmo2_nemo.processes import STOP_SIGNALS, as_parent
@@ -94,7 +94,7 @@ def launch(cfg: RunConfig) -> int:
             command = [sys.executable, "-m", ELASTIC, str(count), WORKER, str(path)]
         env = {**os.environ, **as_parent(), ERROR_DIR: errors}
         env.setdefault("OMP_NUM_THREADS", str(cfg.cluster.threads))
-        say_random_start(cfg)
+        say_start(cfg)
         print(starting(cfg, count), flush=True)
         code = after_signal(Path(errors), run_child(command, env))
         with suppress(OSError) if code else nullcontext():  # why the run failed is said below
@@ -150,7 +150,7 @@ def _run_here(cfg: RunConfig) -> int:
             if first:
                 refuse_other_run(cfg)
                 write_config(cfg)
-                say_random_start(cfg)
+                say_start(cfg)
             with tempfile.TemporaryDirectory(prefix="molmo2-") as errors:
                 os.environ[ERROR_DIR] = attempt or os.environ.get(ERROR_DIR, errors)
                 code = run(cfg)

@@ -16,6 +16,7 @@ from molmo2_nemo.rundir.config_file import read_config, run_of_checkpoint
 from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, MERGED, stage_dir
 from molmo2_nemo.rundir.summary import figures_missing, not_a_checkpoint, read_summary, resolve_checkpoint
 from molmo2_nemo.settings.ranges import out_of_range
+from molmo2_nemo.settings.remarks import remarks
 from molmo2_nemo.settings.run import RunConfig
 
 
@@ -69,18 +70,18 @@ def resolve_start(cfg: RunConfig) -> None:
     cfg.init_from = str(checkpoint)
 
 
-def say_random_start(cfg: RunConfig) -> None:
-    """Says on stderr that a stage starts from random weights, unless it has a checkpoint to start or resume from."""
-    if cfg.init_from is not None or checkpoint_manifest.finished(stage_dir(cfg) / CHECKPOINTS):
-        return
+def say_start(cfg: RunConfig) -> None:
+    """Says on stderr what is to be known of a stage that is about to start: that it starts from random weights, unless
+    it has a checkpoint to start or resume from, and what of its settings will not come to bear."""
     name, host = cfg.stage.name, cfg.cluster.slurm.ssh.host if cfg.cluster.kind == "slurm" else None
-    unless = "" if host is None else f" (or resumes, if it has a checkpoint on {host})"
-    print(
-        f"{name} starts from random weights{unless}: init_from is not set; init_from=CHECKPOINT, in a pipeline "
-        f"{name}:init_from=CHECKPOINT, starts from others",
-        file=sys.stderr,
-        flush=True,
-    )
+    said = [f"{name}: {line}" for line in remarks(cfg)]
+    if cfg.init_from is None and not checkpoint_manifest.finished(stage_dir(cfg) / CHECKPOINTS):
+        unless = "" if host is None else f" (or resumes, if it has a checkpoint on {host})"
+        said.append(
+            f"{name} starts from random weights{unless}: init_from is not set; init_from=CHECKPOINT, in a pipeline "
+            f"{name}:init_from=CHECKPOINT, starts from others"
+        )
+    print("".join(f"{line}\n" for line in said), end="", file=sys.stderr, flush=True)
 
 
 def _merged(checkpoint: Path, run: Path) -> Path:

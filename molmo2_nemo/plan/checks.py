@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from molmo2_nemo.attention.automatic import flash_problem
@@ -11,12 +11,16 @@ from molmo2_nemo.errors import UserError
 from molmo2_nemo.fused.cards import GENERATIONS, LIBRARIES, written_for
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.settings.checks import check
+from molmo2_nemo.settings.fsdp import fsdp_problems
+from molmo2_nemo.settings.renamed import new_name
 from molmo2_nemo.settings.run import ParallelConfig, RunConfig
+
+SEVERAL = 2  # GPUs of a plan with FSDP, at the least: the search refuses a cluster of one
 
 
 def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
     """Refuses settings that no run could have. Of the layout only what the user has set is checked: the recipe's own
-    need not fit this cluster.
+    need not fit this cluster, nor go with FSDP.
 
     Raises:
         UserError: lists them.
@@ -29,8 +33,24 @@ def check_settings(cfg: RunConfig, overrides: Sequence[str]) -> None:
     mine = any(item.lstrip("+~").startswith("parallel") for item in overrides)
     parallel = cfg.parallel if mine else ParallelConfig()
     stage = replace(cfg.stage, micro_batch_size=min(1, cfg.stage.micro_batch_size))  # the plan chooses it
-    planned = replace(cfg, parallel=parallel, stage=stage)
-    check(planned, processes=max(1, planned.parallel.model_size), files=False)
+    memory = cfg.memory
+    if parallel.fsdp != "none":  # with which a plan looks at such layouts only
+        named = {new_name(item.lstrip("+~").split("=")[0]) for item in overrides}
+        if not _named(named, "parallel", "tensor"):
+            parallel = replace(parallel, tensor=1, sequence=False)
+        if not _named(named, "parallel", "pipeline"):
+            parallel = replace(parallel, pipeline=1)
+        if not _named(named, "memory", "offload"):
+            memory = replace(memory, offload=False)
+    planned = replace(cfg, parallel=parallel, stage=stage, memory=memory)
+    sharded = fsdp_problems(planned, processes=SEVERAL)
+    whole = replace(planned, parallel=replace(parallel, fsdp="none"))
+    check(whole, processes=max(1, parallel.model_size), files=False, more=sharded)
+
+
+def _named(named: Collection[str], group: str, key: str) -> bool:
+    """Whether a setting is among those that the user named, by itself or with its group."""
+    return group in named or f"{group}.{key}" in named
 
 
 def check_cluster(cfg: RunConfig, model_config: Molmo2Config, cluster: Cluster) -> None:

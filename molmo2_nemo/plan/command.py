@@ -59,7 +59,8 @@ def asked_otherwise(overrides: Sequence[str], cfg: RunConfig, layout: Layout) ->
     found = []
     for key, value in planned.items():
         was = "null" if asked[key] is None else str(asked[key]).lower().replace(" ", "").replace("'", "")
-        if was != value and (key in named or "parallel" in named and key.startswith("parallel.")):
+        group = key.partition(".")[0]
+        if was != value and (key in named or group in named and group in ("parallel", "memory")):
             found.append(f"{key}={value}, not {was}")
     return found
 

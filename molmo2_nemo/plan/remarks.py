@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from molmo2_nemo.cost.layout import RING_BALANCED, RING_BUSIEST, Layout
 from molmo2_nemo.cost.workload import AVERAGES
-from molmo2_nemo.model.config import KernelConfig, MemoryConfig
+from molmo2_nemo.model.config import KernelConfig
 from molmo2_nemo.model.flops import feature_bytes
 from molmo2_nemo.plan.command import asked_otherwise
 from molmo2_nemo.plan.memory import GIB
 from molmo2_nemo.plan.search import Plan
 from molmo2_nemo.plan.table import scaled
 from molmo2_nemo.plan.words import model_of
+from molmo2_nemo.settings.remarks import memory_without_effect, phases_not_reached
 from molmo2_nemo.settings.run import RunConfig
 
 PIXELS_OF_A_NODE = 64e9  # bytes in host memory that a plan's reader hears of
@@ -37,11 +38,29 @@ def remarks(
         yield f"no row (as set): {plan.unplaced}"
     if changed := asked_otherwise(overrides, cfg, layout):
         yield f"set otherwise than you asked: {', '.join(changed)}"
+    if taken := _last_resort(cfg, layout):
+        yield f"nothing fits with {', '.join(taken)}: the plan takes {', '.join(taken.values())}"
     yield from _assumed(cfg, plan, counted)
     yield from _features(cfg, plan)
-    yield from _without_effect(cfg.memory, plan, layout)
+    yield from memory_without_effect(
+        cfg.memory,
+        length=plan.work.length,
+        crops=plan.work.max_crops,
+        context=layout.context,
+        micro_batch=layout.micro_batch,
+    )
     if replace(cfg.kernels, flash="auto") != KernelConfig():
         yield "kernels.* changes the memory that is planned with; of the time only kernels.flash is known"
+
+
+def _last_resort(cfg: RunConfig, layout: Layout) -> dict[str, str]:
+    """Setting of the run -> the plan's, of those that a plan changes only where no layout fits without."""
+    found = {}
+    if layout.optimizer_offload and not cfg.memory.optimizer_offload:
+        found["memory.optimizer_offload=false"] = "memory.optimizer_offload=true"
+    if layout.fsdp and cfg.parallel.fsdp == "none":
+        found["parallel.fsdp=none"] = "parallel.fsdp=megatron"
+    return found
 
 
 def _assumed(cfg: RunConfig, plan: Plan, counted: str | None) -> Iterator[str]:
@@ -82,11 +101,18 @@ def _assumed(cfg: RunConfig, plan: Plan, counted: str | None) -> Iterator[str]:
 
 
 def _lengths(cfg: RunConfig) -> Iterator[str]:
-    """What a plan of a run with several lengths is of."""
-    packing = cfg.data.packing
+    """What a plan of a run with packs of several lengths is of."""
+    packing, full = cfg.data.packing, cfg.data.packing.sequence_length
+    if cfg.data.progression:
+        steps, until = cfg.stage.max_steps, min(cfg.stage.max_steps, cfg.data.progression[-1].until_step)
+        shorter = ", ".join(f"{phase.sequence_length:,}" for phase in cfg.data.progression)
+        yield (
+            f"data.progression: every step is planned with the longest packs ({full:,} tokens); {until:,} of "
+            f"{steps:,} have shorter ones ({shorter}), and take less time and memory"
+        )
+        yield from phases_not_reached(cfg)
     if not cfg.data.lengths:
         return
-    full = packing.sequence_length
     crops = (full // one.sequence_length * (one.max_crops or packing.max_crops) for one in cfg.data.lengths)
     times = max(crops) / packing.max_crops
     many = f"may have {times:.3g} times the crops, which takes longer than planned" if times > 1 else "no more crops"
@@ -113,20 +139,3 @@ def _features(cfg: RunConfig, plan: Plan) -> Iterator[str]:
     )
     if step.seconds >= first.seconds:
         yield "data.feature_cache does not pay here: encoding is faster than this disk"
-
-
-def _without_effect(memory: MemoryConfig, plan: Plan, layout: Layout) -> Iterator[str]:
-    """Numbers that a pack of the run never reaches."""
-    usual, packs = MemoryConfig(), layout.micro_batch
-    crops = plan.work.max_crops * packs
-    if memory.vision_chunk is not None and memory.vision_chunk >= crops:
-        yield f"memory.vision_chunk={memory.vision_chunk} has no effect: a micro-batch has at most {crops:,} crops"
-    tokens = plan.work.length * packs
-    mine = plan.work.length // layout.context
-    if memory.sequence_chunk is not None and memory.sequence_chunk >= mine:
-        yield (
-            f"memory.sequence_chunk={memory.sequence_chunk} saves nothing in this layout: a context rank has {mine:,} "
-            "tokens of a pack"
-        )
-    if memory.loss_chunk != usual.loss_chunk and memory.loss_chunk >= tokens:
-        yield f"memory.loss_chunk={memory.loss_chunk} has no effect: a micro-batch has {tokens:,} tokens"

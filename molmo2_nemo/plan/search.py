@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,12 +86,7 @@ def search(
             f"no layout of the {model_config.name} model divides {work.packs} packs over {cluster}; change "
             "stage.global_batch_size, or take a number of nodes that divides it"
         )
-    fitting = sorted((c for c in found if c.fits(cluster)), key=lambda c: c.step.seconds)
-    if not fitting and cfg.cluster.precision == "bf16":  # the optimizer on the host or FSDP, where nothing else does
-        found_again = candidates(cfg, model_config, work, cluster, efficiency, optimizer_offload=True)
-        found_again += candidates(cfg, model_config, work, cluster, efficiency, fsdp=True)
-        fitting = sorted((c for c in found_again if c.fits(cluster)), key=lambda c: c.step.seconds)
-        found = found_again if fitting else found
+    fitting, found = _fitting(cfg, model_config, work, cluster, efficiency, found)
     if not fitting:
         raise UserError(_what_would_fit(cfg, model_config, work, cluster, found))
     best = _best_of_each(fitting)
@@ -109,6 +105,34 @@ def search(
         data = replace(cfg.data, feature_cache=FeatureCacheConfig())
         first = weigh(replace(cfg, data=data), model_config, work, cluster, best[0].layout, efficiency)
     return Plan(cluster, work, best[:keep], others, modes, mine, unplaced(cfg, work, cluster), first_epoch=first)
+
+
+def _fitting(
+    cfg: RunConfig,
+    model_config: Molmo2Config,
+    work: Workload,
+    cluster: Cluster,
+    efficiency: Efficiency | None,
+    found: list[Candidate] | None = None,
+) -> tuple[list[Candidate], list[Candidate]]:
+    """(layouts that fit, fastest first; all that these were looked for among). Where none fits as the run is set, those
+    with the optimizer on the host or with FSDP.
+
+    Args:
+        found: the run's `candidates`, where they are known.
+    """
+
+    def fast(those: list[Candidate]) -> list[Candidate]:
+        return sorted((c for c in those if c.fits(cluster)), key=lambda c: c.step.seconds)
+
+    found = candidates(cfg, model_config, work, cluster, efficiency) if found is None else found
+    fitting = fast(found)
+    if fitting or cfg.cluster.precision != "bf16":
+        return fitting, found
+    again = candidates(cfg, model_config, work, cluster, efficiency, optimizer_offload=True)
+    again += candidates(cfg, model_config, work, cluster, efficiency, fsdp=True)
+    fitting = fast(again)
+    return fitting, again if fitting else [*found, *again]
 
 
 def configured(
@@ -258,14 +282,19 @@ def _why_too_big(candidate: Candidate, cluster: Cluster) -> str:
     return f"{needs}, {largest} {parts[largest] / GIB:,.0f}"
 
 
-def _leaner(cfg: RunConfig) -> list[dict[str, Any]]:
-    """Settings of memory that a plan does not choose, where they are not in use: each, and both."""
+def _leaner(cfg: RunConfig) -> Iterator[tuple[str, RunConfig]]:
+    """Settings that a plan does not choose, in words, and the run with them: of memory each that is not in use, and
+    both; whole parameters in place of FSDP, beside which no layout splits the model."""
     memory, found = cfg.memory, list[dict[str, Any]]()
     if memory.vision_chunk is None:
         found.append({"vision_chunk": 16})
     if memory.mlp_tiles == 1 and cfg.cluster.precision != "fp8":
         found.append({"mlp_tiles": 8})
-    return found if len(found) < 2 else [*found, found[0] | found[1]]
+    for changed in found if len(found) < 2 else [*found, found[0] | found[1]]:
+        said = " ".join(f"memory.{name}={value}" for name, value in changed.items())
+        yield said, replace(cfg, memory=replace(memory, **changed))
+    if cfg.parallel.fsdp != "none":
+        yield "parallel.fsdp=none", replace(cfg, parallel=replace(cfg.parallel, fsdp="none"))
 
 
 def _what_would_fit(
@@ -281,15 +310,14 @@ def _what_would_fit(
         f"({detail}), {cluster.device.name.upper()} has {cluster.device.memory:.0f}."
     )
     would = []
-    for changed in _leaner(cfg):
-        thrifty = replace(cfg, memory=replace(cfg.memory, **changed))
-        if any(c.fits(cluster) for c in candidates(thrifty, model_config, work, cluster, None)):
-            would.append(" ".join(f"memory.{name}={value}" for name, value in changed.items()))
+    for said, thrifty in _leaner(cfg):
+        if _fitting(thrifty, model_config, work, cluster, None)[0]:
+            would.append(said)
             break
     nodes, most = cluster.nodes * 2, max(64, 8 * cluster.nodes)
     while nodes <= most:
         larger = cluster.with_nodes(nodes)
-        if any(c.fits(larger) for c in candidates(cfg, model_config, work, larger, None)):
+        if _fitting(cfg, model_config, work, larger, None)[0]:
             would.append(f"nodes={nodes}")
             break
         nodes *= 2

@@ -20,7 +20,8 @@ def fsdp_problems(cfg: RunConfig, processes: int) -> Iterator[str]:
     asked = "parallel.fsdp=megatron"
     for key, value, needed, why in _settings(cfg):
         if value != needed:
-            yield f"{asked} with {key}={value}: {why}; set {key}={needed}, or parallel.fsdp=none"
+            also = " parallel.sequence=false" if key == "parallel.tensor" and cfg.parallel.sequence else ""
+            yield f"{asked} with {key}={value}: {why}; set {key}={needed}{also}, or parallel.fsdp=none"
     for key, used in (("validation.sources", cfg.validation.sources), ("evaluation.tasks", cfg.evaluation.tasks)):
         if used:
             yield (

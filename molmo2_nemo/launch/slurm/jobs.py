@@ -18,7 +18,7 @@ from typing import Any
 from molmo2_nemo.errors import UserError
 from molmo2_nemo.launch.slurm.login import Login
 from molmo2_nemo.launch.slurm.script import StageJob, script
-from molmo2_nemo.launch.start import say_random_start, start_problems
+from molmo2_nemo.launch.start import say_start, start_problems
 from molmo2_nemo.rundir.jobs import Job, jobs_text, read_jobs
 from molmo2_nemo.rundir.lock import only_run
 from molmo2_nemo.rundir.paths import JOBS, slurm_dir, stage_dir
@@ -88,7 +88,8 @@ def submit(
     if dry_run:
         lacking = _lacking(to_run)  # now: the later stages' starts are filled in next
         code = _submit(configs, done, login, dry_run=True)
-        _say_start(configs, done)
+        for cfg in to_run:
+            say_start(cfg)
         for problem, stages in lacking.items():
             print(f"before submitting {', '.join(stages)}: {problem}", file=sys.stderr)
         return code
@@ -96,13 +97,9 @@ def submit(
     lock = folder if login.is_local else Path.home() / ".cache" / "molmo2" / _digest(str(folder))
     with only_run(lock):
         code = _submit(configs, done, login, dry_run=False)
-    _say_start(configs, done)
+    for cfg in to_run:
+        say_start(cfg)
     return code
-
-
-def _say_start(configs: Sequence[RunConfig], done: Sequence[Any]) -> None:
-    if done[0] is None:  # all others start from the one before them
-        say_random_start(configs[0])
 
 
 def _submit(configs: Sequence[RunConfig], done: Sequence[Any], login: Login, *, dry_run: bool) -> int:
