@@ -2,9 +2,9 @@
 
     python -m benchmarks.imports [--repeats 5] [--out FILE]
 
-    lightning   NeMo's trainer alone (nemo.lightning): what a run cannot do without
-    nemo        nemo.collections.llm, whose `train` a run is, imported as it is
-    ours        the same as a run's process imports it, with all that is ours (molmo2_nemo.nemo)
+    lightning   NeMo's trainer alone (nemo.lightning), as it is
+    nemo        nemo.collections.llm, with whose `train` NeMo's own commands start a run
+    ours        what a run's process imports: NeMo's trainer without modelopt, and all that is ours (molmo2_nemo.nemo)
 
 Medians, and the ratios to `nemo`. One thread, no GPU asked for.
 """
@@ -23,7 +23,7 @@ from benchmarks.report import machine, write_result
 WAYS = {
     "lightning": "import nemo.lightning",
     "nemo": "from nemo.collections import llm",
-    "ours": "from molmo2_nemo.nemo.train import start_nemo; start_nemo(); import molmo2_nemo.nemo.recipes",
+    "ours": "from molmo2_nemo.nemo.start import start_nemo; start_nemo(); import molmo2_nemo.nemo.recipes",
 }
 SAYS = "; import time; print('seconds', time.process_time())"
 

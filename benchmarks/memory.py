@@ -120,7 +120,7 @@ def main() -> None:
     args = parser.parse_args()
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.nemo.start import start_nemo
     from molmo2_nemo.processes import quiet
 
     quiet()

@@ -358,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model = "tiny" if args.tiny else args.model
 
     from molmo2_nemo import cpu
-    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.nemo.start import start_nemo
     from molmo2_nemo.processes import quiet
 
     quiet()

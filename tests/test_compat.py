@@ -142,8 +142,9 @@ import megatron.core.dist_checkpointing
 for difference in compat.DIFFERENCES:
     if difference.module in sys.modules and difference.is_here():
         assert isinstance(sys.modules[difference.module].__spec__.loader, compat._Mending), difference.module
-from molmo2_nemo.nemo.train import start_nemo
+from molmo2_nemo.nemo.start import start_nemo
 start_nemo()
+from nemo.collections import llm
 from nemo.collections.common.tokenizers.null_tokenizer import MegatronTokenizer
 from nemo.lightning.io.pl import get_default_save_sharded_strategy
 from nemo.utils.callbacks import dist_ckpt_io

@@ -1,4 +1,4 @@
-"""A run as NeMo-Run sees it: `stage_recipe(cfg)` is a `run.Partial` of `nemo.collections.llm.train`.
+"""A run as NeMo-Run sees it: `stage_recipe(cfg)` is a `run.Partial` of `nemo.collections.llm.train`, or of `fit`.
 
 There is one description of a stage, the RunConfig; the trainer, `molmo2 train` and NeMo-Run's executors (Slurm and
 others) all build their objects from this recipe. The factories that `nemo llm train --factory molmo2_8b_long` finds are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.distributed import DistributedDataParallelConfig
-from nemo.collections import llm
+from nemo.lightning import configure_no_restart_validation_training_loop
 
 from molmo2_nemo import compat, cpu
 from molmo2_nemo.cost.parameters import parameters
@@ -67,16 +67,31 @@ class Machine:
         return cls(cpu.is_cpu_only(), os.environ)
 
 
-def stage_recipe(cfg: RunConfig, machine: Machine | None = None) -> run.Partial:
+def fit(model: Any, data: Any, trainer: nl.Trainer, log: nl.NeMoLogger, resume: nl.AutoResume) -> None:
+    """What `llm.train` does for a stage, without loading all of NeMo's models for it."""
+    configure_no_restart_validation_training_loop(trainer)
+    log.setup(trainer, resume_if_exists=resume.resume_if_exists)
+    resume.setup(trainer, model)
+    trainer.fit(model, data)
+
+
+def stage_recipe(
+    cfg: RunConfig, machine: Machine | None = None, train: Callable[..., Any] | None = None
+) -> run.Partial:
     """The recipe of one stage, nothing built yet: model, data, trainer, log and resume.
 
     Args:
         machine: that builds it; default: this process.
+        train: what takes these; default: `llm.train`.
     """
+    if train is None:
+        from nemo.collections import llm
+
+        train = llm.train
     machine = machine or Machine.here()
     folder = paths.stage_dir(cfg)
     return run.Partial(
-        llm.train,
+        train,
         model=model(cfg),
         data=run.Config(
             PackDataModule,

@@ -1,22 +1,17 @@
 """One stage of training: a RunConfig in, checkpoints, metrics and a summary out.
 
-The trainer is NeMo's: `llm.train` with `nemo.lightning.Trainer`, `MegatronStrategy`, `NeMoLogger` and `AutoResume`, put
-together in recipes.py. `train` is called in every process of the run, with torchrun's (or Slurm's) environment when
+The trainer is NeMo's: `nemo.lightning.Trainer` with `MegatronStrategy`, `NeMoLogger` and `AutoResume`, put together in
+recipes.py. `train` is called in every process of the run, with torchrun's (or Slurm's) environment when
 there are several.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import gc
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from molmo2_nemo import compat, cpu
+from molmo2_nemo.nemo.start import start_nemo
 from molmo2_nemo.processes import quiet
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.summary import write_summary
@@ -60,7 +55,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     from torch.distributed.checkpoint.api import CheckpointException
 
     from molmo2_nemo.nemo.callbacks import StopOnSignal
-    from molmo2_nemo.nemo.recipes import stage_recipe
+    from molmo2_nemo.nemo.recipes import fit, stage_recipe
     from molmo2_nemo.nemo.step_log import StepLog
     from molmo2_nemo.training.checkpoints import not_written
 
@@ -68,7 +63,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     attempt = Attempt(folder, layout_name(cfg))
     with attempt.running():
-        run_stage = fiddle.build(stage_recipe(cfg))
+        run_stage = fiddle.build(stage_recipe(cfg, train=fit))
         trainer = run_stage.keywords["trainer"]
         try:
             run_stage()
@@ -88,29 +83,3 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     if attempt.first:
         write_summary(folder, summary)
     return summary
-
-
-@contextmanager
-def importing_much() -> Iterator[None]:
-    """Switches garbage collection off while thousands of modules are imported, none of which is garbage: searching them
-    again and again takes a fifth of the time, and more in every later collection."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.freeze()
-
-
-def start_nemo() -> None:
-    """Import NeMo with the CPU shims in place, and without NVIDIA's job telemetry (it would want settings of its
-    own, and this project sends nothing anywhere)."""
-    with nullcontext() if "nemo.collections.llm" in sys.modules else importing_much():
-        from nemo.collections import llm  # noqa: F401  (imports the Megatron module that the next lines put right)
-        from nemo.lightning.callback_group import CallbackGroup
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        faulthandler.unregister(number)  # Megatron's inference code would print a stack for every Ctrl-C
-
-    cpu.enable_megatron()
-    CallbackGroup.get_instance().callbacks.clear()

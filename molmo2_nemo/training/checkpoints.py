@@ -24,6 +24,7 @@ from molmo2_nemo.errors import GONE, NO_ROOM, READ_ONLY, ConversionError, UserEr
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.paths import CHECKPOINTS
+from molmo2_nemo.rundir.summary import WEIGHTS
 from molmo2_nemo.settings.run import CheckpointConfig
 from molmo2_nemo.training.whereabouts import Work, here
 
@@ -57,8 +58,14 @@ def reading(checkpoint: Path) -> Iterator[None]:
     be opened stay what they are.
 
     Raises:
-        UserError: in place of what torch or Megatron-core raise.
+        UserError: in place of what torch or Megatron-core raise; modelopt has converted the model.
     """
+    for state in (checkpoint / WEIGHTS / "modelopt_state", checkpoint / "modelopt_state"):
+        if state.exists():  # NeMo would unpickle it, and so run what somebody put there
+            raise UserError(
+                f"{checkpoint} was converted by modelopt (quantised, pruned or distilled; it has {state}), which this "
+                "project does not train; name the checkpoint that it was made from"
+            )
     try:
         yield
     except (torch.OutOfMemoryError, OSError, UserError):

@@ -112,7 +112,7 @@ def _fork_warm(pipes: list[Any]) -> None:
     Forking is safe here: imports start no thread, and torch has computed nothing.
     """
     from molmo2_nemo import cpu
-    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.nemo.start import start_nemo
     from molmo2_nemo.processes import quiet
 
     os.setpgrp()  # what Pool.close ends

@@ -54,7 +54,7 @@ class Warm:
 
 def _serve(pipe: Any) -> None:
     from molmo2_nemo import cpu
-    from molmo2_nemo.nemo.train import start_nemo
+    from molmo2_nemo.nemo.start import start_nemo
     from molmo2_nemo.processes import quiet
 
     quiet()

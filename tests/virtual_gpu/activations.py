@@ -16,7 +16,7 @@ from benchmarks.memory import start
 from benchmarks.train_step import with_layers
 from molmo2_nemo.fused.choice import choose
 from molmo2_nemo.model.config import KernelConfig, MemoryConfig, Molmo2Config, TrainingOptions, preset
-from molmo2_nemo.nemo.train import start_nemo
+from molmo2_nemo.nemo.start import start_nemo
 from molmo2_nemo.processes import quiet
 from tests.support.batches import Shapes, batch
 
