@@ -23,6 +23,7 @@ LINES = BLOCK[1].splitlines()
 
 def nemo_job(line: str, folder: str, shards: str) -> str:
     """NeMo's command in this process, one of those that a launcher has started; what it printed."""
+    from nemo.collections import llm  # noqa: F401  (Megatron's part of it wants an stderr with a file behind it)
     from nemo_run.cli.api import create_cli
 
     printed, before = io.StringIO(), os.getcwd()
