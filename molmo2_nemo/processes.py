@@ -25,6 +25,11 @@ PARENT = "MOLMO2_PARENT"  # environment variable: id of the process that starts 
 OWNER = "MOLMO2_OWNER"  # environment variable: id and start of the process that this one is not to outlive
 
 
+def this_rank() -> int:
+    """This process's rank, before there are process groups: from the launcher's environment."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def die_with_parent() -> None:
     """Makes this process end when the one that started it is gone: a killed launcher leaves no ranks behind, a killed
     trainer no loader workers. Never raises.

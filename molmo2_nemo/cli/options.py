@@ -268,7 +268,8 @@ def warn_once(lines: Iterable[str]) -> None:
     """As `warn`, of what every process of a command finds before its work begins: the one that was called says it, or
     the first rank where another launcher started them."""
     from molmo2_nemo.launch.ranks import is_rank
-    from molmo2_nemo.launch.reports import ERROR_DIR, this_rank
+    from molmo2_nemo.launch.reports import ERROR_DIR
+    from molmo2_nemo.processes import this_rank
 
     if not is_rank() or (ERROR_DIR not in os.environ and this_rank() == 0):
         warn(lines)

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.model.config import CANNOT_MERGE
@@ -22,8 +23,12 @@ HOST = "can't allocate memory"
 DEVICE = re.compile(r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure 2 'out of memory'")
 
 
-def advice(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
-    """One line for the user about an error, with what is left to try; None if the error is not about memory."""
+def advice(error: BaseException, cfg: RunConfig, rank: int = 0, snapshot: Path | None = None) -> str | None:
+    """One line for the user about an error, with what is left to try; None if the error is not about memory.
+
+    Args:
+        snapshot: where the process wrote what the GPU's memory held (training/memory_history.py).
+    """
     on_host = isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and HOST in str(error))
     on_device = type(error).__name__ == "OutOfMemoryError" or DEVICE.search(str(error)) is not None
     if not on_host and not on_device:
@@ -34,9 +39,13 @@ def advice(error: BaseException, cfg: RunConfig, rank: int = 0) -> str | None:
         found.insert(0, f"data.num_workers={cfg.data.num_workers // 2} (copies of the loader)")
     seen = re.split(r"(?<=[A-Za-z])\. |\n", str(error).strip())
     said = ". ".join(part for part in seen[:2] if part) or type(error).__name__
+    held = f". What the memory held: {snapshot}, which molmo2 report draws" if snapshot else ""
+    if snapshot and not cfg.log.record_memory_history:
+        held += "; with log.record_memory_history=true also by whom"
     return (
         f"process {rank} ran out of {where} memory ({said}). What is left to try, cheapest first: {'; '.join(found)}. "
         "`molmo2 plan` with the same settings shows what each layout needs; docs/memory.md, what each setting costs"
+        f"{held}"
     )
 
 

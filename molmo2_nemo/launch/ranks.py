@@ -11,9 +11,9 @@ from pathlib import Path
 
 from molmo2_nemo.errors import INTERRUPTED, USER_ERROR, UserError, user_message
 from molmo2_nemo.launch.local import ELASTIC, run_child
-from molmo2_nemo.launch.reports import ERROR_DIR, Report, explain_exit, this_rank
+from molmo2_nemo.launch.reports import ERROR_DIR, Report, explain_exit
 from molmo2_nemo.launch.worker import explained, leave
-from molmo2_nemo.processes import as_parent, stopped_by_signals
+from molmo2_nemo.processes import as_parent, stopped_by_signals, this_rank
 from molmo2_nemo.settings.compose import compose
 from molmo2_nemo.settings.ranges import out_of_range
 from molmo2_nemo.settings.run import ParallelConfig

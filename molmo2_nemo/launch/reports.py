@@ -23,6 +23,7 @@ from pathlib import Path
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
 from molmo2_nemo.files import write_json
+from molmo2_nemo.processes import this_rank
 from molmo2_nemo.rundir.attempt import note_error
 from molmo2_nemo.rundir.checkpoint_manifest import newest_whole
 from molmo2_nemo.rundir.lines import read_metrics
@@ -73,10 +74,6 @@ class Exits:
             if code < 0 and code != -signal.SIGTERM and int(rank) not in reported:
                 return Exits(int(rank), code)
         return None
-
-
-def this_rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def report_preempted(why: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.errors import UserError
+from molmo2_nemo.processes import this_rank
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.config_file import read_config, run_of_checkpoint
 from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, MERGED, stage_dir
@@ -61,7 +61,7 @@ def resolve_start(cfg: RunConfig) -> None:
     remarks: list[str] = []
     own = Path(cfg.init_from).resolve().parent == Path(cfg.output_dir).resolve()
     checkpoint = resolve_checkpoint(cfg.init_from, remarks, finished=own)
-    if os.environ.get("RANK", "0") == "0":
+    if this_rank() == 0:
         print("".join(f"init_from: {line}\n" for line in remarks), end="", flush=True)
     run = run_of_checkpoint(checkpoint)
     saved = read_config(run / CONFIG) if run is not None else None

@@ -20,9 +20,8 @@ from molmo2_nemo.launch.reports import (
     conclude,
     report_finished,
     report_preempted,
-    this_rank,
 )
-from molmo2_nemo.processes import PARENT, die_with_parent, quiet
+from molmo2_nemo.processes import PARENT, die_with_parent, quiet, this_rank
 from molmo2_nemo.rundir.attempt import note_error
 from molmo2_nemo.rundir.config_file import use_kept_templates
 from molmo2_nemo.rundir.paths import stage_dir
@@ -54,7 +53,9 @@ def run(cfg: RunConfig) -> int:
 
 def _report(cfg: RunConfig, error: Exception) -> int:
     """Reports a failure to the stage's errors.jsonl and to the launcher, or where there is none to stderr."""
-    message = out_of_memory.advice(error, cfg, this_rank())
+    from molmo2_nemo.training.memory_history import history
+
+    message = out_of_memory.advice(error, cfg, this_rank(), history.ran_out)
     user_error = message is not None
     if message is None:
         message, user_error = explained(error)

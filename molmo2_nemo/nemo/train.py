@@ -12,11 +12,11 @@ from typing import Any
 
 from molmo2_nemo import compat, cpu
 from molmo2_nemo.nemo.start import start_nemo
-from molmo2_nemo.processes import quiet
+from molmo2_nemo.processes import quiet, this_rank
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.summary import write_summary
 from molmo2_nemo.settings.run import RunConfig
-from molmo2_nemo.training import signals, watchdog
+from molmo2_nemo.training import memory_history, signals, watchdog
 from molmo2_nemo.training.stage import Attempt, is_first_process, layout_name, summary_of
 
 
@@ -62,7 +62,8 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
     folder = paths.stage_dir(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     attempt = Attempt(folder, layout_name(cfg))
-    with attempt.running():
+    history = memory_history.history.watching(folder, this_rank(), record=cfg.log.record_memory_history)
+    with attempt.running(), history:
         run_stage = fiddle.build(stage_recipe(cfg, train=fit))
         trainer = run_stage.keywords["trainer"]
         try:

@@ -33,15 +33,29 @@ def figure(draw: Chart, stages: Sequence[StageProgress]) -> str:
     return f"<figure class=first>{both}<figcaption>{html.escape(caption)}</figcaption></figure>" if wide else ""
 
 
-def _drawn(
-    draw: Callable[[Any, Sequence[StageProgress]], str | None],
-    stages: Sequence[StageProgress],
-    size: tuple[float, float],
-) -> tuple[str, str]:
+def _drawn(draw: Chart, stages: Sequence[StageProgress], size: tuple[float, float]) -> tuple[str, str]:
+    """A chart over the run's steps."""
+
+    def over_steps(axes: Any) -> str | None:
+        caption = draw(axes, stages)
+        if caption is not None:
+            _stage_marks(axes, stages)
+            axes.set_xlim(0, 1.02 * max(1, sum(stage.step for stage in stages)))  # also where few steps have values
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_formatter("{x:,.0f}")
+            axes.set_xlabel("optimizer step")
+        return caption
+
+    return drawn(over_steps, size, name=draw.__name__)
+
+
+def drawn(paint: Callable[[Any], str | None], size: tuple[float, float], name: str) -> tuple[str, str]:
     """SVG and caption; empty ones where there is nothing to draw.
 
     Args:
+        paint: draws on axes and gives the caption, None if there is nothing.
         size: in inches, width and height.
+        name: of the picture, one of those of a page.
     """
     import matplotlib
 
@@ -53,21 +67,17 @@ def _drawn(
         "font.size": 10,
         "svg.fonttype": "none",
         "font.family": "sans-serif",
-        "svg.hashsalt": f"molmo2 {draw.__name__} {size}",  # of names inside the picture: one page holds several
+        "svg.hashsalt": f"molmo2 {name} {size}",  # of names inside the picture: one page holds several
     }
     with plt.rc_context(settings):
         chart, axes = plt.subplots(figsize=size, layout="constrained")
-        caption = draw(axes, stages)
+        axes.xaxis.set_major_locator(MaxNLocator(7 if size == WIDE else 4))
+        caption = paint(axes)
         if caption is None:
             plt.close(chart)
             return "", ""
-        _stage_marks(axes, stages)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="0.92", linewidth=0.8)
-        axes.set_xlim(0, 1.02 * max(1, sum(stage.step for stage in stages)))  # also where few steps have values
-        axes.xaxis.set_major_locator(MaxNLocator(7 if size == WIDE else 4, integer=True))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_xlabel("optimizer step")
         if axes.get_yscale() == "log":
             axes.yaxis.set_major_locator(_logarithmic(*axes.get_ylim()))
             axes.yaxis.set_minor_formatter("")

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from molmo2_nemo.errors import UserError
-from molmo2_nemo.preview import answers
+from molmo2_nemo.preview import answers, device_memory
 from molmo2_nemo.preview.curves import CHARTS, figure
 from molmo2_nemo.rundir.card import CARD, run_card
 from molmo2_nemo.rundir.paths import CHECKPOINTS
@@ -86,6 +86,7 @@ def page(stages: Sequence[StageProgress], title: str, card: str | None = None) -
         "<h2>Curves</h2><p class=note>Optimizer steps, stages one after the other.</p>",
         f"<div class=charts>{charts}</div>",
         answers.section(stages),
+        device_memory.section(stages),
         incidents(stages),
         "<h2>Settings</h2>",
         *(f"<details><summary>{_text(s.name)}</summary><pre>{_text(to_yaml(s.config))}</pre></details>"

@@ -23,6 +23,7 @@ LOGS = "logs"  # NeMo's own
 EVALUATIONS = "evaluation.jsonl"
 EVALUATION = "evaluation"  # <name of a checkpoint>/<task>.json and .jsonl, of molmo2 evaluate or evaluation.*
 HANG = "hang"  # <attempt>/rank<N>.txt: stacks of a run that hung (training/watchdog.py)
+MEMORY = "memory"  # steps-N-M.rank-R, out-of-memory.rank-R, .pickle and .json (log.record_memory_history)
 PROFILE = "profile"  # steps-N-M.trace.json.gz and .txt (log.profile)
 
 # In the run's folder, beside the stages, lies SLURM; settings/ranges.py keeps a stage from having this name. In slurm/:

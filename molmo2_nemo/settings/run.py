@@ -206,6 +206,7 @@ class LogConfig:
     peak_tflops: float | None = None  # of one device, dense, in the run's precision; default: known GPUs, none on CPU
     profile: list[int] | None = None  # first and last step to run under PyTorch's profiler; docs/running.md
     profile_ranks: list[int] = field(default_factory=lambda: [0])  # that write a trace of them
+    record_memory_history: bool = False  # who asked for GPU memory: of profiled steps, and where it runs out
 
 
 @dataclass

@@ -18,6 +18,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from molmo2_nemo.training.kernel_kinds import KINDS, kind_of
+from molmo2_nemo.training.memory_history import history
 
 STEP = "training step "  # how the marks of steps in a trace begin
 MARKS = "USDT:"  # what the profiler says of its own start and end
@@ -118,7 +119,9 @@ class StepProfiler:
         table.write_text(text + "\n")
         size = trace.stat().st_size
         long = "; it is long, a browser may not take it: profile fewer steps" if size > LONG else ""
-        return f"{text}\ntrace: {trace}, {size / 2**20:.1f} MiB, for https://ui.perfetto.dev{long}"
+        said = f"{text}\ntrace: {trace}, {size / 2**20:.1f} MiB, for https://ui.perfetto.dev{long}"
+        memory = history.after(f"steps-{self._begun}-{self._ended}")
+        return f"{said}\n{memory}" if memory else said
 
 
 def _export(found: Any, trace: Path) -> None:

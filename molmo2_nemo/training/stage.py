@@ -11,6 +11,7 @@ from typing import Any
 from molmo2_nemo.data.tally import Tally
 from molmo2_nemo.errors import Preempted
 from molmo2_nemo.files import write_json
+from molmo2_nemo.processes import this_rank
 from molmo2_nemo.rundir import paths
 from molmo2_nemo.rundir.attempt import heartbeat, this_process
 from molmo2_nemo.rundir.checkpoint_manifest import step_folder
@@ -90,4 +91,4 @@ def layout_name(cfg: RunConfig) -> str:
 
 def is_first_process() -> bool:
     """Whether this is rank 0, before there are process groups."""
-    return os.environ.get("RANK", "0") == "0"
+    return this_rank() == 0

@@ -30,7 +30,7 @@ from typing import Any
 
 from molmo2_nemo.errors import show_error
 from molmo2_nemo.files import write_json
-from molmo2_nemo.processes import process_start
+from molmo2_nemo.processes import process_start, this_rank
 from molmo2_nemo.rundir.paths import HANG
 from molmo2_nemo.training.hang_cause import Place, begun_collectives, who_did_not_come
 from molmo2_nemo.training.whereabouts import here
@@ -294,7 +294,7 @@ def watching(limit: float, stage: Path) -> Iterator[None]:
     dog = Watchdog(
         limit,
         attempt_folder(stage),
-        int(os.environ.get("RANK", "0")),
+        this_rank(),
         int(os.environ.get("WORLD_SIZE", "1")),
         _report or (lambda message, stacks: show_error(message)),
         gpu=None if is_cpu_only() else int(os.environ.get("LOCAL_RANK", "0")),

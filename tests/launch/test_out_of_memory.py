@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,17 @@ def test_of_a_gpu():
         "recomputed in the backward pass)"
     )
     assert "memory.offload=true" in text and "parallel.context=2 " in text and "\n" not in text
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_the_snapshot_of_what_was_held_is_named(recorded):
+    cfg = RunConfig()
+    cfg.log.record_memory_history = recorded
+    error = torch.cuda.OutOfMemoryError(CUDA)
+    text = advice(error, cfg, 3, Path("runs/x/sft/memory/out-of-memory.rank-3.json"))
+    assert "What the memory held: runs/x/sft/memory/out-of-memory.rank-3.json, which molmo2 report draws" in text
+    assert ("log.record_memory_history=true also by whom" in text) is not recorded
+    assert "memory held" not in advice(error, cfg)
 
 
 @pytest.mark.parametrize("make", [lambda: torch.empty(TOO_MUCH, dtype=torch.uint8), lambda: np.ones(1 << 50, np.uint8)])

@@ -26,6 +26,21 @@ SVG = "{http://www.w3.org/2000/svg}"
 STEPS = 15
 
 
+def memory() -> dict[str, dict | str]:
+    """Figures of snapshots: of profiled steps, of memory that ran out, with and without a history; two are damaged."""
+    names = ["molmo2_nemo/model/vision.py forward", "megatron/core/a-file-with-a-long-name.py _and_a_function", "<b>"]
+    places = [{"name": n, "at_peak": 2**30 * (5 - i), "points": [2**28, 2**30 * (5 - i)]} for i, n in enumerate(names)]
+    rest = {"reserved": 14 * 2**30, "allocated": 3 * 2**30, "rank": 3, "at": [0.0, 7.5]}
+    steps = {**rest, "peak": 12 * 2**30, "events": 4000, "whole": False, "failed": None, "places": places}
+    failed = {"wanted": 2**31, "free": 2**20, "place": names[0]}
+    ran_out = {**steps, "failed": failed, "at": None, "whole": True}
+    bare = {**rest, "at": [], "peak": 3 * 2**30, "events": 0, "whole": True, "failed": failed, "places": places[:1]}
+    return {
+        **{"steps-3-5.rank-3": steps, "out-of-memory.rank-3": ran_out, "out-of-memory.rank-4": {**bare, "rank": 4}},
+        **{"steps-6-6.rank-0": "{", "steps-7-7.rank-0": {"peak": 1}},
+    }
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Two stages of 15 steps; all groups have the same learning rate, their norms differ; the second has a score."""
@@ -45,6 +60,9 @@ def run(tmp_path_factory):
     score = {"step": STEPS, "time": 1e6, "tasks": {"mine": 0.5}, "groups": {"own data": 0.5}}
     append_line(folder / "sft" / "evaluation.jsonl", score)
     (folder / "sft" / "checkpoints" / "damaged-step=9").mkdir(parents=True)
+    (folder / "sft" / "memory").mkdir()
+    for name, found in memory().items():
+        (folder / "sft" / "memory" / f"{name}.json").write_text(found if isinstance(found, str) else json.dumps(found))
     return folder
 
 
@@ -212,4 +230,23 @@ def test_pages_fit_the_screen(width, report, preview):
             assert all(wide <= room for wide, room in found["tables"]), (file, found["tables"])
             assert all(high >= 9 for high in found["texts"]), (file, sorted(found["texts"])[:5])
             assert len(found["captions"]) > 2 and min(found["captions"]) >= 12
-            assert file is preview or (len(found["tables"]) == 2 and len(found["texts"]) > 50)
+            assert file is preview or (len(found["tables"]) == 4 and len(found["texts"]) > 50)
+
+
+def test_who_held_the_memory(report):
+    text = report.read_text()
+    section = text[text.index("<h2>GPU memory</h2>") : text.index("<h2>Incidents</h2>")]
+    assert re.findall("<h3>(.*?)</h3>", section) == [
+        "sft, rank 3, out of memory", "sft, rank 4, out of memory", "sft, rank 3, steps 3-5",
+    ]  # fmt: skip
+    notes = re.findall("<p class=note>(.*?)</p>", section)
+    ran_out = "Memory ran out: 2.0 GiB were asked for by molmo2_nemo/model/vision.py forward, 1.0 MiB were free; "
+    held = "3.0 GiB in use at the end, of 14.0 GiB that PyTorch had of the device; "
+    assert notes == [
+        f"{ran_out}{held}peak 12.0 GiB in 4,000 allocations and frees.",
+        f"{ran_out}{held}who asked for it: log.record_memory_history=true.",
+        f"{held}peak 12.0 GiB in 4,000 allocations and frees, older ones are not kept.",
+    ]
+    assert section.count("<svg") == 4 and section.count("<table>") == 2  # both widths; none without a history
+    assert ">seconds<" in section and ">allocations and frees<" in section
+    assert "&lt;b&gt;</td><td>3.0 GiB</td><td>25%</td>" in section

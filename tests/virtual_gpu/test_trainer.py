@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 
 import pytest
 
@@ -66,8 +67,49 @@ def test_a_run_saves_and_resumes(tmp_path):
     assert (tmp_path / "pretrain" / "summary.json").exists()
 
 
+def held(folder, name: str) -> dict:
+    """The figures of a snapshot of memory; PyTorch's own viewer reads the other file."""
+    from torch.cuda._memory_viz import segsum
+
+    path = folder / "pretrain" / "memory" / f"{name}.rank-0.json"
+    found = json.loads(path.read_text())
+    snapshot = pickle.loads(path.with_suffix(".pickle").read_bytes())
+    assert "total_reserved" in segsum(snapshot)
+    assert found["reserved"] == sum(segment["total_size"] for segment in snapshot["segments"])
+    return found
+
+
 def test_out_of_memory_says_what_is_left_to_try(tmp_path):
     report = virtual_gpu.run("molmo2_nemo.cli.main", *tiny(tmp_path), gib=0.12)
     assert report.returncode == 2
     assert "process 0 ran out of GPU memory (CUDA out of memory. Tried to allocate" in report.output
     assert "cheapest first: stage.micro_batch_size=1" in report.output
+    assert f"What the memory held: {tmp_path}/pretrain/memory/out-of-memory.rank-0.json" in report.output
+    found = held(tmp_path, "out-of-memory")
+    assert found["events"] == 0 and found["allocated"] > 30 * 2**20
+    assert found["failed"]["wanted"] > found["failed"]["free"] > 0
+    assert found["failed"]["place"].startswith("molmo2_nemo/")
+
+
+def test_who_held_memory_that_ran_out_is_recorded(tmp_path):
+    report = virtual_gpu.run("molmo2_nemo.cli.main", *tiny(tmp_path, "log.record_memory_history=true"), gib=0.12)
+    assert report.returncode == 2 and "also by whom" not in report.output
+    found = held(tmp_path, "out-of-memory")
+    assert found["events"] > 100 and found["whole"] and found["peak"] >= found["allocated"]
+    shares = {row["name"]: row["at_peak"] for row in found["places"]}
+    assert sum(shares.values()) == found["peak"]
+    assert any(name.startswith("molmo2_nemo/model/vision.py") for name in shares)
+    assert any(name.startswith("megatron/core/distributed/param_and_grad_buffer.py") for name in shares)
+
+
+def test_memory_of_profiled_steps_is_recorded(tmp_path):
+    """The peak is the log's, which PyTorch counts; a block is up to 511 bytes larger than what was asked for."""
+    words = tiny(tmp_path, "log.record_memory_history=true", "log.profile=[2,3]", "stage.max_steps=3")
+    report = virtual_gpu.run("molmo2_nemo.cli.main", *words)
+    assert report.returncode == 0, report.output[-3000:]
+    assert f"memory: {tmp_path}/pretrain/memory/steps-2-3.rank-0.pickle" in report.output
+    found = held(tmp_path, "steps-2-3")
+    lines = (tmp_path / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    counted = max(json.loads(line)["memory_gib"] for line in lines) * 2**30
+    assert found["failed"] is None and found["at"] == sorted(found["at"])
+    assert found["peak"] == pytest.approx(counted, rel=0.02)
