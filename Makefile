@@ -80,7 +80,7 @@ test-slurm: $(STAMP)
 	@MOLMO2_SLURM_TESTS=1 $(PYTEST) -rs tests/launch/slurm $(PYTEST_ARGS)
 
 # What could break with another Megatron-core, torch or numpy.
-STACK_TESTS := $(addprefix tests/,nemo training convert model parallel attention fused virtual_gpu test_cpu.py test_compat.py)
+STACK_TESTS := $(addprefix tests/,nemo training convert model parallel attention fused virtual_gpu test_cpu.py test_compat.py test_differences.py)
 
 test-stack: $(STAMP)
 	@$(PYTEST) $(TWO) $(STACK_TESTS) $(PYTEST_ARGS)
@@ -88,7 +88,7 @@ test-stack: $(STAMP)
 # NeMo's trainer and its resume, layouts of the model, conversion, a CUDA build of torch on the virtual GPU.
 SHORT_STACK_TESTS := $(addprefix tests/,nemo/test_resume.py nemo/test_registration.py convert/test_parity.py model/test_families.py \
     model/test_memory.py parallel/test_dynamic.py training/test_checkpoints.py training/test_precision.py \
-    virtual_gpu/test_trainer.py test_compat.py)
+    virtual_gpu/test_trainer.py test_compat.py test_differences.py)
 
 test-stack-short: $(STAMP)
 	@$(PYTEST) $(TWO) $(SHORT_STACK_TESTS) $(PYTEST_ARGS)

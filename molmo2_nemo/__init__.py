@@ -4,8 +4,8 @@ Importing this package is cheap on purpose: neither torch nor NeMo is imported h
 answers at once. Reach for the sub-packages: `model`, `attention`, `parallel`, `data`, `convert`, `nemo`, `cli`.
 """
 
-from molmo2_nemo import compat
+from molmo2_nemo import differences
 
-compat.install()  # before anybody imports Megatron-core or NeMo through this package
+differences.install()  # before anybody imports Megatron-core or NeMo through this package
 
 __version__ = "0.1.0"

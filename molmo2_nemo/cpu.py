@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from molmo2_nemo import compat
+from molmo2_nemo import differences
 
 _MODE: _CpuForCuda | None = None
 
@@ -93,7 +93,7 @@ def _write_checkpoints_in_process() -> None:
                 return
         results.put(written)
 
-    setattr(writer.FileSystemWriterAsync, compat.checkpoint_writer(), staticmethod(write_all))
+    setattr(writer.FileSystemWriterAsync, differences.checkpoint_writer(), staticmethod(write_all))
     writer._results_queue = queue.Queue()
     _save_asynchronously_in_a_thread()
 

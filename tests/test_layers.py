@@ -26,6 +26,7 @@ LAYERS = (  # docs/code.md says what each is
         "data",
         "transfer",
         "cpu",
+        "differences",
         "compat",
         "files",
         "processes",

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from molmo2_nemo import compat
+from molmo2_nemo import differences
 from molmo2_nemo.model.config import MemoryConfig
 from molmo2_nemo.model.host_memory import PART, Pages
 
@@ -42,7 +42,7 @@ class FusedMLP(MLP):
     """Megatron's MLP with an activation of ours (fused/swiglu.py). [T, B, D] -> [T, B, D]; None: Megatron's own."""
 
     def __init__(self, *args: Any, swiglu: Callable[[Tensor], Tensor] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **compat.mlp_arguments(kwargs))
+        super().__init__(*args, **differences.mlp_arguments(kwargs))
         self.swiglu = swiglu
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

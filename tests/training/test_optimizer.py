@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from molmo2_nemo import compat
+from molmo2_nemo import differences
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.settings.run import OPTIMIZER_GROUPS, OptimConfig, RunConfig
 from molmo2_nemo.training.groups import LR_MULT, group_of, name_saved_groups
@@ -148,7 +148,7 @@ def make_older(checkpoint: Path) -> None:
     """The optimizer's groups as they were saved before they had names, in another order; by a Megatron-core that kept
     them in common.pt."""
     common = checkpoint / "weights" / "common.pt"
-    state = torch.load(common, weights_only=False) if common.exists() else compat.load_common_state(common.parent)
+    state = torch.load(common, weights_only=False) if common.exists() else differences.load_common_state(common.parent)
     for part in state["optimizer"]:
         groups = part.get("optimizer", part)["param_groups"]
         for group in groups:
