@@ -11,10 +11,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import signal
 import sys
 import uuid
 from pathlib import Path
 from typing import Any
+
+# Ctrl-C during the imports, which take a while: no traceback of one of them.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED
 from molmo2_nemo.launch.reports import ERROR_DIR, Exits

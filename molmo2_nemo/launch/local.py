@@ -54,6 +54,7 @@ from molmo2_nemo.settings.run import RunConfig
 from molmo2_nemo.settings.sizes import wanted_processes
 
 WORKER, ELASTIC = "molmo2_nemo.launch.worker", "molmo2_nemo.launch.elastic"
+HEARD = 5.0  # seconds after which a child that is still there did not get the Ctrl-C that its parent got
 _passed_on: list[int] = []  # signals that `run_child` has passed to children of this process
 LOCK_WAIT = 120.0  # seconds a Slurm job waits for the folder's lock, which a node that died may still hold
 
@@ -178,7 +179,8 @@ def run_child(command: list[str], env: Mapping[str, str]) -> int:
     where a signal that was passed on ended it before it could catch any.
 
     SIGTERM and SIGUSR1 are passed on to the child, those that arrive before it exists as soon as it does;
-    training/signals.py has the whole story. The terminal sends Ctrl-C to both.
+    training/signals.py has the whole story. The terminal sends Ctrl-C to both; a SIGINT to this process alone is
+    passed on after HEARD seconds.
     """
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []  # signals that came before there was a child
@@ -211,14 +213,28 @@ def signals_passed() -> int:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """The child's exit code; INTERRUPTED after Ctrl-C, once the child has left."""
+    """The child's exit code; after Ctrl-C INTERRUPTED once the child has left, 0 if it was through with its work."""
     try:
         return process.wait()
     except KeyboardInterrupt:
-        # The terminal has sent SIGINT to the child as well; a second one would cut its clean-up short.
+        _passed_on.append(signal.SIGINT)
         try:
-            process.wait(timeout=60)
+            code = _left_after_interrupt(process)
         except (KeyboardInterrupt, subprocess.TimeoutExpired):
             process.kill()
             process.wait()
-        return INTERRUPTED
+            return INTERRUPTED
+        return INTERRUPTED if code else 0
+
+
+def _left_after_interrupt(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child that was interrupted by the terminal or, if only this process was (`kill -INT`), is now.
+
+    Raises:
+        TimeoutExpired: it does not leave.
+    """
+    try:
+        return process.wait(timeout=HEARD)
+    except subprocess.TimeoutExpired:  # not before: a second signal would cut short what the first one has begun
+        process.send_signal(signal.SIGINT)
+        return process.wait(timeout=60)

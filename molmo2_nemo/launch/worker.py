@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
+
+# Ctrl-C during the imports, which take a while: no traceback of one of them.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, Preempted, file_error, show_error, user_message
 from molmo2_nemo.launch import out_of_memory
@@ -108,7 +113,10 @@ def explained(error: Exception) -> tuple[str, bool]:
 
 def main(config: str) -> NoReturn:
     die_with_parent()
-    code = run(load_yaml(config))
+    cfg = load_yaml(config)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = run(cfg)
     if code == 0:
         report_finished()
         atexit._run_exitfuncs()  # what libraries do at exit, such as Weights & Biases' last upload

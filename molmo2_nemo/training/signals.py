@@ -19,7 +19,8 @@
    any other code. The job's script then has Slurm requeue the job. A script that is itself sent SIGTERM was cancelled,
    and leaves without a requeue (launch/slurm/script.py).
 
-Ctrl-C (SIGINT) is not one of them: the run leaves at once, without a checkpoint, with 130.
+Ctrl-C (SIGINT) is not one of them: the run leaves at once, without a checkpoint, with 130. A terminal sends it to every
+process; where only the command got it, it is passed on after some seconds.
 """
 
 from __future__ import annotations

@@ -142,6 +142,40 @@ def test_a_signal_before_the_child_exists_reaches_it(monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize(("leaves_with", "code"), [(3, INTERRUPTED), (0, 0)])
+def test_an_interrupt_of_the_command_alone_reaches_its_child(monkeypatch, leaves_with, code):
+    """`kill -INT` and supervisors send it to one process, a terminal to both."""
+    monkeypatch.setattr(local, "HEARD", 0.1)
+    child = f"import os, signal\nsignal.signal(signal.SIGINT, lambda *_: os._exit({leaves_with}))\n"
+    child += "os.kill(os.getppid(), signal.SIGINT)\nsignal.alarm(60)\nwhile True: signal.pause()"
+    before = local.signals_passed()
+    assert local.run_child([sys.executable, "-c", child], dict(os.environ)) == code
+    assert local.signals_passed() == before + 1, "a pipeline begins nothing after it"
+
+
+def test_a_child_that_left_by_itself_is_not_interrupted_twice(monkeypatch):
+    monkeypatch.setattr(local, "HEARD", 60.0)
+    child = "import os, signal\nos.kill(os.getppid(), signal.SIGINT)\nraise SystemExit(5)"
+    assert local.run_child([sys.executable, "-c", child], dict(os.environ)) == INTERRUPTED
+
+
+@pytest.mark.parametrize("module", [local.WORKER, local.ELASTIC])
+def test_an_interrupt_during_the_imports_leaves_no_traceback(tmp_path, module):
+    """One that comes when launch.reports, which both import, is looked for."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'molmo2_nemo.launch.reports':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.getcwd()])
+    env = {**os.environ, "PYTHONPATH": path}
+    cut = subprocess.run([sys.executable, "-m", module, "x", "y"], env=env, capture_output=True, text=True)
+    assert cut.returncode == -signal.SIGINT and cut.stderr == ""
+
+
 def test_a_child_that_cannot_be_started_leaves_the_handlers_as_they_were(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FileNotFoundError):
