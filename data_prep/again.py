@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_prep.ledger import LEDGER
 from data_prep.prepare import Summary
+from molmo2_nemo.errors import plural
 
 
 def again_lines(summary: Summary, folder: Path) -> Iterator[str]:
@@ -29,15 +30,16 @@ def again_lines(summary: Summary, folder: Path) -> Iterator[str]:
     if look.retried:
         yield f"{counts.get('mended', 0):,} of {look.skipped:,} skipped samples could be added"
     if counts.get("added"):
-        yield f"{counts['added']:,} new records"
+        yield f"{plural(counts['added'], 'new record')}"
     if counts.get("restored"):
-        yield f"{counts['restored']:,} records that repair had removed prepared anew"
+        yield f"{plural(counts['restored'], 'record')} that repair had removed prepared anew"
     if look.changed:
         yield f"{look.changed:,} media of records have changed (the first: {look.first_changed}):"
         lost = f", {counts['lost']:,} can no longer be used" if counts.get("lost") else ""
-        yield f"  {counts.get('replaced', 0):,} records prepared anew{lost}"
+        yield f"  {plural(counts.get('replaced', 0), 'record')} prepared anew{lost}"
         if counts.get("unread"):
-            yield f"  {counts['unread']:,} records stay as they were: their media cannot be read now"
+            stay = plural(counts["unread"], "record stays as it was", "records stay as they were")
+            yield f"  {stay}: their media cannot be read now"
     if look.gone:
         yield f"{look.gone:,} media are gone (the first: {look.first_gone}); their records stay as they are"
     if not summary.already:

@@ -32,7 +32,7 @@ from data_prep.sources.own_columns import Columns, find_columns
 from data_prep.sources.own_shapes import not_read
 from molmo2_nemo.data.json_values import Fault, show
 from molmo2_nemo.data.record import IMAGE_SUFFIXES, VIDEO_SUFFIXES, other_code
-from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.errors import UserError, plural, read_text
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # of Hugging Face's folders of images or videos
 SPLIT = "train"
@@ -77,39 +77,48 @@ def _rows(files: Sequence[Path], columns: Columns) -> Iterator[Row]:
             yield {"line": number, "entry": row, "notes": [not_read(name) for name in columns.left if name not in row]}
 
 
+class _Unclosed(csv.Error):
+    """A quote that is opened and not closed to the end of the file."""
+
+
 class _Rows:
     """Rows of a CSV as lists of cells, or what is wrong with one; bytes that are not UTF-8 stay in them as lone
-    surrogates."""
+    surrogates.
 
-    def __init__(self, path: Path, file: Any, delimiter: str):
-        self._path, self._reader = path, csv.reader(file, delimiter=delimiter, strict=True)
-        self.begins = self.ends = 0  # the lines of the last row, from 1
+    Args:
+        before: lines of the file before the first of `lines`.
+    """
+
+    def __init__(self, lines: Iterator[str], delimiter: str, before: int):
+        self._reader, self._before = csv.reader(lines, delimiter=delimiter, strict=True), before
+        self.begins = self.ends = before  # the lines of the last row, from 1
 
     def __iter__(self) -> Iterator[list[str] | Fault]:
         return self
 
     def __next__(self) -> list[str] | Fault:
-        self.begins = self._reader.line_num + 1
+        self.begins = self._before + self._reader.line_num + 1
         try:
             return next(self._reader)
         except csv.Error as error:
-            if str(error) == UNCLOSED:  # nobody knows how many rows are in it
-                says = "a quote opened in it is not closed, so that all lines after it are one cell"
-                where = f"{self._path}, line {self.begins}"
-                raise UserError(f"{where}: the row that begins there cannot be read: {says}") from None
-            return Fault(
-                "", f"a row that cannot be read ({error})", 'cells, quoted whole or not at all, a quote in them as ""'
-            )
+            if str(error) == UNCLOSED:
+                raise _Unclosed from None
+            last = self._before + self._reader.line_num
+            several = f", with the lines to {last}" if last > self.begins else ""
+            seen = f"a row that cannot be read ({error}){several}"
+            return Fault("", seen, 'cells, quoted whole or not at all, a quote in them as ""')
         finally:
-            self.ends = self._reader.line_num
+            self.ends = self._before + self._reader.line_num
 
 
 @contextmanager
-def _csv(path: Path) -> Iterator[_Rows]:
+def _csv(path: Path, behind: int = 0) -> Iterator[_Rows]:
     """The rows of a CSV, whose cells are apart by what its first line has most of: comma, semicolon or tabulator.
 
+    Args:
+        behind: of the file only what comes after so many lines.
     Raises:
-        UserError: an unfinished quotation, a first line that is not UTF-8, a packed file that is damaged.
+        UserError: a first line that is not UTF-8, a packed file that is damaged.
     """
     rows = None
     with TextIOWrapper(open_file(path), encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -118,7 +127,7 @@ def _csv(path: Path) -> Iterator[_Rows]:
             if NOT_UTF8.search(first) or "\0" in first[:4]:
                 raw = first.encode("utf-8", "surrogateescape")
                 raise UserError(f"{path}, line 1: is not UTF-8{other_code(raw)}")
-            rows = _Rows(path, chain([first], file), max(DELIMITERS, key=first.count))
+            rows = _Rows(islice(chain([first], file), behind, None), max(DELIMITERS, key=first.count), behind)
             yield rows
         except DAMAGED as error:
             if of_the_machine(error):
@@ -128,8 +137,11 @@ def _csv(path: Path) -> Iterator[_Rows]:
 
 
 def _csv_header(path: Path) -> list[str]:
-    with _csv(path) as reader:
-        names = next(reader, [])
+    try:
+        with _csv(path) as reader:
+            names = next(reader, [])
+    except _Unclosed:
+        raise _swallowed(path, 1) from None
     if isinstance(names, Fault):
         raise UserError(f"{path}, line 1: holds {names.seen}, not {names.expected}")
     if not names or len(set(names)) != len(names) or "" in names:
@@ -138,28 +150,61 @@ def _csv_header(path: Path) -> list[str]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    """Rows, with the number of the line that each ends in; those with a cell over several lines have a note."""
+    """Rows, with the number of the line that each ends in; those with a cell over several lines have a note. Of a row
+    with a quote that is never closed the first line is left out, where the lines after it are rows.
+
+    Raises:
+        UserError: they are not, so that nobody knows how many rows are lost.
+    """
+    names, behind = _csv_header(path), 0
+    while True:
+        with _csv(path, behind) as rows:
+            if not behind:
+                next(rows)
+            try:
+                yield from _rows_of(rows, names)
+                return
+            except _Unclosed:
+                behind = rows.begins
+        if not _are_rows(path, behind, len(names)):
+            raise _swallowed(path, behind)
+        fault = Fault("", "a quote that is opened and never closed", 'a quote that is closed, or "" for one in a cell')
+        yield {"line": behind, "fault": fault}
+
+
+def _rows_of(rows: _Rows, names: Sequence[str]) -> Iterator[Row]:
     several = ""
-    with _csv(path) as rows:
-        names = _csv_header(path)
-        next(rows)
-        for cells in rows:
-            if isinstance(cells, Fault):
-                yield {"line": rows.begins, "fault": cells}
-                continue
-            broken = rows.ends > rows.begins and any("\n" in cell.strip("\r\n") for cell in cells)
-            if broken and not several:
-                several = SEVERAL_LINES.format(rows.begins)
-            bad = next((i for i, cell in enumerate(cells) if NOT_UTF8.search(cell)), None)
-            if cells and len(cells) != len(names):
-                begins = f", in a row over several lines that begins in line {rows.begins}" if broken else ""
-                fault = Fault("", f"{len(cells)} cells{begins}", f"{len(names)}, as many as the first line")
-                yield {"line": rows.ends, "fault": fault}
-            elif bad is not None:
-                yield {"line": rows.ends, "fault": _bytes_fault(names[bad], cells[bad])}
-            elif cells:
-                row = {"line": rows.ends, "entry": dict(zip(names, cells, strict=True))}
-                yield row | {"notes": [several]} if broken else row
+    for cells in rows:
+        if isinstance(cells, Fault):
+            yield {"line": rows.begins, "fault": cells}
+            continue
+        broken = rows.ends > rows.begins and any("\n" in cell.strip("\r\n") for cell in cells)
+        if broken and not several:
+            several = SEVERAL_LINES.format(rows.begins)
+        bad = next((i for i, cell in enumerate(cells) if NOT_UTF8.search(cell)), None)
+        if cells and len(cells) != len(names):
+            begins = f", in a row over several lines that begins in line {rows.begins}" if broken else ""
+            fault = Fault("", f"{plural(len(cells), 'cell')}{begins}", f"{len(names)}, as many as the first line")
+            yield {"line": rows.ends, "fault": fault}
+        elif bad is not None:
+            yield {"line": rows.ends, "fault": _bytes_fault(names[bad], cells[bad])}
+        elif cells:
+            row = {"line": rows.ends, "entry": dict(zip(names, cells, strict=True))}
+            yield row | {"notes": [several]} if broken else row
+
+
+def _are_rows(path: Path, behind: int, count: int) -> bool:
+    """Whether what comes after so many lines of a CSV are rows with so many cells, more than one, and nothing else."""
+    try:
+        with _csv(path, behind) as rows:
+            return count > 1 and all(isinstance(cells, list) and len(cells) in (0, count) for cells in rows)
+    except _Unclosed:
+        return False
+
+
+def _swallowed(path: Path, line: int) -> UserError:
+    says = "a quote opened in it is not closed, so that all lines after it are one cell"
+    return UserError(f"{path}, line {line}: the row that begins there cannot be read: {says}")
 
 
 def _bytes_fault(column: str, cell: str) -> Fault:
@@ -264,7 +309,7 @@ def by_place(path: Path, files: Sequence[Path]) -> Iterator[str]:
         counts[first] = counts.get(first, 0) + 1
     for place, count in sorted(counts.items()):
         if place.is_dir():
-            yield f"{count:,} {'files' if count > 1 else 'file'} in {place}"
+            yield f"{plural(count, 'file')} in {place}"
         else:
             yield f"the file {place}"
 
@@ -337,7 +382,8 @@ def _unnamed(file: Path, made: OwnRows) -> Iterator[str]:
     left = [one.relative_to(file.parent).as_posix() for one in found]
     left = [name for name in left if name not in named]
     if left:
-        yield f"{len(left):,} pictures or films that {file.name} does not name, such as {left[0]}"
+        media_left = plural(len(left), "picture or film", "pictures or films")
+        yield f"{media_left} that {file.name} does not name, such as {left[0]}"
 
 
 def _entry(row: Row) -> Row:

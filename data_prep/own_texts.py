@@ -12,6 +12,7 @@ from data_prep.own_files import LINES, OwnRows, columns_of, first_entries, json_
 from data_prep.own_tables import SPLIT, arrow_header, by_place, files_below, table_rows
 from data_prep.sources.base import Row
 from data_prep.sources.own import NOT_BESIDE_TEXT
+from molmo2_nemo.errors import plural
 
 
 def text_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows | None:
@@ -41,7 +42,7 @@ def _lines(path: Path, files: Sequence[Path], given: Mapping[str, Any] | None) -
     names = {name for entry in first_entries(rows()) for name in entry}
     if not _are_texts(names, given):
         return None
-    kind = f"{len(files):,} files of JSON Lines"
+    kind = f"{plural(len(files), 'file')} of JSON Lines"
     return OwnRows(kind, rows, tuple(files), (path.resolve(),), columns_of(rows(), given))
 
 

@@ -14,6 +14,7 @@ from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.image import TileGeometry
 from molmo2_nemo.data.json_values import Fault
 from molmo2_nemo.data.record import BadRecord, Record
+from molmo2_nemo.errors import plural
 
 IGNORED = ("decoder", "buffer_size", "crop_value", "mode", "balance", "balance_window", "max_wait")  # no limits
 
@@ -39,7 +40,8 @@ def in_words(config: DataConfig) -> str:
     image, video, packing = config.image, config.video, config.packing
     named = "the limits asked for" if changed(config) else "the default limits; --for recipe=8b stage=long: a run's"
     return (
-        f"checked for {image.max_images} images, {video.max_frames} frames ({video.max_fps:g} a second), "
+        f"checked for {plural(image.max_images, 'image')}, {plural(video.max_frames, 'frame')} "
+        f"({video.max_fps:g} a second), "
         f"packs of {packing.sequence_length:,} tokens\n  and {packing.max_crops} crops, cut pictures "
         f"{'loaded' if image.truncated == 'load' else 'skipped'} ({named});\n  texts {_measured(config)}"
     )

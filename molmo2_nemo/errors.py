@@ -41,6 +41,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
+def plural(count: int, one: str, many: str = "") -> str:
+    """A count and its noun: "1 GPU", "1,024 GPUs".
+
+    Args:
+        many: where it is not `one` with an s.
+    """
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
 # What the system says about a file system that is full, may only be read, or is not there any longer.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -14,7 +14,7 @@ from data_prep.bringing.recipes import PROJECT, bucket_commands, bucket_objects,
 from data_prep.download import Downloader, DownloadError, Expected
 from data_prep.official_layout import source_folders
 from data_prep.sources.base import Manual, Source, SourceError
-from molmo2_nemo.errors import DataError
+from molmo2_nemo.errors import DataError, plural
 from molmo2_nemo.files import write_text
 
 
@@ -74,7 +74,7 @@ def _videos(
             lines.append(f"  {count:,} of {len(ids):,} videos are in a bucket; whoever copies them pays{pays}:")
             lines += [f"    {command}" for command in bucket_commands(objects, lists, target, project)]
     if left:
-        lines.append(f"  {len(left):,} videos by their YouTube ids, where they still exist:")
+        lines.append(f"  {plural(len(left), 'video')} by their YouTube ids, where they still exist:")
         lines.append(f"    {youtube_command(left, lists, target)}")
     return lines
 

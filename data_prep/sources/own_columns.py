@@ -192,8 +192,9 @@ class Columns:
         )
         filled = [str(column) for column in row if not is_empty(row[column])]
         expected = f"a value there{f' (or in {and_more})' if (and_more := ', '.join(list(looked)[1:])) else ''}"
-        seen = f"nothing (filled: {', '.join(filled) or 'no column'})"
-        says = f"is empty, expected {expected}: nothing to learn from; filled are {', '.join(filled) or 'no columns'}"
+        there = f"filled: {', '.join(filled)}" if filled else "no column is filled"
+        seen = f"nothing ({there})"
+        says = f"is empty, expected {expected}: nothing to learn from; {there}"
         return FieldError(Fault(tasks[0], seen, expected), says)
 
     def _cell(self, row: Mapping[str, Any], column: str) -> Any:

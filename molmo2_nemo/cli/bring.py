@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli.options import check_file, check_folder, check_numbers
-from molmo2_nemo.errors import USER_ERROR, UserError, nearest
+from molmo2_nemo.errors import USER_ERROR, UserError, nearest, plural
 
 ONLY_HERE = {  # options of --needs and --fetch -> default
     **{"needs_out": None, "catalogue": None, "project": None, "keep_archives": False, "parallel": 4, "per_host": 2},
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, recipe_names: Callable[[str], list[str]]) -> i
     print("\n".join(table(needs) + (details(needs) if len(sources) <= FEW else [])))
     if args.needs_out:
         write(needs, Path(args.needs_out))
-        print(f"{args.needs_out}: {len(needs):,} lines")
+        print(f"{args.needs_out}: {plural(len(needs), 'line')}")
     return 0
 
 
@@ -153,7 +153,8 @@ def _fetch(args: argparse.Namespace, sources: list[Any], catalogue: Any) -> int:
     came = [result for result in results if result.state == BROUGHT]
     size = sum(result.size for result in came)
     there = sum(result.state == THERE for result in results)
-    print(f"{root}: brought {len(came):,} files, {size / 1e9:,.2f} GB; {there:,} there already; {len(failed):,} failed")
+    brought = f"{plural(len(came), 'file')}, {size / 1e9:,.2f} GB"
+    print(f"{root}: brought {brought}; {there:,} there already; {len(failed):,} failed")
     for result in failed:
         print(f"  {result.name}: {result.detail}")
     for host, why in downloader.dead.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from molmo2_nemo.cli.options import add_config_dir_arguments, check_numbers
 from molmo2_nemo.cost.efficiency import EFFICIENCIES, Efficiency
-from molmo2_nemo.errors import UserError, writing
+from molmo2_nemo.errors import UserError, plural, writing
 
 if TYPE_CHECKING:
     from molmo2_nemo.cost.hardware import Cluster
@@ -117,7 +117,7 @@ def record_packs(cfg: RunConfig, file: str, count: int | None, overrides: list[s
         recording.write(Path(file), head, packs)
     fill = sum(p.tokens for p in packs) / len(packs) / head["sequence_length"]
     crops = sum(p.crops for p in packs) / len(packs) / head["max_crops"]
-    print(f"{file}: {len(packs):,} packs, {fill:.1%} of their tokens and {crops:.1%} of their crops in use")
+    print(f"{file}: {plural(len(packs), 'pack')}, {fill:.1%} of their tokens and {crops:.1%} of their crops in use")
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from molmo2_nemo.cli import bring
 from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
 from molmo2_nemo.data.objects.address import is_url
-from molmo2_nemo.errors import USER_ERROR, UserError, show_error
+from molmo2_nemo.errors import USER_ERROR, UserError, plural, show_error
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")  # of a data set of the user's own
 EXAMPLES = """\
@@ -382,7 +382,8 @@ def _report(summary: Any, folder: Path) -> None:
     size = sum(shard["bytes"] for shard in head["shards"])
     state = "is there already" if summary.already else "done" if summary.look is None else "added to"
     length = f", counted as {head['length']:,} by the mixture" if head["length"] != head["records"] else ""
-    print(f"{folder}: {state}, {head['records']:,} records{length}, {len(head['shards'])} shards, {size / 1e6:,.1f} MB")
+    records = plural(head["records"], "record")
+    print(f"{folder}: {state}, {records}{length}, {plural(len(head['shards']), 'shard')}, {size / 1e6:,.1f} MB")
     if not head["records"] and not head["skipped"] and FOLDER.fullmatch(folder.name):
         print(f"  no sample fell to this part: they are dealt out {CHUNK} at a time; fewer parts have some each")
     print("".join(f"  {line}\n" for line in again_lines(summary, folder)), end="")
@@ -397,7 +398,7 @@ def _report(summary: Any, folder: Path) -> None:
     total, firsts = sum(head["skipped"].values()), _firsts(folder / "skipped.jsonl")
     apart = head["skipped"].get(LEFT_OUT, 0)  # annotations, not records
     total -= apart
-    skipped = f"{total:,} and {apart:,} annotations" if apart else f"{total:,}"
+    skipped = f"{total:,} and {plural(apart, 'annotation')}" if apart else f"{total:,}"
     print(f"  skipped {skipped}, listed in {folder / 'skipped.jsonl'}:")
     for reason, count in sorted(head["skipped"].items(), key=lambda item: -item[1]):
         print(f"  {count:>10,}  {reason}{firsts.get(reason, '')}")

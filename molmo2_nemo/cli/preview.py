@@ -11,7 +11,7 @@ from pathlib import Path
 
 from molmo2_nemo.cli.options import add_config_dir_arguments, check_writable
 from molmo2_nemo.data.objects.address import is_url
-from molmo2_nemo.errors import UserError, writing
+from molmo2_nemo.errors import UserError, plural, writing
 
 EXAMPLES = """\
 examples:
@@ -112,5 +112,6 @@ def _alone(shard: Path, folder: Path) -> Path:
     (folder / shard.name).symlink_to(shard.resolve())
     write_manifest(folder, shard.stem, left_out=left_out)
     if lost:
-        print(f"{len(lost)} records of {shard.name} are left out: their media lie in other tars; preview the folder")
+        out = plural(len(lost), "record")
+        print(f"{out} of {shard.name} left out: their media lie in other tars; preview the folder")
     return folder

@@ -13,7 +13,7 @@ from typing import Any
 
 from molmo2_nemo.cli.options import add_run_arguments, check_file, check_numbers, run_settings
 from molmo2_nemo.data.objects.address import is_url
-from molmo2_nemo.errors import USER_ERROR, UserError, writing
+from molmo2_nemo.errors import USER_ERROR, UserError, plural, writing
 
 EXAMPLES = """\
 examples:
@@ -109,7 +109,8 @@ def _copy(args: argparse.Namespace) -> int:
             found = copy(at, to, store, overwrite=args.overwrite, watch=progress.watch)
         there = f", {found.already} were there already" if found.already else ""
         there += f", {found.removed} of the data set that was replaced removed" if found.removed else ""
-        print(f"{to}: {found.files} shards copied, {found.bytes / 1e6:,.1f} MB{there}; checksums are the manifest's")
+        copied = f"{plural(found.files, 'shard')} copied, {found.bytes / 1e6:,.1f} MB{there}"
+        print(f"{to}: {copied}; checksums are the manifest's")
     return 0
 
 
@@ -137,13 +138,15 @@ def _check(args: argparse.Namespace) -> int:
             continue
         manifest = manifest_file(folder, config)
         head = read_head(manifest)
-        state = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''}" if problems else "good"
-        print(f"{folder}: {sum(s['records'] for s in head['shards']):,} records, {len(head['shards'])} shards, {state}")
+        state = f"{plural(len(problems), 'problem')}" if problems else "good"
+        records = plural(sum(shard["records"] for shard in head["shards"]), "record")
+        print(f"{folder}: {records}, {plural(len(head['shards']), 'shard')}, {state}")
         _show(problems)
         for line in note_lines(notes.json()):
             print(line)
         if lacking := without_crc(manifest):
-            print(f"  {lacking:,} records have no checksum: of those, only damage that shows when decoding is found")
+            unsure = plural(lacking, "record has", "records have")
+            print(f"  {unsure} no checksum: of those, only damage that shows when decoding is found")
     if args.json:
         return USER_ERROR if damaged else 0
     if not args.quick:
@@ -172,7 +175,7 @@ def _repair(args: argparse.Namespace) -> int:
     for folder in data_sets(Path(args.folder)):
         said: list[str] = []
         lost = repair(folder, config, said)
-        removed = f"{len(lost):,} record{'s' if len(lost) > 1 else ''} removed" if lost else "no record removed"
+        removed = f"{plural(len(lost), 'record')} removed" if lost else "no record removed"
         print(f"{folder}: {removed if lost or said else 'nothing to repair'}")
         _show(lost)
         for line in said:
@@ -220,7 +223,7 @@ def _index(args: argparse.Namespace) -> int:
     texts = ForeignTexts(*places, media) if any(places) or media else None
     folder, config = Path(args.folder), run_settings(args)
     head = index(folder, args.name, texts, config)
-    print(f"{folder}: {head['records']:,} records in {len(head['shards'])} shards")
+    print(f"{folder}: {plural(head['records'], 'record')} in {plural(len(head['shards']), 'shard')}")
     if passed := head.get("passed_over"):
         print(f"  passed over, as webdataset does: {', '.join(f'{n:,} {kind}' for kind, n in passed.items())}")
     for line in note_lines(head.get("notes", {})):
@@ -238,7 +241,8 @@ def _join(args: argparse.Namespace) -> int:
 
     for out in joinable(Path(args.folder)):
         head, folders = join(out)
-        print(f"{out}: {head['records']:,} records in {len(head['shards'])} shards, of {len(folders)} parts")
+        shards = f"{plural(head['records'], 'record')} in {plural(len(head['shards']), 'shard')}"
+        print(f"{out}: {shards}, of {plural(len(folders), 'part')}")
         for line in note_lines(head.get("notes", {})):
             print(line)
         if head["skipped"]:

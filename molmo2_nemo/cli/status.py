@@ -8,6 +8,7 @@ import json
 import time
 from typing import Any
 
+from molmo2_nemo.errors import plural
 from molmo2_nemo.rundir.progress import StageProgress, duration, read_run
 from molmo2_nemo.rundir.standstill import standstill
 from molmo2_nemo.rundir.straggler import straggler
@@ -112,9 +113,9 @@ def remarks(stage: StageProgress, now: float) -> list[str]:
         found.append(f"scores at step {last['step']:,}: {scores}")
     if stage.skipped_steps:
         newest = [f", the last at {fault['step']:,}: {fault['fault']}" for fault in stage.faults[-1:]]
-        found.append(f"{stage.skipped_steps} steps skipped{''.join(newest)}")
+        found.append(f"{plural(stage.skipped_steps, 'step')} skipped{''.join(newest)}")
     if stage.steps and stage.steps[-1].get("skipped"):
-        found.append(f"{stage.steps[-1]['skipped']:,} records skipped")
+        found.append(f"{plural(stage.steps[-1]['skipped'], 'record')} skipped")
     if stage.state in ("starting", "running") and (still := standstill(stage.folder)) is not None:
         found.append(still)
     if stage.state == "running" and (slow := straggler(stage.steps)) is not None:

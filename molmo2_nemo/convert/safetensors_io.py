@@ -20,7 +20,7 @@ from torch import Tensor
 
 from molmo2_nemo.convert.digests import check_digests, write_digests
 from molmo2_nemo.convert.json_files import parse_object
-from molmo2_nemo.errors import ConversionError
+from molmo2_nemo.errors import ConversionError, plural
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -96,8 +96,8 @@ class SafetensorsFolder:
             return True
         if all((self.folder / file).is_file() for file in shards):
             raise ConversionError(
-                f"{self.folder} holds two sets of weights, {SINGLE_NAME} and the {len(shards)} files that {INDEX_NAME} "
-                "names; remove the one that is not the model's (transformers reads the single file)"
+                f"{self.folder} holds two sets of weights, {SINGLE_NAME} and the {plural(len(shards), 'file')} that "
+                f"{INDEX_NAME} names; remove the one that is not the model's (transformers reads the single file)"
             )
         self.notes.append(f"{INDEX_NAME} names files that are gone: it was not read, {SINGLE_NAME} was")
         return False

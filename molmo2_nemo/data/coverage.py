@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from molmo2_nemo.data.config import DataConfig, SourceConfig
+from molmo2_nemo.errors import plural
 
 OWN = "own data"  # the kind of a user's own data in a manifest's head
 THIN = 0.1  # of a data set: fewer of its records stand in for it, and a warning says so
@@ -112,7 +113,7 @@ def standing_in(name: str, found: Coverage, source: SourceConfig | None = None) 
 
 
 def _stand(found: Coverage) -> str:
-    return "1 record stands" if found.records == 1 else f"{found.records:,} records stand"
+    return plural(found.records, "record stands", "records stand")
 
 
 # --- over a run ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any, get_args
 import numpy as np
 
 from molmo2_nemo.data.config import PackingConfig, PackingMode
-from molmo2_nemo.errors import DataError
+from molmo2_nemo.errors import DataError, plural
 
 CELLS = 1024  # lower bound on the token resolution of the balanced mode
 GRAIN = 16  # tokens; upper bound on the cell size of the balanced mode
@@ -81,8 +81,8 @@ class Packer:
         """
         if not self.fits(item.tokens, item.crops):
             raise DataError(
-                f"example {item.id} has {item.tokens} tokens and {item.crops} crops; a pack holds {self.tokens} and "
-                f"{self.crops}"
+                f"example {item.id} has {plural(item.tokens, 'token')} and {plural(item.crops, 'crop')}; a pack "
+                f"holds {self.tokens} and {self.crops}"
             )
         item.arrived = self.emitted
         full = self._is_full(item)

@@ -33,6 +33,7 @@ PAST = 1.0  # seconds; how far past the film's end a clip may end
 CLAMPED = "points slightly outside the picture (up to 1 %), moved to its edge"
 CORNERED = "points that all lie in the first twentieth of width and height: is the unit right (point_scale)?"
 SORTED = "times that were not in order, sorted"
+TWICE = "points that come twice in a picture or at a time: each counts, as published"
 REPEATED = "times that come twice: each keeps its own group of points, as published"
 TO_EDGE = "times up to one frame outside what is shown, moved to its edge"
 CLIP_CUT = "clips that end up to 1 s after the film, cut to its end"
@@ -144,10 +145,14 @@ class Placing:
             made["width"], made["height"] = size
 
     def _points(
-        self, points: Iterable[Sequence[float]], path: str, fields: Mapping[str, Any], size: tuple[int, int] | None
+        self, points: Sequence[Sequence[float]], path: str, fields: Mapping[str, Any], size: tuple[int, int] | None
     ) -> None:
+        self._twice(points)
         for i, point in enumerate(points):
             self._point(point, f"{path}[{i}]", fields, size)
+
+    def _twice(self, points: Sequence[Sequence[float]]) -> None:
+        self.notes.update({TWICE} if len(set(map(tuple, points))) < len(points) else ())
 
     def _point(
         self, point: Sequence[float], path: str, fields: Mapping[str, Any], size: tuple[int, int] | None
@@ -175,6 +180,7 @@ class Placing:
         if "answer" not in fields or fields.get("answers") or "options" in fields or "answer_idx" in fields:
             return  # not read
         for i, entry in enumerate(fields.get("answer_annotations", ())):
+            self._twice(entry["points"])
             for j, point in enumerate(entry["points"]):
                 if not all(-100 * OUTSIDE <= value <= 100 * (1 + OUTSIDE) for value in point):
                     expected = "[x, y] in percent of the picture, 0 to 100"

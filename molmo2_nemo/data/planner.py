@@ -18,7 +18,7 @@ from molmo2_nemo.data.pieces import Numbered, record_of, rest
 from molmo2_nemo.data.reader import ExampleReader, PassedOver, Skipped
 from molmo2_nemo.data.tally import EXAMPLES, PASSED_OVER, SKIPPED, Seen, Tally, counted
 from molmo2_nemo.data.workers import PackTask, PlanTasks, in_order, planners
-from molmo2_nemo.errors import DataError
+from molmo2_nemo.errors import DataError, plural
 
 PASSED_AT_LEAST = 10_000  # examples passed over in a row before a run gives up
 SHARE_AFTER = 1000  # records read before max_bad_share applies: a share of few records is noise
@@ -271,7 +271,7 @@ def check_bad(config: DataConfig, last: Skipped, in_a_row: int, tally: Tally) ->
     bad = sum(skipped.values())
     read = bad + tally.totals()[EXAMPLES]
     if in_a_row >= config.max_bad_in_a_row:
-        found, setting = f"{in_a_row} records in a row", "max_bad_in_a_row"
+        found, setting = f"{plural(in_a_row, 'record')} in a row", "max_bad_in_a_row"
     elif read >= SHARE_AFTER and bad > config.max_bad_share * read:
         found, setting = f"{bad} of {read} records ({bad / read:.0%})", "max_bad_share"
     else:

@@ -22,6 +22,7 @@ from molmo2_nemo.data.pieces import Numbered, piece_number, record_of, split
 from molmo2_nemo.data.record import BadRecord, Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from molmo2_nemo.data.tally import PASSED_OVER
+from molmo2_nemo.errors import plural
 
 if TYPE_CHECKING:
     from molmo2_nemo.data.build import ExampleBuilder
@@ -207,7 +208,7 @@ class ExampleReader:
             raise BadRecord(
                 example.key,
                 "too long",
-                f"{example.num_tokens} tokens and {example.num_crops} crops; a pack holds "
+                f"{plural(example.num_tokens, 'token')} and {plural(example.num_crops, 'crop')}; a pack holds "
                 f"{packing.sequence_length} and {packing.max_crops}",
             )
         if not (example.loss_weights > 0).any():

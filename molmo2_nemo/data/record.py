@@ -174,7 +174,7 @@ def other_code(raw: bytes) -> str:
 def _parsing(error: ValueError) -> str:
     """The error about JSON, which is one line as a rule: the parser's own counts lines too."""
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at character {error.pos + 1}"
+        return f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
     return str(error) if isinstance(error, DataError) else "a whole number of more digits than are read (4300)"
 
 

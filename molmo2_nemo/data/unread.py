@@ -82,7 +82,7 @@ def _another(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if is_number(value):
-        return value + 1
+        return value + 1 if value + 1 != value else value / 2  # to a large float one more is nothing
     if isinstance(value, str):
         return value + " x"
     return [*value, *(value[:1] or ["x"])] if isinstance(value, list) else {}

@@ -67,7 +67,9 @@ def _entry(text: str) -> dict[str, Any]:
     try:
         entry = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        where = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+        where = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            where = f"{error.msg.removesuffix(' at')}, column {error.colno}"
         raise UserError(f"not JSON ({where})") from None
     if not isinstance(entry, dict) or entry.get("question") is None:
         raise UserError('a prompt is an object with a text "question"')

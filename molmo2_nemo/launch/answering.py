@@ -11,11 +11,11 @@ from pathlib import Path
 
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.image import TileGeometry
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, plural
 from molmo2_nemo.inference.limits import Room, tokens_of_frame
 from molmo2_nemo.inference.load import Opened, opened
 from molmo2_nemo.inference.prompt import Shown
-from molmo2_nemo.launch.capacity import PROCESS, Machine, free_host_memory, gib, gpu_memory, plural
+from molmo2_nemo.launch.capacity import PROCESS, Machine, free_host_memory, gib, gpu_memory
 from molmo2_nemo.launch.ranks import is_rank
 from molmo2_nemo.launch.reports import ERROR_DIR
 from molmo2_nemo.settings.layout import context_problems, tensor_problems

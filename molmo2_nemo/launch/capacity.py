@@ -16,6 +16,7 @@ from pathlib import Path
 
 from molmo2_nemo.cost.hardware import DEVICES, Cluster
 from molmo2_nemo.cost.workload import workload
+from molmo2_nemo.errors import plural
 from molmo2_nemo.launch.out_of_memory import CHUNK
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.plan.layouts import layout_of, number_formats
@@ -252,7 +253,3 @@ def _what(cfg: RunConfig) -> str:
 
 def gib(count: float) -> str:
     return f"{count / GIB:.0f} GiB" if count >= 10 * GIB else f"{count / GIB:.1f} GiB"
-
-
-def plural(count: int, one: str, many: str) -> str:
-    return f"{count} {one if count == 1 else many}"

@@ -20,7 +20,7 @@ from typing import Any
 
 from molmo2_nemo import compat
 from molmo2_nemo.data.wordings import pin
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, of_setting
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, UserError, of_setting, plural
 from molmo2_nemo.launch.capacity import capacity_problems
 from molmo2_nemo.launch.device import device_problems
 from molmo2_nemo.launch.disk import disk_problems
@@ -87,7 +87,8 @@ def launch(cfg: RunConfig) -> int:
         if cfg.cluster.nodes > 1:
             raise UserError(start_by_hand(cfg, path))
         if (done := finished_before(cfg)) is not None:
-            print(f"{cfg.stage.name}: already finished, {done['steps']:,} steps ({done['checkpoint']})", flush=True)
+            steps = plural(done["steps"], "step")
+            print(f"{cfg.stage.name}: already finished, {steps} ({done['checkpoint']})", flush=True)
             return 0
         count = wanted_processes(cfg)
         command = [sys.executable, "-m", WORKER, str(path)]
@@ -111,11 +112,11 @@ def launch(cfg: RunConfig) -> int:
 
 def starting(cfg: RunConfig, count: int) -> str:
     """What begins, and for what the first lines of the log are waited for."""
-    what = f"{cfg.stage.name}: {cfg.stage.max_steps:,} steps of the {cfg.model.preset} model on "
-    processes = "1 process" if count == 1 else f"{count} processes"
+    what = f"{cfg.stage.name}: {plural(cfg.stage.max_steps, 'step')} of the {cfg.model.preset} model on "
+    start = plural(count, "process starts", "processes start")
     return (
         f"{what}{layout_of_run(cfg.parallel)}, in {stage_dir(cfg)}\n"
-        f"{cfg.stage.name}: {processes} start: libraries first (10 to 60 s), then the model and the data"
+        f"{cfg.stage.name}: {start}: libraries first (10 to 60 s), then the model and the data"
     )
 
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, show_error
+from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, plural, show_error
 from molmo2_nemo.files import write_json
 from molmo2_nemo.processes import this_rank
 from molmo2_nemo.rundir.attempt import note_error
@@ -197,7 +197,7 @@ def show_finished(cfg: RunConfig) -> None:
     )
     spent = duration(sum(line["seconds"] for line in read_metrics(stage_dir(cfg), seconds=(int, float))))
     print(
-        f"{cfg.stage.name}: finished, {done['steps']:,} steps, {done['tokens']:,} tokens, {spent} of training\n"
+        f"{cfg.stage.name}: finished, {plural(done['steps'], 'step')}, {done['tokens']:,} tokens, {spent} of training\n"
         f"checkpoint: {done['checkpoint']}",
         *missing,
         sep="\n",

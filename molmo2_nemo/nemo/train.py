@@ -77,7 +77,7 @@ def _train(cfg: RunConfig) -> dict[str, Any]:
         raise attempt.left(stop.stopped, trainer.global_step)
     log = next(c for c in trainer.callbacks if isinstance(c, StepLog))
     if attempt.first and not log.data:
-        print(f"{cfg.stage.name}: nothing left to train, {trainer.global_step} steps are done", flush=True)
+        print(f"{cfg.stage.name}: nothing left to train, steps done: {trainer.global_step:,}", flush=True)
     packs = run_stage.keywords["data"].packs
     totals = log.data or packs.totals()  # the latter where there was nothing left to train
     summary = summary_of(folder, cfg.stage.name, attempt.layout, trainer.global_step, totals, packs.identity())

@@ -20,6 +20,7 @@ from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import StepCost
 from molmo2_nemo.data.balance import UNIT, balance
 from molmo2_nemo.data.counts import PackCounts
+from molmo2_nemo.errors import plural
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.parallel.assignment import assign, largest_load
 from molmo2_nemo.parallel.dynamic import DynamicContext
@@ -130,9 +131,10 @@ def simulate(
         if not can_shard_heads(heads.num_heads, heads.num_kv_heads, node):
             left_out.append(f"{size} ranks: {node} of a node cannot share {heads.num_heads} heads")
         elif left or replicas < 1:
-            left_out.append(f"{size} ranks: do not divide {cluster.gpus} GPUs")
+            left_out.append(f"{size} ranks: do not divide {plural(cluster.gpus, 'GPU')}")
         elif len(steps[0].packs) % replicas:
-            left_out.append(f"{size} ranks: {replicas} replicas do not divide {len(steps[0].packs)} packs")
+            packs = plural(len(steps[0].packs), "pack")
+            left_out.append(f"{size} ranks: {replicas} replicas do not divide {packs}")
         else:
             for name, groups in (
                 (f"static {size}", Groups(size, False, cut=False)),

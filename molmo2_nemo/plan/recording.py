@@ -18,7 +18,7 @@ import numpy as np
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.data.counts import PackCounts
 from molmo2_nemo.data.lengths import length_problems, of_length
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, plural
 from molmo2_nemo.files import write_text
 from molmo2_nemo.model.config import preset
 from molmo2_nemo.settings.run import RunConfig, data_config
@@ -69,7 +69,7 @@ class Recording:
             raise UserError(f"{self.path}: has micro-batches of several packs; record them one by one")
         whole = len(self.packs) // packs
         if not whole:
-            raise UserError(f"{self.path}: {len(self.packs)} packs, but a step takes {packs}; record as many")
+            raise UserError(f"{self.path}: {plural(len(self.packs), 'pack')}, but a step takes {packs}; record as many")
         return [self.packs[i * packs : (i + 1) * packs] for i in range(whole)]
 
 

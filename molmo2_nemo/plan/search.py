@@ -13,7 +13,7 @@ from molmo2_nemo.cost.layout import Layout
 from molmo2_nemo.cost.step import Step, step_time
 from molmo2_nemo.cost.workload import Workload
 from molmo2_nemo.data.config import FeatureCacheConfig
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, plural
 from molmo2_nemo.model.config import CANNOT_MERGE, Molmo2Config
 from molmo2_nemo.plan.checks import check_cluster
 from molmo2_nemo.plan.layouts import PLAIN_MODE, RECOMPUTE_MODES, layout_of, layouts, number_formats
@@ -78,12 +78,12 @@ def search(
     if not found and cfg.parallel.fsdp != "none":
         raise UserError(
             f"parallel.fsdp={cfg.parallel.fsdp} shares parameters among several GPUs without tensor or pipeline "
-            f"parallelism, and no such layout divides {work.packs} packs over {cluster}; take more GPUs, or "
+            f"parallelism, and no such layout divides {plural(work.packs, 'pack')} over {cluster}; take more GPUs, or "
             "parallel.fsdp=none"
         )
     if not found:
         raise UserError(
-            f"no layout of the {model_config.name} model divides {work.packs} packs over {cluster}; change "
+            f"no layout of the {model_config.name} model divides {plural(work.packs, 'pack')} over {cluster}; change "
             "stage.global_batch_size, or take a number of nodes that divides it"
         )
     fitting, found = _fitting(cfg, model_config, work, cluster, efficiency, found)
@@ -163,8 +163,9 @@ def unplaced(cfg: RunConfig, work: Workload, cluster: Cluster) -> str | None:
     if p.fsdp != "none" and not layout_of(cfg, replicas).may_shard:
         return f"parallel.fsdp={p.fsdp} does not go with the run's other settings on {cluster}"
     if work.packs % (replicas * micro):
+        do = "does" if replicas == 1 else "do"
         return (
-            f"{replicas} replicas with stage.micro_batch_size={micro} do not divide "
+            f"{plural(replicas, 'replica')} with stage.micro_batch_size={micro} {do} not divide "
             f"stage.global_batch_size={work.packs}"
         )
     return None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from molmo2_nemo.cost.parameters import parameters
+from molmo2_nemo.errors import plural
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.plan.groups import Simulated
 from molmo2_nemo.plan.memory import GIB
@@ -56,13 +57,13 @@ def render(cfg: RunConfig, model_config: Molmo2Config, plan: Plan) -> Iterator[s
     work, cluster, best = plan.work, plan.cluster, plan.best[0]
     yield (
         f"{model_config.name}, stage {cfg.stage.name}, on {cluster}\n"
-        f"{_parameters(model_config)} parameters; {work.packs} packs per step, {work.steps:,} steps\n"
+        f"{_parameters(model_config)} parameters; {plural(work.packs, 'pack')} per step, {plural(work.steps, 'step')}\n"
         f"packs of {work.length:,} tokens and {work.max_crops:,} crops; the mask allows {work.area:.0%} of S x S\n"
         f"{scaled(best.step.flops.total)}FLOP per step by mask area\n"
     )
     yield _best(plan)
     seconds = best.step.seconds * work.steps
-    yield f"the stage takes {duration(seconds)} on {cluster.gpus:,} GPUs with the first of them"
+    yield f"the stage takes {duration(seconds)} on {plural(cluster.gpus, 'GPU')} with the first of them"
     if plan.others:
         yield _others(plan)
     mine = [plan.configured] if plan.configured else []
@@ -213,7 +214,7 @@ def _parts(title: str, unit: str, words: dict[str, str], values: dict[str, float
 
 def groups_table(found: Simulated) -> Table:
     """Static and dynamic context groups on recorded packs; the times of the first row over those of the others."""
-    title = f"\ncontext groups; steps of {found.packs:,} packs"
+    title = f"\ncontext groups; steps of {plural(found.packs, 'pack')}"
     table = _table(title, "context ranks", "s/step", "faster")
     first = next(iter(found.seconds.values()), 0.0)
     for name, seconds in found.seconds.items():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from molmo2_nemo.data.tally import KINDS, counted
 from molmo2_nemo.data.tokenizer import EXTRA_SPECIAL_TOKENS, Molmo2Tokenizer
+from molmo2_nemo.errors import plural
 from molmo2_nemo.preview import draw
 from molmo2_nemo.preview.collect import PackView, Part
 from molmo2_nemo.settings.run import RunConfig
@@ -169,7 +170,7 @@ def pack_numbers(view: PackView) -> str:
     lines = [
         f"{tokens:,} of {view.budget[0]:,} tokens ({tokens / view.budget[0]:.1%})",
         f"{crops} of {view.budget[1]} crops",
-        f"{int((weights > 0).sum()):,} tokens with loss, weights sum to {weights.sum():.2f}",
+        f"{plural(int((weights > 0).sum()), 'token')} with loss, weights sum to {weights.sum():.2f}",
     ]
     if view.skipped:
         causes = ", ".join(f"{cause}: {count}" for cause, count in sorted(view.skipped.items()))
@@ -209,7 +210,8 @@ def example_section(
         )
     return (
         f"<div id='{anchor}'><h3>{number}. {_text(example.key)}</h3>{tree(part)}{seen}"
-        f"<details open><summary>{example.num_tokens:,} tokens</summary>{chips(part, tokenizer)}</details></div>"
+        f"<details open><summary>{plural(example.num_tokens, 'token')}</summary>{chips(part, tokenizer)}"
+        "</details></div>"
     )
 
 
@@ -218,13 +220,13 @@ def visual_summary(part: Part) -> str:
     info = part.example.info
     if "frame_times" in info:
         width, height = info["size"]
-        frames = f"{len(info['frame_times'])} frames of {info['duration']:.1f} s"
+        frames = f"{plural(len(info['frame_times']), 'frame')} of {info['duration']:.1f} s"
         return f"video {width} x {height} at {info['fps']:.1f} fps: {frames}"
     sizes = [
         f"{im['size'][0]} x {im['size'][1]} in {im['tiling'][0]} x {im['tiling'][1]} tiles" for im in info["images"]
     ]
     ignored = f", {info['ignored']} ignored" if info.get("ignored") else ""
-    return f"{len(sizes)} image{'s' * (len(sizes) > 1)}: {'; '.join(sizes)}{ignored}"
+    return f"{plural(len(sizes), 'image')}: {'; '.join(sizes)}{ignored}"
 
 
 def tree(part: Part) -> str:
@@ -240,11 +242,11 @@ def tree(part: Part) -> str:
         said = "<br>".join(f"{_text(u, MAX_TEXT)} <span class=answer>{_text(a, MAX_TEXT)}</span>" for u, a in turns)
         boxes.append(
             f"<div class=branch style='border-left-color:{draw.branch_colour(number)}'><span class=meta>"
-            f"branch {number}: {tokens.stop - tokens.start} tokens, loss {weight}</span>{said}</div>"
+            f"branch {number}: {plural(tokens.stop - tokens.start, 'token')}, loss {weight}</span>{said}</div>"
         )
     dropped = "".join(f"<br>{KINDS[kind].plain}: {count:,}" for kind, count in counted(info).items())
-    lines = [_document(part) or f"<b>root</b>: {part.root_tokens} token{'s' * (part.root_tokens != 1)}"]
-    lines += [f"{int(example.visual.sum())} visual, {example.num_crops} crops"]
+    lines = [_document(part) or f"<b>root</b>: {plural(part.root_tokens, 'token')}"]
+    lines += [f"{int(example.visual.sum())} visual, {plural(example.num_crops, 'crop')}"]
     root = f"<div class=root>{'<br>'.join(lines)}{dropped}</div><div class=line></div>"
     return f"<div class=tree>{root}<div class=branches>{''.join(boxes)}</div></div>"
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from molmo2_nemo.errors import UserError
+from molmo2_nemo.errors import UserError, plural
 from molmo2_nemo.preview import answers, device_memory
 from molmo2_nemo.preview.curves import CHARTS, figure
 from molmo2_nemo.rundir.card import CARD, run_card
@@ -148,7 +148,7 @@ def incidents(stages: Sequence[StageProgress]) -> str:
             records = ", ".join(fault.get("records", [])[:6])
             rows.append((stage.name, f"{fault['step']:,}", f"skipped: {fault['fault']} ({records})"))
         if stage.steps and (count := stage.steps[-1].get("skipped")):
-            rows.append((stage.name, "", f"{count:,} records skipped"))
+            rows.append((stage.name, "", f"{plural(count, 'record')} skipped"))
         if (slow := straggler(stage.steps)) is not None:
             rows.append((stage.name, f"{stage.step:,}", slow))
         for folder in sorted((stage.folder / CHECKPOINTS).glob("damaged-*")):

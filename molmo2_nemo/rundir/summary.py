@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import UserError, read_text
+from molmo2_nemo.errors import UserError, plural, read_text
 from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.config_file import read_config
@@ -109,7 +109,7 @@ def resolve_checkpoint(path: str | Path, remarks: list[str] | None = None, *, fi
             raise UserError(f"{place.parent}: the stage is not finished; name one of its checkpoints, such as {whole}")
         newer = [step.name for step in _saved(place)[_saved(place).index(whole) + 1 :]]
         cut = f" ({', '.join(newer)}: not whole)" if newer else ""
-        what = f"{place.parent} is not finished" if begun else f"{path} holds {len(_saved(path))} checkpoints"
+        what = f"{place.parent} is not finished" if begun else f"{path} holds {plural(len(_saved(path)), 'checkpoint')}"
         remarks.append(f"{what}; its last whole checkpoint is used: {whole}{cut}")
         return whole
     for place in places:

@@ -18,6 +18,7 @@ from megatron.core import parallel_state
 
 from molmo2_nemo.cost.hardware import Device, device_called
 from molmo2_nemo.data.tally import Tally
+from molmo2_nemo.errors import plural
 from molmo2_nemo.rundir.lines import append_line, cut_lines
 from molmo2_nemo.rundir.paths import METRICS
 from molmo2_nemo.training import metrics
@@ -141,7 +142,7 @@ class StepWriter:
         if skipped := totals.skipped():
             causes = ", ".join(f"{cause}: {count}" for cause, count in sorted(skipped.items()))
             where = f"; they are listed in {data.config.quarantine}" if data.config.quarantine else ""
-            print(f"{self.stage}: {sum(skipped.values())} records skipped ({causes}){where}", flush=True)
+            print(f"{self.stage}: {plural(sum(skipped.values()), 'record')} skipped ({causes}){where}", flush=True)
         if lines := totals.table(data.config):
             print(f"{self.stage}: what was skipped, left out or replaced, by data set:", *lines, sep="\n", flush=True)
         return totals

@@ -187,6 +187,7 @@ PROMPTS = [
     ('{"question": null}', 'a text "question"'),
     ('{"question": 7}', "question is 7; expected a text"),
     ('{"question": "?"', "not JSON (Expecting ',' delimiter, column 17)"),
+    ('{"question": "?', "not JSON (Unterminated string starting, column 14)"),
     ('{"question": "?", "clip": [1, 2]}', "clip without a video"),
     ('{"question": "?", "subtitles": "a.srt"}', "subtitles without a video"),
     ('{"question": "?", "video": "FILM", "clip": [2, 1]}', "clip is [2, 1]; expected 0 <= start < end"),

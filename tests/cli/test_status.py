@@ -134,7 +134,7 @@ def test_torn_and_foreign_lines_hide_nothing(tmp_path, capsys):
     cut_lines(place / "metrics.jsonl", 40)
     assert [line["step"] for line in lines_of(place)] == list(range(1, 41))
     assert command.main(["status", str(tmp_path)]) == 0
-    assert "1 steps skipped, the last at 7" in capsys.readouterr().out
+    assert "1 step skipped, the last at 7" in capsys.readouterr().out
 
 
 def lines_of(place):
@@ -215,7 +215,7 @@ def test_status_command(whole_run, capsys):
     assert rows[1][:5] == ["pretrain", "finished", "100/100", "0.0800", "100"]
     assert rows[2][:3] == ["sft", "failed", "40/100"] and rows[3][:2] == ["long", "waiting"]
     assert "sft: error: no such shard" in shown and "held 1.2500, other -" in shown
-    assert "1 steps skipped, the last at 7: loss is not finite" in shown
+    assert "1 step skipped, the last at 7: loss is not finite" in shown
     assert max(map(len, shown.splitlines()[:4])) <= 80
     assert command.main(["status", str(whole_run), "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -176,7 +176,7 @@ def test_left_over_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (folder / "away").rename(folder / "model.safetensors")
     index.write_text(json.dumps({"weight_map": {"model.x": "model-00001-of-00002.safetensors"}}))
     safetensors.torch.save_file(stale, folder / "model-00001-of-00002.safetensors")
-    with pytest.raises(ConversionError, match="holds two sets of weights, model.safetensors and the 1 files"):
+    with pytest.raises(ConversionError, match="holds two sets of weights, model.safetensors and the 1 file that"):
         import_checkpoint(folder, tmp_path / "three")
     index.write_text(json.dumps({"weight_map": dict.fromkeys(stale, "model.safetensors")}))
     same_checkpoints(tmp_path / "one", import_checkpoint(folder, tmp_path / "three"))

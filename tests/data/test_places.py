@@ -18,6 +18,7 @@ from molmo2_nemo.data.places import (
     REPEATED,
     SORTED,
     TO_EDGE,
+    TWICE,
     Placing,
     check_places,
     place_clip,
@@ -42,6 +43,25 @@ def picture():
 
 def place(placing, **fields):
     return placing.record({"annotations": [fields]})["annotations"][0]
+
+
+def test_points_that_come_twice_are_counted():
+    """They stay two points."""
+    same, other = [[50, 50], [20, 20], [50, 50]], [[50, 50], [50, 20]]
+    count = {"style": "point_count", "label": "ear", "point_scale": 100}
+    for points, notes in ((same, {TWICE}), (other, set())):
+        placing = picture()
+        assert place(placing, **count, points=points)["points"] == points and placing.notes == notes
+    placing = film()
+    times = {"style": "video_point", "label": "ear", "timestamps": [1.0, 2.0], "point_scale": 100}
+    assert place(placing, **times, points=[other, same])["points"] == [other, same] and placing.notes == {TWICE}
+    placing = film()
+    place(placing, **times, points=[other, other])
+    assert placing.notes == set(), "at two times"
+    placing = picture()
+    inline = {"style": "user_qa", "question": "q", "answer": "<|POINTS|>", "answer_annotations": [{"points": same}]}
+    place(placing, **inline)
+    assert placing.notes == {TWICE}
 
 
 def video_points(times, placing=None, **more):

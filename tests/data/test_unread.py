@@ -114,6 +114,13 @@ def test_the_field_is_named_wherever_it_stands(fields, path):
     assert caught.value.fault.seen and caught.value.fault.expected
 
 
+@pytest.mark.parametrize("unit", [{"point_scale": 1e308}, {"point_scale": 2.0**53}, {"width": 1e99, "height": 1e99}])
+def test_a_number_is_read_although_one_more_is_the_same(unit):
+    assert (
+        check_read({"style": "pointing", "label": "ears", "points": [[1, 2]], **unit}, "annotations[0]", 1, False) == []
+    )
+
+
 def test_keys_of_sampling():
     """Oracle: the sampler, at many durations."""
     values = {"max_fps": (1, 3), "max_frames": (3, 9), "sampling_fps": (1, 2), "candidate_sampling_fps": ([1], [5, 3])}

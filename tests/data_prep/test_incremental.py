@@ -129,7 +129,7 @@ def test_a_changed_picture_is_prepared_anew(raw, tmp_path, capsys):
     capsys.readouterr()
     assert prepare(raw) == 0
     said = capsys.readouterr().out
-    assert "1 media of records have changed (the first: pictures/1.png):\n    1 records prepared anew\n" in said
+    assert "1 media of records have changed (the first: pictures/1.png):\n    1 record prepared anew\n" in said
     assert "1 media are gone (the first: pictures/9.png); their records stay as they are" in said
     assert "cannot be resumed" in said
     assert numbers(out) == [0, 2, 4, 6, 8, 9, 1] and pictures(out)["1"] == png(101)
@@ -429,7 +429,7 @@ def test_what_repair_removed_comes_back(raw, tmp_path, capsys, changed):
     capsys.readouterr()
     assert prepare(raw) == 0
     said = capsys.readouterr().out
-    assert "1 records that repair had removed prepared anew" in said and "7 of 10 records" in said
+    assert "1 record that repair had removed prepared anew" in said and "7 of 10 records" in said
     assert sorted(numbers(out)) == before and pictures(out)["1"] == png(20 if changed else 1) and check(out) == []
     assert "removed by repair" not in read_head(out / MANIFEST)["skipped"]
     assert [entry["key"] for entry in skipped(out)] == ["00000004", "00000006", "00000008"]
@@ -463,12 +463,12 @@ def test_a_picture_that_cannot_be_read_any_more_leaves_its_record(raw, tmp_path,
     (tmp_path / "pictures" / "1.png").write_bytes(b"")
     assert prepare(raw) == 0
     said = capsys.readouterr().out
-    assert "0 records prepared anew" in said and "1 records stay as they were: their media cannot be read now" in said
+    assert "0 records prepared anew" in said and "1 record stays as it was: their media cannot be read now" in said
     assert "is there already" in said and "fingerprint" not in said
     assert pictures(out) == before and check(out) == []
     (tmp_path / "pictures" / "1.png").write_bytes(png(20))
     assert prepare(raw) == 0
-    assert "1 records prepared anew" in capsys.readouterr().out and pictures(out)["1"] == png(20)
+    assert "1 record prepared anew" in capsys.readouterr().out and pictures(out)["1"] == png(20)
 
 
 def test_a_file_that_comes_beside_others_is_named(tmp_path, capsys, monkeypatch):

@@ -103,6 +103,12 @@ BAD = [
             "at character 21",
         ),
         ('{"image": "cat.jpg", "caption": "x"', "", "the end of the text", "at character 36"),
+        (
+            '{"image": "cat.jpg", "caption": "x}',
+            "",
+            "'\"x}' after 'at.jpg\", \"caption\": '",
+            "Unterminated string starting at character 33",
+        ),
         ('{"image": "broken.jpg", "caption": "x"}', "image", "broken.jpg", "image cannot be decoded"),
         ('{"video": "broken.mp4", "caption": "x"}', "video", "broken.mp4", "cut off: download it again"),
         ('{"images": ["cat.jpg", "dog.jpg"], "caption": "x"}', "images[1]", "dog.jpg", "dog.jpg below"),

@@ -248,6 +248,8 @@ BAD = [
     ),
     ({"photo": "gone.jpg", "caption": "x"}, "photo", "a file that is there"),
     ({"path": "cat.txt", "caption": "x"}, "path", "an image or a video"),
+    ({"image": "", "caption": ""}, "caption", "nothing to learn from; no column is filled"),
+    ({"image": "cat.jpg", "caption": ""}, "caption", "nothing to learn from; filled: image"),
     ({"image": "cat.jpg", "description": " "}, "description", "not blank"),
     ({"video": "bunny.mp4", "caption": "x", "start": "a", "end": "2"}, "start", "a number"),
     ({"video": "bunny.mp4", "caption": "x", "start": "1", "end": ""}, "end", "start and end"),
@@ -281,13 +283,18 @@ def test_rows_of_another_length_spoil_no_other(place, capsys):
         b"image,caption\ncat.jpg,A cat.\ncat.jpg\n\ncat.jpg,A,B\n" + b'horse.jpg,"A\nhorse."\n'
     )
     assert prepare(place / "t.csv", "--out", place / "out") == 0
-    assert [(line["line"], line["seen"]) for line in skipped(place / "out" / "t")] == [(3, "1 cells"), (5, "3 cells")]
+    assert [(line["line"], line["seen"]) for line in skipped(place / "out" / "t")] == [(3, "1 cell"), (5, "3 cells")]
     assert len(records(place / "out" / "t")) == 2
     for text, words in (
         (b"image,image\nx,y\n", "each once"),
         (b"", "each once"),
-        (b'image,caption\n"cat.jpg,A cat.\n', "line 2: the row that begins there cannot be read: a quote opened in it"),
-        (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A\n' + 9 * b"cat.jpg,A cat.\n", "bad.csv, line 3: the row that"),
+        (
+            b'image,caption\n"cat.jpg,A\ncat.\n',
+            "line 2: the row that begins there cannot be read: a quote opened in it",
+        ),
+        (b'image,caption\ncat.jpg,A cat.\ncat.jpg,"A\n' + 9 * b"long cat.\n", "bad.csv, line 3: the row that"),
+        (b'text\nA cat.\n"A long\ncat.\n', "bad.csv, line 3: the row that"),
+        (b'image,"caption\ncat.jpg,A cat.\n', "bad.csv, line 1: the row that"),
         (b'image,"cap"tion\ncat.jpg,A cat.\n', "bad.csv, line 1: holds a row that cannot be read"),
         ("image,Büld\ncat.jpg,A cat\n".encode("latin1"), "bad.csv, line 1: is not UTF-8; it may be Latin-1: iconv -f"),
         ("image,caption\ncat.jpg,A cat\n".encode("utf-16"), "line 1: is not UTF-8; it may be UTF-16: iconv -f UTF-16"),
@@ -311,6 +318,28 @@ def test_a_packed_file_that_is_damaged_is_named(kind, pack, part, place, capsys)
     assert prepare(path, "--out", place / "out") == 2
     said = capsys.readouterr().err
     assert str(path) in said and ("damaged" in said or "cannot be read" in said) and "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_a_quote_that_is_never_closed_costs_its_line(number, name, place):
+    """What comes after it are rows as before."""
+    rows = ["image,caption", "cat.jpg,A cat.", "horse.jpg,A horse.", "", "coffee.jpg,Coffee.\r"]
+    text = "\n".join(row.replace(",", ',"') if n == number else row for n, row in enumerate(rows, 1)).encode()
+    (place / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    assert prepare(place / name, "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "t")
+    assert (line["line"], line["seen"]) == (number, "a quote that is opened and never closed")
+    assert len(records(place / "out" / "t")) == 2
+
+
+def test_rows_that_an_open_quote_swallows_are_named(place):
+    text = 'image,caption\ncat.jpg,"A cat.\nhorse.jpg,A horse.\ncat.jpg,"A"\ncoffee.jpg,Coffee.\n'
+    (place / "t.csv").write_text(text)
+    assert prepare(place / "t.csv", "--out", place / "out") == 0
+    (line,) = skipped(place / "out" / "t")
+    assert line["line"] == 2 and line["seen"].endswith(", with the lines to 4")
+    assert len(records(place / "out" / "t")) == 1
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.csv.gz"])
@@ -631,7 +660,7 @@ def test_a_coco_annotation_of_nothing_is_left_out_by_itself(changes, field, seen
     assert "(of annotation 55)" in line["expected"]
     assert read_head(place / "out" / "c" / MANIFEST)["skipped"][LEFT_OUT] == 1
     said = capsys.readouterr().out
-    assert "c.json, annotation 1: annotations[0]." in said and "skipped 1 and 1 annotations, listed in" in said
+    assert "c.json, annotation 1: annotations[0]." in said and "skipped 1 and 1 annotation, listed in" in said
     assert prepare(place / "c.json", "--out", place / "strict", "--strict") == 2
     assert f"c.json, annotation 1, annotations[0].{field}: {LEFT_OUT}" in capsys.readouterr().err
 

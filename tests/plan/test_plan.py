@@ -237,7 +237,7 @@ def test_what_a_gpu_cannot_do_is_refused_at_once(capsys):
         ),
         (["parallel.distributed_optimizer=false"], "parallel.distributed_optimizer=false is not planned with"),
         (["parallel=ulysses8", "cluster=h100x4"], "one replica of parallel.* takes 8 GPUs, which do not divide 4"),
-        (["stage.micro_batch_size=96"], "stage.micro_batch_size=96 do not divide stage.global_batch_size=128"),
+        (["stage.micro_batch_size=96"], "1 replica with stage.micro_batch_size=96 does not divide stage."),
         ([], None),
     ],
     ids=str,

@@ -357,7 +357,7 @@ def test_a_file_that_cannot_be_had_fails_the_command_and_the_others_come(server,
     server.files["/val.zip"] = zipped(PICTURES)
     done = command(server, certificate, tmp_path)
     out, err = done.communicate(timeout=120)
-    assert done.returncode == 2 and "brought 1 files" in out and "1 failed" in out
+    assert done.returncode == 2 and "brought 1 file," in out and "1 failed" in out
     assert "COCO 2014, training images: " in out and "status 404" in out and pictures(tmp_path / "root") == PICTURES
 
 

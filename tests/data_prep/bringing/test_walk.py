@@ -51,7 +51,7 @@ def test_the_walk(place, capsys):
     assert place.url in said and "tabwmp_da" in said and not place.seen
     assert main([*shlex.split(fetch), *mine]) == 0
     said = capsys.readouterr().out
-    assert "brought 1 files" in said and Path("raw/tabwmp_da/tables/5.png").is_file()
+    assert "brought 1 file," in said and Path("raw/tabwmp_da/tables/5.png").is_file()
     assert main([*shlex.split(fetch), *mine]) == 0 and len(place.seen) == 1, "a second call asks nobody"
     capsys.readouterr()
     assert main([*shlex.split(prepare), "--workers", "0"]) == 0
