@@ -39,9 +39,10 @@ def advice(error: BaseException, cfg: RunConfig, rank: int = 0, snapshot: Path |
         found.insert(0, f"data.num_workers={cfg.data.num_workers // 2} (copies of the loader)")
     seen = re.split(r"(?<=[A-Za-z])\. |\n", str(error).strip())
     said = ". ".join(part for part in seen[:2] if part) or type(error).__name__
-    held = f". What the memory held: {snapshot}, which molmo2 report draws" if snapshot else ""
-    if snapshot and not cfg.log.record_memory_history:
-        held += "; with log.record_memory_history=true also by whom"
+    held = ""
+    if snapshot and where == "GPU":
+        held = f". What the memory held: {snapshot}, which molmo2 report draws"
+        held += "" if cfg.log.record_memory_history else "; with log.record_memory_history=true also by whom"
     return (
         f"process {rank} ran out of {where} memory ({said}). What is left to try, cheapest first: {'; '.join(found)}. "
         "`molmo2 plan` with the same settings shows what each layout needs; docs/memory.md, what each setting costs"

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from molmo2_nemo.errors import file_error
 from molmo2_nemo.preview.curves import COLOURS, SLIM, WIDE, drawn
 from molmo2_nemo.rundir.paths import MEMORY
 from molmo2_nemo.rundir.progress import StageProgress
 
-NEEDED = {"reserved", "allocated", "peak", "events", "places", "at", "failed", "rank", "whole"}
+DRAWN = 4  # ranks of one moment; of the others there is a line each
+LARGEST = 2**63  # bytes, or events, and more than there can be
 
 
 def section(stages: Sequence[StageProgress]) -> str:
@@ -22,21 +24,70 @@ def section(stages: Sequence[StageProgress]) -> str:
 
 
 def _of_stage(stage: StageProgress) -> Iterator[str]:
-    for path in sorted((stage.folder / MEMORY).glob("*.json")):
-        if (found := _read(path)) is not None:
-            when = path.stem.rpartition(".rank-")[0].replace("-", " ", 1 if path.stem.startswith("steps") else -1)
-            title = f"{stage.name}, rank {found['rank']}, {when}"
-            head = f"<h3>{_text(title)}</h3><p class=note>{_text(summary(found))}</p>"
-            yield f"{head}{_figure(found, title)}{table(found)}"
+    moments: dict[str, list[tuple[int, Path]]] = {}
+    for path in (stage.folder / MEMORY).glob("*.json"):
+        moment, _, rank = path.stem.rpartition(".rank-")
+        if rank.isdecimal():
+            moments.setdefault(moment, []).append((int(rank), path))
+    for moment, ranks in sorted(moments.items()):
+        when = moment.replace("-", " ", 1 if moment.startswith("steps") else -1)
+        for number, (rank, path) in enumerate(sorted(ranks)):
+            title = f"{stage.name}, rank {rank}, {when}"
+            found = _read(path)
+            said = found if isinstance(found, str) else summary(found)
+            drawn_too = "" if isinstance(found, str) or number >= DRAWN else f"{_figure(found, title)}{table(found)}"
+            yield f"<h3>{_text(title)}</h3><p class=note>{_text(said)}</p>{drawn_too}"
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """The figures of a snapshot; None where the file is damaged."""
+def _read(path: Path) -> dict[str, Any] | str:
+    """The figures of a snapshot; in words what is wrong, where the file is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and set(found) >= NEEDED else None
+    except OSError as error:
+        return file_error(error)
+    except (ValueError, RecursionError) as error:
+        return f"{path} is damaged ({error}); remove it"
+    fault = _fault(found)
+    return found if fault is None else f"{path} is damaged (its {fault}); remove it"
+
+
+def _fault(found: Any) -> str | None:
+    """What of the figures is not as training/memory_history.py writes it; None where all is."""
+    if not isinstance(found, dict):
+        return "outermost value"
+    for name in ("reserved", "allocated", "peak", "events"):
+        if not _is_size(found.get(name)):
+            return name
+    failed, places, at = found.get("failed", ""), found.get("places"), found.get("at", "")
+    if failed is not None and not (
+        isinstance(failed, dict)
+        and all(_is_size(failed.get(name)) for name in ("wanted", "free"))
+        and isinstance(failed.get("place"), str)
+    ):
+        return "failed"
+    if not isinstance(places, list) or not all(map(_is_place, places)) or (found["events"] and not places):
+        return "places"
+    moments = {len(place["points"]) for place in places}
+    seconds = isinstance(at, list) and all(isinstance(each, int | float) and abs(each) < LARGEST for each in at)
+    if len(moments) > 1 or 0 in moments or not (at is None or seconds):
+        return "points"
+    if at is not None and found["events"] and {len(at)} != moments:
+        return "at"
+    return None if isinstance(found.get("whole"), bool) else "whole"
+
+
+def _is_place(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and _is_size(value.get("at_peak"))
+        and isinstance(value.get("points"), list)
+        and all(map(_is_size, value["points"]))
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
 
 
 def summary(found: dict[str, Any]) -> str:
@@ -46,8 +97,8 @@ def summary(found: dict[str, Any]) -> str:
     )
     words = [held]
     if (failed := found["failed"]) is not None:
-        free = f", {_size(failed['free'])} were free" if failed["free"] is not None else ""
-        words.insert(0, f"Memory ran out: {_size(failed['wanted'])} were asked for by {failed['place']}{free}")
+        asked = f"{_size(failed['wanted'])} were asked for by {failed['place']}"
+        words.insert(0, f"Memory ran out: {asked}, {_size(failed['free'])} were free")
     if found["events"]:
         older = "" if found["whole"] else ", older ones are not kept"
         words.append(f"peak {_size(found['peak'])} in {found['events']:,} allocations and frees{older}")

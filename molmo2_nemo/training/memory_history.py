@@ -40,10 +40,12 @@ class MemoryHistory:
     @contextmanager
     def watching(self, stage_folder: Path, rank: int, *, record: bool) -> Iterator[None]:
         """Write where memory runs out and, with `record`, keep the history. Before the model is built, so that its
-        stacks are in it. Without a GPU nothing happens, which rank 0 says if `record` was asked for."""
-        if not torch.cuda.is_available():
+        stacks are in it. Without a GPU, or with another allocator than PyTorch's own, nothing happens, which rank 0
+        says if `record` was asked for."""
+        lacks = _lacks()
+        if lacks is not None:
             if record and rank == 0:
-                print("log.record_memory_history: only a GPU's allocator keeps one; none is recorded here", flush=True)
+                print(f"log.record_memory_history: {lacks}; none is recorded here", flush=True)
             yield
             return
         self.folder, self.rank, self.records, self.ran_out = stage_folder / MEMORY, rank, record, None
@@ -85,17 +87,26 @@ class MemoryHistory:
 
     def _write(self, path: Path, device: int, failed: dict[str, Any] | None = None) -> Path:
         snapshot: dict[str, Any] = torch.cuda.memory._snapshot()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path.with_name(f"{path.name}.pickle")) as part, open(part, "wb") as file:
+            pickle.dump(snapshot, file)
         figures = timeline(snapshot, device) | {
             "rank": self.rank,
             "whole": len(snapshot["device_traces"][device]) < EVENTS,
             "failed": failed,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path.with_name(f"{path.name}.pickle")) as part, open(part, "wb") as file:
-            pickle.dump(snapshot, file)
         target = path.with_name(f"{path.name}.json")
         write_json(target, figures, indent=None)
         return target
+
+
+def _lacks() -> str | None:
+    """Why nobody can be asked here; None where PyTorch's own allocator can: others (`backend:cudaMallocAsync` of
+    PYTORCH_CUDA_ALLOC_CONF, or one that is plugged in) refuse."""
+    if not torch.cuda.is_available():
+        return "only a GPU's allocator keeps one"
+    used = torch.cuda.get_allocator_backend()
+    return None if used == "native" else f"the allocator {used} keeps none, only PyTorch's own does"
 
 
 history = MemoryHistory()  # of this process, whose GPU is one

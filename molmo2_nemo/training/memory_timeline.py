@@ -6,6 +6,7 @@ and, if the allocator kept a history, the latest allocations and frees, each wit
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
@@ -55,13 +56,21 @@ def place(frames: Sequence[dict[str, Any]]) -> str:
     """Where a stack (innermost first) asked for memory: the innermost function of this project, Megatron-core, NeMo or
     an optimizer, as `molmo2_nemo/model/decoder.py forward`."""
     for frame in frames:
-        parts = PurePath(frame["filename"]).parts
-        parts = parts[max((i + 1 for i, part in enumerate(parts) if part.endswith("-packages")), default=0) :]
-        for known in KNOWN:
-            starts = [i for i in range(len(parts)) if parts[i : i + len(known)] == known]
-            if starts:
-                return f"{'/'.join(parts[starts[-1] :])} {frame['name']}"
+        if (file := _known(frame["filename"])) is not None:
+            return f"{file} {frame['name']}"
     return NO_STACK
+
+
+@functools.cache
+def _known(filename: str) -> str | None:
+    """A file of KNOWN below the folder of its package's; None for others. A history asks millions of times."""
+    parts = PurePath(filename).parts
+    parts = parts[max((i + 1 for i, part in enumerate(parts) if part.endswith("-packages")), default=0) :]
+    for known in KNOWN:
+        starts = [i for i in range(len(parts)) if parts[i : i + len(known)] == known]
+        if starts:
+            return "/".join(parts[starts[-1] :])
+    return None
 
 
 _CHANGES = ("alloc", "free_completed")

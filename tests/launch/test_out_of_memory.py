@@ -51,7 +51,8 @@ def test_the_snapshot_of_what_was_held_is_named(recorded):
 def test_of_the_host(make):
     cfg = RunConfig()
     cfg.data.num_workers = 4
-    text = advice(raised(make), cfg)
+    text = advice(raised(make), cfg, snapshot=Path("earlier.json"))  # of an allocation that was tried again
+    assert "earlier.json" not in text, "a GPU's memory is not the host's"
     assert "ran out of host memory (" in text and "first: data.num_workers=2 (copies of the loader)" in text
     assert "offload" not in text  # it would take more of the host's
 

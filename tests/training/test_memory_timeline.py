@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from molmo2_nemo.training.memory_history import MemoryHistory
-from molmo2_nemo.training.memory_timeline import BEFORE, NO_STACK, OTHERS, PLACES, POINTS, place, timeline
+from molmo2_nemo.training.memory_timeline import BEFORE, NO_STACK, OTHERS, PLACES, POINTS, _known, place, timeline
 
 ROOT = "/opt/venv/lib/python3.12/site-packages/"
 NAMES = [f"molmo2_nemo/model/part{i}.py forward" for i in range(14)]
@@ -109,6 +109,13 @@ def test_a_device_without_a_history():
 )
 def test_the_innermost_function_that_is_known(stack, expected):
     assert place([{"filename": ROOT + file, "name": name, "line": 1} for file, name in stack]) == expected
+
+
+def test_a_file_is_looked_at_once():
+    """A history has 100,000 stacks of up to hundreds of frames, and is read while all ranks wait."""
+    _known.cache_clear()
+    timeline(history(0, 2000, 2000)[0])
+    assert _known.cache_info().misses <= len(NAMES) + 1 < 100 < _known.cache_info().hits
 
 
 def test_a_checkout_and_an_environment_in_it():

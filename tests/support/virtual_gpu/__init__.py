@@ -90,7 +90,13 @@ def library() -> Path:
 
 
 def run(
-    module: str, *arguments: str, gib: float = H100, world: int = 1, seconds: float = 900, find_waits: bool = False
+    module: str,
+    *arguments: str,
+    gib: float = H100,
+    world: int = 1,
+    seconds: float = 900,
+    find_waits: bool = False,
+    allocator: str = "expandable_segments:False",
 ) -> Report:
     """Run a module's main in a process of its own that has a virtual GPU.
 
@@ -99,6 +105,7 @@ def run(
         world: processes of the run; this is rank 0, the others are imagined.
         seconds: after which the process is ended.
         find_waits: fill `Report.waiting`.
+        allocator: PYTORCH_CUDA_ALLOC_CONF.
     """
     with tempfile.TemporaryDirectory() as folder:
         site = Path(__file__).with_name("site")
@@ -106,7 +113,7 @@ def run(
             "LD_PRELOAD": str(library()),
             "TRITON_LIBCUDA_PATH": str(library().parent),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"), os.getcwd()))),
-            **dict.fromkeys(("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"), "expandable_segments:False"),
+            **dict.fromkeys(("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"), allocator),
             "VIRTUAL_GPU_GIB": str(gib),
             "VIRTUAL_GPU_REPORTS": folder,
             "VIRTUAL_GPU_WORLD": str(world),
