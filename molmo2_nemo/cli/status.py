@@ -57,7 +57,7 @@ def as_dict(stage: StageProgress) -> dict[str, Any]:
         "skipped_steps": stage.skipped_steps,
         "skipped_records": stage.steps[-1].get("skipped", 0) if stage.steps else 0,
         "straggler": straggler(stage.steps),
-        "standstill": standstill(stage.folder) if stage.state in ("starting", "running") else None,
+        "standstill": standstill(stage.folder, stage.attempt) if stage.state in ("starting", "running") else None,
         "validation": stage.validation[-1] if stage.validation else None,
         "evaluation": stage.evaluations[-1] if stage.evaluations else None,
         "error": stage.last_error["message"] if stage.last_error else None,
@@ -116,7 +116,7 @@ def remarks(stage: StageProgress, now: float) -> list[str]:
         found.append(f"{plural(stage.skipped_steps, 'step')} skipped{''.join(newest)}")
     if stage.steps and stage.steps[-1].get("skipped"):
         found.append(f"{plural(stage.steps[-1]['skipped'], 'record')} skipped")
-    if stage.state in ("starting", "running") and (still := standstill(stage.folder)) is not None:
+    if stage.state in ("starting", "running") and (still := standstill(stage.folder, stage.attempt)) is not None:
         found.append(still)
     if stage.state == "running" and (slow := straggler(stage.steps)) is not None:
         found.append(slow)

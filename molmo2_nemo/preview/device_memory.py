@@ -26,9 +26,9 @@ def section(stages: Sequence[StageProgress]) -> str:
 def _of_stage(stage: StageProgress) -> Iterator[str]:
     moments: dict[str, list[tuple[int, Path]]] = {}
     for path in (stage.folder / MEMORY).glob("*.json"):
-        moment, _, rank = path.stem.rpartition(".rank-")
-        if rank.isdecimal():
-            moments.setdefault(moment, []).append((int(rank), path))
+        moment, _, written = path.stem.rpartition(".rank-")
+        if written.isdecimal():
+            moments.setdefault(moment, []).append((int(written), path))
     for moment, ranks in sorted(moments.items()):
         when = moment.replace("-", " ", 1 if moment.startswith("steps") else -1)
         for number, (rank, path) in enumerate(sorted(ranks)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,16 @@ from molmo2_nemo.rundir.lines import read_lines
 from molmo2_nemo.rundir.paths import HANG
 
 
-def standstill(stage: Path) -> str | None:
+def standstill(stage: Path, attempt: Mapping[str, Any]) -> str | None:
     """In one line, processes that are stopped or in a debugger, for which the run waits without a limit, or how long
-    there has been no progress; None where there is some, or where the last half limit has had some.
+    there has been no progress; None where there is some, where the last half limit has had some, or where nobody
+    watches (faults.hang_seconds=0).
 
     Args:
         stage: the folder of a stage that runs.
+        attempt: its attempt.json, whose process is rank 0: what earlier attempts that hung wrote down is not of it.
     """
-    attempts = [path for path in (stage / HANG).glob("*") if path.is_dir()]
-    if not attempts:
-        return None
-    newest = max(attempts, key=lambda path: path.stat().st_mtime)
-    kinds = {"rank": int, "host": str, "pid": int, "stuck": float, "stopped": list, "held": bool, "words": str}
-    places = [line for path in sorted(newest.glob("rank*.json")) for line in read_lines(path, **kinds)]
+    places = next((found for path in (stage / HANG).glob("*") if _is_of(found := _places(path), attempt)), [])
     asleep = {rank for place in places for rank in place["stopped"]}
     if stopped := [place for place in places if place["rank"] in asleep]:
         hint = f"kill -CONT {stopped[0]['pid']} on {stopped[0]['host']} lets it go on"
@@ -35,6 +33,18 @@ def standstill(stage: Path) -> str | None:
             f"{longest['rank']} at {longest['words']}"
         )
     return None
+
+
+def _places(folder: Path) -> list[dict[str, Any]]:
+    """Where the ranks of an attempt are."""
+    kinds = {"rank": int, "host": str, "pid": int, "stuck": float, "stopped": list, "held": bool, "words": str}
+    return [line for path in sorted(folder.glob("rank?????.json")) for line in read_lines(path, **kinds)]
+
+
+def _is_of(places: Sequence[Mapping[str, Any]], attempt: Mapping[str, Any]) -> bool:
+    """Whether rank 0 of an attempt is the process that attempt.json names."""
+    process = attempt.get("host"), attempt.get("pid"), attempt.get("started")
+    return any(place["rank"] == 0 and (place["host"], place["pid"], place.get("began")) == process for place in places)
 
 
 def _names(places: list[dict[str, Any]]) -> str:

@@ -241,8 +241,10 @@ class Watchdog:
         found: dict[int, Place] = {}
         for rank in range(self.ranks):
             if rank != self.own.rank:
-                with suppress(OSError, json.JSONDecodeError, TypeError):
-                    found[rank] = Place(**json.loads(self._file(rank).read_text(encoding="utf-8")))
+                with suppress(OSError, ValueError, TypeError):
+                    place = Place(**json.loads(self._file(rank).read_text(encoding="utf-8")))
+                    place.stack = [(function, line) for function, line in place.stack]  # JSON has lists
+                    found[rank] = place
         return found
 
 

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from molmo2_nemo.processes import process_start
+from molmo2_nemo.rundir.attempt import this_process
 from molmo2_nemo.rundir.standstill import standstill
 from molmo2_nemo.training import watchdog
 from molmo2_nemo.training.hang_cause import Place, who_did_not_come
@@ -140,10 +142,11 @@ def test_the_rank_that_did_not_come_is_named(tmp_path, hang, rank, how, where):
     message = said["message"]
     assert message.startswith(f"no progress for {LIMIT:g} s (faults.hang_seconds={LIMIT:g}): rank {rank} (host ")
     assert f"{how}" in message and where in message and f"The others: rank {1 - rank} at step" in message
-    assert standstill(tmp_path).startswith("no progress for ") and " s on 2 of 2 ranks, such as " in standstill(
-        tmp_path
-    )
     (place,) = (tmp_path / "hang").iterdir()
+    first = json.loads((place / "rank00000.json").read_text())
+    still = standstill(tmp_path, {"host": first["host"], "pid": first["pid"], "started": first["began"]})
+    assert still.startswith("no progress for ") and " s on 2 of 2 ranks, such as " in still
+    assert standstill(tmp_path, this_process()) is None, "the next attempt, which need not be watched"
     for each in range(2):
         text = (place / f"rank{each:05}.txt").read_text()
         assert "Thread 0x" in text and "in loop" in text and 'File "' in text
@@ -196,7 +199,7 @@ def test_of_four_the_one_is_named_that_others_wait_for_by_way_of_others(tmp_path
 
 
 def test_a_run_without_a_hang_leaves_nothing(tmp_path):
-    assert run(tmp_path, lambda rank, step, place: False) == ([0, 0], None) and standstill(tmp_path) is None
+    assert run(tmp_path, lambda rank, step, place: False) == ([0, 0], None)
     assert {path.name for path in tmp_path.iterdir()} - {"meet"} == {"done0", "done1"}
 
 
@@ -219,12 +222,13 @@ def test_nobody_is_told_off_for_being_stopped_or_debugged(tmp_path):
             time.sleep(0.05)
         time.sleep(3 * LIMIT)
         who, host = f"rank 1 (host {socket.gethostname()}, process {processes[1].pid}) is", socket.gethostname()
-        assert standstill(tmp_path) == (
+        attempt = {"host": host, "pid": processes[0].pid, "started": process_start(processes[0].pid)}
+        assert standstill(tmp_path, attempt) == (
             f"the run stands still: {who} stopped (SIGSTOP, Ctrl-Z) or in a debugger; "
             f"kill -CONT {processes[1].pid} on {host} lets it go on"
         )
         os.kill(processes[1].pid, signal.SIGCONT)
-        while standstill(tmp_path) != f"the run stands still: {who} in a debugger":
+        while standstill(tmp_path, attempt) != f"the run stands still: {who} in a debugger":
             assert time.monotonic() < end
             time.sleep(0.05)
 
@@ -316,6 +320,20 @@ def test_by_what_each_has_begun():
     assert who == [2, 3] and "rank 2 (host n, GPU 2) waits for a message of another pipeline stage: " in words
     apart = replace(stages[0], gpu=None, waits=False)
     assert who_did_not_come([apart, *stages[1:]], 4)[0] == [0]
+
+
+def test_what_a_rank_writes_is_what_the_others_read(tmp_path):
+    """Also on a GPU, where the stack of the rank that reports is compared with those that it has read."""
+    dogs = [watchdog.Watchdog(LIMIT, tmp_path, rank, 2, lambda message, stacks: None, gpu=rank) for rank in range(2)]
+    for dog in dogs:
+        dog._where()
+        dog.own.collectives, dog.own.stuck = {"0": 5 - dog.own.rank}, 9.0
+        dog.own.stack = dogs[0].own.stack
+        dog._write()
+    assert dogs[0]._read() == {1: dogs[1].own} and dogs[1]._read() == {0: dogs[0].own}
+    for dog in dogs:
+        who, words = who_did_not_come(sorted([dog.own, *dog._read().values()], key=lambda place: place.rank), 2)
+        assert who == [1] and "GPU 1) left out a collective that the others are in: " in words
 
 
 def test_allowances():
