@@ -38,7 +38,8 @@ def _values(config: DataConfig) -> dict[str, Any]:
 def in_words(config: DataConfig) -> str:
     """The limits that matter to most records, for a summary."""
     image, video, packing = config.image, config.video, config.packing
-    named = "the limits asked for" if changed(config) else "the default limits; --for recipe=8b stage=long: a run's"
+    usual = "those of the run, too" if config.tokenizer else "--for recipe=8b stage=long: a run's"
+    named = "the limits asked for" if changed(config) else f"the default limits; {usual}"
     return (
         f"checked for {plural(image.max_images, 'image')}, {plural(video.max_frames, 'frame')} "
         f"({video.max_fps:g} a second), "

@@ -178,7 +178,8 @@ def read(args: argparse.Namespace) -> Asked:
     from molmo2_nemo.rundir.config_file import run_of_checkpoint
     from molmo2_nemo.rundir.paths import EVALUATION
 
-    places = [word for word in args.overrides if "=" not in word or Path(word).is_dir()]  # .../checkpoints/step=50
+    # .../checkpoints/step=50 is one, whether it is there or not
+    places = [w for w in args.overrides if "=" not in w or "/" in w.partition("=")[0] or Path(w).is_dir()]
     if len(places) != 1:
         raise UserError(f"name one checkpoint, stage or run to evaluate, not {len(places)}; --compare takes several")
     check_numbers(args, {"limit": 1, "depths": 1, "batch_tokens": 1, "max_new_tokens": 1})

@@ -298,6 +298,22 @@ def check_folder(option: str, folder: Path) -> None:
         raise UserError(f"{option} {folder}: {'it' if file == folder else file} is a file; name a folder")
 
 
+def check_around(option: str, folder: Path) -> None:
+    """Refuses a folder that data sets are to be made in, where it cannot be made or is a data set itself.
+
+    Raises:
+        UserError: names the option and what to give.
+    """
+    from molmo2_nemo.data.manifest import MANIFEST
+
+    check_folder(option, folder)
+    if (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{option} {folder}: that is a data set (it has {MANIFEST}), and another one would be made inside it; name "
+            f"the folder that data sets lie in: {option} {folder.parent}"
+        )
+
+
 def check_writable(option: str, folder: Path) -> None:
     """Refuses an output folder in which, or in whose place, nothing can be written. Leaves nothing there.
 
@@ -324,7 +340,9 @@ def check_file(option: str, path: Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"{option} {path}: it cannot be written there")
+        only_read = os.statvfs(path.parent).f_flag & os.ST_RDONLY
+        why = "its file system may only be read" if only_read else "this user may not write it"
+        raise UserError(f"{option} {path}: it cannot be written there, as {why}; name another place with {option}")
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo.cli import bring
-from molmo2_nemo.cli.options import add_run_arguments, check_folder, check_numbers, run_settings
+from molmo2_nemo.cli.options import add_run_arguments, check_around, check_folder, check_numbers, run_settings
 from molmo2_nemo.data.objects.address import is_url
 from molmo2_nemo.errors import USER_ERROR, UserError, plural, show_error
 
@@ -255,7 +255,7 @@ def _check_options(args: argparse.Namespace) -> None:
             f"prepare writes to a folder, and copying is a command of its own: molmo2 prepare {words} ... --out DIR; "
             f"molmo2 shards copy DIR {args.out}"
         )
-    check_folder("--out", Path(args.out))
+    check_around("--out", Path(args.out))
     if args.cache:
         check_folder("--cache", Path(args.cache))
     for folder in args.source:

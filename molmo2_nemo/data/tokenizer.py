@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -91,7 +92,8 @@ class Molmo2Tokenizer:
         path = folder / FILE
         if not path.is_file():
             known = ", ".join(repr(n) for n in SHIPPED)
-            raise UserError(f"no tokenizer at {folder}: expected {path.name} there, or one of the names {known}")
+            unset = "" if "MOLMO2_TOKENIZER" in os.environ else "; MOLMO2_TOKENIZER, which names a recipe's, is not set"
+            raise UserError(f"no tokenizer at {folder}: expected {path.name} there, or one of the names {known}{unset}")
         try:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception

@@ -34,8 +34,10 @@ def chosen(names: Sequence[str], data: str | None) -> list[Task]:
     Raises:
         UserError: no name, an unknown or a repeated one, or `data` without auto or the other way round.
     """
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{','.join(names) or 'no tasks'}: name tasks, each once; molmo2 evaluate --list shows them")
+    if not names:
+        raise UserError("no tasks: name some (molmo2 evaluate --list shows them), or shards with --data DIR")
+    if len(set(names)) < len(names):
+        raise UserError(f"{','.join(names)}: name tasks, each once; molmo2 evaluate --list shows them")
     tasks = [OwnData(data or "") if name == AUTO else find_task(name) for name in names]
     own = next((task.name for task in tasks if isinstance(task, OwnData)), None)
     if own in names:

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from molmo2_nemo import compat
+from molmo2_nemo.errors import UserError
 from molmo2_nemo.files import write_json
 
 MANIFEST = "manifest.json"
+WEIGHTS, WEIGHTS_METADATA = "weights", "metadata.json"  # of a checkpoint: the folder, and a file in it
 UNFINISHED = "-unfinished"  # NeMo's mark: an empty file beside the folder, named like it with this at the end
 STEP = "step="  # and the optimizer step: the name of a checkpoint's folder
 VERSION = 1
@@ -34,6 +36,24 @@ def step_folder(step: int) -> str:
 def step_of(checkpoint: Path) -> int:
     """The optimizer step in the name of a folder that `finished` found."""
     return int(checkpoint.name.removeprefix(STEP))
+
+
+def refuse_converted(checkpoint: Path) -> None:
+    """Refuses a checkpoint that modelopt has converted, by the state that it adds; NeMo would unpickle that, and so run
+    what somebody put there.
+
+    Args:
+        checkpoint: its folder, or that of its weights.
+
+    Raises:
+        UserError: names the state.
+    """
+    for state in (checkpoint / WEIGHTS / "modelopt_state", checkpoint / "modelopt_state"):
+        if state.exists():
+            raise UserError(
+                f"{checkpoint} was converted by modelopt (quantised, pruned or distilled; it has {state}), which this "
+                "project neither trains nor reads; name the checkpoint that it was made from"
+            )
 
 
 def finished(folder: Path) -> list[Path]:

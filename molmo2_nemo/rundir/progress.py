@@ -23,6 +23,7 @@ from molmo2_nemo.settings.run import RunConfig
 
 State = Literal["waiting", "starting", "running", "stopped", "failed", "finished"]
 
+RUNS = 6  # of a folder of runs, named in a message
 RECENT = 20  # steps that rates are averaged over
 QUIET = 180.0  # seconds without a sign of life after which a run on another machine counts as stopped
 
@@ -116,8 +117,10 @@ def read_run(path: str | Path, now: float | None = None) -> list[StageProgress]:
         listed = ", ".join(dict.fromkeys(numbers)) or "none has begun"
         raise UserError(f"{path} is the folder of a sweep; name one of its jobs: {path}/NUMBER ({listed})")
     if not found and not jobs:
+        runs = sorted({str(p.parent.parent) for p in path.glob(f"*/*/{paths.CONFIG}")})
+        listed = f" ({', '.join(runs[:RUNS])}{', ...' if len(runs) > RUNS else ''})" if runs else ""
         raise UserError(
-            f"{path}: no stage with a config.yaml in it; name the output_dir of a run, or a stage inside it"
+            f"{path}: no stage with a config.yaml in it; name the output_dir of a run{listed}, or a stage inside it"
         )
     names = dict.fromkeys([*jobs, *(p.name for p in found)])  # jobs as they were submitted
     order = stage_order(path, names)

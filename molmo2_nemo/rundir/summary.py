@@ -3,6 +3,7 @@ a user names stands for."""
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from typing import Any
 from molmo2_nemo.errors import UserError, plural, read_text
 from molmo2_nemo.files import write_json
 from molmo2_nemo.rundir import checkpoint_manifest
+from molmo2_nemo.rundir.checkpoint_manifest import WEIGHTS, WEIGHTS_METADATA
 from molmo2_nemo.rundir.config_file import read_config
 from molmo2_nemo.rundir.lines import has_step
 from molmo2_nemo.rundir.paths import CHECKPOINTS, CONFIG, EVALUATIONS, SUMMARY, VALIDATION, stage_dir
 from molmo2_nemo.rundir.stages import stage_order
 from molmo2_nemo.settings.run import RunConfig
 
-WEIGHTS, WEIGHTS_METADATA = "weights", "metadata.json"  # of a checkpoint: the folder, and a file in it
 NAMED = 4  # entries of a folder that an error lists
 # The line of summary.json that counts the steps done, for sed: a job's script has to find it without Python.
 STEPS_LINE = r'^ "steps": \([0-9]*\),*$'
@@ -85,9 +86,16 @@ def resolve_checkpoint(path: str | Path, remarks: list[str] | None = None, *, fi
         finished: refuse a stage or run that is not finished.
 
     Raises:
-        UserError: there is no such folder, it is not a checkpoint and holds none, or none that is whole.
+        UserError: there is no such folder, it is not a checkpoint and holds none, or none that is whole; modelopt has
+            converted the model.
     """
-    path, remarks = Path(path), [] if remarks is None else remarks
+    found = _found(Path(path), [] if remarks is None else remarks, finished)
+    checkpoint_manifest.refuse_converted(found)
+    return found
+
+
+def _found(path: Path, remarks: list[str], finished: bool) -> Path:
+    """The checkpoint that `resolve_checkpoint` is to find."""
     wrong = not_a_checkpoint(path)
     if wrong is not None:
         raise UserError(wrong)
@@ -127,7 +135,7 @@ def not_a_checkpoint(path: Path) -> str | None:
     if not path.is_dir():
         hub = len(path.parts) == 2 and not path.is_absolute() and not path.parent.exists()
         more = "; download a model of the Hub first, then molmo2 convert import FOLDER CHECKPOINT" if hub else ""
-        return f"{path}: no such checkpoint or run folder{more}"
+        return f"{path}: no such checkpoint or run folder{more or _beside(path)}"
     if _is_checkpoint(path) or _begun(path) or (path.name == CHECKPOINTS and _saved(path)):
         return None
     if (path / "config.json").is_file() and any(path.glob("*.safetensors*")):
@@ -138,6 +146,13 @@ def not_a_checkpoint(path: Path) -> str | None:
     there = sorted(entry.name for entry in path.iterdir())
     held = f"it holds {', '.join(there[:NAMED])}{', ...' if len(there) > NAMED else ''}" if there else "it is empty"
     return f"{path} is not a checkpoint: {held}; a checkpoint has {WEIGHTS}/, a stage {CHECKPOINTS}/, a run its stages"
+
+
+def _beside(path: Path) -> str:
+    """A folder of nearly that name in the same place, as a question; "" if there is none."""
+    there = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, there, n=1, cutoff=0.75)
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -25,6 +25,7 @@ GROUPS = ("recipe", "scale", "model", "data", "stage", "parallel", "kernels", "c
 PRIMARY = "config"  # conf/config.yaml, from which composition starts
 SEVERAL = re.compile(r",|\b(choice|range|interval|glob)\(")  # what an override that sweeps has
 ALIASES = {("stage", "long_context"): "long"}
+DEEPER = 3  # settings of one name in other places that are named
 
 
 def conf_dir() -> Path:
@@ -118,11 +119,11 @@ def checked_overrides(overrides: Sequence[str], config_dir: str | Path | None) -
         if re.split(r"[./@]", key)[0] == "hydra":
             raise UserError(of_hydra(key, value))
         if head not in known:
-            raise UserError(f"unknown setting {key!r}; {nearest(head, known)}")
+            raise UserError(f"unknown setting {key!r}; {_meant(key, config_dir) or nearest(head, known)}")
         if value is not None and sweeps(f"{key}={value}"):
             raise UserError(
-                f"{override}: several values; with --multirun each makes a run of its own, {key}=[...] is a list, and "
-                f"{key}=\"'...'\" a text with a comma"
+                f"{override}: several values; with --multirun (molmo2 train, pipeline) each makes a run of its own, "
+                f"{key}=[...] is a list, and {key}=\"'...'\" a text with a comma"
             )
         if key in GROUPS:
             value = ALIASES.get((key, value), value)
@@ -141,6 +142,19 @@ def checked_overrides(overrides: Sequence[str], config_dir: str | Path | None) -
             # `++` sets or adds: the schema, not Hydra, says which keys exist, and names the nearest one.
             ready.append(f"++{key}={_readable(key, value)}")
     return ready
+
+
+def _meant(key: str, config_dir: str | Path | None) -> str:
+    """What an unknown key may stand for: a setting of one stage, one that lies deeper (`max_steps`); "" if nothing."""
+    one, colon, rest = key.partition(":")
+    if colon:
+        return f"{one}: before a setting is for molmo2 pipeline, which runs several stages; write {rest}"
+    head, _, rest = key.partition(".")
+    if rest and head in group_options("stage", config_dir):
+        return f"in a pipeline a setting of the stage {head} alone is written {head}:{rest}"
+    settings = by_dotted_key(to_dict(RunConfig()))
+    deeper = [repr(setting) for setting in settings if setting.endswith(f".{key}")]
+    return f"did you mean {' or '.join(deeper[:DEEPER])}?" if deeper else ""
 
 
 def sweeps(override: str) -> bool:

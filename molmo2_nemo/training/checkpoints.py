@@ -24,7 +24,6 @@ from molmo2_nemo.errors import GONE, NO_ROOM, READ_ONLY, ConversionError, UserEr
 from molmo2_nemo.model.config import Molmo2Config
 from molmo2_nemo.rundir import checkpoint_manifest
 from molmo2_nemo.rundir.paths import CHECKPOINTS
-from molmo2_nemo.rundir.summary import WEIGHTS
 from molmo2_nemo.settings.run import CheckpointConfig
 from molmo2_nemo.training.whereabouts import Work, here
 
@@ -60,12 +59,7 @@ def reading(checkpoint: Path) -> Iterator[None]:
     Raises:
         UserError: in place of what torch or Megatron-core raise; modelopt has converted the model.
     """
-    for state in (checkpoint / WEIGHTS / "modelopt_state", checkpoint / "modelopt_state"):
-        if state.exists():  # NeMo would unpickle it, and so run what somebody put there
-            raise UserError(
-                f"{checkpoint} was converted by modelopt (quantised, pruned or distilled; it has {state}), which this "
-                "project does not train; name the checkpoint that it was made from"
-            )
+    checkpoint_manifest.refuse_converted(checkpoint)
     try:
         yield
     except (torch.OutOfMemoryError, OSError, UserError):

@@ -254,6 +254,18 @@ def test_wrong_folders(verb, tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+def test_a_folder_of_runs_names_them(tmp_path):
+    for name in ("first", "second"):
+        stage(tmp_path / name, "sft", 0)
+    named = f"name the output_dir of a run ({tmp_path}/first, {tmp_path}/second), or a stage inside it"
+    with pytest.raises(UserError, match=re.escape(named)):
+        read_run(tmp_path, NOW)
+    for number in range(5):
+        stage(tmp_path / f"more{number}", "sft", 0)
+    with pytest.raises(UserError, match=r"/more4, \.\.\.\), or a stage"):
+        read_run(tmp_path, NOW)
+
+
 def test_report_before_the_first_step(tmp_path, capsys):
     stage(tmp_path, "sft", 0)
     assert command.main(["report", str(tmp_path)]) == USER_ERROR

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_prep.tiny_tokenizer import make
 from molmo2_nemo.data.tokenizer import ASSETS, EXTRA_SPECIAL_TOKENS, Molmo2Tokenizer
+from molmo2_nemo.errors import UserError
 
 TINY = Molmo2Tokenizer.load("tiny")
 
@@ -115,6 +116,18 @@ def test_base_rows_come_from_config_json(tmp_path):
     qwen_like().save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text('{"text_config": {"vocab_size": 280}}')
     assert Molmo2Tokenizer.load(tmp_path).vocab_size == 280
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(None, "; MOLMO2_TOKENIZER, which names a recipe's, is not set"), ("x", "")]
+)
+def test_a_variable_that_is_not_set_is_named(tmp_path, monkeypatch, value, said):
+    monkeypatch.delenv("MOLMO2_TOKENIZER", raising=False)
+    if value:
+        monkeypatch.setenv("MOLMO2_TOKENIZER", value)
+    with pytest.raises(UserError) as error:
+        Molmo2Tokenizer.load(tmp_path / "missing")
+    assert str(error.value).endswith(f"or one of the names 'tiny'{said}")
 
 
 def test_bad_tokenizers(tmp_path):

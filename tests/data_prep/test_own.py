@@ -93,6 +93,18 @@ BAD = [
 ]
 
 
+def test_no_data_set_is_made_inside_another(tmp_path, capsys):
+    """As by the folder that an earlier call printed, given as --out."""
+    (tmp_path / "my.jsonl").write_text('{"question": "How many?", "answer": "Two"}\n')
+    assert prepare(tmp_path / "my.jsonl") == 0
+    made = tmp_path / "out" / "my"
+    before = sorted(made.iterdir())
+    assert main(["prepare", str(tmp_path / "my.jsonl"), "--out", str(made)]) == 2
+    said = capsys.readouterr().err
+    assert f"--out {made}: that is a data set" in said and f"sets lie in: --out {tmp_path / 'out'}\n" in said
+    assert sorted(made.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     "line, field, seen, detail",
     [

@@ -120,7 +120,8 @@ def test_check_and_index_ask_for_the_same(folder, capsys):
 def test_only_what_limits_records_is_kept_with_the_data_set(folder, capsys):
     usual = DataConfig()
     usual.seed, usual.packing.buffer_size, usual.video.decoder = 3, 7, "torchcodec"
-    assert changed(usual) == {} and "the default limits" in in_words(usual)
+    assert changed(usual) == {} and "the default limits; those of the run, too" in in_words(usual)
+    assert "the default limits; --for recipe=8b stage=long: a run's" in in_words(DataConfig(tokenizer=""))
     assert prepare(folder)[0] == 0
     arguments = ["prepare", str(folder / "my.jsonl"), "--out", str(folder / "out"), "--workers", "0"]
     assert main(arguments) == 0 and "is there already" in capsys.readouterr().out

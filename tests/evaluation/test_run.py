@@ -123,7 +123,7 @@ def test_only_the_first_items(workers, checkpoint, data, tmp_path):
         (["--tasks", "auto"], "the task auto and the data belong together"),
         (["--data", "DATA", "--tasks", "aoto"], "unknown task 'aoto'"),
         (["--tasks", "auto,auto", "--data", "DATA"], "name tasks, each once"),
-        ([], "name tasks, each once"),
+        ([], "no tasks: name some (molmo2 evaluate --list shows them), or shards with --data DIR"),
         (["--data", "nowhere"], "no folder at nowhere"),
         (["--data", "DATA", "--frames", "8,x"], "--frames 8,x: numbers of frames above 0"),
         (["--data", "DATA", "--frames", "8,8"], "each once"),

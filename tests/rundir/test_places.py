@@ -58,6 +58,8 @@ def places(tmp_path_factory) -> Path:
     (root / "torn/sft/checkpoints/step=20-unfinished").touch()
     begun(root / "lost", "sft", 60, finished=True)
     shutil.rmtree(root / "lost/sft/checkpoints/step=60")
+    begun(root / "quantised", "sft", 20, finished=True)
+    (root / "quantised/sft/checkpoints/step=20/weights/modelopt_state").mkdir()
     (root / "empty").mkdir()
     (root / "other").mkdir()
     for name in ("a.tar", "b.tar", "c.tar", "d.tar", "manifest.parquet"):
@@ -105,6 +107,13 @@ NAMED = {  # what is named -> what the error says
     "other": "{place} is not a checkpoint: it holds a.tar, b.tar, c.tar, d.tar, ...; a checkpoint has weights/",
     "file": "{place} is a file; name the folder of a checkpoint, a stage or a run",
     "absent": "{place}: no such checkpoint or run folder",
+    "dome": "{place}: no such checkpoint or run folder; did you mean {root}/done?",
+    "done/sft/checkpoints/step=41": (
+        "{place}: no such checkpoint or run folder; did you mean {root}/done/sft/checkpoints/step=40?"
+    ),
+    "quantised": "{root}/quantised/sft/checkpoints/step=20 was converted by modelopt",
+    "quantised/sft/checkpoints/step=20": "{place} was converted by modelopt",
+    "quantised/sft/checkpoints/step=20/weights": "{place} was converted by modelopt",
 }
 VERBS = {  # with X for the place
     "train": "train recipe=tiny stage=long parallel=single data.sources.demo.path=absent output_dir=out init_from=X",

@@ -95,6 +95,14 @@ def test_a_source_can_be_added():
     [
         ("stage.max_step=3", "did you mean 'stage.max_steps'?"),
         ("stge=sft", "did you mean 'stage'?"),
+        ("max_steps=3", "unknown setting 'max_steps'; did you mean 'stage.max_steps'?"),
+        ("lr=1e-4", "'stage.optim.vit.lr' or 'stage.optim.connector.lr' or 'stage.optim.llm.lr'?"),
+        ("optim.llm.lr=1e-4", "did you mean 'stage.optim.llm.lr'?"),
+        ("sft.stage.max_steps=3", "a setting of the stage sft alone is written sft:stage.max_steps"),
+        (
+            "sft:stage.max_steps=3",
+            "sft: before a setting is for molmo2 pipeline, which runs several stages; write",
+        ),
         ("stage=sftt", "did you mean 'sft'?"),
         ("recipe=tini", "did you mean 'tiny'?"),
         ("data.image.pol=3", "did you mean 'data.image.pool'?"),
