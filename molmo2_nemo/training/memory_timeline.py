@@ -86,7 +86,7 @@ def _changes(events: Sequence[dict[str, Any]]) -> list[Change]:
     changes: list[Change] = []
     for event in events:
         if event["action"] == "alloc":
-            taken[event["addr"]] = place(event["frames"]), event["size"]
+            taken[event["addr"]] = place(event.get("frames", ())), event["size"]
             changes.append(taken[event["addr"]])
         else:
             name, size = taken.pop(event["addr"], (BEFORE, event["size"]))

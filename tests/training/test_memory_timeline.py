@@ -127,6 +127,16 @@ def test_a_checkout_and_an_environment_in_it():
     assert place(stack) == "molmo2_nemo/model/x.py f" and place(stack[:1]) == NO_STACK
 
 
+def test_a_history_that_somebody_else_keeps_without_stacks():
+    """PyTorch then leaves out the key."""
+    snapshot, _ = history(2, 60, 60)
+    peak = timeline(snapshot)["peak"]
+    for event in snapshot["device_traces"][0]:
+        del event["frames"]
+    found = timeline(snapshot)
+    assert [(row["name"], row["at_peak"]) for row in found["places"]] == [(NO_STACK, peak)]
+
+
 def test_moments_have_their_seconds():
     snapshot, _ = history(1, 100, 100)
     events = snapshot["device_traces"][0]
