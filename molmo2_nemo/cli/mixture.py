@@ -52,7 +52,7 @@ def render(data: Any, packs: int = 0) -> list[Any]:
     from rich.text import Text
 
     from molmo2_nemo.data.objects.files import use
-    from molmo2_nemo.data.sampling import NO_GROUP, group_shares, mixture_table
+    from molmo2_nemo.data.sampling import NO_GROUP, group_shares, looked_for, mixture_table
 
     use(data.store)
     rows = mixture_table(data.sources, data.groups, data.missing)
@@ -78,7 +78,8 @@ def render(data: Any, packs: int = 0) -> list[Any]:
         notes.append("loss: weight of every answer token. hires: chance of up to 24 tiles.")
     if absent:
         cure = "left out" if data.missing == "skip" else "an error, unless data.missing=skip"
-        notes.append(f"{len(absent)} of {len(rows)} data sets have no shards (records: -): {cure}")
+        where = looked_for(data.root, data.sources)
+        notes.append(f"{len(absent)} of {len(rows)} data sets have no shards (records: -): {cure}{where}")
     if packs and present:
         notes.append(f"epochs: {packs:,} packs of about {each:.1f} examples, by share, over the records.")
     found = [_found(rows, present, packs * each)] if present else []

@@ -193,3 +193,9 @@ def test_the_table_fits_eighty_columns(overrides, tmp_path):
     assert all(name in text for name in data.sources) and "…" not in text
     if "stage=sft" in overrides:
         assert "13.636%" in text and "5.455%" in text and "118 of 118 data sets have no shards" in text
+
+
+def test_where_shards_are_looked_for(monkeypatch):
+    monkeypatch.setenv("MOLMO2_DATA", "/nowhere")
+    *_, note = render(compose(["recipe=8b", "stage=sft"]).data)
+    assert str(note).endswith(". They are looked for in data.root=/nowhere, which MOLMO2_DATA names")
