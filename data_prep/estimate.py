@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.text_length import estimated
-from molmo2_nemo.data.annotations import read_tracks
+from molmo2_nemo.data.annotation_json import read_tracks
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import DataConfig, ImageConfig, VideoConfig
 from molmo2_nemo.data.image import TileGeometry, select_tiling

@@ -41,6 +41,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
+def sized(count: float) -> str:
+    """Bytes as people read them: `12 GiB`, `3.4 GiB`, `56 MiB`, `7.8 MiB`."""
+    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+    return f"{count / unit:,.0f} {name}" if count >= 10 * unit else f"{count / unit:.1f} {name}"
+
+
 def plural(count: int, one: str, many: str = "") -> str:
     """A count and its noun: "1 GPU", "1,024 GPUs".
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from molmo2_nemo.data.annotations import POINT_KINDS, TRACK_FPS, Tracks, read_tracks
+from molmo2_nemo.data.annotation_json import read_tracks
+from molmo2_nemo.data.annotations import POINT_KINDS, TRACK_FPS, Tracks
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import VideoConfig
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from molmo2_nemo.data.annotations import Alternatives, Annotation, read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
+from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.config import LimitsConfig
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show, without_nulls
 from molmo2_nemo.data.raw_text import RawText, alone

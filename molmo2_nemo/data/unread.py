@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import Any
 
-from molmo2_nemo.data.annotations import Alternatives, Annotation, read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
+from molmo2_nemo.data.annotations import Alternatives, Annotation
 from molmo2_nemo.data.json_values import Fault, FieldError, is_number, show
 from molmo2_nemo.data.video.sampling import unread_keys
 

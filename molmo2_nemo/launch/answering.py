@@ -11,11 +11,11 @@ from pathlib import Path
 
 from molmo2_nemo.data.config import DataConfig
 from molmo2_nemo.data.image import TileGeometry
-from molmo2_nemo.errors import UserError, plural
+from molmo2_nemo.errors import UserError, plural, sized
 from molmo2_nemo.inference.limits import Room, tokens_of_frame
 from molmo2_nemo.inference.load import Opened, opened
 from molmo2_nemo.inference.prompt import Shown
-from molmo2_nemo.launch.capacity import PROCESS, Machine, free_host_memory, gib, gpu_memory
+from molmo2_nemo.launch.capacity import PROCESS, Machine, free_host_memory, gpu_memory
 from molmo2_nemo.launch.ranks import is_rank
 from molmo2_nemo.launch.reports import ERROR_DIR
 from molmo2_nemo.settings.layout import context_problems, tensor_problems
@@ -126,12 +126,12 @@ def memory_problems(layout: ParallelConfig, found: Opened, shown: Shown, here: M
         if least > room:
             share = "; share them with parallel.tensor, or take a larger machine" if gpu else "; take a larger machine"
             yield (
-                f"the weights of the {found.model_config.name} model take at least {gib(least)} of {where}, of which "
-                f"{gib(room)} are free{share}"
+                f"the weights of the {found.model_config.name} model take at least {sized(least)} of {where}, of "
+                f"which {sized(room)} are free{share}"
             )
         elif whole > room:
             fits = max(1, int((room - least) / (whole - least) * crops))
             yield (
-                f"{media} takes at least {gib(whole)} of {where}, of which {gib(room)} are free, room for {fits:,} "
-                f"{'frames' if shown.frames else 'tiles'}; ask for fewer"
+                f"{media} takes at least {sized(whole)} of {where}, of which {sized(room)} are free, room for "
+                f"{fits:,} {'frames' if shown.frames else 'tiles'}; ask for fewer"
             )

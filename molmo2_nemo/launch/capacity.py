@@ -16,7 +16,7 @@ from pathlib import Path
 
 from molmo2_nemo.cost.hardware import DEVICES, Cluster
 from molmo2_nemo.cost.workload import workload
-from molmo2_nemo.errors import plural
+from molmo2_nemo.errors import plural, sized
 from molmo2_nemo.launch.out_of_memory import CHUNK
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.plan.layouts import layout_of, number_formats
@@ -82,8 +82,8 @@ def _on_cpu(cfg: RunConfig, count: int, bytes_: float, here: Machine) -> str:
     if not (tiny or cfg.stage.lora.rank):
         rest += ", and scale=gpu_lora takes one with 80 GB"
     return (
-        f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {gib(bytes_)} of memory in "
-        f"{plural(count, 'process', 'processes')}, of which {gib(here.host)} are free. {ways}{rest}. {ANYWAY}"
+        f"no GPU here that torch can use, and on the CPU {_what(cfg)} takes at least {sized(bytes_)} of memory in "
+        f"{plural(count, 'process', 'processes')}, of which {sized(here.host)} are free. {ways}{rest}. {ANYWAY}"
     )
 
 
@@ -109,7 +109,7 @@ def _on_gpus(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     fits = what_fits(cfg, least, here.host / count)
     ways = f"By the planner this fits: {' '.join(fits)}" if fits else "No setting of memory.* makes it fit"
     yield (
-        f"{_what(cfg)} needs {gib(bytes_)} of GPU memory by the planner, {gib(least)} are here. {ways}; other "
+        f"{_what(cfg)} needs {sized(bytes_)} of GPU memory by the planner, {sized(least)} are here. {ways}; other "
         f"layouts: {_command(cfg, here)}; less of the model on one GPU: scale=gpu_frozen_vit, scale=gpu_lora. If you "
         f"know better, {ANYWAY}"
     )
@@ -120,15 +120,15 @@ def _on_host(cfg: RunConfig, count: int, here: Machine) -> Iterator[str]:
     optimizer = count * _planned(cfg, gpu=True).host_optimizer
     if bytes_ + optimizer > here.host and optimizer:
         yield (
-            f"memory.optimizer_offload=true keeps {gib(optimizer)} on this node's host for "
+            f"memory.optimizer_offload=true keeps {sized(optimizer)} on this node's host for "
             f"{plural(count, 'process', 'processes')}"
-            + (f", memory.offload=true at least {gib(bytes_)}" if bytes_ else "")
-            + f"; {gib(here.host)} are free. More nodes share it, adapters (scale=gpu_lora) need little; {ANYWAY}"
+            + (f", memory.offload=true at least {sized(bytes_)}" if bytes_ else "")
+            + f"; {sized(here.host)} are free. More nodes share it, adapters (scale=gpu_lora) need little; {ANYWAY}"
         )
     elif bytes_ > here.host:
         yield (
-            f"memory.offload=true keeps at least {gib(bytes_)} of pinned memory on this node's host for "
-            f"{plural(count, 'process', 'processes')}, of which {gib(here.host)} are free. "
+            f"memory.offload=true keeps at least {sized(bytes_)} of pinned memory on this node's host for "
+            f"{plural(count, 'process', 'processes')}, of which {sized(here.host)} are free. "
             f"memory.recompute_attention=true needs less of it, parallel.context=N less on each node; {ANYWAY}"
         )
 
@@ -249,7 +249,3 @@ def has_driver() -> bool:
 def _what(cfg: RunConfig) -> str:
     trained = "adapters" if cfg.stage.lora.rank else cfg.stage.name
     return f"training the {cfg.model.preset} model ({trained}, {cfg.data.packing.sequence_length:,} tokens a pack)"
-
-
-def gib(count: float) -> str:
-    return f"{count / GIB:.0f} GiB" if count >= 10 * GIB else f"{count / GIB:.1f} GiB"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo2_nemo.cost.parameters import held
+from molmo2_nemo.errors import sized
 from molmo2_nemo.launch.capacity import ANYWAY
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.plan.words import model_of
@@ -38,8 +39,8 @@ def disk_problems(cfg: RunConfig, free: float | None = None) -> Iterator[str]:
         ", or keep fewer (checkpoint.keep_last=1, checkpoint.keep_every=null)"
     )  # fmt: skip
     yield (
-        f"output_dir={cfg.output_dir}: {count} checkpoint{'s' * (count > 1)} of {_size(each)} will lie there at a time"
-        f"{beside}, {_size(free)} are free on that file system. Make room, name another{fewer}; {ANYWAY}"
+        f"output_dir={cfg.output_dir}: {count} checkpoint{'s' * (count > 1)} of {sized(each)} will lie there at a time"
+        f"{beside}, {sized(free)} are free on that file system. Make room, name another{fewer}; {ANYWAY}"
     )
 
 
@@ -79,7 +80,3 @@ def free_bytes(folder: Path) -> float:
         folder = folder.parent
     found = shutil.disk_usage(folder)
     return float(found.free) if found.total else float("inf")
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

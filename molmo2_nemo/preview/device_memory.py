@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import file_error
+from molmo2_nemo.errors import file_error, sized
 from molmo2_nemo.preview.curves import COLOURS, SLIM, WIDE, drawn
 from molmo2_nemo.rundir.paths import MEMORY
 from molmo2_nemo.rundir.progress import StageProgress
@@ -93,15 +93,15 @@ def _is_size(value: Any) -> bool:
 def summary(found: dict[str, Any]) -> str:
     """What happened, in words."""
     held = (
-        f"{_size(found['allocated'])} in use at the end, of {_size(found['reserved'])} that PyTorch had of the device"
+        f"{sized(found['allocated'])} in use at the end, of {sized(found['reserved'])} that PyTorch had of the device"
     )
     words = [held]
     if (failed := found["failed"]) is not None:
-        asked = f"{_size(failed['wanted'])} were asked for by {failed['place']}"
-        words.insert(0, f"Memory ran out: {asked}, {_size(failed['free'])} were free")
+        asked = f"{sized(failed['wanted'])} were asked for by {failed['place']}"
+        words.insert(0, f"Memory ran out: {asked}, {sized(failed['free'])} were free")
     if found["events"]:
         older = "" if found["whole"] else ", older ones are not kept"
-        words.append(f"peak {_size(found['peak'])} in {found['events']:,} allocations and frees{older}")
+        words.append(f"peak {sized(found['peak'])} in {found['events']:,} allocations and frees{older}")
     else:
         words.append("who asked for it: log.record_memory_history=true")
     return "; ".join(words) + "."
@@ -113,7 +113,7 @@ def table(found: dict[str, Any]) -> str:
         return ""
     rows = "".join(
         f"<tr><td class=t><span style='color:{colour}'>&#9632;</span> {_text(place['name']).replace('/', '/<wbr>')}"
-        f"</td><td>{_size(place['at_peak'])}</td><td>{place['at_peak'] / max(1, found['peak']):.0%}</td></tr>"
+        f"</td><td>{sized(place['at_peak'])}</td><td>{place['at_peak'] / max(1, found['peak']):.0%}</td></tr>"
         for place, colour in zip(found["places"], COLOURS, strict=False)
     )
     head = "<tr><th>asked for by</th><th>at the peak</th><th>share</th></tr>"
@@ -142,11 +142,6 @@ def _figure(found: dict[str, Any], title: str) -> str:
 
 def _unit(size: int) -> tuple[int, str]:
     return (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
-
-
-def _size(size: int) -> str:
-    unit, name = _unit(size)
-    return f"{size / unit:,.1f} {name}"
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from molmo2_nemo.data.annotations import Annotation, Points, read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
+from molmo2_nemo.data.annotations import Annotation, Points
 from molmo2_nemo.data.build import ExampleBuilder
 from molmo2_nemo.data.config import DataConfig, ImageConfig, LimitsConfig, TextFormatConfig, VideoConfig
 from molmo2_nemo.data.points import parse

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from molmo2_nemo.data.annotations import TrackFrame, TrackPoint, read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
+from molmo2_nemo.data.annotations import TrackFrame, TrackPoint
 from molmo2_nemo.data.check import View
 from molmo2_nemo.data.config import TextFormatConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data import annotations, multiple_choice, styles, templates
-from molmo2_nemo.data.annotations import read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
 from molmo2_nemo.data.config import TextFormatConfig
 from molmo2_nemo.data.points import parse
 from molmo2_nemo.data.prompts import PromptFormatter, VisualContext, time_text

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.data import templates as templates_of_ours
-from molmo2_nemo.data.annotations import read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
 from molmo2_nemo.data.config import TextFormatConfig
 from molmo2_nemo.data.prompts import PromptFormatter, VisualContext
 from molmo2_nemo.data.published_choice import published_choice

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from molmo2_nemo.data.annotations import read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
 from molmo2_nemo.data.record import BadRecord, parse_record
 
 QA = {"style": "user_qa", "question": "q", "answer": "a"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.data.annotations import read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
 from molmo2_nemo.data.config import TextFormatConfig, VideoConfig
 from molmo2_nemo.data.json_values import FieldError
 from molmo2_nemo.data.meant import FORM_FIELDS

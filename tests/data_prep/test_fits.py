@@ -90,7 +90,7 @@ def track(step, until, **more):
 @pytest.mark.parametrize("step, until", [(1 / 60, 10), (0.1, 660), (0.04, 10), (1, 3600)])
 def test_tracks_count_the_frames_that_are_shown(step, until):
     """Not each tracked frame: the estimate is near the tokens of the answer that training writes."""
-    from molmo2_nemo.data.annotations import read_annotation
+    from molmo2_nemo.data.annotation_json import read_annotation
 
     fields = track(step, until)
     times = TimeSampler.of(VideoConfig(), {}, 25)(until)

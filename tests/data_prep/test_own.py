@@ -6,7 +6,7 @@ import pytest
 
 from data_prep import demo
 from molmo2_nemo.cli.main import main
-from molmo2_nemo.data.annotations import read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
 from molmo2_nemo.data.record import parse_record
 from molmo2_nemo.data.shards import ShardDataset
 

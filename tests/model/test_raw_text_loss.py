@@ -18,7 +18,7 @@ TEXT = "A long document, <|endoftext|> not its end, that no pack of this test ho
 
 def pieces() -> list[Any]:
     """Of a long document, and a short document whole."""
-    from molmo2_nemo.data.annotations import read_annotation
+    from molmo2_nemo.data.annotation_json import read_annotation
     from molmo2_nemo.data.build import ExampleBuilder
     from molmo2_nemo.data.config import DataConfig
     from molmo2_nemo.data.pieces import split

@@ -58,7 +58,7 @@ def write(stage: StageProgress, name: str, text: str) -> None:
 def test_who_held_it_is_drawn(stage):
     write(stage, "out-of-memory.rank-0", json.dumps(FIGURES))
     page = section([stage])
-    assert "Memory ran out: 5.0 MiB were asked for by a/&lt;b&gt;.py f, 3.0 MiB were free; 50.0 MiB in use" in page
+    assert "Memory ran out: 5.0 MiB were asked for by a/&lt;b&gt;.py f, 3.0 MiB were free; 50 MiB in use" in page
     assert "peak 60.0 MiB in 4 allocations and frees." in page
     assert "x/<wbr>&lt;i&gt;y.py f</td><td>40.0 MiB</td><td>67%</td>" in page and page.count("<svg") == 2
 

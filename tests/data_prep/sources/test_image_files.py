@@ -11,7 +11,7 @@ import pytest
 from data_prep.prepare import Options, prepare
 from data_prep.sources import find_source
 from data_prep.sources.base import SourceError
-from molmo2_nemo.data.annotations import read_annotation
+from molmo2_nemo.data.annotation_json import read_annotation
 from molmo2_nemo.data.record import Record, parse_record
 from molmo2_nemo.data.shards import ShardDataset
 from tests.support.source_rows import png
