@@ -13,7 +13,7 @@ from functools import partial
 from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from data_prep.own_files import (
     DAMAGED,
@@ -287,9 +287,14 @@ def folder_rows(path: Path, given: Mapping[str, Any] | None) -> OwnRows:
 
 def files_below(path: Path, endings: Collection[str]) -> list[Path]:
     """The files of these kinds in a folder and those below it, in the order of their paths. Links are followed, each
-    folder is read once, and what begins with a dot is left out."""
+    folder is read once, and what begins with a dot is left out; a link whose file is gone is among them, so that who
+    reads it hears of it.
+
+    Raises:
+        OSError: a folder that cannot be read.
+    """
     found, seen = [], set()
-    for folder, inside, names in os.walk(path, followlinks=True):
+    for folder, inside, names in os.walk(path, onerror=_refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             inside.clear()
@@ -297,8 +302,12 @@ def files_below(path: Path, endings: Collection[str]) -> list[Path]:
         seen.add(real)
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         here = (Path(folder, name) for name in names if not name.startswith("."))
-        found += [file for file in here if ending(file)[0] in endings and file.is_file()]
+        found += [file for file in here if ending(file)[0] in endings and (file.is_file() or not file.exists())]
     return sorted(found)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise error
 
 
 def by_place(path: Path, files: Sequence[Path]) -> Iterator[str]:

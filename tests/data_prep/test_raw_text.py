@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.estimate import text_cost
+from data_prep.own_tables import files_below
 from molmo2_nemo.cli.main import main
 from molmo2_nemo.data.config import DataConfig, SourceConfig
 from molmo2_nemo.data.loader import PackStream
@@ -219,3 +220,16 @@ def test_parquet_of_texts_is_read_in_folders_below(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "files of folders below it are not read, as they are no texts" in said
     assert f"({other / 'a'}, {other / 'b'})" in said
+
+
+def test_a_file_or_a_folder_of_texts_that_cannot_be_read_is_named(tmp_path, capsys):
+    """As in a download of Hugging Face's that was not finished: its files are links."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.jsonl").write_text(json.dumps({"text": "A document."}) + "\n")
+    (corpus / "b.jsonl").symlink_to(tmp_path / "blobs" / "b")
+    assert main(["prepare", f"text={corpus}", "--out", str(tmp_path / "out"), "--workers", "0"]) == 2
+    assert f"{corpus / 'b.jsonl'}: No such file or directory" in capsys.readouterr().err
+    (corpus / "b.jsonl").unlink()
+    with pytest.raises(OSError, match="x" * 300):
+        files_below(corpus / ("x" * 300), (".jsonl",))
