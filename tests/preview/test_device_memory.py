@@ -59,8 +59,8 @@ def test_who_held_it_is_drawn(stage):
     write(stage, "out-of-memory.rank-0", json.dumps(FIGURES))
     page = section([stage])
     assert "Memory ran out: 5.0 MiB were asked for by a/&lt;b&gt;.py f, 3.0 MiB were free; 50 MiB in use" in page
-    assert "peak 60.0 MiB in 4 allocations and frees." in page
-    assert "x/<wbr>&lt;i&gt;y.py f</td><td>40.0 MiB</td><td>67%</td>" in page and page.count("<svg") == 2
+    assert "peak 60 MiB in 4 allocations and frees." in page
+    assert "x/<wbr>&lt;i&gt;y.py f</td><td>40 MiB</td><td>67%</td>" in page and page.count("<svg") == 2
 
 
 def test_of_many_ranks_the_first_are_drawn_and_all_are_named(stage):
