@@ -40,11 +40,11 @@ def test_the_layers_stand_in_their_order():
 
 
 def test_tests_of_answered_mistakes_are_there():
-    """docs/mistakes.md: 36 numbered answers, each with the test that holds it."""
+    """docs/mistakes.md: 40 numbered answers, each with the test that holds it."""
     text = (ROOT / "docs" / "mistakes.md").read_text()
     answers = re.split(r"^\d+\. ", text.split("\n\nBeside them")[0], flags=re.M)[1:]
     named = [re.findall(r"`([\w/]+\.py)::(\w+)`", answer) for answer in answers]
-    assert len(answers) == 36 and all(named)
+    assert len(answers) == 40 and all(named)
     for file, test in [*(pair for pairs in named for pair in pairs), *re.findall(r"`([\w/]+\.py)::(\w+)`", text)]:
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (file, test)
 

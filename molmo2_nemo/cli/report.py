@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.card:
         return write_card(args)
+    from molmo2_nemo.files import write_text
     from molmo2_nemo.preview.report import page
     from molmo2_nemo.rundir.card import CARD
     from molmo2_nemo.rundir.progress import read_run
@@ -40,8 +41,11 @@ def run(args: argparse.Namespace) -> int:
     check_file("--out", out)
     card = Path(args.folder) / CARD
     text = page(stages, str(args.folder), read_text(card) if card.is_file() else None)
-    with writing(out):
-        out.write_text(text, encoding="utf-8")
+    if out.is_file() or not out.exists():
+        write_text(out, text)  # the page of an earlier call stays where there is no room for this one
+    else:  # a pipe, a terminal
+        with writing(out):
+            out.write_text(text, encoding="utf-8")
     print(out)
     return 0
 

@@ -18,6 +18,7 @@ from molmo2_nemo.model.families import FAMILIES, family_of
 from molmo2_nemo.model.families.base import Family, TextConfig
 
 # By size: where its code for the remote-code format is published.
+OURS = ("*/checkpoints", "checkpoints", "weights/metadata.json")  # what a run, a stage, a checkpoint have
 HUB_REPOSITORIES = {"4b": "allenai/Molmo2-4B", "8b": "allenai/Molmo2-8B", "o7b": "allenai/Molmo2-O-7B"}
 HUB_REPOSITORIES["nano"] = HUB_REPOSITORIES["8b"]  # not published itself; the code builds any size of Qwen3
 
@@ -47,7 +48,10 @@ def read_model_config(folder: Path) -> tuple[Molmo2Config, Format]:
         ConversionError: no config.json, another model family, or a variant of Molmo2 this package does not build.
     """
     path = folder / "config.json"
-    data = read_object(path, "the folder of a Molmo2 in Hugging Face format")
+    expected = "the folder of a Molmo2 in Hugging Face format"
+    if any(any(folder.glob(ours)) for ours in OURS):
+        expected += f"; {folder} is a run or a checkpoint of this project, which molmo2 convert export makes one of"
+    data = read_object(path, expected)
     try:
         return parse_config(data)
     except ConversionError as error:

@@ -128,7 +128,7 @@ def explain_exit(folder: Path, code: int, stage: Path | None = None) -> int:
     exits = Exits(**json.loads(launcher.read_text())) if launcher.is_file() else Exits(0, code)
     killed = exits.killed({r.rank for r in reports})
     if killed is not None:  # what the others report is that they lost it
-        return conclude(folder, Ending.FAILED, *_signalled(killed), stage)
+        return conclude(folder, Ending.FAILED, *_signalled(killed, stage), stage)
     if reports:
         # The first to fail is the cause; the others usually report a lost connection to it.
         first = min(reports, key=lambda r: r.time)
@@ -136,16 +136,19 @@ def explain_exit(folder: Path, code: int, stage: Path | None = None) -> int:
             print(first.traceback, file=sys.stderr, end="")
         return conclude(folder, Ending.FAILED, f"process {first.rank} failed: {first.message}", 1, stage_of_report)
     if exits.exit_code < 0:
-        return conclude(folder, Ending.FAILED, *_signalled(exits), stage)
+        return conclude(folder, Ending.FAILED, *_signalled(exits, stage), stage)
     message = f"process {exits.rank} ended with exit code {exits.exit_code}"
     return conclude(folder, Ending.FAILED, message, code if code > 0 else 1, stage)
 
 
-def _signalled(exits: Exits) -> tuple[str, int]:
-    """Message and exit code for a process that a signal ended."""
+def _signalled(exits: Exits, stage: Path | None) -> tuple[str, int]:
+    """Message and exit code for a process that a signal ended; `stage` as for `explain_exit`."""
     name = signal.Signals(-exits.exit_code).name
     hint = ", as happens when memory runs out" if name == "SIGKILL" else ""
-    message = f"process {exits.rank} was ended by {name}{hint}. Run the same command again to resume"
+    again = "to resume"
+    if stage is not None and newest_whole(stage / CHECKPOINTS) is None:
+        again = "to start over: there is no checkpoint yet"
+    message = f"process {exits.rank} was ended by {name}{hint}. Run the same command again {again}"
     return message, 128 - exits.exit_code
 
 

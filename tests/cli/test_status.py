@@ -266,6 +266,17 @@ def test_a_folder_of_runs_names_them(tmp_path):
         read_run(tmp_path, NOW)
 
 
+def test_a_page_stays_where_there_is_no_room_for_the_next(tmp_path):
+    """A real file system without room: a limit on the size of files."""
+    stage(tmp_path, "sft", 3)
+    page = tmp_path / "report.html"
+    page.write_text("an earlier page")
+    words = f"ulimit -f 1; exec {sys.executable} -m molmo2_nemo.cli.main report {tmp_path}"
+    told = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+    assert told.returncode == USER_ERROR and f"{page}: File too large" in told.stderr
+    assert page.read_text() == "an earlier page" and sorted(tmp_path.iterdir()) == [page, tmp_path / "sft"]
+
+
 def test_report_before_the_first_step(tmp_path, capsys):
     stage(tmp_path, "sft", 0)
     assert command.main(["report", str(tmp_path)]) == USER_ERROR

@@ -285,3 +285,14 @@ def test_yarn_survives_for_custom_sizes() -> None:
     for target in FORMATS:
         back, _ = parse_config(config_json(config, target, "float32"))
         assert back.text == config.text
+
+
+@pytest.mark.parametrize("made", ["sft/checkpoints/step=2", "checkpoints", "weights"])
+def test_a_run_in_place_of_a_model_is_named(tmp_path: Path, made: str) -> None:
+    (tmp_path / made).mkdir(parents=True)
+    if made == "weights":
+        (tmp_path / made / "metadata.json").write_text("{}")
+    with pytest.raises(ConversionError, match="is a run or a checkpoint of this project, which molmo2 convert export"):
+        read_model_config(tmp_path)
+    with pytest.raises(ConversionError, match="in Hugging Face format$"):
+        read_model_config(tmp_path / "absent")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from molmo2_nemo.data.config import ImageConfig, LimitsConfig, VideoConfig
 from molmo2_nemo.data.record import Subtitle
@@ -20,6 +21,7 @@ from molmo2_nemo.data.video.index import scan
 from molmo2_nemo.data.video.read import Decoding, SampledVideo, inspect_video, read_video
 from molmo2_nemo.data.video.sampling import TimeSampler
 from molmo2_nemo.data.video.tokens import encode_video, subtitle_text, subtitles_shown, timestamp_text, video_token_ids
+from molmo2_nemo.errors import DataError
 
 torch.set_num_threads(1)
 TOKENIZER = Molmo2Tokenizer.load("tiny")
@@ -409,3 +411,14 @@ def test_inspection_agrees_with_decoding():
     assert info.duration == sampled.duration and info.fps == sampled.fps
     with pytest.raises(ValueError, match="cannot read"):
         inspect_video(clip[:200])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_in_place_of_a_film_is_named(kind):
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, kind)
+    with (
+        pytest.raises(DataError, match="it starts as a JPEG or PNG picture does"),
+        open_video(data.getvalue(), LimitsConfig()),
+    ):
+        raise AssertionError("it was opened")

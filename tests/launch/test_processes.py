@@ -208,8 +208,16 @@ def test_what_the_processes_could_not_say_is_noted(tmp_path):
     noted = [json.loads(line) for line in (stage / "errors.jsonl").read_text().splitlines()]
     assert all(line["cause"] for line in noted)
     messages = [line["message"] for line in noted]
-    assert messages[0].startswith("process 0 was ended by SIGKILL")
+    killed = "process 0 was ended by SIGKILL, as happens when memory runs out. Run the same command again to "
+    assert messages[0] == f"{killed}start over: there is no checkpoint yet"
     assert messages[1:] == ["process 0 failed: ZeroDivisionError: alone"]
+    checkpoint = stage / "checkpoints" / "step=2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "part").write_text("weights")
+    checkpoint_manifest.write(checkpoint, checkpoint_manifest.describe(checkpoint, [checkpoint / "part"]))
+    (errors / "rank0.json").unlink(), (errors / "rank1.json").unlink()
+    reports.explain_exit(errors, -signal.SIGKILL, stage)
+    assert json.loads((stage / "errors.jsonl").read_text().splitlines()[-1])["message"] == f"{killed}resume"
 
 
 def in_job(monkeypatch, tmp_path, ending) -> tuple[RunConfig, Path]:

@@ -20,6 +20,7 @@ Source = bytes | str | Path  # the content of a video file, or its path
 # Containers that hold their own media. Playlists and other formats that refer to further files are not opened.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,gif"
 SUFFIX = {"mov": "mp4", "matroska": "mkv", "mpegts": "ts", "mpeg": "mpg", "asf": "wmv", "ogg": "ogv"}
+PICTURES = (b"\xff\xd8\xff", b"\x89PNG\r\n")  # as which JPEG and PNG begin
 DEFAULT = 0x1  # the bits of FFmpeg's stream dispositions that matter here
 ATTACHED_PICTURE, TIMED_THUMBNAILS = 0x400, 0x800
 
@@ -55,7 +56,9 @@ def open_video(source: Source, limits: LimitsConfig) -> Iterator[tuple[Any, Any]
             yield container, stream
     except (FFmpegError, OSError, EOFError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error  # the library's message without its error number
-        raise DataError(f"cannot read {name_of(source)}: {why}") from error
+        picture = isinstance(source, bytes) and source.startswith(PICTURES)
+        hint = "; it starts as a JPEG or PNG picture does" if picture else ""
+        raise DataError(f"cannot read {name_of(source)}: {why}{hint}") from error
 
 
 def name_of(source: Source) -> str:
