@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import html
 import json
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,8 @@ def _of_stage(stage: StageProgress) -> Iterator[str]:
             found = _read(path)
             said = found if isinstance(found, str) else summary(found)
             drawn_too = "" if isinstance(found, str) or number >= DRAWN else f"{_figure(found, title)}{table(found)}"
-            yield f"<h3>{_text(title)}</h3><p class=note>{_text(said)}</p>{drawn_too}"
+            note = f"{said} Written {_written(path)}."
+            yield f"<h3>{_text(title)}</h3><p class=note>{_text(note)}</p>{drawn_too}"
 
 
 def _read(path: Path) -> dict[str, Any] | str:
@@ -49,6 +51,11 @@ def _read(path: Path) -> dict[str, Any] | str:
         return f"{path} is damaged ({error}); remove it"
     fault = _fault(found)
     return found if fault is None else f"{path} is damaged (its {fault}); remove it"
+
+
+def _written(path: Path) -> str:
+    """When: a file stays until another of its name comes, also of an attempt before the last."""
+    return datetime.datetime.fromtimestamp(path.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
 
 
 def _fault(found: Any) -> str | None:

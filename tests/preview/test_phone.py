@@ -240,7 +240,7 @@ def test_who_held_the_memory(report):
         "sft, rank 3, out of memory", "sft, rank 4, out of memory", "sft, rank 3, steps 3-5",
         "sft, rank 0, steps 6-6", "sft, rank 0, steps 7-7",
     ]  # fmt: skip
-    notes = re.findall("<p class=note>(.*?)</p>", section)
+    notes = re.findall(r"<p class=note>(.*?) Written \d{4}-\d\d-\d\d \d\d:\d\d\.</p>", section)
     ran_out = "Memory ran out: 2.0 GiB were asked for by molmo2_nemo/model/vision.py forward, 1.0 MiB were free; "
     held = "3.0 GiB in use at the end, of 14 GiB that PyTorch had of the device; "
     assert all("is damaged" in note for note in notes[3:])
