@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -11,6 +12,9 @@ from tests.support.thorough import THOROUGH
 
 # Fixtures that start trainers. Tests that use one are marked `trainer`; make test-fast leaves them out.
 TRAINERS = ("workers", "molmo2", "slurm", "finished_demo")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's commands in the background have it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
