@@ -81,8 +81,10 @@ def browser(width: int, height: int = 844) -> Iterator[Page]:
             asked = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
             session = page.call("/session", asked)
             page.address += f"/session/{session['sessionId']}"
-            yield page
-            page.call("", method="DELETE")
+            try:
+                yield page
+            finally:  # chromedriver leaves its browser running
+                page.call("", method="DELETE")
         finally:
             driver.terminate()
             driver.wait()
