@@ -41,9 +41,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "nothing is known here"
 
 
+def unit_of(count: float) -> tuple[int, str]:
+    """The unit that so many bytes are said in: its bytes and its name."""
+    return (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+
+
 def sized(count: float) -> str:
     """Bytes as people read them: `12 GiB`, `3.4 GiB`, `56 MiB`, `7.8 MiB`."""
-    unit, name = (2**30, "GiB") if count >= 2**30 else (2**20, "MiB")
+    unit, name = unit_of(count)
     return f"{count / unit:,.0f} {name}" if count >= 10 * unit else f"{count / unit:.1f} {name}"
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from molmo2_nemo.cost.parameters import held
-from molmo2_nemo.errors import sized
+from molmo2_nemo.errors import plural, sized
 from molmo2_nemo.launch.capacity import ANYWAY
 from molmo2_nemo.model.config import PRESETS
 from molmo2_nemo.plan.words import model_of
@@ -39,7 +39,7 @@ def disk_problems(cfg: RunConfig, free: float | None = None) -> Iterator[str]:
         ", or keep fewer (checkpoint.keep_last=1, checkpoint.keep_every=null)"
     )  # fmt: skip
     yield (
-        f"output_dir={cfg.output_dir}: {count} checkpoint{'s' * (count > 1)} of {sized(each)} will lie there at a time"
+        f"output_dir={cfg.output_dir}: {plural(count, 'checkpoint')} of {sized(each)} will lie there at a time"
         f"{beside}, {sized(free)} are free on that file system. Make room, name another{fewer}; {ANYWAY}"
     )
 

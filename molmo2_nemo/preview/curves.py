@@ -28,9 +28,15 @@ def figure(draw: Chart, stages: Sequence[StageProgress]) -> str:
     if draw is not CHARTS[0]:
         svg, caption = _drawn(draw, stages, SMALL)
         return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" if svg else ""
-    (wide, caption), (slim, _) = _drawn(draw, stages, WIDE), _drawn(draw, stages, SLIM)
+    return at_both_widths(lambda size: _drawn(draw, stages, size), " class=first")
+
+
+def at_both_widths(picture: Callable[[tuple[float, float]], tuple[str, str]], attributes: str = "") -> str:
+    """A figure whose picture (SVG and caption of a size) stands there for a wide screen and for a phone, of which the
+    page's style shows one; "" where there is nothing to draw."""
+    (wide, caption), (slim, _) = picture(WIDE), picture(SLIM)
     both = f"<div class=broad>{wide}</div><div class=slim>{slim}</div>"
-    return f"<figure class=first>{both}<figcaption>{html.escape(caption)}</figcaption></figure>" if wide else ""
+    return f"<figure{attributes}>{both}<figcaption>{html.escape(caption)}</figcaption></figure>" if wide else ""
 
 
 def _drawn(draw: Chart, stages: Sequence[StageProgress], size: tuple[float, float]) -> tuple[str, str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from molmo2_nemo.errors import file_error, sized
-from molmo2_nemo.preview.curves import COLOURS, SLIM, WIDE, drawn
+from molmo2_nemo.errors import file_error, sized, unit_of
+from molmo2_nemo.preview.curves import COLOURS, at_both_widths, drawn
 from molmo2_nemo.rundir.paths import MEMORY
 from molmo2_nemo.rundir.progress import StageProgress
 
@@ -128,7 +128,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def _figure(found: dict[str, Any], title: str) -> str:
-    unit, name = _unit(found["peak"])
+    unit, name = unit_of(found["peak"])
 
     def paint(axes: Any) -> str | None:
         if not found["events"]:
@@ -142,13 +142,7 @@ def _figure(found: dict[str, Any], title: str) -> str:
         axes.margins(x=0)
         return "Memory in use, by the function that asked for it; each point the fullest moment of its part."
 
-    (wide, caption), (slim, _) = drawn(paint, WIDE, title), drawn(paint, SLIM, title)
-    both = f"<div class=broad>{wide}</div><div class=slim>{slim}</div>"
-    return f"<figure>{both}<figcaption>{_text(caption)}</figcaption></figure>" if wide else ""
-
-
-def _unit(size: int) -> tuple[int, str]:
-    return (2**30, "GiB") if size >= 2**30 else (2**20, "MiB")
+    return at_both_widths(lambda size: drawn(paint, size, title))
 
 
 def _text(value: object) -> str:
