@@ -58,9 +58,9 @@ def run(cfg: RunConfig) -> int:
 
 def _report(cfg: RunConfig, error: Exception) -> int:
     """Reports a failure to the stage's errors.jsonl and to the launcher, or where there is none to stderr."""
-    from molmo2_nemo.training.memory_history import history
-
-    message = out_of_memory.advice(error, cfg, this_rank(), history.ran_out)
+    training = sys.modules.get("molmo2_nemo.training.memory_history")  # it needs torch, which may be what failed
+    snapshot = training.history.ran_out if training is not None else None
+    message = out_of_memory.advice(error, cfg, this_rank(), snapshot)
     user_error = message is not None
     if message is None:
         message, user_error = explained(error)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,9 @@ from molmo2_nemo.errors import INTERRUPTED, PREEMPTED, USER_ERROR, UserError
 from molmo2_nemo.launch import local, reports, worker
 from molmo2_nemo.launch.slurm.step import adopt_slurm
 from molmo2_nemo.rundir.config_file import write_config
-from molmo2_nemo.rundir.lines import read_metrics
+from molmo2_nemo.rundir.lines import read_lines, read_metrics
 from molmo2_nemo.rundir.lock import only_run
+from molmo2_nemo.rundir.paths import stage_dir
 from molmo2_nemo.rundir.resume import refuse_other_run
 from molmo2_nemo.rundir.summary import resolve_checkpoint
 from molmo2_nemo.settings.compose import compose
@@ -302,3 +304,17 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path):
             pass
     with only_run(tmp_path):
         pass
+
+
+def test_a_torch_that_cannot_be_imported_is_reported(tmp_path):
+    """By a worker, which looks for a snapshot of memory when it fails, and needs no torch for that."""
+    (tmp_path / "torch.py").write_text("raise ImportError('libmade.so: cannot open shared object file')")
+    cfg = compose(["recipe=tiny", "stage=sft", f"output_dir={tmp_path}/run"])
+    write_config(cfg)
+    file = stage_dir(cfg) / "config.yaml"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    command = [sys.executable, "-m", "molmo2_nemo.launch.worker", str(file)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "During handling" not in done.stderr, done.stderr
+    (error,) = read_lines(stage_dir(cfg) / "errors.jsonl")
+    assert "libmade.so" in error["message"] and "launch/worker.py" in error["traceback"]
